@@ -249,7 +249,7 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
 
 
 _NEARLY_ALL = 99.5
-"""Percent from which on both ends of a share keep as many digits as tell them from 100."""
+"""Percent from which on both ends of a share keep enough digits to differ from 100."""
 
 _ROUNDING = 1e-9
 """Percent below 100 that come from floating-point arithmetic alone."""

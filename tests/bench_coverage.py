@@ -2,7 +2,7 @@
 
 ``python tests/bench_coverage.py --out FILE [--runs 200] [--first-seed 2001] [--requests 20000 2000] [--load .5 ...]``:
 every run is one point as ``loraplan run`` makes it, with a seed of its own and 5 replications, and becomes a line of
-FILE. It can be stopped at any time and goes on where it was; ``--table`` prints the tables of what is there. M/M/1 and
+FILE. An interrupted run resumes; ``--table`` prints the tables of what is there. M/M/1 and
 M/D/1 are known in closed form, cache-thrash from long runs of its own (``--references`` of ``--long`` requests a load).
 
 Lines of another version of the simulator are left out. References have seeds of their own: 1,000,001 and on.

@@ -103,8 +103,8 @@ def chunks(*pieces: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
 
 def event(tokens: object) -> bytes:
     """Return a piece of a completion; ``tokens`` may be JSON as text."""
-    told = tokens if isinstance(tokens, str) else json.dumps(tokens)
-    return b'data: {"choices": [{"text": "w"}], "usage": {"completion_tokens": %b}}\n\n' % told.encode()
+    reported = tokens if isinstance(tokens, str) else json.dumps(tokens)
+    return b'data: {"choices": [{"text": "w"}], "usage": {"completion_tokens": %b}}\n\n' % reported.encode()
 
 
 def completion(tokens: int) -> bytes:

@@ -36,7 +36,7 @@ def workers(root: int) -> list[int]:
 
 
 def alive(number: int, command: str) -> bool:
-    """Say whether a process is still there, and not another one with its number or a dead one that nobody has asked."""
+    """Say whether a process is still there, and not another one with its number or a zombie."""
     try:
         return (Path("/proc") / str(number) / "cmdline").read_bytes().replace(b"\0", b" ").decode() == command != ""
     except OSError:

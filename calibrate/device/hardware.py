@@ -173,7 +173,7 @@ def _smi(query: str) -> list[str]:
     ]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):  # if a driver hangs, only its facts are missing
+    except (OSError, subprocess.TimeoutExpired):  # if a driver does not answer, only its facts are missing
         return []
     return answer.stdout.splitlines() if answer.returncode == 0 else []
 

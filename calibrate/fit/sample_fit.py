@@ -173,7 +173,7 @@ def _concurrent(loads: LoadFit) -> dict[str, str]:
     sources = {}
     if loads.slow_down is not None:
         sources["load"] = (
-            "loads.parquet: medians of whole loads; residuals hold every sample. A decode step beside copies took "
+            "loads.parquet: medians of whole loads; residuals hold every sample. A decode step during copies took "
             f"{loads.slow_down:.2f} times as long as alone (timed; not part of the law)"
         )
     for tier in dict.fromkeys(one.tier for one in loads.concurrent):

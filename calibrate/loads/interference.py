@@ -14,7 +14,7 @@ from calibrate.measure import Prepared
 from calibrate.samples import Configuration, Value, Visit
 
 INTERFERENCE = "interference"
-ALONE, BESIDE = "step alone", "step beside copies"
+ALONE, DURING_COPIES = "step alone", "step beside copies"
 
 COPY_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Of one copy, by kind of device."""
@@ -31,27 +31,27 @@ def interference_configurations(device: Device) -> list[Configuration]:
         "concurrency": 1,
         "bytes": COPY_BYTES[device.kind],
     }
-    return [Configuration(key, INTERFERENCE, parameters) for key in (ALONE, BESIDE)]
+    return [Configuration(key, INTERFERENCE, parameters) for key in (ALONE, DURING_COPIES)]
 
 
 def slow_down_of(visits: Sequence[Visit]) -> float:
     """Return the median of a step with copies over that of the step alone; NaN where one wasn't timed."""
-    samples: dict[str, list[float]] = {ALONE: [], BESIDE: []}
+    samples: dict[str, list[float]] = {ALONE: [], DURING_COPIES: []}
     for visit in visits:
         if visit.configuration.kind == INTERFERENCE:
             samples[visit.configuration.key] += visit.seconds
     if not all(samples.values()):
         return math.nan
-    return float(np.median(samples[BESIDE]) / np.median(samples[ALONE]))
+    return float(np.median(samples[DURING_COPIES]) / np.median(samples[ALONE]))
 
 
 @contextmanager
-def interference(device: Device, step: Prepared, copied: int, *, beside: bool) -> Iterator[Prepared]:
+def interference(device: Device, step: Prepared, copied: int, *, copying: bool) -> Iterator[Prepared]:
     """Set a step up, alone or with copies of ``copied`` bytes that outlast it."""
     source = device.pin(torch.ones(copied, dtype=torch.uint8))
     target = torch.empty_like(source, device=device.torch_device)
     copy_s, step_s = (min(device.time(call)[1] for _ in range(4)) for call in (lambda: target.copy_(source), step.call))
-    times = math.ceil(_LONGER * step_s / copy_s) if beside else 0
+    times = math.ceil(_LONGER * step_s / copy_s) if copying else 0
 
     def copies() -> None:
         for _ in range(times):
@@ -60,7 +60,7 @@ def interference(device: Device, step: Prepared, copied: int, *, beside: bool) -
     start, call = device.run_concurrently(copies), step.call
 
     def both() -> object:
-        if beside:
+        if copying:
             start()
         return call()
 

@@ -17,8 +17,8 @@ from calibrate.device.devices import Device
 from calibrate.device.hardware import describe
 from calibrate.device.page_cache import SCOPE, why_not_cold
 from calibrate.loads.interference import (
-    BESIDE,
     COPY_BYTES,
+    DURING_COPIES,
     INTERFERENCE,
     interference,
     interference_configurations,
@@ -286,7 +286,7 @@ def _opener(
     def opens(one: Configuration) -> AbstractContextManager[Prepared]:
         p: Mapping[str, Any] = one.parameters
         if one.kind == INTERFERENCE:
-            return interference(device, step, p["bytes"], beside=one.key == BESIDE)
+            return interference(device, step, p["bytes"], copying=one.key == DURING_COPIES)
         return bench.open(p["stage"], scratch.files(one), p["max_rank"], p["dtype"], p["bytes"])
 
     return opens

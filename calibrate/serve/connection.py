@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
         now = time.monotonic()
         self.heard = True
         reader = self._reader
-        if reader is None:  # an answer that nobody asked for: what would come next could not be told from it
+        if reader is None:  # an answer without a request: later answers could not be distinguished from it
             self.close()
             return
         try:
@@ -203,4 +203,4 @@ class Host:
 
 
 def _drop(answer: Answer, now: float, data: bytes) -> None:
-    """Take a piece that nobody asked for."""
+    """Take a piece of an answer that belongs to no request."""

@@ -191,7 +191,7 @@ class Driver:
             await asyncio.gather(watch, done, *waiting, return_exceptions=True)
         good = sum(sent.status == COMPLETE for sent in run.sent)
         if not problem.done() and not good:
-            problem.set_result(serves_nobody(run.sent[-1]))
+            problem.set_result(serves_nothing(run.sent[-1]))
         if problem.done():
             raise ServerError(
                 f"{problem.result()} ({good} of {len(planned)} requests were served)",
@@ -215,7 +215,7 @@ class Driver:
             if not problem.done():
                 problem.set_result(f"the server died: {self.died() or sent.problem}")
         elif len(run.sent) >= _FEW and all(other.status in (REFUSED, BROKEN) for other in run.sent):
-            problem.set_result(serves_nobody(sent))
+            problem.set_result(serves_nothing(sent))
 
     async def _alive(self) -> bool:
         """Return whether a server still answers anything."""
@@ -245,9 +245,9 @@ def stalled(silent_s: float) -> str:
     return f"the server stalled: no token came for {silent_s:.0f} s"
 
 
-def serves_nobody(last: SentRequest) -> str:
+def serves_nothing(last: SentRequest) -> str:
     """Say that no request was served, and what went wrong with one of them."""
-    return f"the server serves nobody: {last.problem}"
+    return f"the server completed no request: {last.problem}"
 
 
 def _opened(path: Path) -> BinaryIO:

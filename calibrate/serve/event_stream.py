@@ -79,10 +79,10 @@ class EventStream:
         """Return the tokens that have come with this event."""
         usage, choices, tokens = event.get("usage"), event.get("choices"), self._tokens
         if usage:
-            told = usage.get("completion_tokens") if isinstance(usage, dict) else usage
-            if told is not None and type(told) is not int:
+            reported = usage.get("completion_tokens") if isinstance(usage, dict) else usage
+            if reported is not None and type(reported) is not int:
                 raise ValueError("an event with a number of tokens that is no number")
-            tokens = max(tokens, told or 0)
+            tokens = max(tokens, reported or 0)
         elif choices:
             if not isinstance(choices, list) or not isinstance(choices[0], dict):
                 raise ValueError("an event that is no completion")

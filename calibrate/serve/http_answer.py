@@ -12,7 +12,7 @@ HEAD_BYTES = 64 << 10
 """Bytes of status line and headers, at most; the same for the trailers of a body in chunks."""
 
 PIECE_BYTES = 128
-"""What a piece of a body counts for beside its bytes: a body of many small ones takes more memory than it has bytes."""
+"""What a piece of a body counts for in addition to its bytes: many small ones take more memory than they have bytes."""
 
 _SIZE_BYTES = 1 << 10
 _INTERIM = 8

@@ -36,7 +36,8 @@ from sim.traffic.adapters import DTYPE_BYTES, SHAPES, Population
 _QUANTILES = np.linspace(0, 1, 21)
 _NO_BANDWIDTH = 1e15  # bytes per second: the size adds nothing
 _LEAST_S = 1e-6
-_HELD = 0.25  # of the times that a join held a stream up: a sum over several gaps gathers all other disturbances too
+_DELAYED = 0.25
+"""Quantile of the times by which a join delays a stream: a sum over several gaps also contains other disturbances."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ def fit_steps(ladder: Ladder) -> dict[str, float]:
     token, attended = _prefill(*_quantiles(ladder.prefill, 0.5))
     # Decoding sequences pay for their token as well: what a token costs is no more than a sequence does.
     sequence_only = max(0.0, sequence - token)
-    prompts, held = _quantiles([(join.prompt_tokens, join.held_s) for join in ladder.joins], _HELD)
+    prompts, held = _quantiles([(join.prompt_tokens, join.held_s) for join in ladder.joins], _DELAYED)
     rest = sequence_only + token * prompts + attended * prompts**2 / 2
     prefill_step = float(max(0.0, np.median(held - rest))) if len(held) else 0.0
     return {

@@ -34,7 +34,7 @@ PROFILE, LADDER = "profile.json", "ladder.json"
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Options of a study, besides the scenario.
+    """Options of a study, apart from the scenario.
 
     :ivar url: of a live server; None: start one.
     :ivar adapters: what adapter number ``{}`` is called there; None: as the server lists them.
@@ -219,7 +219,7 @@ async def _run(
     measured.runs.append(run)
     rows = engine.read_observed(observed) if observed else []
     measured.observed.append(
-        observed_between(rows, run.start, run.end) if observed else "the server does not tell of loads"
+        observed_between(rows, run.start, run.end) if observed else "the server does not report loads"
     )
 
 

@@ -1,8 +1,9 @@
-"""What rollouts, faults and routers did: which of them a run has, and what is certain about them."""
+"""What rollouts, faults and routers did at one point: which of them a run has, and what is certain about them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis
@@ -10,7 +11,48 @@ from sim.results.model import Impact
 from sim.results.point import Point
 
 MANY = 0.05
-"""Share of unanswered requests from which latencies of the others don't tell what happened."""
+"""Share of unanswered requests from which the latencies of the others no longer show what happened."""
+KINDS_OF_IMPACT = (
+    "mixed",
+    "stale",
+    "refused_by_rollout",
+    "wrong_served",
+    "old_prefix",
+    "lost",
+    "failed_loads",
+    "failed",
+    "slow",
+)
+"""Fields of ``Impact`` that make a request a harmed one; ``failed`` counts those that fail for other reasons here."""
+
+
+@dataclass(frozen=True)
+class SlowBefore:
+    """How many requests are slow without any rollout or fault.
+
+    :ivar share: of the requests that came before the first one.
+    """
+
+    share: float
+    by_rollout: bool
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """What happened to the requests that came after the first event.
+
+    :ivar came: how many; ``unanswered``: those of them without an answer when the run ended.
+    :ivar stuck: whether so many had none that latencies no longer show what happened.
+    :ivar worst_s: the longest mean E2E in a span of the timeline, at ``worst_at_s``; ``usual_s``: the median span's.
+        None where the timeline has too few.
+    """
+
+    came: int
+    unanswered: int
+    stuck: bool
+    worst_s: float | None = None
+    worst_at_s: float | None = None
+    usual_s: float | None = None
 
 
 def is_changed(points: Sequence[Point]) -> bool:
@@ -21,6 +63,14 @@ def is_changed(points: Sequence[Point]) -> bool:
 def impact_of(point: Point) -> Impact:
     """Return what rollouts and faults did to the requests of a point; nothing where there are neither."""
     return point.impact or Impact()
+
+
+def impact_parts(point: Point) -> list[tuple[str, int]]:
+    """Return the kinds of impact on the requests of a point and their counts, most frequent first."""
+    impact = impact_of(point)
+    others = max(0, impact.failed - impact.lost - impact.failed_loads)
+    found = [(key, others if key == "failed" else getattr(impact, key) or 0) for key in KINDS_OF_IMPACT]
+    return sorted(((key, count) for key, count in found if count), key=lambda pair: -pair[1])
 
 
 def has_rollout(points: Sequence[Point]) -> bool:
@@ -39,9 +89,9 @@ def value_of(point: Point, name: str) -> float | None:
     return None if metric is None else metric.value
 
 
-def _several(point: Point) -> bool:
-    """Return whether there are several rollouts, by the events of the first replication."""
-    return len({event["text"].partition(":")[0] for event in point.events if event["kind"] == "rollout"}) > 1
+def rollouts_begun(point: Point) -> int:
+    """Return how many rollouts began in the first replication; 0 for run directories without numbers in events."""
+    return len({event["rollout"] for event in point.events if event["kind"] == "rollout" and "rollout" in event})
 
 
 def latency_name(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
@@ -50,26 +100,26 @@ def latency_name(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str
     return name if name in ("ttft_p99_s", "e2e_p99_s") else "ttft_p99_s"
 
 
-def _any(points: Sequence[Point], name: str) -> bool:
-    return any(value_of(point, name) for point in points)
+def slow_before(points: Sequence[Point]) -> SlowBefore | None:
+    """Return how many requests are slow before any rollout or fault: these are not its doing. None if none are."""
+    before = sum(impact_of(point).requests_before or 0 for point in points)
+    slow = sum(impact_of(point).slow_before or 0 for point in points)
+    return SlowBefore(slow / before, has_rollout(points)) if before and slow else None
 
 
-def _apart(low: Point, high: Point, name: str) -> bool:
-    """Return whether a metric certainly differs: in the same replications, else by intervals that don't overlap.
-
-    A count of one replication has no interval, but all points count the same requests.
-    """
-    if certainly_less(low, high, name):
-        return True
-    above, below = high.metrics[name].lo, low.metrics[name].hi
-    if above is None or below is None:
-        return True
-    return below < above
-
-
-def certainly_less(one: Point, other: Point, name: str) -> bool:
-    """Return whether a metric is lower at one point, by the interval of the difference."""
-    from sim.results.pairs import difference_of
-
-    found = difference_of(one, other, name)
-    return found is not None and found.lo is not None and found.lo > 0
+def aftermath(point: Point) -> Aftermath:
+    """Return what happened to the requests that came after the first event."""
+    impact = impact_of(point)
+    came = impact.requests - (impact.requests_before or 0)
+    unanswered = impact.unanswered_after or 0
+    if unanswered > MANY * came:
+        return Aftermath(came, unanswered, stuck=True)
+    begins = min((event["t_s"] for event in point.events if event["t_s"] > 0), default=0.0)
+    times, means = point.timeline.t_s, point.timeline.e2e_mean_s
+    known = [(value, time) for value, time in zip(means, times, strict=True) if value is not None]
+    after = [pair for pair in known if pair[1] >= begins]
+    if len(known) < 3 or not after:
+        return Aftermath(came, unanswered, stuck=False)
+    usual = sorted(value for value, _ in known)[len(known) // 2]
+    worst, when = max(after)
+    return Aftermath(came, unanswered, stuck=False, worst_s=worst, worst_at_s=when, usual_s=usual)

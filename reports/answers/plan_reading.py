@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from reports.answers.bottleneck import Limit, largest_stage, limits
 from reports.axes import make_axis
 from reports.formatting import read_terms
 from sim.results.point import Point
-from sim.results.verdict import NOT_MET, UNCLEAR, term_verdict
+from sim.results.verdict import NOT_MET, UNCLEAR, lacks_answers, term_verdict
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
@@ -71,3 +74,97 @@ def tightest_term(read: PlanReading) -> str:
         return 0.0 if value is None or not read.terms[name] else value / read.terms[name]
 
     return max(read.terms, key=over)
+
+
+@dataclass(frozen=True)
+class SafetyStep:
+    """What one step beyond the answer gives.
+
+    :ivar name: the metric that it changes; ``here``, ``there``: its value at the answer and one step on.
+    :ivar missed: a term that it misses again; None where it misses none.
+    """
+
+    point: Point
+    name: str
+    here: float
+    there: float
+    missed: str | None
+
+
+def safety_step(read: PlanReading) -> SafetyStep | None:
+    """Return what one step of safety gives; None where there is none, or it changes too little to mention."""
+    if read.beyond is None or not read.feasible:
+        return None
+    assert read.chosen is not None, "it is feasible"
+    lost = missed_terms(read, read.edge) if read.edge is not None else []
+    name = lost[0] if lost else tightest_term(read)
+    here, there = (point.metrics[name].value for point in (read.chosen, read.beyond))
+    if here is None or there is None:
+        return None
+    missed = [n for n, t in read.terms.items() if term_verdict(read.beyond, n, t) == NOT_MET]
+    if there >= here * (1 - GAIN) and not missed:
+        return None
+    return SafetyStep(read.beyond, name, here, there, missed[0] if missed else None)
+
+
+def nearest_unserved(read: PlanReading) -> Point | None:
+    """Return the point nearest to the answer at which too many requests are refused or fail; None without one."""
+    if not read.feasible or len(read.record.keys) > 1 or read.record.fleets:
+        return None
+    assert read.chosen is not None, "it is feasible"
+    places = [i for i, p in enumerate(read.points) if any(lacks_answers(p, n, t) for n, t in read.terms.items())]
+    at = read.points.index(read.chosen)
+    return read.points[min(places, key=lambda i: abs(i - at))] if places else None
+
+
+class Hindrance(Enum):
+    """What a plan names as binding."""
+
+    NOTHING_SMALLER = "nothing smaller can be built"
+    AT_ANSWER = "what limits the answer, which has no neighbour that misses the SLO"
+    LIMIT = "what limits the neighbour, which certainly misses no term"
+    UNSERVED = "requests that the neighbour doesn't serve"
+    CACHE = "misses: its adapter cache is too small"
+    TERM = "a term that the neighbour misses, and what limits it there"
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What stands in the way of the next more wanted design, or limits the best one.
+
+    :ivar point: where; ``term``: the term missed there.
+    :ivar limit: what limits that point; ``stage``: where no request waits, the largest part of the latency and its
+        share.
+    """
+
+    hindrance: Hindrance
+    point: Point
+    limit: Limit
+    stage: tuple[str, float] | None
+    term: str | None = None
+
+
+def find_binding(read: PlanReading) -> Binding:
+    """Return what stands in the way of the next more wanted design, or what limits the best one."""
+    assert read.chosen is not None, "checked by the caller"
+    point = read.edge or read.chosen
+    limit = limits(point)[0]
+    stage = largest_stage(point) if limit.name == "none" else None
+    missed = missed_terms(read, point)
+    if read.feasible and read.edge is None:
+        smaller = Hindrance.NOTHING_SMALLER if read.record.edge_refused else Hindrance.AT_ANSWER
+        return Binding(smaller, point, limit, stage)
+    if not missed:
+        return Binding(Hindrance.LIMIT, point, limit, stage)
+    if limit.name in ("refusals", "failures"):
+        return Binding(Hindrance.UNSERVED, point, limit, stage, missed[0])
+    kind = Hindrance.CACHE if missed[0] == "miss_ratio" else Hindrance.TERM  # latencies have nothing to say of misses
+    return Binding(kind, point, limit, stage, missed[0])
+
+
+def room_to_target(read: PlanReading) -> tuple[str, float] | None:
+    """Return the tightest term of a plan's answer and how far it is from its target, as a share; None without one."""
+    assert read.chosen is not None, "checked by the caller"
+    name = tightest_term(read)
+    value, target = read.chosen.metrics[name].value, read.terms[name]
+    return (name, round(1 - value / target, 3)) if value and target else None

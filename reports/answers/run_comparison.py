@@ -241,7 +241,7 @@ def _decided(one: Point, other: Point, slo: Mapping[str, float]) -> tuple[str, s
 
 
 def _judged(pairs: Sequence[Pair], slo: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the metrics that decide: the SLO's, else p99 latencies and misses; of rollouts and faults harm too."""
+    """Return the metrics that decide: the SLO's, else p99 latencies and misses; with rollouts and faults the impact."""
     points = [point for pair in pairs for point in (pair.one, pair.other)]
     wanted = list(slo) or ["ttft_p99_s", "e2e_p99_s", "miss_ratio"]
     if is_changed(points):
@@ -310,7 +310,7 @@ def _changed(one: RunData, other: RunData) -> list[tuple[str, str, str]]:
     rows = []
     for key in dict.fromkeys([*said[0], *said[1], *swept[0], *swept[1]]):
         values = [s.get(key, v.get(key, "–")) for s, v in zip(swept, said, strict=True)]
-        # A section that one of them lacks is unset there; its keys tell the same.
+        # A section that one of them lacks is unset there; its keys show the same.
         nothing = set(values) <= {"–", "unset"}
         if key.partition(".")[0] not in _IDLE_KEYS and values[0] != values[1] and not nothing:
             rows.append((key, values[0], values[1]))

@@ -23,7 +23,7 @@ _MOST_FACETS = 6
 def choose_charts(
     points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], focus: Point
 ) -> list[Chart]:
-    """Return the charts of a run, the most telling first.
+    """Return the charts of a run, the most informative first.
 
     :param focus: the point whose timeline is drawn.
     """

@@ -81,7 +81,7 @@ def changes_chart(pair: Pair, names: Sequence[str]) -> Chart | None:
 def points_chart(comparison: Comparison, axes: Sequence[Axis], name: str) -> Chart | None:
     """Draw the change of one metric at each point with its interval."""
     dots, rows = [], []
-    shorts = [axis.short_labels(16) for axis in axes]  # of all points at once: each looks at all values
+    shorts = [axis.short_labels(16) for axis in axes]  # of all points at once: each reads all values
     for pair in comparison.pairs:
         d = pair.differences.get(name)
         if d is None:

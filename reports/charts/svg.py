@@ -91,8 +91,8 @@ class Chart:
     :ivar ident: as in ``Heading``; ``title`` and ``caption`` likewise.
     :ivar desc: the text alternative to the picture.
     :ivar legend: words and CSS colour, for charts that can't label their parts in place.
-    :ivar legend_styles: how each part of the legend is drawn, besides its colour: ``line``, ``dashed``, ``dotted``, a
-        marker (``o``, ``s``, ``t``), or a hatch (``s1`` to ``s6``).
+    :ivar legend_styles: how each part of the legend is drawn, apart from its colour: ``line``, ``dashed``, ``dotted``,
+        a marker (``o``, ``s``, ``t``), or a hatch (``s1`` to ``s6``).
     """
 
     ident: str

@@ -105,7 +105,7 @@ def impact_table(point: Point, where: str) -> Table | None:
     )
     note = (
         f"Of {total:,} measured requests of all replications; a request may be in several rows. Being sent again, sent "
-        "to another replica or noticed is no harm by itself; such a request counts as late if it took too long."
+        "to another replica or noticed does not count as harmed; such a request counts as late if it took too long."
     )
     return Table(f"What happened to requests{where}", ["", "requests", "share"], rows, note)
 

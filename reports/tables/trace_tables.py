@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from reports.answers.trace_fit_findings import relative_change
 from reports.formatting import number, percent
 from reports.table import Table
-from reports.text.trace_words import change, known, parameters, plural, points, shown, with_sign
+from reports.text.trace_words import known, parameters, plural, points, shown, with_sign
 from sim.results.traces.trace_facts import CheckedValue, FitCheck, LawRow, SessionFacts, TraceFacts
 from sim.spec.units import human_seconds
 from sim.traffic.fits.popularity_fit import LEAST_P
@@ -191,5 +192,5 @@ def candidates_table(facts: TraceFacts) -> Table | None:
 
 
 def _relative(value: CheckedValue) -> str:
-    found = change(value)
+    found = relative_change(value)
     return "–" if found is None else with_sign(f"{found * 100:+.0f}", " %")

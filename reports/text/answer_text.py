@@ -18,7 +18,7 @@ from reports.text.change_text import change_sentences, compare
 from reports.text.confidence_text import confidence
 from reports.text.held_back_text import held_back_sentences
 from reports.text.limit_text import headroom, limit_sentence, limit_words, overload_words
-from reports.text.metric_text import capital, term_sentence, unserved_words, with_interval
+from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from sim.results.model import Impact
 from sim.results.point import Point
 from sim.results.verdict import (
@@ -58,21 +58,22 @@ class Answer:
     reason: str
 
 
-def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
+def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple[str, str | None]:
+    """Return the headline, and the metric whose sentence it has."""
     bad = is_overloaded(point)
     start = f"{overload_words(point)}. " if bad else ""
     if found == NO_SLO:
         name = main_metric([point], slo_terms)
         metric = point.metrics.get(name)
         if metric is None or metric.value is None:
-            return f"{start}There is not enough data for {metric_words(name)}."
+            return f"{start}There is not enough data for {metric_words(name)}.", None
         hedge = "" if metric.settled else ", unsettled"
-        return f"{start}{capital(metric_words(name))} is {with_interval(name, metric)}{hedge}."
+        return f"{start}{capital(metric_words(name))} is {with_interval(name, metric)}{hedge}.", name
     each = {n: term_verdict(point, n, t) for n, t in slo_terms.items()}
     if found == NOT_MET and NOT_MET not in each.values():
         impact = point.impact or Impact()
         late, total = impact.slow_unanswered or 0, impact.requests
-        return f"{start}The SLO is not met: {late:,} of {total:,} requests were late and had no answer yet."
+        return f"{start}The SLO is not met: {late:,} of {total:,} requests were late and had no answer yet.", None
     deciding = main_metric([point], slo_terms) if found == MET else next(n for n, v in each.items() if v == found)
     metric = point.metrics.get(deciding)
     sure = metric is None or metric.settled or bad or late_verdict(point, deciding, slo_terms[deciding]) == NOT_MET
@@ -82,25 +83,23 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
         NOT_MET: f"The SLO is {probably}not met",
         UNCLEAR: "Whether the SLO is met is unclear",
     }[found]
-    return f"{start}{opening}: {term_sentence(point, deciding, slo_terms[deciding])}."
+    return f"{start}{opening}: {term_sentence(point, deciding, slo_terms[deciding])}.", deciding
 
 
-def _details(point: Point, slo_terms: Mapping[str, float], headline: str) -> list[str]:
-    found = []
-    for name, target in slo_terms.items():
-        sentence = term_sentence(point, name, target)
-        if sentence not in headline:
-            found.append(f"{capital(sentence)}.")
+def _details(point: Point, slo_terms: Mapping[str, float], shown: str | None) -> list[str]:
+    """Return further sentences.
+
+    :param shown: the metric whose sentence the headline has.
+    """
+    found = [f"{capital(term_sentence(point, name, target))}." for name, target in slo_terms.items() if name != shown]
     lost = unserved_words(point)
-    if lost and lost not in " ".join([headline, *found]):
+    if lost and not any(says_unserved(point, name, target) for name, target in slo_terms.items()):
         found.append(f"{capital(lost)}.")
     for name in ("ttft_p99_s", "e2e_p99_s"):
         metric = point.metrics.get(name)
         words = metric_words(name)
-        if metric is not None and metric.value is not None and name not in slo_terms:
-            sentence = f"{capital(words)} is {with_interval(name, metric)}{'' if metric.settled else ', unsettled'}."
-            if sentence not in headline:
-                found.append(sentence)
+        if metric is not None and metric.value is not None and name not in slo_terms and name != shown:
+            found.append(f"{capital(words)} is {with_interval(name, metric)}{'' if metric.settled else ', unsettled'}.")
     miss, late = point.metrics.get("miss_ratio"), point.metrics.get("delayed_hit_ratio")
     if miss is not None and miss.value is not None and "miss_ratio" not in slo_terms:
         joined = ""
@@ -117,9 +116,9 @@ def answer(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = Fals
     :param assumed: whether the costs come from a profile that was not measured.
     """
     found = verdict(point, slo_terms)
-    headline = _headline(point, slo_terms, found)
+    headline, shown = _headline(point, slo_terms, found)
     binding, *others = limits(point)
-    details = _details(point, slo_terms, headline)
+    details = _details(point, slo_terms, shown)
     details += [f"Also near its limit: {other.name}. {limit_sentence(other, point)}" for other in others]
     changed = [*held_back_sentences([point]), *change_sentences(point, slo_terms)]
     if changed:
@@ -172,10 +171,14 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
     if not axes:
         return answer(points[0], slo_terms, assumed=assumed)
     name = main_metric(points, slo_terms)
+    changed = compare(points, axes, slo_terms)
+    # If more than the router is swept, whether the SLO is met comes first.
+    slo_first = bool(slo_terms) and not is_changed(points) and len(axes) > 1
+    with_range = not changed or slo_first  # what changed says more than the range of one metric
     if len(axes) == 1:
-        headline, details, edge = _one_axis(points, axes[0], slo_terms, name)
+        headline, details, edge = _one_axis(points, axes[0], slo_terms, name, with_range=with_range)
     else:
-        headline, details, edge = _many_axes(points, axes, slo_terms)
+        headline, details, edge = _many_axes(points, axes, slo_terms, with_range=with_range)
     focus = edge or tightest_point(points, slo_terms)
     said = answer(focus, slo_terms, assumed=assumed)
     where = point_words(focus, axes)
@@ -191,12 +194,10 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
     wobbly = sum(not metric.settled for metric in known)
     if wobbly:
         details.append(f"At {wobbly} of {len(points):,} points {metric_words(name)} is unsettled.")
-    changed = compare(points, axes, slo_terms)
-    if changed and slo_terms and not is_changed(points) and len(axes) > 1:
-        details += changed  # more than the router is swept, so whether the SLO is met comes first
+    if changed and slo_first:
+        details += changed
     elif changed:
-        plain = [text for text in (headline, *details) if text != _range_sentence(points, axes, name)]
-        headline, details = changed[0], [*changed[1:], *plain]
+        headline, details = changed[0], [*changed[1:], *([headline] if headline else []), *details]
     if held := held_back_sentences(points):
         headline, details = held[0], [*held[1:], headline, *details]
     return Answer(
@@ -234,26 +235,32 @@ def _range_sentence(points: Sequence[Point], axes: Sequence[Axis], name: str) ->
 
 
 def _one_axis(
-    points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], name: str
+    points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], name: str, *, with_range: bool
 ) -> tuple[str, list[str], Point | None]:
+    """Return headline, details and the point at the edge of the SLO.
+
+    :param with_range: whether to say from what to what the metric goes; without it and an SLO there is no headline.
+    """
     cliff = find_cliff(points, axis, name)
     details = [cliff_sentence(cliff, axis, name)] if cliff is not None else []
-    spread = _range_sentence(points, [axis], name)
+    spread = _range_sentence(points, [axis], name) if with_range else ""
     if not slo_terms:
         return spread, details, None
     found = find_boundary(points, axis, slo_terms)
     headline, edge = boundary_words(found, axis), found.edge_point
     if edge is not None and name in slo_terms:
         details.insert(0, f"There, {term_sentence(edge, name, slo_terms[name])}.")
-    return f"{capital(headline)}.", details if cliff is not None else [*details, spread], edge
+    if cliff is None and spread:
+        details.append(spread)
+    return f"{capital(headline)}.", details, edge
 
 
 def _many_axes(
-    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]
+    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], *, with_range: bool
 ) -> tuple[str, list[str], Point | None]:
     name = main_metric(points, slo_terms)
     if not slo_terms:
-        return _range_sentence(points, axes, name), [], None
+        return _range_sentence(points, axes, name) if with_range else "", [], None
     good = sum(verdict(point, slo_terms) == MET for point in points)
     unsure = sum(verdict(point, slo_terms) == UNCLEAR for point in points)
     tail = f"; {unsure:,} {'is' if unsure == 1 else 'are'} unclear" if unsure else ""

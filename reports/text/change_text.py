@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from reports.answers.change_comparison import (
+    MANY_POINTS,
+    Contrast,
+    any_value,
+    compared_metrics,
+    find_extremes,
+    late_counts,
+    least_added,
+    points_at_worst,
+    rank_impact,
+    rank_routers,
+    rerouted_points,
+    shown_designs,
+)
 from reports.answers.change_findings import (
-    MANY,
-    _any,
-    _apart,
-    _several,
-    certainly_less,
+    aftermath,
     compares_routers,
     has_rollout,
     impact_of,
+    impact_parts,
     is_changed,
     latency_name,
+    rollouts_begun,
+    slow_before,
     value_of,
 )
 from reports.answers.severity import FaultSeries, fault_series, growing, never_happens
@@ -24,7 +37,6 @@ from reports.text.metric_text import capital, why, with_interval
 from sim.results.point import Metric, Point
 from sim.spec.units import human_bytes, human_seconds
 
-_LISTED = 6
 IMPACT_WORDS = {
     "mixed": "mixed versions",
     "stale": "stale",
@@ -36,16 +48,12 @@ IMPACT_WORDS = {
     "failed": "failed",
     "slow": "slow",
 }
-"""What harms a request, in words."""
+"""The kinds of impact on a request, in words."""
 
 
 def composition(point: Point) -> str:
     """Return what harmed the requests of a point, most frequent first: ``108 slow, 95 mixed versions``."""
-    impact = impact_of(point)
-    others = max(0, impact.failed - impact.lost - impact.failed_loads)
-    found = {key: others if key == "failed" else getattr(impact, key) or 0 for key in IMPACT_WORDS}
-    counts = sorted(((count, IMPACT_WORDS[key]) for key, count in found.items()), key=lambda pair: -pair[0])
-    return ", ".join(f"{count:,} {words}" for count, words in counts if count)
+    return ", ".join(f"{count:,} {IMPACT_WORDS[kind]}" for kind, count in impact_parts(point))
 
 
 def harmed_words(point: Point) -> str:
@@ -84,13 +92,12 @@ def change_sentences(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
 
 
 def _slow_anyway(points: Sequence[Point]) -> list[str]:
-    """Return how many requests were slow before any rollout or fault: slow ones are not all its doing."""
-    before = sum(impact_of(point).requests_before or 0 for point in points)
-    slow = sum(impact_of(point).slow_before or 0 for point in points)
-    if not before or not slow:
+    """Return how many requests were slow before any rollout or fault: not all slow ones are its doing."""
+    found = slow_before(points)
+    if found is None:
         return []
-    what = "rollout" if has_rollout(points) else "fault"
-    said = f"Some are slow anyway: {percent(slow / before)} of those that came before the {what}"
+    what = "rollout" if found.by_rollout else "fault"
+    said = f"Some are slow anyway: {percent(found.share)} of those that came before the {what}"
     (metric,) = [p.metrics.get("harmed_excess") for p in points] if len(points) == 1 else (None,)
     if metric is None or metric.value is None:
         return [f"{said}."]
@@ -129,7 +136,9 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
 
 
 def _subject(point: Point) -> str:
-    return "All rollouts together are" if _several(point) else "The rollout is"
+    """Return the subject of when it was complete; old run directories don't say how many rollouts there are."""
+    begun = rollouts_begun(point)
+    return "The rollout is" if begun == 1 else "All rollouts together are" if begun else "All rollouts are"
 
 
 def _identity(point: Point) -> list[str]:
@@ -158,23 +167,15 @@ def _faults(point: Point) -> list[str]:
 
 
 def _afterwards(point: Point) -> str | None:
-    """Return what became of those that came after the first event: unanswered, or slowest when."""
-    impact = impact_of(point)
-    came = impact.requests - (impact.requests_before or 0)
-    unanswered = impact.unanswered_after or 0
-    if unanswered > MANY * came:
-        return f"Of the {came:,} that came after it began, {unanswered:,} had no answer when the run ended."
-    begins = min((event["t_s"] for event in point.events if event["t_s"] > 0), default=0.0)
-    times, means = point.timeline.t_s, point.timeline.e2e_mean_s
-    known = [(value, time) for value, time in zip(means, times, strict=True) if value is not None]
-    after = [pair for pair in known if pair[1] >= begins]
-    if len(known) < 3 or not after:
+    """Return what happened to those that came after the first event: unanswered, or slowest when."""
+    found = aftermath(point)
+    if found.stuck:
+        return f"Of the {found.came:,} that came after it began, {found.unanswered:,} had no answer when the run ended."
+    if found.worst_s is None or found.worst_at_s is None or found.usual_s is None:
         return None
-    usual = sorted(value for value, _ in known)[len(known) // 2]
-    worst, when = max(after)
     return (
-        f"Of those that come after it begins, requests at about {human_seconds(when)} take longest: "
-        f"{human_seconds(worst)} on average, usually {human_seconds(usual)} (first replication)."
+        f"Of those that come after it begins, requests at about {human_seconds(found.worst_at_s)} take longest: "
+        f"{human_seconds(found.worst_s)} on average, usually {human_seconds(found.usual_s)} (first replication)."
     )
 
 
@@ -206,7 +207,7 @@ def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Ma
     ordered = in_order(points, axes)
     if has_rollout(points):
         rollouts = _compare_rollouts(ordered, axes, slo_terms)
-        # Names are strategies, which harm in different ways; a quantity makes the same harm larger or smaller.
+        # Names are strategies, whose impact differs in kind. With a quantity, the same impact is larger or smaller.
         said = [*rollouts, *said] if all(axis.numeric for axis in axes) else [*said, *rollouts]
     else:
         said += _compare_faults(ordered, axes, slo_terms)
@@ -214,11 +215,11 @@ def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Ma
 
 
 def _at_worst(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return what each design harms where the fault is worst."""
+    """Return the impact in each design where the fault is worst."""
     worse = growing(axes)
     others = [axis for axis in axes if axis not in worse]
-    worst = [p for p in in_order(points, axes) if all(a.index(p) == len(a.values) - 1 for a in worse)]
-    if not worst or len(worst) > _LISTED:
+    worst = points_at_worst(points, axes)
+    if not worst:
         return []
     phrases = [f"{harmed_words(p)}{f' with {label_of(p, others)}' if others else ''}" for p in worst]
     return [f"In all, with {label_of(worst[0], worse)}: {'; '.join(phrases)}."]
@@ -226,35 +227,33 @@ def _at_worst(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
 
 def _rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     """Return with what fewest and most requests are harmed: beyond what is slow anyway, where that is known."""
-    beyond = not has_rollout(points) and all(value_of(p, "harmed_excess") is not None for p in points)
-    name = "harmed_excess" if beyond else "harmed"
-    ordered = sorted(in_order(points, axes), key=lambda p: value_of(p, name) or 0.0)
-    best, worst = ordered[0], ordered[-1]
-    if value_of(best, name) == value_of(worst, name):
-        return [f"Every point harms the same number of requests: {harmed_words(best)}."]
+    found = rank_impact(points, axes)
+    beyond = found.name == "harmed_excess"
+    if found.equal:
+        return [f"The same number of requests is harmed at every point: {harmed_words(found.best)}."]
 
     def described(point: Point) -> str:
-        excess = f"{with_interval(name, point.metrics[name])}; in all " if beyond else ""
+        excess = f"{with_interval(found.name, point.metrics[found.name])}; in all " if beyond else ""
         return f"{label_of(point, axes)}: {excess}{harmed_words(point)}"
 
     more = " beyond those that are slow anyway" if beyond else ""
-    said = [f"Fewest requests are harmed{more} with {described(best)}. Most with {described(worst)}."]
-    close = [label_of(p, axes) for p in ordered[1:] if not certainly_less(best, p, name)]
-    if close and best.metrics[name].parts:
-        said.append(f"Not certainly fewer than with {_listed(close)}: the interval of the difference reaches 0.")
+    said = [f"Fewest requests are harmed{more} with {described(found.best)}. Most with {described(found.worst)}."]
+    if found.close:
+        close = _listed([label_of(p, axes) for p in found.close])
+        said.append(f"Not certainly fewer than with {close}: the interval of the difference reaches 0.")
     return said
 
 
 def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     """Return how many wrong answers were taken for right at each point, and how many requests were late there."""
-    if not _any(points, "wrong_adapter_served"):
+    if not any_value(points, "wrong_adapter_served"):
         return []
-    if len(points) > _LISTED:
+    if len(points) > MANY_POINTS:
         return extremes(points, axes, "wrong_adapter_served")
     phrases = [f"{value_of(p, 'wrong_adapter_served') or 0:,.0f} with {label_of(p, axes)}" for p in points]
     said = f"Wrong answers taken for right: {', '.join(phrases)}"
-    late = [impact_of(p).slow for p in points]
-    if all(count is not None for count in late):
+    late = late_counts(points)
+    if late is not None:
         said += f"; late: {', '.join(f'{count:,}' for count in late)} (in the same order)"
     return [f"{said}."]
 
@@ -267,7 +266,7 @@ def _compare_rollouts(points: Sequence[Point], axes: Sequence[Axis], slo_terms: 
     colon = "" if all(not axis.numeric for axis in axes) else ":"
     done = [f"{label_of(p, axes)}{colon} {show('rollout_duration_s', m.value)}" for p, m in took if m.value is not None]
     open_ = [label_of(p, axes) for p, m in took if m.value is None]
-    if len(points) <= _LISTED:
+    if len(points) <= MANY_POINTS:
         phrases = [f"Complete after: {', '.join(done)}."] if done else []
         phrases += [f"Not complete in every replication: {_listed(open_)}."] if open_ else []
         said.append(" ".join(phrases))
@@ -285,13 +284,8 @@ def _before(points: Sequence[Point], name: str) -> str:
 
 def _compare_faults(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
     said = []
-    names = ["retried", "lost", "rerouted", latency_name(points, slo_terms)]
-    if any((value_of(p, "failed") or 0) > (value_of(p, "lost") or 0) for p in points):
-        names.insert(3, "failed")
-    for name in names:
-        if _any(points, name):
-            concerned = [p for p in points if value_of(p, name)] if name in ("lost", "rerouted") else points
-            said += _one_or_extremes(concerned, axes, name)
+    for name, concerned in compared_metrics(points, latency_name(points, slo_terms)):
+        said += _one_or_extremes(concerned, axes, name)
     return said + _rerouted(points, axes)
 
 
@@ -303,10 +297,9 @@ def _one_or_extremes(points: Sequence[Point], axes: Sequence[Axis], name: str) -
 
 def _rerouted(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     """Return how long the requests take that restart on another replica, against all."""
-    known = [p for p in points if value_of(p, "rerouted_e2e_mean_s") is not None]
-    if not known:
+    some = rerouted_points(points)
+    if not some:
         return []
-    some = known if len(known) <= _LISTED else [known[0], known[-1]]
     phrases = [f"{_value(p, 'rerouted_e2e_mean_s')}{f' with {label_of(p, axes)}' if axes else ''}" for p in some]
     usual = show("e2e_mean_s", value_of(some[0], "e2e_mean_s"))
     return [f"Rerouted requests take on average {'; '.join(phrases)}; all requests take {usual}."]
@@ -317,20 +310,19 @@ def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str
 
     :returns: a list of one sentence, or of none where nothing is known.
     """
-    known = [(value, point) for point in points if (value := value_of(point, name)) is not None]
-    if len(known) < 2:
+    found = find_extremes(points, name)
+    if found is None:
         return []
-    low, high = min(known, key=lambda pair: pair[0])[1], max(known, key=lambda pair: pair[0])[1]
+    low, high = found.low, found.high
     words = capital(metric_words(name))
-    if value_of(low, name) == value_of(high, name):
+    if found.contrast is Contrast.EQUAL:
         return [f"{words}: {show(name, value_of(low, name))} at every point{tail}."]
-    if not _apart(low, high, name):
+    if found.contrast is Contrast.UNCLEAR:
         return [
             f"{words}: {show(name, value_of(low, name))} to {show(name, value_of(high, name))}{tail}, without a clear "
             "difference."
         ]
-    above, below = high.metrics[name].lo, low.metrics[name].hi
-    paired = above is not None and below is not None and below >= above
+    paired = found.contrast is Contrast.CLEAR_IN_PAIRS
     hedge = " (clear in the same replications, though the intervals overlap)" if paired else ""
     return [
         f"{words}: lowest with {label_of(low, axes)}, {_value(low, name)}; highest with {label_of(high, axes)}, "
@@ -344,29 +336,19 @@ def _value(point: Point, name: str) -> str:
 
 
 def _compare_routers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    ordered = in_order(points, axes)
-    known = [p for p in ordered if value_of(p, "loads_per_request") is not None]
-    # With one replica there is nothing to route.
-    known = [p for p in known if value_of(p, "replica_load_skew") is not None] or known
-    if len(known) < 2:
+    found = rank_routers(points, axes)
+    if found is None:
         return []
-    best = min(known, key=lambda p: value_of(p, "loads_per_request") or 0.0)
-    plain = next((p for p in known if "round-robin" in p.set.values()), None)
-    other = (
-        plain
-        if plain is not None and plain is not best
-        else max(known, key=lambda p: value_of(p, "loads_per_request") or 0.0)
-    )
-    few, many = value_of(best, "loads_per_request") or 0.0, value_of(other, "loads_per_request") or 0.0
-    times = f", {many / few:.2g} times as many" if few > 0 and 1.05 * few < many < 100 * few else ""
+    ordered, best, other = in_order(points, axes), found.best, found.other
+    times = f", {found.factor:.2g} times as many" if found.factor is not None else ""
     said = [
         f"Fewest loads with {label_of(best, axes)}: {_per_thousand(best)} per 1,000 requests, at a load skew of "
         f"{_value(best, 'replica_load_skew')}. With {label_of(other, axes)}: {_per_thousand(other)}{times}, at "
         f"{_value(other, 'replica_load_skew')}."
     ]
-    close = [label_of(p, axes) for p in known if p is not best and not certainly_less(best, p, "loads_per_request")]
-    if close and best.metrics["loads_per_request"].parts:
-        said.append(f"Not certainly fewer loads than with {_listed(close)}: the interval of the difference reaches 0.")
+    if found.close:
+        close = _listed([label_of(p, axes) for p in found.close])
+        said.append(f"Not certainly fewer loads than with {close}: the interval of the difference reaches 0.")
     return said + extremes(ordered, axes, "ttft_p99_s") + extremes(ordered, axes, "replica_load_skew")
 
 
@@ -379,19 +361,17 @@ def _per_thousand(point: Point) -> str:
 
 def _listed(labels: Sequence[str]) -> str:
     """Return labels as a list in a sentence, cut where there are many."""
-    if len(labels) > _LISTED:
-        return f"{', '.join(labels[:_LISTED])} and {len(labels) - _LISTED} more"
+    if len(labels) > MANY_POINTS:
+        return f"{', '.join(labels[:MANY_POINTS])} and {len(labels) - MANY_POINTS} more"
     return " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
 
 
 def growing_impact(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return how much more a worse fault harms in each design, the worst first, and in which it does least."""
+    """Return how many more requests a worse fault harms in each design, the worst first, and where it adds least."""
     worse, designs = growing(axes), fault_series(points, axes)
     if not designs:
         return []
-    shown = (
-        designs if len(designs) <= _LISTED else sorted(designs, key=lambda d: d.added(-1).count)[:: len(designs) - 1]
-    )
+    shown = shown_designs(designs)
     total = first.requests if (first := designs[0].points[0].impact) is not None else 0
     last = len(designs[0].points) - 1
     said = [
@@ -403,14 +383,13 @@ def growing_impact(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
             for step in range(last - 1, 0, -1)
         ]
         said.append(f"{capital('; '.join(steps))}{' (in the same order)' if len(shown) > 1 else ''}.")
-    if len(designs) > 1:
-        best = min(designs, key=lambda design: design.added(-1).count)
-        close = [_design(d) for d in designs if d is not best and not best.adds_less(d)]
-        least = f"The fault adds least with {_design(best)}"
-        if len(close) == len(designs) - 1:
-            said.append("It is not certain in which of these designs the fault adds least.")
-        else:
-            said.append(f"{least}, not certainly less than with {', '.join(close)}." if close else f"{least}.")
+    found = least_added(designs)
+    if found is not None and not found.certain:
+        said.append("It is not certain in which of these designs the fault adds least.")
+    elif found is not None:
+        close = ", ".join(_design(design) for design in found.close)
+        hedge = f", not certainly less than with {close}" if close else ""
+        said.append(f"The fault adds least with {_design(found.best)}{hedge}.")
     return said + _anyway(shown, worse)
 
 

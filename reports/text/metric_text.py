@@ -122,6 +122,13 @@ def term_sentence(point: Point, name: str, target: float) -> str:
     return f"{words} is {with_interval(name, metric)}{hedge}, {side} {show(name, target)} target"
 
 
+def says_unserved(point: Point, name: str, target: float) -> bool:
+    """Return whether ``term_sentence`` says which share of the requests goes unserved."""
+    found = interval_verdict(point.metrics.get(name), target, overloaded=out_of_hand(point))
+    late = found != NOT_MET and late_verdict(point, name, target) != MET
+    return late and lacks_answers(point, name, target)
+
+
 def _late_sentence(point: Point, name: str, target: float) -> str:
     """Return that more requests are late than a term allows, or may be, and what its value over the others is."""
     late, metric, words = late_share(point, name, target), point.metrics.get(name), metric_words(name)

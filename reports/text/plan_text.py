@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from reports.answers.bottleneck import largest_stage, limits
-from reports.answers.plan_reading import GAIN, PlanReading, missed_terms, tightest_term
+from reports.answers.plan_reading import (
+    Binding,
+    Hindrance,
+    PlanReading,
+    find_binding,
+    missed_terms,
+    nearest_unserved,
+    room_to_target,
+    safety_step,
+)
 from reports.axes import make_axis
 from reports.formatting import metric_words, percent, show
 from reports.text.answer_text import Answer
@@ -13,7 +21,7 @@ from reports.text.confidence_text import confidence
 from reports.text.limit_text import headroom, limit_sentence
 from reports.text.metric_text import capital, term_sentence, unserved_words
 from sim.results.point import Point
-from sim.results.verdict import MET, NOT_MET, UNCLEAR, lacks_answers, out_of_hand, term_verdict
+from sim.results.verdict import MET, NOT_MET, UNCLEAR, out_of_hand
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
@@ -130,9 +138,7 @@ def _details(read: PlanReading) -> list[str]:
         said.append(f"Too close to call: {maybe} may do as well.")
     if read.feasible and not record.edge_key and not record.doubtful:
         said.append(_at_the_end(read))
-    said += [_other_edge(read), _unserved(read)]
-    if read.beyond is not None and read.feasible:
-        said.append(_next_step(read))
+    said += [_other_edge(read), _unserved(read), _next_step(read)]
     said += [f"{refused.why}." for refused in record.refused[:1]]
     return [sentence for sentence in said if sentence]
 
@@ -162,14 +168,10 @@ def _other_edge(read: PlanReading) -> str:
 
 def _unserved(read: PlanReading) -> str:
     """Say with which values too many requests are refused or fail: the one nearest to the answer stands for all."""
-    if not read.feasible or len(read.record.keys) > 1 or read.record.fleets:
+    point = nearest_unserved(read)
+    if point is None:
         return ""
     assert read.chosen is not None, "it is feasible"
-    places = [i for i, p in enumerate(read.points) if any(lacks_answers(p, n, t) for n, t in read.terms.items())]
-    if not places:
-        return ""
-    at = read.points.index(read.chosen)
-    point = read.points[min(places, key=lambda i: abs(i - at))]
     said = unserved_words(read.chosen)
     here = f"at the answer {said}" if said else "at the answer every request is served"
     return f"With {read.phrase(point.set)}, {unserved_words(point)}; {here}."
@@ -181,52 +183,41 @@ def _term(read: PlanReading, point: Point, name: str) -> str:
 
 def _next_step(read: PlanReading) -> str:
     """Say what one step of safety gives."""
-    assert read.chosen is not None, "checked by the caller"
-    assert read.beyond is not None, "checked by the caller"
-    name = (
-        missed_terms(read, read.edge)[0]
-        if read.edge is not None and missed_terms(read, read.edge)
-        else tightest_term(read)
-    )
-    here, there = (point.metrics[name].value for point in (read.chosen, read.beyond))
-    if here is None or there is None:
+    step = safety_step(read)
+    if step is None:
         return ""
-    missed = [n for n, t in read.terms.items() if term_verdict(read.beyond, n, t) == NOT_MET]
-    worse = f", and {metric_words(missed[0])} misses its target again" if missed else ""
-    if there >= here * (1 - GAIN) and not missed:
-        return ""
+    worse = f", and {metric_words(step.missed)} misses its target again" if step.missed is not None else ""
     return (
-        f"One step of safety, {read.phrase(read.beyond.set)}, takes {metric_words(name)} from {show(name, here)} to "
-        f"{show(name, there)}{worse}."
+        f"One step of safety, {read.phrase(step.point.set)}, takes {metric_words(step.name)} from "
+        f"{show(step.name, step.here)} to {show(step.name, step.there)}{worse}."
     )
 
 
 def _binding(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one."""
-    assert read.chosen is not None, "checked by the caller"
-    if read.feasible and read.edge is None and read.record.edge_refused:
+    found = find_binding(read)
+    name, sentence = _limit(found)
+    if found.hindrance is Hindrance.NOTHING_SMALLER:
         return "GPU memory", f"Less is not possible: {read.record.edge_refused}."
-    point = read.edge or read.chosen
-    name, sentence = _limit(point)
-    if read.feasible and read.edge is None:
+    if found.hindrance is Hindrance.AT_ANSWER:
         return name, f"At the answer: {sentence}"
-    missed = missed_terms(read, point)
-    if not missed:
+    if found.hindrance is Hindrance.LIMIT:
         return name, sentence
-    if name in ("refusals", "failures"):
-        return name, f"At {read.phrase(point.set)}, {sentence}"
-    if missed[0] == "miss_ratio":  # latencies have nothing to say of it
+    where = f"At {read.phrase(found.point.set)}"
+    if found.hindrance is Hindrance.UNSERVED:
+        return name, f"{where}, {sentence}"
+    if found.hindrance is Hindrance.CACHE:
         name, sentence = "adapter cache", "It holds too few of the requested adapters."
-    return name, f"At {read.phrase(point.set)}, {_term(read, point, missed[0])}. {sentence}"
+    assert found.term is not None, "it misses one"
+    return name, f"{where}, {_term(read, found.point, found.term)}. {sentence}"
 
 
-def _limit(point: Point) -> tuple[str, str]:
+def _limit(found: Binding) -> tuple[str, str]:
     """Return what limits a point; where no request waits, the largest part of the latency."""
-    limit = limits(point)[0]
-    stage = largest_stage(point)
-    if limit.name != "none" or stage is None:
+    limit, point = found.limit, found.point
+    if found.stage is None:
         return limit.name, limit_sentence(limit, point)
-    name, share = stage
+    name, share = found.stage
     if name in ("decode_s", "prefill_s"):
         return "compute", (
             f"No request waits long: {percent(share)} of the mean latency is {name.removesuffix('_s')}, and steps "
@@ -239,12 +230,11 @@ def _headroom(read: PlanReading) -> str:
     assert read.chosen is not None, "checked by the caller"
     if not read.feasible:
         return ""
-    name = tightest_term(read)
-    value, target = read.chosen.metrics[name].value, read.terms[name]
-    if not value or not target:
+    found = room_to_target(read)
+    if found is None:
         return headroom(read.chosen)
-    room = f"{capital(metric_words(name))} has {percent(round(1 - value / target, 3))} to its target."
-    return f"{room} {headroom(read.chosen)}"
+    name, room = found
+    return f"{capital(metric_words(name))} has {percent(room)} to its target. {headroom(read.chosen)}"
 
 
 def _confidence(read: PlanReading, *, assumed: bool) -> tuple[str, str]:

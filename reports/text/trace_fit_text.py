@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from reports.answers.trace_fit_findings import _MOST_NAMED, BELIEVED, OFF, ROUGH, closed_gap
-from reports.text.trace_words import about, change, plural, shown, spread_words, with_sign
+from reports.answers.trace_fit_findings import Trust, closed_gap, off_values, relative_change, trust_in
+from reports.text.trace_words import about, plural, shown, spread_words, with_sign
 from sim.results.traces.trace_facts import FitCheck, TraceFacts
+
+_TRUST_WORDS = {
+    Trust.RELIABLE: "its miss ratios are reliable",
+    Trust.ROUGH: "its miss ratios are rough",
+    Trust.REPLAY: "replay the trace instead where misses matter",
+}
 
 
 def fit_words(facts: TraceFacts) -> str:
@@ -30,13 +36,7 @@ def fit_words(facts: TraceFacts) -> str:
             if closed > 0
             else ", and is no closer to it than independent draws"
         )
-    return f"{text}: {_trust(worst[1])}."
-
-
-def _trust(worst: float) -> str:
-    if worst <= BELIEVED:
-        return "its miss ratios are reliable"
-    return "its miss ratios are rough" if worst <= ROUGH else "replay the trace instead where misses matter"
+    return f"{text}: {_TRUST_WORDS[trust_in(worst[1])]}."
 
 
 def _model_words(fit: FitCheck) -> str:
@@ -44,7 +44,7 @@ def _model_words(fit: FitCheck) -> str:
 
 
 def _value_words(fit: FitCheck) -> str:
-    found = [(value.name, change(value)) for value in fit.values if value.unit != "tokens"]
+    found = [(value.name, relative_change(value)) for value in fit.values if value.unit != "tokens"]
     return ", ".join(f"{name} {with_sign(f'{by * 100:+.0f}', ' %')}" for name, by in found if by is not None)
 
 
@@ -52,17 +52,15 @@ def off_words(facts: TraceFacts) -> str:
     """Return where fitted traffic is far from the rest of the trace in other ways than misses."""
     if facts.fit is None:
         return ""
-    off = [value for value in facts.fit.values if (by := change(value)) is not None and abs(by) > OFF]
+    off = off_values(facts.fit)
     texts = []
-    phrases = [value for value in off if facts.fit.slots or value.unit == "tokens"]  # ``fit_words`` names the others
-    if phrases:
+    if off.named:
         words = [
             f"{value.name} ({shown(value.synthetic, value.unit)}, trace {shown(value.trace, value.unit)})"
-            for value in phrases[:_MOST_NAMED]
+            for value in off.named
         ]
         texts.append(f"Fitted traffic is off in {spread_words(words)}.")
-    calmer = {value.synthetic < value.trace for value in off if value.name.startswith("dispersion")}
-    if len(calmer) == 1:
-        more, longer = ("calmer", "shorter") if calmer.pop() else ("burstier", "longer")
-        texts.append(f"{'It' if phrases else 'Fitted traffic'} is {more}, so its queues are {longer}.")
+    if off.calmer is not None:
+        more, longer = ("calmer", "shorter") if off.calmer else ("burstier", "longer")
+        texts.append(f"{'It' if off.named else 'Fitted traffic'} is {more}, so its queues are {longer}.")
     return " ".join(texts)

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-import math
-
-from reports.answers.trace_findings import DECIDES, LEAST_ADAPTERS, NOISE, round_places, telling
-from reports.answers.trace_fit_findings import GAP
+from reports.answers.trace_findings import (
+    LEAST_ADAPTERS,
+    Gaps,
+    OrderEffect,
+    RateChange,
+    Together,
+    gaps_of,
+    lengths_by_adapter,
+    lengths_together,
+    order_finding,
+    ranked_laws,
+    rate_of,
+    session_gain,
+)
 from reports.formatting import number
 from reports.text.trace_fit_text import fit_words, off_words
 from reports.text.trace_words import about, parameters, plural, spread_words
 from sim.results.traces.trace_facts import MissCurve, TraceFacts
 from sim.spec.units import human_seconds
-from sim.traffic.fits.popularity_fit import LEAST_P
+
+_EFFECT_WORDS = {
+    OrderEffect.HELPS: "locality helps",
+    OrderEffect.DECIDES: "locality decides",
+    OrderEffect.HURTS: "the order hurts: adapters return just after they were evicted",
+}
+_GAP_WORDS = {
+    Gaps.MUCH_MORE_EVEN: "much more even than",
+    Gaps.MORE_EVEN: "more even than",
+    Gaps.LIKE_POISSON: "about as uneven as",
+    Gaps.SOMEWHAT_BURSTIER: "somewhat burstier than",
+    Gaps.BURSTIER: "burstier than",
+    Gaps.FAR_BURSTIER: "far burstier than",
+}
+_TOGETHER_WORDS = {
+    Together.HARDLY: "are hardly correlated",
+    Together.SAME_WAY: "grow together",
+    Together.OPPOSITE: "move in opposite directions",
+}
 
 
 def headline(facts: TraceFacts) -> str:
@@ -23,46 +51,22 @@ def headline(facts: TraceFacts) -> str:
         return _rate_headline(facts)
     if facts.adapters == 1:
         return f"One adapter gets all of the {plural(facts.requests, 'request')}: a cache has nothing to decide."
-    at = telling(curve)
-    slots, real, shuffled = plural(curve.slots[at], "slot"), curve.real[at], curve.shuffled[at]
-    # Chance variation of either order: three standard errors of a share.
-    chance = 3 * math.sqrt(max(shuffled * (1 - shuffled), 0.0) / facts.requests)
-    if abs(shuffled - real) <= max(GAP, chance):
-        return (
-            f"At {slots} LRU misses {about(real)} of requests, shuffled {about(shuffled)}: their order matters little."
-        )
-    verdict = "locality decides" if shuffled >= DECIDES * real else "locality helps"
-    if real > shuffled:
-        verdict = "the order hurts: adapters return just after they were evicted"
-    return (
-        f"At {slots} LRU misses {about(real)} of requests, but {about(shuffled)} of the same ones shuffled: {verdict}."
-    )
+    found = order_finding(facts, curve)
+    start = f"At {plural(found.slots, 'slot')} LRU misses {about(found.real)} of requests"
+    if found.effect is OrderEffect.LITTLE:
+        return f"{start}, shuffled {about(found.shuffled)}: their order matters little."
+    return f"{start}, but {about(found.shuffled)} of the same ones shuffled: {_EFFECT_WORDS[found.effect]}."
 
 
 def _rate_headline(facts: TraceFacts) -> str:
     if not facts.span_s > 0:
         return f"{plural(facts.requests, 'request')}, all at the same time, so there is no rate."
     rate = f"{number(facts.rate_rps)} requests/s over {human_seconds(facts.span_s)}"
-    if _moves(facts):
+    if rate_of(facts).change is RateChange.MOVES:
         return f"{rate}: {_meaning(facts)}."
     if facts.gap_cv is None:
         return f"{rate}: too few to say whether they come in bursts."
-    return f"{rate}, with gaps {_gap_words(facts.gap_cv)} those of Poisson arrivals."
-
-
-def _moves(facts: TraceFacts) -> list[str]:
-    """Return the standard deviation of the rate over its mean, beyond chance, by the second and by the minute; none
-    where there is none to be seen.
-
-    The variance of a count beyond Poisson's is that of its rate: (dispersion - 1) * mean = (window * deviation)².
-    """
-    found = []
-    for dispersion, window_s, words in ((facts.dispersion_1s, 1.0, "second"), (facts.dispersion_60s, 60.0, "minute")):
-        noise = max(NOISE, 2 * math.sqrt(2 * window_s / facts.span_s)) if facts.span_s > 0 else math.inf
-        if dispersion is not None and dispersion > 1 + noise:
-            moves = math.sqrt((dispersion - 1) / (facts.rate_rps * window_s))
-            found.append(f"{about(moves)} from {words} to {words}")
-    return found
+    return f"{rate}, with gaps {_GAP_WORDS[gaps_of(facts.gap_cv)]} those of Poisson arrivals."
 
 
 def sentences(facts: TraceFacts) -> list[str]:
@@ -88,7 +92,7 @@ def _rate_words(facts: TraceFacts) -> str:
         texts.append(f"{number(facts.rate_rps)} requests/s over {human_seconds(facts.span_s)}.")
     if facts.gap_cv is not None:
         cv = number(round(facts.gap_cv, 2))
-        texts.append(f"Gaps are {_gap_words(facts.gap_cv)} those of Poisson arrivals (cv {cv}; Poisson: 1).")
+        texts.append(f"Gaps are {_GAP_WORDS[gaps_of(facts.gap_cv)]} those of Poisson arrivals (cv {cv}; Poisson: 1).")
     counted = [
         f"{number(round(dispersion, 2))} by the {words}"
         for dispersion, words in ((facts.dispersion_1s, "second"), (facts.dispersion_60s, "minute"))
@@ -101,22 +105,11 @@ def _rate_words(facts: TraceFacts) -> str:
 
 
 def _meaning(facts: TraceFacts) -> str:
-    found = _moves(facts)
-    if found:
-        return f"beyond chance, the rate moves by {spread_words(found)}"
-    known = [d for d in (facts.dispersion_1s, facts.dispersion_60s) if d is not None]
-    return "less than chance" if max(known) < 1 - NOISE else "no more than chance at that scale"
-
-
-def _gap_words(cv: float) -> str:
-    bands = (
-        (0.5, "much more even than"),
-        (0.85, "more even than"),
-        (1.15, "about as uneven as"),
-        (1.5, "somewhat burstier than"),
-        (3.0, "burstier than"),
-    )
-    return next((words for below, words in bands if cv < below), "far burstier than")
+    found = rate_of(facts)
+    if found.change is RateChange.MOVES:
+        moves = [f"{about(share)} from {window} to {window}" for share, window in found.moves]
+        return f"beyond chance, the rate moves by {spread_words(moves)}"
+    return "less than chance" if found.change is RateChange.EVEN else "no more than chance at that scale"
 
 
 def _popularity_words(facts: TraceFacts) -> str:
@@ -150,22 +143,14 @@ def _session_words(facts: TraceFacts) -> str:
 
 def _order_words(curve: MissCurve) -> str:
     """Return from how many slots on sessions help LRU, and how far independent draws are off there."""
-    places = round_places(curve.slots)
-    factors = {
-        i: curve.shuffled[i] / curve.real[i]
-        for i in places
-        if curve.real[i] > 0 and curve.shuffled[i] - curve.real[i] >= GAP
-    }
-    if not factors:
+    found = session_gain(curve)
+    if found is None:
         return "Independent draws overstate misses little, whatever the number of slots."
-    most = max(factors, key=lambda i: factors[i])
-    overstate = f"independent draws overstate misses up to {factors[most]:.1f} times"
-    overstate += f" ({plural(curve.slots[most], 'slot')})"
-    first = next((i for i in places if factors.get(i, 0.0) >= DECIDES), None)
-    below = [i for i in places if first is not None and i < first]
-    if first is None or not below:
+    overstate = f"independent draws overstate misses up to {found.factor:.1f} times"
+    overstate += f" ({plural(curve.slots[found.most], 'slot')})"
+    first, at = found.from_place, found.below
+    if first is None or at is None:
         return f"{overstate[0].upper()}{overstate[1:]}."
-    at = below[-1]
     return (
         f"Below {plural(curve.slots[first], 'slot')} LRU gains less from sessions "
         f"(at {plural(curve.slots[at], 'slot')} {about(curve.real[at])} miss, {about(curve.shuffled[at])} shuffled); "
@@ -186,18 +171,15 @@ def _skipped_words(facts: TraceFacts) -> str:
 def laws_sentences(facts: TraceFacts) -> list[str]:
     """Return how well popularity laws fit, by requests and by sessions."""
     texts = []
-    for of in dict.fromkeys(law.of for law in facts.laws):
-        laws = [law for law in facts.laws if law.of == of]
-        best, judged = laws[0], [law for law in laws if law.p_value is not None]
-        possible = [law.law for law in judged if law.p_value is not None and law.p_value >= LEAST_P]
+    for found in ranked_laws(facts):
+        best, of = found.best, found.of
         likeliest = f"{best.law} ({parameters(best)})" if best.parameters else best.law
         text = f"By {of}: likeliest is {likeliest}, off by up to {about(best.distance)} of {of}."
-        unseen = best.adapters - facts.adapters
-        if unseen > 0:
-            text += f" Many were seen only once, so there are probably about {plural(unseen, 'adapter')} more."
-        if possible:
-            text += f" This ranking may come from {spread_words(possible)}."
-        elif judged:
+        if found.unseen > 0:
+            text += f" Many were seen only once, so there are probably about {plural(found.unseen, 'adapter')} more."
+        if found.possible:
+            text += f" This ranking may come from {spread_words(found.possible)}."
+        elif found.judged:
             text += " No law fits this ranking; `law: weights` takes the shares as they are."
         texts.append(text)
     return texts
@@ -208,15 +190,13 @@ def lengths_sentences(facts: TraceFacts) -> list[str]:
     texts = []
     together = facts.length_correlation
     if together is not None:
-        words = "are hardly correlated"
-        if abs(together) >= 0.1:
-            words = "grow together" if together > 0 else "move in opposite directions"
+        words = _TOGETHER_WORDS[lengths_together(together)]
         texts.append(f"Prompt and output lengths {words} (correlation of their normal scores: {_signed(together)}).")
     between = facts.length_by_adapter
     if between is not None and facts.adapters > 1:
         texts.append(
             f"Lengths depend on the adapter: {about(between)} of their variance lies between adapters."
-            if between >= 0.05
+            if lengths_by_adapter(between)
             else f"Lengths hardly depend on the adapter: {about(between)} of their variance lies between adapters."
         )
     return texts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reports.formatting import number, percent
-from sim.results.traces.trace_facts import CheckedValue, LawRow
+from sim.results.traces.trace_facts import LawRow
 
 _SHARES = ("hot", "requests")
 """Parameters of popularity laws that are shares of one."""
@@ -40,14 +40,9 @@ def points(difference: float) -> str:
 
 
 def with_sign(text: str, unit: str) -> str:
-    """Return a with_sign number with a true minus, and no sign where it rounds to nothing."""
+    """Return a signed number with a true minus, and no sign where it rounds to nothing."""
     plain = text.lstrip("+-")
     return f"0{unit}" if float(plain) == 0 else f"{'−' if text.startswith('-') else '+'}{plain}{unit}"
-
-
-def change(value: CheckedValue) -> float | None:
-    """Return by which share of the trace's value the synthetic one is larger; None where that is 0."""
-    return None if value.trace == 0 else value.synthetic / value.trace - 1
 
 
 def shown(value: float, unit: str) -> str:

@@ -152,7 +152,7 @@ def fit(
 
 
 def _is_profile(file: Path) -> bool:
-    """Return whether a file looks like a profile, if only one of an older form."""
+    """Return whether a file has the form of a profile, also of an older version."""
     import json
 
     try:

@@ -13,8 +13,8 @@ import typer
 if TYPE_CHECKING:
     from sim.spec.scenario_file import LoadedScenario
 
-FINISHED_POINTS = "finished points are kept; the same command goes on from there"
-MEASURED_SAMPLES = "what was measured is kept; the same command goes on from there"
+FINISHED_POINTS = "finished points are kept; run the same command to resume"
+MEASURED_SAMPLES = "what was measured is kept; run the same command to resume"
 
 
 @dataclass(slots=True)

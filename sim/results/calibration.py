@@ -1,8 +1,8 @@
 """Calibration intervals: what the draws of a profile leave open (docs/statistics.md).
 
-A profile is fitted to finitely many measurements; fitted to others it would say something else. Its bootstrap draws
-show how much. Each is simulated on the traffic of one replication and compared with the profile itself on the same
-traffic, so that what differs is the costs and not the luck.
+A profile is fitted to finitely many measurements. Others would give other costs, and the bootstrap draws show how
+different they would be. Each is simulated on the traffic of one replication and compared with the profile itself on the
+same traffic, so that only the costs differ.
 """
 
 from __future__ import annotations

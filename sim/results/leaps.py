@@ -121,8 +121,9 @@ def joined(parts: list[Leaps]) -> Leaps:
 
 
 def steps_by_section(leaps: Leaps, bounds: Floats, sections: int) -> tuple[Leaps, Ints]:
-    """Return the leaps in which somebody decodes, so cut that all steps of each start in one section, and that section;
-    steps that start before the first one are left out.
+    """Return the leaps in which requests decode, cut so that all steps of each start in one section, and that section.
+
+    Steps that start before the first section are left out.
 
     What starts after the end of the measured time counts in the last section: requests that are measured get these
     tokens.

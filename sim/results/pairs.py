@@ -1,7 +1,7 @@
-"""Is one design better than another? Differences of two points, with intervals (docs/statistics.md).
+"""Differences of two points with intervals: is one design better than another? (docs/statistics.md)
 
-Designs that met the same traffic are compared part by part: what was a hard stretch for one was hard for the other,
-and most of the luck cancels. numpy is imported where it computes: words about differences need none.
+Designs that met the same traffic are compared part by part: a difficult period for one was difficult for the other,
+so most of the chance cancels. numpy is imported where it computes: words about differences need none.
 """
 
 from __future__ import annotations

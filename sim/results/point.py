@@ -187,7 +187,8 @@ class Point:
         those simulated more arrives than is served; ``{}`` for a profile without draws.
     :ivar replicas: rows of the first replication where there are several replicas: ``{"replica", "requests",
         "completed", "miss_ratio", "loads", "busy_share", "e2e_p99_s"}``, measured requests and time.
-    :ivar events: what happened to the fleet in the first replication: ``{"t_s", "kind", "text"}``.
+    :ivar events: what happened to the fleet in the first replication: ``{"t_s", "kind", "text"}``, and
+        ``"rollout"`` (its number) in those of rollouts.
     :ivar version_mix: of scenarios with rollouts, over the spans of the timeline: ``{"t_s": [...], "versions": {"1":
         [...], "2": [...], "none": [...]}}``: shares of the requests that arrive in a span, by the version of their
         first token; none: refused or failed.

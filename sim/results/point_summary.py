@@ -109,7 +109,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
 
 
 def measure_alone(recording: Recording, facts: ScenarioFacts) -> tuple[dict[str, Metric], dict[str, LateShare], bool]:
-    """Return the metrics of one replication by itself, who is late, and whether more arrives than is served.
+    """Return the metrics of one replication, the shares of late requests, and whether more arrive than are served.
 
     They are there to be compared with others on the same traffic, so fewer requests are enough for a p99 than where
     it is printed: one that varies more only makes the comparison wider.
@@ -313,22 +313,22 @@ def _broken_shares(m: MeasuredRequests) -> dict[str, float]:
 def _offered_to_loaders(m: MeasuredRequests) -> float | None:
     """Return loader-seconds asked for, over those there are: loads asked for times the mean time that one holds its
     loader."""
-    loads, held_s = 0, 0.0
+    loads, occupied_s = 0, 0.0
     for r in m.recordings:
         stored = (r.loads["tier"] == FROM_STORAGE) & (r.loads["replica"] < m.facts.own_replicas)
         loads += int(stored.sum()) - int(r.backoffs[:, 2].sum())  # those after a pause belong to one load
-        held_s += float((r.loads["ended_s"] - r.loads["started_s"])[stored].sum())
-        held_s += float((r.backoffs[:, 1] - r.backoffs[:, 0]).sum())
+        occupied_s += float((r.loads["ended_s"] - r.loads["started_s"])[stored].sum())
+        occupied_s += float((r.backoffs[:, 1] - r.backoffs[:, 0]).sum())
     if loads <= 0:
         return 0.0
     places = m.facts.loaders * m.facts.own_replicas * float(m.spans.sum())
-    # A full loader turns misses into delayed hits, since one load serves all who wait for it; without its queue they
+    # A full loader turns misses into delayed hits, since one load serves all that wait for it. Without its queue they
     # would be misses.
-    full = held_s > _FULL * places
+    full = occupied_s > _FULL * places
     outcome = m.column("outcome")
     of_loaders = (m.column("tier") == FROM_STORAGE) & (m.column("replica") < m.facts.own_replicas)
     asked = of_loaders & ((outcome == MISS) | (full & (outcome == DELAYED_HIT)))
-    return float(asked.sum() * held_s / loads / places) if places > 0 else None
+    return float(asked.sum() * occupied_s / loads / places) if places > 0 else None
 
 
 def _overload(m: MeasuredRequests) -> float | None:

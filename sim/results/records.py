@@ -156,11 +156,13 @@ class Event:
     :ivar kind: ``rollout``, ``stage``, ``complete``, ``rollback``, ``crash``, ``detected``, ``restart``, ``fault``,
         ``over``, ``end`` (the run, with something planned that never came).
     :ivar text: in words, for a timeline.
+    :ivar rollout: number of the rollout that it belongs to; None for other events.
     """
 
     time_s: float
     kind: str
     text: str
+    rollout: int | None = None
 
 
 @dataclass(slots=True)

@@ -155,7 +155,7 @@ class MeasuredRequests:
         """Return loads started and seconds of loading by section: of all loads, of those that loaders make from
         storage, or of whole models.
 
-        Every attempt at a load counts as a load. A loader is held in the pauses between them.
+        Every attempt at a load counts as a load. A loader stays occupied in the pauses between them.
         """
         started, busy = [], []
         from_storage, own = which == "from storage", self.facts.own_replicas
@@ -168,10 +168,10 @@ class MeasuredRequests:
             section = np.searchsorted(r.bounds, start, side="right") - 1
             inside = (section >= 0) & (section < self.sections)
             started.append(np.bincount(section[inside], minlength=self.sections))
-            held = _overlap(start, end, r.bounds)
+            occupied = _overlap(start, end, r.bounds)
             if from_storage and len(r.backoffs):
-                held = held + _overlap(r.backoffs[:, 0], r.backoffs[:, 1], r.bounds)
-            busy.append(held)
+                occupied = occupied + _overlap(r.backoffs[:, 0], r.backoffs[:, 1], r.bounds)
+            busy.append(occupied)
         return np.concatenate(started).astype(np.float64), np.concatenate(busy)
 
 
@@ -191,7 +191,7 @@ def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:
 
 
 JUDGED = ("status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
-"""Columns that a judge looks at."""
+"""Columns that a judge reads."""
 _TERMS = (("ttft_p99_s", "first_token_s"), ("e2e_p99_s", "finished_s"), ("queue_p99_s", "admitted_s"))
 
 
@@ -225,9 +225,9 @@ def _in_time(requests: Mapping[str, NDArray[Any]], facts: ScenarioFacts) -> NDAr
 def slow_ones(m: MeasuredRequests) -> NDArray[np.bool_] | None:
     """Return which measured requests are late; None without per-request targets.
 
-    Late is who completed beyond such a target, and who was still unfinished when the run ended and had been waiting
-    beyond one by then: whenever its answer may come, it comes too late. What has not happened yet counts as if it
-    happened at the end of the run, which is as soon as it can.
+    A request is late if it completed beyond such a target, or if it was unfinished when the run ended and had already
+    waited longer than one. What has not happened by then counts as if it happened at the end of the run, the earliest
+    time at which it can.
     """
     if judge_of(m.facts) is None:
         return None

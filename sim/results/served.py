@@ -18,7 +18,7 @@ Mask = NDArray[np.bool_]
 
 _STAMPS = {"ttft": "first_token_s", "e2e": "finished_s", "queue": "admitted_s"}
 _RARE = 0.01
-"""Where fewer requests are late, the slowest ones up to this share tell how much requests depend on each other."""
+"""Where fewer requests are late, the slowest ones up to this share show how much requests depend on each other."""
 
 
 def unserved(m: MeasuredRequests) -> Mask:

@@ -1,4 +1,4 @@
-"""Estimates with intervals that hold (docs/statistics.md).
+"""Estimates with intervals that cover the true value as often as they say (docs/statistics.md).
 
 Requests of one run depend on each other: a p99 treated as if they didn't has an interval far too narrow. Here a
 run is cut into sections (consecutive parts), the statistic is taken in each, and Student's t over the sections
@@ -36,20 +36,21 @@ CYCLES = 1000
 CYCLES_P99 = 3500
 """Cycles that a mean or median, and a p99, need before a half-width is believed (docs/statistics.md).
 
-Of exponential times, half-widths are 5 to 9 % of the value there; with far fewer cycles only luck makes one less than
-``WIDE``.
+Of exponential times, half-widths are 5 to 9 % of the value there; with far fewer cycles one is below ``WIDE`` only by
+chance.
 """
 NARROW = 0.04
 """Half-widths below this share of the value need fewer cycles, by the square: such values vary little."""
 INDEPENDENT = 1.125
-"""How many fewer cycles than independent values would take (or a little more by chance) need no cycles at all."""
+"""Up to this many times as many cycles in independent values (a little more by chance), no cycles are required."""
 STRIDES = {1: (1.0, 1.5), 16: (0.5, 2.25)}
-"""Cycles are counted of requests and of means of 16: each hit that passes a queue of misses would look like a cycle.
-Beside it the share of the cycles that is needed, since such means cycle half as often in a busy queue; and how many
-fewer cycles than of independent values ask for that many: such means depend on each other a little wherever requests
-do."""
+"""Cycles are counted of requests and of means of 16, because each hit that passes a queue of misses counts as a cycle.
+
+The first value is the share of the cycles that is needed: such means cycle half as often in a busy queue. The second is
+how many times as many cycles independent values would have where all of that share is needed: such means depend on each
+other a little wherever requests do."""
 MIN_STRIDES = 500
-"""Values below which their cycles say nothing: there are some 60, if values don't depend on each other."""
+"""Values below which their cycles mean nothing: independent values have about 60."""
 _DIGITS = 7
 """Significant digits of parts."""
 NARROW_SHARE = 0.005
@@ -184,7 +185,8 @@ class Sampled:
         """Return the state of a settled metric, unsettled if requests depend on each other and the run has few cycles.
 
         Where half-widths are usually wide, those that pass for narrow come from runs without their share of long
-        queues, and their values are too low as well. The half-width can't tell, cycles can: they vary little.
+        queues, and their values are too low as well. The half-width doesn't show that, but the number of cycles does,
+        because it varies little.
 
         :param tail: whether it is a p99.
         """
@@ -216,7 +218,7 @@ class QueueCycles:
 
 
 def needs_longer_run(metric: Metric) -> bool:
-    """Return whether a metric is unsettled for want of cycles: a longer run has more of them."""
+    """Return whether a metric is unsettled because the run has too few cycles; a longer run has more."""
     return metric.state.cause in (Cause.FEW_CYCLES, Cause.FEW_CYCLES_OF_MEANS)
 
 
@@ -282,7 +284,7 @@ def share_of_requests(over: Floats, under: Floats, tail: Floats, sections: int) 
 
 
 def _independent(tail: Floats, under: Floats, sections: int) -> float:
-    """Return how many independent requests would tell the share of a tail as closely as these do."""
+    """Return how many independent requests would give the share of a tail as closely as these do."""
     total = float(under.sum())
     value = float(tail.sum()) / total
     half = _wider_half(value, *_ratios(tail, under, sections))

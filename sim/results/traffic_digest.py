@@ -1,4 +1,4 @@
-"""Which traffic a point met: two points with the same one differ by design and not by luck."""
+"""Which traffic a point met: two points with the same one differ by design and not by chance."""
 
 from __future__ import annotations
 

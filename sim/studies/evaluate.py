@@ -6,7 +6,6 @@ of an evaluation run in this process or on a pool.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from sim.results.sample_data import FaultWindow, ScenarioFacts
 from sim.results.statistics import needs_longer_run, sections_per_replication
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
-from sim.studies.training.rollout_gate import Vetting, build_worlds, held_back_record
+from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
 from sim.world.replication import simulate
 from sim.world.world import World
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
     from sim.results.records import Recording
     from sim.studies.backends.pool import Pool
-
-_NUMBERED = re.compile(r"rollouts\.(\d+)")
 
 MAX_DRAWS = 8
 """Draws of a profile to simulate, at most. With 8, Student's t is 18 % above the normal quantile."""
@@ -251,12 +248,10 @@ def _renumbered(event: dict[str, Any], numbers: Sequence[int]) -> dict[str, Any]
 
     :param numbers: those of the rollouts that go out, in order.
     """
-    match = _NUMBERED.match(event["text"])
-    return (
-        event
-        if match is None
-        else {**event, "text": f"rollouts.{numbers[int(match[1])]}{event['text'][match.end() :]}"}
-    )
+    if "rollout" not in event:
+        return event
+    old, new = event["rollout"], numbers[event["rollout"]]
+    return {**event, "text": f"rollouts.{new}{event['text'].removeprefix(f'rollouts.{old}')}", "rollout": new}
 
 
 def doubled(scenario: Scenario, point: Point) -> Scenario | None:

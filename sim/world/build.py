@@ -61,7 +61,10 @@ def build_world(scenario: Scenario) -> World:
     notes += storage_notes(scenario) + full_model_notes(full, scenario.fleet.replicas)
     notes += _base_notes(scenario, weights_kept)
     if profile and scenario.storage.loaders > 1 and not scenario.storage.load:
-        notes.append("loads at the same time share no bandwidth in this version: several loaders look too good")
+        notes.append(
+            "loads at the same time share no bandwidth in this version, "
+            "so results with several loaders are too optimistic"
+        )
     served = int(np.count_nonzero(~population.full)) if population.full_kinds else len(population)
     if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and capacity < served:
         notes.append(

@@ -59,7 +59,7 @@ def test_attention_is_causal_and_reads_the_cache() -> None:
     seen = []
     one.head = lambda h, last: seen.append(h[last])  # type: ignore[method-assign, return-value]
     one.step(x, *one.inputs(whole)[1:], whole, None)
-    for pool in one._kv:  # the first 30 tokens stay; what the chunk must write anew is spoilt
+    for pool in one._kv:  # the first 30 tokens stay; what the chunk must write again is spoilt
         used = pool[:, : 40 * TINY.kv_heads * TINY.head_dim]
         used.view(2, TINY.kv_heads, 40, TINY.head_dim)[:, :, 30:] = float("nan")
     one.step(x[30:], *one.inputs(chunk)[1:], chunk, None)

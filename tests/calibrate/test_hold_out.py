@@ -163,13 +163,13 @@ def test_the_report_has_every_line_and_the_decision(shared: Path) -> None:
     profile, _ = load_profile(f"h100-64gb/{MODELS[0]}/vllm-0.8.5")
     loops = loops_of(shared, MODELS[0]).problem
     lines = step_hold_outs(loops, loops)
-    told = profile.model_copy(update={"hold_out": lines, "draws": (Draw(step=profile.step, load=profile.load),) * 16})
+    drawn = profile.model_copy(update={"hold_out": lines, "draws": (Draw(step=profile.step, load=profile.load),) * 16})
     assert len(hold_out_rows(lines)) == len(lines)
-    words = closing(told)
+    words = closing(drawn)
     assert words[0].startswith("The additive form predicts better: ")
     assert words[0].endswith(f"({LEFT_OUT}{ALONE}).")
     assert "16 bootstrap draws of step and load costs." in words
-    data = as_json(told)
+    data = as_json(drawn)
     assert (data["draws"], data["decision"]["better"], len(data["hold_out"])) == (16, ADDITIVE, len(lines))
 
 

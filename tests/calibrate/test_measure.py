@@ -1,4 +1,4 @@
-"""The method: enough samples in random order, none left out, what broke off goes on, what disturbs is said."""
+"""The method: enough samples in random order, none left out, interrupted runs resume, disturbances are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory and load costs from published measurements, held against every cell of their tables."""
+"""Memory and load costs from published measurements, compared with every cell of their tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sim.traffic.adapters import populate
 from sim.world.build import build_world
 
 LENGTHS = {"llama-3.1-8b": 131072, "qwen2.5-7b": 32768}
-"""max_model_len: the models' own, which nobody changed in these runs."""
+"""max_model_len: the models' own, unchanged in these runs."""
 
 
 def kv_tokens(model: str, slots: int, rank: int) -> int:

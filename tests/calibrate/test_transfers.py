@@ -23,7 +23,7 @@ from calibrate.fit.load_fit import fit_load_samples  # noqa: E402
 from calibrate.loads import load_stages, load_timing  # noqa: E402
 from calibrate.loads.interference import (  # noqa: E402
     ALONE,
-    BESIDE,
+    DURING_COPIES,
     INTERFERENCE,
     interference,
     interference_configurations,
@@ -78,7 +78,7 @@ def cold_disk(path: Path) -> None:
 
 
 def run(device: Device, out: Path, **more: Any) -> SampleLog:
-    """Time loads beside a step that takes next to nothing: timing the model's own is most of a run."""
+    """Time loads during a step that takes next to nothing: timing the model's own is most of a run."""
     given: dict[str, Any] = {"method": FAST, "grid": SMALL, "step": Prepared(call=lambda: torch.ones(1000).sum())}
     running = {name: more.pop(name) for name in ("progress", "overwrite", "command") if name in more}
     return time_loads(LoadOptions("tiny", **(given | more)), device, out, **({"command": "test"} | running))
@@ -212,22 +212,22 @@ def test_loads_at_the_same_time_are_at_the_same_time(device: Device) -> None:
         seconds()
 
 
-def test_copies_run_beside_the_step_and_are_over_when_it_is_torn_down(device: Device) -> None:
+def test_copies_run_during_the_step_and_are_over_when_it_is_torn_down(device: Device) -> None:
     calls: list[str] = []
     step = Prepared(call=lambda: calls.append("step"), before=lambda: calls.append("before"))
-    for beside in (False, True):
-        with interference(device, step, 1 << 20, beside=beside) as prepared:
+    for copying in (False, True):
+        with interference(device, step, 1 << 20, copying=copying) as prepared:
             calls.clear()
             assert prepared.before is not None
             assert prepared.seconds is not None
             prepared.before()
             assert prepared.seconds()[0] > 0
             assert calls == ["before", "step"]
-    assert {ALONE, BESIDE} == {one.key for one in interference_configurations(device)}
+    assert {ALONE, DURING_COPIES} == {one.key for one in interference_configurations(device)}
     assert math.isnan(slow_down_of([]))
 
 
-def test_what_runs_beside_a_step_is_waited_for_and_its_error_is_raised() -> None:
+def test_what_runs_during_a_step_is_waited_for_and_its_error_is_raised() -> None:
     device, done = CpuDevice(), threading.Event()
 
     def slow() -> None:

@@ -81,7 +81,7 @@ def test_a_broken_off_run_keeps_its_samples(tmp_path: Path, number: signal.Signa
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert err.strip().splitlines()[-1] == (
-            "interrupted: what was measured is kept; the same command goes on from there"
+            "interrupted: what was measured is kept; run the same command to resume"
         )
         assert "Traceback" not in err
     kept = samples.read_bytes()

@@ -70,7 +70,7 @@ def test_a_signal_leaves_no_worker_behind_and_any_backend_goes_on(
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err.splitlines()[-1] == "interrupted: finished points are kept; the same command goes on from there"
+    assert err.splitlines()[-1] == "interrupted: finished points are kept; run the same command to resume"
     deadline = time.monotonic() + 20
     while left := [command for number, command in started.items() if alive(number, command)]:
         assert time.monotonic() < deadline, left

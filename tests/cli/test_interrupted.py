@@ -1,4 +1,4 @@
-"""A sweep that is stopped keeps what was finished, and the same command goes on from there."""
+"""A sweep that is stopped keeps what was finished, and the same command resumes it."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def stop_midway(folder: Path, number: signal.Signals) -> tuple[subprocess.Popen[
 def test_ctrl_c_keeps_finished_points_and_exits_130(tmp_path: Path) -> None:
     process, kept, err = stop_midway(tmp_path, signal.SIGINT)
     assert process.returncode == 130
-    assert err.strip().splitlines()[-1] == (
-        "interrupted: finished points are kept; the same command goes on from there"
-    )
+    assert err.strip().splitlines()[-1] == ("interrupted: finished points are kept; run the same command to resume")
     assert "Traceback" not in err
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["status"] == "interrupted"

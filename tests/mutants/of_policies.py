@@ -46,7 +46,7 @@ POLICIES = (
         _SCHEDULER,
         "        self.kv.give_back([request])\n        self._leave([request])\n        request.to_prefill",
         "        self.kv.give_back([request, request])\n        self._leave([request])\n        request.to_prefill",
-        "a preempted sequence gives back more blocks than it held",
+        "a preempted sequence gives back more blocks than it had",
         (LEAPING,),
     ),
     Mutant(
@@ -78,7 +78,7 @@ POLICIES = (
         _SCHEDULER,
         "min(request.to_prefill, budget)",
         "min(request.to_prefill, self.limits.batched_tokens)",
-        "a cut prompt goes on beside decodes as if they cost nothing",
+        "a cut prompt continues next to decodes as if they cost nothing",
         (LEAPING,),
     ),
     Mutant(
@@ -118,7 +118,7 @@ POLICIES = (
         _SCHEDULER,
         "steps < limits.interval",
         "steps <= limits.interval",
-        "S-LoRA looks at its queue ten decode steps after an admission, not eleven",
+        "S-LoRA checks its queue ten decode steps after an admission, not eleven",
         (ENGINES, ENGINE_TWINS),
     ),
     Mutant(
@@ -126,7 +126,7 @@ POLICIES = (
         _SCHEDULER,
         "self.waiting.size() >= int(",
         "self.waiting.size() > int(",
-        "LoRAX looks at its queue as soon as the ratio is reached",
+        "LoRAX checks its queue as soon as the ratio is reached",
         (ENGINES, ENGINE_TWINS),
     ),
     Mutant(
@@ -166,7 +166,7 @@ POLICIES = (
         "sim/policies/kv/kv_rules.py",
         "self.need -= self._blocks(request)",
         "self.need -= 0",
-        "blocks of those who left stay set aside",
+        "blocks of requests that left stay reserved",
         (ENGINES, ENGINE_TWINS),
     ),
     Mutant(
@@ -248,7 +248,7 @@ POLICIES = (
         "        self.state[adapter] = ABSENT\n        self.used -= self.weights[adapter]",
         "        self.state[adapter] = ABSENT",
         "every failed load makes the cache smaller",
-        ("tests/unit/test_outages.py", "tests/property/test_faults.py"),
+        ("tests/unit/test_crashes.py", "tests/property/test_faults.py"),
     ),
     Mutant(
         "unified-memory-keeps-a-block",
@@ -323,7 +323,7 @@ POLICIES = (
         "sim/policies/eviction/clock_sieve.py",
         "self._hand = hand\n",
         "self._hand = end\n",
-        "SIEVE's hand goes on from where it was",
+        "SIEVE's hand continues from where it was",
         (EVICTION_TWINS,),
     ),
     Mutant(

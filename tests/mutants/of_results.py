@@ -10,7 +10,7 @@ LAWS = "tests/property/test_laws.py"
 LEAPING = "tests/property/test_leaping.py"
 METRICS = ("tests/unit/test_metrics_by_hand.py", CHANGES, "tests/property/test_second_count.py")
 """Metrics by hand, then every one a second time on random scenarios."""
-OUTAGES = "tests/unit/test_outages.py"
+CRASHES = "tests/unit/test_crashes.py"
 PAIRS = "tests/unit/test_pairs.py"
 
 _LEAPS = "sim/results/leaps.py"
@@ -44,7 +44,7 @@ RESULTS = (
         _METRICS,
         "m.facts.loaders * m.facts.own_replicas",
         "m.facts.own_replicas",
-        "with four loaders a quarter of the load looks like all of it",
+        "with four loaders a quarter of the load is taken for all of it",
         METRICS,
     ),
     Mutant(
@@ -52,7 +52,7 @@ RESULTS = (
         _METRICS,
         "ratio(busy, m.spans * m.facts.replicas",
         "ratio(busy, 2 * m.spans * m.facts.replicas",
-        "a saturated GPU looks half idle",
+        "a saturated GPU seems half idle",
         METRICS,
     ),
     Mutant(
@@ -146,10 +146,10 @@ RESULTS = (
     Mutant(
         "retry-pauses-free-the-loader",
         _MEASURED,
-        "held = held + _overlap(r.backoffs[:, 0], r.backoffs[:, 1], r.bounds)",
+        "occupied = occupied + _overlap(r.backoffs[:, 0], r.backoffs[:, 1], r.bounds)",
         "pass",
-        "a loader is held in the pauses between its attempts",
-        ("tests/unit/test_counted_once.py",),
+        "a loader stays occupied in the pauses between its attempts",
+        ("tests/unit/test_metric_sums.py",),
     ),
     Mutant(
         "replications-share-sections",
@@ -173,14 +173,14 @@ RESULTS = (
         'np.maximum(requests["output_tokens"] - 1, 1)',
         'np.maximum(requests["output_tokens"], 1)',
         "the target for each token is given one token too many",
-        ("tests/unit/test_counted_once.py",),
+        ("tests/unit/test_metric_sums.py",),
     ),
     Mutant(
         "section-gets-what-came-before-it",
         _LEAPS,
         "np.maximum(start[crossing, None], low)",
         "start[crossing, None]",
-        "what goes on from one section into the next counts twice",
+        "what continues from one section into the next counts twice",
         ("tests/unit/test_overlap.py", "tests/unit/test_leap_sections.py"),
     ),
     Mutant(
@@ -214,7 +214,7 @@ RESULTS = (
         "np.arange(1, GAP_BINS + 1, dtype=np.float64)",
         "np.arange(0, GAP_BINS, dtype=np.float64)",
         "quantiles of gaps are those of the bin below",
-        ("tests/unit/test_counted_once.py",),
+        ("tests/unit/test_metric_sums.py",),
     ),
     Mutant(
         "gap-sum-forgets-sequences",
@@ -229,7 +229,7 @@ RESULTS = (
         _LEAPS,
         "(low + high - 1) / 2 + leaps.load_s[leap]",
         "(low + high - 1) / 2",
-        "who decodes while a step loads waits for the load",
+        "requests that decode while a step loads wait for the load",
         METRICS,
     ),
     Mutant(
@@ -246,7 +246,7 @@ RESULTS = (
         "min(b, end) - max(a, start)",
         "b - a",
         "waits for a slot in the warm-up count",
-        ("tests/unit/test_counted_once.py",),
+        ("tests/unit/test_metric_sums.py",),
     ),
     Mutant(
         "marks-overwrite",
@@ -254,7 +254,7 @@ RESULTS = (
         'np.bitwise_or.at(columns["marks"], at, rows["marks"])',
         'columns["marks"][at] = rows["marks"]',
         "of several things that happen to a request only the last is noted",
-        ("tests/unit/test_counted_once.py",),
+        ("tests/unit/test_metric_sums.py",),
     ),
     Mutant(
         "tries-counted-once",
@@ -262,7 +262,7 @@ RESULTS = (
         'np.add.at(columns["tries"], at, rows["tries"])',
         'columns["tries"][at] += rows["tries"]',
         "numpy adds once where an index comes twice",
-        ("tests/unit/test_counted_once.py",),
+        ("tests/unit/test_metric_sums.py",),
     ),
     Mutant(
         "crash-cuts-loads-of-others",
@@ -270,7 +270,7 @@ RESULTS = (
         'there & (rows["ended_s"] > now)',
         'rows["ended_s"] > now',
         "the loads of replicas that are up end with a crash elsewhere",
-        ("tests/unit/test_counted_once.py",),
+        ("tests/unit/test_metric_sums.py",),
     ),
     Mutant(
         "version-from-the-instant-after",
@@ -278,7 +278,7 @@ RESULTS = (
         "(finished_s >= time)",
         "(finished_s > time)",
         "what ends at the instant of a cutover is by the new version",
-        ("tests/unit/test_counted_once.py",),
+        ("tests/unit/test_metric_sums.py",),
     ),
     # Intervals ------------------------------------------------------------------------------------------------------
     Mutant("student-with-n", _STATS, "student(count - 1)", "student(count)", "intervals are too narrow", (INTERVALS,)),
@@ -320,7 +320,7 @@ RESULTS = (
         'q * total, side="left"))])',
         'q * total, side="left")) - 1])',
         "a quantile is the upper edge of its bin",
-        ("tests/unit/test_counted_once.py",),
+        ("tests/unit/test_metric_sums.py",),
     ),
     Mutant(
         "p99-of-a-hundred",
@@ -417,7 +417,7 @@ RESULTS = (
         "np.argsort(-asked",
         "np.argsort(asked",
         "the hottest 1 % are the coldest",
-        ("tests/unit/test_counted_once.py",),
+        ("tests/unit/test_metric_sums.py",),
     ),
     Mutant(
         "pairs-of-other-traffic",

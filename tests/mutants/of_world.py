@@ -9,7 +9,7 @@ ENGINES = "tests/unit/test_engines.py"
 ENGINE_TWINS = "tests/property/test_engine_leaping.py"
 LAWS = "tests/property/test_laws.py"
 LEAPING = "tests/property/test_leaping.py"
-OUTAGES = "tests/unit/test_outages.py"
+CRASHES = "tests/unit/test_crashes.py"
 SPEED = "tests/unit/test_storage_speed.py"
 AT_ONE_INSTANT = f"{LEAPING}::test_leaps_equal_steps_where_much_happens_at_one_instant"
 FIXED = f"{LEAPING}::test_the_engine_without_batches_agrees_with_its_twin"
@@ -44,7 +44,7 @@ WORLD = (
         _BATCH,
         "while started + self._elapsed(steps) <= now:",
         "while started + self._elapsed(steps) < now:",
-        "who arrives at the instant of a boundary joins at the next one",
+        "requests that arrive at the instant of a boundary join at the next one",
         ("tests/property/test_boundaries.py", LEAPING),
     ),
     Mutant(
@@ -108,7 +108,7 @@ WORLD = (
         "sim/world/clock.py",
         "CONTROL, LOAD_DONE, BOUNDARY, ARRIVAL = 0, 1, 2, 3",
         "CONTROL, LOAD_DONE, ARRIVAL, BOUNDARY = 0, 1, 2, 3",
-        "who arrives at the instant of a boundary waits for the next one",
+        "requests that arrive at the instant of a boundary wait for the next one",
         (AT_ONE_INSTANT, LEAPING),
     ),
     # Loads ----------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ WORLD = (
         _PROTECTED,
         "elif request.adapter in loaded:",
         "elif load_s > 0:",
-        "only who waits for the load of its own adapter is a delayed hit",
+        "only requests that wait for the load of their own adapter are delayed hits",
         (LEAPING,),
     ),
     Mutant(
@@ -215,7 +215,7 @@ WORLD = (
         "sim/world/replica/server.py",
         "if self.cache.release(request.adapter):",
         "if not self.cache.release(request.adapter):",
-        "loads that wait for room wait though somebody has left",
+        "loads that wait for room wait although a request has left",
         (FIXED, LEAPING),
     ),
     Mutant(
@@ -280,7 +280,7 @@ WORLD = (
         "len(spans) > failed.retries",
         "len(spans) >= failed.retries",
         "retries come after the first attempt",
-        (OUTAGES, SPEED),
+        (CRASHES, SPEED),
     ),
     Mutant(
         "pauses-do-not-double",
@@ -288,7 +288,7 @@ WORLD = (
         "_pause_s(failed.backoff_s, len(spans) - 1)",
         "_pause_s(failed.backoff_s, 0)",
         "each pause between attempts is twice as long as the one before",
-        (OUTAGES, SPEED),
+        (CRASHES, SPEED),
     ),
     # Modes ----------------------------------------------------------------------------------------------------------
     Mutant(
@@ -322,7 +322,7 @@ WORLD = (
         "            self.fail(request)\n",
         "            self.fail(request)\n",
         "an adapter whose load failed counts as in use for ever",
-        (OUTAGES, "tests/property/test_faults.py"),
+        (CRASHES, "tests/property/test_faults.py"),
     ),
     # The fleet ------------------------------------------------------------------------------------------------------
     Mutant(

@@ -1,4 +1,4 @@
-"""The catalogue of mutants fits the code, and the tool tells a mutant that tests notice from one that they don't."""
+"""The catalogue of mutants fits the code, and the tool knows which mutants tests notice."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import assume
 from hypothesis import strategies as st
-from identity_scenarios import designs, with_
+from misrouting_scenarios import designs, with_
 from strategies import ODD, seconds
 
 from sim.spec.scenario import Scenario

@@ -7,7 +7,7 @@ from typing import Any
 from engine_scenarios import engine_scenarios
 from hypothesis import assume
 from hypothesis import strategies as st
-from identity_scenarios import ROUTERS, with_
+from misrouting_scenarios import ROUTERS, with_
 from strategies import GRID, ODD, scenarios, seconds
 
 from sim.errors import ScenarioError

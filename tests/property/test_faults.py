@@ -12,7 +12,7 @@ import pytest
 from fault_scenarios import SPEED, crashes, faulty_scenarios, may_fail, storage_faults
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from identity_scenarios import designs, with_
+from misrouting_scenarios import designs, with_
 from strategies import fixed_time, seconds
 
 import sim.world.replication

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from identity_scenarios import with_
+from misrouting_scenarios import with_
 from naive_rollouts import Seen
 from rollout_scenarios import rollout_scenarios
 from strategies import GRID, build, fixed_time, seconds, write_profile, write_trace

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from identity_scenarios import with_
+from misrouting_scenarios import with_
 from naive_rollouts import Seen
 from rollout_scenarios import DRAINING, rollout_scenarios
 

@@ -372,7 +372,9 @@ def changed_point(
         versions = {"1": [1 - x for x in shares], "2": [0.99 * x for x in shares], "none": [0.01 * x for x in shares]}
         version_mix = {"t_s": point.timeline.t_s, "versions": versions}
     kinds = (("rollout", "in-place on 4 replicas"), ("complete", "every replica has <the> new version"))
-    events = [{"t_s": 400.0 + 50 * i, "kind": k, "text": f"rollouts.0: {t}"} for i, (k, t) in enumerate(kinds)]
+    events = [
+        {"t_s": 400.0 + 50 * i, "kind": k, "text": f"rollouts.0: {t}", "rollout": 0} for i, (k, t) in enumerate(kinds)
+    ]
     bump = [1 + 3 * (0.0 < x < 1.0) for x in shares]
     timeline = replace(
         point.timeline,

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import samples
 
-from reports.answers.change_findings import certainly_less, impact_of
+from reports.answers.change_comparison import certainly_less
+from reports.answers.change_findings import impact_of, rollouts_begun
 from reports.axes import make_axes
 from reports.charts.change_charts import moments_chart, version_chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
@@ -289,3 +290,10 @@ def test_bytes_and_counts_read_as_such() -> None:
     )
     assert interval("harmed", Metric(12, 3.2, 20.8, "requests")) == "3 to 21"
     assert read_terms({"ttft_p99": "1 s"}) == TERMS
+
+
+def test_rollouts_are_counted_by_their_numbers_not_by_their_texts() -> None:
+    events = [{"t_s": float(n), "kind": "rollout", "text": "a: b", "rollout": n} for n in (0, 1, 1)]
+    point = Point({}, {}, events=[*events, {"t_s": 9.0, "kind": "fault", "text": "faults.0: disk stalls"}])
+    assert rollouts_begun(point) == 2
+    assert rollouts_begun(replace(point, events=[{"t_s": 1.0, "kind": "rollout", "text": "rollouts.0: in-place"}])) == 0

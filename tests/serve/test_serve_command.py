@@ -55,7 +55,7 @@ def test_a_server_is_measured_and_predicted(loraplan: CommandLine, server: FakeS
     assert metrics["e2e_p50_s"]["noise"] is not None
     assert metrics["loads_per_request"]["measured"] is None
     assert metrics["loads_per_request"]["predicted"] > 0
-    assert summary["loads_from"] == "the server does not tell of loads"
+    assert summary["loads_from"] == "the server does not report loads"
     assert summary["failed"] == [0, 0]
     assert summary["kv"] == {"kv_tokens": 65536, "block_size": 16}
     assert summary["server"][0]["running_mean"] == 2.0

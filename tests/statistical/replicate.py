@@ -17,7 +17,7 @@ Measure = Callable[[dict[str, Floats]], Sequence[float]]
 
 
 def measured(recording: Recording, warmup: float) -> dict[str, Floats]:
-    """Return the columns without the first requests, and waiting and sojourn times beside them."""
+    """Return the columns without the first requests, and with waiting and sojourn times."""
     first = int(warmup * len(recording.requests["index"]))
     columns = {name: column[first:] for name, column in recording.requests.items()}
     columns["wait_s"] = columns["admitted_s"] - columns["arrival_s"]

@@ -155,7 +155,7 @@ def test_sessions_keep_the_rate_from_the_first_second_on_and_stay_with_their_ada
     made = traffic(None, 100, duration="2 h", arrivals={"process": "poisson", "rate": "2/s"}, sessions={})
     early = [np.count_nonzero(drawn(made, replication)[0] < 600) for replication in range(60)]
     assert np.mean(early) == pytest.approx(1200, abs=SIGMAS * np.std(early, ddof=1) / math.sqrt(60))
-    # So few and so many adapters that sessions of one adapter hardly ever meet: they can be told by their pauses.
+    # So few and so many adapters that sessions of one adapter hardly ever meet: their pauses separate them.
     rare = traffic(60_000, 2_000_000, arrivals={"process": "poisson", "rate": "1/s"}, sessions={"gap_max": "20 min"})
     times, adapters = drawn(rare)
     table = SessionTable(times, adapters, sessions_by_gap(times, adapters, 1201))

@@ -37,7 +37,7 @@ def test_shares_of_late_requests_hold(name: str, load: float, late: float, old_f
     target = np.quantile(path(QUEUES[name], load, (20, 200_000), np.random.default_rng(999))[0][:, 5000:], 1 - late)
     sections = sections_per_replication(replications)
     places = np.repeat(np.arange(sections * replications), count // sections)
-    held = by_sections = 0
+    covered = by_sections = 0
     for seed in range(RUNS):
         wait = path(QUEUES[name], load, (replications, count + 1000), np.random.default_rng(seed))[0][:, 1000:].ravel()
         over = wait > target
@@ -51,11 +51,11 @@ def test_shares_of_late_requests_hold(name: str, load: float, late: float, old_f
         assert found.hi is not None
         assert plain.lo is not None
         assert plain.hi is not None
-        held += found.lo <= 1 - late <= found.hi
+        covered += found.lo <= 1 - late <= found.hi
         by_sections += plain.lo <= 1 - late <= plain.hi
         assert found.lo <= plain.lo
         assert found.hi >= plain.hi
-    assert held / RUNS >= LEAST
+    assert covered / RUNS >= LEAST
     if old_fails and late <= 0.003 and load > 0.5:
         assert by_sections / RUNS < LEAST, "or this test shows nothing"
 
@@ -79,15 +79,15 @@ def simulated(seed: int, target: str) -> Scenario:
 @pytest.mark.slow
 def test_printed_attainment_holds() -> None:
     """M/D/1 at load .5: the share that waits at most 33.36 ms is 99 % (oracles.json)."""
-    held, wide, runs = 0, 0.0, 60
+    covered, wide, runs = 0, 0.0, 60
     for seed in range(runs):
         metric = evaluate_scenario(simulated(seed, "33.362559570022 ms")).point.metrics["slo_attainment"]
         assert metric.lo is not None
         assert metric.hi is not None
-        held += metric.lo <= 0.99 <= metric.hi
+        covered += metric.lo <= 0.99 <= metric.hi
         wide += metric.hi - metric.lo
     assert wide / runs < 0.03, "an interval may hold by saying nothing"
-    assert held / runs >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)
+    assert covered / runs >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)
 
 
 def test_where_nobody_is_late_something_is_left_open() -> None:

@@ -28,12 +28,12 @@ def queueing(cost: np.ndarray) -> np.ndarray:
     return cost / (1 - np.minimum(0.8 * cost, 0.995))
 
 
-def share(held: Result, spread: float, draws: int) -> float:
+def share(result: Result, spread: float, draws: int) -> float:
     rng = np.random.default_rng(7)
     fitted = 1 + rng.normal(0, spread, RUNS)
     drawn = fitted[:, None] + rng.normal(0, spread, (RUNS, draws))
-    true = float(held(np.array([1.0]))[0])
-    values, results = held(fitted), held(drawn)
+    true = float(result(np.array([1.0]))[0])
+    values, results = result(fitted), result(drawn)
     found = [
         bounds("e2e_p99_s", Metric(float(v), unit="s"), [(float(v), float(r)) for r in row])
         for v, row in zip(values, results, strict=True)
@@ -45,6 +45,6 @@ def share(held: Result, spread: float, draws: int) -> float:
 @pytest.mark.parametrize(
     ("held", "spread"), [(proportional, 0.02), (proportional, 0.1), (queueing, 0.02), (queueing, 0.05), (queueing, 0.1)]
 )
-def test_intervals_hold_in_95_of_100_cases(held: Result, spread: float, draws: int) -> None:
+def test_intervals_hold_in_95_of_100_cases(result: Result, spread: float, draws: int) -> None:
     # Three standard errors of a share of .95 over 2,000 runs are .015.
-    assert share(held, spread, draws) == pytest.approx(0.95, abs=0.015)
+    assert share(result, spread, draws) == pytest.approx(0.95, abs=0.015)

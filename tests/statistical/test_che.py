@@ -1,4 +1,4 @@
-"""Che's approximation and shuffled orders, beside references computed elsewhere and beside replays of draws."""
+"""Che's approximation and shuffled orders, compared with references computed elsewhere and with replays of draws."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_closed_forms_are_those_of_the_oracles(shared: Path) -> None:
 
 
 def test_a_few_runs_of_the_table(tmp_path: Path) -> None:
-    """At half load means hold; at .9 only luck would make one narrow, and none is settled."""
+    """At half load means are covered; at .9 one would be narrow only by chance, and none is settled."""
     wanted = tasks(["M/M/1"], [0.5, 0.9], [4_000], range(1, RUNS + 1), 0, 0)
     simulate(wanted[:5], tmp_path / "runs.jsonl", jobs=1)
     with (tmp_path / "runs.jsonl").open("a", encoding="utf-8") as file:
@@ -119,7 +119,7 @@ def test_a_few_stretches_are_few_where_many_share_the_highest_value() -> None:
 
 
 def test_many_short_runs_are_made_longer_until_there_are_enough_cycles() -> None:
-    """A half-width of 10 % is reached sooner: by luck."""
+    """A half-width of 10 % is reached sooner, by chance."""
     scenario = scenario_of(Task("M/M/1", 0.7, 1_000, seed=1))
     asked = scenario.model_copy(update={"run": scenario.run.model_copy(update={"half_width": 0.1})})
     point = evaluate_scenario(asked).point

@@ -69,7 +69,7 @@ def test_intervals_of_means_tails_and_known_differences_hold(replications: int) 
     assert held_p99 >= 34
     assert held_difference >= 34
     assert too_wide == 0, "an interval may hold by saying nothing"
-    assert paired < 0.5 * apart, "most of the luck is that of the arrivals, which both meet"
+    assert paired < 0.5 * apart, "most of the chance is that of the arrivals, which both meet"
 
 
 def test_too_few_requests_have_no_p99() -> None:

@@ -39,7 +39,7 @@ def row(table: list[list[float]], *key: float) -> list[float]:
 
 
 def one_by_one(requests: int, rate: float, service: dict[str, Any], load: dict[str, Any], **sections: Any) -> Scenario:
-    """Engine ``fixed``: a queue with one server, behind a cache with one loader unless told otherwise."""
+    """Engine ``fixed``: a queue with one server, behind a cache with one loader unless set otherwise."""
     popularity = sections.pop("popularity", {"law": "uniform"})
     sections = {"adapters": {"count": 1, "size": "1 MB"}, "cache": {"gpu": {"slots": 1}}} | sections
     return build(
@@ -81,7 +81,7 @@ def test_waits_of_a_single_server(
 
 @pytest.mark.parametrize("load", LOADS)
 def test_all_miss_tandem(oracles: dict[str, list[list[float]]], load: float) -> None:
-    """Loads end 20 ms apart or more, so nobody waits for the server of 10 ms behind the loader."""
+    """Loads end 20 ms apart or more, so no request waits for the server of 10 ms behind the loader."""
     (wait_ms,) = row(oracles["mg1_uniform20_50_loader_wait_ms"], load)
     scenario = one_by_one(
         REQUESTS[load] // 2,
@@ -100,7 +100,7 @@ def test_all_miss_tandem(oracles: dict[str, list[list[float]]], load: float) -> 
 
     found = replicate(scenario, measure, REPLICATIONS)
     assert_meets(["mean sojourn", "mean queue"], [1e-3 * wait_ms + 0.045, 1e-3 * wait_ms], tuple(f[:2] for f in found))
-    assert found[0][2] <= 1e-9, "nobody waits for the server"
+    assert found[0][2] <= 1e-9, "no request waits for the server"
 
 
 @pytest.mark.parametrize("exponent", [0, 0.6, 0.8, 0.9, 1.0, 1.2])
@@ -131,7 +131,7 @@ def test_batching_is_a_birth_death_chain(oracles: dict[str, list[list[float]]], 
     The chain lets requests join and leave at once; a real batch does so at a boundary, hence one step of tolerance.
     """
     chain = oracles["batching_lam_a_b_B_tok_N_Ws_Wqs_Pwait"][index]
-    rate, a, b, seats, mean_tokens, running, sojourn_s, wait_s, _ = chain
+    rate, a, b, batch_slots, mean_tokens, running, sojourn_s, wait_s, _ = chain
     scenario = build(
         workload={
             "requests": requests,
@@ -143,7 +143,7 @@ def test_batching_is_a_birth_death_chain(oracles: dict[str, list[list[float]]], 
         storage={"load": fixed_time(0.0)},
         fleet={
             "profile": write_profile({"fixed_s": a, "per_sequence_s": b}),
-            "max_num_seqs": int(seats),
+            "max_num_seqs": int(batch_slots),
             "kv_tokens": 10**6,
         },
     )
@@ -152,7 +152,7 @@ def test_batching_is_a_birth_death_chain(oracles: dict[str, list[list[float]]], 
         return [np.mean(columns["sojourn_s"]), np.mean(columns["wait_s"])]
 
     found = replicate(scenario, measure, REPLICATIONS)
-    assert_meets(["mean sojourn", "mean wait"], [sojourn_s, wait_s], found, extra=a + b * min(running, seats))
+    assert_meets(["mean sojourn", "mean wait"], [sojourn_s, wait_s], found, extra=a + b * min(running, batch_slots))
 
 
 def che_with_load_time(rate: float, load_s: float, exponent: float, *, loading_takes_slot: bool) -> list[float]:
@@ -171,8 +171,8 @@ def che_with_load_time(rate: float, load_s: float, exponent: float, *, loading_t
 
     def overfull(time: float) -> float:
         grown, length = cycle(time)
-        held = grown - 1 + (each * load_s if loading_takes_slot else 0)
-        return float(np.sum(held / length)) - 200
+        occupied = grown - 1 + (each * load_s if loading_takes_slot else 0)
+        return float(np.sum(occupied / length)) - 200
 
     _, length = cycle(brentq(overfull, 1e-9, 1000))
     miss, delayed = np.sum(share / length), np.sum(share * each * load_s / length)
@@ -182,7 +182,7 @@ def che_with_load_time(rate: float, load_s: float, exponent: float, *, loading_t
 def test_delayed_hits(oracles: dict[str, list[list[float]]]) -> None:
     """The oracle lets loads run outside the slots; here a load takes its slot when it starts (model.md 3).
 
-    The same formula with that one change is what the simulator is held against, where loads are few enough for Che.
+    The same formula with that one change is what the simulator is compared with, where loads are few enough for Che.
     """
     for rate, load_s, exponent, *published, wait_ms in oracles["delayed_hits_lam_Z_alpha_miss_delayed_waitms"]:
         outside = che_with_load_time(rate, load_s, exponent, loading_takes_slot=False)

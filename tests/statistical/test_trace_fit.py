@@ -57,7 +57,7 @@ def test_sessions_fitted_to_the_first_half_predict_the_second(shared: Path) -> N
 
 
 def test_sessions_that_the_trace_does_not_name_are_found_by_pauses(shared: Path) -> None:
-    # Users of one adapter at the same time can't be told apart, so this can't be as good.
+    # Users of one adapter at the same time can't be distinguished, so this can't be as good.
     check = checked(replace(read(shared, LOW), session=None))
     assert check.chosen.startswith("sessions-")
     for slots, real, synthetic, independent in zip(
@@ -86,8 +86,8 @@ def test_concentration_is_compared_over_the_adapters_that_were_asked_for() -> No
     adapters = np.where(np.arange(20_000) < 10_000, adapters, adapters + 200)
     values = {value.name: value for value in checked(_as_trace(times, adapters)).values}
     hottest = values["requests of the hottest 10 %"]
-    # 40 of 400 in both, so a fifth of the 200 there are: 20 % and what luck adds. Fitted weights are counts of 50, so
-    # luck counts twice: about 1.4 standard deviations of 1 / sqrt(50) each, times sqrt(2) in the fitted traffic.
+    # 40 of 400 in both, so a fifth of the 200 there are: 20 % plus chance. Fitted weights are counts of 50, so
+    # chance counts twice: about 1.4 standard deviations of 1 / sqrt(50) each, times sqrt(2) in the fitted traffic.
     assert hottest.trace == pytest.approx(0.2 * (1 + 1.4 / math.sqrt(50)), abs=0.01)
     assert hottest.synthetic == pytest.approx(0.2 * (1 + 1.4 * math.sqrt(2 / 50)), abs=0.02)
 

@@ -1,6 +1,6 @@
 """Train adapters that fail, and healthy twins, and keep their logs: run ``python tests/training/make_logs.py``.
 
-Without arguments it writes the fixtures below ``tests/training/fixtures`` anew (seed 0). With ``--seeds N --out DIR``
+Without arguments it writes the fixtures below ``tests/training/fixtures`` again (seed 0). With ``--seeds N --out DIR``
 it trains every recipe with N seeds into another folder; ``tests/training/confusion.py DIR`` counts what vet says.
 Weights aren't kept. Logs differ in the last digits between versions of torch.
 """
@@ -153,7 +153,7 @@ def main() -> None:
                 continue
             target = given.out / (recipe.name if given.out == FIXTURES else f"{recipe.name}/seed-{seed}")
             if given.out != FIXTURES and target.exists():
-                continue  # a run that was stopped goes on
+                continue  # a stopped run resumes
             work = Path(tempfile.mkdtemp())
             try:
                 keep(train(base, recipe, seed, work), recipe, seed, target)

@@ -1,4 +1,4 @@
-"""Pinned adapters, warm starts and loads ahead of time: who is where when, and what is refused."""
+"""Pinned adapters, warm starts and loads ahead of time: which adapter is where and when, and what is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ticks(seconds: Any) -> list[float]:
 
 
 ROWS = [(0, 0, 25), (7, 1, 2), (8, 2, 2)]
-"""Request 0 loads until 6 and runs until 31; 1 and 2 wait meanwhile for the one seat, each with its own adapter."""
+"""Request 0 loads until 6 and runs until 31; 1 and 2 wait for the one batch slot, each with its own adapter."""
 
 
 def test_without_prefetch_each_request_loads_when_its_turn_comes() -> None:
@@ -81,9 +81,9 @@ def test_prefetch_leaves_alone_what_others_in_the_queue_wait_for() -> None:
 
 def test_what_was_loaded_ahead_and_nobody_uses_gives_its_place_to_a_load_that_waits_for_room() -> None:
     # 0 and 1 come to host memory and are driven out of the three slots; 4 is in use from 86 to 166, and one of its two
-    # seats is free from 105 on. 1 is loaded ahead from host memory (20 ticks) from 87 on; 0 finds that loader busy; 5
-    # is loaded ahead from storage from 103 to 109. At 105 the requests for 1 and 0 are looked at and ask, and that for
-    # 5 is over the limit. At 107 nothing may leave for 0, at 109 5 may.
+    # batch slots is free from 105 on. 1 is loaded ahead from host memory (20 ticks) from 87 on; 0 finds that loader
+    # busy; 5 is loaded ahead from storage from 103 to 109. At 105 the requests for 1 and 0 are considered and ask, and
+    # that for 5 is over the limit. At 107 nothing may leave for 0, at 109 5 may.
     rows = [
         (0, 0, 1),
         (20, 1, 1),
@@ -189,8 +189,8 @@ def test_all_adapters_may_be_pinned_where_they_fit() -> None:
     assert outcomes(run(ticking(ROWS, {"pinned": 4}, slots=4))) == [HIT, HIT, HIT]
 
 
-class Told:
-    """An eviction policy that takes down what it is told."""
+class RecordingPolicy:
+    """An eviction policy that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
@@ -217,28 +217,28 @@ class Told:
         return len(self.free)
 
 
-def unified(slots: int) -> tuple[UnifiedCache, Told]:
+def unified(slots: int) -> tuple[UnifiedCache, RecordingPolicy]:
     """0 (4 blocks) and 1 (1 block) are there, of 6 blocks for adapters."""
-    told = Told()
-    cache = UnifiedCache(slots, told, [4, 1, 3], lambda: 6)
+    policy = RecordingPolicy()
+    cache = UnifiedCache(slots, policy, [4, 1, 3], lambda: 6)
     cache.warm_up([1, 0])
-    return cache, told
+    return cache, policy
 
 
 def test_adapters_in_the_kv_cache_leave_after_the_policy_heard_of_the_load() -> None:
-    cache, told = unified(slots=3)
+    cache, policy = unified(slots=3)
     cache.acquire(2)
     assert cache.reserve(2)
-    assert told.calls == [("coming", 2), ("victim", 0)]
+    assert policy.calls == [("coming", 2), ("victim", 0)]
     cache.check_integrity()
 
 
 def test_nothing_leaves_the_kv_cache_for_a_load_that_finds_no_slot() -> None:
-    cache, told = unified(slots=2)
+    cache, policy = unified(slots=2)
     for adapter in (0, 1):
         cache.acquire(adapter)
     assert not cache.reserve(2)
-    assert told.calls == []
+    assert policy.calls == []
     assert cache.evictions == 0
 
 

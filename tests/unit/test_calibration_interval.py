@@ -110,7 +110,7 @@ def test_without_draws_nothing_mentions_them(tmp_path: Path) -> None:
     for text in (str(plain.to_json()), str(summary_json("x", [plain])), points_csv([plain])):
         assert "calibration" not in text
     assert set(plain.to_json()["metrics"]["ttft_p99_s"]) == {"value", "lo", "hi", "unit", "settled", "note"}
-    for name in UNITS:  # the draws come beside what is there and change none of it
+    for name in UNITS:  # the draws add to what is there and change none of it
         left, right = plain.metrics[name], drawn.metrics[name]
         assert (left.value, left.lo, left.hi, left.settled) == (right.value, right.lo, right.hi, right.settled)
 

@@ -1,4 +1,4 @@
-"""The front end that measured runs stood behind: stalls, who waits for them, and how they grow."""
+"""The front end of measured runs: stalls, which requests wait for them, and how they grow."""
 
 from __future__ import annotations
 

@@ -196,9 +196,9 @@ def test_a_load_takes_the_size_over_the_bandwidth() -> None:
     full = build_world(scenario(fleet=SWAP)).full
     assert full is not None
     model = full.full.index(True)
-    luck = np.array([0.0, 0.999])
+    uniform = np.array([0.0, 0.999])
     expected = 0.0466 + 291 * 1.48e-5 + 16_060_522_496 / 2.14e9
-    assert full.load_seconds(luck, np.array([model, model])).tolist() == pytest.approx([expected, expected])
+    assert full.load_seconds(uniform, np.array([model, model])).tolist() == pytest.approx([expected, expected])
 
 
 def test_requests_find_their_replica() -> None:
@@ -207,7 +207,7 @@ def test_requests_find_their_replica() -> None:
     assert (own.choose(3, 0), own.choose(4, 0)) == (1, 2)
     pool = ToHolders(view, range(1, 4), [3, 4, 2], key=1)
     assert pool.choose(3, 0) == 2, "of two that hold it, the one with fewer requests"
-    assert pool.choose(4, 0) == 3, "nobody holds it, and there they wait for it"
+    assert pool.choose(4, 0) == 3, "no replica has it, and there they wait for it"
     view.loads = [0, 5, 5, 5]
     assert pool.choose(2, 0) == 3, "of equally loaded ones, the one that holds the fewest"
     view.resident = [0] * 5

@@ -1,4 +1,4 @@
-"""What becomes of old versions and new ones in every cache, where new ones have names of their own."""
+"""Old and new versions in every cache, if new ones have their own names."""
 
 from __future__ import annotations
 

@@ -142,8 +142,8 @@ def test_missing_values_are_not_comparable_and_foreign_ones_not_told() -> None:
 
 
 def test_the_interval_of_a_known_difference_holds() -> None:
-    """Parts share their luck, of which some is each design's own: the change of the means is 0.3."""
-    rng, runs, held, narrower = np.random.default_rng(5), 2000, 0, 0
+    """Parts share most of their chance, and some is each design's own: the change of the means is 0.3."""
+    rng, runs, covered, narrower = np.random.default_rng(5), 2000, 0, 0
     for _ in range(runs):
         shared, own = rng.normal(10, 2, 20), rng.normal(0, 0.3, (2, 20))
         points = []
@@ -157,10 +157,10 @@ def test_the_interval_of_a_known_difference_holds() -> None:
         assert found.lo is not None
         assert found.hi is not None
         assert apart.hi is not None
-        held += found.lo <= 0.3 <= found.hi
+        covered += found.lo <= 0.3 <= found.hi
         narrower += found.hi < apart.hi
     # 95 % of 2,000: standard deviation 0.49 points, three of them to each side.
-    assert 0.935 <= held / runs <= 0.965
+    assert 0.935 <= covered / runs <= 0.965
     assert narrower == runs
 
 

@@ -91,9 +91,9 @@ def test_questions_that_make_no_sense_are_refused_with_their_line(tmp_path: Path
     path = write(tmp_path / "p.yaml", f"{BASE}{SLO}plan: {plan}\n")
     with pytest.raises(InputError) as caught:
         make_plan(load_scenario(str(path)), tmp_path / "run")
-    told = str(caught.value)
-    assert message in told
-    assert told.startswith(f"{path}:{BASE.count(chr(10)) + 2}: "), told
+    message_of_error = str(caught.value)
+    assert message in message_of_error
+    assert message_of_error.startswith(f"{path}:{BASE.count(chr(10)) + 2}: "), message_of_error
 
 
 @pytest.mark.parametrize(

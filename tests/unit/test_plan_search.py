@@ -31,7 +31,7 @@ class World:
 
     def evaluate(self, index: int, effort: int) -> Judgement:
         before = self.spent.get(index, -1)
-        assert effort > before, "nothing is looked at twice"
+        assert effort > before, "nothing is evaluated twice"
         self.cost += COSTS[effort] - (COSTS[before] if before >= 0 else 0)
         self.spent[index] = effort
         score, half = self.score(index), self.resolution / math.sqrt(COSTS[effort])

@@ -1,4 +1,4 @@
-"""Pools: a made-up cluster loses tasks, refuses software and lacks files; the study is told, or doesn't notice."""
+"""Pools: a made-up cluster loses tasks, refuses software and lacks files; the study is notified, or unaffected."""
 
 from __future__ import annotations
 
@@ -292,11 +292,11 @@ def test_a_worker_with_other_software_refuses() -> None:
     assert "allowed: loraplan 0.0.1+abc, numpy 1.0); install the same versions on every worker" in str(refused.value)
 
 
-def test_a_cluster_without_workers_is_waited_for_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_without_workers_is_waited_for_and_noted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sim.studies.backends.cluster.PATIENCE_S", -1.0)
-    told: list[str] = []
-    list(Cluster(MadeUp(cores=0), on_note=told.append).unordered(twice, [(number,) for number in range(40)]))
-    assert told == ["note: the made-up cluster has no workers; waiting for some"]
+    notes: list[str] = []
+    list(Cluster(MadeUp(cores=0), on_note=notes.append).unordered(twice, [(number,) for number in range(40)]))
+    assert notes == ["note: the made-up cluster has no workers; waiting for some"]
 
 
 def test_a_cluster_that_is_gone_says_that_points_are_kept() -> None:

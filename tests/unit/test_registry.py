@@ -18,7 +18,7 @@ from sim.spec.scenario_file import load_scenario
 from sim.spec.sections.arrival_processes import Arrivals
 from sim.spec.sections.trace_source import TRACE_FORMATS
 from sim.studies.planning.what_if_changes import changes
-from sim.studies.training.rollout_gate import build
+from sim.studies.training.vetting_gate import build
 from sim.traffic.arrivals import PROCESSES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

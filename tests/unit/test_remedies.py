@@ -18,7 +18,7 @@ from sim.studies.execution import Execution
 from sim.studies.training.remedies import ALL, ALL_SAME_HOST, ONE, RemedyChange, changes_of, remedies_of
 from sim.studies.training.remedy_kinds import share_of, slots_at_same_memory
 from sim.studies.training.remedy_run import price_remedies
-from sim.studies.training.rollout_gate import build
+from sim.studies.training.vetting_gate import build
 from sim.traffic.adapters import SHAPES, populate
 from sim.training.vet_adapters import vet_path
 from sim.training.vet_results import CurrentAdapter, Evidence, Finding, Remedy, Vetted

@@ -155,7 +155,7 @@ def test_bin_pack_fills_slots_one_replica_after_the_other() -> None:
 def test_popular_adapters_get_as_many_copies_as_shares() -> None:
     view = view_of([0] * 4)
     homes = PLACEMENTS["popularity"].load()(context(view, adapters=4, weights=[60.0, 20.0, 15.0, 5.0]))
-    # 60 % is 2.4 replicas' worth: three copies of 0.8 each; then 0.8, 0.6 and 0.2 on the least loaded, in this order.
+    # 60 % is the load of 2.4 replicas: three copies of 0.8 each; 0.8, 0.6 and 0.2 go to the least loaded, in order.
     assert homes == [(0, 1, 2), (3,), (0,), (1,)]
 
 
@@ -223,7 +223,7 @@ def test_a_stale_view_is_read_at_multiples_of_the_interval_before_anything_else_
     clock.run()
     # The third reading is at 3 * 0.1, which lies just above 0.3.
     assert seen == [(0.05, 0), (0.1, 1), (0.1, 1), (0.15, 1), (0.3, 4), (0.30000000000000004, 5), (0.35, 5)]
-    assert clock.now == pytest.approx(0.4)  # one more reading, which finds that nobody is to come
+    assert clock.now == pytest.approx(0.4)  # one more reading, which finds that no request is to come
 
 
 def test_the_nth_reading_is_at_n_intervals_exactly() -> None:
@@ -275,13 +275,13 @@ def test_a_look_between_arrivals_makes_up_for_a_reading_that_was_left_out_and_re
     views = ViewRefresher(clock, view, Sources(loads), frozenset({"loads"}), 1.0, lambda: 10.5)  # the next arrival
     seen = []
 
-    def look(event: Call) -> None:
+    def check(event: Call) -> None:
         loads[0] += 1
         views.refresh()
         seen.append((clock.now, *view.loads))
 
     for time in (0.5, 1.25, 1.75, 2.5, 2.75, 9.5, 10.25):
-        clock.call_at(time, ARRIVAL, look)
+        clock.call_at(time, ARRIVAL, check)
     clock.run(until=10.4)
     # The reading at 1 was on the clock, with a load of 1; those of 2 to 9 were left out; that of 10 was on the clock.
     assert seen[:3] == [(0.5, 0), (1.25, 1), (1.75, 1)]

@@ -1,4 +1,4 @@
-"""Each format of traces is read as its authors meant it, and told by its columns."""
+"""Each format of traces is read as its authors meant it, and recognised by its columns."""
 
 from __future__ import annotations
 

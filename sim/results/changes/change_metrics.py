@@ -74,8 +74,8 @@ def change_metrics(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
 def _harmed(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
     """Return the requests with a mixed, stale, wrong or late answer, or none; each counts once.
 
-    Beside their number, by how much it exceeds that of the late ones to be expected anyway: of the requests that come
-    from the first rollout or fault on, as large a share as of those before.
+    Also by how much their number exceeds that of the late ones to be expected anyway: the share of requests before the
+    first rollout or fault, applied to those that come after it.
     """
     if not m.facts.strategies and not m.facts.faults:
         return {
@@ -120,7 +120,7 @@ def counted(m: MeasuredRequests, where: Mask, unit: str = "requests") -> Metric:
 
 
 def _ended(m: MeasuredRequests, where: Mask) -> Metric:
-    """Return how many requests ended in a way; where nothing changes, sections of a short run tell its spread too."""
+    """Return how many requests ended in a way; if nothing changes, with the sections of a short run as parts."""
     metric = counted(m, where)
     if m.replications < ENOUGH_REPLICATIONS and not m.facts.strategies and not m.facts.faults:
         return replace(metric, parts=kept(m.count(where)))

@@ -1,4 +1,4 @@
-"""What a report draws of rollouts, faults and replicas beside their metrics."""
+"""What a report draws of rollouts, faults and replicas in addition to their metrics."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ _IMPACT = {
     "rerouted": REROUTED,
     "old_prefix": OLD_PREFIX,
 }
-_BESIDE = 2
-"""Spans on both sides that the p99 of a span looks at too."""
+_NEIGHBOURS = 2
+"""Spans on each side that the p99 of a span includes."""
 _BEGIN = frozenset({"rollout", "stage", "fault", "crash"})
 """Kinds of events with which something begins."""
 
@@ -106,9 +106,17 @@ def replica_rows(recording: Recording, facts: ScenarioFacts) -> list[dict[str, A
 
 
 def event_rows(recording: Recording) -> list[dict[str, Any]]:
-    """Return what happened to the fleet, in order of time."""
+    """Return what happened to the fleet, in order of time; events of rollouts have their number."""
     ordered = sorted(recording.events, key=lambda event: event.time_s)
-    return [{"t_s": float(event.time_s), "kind": event.kind, "text": event.text} for event in ordered]
+    return [
+        {
+            "t_s": float(event.time_s),
+            "kind": event.kind,
+            "text": event.text,
+            **({} if event.rollout is None else {"rollout": event.rollout}),
+        }
+        for event in ordered
+    ]
 
 
 def version_mix(recording: Recording, spans: int) -> dict[str, Any]:
@@ -151,13 +159,13 @@ def timeline_latencies(
     side = np.searchsorted(walls, _middles(end, spans), side="right")
     lowest, highest = walls[side - 1], walls[side]
 
-    def edges(beside: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        first = np.maximum(np.maximum(np.arange(spans) - beside, 0) * width, lowest)
-        last = np.arange(spans) + beside + 1
+    def edges(neighbours: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        first = np.maximum(np.maximum(np.arange(spans) - neighbours, 0) * width, lowest)
+        last = np.arange(spans) + neighbours + 1
         until = np.minimum(np.where(last >= spans, math.inf, last * width), highest)
         return np.searchsorted(arrival, first), np.searchsorted(arrival, until)
 
-    (own_from, own_to), (from_, to) = edges(0), edges(_BESIDE)
+    (own_from, own_to), (from_, to) = edges(0), edges(_NEIGHBOURS)
     found: dict[str, list[float | None]] = {}
     for name, stamp in (("ttft", "first_token_s"), ("e2e", "finished_s")):
         seconds = np.asarray(r[stamp][done], dtype=np.float64)[order] - arrival
@@ -170,10 +178,10 @@ def timeline_latencies(
 
 
 def event_cuts(recording: Recording, spans: int) -> list[float]:
-    """Return when something began, but for what follows within the spans that a p99 looks at."""
+    """Return when something began, except what follows within the spans that a p99 includes."""
     cuts: list[float] = []
     for event in sorted(recording.events, key=lambda event: event.time_s):
-        far = not cuts or event.time_s - cuts[-1] >= (2 * _BESIDE + 1) * recording.stopped_s / spans
+        far = not cuts or event.time_s - cuts[-1] >= (2 * _NEIGHBOURS + 1) * recording.stopped_s / spans
         if event.kind in _BEGIN and event.time_s > 0 and far:
             cuts.append(float(event.time_s))
     return cuts

@@ -29,7 +29,7 @@ _KEPT = ("unit", "one", "other", "change", "lo", "hi", "word", "note")
 
 @dataclass(frozen=True, slots=True)
 class WithheldVersions:
-    """The versions that a rollout held back would have brought.
+    """The versions that the rollout would have brought.
 
     :ivar adapters: that it would have replaced, as the traffic numbers them; ``versions``: by what, one for each.
     :ivar from_s, to_s: the time that counts as during it.
@@ -71,7 +71,7 @@ def avoided(
 
 
 def _answered(m: MeasuredRequests, held: Sequence[WithheldVersions]) -> Metric:
-    """Return the measured requests whose last token would have come from a held version."""
+    """Return the measured requests whose last token would have come from a version that is held back."""
     count = len(m.facts.size_bytes)
     adapter, version = m.column("adapter").astype(np.int64), m.column("last_version").astype(np.int64)
     done = m.column("status") == COMPLETED

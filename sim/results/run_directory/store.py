@@ -135,7 +135,7 @@ class RunStore:
     def save_point(self, key: str, point: Point) -> None:
         """Keep a finished point; from now on it survives the process."""
         data = {"schema_version": SCHEMA_VERSION, "point": point.to_json()}
-        write_json(_point_file(self.path, key), data, indent=None)  # nobody reads a thousand of them
+        write_json(_point_file(self.path, key), data, indent=None)  # one line: people do not read these
 
     def load_point(self, key: str) -> Point | None:
         """Return a kept point, or None where there is none or its file is damaged: it is simulated again."""
@@ -287,9 +287,9 @@ def read_finished(path: Path) -> RunData | None:
 
 @contextmanager
 def blamed_on(*folders: Path) -> Iterator[None]:
-    """Say of run directories what fails in whoever reads them: they hold what loraplan doesn't write.
+    """Turn a failure of code that reads run directories into an error about them: loraplan did not write them so.
 
-    Their files are JSON that anybody can change, and a report looks at hundreds of values.
+    Their files are JSON that can be edited, and a report reads hundreds of values.
 
     :raises OutputError: in place of what is no error of ours; ``--debug`` shows that one too.
     """

@@ -160,7 +160,8 @@ class WhatIfRow:
 class RemedyRow(WhatIfRow):
     """What a remedy for what a vetting found does to the fleet: a row of ``manifest["cures"]``.
 
-    :ivar title: of the remedy; ``who``: the adapters it is for, in words, and ``scope`` for a chart.
+    :ivar title: of the remedy.
+    :ivar who: the adapters it is for, in words (files call them so); ``scope``: the same for a chart.
     :ivar cure: what ``loraplan vet`` advises; ``paths``: of the adapters (files call them ``for``).
     :ivar warnings: of the run with it that the fleet as it is doesn't have.
     :ivar adapter_bytes: before and after; ``memory``: the same by what there is room for.

@@ -71,7 +71,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class CheckedValue:
-    """One value of the second part of the trace, beside that of synthetic traffic."""
+    """One value of the second part of the trace, next to that of synthetic traffic."""
 
     name: str
     trace: float

@@ -84,7 +84,7 @@ def _addressed(backend: str | None, address: str) -> BackendChoice:
 def open_pool(
     where: BackendChoice, jobs: int = -1, on_note: Callable[[str], None] = lambda text: None
 ) -> Iterator[Pool]:
-    """Open a pool; afterwards everything started for it has stopped; a cluster that was running before stays.
+    """Open a pool, and stop afterwards what was started for it. A cluster that was running before stays.
 
     :param jobs: worker processes, or tasks at a time on a running cluster; -1: as many as there are cores.
     :param on_note: called with notes for the user.

@@ -166,8 +166,8 @@ def predict_all(
 ) -> list[RunPrediction]:
     """Predict every run, in parallel; what was predicted before, in this or another call, is not simulated again.
 
-    :param table: CSV file, one row a run, written at the end and when the study is interrupted. Beside it,
-        ``predicted.jsonl`` keeps every prediction that was ever made in this folder.
+    :param table: CSV file, one row a run, written at the end and when the study is interrupted. Next to
+        it, ``predicted.jsonl`` keeps every prediction that was ever made in this folder.
     :raises InputError: naming file and line of a run that can't be simulated, before any is simulated.
     """
     scenarios = [fronted_scenario(run, lengths, profiles[run.model].path) for run in runs]

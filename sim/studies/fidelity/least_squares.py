@@ -24,7 +24,7 @@ Mask = NDArray[np.bool_]
 T = TypeVar("T")
 
 Loss = Literal["huber", "relative", "absolute"]
-"""Squares of relative errors, linear beyond 5 % (Huber's loss); squares of relative errors; squares of seconds."""
+"""Squares of relative errors, linear beyond 5 % (Huber's loss), or squares of relative errors, or of seconds."""
 
 LEFT_OUT = "leave one configuration out"
 DRAWS = 16

@@ -27,7 +27,7 @@ CANDIDATES: tuple[tuple[str, ...], ...] = (
     ("step", "sequence", "token", "adapter", "storage_load"),
     ("step", "sequence", "token", "adapter", "storage_load", "kv_token"),
 )
-"""Sets of features, the smaller ones first; a larger one is taken only where steps held out say so."""
+"""Sets of features, the smaller ones first. A larger one is taken only if it predicts held-out steps better."""
 
 _FOLDS = 10
 _SHARE = 0.99  # a larger set must bring the error on held-out steps down to this share
@@ -170,7 +170,7 @@ class HostCopies:
 
 
 def fit_costs(times: RecordTimes) -> RecordCosts:
-    """Fit costs by non-negative least squares, with the features that steps held out call for."""
+    """Fit costs by non-negative least squares, with the features that predict held-out steps best."""
     chosen = CANDIDATES[0]
     error = _held_out_error(times, chosen)
     for candidate in CANDIDATES[1:]:

@@ -1,8 +1,8 @@
 """Records of a real engine, step by step: reading and checking them.
 
 A record is gzip JSON (or plain JSON), written by a script that hooks a running vLLM: its ``config``, its ``requests``,
-and for every ``step`` what was scheduled, who was preempted, which adapters the batch used in the order in which they
-were touched, and which were loaded and evicted.
+and for every ``step`` what was scheduled, which requests were preempted, which adapters the batch used (in the
+order in which they were touched), and which were loaded and evicted.
 """
 
 from __future__ import annotations

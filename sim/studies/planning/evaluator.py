@@ -33,7 +33,7 @@ from sim.studies.backends.pool import Pool
 from sim.studies.evaluate import REPLICATION, Design, EvaluationOptions, Part, Runner, evaluate, on_pool
 from sim.studies.planning.search import Judgement
 from sim.studies.study_identity import code_version, input_digests
-from sim.studies.training.rollout_gate import build
+from sim.studies.training.vetting_gate import build
 from sim.world.world import World
 
 DOUBLINGS = 3
@@ -212,7 +212,7 @@ class DesignEvaluator:
         design.point, design.key = point, key
 
     def _run(self, design: PlanDesign) -> Runner:
-        """Return a runner for parts of a design: on the pool if the work is worth starting worker processes."""
+        """Return a runner for parts of a design: on the pool if the work is long enough to start worker processes."""
         assert design.world is not None, "it was built"
         traffic = design.world.traffic
         each = traffic.total or int(traffic.rate * (traffic.end_s or 0.0))

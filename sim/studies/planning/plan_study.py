@@ -41,7 +41,7 @@ class PlanOutcome:
     :ivar certain: whether no more wanted design meets the SLO, at the stated confidence.
     :ivar point: of the answer, or of the design closest to meeting the SLO.
     :ivar record: everything as plain data, as the manifest keeps it under ``plan``.
-    :ivar resumed: whether the folder held points of an earlier search.
+    :ivar resumed: whether the folder has points of an earlier search.
     """
 
     path: Path

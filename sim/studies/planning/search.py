@@ -33,7 +33,7 @@ class Judgement:
 
     @property
     def hopeful(self) -> bool:
-        """Whether the candidate meets the SLO, as far as one can tell."""
+        """Whether the candidate meets the SLO, as far as is known."""
         return self.word == MET or (self.word == UNCLEAR and self.score <= 1)
 
 

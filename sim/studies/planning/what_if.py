@@ -20,11 +20,11 @@ from sim.studies.execution import Execution
 from sim.studies.planning.what_if_changes import Change, changes
 from sim.studies.study_identity import code_version, input_digests
 from sim.studies.sweep import to_worker
-from sim.studies.training.rollout_gate import build
+from sim.studies.training.vetting_gate import build
 from sim.world.world import World
 
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
-"""Metrics that every what-if reports, besides those of the SLO."""
+"""Metrics that every what-if reports, in addition to those of the SLO."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,7 @@ def _loading(scenario: Scenario) -> Iterator[Change]:
             "loading",
             f"{2 * storage.loaders} loaders",
             {"storage.loaders": 2 * storage.loaders},
-            "loaders share no bandwidth in this version: it looks too good",
+            "loads at the same time share no bandwidth in this version, so this result is too optimistic",
         )
         if scenario.fleet.engine == "continuous":
             yield Change(

@@ -107,7 +107,7 @@ def _point(policy: str, capacity: int, by_slots: bool, sizes: NDArray[np.int64] 
         return CachePoint(policy, None, capacity, requests, misses, ratio, done.byte_miss_ratio)
     if sizes is None:
         return CachePoint(policy, capacity, None, requests, misses, ratio, None)
-    # The replay counted slots: it tells missed bytes only where all adapters are equally large.
+    # The replay counted slots: missed bytes follow from it only if all adapters are equally large.
     equal = bool((sizes == sizes[0]).all())
     return CachePoint(policy, capacity, capacity * int(sizes.max()), requests, misses, ratio, ratio if equal else None)
 

@@ -297,7 +297,7 @@ def _hottest(adapter: Ints, count: int) -> float:
 
 
 def _length_values(trace: TraceData, first: slice, second: slice) -> list[CheckedValue]:
-    """Return lengths of the second part beside those of the first, which synthetic requests repeat."""
+    """Return lengths of the second part next to those of the first, which synthetic requests repeat."""
     values = []
     for name, tokens in (("prompt", trace.prompt_tokens), ("output", trace.output_tokens)):
         if tokens is not None:

@@ -49,7 +49,8 @@ class RemedyChange:
     """A remedy as a change of a scenario.
 
     :ivar title: the remedy in words.
-    :ivar who: the adapters that get it, in words; ``scope``: one of the constants above; ``adapters``: how many.
+    :ivar who: the adapters that get it, in words (files call them so).
+    :ivar scope: one of the constants above; ``adapters``: how many.
     :ivar bytes_before, bytes_after: of one such adapter; None where the remedy doesn't change its size.
     """
 

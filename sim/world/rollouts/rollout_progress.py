@@ -105,4 +105,5 @@ class RolloutContext:
 
     def note(self, planned: PlannedRollout, kind: str, text: str) -> None:
         """Add an event of a rollout to the timeline."""
-        self.recorder.events.append(Event(self.clock.now, kind, f"rollouts.{planned.number}: {text}"))
+        number = planned.number
+        self.recorder.events.append(Event(self.clock.now, kind, f"rollouts.{number}: {text}", number))

@@ -1,4 +1,4 @@
-"""A gate between two stages: what it judges, when, and what follows."""
+"""Gates between the stages of a rollout: what they judge, when, and what follows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from identity_scenarios import with_
+from misrouting_scenarios import with_
 from naive_rollouts import Seen
 from rollout_scenarios import GATES, STAGES, designs
 from strategies import ODD, seconds

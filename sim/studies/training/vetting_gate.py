@@ -1,4 +1,4 @@
-"""The rollout gate: holds back a new version whose training went wrong; the others go out.
+"""The vetting gate: holds back a new version whose training went wrong; the others go out.
 
 It reads the folder that a scenario names for a version. The simulated world has only the rollouts that happen: with one
 held back, it is the same world as without that rollout.
@@ -199,7 +199,7 @@ def _vetted(folder: Path, digest: str) -> tuple[Vetted, ...]:
 
 
 def _shape(vetted: tuple[Vetted, ...], key: str, folder: Path) -> dict[str, int]:
-    """Return rank and size of the new versions, as far as their files tell.
+    """Return rank and size of the new versions, as far as their files say.
 
     :raises ScenarioError: if they differ: the versions of one rollout have one shape.
     """

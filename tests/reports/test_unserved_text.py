@@ -1,4 +1,4 @@
-"""What is said of points that refuse or fail requests: why, and what to do about it."""
+"""Sentences on points that refuse or fail requests: why, and what to do about it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_small_share_is_mentioned_where_the_slo_is_met() -> None:
     assert unserved_words(samples.make_point()) == ""
 
 
-def test_what_is_late_beside_the_refused_is_told() -> None:
+def test_late_requests_are_mentioned_next_to_refused_ones() -> None:
     point = lacking(300, share=0.014)
     said = answer(point, TERMS)
     assert said.headline == (

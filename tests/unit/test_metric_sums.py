@@ -1,4 +1,4 @@
-"""Between recordings and metrics, by hand: which bin, which group, which part of a time."""
+"""From recordings to metrics, by hand: which bin, which group, which part of a time."""
 
 from __future__ import annotations
 

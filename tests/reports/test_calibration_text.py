@@ -1,4 +1,4 @@
-"""What a report makes of calibration intervals: verdicts that count them in, and a word of confidence that does."""
+"""Calibration intervals in a report: verdicts and the word of confidence take them into account."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loraplan that is killed outright leaves no process behind: no worker, no resource tracker."""
+"""A loraplan that is killed leaves no process behind: no worker, no resource tracker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a gate's terms say of the answers of a new version."""
+"""The terms of a gate between stages, applied to the answers of a new version."""
 
 from __future__ import annotations
 

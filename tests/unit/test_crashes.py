@@ -1,4 +1,4 @@
-"""Crashes and failing loads by hand, and what a scenario may not ask of them."""
+"""Crashes and failing loads by hand, and what a scenario may not set for them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_without_a_replica_requests_wait_outside_until_one_is_up() -> None:
     assert recording.requests["admitted_s"].tolist()[0] == 5.0, "4.5 s, and the load"
     gone = run(services(ROWS, [{key: value for key, value in CRASH.items() if key != "down"}], fleet=one))
     assert gone.requests["status"].tolist() == [UNFINISHED] * 5
-    assert gone.requests["marks"].tolist() == [REROUTED] * 3 + [0] * 2, "they were to begin anew"
+    assert gone.requests["marks"].tolist() == [REROUTED] * 3 + [0] * 2, "they were to start again"
 
 
 def test_those_who_wait_for_a_load_that_fails_leave_and_later_ones_try_again() -> None:
@@ -148,7 +148,7 @@ def test_what_failing_loads_do_not_go_with_is_refused(sections: dict[str, Any], 
     ],
 )
 def test_no_engine_keeps_a_place_for_a_load_that_failed(fleet: dict[str, Any]) -> None:
-    """With one slot, a place or a count that is not given back stops everybody who comes later."""
+    """With one slot, a place or a count that is not given back stops every later request."""
     fleet = dict(fleet)
     storage: dict[str, Any] = {"load": fixed_time(0.25), "host_load": fixed_time(0.01)}
     if "storage.mode" in fleet:
@@ -221,7 +221,7 @@ def test_a_loader_is_held_in_the_pauses_between_attempts() -> None:
     assert recording.backoffs.tolist() == [[0.5, 1.5, 1, 0], [2.0, 4.0, 1, 0]]
     metrics, measured = measure([recording], facts_of(build_world(scenario)))
     assert metrics["loader_utilization"].value == pytest.approx(4.5 / 10)
-    # Two loads held it for 5 s, and two requests asked for one.
+    # Two loads occupied it for 5 s, and two requests asked for one.
     assert _offered_to_loaders(measured) == pytest.approx(2 * 2.5 / 10)
 
 
@@ -265,7 +265,7 @@ def test_a_run_ends_with_its_last_request_and_says_what_never_came() -> None:
 
 
 def test_a_gate_sees_requests_that_failed() -> None:
-    """Nobody who asks for the new version is answered, so there is no latency to be looked at."""
+    """No request for the new version is answered, so there is no latency to judge."""
     failing = {"kind": "failing-loads", "probability": 1.0, "retries": 0, "at": "5 s", "lasts": "6 s"}
     rollout = {
         "strategy": "new-name",
@@ -276,9 +276,11 @@ def test_a_gate_sees_requests_that_failed() -> None:
     }
     rows = [(0.25 * k, 0) for k in range(80)]
     recording = run(services(rows, [failing], rollouts=[rollout], cache={"gpu": {"slots": 4}}))
-    told = [(event.time_s, event.kind, event.text) for event in recording.events if event.kind in ("stage", "rollback")]
-    assert [entry[:2] for entry in told] == [(10.0, "rollback")]
-    assert told[0][2].endswith("e2e_mean without end, since requests failed, allowed 3.6e+03 s")
+    logged = [
+        (event.time_s, event.kind, event.text) for event in recording.events if event.kind in ("stage", "rollback")
+    ]
+    assert [entry[:2] for entry in logged] == [(10.0, "rollback")]
+    assert logged[0][2].endswith("e2e_mean without end, since requests failed, allowed 3.6e+03 s")
 
 
 def test_gone_replicas_leave_their_sums() -> None:

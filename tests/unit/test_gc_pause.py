@@ -1,4 +1,4 @@
-"""A simulation leaves nothing to the cycle collector, which rests meanwhile."""
+"""A simulation leaves nothing to the cycle collector, which is off meanwhile."""
 
 from __future__ import annotations
 

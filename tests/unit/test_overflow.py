@@ -1,4 +1,4 @@
-"""Sums of bytes that 64 bits don't hold are refused, not wrapped round."""
+"""Sums of bytes that do not fit into 64 bits are refused, not wrapped around."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identity faults: what a scenario may say of them, whom they lead where, and what one costs, by hand."""
+"""Misrouting faults: what a scenario may set, which requests go where, and what one costs, by hand."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ GRID = parts.GRID
         ("{kind: misrouting}", "faults.0.probability: "),
         ("{kind: misrouting, probability: 120%}", "faults.0.probability: "),
         ("{kind: misrouting, probability: -1%}", "faults.0.probability: "),
-        ("{kind: misrouting, probability: 1%, to: nobody}", "faults.0.to: "),
+        ("{kind: misrouting, probability: 1%, to: nowhere}", "faults.0.to: "),
         ("{kind: base-model, probability: 2}", "faults.0.probability: "),
         ("{kind: stale-map, share: 5%}", "faults.0.propagation: "),
         ("{kind: misrouting, probability: 1%, detector: {checks: 2}}", "faults.0.detector.checks: "),
@@ -69,8 +69,8 @@ GRID = parts.GRID
 )
 def test_what_makes_no_sense_is_refused_with_its_line(base: Path, fault: str, message: str) -> None:
     path = edited(base, "cache:\n", f"faults:\n  - {fault}\ncache:\n")
-    told = refusal(path)
-    assert f"{path}:14: {message}" in told
+    message_of_error = refusal(path)
+    assert f"{path}:14: {message}" in message_of_error
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def small(
 
 
 WRONG_ONCE = {"kind": "misrouting", "probability": 1.0, "to": "any", "lasts": parts.seconds(GRID / 2)}
-"""Who comes first goes wrong; who comes later, or again, does not."""
+"""The first requests go wrong; later and repeated ones do not."""
 
 
 def test_a_retry_is_served_anew_behind_those_who_wait() -> None:
@@ -279,7 +279,7 @@ def test_a_batch_of_both_pays_for_its_adapters_alone(batching: str) -> None:
 
 @pytest.mark.parametrize("engine", ["vllm-0.8", "s-lora", "lorax", "sglang"])
 def test_who_has_no_adapter_passes_those_that_lack_a_slot(engine: str) -> None:
-    """One slot, held by a long answer: the base model answers meanwhile, as it needs none."""
+    """One slot, in use by a long answer: the base model answers meanwhile, as it needs none."""
     window = {"kind": "base-model", "probability": 1.0, "at": "900 ms", "lasts": "200 ms"}
     rows = [(0.0, 0, 1, 400), (1.0, 1, 1, 2), (1000.0, 0, 1, 1)]
     scenario = parts.build(
@@ -323,11 +323,11 @@ def test_a_wrong_answer_that_was_noticed_leaves_no_version_behind() -> None:
     dumped = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
     kept = Scenario.model_validate(dumped | {"faults": [WRONG_ONCE]})
     served, retried = (simulate(build_world(one), 0, 1).requests for one in (kept, scenario))
-    told = ("version", "last_version", "tokens_before")
+    names = ("version", "last_version", "tokens_before")
     assert served["first_token_s"][0] < 0.5 < served["finished_s"][0] - GRID, "it did run through the swap"
-    assert [int(served[name][0]) for name in told] == [0, 0, 0], "no version of its own adapter answered"
+    assert [int(served[name][0]) for name in names] == [0, 0, 0], "no version of its own adapter answered"
     assert not served["marks"][0] & MIXED
-    assert [int(retried[name][0]) for name in told] == [2, 2, 0]
+    assert [int(retried[name][0]) for name in names] == [2, 2, 0]
     assert retried["marks"][0] == MISROUTED | WRONG_LOAD | WRONG_DETECTED | RETRIED
 
 

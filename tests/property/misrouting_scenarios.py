@@ -1,4 +1,4 @@
-"""Random small scenarios in which requests reach the wrong adapter, with and without rollouts beside it."""
+"""Random small scenarios in which requests reach the wrong adapter, with and without rollouts at the same time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def with_(scenario: Scenario, **sections: Any) -> Scenario:
 
 @st.composite
 def designs(draw: st.DrawFn, *, endless: bool | None = None) -> Scenario:
-    """A scenario in which nothing changes, but something could; ``endless``: whether it goes on to the last token."""
+    """A scenario in which nothing changes, but something could; ``endless``: whether it runs to the last token."""
     scenario = draw(st.one_of(scenarios(), engine_scenarios()))
     assume(scenario.cache.eviction != "belady" and scenario.adapters.count != 1)
     assume(endless is None or endless == (scenario.workload.duration is None))
@@ -100,7 +100,7 @@ def rollouts(draw: st.DrawFn, expected_s: float) -> dict[str, Any]:
 
 
 @st.composite
-def identity_scenarios(
+def misrouting_scenarios(
     draw: st.DrawFn,
     *,
     kinds: tuple[str, ...] = KINDS,

@@ -1,4 +1,4 @@
-"""Runs with rollouts beside the same runs without them: the same traffic, and nothing else changes."""
+"""Runs with rollouts compared with the same runs without them: the same traffic, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from identity_scenarios import with_
+from misrouting_scenarios import with_
 from rollout_scenarios import STRATEGIES, designs, rollout_scenarios
 from test_rollout_laws import EXAMPLES, run, without
 

@@ -1,4 +1,4 @@
-"""Laws of identity faults: who reaches the wrong adapter, what becomes of the answers, and who isn't touched."""
+"""Laws of misrouting faults: which requests go wrong, what happens to the answers, and which are unaffected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from engine_scenarios import engine_scenarios
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from identity_scenarios import KINDS, designs, faults, identity_scenarios, with_
+from misrouting_scenarios import KINDS, designs, faults, misrouting_scenarios, with_
 from strategies import scenarios
 
 from sim.results.records import (
@@ -74,7 +74,7 @@ def tables(recording: Recording) -> dict[str, bytes]:
 
 
 @settings(max_examples=EXAMPLES)
-@given(identity_scenarios())
+@given(misrouting_scenarios())
 def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
     recording = run(scenario)
     requests = recording.requests
@@ -93,7 +93,7 @@ def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
 
 
 @settings(max_examples=EXAMPLES)
-@given(identity_scenarios())
+@given(misrouting_scenarios())
 def test_wrong_answers_are_served_or_detected(scenario: Scenario) -> None:
     recording, seen = answers(scenario)
     requests = recording.requests
@@ -115,7 +115,7 @@ def test_wrong_answers_are_served_or_detected(scenario: Scenario) -> None:
 
 
 @settings(max_examples=EXAMPLES)
-@given(identity_scenarios(), st.integers(1, 6))
+@given(misrouting_scenarios(), st.integers(1, 6))
 def test_with_a_check_of_every_answer_no_wrong_one_is_served(scenario: Scenario, retries: int) -> None:
     detector = {"checks": 1.0, "retries": retries, "delay": "20 ms"}
     changed = [fault.model_dump(mode="json", exclude_unset=True) for fault in scenario.faults]
@@ -151,7 +151,9 @@ def test_a_base_model_that_never_answers_leaves_every_byte(scenario: Scenario) -
 
 
 @settings(max_examples=EXAMPLES)
-@given(identity_scenarios(kinds=("misrouting", "base-model"), whole=True, endless=True, alone=True), st.integers(1, 9))
+@given(
+    misrouting_scenarios(kinds=("misrouting", "base-model"), whole=True, endless=True, alone=True), st.integers(1, 9)
+)
 def test_the_cache_makes_no_difference_to_who_goes_wrong(scenario: Scenario, slots: int) -> None:
     assume(not scenario.cache.gpu.unified)
     cache: dict[str, Any] = {"gpu": {"slots": slots}, "pinned": 0}
@@ -184,7 +186,7 @@ def test_where_the_base_model_answers_all_nothing_is_loaded_on_anyones_account(s
 
 
 @settings(max_examples=EXAMPLES)
-@given(identity_scenarios(kinds=("base-model", "base-model", "misrouting")))
+@given(misrouting_scenarios(kinds=("base-model", "base-model", "misrouting")))
 def test_running_sums_agree_with_counts_at_every_boundary(scenario: Scenario) -> None:
     checks = 0
 
@@ -205,7 +207,7 @@ def test_running_sums_agree_with_counts_at_every_boundary(scenario: Scenario) ->
 
 
 @settings(max_examples=EXAMPLES)
-@given(identity_scenarios(kinds=("stale-map",), most=1))
+@given(misrouting_scenarios(kinds=("stale-map",), most=1))
 def test_a_stale_map_ends_when_its_routers_have_heard(scenario: Scenario) -> None:
     recording = run(scenario)
     requests = recording.requests
@@ -221,13 +223,13 @@ def test_a_stale_map_ends_when_its_routers_have_heard(scenario: Scenario) -> Non
 
 
 @settings(max_examples=EXAMPLES)
-@given(identity_scenarios())
+@given(misrouting_scenarios())
 def test_a_seed_repeats_byte_for_byte(scenario: Scenario) -> None:
     assert tables(run(scenario)) == tables(run(scenario))
 
 
 @settings(max_examples=EXAMPLES)
-@given(identity_scenarios())
+@given(misrouting_scenarios())
 def test_old_prefixes_are_found_only_after_a_swap_and_by_right_answers(scenario: Scenario) -> None:
     recording = run(scenario)
     found = marked(recording, OLD_PREFIX)

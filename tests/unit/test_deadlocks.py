@@ -1,4 +1,4 @@
-"""Requests that once waited for each other, for ever: every one of them must come to its end."""
+"""Requests that once waited for each other forever: each of them must finish."""
 
 from __future__ import annotations
 
@@ -119,6 +119,8 @@ def test_a_stand_still_is_an_error_and_no_result(monkeypatch: pytest.MonkeyPatch
     )
     assert np.all(simulate(build_world(scenario), 0, 1).requests["status"] == COMPLETED)
     monkeypatch.setattr("sim.policies.adapter_cache.GpuCache.reserve", lambda cache, adapter: False)
-    with pytest.raises(LoraplanError, match="stands still at 1 s with requests inside: replica 0 has 2 inside") as told:
+    with pytest.raises(
+        LoraplanError, match="stands still at 1 s with requests inside: replica 0 has 2 inside"
+    ) as raised:
         simulate(build_world(scenario), 0, 1)
-    assert told.value.exit_code == 3
+    assert raised.value.exit_code == 3
