@@ -35,13 +35,9 @@ fast: $(FAST_VENV)/.installed ## compile the simulator (mypyc) into .fast-venv; 
 	@echo "Run it with: $(FAST)/loraplan run quickstart"
 
 FAST_TESTS ?= tests/cli/test_build.py tests/cli/test_own_policy.py tests/property
-# They derive classes from Recorder and Clock, which interpreted ones can't where these are compiled.
-NOT_FAST := --ignore tests/property/test_second_count.py \
-	--deselect tests/property/test_faults.py::test_requests_inside_are_counted_at_all_times
-
 # -P: not the interpreted packages of the current folder.
 test-fast: fast ## the laws, the naive twins and make same, compiled (FAST_TESTS=..., SAME=quickstart: fewer)
-	$(FAST)/python -P -m pytest -n auto --dist worksteal $(NOT_FAST) $(FAST_TESTS)
+	$(FAST)/python -P -m pytest -n auto --dist worksteal $(FAST_TESTS)
 	$(FAST)/python tools/same.py $(if $(SAME),--only $(SAME))
 
 wheel: $(FAST_VENV)/.tools ## a wheel in dist/: compiled if there is a C compiler, else pure Python

@@ -111,6 +111,7 @@ def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
         assert ends["unfinished"] == 0
 
 
+@pytest.mark.interpreted
 @settings(max_examples=EXAMPLES)
 @given(faulty_scenarios())
 def test_requests_inside_are_counted_at_all_times(scenario: Scenario) -> None:
@@ -161,6 +162,7 @@ def test_caches_and_boards_agree_at_the_end(scenario: Scenario) -> None:
             assert counted == Counter(request.adapter for request in server.all_requests())
 
 
+@pytest.mark.interpreted
 @settings(max_examples=EXAMPLES)
 @given(faulty_scenarios(kinds=("crash", "crash", "slow-storage", "failing-loads")))
 def test_a_dead_replica_does_nothing(scenario: Scenario) -> None:
@@ -224,6 +226,7 @@ def crashed_on(scenario: Scenario) -> tuple[Recording, set[int], set[int]]:
     return recording, inside, sent
 
 
+@pytest.mark.interpreted
 @settings(max_examples=EXAMPLES)
 @given(designs(), st.data())
 def test_a_crash_that_loses_requests_loses_exactly_those_it_meets(scenario: Scenario, data: st.DataObject) -> None:
@@ -234,6 +237,7 @@ def test_a_crash_that_loses_requests_loses_exactly_those_it_meets(scenario: Scen
     assert not np.any(marked(recording, REROUTED))
 
 
+@pytest.mark.interpreted
 @settings(max_examples=EXAMPLES)
 @given(designs(endless=True), st.data())
 def test_a_crash_that_reroutes_requests_marks_exactly_those_it_meets(scenario: Scenario, data: st.DataObject) -> None:
@@ -246,6 +250,7 @@ def test_a_crash_that_reroutes_requests_marks_exactly_those_it_meets(scenario: S
         assert inside | sent <= late, "nobody is left to serve them"
 
 
+@pytest.mark.interpreted
 @settings(max_examples=EXAMPLES)
 @given(designs(endless=True), st.data())
 def test_a_replica_comes_back_empty(scenario: Scenario, data: st.DataObject) -> None:

@@ -92,6 +92,7 @@ def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
     assert np.all(marked(recording, WRONG_DETECTED | LOST)[failed]), "nothing else fails here"
 
 
+@pytest.mark.interpreted
 @settings(max_examples=EXAMPLES)
 @given(misrouting_scenarios())
 def test_wrong_answers_are_served_or_detected(scenario: Scenario) -> None:
@@ -114,6 +115,7 @@ def test_wrong_answers_are_served_or_detected(scenario: Scenario) -> None:
     assert set(np.flatnonzero(marked(recording, WRONG_LOAD)).tolist()) == polluting
 
 
+@pytest.mark.interpreted
 @settings(max_examples=EXAMPLES)
 @given(misrouting_scenarios(), st.integers(1, 6))
 def test_with_a_check_of_every_answer_no_wrong_one_is_served(scenario: Scenario, retries: int) -> None:

@@ -129,6 +129,7 @@ def test_a_rollout_that_finds_the_adapter_closed_waits_for_its_turn() -> None:
     assert [event.time_s / D for event in recording.events if event.kind == "complete"] == [43, 86]
 
 
+@pytest.mark.interpreted
 def test_a_load_from_host_memory_that_waits_for_a_loader_does_not_bring_the_old_version_back() -> None:
     # One slot, one loader of 30 steps from host memory, where both adapters are from 7 on. At 40 adapter 0 is loaded,
     # and adapter 1 waits until 70 for the loader: the new weights, which come at 44, must go where it will be read.
@@ -244,6 +245,7 @@ def backwards(scenario: Scenario, seen: Seen) -> list[int]:
     return back
 
 
+@pytest.mark.interpreted
 @settings(max_examples=EXAMPLES)
 @given(rollout_scenarios(strategies=("new-name",), gates=False, sessions=True))
 def test_sticky_sessions_never_go_back(scenario: Scenario) -> None:
@@ -252,6 +254,7 @@ def test_sticky_sessions_never_go_back(scenario: Scenario) -> None:
     assert backwards(scenario, Seen(build_world(scenario))) == []
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("sticky", [True, False])
 @pytest.mark.parametrize("instances", [1, 3])
 def test_only_sessions_that_are_not_sticky_go_back(sticky: bool, instances: int) -> None:

@@ -51,6 +51,7 @@ def without(scenario: Scenario) -> Scenario:
     return with_(scenario, rollouts=[])
 
 
+@pytest.mark.interpreted
 @settings(max_examples=2 * EXAMPLES)
 @given(rollout_scenarios())
 def test_every_request_ends_in_one_row_and_nothing_is_left_behind(scenario: Scenario) -> None:
@@ -79,6 +80,7 @@ def test_every_request_ends_in_one_row_and_nothing_is_left_behind(scenario: Scen
             assert all(users == 0 or adapter in pinned for adapter, users in enumerate(server.cache.users))
 
 
+@pytest.mark.interpreted
 @settings(max_examples=3 * EXAMPLES)
 @given(rollout_scenarios())
 def test_every_token_has_one_version_and_mixed_are_exactly_those_running_at_a_swap(scenario: Scenario) -> None:
@@ -110,6 +112,7 @@ def test_where_running_requests_are_waited_for_no_response_mixes_versions(scenar
     assert not np.any(marked(run(scenario), MIXED))
 
 
+@pytest.mark.interpreted
 @settings(max_examples=EXAMPLES)
 @given(rollout_scenarios(strategies=("in-place",), most=1, prompt=True))
 def test_in_place_mixes_whoever_ran_across_its_swap(scenario: Scenario) -> None:
@@ -251,6 +254,7 @@ def test_nobody_in_use_or_pinned_is_evicted_and_sums_agree_at_every_boundary(sce
     assert checks or not np.any(recording.requests["finished_s"] >= 0), "the wrapped methods are not called any more"
 
 
+@pytest.mark.interpreted
 @settings(max_examples=EXAMPLES)
 @given(rollout_scenarios(strategies=("new-name",)), st.booleans())
 def test_extra_bytes_are_those_of_old_versions_beside_the_newest(scenario: Scenario, keep_old: bool) -> None:

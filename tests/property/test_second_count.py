@@ -295,6 +295,7 @@ def events(one: Run, counted: SecondCount) -> Iterator[str]:
     yield from (name for name, there in found.items() if there)
 
 
+@pytest.mark.interpreted
 @pytest.mark.slow
 def test_every_metric_agrees_with_the_second_count() -> None:
     seen, wrong = Counter[str](), []

@@ -86,6 +86,7 @@ def test_stages_follow_from_the_answers_of_the_new_version(scenario: Scenario) -
     assert told == expected(scenario, recording)
 
 
+@pytest.mark.interpreted
 @settings(max_examples=EXAMPLES)
 @given(gated(ttft_mean="1 us", min_requests=1))
 def test_what_nobody_can_meet_goes_back_for_good(scenario: Scenario) -> None:

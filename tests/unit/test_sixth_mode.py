@@ -137,6 +137,7 @@ def test_one_class_of_all_adapters_is_the_mode_that_it_is_made_of(monkeypatch: p
     assert ours.evictions == theirs.evictions > 0
 
 
+@pytest.mark.interpreted
 def test_large_adapters_evict_no_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     world = build_world(scenario_of())
     class_of = [int(rank == LARGE) for rank in world.ranks]
