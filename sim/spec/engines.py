@@ -157,7 +157,7 @@ class Versions:
     why: str
 
 
-_SAME = "has the same rules"
+_SAME = "schedules by the same rules"
 _UNTIL_PREEMPTED = f"{_SAME} until it preempts a request, which then comes after those over the adapter limit"
 VERSIONS: Mapping[str, tuple[Versions, ...]] = {
     # v1/core/sched/scheduler.py of 0.8.5, 0.9.1, 0.9.2, 0.10.2, 0.11.2, 0.12 to 0.14, 0.16 to 0.20, 0.22 to 0.24,

@@ -184,7 +184,9 @@ def test_copies_and_checkpoints() -> None:
 def test_what_is_asked_is_checked() -> None:
     with pytest.raises(InputError, match="unknown engine") as caught:
         check_serving_target(ServingTarget("vllm-0.9"))
-    assert "did you mean" in str(caught.value)
+    assert "the nearest preset is vllm-0.8" in str(caught.value)
+    with pytest.raises(InputError, match="did you mean 'sglang'"):
+        check_serving_target(ServingTarget("sglag"))
     with pytest.raises(InputError, match="no such largest rank"):
         check_serving_target(ServingTarget("vllm-0.8", 48))
     check_serving_target(ServingTarget("sglang", 48))

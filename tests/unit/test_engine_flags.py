@@ -251,17 +251,17 @@ def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, 
         ("vllm", "give a version; vllm-0.32 is the newest preset of vLLM"),
         ("vLLM", "give a version; vllm-0.32 is the newest preset of vLLM"),
         ("vllm-0.7", "the nearest preset is vllm-0.8: vLLM up to 0.7 runs the V0 engine, whose rules are different"),
-        ("vllm-0.8.1", "the nearest preset is vllm-0.8: vLLM 0.8.0 to 0.8.2 has the same rules but one: a request over "
-         "the adapter limit holds up all behind it (set fleet.admission: stop)"),
-        ("vllm-0.8.5.post1", "the nearest preset is vllm-0.8: vLLM 0.8.3 to 0.9.1 has the same rules"),
-        ("vllm==0.9.2rc1", "the nearest preset is vllm-0.8: vLLM 0.9.2 to 0.13 has the same rules but one: requests "
-         "over the adapter limit change their order with every step"),
-        ("VLLM v0.16.0", "the nearest preset is vllm-0.8: vLLM 0.14 to 0.17 has the same rules"),
-        ("vllm-0.18", "the nearest preset is vllm-0.8: vLLM 0.18 has the same rules until it preempts a request, which "
-         "then comes after those over the adapter limit"),
-        ("vllm_0.30", "the nearest preset is vllm-0.32: vLLM 0.19 to 0.30 has the same rules until it preempts a "
+        ("vllm-0.8.1", "the nearest preset is vllm-0.8: vLLM 0.8.0 to 0.8.2 schedules by the same rules but one: a "
+         "request over the adapter limit holds up all behind it (set fleet.admission: stop)"),
+        ("vllm-0.8.5.post1", "the nearest preset is vllm-0.8: vLLM 0.8.3 to 0.9.1 schedules by the same rules"),
+        ("vllm==0.9.2rc1", "the nearest preset is vllm-0.8: vLLM 0.9.2 to 0.13 schedules by the same rules but one: "
+         "requests over the adapter limit change their order with every step"),
+        ("VLLM v0.16.0", "the nearest preset is vllm-0.8: vLLM 0.14 to 0.17 schedules by the same rules"),
+        ("vllm-0.18", "the nearest preset is vllm-0.8: vLLM 0.18 schedules by the same rules until it preempts a "
          "request, which then comes after those over the adapter limit"),
-        ("vllm-0.32.0", "the nearest preset is vllm-0.32: vLLM 0.31 and 0.32 has the same rules"),
+        ("vllm_0.30", "the nearest preset is vllm-0.32: vLLM 0.19 to 0.30 schedules by the same rules until it "
+         "preempts a request, which then comes after those over the adapter limit"),
+        ("vllm-0.32.0", "the nearest preset is vllm-0.32: vLLM 0.31 and 0.32 schedules by the same rules"),
         ("vllm-0.99", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
         ("vllm-1.0", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
         ("vllm0.8", "did you mean 'vllm-0.8'?"),
