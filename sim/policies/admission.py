@@ -17,8 +17,7 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
-from sim.policies.adapter_cache import RESIDENT, GpuCache
-from sim.policies.vllm_lru import VllmLruCache
+from sim.policies.adapter_cache import RESIDENT, AdapterCache
 from sim.traffic.request import Request
 
 by_key = attrgetter("key")
@@ -107,7 +106,7 @@ class ClaimingQueue(ReadyQueue):
 
     def __init__(
         self,
-        cache: GpuCache | VllmLruCache,
+        cache: AdapterCache,
         request_load: Callable[[Request], None],
         *,
         stop: bool,

@@ -135,7 +135,10 @@ class Scheduler:
     # Decide the next step -------------------------------------------------------------------------------------------
 
     def compose(self, now: float) -> Step:
-        """Decide the step that starts at ``now``: running sequences first, then the requests that may join."""
+        """Decide the step that starts at ``now``: running sequences first, then the requests that may join.
+
+        The scan for those may start loads of adapters, through the queue's ``pass_over``.
+        """
         kv, waiting, limits, step = self.kv, self.waiting, self.limits, self._next
         if step.prefills:
             step.prefills, step.chunks = [], []

@@ -43,7 +43,8 @@ def share(result: Result, spread: float, draws: int) -> float:
 
 @pytest.mark.parametrize("draws", [2, 4, 8])
 @pytest.mark.parametrize(
-    ("held", "spread"), [(proportional, 0.02), (proportional, 0.1), (queueing, 0.02), (queueing, 0.05), (queueing, 0.1)]
+    ("result", "spread"),
+    [(proportional, 0.02), (proportional, 0.1), (queueing, 0.02), (queueing, 0.05), (queueing, 0.1)],
 )
 def test_intervals_hold_in_95_of_100_cases(result: Result, spread: float, draws: int) -> None:
     # Three standard errors of a share of .95 over 2,000 runs are .015.

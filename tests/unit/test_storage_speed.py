@@ -115,17 +115,20 @@ def test_attempts_fail_as_often_as_is_said() -> None:
 
 def test_a_network_delays_loads_of_its_share_of_adapters_while_it_is_there() -> None:
     faults = StorageFaults(StorageSpeed([]), [Delay(1.0, 2.0, lambda drawn: 5.0 + drawn, 0.4, 11, 22)], [])
-    delayed = [faults.seconds(1.5, 0.25, adapter, 3) > 0.25 for adapter in range(5000)]
+    delayed = [faults.attempts(1.5, 0.25, adapter, 3).seconds > 0.25 for adapter in range(5000)]
     assert abs(sum(delayed) / 5000 - 0.4) < 4 * math.sqrt(0.4 * 0.6 / 5000)
     remote = delayed.index(True)
-    assert faults.seconds(0.99, 0.25, remote, 3) == faults.seconds(2.0, 0.25, remote, 3) == 0.25
-    assert len({faults.seconds(1.0, 0.25, remote, number) for number in range(100)}) == 100, "each load has its luck"
-    assert all(5.25 <= faults.seconds(1.0, 0.25, remote, number) < 6.25 for number in range(100))
+    for outside_s in (0.99, 2.0):
+        assert faults.attempts(outside_s, 0.25, remote, 3).seconds == faults.seconds(outside_s, 0.25, remote) == 0.25
+    seconds = [faults.attempts(1.0, 0.25, remote, number).seconds for number in range(100)]
+    seconds += [faults.seconds(1.0, 0.25, remote) for _ in range(100)]
+    assert len(set(seconds)) == 200, "each load has a draw of its own"
+    assert all(5.25 <= each < 6.25 for each in seconds)
 
 
 def test_versions_of_an_adapter_lie_in_the_same_place() -> None:
     names = [0, 1, 2, 3, 0, 1, 2, 3]
     faults = StorageFaults(StorageSpeed([]), [Delay(0.0, 9.0, lambda drawn: 1.0, 0.5, 4, 5)], [], names)
-    delays = [faults.seconds(0.0, 0.0, adapter, 3) for adapter in range(8)]
+    delays = [faults.attempts(0.0, 0.0, adapter, 3).seconds for adapter in range(8)]
     assert delays[:4] == delays[4:]
     assert 0.0 < sum(delays) < 8.0

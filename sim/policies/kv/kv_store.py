@@ -73,8 +73,8 @@ class KvStore(ABC):
 
         They follow the ``request.context`` tokens that it holds, and the ``cached`` ones that it finds as it joins.
 
-        :param room_for: tokens that must fit, next to those that decodes get in this step: these or more, such as the
-            whole prompt. 0: the caller knows that there is room.
+        :param room_for: tokens for which blocks must be free after every decode has taken its next one: ``tokens`` or
+            more, such as the whole prompt. 0 skips the check.
         """
 
     @abstractmethod

@@ -140,7 +140,7 @@ class BatchServer(Server):
         self._started = now
         self._steps = step.steps
         if step.steps == 0:
-            return self._next_leap(now) if self.mode.idle() else -1.0
+            return self._next_leap(now) if self.mode.nothing_runs() else -1.0
         self._begin_leap(step, now, blocked_s)
         return now + self._elapsed(self._steps)
 

@@ -1,4 +1,4 @@
-"""The copies of adapters on one replica, for those who replace weights while traffic flows."""
+"""The copies of adapters on one replica, for rollouts that replace weights while traffic flows."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class HostFill(Intake, LoadOwner):
         for request in requests:
             self.replica.fail(request)
 
-    def loader_free(self) -> None:
+    def after_load(self) -> None:
         """Nothing is fetched ahead."""
 
     def check_integrity(self) -> None:

@@ -1,4 +1,4 @@
-"""What takes in the requests of a replica: its adapter mode, or something that a request must pass before."""
+"""What takes in the requests of a replica: its adapter mode, or a stage in front of it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from sim.world.clock import LOAD_DONE, Call, Clock
 from sim.world.replica.ports import Attempts, LoadTiming, WeightVersions
 
 UNDISTURBED = Attempts((), 0.0, True)
-"""The course of a load that takes its own seconds."""
+"""How a load goes that no fault delays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ class LoadOwner:
         """An adapter could not be loaded."""
 
     @abstractmethod
-    def loader_free(self) -> None:
-        """A load has ended, and queued loads have started."""
+    def after_load(self) -> None:
+        """A load has ended, and queued loads have started where a loader was free."""
 
 
 class Loader:
@@ -302,7 +302,7 @@ class Loader:
             self.room_appeared()  # an adapter loaded ahead, not in use yet, may make room for a requested one
         elif channel.queue:
             self._start(channel)
-        self._owner.loader_free()
+        self._owner.after_load()
 
     def _renewed(self, load: Load, then: Callable[[], None]) -> None:
         channel = load.channel
@@ -311,4 +311,4 @@ class Loader:
         if channel.queue:
             self._start(channel)
         then()
-        self._owner.loader_free()
+        self._owner.after_load()

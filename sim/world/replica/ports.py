@@ -40,15 +40,15 @@ class ReplicaListener:
 
     def load_failed(self, request: Request) -> None:
         """A request has left because its adapter could not be loaded."""
-        raise AssertionError("where loads can fail, somebody listens")
+        raise AssertionError("where loads can fail, a listener handles failed loads")
 
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """The course of one load from storage.
+    """How one load from storage goes.
 
-    :ivar spans: start and end of each attempt; empty: nothing disturbed the load.
-    :ivar seconds: from the start of the first attempt to the end of the last.
+    :ivar spans: start and end of each attempt; empty: nothing disturbed the load, which takes its own seconds.
+    :ivar seconds: from the start of the first attempt to the end of the last; means nothing where ``spans`` is empty.
     :ivar succeeds: whether the last attempt succeeds.
     """
 
@@ -61,7 +61,7 @@ class LoadTiming:
     """How long loads from storage take on one replica. These take their own time; faults of storage change that."""
 
     def attempts(self, start_s: float, seconds: float, adapter: int, index: int) -> Attempts:
-        """Return the course of a load that starts now.
+        """Return how a load goes that starts at ``start_s``.
 
         :param seconds: load time of a healthy storage.
         :param index: of the request that started it; below 0: no request did.
@@ -85,7 +85,7 @@ class WeightVersions:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Replica(ABC):
-    """What an adapter mode may ask of the replica that it works for."""
+    """The calls that an adapter mode may make on its replica."""
 
     __slots__ = ()
 

@@ -24,8 +24,8 @@ class Prefetch:
         self._cache = cache
         self._loader = loader
         # By adapter, a heap of (key, request). The first request of each still waits for admission; those behind it may
-        # have left. Requests whose load has started stay until admission, at no harm: their adapters are in use, so
-        # they are no victims, and absent only while the load waits in a queue.
+        # have left. Requests whose load has started stay until admission. They are harmless: their adapters are in
+        # use, so they cannot be evicted, and they are absent only while the load waits in a queue.
         self._wanted: dict[int, list[tuple[int, Request]]] = {}
 
     def entered(self, request: Request) -> None:

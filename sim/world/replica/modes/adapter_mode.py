@@ -37,7 +37,7 @@ class AdapterMode(Intake):
 
     The replica calls ``take_in`` once for each request. When one that had its adapter leaves, the replica releases the
     adapter from the cache, and calls ``room_appeared`` if no other request uses it. At every step boundary it calls
-    ``batch_shrank`` if requests have ended, and then either ``before_step`` or, where nothing runs, ``idle``. A mode
+    ``batch_shrank`` if requests have ended, and then ``before_step``, or ``nothing_runs`` if the batch is empty. A mode
     puts requests into the batch's queue by ``replica.enqueue``, and brings the next boundary forward by
     ``replica.wake``.
 
@@ -80,8 +80,8 @@ class AdapterMode(Intake):
     def batch_shrank(self, decoding: int) -> None:
         """Note that requests have left the batch at the end of a step, in which ``decoding`` sequences decoded."""
 
-    def idle(self) -> bool:
-        """Note that nothing runs at this boundary; return whether another try to admit may find a request."""
+    def nothing_runs(self) -> bool:
+        """The batch is empty at this boundary. Return True to scan the queue again."""
         return False
 
     def next_change_s(self) -> float:

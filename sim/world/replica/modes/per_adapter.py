@@ -24,7 +24,7 @@ class PerAdapterQueues(OverlappedQueue):
         self._queues.serve_base_model(number)
         return number
 
-    def idle(self) -> bool:
+    def nothing_runs(self) -> bool:
         return self._queues.may_go_on()  # each pass frees a few places, and no event would start another one
 
     def next_change_s(self) -> float:

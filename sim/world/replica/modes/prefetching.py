@@ -19,9 +19,9 @@ class Prefetching(LoadsAtAdmission):
     def take_in(self, request: Request, in_time: bool) -> None:
         super().take_in(request, in_time)
         self._prefetch.entered(request)
-        self.loader_free()
+        self.after_load()
 
-    def loader_free(self) -> None:
+    def after_load(self) -> None:
         if not self.replica.boundary_due():  # it comes first, and may start loads of its own
             self._prefetch.go_on()
 
@@ -30,6 +30,6 @@ class Prefetching(LoadsAtAdmission):
         self._prefetch.go_on()
         return super().before_step(batch, now)
 
-    def idle(self) -> bool:
+    def nothing_runs(self) -> bool:
         self._prefetch.go_on()
         return False

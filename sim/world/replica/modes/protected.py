@@ -50,7 +50,7 @@ class OverlappedLoads(ProtectedMode, LoadOwner):
         self._gpu.discard(adapter)
         self.loader.room_appeared()
 
-    def loader_free(self) -> None:
+    def after_load(self) -> None:
         """Nothing is loaded ahead."""
 
     def waiting_for_loads(self) -> list[Request]:

@@ -35,7 +35,7 @@ class VllmLru(AdapterMode):
 
     def before_step(self, batch: Scheduler, now: float) -> float:
         prefills = batch.decided.prefills
-        first = _first_of_missing(prefills, self._slots.state)
+        first = _claim_and_find_misses(prefills, self._slots.state)
         if not batch.adapters_changed:
             return 0.0
         batch.adapters_changed = False
@@ -84,7 +84,7 @@ class VllmLru(AdapterMode):
         return seconds, True
 
 
-def _first_of_missing(prefills: list[Request], state: list[int]) -> dict[int, Request]:
+def _claim_and_find_misses(prefills: list[Request], state: list[int]) -> dict[int, Request]:
     """Return, by absent adapter, the request that loads it. Claims adapters and sets outcomes of first admissions."""
     first: dict[int, Request] = {}
     for request in prefills:
