@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.intervals.student_t import student
 from sim.results.point import SHARES, SUMMED, Metric, Point
 from sim.results.point_summary import measure_alone
 from sim.results.records import Recording
 from sim.results.sample_data import ScenarioFacts
-from sim.results.student_t import student
 
 MIN_DRAWS = 2
 _COMPARABLE = 10.0

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.intervals.student_t import student
+from sim.results.intervals.wilson import NORMAL, wilson
 from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.point import Metric
-from sim.results.student_t import student
-from sim.results.wilson import NORMAL, wilson
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

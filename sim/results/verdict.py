@@ -7,9 +7,9 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from sim.results.intervals.wilson import wilson
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
-from sim.results.wilson import wilson
 
 MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
 

@@ -8,14 +8,11 @@ A new mode is a class in ``sim/world/replica/modes``, an entry here, and a case 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pydantic import BaseModel
 
 from sim.spec.needs import UNSET, AtLeast, Choice, EvictionBut, Need, Only
 from sim.spec.policies import EVICTIONS
 from sim.spec.registry import Registry
-
-if TYPE_CHECKING:
-    from sim.spec.scenario import Scenario
 
 AT_ADMISSION = "loads-at-admission"
 AT_ARRIVAL = "loads-at-arrival"
@@ -196,12 +193,12 @@ OTHER_CHOICES = (
 )
 
 
-def mode_of(scenario: Scenario) -> str:
+def mode_of(scenario: BaseModel) -> str:
     """Return the name of the mode in which a scenario's replicas serve adapters."""
     return [mode.name for mode in MODES if mode.is_set(scenario)][-1]
 
 
-def check_modes(scenario: Scenario) -> None:
+def check_modes(scenario: BaseModel) -> None:
     """Refuse a scenario that does not meet the needs of what it chooses.
 
     :raises PydanticCustomError: for the first need that is not met.

@@ -1,24 +1,26 @@
-"""What a choice in a scenario needs of other keys: rows of a table, from which the checks follow."""
+"""What a choice in a scenario needs of other keys: rows of a table, from which the checks follow.
+
+Scenarios are looked at key by key, as any model: the module of ``Scenario`` imports this one.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import BaseModel
 
 from sim.spec.base import located
 from sim.spec.policies import EVICTIONS
 from sim.spec.registry import Entry
 
-if TYPE_CHECKING:
-    from sim.spec.scenario import Scenario
 
-
-def value_of(scenario: Scenario, key: str) -> Any:
+def value_of(scenario: BaseModel, key: str) -> Any:
     """Return the value of a dotted key, with the default of ``fleet.load_at`` resolved; None: it is unset."""
     if key == "fleet.load_at":
-        return scenario.load_at
+        key = "load_at"
     value: Any = scenario
     for part in key.split("."):
         value = None if value is None else getattr(value, part)
@@ -43,10 +45,10 @@ class Values(ABC):
     words: str
 
     @abstractmethod
-    def allow(self, value: Any, scenario: Scenario) -> bool:
+    def allow(self, value: Any, scenario: BaseModel) -> bool:
         """Return whether a value, which is not None, is one of them."""
 
-    def listed(self, scenario: Scenario) -> str:
+    def listed(self, scenario: BaseModel) -> str:
         """Return the values, for an error message."""
         return self.words
 
@@ -58,7 +60,7 @@ class Only(Values):
         self._values = values
         self.words = " or ".join(words_of(value) for value in values) or "unset"
 
-    def allow(self, value: Any, scenario: Scenario) -> bool:
+    def allow(self, value: Any, scenario: BaseModel) -> bool:
         return value in self._values
 
 
@@ -72,10 +74,10 @@ class EvictionBut(Values):
         self._names = names
         self.words = f"any but {', '.join(names)}"
 
-    def allow(self, value: Any, scenario: Scenario) -> bool:
+    def allow(self, value: Any, scenario: BaseModel) -> bool:
         return value not in self._names
 
-    def listed(self, scenario: Scenario) -> str:
+    def listed(self, scenario: BaseModel) -> str:
         return ", ".join(name for name in EVICTIONS.names if name not in self._names)
 
 
@@ -86,10 +88,10 @@ class AtLeast(Values):
         self._key = key
         self.words = f"at least {key}"
 
-    def allow(self, value: Any, scenario: Scenario) -> bool:
+    def allow(self, value: Any, scenario: BaseModel) -> bool:
         return bool(value >= value_of(scenario, self._key))
 
-    def listed(self, scenario: Scenario) -> str:
+    def listed(self, scenario: BaseModel) -> str:
         return f"{self.words} ({value_of(scenario, self._key)})"
 
 
@@ -108,7 +110,7 @@ class Need:
     at: str = ""
     hint: str = ""
 
-    def check(self, scenario: Scenario) -> None:
+    def check(self, scenario: BaseModel) -> None:
         """Refuse a scenario that does not meet this need.
 
         :raises PydanticCustomError: with the key that is wrong, its value and what is allowed.
@@ -135,6 +137,6 @@ class Choice(Entry):
     set_by: Mapping[str, str | bool]
     needs: tuple[Need, ...] = ()
 
-    def is_set(self, scenario: Scenario) -> bool:
+    def is_set(self, scenario: BaseModel) -> bool:
         """Return whether a scenario chooses it."""
         return any(value_of(scenario, key) == value for key, value in self.set_by.items())

@@ -189,7 +189,7 @@ DRAWN: dict[str, tuple[Any, ...]] = {
     "cache.prefetch": ("none", "queued"),
     "storage.mode": ("overlap", "blocking"),
     "storage.loaders": (1, 2),
-}  # fmt: skip
+}  # fmt: skip  # a case a line
 
 
 def test_a_scenario_is_refused_if_and_only_if_its_parts_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_a_name_means_one_option_of_an_engine() -> None:
          "equivalent here: prefix caching is not supported yet"),
         ("max_lorry: 9", "max_lorry: unknown key"),
     ],
-)  # fmt: skip
+)  # fmt: skip  # a case a line
 def test_an_option_in_a_file_is_answered_with_our_key(base: Path, line: str, says: str) -> None:
     path = write(base.parent / "odd.yaml", f"extends: base.yaml\n{line}\n")
     assert refusal(path).startswith(f"{path}:2: {says}")
@@ -136,7 +136,7 @@ def test_a_name_that_means_something_else_outside_its_section_is_not_explained(b
         ("cache.gpu.slots.max_loras=8", "cache.gpu.slots.max_loras: cache.gpu.slots holds one value and has no keys"),
         ("fleet.max_num_seq=8", "fleet.max_num_seq: unknown key; did you mean 'max_num_seqs'?"),
     ],
-)  # fmt: skip
+)  # fmt: skip  # a case a line
 def test_an_option_after_set_is_answered_with_our_key(base: Path, setting: str, says: str) -> None:
     assert refusal("base.yaml", setting).startswith(f"--set: {says}")
 
@@ -280,7 +280,7 @@ def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, 
         ("v" * 100_000, None),
         ("٣", None),
     ],
-)  # fmt: skip
+)  # fmt: skip  # a case a line
 def test_what_is_said_of_an_engine_without_a_preset(name: str, hint: str | None) -> None:
     assert suggest_engine(name, ENGINES.names) == hint
 

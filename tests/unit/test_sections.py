@@ -10,9 +10,9 @@ import pytest
 from scipy.special import stdtrit
 from strategies import GRID, build, fixed_time, write_trace
 
+from sim.results.intervals.student_t import student
 from sim.results.records import Recording
 from sim.results.statistics import estimate
-from sim.results.student_t import student
 from sim.world.build import build_world
 from sim.world.replication import simulate
 
