@@ -1,8 +1,8 @@
 """Waiting queues: which request may join the batch next, and when its adapter load starts.
 
-Two queues with one interface. With ``ReadyQueue``, loads start at arrival: every request in the queue has its adapter
-resident and in use. With ``ClaimingQueue``, loads start at admission, when the scheduler reaches a request and its
-adapter fits among those in use.
+Queues with one interface; two more are in ``adapter_queues.py`` and ``model_turns.py``. With ``ReadyQueue``, loads
+start at arrival: every request in the queue has its adapter resident and in use. With ``ClaimingQueue``, loads start
+at admission, when the scheduler reaches a request and its adapter fits among those in use.
 
 The scheduler scans a queue like this. ``next_candidate`` finds a request; it changes nothing but the order within the
 queue. If the request ``may_join`` and finds KV blocks, ``take`` removes it. If it may not join, ``pass_over`` starts
@@ -25,7 +25,7 @@ by_key = attrgetter("key")
 
 
 class ReadyQueue:
-    """Requests whose adapter is resident and in use, the lowest key first.
+    """Requests whose adapter is resident and in use, the lowest key first; the other queues derive from it.
 
     :ivar ready: a heap of (key, request); ``deferred``: by adapter, requests that the scan passed over. The scheduler
         reads both directly, without a call: no request waits if both are empty.

@@ -40,8 +40,8 @@ class Changes(FleetHooks):
         self._crashes = crashes
         self._barriers = rollouts.barriers
         self._fleet: OpenFleet
-        # Whether requests may be steered, kept from a crashed replica, or join a queue later than they arrived: each
-        # of these calls would be made for every request.
+        # Whether requests may be steered, and whether some join a queue later than they arrived. Where not, no request
+        # pays for calls that do nothing.
         self._steering = misrouting.active or rollouts.renames
         self._reordering = misrouting.active or crashes.active or rollouts.holds
         self._answers_vary = misrouting.active or in_flight.counting or not rollouts.active

@@ -60,6 +60,7 @@ class Replication:
     """One replication, put together and ready to run.
 
     :ivar router_state: what the router reads of the replicas.
+    :ivar rollouts: the rollouts, or what stands for none.
     """
 
     fleet: Fleet

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from strategies import build
 
 from sim.policies.front_end import FrontEnd, FrontEndCosts
+from sim.results.records import REFUSED
+from sim.world.build import build_world
+from sim.world.replication import assemble
 
 COSTS = FrontEndCosts(
     scrape_interval_s=2.0, scrape_s=0.1, series_s=0.01, name_s=0.001, tokenizer_s=0.5, request_s=0.0, max_in_flight=10
@@ -57,3 +61,22 @@ def test_stalled_time_is_counted_between_two_times() -> None:
     server.enter(1.0, 1)
     assert server.stalled_between(0.25, 1.25) == (pytest.approx(0.5), 2)
     assert server.stalled_between(0.5, 1.0)[0] == 0.0
+
+
+@pytest.mark.interpreted
+def test_a_request_that_the_front_end_refuses_is_not_counted_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router that reads requests inside by adapter would else take the replica for busy for ever."""
+    scenario = build(
+        workload={"requests": 200, "arrivals": {"process": "poisson", "rate": "400/s"}},
+        adapters={"count": 6, "rank": 8},
+        fleet={"engine": "vllm-0.8", "replicas": 2, "front_end": "vllm-0.8-scraped"},
+        cache={"gpu": {"slots": 2}, "host": {"slots": 6}},
+        router={"policy": "affinity-activity"},
+    )
+    monkeypatch.setattr(FrontEnd, "max_in_flight", 4)
+    world = build_world(scenario)
+    fleet = assemble(world, 0, 1).fleet
+    counts = fleet.count_inside()
+    status = fleet.run(world.traffic.chunks(0)).requests["status"]
+    assert (status == REFUSED).any()
+    assert counts == [{}, {}]
