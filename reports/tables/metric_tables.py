@@ -87,10 +87,11 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
 
 
 def groups_table(point: Point, where: str) -> Table | None:
-    """Return one row for each kind of adapter, then one for each band of popularity."""
+    """Return one row for the base model and one for all adapters, if both are asked for, one for each kind of adapter,
+    and one for each band of popularity."""
     if not point.groups:
         return None
-    wanted = ("miss_ratio", "ttft_p99_s", "e2e_p99_s")
+    wanted = ("miss_ratio", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
     names = tuple(n for n in wanted if any(row.get(n) is not None for row in point.groups))
     head = ["group", "adapters", "adapter size", "requests", *(metric_words(name) for name in names)]
     rows = []

@@ -28,7 +28,8 @@ class TraceData:
 
     :ivar arrival_s: (n,) float64, from 0 at the first request, never falling.
     :ivar prompt_tokens, output_tokens: (n,) int32, 1 or more, or None where the format has no lengths.
-    :ivar adapter: (n,) int32 index into ``names`` (by first appearance), or None where the trace names none.
+    :ivar adapter: (n,) int32 index into ``names`` (by first appearance), ``BASE_MODEL`` where a request names none
+        while others do; None where the trace names none.
     :ivar session: (n,) int32 index by first appearance, or None where the trace names none.
     :ivar names: adapter names.
     :ivar adapter_bytes: (adapters,) int64 from the optional column, or None.
