@@ -190,6 +190,7 @@ def traffic_table(point: Point) -> Table | None:
         "requests": "requests measured",
         "adapters": "adapters requested",
         "rate_rps": "arrival rate",
+        "base_share": "requests for the base model",
         "top_1pct": "traffic of the hottest 1 %",
         "top_10pct": "traffic of the hottest 10 %",
         "top_20pct": "traffic of the hottest 20 %",
@@ -199,7 +200,8 @@ def traffic_table(point: Point) -> Table | None:
     for key, label in words.items():
         value = point.traffic.get(key)
         if value is not None:
-            text = f"{value:.4g}/s" if key == "rate_rps" else percent(value) if "pct" in key else f"{value:,.0f}"
+            shares = key == "base_share" or "pct" in key
+            text = f"{value:.4g}/s" if key == "rate_rps" else percent(value) if shares else f"{value:,.0f}"
             rows.append([label, text])
     return Table("The traffic as simulated", ["", "value"], rows) if rows else None
 

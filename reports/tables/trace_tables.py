@@ -19,6 +19,10 @@ def facts_table(facts: TraceFacts) -> Table:
     rows = [
         ["requests", number(facts.requests), _skipped_words(facts)],
         ["adapters", *([number(facts.adapters), ""] if facts.adapters else ["–", "the trace names none"])],
+        *(
+            [["for the base model", percent(facts.base_share), "of requests: they name no adapter"]]
+            * (facts.base_share > 0)
+        ),
         ["span", human_seconds(facts.span_s), "from the first request to the last"],
         ["rate", f"{number(facts.rate_rps)}/s" if facts.span_s > 0 else "–", "on average"],
         ["cv of gaps", known(facts.gap_cv), "standard deviation over mean of the gaps between requests; Poisson: 1"],

@@ -127,7 +127,7 @@ class Traffic:
         self.population = _with_trace_sizes(population, self._trace, scenario.adapters.mix)
         named = None if self._trace is None else self._trace.adapter
         self._chooser = AdapterSampler(workload.popularity, count) if named is None else None
-        self.base_share = _base_share(scenario, named)
+        self.base_share = _base_share(scenario, self._trace)
         self._base = BaseRequests(0.0 if named is not None else self.base_share, self._seed, BLOCK)
         self._source = self._make_source(cvs)
         tokens = workload.tokens
@@ -298,14 +298,13 @@ def _check_together(prompt: TokenLengths, output: TokenLengths) -> None:
         )
 
 
-def _base_share(scenario: Scenario, named: NDArray[np.integer] | None) -> float:
+def _base_share(scenario: Scenario, trace: TraceData | None) -> float:
     """Return the share of the requests that are for the base model.
 
-    :param named: the adapters of a trace that names them.
     :raises ScenarioError: if both the mix and the trace say so.
     """
     kinds = scenario.adapters.mix
-    if named is None:
+    if trace is None or trace.adapter is None:
         return scenario.adapters.base_share
     if scenario.adapters.base_share > 0:
         place = next(i for i, kind in enumerate(kinds) if kind.kind == "base")
@@ -316,7 +315,7 @@ def _base_share(scenario: Scenario, named: NDArray[np.integer] | None) -> float:
             allowed="lora, full",
             hint="remove this kind, or leave the adapter of such requests empty in the trace",
         )
-    return float(np.mean(named == BASE_MODEL))
+    return trace.base_share
 
 
 def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:

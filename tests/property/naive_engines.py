@@ -8,7 +8,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from naive import BASE, COMPLETED, DELAYED_HIT, GPU, HOST, MISS, REFUSED, STORAGE, Batching, Job, Load, Replica, TwinFleet
+from naive import (
+    BASE,
+    COMPLETED,
+    DELAYED_HIT,
+    GPU,
+    HOST,
+    MISS,
+    REFUSED,
+    STORAGE,
+    Batching,
+    Job,
+    Load,
+    Replica,
+    TwinFleet,
+)
 
 
 class Engine(Batching):
