@@ -19,10 +19,6 @@ def facts_table(facts: TraceFacts) -> Table:
     rows = [
         ["requests", number(facts.requests), _skipped_words(facts)],
         ["adapters", *([number(facts.adapters), ""] if facts.adapters else ["–", "the trace names none"])],
-        *(
-            [["for the base model", percent(facts.base_share), "of requests: they name no adapter"]]
-            * (facts.base_share > 0)
-        ),
         ["span", human_seconds(facts.span_s), "from the first request to the last"],
         ["rate", f"{number(facts.rate_rps)}/s" if facts.span_s > 0 else "–", "on average"],
         ["cv of gaps", known(facts.gap_cv), "standard deviation over mean of the gaps between requests; Poisson: 1"],
@@ -30,6 +26,8 @@ def facts_table(facts: TraceFacts) -> Table:
         ["dispersion, 60 s", known(facts.dispersion_60s), "variance over mean of the requests in a minute; Poisson: 1"],
         ["longest gap", human_seconds(facts.longest_gap_s), "without any request"],
     ]
+    if facts.base_share > 0:
+        rows.insert(2, ["for the base model", percent(facts.base_share), "of requests: they name no adapter"])
     found = facts.concentration
     if found is not None:
         rows += [
