@@ -14,7 +14,7 @@ MIN_REQUESTS_P99 = 1000
 
 @dataclass(frozen=True)
 class Request:
-    """A row of ``requests.parquet``. Stamps that never came are None; so are adapter, outcome, tier of the base model."""
+    """A row of ``requests.parquet``. None: a stamp that never came; of the base model, adapter, outcome and tier."""
 
     index: int
     arrival_s: float
