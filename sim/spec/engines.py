@@ -22,8 +22,8 @@ _VLLM: Preset = {
     # lora/worker_manager.py, _apply_adapters: adapters are loaded in the step, one after the other, and the slot of the
     # least recently touched one is taken even if the batch uses it.
     # v1/core/kv_cache_utils.py: block 0 is the null block.
-    # A request to the base model: scheduler.py counts only requests with a lora_request for max_loras, and takes no slot
-    # for others; lora/ops/triton_ops/lora_kernel_metadata.py, prepare_tensors: a step without any runs no LoRA kernel.
+    # A request to the base model: scheduler.py counts only those with a lora_request for max_loras; it takes no slot.
+    # lora/ops/triton_ops/lora_kernel_metadata.py, prepare_tensors: a step without any runs no LoRA kernel.
     "fleet": {"admission": "skip", "load_at": "admission", "kv_check": "first-chunk", "reserved_kv_blocks": 1},
     "cache": {"eviction": "vllm-lru"},
     "storage": {"mode": "blocking"},
