@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sim.errors import InputError, ScenarioError
 from sim.policies.base_weights import BaseWeights, base_weights
-from sim.policies.costs import beyond_envelope
+from sim.policies.costs import StepCosts, beyond_envelope
 from sim.policies.eviction import check_eviction
 from sim.policies.routing import check_router
 from sim.spec.profile import Profile
@@ -79,7 +79,7 @@ def build_world(scenario: Scenario) -> World:
     notes += _begins_unseen(scenario, traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
-    return World(
+    world = World(
         scenario=scenario,
         traffic=traffic,
         population=population,
@@ -97,6 +97,8 @@ def build_world(scenario: Scenario) -> World:
         full=full,
         base_weights=weights_kept,
     )
+    _check_base_steps(world)
+    return world
 
 
 def _check_policies(scenario: Scenario) -> None:
@@ -111,6 +113,20 @@ def _check_policies(scenario: Scenario) -> None:
     except InputError as error:
         error.key = "router.policy"
         raise
+
+
+def _check_base_steps(world: World) -> None:
+    """Refuse requests to the base model where a step without adapters would take no time, so that none would end."""
+    profile = world.profile
+    if profile is None or world.kv_tokens is None or not world.serves_base_model:
+        return
+    if StepCosts(profile.step, 1, 1).beside_base_model().least_s <= 0:
+        raise ScenarioError(
+            "a step without adapters takes no time in this profile",
+            key="fleet.profile",
+            got=world.scenario.fleet.profile,
+            hint="requests to the base model need fixed_s or tokens above 0",
+        )
 
 
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:
