@@ -227,7 +227,8 @@ def test_a_trace_in_which_no_row_names_an_adapter_is_refused() -> None:
         read(file)
     assert str(caught.value) == (
         f"{file}: adapter_id: no row names an adapter (got only empty cells, which are requests to the base model, "
-        "allowed: a name in at least one row); LoRA can't be turned off; without this column, workload.popularity draws adapters"
+        "allowed: a name in at least one row); LoRA can't be turned off; without this column, workload.popularity "
+        "draws adapters"
     )
 
 
