@@ -20,7 +20,7 @@ class Extent:
     :ivar users: number of users by the end of their blocks.
     :ivar segments: its free blocks, the last ones first, in the order of the free queue.
     :ivar next: another extent of this run; the two have no block in common.
-    :ivar forgotten: whether its content can no longer be found; its blocks are free when their users have left.
+    :ivar forgotten: whether its content can no longer be found.
     """
 
     __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "segments", "twin", "users")
@@ -65,34 +65,32 @@ class Extent:
 class Segment:
     """Blocks ``first`` to ``end`` (exclusive) that stand next to each other in the free queue, the last one first.
 
-    :ivar extent: their extent; None: they are not cached, and only their number counts.
+    :ivar extent: their extent; None: no request can find them, and only their number counts.
+    :ivar cached: whether they count as cached.
     """
 
-    __slots__ = ("end", "extent", "first")
+    __slots__ = ("cached", "end", "extent", "first")
 
-    def __init__(self, extent: Extent | None, first: int, end: int) -> None:
+    def __init__(self, extent: Extent | None, first: int, end: int, *, cached: bool) -> None:
         self.extent = extent
         self.first = first
         self.end = end
+        self.cached = cached
 
 
 class Holding:
-    """The cached blocks that a request holds, or would hold: for each extent, those up to an end.
+    """Blocks that a request holds, or would hold, and that others may find: for each extent, those up to an end.
 
     :ivar index: of the request.
-    :ivar joined: its place among all admissions.
-    :ivar path: its runs, each with the block after its last one.
     :ivar extents: the extents in the order of its tokens; ``ends``: the end of its blocks in each.
-    :ivar blocks: number of its cached blocks.
+    :ivar blocks: number of these blocks.
     :ivar forgotten: whether what it computes from now on can't be found.
     """
 
-    __slots__ = ("blocks", "ends", "extents", "forgotten", "index", "joined", "path")
+    __slots__ = ("blocks", "ends", "extents", "forgotten", "index")
 
-    def __init__(self, index: int, joined: int, path: list[tuple[Key, int]]) -> None:
+    def __init__(self, index: int) -> None:
         self.index = index
-        self.joined = joined
-        self.path = path
         self.extents: list[Extent] = []
         self.ends: list[int] = []
         self.blocks = 0

@@ -135,6 +135,7 @@ class _Replayer:
             ("evictions (adapter, in this batch)", evicted, list(step.evictions)),
         ]
         if self._prefixes:
+            self._prefixes.settle()
             overwritten = self._prefixes.evicted_blocks - evicted_blocks
             comparisons += [
                 ("cached tokens by request", cached, step.cached),
