@@ -23,7 +23,7 @@ _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mo
 _PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
 
 OVER_REQUESTS = {
-    "admitted": "admitted measured requests",
+    "admitted": "admitted measured requests for adapters",
     "completed": "completed measured requests",
     "measured": "measured requests",
     "time": "the measured time",

@@ -87,10 +87,11 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
 
 
 def groups_table(point: Point, where: str) -> Table | None:
-    """Return one row for each kind of adapter, then one for each band of popularity."""
+    """Return one row for the base model and one for all adapters, if both are asked for, one for each kind of adapter,
+    and one for each band of popularity."""
     if not point.groups:
         return None
-    wanted = ("miss_ratio", "ttft_p99_s", "e2e_p99_s")
+    wanted = ("miss_ratio", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
     names = tuple(n for n in wanted if any(row.get(n) is not None for row in point.groups))
     head = ["group", "adapters", "adapter size", "requests", *(metric_words(name) for name in names)]
     rows = []
@@ -189,6 +190,7 @@ def traffic_table(point: Point) -> Table | None:
         "requests": "requests measured",
         "adapters": "adapters requested",
         "rate_rps": "arrival rate",
+        "base_share": "requests for the base model",
         "top_1pct": "traffic of the hottest 1 %",
         "top_10pct": "traffic of the hottest 10 %",
         "top_20pct": "traffic of the hottest 20 %",
@@ -198,7 +200,8 @@ def traffic_table(point: Point) -> Table | None:
     for key, label in words.items():
         value = point.traffic.get(key)
         if value is not None:
-            text = f"{value:.4g}/s" if key == "rate_rps" else percent(value) if "pct" in key else f"{value:,.0f}"
+            shares = key == "base_share" or "pct" in key
+            text = f"{value:.4g}/s" if key == "rate_rps" else percent(value) if shares else f"{value:,.0f}"
             rows.append([label, text])
     return Table("The traffic as simulated", ["", "value"], rows) if rows else None
 

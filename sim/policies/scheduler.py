@@ -126,6 +126,7 @@ class Scheduler:
         """Let requests without an adapter join, under this adapter number. Call it before the first request."""
         self.adapters = AdapterCounts(number)
         self._ranks = [*self._ranks, 0]
+        self._costs = self._costs.beside_base_model()
 
     @property
     def decided(self) -> Step:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.leaps import GAP_BINS, Leaps, count_gaps, gap_bins, seconds_by_section, section_of, steps_by_section
-from sim.traffic.request import FROM_STORAGE
+from sim.traffic.request import BASE_MODEL, FROM_STORAGE
 
 if TYPE_CHECKING:
     from sim.traffic.generate import Chunk
@@ -169,11 +169,12 @@ class Event:
 class Recording:
     """One replication, ready for statistics.
 
-    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. Beside those ``marks``
+    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1, and so is the adapter of a
+        request to the base model. Beside those ``marks``
         (``MIXED`` and so on, added up), ``version`` and ``last_version`` (1 and more) of the first and the last token
-        so far (0: there is none, or the answer was by another adapter and went unnoticed), ``tokens_before`` (tokens by
-        other versions than the last one), ``tries`` (how often a request was sent again), ``detected`` (how many wrong
-        answers to it were noticed), and ``session`` where the traffic has sessions.
+        so far (0: there is none, or the answer was by the base model, or by another adapter and went unnoticed),
+        ``tokens_before`` (tokens by other versions than the last one), ``tries`` (how often a request was sent again),
+        ``detected`` (how many wrong answers to it were noticed), and ``session`` where the traffic has sessions.
     :ivar loads: columns started_s, ended_s, adapter, tier, asked_s, replica; the adapter's number is beyond those of
         the traffic where a new version has a name of its own.
     :ivar host_fills: index and wait_s of completed requests that waited for host memory, where that fills at arrival:
@@ -408,11 +409,11 @@ class Recorder:
     def _settled_versions(self, requests: dict[str, NDArray[np.generic]], recorded: NDArray[Any]) -> NDArray[np.int32]:
         """Return versions with gaps filled from ``settled``; 0: no token was computed."""
         answered = (requests["status"] == COMPLETED) | (np.asarray(requests["first_token_s"], dtype=np.float64) >= 0)
-        version = answered.astype(np.int32)
+        version = (answered & (requests["adapter"] != BASE_MODEL)).astype(np.int32)  # the base model has none
         if self.settled:
             adapter = np.asarray(requests["adapter"], dtype=np.int64)
             finished_s = np.asarray(requests["finished_s"], dtype=np.float64)
-            size = int(max(adapter.max(initial=0), *(names.max() for _, names, _ in self.settled))) + 1
+            size = int(max(adapter.max(initial=0), *(names.max() for _, names, _ in self.settled))) + 2  # last: base
             for time, names, versions in self.settled:  # in order of time: the last one counts
                 of_adapter = np.zeros(size, dtype=np.int32)
                 of_adapter[names] = versions

@@ -22,6 +22,8 @@ _VLLM: Preset = {
     # lora/worker_manager.py, _apply_adapters: adapters are loaded in the step, one after the other, and the slot of the
     # least recently touched one is taken even if the batch uses it.
     # v1/core/kv_cache_utils.py: block 0 is the null block.
+    # A request to the base model: scheduler.py counts only those with a lora_request for max_loras; it takes no slot.
+    # lora/ops/triton_ops/lora_kernel_metadata.py, prepare_tensors: a step without any runs no LoRA kernel.
     "fleet": {"admission": "skip", "load_at": "admission", "kv_check": "first-chunk", "reserved_kv_blocks": 1},
     "cache": {"eviction": "vllm-lru"},
     "storage": {"mode": "blocking"},
@@ -46,7 +48,8 @@ _SGLANG: Preset = {
     # lora/eviction_policy.py: lru by default, or fifo. lora/lora_manager.py, fetch_new_loras({None}): the base
     # model is put into a slot at the start. arg_groups/fields/lora.py: max_loras_per_batch 8. All registered
     # adapters are in host memory; max_loaded_loras (cache.host.slots) limits them, and those it drove out are read
-    # again when a request for them arrives.
+    # again when a request for them arrives. lora_manager.py, validate_lora_batch and fetch_new_loras: a request to the
+    # base model counts for max_loras_per_batch as adapter None, and takes a slot of zeros.
     "cache": {"gpu": {"slots": 8, "base_model_slot": True}, "host": {"fill": "start"}, "eviction": "lru"},
     # model_executor/forward_batch_info.py: the batch's adapters are fetched right before it runs. With
     # --enable-lora-overlap-loading: mode overlap, one loader, load_at admission.
@@ -69,6 +72,7 @@ _S_LORA: Preset = {
     },
     # common/mem_allocator.py, router/model_infer/infer_adapter.py: adapters and KV in one pool; offload_adapters
     # frees those that the running batch doesn't use. model_rpc.py: all adapters are in host memory at the start.
+    # infer_adapter.py, load_adapters: for a request to the base model (adapter None) nothing is loaded.
     "cache": {"gpu": {"unified": True}, "host": {"fill": "start"}, "eviction": "discard-when-idle"},
     # router/manager.py, _step: load_adapters is awaited before the prefill. Prefetch is off by default.
     "storage": {"mode": "blocking"},
@@ -92,7 +96,8 @@ _LORAX: Preset = {
     },
     # server/lorax_server/utils/adapter.py: ADAPTER_MEMORY_FRACTION, a tenth of the GPU, here of 64 GB.
     # router/src/scheduler.rs, update_adapters: adapter_cycle_time_s = 2. router/src/loader.rs: downloaded at the
-    # first request, then on the local disk, which stands here for host memory.
+    # first request, then on the local disk, which stands here for host memory. router/src/adapter.rs: the base model
+    # is an adapter, "__base_model__", with a queue of its own; it takes no memory.
     "cache": {
         "gpu": {"size": "6.4 GB"},
         "host": {"fill": "arrival"},
@@ -119,7 +124,8 @@ _TENSORRT_LLM: Preset = {
     },
     # batch_manager/peftCacheManager.cpp, runtime/loraCache.cpp: host cache of 1 GiB filled at arrival, requests
     # rejected when it is full; device cache of 2 % of the memory that weights leave (here of 64 GB); of tasks
-    # that no request uses, the one that ended longest ago leaves.
+    # that no request uses, the one that ended longest ago leaves. capacityScheduler.cpp: a request to the base model
+    # has no LoRA task, and needs no pages.
     "cache": {
         "gpu": {"size": "0.8 GB"},
         "host": {"size": "1 GiB", "fill": "arrival", "full": "reject"},

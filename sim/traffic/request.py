@@ -6,6 +6,9 @@ HIT, DELAYED_HIT, MISS = 0, 1, 2
 """How a request found its adapter: resident, on its way, or absent, so that it started a load."""
 FROM_GPU, FROM_HOST, FROM_STORAGE = 0, 1, 2
 """The tier that its adapter came from."""
+BASE_MODEL = -1
+"""Stands for an adapter in traffic, traces and results where a request is for the base model alone. Replicas use the
+number after those of all adapters instead (``sim.policies.base_model``), since they index lists with it."""
 
 
 class Request:

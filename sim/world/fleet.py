@@ -16,7 +16,7 @@ from sim.policies.routing import Choosing
 from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
-from sim.traffic.request import Request
+from sim.traffic.request import BASE_MODEL, Request
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.fleet_ports import FleetHooks
 from sim.world.replica.server import ReplicaTotals, Server
@@ -62,13 +62,16 @@ class Arrivals:
     """How a run's traffic becomes requests.
 
     :ivar times: turn the uniform draws of a request into seconds.
-    :ivar token_limits: (adapters,) most tokens of prompt and output together; a longer request is refused.
-    :ivar prompt_limit: the same for the prompt alone, for all adapters.
+    :ivar token_limits: (adapters + 1,) most tokens of prompt and output together, last of a request to the base model;
+        a longer request is refused.
+    :ivar base_model: the number by which replicas know the base model.
+    :ivar prompt_limit: the most tokens of the prompt alone, for all adapters.
     """
 
     window: RunWindow
     times: RequestTimes
     token_limits: NDArray[np.int64]
+    base_model: int
     prompt_limit: int = NO_LIMIT
 
 
@@ -99,6 +102,7 @@ class Fleet:
         self._window = arrivals.window
         self._times = arrivals.times
         self._token_limits, self._prompt_limit = arrivals.token_limits, arrivals.prompt_limit
+        self._base_model = arrivals.base_model
         self._chunks: Iterator[Chunk] = iter(())
         self._requests: Iterator[Request] = iter(())
         self._next: Request | None = None
@@ -243,11 +247,12 @@ class Fleet:
         if chunk.session is not None:
             self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
         times = self._times
+        adapter = np.where(chunk.adapter == BASE_MODEL, self._base_model, chunk.adapter)
         self._requests = map(  # creates requests one by one, without a tuple of arguments for each
             Request,
             range(chunk.first, chunk.first + len(chunk)),
             chunk.arrival_s.tolist(),
-            chunk.adapter.tolist(),
+            adapter.tolist(),
             chunk.prompt_tokens.tolist(),
             chunk.output_tokens.tolist(),
             times.load(chunk).tolist(),

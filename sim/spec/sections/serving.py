@@ -144,7 +144,9 @@ class GpuCache(Strict):
     """Whether adapters take their exact size from the KV cache when they load, instead of memory set aside. ``slots``
     then limits the resident adapters; unset: as many as fit."""
     base_model_slot: bool = False
-    """Whether the base model takes one of the slots; it loses it only when all others are in use."""
+    """Whether the base model takes one of the slots; it loses it only when all others are in use. With ``storage.mode:
+    blocking``, a request to the base model then needs a slot like one for an adapter, in which there is nothing to
+    load."""
 
     @model_validator(mode="after")
     def _one_way(self) -> GpuCache:
