@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
 
-from reports.tables.metric_tables import groups_table, traffic_table
+from reports.tables.metric_tables import base_model_table, groups_table, traffic_sentence, traffic_table
 from reports.tables.trace_tables import facts_table
 from sim.errors import InputError, ScenarioError, TraceError
 from sim.policies.adapter_cache import SlotForBaseModel
@@ -594,6 +594,10 @@ def test_there_are_groups_of_the_base_model_and_of_adapters() -> None:
     table = groups_table(point, "")
     assert table is not None
     assert [row[0] for row in table.rows[:2]] == ["base model", "adapters"]
+    short = base_model_table(point)
+    assert short is not None
+    assert short.rows == table.rows[:2]
+    assert traffic_sentence([point]).startswith(f"Traffic: {100 * base['request_share']:.1f} % of the requests are for")
     shown = traffic_table(point)
     assert shown is not None
     assert ["requests for the base model", f"{100 * base['request_share']:.1f} %"] in shown.rows
@@ -602,6 +606,8 @@ def test_there_are_groups_of_the_base_model_and_of_adapters() -> None:
 def test_without_them_nothing_is_said_of_them() -> None:
     point = point_of(build_world(scenario(adapters=PLAIN)))
     assert "base_share" not in point.traffic
+    assert base_model_table(point) is None
+    assert traffic_sentence([point]).startswith("Traffic: the hottest 1 / 10 / 20 % of 20 adapters get ")
     assert [row["group"] for row in point.groups] == ["hottest 1 %", "next 9 %", "other 90 %"]
 
 
