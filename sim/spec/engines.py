@@ -21,7 +21,15 @@ _VLLM: Preset = {
     # lora/worker_manager.py, _apply_adapters: adapters are loaded in the step, one after the other, and the slot of the
     # least recently touched one is taken even if the batch uses it.
     # v1/core/kv_cache_utils.py: block 0 is the null block.
-    "fleet": {"admission": "skip", "load_at": "admission", "kv_check": "first-chunk", "reserved_kv_blocks": 1},
+    # v1/core/block_pool.py, free_blocks: until 0.22 blocks return to the end of the free queue, cached or not.
+    "fleet": {
+        "admission": "skip",
+        "load_at": "admission",
+        "passed_requests": "keep-order",
+        "kv_check": "first-chunk",
+        "reserved_kv_blocks": 1,
+        "free_blocks": "uncached-last",
+    },
     "cache": {"eviction": "vllm-lru"},
     "storage": {"mode": "blocking"},
 }
@@ -30,6 +38,11 @@ _VLLM: Preset = {
 def _changed(preset: Preset, **sections: Mapping[str, Any]) -> Preset:
     """Return a preset with some fields changed."""
     return {name: {**preset.get(name, {}), **sections.get(name, {})} for name in (*preset, *sections)}
+
+
+_VLLM_0_18 = _changed(_VLLM, fleet={"passed_requests": "own-queue"})
+_VLLM_0_19 = _changed(_VLLM_0_18, fleet={"kv_check": "whole-prompt"})
+_VLLM_0_23 = _changed(_VLLM_0_19, fleet={"free_blocks": "uncached-first"})
 
 
 # SGLang 0.5.23.
@@ -172,14 +185,33 @@ ENGINES = Engines(
             flags=("vLLM", "SGLang"),
         ),
         # KV blocks for the first chunk of a prompt suffice to join.
-        Engine("vllm-0.8", "as vLLM 0.8.3 to 0.8.5, V1 engine.", f"{_RULES}:VLLM_0_8", flags=("vLLM",), preset=_VLLM),
+        Engine(
+            "vllm-0.8",
+            "as vLLM 0.8.3 to 0.9.1 and 0.14 to 0.17, V1 engine.",
+            f"{_RULES}:VLLM_0_8",
+            flags=("vLLM",),
+            preset=_VLLM,
+        ),
+        # RequestQueue.prepend_requests reverses what prepend_request has reversed: skipped requests change their order.
+        Engine(
+            "vllm-0.9.2",
+            "as vLLM 0.9.2 to 0.13.",
+            f"{_RULES}:VLLM_BETWEEN",
+            flags=("vLLM",),
+            preset=_changed(_VLLM, fleet={"passed_requests": "reversed"}),
+        ),
+        # skipped_waiting: a queue of its own, which _select_waiting_queue_for_scheduling tries first.
+        Engine("vllm-0.18", "as vLLM 0.18.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_18),
         # The whole prompt must fit (scheduler_reserve_full_isl).
+        Engine("vllm-0.19", "as vLLM 0.19 to 0.22.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_19),
+        # block_pool.py, free_blocks: blocks without a hash are put at the head of the free queue.
+        Engine("vllm-0.23", "as vLLM 0.23 to 0.30.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_23),
         Engine(
             "vllm-0.32",
-            "as vLLM 0.32.",
+            "as vLLM 0.31 and 0.32.",
             f"{_RULES}:VLLM_0_32",
             flags=("vLLM",),
-            preset=_changed(_VLLM, fleet={"kv_check": "whole-prompt"}),
+            preset=_changed(_VLLM_0_23, fleet={"passed_requests": "keep-order"}),
         ),
         Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),
         Engine("s-lora", "as S-LoRA in 2024.", f"{_RULES}:S_LORA", preset=_S_LORA),

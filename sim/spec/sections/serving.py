@@ -27,6 +27,8 @@ _BATCHING_KEYS = (
     "max_model_len",
     "kv_check",
     "reserved_kv_blocks",
+    "passed_requests",
+    "free_blocks",
     "gpu_memory_utilization",
 )
 """Keys that engine ``fixed`` doesn't have."""
@@ -71,6 +73,10 @@ class Fleet(Strict):
     """What happens to a waiting request whose adapter is not resident. ``skip``: later requests overtake it. ``stop``:
     all wait. ``per-adapter``: every adapter has a queue; as many queues are active as there is room, and among them the
     request that waited longest goes first (see ``cache.cycle``)."""
+    passed_requests: Literal["keep-order", "reversed", "own-queue"] = "keep-order"
+    """With ``cache.eviction: vllm-lru``, where requests wait that a step passes because their adapter would be one too
+    many. ``keep-order``: at the head of the queue in their order, behind preempted ones. ``reversed``: at the head, in
+    reverse order after every step. ``own-queue``: in a queue of their own, ahead of preempted ones."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     waiting_ratio: float = Field(default=0.0, ge=0, le=1000)
@@ -87,6 +93,9 @@ class Fleet(Strict):
     last two know the lengths of answers, as if every request's ``max_tokens`` were exact."""
     reserved_kv_blocks: NonNegativeInt = Field(default=0, le=1024)
     """KV blocks that the engine keeps for itself."""
+    free_blocks: Literal["uncached-first", "uncached-last"] = "uncached-first"
+    """With prefix caching, which free KV blocks are used first: those that hold nothing cached, or those that have been
+    free longest (vLLM before 0.23)."""
     front_end: Literal["none", "vllm-0.8-scraped"] = "none"
     """The front end between clients and engine. ``none``: for planning. ``vllm-0.8-scraped``: to reproduce measured
     runs; an API server that pauses longer and longer whenever its metrics are read (every 2 s) and at each adapter's

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.kv.counting_store import CountingStore
+from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.set_order import TouchOrder
 from sim.policies.vllm_lru import VllmLruCache
@@ -65,7 +65,7 @@ class _Replayer:
         self.record = record
         self._orders = _RecordedOrder()
         self.cache = VllmLruCache(config.adapters, config.slots, config.host_slots, self._orders)
-        self.waiting = ClaimingQueue(self.cache, _never, stop=False, blocking=True, gives_up=True)
+        self.waiting = vllm_queue(self.cache, preset_value(preset, "fleet.passed_requests"))
         whole_prompt = preset_value(preset, "fleet.kv_check") == "whole-prompt"
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, whole_prompt)
         kv = CountingStore(config.kv_blocks - preset_value(preset, "fleet.reserved_kv_blocks"), config.block_size)
@@ -136,7 +136,3 @@ def _brief(some: object, other: object) -> str:
         only = {key: value for key, value in some.items() if other.get(key) != value}
         return str(only) if only else "nothing more"
     return str(some)
-
-
-def _never(request: Request) -> None:
-    raise AssertionError("blocking loads are never requested ahead")
