@@ -284,7 +284,14 @@ def engine_rules() -> str:
     from sim.training.files.engine_checks import rules_of
     from sim.training.files.engine_rules import EXTRAS
 
-    rules_by_engine = {name: rules_of(name) for name in ENGINES.names if name not in ("continuous", "fixed")}
+    names_by_target: dict[str, list[str]] = {}
+    for engine in ENGINES:
+        if engine.name not in ("continuous", "fixed"):
+            names_by_target.setdefault(engine.target, []).append(engine.name)
+    rules_by_engine = {
+        names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}": rules_of(names[0])
+        for names in names_by_target.values()
+    }
     real = list(rules_by_engine)
     words = {"served": "yes", "refused": "refused", "wrong": "wrongly", "unknown": "–"}
     rows = [[extra, *(words[rules_by_engine[name].rule(extra).verdict] for name in real)] for extra in EXTRAS]
