@@ -37,10 +37,8 @@ def test_a_record_is_met_step_for_step_by_the_rules_of_its_version(shared: Path,
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS.items())
 def test_only_the_rules_of_its_version_meet_a_record(shared: Path, name: str, preset: str) -> None:
-    """The rule of passed requests decides: both others fail, where requests are passed and preempted."""
     record = read_record(shared / "vllm_steps_2" / f"{name}{SUFFIX}")
-    others = {"vllm-0.8", "vllm-0.9.2", "vllm-0.18", "vllm-0.19"} - {preset, "vllm-0.18" if "slots4" in name else ""}
-    for other in others:
+    for other in {"vllm-0.8", "vllm-0.9.2", "vllm-0.18", "vllm-0.19", "vllm-0.32"} - {preset}:
         changed = record.model_copy(update={"engine": other.replace("-", " ")})
         assert changed.preset == other
-        assert replay(changed).equal_steps < len(record.steps) / 2
+        assert replay(changed).equal_steps < len(record.steps)
