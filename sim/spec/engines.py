@@ -28,7 +28,7 @@ _VLLM: Preset = {
         "passed_requests": "keep-order",
         "kv_check": "first-chunk",
         "reserved_kv_blocks": 1,
-        "free_blocks": "uncached-last",
+        "uncached_blocks": "last",
     },
     "cache": {"eviction": "vllm-lru"},
     "storage": {"mode": "blocking"},
@@ -42,7 +42,7 @@ def _changed(preset: Preset, **sections: Mapping[str, Any]) -> Preset:
 
 _VLLM_0_18 = _changed(_VLLM, fleet={"passed_requests": "own-queue"})
 _VLLM_0_19 = _changed(_VLLM_0_18, fleet={"kv_check": "whole-prompt"})
-_VLLM_0_23 = _changed(_VLLM_0_19, fleet={"free_blocks": "uncached-first"})
+_VLLM_0_23 = _changed(_VLLM_0_19, fleet={"uncached_blocks": "first"})
 
 
 # SGLang 0.5.23.

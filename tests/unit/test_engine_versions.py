@@ -130,20 +130,21 @@ def test_notes_say_whose_rules_and_whose_costs_a_run_has(engine: str, costs_of: 
 
 
 @pytest.mark.parametrize(
-    ("versions", "kv_check", "passed_requests", "free_blocks"),
+    ("versions", "kv_check", "passed_requests", "uncached_blocks"),
     [
-        (("0.8.3", "0.8.5", "0.9.1", "0.14", "0.16", "0.17"), "first-chunk", "keep-order", "uncached-last"),
-        (("0.9.2", "0.10.2", "0.11.2", "0.12", "0.13"), "first-chunk", "reversed", "uncached-last"),
-        (("0.18",), "first-chunk", "own-queue", "uncached-last"),
-        (("0.19", "0.20", "0.22"), "whole-prompt", "own-queue", "uncached-last"),
-        (("0.23", "0.24", "0.28", "0.30"), "whole-prompt", "own-queue", "uncached-first"),
-        (("0.31", "0.32"), "whole-prompt", "keep-order", "uncached-first"),
+        (("0.8.3", "0.8.5", "0.9.1", "0.14", "0.16", "0.17"), "first-chunk", "keep-order", "last"),
+        (("0.9.2", "0.10.2", "0.11.2", "0.12", "0.13"), "first-chunk", "reversed", "last"),
+        (("0.18",), "first-chunk", "own-queue", "last"),
+        (("0.19", "0.20", "0.22"), "whole-prompt", "own-queue", "last"),
+        (("0.23", "0.24", "0.28", "0.30"), "whole-prompt", "own-queue", "first"),
+        (("0.31", "0.32"), "whole-prompt", "keep-order", "first"),
     ],
 )
 def test_the_rules_of_each_version_are_those_of_its_scheduler(
-    versions: tuple[str, ...], kv_check: str, passed_requests: str, free_blocks: str
+    versions: tuple[str, ...], kv_check: str, passed_requests: str, uncached_blocks: str
 ) -> None:
     for version in versions:
         assert [
-            preset_value(f"vllm-{version}", f"fleet.{key}") for key in ("kv_check", "passed_requests", "free_blocks")
-        ] == [kv_check, passed_requests, free_blocks]
+            preset_value(f"vllm-{version}", f"fleet.{key}")
+            for key in ("kv_check", "passed_requests", "uncached_blocks")
+        ] == [kv_check, passed_requests, uncached_blocks]

@@ -38,7 +38,7 @@ class OwnQueue(ClaimingQueue):
     that were never passed.
     """
 
-    _last_key = -(1 << 61)  # of a request in the queue of its own; those of all other requests are higher
+    _last_key = -(1 << 60)  # of a request in the queue of its own; those of all other requests are higher
 
     def _defer(self, request: Request) -> None:
         if request.key > self._last_key:

@@ -28,7 +28,6 @@ _BATCHING_KEYS = (
     "kv_check",
     "reserved_kv_blocks",
     "passed_requests",
-    "free_blocks",
     "gpu_memory_utilization",
 )
 """Keys that engine ``fixed`` doesn't have."""
@@ -62,6 +61,10 @@ class Fleet(Strict):
     all decodes pause."""
     block_size: PositiveInt = Field(default=16, le=65536)
     """Tokens in one KV block."""
+    uncached_blocks: Literal["first", "last"] = "first"
+    """With ``prefix_caching``: where blocks that become free without having been full go in the queue of free blocks.
+    ``first``: they are used again at once. ``last``: behind cached ones, as in vLLM before 0.23, so cached content
+    leaves sooner."""
     kv_tokens: PositiveInt | None = None
     """KV cache of one replica in tokens; unset: the memory left by weights and slots."""
     max_model_len: PositiveInt | None = None
@@ -93,9 +96,6 @@ class Fleet(Strict):
     last two know the lengths of answers, as if every request's ``max_tokens`` were exact."""
     reserved_kv_blocks: NonNegativeInt = Field(default=0, le=1024)
     """KV blocks that the engine keeps for itself."""
-    free_blocks: Literal["uncached-first", "uncached-last"] = "uncached-first"
-    """With prefix caching, which free KV blocks are used first: those that hold nothing cached, or those that have been
-    free longest (vLLM before 0.23)."""
     front_end: Literal["none", "vllm-0.8-scraped"] = "none"
     """The front end between clients and engine. ``none``: for planning. ``vllm-0.8-scraped``: to reproduce measured
     runs; an API server that pauses longer and longer whenever its metrics are read (every 2 s) and at each adapter's

@@ -76,7 +76,7 @@ class _Replayer:
         blocks = config.kv_blocks - preset_value(preset, "fleet.reserved_kv_blocks")
         self._prefixes: PrefixStore | None = None
         if config.prefix_caching:
-            uncached_last = preset_value(preset, "fleet.free_blocks") == "uncached-last"
+            uncached_last = preset_value(preset, "fleet.uncached_blocks") == "last"
             self._prefixes = PrefixStore(blocks, config.block_size, uncached_last=uncached_last)
         kv = self._prefixes or CountingStore(blocks, config.block_size)
         costs = StepCosts(StepCost(), config.slots, config.max_num_batched_tokens)
