@@ -327,6 +327,8 @@ class Scheduler:
         Sets the time of first tokens.
         """
         step = self._next
+        if self.waiting.deferred:
+            self.waiting.end_steps(steps)
         if not step.decoding:
             steps = 0  # decodes, if there are any, pause
         elif self.paused:

@@ -10,6 +10,7 @@ from sim.policies.eviction import EvictionContext
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
 from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
+from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
@@ -60,7 +61,8 @@ def make_mode(
     mode, stop = modes.mode_of(scenario), scenario.fleet.admission == "stop"
     if mode == modes.VLLM_LRU:
         reload_s = reload_times(scenario, world.profile, world.population, draws)
-        return VllmLru(vllm_cache(world, draws), reload_s, context)
+        slots = vllm_cache(world, draws)
+        return VllmLru(slots, vllm_queue(slots, scenario.fleet.passed_requests), reload_s, context)
     discards = scenario.cache.eviction == "discard-when-idle"
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
     if mode == modes.UNIFIED:

@@ -354,7 +354,7 @@ POLICIES = (
     ),
     Mutant(
         "lorax-cycle-ends-at-once",
-        "sim/policies/adapter_queues.py",
+        "sim/policies/queues/adapter_queues.py",
         "now + self._cycle_s",
         "now",
         "LoRAX's adapters keep their places for a cycle time",
@@ -362,7 +362,7 @@ POLICIES = (
     ),
     Mutant(
         "lorax-turn-without-a-request",
-        "sim/policies/adapter_queues.py",
+        "sim/policies/queues/adapter_queues.py",
         "front is None or front not in self._served or",
         "front is None or",
         "adapters could come and go for ever without being used",
@@ -370,7 +370,7 @@ POLICIES = (
     ),
     Mutant(
         "model-turn-without-end",
-        "sim/policies/model_turns.py",
+        "sim/policies/queues/model_turns.py",
         "now < self._until.get(model, -inf)",
         "model in self._until",
         "requests of one model pass all others for ever",

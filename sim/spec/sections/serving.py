@@ -27,6 +27,7 @@ _BATCHING_KEYS = (
     "max_model_len",
     "kv_check",
     "reserved_kv_blocks",
+    "passed_requests",
     "gpu_memory_utilization",
 )
 """Keys that engine ``fixed`` doesn't have."""
@@ -40,7 +41,11 @@ class Fleet(Strict):
     profile: str = DEFAULT_PROFILE
     """Where step, load and memory costs come from: a bundled name or a path to a profile."""
     engine: str = Field(
-        default="continuous", description=ENGINES.described("Which rules a replica follows; any of them can be set.")
+        default="continuous",
+        description=ENGINES.described(
+            "Which rules a replica follows; any of them can be set. ``vllm`` is the newest version whose rules are "
+            "known, and any version, such as ``vllm-0.16``, finds the preset with its rules (docs/engines.md)."
+        ),
     )
     service: TimeLaw | None = None
     """Engine ``fixed`` only: the time one request takes."""
@@ -56,6 +61,10 @@ class Fleet(Strict):
     all decodes pause."""
     block_size: PositiveInt = Field(default=16, le=65536)
     """Tokens in one KV block."""
+    uncached_blocks: Literal["first", "last"] = "first"
+    """With ``prefix_caching``: where blocks that become free without having been full go in the queue of free blocks.
+    ``first``: they are used again at once. ``last``: behind cached ones, as in vLLM before 0.23, so cached content
+    leaves sooner."""
     kv_tokens: PositiveInt | None = None
     """KV cache of one replica in tokens; unset: the memory left by weights and slots."""
     max_model_len: PositiveInt | None = None
@@ -67,6 +76,10 @@ class Fleet(Strict):
     """What happens to a waiting request whose adapter is not resident. ``skip``: later requests overtake it. ``stop``:
     all wait. ``per-adapter``: every adapter has a queue; as many queues are active as there is room, and among them the
     request that waited longest goes first (see ``cache.cycle``)."""
+    passed_requests: Literal["keep-order", "reversed", "own-queue"] = "keep-order"
+    """With ``cache.eviction: vllm-lru``, where requests wait that a step passes because their adapter would be one too
+    many. ``keep-order``: at the head of the queue in their order, behind preempted ones. ``reversed``: at the head, in
+    reverse order after every step. ``own-queue``: in a queue of their own, ahead of preempted ones."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     waiting_ratio: float = Field(default=0.0, ge=0, le=1000)
