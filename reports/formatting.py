@@ -46,6 +46,8 @@ METRIC_WORDS = {
     "failed": "failed",
     "preemptions": "preemptions",
     "evictions": "evictions",
+    "prefix_hit_ratio": "prefix hit ratio",
+    "prefix_blocks_evicted": "cached blocks evicted",
     "replica_load_skew": "load skew of replicas",
     "harmed": "requests harmed",
     "harmed_excess": "harmed beyond the usual",

@@ -22,7 +22,14 @@ _VLLM: Preset = {
     # lora/worker_manager.py, _apply_adapters: adapters are loaded in the step, one after the other, and the slot of the
     # least recently touched one is taken even if the batch uses it.
     # v1/core/kv_cache_utils.py: block 0 is the null block.
-    "fleet": {"admission": "skip", "load_at": "admission", "kv_check": "first-chunk", "reserved_kv_blocks": 1},
+    # v1/core/kv_cache_manager.py, enable_caching: on by default for models that generate.
+    "fleet": {
+        "admission": "skip",
+        "load_at": "admission",
+        "kv_check": "first-chunk",
+        "reserved_kv_blocks": 1,
+        "prefix_caching": True,
+    },
     "cache": {"eviction": "vllm-lru"},
     "storage": {"mode": "blocking"},
 }
@@ -42,6 +49,8 @@ _SGLANG: Preset = {
         "admission": "skip",
         "max_num_batched_tokens": 8192,
         "block_size": 1,
+        # mem_cache/radix_cache.py: on unless --disable-radix-cache; a request's lora_id is part of the key.
+        "prefix_caching": True,
     },
     # lora/eviction_policy.py: lru by default, or fifo. lora/lora_manager.py, fetch_new_loras({None}): the base
     # model is put into a slot at the start. arg_groups/fields/lora.py: max_loras_per_batch 8. All registered
@@ -134,11 +143,13 @@ _TENSORRT_LLM: Preset = {
 class Engine(Entry):
     """An engine, or rather the values of scenario fields that follow it; its target is what it makes of adapters.
 
+    :ivar no_prefix_cache: why ``fleet.prefix_caching`` is not possible; empty: it is.
     :ivar flags: the engines whose command lines can say what such a scenario says (``sim/spec/engine_flags.py``).
     """
 
     preset: Preset = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    no_prefix_cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -243,10 +254,29 @@ ENGINES = Registry(
             preset=_changed(_VLLM, fleet={"kv_check": "whole-prompt"}),
         ),
         Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),
-        Engine("s-lora", "as S-LoRA in 2024.", f"{_RULES}:S_LORA", preset=_S_LORA),
-        Engine("lorax", "as LoRAX in 2024.", f"{_RULES}:LORAX", preset=_LORAX),
         Engine(
-            "tensorrt-llm", "as TensorRT-LLM with GUARANTEED_NO_EVICT.", f"{_RULES}:TENSORRT_LLM", preset=_TENSORRT_LLM
+            "s-lora",
+            "as S-LoRA in 2024.",
+            f"{_RULES}:S_LORA",
+            preset=_S_LORA,
+            # slora/common/mem_allocator.py: KV memory is freed with its request, whatever it holds.
+            no_prefix_cache="S-LoRA has no prefix cache",
+        ),
+        Engine(
+            "lorax",
+            "as LoRAX in 2024.",
+            f"{_RULES}:LORAX",
+            preset=_LORAX,
+            # router/src/radix.rs, launcher/src/main.rs: --prefix-caching, off by default.
+            no_prefix_cache="the rules of LoRAX's prefix cache, which is off by default, are not known here",
+        ),
+        Engine(
+            "tensorrt-llm",
+            "as TensorRT-LLM with GUARANTEED_NO_EVICT.",
+            f"{_RULES}:TENSORRT_LLM",
+            preset=_TENSORRT_LLM,
+            # llmapi/llm_args.py, KvCacheConfig: enable_block_reuse is True by default.
+            no_prefix_cache="the rules by which TensorRT-LLM reuses blocks, which it does by default, are not known here",
         ),
         Engine(
             "fixed",

@@ -17,6 +17,7 @@ from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
+from sim.traffic.shared_text import SharedText
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.fleet_ports import FleetHooks
 from sim.world.replica.server import ReplicaTotals, Server
@@ -243,7 +244,7 @@ class Fleet:
         if chunk.session is not None:
             self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
         times = self._times
-        self._requests = map(  # creates requests one by one, without a tuple of arguments for each
+        requests = map(  # creates requests one by one, without a tuple of arguments for each
             Request,
             range(chunk.first, chunk.first + len(chunk)),
             chunk.arrival_s.tolist(),
@@ -254,6 +255,7 @@ class Fleet:
             times.host_load(chunk).tolist(),
             times.service(chunk).tolist(),
         )
+        self._requests = requests if chunk.text is None else _with_text(requests, chunk.text)
         return next(self._requests)
 
     def _arrivals(self, event: Call) -> None:
@@ -304,4 +306,13 @@ class Fleet:
         recording.evictions = totals.evictions
         recording.in_use_peak = totals.in_use_peak
         recording.kv_peak_share = totals.kv_peak_share
+        if recorder.prefix_cache:
+            recording.prefix_blocks_evicted = totals.prefix_blocks_evicted
         return recording
+
+
+def _with_text(requests: Iterator[Request], text: SharedText) -> Iterator[Request]:
+    """Yield requests that know which of their tokens others have too."""
+    for request, (runs, rest) in zip(requests, text.of_requests(), strict=True):
+        request.shared, request.text = runs, rest
+        yield request

@@ -48,6 +48,7 @@ class ReplicaTotals:
     :ivar inside_area: request-seconds spent inside.
     :ivar in_use_peak: most slots or bytes that adapters in use ever took.
     :ivar kv_peak_share: most of the KV cache that decoding sequences ever held.
+    :ivar prefix_blocks_evicted: cached KV blocks that were taken for other content.
     :ivar merged_gaps: gaps between tokens that clients did not see, behind a front end.
     """
 
@@ -55,6 +56,7 @@ class ReplicaTotals:
     evictions: int = 0
     in_use_peak: int = 0
     kv_peak_share: float = 0.0
+    prefix_blocks_evicted: int = 0
     merged_gaps: float = 0.0
 
     def add(self, other: ReplicaTotals) -> None:
@@ -63,6 +65,7 @@ class ReplicaTotals:
         self.evictions += other.evictions
         self.in_use_peak = max(self.in_use_peak, other.in_use_peak)
         self.kv_peak_share = max(self.kv_peak_share, other.kv_peak_share)
+        self.prefix_blocks_evicted += other.prefix_blocks_evicted
         self.merged_gaps += other.merged_gaps
 
 
@@ -144,6 +147,7 @@ class Server(Replica):
             now,
             r.index,
             r.preemptions,
+            r.cached_tokens,
             r.outcome,
             r.tier,
             self.index,
