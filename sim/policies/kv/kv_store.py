@@ -33,8 +33,8 @@ class KvStore(ABC):
     4. When they have ended: ``grow``, then ``start_decodes`` for prompts that are complete, then ``give_back`` for
        requests that have ended.
 
-    ``CountingStore`` only counts blocks, so that a boundary costs the same for a batch of any size. A store that knows
-    blocks by their content (prefix caching) keeps a table of blocks by ``request.index`` beside it:
+    ``CountingStore`` only counts blocks, so that a boundary costs the same for a batch of any size. ``PrefixStore``
+    knows full blocks by their content as well (prefix caching). Such a store works like this:
 
     - ``cached_tokens`` finds the longest run of full blocks with the request's content, without its last token: one
       token at least is computed. It changes nothing.

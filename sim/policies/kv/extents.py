@@ -1,0 +1,109 @@
+"""Cached blocks in groups: blocks of one run of tokens that follow each other, and those of them that are free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class Extent:
+    """Cached blocks ``first`` to ``end`` (exclusive) of one run of tokens; those up to ``cover`` are in use.
+
+    All users hold its first blocks, up to different ends. So what is free is at the end, in segments: the last blocks
+    became free first, and are evicted first.
+
+    :ivar key: adapter and run of the blocks.
+    :ivar twin: whether it is a single block that was filled while an equal one was known.
+    :ivar users: number of users by the end of their blocks.
+    :ivar segments: its free blocks, the last ones first, in the order of the free queue.
+    :ivar next: another extent of this run; the two have no block in common.
+    :ivar forgotten: whether its content can no longer be found; its blocks are free when their users have left.
+    """
+
+    __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "segments", "twin", "users")
+
+    def __init__(self, key: tuple[int, int], first: int, end: int, *, twin: bool = False) -> None:
+        self.key = key
+        self.first = self.cover = first
+        self.end = end
+        self.twin = twin
+        self.users: dict[int, int] = {}
+        self.segments: list[Segment] = []
+        self.next: Extent | None = None
+        self.forgotten = False
+
+    def use(self, end: int) -> None:
+        """Add a user of the blocks up to ``end``."""
+        users = self.users
+        users[end] = users.get(end, 0) + 1
+        if end > self.cover:
+            self.cover = end
+
+    def leave(self, end: int) -> int:
+        """Remove a user of the blocks up to ``end``; return the end of the blocks that others use."""
+        users = self.users
+        count = users[end]
+        if count > 1:
+            users[end] = count - 1
+            return self.cover
+        del users[end]
+        if end == self.cover:
+            self.cover = max(users) if users else self.first
+        return self.cover
+
+    def chain(self) -> Iterator[Extent]:
+        """Yield this extent and those linked after it."""
+        extent: Extent | None = self
+        while extent is not None:
+            yield extent
+            extent = extent.next
+
+
+class Segment:
+    """Blocks ``first`` to ``end`` (exclusive) that stand next to each other in the free queue, the last one first.
+
+    :ivar extent: their extent; None: they are not cached, and only their number counts.
+    """
+
+    __slots__ = ("end", "extent", "first")
+
+    def __init__(self, extent: Extent | None, first: int, end: int) -> None:
+        self.extent = extent
+        self.first = first
+        self.end = end
+
+
+class Holding:
+    """The cached blocks that a request holds, or would hold: for each extent, those up to an end.
+
+    :ivar index: of the request.
+    :ivar joined: its place among all admissions.
+    :ivar path: its runs, each with the block after its last one.
+    :ivar extents: the extents in the order of its tokens; ``ends``: the end of its blocks in each.
+    :ivar blocks: number of its cached blocks.
+    :ivar forgotten: whether what it computes from now on can't be found.
+    """
+
+    __slots__ = ("blocks", "ends", "extents", "forgotten", "index", "joined", "path")
+
+    def __init__(self, index: int, joined: int, path: list[tuple[tuple[int, int], int]]) -> None:
+        self.index = index
+        self.joined = joined
+        self.path = path
+        self.extents: list[Extent] = []
+        self.ends: list[int] = []
+        self.blocks = 0
+        self.forgotten = False
+
+    def add(self, extent: Extent, end: int) -> None:
+        """Add the blocks of an extent up to ``end``, which follow those that it has."""
+        self.extents.append(extent)
+        self.ends.append(end)
+        self.blocks = end
+
+    def idle_blocks(self) -> int:
+        """Return how many of its blocks have no user, for a request that has not joined yet."""
+        idle = 0
+        for extent, end in zip(self.extents, self.ends, strict=True):
+            if extent.cover < end:
+                idle += end - extent.cover
+        return idle
