@@ -134,7 +134,7 @@ METRICS = {
         "none",
     ),
     "prefix_hit_ratio": (
-        "Prompt tokens that requests found cached when they were first admitted, over all their prompt tokens, as vLLM's "
+        "Prompt tokens that requests found cached when they were first admitted, over all their prompt tokens: vLLM's "
         "`prefix_cache_hits` over `prefix_cache_queries`. Only with [prefix caching](prefix-caching.md) and requests "
         "that can share text; otherwise absent.",
         "admitted",

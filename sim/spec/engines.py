@@ -244,7 +244,14 @@ ENGINES = Registry(
             flags=("vLLM", "SGLang"),
         ),
         # KV blocks for the first chunk of a prompt suffice to join.
-        Engine("vllm-0.8", "as vLLM 0.8.3 to 0.8.5, V1 engine.", f"{_RULES}:VLLM_0_8", flags=("vLLM",), preset=_VLLM),
+        # v1/core/block_pool.py, free_blocks: all go to the end of the queue (until 0.22).
+        Engine(
+            "vllm-0.8",
+            "as vLLM 0.8.3 to 0.8.5, V1 engine.",
+            f"{_RULES}:VLLM_0_8",
+            flags=("vLLM",),
+            preset=_changed(_VLLM, fleet={"uncached_blocks": "last"}),
+        ),
         # The whole prompt must fit (scheduler_reserve_full_isl).
         Engine(
             "vllm-0.32",
@@ -268,7 +275,7 @@ ENGINES = Registry(
             f"{_RULES}:LORAX",
             preset=_LORAX,
             # router/src/radix.rs, launcher/src/main.rs: --prefix-caching, off by default.
-            no_prefix_cache="the rules of LoRAX's prefix cache, which is off by default, are not known here",
+            no_prefix_cache="LoRAX has a prefix cache, off by default, but its rules are not known here",
         ),
         Engine(
             "tensorrt-llm",
@@ -276,7 +283,7 @@ ENGINES = Registry(
             f"{_RULES}:TENSORRT_LLM",
             preset=_TENSORRT_LLM,
             # llmapi/llm_args.py, KvCacheConfig: enable_block_reuse is True by default.
-            no_prefix_cache="the rules by which TensorRT-LLM reuses blocks, which it does by default, are not known here",
+            no_prefix_cache="TensorRT-LLM reuses blocks by default, but its rules for that are not known here",
         ),
         Engine(
             "fixed",

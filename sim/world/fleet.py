@@ -65,12 +65,14 @@ class Arrivals:
     :ivar times: turn the uniform draws of a request into seconds.
     :ivar token_limits: (adapters,) most tokens of prompt and output together; a longer request is refused.
     :ivar prompt_limit: the same for the prompt alone, for all adapters.
+    :ivar with_text: whether requests carry what they share, for a prefix cache or a router.
     """
 
     window: RunWindow
     times: RequestTimes
     token_limits: NDArray[np.int64]
     prompt_limit: int = NO_LIMIT
+    with_text: bool = False
 
 
 class Fleet:
@@ -100,6 +102,7 @@ class Fleet:
         self._window = arrivals.window
         self._times = arrivals.times
         self._token_limits, self._prompt_limit = arrivals.token_limits, arrivals.prompt_limit
+        self._carry_text = arrivals.with_text
         self._chunks: Iterator[Chunk] = iter(())
         self._requests: Iterator[Request] = iter(())
         self._next: Request | None = None
@@ -255,7 +258,7 @@ class Fleet:
             times.host_load(chunk).tolist(),
             times.service(chunk).tolist(),
         )
-        self._requests = requests if chunk.text is None else _with_text(requests, chunk.text)
+        self._requests = _with_text(requests, chunk.text) if self._carry_text and chunk.text is not None else requests
         return next(self._requests)
 
     def _arrivals(self, event: Call) -> None:

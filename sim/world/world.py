@@ -54,6 +54,11 @@ class World:
         """Number of replicas, those of full models included."""
         return self.scenario.fleet.replicas + (0 if self.full is None else self.full.replicas)
 
+    @property
+    def prefix_cache(self) -> bool:
+        """Whether replicas look for the beginnings of prompts in their KV caches, and may find any."""
+        return self.scenario.fleet.prefix_caching and self.traffic.shares_text
+
     def with_costs(self, costs: Draw) -> World:
         """Return this world with other step and load costs, and the same traffic, memory and fleet.
 

@@ -59,8 +59,13 @@ class Fleet(Strict):
     """Tokens in one KV block."""
     prefix_caching: bool = False
     """Whether full KV blocks stay findable by their content, so that a request need not compute the beginning of its
-    prompt if a replica has it in its KV cache. It matters where requests share text: ``workload.prefix``,
-    ``workload.sessions.history``, or a trace that says so. Presets of vLLM and SGLang turn it on, like these engines."""
+    prompt if its replica has it in the KV cache. It matters where requests share text: ``workload.prefix``,
+    ``workload.sessions.history``, or a trace that says so. vLLM and SGLang have it on by default, and so have their
+    presets."""
+    uncached_blocks: Literal["first", "last"] = "first"
+    """With ``prefix_caching``: where blocks that become free without having been full go in the queue of free blocks.
+    ``first``: they are used again at once. ``last``: behind cached ones, as in vLLM before 0.23, so cached content
+    leaves sooner."""
     kv_tokens: PositiveInt | None = None
     """KV cache of one replica in tokens; unset: the memory left by weights and slots."""
     max_model_len: PositiveInt | None = None

@@ -53,6 +53,7 @@ class BatchServer(Server):
     def totals(self) -> ReplicaTotals:
         totals = super().totals()
         totals.kv_peak_share = self.scheduler.kv.peak_share()
+        totals.prefix_blocks_evicted = self.scheduler.kv.evicted_blocks
         return totals
 
     def follow_batch(self, follow: Callable[[int, Scheduler], None]) -> bool:
