@@ -78,6 +78,8 @@ UNITS = {
 
 ONLY_WITH_PREFIX_CACHE = frozenset({"prefix_hit_ratio", "prefix_blocks_evicted"})
 """Metrics that a point lacks unless its replicas have a prefix cache and its requests something to share."""
+ALWAYS_THERE = tuple(name for name in UNITS if name not in ONLY_WITH_PREFIX_CACHE)
+"""Metrics that every point has."""
 
 SUMMED = frozenset({"requests", "sessions", "loads"})
 """Units of counts that are sums over all replications."""

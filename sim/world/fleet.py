@@ -161,7 +161,11 @@ class Fleet:
 
         :param adapter: the one by which to route it.
         """
-        return self._router.choose(adapter, request.index) if len(self.servers) > 1 else 0
+        if len(self.servers) == 1:
+            return 0
+        if self._view.of_request:
+            self._view.show(request)
+        return self._router.choose(adapter, request.index)
 
     def submit(self, request: Request) -> None:
         """Route a request again."""
@@ -266,6 +270,7 @@ class Fleet:
         clock = self.clock
         now, queue, servers, in_flight = clock.now, clock.queue, self.servers, self._in_flight
         direct, several, counting = self._hooks.direct, len(servers) > 1, in_flight.counting
+        of_request = self._view.of_request
         requests, too_long = self._requests, self._too_long
         request = self._next
         while request is not None:
@@ -278,6 +283,8 @@ class Fleet:
             if too_long and request.index in too_long:
                 self.recorder.record_unserved(request, -1, REFUSED)
             elif direct:
+                if several and of_request:
+                    self._view.show(request)
                 replica = self._router.choose(request.adapter, request.index) if several else 0
                 if counting:
                     in_flight.entered(replica, request)

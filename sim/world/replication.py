@@ -108,7 +108,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             request_times(scenario, world.profile, world.population, world.full),
             _token_limits(world),
             NO_LIMIT if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens,
-            with_text=world.prefix_cache,
+            with_text=world.prefix_cache or "texts" in reads,
         ),
         hooks,
         in_flight,
