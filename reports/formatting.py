@@ -130,6 +130,8 @@ KEY_WORDS = {
     "faults.0.probability": "fault probability",
     "faults.0.detector.checks": "answers checked",
     "faults.0.detector.retries": "retries",
+    "fleet.prefix_caching": "prefix caching",
+    "workload.prefix.texts": "texts per sharer",
     "router.staleness": "age of the router's view",
     "router.bound": "load bound",
     "router.placement": "placement",
