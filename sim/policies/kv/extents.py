@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+Key = tuple[int, int, int]
+"""A run of tokens as one adapter computes it: the adapter, the run (``Request.shared``, ``Request.text``), and the
+number of blocks of the base model before those of the adapter, which is 0 except with activated LoRA."""
+
 
 class Extent:
     """Cached blocks ``first`` to ``end`` (exclusive) of one run of tokens; those up to ``cover`` are in use.
@@ -11,7 +15,7 @@ class Extent:
     All users hold its first blocks, up to different ends. So what is free is at the end, in segments: the last blocks
     became free first, and are evicted first.
 
-    :ivar key: adapter and run of the blocks.
+    :ivar key: run of the blocks.
     :ivar twin: whether it is a single block that was filled while an equal one was known.
     :ivar users: number of users by the end of their blocks.
     :ivar segments: its free blocks, the last ones first, in the order of the free queue.
@@ -21,7 +25,7 @@ class Extent:
 
     __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "segments", "twin", "users")
 
-    def __init__(self, key: tuple[int, int], first: int, end: int, *, twin: bool = False) -> None:
+    def __init__(self, key: Key, first: int, end: int, *, twin: bool = False) -> None:
         self.key = key
         self.first = self.cover = first
         self.end = end
@@ -85,7 +89,7 @@ class Holding:
 
     __slots__ = ("blocks", "ends", "extents", "forgotten", "index", "joined", "path")
 
-    def __init__(self, index: int, joined: int, path: list[tuple[tuple[int, int], int]]) -> None:
+    def __init__(self, index: int, joined: int, path: list[tuple[Key, int]]) -> None:
         self.index = index
         self.joined = joined
         self.path = path

@@ -11,16 +11,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from sim.policies.kv.counting_store import CountingStore
-from sim.policies.kv.extents import Extent, Holding, Segment
+from sim.policies.kv.extents import Extent, Holding, Key, Segment
 from sim.policies.kv.kv_store import held_tokens
 from sim.traffic.request import Request
 
 NO_END = 1 << 60
 """A block number above all others."""
-
-Key = tuple[int, int]
-"""Adapter, and key of a run of tokens (``Request.shared``, ``Request.text``)."""
-
 
 _NOTHING = Holding(-1, 0, [])
 
@@ -65,7 +61,7 @@ class PrefixStore(CountingStore):
         self._uncached_last = uncached_last
         self._base_tokens = base_tokens
         self._known: dict[Key, Extent] = {}
-        self._twins: dict[tuple[int, int, int], list[Extent]] = {}  # by adapter, run and block, the oldest first
+        self._twins: dict[tuple[int, int, int, int], list[Extent]] = {}  # by key and block, the oldest first
         self._held: dict[int, Holding] = {}  # by request index
         self._joined = 0  # admissions so far
         self._extra_users = 0  # users of blocks in use, beyond one for each
@@ -87,9 +83,9 @@ class PrefixStore(CountingStore):
         """Return the runs of a request with the number of the block after their last."""
         adapter, size, path = request.adapter, self.size, list[tuple[Key, int]]()
         for end, key in request.shared:
-            path.append(((adapter, key), end // size))
+            path.append(((adapter, key, 0), end // size))
         text = request.text
-        path.append(((adapter, text if text >= 0 else -1 - request.index), NO_END))
+        path.append(((adapter, text if text >= 0 else -1 - request.index, 0), NO_END))
         if self._base_tokens and adapter != self.base_model:
             return self._with_base(path, min(self._base_tokens, request.prompt_tokens) // size)
         return path
@@ -97,9 +93,9 @@ class PrefixStore(CountingStore):
     def _with_base(self, path: list[tuple[Key, int]], blocks: int) -> list[tuple[Key, int]]:
         """Return a path whose first ``blocks`` blocks are those of the base model."""
         base, split = self.base_model, list[tuple[Key, int]]()
-        for (adapter, key), end in path:
-            split.append(((base, key), min(end, blocks)))
-            split.append(((adapter, key), end))
+        for (adapter, key, _), end in path:
+            split.append(((base, key, 0), min(end, blocks)))
+            split.append(((adapter, key, blocks), end))
         return split
 
     def _find(self, request: Request) -> Holding:
@@ -243,7 +239,10 @@ class PrefixStore(CountingStore):
         if len(leaving) > 1:
             leaving.sort(key=_by_admission)
         for held, request in leaving:
-            self._release(held, request.context if request.last_step < 0 else held_tokens(request, self._step))
+            self._release(held, self._tokens_of(request))
+
+    def _tokens_of(self, request: Request) -> int:
+        return request.context if request.last_step < 0 else held_tokens(request, self._step)
 
     def _release(self, held: Holding, tokens: int) -> None:
         """Free the blocks of a request, the last one first."""
@@ -335,6 +334,11 @@ class PrefixStore(CountingStore):
 
         No other request finds what these compute from now on.
         """
+        self._evict(self._free_after(0))
+        for request in self.running.values():
+            held, full = self._held[request.index], self._tokens_of(request) // self.size
+            if full > held.blocks:
+                self._fill(held, full)  # blocks of other adapters stay known
         gone = [extent for key, first in self._known.items() if key[0] == adapter for extent in first.chain()]
         gone += [twin for key, twins in self._twins.items() if key[0] == adapter for twin in twins]
         for extent in gone:
@@ -370,7 +374,7 @@ class PrefixStore(CountingStore):
 
     def check_integrity(self) -> None:
         size = self.size
-        held = {r.index: held_tokens(r, self._step) if r.last_step >= 0 else r.context for r in self.running.values()}
+        held = {request.index: self._tokens_of(request) for request in self.running.values()}
         assert held.keys() == self._held.keys()
         decoding = [held[r.index] for r in self.running.values() if r.last_step >= 0]
         assert (self.decoding, self.tokens) == (len(decoding), sum(decoding))

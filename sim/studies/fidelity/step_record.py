@@ -139,7 +139,7 @@ class StepRecord(_Part):
             self._check(request)
         known = config.adapters
         for number, step in enumerate(self.steps):
-            if any(not 0 <= index < len(self.requests) for index in (*step.scheduled, *step.preempted)):
+            if any(not 0 <= index < len(self.requests) for index in (*step.scheduled, *step.preempted, *step.cached)):
                 raise ValueError(f"step {number} schedules a request that the record doesn't have")
             named = (*step.adapters, *(load[0] for load in step.loads), *(eviction[0] for eviction in step.evictions))
             if any(not 0 <= adapter < known for adapter in named):
