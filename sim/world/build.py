@@ -17,6 +17,7 @@ from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.faults.misrouting_faults import check_misrouting_faults
+from sim.world.faults.stale_prefixes import check_stale_prefixes
 from sim.world.faults.storage_faults import storage_notes
 from sim.world.gpu_memory import usable_kv_tokens
 from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
@@ -42,6 +43,7 @@ def build_world(scenario: Scenario) -> World:
     traffic = Traffic(scenario, base_model, 0 if profile is None else profile.memory.weights_bytes)
     _check_times(scenario, traffic)
     check_misrouting_faults(scenario, traffic)
+    check_stale_prefixes(scenario, prefix_cache=scenario.fleet.prefix_caching and traffic.shares_text)
     rollout_plan = plan_rollouts(scenario, traffic) if scenario.rollouts else None
     full = lay_out_full_models(scenario, profile, traffic)
     weights_kept = None if profile is None else base_weights(scenario.adapters, profile)

@@ -11,7 +11,7 @@ import pytest
 
 from sim.errors import InputError
 from sim.policies.routing import RouterContext, View, make_router
-from sim.results.records import COMPLETED, Recording
+from sim.results.records import COMPLETED, OLD_PREFIX, Recording
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.traffic.request import Request
@@ -202,6 +202,60 @@ def test_a_crash_empties_the_cache() -> None:
     assert len(before) > 10 < len(after)
 
 
+ONE_TEXT = {"prefix": {"shared_by": "all", "tokens": {"law": "fixed", "value": 160}}}
+SWAP = {"strategy": "in-place", "at": "30 min"}
+
+
+@pytest.mark.parametrize("strategy", ["in-place", "unload-then-load", "drain-then-swap", "new-name"])
+def test_a_new_version_does_not_find_what_the_old_one_computed(strategy: str) -> None:
+    """One request a minute for one adapter, always with the same system prompt."""
+    fields = {"adapters": {"count": 1, "rank": 16}, "rollouts": [{"strategy": strategy, "at": "30 min"}]}
+    requests = run(world(ONE_TEXT, 60, rate="1/min", **fields)).requests
+    cached, version = np.asarray(requests["cached_tokens"]), np.asarray(requests["version"])
+    for each in (1, 2):
+        of_version = cached[version == each]
+        assert of_version.tolist() == [0] + [160] * (len(of_version) - 1)
+        assert len(of_version) > 10
+
+
+def test_blocks_under_the_name_of_the_adapter_are_found_by_its_new_version() -> None:
+    """With the fault named-prefixes, as long as they have not been evicted; and each such request is counted."""
+    fields = {"adapters": {"count": 1, "rank": 16}, "rollouts": [SWAP], "faults": [{"kind": "named-prefixes"}]}
+    requests = run(world(ONE_TEXT, 60, rate="1/min", **fields)).requests
+    cached, version = np.asarray(requests["cached_tokens"]), np.asarray(requests["version"])
+    assert cached.tolist() == [0] + [160] * 59, "the swap changes nothing in the cache"
+    assert set(version.tolist()) == {1, 2}
+    np.testing.assert_array_equal((np.asarray(requests["marks"]) & OLD_PREFIX) > 0, version == 2)
+
+    own = {"prefix": {**PREFIX, "texts": 1}}
+    many = {"rollouts": [{**SWAP, "at": "100 s", "adapter": 0}], "faults": [{"kind": "named-prefixes"}]}
+    for tokens in (1500, 100_000):
+        requests = run(world(own, 2000, fleet={"kv_tokens": tokens}, **many)).requests
+        old = (np.asarray(requests["marks"]) & OLD_PREFIX) > 0
+        assert not np.any(old & ((requests["adapter"] != 0) | (requests["version"] != 2)))
+        assert np.all(np.asarray(requests["cached_tokens"])[old] > 0)
+        new = (requests["adapter"] == 0) & (requests["version"] == 2) & (np.asarray(requests["admitted_s"]) > 110)
+        if tokens == 100_000:
+            assert np.all(old[new]), "its blocks are never evicted"
+        else:
+            last = np.flatnonzero(old).max(initial=0)
+            assert np.sum(requests["cached_tokens"][last + 1 :][new[last + 1 :]] > 0) > 20, "of its own blocks"
+
+
+def test_overwritten_files_leave_the_cache_as_it_is() -> None:
+    """Nobody tells the engine, so a new version finds what the old one computed."""
+    fields = {
+        "adapters": {"count": 2, "rank": 16},
+        "cache": {"gpu": {"slots": 1}, "host": {"slots": 1}},
+        "rollouts": [{"strategy": "lazy-reread", "at": "30 min"}],
+    }
+    requests = run(world(ONE_TEXT, 120, rate="1/min", **fields)).requests
+    assert set(np.asarray(requests["version"]).tolist()) == {1, 2}
+    for adapter in (0, 1):
+        found = np.asarray(requests["cached_tokens"])[requests["adapter"] == adapter]
+        assert found.tolist() == [0] + [160] * (len(found) - 1)
+
+
 # Refused --------------------------------------------------------------------------------------------------------------
 
 SCENARIO = """\
@@ -245,6 +299,21 @@ def refused(folder: Path, *changes: str) -> str:
         (
             ("workload.sessions={max_context: 5}",),
             "workload.sessions.max_context: only conversations have a context (got 5); set history: true",
+        ),
+        (
+            (
+                "rollouts=[{strategy: in-place, at: 5 s}]",
+                "faults=[{kind: named-prefixes, share: 10%, lifetime: 1 min}]",
+            ),
+            "faults.0.share: the replicas have a prefix cache, which says which requests find old prefixes (got 0.1)",
+        ),
+        (
+            (
+                "rollouts=[{strategy: in-place, at: 5 s}]",
+                "faults=[{kind: named-prefixes, share: 10%}]",
+                "fleet.prefix_caching=false",
+            ),
+            "faults.0.lifetime: the scenario must say how many requests find old prefixes, since no prefix cache is",
         ),
         (
             ("workload.prefix=null", "fleet.replicas=2", "router.policy=affinity-prefix"),

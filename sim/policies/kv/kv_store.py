@@ -95,6 +95,16 @@ class KvStore(ABC):
     def give_back(self, requests: Sequence[Request]) -> None:
         """Take back the blocks of sequences that leave the batch; those with ``last_step`` below 0 prefill."""
 
+    def forget(self, adapter: int) -> None:
+        """Drop what is cached of an adapter; running requests keep their blocks."""
+
+    def outdate(self, adapter: int) -> None:
+        """Note that what is cached of an adapter comes from weights that have just been replaced."""
+
+    def found_outdated(self, index: int) -> bool:
+        """Return whether a request that leaves, by its index, found content of weights that had been replaced."""
+        return False
+
     @abstractmethod
     def note_peak(self, steps: int) -> None:
         """Count, for the peak, what decodes hold after ``steps`` steps of a leap in which the run stops."""

@@ -66,6 +66,8 @@ class PrefixStore(CountingStore):
         self._joined = 0  # admissions so far
         self._extra_users = 0  # users of blocks in use, beyond one for each
         self._found = _NOTHING  # by the last lookup
+        self._any_outdated = False
+        self._outdated_hits = set[int]()  # requests inside that found outdated content, by index
         self._peak_tokens_once = 0
         # Free blocks, the next to be taken first: cached ones, and with ``uncached_last`` all others too.
         self._queue: OrderedDict[Segment, None] = OrderedDict()
@@ -149,6 +151,8 @@ class PrefixStore(CountingStore):
             held.joined = self._joined
             self._held[request.index] = held
             self._count(request, cached)
+            if self._any_outdated and any(extent.outdated for extent in held.extents):
+                self._outdated_hits.add(request.index)
             if cached:
                 self._share(held)
                 self._extra_users += held.blocks - idle
@@ -329,6 +333,21 @@ class PrefixStore(CountingStore):
         else:
             self._known[key] = extent.next
 
+    def _extents_of(self, adapter: int) -> list[Extent]:
+        """Return all extents of an adapter that can be found."""
+        found = [extent for key, first in self._known.items() if key[0] == adapter for extent in first.chain()]
+        return found + [twin for key, twins in self._twins.items() if key[0] == adapter for twin in twins]
+
+    def outdate(self, adapter: int) -> None:
+        for extent in self._extents_of(adapter):
+            extent.outdated = self._any_outdated = True
+
+    def found_outdated(self, index: int) -> bool:
+        if index not in self._outdated_hits:
+            return False
+        self._outdated_hits.remove(index)
+        return True
+
     def forget(self, adapter: int) -> None:
         """Drop everything cached of an adapter, whose weights have changed; running requests keep their blocks.
 
@@ -339,9 +358,7 @@ class PrefixStore(CountingStore):
             held, full = self._held[request.index], self._tokens_of(request) // self.size
             if full > held.blocks:
                 self._fill(held, full)  # blocks of other adapters stay known
-        gone = [extent for key, first in self._known.items() if key[0] == adapter for extent in first.chain()]
-        gone += [twin for key, twins in self._twins.items() if key[0] == adapter for twin in twins]
-        for extent in gone:
+        for extent in self._extents_of(adapter):
             for segment in extent.segments:
                 if self._uncached_last:
                     segment.extent = None  # it keeps its place in the free queue

@@ -168,6 +168,16 @@ class Server(Replica):
         self.clock.forget([self, *(owner for stage in self._stages for owner in stage.event_owners())])
         return inside
 
+    def weights_replaced(self, adapter: int, keep_prefixes: bool) -> None:
+        """Note that other weights answer for an adapter from now on.
+
+        :param keep_prefixes: whether requests still find what the old ones computed; otherwise it is dropped.
+        """
+
+    def found_outdated_prefix(self, request: Request) -> bool:
+        """Return whether a request that leaves found a prefix that weights of before such a replacement computed."""
+        return False
+
     def set_listener(self, listener: ReplicaListener) -> ReplicaListener:
         """Set another listener; return the one before, which gets no more calls from here."""
         before, self._listener = self._listener, listener
