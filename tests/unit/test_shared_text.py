@@ -15,6 +15,7 @@ from sim.traffic import generate
 from sim.traffic.generate import Chunk, Traffic
 from sim.traffic.shared_text import UNSHARED, SharedText, one_run_each
 from sim.traffic.traces.data import TraceData
+from sim.traffic.traces.export import write_plain
 from sim.traffic.traces.read import read_trace
 
 SESSIONS = {"requests": 4, "gap_median": "5 s", "gap_sigma": 1, "gap_max": "1 min"}
@@ -277,6 +278,21 @@ def test_hashes_that_contradict_the_length_say_where(tmp_path: Path, old: str, n
         read(tmp_path, content)
     else:
         assert refusal(tmp_path, content).startswith(says)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("hashed", [False, True])
+def test_a_converted_trace_shares_the_same_text(tmp_path: Path, suffix: str, hashed: bool) -> None:
+    content = PREFIXES
+    if hashed:
+        rows = ["timestamp_s,adapter_id,input_tokens,output_tokens,hash_ids"]
+        content = "\n".join([*rows, "0,a,1100,5,7 8 11", "1,b,40,5,", "2,a,1024,5,7 9"])
+    data = read(tmp_path, content)
+    with (tmp_path / f"out{suffix}").open("wb") as out:
+        write_plain(data, out, suffix)
+    again = read_trace(Trace(file=str(tmp_path / f"out{suffix}")))
+    assert runs(again.text) == runs(data.text)
+    assert again.text_by_user == hashed
 
 
 def test_a_trace_shares_text_in_pieces_and_a_prefix_on_top_is_refused(
