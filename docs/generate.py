@@ -133,6 +133,19 @@ METRICS = {
         "whole run",
         "none",
     ),
+    "prefix_hit_ratio": (
+        "Prompt tokens that requests found cached when they were first admitted, over all their prompt tokens: vLLM's "
+        "`prefix_cache_hits` over `prefix_cache_queries`. Only with [prefix caching](prefix-caching.md) and requests "
+        "that can share text; otherwise absent.",
+        "admitted",
+        "ratio",
+    ),
+    "prefix_blocks_evicted": (
+        "Cached KV blocks that were taken for other content, in the whole run of every replication. Absent like "
+        "`prefix_hit_ratio`.",
+        "whole run",
+        "none",
+    ),
     "replica_load_skew": (
         "Requests of the busiest replica (in each replication) over the mean per replica: 1 is even, `fleet.replicas` "
         "means that one replica got all. Replicas of full models are left out.",

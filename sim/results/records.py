@@ -53,6 +53,7 @@ _COLUMNS: dict[str, type] = {
     "tier": np.int8,
     "replica": np.int16,
     "preemptions": np.int16,
+    "cached_tokens": np.int32,
     "load_queue_s": np.float64,
     "load_wait_s": np.float64,
     "admitted_s": np.float64,
@@ -73,7 +74,8 @@ _REQUEST_ROW = np.dtype(
         ("first_token_s", "f8"),
         ("finished_s", "f8"),
         ("index", "i8"),
-        ("preemptions", "i8"),
+        ("preemptions", "i4"),
+        ("cached_tokens", "i4"),
         ("outcome", "i2"),
         ("tier", "i2"),
         ("replica", "i2"),
@@ -106,7 +108,7 @@ _LOAD_ROW = np.dtype(
         ("", "V4"),
     ]
 )
-pack_request = Struct("=5d2q4h").pack
+pack_request = Struct("=5dq2i4h").pack
 """One row of ``Recorder.request_rows``: the fields of ``_REQUEST_ROW`` in their order."""
 pack_step = Struct("=4d5i4x").pack
 """One row of ``Recorder.step_rows`` for every leap: the fields of ``_STEP_ROW``."""
@@ -175,6 +177,7 @@ class Recording:
         so far (0: there is none, or the answer was by the base model, or by another adapter and went unnoticed),
         ``tokens_before`` (tokens by other versions than the last one), ``tries`` (how often a request was sent again),
         ``detected`` (how many wrong answers to it were noticed), and ``session`` where the traffic has sessions.
+        ``cached_tokens`` (found cached at the first admission) is there with a prefix cache alone.
     :ivar loads: columns started_s, ended_s, adapter, tier, asked_s, replica; the adapter's number is beyond those of
         the traffic where a new version has a name of its own.
     :ivar host_fills: index and wait_s of completed requests that waited for host memory, where that fills at arrival:
@@ -187,6 +190,7 @@ class Recording:
     :ivar first_measured: index of the first measured request; ``section_of``: by request, -1 in the warm-up.
     :ivar gap_counts: (sections, GAP_BINS) gaps between tokens; ``gap_sum_s``: (sections,) their sum.
     :ivar busy_s: (sections,) seconds in which a step ran; ``blocked_s``: by reason, (reasons, sections).
+    :ivar prefix_blocks_evicted: cached KV blocks that were taken for other content; None without a prefix cache.
     :ivar running_area: sequence-seconds in the batch over the whole run, from steps alone.
     :ivar room_short_s: seconds of the measured time in which a load waited for a slot.
     :ivar inside_area: request-seconds in the replicas over the whole run, counted at arrivals and departures.
@@ -212,6 +216,7 @@ class Recording:
     evictions: int = 0
     in_use_peak: int = 0
     kv_peak_share: float = 0.0
+    prefix_blocks_evicted: int | None = None
     events: list[Event] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
 
@@ -221,6 +226,7 @@ class Recorder:
 
     :param sections: equal parts of the measured requests.
     :param own: replicas with slots for adapters; those behind them swap whole models, and lack no slots.
+    :param prefix_cache: whether requests may find tokens cached, so that there is a column for them.
     :ivar bounds: start of each section so far, then the end; set by ``mark`` before time gets there.
     :ivar request_rows, step_rows, load_rows: the world adds the bytes of ``pack_request`` for every request that
         leaves, of ``pack_step`` for every leap and of ``pack_load`` for every load.
@@ -231,8 +237,10 @@ class Recorder:
     :ivar settled: times, adapters and versions: what ends from then on, and has no other mark, is by this version.
     """
 
-    def __init__(self, sections: int, replicas: int = 1, own: int | None = None) -> None:
+    def __init__(self, sections: int, replicas: int = 1, own: int | None = None, *, prefix_cache: bool = False) -> None:
         self.sections = sections
+        self.prefix_cache = prefix_cache
+        self._kinds = {name: kind for name, kind in _COLUMNS.items() if prefix_cache or name != "cached_tokens"}
         self._own = replicas if own is None else own
         self.mark_rows = bytearray()
         self.host_fill_rows = bytearray()
@@ -247,7 +255,7 @@ class Recorder:
         self.request_rows = bytearray()
         self.load_rows = bytearray()
         # Bytes that grow, for arrays of each chunk would leave holes in memory too small for a whole column.
-        self._columns = {name: bytearray() for name in _COLUMNS}
+        self._columns = {name: bytearray() for name in self._kinds}
         self._gap_counts = np.zeros((sections, GAP_BINS), dtype=np.int64)
         self._gap_sum = np.zeros(sections)
         self._busy = np.zeros(sections)
@@ -280,6 +288,7 @@ class Recorder:
             -1.0,
             r.index,
             r.preemptions,
+            r.cached_tokens,
             r.outcome,
             r.tier,
             replica,
@@ -332,7 +341,7 @@ class Recorder:
         self._flush_steps()
         if self.request_rows:
             rows = np.frombuffer(self.request_rows, dtype=_REQUEST_ROW)
-            for name, kind in _COLUMNS.items():
+            for name, kind in self._kinds.items():
                 if name not in _KNOWN:
                     self._columns[name] += rows[name].astype(kind).tobytes()
             self.request_rows = bytearray()
@@ -376,7 +385,7 @@ class Recorder:
         order = np.argsort(index, kind="stable")
         columns: dict[str, NDArray[np.generic]] = {"index": index[order]}
         del index
-        for name, kind in _COLUMNS.items():
+        for name, kind in self._kinds.items():
             if name != "index":
                 column: NDArray[Any] = np.frombuffer(self._columns.pop(name), dtype=kind)
                 columns[name] = column[columns["index"] if name in _KNOWN else order]

@@ -24,12 +24,14 @@ _VLLM: Preset = {
     # A request to the base model: scheduler.py counts only those with a lora_request for max_loras; it takes no slot.
     # lora/ops/triton_ops/lora_kernel_metadata.py, prepare_tensors: a step without any runs no LoRA kernel.
     # v1/core/block_pool.py, free_blocks: until 0.22 blocks return to the end of the free queue, cached or not.
+    # v1/core/kv_cache_manager.py, enable_caching: on by default for models that generate.
     "fleet": {
         "admission": "skip",
         "load_at": "admission",
         "passed_requests": "keep-order",
         "kv_check": "first-chunk",
         "reserved_kv_blocks": 1,
+        "prefix_caching": True,
         "uncached_blocks": "last",
     },
     "cache": {"eviction": "vllm-lru"},
@@ -56,6 +58,8 @@ _SGLANG: Preset = {
         "admission": "skip",
         "max_num_batched_tokens": 8192,
         "block_size": 1,
+        # mem_cache/radix_cache.py: on unless --disable-radix-cache; a request's lora_id is part of the key.
+        "prefix_caching": True,
     },
     # lora/eviction_policy.py: lru by default, or fifo. lora/lora_manager.py, fetch_new_loras({None}): the base
     # model is put into a slot at the start. arg_groups/fields/lora.py: max_loras_per_batch 8. All registered
@@ -152,11 +156,13 @@ _TENSORRT_LLM: Preset = {
 class Engine(Entry):
     """An engine, or rather the values of scenario fields that follow it; its target is what it makes of adapters.
 
+    :ivar no_prefix_cache: why ``fleet.prefix_caching`` is not possible; empty: it is.
     :ivar flags: the engines whose command lines can say what such a scenario says (``sim/spec/engine_flags.py``).
     """
 
     preset: Preset = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    no_prefix_cache: str = ""
 
 
 class Engines(Registry[Engine]):
@@ -220,10 +226,29 @@ ENGINES = Engines(
             preset=_changed(_VLLM_0_23, fleet={"passed_requests": "keep-order"}),
         ),
         Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),
-        Engine("s-lora", "as S-LoRA in 2024.", f"{_RULES}:S_LORA", preset=_S_LORA),
-        Engine("lorax", "as LoRAX in 2024.", f"{_RULES}:LORAX", preset=_LORAX),
         Engine(
-            "tensorrt-llm", "as TensorRT-LLM with GUARANTEED_NO_EVICT.", f"{_RULES}:TENSORRT_LLM", preset=_TENSORRT_LLM
+            "s-lora",
+            "as S-LoRA in 2024.",
+            f"{_RULES}:S_LORA",
+            preset=_S_LORA,
+            # slora/common/mem_allocator.py: KV memory is freed with its request, whatever it holds.
+            no_prefix_cache="S-LoRA has no prefix cache",
+        ),
+        Engine(
+            "lorax",
+            "as LoRAX in 2024.",
+            f"{_RULES}:LORAX",
+            preset=_LORAX,
+            # router/src/radix.rs, launcher/src/main.rs: --prefix-caching, off by default.
+            no_prefix_cache="LoRAX has a prefix cache, off by default, but its rules are not known here",
+        ),
+        Engine(
+            "tensorrt-llm",
+            "as TensorRT-LLM with GUARANTEED_NO_EVICT.",
+            f"{_RULES}:TENSORRT_LLM",
+            preset=_TENSORRT_LLM,
+            # llmapi/llm_args.py, KvCacheConfig: enable_block_reuse is True by default.
+            no_prefix_cache="TensorRT-LLM reuses blocks by default, but its rules for that are not known here",
         ),
         Engine(
             "fixed",

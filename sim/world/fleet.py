@@ -17,6 +17,7 @@ from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, Request
+from sim.traffic.shared_text import SharedText
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.fleet_ports import FleetHooks
 from sim.world.replica.server import ReplicaTotals, Server
@@ -66,6 +67,7 @@ class Arrivals:
         a longer request is refused.
     :ivar base_model: the number by which replicas know the base model.
     :ivar prompt_limit: the most tokens of the prompt alone, for all adapters.
+    :ivar with_text: whether requests carry what they share, for a prefix cache or a router.
     """
 
     window: RunWindow
@@ -73,6 +75,7 @@ class Arrivals:
     token_limits: NDArray[np.int64]
     base_model: int
     prompt_limit: int = NO_LIMIT
+    with_text: bool = False
 
 
 class Fleet:
@@ -103,6 +106,7 @@ class Fleet:
         self._times = arrivals.times
         self._token_limits, self._prompt_limit = arrivals.token_limits, arrivals.prompt_limit
         self._base_model = arrivals.base_model
+        self._carry_text = arrivals.with_text
         self._chunks: Iterator[Chunk] = iter(())
         self._requests: Iterator[Request] = iter(())
         self._next: Request | None = None
@@ -161,7 +165,11 @@ class Fleet:
 
         :param adapter: the one by which to route it.
         """
-        return self._router.choose(adapter, request.index) if len(self.servers) > 1 else 0
+        if len(self.servers) == 1:
+            return 0
+        if self._view.of_request:
+            self._view.show(request)
+        return self._router.choose(adapter, request.index)
 
     def submit(self, request: Request) -> None:
         """Route a request again."""
@@ -248,7 +256,7 @@ class Fleet:
             self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
         times = self._times
         adapter = np.where(chunk.adapter == BASE_MODEL, self._base_model, chunk.adapter)
-        self._requests = map(  # creates requests one by one, without a tuple of arguments for each
+        requests = map(  # creates requests one by one, without a tuple of arguments for each
             Request,
             range(chunk.first, chunk.first + len(chunk)),
             chunk.arrival_s.tolist(),
@@ -259,6 +267,7 @@ class Fleet:
             times.host_load(chunk).tolist(),
             times.service(chunk).tolist(),
         )
+        self._requests = _with_text(requests, chunk.text) if self._carry_text and chunk.text is not None else requests
         return next(self._requests)
 
     def _arrivals(self, event: Call) -> None:
@@ -266,6 +275,7 @@ class Fleet:
         clock = self.clock
         now, queue, servers, in_flight = clock.now, clock.queue, self.servers, self._in_flight
         direct, several, counting = self._hooks.direct, len(servers) > 1, in_flight.counting
+        of_request = self._view.of_request
         requests, too_long = self._requests, self._too_long
         request = self._next
         while request is not None:
@@ -278,6 +288,8 @@ class Fleet:
             if too_long and request.index in too_long:
                 self.recorder.record_unserved(request, -1, REFUSED)
             elif direct:
+                if several and of_request:
+                    self._view.show(request)
                 replica = self._router.choose(request.adapter, request.index) if several else 0
                 if counting:
                     in_flight.entered(replica, request)
@@ -309,4 +321,13 @@ class Fleet:
         recording.evictions = totals.evictions
         recording.in_use_peak = totals.in_use_peak
         recording.kv_peak_share = totals.kv_peak_share
+        if recorder.prefix_cache:
+            recording.prefix_blocks_evicted = totals.prefix_blocks_evicted
         return recording
+
+
+def _with_text(requests: Iterator[Request], text: SharedText) -> Iterator[Request]:
+    """Yield requests that know which of their tokens others have too."""
+    for request, (runs, rest) in zip(requests, text.of_requests(), strict=True):
+        request.shared, request.text = runs, rest
+        yield request

@@ -66,6 +66,11 @@ class World:
         by_fault = any(isinstance(fault, BaseModelAnswers) for fault in self.scenario.faults)
         return by_fault or self.traffic.base_share > 0
 
+    @property
+    def prefix_cache(self) -> bool:
+        """Whether replicas look for the beginnings of prompts in their KV caches, and may find any."""
+        return self.scenario.fleet.prefix_caching and self.traffic.shares_text
+
     def with_costs(self, costs: Draw) -> World:
         """Return this world with other step and load costs, and the same traffic, memory and fleet.
 

@@ -29,6 +29,7 @@ _BATCHING_KEYS = (
     "reserved_kv_blocks",
     "passed_requests",
     "gpu_memory_utilization",
+    "prefix_caching",
 )
 """Keys that engine ``fixed`` doesn't have."""
 
@@ -61,6 +62,11 @@ class Fleet(Strict):
     all decodes pause."""
     block_size: PositiveInt = Field(default=16, le=65536)
     """Tokens in one KV block."""
+    prefix_caching: bool = False
+    """Whether full KV blocks stay findable by their content, so that a request need not compute the beginning of its
+    prompt if its replica has it in the KV cache. It matters where requests share text: ``workload.prefix``,
+    ``workload.sessions.history``, or a trace that says so. vLLM and SGLang have it on by default, and so have their
+    presets."""
     uncached_blocks: Literal["first", "last"] = "first"
     """With ``prefix_caching``: where blocks that become free without having been full go in the queue of free blocks.
     ``first``: they are used again at once. ``last``: behind cached ones, as in vLLM before 0.23, so cached content
@@ -119,7 +125,17 @@ class Fleet(Strict):
                 raise located(
                     key, f"engine fixed has no {key}: it loads at arrival and serves in order", hint="remove it"
                 )
+        lacking = ENGINES[self.engine].no_prefix_cache if self.engine in ENGINES else ""
+        if self.prefix_caching and lacking:
+            raise located("prefix_caching", lacking, got="true", allowed="false", hint="remove it")
         ahead = self.kv_check in ("whole-answer", "peak")
+        if self.prefix_caching and ahead:
+            raise located(
+                "prefix_caching",
+                "with blocks reserved for whole answers, the rules of a prefix cache are not known",
+                got=f"prefix_caching true, kv_check {self.kv_check}",
+                allowed="kv_check whole-prompt or first-chunk",
+            )
         if not self.chunked_prefill and not ahead:
             raise located(
                 "chunked_prefill",
