@@ -127,6 +127,15 @@ def test_the_other_shares_are_relative_to_each_other() -> None:
         assert found.size_bytes.tolist() == plain.size_bytes.tolist()
 
 
+def test_a_profile_whose_time_is_all_of_lora_cannot_serve_them() -> None:
+    profile = write_profile({"fixed_s": 0, "tokens": [[0, 0.0], [64, 0.0]], "lora": {"fixed_s": GRID}})
+    assert build_world(scenario(adapters=PLAIN, fleet={"profile": profile})).kv_tokens
+    with pytest.raises(ScenarioError) as caught:
+        build_world(scenario(fleet={"profile": profile}))
+    assert caught.value.key == "fleet.profile"
+    assert caught.value.problem == "a step without adapters takes no time in this profile"
+
+
 # Traffic
 
 

@@ -104,7 +104,8 @@ class Server(Replica):
     def serve_base_model(self) -> int:
         """Also serve requests without an adapter, while still empty; return the number that stands for an adapter.
 
-        Such requests need no load and no slot. They cost a step what any sequence does, but nothing for an adapter.
+        Such requests need no load, and no slot unless the cache is a ``SlotForBaseModel``. They cost a step what any
+        sequence does; a step for them alone runs without LoRA.
         """
         if self.intake is not self.mode:
             self.intake.serve_base_model()
