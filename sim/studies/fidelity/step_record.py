@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from sim.errors import InputError
 from sim.reading import RECORD_BYTES, read_bounded, read_regular
-from sim.spec.engine_versions import VERSIONS, Versions, versions_of
+from sim.spec.engine_versions import VERSIONS, Versions, has_version, versions_of
 
 
 class _Part(BaseModel):
@@ -208,4 +208,5 @@ def read_record(path: Path) -> StepRecord:
 
 def _versions(engine: str) -> Versions | None:
     """Return the versions whose rules ``vllm 0.32.0 (cpu)`` follows."""
-    return versions_of(engine.partition(" (")[0]) if any(map(str.isdigit, engine)) else None
+    name = engine.partition(" (")[0]
+    return versions_of(name) if has_version(name) else None
