@@ -25,7 +25,7 @@ class Extent:
 
     __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "segments", "twin", "users")
 
-    def __init__(self, key: Key, first: int, end: int, *, twin: bool = False) -> None:
+    def __init__(self, key: Key, first: int, end: int, twin: bool = False) -> None:
         self.key = key
         self.first = self.cover = first
         self.end = end
@@ -76,7 +76,7 @@ class Segment:
 
     __slots__ = ("cached", "end", "extent", "first")
 
-    def __init__(self, extent: Extent | None, first: int, end: int, *, cached: bool) -> None:
+    def __init__(self, extent: Extent | None, first: int, end: int, cached: bool) -> None:
         self.extent = extent
         self.first = first
         self.end = end
