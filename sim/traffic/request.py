@@ -19,6 +19,7 @@ class Request:
     :ivar load_wait_s: time from then to the end of the load.
     :ivar load_queue_s: the part of that wait before the load started, for a loader or for a slot.
     :ivar to_prefill: tokens still to prefill before its next output token.
+    :ivar chunk: prompt tokens that it computes in the step under way, if it prefills; unset before its first step.
     :ivar context: KV tokens that it holds; for a decoding request, those at the start of decoding.
     :ivar generated: output tokens before its current prefill: 0 unless it was preempted.
     :ivar last_step: value of the scheduler's decode counter after its last token; -1 while not decoding.
@@ -28,11 +29,12 @@ class Request:
 
     # Written out, not a dataclass: passing two dozen defaults through __init__ costs as much as an event.
     __slots__ = (
-        "adapter", "admitted_s", "arrival_s", "asked_s", "claimed", "context", "first_token_s", "generated",
-        "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s", "load_s", "load_wait_s", "outcome",
+        "adapter", "admitted_s", "arrival_s", "asked_s", "chunk", "claimed", "context", "first_token_s",
+        "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s", "load_s", "load_wait_s", "outcome",
         "output_tokens", "preemptions", "prompt_tokens", "service_s", "session", "tier", "to_prefill",
     )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
+    chunk: int
     last_token_s: float
     session: int | None
 
