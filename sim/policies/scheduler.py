@@ -148,14 +148,13 @@ class Scheduler:
 
         while not kv.reserve_decodes():
             self._preempt_newest(now)
-        budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding)
-        prompt_tokens = 0
-        if self._partial is not None:
-            prompt_tokens = self._continue_prefill(self._partial, budget, now)
-        preempted = self.blocked == BY_KV
-        if (waiting.ready or waiting.deferred) and not preempted:
-            self._closed = limits.interval > 1 and self._too_early_to_admit()
-            if not self._closed:
+        prompt_tokens, preempted = 0, self.blocked == BY_KV
+        if waiting.ready or waiting.deferred or self._partial is not None:
+            budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding)
+            if self._partial is not None:
+                prompt_tokens = self._continue_prefill(self._partial, budget, now)
+                preempted = self.blocked == BY_KV
+            if not preempted and not (limits.interval > 1 and self._too_early_to_admit()):
                 prompt_tokens += self._admit(budget - prompt_tokens, now)
 
         if not self.running:
@@ -188,14 +187,15 @@ class Scheduler:
         return chunk
 
     def _too_early_to_admit(self) -> bool:
-        """Return whether it is too early to admit waiting requests."""
-        limits = self.limits
-        if not self.running:
+        """Return whether requests wait, and it is too early to admit them."""
+        limits, waiting = self.limits, self.waiting.size()
+        if not self.running or not waiting:
             return False
         steps = self.step - self._joined_step
-        if steps and limits.waiting_ratio and self.waiting.size() >= int(len(self.running) * limits.waiting_ratio):
+        if steps and limits.waiting_ratio and waiting >= int(len(self.running) * limits.waiting_ratio):
             return False
-        return steps < limits.interval
+        self._closed = steps < limits.interval
+        return self._closed
 
     def _admit(self, budget: int, now: float) -> int:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
