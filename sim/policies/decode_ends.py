@@ -40,10 +40,11 @@ class DecodeEnds:
 
     def pop_ended(self, step: int) -> list[Request]:
         """Remove and return the sequences that end at ``step``, in the order of their index; none ends before it."""
-        if not self._steps or self._steps[0] > step:
-            return []
-        running = self._running
-        return [running[index] for index in sorted(self._ending.pop(heappop(self._steps)))]
+        ended: list[Request] = []
+        if self._steps and self._steps[0] == step:
+            for index in sorted(self._ending.pop(heappop(self._steps))):
+                ended.append(self._running[index])  # in Python 3.11, a comprehension would be a call
+        return ended
 
     def next_end(self) -> int:
         """Return the step at which the next sequence ends; at least one decodes."""

@@ -201,7 +201,7 @@ class Scheduler:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
         ready, deferred, adapters, prefills = waiting.ready, waiting.deferred, self.adapters, self._next.prefills
-        chooses, caches, whole = waiting.chooses, kv.caches, limits.whole_prompt
+        chooses, caches, whole, ranks = waiting.chooses, kv.caches, limits.whole_prompt, self._ranks
         left, free_slots = budget, limits.num_seqs - len(running)
         if chooses:
             waiting.begin()
@@ -251,7 +251,7 @@ class Scheduler:
                 adapters[adapter] += 1
             else:
                 adapters[adapter] = 1
-                self._toggle(adapter, 1)
+                self._toggle(adapter, ranks[adapter])
             if request.admitted_s < 0:
                 request.admitted_s = now
             request.chunk = chunk
@@ -396,7 +396,7 @@ class Scheduler:
                 adapters[adapter] = count - 1
             else:
                 del adapters[adapter]
-                self._toggle(adapter, -1)
+                self._toggle(adapter, -self._ranks[adapter])
         if self._costs.detailed:
             self._rank_tokens -= sum([self._ranks[r.adapter] for r in requests if r.last_step >= 0])
 
@@ -407,9 +407,9 @@ class Scheduler:
             self._ends.remove(request)
             request.last_step = -1
 
-    def _toggle(self, adapter: int, sign: int) -> None:
-        """Note that an adapter has joined the batch (``sign`` 1) or left it (-1)."""
-        self._rank_sum += sign * self._ranks[adapter]
+    def _toggle(self, adapter: int, rank: int) -> None:
+        """Note that an adapter has joined the batch or, with its rank negative, left it."""
+        self._rank_sum += rank
         self.adapters_changed = True
         if self.toggled is not None:
             self.toggled.append(adapter)

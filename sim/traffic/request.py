@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-HIT, DELAYED_HIT, MISS = 0, 1, 2
+from typing import Final
+
+HIT: Final = 0
+DELAYED_HIT: Final = 1
+MISS: Final = 2
 """How a request found its adapter: resident, on its way, or absent, so that it started a load."""
-FROM_GPU, FROM_HOST, FROM_STORAGE = 0, 1, 2
+FROM_GPU: Final = 0
+FROM_HOST: Final = 1
+FROM_STORAGE: Final = 2
 """The tier that its adapter came from."""
 
 

@@ -41,7 +41,8 @@ class CountingStore(KvStore):
 
     def start_decodes(self, requests: list[Request]) -> None:
         self.decoding += len(requests)
-        self.tokens += sum([request.context for request in requests])
+        for request in requests:
+            self.tokens += request.context
         if self._phases:
             for request in requests:
                 self._phases[(request.context - 1 - self._step) % self.size] += 1
@@ -70,13 +71,13 @@ class CountingStore(KvStore):
         return low
 
     def give_back(self, requests: list[Request]) -> None:
-        size, step, count, held = self.size, self._step, len(requests), 0
+        size, step, count = self.size, self._step, len(requests)
         if requests[0].last_step < 0:
             self._room += requests[0].context + size - 1
             return
-        for request in requests:  # the sum of held_tokens; calls would cost 2 % of a short request if interpreted
+        held = count * (step - 1)
+        for request in requests:  # as held_tokens; calls would cost 2 % of a short request if interpreted
             held += request.prompt_tokens + request.output_tokens - request.last_step
-        held += count * (step - 1)
         self.decoding -= count
         self.tokens -= held
         self._room += held + count * (size - 1)
