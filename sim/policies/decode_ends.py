@@ -40,11 +40,9 @@ class DecodeEnds:
 
     def pop_ended(self, step: int) -> list[Request]:
         """Remove and return the sequences that end at ``step``, in the order of their index; none ends before it."""
-        ended: list[Request] = []
-        if self._steps and self._steps[0] == step:
-            for index in sorted(self._ending.pop(heappop(self._steps))):
-                ended.append(self._running[index])  # in Python 3.11, a comprehension would be a call
-        return ended
+        if not self._steps or self._steps[0] > step:
+            return []
+        return list(map(self._running.__getitem__, sorted(self._ending.pop(heappop(self._steps)))))
 
     def next_end(self) -> int:
         """Return the step at which the next sequence ends; at least one decodes."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from heapq import heappop
 from typing import Final
 
-from sim.policies.admission import ReadyQueue
+from sim.policies.admission import WaitingQueue
 from sim.policies.base_model import AdapterCounts
 from sim.policies.costs import NO_DETAILS, StepCosts, StepDetails
 from sim.policies.decode_ends import DecodeEnds
@@ -94,7 +94,7 @@ class Scheduler:
         self,
         limits: Limits,
         kv: KvStore,
-        waiting: ReadyQueue,
+        waiting: WaitingQueue,
         ranks: list[int],
         costs: StepCosts,
         rule: KvRule | None = None,

@@ -35,8 +35,8 @@ class Request:
 
     # Written out, not a dataclass: passing two dozen defaults through __init__ costs as much as an event.
     __slots__ = (
-        "adapter", "admitted_s", "arrival_s", "asked_s", "chunk", "claimed", "context", "first_token_s",
-        "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s", "load_s", "load_wait_s", "outcome",
+        "adapter", "admitted_s", "arrival_s", "asked_s", "chunk", "claimed", "context", "first_token_s", "generated",
+        "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s", "load_s", "load_wait_s", "outcome",
         "output_tokens", "preemptions", "prompt_tokens", "service_s", "session", "tier", "to_prefill",
     )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float

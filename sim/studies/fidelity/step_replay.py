@@ -96,8 +96,7 @@ class _Replayer:
         scheduler.compose(step.at_s)
         scheduled = scheduler.scheduled()
         preempted = sorted(before - scheduler.running.keys())
-        for request in scheduler.running.values():
-            request.claimed = True
+        self.waiting.unloaded.clear()
         victims: list[int] = []
         self.cache.victims = victims
         loads = self.cache.touch(list(scheduler.adapters))
