@@ -8,7 +8,6 @@ a naive twin with real blocks (tests/property/test_prefix_twin.py).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 from sim.policies.kv.extents import Extent, Key, Segment, Spans
 from sim.policies.kv.kv_store import KvStore, held_tokens
@@ -250,7 +249,7 @@ class PrefixStore(KvStore):
 
     # Give back ------------------------------------------------------------------------------------------------------
 
-    def give_back(self, requests: Sequence[Request]) -> None:
+    def give_back(self, requests: list[Request]) -> None:
         if self._queued > self._free:
             self.settle()
         if len(requests) > 1 and self._held:
@@ -393,7 +392,7 @@ class PrefixStore(KvStore):
 
     # Report ---------------------------------------------------------------------------------------------------------
 
-    def start_decodes(self, requests: Sequence[Request]) -> None:
+    def start_decodes(self, requests: list[Request]) -> None:
         size, step, phases, tokens = self.size, self._step, self._phases, 0
         for request in requests:
             tokens += request.context
