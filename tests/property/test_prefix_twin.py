@@ -50,8 +50,7 @@ class Simulated:
         scheduler.compose(0.0)
         scheduler.check_integrity()
         scheduled = scheduler.scheduled()
-        for request in scheduler.running.values():
-            request.claimed = True
+        scheduler.waiting.unloaded.clear()
         joined = [index for index in scheduler.running if index not in before]
         cached = {index: scheduler.running[index].context - scheduled[index] for index in joined}
         return scheduled, cached, [index for index in reversed(before) if index not in scheduler.running]

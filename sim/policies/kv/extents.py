@@ -26,7 +26,7 @@ class Extent:
 
     __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "outdated", "segments", "twin", "users")
 
-    def __init__(self, key: Key, first: int, end: int, *, twin: bool = False) -> None:
+    def __init__(self, key: Key, first: int, end: int, twin: bool = False) -> None:
         self.key = key
         self.first = self.cover = first
         self.end = end
@@ -78,7 +78,7 @@ class Segment:
 
     __slots__ = ("cached", "end", "extent", "first")
 
-    def __init__(self, extent: Extent | None, first: int, end: int, *, cached: bool) -> None:
+    def __init__(self, extent: Extent | None, first: int, end: int, cached: bool) -> None:
         self.extent = extent
         self.first = first
         self.end = end

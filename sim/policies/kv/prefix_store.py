@@ -8,7 +8,6 @@ a naive twin with real blocks (tests/property/test_prefix_twin.py).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 from sim.policies.kv.extents import Extent, Key, Segment, Spans
 from sim.policies.kv.kv_store import KvStore, held_tokens
@@ -75,16 +74,17 @@ class PrefixStore(KvStore):
         # Free blocks, the next to be taken first: cached ones, and with ``uncached_last`` all others too.
         self._queue: OrderedDict[Segment, None] = OrderedDict()
         self._queued = 0  # their number
-        self._last = Segment(None, 0, 0, cached=False)  # in the queue, or empty
+        self._last = Segment(None, 0, 0, False)  # in the queue, or empty
         if uncached_last:
-            self._append(Segment(None, 0, total, cached=False))
+            self._append(Segment(None, 0, total, False))
 
     # Find -----------------------------------------------------------------------------------------------------------
 
     def cached_tokens(self, request: Request) -> int:
         if not request.shared and request.text < 0 and not request.preemptions:
             return 0
-        self.settle()
+        if self._queued > self._free:
+            self.settle()
         self._found = found = self._find(request)
         self._found_index = request.index
         return found[-1][1] * self.size if found else 0
@@ -95,7 +95,11 @@ class PrefixStore(KvStore):
         :param own: with the run that no other request has.
         """
         adapter, size, text = request.adapter, self.size, request.text
-        path = [((adapter, key, 0), end // size) for end, key in request.shared]
+        if len(request.shared) == 1:  # without a loop, which takes longer if interpreted
+            end, key = request.shared[0]
+            path = [((adapter, key, 0), end // size)]
+        else:
+            path = [((adapter, key, 0), end // size) for end, key in request.shared]
         if text >= 0:
             path.append(((adapter, text, 0), NO_END))
         elif own:
@@ -106,7 +110,8 @@ class PrefixStore(KvStore):
 
     def _with_base(self, path: list[tuple[Key, int]], blocks: int) -> list[tuple[Key, int]]:
         """Return a path whose first ``blocks`` blocks are those of the base model."""
-        base, split = self._base_model, list[tuple[Key, int]]()
+        base = self._base_model
+        split: list[tuple[Key, int]] = []
         for (adapter, key, _), end in path:
             split.append(((base, key, 0), min(end, blocks)))
             split.append(((adapter, key, blocks), end))
@@ -114,7 +119,8 @@ class PrefixStore(KvStore):
 
     def _find(self, request: Request) -> Spans:
         """Return the longest run of known blocks of a request that would join; it leaves a token to compute."""
-        found, known = list[tuple[Extent, int]](), self._known
+        found: Spans = []
+        known = self._known
         limit, block = (request.to_prefill - 1) // self.size, 0
         for key, last in self._path(request, own=request.preemptions > 0):
             end = last if last < limit else limit
@@ -216,7 +222,7 @@ class PrefixStore(KvStore):
         """Make known the blocks from ``block`` to ``end`` of one run, and append them to what a request holds."""
         while block < end and self._is_known(key, block):
             # The two equal blocks stay next to each other, and the older one is found.
-            twin = Extent(key, block, block + 1, twin=True)
+            twin = Extent(key, block, block + 1, True)
             self._twins.setdefault((*key, block), []).append(twin)
             block += 1
             twin.use(block)
@@ -247,8 +253,9 @@ class PrefixStore(KvStore):
 
     # Give back ------------------------------------------------------------------------------------------------------
 
-    def give_back(self, requests: Sequence[Request]) -> None:
-        self.settle()
+    def give_back(self, requests: list[Request]) -> None:
+        if self._queued > self._free:
+            self.settle()
         if len(requests) > 1 and self._held:
             requests = sorted(requests, key=self._place_of)
         for request in requests:
@@ -259,30 +266,33 @@ class PrefixStore(KvStore):
 
     def _release(self, request: Request) -> None:
         """Free the blocks of a request, the last one first."""
-        index, size, step = request.index, self.size, self._step
-        tokens, ends = self._tokens_of(request), request.last_step == step
-        full = tokens // size
-        if request.last_step >= 0:
+        index, size, last_step = request.index, self.size, request.last_step
+        if last_step < 0:
+            tokens = request.context
+        else:
+            tokens = held_tokens(request, self._step)
             self.decoding -= 1
             self.tokens -= tokens
-            self._phases[(tokens - 1 - step) % size] -= 1
+            self._phases[(tokens - 1 - self._step) % size] -= 1
             if self._reserved and tokens % size == 0:
                 self._free += 1  # the block that it would have taken in the coming step
-        if request.text >= 0 or not ends:
+        full = tokens // size
+        if request.text >= 0 or last_step != self._step:
             self._fill(request, full, own=True)
         if tokens % size:
             self._free += 1
             if self._uncached_last:
-                self._append(Segment(None, 0, 1, cached=False))
+                self._append(Segment(None, 0, 1, False))
         spans = self._held.pop(index, None)
         known = spans[-1][1] if spans else 0
-        self._free += full - known
         if full > known:
+            self._free += full - known
             self._append_unknown(full - known)
         if spans:
             self._leave(spans)
         del self._place[index]
-        self._lost.discard(index)
+        if self._lost:
+            self._lost.discard(index)
 
     def _append_unknown(self, blocks: int) -> None:
         """Append cached blocks to the free queue that no request can find."""
@@ -291,7 +301,7 @@ class PrefixStore(KvStore):
             last.end += blocks
             self._queued += blocks
         else:
-            self._append(Segment(None, 0, blocks, cached=True))
+            self._append(Segment(None, 0, blocks, True))
 
     def _leave(self, spans: Spans) -> None:
         """Free those blocks of a request that can be found and have no other user."""
@@ -300,7 +310,7 @@ class PrefixStore(KvStore):
             cover = extent.leave(end)
             if cover < end:
                 shared -= end - cover
-                segment = Segment(extent, cover, end, cached=True)
+                segment = Segment(extent, cover, end, True)
                 extent.segments.append(segment)
                 self._append(segment)
         self._extra_users -= shared
@@ -318,14 +328,13 @@ class PrefixStore(KvStore):
 
     def settle(self) -> None:
         """Evict what has been taken from the free queue since the last call."""
-        self._evict(self._queued - max(self._free, 0))
+        if self._queued > self._free:
+            self._evict(max(self._free, 0))
 
-    def _evict(self, gone: int) -> None:
-        """Take blocks from the head of the free queue."""
-        if gone <= 0:
-            return
-        queue = self._queue
-        self._queued -= gone
+    def _evict(self, free: int) -> None:
+        """Take blocks from the head of the free queue until ``free`` are left in it."""
+        queue, gone = self._queue, self._queued - free
+        self._queued = free
         while gone:
             segment = next(iter(queue))
             blocks = segment.end - segment.first
@@ -400,7 +409,7 @@ class PrefixStore(KvStore):
 
     # Report ---------------------------------------------------------------------------------------------------------
 
-    def start_decodes(self, requests: Sequence[Request]) -> None:
+    def start_decodes(self, requests: list[Request]) -> None:
         size, step, phases, tokens = self.size, self._step, self._phases, 0
         for request in requests:
             tokens += request.context
@@ -409,10 +418,9 @@ class PrefixStore(KvStore):
         self.tokens += tokens
 
     def grow(self, steps: int) -> None:
-        if self._reserved:
-            self._reserved = False
-            self._free += self._phases[(-1 - self._step) % self.size]
-        self._free -= self._needed(steps)
+        if steps != 1 or not self._reserved:
+            self._free -= self._needed(steps) - (self._needed(1) if self._reserved else 0)
+        self._reserved = False
         self._step += steps
         self.tokens += steps * self.decoding
         self._count_peak(self.tokens)
@@ -430,7 +438,7 @@ class PrefixStore(KvStore):
 
     def steps_that_fit(self, steps: int) -> int:
         free = self._free + self._needed(1)
-        if self._needed(steps) <= free:
+        if (steps // self.size + 1) * self.decoding <= free or self._needed(steps) <= free:
             return steps
         low, high = 0, steps + 1  # the blocks in use never decrease, so bisection finds the last step that fits
         while high - low > 1:
@@ -442,7 +450,9 @@ class PrefixStore(KvStore):
         return low
 
     def note_peak(self, steps: int) -> None:
-        self._evict(self._queued - self._free + self._needed(steps) - self._needed(1))
+        free = self._free - self._needed(steps) + self._needed(1)
+        if self._queued > free:
+            self._evict(free)
         self._count_peak(self.tokens + steps * self.decoding)
 
     def _count_peak(self, tokens: int) -> None:
