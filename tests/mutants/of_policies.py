@@ -9,6 +9,8 @@ ENGINES = "tests/unit/test_engines.py"
 ENGINE_TWINS = "tests/property/test_engine_leaping.py"
 EVICTION_TWINS = "tests/property/test_eviction_twins.py"
 FULL_MODELS = "tests/property/test_full_model_laws.py"
+PASSED_REQUESTS = "tests/unit/test_passed_requests.py"
+VERSION_RECORDS = "tests/property/test_version_records.py"
 LEAPING = "tests/property/test_leaping.py"
 ROUTING = ("tests/unit/test_routing.py", "tests/property/test_routing_laws.py")
 
@@ -375,6 +377,30 @@ POLICIES = (
         "model in self._until",
         "requests of one model pass all others for ever",
         (FULL_MODELS,),
+    ),
+    Mutant(
+        "leap-flips-once",
+        "sim/policies/queues/passed_requests.py",
+        "flips = steps % 2 == 1",
+        "flips = True",
+        "an even number of steps leaves the order of passed requests as it was (vLLM 0.9.2 to 0.13)",
+        (PASSED_REQUESTS, f"{LEAPING}::test_leaps_equal_steps_of_vllm"),
+    ),
+    Mutant(
+        "passed-requests-keep-their-order",
+        "sim/policies/scheduler.py",
+        "self.waiting.end_steps(steps)",
+        "self.waiting.size()",
+        "the queue hears of every step: vLLM 0.9.2 to 0.13 reverses passed requests with each",
+        (VERSION_RECORDS, f"{LEAPING}::test_leaps_equal_steps_of_vllm"),
+    ),
+    Mutant(
+        "preempted-ahead-of-passed",
+        "sim/policies/queues/passed_requests.py",
+        "if request.key > self._last_key:",
+        "if request.key < self._last_key:",
+        "passed requests have a queue of their own, ahead of preempted ones (vLLM 0.18 to 0.30)",
+        (PASSED_REQUESTS, VERSION_RECORDS),
     ),
     # Costs ----------------------------------------------------------------------------------------------------------
     Mutant(
