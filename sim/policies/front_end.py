@@ -66,12 +66,13 @@ class FrontEnd:
         # A set of adapters is identified by the exclusive or of its members' numbers, so a change is one operation.
         self._numbers: list[list[int]] = rng.integers(1, 2**62, size=(2, adapters)).tolist()
         self._costs = costs
+        self._base_model = adapters  # its number: it is in no series, and its tokenizer is there from the start
         self._counts = ([0] * adapters, [0] * adapters)  # waiting, running
         self._set = 0
         self._names_in_set = 0
         self._known: set[int] = set()
         self._names = 0
-        self._greeted = [False] * adapters
+        self._greeted = [*[False] * adapters, True]
         self._next_scrape_s = costs.scrape_interval_s
         self._starts: list[float] = []
         self._ends: list[float] = []
@@ -124,6 +125,8 @@ class FrontEnd:
         self._scrape_until(now)
 
     def _count(self, kind: int, adapter: int, change: int) -> None:
+        if adapter == self._base_model:
+            return
         counts = self._counts[kind]
         before = counts[adapter]
         counts[adapter] = after = before + change

@@ -40,7 +40,7 @@ def measure(
 
 
 def _cache(m: MeasuredRequests) -> dict[str, Metric]:
-    outcome, admitted = m.column("outcome"), m.admitted
+    outcome, admitted = m.column("outcome"), m.admitted_with_adapter
     total = m.count(admitted)
     sizes = m.facts.size_bytes[m.column("adapter")].astype(np.float64)
     missed = admitted & (outcome == MISS)

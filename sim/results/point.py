@@ -184,11 +184,12 @@ class Point:
     :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"loader_queue_s",
         "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode = service); docs/metrics.md
         says which wait lies where.
-    :ivar groups: rows by kind of adapter: ``{"group", "adapters", "adapter_bytes", "requests", "miss_ratio",
-        "ttft_p99_s", "e2e_p99_s"}``; then rows by popularity (hottest 1 %, next 9 %, rest).
+    :ivar groups: rows ``{"group", "adapters", "adapter_bytes", "requests", "request_share", "miss_ratio", "ttft_p50_s",
+        "ttft_p99_s", "e2e_p99_s"}``: for the base model and for all adapters, if there are requests to the base model;
+        by kind of adapter, if there are several; by popularity (hottest 1 %, next 9 %, rest).
     :ivar capacity: what could limit it, and how far each part is used.
-    :ivar traffic: ``{"requests", "adapters", "rate_rps", "top_1pct", "top_10pct", "top_20pct",
-        "effective_adapters"}`` of what was simulated.
+    :ivar traffic: ``{"requests", "adapters", "rate_rps", "base_share" (only where above 0), "top_1pct", "top_10pct",
+        "top_20pct", "effective_adapters"}`` of what was simulated.
     :ivar warnings: sentences for the reader.
     :ivar cost: ``{"wall_s", "simulated_s", "requests"}``.
     :ivar calibration: ``{"draws", "of", "overloaded"}``: draws simulated, draws of the profile, and with how many of

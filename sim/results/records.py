@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.leaps import GAP_BINS, Leaps, count_gaps, gap_bins, seconds_by_section, section_of, steps_by_section
-from sim.traffic.request import FROM_STORAGE
+from sim.traffic.request import BASE_MODEL, FROM_STORAGE
 
 if TYPE_CHECKING:
     from sim.traffic.generate import Chunk
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-COMPLETED, UNFINISHED, REFUSED, FAILED = 0, 1, 2, 3
+COMPLETED: Final = 0
+UNFINISHED: Final = 1
+REFUSED: Final = 2
+FAILED: Final = 3
 """How a request ended: with its last token; not before the simulation stopped; refused (too long for the KV cache, or
 its adapter was not served just then); failed (its replica died, its adapter could not be loaded, its answer was found
 wrong to the last try)."""
@@ -108,14 +111,14 @@ _LOAD_ROW = np.dtype(
         ("", "V4"),
     ]
 )
-pack_request = Struct("=5dq2i4h").pack
+pack_request: Final = Struct("=5dq2i4h").pack
 """One row of ``Recorder.request_rows``: the fields of ``_REQUEST_ROW`` in their order."""
-pack_step = Struct("=4d5i4x").pack
+pack_step: Final = Struct("=4d5i4x").pack
 """One row of ``Recorder.step_rows`` for every leap: the fields of ``_STEP_ROW``."""
 _PAUSE_ROW = np.dtype([("start", "f8"), ("seconds", "f8"), ("count", "f8")])
-pack_pause = Struct("=3d").pack
+pack_pause: Final = Struct("=3d").pack
 """One row of ``Recorder.pause_rows``: a step's start, and gaps that end with it: how long and how many."""
-pack_load = Struct("=3d3i4x").pack
+pack_load: Final = Struct("=3d3i4x").pack
 """One row of ``Recorder.load_rows`` for every load: the fields of ``_LOAD_ROW``."""
 _MARK_ROW = np.dtype(
     [
@@ -129,13 +132,13 @@ _MARK_ROW = np.dtype(
         ("", "V4"),
     ]
 )
-pack_mark = Struct("=qi2h2i8x").pack
+pack_mark: Final = Struct("=qi2h2i8x").pack
 """One row of ``Recorder.mark_rows`` for a request of which there is more to say, in any number: the fields of
 ``_MARK_ROW`` but the last. Marks and tries add up; the other fields are 0 where a row doesn't speak of them."""
 _HOST_FILL_ROW = np.dtype([("index", "i8"), ("wait_s", "f8")])
-pack_host_fill = Struct("=qd").pack
+pack_host_fill: Final = Struct("=qd").pack
 """One row of ``Recorder.host_fill_rows``: a completed request, and its seconds of waiting for host memory."""
-pack_judged = Struct("=qi8x2i4x").pack
+pack_judged: Final = Struct("=qi8x2i4x").pack
 """Another of these rows, for a wrong answer that was noticed: index, marks, tries and ``detected``."""
 _MARK_COLUMNS: dict[str, type] = {
     "marks": np.int32,
@@ -171,12 +174,13 @@ class Event:
 class Recording:
     """One replication, ready for statistics.
 
-    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. Beside those ``marks``
+    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1, and so is the adapter of a
+        request to the base model. Beside those ``marks``
         (``MIXED`` and so on, added up), ``version`` and ``last_version`` (1 and more) of the first and the last token
-        so far (0: there is none, or the answer was by another adapter and went unnoticed), ``tokens_before`` (tokens by
-        other versions than the last one), ``tries`` (how often a request was sent again), ``detected`` (how many wrong
-        answers to it were noticed), and ``session`` where the traffic has sessions. ``cached_tokens`` (found cached at
-        the first admission) is there with a prefix cache alone.
+        so far (0: there is none, or the answer was by the base model, or by another adapter and went unnoticed),
+        ``tokens_before`` (tokens by other versions than the last one), ``tries`` (how often a request was sent again),
+        ``detected`` (how many wrong answers to it were noticed), and ``session`` where the traffic has sessions.
+        ``cached_tokens`` (found cached at the first admission) is there with a prefix cache alone.
     :ivar loads: columns started_s, ended_s, adapter, tier, asked_s, replica; the adapter's number is beyond those of
         the traffic where a new version has a name of its own.
     :ivar host_fills: index and wait_s of completed requests that waited for host memory, where that fills at arrival:
@@ -417,11 +421,11 @@ class Recorder:
     def _settled_versions(self, requests: dict[str, NDArray[np.generic]], recorded: NDArray[Any]) -> NDArray[np.int32]:
         """Return versions with gaps filled from ``settled``; 0: no token was computed."""
         answered = (requests["status"] == COMPLETED) | (np.asarray(requests["first_token_s"], dtype=np.float64) >= 0)
-        version = answered.astype(np.int32)
+        version = (answered & (requests["adapter"] != BASE_MODEL)).astype(np.int32)  # the base model has none
         if self.settled:
             adapter = np.asarray(requests["adapter"], dtype=np.int64)
             finished_s = np.asarray(requests["finished_s"], dtype=np.float64)
-            size = int(max(adapter.max(initial=0), *(names.max() for _, names, _ in self.settled))) + 1
+            size = int(max(adapter.max(initial=0), *(names.max() for _, names, _ in self.settled))) + 2  # last: base
             for time, names, versions in self.settled:  # in order of time: the last one counts
                 of_adapter = np.zeros(size, dtype=np.int32)
                 of_adapter[names] = versions

@@ -162,6 +162,25 @@ OTHER_CHOICES = (
             ),
         ),
     ),
+    *(
+        Choice(
+            name,
+            about,
+            set_by={"fleet.passed_requests": name},
+            needs=(
+                Need(
+                    {"cache.eviction": Only("vllm-lru")},
+                    "this is a rule of vLLM's queue",
+                    at="fleet.passed_requests",
+                    hint="remove it, or choose engine vllm",
+                ),
+            ),
+        )
+        for name, about in (
+            ("reversed", "Requests over the adapter limit change their order with every step."),
+            ("own-queue", "Requests over the adapter limit have a queue of their own."),
+        )
+    ),
     Choice(
         "fixed",
         "One request at a time, without steps or tokens. It loads at arrival.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +15,12 @@ from sim.spec.sections.arrival_processes import GammaArrivals, MmppArrivals, Wei
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.sections.popularity_laws import WeightsPopularity
 from sim.spec.sections.shared_prefix import SharedPrefix
+from sim.spec.sections.workload import AdapterKind
 from sim.traffic.adapters import Population, populate
+from sim.traffic.base_requests import BaseRequests
 from sim.traffic.lengths import LengthPairs, TokenLengths, together
 from sim.traffic.popularity import AdapterSampler, read_weights, weights_of
+from sim.traffic.request import BASE_MODEL
 from sim.traffic.sessions import SessionSource, mean_gap
 from sim.traffic.shared_text import Conversations, SharedText, SystemPrompts, TextsOfRun, Turns
 from sim.traffic.sources import (
@@ -58,6 +61,7 @@ class Chunk:
     """Consecutive requests; every array has shape (n,).
 
     :ivar first: index of the first request.
+    :ivar adapter: ``BASE_MODEL`` where a request is for the base model.
     :ivar load_uniform, host_load_uniform, service_uniform: uniform in [0, 1); decide the time of the load or
         service that the request brings about, whatever the design.
     :ivar session: the session number of each request, from 0 in each replication; None without sessions. A generated
@@ -87,6 +91,7 @@ class Traffic:
     :ivar names: adapter names where a trace or weights file gives them, else ().
     :ivar total: number of requests; None if only the duration is known.
     :ivar end_s: no request arrives after this time; None without a duration.
+    :ivar base_share: share of the requests that are for the base model, by the mix or in the trace.
     :ivar notes: sentences for the user.
     :param weights_bytes: of the base model, and of a full fine-tune without a size of its own.
     :raises TraceError, ScenarioError: where a file or a count can't be used.
@@ -126,9 +131,11 @@ class Traffic:
         self._new = newcomers(workload.churn, count, self.expected_s()) if workload.churn is not None else 0
         self._check_size()
         population = populate(scenario.adapters, base_model, count + self._new, weights_bytes)
-        self.population = _with_trace_sizes(population, self._trace)
-        named = self._trace is not None and self._trace.adapter is not None
-        self._chooser = None if named else AdapterSampler(workload.popularity, count)
+        self.population = _with_trace_sizes(population, self._trace, scenario.adapters.mix)
+        named = None if self._trace is None else self._trace.adapter
+        self._chooser = AdapterSampler(workload.popularity, count) if named is None else None
+        self.base_share = _base_share(scenario, self._trace)
+        self._base = BaseRequests(0.0 if named is not None else self.base_share, self._seed, BLOCK)
         self._source = self._make_source(cvs)
         tokens = workload.tokens
         prompt, output = TokenLengths(tokens.prompt), TokenLengths(tokens.output)
@@ -176,11 +183,12 @@ class Traffic:
         return self._places
 
     def shares(self) -> Floats:
-        """Return each adapter's share of the requests, from the trace or by law; (places,)."""
+        """Return each adapter's share of the requests for adapters, from the trace or by law; (places,)."""
         if self._chooser is None:
             assert self._trace is not None, "without a trace there is a law"
             assert self._trace.adapter is not None, "without names there is a law"
-            asked: Floats = np.bincount(self._trace.adapter, minlength=self._places).astype(np.float64)
+            named = self._trace.adapter[self._trace.adapter != BASE_MODEL]
+            asked: Floats = np.bincount(named, minlength=self._places).astype(np.float64)
         else:
             asked = weights_of(self._workload.popularity, self._places)
         return np.asarray(asked / asked.sum())
@@ -199,12 +207,13 @@ class Traffic:
             first += len(piece.times)
 
     def arrivals(self, replication: int) -> Iterator[tuple[Floats, Ints]]:
-        """Yield times and adapters alone, in pieces of ``BLOCK``, and the rest."""
+        """Yield times and adapters alone, in pieces of ``BLOCK``, and the rest; requests to the base model included."""
         for times, adapters, _ in self._pieces(replication):
             yield times, adapters
 
     def _pieces(self, replication: int) -> Iterator[RequestBlock]:
-        return cut(self._source.blocks(replication, self.total), BLOCK, self.total, self.end_s)
+        pieces = cut(self._source.blocks(replication, self.total), BLOCK, self.total, self.end_s)
+        return self._base.among(pieces, replication)
 
     def _check_size(self) -> None:
         """Refuse changes so frequent, or runs so long, that they would take longer than the requests themselves."""
@@ -357,11 +366,12 @@ class Traffic:
                     )
 
     def _adapter_scores(self, replication: int) -> Floats:
-        """Return normal scores of every adapter's lengths, shape (2, adapters): prompts, outputs."""
+        """Return normal scores of every adapter's lengths, shape (2, adapters + 1): prompts, outputs."""
         if self._scores is None or self._scores[0] != replication:
-            # A stream each, so that the first adapters' scores don't depend on how many there are.
+            # A stream each, so that the first adapters' scores don't depend on how many there are. The last ones are
+            # those of the base model, which is adapter -1.
             kinds = (stream(self._seed, replication, f"adapter-{kind}") for kind in ("prompt", "output"))
-            self._scores = replication, np.stack([rng.standard_normal(len(self.population)) for rng in kinds])
+            self._scores = replication, np.stack([rng.standard_normal(len(self.population) + 1) for rng in kinds])
         return self._scores[1]
 
 
@@ -386,6 +396,26 @@ def _check_together(prompt: TokenLengths, output: TokenLengths, prefix: SharedPr
         )
 
 
+def _base_share(scenario: Scenario, trace: TraceData | None) -> float:
+    """Return the share of the requests that are for the base model.
+
+    :raises ScenarioError: if both the mix and the trace say so.
+    """
+    kinds = scenario.adapters.mix
+    if trace is None or trace.adapter is None:
+        return scenario.adapters.base_share
+    if scenario.adapters.base_share > 0:
+        place = next(i for i, kind in enumerate(kinds) if kind.kind == "base")
+        raise ScenarioError(
+            "the trace itself says which requests are for the base model: those that name no adapter",
+            key=f"adapters.mix.{place}.kind",
+            got="base",
+            allowed="lora, full",
+            hint="remove this kind, or leave the adapter of such requests empty in the trace",
+        )
+    return trace.base_share
+
+
 def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
     given = scenario.adapters.count
     if not names:
@@ -402,13 +432,13 @@ def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
     return len(names) if given is None or weights else given
 
 
-def _with_trace_sizes(population: Population, trace: TraceData | None) -> Population:
+def _with_trace_sizes(population: Population, trace: TraceData | None, kinds: Sequence[AdapterKind]) -> Population:
     if trace is None or trace.adapter_bytes is None:
         return population
     if population.full_kinds:
         raise ScenarioError(
             "the trace has adapter sizes, but doesn't tell which adapters are full models",
-            key=f"adapters.mix.{population.full_kinds[0]}.kind",
+            key=f"adapters.mix.{next(i for i, kind in enumerate(kinds) if kind.kind == 'full')}.kind",
             got="full",
             allowed="lora",
             hint="remove the trace's column adapter_bytes, or the full models",

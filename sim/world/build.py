@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from sim.errors import InputError, ScenarioError
 from sim.policies.base_weights import BaseWeights, base_weights
-from sim.policies.costs import beyond_envelope
+from sim.policies.costs import StepCosts, beyond_envelope
 from sim.policies.eviction import check_eviction
 from sim.policies.routing import check_router
 from sim.spec.profile import Profile
-from sim.spec.profile_choice import base_model_of, disturbance_notes, profile_of
+from sim.spec.profile_choice import base_model_of, disturbance_notes, engine_notes, profile_of
 from sim.spec.scenario import Scenario
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population
@@ -58,6 +58,7 @@ def build_world(scenario: Scenario) -> World:
     notes = list(traffic.notes) + _text_notes(scenario, traffic)
     if profile is not None and not fixed:
         slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
+        notes += engine_notes(scenario.fleet.engine, profile)
         notes += disturbance_notes(profile)
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
     notes += storage_notes(scenario) + full_model_notes(full, scenario.fleet.replicas)
@@ -81,7 +82,7 @@ def build_world(scenario: Scenario) -> World:
     notes += _begins_unseen(scenario, traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
-    return World(
+    world = World(
         scenario=scenario,
         traffic=traffic,
         population=population,
@@ -99,6 +100,8 @@ def build_world(scenario: Scenario) -> World:
         full=full,
         base_weights=weights_kept,
     )
+    _check_base_steps(world)
+    return world
 
 
 def _check_policies(scenario: Scenario) -> None:
@@ -131,6 +134,20 @@ def _text_notes(scenario: Scenario, traffic: Traffic) -> list[str]:
     if traffic.shares_text and not fleet.prefix_caching and fleet.engine != "fixed":
         return ["requests share text, but fleet.prefix_caching is off: every prompt is computed as a whole"]
     return []
+
+
+def _check_base_steps(world: World) -> None:
+    """Refuse requests to the base model where a step without adapters would take no time, so that none would end."""
+    profile = world.profile
+    if profile is None or world.kv_tokens is None or not world.serves_base_model:
+        return
+    if StepCosts(profile.step, 1, 1).beside_base_model().least_s <= 0:
+        raise ScenarioError(
+            "a step without adapters takes no time in this profile",
+            key="fleet.profile",
+            got=world.scenario.fleet.profile,
+            hint="requests to the base model need fixed_s or tokens above 0",
+        )
 
 
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:

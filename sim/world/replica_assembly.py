@@ -12,6 +12,7 @@ from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.kv.kv_store import KvStore
 from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
@@ -62,7 +63,8 @@ def make_mode(
     mode, stop = modes.mode_of(scenario), scenario.fleet.admission == "stop"
     if mode == modes.VLLM_LRU:
         reload_s = reload_times(scenario, world.profile, world.population, draws)
-        return VllmLru(vllm_cache(world, draws), reload_s, context)
+        slots = vllm_cache(world, draws)
+        return VllmLru(slots, vllm_queue(slots, scenario.fleet.passed_requests), reload_s, context)
     discards = scenario.cache.eviction == "discard-when-idle"
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
     if mode == modes.UNIFIED:

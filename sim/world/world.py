@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from sim.policies.base_weights import BaseWeights
 from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Scenario
+from sim.spec.sections.faults import BaseModelAnswers
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.pools.full_model_layout import FullModelFleet
@@ -53,6 +54,17 @@ class World:
     def replicas(self) -> int:
         """Number of replicas, those of full models included."""
         return self.scenario.fleet.replicas + (0 if self.full is None else self.full.replicas)
+
+    @property
+    def base_model(self) -> int:
+        """The number that stands for an adapter in replicas where a request is for the base model."""
+        return len(self.population)
+
+    @property
+    def serves_base_model(self) -> bool:
+        """Whether replicas serve requests without an adapter: the traffic has some, or a fault makes some."""
+        by_fault = any(isinstance(fault, BaseModelAnswers) for fault in self.scenario.faults)
+        return by_fault or self.traffic.base_share > 0
 
     @property
     def prefix_cache(self) -> bool:

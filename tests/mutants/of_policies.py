@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mutant import Mutant
 
+BASE_REQUESTS = "tests/unit/test_base_requests.py"
 ENGINES = "tests/unit/test_engines.py"
 ENGINE_TWINS = "tests/property/test_engine_leaping.py"
 EVICTION_TWINS = "tests/property/test_eviction_twins.py"
@@ -353,7 +354,7 @@ POLICIES = (
     ),
     Mutant(
         "lorax-cycle-ends-at-once",
-        "sim/policies/adapter_queues.py",
+        "sim/policies/queues/adapter_queues.py",
         "now + self._cycle_s",
         "now",
         "LoRAX's adapters keep their places for a cycle time",
@@ -361,7 +362,7 @@ POLICIES = (
     ),
     Mutant(
         "lorax-turn-without-a-request",
-        "sim/policies/adapter_queues.py",
+        "sim/policies/queues/adapter_queues.py",
         "front is None or front not in self._served or",
         "front is None or",
         "adapters could come and go for ever without being used",
@@ -369,7 +370,7 @@ POLICIES = (
     ),
     Mutant(
         "model-turn-without-end",
-        "sim/policies/model_turns.py",
+        "sim/policies/queues/model_turns.py",
         "now < self._until.get(model, -inf)",
         "model in self._until",
         "requests of one model pass all others for ever",
@@ -473,5 +474,30 @@ POLICIES = (
         "staying",
         "an adapter larger than the cache is never kept",
         ("tests/statistical/test_che.py",),
+    ),
+    # Requests to the base model -------------------------------------------------------------------------------------
+    Mutant(
+        "lora-without-adapters",
+        "sim/policies/costs.py",
+        "        if distinct == 0:\n",
+        "        if distinct < 0:\n",
+        "a step for the base model alone pays for LoRA",
+        (BASE_REQUESTS, ENGINE_TWINS),
+    ),
+    Mutant(
+        "base-model-beyond-the-slots",
+        _CACHE,
+        "return self._base_users > 0 or self.in_use < self.capacity",
+        "return True",
+        "the base model joins a batch that uses every slot, though it needs one",
+        (BASE_REQUESTS, ENGINE_TWINS),
+    ),
+    Mutant(
+        "base-model-at-one-replica",
+        "sim/policies/routing/hashing.py",
+        "self._anywhere(number) if adapter == self._base_model else self._start(adapter)",
+        "self._start(adapter)",
+        "the hash router sends all requests to the base model to one replica",
+        (BASE_REQUESTS,),
     ),
 )

@@ -39,9 +39,11 @@ def engine_scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool |
     draw(free[engine](fleet, cache, storage))
     if storage.get("mode") == "blocking" or engine in ("sglang", "s-lora", "tensorrt-llm"):
         storage["loaders"] = 1
+    base_share = draw(parts.base_shares)
+    workload = draw(parts._workloads(grid, adapters, lengths, base_share))
     scenario = parts.build(
-        workload=draw(parts._workloads(grid, adapters, lengths)),
-        adapters=adapters,
+        workload=workload,
+        adapters=parts.with_base(adapters, workload, base_share),
         cache=cache,
         fleet=fleet,
         storage=storage,

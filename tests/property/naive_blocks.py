@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from math import ceil
 
 BASE = "base model"
+LOST: tuple[list[object], list[int]] = (["forgotten"], [])
+"""The content of blocks that nobody finds any more."""
 
 
 @dataclass(eq=False)
@@ -157,9 +159,9 @@ class NaiveEngine:
             block.content, block.users = None, 1
             job.blocks.append(block)
         for number in range(end // self.rules.size):
-            if job.blocks[number].content is None and not job.stale:
+            if job.blocks[number].content is None:
                 self.filled += 1
-                content = self._content(job, number)
+                content = LOST if job.stale else self._content(job, number)
                 done.twins += any(block.content == content for block in self.blocks)
                 job.blocks[number].content = content
                 job.blocks[number].filled = self.filled
@@ -182,11 +184,9 @@ class NaiveEngine:
         job.blocks, job.stale = [], False
 
     def forget(self, adapter: object) -> None:
-        """Drop what is cached of an adapter; nobody finds what its running requests compute from now on."""
+        """Let nobody find what is cached of an adapter, nor what requests compute from now on that hold some of it."""
         gone = [block for block in self.blocks if block.content is not None and block.content[0][-1] == adapter]
         for job in self.running:
             job.stale = job.stale or job.adapter == adapter or any(block in gone for block in job.blocks)
         for block in gone:
-            block.content = None
-        if not self.rules.uncached_last:  # blocks without content come first
-            self.free.sort(key=lambda block: block.content is not None)
+            block.content = LOST

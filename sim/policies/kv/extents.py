@@ -20,13 +20,13 @@ class Extent:
     :ivar users: number of users by the end of their blocks.
     :ivar segments: its free blocks, the last ones first, in the order of the free queue.
     :ivar next: another extent of this run; the two have no block in common.
-    :ivar forgotten: whether its content can no longer be found; its blocks are free when their users have left.
+    :ivar forgotten: whether its content can no longer be found.
     :ivar outdated: whether weights that have been replaced since computed it, or its first blocks.
     """
 
     __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "outdated", "segments", "twin", "users")
 
-    def __init__(self, key: Key, first: int, end: int, *, twin: bool = False) -> None:
+    def __init__(self, key: Key, first: int, end: int, twin: bool = False) -> None:
         self.key = key
         self.first = self.cover = first
         self.end = end
@@ -64,52 +64,22 @@ class Extent:
             extent = extent.next
 
 
+Spans = list[tuple[Extent, int]]
+"""Blocks that a request holds, or would hold, and that others may find: extents in the order of its tokens, with the
+end of its blocks in each."""
+
+
 class Segment:
     """Blocks ``first`` to ``end`` (exclusive) that stand next to each other in the free queue, the last one first.
 
-    :ivar extent: their extent; None: they are not cached, and only their number counts.
+    :ivar extent: their extent; None: no request can find them, and only their number counts.
+    :ivar cached: whether they count as cached.
     """
 
-    __slots__ = ("end", "extent", "first")
+    __slots__ = ("cached", "end", "extent", "first")
 
-    def __init__(self, extent: Extent | None, first: int, end: int) -> None:
+    def __init__(self, extent: Extent | None, first: int, end: int, cached: bool) -> None:
         self.extent = extent
         self.first = first
         self.end = end
-
-
-class Holding:
-    """The cached blocks that a request holds, or would hold: for each extent, those up to an end.
-
-    :ivar index: of the request.
-    :ivar joined: its place among all admissions.
-    :ivar path: its runs, each with the block after its last one.
-    :ivar extents: the extents in the order of its tokens; ``ends``: the end of its blocks in each.
-    :ivar blocks: number of its cached blocks.
-    :ivar forgotten: whether what it computes from now on can't be found.
-    """
-
-    __slots__ = ("blocks", "ends", "extents", "forgotten", "index", "joined", "path")
-
-    def __init__(self, index: int, joined: int, path: list[tuple[Key, int]]) -> None:
-        self.index = index
-        self.joined = joined
-        self.path = path
-        self.extents: list[Extent] = []
-        self.ends: list[int] = []
-        self.blocks = 0
-        self.forgotten = False
-
-    def add(self, extent: Extent, end: int) -> None:
-        """Add the blocks of an extent up to ``end``, which follow those that it has."""
-        self.extents.append(extent)
-        self.ends.append(end)
-        self.blocks = end
-
-    def idle_blocks(self) -> int:
-        """Return how many of its blocks have no user, for a request that has not joined yet."""
-        idle = 0
-        for extent, end in zip(self.extents, self.ends, strict=True):
-            if extent.cover < end:
-                idle += end - extent.cover
-        return idle
+        self.cached = cached

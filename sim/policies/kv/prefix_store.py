@@ -8,43 +8,40 @@ a naive twin with real blocks (tests/property/test_prefix_twin.py).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
-from sim.policies.kv.counting_store import CountingStore
-from sim.policies.kv.extents import Extent, Holding, Key, Segment
-from sim.policies.kv.kv_store import held_tokens
+from sim.policies.kv.extents import Extent, Key, Segment, Spans
+from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.traffic.request import Request
 
 NO_END = 1 << 60
 """A block number above all others."""
 
-_NOTHING = Holding(-1, 0, [])
 
-
-class PrefixStore(CountingStore):
-    """Counts blocks, and tracks what the full ones contain, so that requests share blocks with the same tokens.
+class PrefixStore(KvStore):
+    """Tracks what full blocks contain, so that requests share blocks with the same tokens; the rest it only counts.
 
     A block is known by its adapter, by the run of tokens that its last token belongs to, and by its number within the
     request. Blocks of one run that were filled one after the other form an ``Extent``, so a request costs as much as it
-    has runs, however many blocks these have.
+    has runs, however many blocks these have. Blocks that no other request can ever find are only counted, except while
+    their own request may look for them after a preemption.
 
     Which physical block holds what does not matter. A block without content always stands before all cached ones in the
-    free queue, so only cached blocks without users are kept in order here: as long as there are more of them than free
-    blocks, the first is evicted. Decodes take blocks while a leap lasts, but no request is looked up in the meantime;
-    so blocks are evicted at the next boundary.
+    free queue, so only cached blocks without users are kept in order here: while there are more of them than free
+    blocks, the first is evicted. That is put off until it matters: until a request is looked up, or blocks are given
+    back. The number of free blocks is always exact. Decodes grow together, so a count of them by phase,
+    ``(tokens - 1 - steps so far) % size``, tells how many need a block in each of the steps to come.
 
     Prompts can be found as soon as they are scheduled, generated tokens when their request leaves the batch: only a
-    later turn of its conversation, or itself after a preemption, can ask for them.
+    later turn of its conversation, or itself after a preemption, can look for them.
 
     :param uncached_last: blocks without content that become free go to the end of the free queue (vLLM before 0.23);
         otherwise to its head.
     :param base_tokens: blocks within the first ``base_tokens`` tokens of a prompt are shared by all adapters and the
         base model (activated LoRA).
     :param base_model: number of the base model as an adapter, if it is served; it matters only with ``base_tokens``.
-    :ivar lookups: admissions, each with a lookup; ``asked_tokens``: their tokens, and ``found_tokens`` those that were
-        cached; requests that come back after a preemption included.
-    :ivar first_asked_tokens, first_found_tokens: the same without requests that come back.
     :ivar evicted_blocks: cached blocks that were used for something else.
+    :ivar again_tokens: tokens of requests as they came back after a preemption; ``again_cached_tokens``: those of them
+        that they found cached. A request keeps the ``cached_tokens`` of its first admission.
     """
 
     caches = True
@@ -53,59 +50,79 @@ class PrefixStore(CountingStore):
         self, total: int, size: int, *, uncached_last: bool = False, base_tokens: int = 0, base_model: int = -1
     ) -> None:
         super().__init__(total, size)
-        self.base_model = base_model
-        self.lookups = 0
-        self.asked_tokens = self.found_tokens = 0
-        self.first_asked_tokens = self.first_found_tokens = 0
         self.evicted_blocks = 0
+        self.again_tokens = self.again_cached_tokens = 0
         self._uncached_last = uncached_last
         self._base_tokens = base_tokens
+        self._base_model = base_model
         self._known: dict[Key, Extent] = {}
         self._twins: dict[tuple[int, int, int, int], list[Extent]] = {}  # by key and block, the oldest first
-        self._held: dict[int, Holding] = {}  # by request index
-        self._joined = 0  # admissions so far
-        self._extra_users = 0  # users of blocks in use, beyond one for each
-        self._found = _NOTHING  # by the last lookup
+        self._held: dict[int, Spans] = {}  # by index, of requests that hold blocks which can be found
+        self._lost: set[int] = set()  # requests of which no other can find what they compute from now on
+        self._place: dict[int, int] = {}  # of each running request among all admissions, by index
+        self._admissions = 0
+        self._found: Spans = []  # by the last lookup, of this request:
+        self._found_index = -1
         self._any_outdated = False
         self._outdated_hits = set[int]()  # requests inside that found outdated content, by index
-        self._peak_tokens_once = 0
+        self._extra_users = 0  # users of blocks in use, beyond one for each
+        self._peak_tokens = 0
+        self._free = total  # free blocks; if ``_reserved``, decodes have taken theirs of the coming step already
+        self._reserved = False
+        self._step = 0  # decode steps so far
+        self._phases = [0] * size  # decoding sequences by phase
         # Free blocks, the next to be taken first: cached ones, and with ``uncached_last`` all others too.
         self._queue: OrderedDict[Segment, None] = OrderedDict()
         self._queued = 0  # their number
+        self._last = Segment(None, 0, 0, False)  # in the queue, or empty
         if uncached_last:
-            self._append(Segment(None, 0, total))
+            self._append(Segment(None, 0, total, False))
 
     # Find -----------------------------------------------------------------------------------------------------------
 
     def cached_tokens(self, request: Request) -> int:
-        self._found = self._find(request)
-        return self._found.blocks * self.size
+        if not request.shared and request.text < 0 and not request.preemptions:
+            return 0
+        if self._queued > self._free:
+            self.settle()
+        self._found = found = self._find(request)
+        self._found_index = request.index
+        return found[-1][1] * self.size if found else 0
 
-    def _path(self, request: Request) -> list[tuple[Key, int]]:
-        """Return the runs of a request with the number of the block after their last."""
-        adapter, size, path = request.adapter, self.size, list[tuple[Key, int]]()
-        for end, key in request.shared:
-            path.append(((adapter, key, 0), end // size))
-        text = request.text
-        path.append(((adapter, text if text >= 0 else -1 - request.index, 0), NO_END))
-        if self._base_tokens and adapter != self.base_model:
+    def _path(self, request: Request, *, own: bool) -> list[tuple[Key, int]]:
+        """Return the runs of a request with the number of the block after their last one.
+
+        :param own: with the run that no other request has.
+        """
+        adapter, size, text = request.adapter, self.size, request.text
+        if len(request.shared) == 1:  # without a loop, which takes longer if interpreted
+            end, key = request.shared[0]
+            path = [((adapter, key, 0), end // size)]
+        else:
+            path = [((adapter, key, 0), end // size) for end, key in request.shared]
+        if text >= 0:
+            path.append(((adapter, text, 0), NO_END))
+        elif own:
+            path.append(((adapter, -1 - request.index, 0), NO_END))
+        if self._base_tokens and adapter != self._base_model:
             return self._with_base(path, min(self._base_tokens, request.prompt_tokens) // size)
         return path
 
     def _with_base(self, path: list[tuple[Key, int]], blocks: int) -> list[tuple[Key, int]]:
         """Return a path whose first ``blocks`` blocks are those of the base model."""
-        base, split = self.base_model, list[tuple[Key, int]]()
+        base = self._base_model
+        split: list[tuple[Key, int]] = []
         for (adapter, key, _), end in path:
             split.append(((base, key, 0), min(end, blocks)))
             split.append(((adapter, key, blocks), end))
         return split
 
-    def _find(self, request: Request) -> Holding:
+    def _find(self, request: Request) -> Spans:
         """Return the longest run of known blocks of a request that would join; it leaves a token to compute."""
+        found: Spans = []
         known = self._known
-        found = Holding(request.index, 0, self._path(request))
         limit, block = (request.to_prefill - 1) // self.size, 0
-        for key, last in found.path:
+        for key, last in self._path(request, own=request.preemptions > 0):
             end = last if last < limit else limit
             while block < end:
                 extent = known.get(key)
@@ -117,7 +134,7 @@ class PrefixStore(CountingStore):
                         return found
                     extent = twins[0]
                 block = extent.end if extent.end < end else end
-                found.add(extent, block)
+                found.append((extent, block))
             if block == limit:
                 break
         return found
@@ -125,105 +142,106 @@ class PrefixStore(CountingStore):
     # Take -----------------------------------------------------------------------------------------------------------
 
     def reserve_decodes(self) -> bool:
-        if self._queued * self.size + self.decoding <= self._room:
-            return True
-        free = self._free_after(1)
-        self._evict(free)
-        return free >= 0
+        if not self._reserved:
+            self._reserved = True
+            self._free -= self._phases[(-1 - self._step) % self.size]
+        return self._free >= 0
 
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
-        size = self.size
-        held = self._held.get(request.index)
-        joins = held is None
-        if held is None:
-            held, self._found = self._found, _NOTHING
-            if held.index != request.index:
-                held = Holding(request.index, 0, self._path(request))
-            assert held.blocks * size == cached, "the request was looked up just before"
-        idle = held.idle_blocks() if cached else 0
+        size, idle = self.size, 0
+        if cached:
+            assert request.index == self._found_index, "the request was looked up just before"
+            for extent, end in self._found:
+                if end > extent.cover:
+                    idle += end - extent.cover
         left = -request.context % size  # tokens that still fit into its last block
-        if room_for:
-            asked = idle - (left - room_for) // size if room_for > left else idle
-            if asked * size + self.decoding > self._room and asked > self._free_after(1):
-                return False
-        if joins:
-            self._joined += 1
-            held.joined = self._joined
-            self._held[request.index] = held
-            self._count(request, cached)
-            if self._any_outdated and any(extent.outdated for extent in held.extents):
-                self._outdated_hits.add(request.index)
-            if cached:
-                self._share(held)
-                self._extra_users += held.blocks - idle
-        self._room += (left - tokens) // size * size - idle * size
-        if self._queued * size + self.decoding > self._room:
-            self._evict(self._free_after(1))
-        full = (request.context + cached + tokens) // size
-        if full > held.blocks:
-            self._fill(held, full)
+        if room_for > left and idle - (left - room_for) // size > self._free:
+            return False
+        if not request.context:
+            self._join(request, cached, idle)
+        self._free -= idle + (-((left - tokens) // size) if tokens > left else 0)
+        if request.shared or request.text >= 0:
+            self._fill_prompt(request, (request.context + cached + tokens) // size)
         return True
 
-    def _count(self, request: Request, cached: int) -> None:
-        tokens = request.to_prefill
-        self.lookups += 1
-        self.asked_tokens += tokens
-        self.found_tokens += cached
-        if not request.preemptions:
+    def _join(self, request: Request, cached: int, idle: int) -> None:
+        """Count an admission, and share the cached blocks."""
+        self._admissions = self._place[request.index] = self._admissions + 1
+        if request.preemptions:
+            self.again_tokens += request.to_prefill
+            self.again_cached_tokens += cached
+        else:
             request.cached_tokens = cached
-            self.first_asked_tokens += tokens
-            self.first_found_tokens += cached
+        if cached:
+            self._held[request.index] = self._found
+            if self._any_outdated and any(extent.outdated for extent, _ in self._found):
+                self._outdated_hits.add(request.index)
+            self._extra_users += cached // self.size - idle
+            for extent, end in self._found:
+                if end > extent.cover:
+                    self._take_out(extent, end)
+                extent.use(end)
 
-    def _share(self, held: Holding) -> None:
-        """Take the blocks of a request that joins out of the free queue, and count it as their user."""
-        for extent, end in zip(held.extents, held.ends, strict=True):
-            while end > extent.cover and extent.segments:
-                segment = extent.segments[-1]
-                if segment.first >= end:
-                    break
-                if segment.end <= end:
-                    self._queued -= segment.end - segment.first
-                    extent.segments.pop()
-                    del self._queue[segment]
-                else:
-                    self._queued -= end - segment.first
-                    segment.first = end
-            extent.use(end)
+    def _take_out(self, extent: Extent, end: int) -> None:
+        """Take the free blocks of an extent up to ``end`` out of the free queue."""
+        segments = extent.segments
+        while segments and segments[-1].first < end:
+            segment = segments[-1]
+            if segment.end > end:
+                self._queued -= end - segment.first
+                segment.first = end
+                return
+            self._queued -= segment.end - segment.first
+            segments.pop()
+            del self._queue[segment]
 
-    def _fill(self, held: Holding, full: int) -> None:
-        """Make known the blocks of a request that have become full; from now on it holds ``full`` of them."""
-        if held.forgotten:
+    def _fill_prompt(self, request: Request, full: int) -> None:
+        """Make known the ``full`` blocks of a prompt that are scheduled, as far as other requests can find them."""
+        if request.text < 0:
+            full = min(full, request.shared[-1][0] // self.size)
+        spans = self._held.get(request.index)
+        if full > (spans[-1][1] if spans else 0):
+            self.settle()
+            self._fill(request, full, own=False)
+
+    def _fill(self, request: Request, full: int, *, own: bool) -> None:
+        """Make known the ``full`` first blocks of a request.
+
+        :param own: with the run that no other request has.
+        """
+        if request.index in self._lost:
             return
-        block = held.blocks
-        for key, end in held.path:
-            if block < end:
-                block = self._fill_run(held, key, block, min(end, full))
-                if block == full:
-                    break
+        spans = self._held.setdefault(request.index, [])
+        block = spans[-1][1] if spans else 0
+        for key, end in self._path(request, own=own):
+            if block < end and block < full:
+                self._fill_run(spans, key, block, min(end, full))
+                block = end
 
-    def _fill_run(self, held: Holding, key: Key, block: int, end: int) -> int:
-        """Make known the blocks from ``block`` to ``end`` of one run; return ``end``."""
+    def _fill_run(self, spans: Spans, key: Key, block: int, end: int) -> None:
+        """Make known the blocks from ``block`` to ``end`` of one run, and append them to what a request holds."""
         while block < end and self._is_known(key, block):
             # The two equal blocks stay next to each other, and the older one is found.
-            twin = Extent(key, block, block + 1, twin=True)
+            twin = Extent(key, block, block + 1, True)
             self._twins.setdefault((*key, block), []).append(twin)
             block += 1
-            held.add(twin, block)
             twin.use(block)
+            spans.append((twin, block))
         if block == end:
-            return end
-        last = held.extents[-1] if held.extents else None
-        if last is not None and last.key == key and last.end == block and not last.twin:
-            last.leave(block)
-            last.end = held.ends[-1] = held.blocks = end
-            last.use(end)
-            return end
+            return
+        if spans:
+            last, held = spans[-1]
+            if last.key == key and last.end == held == block and not last.twin:
+                last.leave(block)
+                last.end = end
+                last.use(end)
+                spans[-1] = last, end
+                return
         fresh = Extent(key, block, end)
         fresh.next = self._known.get(key)
-        self._known[key] = fresh
-        held.add(fresh, end)
         fresh.use(end)
-        return end
+        self._known[key] = fresh
+        spans.append((fresh, end))
 
     def _is_known(self, key: Key, block: int) -> bool:
         extent = self._known.get(key)
@@ -235,62 +253,88 @@ class PrefixStore(CountingStore):
 
     # Give back ------------------------------------------------------------------------------------------------------
 
-    def give_back(self, requests: Sequence[Request]) -> None:
-        if self._queued * self.size > self._room:
-            self._evict(self._free_after(0))  # decodes have taken their blocks before these become free
-        super().give_back(requests)
-        leaving = [(self._held.pop(request.index), request) for request in requests]
-        if len(leaving) > 1:
-            leaving.sort(key=_by_admission)
-        for held, request in leaving:
-            self._release(held, self._tokens_of(request))
+    def give_back(self, requests: list[Request]) -> None:
+        if self._queued > self._free:
+            self.settle()
+        if len(requests) > 1 and self._held:
+            requests = sorted(requests, key=self._place_of)
+        for request in requests:
+            self._release(request)
+
+    def _place_of(self, request: Request) -> int:
+        return self._place[request.index]
+
+    def _release(self, request: Request) -> None:
+        """Free the blocks of a request, the last one first."""
+        index, size, last_step = request.index, self.size, request.last_step
+        if last_step < 0:
+            tokens = request.context
+        else:
+            tokens = held_tokens(request, self._step)
+            self.decoding -= 1
+            self.tokens -= tokens
+            self._phases[(tokens - 1 - self._step) % size] -= 1
+            if self._reserved and tokens % size == 0:
+                self._free += 1  # the block that it would have taken in the coming step
+        full = tokens // size
+        if request.text >= 0 or last_step != self._step:
+            self._fill(request, full, own=True)
+        if tokens % size:
+            self._free += 1
+            if self._uncached_last:
+                self._append(Segment(None, 0, 1, False))
+        spans = self._held.pop(index, None)
+        known = spans[-1][1] if spans else 0
+        if full > known:
+            self._free += full - known
+            self._append_unknown(full - known)
+        if spans:
+            self._leave(spans)
+        del self._place[index]
+        if self._lost:
+            self._lost.discard(index)
+
+    def _append_unknown(self, blocks: int) -> None:
+        """Append cached blocks to the free queue that no request can find."""
+        last = self._last
+        if last.extent is None and last.cached and last.end:
+            last.end += blocks
+            self._queued += blocks
+        else:
+            self._append(Segment(None, 0, blocks, True))
+
+    def _leave(self, spans: Spans) -> None:
+        """Free those blocks of a request that can be found and have no other user."""
+        shared = blocks = spans[-1][1]
+        for extent, end in reversed(spans):
+            cover = extent.leave(end)
+            if cover < end:
+                shared -= end - cover
+                segment = Segment(extent, cover, end, True)
+                extent.segments.append(segment)
+                self._append(segment)
+        self._extra_users -= shared
+        self._free += blocks - shared
 
     def _tokens_of(self, request: Request) -> int:
         return request.context if request.last_step < 0 else held_tokens(request, self._step)
 
-    def _release(self, held: Holding, tokens: int) -> None:
-        """Free the blocks of a request, the last one first."""
-        size = self.size
-        full = tokens // size
-        if full > held.blocks:
-            self._fill(held, full)
-        if self._uncached_last:
-            uncached = -(-tokens // size) - held.blocks
-            if uncached:
-                self._append(Segment(None, 0, uncached))
-        freed = 0
-        for place in range(len(held.extents) - 1, -1, -1):
-            extent, end = held.extents[place], held.ends[place]
-            cover = extent.leave(end)
-            if cover < end:
-                freed += end - cover
-                self._free(extent, cover, end)
-        shared = held.blocks - freed
-        self._extra_users -= shared
-        self._room -= shared * size
-
-    def _free(self, extent: Extent, first: int, end: int) -> None:
-        """Append blocks that have lost their last user to the free queue."""
-        if not extent.forgotten:
-            segment = Segment(extent, first, end)
-            extent.segments.append(segment)
-            self._append(segment)
-        elif self._uncached_last:
-            self._append(Segment(None, first, end))
-
     def _append(self, segment: Segment) -> None:
+        self._last = segment
         self._queue[segment] = None
         self._queued += segment.end - segment.first
 
     # Evict ----------------------------------------------------------------------------------------------------------
 
+    def settle(self) -> None:
+        """Evict what has been taken from the free queue since the last call."""
+        if self._queued > self._free:
+            self._evict(max(self._free, 0))
+
     def _evict(self, free: int) -> None:
-        """Take blocks from the head of the free queue until no more than ``free`` are left in it."""
-        gone = self._queued - max(free, 0)
-        if gone <= 0:
-            return
-        self._queued -= gone
-        queue = self._queue
+        """Take blocks from the head of the free queue until ``free`` are left in it."""
+        queue, gone = self._queue, self._queued - free
+        self._queued = free
         while gone:
             segment = next(iter(queue))
             blocks = segment.end - segment.first
@@ -300,17 +344,17 @@ class PrefixStore(CountingStore):
                 del queue[segment]
             gone -= blocks
             segment.end -= blocks
-            extent = segment.extent
-            if extent is not None:
+            if segment.cached:
                 self.evicted_blocks += blocks
-                self._shorten(extent, segment)
+                if segment.extent is not None:
+                    self._shorten(segment.extent, segment)
 
     def _shorten(self, extent: Extent, segment: Segment) -> None:
         """Drop the last blocks of an extent, which its first free segment has lost."""
         extent.end = segment.end
         if segment.end == segment.first:
             extent.segments.pop(0)
-            if extent.end == extent.first:
+            if extent.end == extent.first and not extent.forgotten:
                 self._unlink(extent)
 
     def _unlink(self, extent: Extent) -> None:
@@ -349,93 +393,116 @@ class PrefixStore(CountingStore):
         return True
 
     def forget(self, adapter: int) -> None:
-        """Drop everything cached of an adapter, whose weights have changed; running requests keep their blocks.
+        """Let no request find what is cached of an adapter, whose weights have changed.
 
-        No other request finds what these compute from now on.
+        The blocks keep their places. No request finds what running ones compute from now on, if they hold any of these.
         """
-        self._evict(self._free_after(0))
+        self.settle()
         for request in self.running.values():
-            held, full = self._held[request.index], self._tokens_of(request) // self.size
-            if full > held.blocks:
-                self._fill(held, full)  # blocks of other adapters stay known
+            self._fill(request, self._tokens_of(request) // self.size, own=True)
         for extent in self._extents_of(adapter):
-            for segment in extent.segments:
-                if self._uncached_last:
-                    segment.extent = None  # it keeps its place in the free queue
-                else:
-                    del self._queue[segment]
-                    self._queued -= segment.end - segment.first
-            extent.segments = []
             extent.forgotten = True
             self._unlink(extent)
-        for held in self._held.values():
-            if any(extent.forgotten for extent in held.extents) or self.running[held.index].adapter == adapter:
-                held.forgotten = True
+        for index, request in self.running.items():
+            if request.adapter == adapter or any(extent.forgotten for extent, _ in self._held.get(index, ())):
+                self._lost.add(index)
 
     # Report ---------------------------------------------------------------------------------------------------------
 
+    def start_decodes(self, requests: list[Request]) -> None:
+        size, step, phases, tokens = self.size, self._step, self._phases, 0
+        for request in requests:
+            tokens += request.context
+            phases[(request.context - 1 - step) % size] += 1
+        self.decoding += len(requests)
+        self.tokens += tokens
+
     def grow(self, steps: int) -> None:
-        super().grow(steps)
-        self._note_tokens(self.tokens)
+        if steps != 1 or not self._reserved:
+            self._free -= self._needed(steps) - (self._needed(1) if self._reserved else 0)
+        self._reserved = False
+        self._step += steps
+        self.tokens += steps * self.decoding
+        self._count_peak(self.tokens)
+
+    def _needed(self, steps: int) -> int:
+        """Return how many blocks decodes take in so many steps from now."""
+        size, phases = self.size, self._phases
+        if steps == 1:
+            return phases[(-1 - self._step) % size]
+        cycles, rest = divmod(steps, size)
+        end = (-1 - self._step) % size + 1
+        first = end - rest
+        needed = cycles * self.decoding + sum(phases[max(first, 0) : end])
+        return needed + sum(phases[first:]) if first < 0 else needed
+
+    def steps_that_fit(self, steps: int) -> int:
+        free = self._free + self._needed(1)
+        if (steps // self.size + 1) * self.decoding <= free or self._needed(steps) <= free:
+            return steps
+        low, high = 0, steps + 1  # the blocks in use never decrease, so bisection finds the last step that fits
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._needed(middle) <= free:
+                low = middle
+            else:
+                high = middle
+        return low
 
     def note_peak(self, steps: int) -> None:
-        self._note_tokens(self.tokens + steps * self.decoding)
+        free = self._free - self._needed(steps) + self._needed(1)
+        if self._queued > free:
+            self._evict(free)
+        self._count_peak(self.tokens + steps * self.decoding)
 
-    def _note_tokens(self, tokens: int) -> None:
+    def _count_peak(self, tokens: int) -> None:
+        """Count for the peak what decodes hold, shared blocks once."""
         once = tokens - self._extra_users * self.size
-        if once > self._peak_tokens_once:
-            self._peak_tokens_once = once
+        if once > self._peak_tokens:
+            self._peak_tokens = once
 
     def peak_share(self) -> float:
-        return self._peak_tokens_once / (self.total * self.size)
+        return self._peak_tokens / (self.total * self.size)
 
     def check_integrity(self) -> None:
         size = self.size
         held = {request.index: self._tokens_of(request) for request in self.running.values()}
-        assert held.keys() == self._held.keys()
         decoding = [held[r.index] for r in self.running.values() if r.last_step >= 0]
         assert (self.decoding, self.tokens) == (len(decoding), sum(decoding))
+        assert held.keys() == self._place.keys() >= self._held.keys()
 
-        used: dict[Extent, list[int]] = {}
-        for index, holding in self._held.items():
-            assert holding.index == index
-            assert held[index] // size >= holding.blocks == (holding.ends[-1] if holding.ends else 0)
+        users: dict[Extent, list[int]] = {}
+        for index, spans in self._held.items():
             block = 0
-            for extent, end in zip(holding.extents, holding.ends, strict=True):
+            for extent, end in spans:
                 assert extent.first == block < end <= extent.end
-                used.setdefault(extent, []).append(end)
+                users.setdefault(extent, []).append(end)
                 block = end
+            assert block <= held[index] // size
         known = [extent for first in self._known.values() for extent in first.chain()]
         known += [twin for twins in self._twins.values() for twin in twins]
-        assert all(extent.forgotten for extent in used.keys() - set(known))
-        for extent in {*known, *used}:
-            ends = used.get(extent, [])
+        assert len(known) == len(set(known))
+        queued = [segment for segment in self._queue if segment.extent is not None]
+        extents = {*known, *users, *(segment.extent for segment in queued if segment.extent is not None)}
+        assert all(extent.forgotten for extent in extents - set(known))
+        for extent in extents:
+            ends = users.get(extent, [])
             assert extent.users == {end: ends.count(end) for end in ends}
             assert extent.cover == max(ends, default=extent.first)
+            assert extent.segments == [segment for segment in queued if segment.extent is extent]
             block = extent.end
             for segment in extent.segments:
-                assert (segment.end, segment.extent) == (block, extent)
+                assert segment.end == block > segment.first
                 block = segment.first
-            assert block == extent.cover or extent.forgotten
-        cached = [segment for segment in self._queue if segment.extent is not None]
-        assert set(cached) == {segment for extent in known for segment in extent.segments}
-        for extent in known:
-            assert extent.segments == [segment for segment in cached if segment.extent is extent]
+            assert block == extent.cover
         assert self._queued == sum(segment.end - segment.first for segment in self._queue)
 
-        self._check_room(list(held.values()), decoding, used)
-
-    def _check_room(self, held: list[int], decoding: list[int], used: dict[Extent, list[int]]) -> None:
-        size = self.size
-        extra = sum(
-            sum(ends) - extent.first * len(ends) - (extent.cover - extent.first) for extent, ends in used.items()
-        )
+        extra = sum(end - extent.first for extent, ends in users.items() for end in ends)
+        extra -= sum(extent.cover - extent.first for extent in users)
         assert self._extra_users == extra
-        free = self.total - sum(-(-tokens // size) for tokens in held) + extra
-        assert free >= 0, "no more blocks are in use than there are"
-        assert self._room == size * free + size - 1 - sum((tokens - 1) % size for tokens in decoding)
-        assert not self._phases or self._free_after(0) == free
-
-
-def _by_admission(leaving: tuple[Holding, Request]) -> int:
-    return leaving[0].joined
+        free = self.total - sum(-(-tokens // size) for tokens in held.values()) + extra
+        phases = [(tokens - 1 - self._step) % size for tokens in decoding]
+        assert self._phases == [phases.count(phase) for phase in range(size)]
+        if self._reserved:
+            free -= sum(tokens % size == 0 for tokens in decoding)
+        assert free == self._free >= 0, "no more blocks are in use than there are"

@@ -46,7 +46,7 @@ class ByResidency:
     full. Where none has it, equally loaded replicas are drawn by the request's number. Always taking the first would
     send every new adapter to replica 0 as long as traffic is light, and thrash its cache while others are empty.
     Drawing gives all replicas the same rate of insertions, so that their caches together work as one of their
-    total size.
+    total size. A request to the base model goes to the least loaded, as if no replica had its adapter.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"loads", "resident"})
@@ -56,12 +56,13 @@ class ByResidency:
         self._replicas = context.replicas
         self._bound = context.bound
         self._key = context.key
+        self._base_model = context.base_model
         self._masks = _Masks(context.replicas)
 
     def choose(self, adapter: int, number: int) -> int:
         view = self._view
         loads, up = view.loads, view.up
-        mask = view.resident[adapter]
+        mask = 0 if adapter == self._base_model else view.resident[adapter]
         if len(up) < self._replicas:
             mask &= self._masks.of(up)
         if mask:
@@ -127,7 +128,8 @@ class ByActivity:
     The scores are those of the LoRA affinity scorer (llm-d/llm-d-router, ``pkg/epp/framework/plugins/scheduling/scorer/
     loraaffinity/lora_affinity.go``, since its pull request 2625; it came from the Gateway API Inference Extension): 1.0
     where the adapter runs; 0.8 where fewer adapters run or wait than the replica can run; 0.6 where the adapter waits;
-    0.0 elsewhere. It sees requests, not residents: an idle resident counts for nothing.
+    0.0 elsewhere. It sees requests, not residents: an idle resident counts for nothing. vLLM's metrics name adapters
+    alone, so a request to the base model gets 0.8 where there is room, and 0.0 elsewhere.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"running", "inside"})
@@ -136,6 +138,7 @@ class ByActivity:
         self._view = context.view
         self._replicas = context.replicas
         self._key = context.key
+        self._base_model = context.base_model
         self._masks = _Masks(context.replicas)
         self._known = self._masks.known
         self._room: list[int] = []  # replicas with room at this reading
@@ -143,7 +146,8 @@ class ByActivity:
 
     def choose(self, adapter: int, number: int) -> int:
         view = self._view
-        mask = view.running[adapter]
+        base = adapter == self._base_model
+        mask = 0 if base else view.running[adapter]
         if mask and len(view.up) < self._replicas:
             mask &= self._masks.of(view.up)
         best: Sequence[int]
@@ -155,5 +159,5 @@ class ByActivity:
             if view.reading != self._reading or not view.reading:
                 self._reading = view.reading
                 self._room = [replica for replica in view.up if len(view.inside[replica]) < view.slots]
-            best = self._room or [r for r in view.up if adapter in view.inside[r]] or view.up
+            best = self._room or [r for r in view.up if adapter in view.inside[r] and not base] or view.up
         return best[int(uniform_draw(self._key, number) * len(best))]

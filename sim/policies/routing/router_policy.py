@@ -61,6 +61,8 @@ class RouterContext:
     :ivar weights: share of the traffic by adapter, in any unit; None: not known, taken as equal.
     :ivar bound: most requests in a replica over the mean, above 1; None: no bound.
     :ivar placement: a name in ``PLACEMENTS``; ``copies``: replicas on which each adapter is placed.
+    :ivar base_model: the adapter of requests to the base model, a number above those of all adapters. Every replica can
+        answer them, so a router by adapters should spread them. No view lists the base model.
     """
 
     view: View
@@ -71,6 +73,7 @@ class RouterContext:
     bound: float | None = None
     placement: str = "least-adapters"
     copies: int = 1
+    base_model: int = -1
 
 
 class Choosing(Protocol):
@@ -79,7 +82,7 @@ class Choosing(Protocol):
     def choose(self, adapter: int, number: int) -> int:
         """Return the index of a replica that is up.
 
-        :param adapter: the adapter asked for.
+        :param adapter: the adapter asked for, or ``RouterContext.base_model``.
         :param number: the request's own number, which keys its random draw: it is the same in every design.
         """
         ...

@@ -138,8 +138,9 @@ class StaleMap(IdentityFault):
 class BaseModelAnswers(IdentityFault):
     """The base model answers a request silently, without its adapter.
 
-    The request is routed like any other for its adapter, but needs no load and no slot, not even that of
-    ``cache.gpu.base_model_slot``, and adds to a step what a sequence without an adapter does.
+    The request is routed like any other for its adapter, but is served like a request to the base model: it needs no
+    load and no slot (with ``cache.gpu.base_model_slot`` and ``storage.mode: blocking`` that of the base model), and a
+    step whose batch has no adapter runs without LoRA.
     """
 
     kind: Literal["base-model"]

@@ -27,6 +27,7 @@ _BATCHING_KEYS = (
     "max_model_len",
     "kv_check",
     "reserved_kv_blocks",
+    "passed_requests",
     "gpu_memory_utilization",
     "prefix_caching",
 )
@@ -41,7 +42,11 @@ class Fleet(Strict):
     profile: str = DEFAULT_PROFILE
     """Where step, load and memory costs come from: a bundled name or a path to a profile."""
     engine: str = Field(
-        default="continuous", description=ENGINES.described("Which rules a replica follows; any of them can be set.")
+        default="continuous",
+        description=ENGINES.described(
+            "Which rules a replica follows; any of them can be set. ``vllm`` is the newest version whose rules are "
+            "known, and any version, such as ``vllm-0.16``, finds the preset with its rules (docs/engines.md)."
+        ),
     )
     service: TimeLaw | None = None
     """Engine ``fixed`` only: the time one request takes."""
@@ -77,6 +82,10 @@ class Fleet(Strict):
     """What happens to a waiting request whose adapter is not resident. ``skip``: later requests overtake it. ``stop``:
     all wait. ``per-adapter``: every adapter has a queue; as many queues are active as there is room, and among them the
     request that waited longest goes first (see ``cache.cycle``)."""
+    passed_requests: Literal["keep-order", "reversed", "own-queue"] = "keep-order"
+    """With ``cache.eviction: vllm-lru``, where requests wait that a step passes because their adapter would be one too
+    many. ``keep-order``: at the head of the queue in their order, behind preempted ones. ``reversed``: at the head, in
+    reverse order after every step. ``own-queue``: in a queue of their own, ahead of preempted ones."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     waiting_ratio: float = Field(default=0.0, ge=0, le=1000)
@@ -164,7 +173,9 @@ class GpuCache(Strict):
     """Whether adapters take their exact size from the KV cache when they load, instead of memory set aside. ``slots``
     then limits the resident adapters; unset: as many as fit."""
     base_model_slot: bool = False
-    """Whether the base model takes one of the slots; it loses it only when all others are in use."""
+    """Whether the base model takes one of the slots; it loses it only when all others are in use. With ``storage.mode:
+    blocking``, a request to the base model then needs a slot like one for an adapter, in which there is nothing to
+    load."""
 
     @model_validator(mode="after")
     def _one_way(self) -> GpuCache:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
+from sim.traffic.request import BASE_MODEL
 from sim.traffic.shared_text import SharedText
 
 Floats = NDArray[np.float64]
@@ -29,7 +30,8 @@ class TraceData:
 
     :ivar arrival_s: (n,) float64, from 0 at the first request, never falling.
     :ivar prompt_tokens, output_tokens: (n,) int32, 1 or more, or None where the format has no lengths.
-    :ivar adapter: (n,) int32 index into ``names`` (by first appearance), or None where the trace names none.
+    :ivar adapter: (n,) int32 index into ``names`` (by first appearance), ``BASE_MODEL`` where a request names none
+        while others do; None where the trace names none.
     :ivar session: (n,) int32 index by first appearance, or None where the trace names none.
     :ivar names: adapter names.
     :ivar adapter_bytes: (adapters,) int64 from the optional column, or None.
@@ -63,6 +65,29 @@ class TraceData:
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    @property
+    def base_share(self) -> float:
+        """Share of the requests that are for the base model, since they name no adapter while others do."""
+        return 0.0 if self.adapter is None else float(np.mean(self.adapter == BASE_MODEL))
+
+    def for_adapters(self) -> TraceData:
+        """Return the trace without the requests to the base model."""
+        if self.adapter is None or self.base_share == 0:
+            return self
+        chosen = self.adapter != BASE_MODEL
+
+        def pick(values: Ints32 | None) -> Ints32 | None:
+            return None if values is None else values[chosen]
+
+        return replace(
+            self,
+            arrival_s=self.arrival_s[chosen],
+            prompt_tokens=pick(self.prompt_tokens),
+            output_tokens=pick(self.output_tokens),
+            adapter=pick(self.adapter),
+            session=pick(self.session),
+        )
 
 
 @dataclass(frozen=True, slots=True)

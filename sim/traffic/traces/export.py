@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from sim.cells import text_cell
 from sim.errors import InputError
+from sim.traffic.request import BASE_MODEL
 from sim.traffic.shared_text import SharedText
 from sim.traffic.traces.data import TraceData
 from sim.traffic.traces.text_columns import HASH_IDS, PREFIX_ID, PREFIX_TOKENS
@@ -67,17 +68,18 @@ def _blocks(trace: TraceData) -> Iterator[dict[str, Any]]:
     """Yield the columns of consecutive rows as lists."""
     columns = columns_of(trace)
     for start in range(0, len(trace), _ROWS):
-        block = {}
+        block: dict[str, list[Any]] = {}
         for name, values in columns.items():
             if name == "adapter_bytes":
-                block[name] = values[trace.adapter[start : start + _ROWS]].tolist()  # type: ignore[index]
+                adapters = trace.adapter[start : start + _ROWS].tolist()  # type: ignore[index]
+                block[name] = [None if index == BASE_MODEL else int(values[index]) for index in adapters]
                 continue
             if isinstance(values, SharedText):
                 block[name] = _text_cells(name, values.part(start, min(start + _ROWS, len(trace))))
                 continue
             block[name] = values[start : start + _ROWS].tolist()
             if name == "adapter_id":
-                block[name] = [trace.names[index] for index in block[name]]
+                block[name] = [None if index == BASE_MODEL else trace.names[index] for index in block[name]]
         yield block
 
 
@@ -98,7 +100,7 @@ def _write_csv(trace: TraceData, out: BinaryIO) -> None:
     plain = {name: text_cell(name) for name in trace.names}
     for block in _blocks(trace):
         if "adapter_id" in block:
-            block["adapter_id"] = [plain[name] for name in block["adapter_id"]]
+            block["adapter_id"] = ["" if name is None else plain[name] for name in block["adapter_id"]]
         writer.writerows(zip(*block.values(), strict=True))
     text.flush()
     text.detach()

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
+from sim.traffic.request import BASE_MODEL
 from sim.traffic.traces.bad_rows import BadRows, listed, shown
 from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, TraceTable
 from sim.traffic.traces.data import (
@@ -166,13 +167,18 @@ class _Reader:
         """Check a block and keep its good rows."""
         layout = self._layout
         seconds = self._seconds(rows) if layout.time is not None else None
-        cells = rows.names(layout.adapter, self._names) if layout.adapter else ()
+        # A request that leaves a single column of names empty is for the base model.
+        optional = len(layout.adapter) == 1
+        cells = rows.names(layout.adapter, self._names, optional=optional) if layout.adapter else ()
         prompt = rows.tokens(layout.prompt) if layout.prompt else None
         output = self._output(rows) if layout.output else None
         if prompt is not None and output is not None and layout.output is not None:
             rows.together(layout.output, prompt, output)
         has_sizes = layout.size is not None and layout.size in self._columns
-        sizes = rows.whole(layout.size or "", 1, MAX_BYTES, "not a size in bytes") if has_sizes else None
+        sizes = None
+        if has_sizes and layout.size is not None:  # the base model has none
+            named = np.fromiter(map(bool, cells), np.bool_, len(cells))
+            sizes = rows.whole(layout.size, 1, MAX_BYTES, "not a size in bytes", needed=named)
         if seconds is not None and layout.time is not None and not layout.unsorted:
             self._order.check(rows, layout.time, seconds)
         block = None if self._texts is None or prompt is None else self._texts.check(rows, prompt)
@@ -187,7 +193,8 @@ class _Reader:
             codes = self._names.codes(kept(cells, good))
             parts.adapter.append(codes)
             if sizes is not None:
-                self._resize(codes, sizes[good])
+                named = codes != BASE_MODEL
+                self._resize(codes[named], sizes[good][named])
         if layout.session is not None and layout.session in self._columns:
             # A request without a session is one of its own.
             sessions = [
@@ -254,6 +261,15 @@ class _Reader:
         output = parts.output.take() if layout.output else None
         adapter = parts.adapter.take() if layout.adapter else None
         names = self._names.all()
+        if adapter is not None and not names:
+            raise TraceError(
+                "no row names an adapter",
+                key="/".join(layout.adapter),
+                file=ask.file,
+                got=f"{len(adapter):,} requests, all for the base model",
+                allowed="a name in at least one row",
+                hint="LoRA can't be turned off; without this column, workload.popularity draws adapters",
+            )
         if layout.unsorted and len(arrival):
             order = np.argsort(arrival, kind="stable")[: ask.limit]
             arrival = arrival[order]

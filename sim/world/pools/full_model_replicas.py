@@ -72,7 +72,7 @@ class FullModelReplicas(NoFullModels):
             pool = range(fleet.first, fleet.first + fleet.replicas)
             key = stream_key(self._world.scenario.run.seed, replication, "full-model-router")
             models = ToHolders(self._view, pool, [model for model, full in enumerate(fleet.full) if full], key)
-        return Beside(fleet.full, models, others)
+        return Beside([*fleet.full, False], models, others)  # last the base model
 
     def observe(self, fleet: Fleet) -> None:
         self._view.loads = fleet.full_model_inside

@@ -179,6 +179,8 @@ class Rollouts(NoRollouts):
             part.start(fleet)
 
     def restore(self, request: Request) -> None:
+        if request.adapter == len(self.original):
+            return  # it is for the base model
         name = self.original[request.adapter]
         if name != request.adapter:
             self._retarget(request, name)

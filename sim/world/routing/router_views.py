@@ -19,11 +19,11 @@ _ROOM: dict[int, int] = {}
 class Residency:
     """The replicas that hold an adapter in GPU memory, or are loading it.
 
-    :ivar masks: by adapter, a bit mask of these replicas.
+    :ivar masks: by adapter, a bit mask of these replicas; last the base model, which counts as nowhere.
     """
 
     def __init__(self, adapters: int, replicas: int) -> None:
-        self.masks = [0] * adapters
+        self.masks = [0] * (adapters + 1)
         self._bits = [1 << replica for replica in range(replicas)]
         self._changed: set[int] | None = None  # since the last copy, if copies are made
 
@@ -61,7 +61,7 @@ class Residency:
 
         :param states: by replica and adapter, 0 where it is absent (``GpuCache.state``).
         """
-        for adapter, mask in enumerate(self.masks):
+        for adapter, mask in enumerate(self.masks[:-1]):
             there = sum(bit for bit, state in zip(self._bits, states, strict=True) if state[adapter])
             assert mask == there, f"adapter {adapter}: {mask:b} noted, {there:b} there"
 
