@@ -107,7 +107,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             RunWindow(world.traffic.total, world.traffic.end_s, scenario.run.warmup),
             request_times(scenario, world.profile, world.population, world.full),
             _token_limits(world),
-            NO_LIMIT if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens,
+            NO_LIMIT if scenario.fleet.chunked_prefill else world.batched_tokens,
         ),
         hooks,
         in_flight,
