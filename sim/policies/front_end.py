@@ -54,7 +54,7 @@ FRONT_ENDS = {
         request_s=0.0005,
         max_in_flight=25_500,
     ),
-    # The constant is the median, over 15 unsaturated runs, of measured less simulated p50 TTFT (docs/validation.md). The
+    # The constant is the median of measured less simulated p50 TTFT over 15 unsaturated runs (docs/validation.md). The
     # client opens a connection for each request, and Linux has ports 32,768 to 60,999 for them.
     "s-lora": FrontEndCosts(
         scrape_interval_s=math.inf,
