@@ -209,12 +209,13 @@ def _memory() -> Memory:
 
 
 def _sources() -> dict[str, str]:
+    reads = f"not measured, as S-LoRA keeps all adapters in host memory: that of {_READS}"
     return {
         "step": f"{FILE}: spans of 250 or 1,000 steps of {_PUBLISHED}; non-negative least squares, Huber's loss",
         "step.lora.per_adapter_s": "hardly told apart from loads and prefills, which come with it",
-        "load.host": f"{FILE}, as step. Only adapters of 64 MiB were measured. S-LoRA copies their bytes twice, so the "
+        "load": f"{FILE}, as step; only adapters of 64 MiB were measured, and S-LoRA copies their bytes twice, so the "
         "time is taken to grow with them",
-        "load.storage": f"not measured, as S-LoRA keeps all adapters in host memory: that of {_READS}",
+        **{f"load.storage.{name}": reads for name in TierCost.model_fields},
         "memory": f"{_POOL_TOKENS:,} tokens were given (--max_total_token_num) and 65,247 MiB are nvidia-smi's; "
         "overhead_bytes is what is left, of which 10 GB stayed free",
         "envelope": "largest values in runs.csv; slots are distinct adapters of one batch",
