@@ -62,7 +62,7 @@ FRONT_ENDS = {
         series_s=0.0,
         name_s=0.0,
         tokenizer_s=0.0,
-        request_s=0.029,
+        request_s=0.03,
         max_in_flight=28_232,
     ),
 }

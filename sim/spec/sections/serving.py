@@ -90,7 +90,7 @@ class Fleet(Strict):
     front_end: Literal["none", "vllm-0.8-scraped", "s-lora"] = "none"
     """The front end between clients and engine. ``none``: for planning. The others reproduce measured runs.
     ``vllm-0.8-scraped``: an API server that pauses longer and longer whenever its metrics are read (every 2 s) and at
-    each adapter's first request, and a client with at most 25,500 open requests. ``s-lora``: a constant 29 ms for each
+    each adapter's first request, and a client with at most 25,500 open requests. ``s-lora``: a constant 30 ms for each
     request, and a client with at most 28,232 open requests."""
     full_models: FullModels | None = None
     """Replicas for full fine-tunes (``kind: full`` in ``adapters.mix``), besides the ``replicas`` of the base model."""
