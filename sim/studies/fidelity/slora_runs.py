@@ -94,10 +94,8 @@ class SLoraRun(MeasuredRun):
     @property
     def simulated(self) -> tuple[object, ...]:
         """What a simulation of the run depends on, besides the profile."""
-        return (
-            self.name, self.adapters, self.ranks, self.rates, self.duration_s, self.sent, self.client_extra_s,
-            self.prompt_tokens, self.output_tokens, self.settings,
-        )  # fmt: skip  # names in a paragraph, not one a line
+        requests = self.sent, self.client_extra_s, self.prompt_tokens, self.output_tokens
+        return self.name, self.adapters, self.ranks, self.rates, self.duration_s, requests, self.settings
 
     def usable(self, metric: str) -> bool:
         """Return whether a metric was measured, and measured well enough to be compared.
