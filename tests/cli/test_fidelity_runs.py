@@ -137,6 +137,9 @@ def test_a_profile_can_only_be_fitted_to_what_is_there(loraplan: CommandLine) ->
     assert (ended.code, "kv_capacity.csv: the table can't be read" in ended.err) == (2, True)
     ended = loraplan("calibrate", "fit", ".", "--out", "p.json")
     assert (ended.code, "--model: tables hold several base models (allowed: llama-3.1-8b" in ended.err) == (2, True)
+    Path("steps.csv").write_text("adapters,span_s\n1,2\n", encoding="utf-8")
+    ended = loraplan("calibrate", "fit", ".", "--out", "p.json")
+    assert (ended.code, "steps.csv:1: columns are missing (got adapter_rate_rps, " in ended.err) == (2, True)
     Path("empty").mkdir()
     ended = loraplan("calibrate", "fit", "empty", "--out", "p.json")
     assert ended.code == 2

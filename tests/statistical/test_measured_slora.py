@@ -11,16 +11,16 @@ from sim.policies.front_end import FRONT_ENDS
 from sim.studies.fidelity.fidelity_errors import errors_of
 from sim.studies.fidelity.fidelity_study import (
     RunPrediction,
-    _scenario,
     predict_run,
     read_measured,
+    scenario_as_measured,
     snapshot_metrics_of,
 )
 from sim.studies.fidelity.measured_runs import MeasuredRun
 
 
 def predict(run: MeasuredRun, folder: Path) -> RunPrediction:
-    scenario = _scenario(run, None, run.profile.format(model=run.model), folder / "trace.csv")
+    scenario = scenario_as_measured(run, None, run.profile.format(model=run.model), folder / "trace.csv")
     return RunPrediction(run, predict_run(scenario, 1, snapshot_metrics_of), 0.0, False)
 
 

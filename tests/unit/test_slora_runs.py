@@ -13,7 +13,7 @@ from strategies import build
 
 from sim.errors import InputError
 from sim.results.records import COMPLETED
-from sim.studies.fidelity.fidelity_study import _scenario, predict_run, read_measured, snapshot_metrics_of
+from sim.studies.fidelity.fidelity_study import predict_run, read_measured, scenario_as_measured, snapshot_metrics_of
 from sim.studies.fidelity.slora_runs import SLoraRun, sent_requests, snapshot
 from sim.world.build import build_world
 from sim.world.replication import simulate
@@ -33,7 +33,7 @@ def read(folder: Path, **changes: str) -> SLoraRun:
 def test_a_row_becomes_a_scenario(tmp_path: Path) -> None:
     run = read(tmp_path)
     assert (run.offered_rps, run.regime) == (1.6, "unsaturated")
-    scenario = _scenario(run, None, PROFILE, tmp_path / "trace.csv")
+    scenario = scenario_as_measured(run, None, PROFILE, tmp_path / "trace.csv")
     fleet = scenario.fleet
     assert (fleet.engine, fleet.front_end, fleet.kv_tokens) == ("s-lora", "s-lora", 82528)
     assert (fleet.max_num_batched_tokens, fleet.max_num_seqs, fleet.admission_interval) == (13754, 1000, 10)
@@ -104,7 +104,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
 def test_a_snapshot_counts_what_has_not_ended(tmp_path: Path) -> None:
     """The run ends 20 s in, with requests in the batch: they wait to the end, and their loads count."""
     run = read(tmp_path, sent="31", duration_s="20")
-    scenario = _scenario(run, None, PROFILE, tmp_path / "trace.csv")
+    scenario = scenario_as_measured(run, None, PROFILE, tmp_path / "trace.csv")
     recording = simulate(build_world(scenario), 0, 1)
     columns = recording.requests
     done = columns["status"] == COMPLETED
@@ -120,7 +120,7 @@ def test_a_snapshot_counts_what_has_not_ended(tmp_path: Path) -> None:
 
 
 def test_the_front_end_delays_every_request_by_a_constant(tmp_path: Path) -> None:
-    scenario = _scenario(read(tmp_path), None, PROFILE, tmp_path / "trace.csv")
+    scenario = scenario_as_measured(read(tmp_path), None, PROFILE, tmp_path / "trace.csv")
     behind = predict_run(scenario, 1, snapshot_metrics_of)
     bare = scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"front_end": "none"})})
     direct = predict_run(bare, 1, snapshot_metrics_of)

@@ -209,7 +209,7 @@ def predict_all(
     progress(len(rows), len(runs))
     with tempfile.TemporaryDirectory(prefix="loraplan-") as traces:
         scenarios = [
-            _scenario(run, lengths, profiles[run.model].path, Path(traces) / f"{key}.csv")
+            scenario_as_measured(run, lengths, profiles[run.model].path, Path(traces) / f"{key}.csv")
             for run, key in zip(runs, keys, strict=True)
         ]
         for run, scenario in zip(runs, scenarios, strict=True):
@@ -246,7 +246,7 @@ def _check(run: MeasuredRun, scenario: Scenario) -> None:
         raise
 
 
-def _scenario(run: MeasuredRun, lengths: LengthHistograms | None, profile: str, trace: Path) -> Scenario:
+def scenario_as_measured(run: MeasuredRun, lengths: LengthHistograms | None, profile: str, trace: Path) -> Scenario:
     """Return the scenario of a run as it was measured.
 
     :param trace: where to write its requests, if they are known exactly.
