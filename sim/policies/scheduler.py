@@ -346,7 +346,7 @@ class Scheduler:
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:
         """Give each sequence whose prompt is complete its token. It decodes from now on, unless that was its last."""
-        step, complete, ended = self.step, self._next.prefills, len(finished)
+        complete = self._next.prefills
         self._partial = None
         if complete[-1].to_prefill:
             self._partial, complete = complete[-1], complete[:-1]
@@ -355,17 +355,14 @@ class Scheduler:
                 request.first_token_s = now
             else:
                 self.recompute_gaps.append(now - request.last_token_s)
-            request.last_step = last = step + request.output_tokens - request.generated - 1
-            if last == step:
-                finished.append(request)
+        ended = self._ends.start(complete, self.step)
+        finished += ended
         self.kv.start_decodes(complete)
-        self._ends.add(complete, step)
         if self._costs.detailed:
             self._rank_tokens += sum([self._ranks[request.adapter] for request in complete])
         if self.limits.prefill_first:
-            started = len(complete) - (len(finished) - ended)
-            if started:
-                self.paused.append((now, started))
+            if len(complete) > len(ended):
+                self.paused.append((now, len(complete) - len(ended)))
             for request in complete:
                 request.last_token_s = now
 

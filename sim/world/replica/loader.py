@@ -13,10 +13,7 @@ from sim.policies.adapter_cache import GpuCache, HostTier
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
-from sim.world.replica.ports import Attempts, LoadTiming, WeightVersions
-
-UNDISTURBED = Attempts((), 0.0, True)
-"""How a load goes that no fault delays."""
+from sim.world.replica.ports import UNDISTURBED, Attempts, LoadTiming, WeightVersions
 
 
 @dataclass(frozen=True, slots=True)

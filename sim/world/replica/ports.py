@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
@@ -62,6 +63,10 @@ class Attempts:
     succeeds: bool
 
 
+UNDISTURBED: Final = Attempts((), 0.0, True)
+"""How a load goes that no fault delays."""
+
+
 class LoadTiming:
     """How long loads from storage take on one replica. These take their own time; faults of storage change that."""
 
@@ -71,7 +76,7 @@ class LoadTiming:
         :param seconds: load time of a healthy storage.
         :param index: of the request that started it; below 0: no request did.
         """
-        return Attempts((), seconds, True)
+        return UNDISTURBED
 
     def seconds(self, start_s: float, seconds: float, adapter: int) -> float:
         """Return the seconds of a load without a request, whose attempts never fail."""

@@ -11,9 +11,9 @@ from sim.policies.admission import ClaimingQueue, ReadyQueue, WaitingQueue
 from sim.policies.scheduler import Scheduler
 from sim.results.records import pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
-from sim.world.replica.loader import UNDISTURBED, Loader, LoadOwner, Tiers
+from sim.world.replica.loader import Loader, LoadOwner, Tiers
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
-from sim.world.replica.ports import without_delay
+from sim.world.replica.ports import UNDISTURBED, without_delay
 
 
 class ProtectedMode(AdapterMode):
