@@ -112,6 +112,7 @@ class Scheduler:
         self.preempted = 0
         self.paused: list[tuple[float, int]] = []
         self.recompute_gaps: list[float] = []
+        self._chooses, self._caches = waiting.chooses, kv.caches
         self._costs = costs
         self._ranks = ranks
         self._rank_sum = 0  # of the batch's adapters
@@ -201,7 +202,7 @@ class Scheduler:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
         ready, deferred, adapters, prefills = waiting.ready, waiting.deferred, self.adapters, self._next.prefills
-        chooses, caches, whole, ranks = waiting.chooses, kv.caches, limits.whole_prompt, self._ranks
+        chooses, caches, whole, ranks = self._chooses, self._caches, limits.whole_prompt, self._ranks
         left, free_slots = budget, limits.num_seqs - len(running)
         if chooses:
             waiting.begin()

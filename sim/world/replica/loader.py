@@ -35,19 +35,27 @@ class Tiers:
 
     def __init__(self, host: HostTier, versions: WeightVersions) -> None:
         self.host = host
-        self.versions = versions
+        self._has_host = host.present
+        self._versions = versions
+        self._hears_loads = versions.hears_loads
 
     def source(self, request: Request) -> tuple[int, float]:
         """Return the tier to load the request's adapter from, and the load time. Counts as a use of a host copy."""
-        if self.host.touch(request.adapter):
+        if self._has_host and self.host.touch(request.adapter):
             return FROM_HOST, request.host_load_s
         return FROM_STORAGE, request.load_s
 
+    def load_started(self, adapter: int, tier: int) -> None:
+        """Note that a load starts to read."""
+        if self._hears_loads:
+            self._versions.load_started(adapter, tier)
+
     def load_ended(self, adapter: int, tier: int) -> None:
         """Note the end of a load; one from storage leaves a copy in host memory."""
-        if tier == FROM_STORAGE:
+        if tier == FROM_STORAGE and self._has_host:
             self.host.insert(adapter)
-        self.versions.load_ended(adapter, tier)
+        if self._hears_loads:
+            self._versions.load_ended(adapter, tier)
 
 
 class Channel:
@@ -259,9 +267,9 @@ class Loader:
         load.started_s = now
         seconds = load.seconds
         if load.on_renewed is None:
-            self._tiers.versions.load_started(load.adapter, load.tier)
+            self._tiers.load_started(load.adapter, load.tier)
         end_s = now + seconds
-        if load.tier == FROM_STORAGE:
+        if load.tier == FROM_STORAGE and self._timing.disturbs:
             load.attempts = attempts = self._timing.attempts(now, seconds, load.adapter, index)
             if attempts.spans:
                 end_s = attempts.spans[-1][1]

@@ -68,7 +68,12 @@ UNDISTURBED: Final = Attempts((), 0.0, True)
 
 
 class LoadTiming:
-    """How long loads from storage take on one replica. These take their own time; faults of storage change that."""
+    """How long loads from storage take on one replica. These take their own time; faults of storage change that.
+
+    :cvar disturbs: whether ``attempts`` is called; otherwise every load takes its own seconds.
+    """
+
+    disturbs = False
 
     def attempts(self, start_s: float, seconds: float, adapter: int, index: int) -> Attempts:
         """Return how a load goes that starts at ``start_s``.
@@ -84,7 +89,12 @@ class LoadTiming:
 
 
 class WeightVersions:
-    """Is called when loads start to read and when they end. Here adapters have one version, so nothing follows."""
+    """Is called when loads start to read and when they end. Here adapters have one version, so nothing follows.
+
+    :cvar hears_loads: whether it is called at all: not here.
+    """
+
+    hears_loads = False
 
     def load_started(self, adapter: int, tier: int) -> None:
         """A load from a tier starts to read."""
