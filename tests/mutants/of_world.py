@@ -66,8 +66,8 @@ WORLD = (
     Mutant(
         "pauses-counted-twice",
         _BATCH,
-        "decoding -= self._log_pauses()",
-        "self._log_pauses()",
+        "decoding - self._log_pauses() if scheduler.paused else decoding",
+        "decoding if not scheduler.paused or self._log_pauses() else decoding",
         "a gap that a prefill prolongs counts as an ordinary one too",
         (ENGINES, ENGINE_TWINS),
     ),

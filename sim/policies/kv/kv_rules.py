@@ -119,7 +119,7 @@ class PeakOfAnswers:
         count: i64 = 0
         for left in to_come:
             total += held[count]
-            count += 1
+            count += 1  # noqa: SIM113  # enumerate would count in objects
             if total - left * count > peak:
                 peak = total - left * count
         self._tried = peak, to_come, held
