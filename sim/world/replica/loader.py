@@ -152,7 +152,7 @@ class Loader:
         tier, seconds = self._tiers.source(request)
         channel = self._storage if tier == FROM_STORAGE else self._from_host
         request.tier = tier
-        load = self._new_load(adapter, channel, tier, seconds)
+        self.under_way[adapter] = load = self._new_load(adapter, channel, tier, seconds)
         load.waiting.append(request)
         if channel.queue or channel.busy == channel.loaders or not self._begin(load):
             channel.queue.append(load)
@@ -177,7 +177,9 @@ class Loader:
             return True
         if not self._cache.reserve_ahead(adapter, spared):
             return False
-        self._run(self._new_load(adapter, channel, *self._tiers.source(request)), request.index)
+        tier, seconds = self._tiers.source(request)
+        self.under_way[adapter] = load = self._new_load(adapter, channel, tier, seconds)
+        self._run(load, request.index)
         return True
 
     def renew(self, adapter: int, seconds: float, then: Callable[[], None]) -> None:
@@ -186,7 +188,7 @@ class Loader:
         The load queues for a loader; ``then`` is called at its end.
         """
         channel = self._storage
-        load = self._fresh_load(adapter, channel, FROM_STORAGE, seconds)
+        load = self._new_load(adapter, channel, FROM_STORAGE, seconds)
         load.on_renewed = then
         self._renewals.append(load)
         if channel.queue or channel.busy == channel.loaders:
@@ -195,10 +197,6 @@ class Loader:
             self._run(load, -1)
 
     def _new_load(self, adapter: int, channel: Channel, tier: int, seconds: float) -> Load:
-        self.under_way[adapter] = load = self._fresh_load(adapter, channel, tier, seconds)
-        return load
-
-    def _fresh_load(self, adapter: int, channel: Channel, tier: int, seconds: float) -> Load:
         load = self._spent.pop() if self._spent else Load(self._done)
         load.adapter = adapter
         load.channel = channel
