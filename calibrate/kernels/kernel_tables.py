@@ -37,6 +37,10 @@ WEIGHTS = {
 """Formats of the linear layers' weights, by loraplan's name: the name in the tables."""
 
 
+_ALIGNED = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, *range(256, 4353, 256), 8192, 16384, 32768)
+"""Sizes of matrix products in the tables that are multiples of 16."""
+
+
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """What a profile is built for.
@@ -115,6 +119,7 @@ class KernelTables:
         with _quiet():
             self._check_coverage()
             self._handle = self._compile()
+        self._aligned_correction_ms = lru_cache(maxsize=None)(self._uncached_correction_ms)
 
     def step_s(self, decoding: int, context: int, prompts: int = 0, prompt_tokens: int = 0, before: int = 0) -> float:
         """Return the seconds of one step's kernels.
@@ -135,15 +140,37 @@ class KernelTables:
             ) from None
 
     def _step_ms(self, decoding: int, context: int, prompts: int, prompt_tokens: int, before: int) -> float:
+        aligned = self._aligned_ms(decoding + prompts * prompt_tokens)
         if not prompts:
-            return float(self._handle.decode_step_latency(decoding, context, 2))
+            return float(self._handle.decode_step_latency(decoding, context, 2)) + aligned
         chunk, whole = prompts * prompt_tokens, prompt_tokens + before
         # The package averages the attention of a prompt over its chunks; this undoes it. Only one prompt is in chunks.
         _, shared, attention, _ = self._handle.mixed_step_breakdown(chunk, decoding, whole, 2, before)
-        total = shared + attention * -(-whole // chunk)
+        total = shared + aligned + attention * -(-whole // chunk)
         if decoding:
             total += self._handle.mixed_step_breakdown(1, decoding, context, 2)[3]
         return float(total)
+
+    def _aligned_ms(self, tokens: int) -> float:
+        """Return what to add to the sums of a step, so that products of sizes that are not aligned don't count.
+
+        With quantised weights, products of 257, 513 or 769 tokens take up to twice as long in the tables as those of
+        512, 768 or 1,024. Since larger aligned ones are faster, this is no matter of tiles: a slower kernel was
+        measured, which needs no alignment. Engines can pad, so the time between aligned sizes is interpolated.
+        """
+        if self.deployment.weights == "bf16" or tokens <= _ALIGNED[0]:
+            return 0.0
+        return self._aligned_correction_ms(tokens)
+
+    def _uncached_correction_ms(self, tokens: int) -> float:
+        low = max(size for size in _ALIGNED if size <= tokens)
+        high = min((size for size in _ALIGNED if size >= tokens), default=tokens)
+        share = (tokens - low) / (high - low) if high > low else 0.0
+        aligned = self._shared_ms(low) + share * (self._shared_ms(high) - self._shared_ms(low))
+        return aligned - self._shared_ms(tokens)
+
+    def _shared_ms(self, tokens: int) -> float:
+        return float(self._handle.mixed_step_breakdown(tokens, 0, tokens, 2)[1])
 
     def _compile(self) -> Any:
         from aiconfigurator_core.sdk.engine import EngineHandle

@@ -87,6 +87,18 @@ def build_profile(deployment: Deployment, command: str) -> Built:
     return Built(profile, surrogate)
 
 
+def build_command(deployment: Deployment, model: str | None = None) -> list[str]:
+    """Return the command that builds the profile of a deployment.
+
+    :param model: as the user gave it; unset: by its name.
+    """
+    gpus = ["--tp", str(deployment.tensor_parallel)] if deployment.tensor_parallel > 1 else []
+    engine = ["--engine", deployment.engine] if deployment.engine != "vllm" else []
+    weights = ["--weights", deployment.weights] if deployment.weights != "bf16" else []
+    what = ["--gpu", deployment.card.name, "--model", model or deployment.model.name]
+    return ["loraplan", "profiles", "build", *what, *gpus, *engine, *weights]
+
+
 def profile_name(deployment: Deployment, version: str) -> str:
     """Return a profile's name: device, model with its format and GPUs, engine."""
     weights = "" if deployment.weights == "bf16" else f"-{deployment.weights}"

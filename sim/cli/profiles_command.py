@@ -129,18 +129,15 @@ def build_profile(
     from calibrate.kernels.base_models import base_model_of
     from calibrate.kernels.cards import card_of
     from calibrate.kernels.kernel_tables import WEIGHTS, Deployment, engine_of
+    from calibrate.kernels.profile_from_kernels import build_command
     from calibrate.kernels.profile_from_kernels import build_profile as built_profile
     from calibrate.published.profile_from_runs import write_profile
 
     if weights not in WEIGHTS:
         raise InputError("unknown format of weights", key="--weights", got=weights, allowed=", ".join(WEIGHTS))
     deployment = Deployment(card_of(gpu), base_model_of(model, name), engine_of(engine), weights, tensor_parallel)
-    options = ["--tp", str(tensor_parallel)] if tensor_parallel > 1 else []
-    options += ["--engine", deployment.engine] if deployment.engine != "vllm" else []
-    options += ["--weights", weights] if weights != "bf16" else []
-    given = deployment.model.name if model.lower() == deployment.model.name else "config.json"
-    command = ["loraplan", "profiles", "build", "--gpu", deployment.card.name, "--model", given, *options]
-    built = built_profile(deployment, shlex.join(command))
+    given = model if model.lower() == deployment.model.name else "config.json"
+    built = built_profile(deployment, shlex.join(build_command(deployment, given)))
     profile = built.profile
     file = out or Path("profiles") / f"{profile.name}.json"
     _check_out(file)

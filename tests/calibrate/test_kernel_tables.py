@@ -10,6 +10,7 @@ pytest.importorskip("aiconfigurator_core", reason="needs the kernels extra: pip 
 
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
+from calibrate.kernels.engine_overhead import overhead_of
 from calibrate.kernels.kernel_tables import Deployment, KernelTables
 from calibrate.kernels.profile_from_kernels import build_profile
 from sim.errors import InputError
@@ -95,3 +96,21 @@ def test_gaps_of_the_tables_are_refused(gpu: str, model: str, more: dict[str, ob
 
 def test_a_gap_closes_where_tensor_parallelism_leaves_fewer_heads() -> None:
     assert KernelTables(deployment("h100", "llama-2-7b", tensor_parallel=4)).step_s(8, 500) > 0
+
+
+def test_a_measured_server_that_did_not_calibrate_is_met() -> None:
+    """Llama-3.1-70B in fp8 over two H200 under vLLM: one deployment of the table in docs/validation.md."""
+    from calibrate.kernels.overhead_fit import predict_points
+    from calibrate.kernels.serving_points import serving_points
+
+    points, others = serving_points()
+    assert (len(points), others) == (1043, 4178)
+    wanted = ("vllm", "h200", "llama-3.1-70b", "fp8", 2)
+    found = predict_points([point for point in points if point.group == wanted and point.loop.answer < 2000])
+    assert len(found) == 10
+    errors = []
+    for each in found:
+        overhead = overhead_of(each.point.deployment)
+        terms = (overhead.factor, overhead.step_s, overhead.per_sequence_s, overhead.prefill_step_s)
+        errors.append(abs(each.steps.token @ terms / each.point.token_s - 1))
+    assert sorted(errors)[5] < 0.06
