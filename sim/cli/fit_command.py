@@ -152,7 +152,7 @@ def fit(
     _make(out.parent)
     if out.is_dir():
         raise InputError("a folder, not a file", key="--out", got=str(out))
-    if out.exists() and not _is_profile(out):
+    if out.exists() and not is_profile(out):
         raise InputError("this file is no profile: it is not replaced", key="--out", got=str(out))
     profile = _fitted(folder, model, out.name, jobs, quiet)
     write_profile(profile, out)
@@ -163,7 +163,7 @@ def fit(
     say("", *closing(profile), "", f"profile  {out}")
 
 
-def _is_profile(file: Path) -> bool:
+def is_profile(file: Path) -> bool:
     """Return whether a file has the form of a profile, also of an older version."""
     import json
 
