@@ -26,7 +26,7 @@ atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 MODEL = "llama-3.1-8b"
 GRID = 1 / 64
 """Times of grid scenarios are multiples of this: sums are exact and many things happen at the same instant."""
-VLLM = ("vllm-0.8", "vllm-0.32")
+VLLM = ("vllm-0.8", "vllm-0.9.2", "vllm-0.18", "vllm-0.23", "vllm-0.32")
 PROTECTED = (
     "lru",
     "lru",
@@ -311,7 +311,7 @@ def scenarios(
     """
     if grid is None:
         grid = draw(st.integers(0, 3)) == 0
-    kind = engine or draw(st.sampled_from(("continuous",) * 4 + ("fixed",) + VLLM * 2))
+    kind = engine or draw(st.sampled_from(("continuous",) * 4 + ("fixed",) + VLLM))
     lengths = draw(st.sampled_from(((8, 40), (40, 20), (90, 60), (20, 4), (40, 1))))
     storage: dict[str, Any] = {"loaders": draw(st.integers(1, 3)), "host_loaders": draw(st.integers(1, 2))}
     if kind == "fixed":

@@ -172,16 +172,18 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
         )
     elif compares_routers(points, axes):
         rest = ("miss_ratio", "loads_per_request", "replica_load_skew")
-    wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest])
+    wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest, "prefix_hit_ratio"])
     if all(is_fixed(point) for point in points):
         wanted.pop("ttft_p99_s", None)  # the first token is the whole answer
     names = [name for name in wanted if any(value_of(p, name) is not None for p in points)]
     head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names), "limit"]
     rows = []
     for point in in_order(points, axes):
-        metrics = [(name, point.metrics[name]) for name in names]
+        metrics = [(name, point.metrics.get(name)) for name in names]
         cells = [
-            show(name, m.value, m.unit) + ("" if m.settled or m.value is None else " *") if m.applies else "–"
+            "–"
+            if m is None or not m.applies
+            else show(name, m.value, m.unit) + ("" if m.settled or m.value is None else " *")
             for name, m in metrics
         ]
         judged = [verdict(point, slo_terms)] if slo_terms else []

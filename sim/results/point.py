@@ -45,6 +45,8 @@ UNITS = {
     "failed": "requests",
     "preemptions": "1",
     "evictions": "1",
+    "prefix_hit_ratio": "1",
+    "prefix_blocks_evicted": "1",
     "replica_load_skew": "1",
     "harmed": "requests",
     "harmed_excess": "requests",
@@ -74,6 +76,11 @@ UNITS = {
 }
 """Every metric and its unit, in the order in which tables print them."""
 
+ONLY_WITH_PREFIX_CACHE = frozenset({"prefix_hit_ratio", "prefix_blocks_evicted"})
+"""Metrics that a point lacks unless its replicas have a prefix cache and its requests something to share."""
+ALWAYS_THERE = tuple(name for name in UNITS if name not in ONLY_WITH_PREFIX_CACHE)
+"""Metrics that every point has."""
+
 SUMMED = frozenset({"requests", "sessions", "loads"})
 """Units of counts that are sums over all replications."""
 
@@ -86,6 +93,7 @@ SHARES = frozenset(
         "loader_utilization",
         "gpu_utilization",
         "slo_attainment",
+        "prefix_hit_ratio",
         "rollout_miss_ratio",
         "before_miss_ratio",
     }
@@ -169,7 +177,7 @@ class Point:
     """Everything a report needs to know of one point.
 
     :ivar set: swept keys and their values, ``{}`` for a single run.
-    :ivar metrics: every name of ``UNITS``.
+    :ivar metrics: every name of ``UNITS``, but ``ONLY_WITH_PREFIX_CACHE`` where they don't apply.
     :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
         quantiles over all measured requests; a latency the engine lacks is an empty list.
     :ivar timeline: of the first replication.

@@ -77,7 +77,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     scenario = world.scenario
     replicas = scenario.fleet.replicas
     clock = Clock()
-    recorder = Recorder(sections, world.replicas, replicas)
+    recorder = Recorder(sections, world.replicas, replicas, prefix_cache=world.prefix_cache)
 
     view = View(up=list(range(replicas)), slots=_adapters_at_a_time(world))
     router = make_router(world, view, replication)
@@ -108,7 +108,8 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             request_times(scenario, world.profile, world.population, world.full),
             _token_limits(world),
             world.base_model,
-            NO_LIMIT if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens,
+            NO_LIMIT if scenario.fleet.chunked_prefill else world.batched_tokens,
+            with_text=world.prefix_cache or "texts" in reads,
         ),
         hooks,
         in_flight,

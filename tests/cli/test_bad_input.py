@@ -214,8 +214,12 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("sweep", "quickstart", "--over", "max_loras=8,16"), "max_loras: unknown key; --max-loras of vLLM and"),
         (("plan", "quickstart", "--minimize", "max_loras=8..16"), "max_loras: unknown key; --max-loras of vLLM and"),
         (
-            ("run", "quickstart", "--set", "fleet.engine=vllm-0.12"),
-            "the nearest preset is vllm-0.8: vLLM 0.9.2 to 0.13",
+            ("run", "quickstart", "--set", "fleet.engine=vllm-0.7"),
+            "the nearest preset is vllm-0.8: vLLM up to 0.7 runs the V0 engine",
+        ),
+        (
+            ("run", "quickstart", "--set", "fleet.engine=vllm-0.99"),
+            "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read",
         ),
         (("run", "quickstart", "--jobs", "0"), "--jobs: not a number of workers"),
         (("run", "quikstart"), "did you mean 'quickstart'"),

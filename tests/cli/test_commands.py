@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from command_line import CommandLine
 
-from sim.results.point import UNITS
+from sim.results.point import ALWAYS_THERE
 
 SMALL = ("--set", "workload.requests=3000", "--set", "run.replications=2")
 
@@ -55,7 +55,7 @@ def test_summary_holds_every_metric_with_its_interval(loraplan: CommandLine, tmp
     assert summary["schema_version"] == 1
     assert summary["scenario"] == "quickstart"
     (point,) = summary["points"]
-    assert list(point["metrics"]) == list(UNITS)
+    assert list(point["metrics"]) == list(ALWAYS_THERE)
     ttft = point["metrics"]["ttft_p99_s"]
     assert ttft["lo"] < ttft["value"] < ttft["hi"]
     assert ttft["unit"] == "s"
@@ -119,7 +119,7 @@ def test_sweep_runs_all_combinations_on_the_same_traffic(loraplan: CommandLine, 
     ]
     table = pd.read_csv(tmp_path / "runs/quickstart-sweep/points.csv")
     assert list(table.columns) == ["cache.gpu.slots", "storage.loaders", "metric", "value", "lo", "hi", "unit"]
-    assert len(table) == 4 * len(UNITS)
+    assert len(table) == 4 * len(ALWAYS_THERE)
     misses = table[table["metric"] == "miss_ratio"].set_index(["cache.gpu.slots", "storage.loaders"])["value"]
     assert misses[64, 1] < misses[16, 1]
 

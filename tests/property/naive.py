@@ -645,6 +645,57 @@ class Touching(Batching):
         return STORAGE
 
 
+class Requeueing(Touching):
+    """vLLM 0.9.2 to 0.13 and 0.18 to 0.30: its queues as lists, every step as its scheduler writes it."""
+
+    def __init__(self, fleet: TwinFleet, index: int) -> None:
+        super().__init__(fleet, index)
+        self.main: list[Job] = []
+        self.skipped: list[Job] = []  # the queue of their own
+
+    def stand_in_line(self, job: Job, now: float) -> None:
+        super().stand_in_line(job, now)
+        self.main.append(job)
+
+    def preempt(self, job: Job) -> None:
+        super().preempt(job)
+        self.main.insert(0, job)
+
+    def admit(self, budget: int, chunks: list[tuple[Job, int, int]], now: float) -> list[Job]:
+        fleet = self.scenario.fleet
+        joined: list[Job] = []
+        skipped: list[Job] = []  # in this step
+        while budget > 0 and (self.main or self.skipped):
+            if len(self.running) == fleet.max_num_seqs:
+                self.step_blocked = 1
+                break
+            queue = self.skipped or self.main
+            job = queue[0]
+            if not self.fits(job.adapter):
+                skipped.insert(0, queue.pop(0))
+                continue
+            whole = fleet.kv_check == "whole-prompt"
+            if self.blocks(job.target if whole else min(job.target, budget)) > self.free_blocks():
+                self.step_blocked = 2
+                break
+            queue.pop(0)
+            self.use(job)
+            joined.append(job)
+            job.place = "running"
+            if job.admitted_s < 0:
+                job.admitted_s = now
+            job.prefilled = min(job.target, budget)
+            budget -= job.prefilled
+            chunks.append((job, job.prefilled, 0))
+            self.running.append(job)
+        if fleet.passed_requests == "own-queue":
+            self.skipped = [*reversed(skipped), *self.skipped]
+        else:
+            self.main = skipped + self.main
+        self.passed = len(skipped)
+        return joined
+
+
 def _interpolated(table: Any, x: float) -> float:
     """Linear between the points, along the last two beyond, level before the first."""
     if x <= table[0][0]:
@@ -674,7 +725,7 @@ class TwinFleet:
 
     def kind(self) -> type[Replica]:
         if self.world.scenario.cache.eviction == "vllm-lru":
-            return Touching
+            return Touching if self.world.scenario.fleet.passed_requests == "keep-order" else Requeueing
         return OneByOne if self.world.scenario.fleet.engine == "fixed" else Batching
 
     def count(self) -> int:

@@ -480,7 +480,10 @@ def test_every_way_of_serving_adapters_serves_the_base_model(way: str) -> None:
 
 @pytest.mark.parametrize("policy", ROUTERS.names)
 def test_every_router_spreads_requests_to_the_base_model(policy: str) -> None:
-    one = scenario(fleet={"replicas": 3}, router={"policy": policy}, workload={**WORKLOAD, "requests": 3000})
+    workload = {**WORKLOAD, "requests": 3000}
+    if policy == "affinity-prefix":
+        workload["prefix"] = {"shared_by": "adapter", "texts": 20, "tokens": {"law": "fixed", "value": 64}}
+    one = scenario(fleet={"replicas": 3}, router={"policy": policy}, workload=workload)
     requests = run(one).requests
     assert (requests["status"] == COMPLETED).all()
     sent = np.bincount(requests["replica"][requests["adapter"] == BASE_MODEL], minlength=3)

@@ -47,8 +47,8 @@ def test_an_unknown_placement_lists_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("policy", "key", "value", "others"),
     [
-        ("round-robin", "bound", 1.5, "hash or affinity-residency"),
-        ("affinity-activity", "bound", 1.5, "hash or affinity-residency"),
+        ("round-robin", "bound", 1.5, "hash or affinity-residency or affinity-prefix"),
+        ("affinity-activity", "bound", 1.5, "hash or affinity-residency or affinity-prefix"),
         ("hash", "placement", "bin-pack", "service-per-adapter"),
         ("least-loaded", "copies", 2, "service-per-adapter"),
     ],

@@ -212,7 +212,7 @@ def test_a_bad_row_does_not_move_the_clock(tmp_path: Path) -> None:
         (samples.AZURE_LLM.replace(b"2023-11-16 18:15:50", b"2999-11-16 18:15:50"), "t:3: TIMESTAMP: not a time"),
         (samples.MOONCAKE_JSONL.replace(b"6472", b"true"), "t:2: input_length: not a usable number"),
         (samples.MOONCAKE_JSONL.replace(b'"input_length": 6472, ', b""), "t:2: input_length: the cell is empty"),
-        (samples.MOONCAKE_JSONL.replace(b"[46, 2353]}", b""), "t:2: not a line of JSON (got"),
+        (samples.MOONCAKE_JSONL.replace(b"2366]}", b""), "t:2: not a line of JSON (got"),
     ],
 )
 def test_bad_rows_of_other_formats(tmp_path: Path, content: bytes, says: str) -> None:

@@ -1,11 +1,12 @@
-"""Routers that send a request where its adapter is: by what is in GPU memory, or by what runs."""
+"""Routers that send a request where its adapter is, by what is in GPU memory or what runs; or where its text was."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import ClassVar
 
-from sim.policies.routing.router_policy import RouterContext, load_limit
+from sim.policies.routing.router_policy import RouterContext, is_up, load_limit
 from sim.rng import uniform_draw
 
 _MOST_MASKS = 1 << 16
@@ -71,19 +72,53 @@ class ByResidency:
                 chosen = mask.bit_length() - 1
             if self._bound is None or loads[chosen] < load_limit(self._bound, loads, up):
                 return chosen
-        return self._spread(loads, up, number)
+        return _least_loaded(loads, up, self._key, number)
 
-    def _spread(self, loads: list[int], up: list[int], number: int) -> int:
-        """Return one of the least loaded, at random."""
-        if len(up) < self._replicas:
-            least = min(map(loads.__getitem__, up))
-            candidates = [replica for replica in up if loads[replica] == least]
-            return candidates[int(uniform_draw(self._key, number) * len(candidates))]
-        least = min(loads)
-        chosen, equal = loads.index(least), loads.count(least)
-        if equal > 1:
-            for _ in range(int(uniform_draw(self._key, number) * equal)):
-                chosen = loads.index(least, chosen + 1)
+
+def _least_loaded(loads: list[int], up: list[int], key: int, number: int) -> int:
+    """Return one of the least loaded, at random."""
+    if len(up) < len(loads):
+        least = min(map(loads.__getitem__, up))
+        candidates = [replica for replica in up if loads[replica] == least]
+        return candidates[int(uniform_draw(key, number) * len(candidates))]
+    least = min(loads)
+    chosen, equal = loads.index(least), loads.count(least)
+    if equal > 1:
+        for _ in range(int(uniform_draw(key, number) * equal)):
+            chosen = loads.index(least, chosen + 1)
+    return chosen
+
+
+class ByPrefix:
+    """The replica that got the last request with the longest text in common; else the least loaded.
+
+    The same text of two adapters counts as two, because engines share no cached blocks between adapters. With a bound,
+    a replica that is full is skipped, and the one with the next shorter text is tried. The router remembers where it
+    sent requests; it does not know what a replica still has in its cache.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"loads", "texts"})
+
+    def __init__(self, context: RouterContext) -> None:
+        self._view = context.view
+        self._bound = context.bound
+        self._key = context.key
+        self._last: dict[tuple[int, int], int] = {}  # replica, by adapter and text
+
+    def choose(self, adapter: int, number: int) -> int:
+        view, last = self._view, self._last
+        loads, up, texts = view.loads, view.up, view.texts
+        limit = inf if self._bound is None else load_limit(self._bound, loads, up)
+        chosen = -1
+        for text in texts:
+            replica = last.get((adapter, text), -1)
+            if replica >= 0 and loads[replica] < limit and is_up(replica, up):
+                chosen = replica
+                break
+        if chosen < 0:
+            chosen = _least_loaded(loads, up, self._key, number)
+        for text in texts:
+            last[adapter, text] = chosen
         return chosen
 
 

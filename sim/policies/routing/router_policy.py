@@ -24,6 +24,8 @@ class View:
     :ivar running: by adapter, a bit mask of the replicas in whose batch it is.
     :ivar inside: by replica, requests inside by adapter; where the view is a copy, an empty dict may stand for any with
         fewer adapters than ``slots``.
+    :ivar texts: keys of the texts that the request at hand shares with others, the longest first: its conversation,
+        then the runs of its prompt (``Request.shared``), the last one first.
     :ivar slots: adapters that one replica can run at a time.
     :ivar reading: another number after every change, where what is here changes at readings only; 0 where it is live.
     """
@@ -33,6 +35,7 @@ class View:
     resident: list[int] = field(default_factory=list)
     running: Running = field(default_factory=list[int])
     inside: list[dict[int, int]] = field(default_factory=list)
+    texts: Sequence[int] = ()
     slots: int = 1
     reading: int = 0
 
@@ -85,7 +88,7 @@ class Choosing(Protocol):
         ...
 
 
-VIEW_FIELDS = frozenset(("loads", "resident", "running", "inside"))
+VIEW_FIELDS = frozenset(("loads", "resident", "running", "inside", "texts"))
 """What a view holds only for routers that say they read it."""
 
 

@@ -10,6 +10,7 @@ from sim.spec.base import Strict, located
 from sim.spec.sections.arrival_processes import Arrivals, MmppArrivals, PiecewiseArrivals
 from sim.spec.sections.laws import LognormalTokens, TokenLaw
 from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, Sessions, UniformPopularity
+from sim.spec.sections.shared_prefix import SharedPrefix
 from sim.spec.sections.trace_source import Trace
 from sim.spec.units import Bytes, Seconds, Share
 
@@ -18,7 +19,7 @@ class Tokens(Strict):
     """Lengths of prompts and answers. A request has at most 10,000,000 tokens, prompt and answer together."""
 
     prompt: TokenLaw = LognormalTokens(law="lognormal", mean=600, p99=5400, max=8192)
-    """Prompt tokens per request."""
+    """Prompt tokens per request. With ``workload.prefix`` or a session's ``history`` these follow the shared text."""
     output: TokenLaw = LognormalTokens(law="lognormal", mean=155, p99=870, max=4096)
     """Output tokens per request."""
     correlation: float = Field(default=0.0, gt=-1, lt=1)
@@ -50,6 +51,9 @@ class Workload(Strict):
     """Adapters are replaced by new ones as time passes. Not with a trace."""
     tokens: Tokens = Tokens()
     """Prompt and output lengths. Not with a trace that has them."""
+    prefix: SharedPrefix | None = None
+    """A text at the start of every prompt that requests share. Unset: prompts have nothing in common, unless
+    ``sessions.history`` or the trace says so. It takes effect with ``fleet.prefix_caching``."""
     trace: Trace | None = None
     """Replay recorded requests instead."""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.traffic.request import BASE_MODEL
+from sim.traffic.shared_text import SharedText
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,6 +37,8 @@ class TraceData:
     :ivar adapter_bytes: (adapters,) int64 from the optional column, or None.
     :ivar notes: notes for the user, such as ignored columns.
     :ivar skipped: reason → rows left out.
+    :ivar text: which tokens of prompts requests share, or None where the trace doesn't say.
+    :ivar text_by_user: whether copies of the trace, which stand for other users, share nothing of it.
     """
 
     arrival_s: Floats
@@ -47,6 +50,8 @@ class TraceData:
     adapter_bytes: Ints | None = None
     notes: tuple[str, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
+    text: SharedText | None = None
+    text_by_user: bool = False
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -92,6 +97,7 @@ class ReadOptions:
     :ivar limit: the most requests to return.
     :ivar seed: for formats that give rates or counts instead of single requests.
     :ivar rate_scale: factor on the rates and counts of such formats.
+    :ivar hash_block: tokens of a block in the column ``hash_ids``.
     :ivar adapters_only: read only adapters, so that plain tables need no times and no lengths.
     """
 
@@ -100,6 +106,7 @@ class ReadOptions:
     seed: int = 1
     rate_scale: float = 1.0
     lengths_file: str | None = None
+    hash_block: int = 512
     skip_bad: bool = False
     adapters_only: bool = False
 

@@ -129,6 +129,7 @@ class MisroutedRequests(NoMisrouting):
 
     def start(self, fleet: OpenFleet, fail: Callable[[int, Request, int], None]) -> None:
         self._submit, self._fail = fleet.submit, fail
+        self._prefixes.start(fleet)
 
     def steer(self, request: Request) -> None:
         if request.adapter == self._base_model:

@@ -105,7 +105,9 @@ def world_of(world: World, fleet: FullModelFleet, place: int) -> World:
     """
     scenario, swaps = world.scenario, fleet.spec.serve == "swap"
     resident = fleet.spec.places
-    rules = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
+    rules: dict[str, object] = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
+    if swaps:
+        rules["prefix_caching"] = False  # another model takes the memory
     derived = scenario.model_copy(
         update={
             "fleet": scenario.fleet.model_copy(update=rules),
