@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from mypy_extensions import mypyc_attr
 
 from sim.policies.eviction import Eviction
 
-ABSENT, LOADING, RESIDENT = 0, 1, 2
+ABSENT: Final = 0
+LOADING: Final = 1
+RESIDENT: Final = 2
 
 
 class CacheListener(Protocol):
@@ -122,6 +124,7 @@ class GpuCache(AdapterCache):
         self.evictions = 0
         self.listener: CacheListener | None = None
         self._eviction = eviction
+        self._idle, self._busy = eviction.idle, eviction.busy  # every request calls them
         self._touched = eviction.touched
         self._coming = eviction.coming
         self._unused: set[int] = set()  # resident and not used yet; kept only for policies that count uses
@@ -185,7 +188,7 @@ class GpuCache(AdapterCache):
                 self.in_use_peak = in_use
             if resident:
                 self.idle_weight -= weight
-                self._eviction.busy(adapter)
+                self._busy(adapter)
         if resident and self._touched is not None:
             if self._unused and adapter in self._unused:
                 self._unused.remove(adapter)  # its load already counted as this use
@@ -203,7 +206,7 @@ class GpuCache(AdapterCache):
         self.in_use -= weight
         if self.state[adapter] == RESIDENT:
             self.idle_weight += weight
-            self._eviction.idle(adapter)
+            self._idle(adapter)
         return True
 
     def can_claim(self, adapter: int) -> bool:
@@ -304,7 +307,7 @@ class GpuCache(AdapterCache):
         users = self.users[adapter]
         if users == 0:
             self.idle_weight += self.weights[adapter]
-            self._eviction.idle(adapter)
+            self._idle(adapter)
             if self._touched is not None:
                 self._unused.add(adapter)
         elif self._touched is not None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-COMPLETED, UNFINISHED, REFUSED, FAILED = 0, 1, 2, 3
+COMPLETED: Final = 0
+UNFINISHED: Final = 1
+REFUSED: Final = 2
+FAILED: Final = 3
 """How a request ended: with its last token; not before the simulation stopped; refused (too long for the KV cache, or
 its adapter was not served just then); failed (its replica died, its adapter could not be loaded, its answer was found
 wrong to the last try)."""
@@ -106,14 +109,14 @@ _LOAD_ROW = np.dtype(
         ("", "V4"),
     ]
 )
-pack_request = Struct("=5d2q4h").pack
+pack_request: Final = Struct("=5d2q4h").pack
 """One row of ``Recorder.request_rows``: the fields of ``_REQUEST_ROW`` in their order."""
-pack_step = Struct("=4d5i4x").pack
+pack_step: Final = Struct("=4d5i4x").pack
 """One row of ``Recorder.step_rows`` for every leap: the fields of ``_STEP_ROW``."""
 _PAUSE_ROW = np.dtype([("start", "f8"), ("seconds", "f8"), ("count", "f8")])
-pack_pause = Struct("=3d").pack
+pack_pause: Final = Struct("=3d").pack
 """One row of ``Recorder.pause_rows``: a step's start, and gaps that end with it: how long and how many."""
-pack_load = Struct("=3d3i4x").pack
+pack_load: Final = Struct("=3d3i4x").pack
 """One row of ``Recorder.load_rows`` for every load: the fields of ``_LOAD_ROW``."""
 _MARK_ROW = np.dtype(
     [
@@ -127,13 +130,13 @@ _MARK_ROW = np.dtype(
         ("", "V4"),
     ]
 )
-pack_mark = Struct("=qi2h2i8x").pack
+pack_mark: Final = Struct("=qi2h2i8x").pack
 """One row of ``Recorder.mark_rows`` for a request of which there is more to say, in any number: the fields of
 ``_MARK_ROW`` but the last. Marks and tries add up; the other fields are 0 where a row doesn't speak of them."""
 _HOST_FILL_ROW = np.dtype([("index", "i8"), ("wait_s", "f8")])
-pack_host_fill = Struct("=qd").pack
+pack_host_fill: Final = Struct("=qd").pack
 """One row of ``Recorder.host_fill_rows``: a completed request, and its seconds of waiting for host memory."""
-pack_judged = Struct("=qi8x2i4x").pack
+pack_judged: Final = Struct("=qi8x2i4x").pack
 """Another of these rows, for a wrong answer that was noticed: index, marks, tries and ``detected``."""
 _MARK_COLUMNS: dict[str, type] = {
     "marks": np.int32,

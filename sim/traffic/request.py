@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-HIT, DELAYED_HIT, MISS = 0, 1, 2
+from typing import Final
+
+HIT: Final = 0
+DELAYED_HIT: Final = 1
+MISS: Final = 2
 """How a request found its adapter: resident, on its way, or absent, so that it started a load."""
-FROM_GPU, FROM_HOST, FROM_STORAGE = 0, 1, 2
+FROM_GPU: Final = 0
+FROM_HOST: Final = 1
+FROM_STORAGE: Final = 2
 """The tier that its adapter came from."""
 
 
@@ -19,6 +25,7 @@ class Request:
     :ivar load_wait_s: time from then to the end of the load.
     :ivar load_queue_s: the part of that wait before the load started, for a loader or for a slot.
     :ivar to_prefill: tokens still to prefill before its next output token.
+    :ivar chunk: prompt tokens that it computes in the step under way, if it prefills; unset before its first step.
     :ivar context: KV tokens that it holds; for a decoding request, those at the start of decoding.
     :ivar generated: output tokens before its current prefill: 0 unless it was preempted.
     :ivar last_step: value of the scheduler's decode counter after its last token; -1 while not decoding.
@@ -35,12 +42,13 @@ class Request:
 
     # Written out, not a dataclass: passing two dozen defaults through __init__ costs as much as an event.
     __slots__ = (
-        "adapter", "admitted_s", "arrival_s", "asked_s", "cached_tokens", "claimed", "context", "first_token_s",
-        "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s", "load_s",
-        "load_wait_s", "outcome", "output_tokens", "preemptions", "prompt_tokens", "service_s", "session", "shared",
-        "text", "tier", "to_prefill",
+        "adapter", "admitted_s", "arrival_s", "asked_s", "cached_tokens", "chunk", "claimed", "context",
+        "first_token_s", "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s",
+        "load_s", "load_wait_s", "outcome", "output_tokens", "preemptions", "prompt_tokens", "service_s", "session",
+        "shared", "text", "tier", "to_prefill",
     )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
+    chunk: int
     last_token_s: float
     session: int | None
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, Final
 
 import simpy
 from simpy.core import EmptySchedule
 
-CONTROL, LOAD_DONE, BOUNDARY, ARRIVAL = 0, 1, 2, 3
+CONTROL: Final = 0
+LOAD_DONE: Final = 1
+BOUNDARY: Final = 2
+ARRIVAL: Final = 3
 """Order of events at one instant: control events, ends of loads, step boundaries, arrivals (docs/model.md)."""
 
 
@@ -51,6 +54,19 @@ class Clock:
     def schedule(self, time: float, kind: int, event: Call) -> None:
         """Schedule an event that is not on the queue; reusing events saves creating new ones."""
         heappush(self.queue, (time, kind, self._next_id(), event))
+
+    def reach(self, time: float, kind: int, event: Call) -> bool:
+        """Go to ``time`` at once if nothing else happens by then, otherwise schedule ``event``; return which.
+
+        The caller does the work of ``event`` itself if the time is reached. That saves a call of it, and its way
+        through the queue.
+        """
+        queue = self.queue
+        if queue and queue[0][0] <= time:
+            heappush(queue, (time, kind, self._next_id(), event))
+            return False
+        self.now = time
+        return True
 
     def step(self) -> None:
         """Process the next event.

@@ -103,6 +103,7 @@ class Fleet:
         self._requests: Iterator[Request] = iter(())
         self._next: Request | None = None
         self._too_long: set[int] = set()
+        self._only: Server | None = None  # the one replica to which all requests of this chunk go, without questions
         self._marks = self._section_starts()
         self._hooks = hooks
         self._in_flight = in_flight
@@ -240,6 +241,8 @@ class Fleet:
         too_long = chunk.prompt_tokens + chunk.output_tokens > self._token_limits[chunk.adapter]
         too_long |= chunk.prompt_tokens > self._prompt_limit
         self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())
+        simple = self._hooks.direct and len(self.servers) == 1 and not self._too_long
+        self._only = self.servers[0] if simple else None
         if chunk.session is not None:
             self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
         times = self._times
@@ -261,7 +264,7 @@ class Fleet:
         clock = self.clock
         now, queue, servers, in_flight = clock.now, clock.queue, self.servers, self._in_flight
         direct, several, counting = self._hooks.direct, len(servers) > 1, in_flight.counting
-        requests, too_long = self._requests, self._too_long
+        requests, too_long, only = self._requests, self._too_long, self._only
         request = self._next
         while request is not None:
             if request.arrival_s > now:
@@ -270,7 +273,9 @@ class Fleet:
                     clock.schedule(request.arrival_s, ARRIVAL, event)
                     return
                 clock.now = now = request.arrival_s  # no event comes first, so scheduling one would be wasted
-            if too_long and request.index in too_long:
+            if only is not None:
+                only.arrive(request)
+            elif too_long and request.index in too_long:
                 self.recorder.record_unserved(request, -1, REFUSED)
             elif direct:
                 replica = self._router.choose(request.adapter, request.index) if several else 0
@@ -283,7 +288,7 @@ class Fleet:
             request = next(requests, None)
             if request is None:
                 request = self._next = self._load_chunk()
-                requests, too_long = self._requests, self._too_long
+                requests, too_long, only = self._requests, self._too_long, self._only
 
     def _close(self) -> Recording:
         stopped, hooks, recorder = self.clock.now, self._hooks, self.recorder

@@ -25,7 +25,7 @@ class Extent:
 
     __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "segments", "twin", "users")
 
-    def __init__(self, key: Key, first: int, end: int, *, twin: bool = False) -> None:
+    def __init__(self, key: Key, first: int, end: int, twin: bool = False) -> None:
         self.key = key
         self.first = self.cover = first
         self.end = end
@@ -62,6 +62,11 @@ class Extent:
             extent = extent.next
 
 
+Spans = list[tuple[Extent, int]]
+"""Blocks that a request holds, or would hold, and that others may find: extents in the order of its tokens, with the
+end of its blocks in each."""
+
+
 class Segment:
     """Blocks ``first`` to ``end`` (exclusive) that stand next to each other in the free queue, the last one first.
 
@@ -71,41 +76,8 @@ class Segment:
 
     __slots__ = ("cached", "end", "extent", "first")
 
-    def __init__(self, extent: Extent | None, first: int, end: int, *, cached: bool) -> None:
+    def __init__(self, extent: Extent | None, first: int, end: int, cached: bool) -> None:
         self.extent = extent
         self.first = first
         self.end = end
         self.cached = cached
-
-
-class Holding:
-    """Blocks that a request holds, or would hold, and that others may find: for each extent, those up to an end.
-
-    :ivar index: of the request.
-    :ivar extents: the extents in the order of its tokens; ``ends``: the end of its blocks in each.
-    :ivar blocks: number of these blocks.
-    :ivar forgotten: whether what it computes from now on can't be found.
-    """
-
-    __slots__ = ("blocks", "ends", "extents", "forgotten", "index")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.extents: list[Extent] = []
-        self.ends: list[int] = []
-        self.blocks = 0
-        self.forgotten = False
-
-    def add(self, extent: Extent, end: int) -> None:
-        """Add the blocks of an extent up to ``end``, which follow those that it has."""
-        self.extents.append(extent)
-        self.ends.append(end)
-        self.blocks = end
-
-    def idle_blocks(self) -> int:
-        """Return how many of its blocks have no user, for a request that has not joined yet."""
-        idle = 0
-        for extent, end in zip(self.extents, self.ends, strict=True):
-            if extent.cover < end:
-                idle += end - extent.cover
-        return idle

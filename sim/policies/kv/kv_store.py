@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 from mypy_extensions import mypyc_attr
 
@@ -78,7 +77,7 @@ class KvStore(ABC):
         """
 
     @abstractmethod
-    def start_decodes(self, requests: Sequence[Request]) -> None:
+    def start_decodes(self, requests: list[Request]) -> None:
         """Let sequences decode that hold the ``request.context`` tokens of their prompts; ``last_step`` is set."""
 
     @abstractmethod
@@ -90,8 +89,11 @@ class KvStore(ABC):
         """Return how many of the next ``steps`` decode steps find the blocks they need."""
 
     @abstractmethod
-    def give_back(self, requests: Sequence[Request]) -> None:
-        """Take back the blocks of sequences that leave the batch; those with ``last_step`` below 0 prefill."""
+    def give_back(self, requests: list[Request]) -> None:
+        """Take back the blocks of sequences that leave the batch.
+
+        They all decode, or it is a single one that prefills: its ``last_step`` is below 0.
+        """
 
     @abstractmethod
     def note_peak(self, steps: int) -> None:

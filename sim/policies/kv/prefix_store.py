@@ -8,19 +8,17 @@ a naive twin with real blocks (tests/property/test_prefix_twin.py).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
-from sim.policies.kv.counting_store import CountingStore
-from sim.policies.kv.extents import Extent, Holding, Key, Segment
-from sim.policies.kv.kv_store import held_tokens
+from sim.policies.kv.extents import Extent, Key, Segment, Spans
+from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.traffic.request import Request
 
 NO_END = 1 << 60
 """A block number above all others."""
 
 
-class PrefixStore(CountingStore):
-    """Counts blocks, and tracks what the full ones contain, so that requests share blocks with the same tokens.
+class PrefixStore(KvStore):
+    """Tracks what full blocks contain, so that requests share blocks with the same tokens; the rest it only counts.
 
     A block is known by its adapter, by the run of tokens that its last token belongs to, and by its number within the
     request. Blocks of one run that were filled one after the other form an ``Extent``, so a request costs as much as it
@@ -30,7 +28,8 @@ class PrefixStore(CountingStore):
     Which physical block holds what does not matter. A block without content always stands before all cached ones in the
     free queue, so only cached blocks without users are kept in order here: while there are more of them than free
     blocks, the first is evicted. That is put off until it matters: until a request is looked up, or blocks are given
-    back.
+    back. The number of free blocks is always exact. Decodes grow together, so a count of them by phase,
+    ``(tokens - 1 - steps so far) % size``, tells how many need a block in each of the steps to come.
 
     Prompts can be found as soon as they are scheduled, generated tokens when their request leaves the batch: only a
     later turn of its conversation, or itself after a preemption, can look for them.
@@ -40,9 +39,9 @@ class PrefixStore(CountingStore):
     :param base_tokens: blocks within the first ``base_tokens`` tokens of a prompt are shared by all adapters and the
         base model (activated LoRA).
     :param base_model: number of the base model as an adapter, if it is served; it matters only with ``base_tokens``.
-    :ivar asked_tokens: tokens of all requests that were admitted; ``found_tokens``: those of them that were cached.
-    :ivar again_asked_tokens, again_found_tokens: the part of requests that came back after a preemption.
     :ivar evicted_blocks: cached blocks that were used for something else.
+    :ivar again_tokens: tokens of requests as they came back after a preemption; ``again_cached_tokens``: those of them
+        that they found cached. A request keeps the ``cached_tokens`` of its first admission.
     """
 
     caches = True
@@ -51,36 +50,42 @@ class PrefixStore(CountingStore):
         self, total: int, size: int, *, uncached_last: bool = False, base_tokens: int = 0, base_model: int = -1
     ) -> None:
         super().__init__(total, size)
-        self.asked_tokens = self.found_tokens = 0
-        self.again_asked_tokens = self.again_found_tokens = 0
         self.evicted_blocks = 0
+        self.again_tokens = self.again_cached_tokens = 0
         self._uncached_last = uncached_last
         self._base_tokens = base_tokens
         self._base_model = base_model
         self._known: dict[Key, Extent] = {}
         self._twins: dict[tuple[int, int, int, int], list[Extent]] = {}  # by key and block, the oldest first
-        self._held: dict[int, Holding] = {}  # by index, for requests that hold blocks which can be found
+        self._held: dict[int, Spans] = {}  # by index, of requests that hold blocks which can be found
+        self._lost: set[int] = set()  # requests of which no other can find what they compute from now on
         self._place: dict[int, int] = {}  # of each running request among all admissions, by index
         self._admissions = 0
-        self._found = Holding(-1)  # by the last lookup
+        self._found: Spans = []  # by the last lookup, of this request:
+        self._found_index = -1
         self._extra_users = 0  # users of blocks in use, beyond one for each
-        self._peak_once = 0
-        self._ahead = 0  # 1 if decodes have reserved the blocks of the coming step, else 0
+        self._peak_tokens = 0
+        self._free = total  # free blocks; if ``_reserved``, decodes have taken theirs of the coming step already
+        self._reserved = False
+        self._step = 0  # decode steps so far
+        self._phases = [0] * size  # decoding sequences by phase
         # Free blocks, the next to be taken first: cached ones, and with ``uncached_last`` all others too.
         self._queue: OrderedDict[Segment, None] = OrderedDict()
         self._queued = 0  # their number
-        self._last = Segment(None, 0, 0, cached=False)  # in the queue, or empty
+        self._last = Segment(None, 0, 0, False)  # in the queue, or empty
         if uncached_last:
-            self._append(Segment(None, 0, total, cached=False))
+            self._append(Segment(None, 0, total, False))
 
     # Find -----------------------------------------------------------------------------------------------------------
 
     def cached_tokens(self, request: Request) -> int:
         if not request.shared and request.text < 0 and not request.preemptions:
             return 0
-        self.settle()
-        self._found = self._find(request)
-        return self._found.blocks * self.size
+        if self._queued > self._free:
+            self.settle()
+        self._found = found = self._find(request)
+        self._found_index = request.index
+        return found[-1][1] * self.size if found else 0
 
     def _path(self, request: Request, *, own: bool) -> list[tuple[Key, int]]:
         """Return the runs of a request with the number of the block after their last one.
@@ -88,7 +93,11 @@ class PrefixStore(CountingStore):
         :param own: with the run that no other request has.
         """
         adapter, size, text = request.adapter, self.size, request.text
-        path = [((adapter, key, 0), end // size) for end, key in request.shared]
+        if len(request.shared) == 1:  # without a loop, which takes longer if interpreted
+            end, key = request.shared[0]
+            path = [((adapter, key, 0), end // size)]
+        else:
+            path = [((adapter, key, 0), end // size) for end, key in request.shared]
         if text >= 0:
             path.append(((adapter, text, 0), NO_END))
         elif own:
@@ -99,15 +108,17 @@ class PrefixStore(CountingStore):
 
     def _with_base(self, path: list[tuple[Key, int]], blocks: int) -> list[tuple[Key, int]]:
         """Return a path whose first ``blocks`` blocks are those of the base model."""
-        base, split = self._base_model, list[tuple[Key, int]]()
+        base = self._base_model
+        split: list[tuple[Key, int]] = []
         for (adapter, key, _), end in path:
             split.append(((base, key, 0), min(end, blocks)))
             split.append(((adapter, key, blocks), end))
         return split
 
-    def _find(self, request: Request) -> Holding:
+    def _find(self, request: Request) -> Spans:
         """Return the longest run of known blocks of a request that would join; it leaves a token to compute."""
-        found, known = Holding(request.index), self._known
+        found: Spans = []
+        known = self._known
         limit, block = (request.to_prefill - 1) // self.size, 0
         for key, last in self._path(request, own=request.preemptions > 0):
             end = last if last < limit else limit
@@ -121,7 +132,7 @@ class PrefixStore(CountingStore):
                         return found
                     extent = twins[0]
                 block = extent.end if extent.end < end else end
-                found.add(extent, block)
+                found.append((extent, block))
             if block == limit:
                 break
         return found
@@ -129,102 +140,104 @@ class PrefixStore(CountingStore):
     # Take -----------------------------------------------------------------------------------------------------------
 
     def reserve_decodes(self) -> bool:
-        self._ahead = 1
-        return self.decoding <= self._room or self._free_after(1) >= 0
+        if not self._reserved:
+            self._reserved = True
+            self._free -= self._phases[(-1 - self._step) % self.size]
+        return self._free >= 0
 
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
-        size, found = self.size, self._found
-        joins = not request.context
-        assert not cached or (joins and found.index == request.index), "the request was looked up just before"
-        idle = found.idle_blocks() if cached else 0
-        left = -request.context % size  # tokens that still fit into its last block
-        if room_for:
-            asked = idle - (left - room_for) // size if room_for > left else idle
-            if asked * size + self.decoding > self._room and asked > self._free_after(1):
-                return False
-        if joins:
-            self._join(request, cached)
+        size, idle = self.size, 0
         if cached:
-            self._share(found)
-            self._held[request.index] = found
-            self._extra_users += found.blocks - idle
-        self._room += (left - tokens) // size * size - idle * size
+            assert request.index == self._found_index, "the request was looked up just before"
+            for extent, end in self._found:
+                if end > extent.cover:
+                    idle += end - extent.cover
+        left = -request.context % size  # tokens that still fit into its last block
+        if room_for > left and idle - (left - room_for) // size > self._free:
+            return False
+        if not request.context:
+            self._join(request, cached, idle)
+        self._free -= idle + (-((left - tokens) // size) if tokens > left else 0)
         if request.shared or request.text >= 0:
-            self._fill_prompt(request, request.context + cached + tokens)
+            self._fill_prompt(request, (request.context + cached + tokens) // size)
         return True
 
-    def _join(self, request: Request, cached: int) -> None:
-        """Count an admission."""
+    def _join(self, request: Request, cached: int, idle: int) -> None:
+        """Count an admission, and share the cached blocks."""
         self._admissions = self._place[request.index] = self._admissions + 1
-        self.asked_tokens += request.to_prefill
-        self.found_tokens += cached
         if request.preemptions:
-            self.again_asked_tokens += request.to_prefill
-            self.again_found_tokens += cached
+            self.again_tokens += request.to_prefill
+            self.again_cached_tokens += cached
         else:
             request.cached_tokens = cached
+        if cached:
+            self._held[request.index] = self._found
+            self._extra_users += cached // self.size - idle
+            for extent, end in self._found:
+                if end > extent.cover:
+                    self._take_out(extent, end)
+                extent.use(end)
 
-    def _share(self, found: Holding) -> None:
-        """Take the blocks of a request that joins out of the free queue, and count it as their user."""
-        for extent, end in zip(found.extents, found.ends, strict=True):
-            while end > extent.cover and extent.segments:
-                segment = extent.segments[-1]
-                if segment.first >= end:
-                    break
-                if segment.end <= end:
-                    self._queued -= segment.end - segment.first
-                    extent.segments.pop()
-                    del self._queue[segment]
-                else:
-                    self._queued -= end - segment.first
-                    segment.first = end
-            extent.use(end)
+    def _take_out(self, extent: Extent, end: int) -> None:
+        """Take the free blocks of an extent up to ``end`` out of the free queue."""
+        segments = extent.segments
+        while segments and segments[-1].first < end:
+            segment = segments[-1]
+            if segment.end > end:
+                self._queued -= end - segment.first
+                segment.first = end
+                return
+            self._queued -= segment.end - segment.first
+            segments.pop()
+            del self._queue[segment]
 
-    def _fill_prompt(self, request: Request, tokens: int) -> None:
-        """Make known the full blocks of a prompt of which ``tokens`` are scheduled, so far as others can find them."""
-        full, held = tokens // self.size, self._held.get(request.index)
+    def _fill_prompt(self, request: Request, full: int) -> None:
+        """Make known the ``full`` blocks of a prompt that are scheduled, as far as other requests can find them."""
         if request.text < 0:
             full = min(full, request.shared[-1][0] // self.size)
-        if held is None:
-            held = self._held[request.index] = Holding(request.index)
-        if full > held.blocks:
+        spans = self._held.get(request.index)
+        if full > (spans[-1][1] if spans else 0):
             self.settle()
-            self._fill(held, full, self._path(request, own=False))
+            self._fill(request, full, own=False)
 
-    def _fill(self, held: Holding, full: int, path: list[tuple[Key, int]]) -> None:
-        """Make known the blocks of a request that have become full, the last of which is number ``full - 1``."""
-        if held.forgotten:
+    def _fill(self, request: Request, full: int, *, own: bool) -> None:
+        """Make known the ``full`` first blocks of a request.
+
+        :param own: with the run that no other request has.
+        """
+        if request.index in self._lost:
             return
-        block = held.blocks
-        for key, end in path:
-            if block < end:
-                block = self._fill_run(held, key, block, min(end, full))
-                if block == full:
-                    break
+        spans = self._held.setdefault(request.index, [])
+        block = spans[-1][1] if spans else 0
+        for key, end in self._path(request, own=own):
+            if block < end and block < full:
+                self._fill_run(spans, key, block, min(end, full))
+                block = end
 
-    def _fill_run(self, held: Holding, key: Key, block: int, end: int) -> int:
-        """Make known the blocks from ``block`` to ``end`` of one run; return ``end``."""
+    def _fill_run(self, spans: Spans, key: Key, block: int, end: int) -> None:
+        """Make known the blocks from ``block`` to ``end`` of one run, and append them to what a request holds."""
         while block < end and self._is_known(key, block):
             # The two equal blocks stay next to each other, and the older one is found.
-            twin = Extent(key, block, block + 1, twin=True)
+            twin = Extent(key, block, block + 1, True)
             self._twins.setdefault((*key, block), []).append(twin)
             block += 1
-            held.add(twin, block)
             twin.use(block)
+            spans.append((twin, block))
         if block == end:
-            return end
-        last = held.extents[-1] if held.extents else None
-        if last is not None and last.key == key and last.end == block and not last.twin:
-            last.leave(block)
-            last.end = held.ends[-1] = held.blocks = end
-            last.use(end)
-            return end
+            return
+        if spans:
+            last, held = spans[-1]
+            if last.key == key and last.end == held == block and not last.twin:
+                last.leave(block)
+                last.end = end
+                last.use(end)
+                spans[-1] = last, end
+                return
         fresh = Extent(key, block, end)
         fresh.next = self._known.get(key)
-        self._known[key] = fresh
-        held.add(fresh, end)
         fresh.use(end)
-        return end
+        self._known[key] = fresh
+        spans.append((fresh, end))
 
     def _is_known(self, key: Key, block: int) -> bool:
         extent = self._known.get(key)
@@ -236,13 +249,12 @@ class PrefixStore(CountingStore):
 
     # Give back ------------------------------------------------------------------------------------------------------
 
-    def give_back(self, requests: Sequence[Request]) -> None:
-        self.settle()
-        super().give_back(requests)
+    def give_back(self, requests: list[Request]) -> None:
+        if self._queued > self._free:
+            self.settle()
         if len(requests) > 1 and self._held:
             requests = sorted(requests, key=self._place_of)
         for request in requests:
-            del self._place[request.index]
             self._release(request)
 
     def _place_of(self, request: Request) -> int:
@@ -250,40 +262,55 @@ class PrefixStore(CountingStore):
 
     def _release(self, request: Request) -> None:
         """Free the blocks of a request, the last one first."""
-        tokens, held = self._tokens_of(request), self._held.pop(request.index, None)
-        full = tokens // self.size
-        ends = request.last_step == self._step
-        if held is None and not ends:
-            held = Holding(request.index)
-        if held is not None and (request.text >= 0 or not ends) and full > held.blocks:
-            self._fill(held, full, self._path(request, own=True))
-        if self._uncached_last and tokens % self.size:
-            self._append(Segment(None, 0, 1, cached=False))
-        anonymous = full if held is None else full - held.blocks
-        if anonymous:
-            last = self._last
-            if last.extent is None and last.cached and last.end:
-                last.end += anonymous
-                self._queued += anonymous
-            else:
-                self._append(Segment(None, 0, anonymous, cached=True))
-        if held is not None and held.blocks:
-            self._leave(held)
+        index, size, last_step = request.index, self.size, request.last_step
+        if last_step < 0:
+            tokens = request.context
+        else:
+            tokens = held_tokens(request, self._step)
+            self.decoding -= 1
+            self.tokens -= tokens
+            self._phases[(tokens - 1 - self._step) % size] -= 1
+            if self._reserved and tokens % size == 0:
+                self._free += 1  # the block that it would have taken in the coming step
+        full = tokens // size
+        if request.text >= 0 or last_step != self._step:
+            self._fill(request, full, own=True)
+        if tokens % size:
+            self._free += 1
+            if self._uncached_last:
+                self._append(Segment(None, 0, 1, False))
+        spans = self._held.pop(index, None)
+        known = spans[-1][1] if spans else 0
+        if full > known:
+            self._free += full - known
+            self._append_unknown(full - known)
+        if spans:
+            self._leave(spans)
+        del self._place[index]
+        if self._lost:
+            self._lost.discard(index)
 
-    def _leave(self, held: Holding) -> None:
+    def _append_unknown(self, blocks: int) -> None:
+        """Append cached blocks to the free queue that no request can find."""
+        last = self._last
+        if last.extent is None and last.cached and last.end:
+            last.end += blocks
+            self._queued += blocks
+        else:
+            self._append(Segment(None, 0, blocks, True))
+
+    def _leave(self, spans: Spans) -> None:
         """Free those blocks of a request that can be found and have no other user."""
-        freed = 0
-        for place in range(len(held.extents) - 1, -1, -1):
-            extent, end = held.extents[place], held.ends[place]
+        shared = blocks = spans[-1][1]
+        for extent, end in reversed(spans):
             cover = extent.leave(end)
             if cover < end:
-                freed += end - cover
-                segment = Segment(extent, cover, end, cached=True)
+                shared -= end - cover
+                segment = Segment(extent, cover, end, True)
                 extent.segments.append(segment)
                 self._append(segment)
-        shared = held.blocks - freed
         self._extra_users -= shared
-        self._room -= shared * self.size
+        self._free += blocks - shared
 
     def _tokens_of(self, request: Request) -> int:
         return request.context if request.last_step < 0 else held_tokens(request, self._step)
@@ -297,14 +324,12 @@ class PrefixStore(CountingStore):
 
     def settle(self) -> None:
         """Evict what has been taken from the free queue since the last call."""
-        if self._queued * self.size + self._ahead * self.decoding > self._room:
-            self._evict(max(self._free_after(self._ahead), 0))
+        if self._queued > self._free:
+            self._evict(max(self._free, 0))
 
     def _evict(self, free: int) -> None:
-        """Take blocks from the head of the free queue until no more than ``free`` are left in it."""
-        gone, queue = self._queued - free, self._queue
-        if gone <= 0:
-            return
+        """Take blocks from the head of the free queue until ``free`` are left in it."""
+        queue, gone = self._queue, self._queued - free
         self._queued = free
         while gone:
             segment = next(iter(queue))
@@ -355,38 +380,72 @@ class PrefixStore(CountingStore):
         """
         self.settle()
         for request in self.running.values():
-            held = self._held.setdefault(request.index, Holding(request.index))
-            full = self._tokens_of(request) // self.size
-            if full > held.blocks:
-                self._fill(held, full, self._path(request, own=True))
+            self._fill(request, self._tokens_of(request) // self.size, own=True)
         gone = [extent for key, first in self._known.items() if key[0] == adapter for extent in first.chain()]
         gone += [twin for key, twins in self._twins.items() if key[0] == adapter for twin in twins]
         for extent in gone:
             extent.forgotten = True
             self._unlink(extent)
-        for held in self._held.values():
-            if self.running[held.index].adapter == adapter or any(extent.forgotten for extent in held.extents):
-                held.forgotten = True
+        for index, request in self.running.items():
+            if request.adapter == adapter or any(extent.forgotten for extent, _ in self._held.get(index, ())):
+                self._lost.add(index)
 
     # Report ---------------------------------------------------------------------------------------------------------
 
+    def start_decodes(self, requests: list[Request]) -> None:
+        size, step, phases, tokens = self.size, self._step, self._phases, 0
+        for request in requests:
+            tokens += request.context
+            phases[(request.context - 1 - step) % size] += 1
+        self.decoding += len(requests)
+        self.tokens += tokens
+
     def grow(self, steps: int) -> None:
-        super().grow(steps)
-        self._ahead = 0
-        self._count_once(self.tokens)
+        if steps != 1 or not self._reserved:
+            self._free -= self._needed(steps) - (self._needed(1) if self._reserved else 0)
+        self._reserved = False
+        self._step += steps
+        self.tokens += steps * self.decoding
+        self._count_peak(self.tokens)
+
+    def _needed(self, steps: int) -> int:
+        """Return how many blocks decodes take in so many steps from now."""
+        size, phases = self.size, self._phases
+        if steps == 1:
+            return phases[(-1 - self._step) % size]
+        cycles, rest = divmod(steps, size)
+        end = (-1 - self._step) % size + 1
+        first = end - rest
+        needed = cycles * self.decoding + sum(phases[max(first, 0) : end])
+        return needed + sum(phases[first:]) if first < 0 else needed
+
+    def steps_that_fit(self, steps: int) -> int:
+        free = self._free + self._needed(1)
+        if (steps // self.size + 1) * self.decoding <= free or self._needed(steps) <= free:
+            return steps
+        low, high = 0, steps + 1  # the blocks in use never decrease, so bisection finds the last step that fits
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._needed(middle) <= free:
+                low = middle
+            else:
+                high = middle
+        return low
 
     def note_peak(self, steps: int) -> None:
-        self._evict(max(self._free_after(steps), 0))
-        self._count_once(self.tokens + steps * self.decoding)
+        free = self._free - self._needed(steps) + self._needed(1)
+        if self._queued > free:
+            self._evict(free)
+        self._count_peak(self.tokens + steps * self.decoding)
 
-    def _count_once(self, tokens: int) -> None:
+    def _count_peak(self, tokens: int) -> None:
         """Count for the peak what decodes hold, shared blocks once."""
         once = tokens - self._extra_users * self.size
-        if once > self._peak_once:
-            self._peak_once = once
+        if once > self._peak_tokens:
+            self._peak_tokens = once
 
     def peak_share(self) -> float:
-        return self._peak_once / (self.total * self.size)
+        return self._peak_tokens / (self.total * self.size)
 
     def check_integrity(self) -> None:
         size = self.size
@@ -396,14 +455,13 @@ class PrefixStore(CountingStore):
         assert held.keys() == self._place.keys() >= self._held.keys()
 
         users: dict[Extent, list[int]] = {}
-        for index, holding in self._held.items():
-            assert holding.index == index
-            assert held[index] // size >= holding.blocks == (holding.ends[-1] if holding.ends else 0)
+        for index, spans in self._held.items():
             block = 0
-            for extent, end in zip(holding.extents, holding.ends, strict=True):
+            for extent, end in spans:
                 assert extent.first == block < end <= extent.end
                 users.setdefault(extent, []).append(end)
                 block = end
+            assert block <= held[index] // size
         known = [extent for first in self._known.values() for extent in first.chain()]
         known += [twin for twins in self._twins.values() for twin in twins]
         assert len(known) == len(set(known))
@@ -426,6 +484,8 @@ class PrefixStore(CountingStore):
         extra -= sum(extent.cover - extent.first for extent in users)
         assert self._extra_users == extra
         free = self.total - sum(-(-tokens // size) for tokens in held.values()) + extra
-        assert free >= 0, "no more blocks are in use than there are"
-        assert self._room == size * free + size - 1 - sum((tokens - 1) % size for tokens in decoding)
-        assert not self._phases or self._free_after(0) == free
+        phases = [(tokens - 1 - self._step) % size for tokens in decoding]
+        assert self._phases == [phases.count(phase) for phase in range(size)]
+        if self._reserved:
+            free -= sum(tokens % size == 0 for tokens in decoding)
+        assert free == self._free >= 0, "no more blocks are in use than there are"

@@ -11,14 +11,14 @@ from collections import deque
 from heapq import heappop
 from typing import Literal
 
-from sim.policies.admission import ClaimingQueue, ReadyQueue
+from sim.policies.admission import ClaimingQueue, WaitingQueue
 from sim.policies.vllm_lru import VllmLruCache
 from sim.traffic.request import Request
 
 PassedRequests = Literal["keep-order", "reversed", "own-queue"]
 
 
-def vllm_queue(cache: VllmLruCache, passed_requests: PassedRequests) -> ReadyQueue:
+def vllm_queue(cache: VllmLruCache, passed_requests: PassedRequests) -> WaitingQueue:
     """Return an empty queue by the rule of ``fleet.passed_requests``."""
     if passed_requests == "reversed":
         return ReversingQueue(cache)
@@ -47,7 +47,7 @@ class OwnQueue(ClaimingQueue):
         super()._defer(request)
 
 
-class ReversingQueue(ReadyQueue):
+class ReversingQueue(WaitingQueue):
     """Passed requests return to the head of the queue in reverse order (vLLM 0.9.2 to 0.13).
 
     Those behind them, which the scan did not reach, stay. So the order of waiting requests flips with every step, and a
@@ -56,8 +56,6 @@ class ReversingQueue(ReadyQueue):
     The order is that of three parts: ``_first``, then ``_block``, then ``ready``, whose requests were never passed. As
     long as no request in ``_block`` may join, a scan passes it as a whole, and only its direction changes.
     """
-
-    chooses = True
 
     def __init__(self, cache: VllmLruCache) -> None:
         super().__init__()
@@ -108,7 +106,7 @@ class ReversingQueue(ReadyQueue):
             self._count_out(candidate)
         else:
             heappop(self.ready)
-        self._cache.acquire(candidate.adapter)
+        self._claim(candidate, self._cache)
         if candidate.adapter in self.deferred:
             self._shared.add(candidate.adapter)
 
@@ -138,9 +136,6 @@ class ReversingQueue(ReadyQueue):
     def passed(self, before: int | None) -> int:
         """Return how many requests the scan of the step under way has passed over."""
         return len(self._passed) + len(self._passed_later) + (len(self._block) if self._block_passed else 0)
-
-    def all_requests(self) -> list[Request]:
-        return super().all_requests() + [request for group in self.deferred.values() for request in group]
 
     def size(self) -> int:
         return len(self.ready) + sum(map(len, self.deferred.values()))

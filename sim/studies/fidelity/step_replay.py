@@ -121,8 +121,7 @@ class _Replayer:
         preempted = sorted(set(before) - scheduler.running.keys())
         joined = [index for index in scheduler.running if index not in before]
         cached = {index: scheduler.running[index].context - scheduled[index] for index in joined}
-        for request in scheduler.running.values():
-            request.claimed = True
+        self.waiting.unloaded.clear()
         victims: list[int] = []
         self.cache.victims = victims
         loads = self.cache.touch(list(scheduler.adapters))

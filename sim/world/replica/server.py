@@ -127,28 +127,36 @@ class Server(Replica):
         self._goes()
         self._listener.load_failed(request)
 
-    def _leave(self, request: Request, now: float) -> None:
-        self._inside[self.index] -= 1
-        self.inside_area += now
-        if self.cache.release(request.adapter):
-            self.mode.room_appeared()
-        if not self._listener.finished(request, now):
-            self._record(request, now)
+    def _leave(self, requests: list[Request], now: float) -> None:
+        """Let requests go that have their last token."""
+        inside, index, cache, listener = self._inside, self.index, self.cache, self._listener
+        hears_ends = listener.hears_ends
+        for request in requests:
+            inside[index] -= 1
+            self.inside_area += now
+            if cache.release(request.adapter):
+                self.mode.room_appeared()
+            if hears_ends and listener.finished(request, now):
+                requests = [other for other in requests if other is not request]
+        self._record(requests, now)
 
-    def _record(self, r: Request, now: float) -> None:
-        self.recorder.request_rows += pack_request(
-            r.load_queue_s,
-            r.load_wait_s,
-            r.admitted_s,
-            r.first_token_s,
-            now,
-            r.index,
-            r.preemptions,
-            r.outcome,
-            r.tier,
-            self.index,
-            COMPLETED,
-        )
+    def _record(self, requests: list[Request], now: float) -> None:
+        """Record completed requests."""
+        index, rows = self.index, self.recorder.request_rows
+        for r in requests:
+            rows += pack_request(
+                r.load_queue_s,
+                r.load_wait_s,
+                r.admitted_s,
+                r.first_token_s,
+                now,
+                r.index,
+                r.preemptions,
+                r.outcome,
+                r.tier,
+                index,
+                COMPLETED,
+            )
 
     def close(self) -> list[Request]:
         """Record what is under way when the simulation stops; return the requests still inside."""

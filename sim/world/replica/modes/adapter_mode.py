@@ -10,7 +10,7 @@ from math import inf
 from mypy_extensions import mypyc_attr
 
 from sim.policies.adapter_cache import AdapterCache, GpuCache, HostTier
-from sim.policies.admission import ReadyQueue
+from sim.policies.admission import WaitingQueue
 from sim.policies.scheduler import Scheduler
 from sim.results.records import pack_load
 from sim.traffic.request import FROM_STORAGE, Request
@@ -54,7 +54,7 @@ class AdapterMode(Intake):
         self,
         cache: AdapterCache,
         host: HostTier,
-        waiting: ReadyQueue,
+        waiting: WaitingQueue,
         context: LoadContext,
         *,
         loads_in_steps: bool,

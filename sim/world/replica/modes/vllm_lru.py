@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sim.policies.adapter_cache import RESIDENT, HostTier
-from sim.policies.admission import ReadyQueue
+from sim.policies.adapter_cache import HostTier
+from sim.policies.admission import WaitingQueue
 from sim.policies.scheduler import Scheduler
 from sim.policies.vllm_lru import VllmLruCache
 from sim.results.records import pack_load
@@ -25,7 +25,7 @@ class VllmLru(AdapterMode):
     """
 
     def __init__(
-        self, cache: VllmLruCache, queue: ReadyQueue, reload_s: Callable[[int, int], float], context: LoadContext
+        self, cache: VllmLruCache, queue: WaitingQueue, reload_s: Callable[[int, int], float], context: LoadContext
     ) -> None:
         super().__init__(cache, HostTier(), queue, context, loads_in_steps=True)  # its host tier is part of the cache
         self._slots = cache
@@ -35,11 +35,11 @@ class VllmLru(AdapterMode):
         self.replica.enqueue(request, in_time)
 
     def before_step(self, batch: Scheduler, now: float) -> float:
-        prefills = batch.decided.prefills
-        first = _claim_and_find_misses(prefills, self._slots.state)
         if not batch.adapters_changed:
             return 0.0
         batch.adapters_changed = False
+        unloaded, self.waiting.unloaded = self.waiting.unloaded, []
+        first = _misses(unloaded)
         time = now
         tiers: dict[int, int] = {}
         lost: set[int] = set()
@@ -49,7 +49,7 @@ class VllmLru(AdapterMode):
             if not succeeds:
                 lost.add(adapter)
             time += seconds
-        for request in prefills:
+        for request in batch.decided.prefills if first else ():
             if request.adapter in first and request.preemptions == 0:
                 request.tier, request.load_wait_s = tiers[request.adapter], time - now
         if lost:
@@ -85,18 +85,12 @@ class VllmLru(AdapterMode):
         return seconds, True
 
 
-def _claim_and_find_misses(prefills: list[Request], state: list[int]) -> dict[int, Request]:
-    """Return, by absent adapter, the request that loads it. Claims adapters and sets outcomes of first admissions."""
+def _misses(unloaded: list[Request]) -> dict[int, Request]:
+    """Return, by absent adapter, the first request that needs it and so loads it. Sets outcomes of first admissions."""
     first: dict[int, Request] = {}
-    for request in prefills:
-        if request.claimed:
-            continue
-        request.claimed = True
-        adapter = request.adapter
-        if state[adapter] == RESIDENT:
-            continue
-        if adapter not in first:
-            first[adapter] = request
+    for request in unloaded:
+        if request.adapter not in first:
+            first[request.adapter] = request
         if request.preemptions == 0:
-            request.outcome = MISS if first[adapter] is request else DELAYED_HIT
+            request.outcome = MISS if first[request.adapter] is request else DELAYED_HIT
     return first
