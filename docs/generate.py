@@ -23,7 +23,7 @@ _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mo
 _PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
 
 OVER_REQUESTS = {
-    "admitted": "admitted measured requests",
+    "admitted": "admitted measured requests for adapters",
     "completed": "completed measured requests",
     "measured": "measured requests",
     "time": "the measured time",
@@ -130,6 +130,19 @@ METRICS = {
     "preemptions": ("Times a running request lost its KV blocks and had to start again.", "measured", "none"),
     "evictions": (
         "Adapters that left GPU memory in the whole run of every replication, including warm-up and drain.",
+        "whole run",
+        "none",
+    ),
+    "prefix_hit_ratio": (
+        "Prompt tokens that requests found cached when they were first admitted, over all their prompt tokens: vLLM's "
+        "`prefix_cache_hits` over `prefix_cache_queries`. Only with [prefix caching](prefix-caching.md) and requests "
+        "that can share text; otherwise absent.",
+        "admitted",
+        "ratio",
+    ),
+    "prefix_blocks_evicted": (
+        "Cached KV blocks that were taken for other content, in the whole run of every replication. Absent like "
+        "`prefix_hit_ratio`.",
         "whole run",
         "none",
     ),

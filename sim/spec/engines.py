@@ -21,13 +21,17 @@ _VLLM: Preset = {
     # lora/worker_manager.py, _apply_adapters: adapters are loaded in the step, one after the other, and the slot of the
     # least recently touched one is taken even if the batch uses it.
     # v1/core/kv_cache_utils.py: block 0 is the null block.
+    # A request to the base model: scheduler.py counts only those with a lora_request for max_loras; it takes no slot.
+    # lora/ops/triton_ops/lora_kernel_metadata.py, prepare_tensors: a step without any runs no LoRA kernel.
     # v1/core/block_pool.py, free_blocks: until 0.22 blocks return to the end of the free queue, cached or not.
+    # v1/core/kv_cache_manager.py, enable_caching: on by default for models that generate.
     "fleet": {
         "admission": "skip",
         "load_at": "admission",
         "passed_requests": "keep-order",
         "kv_check": "first-chunk",
         "reserved_kv_blocks": 1,
+        "prefix_caching": True,
         "uncached_blocks": "last",
     },
     "cache": {"eviction": "vllm-lru"},
@@ -54,11 +58,14 @@ _SGLANG: Preset = {
         "admission": "skip",
         "max_num_batched_tokens": 8192,
         "block_size": 1,
+        # mem_cache/radix_cache.py: on unless --disable-radix-cache; a request's lora_id is part of the key.
+        "prefix_caching": True,
     },
     # lora/eviction_policy.py: lru by default, or fifo. lora/lora_manager.py, fetch_new_loras({None}): the base
     # model is put into a slot at the start. arg_groups/fields/lora.py: max_loras_per_batch 8. All registered
     # adapters are in host memory; max_loaded_loras (cache.host.slots) limits them, and those it drove out are read
-    # again when a request for them arrives.
+    # again when a request for them arrives. lora_manager.py, validate_lora_batch and fetch_new_loras: a request to the
+    # base model counts for max_loras_per_batch as adapter None, and takes a slot of zeros.
     "cache": {"gpu": {"slots": 8, "base_model_slot": True}, "host": {"fill": "start"}, "eviction": "lru"},
     # model_executor/forward_batch_info.py: the batch's adapters are fetched right before it runs. With
     # --enable-lora-overlap-loading: mode overlap, one loader, load_at admission.
@@ -69,11 +76,12 @@ _SGLANG: Preset = {
 _S_LORA: Preset = {
     # slora/server/router/manager.py: a new batch after max_wait_tokens = 10 decode steps, computed alone.
     # router/req_queue.py: first come first served, up to the first that doesn't fit; peak of the KV cache; prompts
-    # whole, batch_max_tokens = max_req_total_len = 3072.
+    # whole. api_server.py: batch_max_tokens = max(max_total_token_num / 6, max_req_total_len), the latter 3072.
     "fleet": {
         "batching": "prefill-first",
         "chunked_prefill": False,
         "max_num_batched_tokens": 3072,
+        "budget_kv_share": 1 / 6,
         "admission": "stop",
         "admission_interval": 10,
         "kv_check": "peak",
@@ -81,6 +89,7 @@ _S_LORA: Preset = {
     },
     # common/mem_allocator.py, router/model_infer/infer_adapter.py: adapters and KV in one pool; offload_adapters
     # frees those that the running batch doesn't use. model_rpc.py: all adapters are in host memory at the start.
+    # infer_adapter.py, load_adapters: for a request to the base model (adapter None) nothing is loaded.
     "cache": {"gpu": {"unified": True}, "host": {"fill": "start"}, "eviction": "discard-when-idle"},
     # router/manager.py, _step: load_adapters is awaited before the prefill. Prefetch is off by default.
     "storage": {"mode": "blocking"},
@@ -104,7 +113,8 @@ _LORAX: Preset = {
     },
     # server/lorax_server/utils/adapter.py: ADAPTER_MEMORY_FRACTION, a tenth of the GPU, here of 64 GB.
     # router/src/scheduler.rs, update_adapters: adapter_cycle_time_s = 2. router/src/loader.rs: downloaded at the
-    # first request, then on the local disk, which stands here for host memory.
+    # first request, then on the local disk, which stands here for host memory. router/src/adapter.rs: the base model
+    # is an adapter, "__base_model__", with a queue of its own; it takes no memory.
     "cache": {
         "gpu": {"size": "6.4 GB"},
         "host": {"fill": "arrival"},
@@ -131,7 +141,8 @@ _TENSORRT_LLM: Preset = {
     },
     # batch_manager/peftCacheManager.cpp, runtime/loraCache.cpp: host cache of 1 GiB filled at arrival, requests
     # rejected when it is full; device cache of 2 % of the memory that weights leave (here of 64 GB); of tasks
-    # that no request uses, the one that ended longest ago leaves.
+    # that no request uses, the one that ended longest ago leaves. capacityScheduler.cpp: a request to the base model
+    # has no LoRA task, and needs no pages.
     "cache": {
         "gpu": {"size": "0.8 GB"},
         "host": {"size": "1 GiB", "fill": "arrival", "full": "reject"},
@@ -146,11 +157,13 @@ _TENSORRT_LLM: Preset = {
 class Engine(Entry):
     """An engine, or rather the values of scenario fields that follow it; its target is what it makes of adapters.
 
+    :ivar no_prefix_cache: why ``fleet.prefix_caching`` is not possible; empty: it is.
     :ivar flags: the engines whose command lines can say what such a scenario says (``sim/spec/engine_flags.py``).
     """
 
     preset: Preset = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    no_prefix_cache: str = ""
 
 
 class Engines(Registry[Engine]):
@@ -214,10 +227,29 @@ ENGINES = Engines(
             preset=_changed(_VLLM_0_23, fleet={"passed_requests": "keep-order"}),
         ),
         Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),
-        Engine("s-lora", "as S-LoRA in 2024.", f"{_RULES}:S_LORA", preset=_S_LORA),
-        Engine("lorax", "as LoRAX in 2024.", f"{_RULES}:LORAX", preset=_LORAX),
         Engine(
-            "tensorrt-llm", "as TensorRT-LLM with GUARANTEED_NO_EVICT.", f"{_RULES}:TENSORRT_LLM", preset=_TENSORRT_LLM
+            "s-lora",
+            "as S-LoRA in 2024.",
+            f"{_RULES}:S_LORA",
+            preset=_S_LORA,
+            # slora/common/mem_allocator.py: KV memory is freed with its request, whatever it holds.
+            no_prefix_cache="S-LoRA has no prefix cache",
+        ),
+        Engine(
+            "lorax",
+            "as LoRAX in 2024.",
+            f"{_RULES}:LORAX",
+            preset=_LORAX,
+            # router/src/radix.rs, launcher/src/main.rs: --prefix-caching, off by default.
+            no_prefix_cache="LoRAX has a prefix cache, off by default, but its rules are not known here",
+        ),
+        Engine(
+            "tensorrt-llm",
+            "as TensorRT-LLM with GUARANTEED_NO_EVICT.",
+            f"{_RULES}:TENSORRT_LLM",
+            preset=_TENSORRT_LLM,
+            # llmapi/llm_args.py, KvCacheConfig: enable_block_reuse is True by default.
+            no_prefix_cache="TensorRT-LLM reuses blocks by default, but its rules for that are not known here",
         ),
         Engine(
             "fixed",
@@ -229,6 +261,8 @@ ENGINES = Engines(
 )
 
 _CAPACITY = ("slots", "size")
+_WITHOUT = {"budget_kv_share": "max_num_batched_tokens"}
+"""Keys that a preset fills in only where the scenario leaves out another one as well."""
 
 
 def fill(data: Any) -> Any:
@@ -245,7 +279,8 @@ def fill(data: Any) -> Any:
     for section, values in preset.items():
         given = data.get(section, {})
         if isinstance(given, dict):
-            filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in values.items()}}
+            meant = {key: value for key, value in values.items() if given.get(_WITHOUT.get(key, "")) is None}
+            filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in meant.items()}}
     return filled
 
 
