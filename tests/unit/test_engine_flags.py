@@ -106,8 +106,8 @@ def test_a_name_means_one_option_of_an_engine() -> None:
         ("vllm: {max_loras: 9, max_num_seqs: 4}", "vllm: unknown key; --max-loras of vLLM and TensorRT-LLM is "
          "cache.gpu.slots here; vLLM's --max-num-seqs is fleet.max_num_seqs here"),
         ("workload: {max_tokens: 9}", "workload.max_tokens: unknown key (allowed: requests, duration,"),
-        ("enable_prefix_caching: true", "enable_prefix_caching: unknown key; vLLM's --enable-prefix-caching has no "
-         "equivalent here: prefix caching is not supported yet"),
+        ("enable_prefix_caching: true", "enable_prefix_caching: unknown key; vLLM's --enable-prefix-caching is "
+         "fleet.prefix_caching here"),
         ("max_lorry: 9", "max_lorry: unknown key"),
     ],
 )  # fmt: skip  # a case a line
