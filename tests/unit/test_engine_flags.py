@@ -12,7 +12,7 @@ from sim.errors import InputError
 from sim.spec.engine_flags import FLAGS, Flag, engine_flags, flag_hint
 from sim.spec.engines import ENGINES
 from sim.spec.files.problems import known_keys
-from sim.spec.needs import value_of
+from sim.spec.needs import value_of, words_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
 
@@ -39,10 +39,8 @@ def test_an_option_has_a_key_that_exists_or_says_why_not(engine: str, flag: Flag
     for setting in flag.sets:
         key, colon, value = setting.partition(": ")
         if colon:
-            assert (
-                str(value_of(load_scenario("quickstart", [f"{key}={value}"], check_points=False).scenario, key))
-                == value
-            )
+            scenario = load_scenario("quickstart", [f"{key}={value}"], check_points=False).scenario
+            assert words_of(value_of(scenario, key)) == value
 
 
 @pytest.mark.parametrize(("engine", "flag"), EVERY)
