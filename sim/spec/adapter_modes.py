@@ -209,6 +209,19 @@ OTHER_CHOICES = (
             ),
         ),
     ),
+    Choice(
+        "s-lora",
+        "The front end of S-LoRA, to reproduce measured runs.",
+        set_by={"fleet.front_end": "s-lora"},
+        needs=(
+            Need(
+                {"cache.gpu.unified": Only(True)},
+                "this front end is S-LoRA's",
+                at="fleet.front_end",
+                hint="choose engine s-lora",
+            ),
+        ),
+    ),
 )
 
 

@@ -76,11 +76,12 @@ _SGLANG: Preset = {
 _S_LORA: Preset = {
     # slora/server/router/manager.py: a new batch after max_wait_tokens = 10 decode steps, computed alone.
     # router/req_queue.py: first come first served, up to the first that doesn't fit; peak of the KV cache; prompts
-    # whole, batch_max_tokens = max_req_total_len = 3072.
+    # whole. api_server.py: batch_max_tokens = max(max_total_token_num / 6, max_req_total_len), the latter 3072.
     "fleet": {
         "batching": "prefill-first",
         "chunked_prefill": False,
         "max_num_batched_tokens": 3072,
+        "budget_kv_share": 1 / 6,
         "admission": "stop",
         "admission_interval": 10,
         "kv_check": "peak",
@@ -260,6 +261,8 @@ ENGINES = Engines(
 )
 
 _CAPACITY = ("slots", "size")
+_WITHOUT = {"budget_kv_share": "max_num_batched_tokens"}
+"""Keys that a preset fills in only where the scenario leaves out another one as well."""
 
 
 def fill(data: Any) -> Any:
@@ -276,7 +279,8 @@ def fill(data: Any) -> Any:
     for section, values in preset.items():
         given = data.get(section, {})
         if isinstance(given, dict):
-            filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in values.items()}}
+            meant = {key: value for key, value in values.items() if given.get(_WITHOUT.get(key, "")) is None}
+            filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in meant.items()}}
     return filled
 
 

@@ -276,10 +276,9 @@ class Fleet:
     def _arrivals(self, event: Call) -> None:
         """Process arrivals until another event is due, then reschedule after it."""
         clock = self.clock
-        now, queue, servers, in_flight = clock.now, clock.queue, self.servers, self._in_flight
-        direct, several, counting = self._hooks.direct, len(servers) > 1, in_flight.counting
+        now, queue, requests, only, too_long = clock.now, clock.queue, self._requests, self._only, self._too_long
+        servers, direct, several = self.servers, self._hooks.direct, len(self.servers) > 1
         of_request = self._view.of_request
-        requests, too_long, only = self._requests, self._too_long, self._only
         request = self._next
         while request is not None:
             if request.arrival_s > now:
@@ -296,8 +295,8 @@ class Fleet:
                 if several and of_request:
                     self._view.show(request)
                 replica = self._router.choose(request.adapter, request.index) if several else 0
-                if counting:
-                    in_flight.entered(replica, request)
+                if self._in_flight.counting:
+                    self._in_flight.entered(replica, request)
                 servers[replica].arrive(request)
             else:
                 request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None

@@ -109,7 +109,7 @@ def make_server(
     assert world.kv_tokens is not None, "checked by build_world"
     limits = Limits(
         num_seqs=fleet.max_num_seqs,
-        batched_tokens=fleet.max_num_batched_tokens,
+        batched_tokens=world.batched_tokens,
         whole_prompt=fleet.kv_check != "first-chunk",
         prefill_first=fleet.batching == "prefill-first",
         chunked=fleet.chunked_prefill,
@@ -119,7 +119,7 @@ def make_server(
     costs = StepCosts(
         world.profile.step,
         _slots(scenario, world.traffic.population),
-        fleet.max_num_batched_tokens,
+        world.batched_tokens,
         padded_rank(world.profile, world.population),
     )
     scheduler = Scheduler(limits, _kv_store(world, world.kv_tokens), mode.waiting, world.ranks, costs, rule)

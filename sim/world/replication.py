@@ -108,7 +108,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             request_times(scenario, world.profile, world.population, world.full),
             _token_limits(world),
             world.base_model,
-            NO_LIMIT if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens,
+            NO_LIMIT if scenario.fleet.chunked_prefill else world.batched_tokens,
             with_text=world.prefix_cache or "texts" in reads,
         ),
         hooks,

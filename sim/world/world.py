@@ -8,6 +8,7 @@ from sim.policies.base_weights import BaseWeights
 from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import BaseModelAnswers
+from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.pools.full_model_layout import FullModelFleet
@@ -49,6 +50,13 @@ class World:
     rollout_plan: RolloutPlan | None = None
     full: FullModelFleet | None = None
     base_weights: BaseWeights | None = None
+
+    @property
+    def batched_tokens(self) -> int:
+        """Token budget of a step: the scenario's, or its share of the KV cache if that is more."""
+        fleet = self.scenario.fleet
+        share = int(fleet.budget_kv_share * (self.kv_tokens or 0))
+        return max(fleet.max_num_batched_tokens, min(share, MAX_TOKENS))
 
     @property
     def replicas(self) -> int:

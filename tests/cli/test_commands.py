@@ -34,6 +34,20 @@ def test_run_leaves_a_run_directory_and_prints_the_answer(loraplan: CommandLine,
     assert "loraplan run quickstart --set workload.requests=3000" in html
 
 
+def test_a_run_shows_the_base_model_beside_the_adapters(loraplan: CommandLine, tmp_path: Path) -> None:
+    mix = 'adapters.mix=[{"share": "30%", "kind": "base"}, {"share": "70%", "rank": 16}]'
+    ended = loraplan("run", "quickstart", *SMALL, "--set", mix, "--quiet")
+    assert ended.code == 0, ended.err
+    assert " of the requests are for the base model; of the others, the hottest 1 / 10 / 20 % of " in ended.out
+    lines = ended.out.splitlines()
+    place = lines.index("Requests to the base model and to adapters")
+    assert [line.split("  ")[0] for line in lines[place + 1 : place + 4]] == ["group", "base model", "adapters"]
+    requests = pd.read_parquet(tmp_path / "runs/quickstart/requests.parquet")
+    assert 0.25 < requests["adapter"].isna().mean() < 0.35
+    assert (requests["outcome"].isna() == requests["adapter"].isna()).all()
+    assert "Groups of requests" in (tmp_path / "runs/quickstart/report.html").read_text()
+
+
 def test_summary_holds_every_metric_with_its_interval(loraplan: CommandLine, tmp_path: Path) -> None:
     ended = loraplan("run", "quickstart", *SMALL, "--json", "--quiet")
     summary = json.loads(ended.out)

@@ -119,6 +119,8 @@ def _s_lora(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], stora
     fleet["kv_tokens"] += draw(st.sampled_from((32, 40, 100, 8)))
     if draw(st.booleans()):
         fleet["kv_check"] = "whole-answer"
+    if draw(st.booleans()):
+        fleet["budget_kv_share"] = draw(st.sampled_from((1 / 6, 0.5, 1.0)))
     _host(draw, cache, ("load", "load", "arrival"))
 
 

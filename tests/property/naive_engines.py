@@ -251,7 +251,7 @@ class Engine(Batching):
         while self.free_blocks() < 0:
             self.preempt(self.running[-1])
             preempted = True
-        budget = fleet.max_num_batched_tokens - (0 if alone else sum(job.decoding for job in self.running))
+        budget = token_budget(self.world) - (0 if alone else sum(job.decoding for job in self.running))
         chunks: list[tuple[Job, int, int]] = []
         for job in [job for job in self.running if not job.decoding]:
             chunk = min(job.target - job.prefilled, budget)
@@ -343,6 +343,13 @@ def _left_and_held(job: Job) -> tuple[int, int]:
     if job.decoding:
         return job.output - job.generated - 1, job.prompt + job.generated
     return job.output - 1, job.prompt + 1
+
+
+def token_budget(world: Any) -> int:
+    fleet = world.scenario.fleet
+    if fleet.budget_kv_share * world.kv_tokens > fleet.max_num_batched_tokens:
+        return int(fleet.budget_kv_share * world.kv_tokens)
+    return int(fleet.max_num_batched_tokens)
 
 
 class Queueing(Engine):
@@ -461,7 +468,7 @@ class EngineFleet(TwinFleet):
             if job.adapter != BASE:
                 limit -= fleet.block_size * max(self.world.adapter_blocks, default=0)
             job.held, job.handed, job.fetch_outcome = False, False, 0
-            too_long = not fleet.chunked_prefill and job.prompt > fleet.max_num_batched_tokens
+            too_long = not fleet.chunked_prefill and job.prompt > token_budget(self.world)
             if job.prompt + job.output > limit or too_long:
                 job.status = REFUSED
             else:

@@ -52,6 +52,8 @@ class Traffic:
 
     def __post_init__(self) -> None:
         self._token, self._key = count(), count()
+        self._whole_blocks = self.random.choice((0.3, 0.3, 1.0))  # share of lengths that end at the end of a block
+        self._tails = self.random.choice((0.7, 0.7, 0.2))  # share of prompts that go on after a text
         for _ in range(self.random.randint(1, 3)):
             self.texts.append(_Text((), [], next(self._key), self._fresh(self._length(1))))
         for _ in range(self.random.randint(0, 4)):
@@ -70,7 +72,7 @@ class Traffic:
 
     def _length(self, least: int) -> int:
         length = self.random.randint(least, self.longest)
-        if self.random.random() < 0.3:
+        if self.random.random() < self._whole_blocks:
             length = max(self.size * (length // self.size), least)
         return length
 
@@ -96,10 +98,12 @@ class Traffic:
         prompt: list[int] = []
         if random.random() < 0.8:
             text = random.choice(self.texts)
-            cut = random.choice((len(text.tokens), random.randint(0, len(text.tokens))))
+            cut = len(text.tokens)
+            if random.random() < self._tails / 2:
+                cut = random.randint(0, cut)
             prompt = text.before + text.tokens[:cut]
             runs = (*text.runs, (len(prompt), text.key)) if cut else text.runs
-        if not prompt or random.random() < 0.7:
+        if not prompt or random.random() < self._tails:
             prompt = prompt + self._fresh(self._length(1))
         return self._coming(index, adapter, prompt, runs, next(self._key) if random.random() < 0.4 else -1)
 

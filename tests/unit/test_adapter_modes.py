@@ -45,6 +45,7 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
     ("fixed", "cache.gpu.unified", "true", {**FIXED, "cache.gpu.unified": True}),
     ("fixed", "cache.prefetch", "queued", {**FIXED, "cache.prefetch": "queued"}),
     ("vllm-0.8-scraped", "fleet.front_end", "cache.eviction lru", {"fleet.front_end": "vllm-0.8-scraped"}),
+    ("s-lora", "fleet.front_end", "cache.gpu.unified false", {"fleet.front_end": "s-lora"}),
     ("loads-in-steps", "storage.loaders", "2", {"storage.mode": "blocking", "storage.loaders": 2}),
     ("loads-in-steps", "fleet.load_at", "arrival", {"storage.mode": "blocking", "fleet.load_at": "arrival"}),
     ("vllm-lru", "cache.eviction", "storage.mode overlap, fleet.admission skip", {"cache.eviction": "vllm-lru"}),
@@ -157,7 +158,9 @@ def fits(s: Scenario) -> bool:
         return False
     if queues != cycle or (queues and (blocking or cache.pinned > 0 or cache.warm > 0)):
         return False
-    if (fleet.front_end != "none" or fleet.passed_requests != "keep-order") and not vllm:
+    if not {"none": True, "vllm-0.8-scraped": vllm, "s-lora": gpu.unified}[fleet.front_end]:
+        return False
+    if fleet.passed_requests != "keep-order" and not vllm:
         return False
     if vllm:
         if not blocking or fleet.admission != "skip" or gpu.slots is None or cache.pinned > 0:
@@ -181,7 +184,7 @@ DRAWN: dict[str, tuple[Any, ...]] = {
     "fleet.load_at": ("arrival", "admission"),
     "fleet.kv_check": ("whole-prompt", "first-chunk", "whole-answer"),
     "fleet.chunked_prefill": (True,),
-    "fleet.front_end": ("none", "vllm-0.8-scraped"),
+    "fleet.front_end": ("none", "vllm-0.8-scraped", "s-lora"),
     "fleet.passed_requests": ("keep-order", "reversed", "own-queue"),
     "cache.eviction": ("lru", "belady", "vllm-lru", "discard-when-idle", "cycle"),
     "cache.gpu": ({"slots": 4}, {"size": "1 GB"}, {"unified": True}, {"unified": True, "size": "1 GB"},

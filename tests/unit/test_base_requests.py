@@ -226,8 +226,9 @@ def test_a_trace_in_which_no_row_names_an_adapter_is_refused() -> None:
     with pytest.raises(TraceError) as caught:
         read(file)
     assert str(caught.value) == (
-        f"{file}: adapter_id: no row names an adapter (got 2 requests, all for the base model, allowed: a name in at "
-        "least one row); LoRA can't be turned off; without this column, workload.popularity draws adapters"
+        f"{file}: adapter_id: no row names an adapter (got only empty cells, which are requests to the base model, "
+        "allowed: a name in at least one row); LoRA can't be turned off; without this column, workload.popularity "
+        "draws adapters"
     )
 
 

@@ -23,6 +23,7 @@ _BATCHING_KEYS = (
     "admission_interval",
     "waiting_ratio",
     "chunked_prefill",
+    "budget_kv_share",
     "front_end",
     "max_model_len",
     "kv_check",
@@ -54,6 +55,9 @@ class Fleet(Strict):
     """Sequences in one batch, at most."""
     max_num_batched_tokens: PositiveInt = Field(default=2048, le=MAX_TOKENS)
     """Token budget of one step; longer prefills are split into chunks."""
+    budget_kv_share: float = Field(default=0.0, ge=0, le=1)
+    """The token budget is at least this share of the KV cache's tokens. S-LoRA: a sixth, unless
+    ``max_num_batched_tokens`` is given."""
     chunked_prefill: bool = True
     """Whether a prompt longer than the rest of the budget is split. If not, it waits for a step of its own, and so do
     the requests behind it; prompts longer than the whole budget are refused."""
@@ -102,10 +106,11 @@ class Fleet(Strict):
     last two know the lengths of answers, as if every request's ``max_tokens`` were exact."""
     reserved_kv_blocks: NonNegativeInt = Field(default=0, le=1024)
     """KV blocks that the engine keeps for itself."""
-    front_end: Literal["none", "vllm-0.8-scraped"] = "none"
-    """The front end between clients and engine. ``none``: for planning. ``vllm-0.8-scraped``: to reproduce measured
-    runs; an API server that pauses longer and longer whenever its metrics are read (every 2 s) and at each adapter's
-    first request, and a client with at most 25,500 open requests."""
+    front_end: Literal["none", "vllm-0.8-scraped", "s-lora"] = "none"
+    """The front end between clients and engine. ``none``: for planning. The others reproduce measured runs.
+    ``vllm-0.8-scraped``: an API server that pauses longer and longer whenever its metrics are read (every 2 s) and at
+    each adapter's first request, and a client with at most 25,500 open requests. ``s-lora``: a constant 30 ms for each
+    request, and a client with at most 28,232 open requests."""
     full_models: FullModels | None = None
     """Replicas for full fine-tunes (``kind: full`` in ``adapters.mix``), besides the ``replicas`` of the base model."""
 

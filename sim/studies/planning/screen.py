@@ -113,13 +113,13 @@ def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, flo
     prompt, output = mean_tokens(world)
     held = prompt + output / 2
     rank = padded_rank(world.profile, world.population)
-    costs = StepCosts(world.profile.step, _slots(scenario, world), scenario.fleet.max_num_batched_tokens, rank)
+    costs = StepCosts(world.profile.step, _slots(scenario, world), world.batched_tokens, rank)
     most = max(1, min(scenario.fleet.max_num_seqs, int(world.kv_tokens / held)))
     shares, _, with_adapter = _shares(world)
     best, enough = 0.0, None
     for batch in sorted({*np.unique(np.geomspace(1, most, 40).astype(int)).tolist(), most}):
         prefill = prompt / output * batch
-        tokens = min(scenario.fleet.max_num_batched_tokens, int(batch + prefill))
+        tokens = min(world.batched_tokens, int(batch + prefill))
         distinct = min(_distinct(shares, batch * with_adapter), world.capacity if scenario.cache.gpu.slots else batch)
         step = costs.step(
             tokens, int(batch * held), int(distinct), int(distinct * _mean_of_adapters(world, world.ranks))

@@ -266,7 +266,7 @@ class _Reader:
                 "no row names an adapter",
                 key="/".join(layout.adapter),
                 file=ask.file,
-                got=f"{len(adapter):,} requests, all for the base model",
+                got="only empty cells, which are requests to the base model",
                 allowed="a name in at least one row",
                 hint="LoRA can't be turned off; without this column, workload.popularity draws adapters",
             )

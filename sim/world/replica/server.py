@@ -82,8 +82,8 @@ class Server(Replica):
 
     # Without slots, objects with more than 30 attributes are slow to read (CPython 3.11 to 3.13).
     __slots__ = (
-        "_inside", "_listener", "_stages", "cache", "clock", "copies", "index", "inside_area", "intake", "mode",
-        "recorder",
+        "_hears_ends", "_inside", "_listener", "_stages", "cache", "clock", "copies", "index", "inside_area", "intake",
+        "mode", "recorder",
     )  # fmt: skip  # names in a paragraph, not one a line
 
     def __init__(self, parts: ReplicaParts, mode: AdapterMode) -> None:
@@ -95,6 +95,7 @@ class Server(Replica):
         self.copies = AdapterCopies(mode, parts.intake, standing_in=parts.standing_in)
         self.intake = parts.intake
         self._listener = parts.listener
+        self._hears_ends = parts.listener.hears_ends
         self._inside = parts.inside
         self.inside_area = 0.0
         self._stages: tuple[Intake, ...] = (mode,) if parts.intake is mode else (mode, parts.intake)
@@ -134,7 +135,7 @@ class Server(Replica):
     def _leave(self, requests: list[Request], now: float) -> None:
         """Let requests go that have their last token."""
         inside, index, cache, listener = self._inside, self.index, self.cache, self._listener
-        hears_ends = listener.hears_ends
+        hears_ends = self._hears_ends
         for request in requests:
             inside[index] -= 1
             self.inside_area += now
@@ -189,7 +190,7 @@ class Server(Replica):
 
     def set_listener(self, listener: ReplicaListener) -> ReplicaListener:
         """Set another listener; return the one before, which gets no more calls from here."""
-        before, self._listener = self._listener, listener
+        before, self._listener, self._hears_ends = self._listener, listener, listener.hears_ends
         return before
 
     def totals(self) -> ReplicaTotals:
