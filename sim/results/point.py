@@ -47,6 +47,8 @@ UNITS = {
     "evictions": "1",
     "prefix_hit_ratio": "1",
     "prefix_blocks_evicted": "1",
+    "prefix_hit_ttft_mean_s": "s",
+    "prefix_miss_ttft_mean_s": "s",
     "replica_load_skew": "1",
     "harmed": "requests",
     "harmed_excess": "requests",
@@ -76,7 +78,7 @@ UNITS = {
 }
 """Every metric and its unit, in the order in which tables print them."""
 
-ONLY_WITH_PREFIX_CACHE = frozenset({"prefix_hit_ratio", "prefix_blocks_evicted"})
+ONLY_WITH_PREFIX_CACHE = frozenset(name for name in UNITS if name.startswith("prefix_"))
 """Metrics that a point lacks unless its replicas have a prefix cache and its requests something to share."""
 ALWAYS_THERE = tuple(name for name in UNITS if name not in ONLY_WITH_PREFIX_CACHE)
 """Metrics that every point has."""

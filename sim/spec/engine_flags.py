@@ -110,7 +110,6 @@ def _sglang_eviction(scenario: Scenario) -> str | None:
 
 _EVERY_SCENARIO = "every scenario serves adapters"
 _ONE_GPU = "tensor, pipeline and expert parallelism are not supported yet"
-_NO_PREFIXES = "prefix caching is not supported yet"
 _NO_SPECULATION = "speculative decoding is not simulated"
 _NO_SPLIT = "every replica does both prefill and decode"
 _IN_ORDER = "requests are served first come, first served"
@@ -181,7 +180,11 @@ FLAGS = Registry(
                         sets=("fleet.chunked_prefill",),
                         also=("--no-enable-chunked-prefill",),
                     ),
-                    Flag("--enable-prefix-caching", _NO_PREFIXES, also=("--no-enable-prefix-caching",)),
+                    Flag(
+                        "--enable-prefix-caching",
+                        sets=("fleet.prefix_caching",),
+                        also=("--no-enable-prefix-caching",),
+                    ),
                     Flag("--scheduling-policy", _IN_ORDER),
                     Flag("--async-scheduling", "a step is planned when the one before has ended"),
                     Flag("--max-num-partial-prefills", "one prompt after the other is split"),
@@ -244,7 +247,7 @@ FLAGS = Registry(
                     Flag("--kv-cache-dtype", _KV_FORMAT),
                     Flag("--dtype", _OF_PROFILE, sets=("fleet.profile",)),
                     Flag("--quantization", _QUANTIZED, sets=("adapters.base_quantization",)),
-                    Flag("--disable-radix-cache", _NO_PREFIXES),
+                    Flag("--disable-radix-cache", sets=("fleet.prefix_caching: false",)),
                     Flag("--schedule-policy", _IN_ORDER),
                     Flag(
                         "--schedule-conservativeness",
@@ -394,7 +397,11 @@ FLAGS = Registry(
                     ),
                     Flag("kv_cache_config.max_tokens", sets=("fleet.kv_tokens",)),
                     Flag("kv_cache_config.tokens_per_block", sets=("fleet.block_size",), also=("tokens_per_block",)),
-                    Flag("kv_cache_config.enable_block_reuse", _NO_PREFIXES, also=("enable_block_reuse",)),
+                    Flag(
+                        "kv_cache_config.enable_block_reuse",
+                        "the rules by which TensorRT-LLM reuses blocks are not known here",
+                        also=("enable_block_reuse",),
+                    ),
                     Flag("kv_cache_config.dtype", _KV_FORMAT),
                     Flag("dtype", _OF_PROFILE, sets=("fleet.profile",)),
                     Flag("quant_config", _QUANTIZED, sets=("adapters.base_quantization",)),
