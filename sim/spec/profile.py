@@ -286,7 +286,7 @@ def load_profile(name: str) -> tuple[Profile, str]:
             "no such profile",
             key="fleet.profile",
             got=name,
-            allowed=f"a path, or {', '.join(known)}",
+            allowed="a path, or a name from loraplan profiles list",
             hint=did_you_mean(name, known) or (error.strerror or ""),
         ) from None
     try:
