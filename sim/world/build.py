@@ -14,7 +14,7 @@ from sim.spec.profile import Profile
 from sim.spec.profile_choice import base_model_of, disturbance_notes, profile_of
 from sim.spec.scenario import Scenario
 from sim.spec.units import format_seconds, human_seconds
-from sim.traffic.adapters import Population
+from sim.traffic.adapters import Population, base_shape
 from sim.traffic.generate import Traffic
 from sim.world.faults.misrouting_faults import check_misrouting_faults
 from sim.world.faults.storage_faults import storage_notes
@@ -39,7 +39,8 @@ def build_world(scenario: Scenario) -> World:
     fixed = scenario.fleet.engine == "fixed"
     profile, digest = profile_of(scenario)
     base_model = base_model_of(scenario, profile)
-    traffic = Traffic(scenario, base_model, 0 if profile is None else profile.memory.weights_bytes)
+    shape = base_model if profile is None or profile.shape is None else base_shape(profile)
+    traffic = Traffic(scenario, shape, 0 if profile is None else profile.memory.weights_bytes)
     _check_times(scenario, traffic)
     check_misrouting_faults(scenario, traffic)
     rollout_plan = plan_rollouts(scenario, traffic) if scenario.rollouts else None
@@ -49,7 +50,7 @@ def build_world(scenario: Scenario) -> World:
         profile = weights_kept.apply(profile)
     population = traffic.population.without_full()
     if rollout_plan is not None:
-        population = with_new_versions(population, rollout_plan, scenario.adapters, base_model)
+        population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
