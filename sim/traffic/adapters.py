@@ -173,9 +173,12 @@ def populate(adapters: Adapters, base_model: str | ModelShape, count: int, weigh
     :param base_model: its name, or its shape where that is not the shape of a known model.
     :param weights_bytes: bytes of a full model without a size of its own.
     """
-    kinds = adapters.mix
+    kinds = adapters.of_adapters
     spread = (np.arange(count) * GOLDEN) % 1.0
-    edges = np.cumsum([kind.share for kind in kinds])[:-1] if kinds else np.empty(0)
+    shares = np.array([kind.share for kind in kinds])
+    if adapters.base_share > 0:  # the others are shares of what it leaves
+        shares /= shares.sum()
+    edges = np.cumsum(shares)[:-1]
     kind = np.searchsorted(edges, spread, side="right").astype(np.int64)
     # Checked already, and sizes are parsed.
     alone = AdapterKind.model_construct(share=1.0, rank=adapters.rank, targets=adapters.targets, size=adapters.size)
