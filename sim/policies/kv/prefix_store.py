@@ -7,14 +7,15 @@ a naive twin with real blocks (tests/property/test_prefix_twin.py).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 
-from sim.policies.kv.extents import Extent, Key, Segment, Spans
+from sim.policies.kv.extents import Extent, Key, Run, Segment, Spans
 from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.traffic.request import Request
 
 NO_END = 1 << 60
-"""A block number above all others."""
+"""A position above all others."""
 
 
 class PrefixStore(KvStore):
@@ -87,55 +88,61 @@ class PrefixStore(KvStore):
         self._found_index = request.index
         return found[-1][1] * self.size if found else 0
 
-    def _path(self, request: Request, *, own: bool) -> list[tuple[Key, int]]:
-        """Return the runs of a request with the number of the block after their last one.
+    def _find(self, request: Request) -> Spans:
+        """Return the longest run of known blocks of a request that would join; it leaves a token to compute."""
+        path = self._path(request, own=request.preemptions > 0)
+        return self._walk(request, path, (request.to_prefill - 1) // self.size)
+
+    def _path(self, request: Request, *, own: bool) -> tuple[Run, ...]:
+        """Return all runs of a request.
 
         :param own: with the run that no other request has.
         """
-        adapter, size, text = request.adapter, self.size, request.text
-        if len(request.shared) == 1:  # without a loop, which takes longer if interpreted
-            end, key = request.shared[0]
-            path = [((adapter, key, 0), end // size)]
-        else:
-            path = [((adapter, key, 0), end // size) for end, key in request.shared]
-        if text >= 0:
-            path.append(((adapter, text, 0), NO_END))
-        elif own:
-            path.append(((adapter, -1 - request.index, 0), NO_END))
-        if self._base_tokens and adapter != self._base_model:
-            return self._with_base(path, min(self._base_tokens, request.prompt_tokens) // size)
-        return path
+        if request.text >= 0:
+            return (*request.shared, (NO_END, request.text))
+        return (*request.shared, (NO_END, -1 - request.index)) if own else request.shared
 
-    def _with_base(self, path: list[tuple[Key, int]], blocks: int) -> list[tuple[Key, int]]:
-        """Return a path whose first ``blocks`` blocks are those of the base model."""
-        base = self._base_model
-        split: list[tuple[Key, int]] = []
-        for (adapter, key, _), end in path:
-            split.append(((base, key, 0), min(end, blocks)))
-            split.append(((adapter, key, blocks), end))
-        return split
+    def _base_blocks(self, request: Request) -> int:
+        """Return how many of the first blocks of a request with an adapter are those of the base model."""
+        if not self._base_tokens or request.adapter == self._base_model:
+            return 0
+        return min(self._base_tokens, request.prompt_tokens) // self.size
 
-    def _find(self, request: Request) -> Spans:
-        """Return the longest run of known blocks of a request that would join; it leaves a token to compute."""
-        found: Spans = []
-        known = self._known
-        limit, block = (request.to_prefill - 1) // self.size, 0
-        for key, last in self._path(request, own=request.preemptions > 0):
-            end = last if last < limit else limit
-            while block < end:
-                extent = known.get(key)
-                while extent is not None and extent.first != block:
-                    extent = extent.next
-                if extent is None:
-                    twins = self._twins.get((*key, block)) if self._twins else None
-                    if not twins:
-                        return found
-                    extent = twins[0]
-                block = extent.end if extent.end < end else end
-                found.append((extent, block))
-            if block == limit:
+    def _walk(self, request: Request, path: tuple[Run, ...], limit: int) -> Spans:
+        """Return the known blocks of a path, no more than ``limit``."""
+        size, base = self.size, self._base_blocks(request)
+        spans: Spans = []
+        block = at = 0
+        while block < limit:
+            while at < len(path) and path[at][0] // size <= block:
+                at += 1
+            if at == len(path):
                 break
-        return found
+            extent = self._extent_from(self._key(request, path[at], block, base), block)
+            if extent is None:
+                break
+            common = extent.runs_in_common(path, at)
+            at += common - 1
+            end = min(path[at][0], extent.runs[common - 1][0]) // size
+            block = min(end, extent.end, base if block < base else limit, limit)
+            spans.append((extent, block))
+            while at and path[at - 1][0] // size > block:
+                at -= 1  # the last blocks of the extent have been evicted
+        return spans
+
+    def _key(self, request: Request, run: Run, block: int, base: int) -> Key:
+        """Return the key of a block of a run, where the ``base`` first blocks are those of the base model."""
+        return (self._base_model, run[1], 0) if block < base else (request.adapter, run[1], base)
+
+    def _extent_from(self, key: Key, block: int) -> Extent | None:
+        """Return the extent that begins with a block, the oldest if there are several."""
+        extent = self._known.get(key)
+        while extent is not None and extent.first != block:
+            extent = extent.next
+        if extent is None and self._twins:
+            twins = self._twins.get((*key, block))
+            return twins[0] if twins else None
+        return extent
 
     # Take -----------------------------------------------------------------------------------------------------------
 
@@ -209,43 +216,40 @@ class PrefixStore(KvStore):
             return
         spans = self._held.setdefault(request.index, [])
         block = spans[-1][1] if spans else 0
-        for key, end in self._path(request, own=own):
-            if block < end and block < full:
-                self._fill_run(spans, key, block, min(end, full))
-                block = end
-
-    def _fill_run(self, spans: Spans, key: Key, block: int, end: int) -> None:
-        """Make known the blocks from ``block`` to ``end`` of one run, and append them to what a request holds."""
-        while block < end and self._is_known(key, block):
-            # The two equal blocks stay next to each other, and the older one is found.
-            twin = Extent(key, block, block + 1, True)
-            self._twins.setdefault((*key, block), []).append(twin)
-            block += 1
-            twin.use(block)
-            spans.append((twin, block))
-        if block == end:
+        if block >= full:
             return
-        if spans:
-            last, held = spans[-1]
-            if last.key == key and last.end == held == block and not last.twin:
-                last.leave(block)
-                last.end = end
-                last.use(end)
-                spans[-1] = last, end
-                return
-        fresh = Extent(key, block, end)
-        fresh.next = self._known.get(key)
-        fresh.use(end)
-        self._known[key] = fresh
-        spans.append((fresh, end))
+        path, base, size = self._path(request, own=own), self._base_blocks(request), self.size
+        while block < full:
+            at = bisect_left(path, ((block + 1) * size,))
+            key = self._key(request, path[at], block, base)
+            known = self._walk(request, path, block + 1)
+            if known and known[-1][1] > block:
+                # The two equal blocks stay next to each other, and the older one is found.
+                extent = Extent(key, (path[at],), block, block + 1, True)
+                self._twins.setdefault((*key, block), []).append(extent)
+                block += 1
+                spans.append((extent, block))
+                extent.use(block)
+                continue
+            end = base if block < base < full else full
+            last = bisect_left(path, (end * size,))
+            if spans and self._may_extend(spans[-1], key):
+                extent, _ = spans.pop()
+                extent.leave(block)
+                extent.end = end
+                extent.runs = path[bisect_left(path, ((extent.first + 1) * size,)) : last + 1]
+            else:
+                extent = Extent(key, path[at : last + 1], block, end)
+                extent.next = self._known.get(key)
+                self._known[key] = extent
+            extent.use(end)
+            spans.append((extent, end))
+            block = end
 
-    def _is_known(self, key: Key, block: int) -> bool:
-        extent = self._known.get(key)
-        while extent is not None:
-            if extent.first <= block < extent.end:
-                return True
-            extent = extent.next
-        return bool(self._twins) and (*key, block) in self._twins
+    def _may_extend(self, span: tuple[Extent, int], key: Key) -> bool:
+        """Return whether the block after a span, which is not known, may be added to its extent."""
+        extent, end = span
+        return extent.end == end and not extent.twin and extent.key[0] == key[0] and extent.key[2] == key[2]
 
     # Give back ------------------------------------------------------------------------------------------------------
 
