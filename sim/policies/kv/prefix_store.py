@@ -32,8 +32,9 @@ class PrefixStore(KvStore):
     back. The number of free blocks is always exact. Decodes grow together, so a count of them by phase,
     ``(tokens - 1 - steps so far) % size``, tells how many need a block in each of the steps to come.
 
-    Prompts can be found as soon as they are scheduled, generated tokens when their request leaves the batch: only a
-    later turn of its conversation, or itself after a preemption, can look for them.
+    Prompts can be found as soon as their last chunk is scheduled, since no request joins before that. Generated tokens
+    can be found when their request leaves the batch, since only a later turn of its conversation, or the request itself
+    after a preemption, can look for them.
 
     :param uncached_last: blocks without content that become free go to the end of the free queue (vLLM before 0.23);
         otherwise to its head.
@@ -104,35 +105,37 @@ class PrefixStore(KvStore):
 
     def _base_blocks(self, request: Request) -> int:
         """Return how many of the first blocks of a request with an adapter are those of the base model."""
-        if not self._base_tokens or request.adapter == self._base_model:
+        if request.adapter == self._base_model:
             return 0
         return min(self._base_tokens, request.prompt_tokens) // self.size
 
     def _walk(self, request: Request, path: tuple[Run, ...], limit: int) -> Spans:
         """Return the known blocks of a path, no more than ``limit``."""
-        size, base = self.size, self._base_blocks(request)
+        size, count, base = self.size, len(path), self._base_blocks(request) if self._base_tokens else 0
         spans: Spans = []
         block = at = 0
-        while block < limit:
-            while at < len(path) and path[at][0] // size <= block:
+        while block < limit and at < count:
+            end, key = path[at]
+            if end < (block + 1) * size:
                 at += 1
-            if at == len(path):
-                break
-            extent = self._extent_from(self._key(request, path[at], block, base), block)
+                continue
+            extent = self._extent_from(self._key(request, key, block, base), block)
             if extent is None:
                 break
-            common = extent.runs_in_common(path, at)
-            at += common - 1
-            end = min(path[at][0], extent.runs[common - 1][0]) // size
-            block = min(end, extent.end, base if block < base else limit, limit)
+            runs = extent.runs
+            if len(runs) > 1 or runs[0] != path[at]:
+                common = extent.runs_in_common(path, at)
+                at += common - 1
+                end = min(path[at][0], runs[common - 1][0])
+            block = min(end // size, extent.end, base if block < base else limit, limit)
             spans.append((extent, block))
             while at and path[at - 1][0] // size > block:
                 at -= 1  # the last blocks of the extent have been evicted
         return spans
 
-    def _key(self, request: Request, run: Run, block: int, base: int) -> Key:
+    def _key(self, request: Request, run: int, block: int, base: int) -> Key:
         """Return the key of a block of a run, where the ``base`` first blocks are those of the base model."""
-        return (self._base_model, run[1], 0) if block < base else (request.adapter, run[1], base)
+        return (self._base_model, run, 0) if block < base else (request.adapter, run, base)
 
     def _extent_from(self, key: Key, block: int) -> Extent | None:
         """Return the extent that begins with a block, the oldest if there are several."""
@@ -165,7 +168,7 @@ class PrefixStore(KvStore):
         if not request.context:
             self._join(request, cached, idle)
         self._free -= idle + (-((left - tokens) // size) if tokens > left else 0)
-        if request.shared or request.text >= 0:
+        if tokens + cached == request.to_prefill and (request.shared or request.text >= 0):
             self._fill_prompt(request, (request.context + cached + tokens) // size)
         return True
 
@@ -199,7 +202,7 @@ class PrefixStore(KvStore):
             del self._queue[segment]
 
     def _fill_prompt(self, request: Request, full: int) -> None:
-        """Make known the ``full`` blocks of a prompt that are scheduled, as far as other requests can find them."""
+        """Make known the ``full`` blocks of a prompt, as far as other requests can find them."""
         if request.text < 0:
             full = min(full, request.shared[-1][0] // self.size)
         spans = self._held.get(request.index)
@@ -221,7 +224,7 @@ class PrefixStore(KvStore):
         path, base, size = self._path(request, own=own), self._base_blocks(request), self.size
         while block < full:
             at = bisect_left(path, ((block + 1) * size,))
-            key = self._key(request, path[at], block, base)
+            key = self._key(request, path[at][1], block, base)
             known = self._walk(request, path, block + 1)
             if known and known[-1][1] > block:
                 # The two equal blocks stay next to each other, and the older one is found.
