@@ -85,14 +85,10 @@ class PrefixStore(KvStore):
             return 0
         if self._queued > self._free:
             self.settle()
-        self._found = found = self._find(request)
+        path = self._path(request, own=request.preemptions > 0)
+        self._found = found = self._walk(request, path, (request.to_prefill - 1) // self.size)
         self._found_index = request.index
         return found[-1][1] * self.size if found else 0
-
-    def _find(self, request: Request) -> Spans:
-        """Return the longest run of known blocks of a request that would join; it leaves a token to compute."""
-        path = self._path(request, own=request.preemptions > 0)
-        return self._walk(request, path, (request.to_prefill - 1) // self.size)
 
     def _path(self, request: Request, *, own: bool) -> tuple[Run, ...]:
         """Return all runs of a request.
@@ -101,7 +97,9 @@ class PrefixStore(KvStore):
         """
         if request.text >= 0:
             return (*request.shared, (NO_END, request.text))
-        return (*request.shared, (NO_END, -1 - request.index)) if own else request.shared
+        if own:
+            return (*request.shared, (NO_END, -1 - request.index))
+        return request.shared
 
     def _base_blocks(self, request: Request) -> int:
         """Return how many of the first blocks of a request with an adapter are those of the base model."""
@@ -112,6 +110,7 @@ class PrefixStore(KvStore):
     def _walk(self, request: Request, path: tuple[Run, ...], limit: int) -> Spans:
         """Return the known blocks of a path, no more than ``limit``."""
         size, count, base = self.size, len(path), self._base_blocks(request) if self._base_tokens else 0
+        known = self._known
         spans: Spans = []
         block = at = 0
         while block < limit and at < count:
@@ -119,9 +118,14 @@ class PrefixStore(KvStore):
             if end < (block + 1) * size:
                 at += 1
                 continue
-            extent = self._extent_from(self._key(request, key, block, base), block)
+            extent = known.get(self._key(request, key, block, base) if base else (request.adapter, key, 0))
+            while extent is not None and extent.first != block:
+                extent = extent.next
             if extent is None:
-                break
+                twins = self._twins.get((*self._key(request, key, block, base), block)) if self._twins else None
+                if not twins:
+                    break
+                extent = twins[0]
             runs = extent.runs
             if len(runs) > 1 or runs[0] != path[at]:
                 common = extent.runs_in_common(path, at)
@@ -136,16 +140,6 @@ class PrefixStore(KvStore):
     def _key(self, request: Request, run: int, block: int, base: int) -> Key:
         """Return the key of a block of a run, where the ``base`` first blocks are those of the base model."""
         return (self._base_model, run, 0) if block < base else (request.adapter, run, base)
-
-    def _extent_from(self, key: Key, block: int) -> Extent | None:
-        """Return the extent that begins with a block, the oldest if there are several."""
-        extent = self._known.get(key)
-        while extent is not None and extent.first != block:
-            extent = extent.next
-        if extent is None and self._twins:
-            twins = self._twins.get((*key, block))
-            return twins[0] if twins else None
-        return extent
 
     # Take -----------------------------------------------------------------------------------------------------------
 
