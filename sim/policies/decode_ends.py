@@ -18,16 +18,19 @@ class DecodeEnds:
         self._ending: dict[int, list[int]] = {}  # indices by last step, none of which is empty
         self._steps: list[int] = []  # a heap of these last steps
 
-    def add(self, requests: list[Request], step: int) -> None:
-        """Add sequences that start to decode, but for those that end at this very step; ``last_step`` is set."""
-        ending = self._ending
+    def start(self, requests: list[Request], step: int) -> list[Request]:
+        """Let sequences decode that get their next token at ``step``; return those for which it is the last."""
+        ending, ended = self._ending, []
         for request in requests:
-            last = request.last_step
-            if last in ending:
+            request.last_step = last = step + request.output_tokens - request.generated - 1
+            if last == step:
+                ended.append(request)
+            elif last in ending:
                 ending[last].append(request.index)
-            elif last > step:
+            else:
                 ending[last] = [request.index]
                 heappush(self._steps, last)
+        return ended
 
     def remove(self, request: Request) -> None:
         """Remove a sequence that leaves before its end."""

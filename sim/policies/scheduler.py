@@ -112,6 +112,7 @@ class Scheduler:
         self.preempted = 0
         self.paused: list[tuple[float, int]] = []
         self.recompute_gaps: list[float] = []
+        self._chooses, self._caches = waiting.chooses, kv.caches
         self._costs = costs
         self._ranks = ranks
         self._rank_sum = 0  # of the batch's adapters
@@ -128,6 +129,7 @@ class Scheduler:
         """Let requests without an adapter join, under this adapter number. Call it before the first request."""
         self.adapters = AdapterCounts(number)
         self._ranks = [*self._ranks, 0]
+        self._costs = self._costs.beside_base_model()
 
     @property
     def decided(self) -> Step:
@@ -201,7 +203,7 @@ class Scheduler:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
         ready, deferred, adapters, prefills = waiting.ready, waiting.deferred, self.adapters, self._next.prefills
-        chooses, caches, whole, ranks = waiting.chooses, kv.caches, limits.whole_prompt, self._ranks
+        chooses, caches, whole, ranks = self._chooses, self._caches, limits.whole_prompt, self._ranks
         left, free_slots = budget, limits.num_seqs - len(running)
         if chooses:
             waiting.begin()
@@ -328,6 +330,8 @@ class Scheduler:
         Sets the time of first tokens.
         """
         step = self._next
+        if self.waiting.deferred:
+            self.waiting.end_steps(steps)
         if not step.decoding:
             steps = 0  # decodes, if there are any, pause
         elif self.paused:
@@ -346,7 +350,7 @@ class Scheduler:
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:
         """Give each sequence whose prompt is complete its token. It decodes from now on, unless that was its last."""
-        step, complete, ended = self.step, self._next.prefills, len(finished)
+        complete = self._next.prefills
         self._partial = None
         if complete[-1].to_prefill:
             self._partial, complete = complete[-1], complete[:-1]
@@ -355,17 +359,14 @@ class Scheduler:
                 request.first_token_s = now
             else:
                 self.recompute_gaps.append(now - request.last_token_s)
-            request.last_step = last = step + request.output_tokens - request.generated - 1
-            if last == step:
-                finished.append(request)
+        ended = self._ends.start(complete, self.step)
+        finished += ended
         self.kv.start_decodes(complete)
-        self._ends.add(complete, step)
         if self._costs.detailed:
             self._rank_tokens += sum([self._ranks[request.adapter] for request in complete])
         if self.limits.prefill_first:
-            started = len(complete) - (len(finished) - ended)
-            if started:
-                self.paused.append((now, started))
+            if len(complete) > len(ended):
+                self.paused.append((now, len(complete) - len(ended)))
             for request in complete:
                 request.last_token_s = now
 

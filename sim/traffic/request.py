@@ -12,6 +12,9 @@ FROM_GPU: Final = 0
 FROM_HOST: Final = 1
 FROM_STORAGE: Final = 2
 """The tier that its adapter came from."""
+BASE_MODEL = -1
+"""Stands for an adapter in traffic, traces and results where a request is for the base model alone. Replicas use the
+number after those of all adapters instead (``sim.policies.base_model``), since they index lists with it."""
 
 
 class Request:

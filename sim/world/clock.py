@@ -7,7 +7,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 import simpy
-from simpy.core import EmptySchedule
+from simpy.core import EmptySchedule, StopSimulation
 
 CONTROL: Final = 0
 LOAD_DONE: Final = 1
@@ -77,18 +77,14 @@ class Clock:
             raise EmptySchedule
         entry = heappop(self.queue)
         self.now = entry[0]
-        event = entry[3]
-        if isinstance(event, Call):
-            event.callback(event)
-        else:  # SimPy's own, which ends a run
-            callbacks, event.callbacks = event.callbacks, None
-            for callback in callbacks:
-                callback(event)
+        event: Call = entry[3]
+        event.callback(event)
 
     def run(self, until: float | None = None) -> None:
         """Process events up to a time, before all but control events of that instant; None: until there are none."""
-        self._environment._now = self.now
-        self._environment.run(until)
+        if until is not None:
+            self.call_at(until, CONTROL, _stop)
+        self._environment.run()
 
     def pending(self) -> int:
         """Return the number of events still to come."""
@@ -106,12 +102,12 @@ class Clock:
     def forget(self, owners: Sequence[object]) -> None:
         """Take all calls of methods of these objects off the queue."""
         ids = {id(owner) for owner in owners}
-        self.queue[:] = [
-            entry
-            for entry in self.queue
-            if not isinstance(entry[3], Call) or id(getattr(entry[3].callback, "__self__", None)) not in ids
-        ]
+        self.queue[:] = [entry for entry in self.queue if id(getattr(entry[3].callback, "__self__", None)) not in ids]
         heapify(self.queue)
+
+
+def _stop(event: Call) -> None:
+    raise StopSimulation(None)
 
 
 class CallEnvironment(simpy.Environment):

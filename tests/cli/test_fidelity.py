@@ -188,10 +188,11 @@ def test_costs_of_the_record_itself_are_noted(loraplan: CommandLine) -> None:
     ("record", "says"),
     [
         (
-            changed("engine", "vllm 0.9.1"),
-            "r.json.gz: engine: the rules of this engine version are not known (got vllm 0.9.1, allowed: vllm 0.8, "
-            "vllm",
+            changed("engine", "vllm 0.7.3"),
+            "r.json.gz: engine: the rules of this engine version are not known (got vllm 0.7.3, allowed: vllm 0.8.3 to "
+            "0.9.1, 0.9.2 to 0.13, 0.14 to 0.17, 0.18, 0.19 to 0.22, 0.23 to 0.30, 0.31 and 0.32)",
         ),
+        (changed("engine", "vllm"), "r.json.gz: engine: the rules of this engine version are not known (got vllm, "),
         (changed("engine", None), "r.json.gz: engine: "),
         (changed("config.slots", 0), "r.json.gz: config.slots: "),
         (changed("config.slots", None), "r.json.gz: config.slots: "),

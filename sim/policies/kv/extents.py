@@ -24,9 +24,10 @@ class Extent:
     :ivar segments: its free blocks, the last ones first, in the order of the free queue.
     :ivar next: another extent with this key; the two have no block in common.
     :ivar forgotten: whether its content can no longer be found.
+    :ivar outdated: whether weights that have been replaced since computed it, or its first blocks.
     """
 
-    __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "runs", "segments", "twin", "users")
+    __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "outdated", "runs", "segments", "twin", "users")
 
     def __init__(self, key: Key, runs: tuple[Run, ...], first: int, end: int, twin: bool = False) -> None:
         self.key = key
@@ -38,6 +39,7 @@ class Extent:
         self.segments: list[Segment] = []
         self.next: Extent | None = None
         self.forgotten = False
+        self.outdated = False
 
     def use(self, end: int) -> None:
         """Add a user of the blocks up to ``end``."""

@@ -47,6 +47,7 @@ class KvStore(ABC):
     :ivar running: the batch by index, in the order in which its sequences joined. The scheduler fills it; a store only
         reads it.
     :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
+    :ivar evicted_blocks: cached blocks that were used for something else.
     """
 
     caches = False
@@ -57,6 +58,7 @@ class KvStore(ABC):
         self.running: dict[int, Request] = {}
         self.decoding = 0
         self.tokens = 0
+        self.evicted_blocks = 0
 
     @abstractmethod
     def reserve_decodes(self) -> bool:
@@ -94,6 +96,16 @@ class KvStore(ABC):
 
         They all decode, or it is a single one that prefills: its ``last_step`` is below 0.
         """
+
+    def forget(self, adapter: int) -> None:
+        """Drop what is cached of an adapter; running requests keep their blocks."""
+
+    def outdate(self, adapter: int) -> None:
+        """Note that what is cached of an adapter comes from weights that have just been replaced."""
+
+    def found_outdated(self, index: int) -> bool:
+        """Return whether a request that leaves, by its index, found content of weights that had been replaced."""
+        return False
 
     @abstractmethod
     def note_peak(self, steps: int) -> None:

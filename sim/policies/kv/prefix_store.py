@@ -65,6 +65,8 @@ class PrefixStore(KvStore):
         self._admissions = 0
         self._found: Spans = []  # by the last lookup, of this request:
         self._found_index = -1
+        self._any_outdated = False
+        self._outdated_hits = set[int]()  # requests inside that found outdated content, by index
         self._extra_users = 0  # users of blocks in use, beyond one for each
         self._peak_tokens = 0
         self._free = total  # free blocks; if ``_reserved``, decodes have taken theirs of the coming step already
@@ -176,6 +178,8 @@ class PrefixStore(KvStore):
             request.cached_tokens = cached
         if cached:
             self._held[request.index] = self._found
+            if self._any_outdated and any(extent.outdated for extent, _ in self._found):
+                self._outdated_hits.add(request.index)
             self._extra_users += cached // self.size - idle
             for extent, end in self._found:
                 if end > extent.cover:
@@ -374,6 +378,21 @@ class PrefixStore(KvStore):
         else:
             self._known[key] = extent.next
 
+    def _extents_of(self, adapter: int) -> list[Extent]:
+        """Return all extents of an adapter that can be found."""
+        found = [extent for key, first in self._known.items() if key[0] == adapter for extent in first.chain()]
+        return found + [twin for key, twins in self._twins.items() if key[0] == adapter for twin in twins]
+
+    def outdate(self, adapter: int) -> None:
+        for extent in self._extents_of(adapter):
+            extent.outdated = self._any_outdated = True
+
+    def found_outdated(self, index: int) -> bool:
+        if index not in self._outdated_hits:
+            return False
+        self._outdated_hits.remove(index)
+        return True
+
     def forget(self, adapter: int) -> None:
         """Let no request find what is cached of an adapter, whose weights have changed.
 
@@ -382,9 +401,7 @@ class PrefixStore(KvStore):
         self.settle()
         for request in self.running.values():
             self._fill(request, self._tokens_of(request) // self.size, own=True)
-        gone = [extent for key, first in self._known.items() if key[0] == adapter for extent in first.chain()]
-        gone += [twin for key, twins in self._twins.items() if key[0] == adapter for twin in twins]
-        for extent in gone:
+        for extent in self._extents_of(adapter):
             extent.forgotten = True
             self._unlink(extent)
         for index, request in self.running.items():

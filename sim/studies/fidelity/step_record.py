@@ -11,7 +11,6 @@ import errno
 import gzip
 import io
 import json
-import re
 import zlib
 from itertools import pairwise
 from pathlib import Path
@@ -21,9 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from sim.errors import InputError
 from sim.reading import RECORD_BYTES, read_bounded, read_regular
-from sim.spec.engines import ENGINES
-
-_PRESETS = {name.removeprefix("vllm-"): name for name in ENGINES.names if name.startswith("vllm-")}
+from sim.spec.engine_versions import VERSIONS, Versions, has_version, versions_of
 
 
 class _Part(BaseModel):
@@ -111,14 +108,11 @@ class StepRecord(_Part):
     steps: tuple[RecordedStep, ...]
 
     @property
-    def version(self) -> tuple[int, ...]:
-        """The engine's version, such as (0, 32)."""
-        return tuple(int(part) for part in (_version(self.engine) or "").split("."))
-
-    @property
     def preset(self) -> str:
         """The engine preset whose rules this record should follow."""
-        return _PRESETS[_version(self.engine) or ""]
+        versions = _versions(self.engine)
+        assert versions is not None, "checked when it was read"
+        return versions.preset
 
     @model_validator(mode="after")
     def _fits_together(self) -> StepRecord:
@@ -195,13 +189,13 @@ def read_record(path: Path) -> StepRecord:
     except (ValueError, RecursionError) as error:
         raise InputError("the record is not JSON", file=where, got=str(error)) from None
     engine = data.get("engine") if isinstance(data, dict) else None
-    if isinstance(engine, str) and _version(engine) not in _PRESETS:
+    if isinstance(engine, str) and _versions(engine) is None:
         raise InputError(
             "the rules of this engine version are not known",
             file=where,
             key="engine",
             got=engine,
-            allowed=", ".join(f"vllm {version}" for version in _PRESETS),
+            allowed="vllm " + ", ".join(row.words for row in VERSIONS["vLLM"] if row.simulated),
         )
     try:
         return StepRecord.model_validate(data)
@@ -212,7 +206,7 @@ def read_record(path: Path) -> StepRecord:
         raise InputError(first["msg"].removeprefix("Value error, "), file=where, key=key, got=got) from None
 
 
-def _version(engine: str) -> str | None:
-    """Return ``0.32`` of ``vllm 0.32.0 (cpu)``."""
-    found = re.match(r"vllm (\d+\.\d+)", engine)
-    return found[1] if found else None
+def _versions(engine: str) -> Versions | None:
+    """Return the versions whose rules ``vllm 0.32.0 (cpu)`` follows."""
+    name = engine.partition(" (")[0]
+    return versions_of(name) if has_version(name) else None

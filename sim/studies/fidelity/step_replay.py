@@ -9,10 +9,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.set_order import TouchOrder
 from sim.policies.vllm_lru import VllmLruCache
@@ -70,13 +70,14 @@ class _Replayer:
         self.record = record
         self._orders = _RecordedOrder()
         self.cache = VllmLruCache(config.adapters, config.slots, config.host_slots, self._orders)
-        self.waiting = ClaimingQueue(self.cache, _never, stop=False, blocking=True, gives_up=True)
+        self.waiting = vllm_queue(self.cache, preset_value(preset, "fleet.passed_requests"))
         whole_prompt = preset_value(preset, "fleet.kv_check") == "whole-prompt"
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, whole_prompt)
         blocks = config.kv_blocks - preset_value(preset, "fleet.reserved_kv_blocks")
         self._prefixes: PrefixStore | None = None
         if config.prefix_caching:
-            self._prefixes = PrefixStore(blocks, config.block_size, uncached_last=record.version < (0, 23))
+            uncached_last = preset_value(preset, "fleet.uncached_blocks") == "last"
+            self._prefixes = PrefixStore(blocks, config.block_size, uncached_last=uncached_last)
         kv = self._prefixes or CountingStore(blocks, config.block_size)
         costs = StepCosts(StepCost(), config.slots, config.max_num_batched_tokens)
         self.scheduler = Scheduler(limits, kv, self.waiting, [0] * config.adapters, costs)
@@ -183,7 +184,3 @@ def _brief(some: object, other: object) -> str:
         only = {key: value for key, value in some.items() if other.get(key) != value}
         return str(only) if only else "nothing more"
     return str(some)
-
-
-def _never(request: Request) -> None:
-    raise AssertionError("blocking loads are never requested ahead")

@@ -53,7 +53,18 @@ class BatchServer(Server):
     def totals(self) -> ReplicaTotals:
         totals = super().totals()
         totals.kv_peak_share = self.scheduler.kv.peak_share()
+        totals.prefix_blocks_evicted = self.scheduler.kv.evicted_blocks
         return totals
+
+    def weights_replaced(self, adapter: int, keep_prefixes: bool) -> None:
+        kv = self.scheduler.kv
+        if keep_prefixes:
+            kv.outdate(adapter)
+        else:
+            kv.forget(adapter)
+
+    def found_outdated_prefix(self, request: Request) -> bool:
+        return self.scheduler.kv.found_outdated(request.index)
 
     def follow_batch(self, follow: Callable[[int, Scheduler], None]) -> bool:
         follow(self.index, self.scheduler)
@@ -134,14 +145,14 @@ class BatchServer(Server):
         """Complete the leap that ends now and begin the next; return its end, or -1 if the batch is empty."""
         scheduler, mode, step = self.scheduler, self.mode, self._step
         if self._steps:
-            self._end_leap(now)
+            self._end_leap(step.decoding, now)
         blocked_s = self._act(now) if self._actions else 0.0
         scheduler.compose(now)
         self._started = now
         self._steps = steps = step.steps
         if not steps:
             return self._next_leap(now) if mode.nothing_runs() else -1.0
-        self._load_s = mode.before_step(scheduler, now) + blocked_s
+        self._load_s = mode.before_step(scheduler, now) + blocked_s if mode.prepares_steps else blocked_s
         self._first = step.first_s
         self._growth = step.growth_s
         if mode.failed:
@@ -152,18 +163,16 @@ class BatchServer(Server):
                 self._steps = min(steps, self._steps_until(change_s))
         return now + self._elapsed(self._steps)
 
-    def _end_leap(self, now: float) -> None:
+    def _end_leap(self, decoding: int, now: float) -> None:
         """Record the leap that ends now, and let its finished requests go."""
-        scheduler, mode, decoding = self.scheduler, self.mode, self._step.decoding
-        if scheduler.paused:
-            decoding -= self._log_pauses()
+        scheduler, mode = self.scheduler, self.mode
         self.recorder.step_rows += pack_step(
             self._started,
             self._first,
             self._growth,
             self._load_s,
             self._steps,
-            decoding,
+            decoding - self._log_pauses() if scheduler.paused else decoding,
             len(scheduler.running),
             scheduler.blocked,
             self.index,
@@ -173,7 +182,8 @@ class BatchServer(Server):
             finished = self._end_failed(finished)
         if finished:
             self._leave(finished, now)
-            mode.batch_shrank(self._step.decoding)
+            if mode.discards:
+                mode.batch_shrank(decoding)
         if scheduler.recompute_gaps:
             self.recorder.gaps(scheduler.recompute_gaps, self._started)
             scheduler.recompute_gaps = []

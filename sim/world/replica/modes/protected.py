@@ -11,9 +11,9 @@ from sim.policies.admission import ClaimingQueue, ReadyQueue, WaitingQueue
 from sim.policies.scheduler import Scheduler
 from sim.results.records import pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
-from sim.world.replica.loader import UNDISTURBED, Loader, LoadOwner, Tiers
+from sim.world.replica.loader import Loader, LoadOwner, Tiers
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
-from sim.world.replica.ports import without_delay
+from sim.world.replica.ports import UNDISTURBED, without_delay
 
 
 class ProtectedMode(AdapterMode):
@@ -27,10 +27,10 @@ class ProtectedMode(AdapterMode):
     ) -> None:
         super().__init__(parts.cache, parts.host, waiting, parts.context, loads_in_steps=loads_in_steps)
         self._gpu = parts.cache
-        self._discards = discards
+        self.discards = discards
 
     def batch_shrank(self, decoding: int) -> None:
-        if self._discards and decoding:
+        if decoding:
             self._gpu.evict_idle()
 
 
@@ -42,6 +42,7 @@ class OverlappedLoads(ProtectedMode, LoadOwner):
 
     def __init__(self, parts: ModeParts, waiting: WaitingQueue, *, discards: bool = False) -> None:
         super().__init__(parts, waiting, loads_in_steps=False, discards=discards)
+        self.prepares_steps = False  # requests that may join have their adapter
         self.loader = Loader(parts.context, parts.cache, parts.host, parts.loaders, self)
 
     def room_appeared(self) -> None:
@@ -53,7 +54,7 @@ class OverlappedLoads(ProtectedMode, LoadOwner):
         self.loader.room_appeared()
 
     def before_step(self, batch: Scheduler, now: float) -> float:
-        return 0.0  # requests that may join have their adapter
+        return 0.0
 
     def after_load(self) -> None:
         """Nothing is loaded ahead."""
@@ -181,7 +182,7 @@ class LoadsInSteps(ProtectedMode):
         tier, seconds = self._tiers.source(request)
         fits = self._gpu.reserve(adapter)
         assert fits, "a claimed adapter always finds room"
-        self._tiers.versions.load_started(adapter, tier)
+        self._tiers.load_started(adapter, tier)
         course = UNDISTURBED
         if tier == FROM_STORAGE:
             course = context.timing.attempts(start_s, seconds, adapter, request.index)
