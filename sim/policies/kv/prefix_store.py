@@ -223,8 +223,11 @@ class PrefixStore(KvStore):
         while block < full:
             at = bisect_left(path, ((block + 1) * size,))
             key = self._key(request, path[at][1], block, base)
-            known = self._walk(request, path, block + 1)
-            if known and known[-1][1] > block:
+            if spans and spans[-1][0].twin:
+                known = self._walk(request, path, block + 1)[-1][1] > block
+            else:
+                known = self._follows(spans, key, block)
+            if known:
                 # The two equal blocks stay next to each other, and the older one is found.
                 extent = Extent(key, (path[at],), block, block + 1, True)
                 self._twins.setdefault((*key, block), []).append(extent)
@@ -246,6 +249,17 @@ class PrefixStore(KvStore):
             extent.use(end)
             spans.append((extent, end))
             block = end
+
+    def _follows(self, spans: Spans, key: Key, block: int) -> bool:
+        """Return whether a block is known that follows what a request holds."""
+        if spans:
+            last = spans[-1][0]
+            if last.end > block and last.runs[bisect_left(last.runs, ((block + 1) * self.size,))][1] == key[1]:
+                return True
+        extent = self._known.get(key)
+        while extent is not None and extent.first != block:
+            extent = extent.next
+        return extent is not None or (bool(self._twins) and (*key, block) in self._twins)
 
     def _may_extend(self, span: tuple[Extent, int], key: Key) -> bool:
         """Return whether the block after a span, which is not known, may be added to its extent."""
