@@ -217,7 +217,7 @@ class PrefixStore(KvStore):
             return
         spans = self._held.setdefault(request.index, [])
         block = spans[-1][1] if spans else 0
-        if block >= full:
+        if block >= full or self._continue_text(request, spans, full):
             return
         path, base, size = self._path(request, own=own), self._base_blocks(request), self.size
         while block < full:
@@ -249,6 +249,20 @@ class PrefixStore(KvStore):
             extent.use(end)
             spans.append((extent, end))
             block = end
+
+    def _continue_text(self, request: Request, spans: Spans, full: int) -> bool:
+        """Do the same the quick way for a conversation that goes on, which is the common case; else return False."""
+        if not spans or request.text < 0 or self._twins or self._base_tokens:
+            return False
+        extent, end = spans[-1]
+        shared = request.shared[-1][0] if request.shared else 0
+        if extent.end != end or extent.runs[-1][1] != request.text or (end + 1) * self.size <= shared:
+            return False
+        extent.leave(end)
+        extent.end = full
+        extent.use(full)
+        spans[-1] = extent, full
+        return True
 
     def _follows(self, spans: Spans, key: Key, block: int) -> bool:
         """Return whether a block is known that follows what a request holds."""
