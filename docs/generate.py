@@ -23,7 +23,7 @@ _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mo
 _PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
 
 OVER_REQUESTS = {
-    "admitted": "admitted measured requests",
+    "admitted": "admitted measured requests for adapters",
     "completed": "completed measured requests",
     "measured": "measured requests",
     "time": "the measured time",
@@ -130,6 +130,19 @@ METRICS = {
     "preemptions": ("Times a running request lost its KV blocks and had to start again.", "measured", "none"),
     "evictions": (
         "Adapters that left GPU memory in the whole run of every replication, including warm-up and drain.",
+        "whole run",
+        "none",
+    ),
+    "prefix_hit_ratio": (
+        "Prompt tokens that requests found cached when they were first admitted, over all their prompt tokens: vLLM's "
+        "`prefix_cache_hits` over `prefix_cache_queries`. Only with [prefix caching](prefix-caching.md) and requests "
+        "that can share text; otherwise absent.",
+        "admitted",
+        "ratio",
+    ),
+    "prefix_blocks_evicted": (
+        "Cached KV blocks that were taken for other content, in the whole run of every replication. Absent like "
+        "`prefix_hit_ratio`.",
         "whole run",
         "none",
     ),
@@ -284,7 +297,14 @@ def engine_rules() -> str:
     from sim.training.files.engine_checks import rules_of
     from sim.training.files.engine_rules import EXTRAS
 
-    rules_by_engine = {name: rules_of(name) for name in ENGINES.names if name not in ("continuous", "fixed")}
+    names_by_target: dict[str, list[str]] = {}
+    for engine in ENGINES:
+        if engine.name not in ("continuous", "fixed"):
+            names_by_target.setdefault(engine.target, []).append(engine.name)
+    rules_by_engine = {
+        names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}": rules_of(names[0])
+        for names in names_by_target.values()
+    }
     real = list(rules_by_engine)
     words = {"served": "yes", "refused": "refused", "wrong": "wrongly", "unknown": "–"}
     rows = [[extra, *(words[rules_by_engine[name].rule(extra).verdict] for name in real)] for extra in EXTRAS]
@@ -323,11 +343,15 @@ def mode_tables() -> str:
 
 
 def version_table() -> str:
-    """Return the preset nearest to each version of an engine."""
-    from sim.spec.engines import VERSIONS
+    """Return the preset of each version of an engine, or the nearest."""
+    from sim.spec.engine_versions import VERSIONS
 
-    rows = [[f"{name} {row.words}", f"`{row.preset}`", row.why] for name, found in VERSIONS.items() for row in found]
-    return table(["version", "nearest preset", "this version …"], rows)
+    rows = [
+        [f"{name} {row.words}", f"`{row.preset}`" if row.simulated else f"none; `{row.preset}` is nearest", row.about]
+        for name, found in VERSIONS.items()
+        for row in found
+    ]
+    return table(["your version", "preset", "this version …"], rows)
 
 
 def option_tables() -> str:
@@ -529,6 +553,8 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
     example = next(iter(field.get("examples", ())), None)
     if example in _UNIT_OF_EXAMPLE:
         return f"{_UNIT_OF_EXAMPLE[example]}, such as `{example}`"
+    if "pattern" in field:
+        return f"text such as `{example}`"
     options = field.get("anyOf") or field.get("oneOf")
     if options:
         if any("5%" in part.get("examples", ()) for part in options):

@@ -1,8 +1,8 @@
 """Waiting queues: which request may join the batch next, and when its adapter load starts.
 
-``WaitingQueue`` is their interface; two more are in ``adapter_queues.py`` and ``model_turns.py``. With ``ReadyQueue``,
-loads start at arrival: every request in the queue has its adapter resident and in use. With ``ClaimingQueue``, loads
-start at admission, when the scheduler reaches a request and its adapter fits among those in use.
+``WaitingQueue`` is their interface; more are in ``queues``. With ``ReadyQueue``, loads start at arrival: every request
+in the queue has its adapter resident and in use. With ``ClaimingQueue``, loads start at admission, when the scheduler
+reaches a request and its adapter fits among those in use.
 
 The scheduler scans a queue like this. ``next_candidate`` finds a request; it changes nothing but the order within the
 queue. If the request ``may_join`` and finds KV blocks, ``take`` removes it. If it may not join, ``pass_over`` starts
@@ -74,6 +74,12 @@ class WaitingQueue(ABC):
             request.claimed = True
             if not cache.acquire(request.adapter):
                 self.unloaded.append(request)
+
+    def end_steps(self, steps: int) -> None:
+        """Note that ``steps`` equal steps have ended, each with a scan like the last; here nothing follows from it.
+
+        The scheduler calls it only while requests are in ``deferred``.
+        """
 
     def push(self, request: Request) -> None:
         """Add a request by its key."""

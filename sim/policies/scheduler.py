@@ -130,6 +130,7 @@ class Scheduler:
         """Let requests without an adapter join, under this adapter number. Call it before the first request."""
         self.adapters = AdapterCounts(number)
         self._ranks = [*self._ranks, 0]
+        self._costs = self._costs.beside_base_model()
 
     # Decide the next step -------------------------------------------------------------------------------------------
 
@@ -325,6 +326,8 @@ class Scheduler:
         Sets the time of first tokens.
         """
         step = self.decided
+        if self.waiting.deferred:
+            self.waiting.end_steps(steps)
         if not step.decoding:
             steps = 0  # decodes, if there are any, pause
         elif self.paused:

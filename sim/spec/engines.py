@@ -6,12 +6,11 @@ was read from the source named with it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sim.errors import did_you_mean
+from sim.spec.engine_versions import suggest_engine, versions_of
 from sim.spec.registry import Entry, Registry
 
 Preset = Mapping[str, Mapping[str, Any]]
@@ -22,7 +21,19 @@ _VLLM: Preset = {
     # lora/worker_manager.py, _apply_adapters: adapters are loaded in the step, one after the other, and the slot of the
     # least recently touched one is taken even if the batch uses it.
     # v1/core/kv_cache_utils.py: block 0 is the null block.
-    "fleet": {"admission": "skip", "load_at": "admission", "kv_check": "first-chunk", "reserved_kv_blocks": 1},
+    # A request to the base model: scheduler.py counts only those with a lora_request for max_loras; it takes no slot.
+    # lora/ops/triton_ops/lora_kernel_metadata.py, prepare_tensors: a step without any runs no LoRA kernel.
+    # v1/core/block_pool.py, free_blocks: until 0.22 blocks return to the end of the free queue, cached or not.
+    # v1/core/kv_cache_manager.py, enable_caching: on by default for models that generate.
+    "fleet": {
+        "admission": "skip",
+        "load_at": "admission",
+        "passed_requests": "keep-order",
+        "kv_check": "first-chunk",
+        "reserved_kv_blocks": 1,
+        "prefix_caching": True,
+        "uncached_blocks": "last",
+    },
     "cache": {"eviction": "vllm-lru"},
     "storage": {"mode": "blocking"},
 }
@@ -31,6 +42,11 @@ _VLLM: Preset = {
 def _changed(preset: Preset, **sections: Mapping[str, Any]) -> Preset:
     """Return a preset with some fields changed."""
     return {name: {**preset.get(name, {}), **sections.get(name, {})} for name in (*preset, *sections)}
+
+
+_VLLM_0_18 = _changed(_VLLM, fleet={"passed_requests": "own-queue"})
+_VLLM_0_19 = _changed(_VLLM_0_18, fleet={"kv_check": "whole-prompt"})
+_VLLM_0_23 = _changed(_VLLM_0_19, fleet={"uncached_blocks": "first"})
 
 
 # SGLang 0.5.23.
@@ -42,11 +58,14 @@ _SGLANG: Preset = {
         "admission": "skip",
         "max_num_batched_tokens": 8192,
         "block_size": 1,
+        # mem_cache/radix_cache.py: on unless --disable-radix-cache; a request's lora_id is part of the key.
+        "prefix_caching": True,
     },
     # lora/eviction_policy.py: lru by default, or fifo. lora/lora_manager.py, fetch_new_loras({None}): the base
     # model is put into a slot at the start. arg_groups/fields/lora.py: max_loras_per_batch 8. All registered
     # adapters are in host memory; max_loaded_loras (cache.host.slots) limits them, and those it drove out are read
-    # again when a request for them arrives.
+    # again when a request for them arrives. lora_manager.py, validate_lora_batch and fetch_new_loras: a request to the
+    # base model counts for max_loras_per_batch as adapter None, and takes a slot of zeros.
     "cache": {"gpu": {"slots": 8, "base_model_slot": True}, "host": {"fill": "start"}, "eviction": "lru"},
     # model_executor/forward_batch_info.py: the batch's adapters are fetched right before it runs. With
     # --enable-lora-overlap-loading: mode overlap, one loader, load_at admission.
@@ -57,11 +76,12 @@ _SGLANG: Preset = {
 _S_LORA: Preset = {
     # slora/server/router/manager.py: a new batch after max_wait_tokens = 10 decode steps, computed alone.
     # router/req_queue.py: first come first served, up to the first that doesn't fit; peak of the KV cache; prompts
-    # whole, batch_max_tokens = max_req_total_len = 3072.
+    # whole. api_server.py: batch_max_tokens = max(max_total_token_num / 6, max_req_total_len), the latter 3072.
     "fleet": {
         "batching": "prefill-first",
         "chunked_prefill": False,
         "max_num_batched_tokens": 3072,
+        "budget_kv_share": 1 / 6,
         "admission": "stop",
         "admission_interval": 10,
         "kv_check": "peak",
@@ -69,6 +89,7 @@ _S_LORA: Preset = {
     },
     # common/mem_allocator.py, router/model_infer/infer_adapter.py: adapters and KV in one pool; offload_adapters
     # frees those that the running batch doesn't use. model_rpc.py: all adapters are in host memory at the start.
+    # infer_adapter.py, load_adapters: for a request to the base model (adapter None) nothing is loaded.
     "cache": {"gpu": {"unified": True}, "host": {"fill": "start"}, "eviction": "discard-when-idle"},
     # router/manager.py, _step: load_adapters is awaited before the prefill. Prefetch is off by default.
     "storage": {"mode": "blocking"},
@@ -92,7 +113,8 @@ _LORAX: Preset = {
     },
     # server/lorax_server/utils/adapter.py: ADAPTER_MEMORY_FRACTION, a tenth of the GPU, here of 64 GB.
     # router/src/scheduler.rs, update_adapters: adapter_cycle_time_s = 2. router/src/loader.rs: downloaded at the
-    # first request, then on the local disk, which stands here for host memory.
+    # first request, then on the local disk, which stands here for host memory. router/src/adapter.rs: the base model
+    # is an adapter, "__base_model__", with a queue of its own; it takes no memory.
     "cache": {
         "gpu": {"size": "6.4 GB"},
         "host": {"fill": "arrival"},
@@ -119,7 +141,8 @@ _TENSORRT_LLM: Preset = {
     },
     # batch_manager/peftCacheManager.cpp, runtime/loraCache.cpp: host cache of 1 GiB filled at arrival, requests
     # rejected when it is full; device cache of 2 % of the memory that weights leave (here of 64 GB); of tasks
-    # that no request uses, the one that ended longest ago leaves.
+    # that no request uses, the one that ended longest ago leaves. capacityScheduler.cpp: a request to the base model
+    # has no LoRA task, and needs no pages.
     "cache": {
         "gpu": {"size": "0.8 GB"},
         "host": {"size": "1 GiB", "fill": "arrival", "full": "reject"},
@@ -134,95 +157,37 @@ _TENSORRT_LLM: Preset = {
 class Engine(Entry):
     """An engine, or rather the values of scenario fields that follow it; its target is what it makes of adapters.
 
+    :ivar no_prefix_cache: why ``fleet.prefix_caching`` is not possible; empty: it is.
     :ivar flags: the engines whose command lines can say what such a scenario says (``sim/spec/engine_flags.py``).
     """
 
     preset: Preset = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    no_prefix_cache: str = ""
 
 
-@dataclass(frozen=True)
-class Versions:
-    """Versions of an engine whose scheduling rules are the same, and the preset that is nearest to them.
+class Engines(Registry[Engine]):
+    """The presets by name; a version of an engine finds the preset that has its rules (``engine_versions.py``)."""
 
-    :ivar first: the first of them; they reach up to the next row of their table.
-    :ivar words: the same, for tables and messages.
-    :ivar preset: the name of the preset.
-    :ivar why: what they have in common with the preset and what not; goes on after the engine's name and ``words``.
-    """
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get(name) is not None
 
-    first: tuple[int, ...]
-    words: str
-    preset: str
-    why: str
+    def __getitem__(self, name: str) -> Engine:
+        """Return the preset that a name stands for: its own, or the one with the rules of this version."""
+        found = self.get(name)
+        if found is None:
+            raise KeyError(name)
+        return found
 
-
-_SAME = "schedules by the same rules"
-_UNTIL_PREEMPTED = f"{_SAME} until it preempts a request, which then comes after those over the adapter limit"
-VERSIONS: Mapping[str, tuple[Versions, ...]] = {
-    # v1/core/sched/scheduler.py of 0.8.5, 0.9.1, 0.9.2, 0.10.2, 0.11.2, 0.12 to 0.14, 0.16 to 0.20, 0.22 to 0.24,
-    # 0.28 and 0.30 to 0.32 was read, and steps of 0.11.2, 0.16.0, 0.19.0, 0.28.0 and 0.32.0 were replayed.
-    "vLLM": (
-        Versions((0,), "up to 0.7", "vllm-0.8", "runs the V0 engine, whose rules are different"),
-        Versions(
-            (0, 8),
-            "0.8.0 to 0.8.2",
-            "vllm-0.8",
-            f"{_SAME} but one: a request over the adapter limit holds up all behind it (set fleet.admission: stop)",
-        ),
-        Versions((0, 8, 3), "0.8.3 to 0.9.1", "vllm-0.8", _SAME),
-        Versions(
-            (0, 9, 2),
-            "0.9.2 to 0.13",
-            "vllm-0.8",
-            f"{_SAME} but one: requests over the adapter limit change their order with every step",
-        ),
-        Versions((0, 14), "0.14 to 0.17", "vllm-0.8", _SAME),
-        Versions((0, 18), "0.18", "vllm-0.8", _UNTIL_PREEMPTED),
-        Versions((0, 19), "0.19 to 0.30", "vllm-0.32", _UNTIL_PREEMPTED),
-        Versions((0, 31), "0.31 and 0.32", "vllm-0.32", _SAME),
-        Versions((0, 33), "from 0.33 on", "vllm-0.32", "was not read; this is the newest preset"),
-    ),
-    "SGLang": (
-        Versions(
-            (0,),
-            "up to 0.5.6",
-            "sglang",
-            "has another rule of admission (set fleet.admission: stop) and, up to 0.5.3, of eviction",
-        ),
-        Versions((0, 5, 7), "from 0.5.7 on", "sglang", "has the same rule of admission; the rest is that of 0.5.23"),
-    ),
-}
-"""By engine, oldest first."""
-
-_ENGINE_AND_VERSION = re.compile(r"([a-z]+?)(?:v?([0-9]{1,6}(?:\.[0-9]{1,6})*).*)?", re.DOTALL)
-
-
-def suggest_engine(name: str, known: Iterable[str]) -> str | None:
-    """Return the preset nearest to an engine or a version of one that has none, and why."""
-    spelled = {_bare(each): each for each in known}
-    found = _ENGINE_AND_VERSION.fullmatch(_bare(name))
-    if _bare(name) in spelled or found is None:
-        return did_you_mean(spelled.get(_bare(name), name), spelled.values())
-    engine, version = found.groups()
-    family = next((each for each in VERSIONS if each.lower() == engine), None)
-    if family is None:
-        return did_you_mean(spelled.get(engine, name), spelled.values())
-    rows = VERSIONS[family]
-    if version is None:
-        return f"give a version; {rows[-1].preset} is the newest preset of {family}"
-    numbers = tuple(map(int, version.split(".")))
-    row = [row for row in rows if row.first <= numbers][-1]
-    return f"the nearest preset is {row.preset}: {family} {row.words} {row.why}"
-
-
-def _bare(name: str) -> str:
-    """Return a name without what people write between its parts: ``TensorRT-LLM``, ``s_lora``, ``vllm==0.12``."""
-    return re.sub(r"[^a-z0-9.]", "", name.lower())
+    def get(self, name: str, given: Mapping[str, Engine] | None = None) -> Engine | None:
+        """Return the preset that a name stands for, or None."""
+        found = super().get(name, given)
+        versions = versions_of(name) if found is None else None
+        return found if versions is None else super().get(versions.preset)
 
 
 _RULES = "sim.training.files.engine_rules"
-ENGINES = Registry(
+ENGINES = Engines(
     "engine",
     (
         # The defaults of all fields: protected LRU, loads that overlap with steps, skip-over admission.
@@ -233,20 +198,58 @@ ENGINES = Registry(
             flags=("vLLM", "SGLang"),
         ),
         # KV blocks for the first chunk of a prompt suffice to join.
-        Engine("vllm-0.8", "as vLLM 0.8.3 to 0.8.5, V1 engine.", f"{_RULES}:VLLM_0_8", flags=("vLLM",), preset=_VLLM),
+        Engine(
+            "vllm-0.8",
+            "as vLLM 0.8.3 to 0.9.1 and 0.14 to 0.17, V1 engine.",
+            f"{_RULES}:VLLM_0_8",
+            flags=("vLLM",),
+            preset=_VLLM,
+        ),
+        # RequestQueue.prepend_requests reverses what prepend_request has reversed: skipped requests change their order.
+        Engine(
+            "vllm-0.9.2",
+            "as vLLM 0.9.2 to 0.13.",
+            f"{_RULES}:VLLM_BETWEEN",
+            flags=("vLLM",),
+            preset=_changed(_VLLM, fleet={"passed_requests": "reversed"}),
+        ),
+        # skipped_waiting: a queue of its own, which _select_waiting_queue_for_scheduling tries first.
+        Engine("vllm-0.18", "as vLLM 0.18.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_18),
         # The whole prompt must fit (scheduler_reserve_full_isl).
+        Engine("vllm-0.19", "as vLLM 0.19 to 0.22.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_19),
+        # block_pool.py, free_blocks: blocks without a hash are put at the head of the free queue.
+        Engine("vllm-0.23", "as vLLM 0.23 to 0.30.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_23),
         Engine(
             "vllm-0.32",
-            "as vLLM 0.32.",
+            "as vLLM 0.31 and 0.32.",
             f"{_RULES}:VLLM_0_32",
             flags=("vLLM",),
-            preset=_changed(_VLLM, fleet={"kv_check": "whole-prompt"}),
+            preset=_changed(_VLLM_0_23, fleet={"passed_requests": "keep-order"}),
         ),
         Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),
-        Engine("s-lora", "as S-LoRA in 2024.", f"{_RULES}:S_LORA", preset=_S_LORA),
-        Engine("lorax", "as LoRAX in 2024.", f"{_RULES}:LORAX", preset=_LORAX),
         Engine(
-            "tensorrt-llm", "as TensorRT-LLM with GUARANTEED_NO_EVICT.", f"{_RULES}:TENSORRT_LLM", preset=_TENSORRT_LLM
+            "s-lora",
+            "as S-LoRA in 2024.",
+            f"{_RULES}:S_LORA",
+            preset=_S_LORA,
+            # slora/common/mem_allocator.py: KV memory is freed with its request, whatever it holds.
+            no_prefix_cache="S-LoRA has no prefix cache",
+        ),
+        Engine(
+            "lorax",
+            "as LoRAX in 2024.",
+            f"{_RULES}:LORAX",
+            preset=_LORAX,
+            # router/src/radix.rs, launcher/src/main.rs: --prefix-caching, off by default.
+            no_prefix_cache="LoRAX has a prefix cache, off by default, but its rules are not known here",
+        ),
+        Engine(
+            "tensorrt-llm",
+            "as TensorRT-LLM with GUARANTEED_NO_EVICT.",
+            f"{_RULES}:TENSORRT_LLM",
+            preset=_TENSORRT_LLM,
+            # llmapi/llm_args.py, KvCacheConfig: enable_block_reuse is True by default.
+            no_prefix_cache="TensorRT-LLM reuses blocks by default, but its rules for that are not known here",
         ),
         Engine(
             "fixed",
@@ -258,6 +261,8 @@ ENGINES = Registry(
 )
 
 _CAPACITY = ("slots", "size")
+_WITHOUT = {"budget_kv_share": "max_num_batched_tokens"}
+"""Keys that a preset fills in only where the scenario leaves out another one as well."""
 
 
 def fill(data: Any) -> Any:
@@ -274,7 +279,8 @@ def fill(data: Any) -> Any:
     for section, values in preset.items():
         given = data.get(section, {})
         if isinstance(given, dict):
-            filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in values.items()}}
+            meant = {key: value for key, value in values.items() if given.get(_WITHOUT.get(key, "")) is None}
+            filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in meant.items()}}
     return filled
 
 
@@ -289,6 +295,12 @@ def _filled(value: Any, given: Any) -> Any:
         if value.get("fill") == "start":
             value["fill"] = "arrival"
     return {**value, **given}
+
+
+def engine_words(name: str) -> str:
+    """Return an engine's name as a scenario has it, and whose rules it stands for if it is not a preset's."""
+    versions = versions_of(name)
+    return name if versions is None or name in ENGINES.names else f"{name} (rules of {versions.words})"
 
 
 def preset_value(engine: str, key: str) -> Any:

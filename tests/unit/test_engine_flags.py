@@ -10,7 +10,7 @@ from scenario_samples import BASE, base, edited, refusal, write
 
 from sim.errors import InputError
 from sim.spec.engine_flags import FLAGS, Flag, engine_flags, flag_hint
-from sim.spec.engines import ENGINES, VERSIONS, suggest_engine
+from sim.spec.engines import ENGINES
 from sim.spec.files.problems import known_keys
 from sim.spec.needs import value_of
 from sim.spec.scenario import Scenario
@@ -219,72 +219,3 @@ def test_command_lines_word_for_word(base: Path) -> None:
         "--max-running-requests 256 --chunked-prefill-size 2048 --context-length 4096",
     }
     assert engine_flags(load_scenario("base.yaml", ["fleet.engine=s-lora"]).scenario) == {}
-
-
-# Versions
-
-
-def test_versions_are_in_order_and_name_presets() -> None:
-    for family, rows in VERSIONS.items():
-        firsts = [row.first for row in rows]
-        assert firsts == sorted(set(firsts))
-        assert firsts[0] == (0,), "every version has a row"
-        assert all(ENGINES[row.preset].name.startswith(family.lower()) for row in rows)
-
-
-@pytest.mark.parametrize("number", [*range(41), 99, 999_999])
-def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, number: int) -> None:
-    name = f"vllm-0.{number}"
-    if name in ENGINES:
-        assert load_scenario("base.yaml", [f"fleet.engine={name}", "cache.host.slots=8"]).scenario.fleet.engine == name
-        return
-    nearest = "vllm-0.8" if number <= 18 else "vllm-0.32"
-    assert refusal("base.yaml", f"fleet.engine={name}").startswith(
-        f"--set: fleet.engine: unknown engine (got {name}, allowed: {', '.join(ENGINES.names)}); "
-        f"the nearest preset is {nearest}: vLLM "
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("vllm", "give a version; vllm-0.32 is the newest preset of vLLM"),
-        ("vLLM", "give a version; vllm-0.32 is the newest preset of vLLM"),
-        ("vllm-0.7", "the nearest preset is vllm-0.8: vLLM up to 0.7 runs the V0 engine, whose rules are different"),
-        ("vllm-0.8.1", "the nearest preset is vllm-0.8: vLLM 0.8.0 to 0.8.2 schedules by the same rules but one: a "
-         "request over the adapter limit holds up all behind it (set fleet.admission: stop)"),
-        ("vllm-0.8.5.post1", "the nearest preset is vllm-0.8: vLLM 0.8.3 to 0.9.1 schedules by the same rules"),
-        ("vllm==0.9.2rc1", "the nearest preset is vllm-0.8: vLLM 0.9.2 to 0.13 schedules by the same rules but one: "
-         "requests over the adapter limit change their order with every step"),
-        ("VLLM v0.16.0", "the nearest preset is vllm-0.8: vLLM 0.14 to 0.17 schedules by the same rules"),
-        ("vllm-0.18", "the nearest preset is vllm-0.8: vLLM 0.18 schedules by the same rules until it preempts a "
-         "request, which then comes after those over the adapter limit"),
-        ("vllm_0.30", "the nearest preset is vllm-0.32: vLLM 0.19 to 0.30 schedules by the same rules until it "
-         "preempts a request, which then comes after those over the adapter limit"),
-        ("vllm-0.32.0", "the nearest preset is vllm-0.32: vLLM 0.31 and 0.32 schedules by the same rules"),
-        ("vllm-0.99", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
-        ("vllm-1.0", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
-        ("vllm0.8", "did you mean 'vllm-0.8'?"),
-        ("sglang-0.5.3", "the nearest preset is sglang: SGLang up to 0.5.6 has another rule of admission (set "
-         "fleet.admission: stop) and, up to 0.5.3, of eviction"),
-        ("SGLang", "did you mean 'sglang'?"),
-        ("slora", "did you mean 's-lora'?"),
-        ("TensorRT_LLM", "did you mean 'tensorrt-llm'?"),
-        ("lorax-0.12", "did you mean 'lorax'?"),
-        ("continous", "did you mean 'continuous'?"),
-        ("vllm-0." + "9" * 5000, "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest "
-         "preset"),
-        ("tgi", None),
-        ("", None),
-        ("0.8", None),
-        ("v" * 100_000, None),
-        ("٣", None),
-    ],
-)  # fmt: skip  # a case a line
-def test_what_is_said_of_an_engine_without_a_preset(name: str, hint: str | None) -> None:
-    assert suggest_engine(name, ENGINES.names) == hint
-
-
-def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
-    path = write(base.parent / "swept.yaml", f"{BASE}sweep: {{fleet.engine: [vllm-0.8, vllm-0.12]}}\n")
-    assert "the nearest preset is vllm-0.8: vLLM 0.9.2 to 0.13" in refusal(path)

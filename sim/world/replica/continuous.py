@@ -52,7 +52,18 @@ class BatchServer(Server):
     def totals(self) -> ReplicaTotals:
         totals = super().totals()
         totals.kv_peak_share = self.scheduler.kv.peak_share()
+        totals.prefix_blocks_evicted = self.scheduler.kv.evicted_blocks
         return totals
+
+    def weights_replaced(self, adapter: int, keep_prefixes: bool) -> None:
+        kv = self.scheduler.kv
+        if keep_prefixes:
+            kv.outdate(adapter)
+        else:
+            kv.forget(adapter)
+
+    def found_outdated_prefix(self, request: Request) -> bool:
+        return self.scheduler.kv.found_outdated(request.index)
 
     def follow_batch(self, follow: Callable[[int, Scheduler], None]) -> bool:
         follow(self.index, self.scheduler)

@@ -48,6 +48,7 @@ class ReplicaTotals:
     :ivar inside_area: request-seconds spent inside.
     :ivar in_use_peak: most slots or bytes that adapters in use ever took.
     :ivar kv_peak_share: most of the KV cache that decoding sequences ever held.
+    :ivar prefix_blocks_evicted: cached KV blocks that were taken for other content.
     :ivar merged_gaps: gaps between tokens that clients did not see, behind a front end.
     """
 
@@ -55,6 +56,7 @@ class ReplicaTotals:
     evictions: int = 0
     in_use_peak: int = 0
     kv_peak_share: float = 0.0
+    prefix_blocks_evicted: int = 0
     merged_gaps: float = 0.0
 
     def add(self, other: ReplicaTotals) -> None:
@@ -63,6 +65,7 @@ class ReplicaTotals:
         self.evictions += other.evictions
         self.in_use_peak = max(self.in_use_peak, other.in_use_peak)
         self.kv_peak_share = max(self.kv_peak_share, other.kv_peak_share)
+        self.prefix_blocks_evicted += other.prefix_blocks_evicted
         self.merged_gaps += other.merged_gaps
 
 
@@ -102,7 +105,8 @@ class Server(Replica):
     def serve_base_model(self) -> int:
         """Also serve requests without an adapter, while still empty; return the number that stands for an adapter.
 
-        Such requests need no load and no slot. They cost a step what any sequence does, but nothing for an adapter.
+        Such requests need no load, and no slot unless the cache is a ``SlotForBaseModel``. They cost a step what any
+        sequence does; a step for them alone runs without LoRA.
         """
         if self.intake is not self.mode:
             self.intake.serve_base_model()
@@ -153,6 +157,7 @@ class Server(Replica):
                 now,
                 r.index,
                 r.preemptions,
+                r.cached_tokens,
                 r.outcome,
                 r.tier,
                 index,
@@ -172,6 +177,16 @@ class Server(Replica):
         inside = self.close()
         self.clock.forget([self, *(owner for stage in self._stages for owner in stage.event_owners())])
         return inside
+
+    def weights_replaced(self, adapter: int, keep_prefixes: bool) -> None:
+        """Note that other weights answer for an adapter from now on.
+
+        :param keep_prefixes: whether requests still find what the old ones computed; otherwise it is dropped.
+        """
+
+    def found_outdated_prefix(self, request: Request) -> bool:
+        """Return whether a request that leaves found a prefix that weights of before such a replacement computed."""
+        return False
 
     def set_listener(self, listener: ReplicaListener) -> ReplicaListener:
         """Set another listener; return the one before, which gets no more calls from here."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sim.policies.adapter_cache import HostTier
-from sim.policies.admission import ClaimingQueue
+from sim.policies.admission import WaitingQueue
 from sim.policies.scheduler import Scheduler
 from sim.policies.vllm_lru import VllmLruCache
 from sim.results.records import pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode
-from sim.world.replica.modes.protected import no_load
 
 
 class VllmLru(AdapterMode):
@@ -21,11 +20,13 @@ class VllmLru(AdapterMode):
     A request that is admitted while its adapter is absent waits for all loads of its step. If a load fails for good,
     exactly the requests of the batch that use this adapter fail.
 
+    :param queue: what ``vllm_queue`` returns for this cache.
     :param reload_s: seconds of a load that no request of this step starts, by adapter and tier.
     """
 
-    def __init__(self, cache: VllmLruCache, reload_s: Callable[[int, int], float], context: LoadContext) -> None:
-        queue = ClaimingQueue(cache, no_load, stop=False, blocking=True, gives_up=True)
+    def __init__(
+        self, cache: VllmLruCache, queue: WaitingQueue, reload_s: Callable[[int, int], float], context: LoadContext
+    ) -> None:
         super().__init__(cache, HostTier(), queue, context, loads_in_steps=True)  # its host tier is part of the cache
         self._slots = cache
         self._reload_s = reload_s
