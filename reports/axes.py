@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.formatting import COUNTED, key_words, number, percent
+from reports.formatting import COUNTED, engine_words, key_words, number, percent
 from sim.results.point import Point
 from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
 
@@ -66,7 +66,7 @@ class Axis:
     def label(self, value: Any) -> str:
         """Return a swept value as the reader knows it: ``34.2/s``, ``1,000``, ``lru``."""
         if isinstance(value, str):
-            return value.strip()
+            return engine_words(value.strip()) if self.key == "fleet.engine" else value.strip()
         if isinstance(value, bool) or value is None:
             return json.dumps(value)
         if isinstance(value, (int, float)):

@@ -230,7 +230,6 @@ ENGINES = Registry(
             "continuous",
             "continuous batching with protected LRU and overlapped loads: an idealised engine, not a real one.",
             f"{_RULES}:CONTINUOUS",
-            flags=("vLLM", "SGLang"),
         ),
         # KV blocks for the first chunk of a prompt suffice to join.
         Engine("vllm-0.8", "as vLLM 0.8.3 to 0.8.5, V1 engine.", f"{_RULES}:VLLM_0_8", flags=("vLLM",), preset=_VLLM),
