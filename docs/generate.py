@@ -323,11 +323,15 @@ def mode_tables() -> str:
 
 
 def version_table() -> str:
-    """Return the preset nearest to each version of an engine."""
-    from sim.spec.engines import VERSIONS
+    """Return the preset of each version of an engine, or the nearest."""
+    from sim.spec.engine_versions import VERSIONS
 
-    rows = [[f"{name} {row.words}", f"`{row.preset}`", row.why] for name, found in VERSIONS.items() for row in found]
-    return table(["version", "nearest preset", "this version …"], rows)
+    rows = [
+        [f"{name} {row.words}", f"`{row.preset}`" if row.simulated else f"none; `{row.preset}` is nearest", row.about]
+        for name, found in VERSIONS.items()
+        for row in found
+    ]
+    return table(["your version", "preset", "this version …"], rows)
 
 
 def option_tables() -> str:
@@ -529,6 +533,8 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
     example = next(iter(field.get("examples", ())), None)
     if example in _UNIT_OF_EXAMPLE:
         return f"{_UNIT_OF_EXAMPLE[example]}, such as `{example}`"
+    if "pattern" in field:
+        return f"text such as `{example}`"
     options = field.get("anyOf") or field.get("oneOf")
     if options:
         if any("5%" in part.get("examples", ()) for part in options):

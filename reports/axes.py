@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.formatting import COUNTED, engine_words, key_words, number, percent
+from reports.formatting import COUNTED, key_words, number, percent
 from sim.results.point import Point
+from sim.spec.engines import engine_words
 from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
 
 _PARSERS: tuple[tuple[str, Callable[[object], float]], ...] = (

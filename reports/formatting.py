@@ -281,8 +281,3 @@ def read_terms(slo: Mapping[str, Any] | None) -> dict[str, float]:
 def size_words(value: object) -> str:
     """Return a size for people, or a dash where there is none."""
     return human_bytes(float(value)) if isinstance(value, (int, float)) else "–"
-
-
-def engine_words(name: str) -> str:
-    """Return an engine's name, with a warning where no server follows its rules."""
-    return f"{name} (idealised engine)" if name == "continuous" else name

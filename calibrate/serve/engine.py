@@ -23,7 +23,7 @@ from calibrate.serve.http_answer import Broken
 from calibrate.serve.server_errors import ServerError
 from calibrate.serve.tiny_model import write_base
 from sim.errors import InputError
-from sim.spec.engines import ENGINES
+from sim.spec.engine_versions import nearest_version
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, ModelShape, Population
@@ -105,15 +105,8 @@ def _version(python: Path) -> tuple[str, bool] | None:
 
 
 def nearest_preset(version: str) -> str:
-    """Return the preset of the vLLM version that is nearest to an installed one."""
-    numbers = [int(part) if part.isdigit() else 0 for part in version.split(".")[:2]] + [0, 0]
-    presets = [name for name in ENGINES.names if name.startswith("vllm-")]
-
-    def distance(name: str) -> float:
-        major, minor = (int(part) for part in name.removeprefix("vllm-").split("."))
-        return abs(1000 * (major - numbers[0]) + minor - numbers[1])
-
-    return min(presets, key=distance)
+    """Return the preset with the rules of an installed vLLM, or the nearest if its rules are not known."""
+    return nearest_version(f"vllm-{version}").preset
 
 
 def write_model(folder: Path, scenario: Scenario, shape: ModelShape, population: Population, longest: int) -> None:

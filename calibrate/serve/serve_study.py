@@ -22,6 +22,8 @@ from calibrate.serve.server_errors import ServerError
 from calibrate.serve.server_metrics import ObservedRun, observed_between, over_run, read_page
 from sim.errors import InputError
 from sim.results.run_directory.result_files import write_atomically, write_json, write_text
+from sim.spec.engine_versions import versions_of
+from sim.spec.engines import ENGINES
 from sim.spec.profile import load_profile
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.units import human_bytes
@@ -278,9 +280,9 @@ def _names(pattern: str | None, listed: Sequence[str], bases: Sequence[str], cou
 def _preset(engine_: str, measured: ServerMeasurement) -> tuple[str, list[str]]:
     """Return the preset to predict with: the scenario's, unless it is of no vLLM and the server is one."""
     near = measured.preset
-    if near is None or engine_ == near:
+    if near is None or ENGINES[engine_].name == near:
         return engine_, []
-    if engine_.startswith("vllm-"):
+    if versions_of(engine_) is not None:
         return engine_, [f"predicted with the rules of {engine_}, while the server is {measured.engine}"]
     return near, [f"predicted with the rules of {near}, the server's; the scenario's fleet.engine is {engine_}"]
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from reports.answers.run_comparison import Comparison, key_metrics
 from reports.axes import spread
-from reports.formatting import engine_words, metric_words, show
+from reports.formatting import metric_words, show
 from reports.table import Table
 from reports.text.deltas import change_cell, relative_cell
 from sim.results.pairs import Difference
+from sim.spec.engines import engine_words
 
 _MOST_ROWS, _MOST_IN_TERMINAL = 400, 60
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from reports.formatting import engine_words
 from sim.results.point import Point
+from sim.spec.engines import engine_words
 
 
 def setup_line(points: Sequence[Point]) -> str:

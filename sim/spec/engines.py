@@ -6,12 +6,11 @@ was read from the source named with it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sim.errors import did_you_mean
+from sim.spec.engine_versions import suggest_engine, versions_of
 from sim.spec.registry import Entry, Registry
 
 Preset = Mapping[str, Mapping[str, Any]]
@@ -141,88 +140,28 @@ class Engine(Entry):
     flags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Versions:
-    """Versions of an engine whose scheduling rules are the same, and the preset that is nearest to them.
+class Engines(Registry[Engine]):
+    """The presets by name; a version of an engine finds the preset that has its rules (``engine_versions.py``)."""
 
-    :ivar first: the first of them; they reach up to the next row of their table.
-    :ivar words: the same, for tables and messages.
-    :ivar preset: the name of the preset.
-    :ivar why: what they have in common with the preset and what not; goes on after the engine's name and ``words``.
-    """
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get(name) is not None
 
-    first: tuple[int, ...]
-    words: str
-    preset: str
-    why: str
+    def __getitem__(self, name: str) -> Engine:
+        """Return the preset that a name stands for: its own, or the one with the rules of this version."""
+        found = self.get(name)
+        if found is None:
+            raise KeyError(name)
+        return found
 
-
-_SAME = "schedules by the same rules"
-_UNTIL_PREEMPTED = f"{_SAME} until it preempts a request, which then comes after those over the adapter limit"
-VERSIONS: Mapping[str, tuple[Versions, ...]] = {
-    # v1/core/sched/scheduler.py of 0.8.5, 0.9.1, 0.9.2, 0.10.2, 0.11.2, 0.12 to 0.14, 0.16 to 0.20, 0.22 to 0.24,
-    # 0.28 and 0.30 to 0.32 was read, and steps of 0.11.2, 0.16.0, 0.19.0, 0.28.0 and 0.32.0 were replayed.
-    "vLLM": (
-        Versions((0,), "up to 0.7", "vllm-0.8", "runs the V0 engine, whose rules are different"),
-        Versions(
-            (0, 8),
-            "0.8.0 to 0.8.2",
-            "vllm-0.8",
-            f"{_SAME} but one: a request over the adapter limit holds up all behind it (set fleet.admission: stop)",
-        ),
-        Versions((0, 8, 3), "0.8.3 to 0.9.1", "vllm-0.8", _SAME),
-        Versions(
-            (0, 9, 2),
-            "0.9.2 to 0.13",
-            "vllm-0.8",
-            f"{_SAME} but one: requests over the adapter limit change their order with every step",
-        ),
-        Versions((0, 14), "0.14 to 0.17", "vllm-0.8", _SAME),
-        Versions((0, 18), "0.18", "vllm-0.8", _UNTIL_PREEMPTED),
-        Versions((0, 19), "0.19 to 0.30", "vllm-0.32", _UNTIL_PREEMPTED),
-        Versions((0, 31), "0.31 and 0.32", "vllm-0.32", _SAME),
-        Versions((0, 33), "from 0.33 on", "vllm-0.32", "was not read; this is the newest preset"),
-    ),
-    "SGLang": (
-        Versions(
-            (0,),
-            "up to 0.5.6",
-            "sglang",
-            "has another rule of admission (set fleet.admission: stop) and, up to 0.5.3, of eviction",
-        ),
-        Versions((0, 5, 7), "from 0.5.7 on", "sglang", "has the same rule of admission; the rest is that of 0.5.23"),
-    ),
-}
-"""By engine, oldest first."""
-
-_ENGINE_AND_VERSION = re.compile(r"([a-z]+?)(?:v?([0-9]{1,6}(?:\.[0-9]{1,6})*).*)?", re.DOTALL)
-
-
-def suggest_engine(name: str, known: Iterable[str]) -> str | None:
-    """Return the preset nearest to an engine or a version of one that has none, and why."""
-    spelled = {_bare(each): each for each in known}
-    found = _ENGINE_AND_VERSION.fullmatch(_bare(name))
-    if _bare(name) in spelled or found is None:
-        return did_you_mean(spelled.get(_bare(name), name), spelled.values())
-    engine, version = found.groups()
-    family = next((each for each in VERSIONS if each.lower() == engine), None)
-    if family is None:
-        return did_you_mean(spelled.get(engine, name), spelled.values())
-    rows = VERSIONS[family]
-    if version is None:
-        return f"give a version; {rows[-1].preset} is the newest preset of {family}"
-    numbers = tuple(map(int, version.split(".")))
-    row = [row for row in rows if row.first <= numbers][-1]
-    return f"the nearest preset is {row.preset}: {family} {row.words} {row.why}"
-
-
-def _bare(name: str) -> str:
-    """Return a name without what people write between its parts: ``TensorRT-LLM``, ``s_lora``, ``vllm==0.12``."""
-    return re.sub(r"[^a-z0-9.]", "", name.lower())
+    def get(self, name: str, given: Mapping[str, Engine] | None = None) -> Engine | None:
+        """Return the preset that a name stands for, or None."""
+        found = super().get(name, given)
+        versions = versions_of(name) if found is None else None
+        return found if versions is None else super().get(versions.preset)
 
 
 _RULES = "sim.training.files.engine_rules"
-ENGINES = Registry(
+ENGINES = Engines(
     "engine",
     (
         # The defaults of all fields: protected LRU, loads that overlap with steps, skip-over admission.
@@ -288,6 +227,17 @@ def _filled(value: Any, given: Any) -> Any:
         if value.get("fill") == "start":
             value["fill"] = "arrival"
     return {**value, **given}
+
+
+def engine_words(name: str) -> str:
+    """Return an engine's name as a scenario has it, with whose rules it stands for if it is not a preset's.
+
+    The idealised engine says so wherever its name appears.
+    """
+    if name == "continuous":
+        return f"{name} (idealised engine)"
+    versions = versions_of(name)
+    return name if versions is None or name in ENGINES.names else f"{name} (rules of {versions.words})"
 
 
 def preset_value(engine: str, key: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from sim.errors import ScenarioError
+from sim.spec.engine_versions import has_version, is_same_engine, versions_of
+from sim.spec.engines import ENGINES
 from sim.spec.profile import Profile, load_profile
 from sim.spec.scenario import DEFAULT_PROFILE, Scenario
 
@@ -44,3 +46,15 @@ def disturbance_notes(profile: Profile) -> list[str]:
     """Return a note on what disturbed the measurements of a profile."""
     flags = profile.provenance.device.get("flags", "none") if profile.provenance else "none"
     return [] if flags == "none" else [f"the profile {profile.name} was measured on a disturbed device: {flags}"]
+
+
+def engine_notes(engine: str, profile: Profile) -> list[str]:
+    """Return notes on whose rules a version of an engine gets, and on step costs of another engine or version."""
+    preset, notes = ENGINES[engine], []
+    versions = versions_of(engine)
+    if versions is not None and engine != preset.name and has_version(engine):
+        notes.append(f"engine {engine} has the rules of {versions.words} (preset {preset.name})")
+    made = profile.conditions.engine if profile.conditions else engine
+    if preset.preset and not is_same_engine(engine, made):
+        notes.append(f"step and load costs are those of {made} (profile {profile.name}), not of {engine}")
+    return notes

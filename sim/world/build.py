@@ -11,7 +11,7 @@ from sim.policies.costs import beyond_envelope
 from sim.policies.eviction import check_eviction
 from sim.policies.routing import check_router
 from sim.spec.profile import Profile
-from sim.spec.profile_choice import base_model_of, disturbance_notes, profile_of
+from sim.spec.profile_choice import base_model_of, disturbance_notes, engine_notes, profile_of
 from sim.spec.scenario import Scenario
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population
@@ -56,6 +56,7 @@ def build_world(scenario: Scenario) -> World:
     notes = list(traffic.notes)
     if profile is not None and not fixed:
         slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
+        notes += engine_notes(scenario.fleet.engine, profile)
         notes += disturbance_notes(profile)
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
     notes += storage_notes(scenario) + full_model_notes(full, scenario.fleet.replicas)

@@ -183,7 +183,7 @@ def test_copies_and_checkpoints() -> None:
 
 def test_what_is_asked_is_checked() -> None:
     with pytest.raises(InputError, match="unknown engine") as caught:
-        check_serving_target(ServingTarget("vllm-0.9"))
+        check_serving_target(ServingTarget("vllm-0.7"))
     assert "the nearest preset is vllm-0.8" in str(caught.value)
     with pytest.raises(InputError, match="did you mean 'sglang'"):
         check_serving_target(ServingTarget("sglag"))

@@ -93,7 +93,7 @@ def test_the_schema_knows_whole_files_and_overlays() -> None:
     assert overlay["properties"]["extends"]["type"] == "string"
     assert overlay["properties"]["workload"]["anyOf"][0]["$ref"] == "#/$defs/Workload.overlay"
     assert "description" in defs["Fleet"]["properties"]["replicas"]
-    assert "continuous" in defs["Fleet"]["properties"]["engine"]["enum"]
+    assert "continuous" in defs["Fleet"]["properties"]["engine"]["anyOf"][0]["enum"]
     text = json.dumps(schema)
     for reference in set(text.split('"#/$defs/')[1:]):
         assert reference.split('"')[0] in defs

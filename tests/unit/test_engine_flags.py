@@ -10,9 +10,12 @@ from scenario_samples import BASE, base, edited, refusal, write
 
 from sim.errors import InputError
 from sim.spec.engine_flags import FLAGS, Flag, engine_flags, flag_hint, why_no_flags
-from sim.spec.engines import ENGINES, VERSIONS, suggest_engine
+from sim.spec.engine_versions import VERSIONS, suggest_engine, versions_of
+from sim.spec.engines import ENGINES, engine_words
 from sim.spec.files.problems import known_keys
 from sim.spec.needs import value_of
+from sim.spec.profile import load_profile
+from sim.spec.profile_choice import engine_notes
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
 
@@ -304,41 +307,59 @@ def test_versions_are_in_order_and_name_presets() -> None:
         assert firsts == sorted(set(firsts))
         assert firsts[0] == (0,), "every version has a row"
         assert all(ENGINES[row.preset].name.startswith(family.lower()) for row in rows)
+    newest = [row for row in VERSIONS["vLLM"] if row.simulated][-1]
+    assert newest.preset == [name for name in ENGINES.names if name.startswith("vllm-")][-1]
 
 
 @pytest.mark.parametrize("number", [*range(41), 99, 999_999])
 def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, number: int) -> None:
     name = f"vllm-0.{number}"
-    if name in ENGINES:
-        assert load_scenario("base.yaml", [f"fleet.engine={name}", "cache.host.slots=8"]).scenario.fleet.engine == name
+    row = [row for row in VERSIONS["vLLM"] if row.first <= (0, number)][-1]
+    if row.simulated or name in ENGINES.names:
+        scenario = load_scenario("base.yaml", [f"fleet.engine={name}", "cache.host.slots=8"]).scenario
+        assert scenario.fleet.engine == name
+        assert ENGINES[name].name == row.preset
         return
-    nearest = "vllm-0.8" if number <= 18 else "vllm-0.32"
     assert refusal("base.yaml", f"fleet.engine={name}").startswith(
         f"--set: fleet.engine: unknown engine (got {name}, allowed: {', '.join(ENGINES.names)}); "
-        f"the nearest preset is {nearest}: vLLM "
+        f"the nearest preset is {row.preset}: vLLM {row.words} "
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "words"),
+    [
+        ("vllm", "vllm-0.32", "vllm (rules of 0.31 and 0.32)"),
+        ("vLLM", "vllm-0.32", "vLLM (rules of 0.31 and 0.32)"),
+        ("vllm-0.32", "vllm-0.32", "vllm-0.32"),
+        ("vllm-0.32.0", "vllm-0.32", "vllm-0.32.0 (rules of 0.31 and 0.32)"),
+        ("vllm-0.8", "vllm-0.8", "vllm-0.8"),
+        ("vllm==0.8", "vllm-0.8", "vllm==0.8 (rules of 0.8.3 to 0.9.1)"),
+        ("vllm-0.8.5.post1", "vllm-0.8", "vllm-0.8.5.post1 (rules of 0.8.3 to 0.9.1)"),
+        ("vllm-0.9", "vllm-0.8", "vllm-0.9 (rules of 0.8.3 to 0.9.1)"),
+        ("VLLM v0.16.0", "vllm-0.8", "VLLM v0.16.0 (rules of 0.14 to 0.17)"),
+        ("vllm_0.31.2+cpu", "vllm-0.32", "vllm_0.31.2+cpu (rules of 0.31 and 0.32)"),
+    ],
+)
+def test_a_version_finds_the_preset_with_its_rules(name: str, preset: str, words: str) -> None:
+    assert ENGINES[name].name == preset
+    assert name in ENGINES
+    assert ENGINES.check(name) == name
+    assert engine_words(name) == words
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("vllm", "give a version; vllm-0.32 is the newest preset of vLLM"),
-        ("vLLM", "give a version; vllm-0.32 is the newest preset of vLLM"),
         ("vllm-0.7", "the nearest preset is vllm-0.8: vLLM up to 0.7 runs the V0 engine, whose rules are different"),
-        ("vllm-0.8.1", "the nearest preset is vllm-0.8: vLLM 0.8.0 to 0.8.2 schedules by the same rules but one: a "
-         "request over the adapter limit holds up all behind it (set fleet.admission: stop)"),
-        ("vllm-0.8.5.post1", "the nearest preset is vllm-0.8: vLLM 0.8.3 to 0.9.1 schedules by the same rules"),
-        ("vllm==0.9.2rc1", "the nearest preset is vllm-0.8: vLLM 0.9.2 to 0.13 schedules by the same rules but one: "
-         "requests over the adapter limit change their order with every step"),
-        ("VLLM v0.16.0", "the nearest preset is vllm-0.8: vLLM 0.14 to 0.17 schedules by the same rules"),
-        ("vllm-0.18", "the nearest preset is vllm-0.8: vLLM 0.18 schedules by the same rules until it preempts a "
-         "request, which then comes after those over the adapter limit"),
-        ("vllm_0.30", "the nearest preset is vllm-0.32: vLLM 0.19 to 0.30 schedules by the same rules until it "
-         "preempts a request, which then comes after those over the adapter limit"),
-        ("vllm-0.32.0", "the nearest preset is vllm-0.32: vLLM 0.31 and 0.32 schedules by the same rules"),
+        ("vllm-0.8.1", "the nearest preset is vllm-0.8: vLLM 0.8.0 to 0.8.2 differs in one rule: a request over the "
+         "adapter limit holds up all behind it"),
         ("vllm-0.99", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
         ("vllm-1.0", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
-        ("vllm0.8", "did you mean 'vllm-0.8'?"),
+        ("vllm-0.16 nightly", "write vllm-0.16"),
+        ("vllm-", "did you mean 'vllm-0.8'?"),
+        ("v0.12", "name the engine too, such as vllm-0.12"),
+        ("0.8", "name the engine too, such as vllm-0.8"),
         ("sglang-0.5.3", "the nearest preset is sglang: SGLang up to 0.5.6 has another rule of admission (set "
          "fleet.admission: stop) and, up to 0.5.3, of eviction"),
         ("SGLang", "did you mean 'sglang'?"),
@@ -350,15 +371,37 @@ def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, 
          "preset"),
         ("tgi", None),
         ("", None),
-        ("0.8", None),
         ("v" * 100_000, None),
         ("٣", None),
     ],
 )  # fmt: skip  # a case a line
 def test_what_is_said_of_an_engine_without_a_preset(name: str, hint: str | None) -> None:
+    assert name not in ENGINES
+    assert versions_of(name) is None
     assert suggest_engine(name, ENGINES.names) == hint
 
 
 def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
-    path = write(base.parent / "swept.yaml", f"{BASE}sweep: {{fleet.engine: [vllm-0.8, vllm-0.12]}}\n")
-    assert "the nearest preset is vllm-0.8: vLLM 0.9.2 to 0.13" in refusal(path)
+    path = write(base.parent / "swept.yaml", f"{BASE}sweep: {{fleet.engine: [vllm-0.8, vllm-0.7]}}\n")
+    assert "the nearest preset is vllm-0.8: vLLM up to 0.7" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("engine", "costs_of", "says"),
+    [
+        ("vllm-0.8", "vLLM 0.8.5, V1", []),
+        ("vllm-0.8.4", "vLLM 0.8.5, V1", ["engine vllm-0.8.4 has the rules of 0.8.3 to 0.9.1 (preset vllm-0.8)"]),
+        ("vllm-0.32", "vllm 0.32.0 (cpu)", []),
+        ("vllm", "vllm 0.32.0 (cpu)", []),
+        ("vllm", "vLLM 0.8.5, V1", ["step and load costs are those of vLLM 0.8.5, V1 (profile test), not of vllm"]),
+        ("vllm-0.16", None, ["engine vllm-0.16 has the rules of 0.14 to 0.17 (preset vllm-0.8)"]),
+        ("sglang", "vLLM 0.8.5, V1", ["step and load costs are those of vLLM 0.8.5, V1 (profile test), not of sglang"]),
+        ("s-lora", "S-LoRA, 2024", []),
+        ("continuous", "vLLM 0.8.5, V1", []),
+    ],
+)
+def test_notes_say_whose_rules_and_whose_costs_a_run_has(engine: str, costs_of: str | None, says: list[str]) -> None:
+    profile, _ = load_profile("h100-64gb/llama-3.1-8b/vllm-0.8.5")
+    conditions = profile.conditions and costs_of and profile.conditions.model_copy(update={"engine": costs_of})
+    changed = profile.model_copy(update={"name": "test", "conditions": conditions or None})
+    assert engine_notes(engine, changed) == says

@@ -51,10 +51,10 @@ def test_every_name_stands_in_the_docs(names: Sequence[str], page: str) -> None:
 
 def test_the_schema_has_the_names_of_every_registry() -> None:
     models = scenario_schema()["$defs"]
-    found = [
-        set(field["enum"]) for model in models.values() for field in model["properties"].values() if "enum" in field
-    ]
-    assert all(set(registry.names) in found for registry in REGISTRIES)
+    fields = [field for model in models.values() for field in model["properties"].values()]
+    found = [set(part["enum"]) for field in fields for part in (field, *field.get("anyOf", ())) if "enum" in part]
+    assert all(set(registry.names) in found for registry in REGISTRIES if registry is not ENGINES)
+    assert {"vllm", *ENGINES.names} in found
 
 
 def test_every_arrival_process_does_something() -> None:

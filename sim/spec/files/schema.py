@@ -6,6 +6,7 @@ import copy
 import json
 from typing import Any
 
+from sim.spec.engine_versions import NAMES_SCHEMA
 from sim.spec.engines import ENGINES
 from sim.spec.policies import EVICTIONS, PLACEMENTS, ROUTERS
 from sim.spec.registry import Registry
@@ -40,6 +41,8 @@ def scenario_schema() -> dict[str, Any]:
     models["Scenario"] = scenario
     for (model, field), registry in _NAMES.items():
         models[model]["properties"][field]["enum"] = list(registry.all_names())
+    engine = models["Fleet"]["properties"]["engine"]
+    engine["anyOf"] = [{"enum": ["vllm", *engine.pop("enum")]}, NAMES_SCHEMA]
     models = {name: _without_discriminators(model) for name, model in models.items()}
     overlays = {f"{name}.overlay": _overlay(model) for name, model in models.items()}
     overlays["Scenario.overlay"]["properties"]["extends"] = _EXTENDS

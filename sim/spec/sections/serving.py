@@ -40,7 +40,11 @@ class Fleet(Strict):
     profile: str = DEFAULT_PROFILE
     """Where step, load and memory costs come from: a bundled name or a path to a profile."""
     engine: str = Field(
-        default="continuous", description=ENGINES.described("Which rules a replica follows; any of them can be set.")
+        default="continuous",
+        description=ENGINES.described(
+            "Which rules a replica follows; any of them can be set. ``vllm`` is the newest version whose rules are "
+            "known, and any version, such as ``vllm-0.16``, finds the preset with its rules (docs/engines.md)."
+        ),
     )
     service: TimeLaw | None = None
     """Engine ``fixed`` only: the time one request takes."""

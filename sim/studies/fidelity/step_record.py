@@ -11,7 +11,6 @@ import errno
 import gzip
 import io
 import json
-import re
 import zlib
 from itertools import pairwise
 from pathlib import Path
@@ -21,9 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from sim.errors import InputError
 from sim.reading import RECORD_BYTES, read_bounded, read_regular
-from sim.spec.engines import ENGINES
-
-_PRESETS = {name.removeprefix("vllm-"): name for name in ENGINES.names if name.startswith("vllm-")}
+from sim.spec.engine_versions import VERSIONS, Versions, versions_of
 
 
 class _Part(BaseModel):
@@ -84,7 +81,9 @@ class StepRecord(_Part):
     @property
     def preset(self) -> str:
         """The engine preset whose rules this record should follow."""
-        return _PRESETS[_version(self.engine) or ""]
+        versions = _versions(self.engine)
+        assert versions is not None, "checked when it was read"
+        return versions.preset
 
     @model_validator(mode="after")
     def _fits_together(self) -> StepRecord:
@@ -141,13 +140,13 @@ def read_record(path: Path) -> StepRecord:
     except (ValueError, RecursionError) as error:
         raise InputError("the record is not JSON", file=where, got=str(error)) from None
     engine = data.get("engine") if isinstance(data, dict) else None
-    if isinstance(engine, str) and _version(engine) not in _PRESETS:
+    if isinstance(engine, str) and _versions(engine) is None:
         raise InputError(
             "the rules of this engine version are not known",
             file=where,
             key="engine",
             got=engine,
-            allowed=", ".join(f"vllm {version}" for version in _PRESETS),
+            allowed="vllm " + ", ".join(row.words for row in VERSIONS["vLLM"] if row.simulated),
         )
     try:
         return StepRecord.model_validate(data)
@@ -158,7 +157,6 @@ def read_record(path: Path) -> StepRecord:
         raise InputError(first["msg"].removeprefix("Value error, "), file=where, key=key, got=got) from None
 
 
-def _version(engine: str) -> str | None:
-    """Return ``0.32`` of ``vllm 0.32.0 (cpu)``."""
-    found = re.match(r"vllm (\d+\.\d+)", engine)
-    return found[1] if found else None
+def _versions(engine: str) -> Versions | None:
+    """Return the versions whose rules ``vllm 0.32.0 (cpu)`` follows."""
+    return versions_of(engine.partition(" (")[0]) if any(map(str.isdigit, engine)) else None
