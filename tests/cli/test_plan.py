@@ -28,6 +28,7 @@ workload:
   tokens: {{prompt: {{law: fixed, value: 100}}, output: {{law: fixed, value: 20}}}}
 adapters: {{count: 100, rank: 16}}
 cache: {{gpu: {{slots: 24}}}}
+fleet: {{engine: continuous}}
 run: {{seed: 1, replications: 3}}
 {rest}
 """
@@ -148,12 +149,10 @@ def test_an_slo_that_everything_meets_says_that_the_range_ends_there(loraplan: C
 
 def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_kv_cache(tmp_path: Path) -> None:
     """Few slots miss, many leave no room for KV: both ends of the range fail."""
-    rest = (
-        "slo: {e2e_p99: 11 s, miss_ratio: 90%}\nfleet: {gpu_memory_utilization: 0.5}\n"
-        "plan: {minimize: cache.gpu.slots, range: [2, 70], step: 4}"
-    )
+    rest = "slo: {e2e_p99: 11 s, miss_ratio: 90%}\nplan: {minimize: cache.gpu.slots, range: [2, 70], step: 4}"
     path = write(tmp_path, rest, requests=1500)
     overrides = [
+        "fleet.gpu_memory_utilization=0.5",
         "adapters.rank=32",
         "workload.tokens.prompt={law: fixed, value: 600}",
         "workload.tokens.output={law: fixed, value: 150}",
