@@ -30,7 +30,7 @@ these."""
 _SGLANG_EVICTIONS = ("lru", "fifo")
 """What SGLang takes for ``--lora-eviction-policy``."""
 _NO_COMMAND = {
-    "continuous": "engine continuous is idealised, and no server follows its rules; choose fleet.engine vllm-0.32",
+    "continuous": "engine continuous is idealised, and no server follows its rules; choose fleet.engine vllm",
     "fixed": "engine fixed is a queue with a given service time, not a server",
 }
 """Why engines that are no products have no command line."""

@@ -195,6 +195,8 @@ ENGINES = Engines(
     suggest=suggest_engine,
 )
 
+DEFAULT_ENGINE = "vllm"
+"""What a scenario that names no engine plans for: the newest version of vLLM whose rules are known."""
 _CAPACITY = ("slots", "size")
 
 
@@ -206,7 +208,7 @@ def fill(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     fleet = data.get("fleet", {})
-    engine = fleet.get("engine") if isinstance(fleet, dict) else None
+    engine = fleet.get("engine", DEFAULT_ENGINE) if isinstance(fleet, dict) else None
     preset = ENGINES[engine].preset if isinstance(engine, str) and engine in ENGINES else {}
     filled = dict(data)
     for section, values in preset.items():
