@@ -23,7 +23,7 @@ _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mo
 _PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
 
 OVER_REQUESTS = {
-    "admitted": "admitted measured requests",
+    "admitted": "admitted measured requests for adapters",
     "completed": "completed measured requests",
     "measured": "measured requests",
     "time": "the measured time",
@@ -130,6 +130,19 @@ METRICS = {
     "preemptions": ("Times a running request lost its KV blocks and had to start again.", "measured", "none"),
     "evictions": (
         "Adapters that left GPU memory in the whole run of every replication, including warm-up and drain.",
+        "whole run",
+        "none",
+    ),
+    "prefix_hit_ratio": (
+        "Prompt tokens that requests found cached when they were first admitted, over all their prompt tokens: vLLM's "
+        "`prefix_cache_hits` over `prefix_cache_queries`. Only with [prefix caching](prefix-caching.md) and requests "
+        "that can share text; otherwise absent.",
+        "admitted",
+        "ratio",
+    ),
+    "prefix_blocks_evicted": (
+        "Cached KV blocks that were taken for other content, in the whole run of every replication. Absent like "
+        "`prefix_hit_ratio`.",
         "whole run",
         "none",
     ),
@@ -284,7 +297,14 @@ def engine_rules() -> str:
     from sim.training.files.engine_checks import rules_of
     from sim.training.files.engine_rules import EXTRAS
 
-    rules_by_engine = {name: rules_of(name) for name in ENGINES.names if name not in ("continuous", "fixed")}
+    names_by_target: dict[str, list[str]] = {}
+    for engine in ENGINES:
+        if engine.name not in ("continuous", "fixed"):
+            names_by_target.setdefault(engine.target, []).append(engine.name)
+    rules_by_engine = {
+        names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}": rules_of(names[0])
+        for names in names_by_target.values()
+    }
     real = list(rules_by_engine)
     words = {"served": "yes", "refused": "refused", "wrong": "wrongly", "unknown": "–"}
     rows = [[extra, *(words[rules_by_engine[name].rule(extra).verdict] for name in real)] for extra in EXTRAS]

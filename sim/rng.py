@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def stream(seed: int, replication: int, purpose: str, block: int = 0) -> np.random.Generator:
@@ -44,3 +45,12 @@ def uniform_draw(key: int, number: int) -> float:
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
     return ((mixed ^ (mixed >> 31)) >> 11) * 2.0**-53
+
+
+def uniform_draws(key: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return ``uniform_draw`` of many numbers at once, same shape."""
+    with np.errstate(over="ignore"):
+        mixed = np.uint64(key) + numbers.astype(np.uint64) * np.uint64(_GOLDEN)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)

@@ -36,7 +36,7 @@ LENGTHS = {
     },
 }
 
-SLOTTED = ("continuous", "vllm-0.8", "vllm-0.32", "sglang", "fixed")
+SLOTTED = ("continuous", *(name for name in ENGINES.names if name.startswith("vllm-")), "sglang", "fixed")
 """Engines whose adapter memory is counted in slots; the others keep the memory of their preset."""
 
 

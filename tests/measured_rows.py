@@ -1,4 +1,4 @@
-"""A row of a table of measured runs, as tests change it."""
+"""Rows of tables of measured runs, as tests change them."""
 
 from __future__ import annotations
 
@@ -23,4 +23,32 @@ ROW = {
     "ttft_p50_ms": "40",
     "ttft_p99_ms": "200",
     "running_mean": "10",
+}
+
+SLORA_ROW = {
+    "model": "llama-2-7b",
+    "rank": "32",
+    "adapters": "32",
+    "adapter_rate_rps": "0.05",
+    "client_extra_ms": "0.7376",
+    "duration_s": "60",
+    "prompt_tokens": "250",
+    "output_tokens": "231",
+    "max_total_tokens": "82528",
+    "batch_max_tokens": "13754",
+    "max_running_requests": "1000",
+    "decode_steps_between_admissions": "10",
+    "sent": "60",
+    "unfinished": "5",
+    "req_per_s": "0.9",
+    "output_tok_per_s": "210",
+    "ttft_mean_ms": "86",
+    "ttft_p50_ms": "62",
+    "ttft_p99_ms": "250",
+    "tpot_mean_ms": "17.3",
+    "itl_mean_ms": "17.3",
+    "itl_p50_ms": "16.5",
+    "batch_max": "18",
+    "loads_per_request": "0.83",
+    "kv_usage_mean": "0.03",
 }

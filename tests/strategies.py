@@ -26,7 +26,7 @@ atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 MODEL = "llama-3.1-8b"
 GRID = 1 / 64
 """Times of grid scenarios are multiples of this: sums are exact and many things happen at the same instant."""
-VLLM = ("vllm-0.8", "vllm-0.32")
+VLLM = ("vllm-0.8", "vllm-0.9.2", "vllm-0.18", "vllm-0.23", "vllm-0.32")
 PROTECTED = (
     "lru",
     "lru",
@@ -83,8 +83,11 @@ def write_profile(
 
 
 def write_trace(rows: list[tuple[float, int, int, int]]) -> str:
-    """Write (seconds, adapter, prompt, output) rows as a plain CSV trace and return its path."""
-    lines = [f"{seconds!r},a{adapter},{prompt},{output}" for seconds, adapter, prompt, output in rows]
+    """Write (seconds, adapter, prompt, output) rows as a plain CSV trace and return its path; adapter -1: none."""
+    lines = [
+        f"{seconds!r},{'' if adapter < 0 else f'a{adapter}'},{prompt},{output}"
+        for seconds, adapter, prompt, output in rows
+    ]
     return write_file(".csv", "\n".join(["timestamp_s,adapter_id,input_tokens,output_tokens", *lines]) + "\n")
 
 
@@ -212,8 +215,23 @@ def _touched_caches(draw: st.DrawFn, adapters: dict[str, Any]) -> dict[str, Any]
     return cache
 
 
+base_shares = st.sampled_from((0.0, 0.0, 0.0, 0.1, 0.3, 0.6))
+"""Shares of requests to the base model."""
+
+
+def with_base(adapters: dict[str, Any], workload: dict[str, Any], share: float) -> dict[str, Any]:
+    """Return adapters with a share of requests to the base model, unless a trace says which these are."""
+    if share == 0 or "trace" in workload:
+        return adapters
+    kinds = adapters.get("mix") or [{"share": 1.0, "size": adapters["size"], "rank": adapters["rank"]}]
+    others = [{**kind, "share": kind["share"] * (1 - share)} for kind in kinds]
+    return {"count": adapters["count"], "mix": [{"share": share, "kind": "base"}, *others]}
+
+
 @st.composite
-def _workloads(draw: st.DrawFn, grid: bool, adapters: dict[str, Any], lengths: tuple[int, int]) -> dict[str, Any]:
+def _workloads(
+    draw: st.DrawFn, grid: bool, adapters: dict[str, Any], lengths: tuple[int, int], base_share: float = 0.0
+) -> dict[str, Any]:
     prompt_most, output_most = lengths
     if grid or draw(st.integers(0, 3)) == 0:
         ticks = st.sampled_from((0, 0, 0, 1, 2, 3, 5, 8, 40))
@@ -224,7 +242,8 @@ def _workloads(draw: st.DrawFn, grid: bool, adapters: dict[str, Any], lengths: t
         rows, horizon = [], 0.0
         for gap, adapter, prompt, output in draw(st.lists(columns, min_size=least, max_size=40)):
             horizon += gap * (GRID if grid else GRID * ODD)
-            rows.append((horizon, adapter, prompt, output))
+            names_none = rows and base_share and draw(st.integers(0, 9)) < 10 * base_share
+            rows.append((horizon, -1 if names_none else adapter, prompt, output))
         workload: dict[str, Any] = {"trace": {"file": write_trace(rows)}}
     else:
         rate = draw(st.sampled_from((300, 60, 20, 5)))
@@ -293,7 +312,7 @@ def scenarios(
     """
     if grid is None:
         grid = draw(st.integers(0, 3)) == 0
-    kind = engine or draw(st.sampled_from(("continuous",) * 4 + ("fixed",) + VLLM * 2))
+    kind = engine or draw(st.sampled_from(("continuous",) * 4 + ("fixed",) + VLLM))
     lengths = draw(st.sampled_from(((8, 40), (40, 20), (90, 60), (20, 4), (40, 1))))
     storage: dict[str, Any] = {"loaders": draw(st.integers(1, 3)), "host_loaders": draw(st.integers(1, 2))}
     if kind == "fixed":
@@ -321,9 +340,11 @@ def scenarios(
     cache = draw(_touched_caches(adapters) if kind in VLLM else _caches(adapters))
     if storage.get("mode") == "overlap" and fleet.get("load_at") != "arrival":
         cache["prefetch"] = "queued" if prefetch else draw(st.sampled_from(("queued", "none")))
+    base_share = draw(base_shares)
+    workload = draw(_workloads(grid, adapters, lengths, base_share))
     scenario = build(
-        workload=draw(_workloads(grid, adapters, lengths)),
-        adapters=adapters,
+        workload=workload,
+        adapters=with_base(adapters, workload, base_share),
         cache=cache,
         fleet=fleet,
         storage=storage,

@@ -28,7 +28,11 @@ TIMESTAMP,ContextTokens,GeneratedTokens
 2024-05-10 00:00:00.009930+00:00,2162,5
 2024-05-10 00:00:01+00:00,2399,6
 """
-MOONCAKE_ROWS = ((27482, 6955, 52, [46, 47]), (30535, 6472, 26, [46, 2353]), (30535, 1, 1, []))
+MOONCAKE_ROWS = (
+    (27482, 6955, 52, [*range(46, 58), 2353, 2354]),
+    (30535, 6472, 26, [46, *range(2355, 2367)]),
+    (30535, 1, 1, []),
+)
 MOONCAKE_JSONL = "".join(
     json.dumps({"timestamp": t, "input_length": i, "output_length": o, "hash_ids": h}) + "\n"
     for t, i, o, h in MOONCAKE_ROWS

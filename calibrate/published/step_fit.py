@@ -30,7 +30,7 @@ from calibrate.published.step_terms import BASE_TERMS, BUDGET_TOKENS, FACTOR_TER
 from sim.policies.front_end import FRONT_ENDS
 from sim.spec.profile import HoldOut, Profile
 from sim.spec.scenario import Scenario
-from sim.studies.fidelity.fidelity_study import FRONT_END, fronted_scenario
+from sim.studies.fidelity.fidelity_study import fronted_scenario
 from sim.studies.fidelity.least_squares import LEFT_OUT, Floats, Problem, additive, join, left_out_errors, solve
 from sim.studies.fidelity.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
 from sim.studies.parallel import unordered
@@ -183,7 +183,7 @@ def served_hour(run: MeasuredRun, scenario: Scenario) -> Problem:
     usable = run.itl_usable
     first, first_known = _median_ttft(log, columns, made_of * steps[:, None], known * steps)
     light = run.regime == UNSATURATED
-    measured_ttft = run.measured["ttft_p50_ms"] / 1000 - FRONT_ENDS[FRONT_END].request_s
+    measured_ttft = run.measured["ttft_p50_ms"] / 1000 - FRONT_ENDS[run.front_end].request_s
     equations = Problem.of(
         dict(zip(TERMS, np.vstack((mean, share @ made_of[middle], first)).T, strict=True)),
         [run.measured["tpot_mean_ms"] / 1000, measured_itl if usable else 1.0, measured_ttft],

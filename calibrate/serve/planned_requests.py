@@ -47,6 +47,14 @@ def plan_requests(scenario: Scenario, traffic: Traffic) -> list[PlannedRequest]:
             allowed=f"up to {MOST_REQUESTS:,}",
             hint="such as --set workload.requests=500",
         )
+    if traffic.base_share > 0:
+        raise ScenarioError(
+            "a live run has no requests to the base model",
+            key="adapters.mix" if scenario.adapters.base_share > 0 else "workload.trace.file",
+            got=f"{traffic.base_share:.3g} of the requests",
+            allowed="requests for adapters",
+            hint="remove the kind base, or the rows without an adapter",
+        )
     planned: list[PlannedRequest] = []
     for chunk in traffic.chunks(0):
         columns = (chunk.arrival_s, chunk.adapter, chunk.prompt_tokens, chunk.output_tokens)

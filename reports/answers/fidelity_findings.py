@@ -12,9 +12,11 @@ METRICS = {
     "itl_mean_ms": "mean ITL",
     "ttft_p50_ms": "p50 TTFT",
     "ttft_p99_ms": "p99 TTFT",
+    "ttft_mean_ms": "mean TTFT",
+    "loads_per_request": "loads per request",
     "running_mean": "mean batch size",
 }
-"""Names of the compared metrics, in the order of the page."""
+"""Names of the compared metrics, in the order of the page; a table of runs has some of them."""
 
 
 @dataclass(frozen=True)

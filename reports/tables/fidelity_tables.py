@@ -22,6 +22,8 @@ def error_table(errors: Mapping[str, Any]) -> Table:
     rows = []
     for name, words in METRICS.items():
         of_all = errors["metrics"].get(name)
+        if of_all is None:  # not measured in these runs
+            continue
         cells = [_error(name, of_all, "p50"), _error(name, of_all, "p90")]
         rows.append([words, *cells, *(_error(name, errors["by_regime"][r].get(name), "p50") for r in regimes)])
     rows.append(["runs", str(errors["runs"]), "", *(_runs(errors["by_regime"][regime]) for regime in regimes)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from reports.answers.bottleneck import is_fixed, limits
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
@@ -87,18 +88,33 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
 
 
 def groups_table(point: Point, where: str) -> Table | None:
-    """Return one row for each kind of adapter, then one for each band of popularity."""
+    """Return one row for the base model and one for all adapters, if both are asked for, one for each kind of adapter,
+    and one for each band of popularity."""
     if not point.groups:
         return None
-    wanted = ("miss_ratio", "ttft_p99_s", "e2e_p99_s")
-    names = tuple(n for n in wanted if any(row.get(n) is not None for row in point.groups))
+    base = "the base model and all adapters, then " if point.traffic.get("base_share") else ""
+    note = f"Groups: {base}by kind, then by popularity; no intervals."
+    return _rows_of_groups(point.groups, f"Groups of {'requests' if base else 'adapters'}{where}", note)
+
+
+def base_model_table(point: Point) -> Table | None:
+    """Return one row for the base model and one for all adapters; None where no request is for the base model."""
+    if not point.traffic.get("base_share"):
+        return None
+    return _rows_of_groups(point.groups[:2], "Requests to the base model and to adapters", "no intervals")
+
+
+def _rows_of_groups(groups: Sequence[Mapping[str, Any]], caption: str, note: str) -> Table:
+    wanted = ("miss_ratio", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
+    names = tuple(n for n in wanted if any(row.get(n) is not None for row in groups))
     head = ["group", "adapters", "adapter size", "requests", *(metric_words(name) for name in names)]
     rows = []
-    for row in point.groups:
+    for row in groups:
         numbers = [f"{row[key]:,.0f}" if row.get(key) is not None else "–" for key in ("adapters", "requests")]
         cells = [show(name, row[name]) if row.get(name) is not None else "–" for name in names]
-        rows.append([str(row["group"]), numbers[0], size_words(row.get("adapter_bytes")), numbers[1], *cells])
-    return Table(f"Groups of adapters{where}", head, rows, "Groups by kind, then by popularity; no intervals.")
+        size = size_words(row.get("adapter_bytes")) if row.get("adapters") else "–"
+        rows.append([str(row["group"]), numbers[0], size, numbers[1], *cells])
+    return Table(caption, head, rows, note)
 
 
 def metrics_table(point: Point) -> Table:
@@ -156,16 +172,18 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
         )
     elif compares_routers(points, axes):
         rest = ("miss_ratio", "loads_per_request", "replica_load_skew")
-    wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest])
+    wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest, "prefix_hit_ratio"])
     if all(is_fixed(point) for point in points):
         wanted.pop("ttft_p99_s", None)  # the first token is the whole answer
     names = [name for name in wanted if any(value_of(p, name) is not None for p in points)]
     head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names), "limit"]
     rows = []
     for point in in_order(points, axes):
-        metrics = [(name, point.metrics[name]) for name in names]
+        metrics = [(name, point.metrics.get(name)) for name in names]
         cells = [
-            show(name, m.value, m.unit) + ("" if m.settled or m.value is None else " *") if m.applies else "–"
+            "–"
+            if m is None or not m.applies
+            else show(name, m.value, m.unit) + ("" if m.settled or m.value is None else " *")
             for name, m in metrics
         ]
         judged = [verdict(point, slo_terms)] if slo_terms else []
@@ -189,6 +207,7 @@ def traffic_table(point: Point) -> Table | None:
         "requests": "requests measured",
         "adapters": "adapters requested",
         "rate_rps": "arrival rate",
+        "base_share": "requests for the base model",
         "top_1pct": "traffic of the hottest 1 %",
         "top_10pct": "traffic of the hottest 10 %",
         "top_20pct": "traffic of the hottest 20 %",
@@ -198,7 +217,8 @@ def traffic_table(point: Point) -> Table | None:
     for key, label in words.items():
         value = point.traffic.get(key)
         if value is not None:
-            text = f"{value:.4g}/s" if key == "rate_rps" else percent(value) if "pct" in key else f"{value:,.0f}"
+            shares = key == "base_share" or "pct" in key
+            text = f"{value:.4g}/s" if key == "rate_rps" else percent(value) if shares else f"{value:,.0f}"
             rows.append([label, text])
     return Table("The traffic as simulated", ["", "value"], rows) if rows else None
 
@@ -215,10 +235,16 @@ def traffic_sentence(points: Sequence[Point]) -> str:
 
     tops = " / ".join(span(f"top_{part}pct", percent) for part in (1, 10, 20))
     whole = "{:,.0f}".format
-    return (
-        f"Traffic: the hottest 1 / 10 / 20 % of {span('adapters', whole)} adapters get {tops} of the requests; "
-        f"it is about as spread out as {span('effective_adapters', whole)} equally popular adapters."
+    known = [{"base_share": 0.0, **traffic} for traffic in known]
+    count, effective = span("adapters", whole), span("effective_adapters", whole)
+    hottest, spread_out = (
+        f"the hottest 1 / 10 / 20 % of {count} adapters get {tops}",
+        f"about as spread out as {effective}",
     )
+    if any(traffic["base_share"] for traffic in known):
+        base = f"{span('base_share', percent)} of the requests are for the base model"
+        return f"Traffic: {base}; of the others, {hottest}; they are {spread_out} equally popular adapters."
+    return f"Traffic: {hottest} of the requests; it is {spread_out} equally popular adapters."
 
 
 def capacity_table(point: Point) -> Table | None:

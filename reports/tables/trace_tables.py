@@ -26,6 +26,8 @@ def facts_table(facts: TraceFacts) -> Table:
         ["dispersion, 60 s", known(facts.dispersion_60s), "variance over mean of the requests in a minute; Poisson: 1"],
         ["longest gap", human_seconds(facts.longest_gap_s), "without any request"],
     ]
+    if facts.base_share > 0:
+        rows.insert(2, ["for the base model", percent(facts.base_share), "of requests: they name no adapter"])
     found = facts.concentration
     if found is not None:
         rows += [

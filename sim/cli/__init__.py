@@ -22,6 +22,7 @@ from sim.cli import (
     fit_command,
     inspect_commands,
     plan_command,
+    profiles_command,
     run_commands,
     serve_command,
     trace_command,
@@ -60,6 +61,13 @@ scenarios_app = typer.Typer(help="List and copy the bundled scenarios.", no_args
 scenarios_app.command("list")(inspect_commands.list_scenarios)
 scenarios_app.command("copy")(inspect_commands.copy_bundled)
 app.add_typer(scenarios_app, name="scenarios")
+profiles_app = typer.Typer(
+    help="Which GPUs and models there are costs for, and how to make more.", no_args_is_help=True
+)
+profiles_app.command("list")(profiles_command.list_profiles)
+profiles_app.command("show")(profiles_command.show_profile)
+profiles_app.command("build")(profiles_command.build_profile)
+app.add_typer(profiles_app, name="profiles")
 calibrate_app = typer.Typer(help="Write the profiles that predictions are made from.", no_args_is_help=True)
 calibrate_app.command("all")(calibrate_command.everything)
 calibrate_app.command("steps")(calibrate_command.steps)

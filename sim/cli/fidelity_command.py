@@ -106,6 +106,8 @@ def _replay_json(result: Replay) -> dict[str, Any]:
         "loads": result.loads,
         "predicted_loads": result.predicted_loads,
         "equal_loads": result.equal_loads,
+        "cached_tokens": result.cached_tokens,
+        "predicted_cached_tokens": result.predicted_cached_tokens,
         "first_difference": result.first_difference,
         "late_steps_max": _late_steps(result)[1],
     }
@@ -134,10 +136,15 @@ def _print_replay(file: Path, record: StepRecord, result: Replay) -> None:
         ("equal loads", f"{result.equal_loads:,}"),
         ("preemptions", f"{preempted:,}"),
     ]
+    met = "tokens, preemptions, loads and evictions"
+    if record.config.prefix_caching:
+        rows.append(("cached tokens", f"{result.cached_tokens:,}"))
+        rows.append(("predicted cached tokens", f"{result.predicted_cached_tokens:,}"))
+        met = "tokens, cached tokens, blocks overwritten, preemptions, loads and evictions"
     if record.mode == "online":
         rows.append(("ends within one step", f"{_late_steps(result)[0]:,} of {len(record.requests):,} requests"))
     if result.first_difference is None:
-        say(f"{file}: every step is met: tokens, preemptions, loads and evictions", "")
+        say(f"{file}: every step is met: {met}", "")
     else:
         different = result.steps - result.equal_steps
         say(f"{file}: {different:,} of {result.steps:,} steps differ; the first: {result.first_difference}", "")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from reports.pages.fidelity_page import FidelityPage
     from sim.spec.profile import Profile
     from sim.studies.fidelity.fidelity_study import ModelProfile, RunPrediction
+    from sim.studies.fidelity.measured_runs import MeasuredRun
 
 LENGTHS = "sharegpt_lengths.json"
 PEER = "digital_twin_predictions.csv"
@@ -34,14 +35,18 @@ def predict_runs(
     from reports.text.fidelity_text import choice_sentence
     from sim.results.run_directory.result_files import write_json
     from sim.studies.fidelity.fidelity_errors import as_json
-    from sim.studies.fidelity.fidelity_study import predict_all, profiles_for
-    from sim.studies.fidelity.measured_runs import read_lengths, read_runs
+    from sim.studies.fidelity.fidelity_study import predict_all, profiles_for, read_measured
+    from sim.studies.fidelity.measured_runs import read_lengths
+    from sim.studies.fidelity.slora_runs import SLoraRun
 
     if jobs == 0:
         raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
-    runs = read_runs(file)
-    histograms = read_lengths(lengths or file.with_name(LENGTHS))
-    profiles = profiles_for(sorted({run.model for run in runs}), profile_dir)
+    runs = read_measured(file)
+    exact = isinstance(runs[0], SLoraRun)
+    if exact and lengths is not None:
+        raise InputError("these runs have their lengths in the table", key="--lengths", got=str(lengths))
+    histograms = None if exact else read_lengths(lengths or file.with_name(LENGTHS))
+    profiles = profiles_for(sorted({run.model for run in runs}), profile_dir, runs[0].profile)
     folder = out or Path("runs") / f"fidelity-{file.stem}"
     _make(folder)
     if (folder / "manifest.json").exists():
@@ -110,11 +115,18 @@ def _page(
                 for model, profile in profiles.items()
             ),
             ("Calibration", f"{errors['calibration_runs']} runs, named in the profiles, are left out of all errors"),
-            ("Model", "engine vllm-0.8 behind the front end vllm-0.8-scraped; up to 30 requests/s thrice"),
+            ("Model", _model(predictions[0].run)),
             ("Cost", f"{seconds:,.0f} core seconds, {seconds / len(predictions):.2f} a run"),
         ],
         command=shlex.join(["loraplan", *sys.argv[1:]]),
     )
+
+
+def _model(run: MeasuredRun) -> str:
+    from sim.studies.fidelity.slora_runs import SLoraRun
+
+    how = "arrivals as they were sent" if isinstance(run, SLoraRun) else "up to 30 requests/s thrice"
+    return f"engine {run.engine} behind the front end {run.front_end}; {how}"
 
 
 def fit(
@@ -140,7 +152,7 @@ def fit(
     _make(out.parent)
     if out.is_dir():
         raise InputError("a folder, not a file", key="--out", got=str(out))
-    if out.exists() and not _is_profile(out):
+    if out.exists() and not is_profile(out):
         raise InputError("this file is no profile: it is not replaced", key="--out", got=str(out))
     profile = _fitted(folder, model, out.name, jobs, quiet)
     write_profile(profile, out)
@@ -151,7 +163,7 @@ def fit(
     say("", *closing(profile), "", f"profile  {out}")
 
 
-def _is_profile(file: Path) -> bool:
+def is_profile(file: Path) -> bool:
     """Return whether a file has the form of a profile, also of an older version."""
     import json
 
@@ -165,6 +177,7 @@ def _is_profile(file: Path) -> bool:
 def _fitted(folder: Path, model: str | None, name: str, jobs: int, quiet: bool) -> Profile:
     """Fit whatever kind of measurements a folder holds."""
     from calibrate.published.profile_from_runs import FILES, fit_profile
+    from calibrate.published.slora_profile import FILE as STEPS
 
     options = ["--model", model] if model else []
     command = shlex.join(["loraplan", "calibrate", "fit", "DIR", *options, "--out", name])
@@ -172,6 +185,10 @@ def _fitted(folder: Path, model: str | None, name: str, jobs: int, quiet: bool) 
         from calibrate.fit.sample_fit import fit_samples
 
         return fit_samples(folder, model, command)
+    if (folder / STEPS).exists():
+        from calibrate.published.slora_profile import fit_slora
+
+        return fit_slora(folder, command)
     if not any((folder / file).exists() for file in FILES):
         raise InputError(
             "nothing to fit in this folder",

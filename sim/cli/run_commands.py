@@ -123,7 +123,7 @@ def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
 
 def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer) -> None:
     from reports.axes import make_axes
-    from reports.tables.metric_tables import metrics_table, terminal_table, traffic_sentence
+    from reports.tables.metric_tables import base_model_table, metrics_table, terminal_table, traffic_sentence
     from reports.text.metric_text import capital
 
     points = data.points
@@ -139,6 +139,10 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer) -> None
     print_rich(rich_table(table))
     if table.note:
         say(table.note)
+    groups = base_model_table(points[0]) if len(points) == 1 else None
+    if groups is not None:
+        say("", groups.caption)
+        print_rich(rich_table(groups))
 
 
 def _axes(texts: list[str]) -> dict[str, list[Any]]:

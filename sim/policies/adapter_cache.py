@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from mypy_extensions import mypyc_attr
 
 from sim.policies.eviction import Eviction
 
-ABSENT, LOADING, RESIDENT = 0, 1, 2
+ABSENT: Final = 0
+LOADING: Final = 1
+RESIDENT: Final = 2
 
 
 class CacheListener(Protocol):
@@ -122,6 +124,7 @@ class GpuCache(AdapterCache):
         self.evictions = 0
         self.listener: CacheListener | None = None
         self._eviction = eviction
+        self._idle, self._busy = eviction.idle, eviction.busy  # every request calls them
         self._touched = eviction.touched
         self._coming = eviction.coming
         self._unused: set[int] = set()  # resident and not used yet; kept only for policies that count uses
@@ -185,7 +188,7 @@ class GpuCache(AdapterCache):
                 self.in_use_peak = in_use
             if resident:
                 self.idle_weight -= weight
-                self._eviction.busy(adapter)
+                self._busy(adapter)
         if resident and self._touched is not None:
             if self._unused and adapter in self._unused:
                 self._unused.remove(adapter)  # its load already counted as this use
@@ -203,7 +206,7 @@ class GpuCache(AdapterCache):
         self.in_use -= weight
         if self.state[adapter] == RESIDENT:
             self.idle_weight += weight
-            self._eviction.idle(adapter)
+            self._idle(adapter)
         return True
 
     def can_claim(self, adapter: int) -> bool:
@@ -304,7 +307,7 @@ class GpuCache(AdapterCache):
         users = self.users[adapter]
         if users == 0:
             self.idle_weight += self.weights[adapter]
-            self._eviction.idle(adapter)
+            self._idle(adapter)
             if self._touched is not None:
                 self._unused.add(adapter)
         elif self._touched is not None:
@@ -319,18 +322,79 @@ class GpuCache(AdapterCache):
         if self.listener is not None:
             self.listener.left(adapter)
 
+    def _base_in_use(self) -> int:
+        """Return the slots that the base model holds for requests of its own; here they need none."""
+        return 0
+
     def check_integrity(self) -> None:
         """Assert that the running sums agree with a fresh count, and that the cache is not overfull."""
         adapters = range(len(self.weights))
         placed = [a for a in adapters if self.state[a] != ABSENT]
         idle = [a for a in adapters if self.state[a] == RESIDENT and self.users[a] == 0]
-        assert self.used == self._base + sum(self.weights[a] for a in placed) <= self.capacity
+        base = self._base_in_use()
+        assert self.used == self._base + base + sum(self.weights[a] for a in placed) <= self.capacity
         assert self.idle_weight == self._base + sum(self.weights[a] for a in idle)
-        assert self.in_use == sum(self.weights[a] for a in adapters if self.users[a] > 0)
+        assert self.in_use == base + sum(self.weights[a] for a in adapters if self.users[a] > 0)
         assert len(self._eviction) == len(idle), "the eviction policy holds exactly the idle residents"
         assert all(count >= 0 for count in self.users)
         assert self._unused <= set(idle), "unused adapters are idle"
         assert all(self.users[a] > 0 for a in self._pinned)
+
+
+class SlotForBaseModel(GpuCache):
+    """Slots of which the base model takes one as an adapter would, for engines whose kernels need a slot of zeros for
+    it.
+
+    It starts in a slot, from which it is evicted when no adapter is left that could go. A request to the base model
+    must find room for it among the adapters in use, and puts it into a slot again, in place of an idle adapter if need
+    be; that takes no time.
+    """
+
+    def __init__(
+        self, weights: Sequence[int], capacity: int, eviction: Eviction, *, pinned: Sequence[int] = ()
+    ) -> None:
+        super().__init__(weights, capacity, eviction, base_model_slot=True, pinned=pinned)
+        self._number = -1
+        self._base_users = 0
+
+    def serve_base_model(self) -> int:
+        self._number = super().serve_base_model()
+        return self._number
+
+    def acquire(self, adapter: int) -> bool:
+        if adapter != self._number:
+            return super().acquire(adapter)
+        self._base_users += 1
+        if self._base_users == 1:
+            self.in_use += 1
+            self.in_use_peak = max(self.in_use_peak, self.in_use)
+            if self._base:
+                self._base = 0  # of the idle ones
+                self.idle_weight -= 1
+            else:
+                while self.used >= self.capacity:
+                    self._evict_next()
+                self.used += 1
+        return True
+
+    def release(self, adapter: int) -> bool:
+        if adapter != self._number:
+            return super().release(adapter)
+        self._base_users -= 1
+        if self._base_users:
+            return False
+        self.in_use -= 1
+        self._base = 1
+        self.idle_weight += 1
+        return True
+
+    def can_claim(self, adapter: int) -> bool:
+        if adapter == self._number:
+            return self._base_users > 0 or self.in_use < self.capacity
+        return super().can_claim(adapter)
+
+    def _base_in_use(self) -> int:
+        return int(self._base_users > 0)
 
 
 class UnifiedCache(GpuCache):

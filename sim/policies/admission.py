@@ -1,8 +1,8 @@
 """Waiting queues: which request may join the batch next, and when its adapter load starts.
 
-Queues with one interface; two more are in ``adapter_queues.py`` and ``model_turns.py``. With ``ReadyQueue``, loads
-start at arrival: every request in the queue has its adapter resident and in use. With ``ClaimingQueue``, loads start
-at admission, when the scheduler reaches a request and its adapter fits among those in use.
+``WaitingQueue`` is their interface; more are in ``queues``. With ``ReadyQueue``, loads start at arrival: every request
+in the queue has its adapter resident and in use. With ``ClaimingQueue``, loads start at admission, when the scheduler
+reaches a request and its adapter fits among those in use.
 
 The scheduler scans a queue like this. ``next_candidate`` finds a request; it changes nothing but the order within the
 queue. If the request ``may_join`` and finds KV blocks, ``take`` removes it. If it may not join, ``pass_over`` starts
@@ -12,6 +12,7 @@ so decides what the next candidates find.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
@@ -24,44 +25,61 @@ by_key = attrgetter("key")
 """Sort key: a request's place in a queue."""
 
 
-class ReadyQueue:
-    """Requests whose adapter is resident and in use, the lowest key first; the other queues derive from it.
+class WaitingQueue(ABC):
+    """Waiting requests, each of them in one of two places.
 
-    :ivar ready: a heap of (key, request); ``deferred``: by adapter, requests that the scan passed over. The scheduler
-        reads both directly, without a call: no request waits if both are empty.
+    :ivar ready: a heap of (key, request): requests that no scan has set aside.
+    :ivar deferred: by adapter, requests that a scan has set aside, in the order of their keys. The scheduler reads both
+        directly, without a call: no request waits if both are empty.
     :ivar over_limit: whether the last scan ended at a request over the adapter limit.
-    :cvar chooses: whether the queue has rules of its own for which request comes next and may join; otherwise the first
-        of ``ready`` may always join.
+    :ivar unloaded: requests that joined the batch although their adapter is absent. The step that they joined loads it
+        first; whoever does that empties the list.
+    :cvar chooses: whether the queue has rules of its own for which request comes next and may join. Otherwise the first
+        of ``ready`` may always join, and the scheduler takes it without a call.
     :cvar by_turns: whether adapters take turns, so that any boundary may change which request comes next.
     """
 
     by_turns = False
-    chooses = False
+    chooses = True
 
     def __init__(self) -> None:
         self.ready: list[tuple[int, Request]] = []
         self.deferred: dict[int, list[Request]] = {}
         self.over_limit = False
+        self.unloaded: list[Request] = []
         self._front = 0
 
     def begin(self) -> None:
-        """Begin a scan of the queue; here there is nothing to do."""
+        """Begin a scan of the queue."""
 
+    @abstractmethod
     def next_candidate(self) -> Request | None:
         """Return the waiting request that the scheduler should consider next, or None if no other may join now."""
-        return self.ready[0][1] if self.ready else None
 
     def may_join(self, candidate: Request) -> bool:
-        """Return whether the candidate has its adapter, or may claim it in the step that it joins; here it has it."""
+        """Return whether the candidate has its adapter, or may claim it in the step that it joins."""
         return True
 
     def pass_over(self, candidate: Request) -> bool:
         """Put a candidate that may not join aside; return whether the scan may go on to requests behind it."""
-        raise NotImplementedError("every request of this queue may join")
+        raise NotImplementedError("every candidate of this queue may join")
 
+    @abstractmethod
     def take(self, candidate: Request) -> None:
-        """Remove a candidate that joins the batch, and claim its adapter for it."""
-        heappop(self.ready)
+        """Remove a candidate that joins the batch; it claims its adapter."""
+
+    def _claim(self, request: Request, cache: AdapterCache) -> None:
+        """Count a request that joins as a user of its adapter, unless it is one."""
+        if not request.claimed:
+            request.claimed = True
+            if not cache.acquire(request.adapter):
+                self.unloaded.append(request)
+
+    def end_steps(self, steps: int) -> None:
+        """Note that ``steps`` equal steps have ended, each with a scan like the last; here nothing follows from it.
+
+        The scheduler calls it only while requests are in ``deferred``.
+        """
 
     def push(self, request: Request) -> None:
         """Add a request by its key."""
@@ -75,18 +93,33 @@ class ReadyQueue:
 
     def all_requests(self) -> list[Request]:
         """Return all waiting requests, in no particular order."""
-        return [request for _, request in self.ready]
+        return [request for _, request in self.ready] + [r for group in self.deferred.values() for r in group]
 
+    @abstractmethod
     def size(self) -> int:
         """Return the number of waiting requests."""
-        return len(self.ready)
 
     def passed(self, before: int | None) -> int:
         """Return how many requests a scan passes over because of the adapter limit; here none."""
         return 0
 
 
-class ClaimingQueue(ReadyQueue):
+class ReadyQueue(WaitingQueue):
+    """Requests whose adapter is resident and in use, the lowest key first."""
+
+    chooses = False
+
+    def next_candidate(self) -> Request | None:
+        return self.ready[0][1] if self.ready else None
+
+    def take(self, candidate: Request) -> None:
+        heappop(self.ready)
+
+    def size(self) -> int:
+        return len(self.ready)
+
+
+class ClaimingQueue(WaitingQueue):
     """Requests in order of arrival, whose adapters may be absent.
 
     A request is over the adapter limit if its adapter does not fit among those in use. Such a request stops the queue
@@ -101,8 +134,6 @@ class ClaimingQueue(ReadyQueue):
     :param gives_up: a preempted request releases its adapter, as in vLLM; otherwise the adapter stays in use until the
         request ends.
     """
-
-    chooses = True
 
     def __init__(
         self,
@@ -161,10 +192,9 @@ class ClaimingQueue(ReadyQueue):
 
     def take(self, candidate: Request) -> None:
         heappop(self.ready)
-        if not candidate.claimed:
-            self._cache.acquire(candidate.adapter)
-        elif self._chosen:
+        if self._chosen:
             self._chosen.pop(candidate.index, None)
+        self._claim(candidate, self._cache)
 
     def push_front(self, request: Request) -> None:
         if self._gives_up:
@@ -190,9 +220,6 @@ class ClaimingQueue(ReadyQueue):
         """Forget a request given to ``request_load``: it has left because its adapter could not be loaded."""
         self._loads_requested -= 1
         self._cache.release(request.adapter)
-
-    def all_requests(self) -> list[Request]:
-        return super().all_requests() + [request for group in self.deferred.values() for request in group]
 
     def size(self) -> int:
         return len(self.ready) + self._deferred_count

@@ -1,7 +1,8 @@
 """Requests that the base model answers alone, on a replica whose other requests have adapters.
 
 They use a number after those of all adapters. Caches treat it as an adapter of no weight that is always resident and in
-use, and of which eviction policies never hear. Batches count its requests, but not as an adapter.
+use, and of which eviction policies never hear (``SlotForBaseModel`` gives it a slot). Batches count its requests, but
+not as an adapter.
 """
 
 from __future__ import annotations

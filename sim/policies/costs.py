@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
-from sim.spec.profile import Profile, StepCost, TierCost
+from sim.spec.profile import LoraCost, Profile, StepCost, TierCost
 from sim.traffic.adapters import Population
 
 Floats = NDArray[np.float64]
@@ -27,6 +27,7 @@ class StepCosts:
     :param max_tokens: token budget of a step.
     :param max_rank: rank that slots are padded to.
     :ivar detailed: whether a step's cost depends on more than its tokens, KV tokens and adapters.
+    :ivar least_s: seconds of a step of one token.
     """
 
     def __init__(self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0) -> None:
@@ -48,6 +49,7 @@ class StepCosts:
         self._prefill_step = cost.prefill_step_s
         self._prefill_token = lora.per_slot_prefill_token_s * slots
         self.per_kv_token_s = cost.per_kv_token_s
+        self._made_of = cost, slots, max_tokens, max_rank
         self.least_s = self._table[1]
         self.detailed = any(
             (
@@ -94,6 +96,34 @@ class StepCosts:
             + self._passed * passed
             + (self._prefill_step + self._prefill_token * prefill_tokens if prefill_tokens else 0.0)
         )
+
+    def beside_base_model(self) -> StepCosts:
+        """Return these costs for a replica that also serves requests without an adapter."""
+        return CostsBesideBaseModel(*self._made_of)
+
+
+class CostsBesideBaseModel(StepCosts):
+    """Step costs where some batches have no adapter: their steps run without the kernels of LoRA.
+
+    A step with one adapter or more pays the whole of LoRA's part, also for the tokens of the base model.
+    """
+
+    def __init__(self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0) -> None:
+        super().__init__(cost, slots, max_tokens, max_rank)
+        self._without = StepCosts(cost.model_copy(update={"lora": LoraCost()}), 0, max_tokens)
+        self.least_s = self._without.least_s
+
+    def step(
+        self,
+        tokens: int,
+        kv_tokens: int,
+        distinct: int,
+        rank_sum: int,
+        details: StepDetails = NO_DETAILS,
+    ) -> float:
+        if distinct == 0:
+            return self._without.step(tokens, kv_tokens, 0, 0, details)
+        return super().step(tokens, kv_tokens, distinct, rank_sum, details)
 
 
 def load_seconds(tier: TierCost, population: Population) -> Floats:

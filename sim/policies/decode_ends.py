@@ -2,50 +2,51 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from sim.traffic.request import Request
 
-INDEX_BITS = 40
-INDEX_MASK = (1 << INDEX_BITS) - 1
-
 
 class DecodeEnds:
-    """The decoding sequences of a batch by ``last_step``, the earliest first.
+    """The decoding sequences of a batch by ``last_step``.
 
-    :param running: the sequences of the batch by index. An entry counts only as long as its sequence is in there and
-        still ends at that step, so a preemption does not have to search for it here.
+    :param running: the sequences of the batch by index.
     """
 
     def __init__(self, running: dict[int, Request]) -> None:
         self._running = running
-        self._heap: list[int] = []  # (last step, index), packed into one number: faster to compare than tuples
+        self._ending: dict[int, list[int]] = {}  # indices by last step, none of which is empty
+        self._steps: list[int] = []  # a heap of these last steps
 
-    def add(self, requests: list[Request]) -> None:
-        """Add sequences that start to decode; their ``last_step`` is set."""
-        heap = self._heap
+    def start(self, requests: list[Request], step: int) -> list[Request]:
+        """Let sequences decode that get their next token at ``step``; return those for which it is the last."""
+        ending, ended = self._ending, []
         for request in requests:
-            heappush(heap, request.last_step << INDEX_BITS | request.index)
+            request.last_step = last = step + request.output_tokens - request.generated - 1
+            if last == step:
+                ended.append(request)
+            elif last in ending:
+                ending[last].append(request.index)
+            else:
+                ending[last] = [request.index]
+                heappush(self._steps, last)
+        return ended
+
+    def remove(self, request: Request) -> None:
+        """Remove a sequence that leaves before its end."""
+        last = request.last_step
+        self._ending[last].remove(request.index)
+        if not self._ending[last]:
+            del self._ending[last]
+            self._steps.remove(last)
+            heapify(self._steps)
 
     def pop_ended(self, step: int) -> list[Request]:
-        """Remove and return the sequences that end at ``step`` of the decode counter; none ends before it."""
-        heap, running, ended, last = self._heap, self._running, [], -1
-        while heap and heap[0] >> INDEX_BITS <= step:
-            entry = heappop(heap)
-            if entry == last:
-                continue  # it was preempted, and ends at the same step as it would have without
-            last = entry
-            request = running.get(entry & INDEX_MASK)
-            if request is not None and request.last_step == step:
-                ended.append(request)
-        return ended
+        """Remove and return the sequences that end at ``step``, in the order of their index; none ends before it."""
+        if not self._steps or self._steps[0] > step:
+            return []
+        return list(map(self._running.__getitem__, sorted(self._ending.pop(heappop(self._steps)))))
 
     def next_end(self) -> int:
         """Return the step at which the next sequence ends; at least one decodes."""
-        heap = self._heap
-        while True:
-            end = heap[0] >> INDEX_BITS
-            request = self._running.get(heap[0] & INDEX_MASK)
-            if request is not None and request.last_step == end:
-                return end
-            heappop(heap)
+        return self._steps[0]

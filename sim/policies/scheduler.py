@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from heapq import heappop
+from typing import Final
 
-from sim.policies.admission import ReadyQueue
+from sim.policies.admission import WaitingQueue
 from sim.policies.base_model import AdapterCounts
 from sim.policies.costs import NO_DETAILS, StepCosts, StepDetails
 from sim.policies.decode_ends import DecodeEnds
@@ -19,11 +20,14 @@ from sim.policies.kv.kv_rules import KvRule
 from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.traffic.request import Request
 
-UNBLOCKED, BY_BATCH_SLOTS, BY_KV, BY_SLOTS = 0, 1, 2, 3
+UNBLOCKED: Final = 0
+BY_BATCH_SLOTS: Final = 1
+BY_KV: Final = 2
+BY_SLOTS: Final = 3
 """Why a request was not admitted at the last boundary: no batch slot, no KV blocks, or (where loads start at admission)
 no room for its adapter among those in use."""
 
-LOWEST_KEY = -(1 << 62)
+LOWEST_KEY: Final = -(1 << 61)
 """A key below all others."""
 
 
@@ -58,8 +62,7 @@ class Step:
     :ivar steps: how many equal steps may follow each other; 1 if a sequence prefills, 0 if the batch is empty.
     :ivar first_s: seconds of the first step; ``growth_s``: seconds that each further step adds to the one before.
     :ivar tokens: tokens of the first step; ``decoding``: sequences that decode in each.
-    :ivar prefills: sequences that prefill in this step, newly admitted ones included; ``chunks``: the tokens that each
-        of them computes.
+    :ivar prefills: sequences that prefill in this step, newly admitted ones included; each computes ``chunk`` tokens.
     """
 
     steps: int = 0
@@ -68,7 +71,6 @@ class Step:
     first_s: float = 0.0
     growth_s: float = 0.0
     prefills: list[Request] = field(default_factory=list)
-    chunks: list[int] = field(default_factory=list)
 
 
 class Scheduler:
@@ -92,7 +94,7 @@ class Scheduler:
         self,
         limits: Limits,
         kv: KvStore,
-        waiting: ReadyQueue,
+        waiting: WaitingQueue,
         ranks: list[int],
         costs: StepCosts,
         rule: KvRule | None = None,
@@ -110,6 +112,7 @@ class Scheduler:
         self.preempted = 0
         self.paused: list[tuple[float, int]] = []
         self.recompute_gaps: list[float] = []
+        self._chooses, self._caches = waiting.chooses, kv.caches
         self._costs = costs
         self._ranks = ranks
         self._rank_sum = 0  # of the batch's adapters
@@ -126,6 +129,7 @@ class Scheduler:
         """Let requests without an adapter join, under this adapter number. Call it before the first request."""
         self.adapters = AdapterCounts(number)
         self._ranks = [*self._ranks, 0]
+        self._costs = self._costs.beside_base_model()
 
     @property
     def decided(self) -> Step:
@@ -141,19 +145,18 @@ class Scheduler:
         """
         kv, waiting, limits, step = self.kv, self.waiting, self.limits, self._next
         if step.prefills:
-            step.prefills, step.chunks = [], []
+            step.prefills = []
         self.blocked, self._scanned, self._closed = UNBLOCKED, LOWEST_KEY, False
 
         while not kv.reserve_decodes():
             self._preempt_newest(now)
-        budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding)
-        prompt_tokens = 0
-        if self._partial is not None:
-            prompt_tokens = self._continue_prefill(self._partial, budget, now)
-        preempted = self.blocked == BY_KV
-        if (waiting.ready or waiting.deferred) and not preempted:
-            self._closed = limits.interval > 1 and self._too_early_to_admit()
-            if not self._closed:
+        prompt_tokens, preempted = 0, self.blocked == BY_KV
+        if waiting.ready or waiting.deferred or self._partial is not None:
+            budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding)
+            if self._partial is not None:
+                prompt_tokens = self._continue_prefill(self._partial, budget, now)
+                preempted = self.blocked == BY_KV
+            if not preempted and not (limits.interval > 1 and self._too_early_to_admit()):
                 prompt_tokens += self._admit(budget - prompt_tokens, now)
 
         if not self.running:
@@ -163,9 +166,12 @@ class Scheduler:
             return self._compose_prefills_only(prompt_tokens, now)
         if self.paused:
             self.paused = [group for group in self.paused if group[0] < now]
+        costs = self._costs
         step.decoding = decoding = kv.decoding
-        step.tokens = prompt_tokens + decoding
-        self._set_cost(kv.tokens + decoding, len(self.adapters), self._rank_sum)
+        step.tokens = tokens = prompt_tokens + decoding
+        details = self.details() if costs.detailed else NO_DETAILS
+        step.first_s = costs.step(tokens, kv.tokens + decoding, len(self.adapters), self._rank_sum, details)
+        step.growth_s = costs.per_kv_token_s * decoding
         step.steps = 1 if step.prefills or self.paused or preempted else self._equal_steps()
         return step
 
@@ -176,51 +182,56 @@ class Scheduler:
             self._preempt_newest(now)
             return 0
         if chunk:
+            request.chunk = chunk
             request.context += chunk
             request.to_prefill -= chunk
             self._next.prefills.append(request)
-            self._next.chunks.append(chunk)
         return chunk
 
     def _too_early_to_admit(self) -> bool:
-        """Return whether it is too early to admit waiting requests."""
-        limits = self.limits
-        if not self.running:
+        """Return whether requests wait, and it is too early to admit them."""
+        limits, waiting = self.limits, self.waiting.size()
+        if not self.running or not waiting:
             return False
         steps = self.step - self._joined_step
-        if steps and limits.waiting_ratio and self.waiting.size() >= int(len(self.running) * limits.waiting_ratio):
+        if steps and limits.waiting_ratio and waiting >= int(len(self.running) * limits.waiting_ratio):
             return False
-        return steps < limits.interval
+        self._closed = steps < limits.interval
+        return self._closed
 
     def _admit(self, budget: int, now: float) -> int:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
-        ready, deferred, adapters = waiting.ready, waiting.deferred, self.adapters
-        prefills, chunks = self._next.prefills, self._next.chunks
-        chooses, caches, whole, chunked = waiting.chooses, kv.caches, limits.whole_prompt, limits.chunked
-        left, before, slots, joined = budget, len(running), limits.num_seqs, list[int]()
-        waiting.begin()
+        ready, deferred, adapters, prefills = waiting.ready, waiting.deferred, self.adapters, self._next.prefills
+        chooses, caches, whole, ranks = self._chooses, self._caches, limits.whole_prompt, self._ranks
+        left, free_slots = budget, limits.num_seqs - len(running)
+        if chooses:
+            waiting.begin()
         if rule is not None:
             rule.begin(running.values(), adapters, self.step)
-        while left > 0 and (ready or deferred):
-            if len(running) == slots:
+        while left and (ready or deferred):
+            if not free_slots:
                 self.blocked = BY_BATCH_SLOTS
                 break
-            request = waiting.next_candidate() if chooses else ready[0][1]
-            if request is None:
-                self._scanned = None
-                break
-            self._scanned = request.key
-            if chooses and not waiting.may_join(request):
-                if waiting.pass_over(request):
-                    continue
-                break
+            if chooses:
+                candidate = waiting.next_candidate()
+                if candidate is None:
+                    self._scanned = None
+                    break
+                request = candidate
+                self._scanned = request.key
+                if not waiting.may_join(request):
+                    if waiting.pass_over(request):
+                        continue
+                    break
+            else:
+                request = ready[0][1]
 
             # The step computes what of the prompt is not cached and fits into the budget.
             cached = kv.cached_tokens(request) if caches else 0
             prompt = request.to_prefill - cached
             chunk = prompt if prompt <= left else left
-            if chunk < prompt and not chunked:
+            if chunk < prompt and not limits.chunked:
                 break
             if rule is None:
                 fits = kv.take(request, chunk, prompt if whole else chunk, cached)
@@ -242,19 +253,18 @@ class Scheduler:
                 adapters[adapter] += 1
             else:
                 adapters[adapter] = 1
-                joined.append(adapter)
+                self._toggle(adapter, ranks[adapter])
             if request.admitted_s < 0:
                 request.admitted_s = now
+            request.chunk = chunk
             request.context = cached + chunk
             request.to_prefill = prompt - chunk
             prefills.append(request)
-            chunks.append(chunk)
             left -= chunk
-        if joined:
-            self._toggle(joined, 1)
-        if len(running) > before:
+            free_slots -= 1
+        if left < budget:
             self._joined_step = self.step
-        if self.blocked == UNBLOCKED and (waiting.deferred or waiting.over_limit):
+        if self.blocked == UNBLOCKED and (deferred or waiting.over_limit):
             self.blocked = BY_SLOTS
         return budget - left
 
@@ -270,8 +280,7 @@ class Scheduler:
         else:
             assert request is self._partial, "all older prompts are complete"
             self._partial = None
-        self.kv.give_back([request])
-        self._leave([request])
+        self._leave_early(request)
         request.to_prefill = request.prompt_tokens + request.generated
         request.context = 0
         request.preemptions += 1
@@ -286,15 +295,10 @@ class Scheduler:
             self.paused.append((now, self.kv.decoding))
         step.steps, step.tokens, step.decoding = 1, prompt_tokens, 0
         ranks = [self._ranks[adapter] for adapter in {request.adapter for request in step.prefills}]
-        self._set_cost(0, len(ranks) - ranks.count(0), sum(ranks))  # the base model has no rank
+        distinct = len(ranks) - ranks.count(0)  # the base model has no rank
+        details = self.details() if self._costs.detailed else NO_DETAILS
+        step.first_s, step.growth_s = self._costs.step(prompt_tokens, 0, distinct, sum(ranks), details), 0.0
         return step
-
-    def _set_cost(self, kv_tokens: int, distinct: int, rank_sum: int) -> None:
-        """Set the seconds of the step, given the KV tokens that its decodes attend to and the adapters in it."""
-        step, costs = self._next, self._costs
-        details = self.details() if costs.detailed else NO_DETAILS
-        step.first_s = costs.step(step.tokens, kv_tokens, distinct, rank_sum, details)
-        step.growth_s = costs.per_kv_token_s * step.decoding
 
     def _equal_steps(self) -> int:
         """Return how many steps may follow until a sequence ends or lacks a KV block, or another request may join."""
@@ -326,17 +330,18 @@ class Scheduler:
         Sets the time of first tokens.
         """
         step = self._next
+        if self.waiting.deferred:
+            self.waiting.end_steps(steps)
         if not step.decoding:
             steps = 0  # decodes, if there are any, pause
         elif self.paused:
             self.paused = []
-        self.step += steps
+        self.step = ended_step = self.step + steps
         self.kv.grow(steps)
-        finished = self._ends.pop_ended(self.step)
+        finished = self._ends.pop_ended(ended_step)
         if step.prefills:
             self._complete_prefills(now, finished)
         if finished:
-            self.kv.give_back(finished)
             self._leave(finished)
             if self.rule is not None:
                 for request in finished:
@@ -345,28 +350,23 @@ class Scheduler:
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:
         """Give each sequence whose prompt is complete its token. It decodes from now on, unless that was its last."""
-        step, complete, before = self.step, [], len(finished)
+        complete = self._next.prefills
         self._partial = None
-        for request in self._next.prefills:
-            if request.to_prefill:
-                self._partial = request
-                continue
+        if complete[-1].to_prefill:
+            self._partial, complete = complete[-1], complete[:-1]
+        for request in complete:
             if request.first_token_s < 0:
                 request.first_token_s = now
             else:
                 self.recompute_gaps.append(now - request.last_token_s)
-            request.last_step = last = step + request.output_tokens - request.generated - 1
-            if last == step:
-                finished.append(request)
-            complete.append(request)
+        ended = self._ends.start(complete, self.step)
+        finished += ended
         self.kv.start_decodes(complete)
-        self._ends.add(complete)
         if self._costs.detailed:
             self._rank_tokens += sum([self._ranks[request.adapter] for request in complete])
         if self.limits.prefill_first:
-            started = len(complete) - (len(finished) - before)
-            if started:
-                self.paused.append((now, started))
+            if len(complete) > len(ended):
+                self.paused.append((now, len(complete) - len(ended)))
             for request in complete:
                 request.last_token_s = now
 
@@ -379,45 +379,48 @@ class Scheduler:
             since, count = self.paused.pop()
             if count > 1:
                 self.paused.append((since, count - 1))
-        self.kv.give_back([request])
-        self._leave([request])
+        self._leave_early(request)
         if self.rule is not None:
             self.rule.left(request)
 
     # The sums of the batch ------------------------------------------------------------------------------------------
 
     def _leave(self, requests: list[Request]) -> None:
-        """Take requests out of the batch, whose blocks have been given back."""
-        running, adapters, detailed, gone = self.running, self.adapters, self._costs.detailed, []
+        """Take requests out of the batch, and their blocks back."""
+        running, adapters = self.running, self.adapters
+        self.kv.give_back(requests)
         for request in requests:
             del running[request.index]
             adapter = request.adapter
-            if detailed and request.last_step >= 0:
-                self._rank_tokens -= self._ranks[adapter]
-            request.last_step = -1
             count = adapters[adapter]
             if count > 1:
                 adapters[adapter] = count - 1
             else:
                 del adapters[adapter]
-                gone.append(adapter)
-        if gone:
-            self._toggle(gone, -1)
+                self._toggle(adapter, -self._ranks[adapter])
+        if self._costs.detailed:
+            self._rank_tokens -= sum([self._ranks[r.adapter] for r in requests if r.last_step >= 0])
 
-    def _toggle(self, adapters: list[int], sign: int) -> None:
-        """Note that adapters have joined the batch (``sign`` 1) or left it (-1)."""
-        ranks = self._ranks
-        for adapter in adapters:
-            self._rank_sum += sign * ranks[adapter]
+    def _leave_early(self, request: Request) -> None:
+        """Take a request out of the batch before its last token."""
+        self._leave([request])
+        if request.last_step >= 0:
+            self._ends.remove(request)
+            request.last_step = -1
+
+    def _toggle(self, adapter: int, rank: int) -> None:
+        """Note that an adapter has joined the batch or, with its rank negative, left it."""
+        self._rank_sum += rank
         self.adapters_changed = True
         if self.toggled is not None:
-            self.toggled += adapters
+            self.toggled.append(adapter)
 
     def details(self) -> StepDetails:
         """Return what detailed step costs need of the step just decided."""
         step = self._next
         attended, rank_tokens = 0.0, self._rank_tokens if step.decoding else 0
-        for request, chunk in zip(step.prefills, step.chunks, strict=True):
+        for request in step.prefills:
+            chunk = request.chunk
             attended += chunk * (request.context - chunk + 0.5 * (chunk + 1))
             rank_tokens += chunk * self._ranks[request.adapter]
         passed = self.waiting.passed(self._scanned) if self.waiting.deferred and self._scanned != LOWEST_KEY else 0
@@ -428,7 +431,7 @@ class Scheduler:
         step = self._next
         decoding = self.running.values() if step.decoding else ()
         tokens = {request.index: 1 for request in decoding if request.last_step >= 0}
-        return tokens | {request.index: chunk for request, chunk in zip(step.prefills, step.chunks, strict=True)}
+        return tokens | {request.index: request.chunk for request in step.prefills}
 
     def check_integrity(self) -> None:
         """Assert that the running sums agree with a count over the running sequences."""

@@ -120,11 +120,12 @@ class VllmLruCache(AdapterCache):
         if entering and not self._idle_suffice(entering, last_batch):
             return self._walk(before, batch)
         idle, host_idle = self._idle, self._host_idle
+        leaving = self._order.subset(gone, before)  # of the last batch first, whose order may be known
         loads = self._fill(self._order.subset(entering, batch), last_batch) if entering else []
         for adapter in arrived:
             idle.pop(adapter, None)
             host_idle.pop(adapter, None)
-        for adapter in self._order.subset(gone, before):
+        for adapter in leaving:
             idle[adapter] = host_idle[adapter] = None
         return loads
 

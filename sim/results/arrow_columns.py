@@ -28,17 +28,20 @@ def column(values: NDArray[Any], missing: NDArray[np.bool_] | None = None) -> py
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [present, pa.py_buffer(data)])
 
 
-def words(which: NDArray[Any], texts: Sequence[str]) -> pyarrow.DictionaryArray:
+def words(
+    which: NDArray[Any], texts: Sequence[str], missing: NDArray[np.bool_] | None = None
+) -> pyarrow.DictionaryArray:
     """Return an array of texts, each of which is kept once.
 
     :param which: the place of each row's text in ``texts``.
+    :param missing: which rows are null.
     """
     import pyarrow as pa
 
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
     dictionary = pa.StringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
-    return pa.DictionaryArray.from_arrays(column(which), dictionary)
+    return pa.DictionaryArray.from_arrays(column(which, missing), dictionary)
 
 
 def table(columns: Mapping[str, pyarrow.Array]) -> pyarrow.Table:

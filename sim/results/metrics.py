@@ -25,10 +25,10 @@ BUSY = 0.95
 def measure(
     recordings: list[Recording], facts: ScenarioFacts, least_for_p99: int = MIN_FOR_P99
 ) -> tuple[dict[str, Metric], MeasuredRequests]:
-    """Return every metric of ``UNITS`` over all replications, and the measured requests."""
+    """Return every metric of ``UNITS`` that applies over all replications, and the measured requests."""
     m = MeasuredRequests(recordings, facts, least_for_p99)
     metrics = {**_cache(m), **_latency(m), **_tokens(m), **_rates(m), **_counts(m)}
-    metrics |= change_metrics(m, slow_ones(m))
+    metrics |= change_metrics(m, slow_ones(m)) | _prefixes(m)
     busy = _near_saturation(metrics, m)
     if busy is not None:
         metrics |= {
@@ -36,11 +36,11 @@ def measure(
             for name, metric in metrics.items()
             if UNITS[name] == "s" and name != "rollout_duration_s" and metric.value is not None
         }
-    return {name: metrics[name] for name in UNITS}, m
+    return {name: metrics[name] for name in UNITS if name in metrics}, m
 
 
 def _cache(m: MeasuredRequests) -> dict[str, Metric]:
-    outcome, admitted = m.column("outcome"), m.admitted
+    outcome, admitted = m.column("outcome"), m.admitted_with_adapter
     total = m.count(admitted)
     sizes = m.facts.size_bytes[m.column("adapter")].astype(np.float64)
     missed = admitted & (outcome == MISS)
@@ -123,6 +123,18 @@ def _counts(m: MeasuredRequests) -> dict[str, Metric]:
         "unfinished": _total(m, m.count(status == UNFINISHED), "requests"),
         "preemptions": _total(m, m.count(everywhere, m.column("preemptions")), "1"),
         "evictions": Metric(int(evictions.sum()), unit="1", parts=kept(evictions)),
+    }
+
+
+def _prefixes(m: MeasuredRequests) -> dict[str, Metric]:
+    """Return how much of the prompts was cached; nothing where there is no prefix cache."""
+    if any(r.prefix_blocks_evicted is None for r in m.recordings):
+        return {}
+    found = m.count(m.admitted, m.column("cached_tokens"))
+    evicted = np.array([r.prefix_blocks_evicted for r in m.recordings], dtype=np.float64)
+    return {
+        "prefix_hit_ratio": ratio(found, m.count(m.admitted, m.column("prompt_tokens")), m.sections, "1", highest=1),
+        "prefix_blocks_evicted": Metric(int(evicted.sum()), unit="1", parts=kept(evicted)),
     }
 
 

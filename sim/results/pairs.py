@@ -24,7 +24,9 @@ BETTER, WORSE, MORE, LESS = "clearly better", "clearly worse", "clearly more", "
 UNCLEAR, NOT_COMPARABLE = "no clear difference", "not comparable"
 WORDS = (BETTER, WORSE, MORE, LESS, UNCLEAR, NOT_COMPARABLE)
 
-_HIGHER = frozenset({"hit_ratio", "throughput_rps", "output_tokens_per_s", "goodput_rps", "slo_attainment"})
+_HIGHER = frozenset(
+    {"hit_ratio", "throughput_rps", "output_tokens_per_s", "goodput_rps", "slo_attainment", "prefix_hit_ratio"}
+)
 _NEITHER = frozenset(
     {
         # A delayed hit is better than a miss and worse than a hit; how busy a part is, is a cost and a use of it.
@@ -33,6 +35,7 @@ _NEITHER = frozenset(
         "gpu_utilization",
         "completed",
         "evictions",
+        "prefix_blocks_evicted",
         # Noticing errors is good, having errors to notice is not.
         "wrong_adapter_detected",
         "retried",
@@ -95,7 +98,7 @@ DIRECTIONS: dict[str, Direction] = {
 
 _ALIKE = 1e-6
 """Values that differ by less than this share are equal: parts are kept with seven digits."""
-_TOTALS = frozenset({"preemptions", "evictions"})
+_TOTALS = frozenset({"preemptions", "evictions", "prefix_blocks_evicted"})
 """Sums over all parts whose unit doesn't say so."""
 
 

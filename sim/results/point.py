@@ -45,6 +45,8 @@ UNITS = {
     "failed": "requests",
     "preemptions": "1",
     "evictions": "1",
+    "prefix_hit_ratio": "1",
+    "prefix_blocks_evicted": "1",
     "replica_load_skew": "1",
     "harmed": "requests",
     "harmed_excess": "requests",
@@ -74,6 +76,11 @@ UNITS = {
 }
 """Every metric and its unit, in the order in which tables print them."""
 
+ONLY_WITH_PREFIX_CACHE = frozenset({"prefix_hit_ratio", "prefix_blocks_evicted"})
+"""Metrics that a point lacks unless its replicas have a prefix cache and its requests something to share."""
+ALWAYS_THERE = tuple(name for name in UNITS if name not in ONLY_WITH_PREFIX_CACHE)
+"""Metrics that every point has."""
+
 SUMMED = frozenset({"requests", "sessions", "loads"})
 """Units of counts that are sums over all replications."""
 
@@ -86,6 +93,7 @@ SHARES = frozenset(
         "loader_utilization",
         "gpu_utilization",
         "slo_attainment",
+        "prefix_hit_ratio",
         "rollout_miss_ratio",
         "before_miss_ratio",
     }
@@ -169,7 +177,7 @@ class Point:
     """Everything a report needs to know of one point.
 
     :ivar set: swept keys and their values, ``{}`` for a single run.
-    :ivar metrics: every name of ``UNITS``.
+    :ivar metrics: every name of ``UNITS``, but ``ONLY_WITH_PREFIX_CACHE`` where they don't apply.
     :ivar setup: device, model, engine and profile; None: an older version simulated it.
     :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
         quantiles over all measured requests; a latency the engine lacks is an empty list.
@@ -177,11 +185,12 @@ class Point:
     :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"loader_queue_s",
         "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode = service); docs/metrics.md
         says which wait lies where.
-    :ivar groups: rows by kind of adapter: ``{"group", "adapters", "adapter_bytes", "requests", "miss_ratio",
-        "ttft_p99_s", "e2e_p99_s"}``; then rows by popularity (hottest 1 %, next 9 %, rest).
+    :ivar groups: rows ``{"group", "adapters", "adapter_bytes", "requests", "request_share", "miss_ratio", "ttft_p50_s",
+        "ttft_p99_s", "e2e_p99_s"}``: for the base model and for all adapters, if there are requests to the base model;
+        by kind of adapter, if there are several; by popularity (hottest 1 %, next 9 %, rest).
     :ivar capacity: what could limit it, and how far each part is used.
-    :ivar traffic: ``{"requests", "adapters", "rate_rps", "top_1pct", "top_10pct", "top_20pct",
-        "effective_adapters"}`` of what was simulated.
+    :ivar traffic: ``{"requests", "adapters", "rate_rps", "base_share" (only where above 0), "top_1pct", "top_10pct",
+        "top_20pct", "effective_adapters"}`` of what was simulated.
     :ivar warnings: sentences for the reader.
     :ivar cost: ``{"wall_s", "simulated_s", "requests"}``.
     :ivar calibration: ``{"draws", "of", "overloaded"}``: draws simulated, draws of the profile, and with how many of

@@ -39,7 +39,7 @@ from sim.results.served import is_served, late_shares, unserved_counts
 from sim.results.statistics import MIN_SECTION_P99
 from sim.results.traffic_digest import traffic_ids
 from sim.traffic.popularity import concentration
-from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS
+from sim.traffic.request import BASE_MODEL, DELAYED_HIT, FROM_STORAGE, MISS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -131,6 +131,8 @@ def _overloaded(metrics: dict[str, Metric]) -> dict[str, Metric]:
 def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table:
     """Return one row a request of one replication: every stamp, outcome, adapter, replica, version.
 
+    A request to the base model has no adapter, and so no outcome and no tier.
+
     :param names: adapter names, or () where adapters are numbered.
     """
     requests: dict[str, NDArray[Any]] = recording.requests
@@ -140,10 +142,12 @@ def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table
         "tier": ["gpu", "host", "storage"],
         "status": list(STATUS_WORDS),
     }
+    base = requests["adapter"] == BASE_MODEL
     for name, values in texts.items():
-        columns[name] = words(requests[name].astype(np.int8), values)
+        columns[name] = words(requests[name].astype(np.int8), values, None if name == "status" else base)
+    columns["adapter"] = column(requests["adapter"], base)
     if names:
-        columns["adapter_id"] = words(requests["adapter"], names)
+        columns["adapter_id"] = words(requests["adapter"], names, base)
     columns["marks"] = words(*mark_words(requests["marks"]))
     columns["measured"] = column(recording.section_of >= 0)
     for name in ("admitted_s", "first_token_s", "finished_s"):
@@ -228,14 +232,17 @@ def _breakdown(m: MeasuredRequests) -> dict[str, float]:
 
 
 def _groups(m: MeasuredRequests) -> list[dict[str, Any]]:
-    """Return rows by kind of adapter, then by popularity as seen in the run."""
+    """Return rows for the base model and for all adapters if both are asked for, rows by kind of adapter, and rows by
+    popularity as seen in the run."""
     facts = m.facts
     count = len(facts.size_bytes)
     rows = []
+    if m.for_base.any():
+        rows += [_group(m, "base model", None), _group(m, "adapters", np.ones(count, dtype=np.bool_))]
     if len(facts.kind_names) > 1:
-        rows = [_group(m, name, facts.kind == i) for i, name in enumerate(facts.kind_names)]
+        rows += [_group(m, name, facts.kind == i) for i, name in enumerate(facts.kind_names)]
     if count >= 10:
-        asked = np.bincount(m.column("adapter"), minlength=count)
+        asked = np.bincount(m.column("adapter")[~m.for_base], minlength=count)
         place = np.empty(count, dtype=np.int64)
         place[np.argsort(-asked, kind="stable")] = np.arange(count)
         top, next_ = max(1, round(count * 0.01)), max(2, round(count * 0.1))
@@ -244,26 +251,32 @@ def _groups(m: MeasuredRequests) -> list[dict[str, Any]]:
     return rows
 
 
-def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
-    adapter = m.column("adapter")
-    inside = chosen[adapter]
-    done = m.completed & inside
-    admitted = m.admitted & inside
+def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None) -> dict[str, Any]:
+    """Return the row of a group.
 
-    def p99(stamp: str) -> float | None:
-        if done.sum() < 1000:
+    :param chosen: (adapters,) whose requests it has; None: those of the base model.
+    """
+    inside = m.for_base if chosen is None else ~m.for_base & chosen[m.column("adapter")]
+    done = m.completed & inside
+    admitted = m.admitted_with_adapter & inside
+    sizes = np.empty(0) if chosen is None else m.facts.size_bytes[chosen]
+
+    def quantile(stamp: str, share: float, least: int) -> float | None:
+        if done.sum() < least:
             return None
-        return float(np.quantile(m.column(stamp)[done] - m.column("arrival_s")[done], 0.99))
+        return float(np.quantile(m.column(stamp)[done] - m.column("arrival_s")[done], share))
 
     missed = admitted & (m.column("outcome") == MISS)
     return {
         "group": name,
-        "adapters": int(chosen.sum()),
-        "adapter_bytes": float(m.facts.size_bytes[chosen].mean()) if chosen.any() else 0.0,
+        "adapters": len(sizes),
+        "adapter_bytes": float(sizes.mean()) if len(sizes) else 0.0,
         "requests": int(inside.sum()),
+        "request_share": float(inside.mean()) if len(inside) else 0.0,
         "miss_ratio": float(missed.sum() / admitted.sum()) if admitted.any() else None,
-        "ttft_p99_s": None if m.facts.fixed else p99("first_token_s"),
-        "e2e_p99_s": p99("finished_s"),
+        "ttft_p50_s": None if m.facts.fixed else quantile("first_token_s", 0.5, 20),
+        "ttft_p99_s": None if m.facts.fixed else quantile("first_token_s", 0.99, 1000),
+        "e2e_p99_s": quantile("finished_s", 0.99, 1000),
     }
 
 
@@ -358,7 +371,8 @@ def _traffic(m: MeasuredRequests) -> dict[str, float]:
         "requests": float(len(m.section)),
         "adapters": float(count),
         "rate_rps": float(len(m.section)) / span if span > 0 else 0.0,
-        **concentration(np.bincount(m.column("adapter"), minlength=count)),
+        **({"base_share": float(m.for_base.mean())} if m.for_base.any() else {}),
+        **concentration(np.bincount(m.column("adapter")[~m.for_base], minlength=count)),
     }
 
 

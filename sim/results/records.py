@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.leaps import GAP_BINS, Leaps, count_gaps, gap_bins, seconds_by_section, section_of, steps_by_section
-from sim.traffic.request import FROM_STORAGE
+from sim.traffic.request import BASE_MODEL, FROM_STORAGE
 
 if TYPE_CHECKING:
     from sim.traffic.generate import Chunk
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-COMPLETED, UNFINISHED, REFUSED, FAILED = 0, 1, 2, 3
+COMPLETED: Final = 0
+UNFINISHED: Final = 1
+REFUSED: Final = 2
+FAILED: Final = 3
 """How a request ended: with its last token; not before the simulation stopped; refused (too long for the KV cache, or
 its adapter was not served just then); failed (its replica died, its adapter could not be loaded, its answer was found
 wrong to the last try)."""
@@ -53,6 +56,7 @@ _COLUMNS: dict[str, type] = {
     "tier": np.int8,
     "replica": np.int16,
     "preemptions": np.int16,
+    "cached_tokens": np.int32,
     "load_queue_s": np.float64,
     "load_wait_s": np.float64,
     "admitted_s": np.float64,
@@ -73,7 +77,8 @@ _REQUEST_ROW = np.dtype(
         ("first_token_s", "f8"),
         ("finished_s", "f8"),
         ("index", "i8"),
-        ("preemptions", "i8"),
+        ("preemptions", "i4"),
+        ("cached_tokens", "i4"),
         ("outcome", "i2"),
         ("tier", "i2"),
         ("replica", "i2"),
@@ -106,14 +111,14 @@ _LOAD_ROW = np.dtype(
         ("", "V4"),
     ]
 )
-pack_request = Struct("=5d2q4h").pack
+pack_request: Final = Struct("=5dq2i4h").pack
 """One row of ``Recorder.request_rows``: the fields of ``_REQUEST_ROW`` in their order."""
-pack_step = Struct("=4d5i4x").pack
+pack_step: Final = Struct("=4d5i4x").pack
 """One row of ``Recorder.step_rows`` for every leap: the fields of ``_STEP_ROW``."""
 _PAUSE_ROW = np.dtype([("start", "f8"), ("seconds", "f8"), ("count", "f8")])
-pack_pause = Struct("=3d").pack
+pack_pause: Final = Struct("=3d").pack
 """One row of ``Recorder.pause_rows``: a step's start, and gaps that end with it: how long and how many."""
-pack_load = Struct("=3d3i4x").pack
+pack_load: Final = Struct("=3d3i4x").pack
 """One row of ``Recorder.load_rows`` for every load: the fields of ``_LOAD_ROW``."""
 _MARK_ROW = np.dtype(
     [
@@ -127,13 +132,13 @@ _MARK_ROW = np.dtype(
         ("", "V4"),
     ]
 )
-pack_mark = Struct("=qi2h2i8x").pack
+pack_mark: Final = Struct("=qi2h2i8x").pack
 """One row of ``Recorder.mark_rows`` for a request of which there is more to say, in any number: the fields of
 ``_MARK_ROW`` but the last. Marks and tries add up; the other fields are 0 where a row doesn't speak of them."""
 _HOST_FILL_ROW = np.dtype([("index", "i8"), ("wait_s", "f8")])
-pack_host_fill = Struct("=qd").pack
+pack_host_fill: Final = Struct("=qd").pack
 """One row of ``Recorder.host_fill_rows``: a completed request, and its seconds of waiting for host memory."""
-pack_judged = Struct("=qi8x2i4x").pack
+pack_judged: Final = Struct("=qi8x2i4x").pack
 """Another of these rows, for a wrong answer that was noticed: index, marks, tries and ``detected``."""
 _MARK_COLUMNS: dict[str, type] = {
     "marks": np.int32,
@@ -169,11 +174,13 @@ class Event:
 class Recording:
     """One replication, ready for statistics.
 
-    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. Beside those ``marks``
+    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1, and so is the adapter of a
+        request to the base model. Beside those ``marks``
         (``MIXED`` and so on, added up), ``version`` and ``last_version`` (1 and more) of the first and the last token
-        so far (0: there is none, or the answer was by another adapter and went unnoticed), ``tokens_before`` (tokens by
-        other versions than the last one), ``tries`` (how often a request was sent again), ``detected`` (how many wrong
-        answers to it were noticed), and ``session`` where the traffic has sessions.
+        so far (0: there is none, or the answer was by the base model, or by another adapter and went unnoticed),
+        ``tokens_before`` (tokens by other versions than the last one), ``tries`` (how often a request was sent again),
+        ``detected`` (how many wrong answers to it were noticed), and ``session`` where the traffic has sessions.
+        ``cached_tokens`` (found cached at the first admission) is there with a prefix cache alone.
     :ivar loads: columns started_s, ended_s, adapter, tier, asked_s, replica; the adapter's number is beyond those of
         the traffic where a new version has a name of its own.
     :ivar host_fills: index and wait_s of completed requests that waited for host memory, where that fills at arrival:
@@ -186,6 +193,7 @@ class Recording:
     :ivar first_measured: index of the first measured request; ``section_of``: by request, -1 in the warm-up.
     :ivar gap_counts: (sections, GAP_BINS) gaps between tokens; ``gap_sum_s``: (sections,) their sum.
     :ivar busy_s: (sections,) seconds in which a step ran; ``blocked_s``: by reason, (reasons, sections).
+    :ivar prefix_blocks_evicted: cached KV blocks that were taken for other content; None without a prefix cache.
     :ivar running_area: sequence-seconds in the batch over the whole run, from steps alone.
     :ivar room_short_s: seconds of the measured time in which a load waited for a slot.
     :ivar inside_area: request-seconds in the replicas over the whole run, counted at arrivals and departures.
@@ -211,6 +219,7 @@ class Recording:
     evictions: int = 0
     in_use_peak: int = 0
     kv_peak_share: float = 0.0
+    prefix_blocks_evicted: int | None = None
     events: list[Event] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
 
@@ -220,6 +229,7 @@ class Recorder:
 
     :param sections: equal parts of the measured requests.
     :param own: replicas with slots for adapters; those behind them swap whole models, and lack no slots.
+    :param prefix_cache: whether requests may find tokens cached, so that there is a column for them.
     :ivar bounds: start of each section so far, then the end; set by ``mark`` before time gets there.
     :ivar request_rows, step_rows, load_rows: the world adds the bytes of ``pack_request`` for every request that
         leaves, of ``pack_step`` for every leap and of ``pack_load`` for every load.
@@ -230,8 +240,10 @@ class Recorder:
     :ivar settled: times, adapters and versions: what ends from then on, and has no other mark, is by this version.
     """
 
-    def __init__(self, sections: int, replicas: int = 1, own: int | None = None) -> None:
+    def __init__(self, sections: int, replicas: int = 1, own: int | None = None, *, prefix_cache: bool = False) -> None:
         self.sections = sections
+        self.prefix_cache = prefix_cache
+        self._kinds = {name: kind for name, kind in _COLUMNS.items() if prefix_cache or name != "cached_tokens"}
         self._own = replicas if own is None else own
         self.mark_rows = bytearray()
         self.host_fill_rows = bytearray()
@@ -246,7 +258,7 @@ class Recorder:
         self.request_rows = bytearray()
         self.load_rows = bytearray()
         # Bytes that grow, for arrays of each chunk would leave holes in memory too small for a whole column.
-        self._columns = {name: bytearray() for name in _COLUMNS}
+        self._columns = {name: bytearray() for name in self._kinds}
         self._gap_counts = np.zeros((sections, GAP_BINS), dtype=np.int64)
         self._gap_sum = np.zeros(sections)
         self._busy = np.zeros(sections)
@@ -279,6 +291,7 @@ class Recorder:
             -1.0,
             r.index,
             r.preemptions,
+            r.cached_tokens,
             r.outcome,
             r.tier,
             replica,
@@ -331,7 +344,7 @@ class Recorder:
         self._flush_steps()
         if self.request_rows:
             rows = np.frombuffer(self.request_rows, dtype=_REQUEST_ROW)
-            for name, kind in _COLUMNS.items():
+            for name, kind in self._kinds.items():
                 if name not in _KNOWN:
                     self._columns[name] += rows[name].astype(kind).tobytes()
             self.request_rows = bytearray()
@@ -375,7 +388,7 @@ class Recorder:
         order = np.argsort(index, kind="stable")
         columns: dict[str, NDArray[np.generic]] = {"index": index[order]}
         del index
-        for name, kind in _COLUMNS.items():
+        for name, kind in self._kinds.items():
             if name != "index":
                 column: NDArray[Any] = np.frombuffer(self._columns.pop(name), dtype=kind)
                 columns[name] = column[columns["index"] if name in _KNOWN else order]
@@ -408,11 +421,11 @@ class Recorder:
     def _settled_versions(self, requests: dict[str, NDArray[np.generic]], recorded: NDArray[Any]) -> NDArray[np.int32]:
         """Return versions with gaps filled from ``settled``; 0: no token was computed."""
         answered = (requests["status"] == COMPLETED) | (np.asarray(requests["first_token_s"], dtype=np.float64) >= 0)
-        version = answered.astype(np.int32)
+        version = (answered & (requests["adapter"] != BASE_MODEL)).astype(np.int32)  # the base model has none
         if self.settled:
             adapter = np.asarray(requests["adapter"], dtype=np.int64)
             finished_s = np.asarray(requests["finished_s"], dtype=np.float64)
-            size = int(max(adapter.max(initial=0), *(names.max() for _, names, _ in self.settled))) + 1
+            size = int(max(adapter.max(initial=0), *(names.max() for _, names, _ in self.settled))) + 2  # last: base
             for time, names, versions in self.settled:  # in order of time: the last one counts
                 of_adapter = np.zeros(size, dtype=np.int32)
                 of_adapter[names] = versions

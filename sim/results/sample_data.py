@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sim.results.leaps import seconds_by_section
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.statistics import MIN_FOR_P99, Sampled
-from sim.traffic.request import FROM_STORAGE
+from sim.traffic.request import BASE_MODEL, FROM_STORAGE
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -87,6 +87,8 @@ class MeasuredRequests:
 
     :ivar section: section of each request, replications after one another.
     :ivar spans: seconds of each section.
+    :ivar completed, admitted: which requests got their last token, or at least a place in a batch.
+    :ivar for_base: which requests are for the base model; ``admitted_with_adapter``: the other admitted ones.
     :param least_for_p99: completed requests below which there is no p99.
     """
 
@@ -105,6 +107,8 @@ class MeasuredRequests:
         status = self.column("status")
         self.completed = status == COMPLETED
         self.admitted = self.column("admitted_s") >= 0
+        self.for_base = self.column("adapter") == BASE_MODEL
+        self.admitted_with_adapter = self.admitted & ~self.for_base
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one column of the measured requests."""

@@ -162,6 +162,25 @@ OTHER_CHOICES = (
             ),
         ),
     ),
+    *(
+        Choice(
+            name,
+            about,
+            set_by={"fleet.passed_requests": name},
+            needs=(
+                Need(
+                    {"cache.eviction": Only("vllm-lru")},
+                    "this is a rule of vLLM's queue",
+                    at="fleet.passed_requests",
+                    hint="remove it, or choose engine vllm",
+                ),
+            ),
+        )
+        for name, about in (
+            ("reversed", "Requests over the adapter limit change their order with every step."),
+            ("own-queue", "Requests over the adapter limit have a queue of their own."),
+        )
+    ),
     Choice(
         "fixed",
         "One request at a time, without steps or tokens. It loads at arrival.",
@@ -187,6 +206,19 @@ OTHER_CHOICES = (
                 "this front end is vLLM's",
                 at="fleet.front_end",
                 hint="choose engine vllm-0.8 or vllm-0.32",
+            ),
+        ),
+    ),
+    Choice(
+        "s-lora",
+        "The front end of S-LoRA, to reproduce measured runs.",
+        set_by={"fleet.front_end": "s-lora"},
+        needs=(
+            Need(
+                {"cache.gpu.unified": Only(True)},
+                "this front end is S-LoRA's",
+                at="fleet.front_end",
+                hint="choose engine s-lora",
             ),
         ),
     ),

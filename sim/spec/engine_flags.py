@@ -36,7 +36,8 @@ _NO_COMMAND = {
 """Why engines that are no products have no command line."""
 _RULES = (
     *(f"fleet.{key}" for key in ("batching", "chunked_prefill", "admission", "admission_interval", "waiting_ratio")),
-    *(f"fleet.{key}" for key in ("load_at", "kv_check", "reserved_kv_blocks")),
+    *(f"fleet.{key}" for key in ("load_at", "passed_requests", "kv_check")),
+    *(f"fleet.{key}" for key in ("reserved_kv_blocks", "prefix_caching", "uncached_blocks")),
     *(f"cache.gpu.{key}" for key in ("slots", "size", "unified", "base_model_slot")),
     *(f"cache.host.{key}" for key in ("slots", "size", "fill")),
     *(f"cache.{key}" for key in ("eviction", "pinned", "prefetch")),
@@ -102,10 +103,6 @@ def _always(scenario: Scenario) -> bool:
     return True
 
 
-def _never(scenario: Scenario) -> bool:
-    return False
-
-
 def _largest_rank(scenario: Scenario) -> int:
     adapters = scenario.adapters
     return max([kind.rank for kind in adapters.mix if kind.kind == "lora"] or [adapters.rank])
@@ -135,7 +132,7 @@ def _host_slots(scenario: Scenario) -> int | None:
 
 def _where(key: str, value: object) -> Written:
     """Return an option without a value, for scenarios in which a key has this value."""
-    return lambda scenario: value_of(scenario, key) == value or None
+    return lambda scenario: True if value_of(scenario, key) == value else None
 
 
 def _target_modules(scenario: Scenario) -> str:
@@ -150,7 +147,6 @@ def _sglang_eviction(scenario: Scenario) -> str | None:
 
 _EVERY_SCENARIO = "every scenario serves adapters"
 _ONE_GPU = "tensor, pipeline and expert parallelism are not supported yet"
-_NO_PREFIXES = "prefix caching is not supported yet"
 _NO_SPECULATION = "speculative decoding is not simulated"
 _NO_SPLIT = "every replica does both prefill and decode"
 _IN_ORDER = "requests are served first come, first served"
@@ -226,7 +222,12 @@ FLAGS = Registry(
                         sets=("fleet.chunked_prefill",),
                         also=("--no-enable-chunked-prefill",),
                     ),
-                    Flag("--enable-prefix-caching", _NO_PREFIXES, also=("--no-enable-prefix-caching",), written=_never),
+                    Flag(
+                        "--enable-prefix-caching",
+                        sets=("fleet.prefix_caching",),
+                        also=("--no-enable-prefix-caching",),
+                        written=_value("fleet.prefix_caching"),
+                    ),
                     Flag("--scheduling-policy", _IN_ORDER),
                     Flag("--async-scheduling", "a step is planned when the one before has ended"),
                     Flag("--max-num-partial-prefills", "one prompt after the other is split"),
@@ -297,7 +298,11 @@ FLAGS = Registry(
                     Flag("--kv-cache-dtype", _KV_FORMAT),
                     Flag("--dtype", _OF_PROFILE, sets=("fleet.profile",)),
                     Flag("--quantization", _QUANTIZED, sets=("adapters.base_quantization",)),
-                    Flag("--disable-radix-cache", _NO_PREFIXES, written=_always),
+                    Flag(
+                        "--disable-radix-cache",
+                        sets=("fleet.prefix_caching: false",),
+                        written=_where("fleet.prefix_caching", False),
+                    ),
                     Flag("--schedule-policy", _IN_ORDER),
                     Flag(
                         "--schedule-conservativeness",
@@ -447,7 +452,11 @@ FLAGS = Registry(
                     ),
                     Flag("kv_cache_config.max_tokens", sets=("fleet.kv_tokens",)),
                     Flag("kv_cache_config.tokens_per_block", sets=("fleet.block_size",), also=("tokens_per_block",)),
-                    Flag("kv_cache_config.enable_block_reuse", _NO_PREFIXES, also=("enable_block_reuse",)),
+                    Flag(
+                        "kv_cache_config.enable_block_reuse",
+                        "loraplan's tensorrt-llm reserves memory for whole answers, which excludes it",
+                        also=("enable_block_reuse",),
+                    ),
                     Flag("kv_cache_config.dtype", _KV_FORMAT),
                     Flag("dtype", _OF_PROFILE, sets=("fleet.profile",)),
                     Flag("quant_config", _QUANTIZED, sets=("adapters.base_quantization",)),

@@ -31,7 +31,7 @@ class Versions:
 
 
 _KEEP = "keeps the order of requests over the adapter limit"
-_APART = "differs in one rule: it tries requests over the adapter limit before preempted ones"
+_APART = "tries requests over the adapter limit before all others, also before preempted ones"
 _CHUNK, _WHOLE = "needs KV blocks for the first chunk", "needs KV blocks for the whole prompt"
 VERSIONS: Mapping[str, tuple[Versions, ...]] = {
     # v1/core/sched/scheduler.py and v1/core/block_pool.py of 0.8.5, 0.9.1, 0.9.2, 0.10.2, 0.11.2, 0.12 to 0.14, 0.16 to
@@ -50,14 +50,16 @@ VERSIONS: Mapping[str, tuple[Versions, ...]] = {
         Versions(
             (0, 9, 2),
             "0.9.2 to 0.13",
-            "vllm-0.8",
-            "differs in one rule: it reverses the order of requests over the adapter limit with every step",
-            simulated=False,
+            "vllm-0.9.2",
+            f"reverses the order of requests over the adapter limit with every step; {_CHUNK}",
         ),
         Versions((0, 14), "0.14 to 0.17", "vllm-0.8", f"{_KEEP}; {_CHUNK}"),
-        Versions((0, 18), "0.18", "vllm-0.8", _APART, simulated=False),
-        Versions((0, 19), "0.19 to 0.30", "vllm-0.32", _APART, simulated=False),
-        Versions((0, 31), "0.31 and 0.32", "vllm-0.32", f"{_KEEP}; {_WHOLE}"),
+        Versions((0, 18), "0.18", "vllm-0.18", f"{_APART}; {_CHUNK}"),
+        Versions((0, 19), "0.19 to 0.22", "vllm-0.19", f"{_APART}; {_WHOLE}"),
+        Versions(
+            (0, 23), "0.23 to 0.30", "vllm-0.23", "does the same, and reuses blocks that are not cached before others"
+        ),
+        Versions((0, 31), "0.31 and 0.32", "vllm-0.32", f"{_KEEP}; {_WHOLE}; reuses blocks that are not cached first"),
         Versions((0, 33), "from 0.33 on", "vllm-0.32", "was not read; this is the newest preset", simulated=False),
     ),
     "SGLang": (

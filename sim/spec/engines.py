@@ -21,7 +21,19 @@ _VLLM: Preset = {
     # lora/worker_manager.py, _apply_adapters: adapters are loaded in the step, one after the other, and the slot of the
     # least recently touched one is taken even if the batch uses it.
     # v1/core/kv_cache_utils.py: block 0 is the null block.
-    "fleet": {"admission": "skip", "load_at": "admission", "kv_check": "first-chunk", "reserved_kv_blocks": 1},
+    # A request to the base model: scheduler.py counts only those with a lora_request for max_loras; it takes no slot.
+    # lora/ops/triton_ops/lora_kernel_metadata.py, prepare_tensors: a step without any runs no LoRA kernel.
+    # v1/core/block_pool.py, free_blocks: until 0.22 blocks return to the end of the free queue, cached or not.
+    # v1/core/kv_cache_manager.py, enable_caching: on by default for models that generate.
+    "fleet": {
+        "admission": "skip",
+        "load_at": "admission",
+        "passed_requests": "keep-order",
+        "kv_check": "first-chunk",
+        "reserved_kv_blocks": 1,
+        "prefix_caching": True,
+        "uncached_blocks": "last",
+    },
     "cache": {"eviction": "vllm-lru"},
     "storage": {"mode": "blocking"},
 }
@@ -30,6 +42,11 @@ _VLLM: Preset = {
 def _changed(preset: Preset, **sections: Mapping[str, Any]) -> Preset:
     """Return a preset with some fields changed."""
     return {name: {**preset.get(name, {}), **sections.get(name, {})} for name in (*preset, *sections)}
+
+
+_VLLM_0_18 = _changed(_VLLM, fleet={"passed_requests": "own-queue"})
+_VLLM_0_19 = _changed(_VLLM_0_18, fleet={"kv_check": "whole-prompt"})
+_VLLM_0_23 = _changed(_VLLM_0_19, fleet={"uncached_blocks": "first"})
 
 
 # SGLang 0.5.23.
@@ -41,11 +58,14 @@ _SGLANG: Preset = {
         "admission": "skip",
         "max_num_batched_tokens": 8192,
         "block_size": 1,
+        # mem_cache/radix_cache.py: on unless --disable-radix-cache; a request's lora_id is part of the key.
+        "prefix_caching": True,
     },
     # lora/eviction_policy.py: lru by default, or fifo. lora/lora_manager.py, fetch_new_loras({None}): the base
     # model is put into a slot at the start. arg_groups/fields/lora.py: max_loras_per_batch 8. All registered
     # adapters are in host memory; max_loaded_loras (cache.host.slots) limits them, and those it drove out are read
-    # again when a request for them arrives.
+    # again when a request for them arrives. lora_manager.py, validate_lora_batch and fetch_new_loras: a request to the
+    # base model counts for max_loras_per_batch as adapter None, and takes a slot of zeros.
     "cache": {"gpu": {"slots": 8, "base_model_slot": True}, "host": {"fill": "start"}, "eviction": "lru"},
     # model_executor/forward_batch_info.py: the batch's adapters are fetched right before it runs. With
     # --enable-lora-overlap-loading: mode overlap, one loader, load_at admission.
@@ -56,11 +76,12 @@ _SGLANG: Preset = {
 _S_LORA: Preset = {
     # slora/server/router/manager.py: a new batch after max_wait_tokens = 10 decode steps, computed alone.
     # router/req_queue.py: first come first served, up to the first that doesn't fit; peak of the KV cache; prompts
-    # whole, batch_max_tokens = max_req_total_len = 3072.
+    # whole. api_server.py: batch_max_tokens = max(max_total_token_num / 6, max_req_total_len), the latter 3072.
     "fleet": {
         "batching": "prefill-first",
         "chunked_prefill": False,
         "max_num_batched_tokens": 3072,
+        "budget_kv_share": 1 / 6,
         "admission": "stop",
         "admission_interval": 10,
         "kv_check": "peak",
@@ -68,6 +89,7 @@ _S_LORA: Preset = {
     },
     # common/mem_allocator.py, router/model_infer/infer_adapter.py: adapters and KV in one pool; offload_adapters
     # frees those that the running batch doesn't use. model_rpc.py: all adapters are in host memory at the start.
+    # infer_adapter.py, load_adapters: for a request to the base model (adapter None) nothing is loaded.
     "cache": {"gpu": {"unified": True}, "host": {"fill": "start"}, "eviction": "discard-when-idle"},
     # router/manager.py, _step: load_adapters is awaited before the prefill. Prefetch is off by default.
     "storage": {"mode": "blocking"},
@@ -91,7 +113,8 @@ _LORAX: Preset = {
     },
     # server/lorax_server/utils/adapter.py: ADAPTER_MEMORY_FRACTION, a tenth of the GPU, here of 64 GB.
     # router/src/scheduler.rs, update_adapters: adapter_cycle_time_s = 2. router/src/loader.rs: downloaded at the
-    # first request, then on the local disk, which stands here for host memory.
+    # first request, then on the local disk, which stands here for host memory. router/src/adapter.rs: the base model
+    # is an adapter, "__base_model__", with a queue of its own; it takes no memory.
     "cache": {
         "gpu": {"size": "6.4 GB"},
         "host": {"fill": "arrival"},
@@ -118,7 +141,8 @@ _TENSORRT_LLM: Preset = {
     },
     # batch_manager/peftCacheManager.cpp, runtime/loraCache.cpp: host cache of 1 GiB filled at arrival, requests
     # rejected when it is full; device cache of 2 % of the memory that weights leave (here of 64 GB); of tasks
-    # that no request uses, the one that ended longest ago leaves.
+    # that no request uses, the one that ended longest ago leaves. capacityScheduler.cpp: a request to the base model
+    # has no LoRA task, and needs no pages.
     "cache": {
         "gpu": {"size": "0.8 GB"},
         "host": {"size": "1 GiB", "fill": "arrival", "full": "reject"},
@@ -133,11 +157,13 @@ _TENSORRT_LLM: Preset = {
 class Engine(Entry):
     """An engine, or rather the values of scenario fields that follow it; its target is what it makes of adapters.
 
+    :ivar no_prefix_cache: why ``fleet.prefix_caching`` is not possible; empty: it is.
     :ivar flags: the engines whose command lines can say what such a scenario says (``sim/spec/engine_flags.py``).
     """
 
     preset: Preset = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    no_prefix_cache: str = ""
 
 
 class Engines(Registry[Engine]):
@@ -171,20 +197,58 @@ ENGINES = Engines(
             f"{_RULES}:CONTINUOUS",
         ),
         # KV blocks for the first chunk of a prompt suffice to join.
-        Engine("vllm-0.8", "as vLLM 0.8.3 to 0.8.5, V1 engine.", f"{_RULES}:VLLM_0_8", flags=("vLLM",), preset=_VLLM),
+        Engine(
+            "vllm-0.8",
+            "as vLLM 0.8.3 to 0.9.1 and 0.14 to 0.17, V1 engine.",
+            f"{_RULES}:VLLM_0_8",
+            flags=("vLLM",),
+            preset=_VLLM,
+        ),
+        # RequestQueue.prepend_requests reverses what prepend_request has reversed: skipped requests change their order.
+        Engine(
+            "vllm-0.9.2",
+            "as vLLM 0.9.2 to 0.13.",
+            f"{_RULES}:VLLM_BETWEEN",
+            flags=("vLLM",),
+            preset=_changed(_VLLM, fleet={"passed_requests": "reversed"}),
+        ),
+        # skipped_waiting: a queue of its own, which _select_waiting_queue_for_scheduling tries first.
+        Engine("vllm-0.18", "as vLLM 0.18.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_18),
         # The whole prompt must fit (scheduler_reserve_full_isl).
+        Engine("vllm-0.19", "as vLLM 0.19 to 0.22.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_19),
+        # block_pool.py, free_blocks: blocks without a hash are put at the head of the free queue.
+        Engine("vllm-0.23", "as vLLM 0.23 to 0.30.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_23),
         Engine(
             "vllm-0.32",
-            "as vLLM 0.32.",
+            "as vLLM 0.31 and 0.32.",
             f"{_RULES}:VLLM_0_32",
             flags=("vLLM",),
-            preset=_changed(_VLLM, fleet={"kv_check": "whole-prompt"}),
+            preset=_changed(_VLLM_0_23, fleet={"passed_requests": "keep-order"}),
         ),
         Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),
-        Engine("s-lora", "as S-LoRA in 2024.", f"{_RULES}:S_LORA", preset=_S_LORA),
-        Engine("lorax", "as LoRAX in 2024.", f"{_RULES}:LORAX", preset=_LORAX),
         Engine(
-            "tensorrt-llm", "as TensorRT-LLM with GUARANTEED_NO_EVICT.", f"{_RULES}:TENSORRT_LLM", preset=_TENSORRT_LLM
+            "s-lora",
+            "as S-LoRA in 2024.",
+            f"{_RULES}:S_LORA",
+            preset=_S_LORA,
+            # slora/common/mem_allocator.py: KV memory is freed with its request, whatever it holds.
+            no_prefix_cache="S-LoRA has no prefix cache",
+        ),
+        Engine(
+            "lorax",
+            "as LoRAX in 2024.",
+            f"{_RULES}:LORAX",
+            preset=_LORAX,
+            # router/src/radix.rs, launcher/src/main.rs: --prefix-caching, off by default.
+            no_prefix_cache="LoRAX has a prefix cache, off by default, but its rules are not known here",
+        ),
+        Engine(
+            "tensorrt-llm",
+            "as TensorRT-LLM with GUARANTEED_NO_EVICT.",
+            f"{_RULES}:TENSORRT_LLM",
+            preset=_TENSORRT_LLM,
+            # llmapi/llm_args.py, KvCacheConfig: enable_block_reuse is True by default.
+            no_prefix_cache="TensorRT-LLM reuses blocks by default, but its rules for that are not known here",
         ),
         Engine(
             "fixed",
@@ -198,6 +262,8 @@ ENGINES = Engines(
 DEFAULT_ENGINE = "vllm"
 """What a scenario that names no engine plans for: the newest version of vLLM whose rules are known."""
 _CAPACITY = ("slots", "size")
+_WITHOUT = {"budget_kv_share": "max_num_batched_tokens"}
+"""Keys that a preset fills in only where the scenario leaves out another one as well."""
 
 
 def fill(data: Any) -> Any:
@@ -214,7 +280,8 @@ def fill(data: Any) -> Any:
     for section, values in preset.items():
         given = data.get(section, {})
         if isinstance(given, dict):
-            filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in values.items()}}
+            meant = {key: value for key, value in values.items() if given.get(_WITHOUT.get(key, "")) is None}
+            filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in meant.items()}}
     return filled
 
 

@@ -107,6 +107,7 @@ class RouterEntry(Entry):
     :ivar view_interval_s: how often its view is read unless the scenario says; 0: the view is always current.
     :ivar places_adapters: whether it places adapters one by one before the run.
     :ivar splits_adapters: whether each replica gets a part of the adapters, so that their caches add up.
+    :ivar reads_text: whether it goes by the text that requests share, so that some must.
     :ivar in_what_if: whether a what-if tries it.
     """
 
@@ -115,6 +116,7 @@ class RouterEntry(Entry):
     view_interval_s: float = 0.0
     places_adapters: bool = False
     splits_adapters: bool = False
+    reads_text: bool = False
     in_what_if: bool = False
 
 
@@ -157,6 +159,16 @@ ROUTERS = Registry(
             "sim.policies.routing.affinity:ByActivity",
             view_interval_s=0.05,  # Gateway API Inference Extension, pkg/epp/server: DefaultRefreshMetricsInterval
             splits_adapters=True,
+        ),
+        RouterEntry(
+            "affinity-prefix",
+            "where the last request of the same conversation went, or else the last one with the same beginning of the "
+            "prompt; if that replica is full, or there is none, the least loaded.",
+            "sim.policies.routing.affinity:ByPrefix",
+            keys=("bound",),
+            bound=1.5,
+            splits_adapters=True,
+            reads_text=True,
         ),
         RouterEntry(
             "service-per-adapter",

@@ -256,6 +256,8 @@ class Profile(Strict):
     """Spread of single steps around their cost."""
     draws: tuple[Draw, ...] = ()
     """Bootstrap draws of step and load costs: ``loraplan run`` reports a calibration interval from them."""
+    tensor_parallel: PositiveInt = 1
+    """GPUs of one replica; all costs are the replica's, and its memory is the sum."""
     quantized: dict[Literal["int8", "nf4"], Quantized] = Field(default_factory=dict)
     """The same device, model and engine with quantised base weights, by format (``adapters.base_quantization``)."""
 

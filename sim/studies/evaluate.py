@@ -317,7 +317,7 @@ def facts_of(world: World) -> ScenarioFacts:
         slots=scenario.cache.gpu.slots,
         kv_tokens=world.kv_tokens,
         max_num_seqs=None if fixed else scenario.fleet.max_num_seqs,
-        refusals=_refusals(scenario),
+        refusals=_refusals(world),
         strategies=tuple(rollout.strategy for rollout in scenario.rollouts),
         faults=frozenset(fault.kind for fault in scenario.faults),
         seed=None if world.traffic.replayed else scenario.run.seed,
@@ -338,14 +338,14 @@ def _broken(scenario: Scenario) -> Iterator[FaultWindow]:
             yield FaultWindow(fault.kind, fault.at, to_s, 1.0 if fault.replica is None else 1 / scenario.fleet.replicas)
 
 
-def _refusals(scenario: Scenario) -> str:
+def _refusals(world: World) -> str:
     """Return the possible reasons for refused requests of a scenario."""
-    fleet, host = scenario.fleet, scenario.cache.host
+    fleet, host = world.scenario.fleet, world.scenario.cache.host
     reasons = ["prompt and output don't fit into the KV cache of one replica"]
     if fleet.max_model_len is not None:
         reasons.append(f"are longer than fleet.max_model_len ({fleet.max_model_len})")
     if not fleet.chunked_prefill:
-        reasons.append(f"the prompt is longer than a step's budget ({fleet.max_num_batched_tokens})")
+        reasons.append(f"the prompt is longer than a step's budget ({world.batched_tokens})")
     if host is not None and host.full == "reject":
         reasons.append("host memory was full of adapters in use (cache.host.full: reject)")
     if fleet.front_end != "none":

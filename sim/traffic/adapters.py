@@ -77,6 +77,8 @@ SHAPES = {
     "qwen2.5-7b": _qwen(3584, 18944, 28, 28, 4),
     "qwen2.5-14b": _qwen(5120, 13824, 48, 40, 8),
     "qwen2.5-32b": _qwen(5120, 27648, 64, 40, 8),
+    "qwen3-8b": ModelShape(4096, 12288, 36, 32, 8, vocab=151936),
+    "qwen3-32b": ModelShape(5120, 25600, 64, 64, 8, vocab=151936),
 }
 
 
@@ -161,9 +163,12 @@ def populate(adapters: Adapters, base_model: str, count: int, weights_bytes: int
 
     :param weights_bytes: bytes of a full model without a size of its own.
     """
-    kinds = adapters.mix
+    kinds = adapters.of_adapters
     spread = (np.arange(count) * GOLDEN) % 1.0
-    edges = np.cumsum([kind.share for kind in kinds])[:-1] if kinds else np.empty(0)
+    shares = np.array([kind.share for kind in kinds])
+    if adapters.base_share > 0:  # the others are shares of what it leaves
+        shares /= shares.sum()
+    edges = np.cumsum(shares)[:-1]
     kind = np.searchsorted(edges, spread, side="right").astype(np.int64)
     # Checked already, and sizes are parsed.
     alone = AdapterKind.model_construct(share=1.0, rank=adapters.rank, targets=adapters.targets, size=adapters.size)

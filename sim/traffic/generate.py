@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,15 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import GammaArrivals, MmppArrivals, WeibullArrivals
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.sections.popularity_laws import WeightsPopularity
+from sim.spec.sections.shared_prefix import SharedPrefix
+from sim.spec.sections.workload import AdapterKind
 from sim.traffic.adapters import Population, populate
-from sim.traffic.lengths import LengthPairs, TokenLengths
+from sim.traffic.base_requests import BaseRequests
+from sim.traffic.lengths import LengthPairs, TokenLengths, together
 from sim.traffic.popularity import AdapterSampler, read_weights, weights_of
+from sim.traffic.request import BASE_MODEL
 from sim.traffic.sessions import SessionSource, mean_gap
+from sim.traffic.shared_text import Conversations, SharedText, SystemPrompts, TextsOfRun, Turns
 from sim.traffic.sources import (
     AggregateArrivals,
     ArrivalsPerAdapter,
@@ -41,6 +46,9 @@ MAX_NEWCOMERS, MAX_TRADES, MAX_TRADED, MAX_CHANGES = 10_000_000, 200_000, 20_000
 """Limits of one run: new adapters, times that popularity drifts, adapters that change places by that, and changes of a
 random rate. More would take longer than the requests."""
 
+MAX_TEXTS = 10_000_000
+"""System prompts of all adapters, at most."""
+
 UNNAMED_ADAPTERS = 100
 """Adapters of a trace that names none, where the scenario gives no count."""
 
@@ -53,10 +61,12 @@ class Chunk:
     """Consecutive requests; every array has shape (n,).
 
     :ivar first: index of the first request.
+    :ivar adapter: ``BASE_MODEL`` where a request is for the base model.
     :ivar load_uniform, host_load_uniform, service_uniform: uniform in [0, 1); decide the time of the load or
         service that the request brings about, whatever the design.
     :ivar session: the session number of each request, from 0 in each replication; None without sessions. A generated
         session uses one adapter; one of a trace may use several.
+    :ivar text: which tokens other requests have too; None where no two requests have any.
     """
 
     first: int
@@ -68,6 +78,7 @@ class Chunk:
     host_load_uniform: Floats
     service_uniform: Floats
     session: Ints | None = None
+    text: SharedText | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -80,6 +91,7 @@ class Traffic:
     :ivar names: adapter names where a trace or weights file gives them, else ().
     :ivar total: number of requests; None if only the duration is known.
     :ivar end_s: no request arrives after this time; None without a duration.
+    :ivar base_share: share of the requests that are for the base model, by the mix or in the trace.
     :ivar notes: sentences for the user.
     :param weights_bytes: of the base model, and of a full fine-tune without a size of its own.
     :raises TraceError, ScenarioError: where a file or a count can't be used.
@@ -119,16 +131,19 @@ class Traffic:
         self._new = newcomers(workload.churn, count, self.expected_s()) if workload.churn is not None else 0
         self._check_size()
         population = populate(scenario.adapters, base_model, count + self._new, weights_bytes)
-        self.population = _with_trace_sizes(population, self._trace)
-        named = self._trace is not None and self._trace.adapter is not None
-        self._chooser = None if named else AdapterSampler(workload.popularity, count)
+        self.population = _with_trace_sizes(population, self._trace, scenario.adapters.mix)
+        named = None if self._trace is None else self._trace.adapter
+        self._chooser = AdapterSampler(workload.popularity, count) if named is None else None
+        self.base_share = _base_share(scenario, self._trace)
+        self._base = BaseRequests(0.0 if named is not None else self.base_share, self._seed, BLOCK)
         self._source = self._make_source(cvs)
         tokens = workload.tokens
         prompt, output = TokenLengths(tokens.prompt), TokenLengths(tokens.output)
         if self._trace is None or self._trace.prompt_tokens is None:
-            _check_together(prompt, output)
+            _check_together(prompt, output, workload.prefix)
         self._lengths = LengthPairs(prompt, output, tokens.correlation, tokens.by_adapter)
         self._scores: tuple[int, Floats] | None = None
+        self._check_prefix()
 
     @property
     def replayed(self) -> bool:
@@ -152,16 +167,28 @@ class Traffic:
         return self._workload.sessions is not None
 
     @property
+    def shares_text(self) -> bool:
+        """Whether requests may have tokens in common, which a prefix cache could find."""
+        if self._trace is not None and self._trace.text is not None:
+            return True
+        return self._workload.prefix is not None or self._has_history
+
+    @property
+    def _has_history(self) -> bool:
+        return self._workload.sessions is not None and self._workload.sessions.history
+
+    @property
     def places(self) -> int:
         """Adapters at the start; new adapters by churn follow them in the population."""
         return self._places
 
     def shares(self) -> Floats:
-        """Return each adapter's share of the requests, from the trace or by law; (places,)."""
+        """Return each adapter's share of the requests for adapters, from the trace or by law; (places,)."""
         if self._chooser is None:
             assert self._trace is not None, "without a trace there is a law"
             assert self._trace.adapter is not None, "without names there is a law"
-            asked: Floats = np.bincount(self._trace.adapter, minlength=self._places).astype(np.float64)
+            named = self._trace.adapter[self._trace.adapter != BASE_MODEL]
+            asked: Floats = np.bincount(named, minlength=self._places).astype(np.float64)
         else:
             asked = weights_of(self._workload.popularity, self._places)
         return np.asarray(asked / asked.sum())
@@ -173,17 +200,20 @@ class Traffic:
     def chunks(self, replication: int) -> Iterator[Chunk]:
         """Yield the requests of one replication in order, in chunks of at most ``BLOCK``."""
         first = 0
+        texts = self._texts(replication)
         for piece in self._pieces(replication):
-            yield self._chunk(replication, first // BLOCK, first, piece)
+            chunk = self._chunk(replication, first // BLOCK, first, piece)
+            yield chunk if texts is None else self._with_text(replication, chunk, texts)
             first += len(piece.times)
 
     def arrivals(self, replication: int) -> Iterator[tuple[Floats, Ints]]:
-        """Yield times and adapters alone, in pieces of ``BLOCK``, and the rest."""
+        """Yield times and adapters alone, in pieces of ``BLOCK``, and the rest; requests to the base model included."""
         for times, adapters, _ in self._pieces(replication):
             yield times, adapters
 
     def _pieces(self, replication: int) -> Iterator[RequestBlock]:
-        return cut(self._source.blocks(replication, self.total), BLOCK, self.total, self.end_s)
+        pieces = cut(self._source.blocks(replication, self.total), BLOCK, self.total, self.end_s)
+        return self._base.among(pieces, replication)
 
     def _check_size(self) -> None:
         """Refuse changes so frequent, or runs so long, that they would take longer than the requests themselves."""
@@ -249,7 +279,9 @@ class Traffic:
         def rng(purpose: str) -> np.random.Generator:
             return stream(self._seed, replication, purpose, block)
 
-        trace = self._trace
+        trace, text = self._trace, None
+        if trace is not None and trace.text is not None:
+            text = trace.text.part(first, first + count)
         if trace is not None and trace.prompt_tokens is not None and trace.output_tokens is not None:
             span = slice(first, first + count)
             prompt, output = trace.prompt_tokens[span].astype(np.int64), trace.output_tokens[span].astype(np.int64)
@@ -266,18 +298,84 @@ class Traffic:
             host_load_uniform=rng("host-load").random(count),
             service_uniform=rng("service").random(count),
             session=session,
+            text=text,
         )
 
+    def _texts(self, replication: int) -> TextsOfRun | None:
+        """Return what makes prompts of shared text and of their own, if the workload has any."""
+        prefix, sessions, source = self._workload.prefix, self._workload.sessions, self._source
+        if prefix is None and not self._has_history:
+            return None
+        prompts = None if prefix is None else SystemPrompts(prefix, len(self.population), self._seed, replication)
+        if sessions is None or not sessions.history:
+            return TextsOfRun(prompts, None)
+        assert isinstance(source, SessionSource), "there are sessions"
+        first_key = 0 if prompts is None else len(prompts.tokens)
+        return TextsOfRun(prompts, Conversations(sessions.max_context, first_key), source.turns_before(replication))
+
+    def _with_text(self, replication: int, chunk: Chunk, texts: TextsOfRun) -> Chunk:
+        """Return requests whose prompts begin with what they share."""
+        block = chunk.first // BLOCK
+        number = np.arange(chunk.first, chunk.first + len(chunk)) if chunk.session is None else chunk.session
+        turns = Turns(chunk.adapter, number, chunk.prompt_tokens, chunk.output_tokens)
+        if self._has_recorded_lengths:
+            return replace(chunk, text=texts.within(turns))
+
+        def lengths(adapter: Ints) -> tuple[Ints, Ints]:
+            between = self._adapter_scores(replication)[:, adapter] if self._workload.tokens.by_adapter else None
+            rngs = (stream(self._seed, replication, f"history-{kind}", block) for kind in ("prompt", "output"))
+            return self._lengths.draw((next(rngs), next(rngs)), len(adapter), between)
+
+        prompt, text = texts.add(turns, lengths)
+        prompt, output = together(prompt, chunk.output_tokens)
+        return replace(chunk, prompt_tokens=prompt, output_tokens=output, text=text)
+
+    @property
+    def _has_recorded_lengths(self) -> bool:
+        return self._trace is not None and self._trace.prompt_tokens is not None
+
+    def _check_prefix(self) -> None:
+        """Refuse system prompts that do not fit to the adapters or to a trace."""
+        prefix = self._workload.prefix
+        if prefix is None:
+            return
+        sharers = len(self.population) if prefix.shared_by == "adapter" else 1
+        if sharers * prefix.texts > MAX_TEXTS:
+            raise ScenarioError(
+                "there would be too many texts",
+                key="workload.prefix.texts",
+                got=f"{prefix.texts:,} for each of {sharers:,} adapters",
+                allowed=f"up to {MAX_TEXTS:,} together",
+            )
+        if self._trace is not None and self._trace.text is not None:
+            raise ScenarioError(
+                "the trace says itself which tokens requests share", key="workload.prefix", hint="remove prefix"
+            )
+        if self._has_recorded_lengths:
+            for chunk in self.chunks(0):
+                assert chunk.text is not None, "there is a prefix"
+                longer = np.flatnonzero(chunk.text.ends > chunk.prompt_tokens)
+                if len(longer):
+                    place = int(longer[0])
+                    raise ScenarioError(
+                        "the prefix is longer than a recorded prompt, which should begin with it",
+                        key="workload.prefix.tokens",
+                        got=f"{chunk.text.ends[place]:,} tokens, request {chunk.first + place + 1:,} of the trace has "
+                        f"{chunk.prompt_tokens[place]:,}",
+                        hint="give a shorter prefix",
+                    )
+
     def _adapter_scores(self, replication: int) -> Floats:
-        """Return normal scores of every adapter's lengths, shape (2, adapters): prompts, outputs."""
+        """Return normal scores of every adapter's lengths, shape (2, adapters + 1): prompts, outputs."""
         if self._scores is None or self._scores[0] != replication:
-            # A stream each, so that the first adapters' scores don't depend on how many there are.
+            # A stream each, so that the first adapters' scores don't depend on how many there are. The last ones are
+            # those of the base model, which is adapter -1.
             kinds = (stream(self._seed, replication, f"adapter-{kind}") for kind in ("prompt", "output"))
-            self._scores = replication, np.stack([rng.standard_normal(len(self.population)) for rng in kinds])
+            self._scores = replication, np.stack([rng.standard_normal(len(self.population) + 1) for rng in kinds])
         return self._scores[1]
 
 
-def _check_together(prompt: TokenLengths, output: TokenLengths) -> None:
+def _check_together(prompt: TokenLengths, output: TokenLengths, prefix: SharedPrefix | None) -> None:
     """Refuse laws under which prompt and output together may be too long."""
     if prompt.longest + output.longest > MAX_TOKENS:
         raise ScenarioError(
@@ -286,6 +384,36 @@ def _check_together(prompt: TokenLengths, output: TokenLengths) -> None:
             got=f"up to {prompt.longest:,.0f} and {output.longest:,.0f} tokens",
             allowed=f"up to {MAX_TOKENS:,} together",
         )
+    if prefix is None:
+        return
+    shared = TokenLengths(prefix.tokens).longest
+    if shared + prompt.longest + output.longest > MAX_TOKENS:
+        raise ScenarioError(
+            "prefix, prompt and output together are too long",
+            key="workload.prefix.tokens",
+            got=f"up to {shared:,.0f}, {prompt.longest:,.0f} and {output.longest:,.0f} tokens",
+            allowed=f"up to {MAX_TOKENS:,} together",
+        )
+
+
+def _base_share(scenario: Scenario, trace: TraceData | None) -> float:
+    """Return the share of the requests that are for the base model.
+
+    :raises ScenarioError: if both the mix and the trace say so.
+    """
+    kinds = scenario.adapters.mix
+    if trace is None or trace.adapter is None:
+        return scenario.adapters.base_share
+    if scenario.adapters.base_share > 0:
+        place = next(i for i, kind in enumerate(kinds) if kind.kind == "base")
+        raise ScenarioError(
+            "the trace itself says which requests are for the base model: those that name no adapter",
+            key=f"adapters.mix.{place}.kind",
+            got="base",
+            allowed="lora, full",
+            hint="remove this kind, or leave the adapter of such requests empty in the trace",
+        )
+    return trace.base_share
 
 
 def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
@@ -304,13 +432,13 @@ def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
     return len(names) if given is None or weights else given
 
 
-def _with_trace_sizes(population: Population, trace: TraceData | None) -> Population:
+def _with_trace_sizes(population: Population, trace: TraceData | None, kinds: Sequence[AdapterKind]) -> Population:
     if trace is None or trace.adapter_bytes is None:
         return population
     if population.full_kinds:
         raise ScenarioError(
             "the trace has adapter sizes, but doesn't tell which adapters are full models",
-            key=f"adapters.mix.{population.full_kinds[0]}.kind",
+            key=f"adapters.mix.{next(i for i, kind in enumerate(kinds) if kind.kind == 'full')}.kind",
             got="full",
             allowed="lora",
             hint="remove the trace's column adapter_bytes, or the full models",

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-HIT, DELAYED_HIT, MISS = 0, 1, 2
+from typing import Final
+
+HIT: Final = 0
+DELAYED_HIT: Final = 1
+MISS: Final = 2
 """How a request found its adapter: resident, on its way, or absent, so that it started a load."""
-FROM_GPU, FROM_HOST, FROM_STORAGE = 0, 1, 2
+FROM_GPU: Final = 0
+FROM_HOST: Final = 1
+FROM_STORAGE: Final = 2
 """The tier that its adapter came from."""
+BASE_MODEL = -1
+"""Stands for an adapter in traffic, traces and results where a request is for the base model alone. Replicas use the
+number after those of all adapters instead (``sim.policies.base_model``), since they index lists with it."""
 
 
 class Request:
@@ -19,20 +28,30 @@ class Request:
     :ivar load_wait_s: time from then to the end of the load.
     :ivar load_queue_s: the part of that wait before the load started, for a loader or for a slot.
     :ivar to_prefill: tokens still to prefill before its next output token.
+    :ivar chunk: prompt tokens that it computes in the step under way, if it prefills; unset before its first step.
     :ivar context: KV tokens that it holds; for a decoding request, those at the start of decoding.
     :ivar generated: output tokens before its current prefill: 0 unless it was preempted.
     :ivar last_step: value of the scheduler's decode counter after its last token; -1 while not decoding.
     :ivar last_token_s: time of a preempted request's last token; unset before.
     :ivar session: number of its session, if any; set only if rollouts or faults need it.
+    :ivar shared: the first runs of its tokens, which other requests may have too: (end, key) each, in order. The tokens
+        from the end of the run before to ``end`` belong to ``key``, a number from 0 on. A key stands for all tokens
+        before it as well: two requests have the same tokens up to a position exactly if the keys up to there are equal.
+        So requests that leave a common run at different places have different keys from there on.
+    :ivar text: key of all its tokens after those runs, prompt and answer alike. A conversation keeps one key, since the
+        prompt of each turn starts with the prompt and the answer of the turn before. -1: no other request has them.
+    :ivar cached_tokens: tokens that it found cached when it was first admitted.
     """
 
     # Written out, not a dataclass: passing two dozen defaults through __init__ costs as much as an event.
     __slots__ = (
-        "adapter", "admitted_s", "arrival_s", "asked_s", "claimed", "context", "first_token_s", "generated",
-        "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s", "load_s", "load_wait_s", "outcome",
-        "output_tokens", "preemptions", "prompt_tokens", "service_s", "session", "tier", "to_prefill",
+        "adapter", "admitted_s", "arrival_s", "asked_s", "cached_tokens", "chunk", "claimed", "context",
+        "first_token_s", "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s",
+        "load_s", "load_wait_s", "outcome", "output_tokens", "preemptions", "prompt_tokens", "service_s", "session",
+        "shared", "text", "tier", "to_prefill",
     )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
+    chunk: int
     last_token_s: float
     session: int | None
 
@@ -61,7 +80,9 @@ class Request:
         self.admitted_s = self.first_token_s = -1.0
         self.load_queue_s = self.load_wait_s = 0.0
         self.context = self.generated = self.preemptions = 0
-        self.last_step = -1
+        self.last_step = self.text = -1
+        self.shared: tuple[tuple[int, int], ...] = ()
+        self.cached_tokens = 0
 
     def fresh_copy(self) -> Request:
         """Return a copy of the request as it arrived, to be served from the start."""
@@ -76,4 +97,6 @@ class Request:
             self.service_s,
         )
         fresh.session = self.session
+        fresh.shared = self.shared
+        fresh.text = self.text
         return fresh

@@ -68,9 +68,20 @@ class SessionSource:
             if most is not None and done >= most:
                 return
 
+    def turns_before(self, replication: int) -> Ints:
+        """Return how many requests each session that is under way at the start had before, by its number.
+
+        Since sizes are geometric, as many as in a session, like those that still come.
+        """
+        count = self._count_at_start(stream(self._seed, replication, "sessions-under-way"))
+        return stream(self._seed, replication, "session-turns").geometric(1 / self._law.requests, size=count)
+
+    def _count_at_start(self, rng: np.random.Generator) -> int:
+        return int(rng.poisson(self._rate * (self._law.requests - 1) * self._mean_gap))
+
     def _running_at_start(self, replication: int) -> tuple[Streams, Ints]:
         law, rng = self._law, stream(self._seed, replication, "sessions-under-way")
-        count = int(rng.poisson(self._rate * (law.requests - 1) * self._mean_gap))
+        count = self._count_at_start(rng)
         coming = rng.random(count) * self._long_gaps(rng, count)
         left = rng.geometric(1 / law.requests, size=count)
         adapters = self._chooser.choose(stream(self._seed, replication, "sessions-adapter"), 0, count)

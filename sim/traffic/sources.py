@@ -36,7 +36,7 @@ class RequestBlock(NamedTuple):
     """Consecutive requests, shape (n,) each.
 
     :ivar times: arrivals in seconds, never falling.
-    :ivar adapters: adapters, or places in the ranking.
+    :ivar adapters: adapters, or places in the ranking; ``BASE_MODEL`` where a request names none.
     :ivar sessions: number of the session of each, from 0; None where there are none.
     """
 

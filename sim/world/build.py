@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sim.errors import InputError, ScenarioError
 from sim.policies.base_weights import BaseWeights, base_weights
-from sim.policies.costs import beyond_envelope
+from sim.policies.costs import StepCosts, beyond_envelope
 from sim.policies.eviction import check_eviction
 from sim.policies.routing import check_router
 from sim.spec.profile import Profile
@@ -17,6 +17,7 @@ from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.faults.misrouting_faults import check_misrouting_faults
+from sim.world.faults.stale_prefixes import check_stale_prefixes
 from sim.world.faults.storage_faults import storage_notes
 from sim.world.gpu_memory import usable_kv_tokens
 from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
@@ -42,6 +43,7 @@ def build_world(scenario: Scenario) -> World:
     traffic = Traffic(scenario, base_model, 0 if profile is None else profile.memory.weights_bytes)
     _check_times(scenario, traffic)
     check_misrouting_faults(scenario, traffic)
+    check_stale_prefixes(scenario, prefix_cache=scenario.fleet.prefix_caching and traffic.shares_text)
     rollout_plan = plan_rollouts(scenario, traffic) if scenario.rollouts else None
     full = lay_out_full_models(scenario, profile, traffic)
     weights_kept = None if profile is None else base_weights(scenario.adapters, profile)
@@ -53,7 +55,7 @@ def build_world(scenario: Scenario) -> World:
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
-    notes = list(traffic.notes)
+    notes = list(traffic.notes) + _text_notes(scenario, traffic)
     if profile is not None and not fixed:
         slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
         notes += engine_notes(scenario.fleet.engine, profile)
@@ -80,7 +82,7 @@ def build_world(scenario: Scenario) -> World:
     notes += _begins_unseen(scenario, traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
-    return World(
+    world = World(
         scenario=scenario,
         traffic=traffic,
         population=population,
@@ -98,6 +100,8 @@ def build_world(scenario: Scenario) -> World:
         full=full,
         base_weights=weights_kept,
     )
+    _check_base_steps(world)
+    return world
 
 
 def _check_policies(scenario: Scenario) -> None:
@@ -112,6 +116,38 @@ def _check_policies(scenario: Scenario) -> None:
     except InputError as error:
         error.key = "router.policy"
         raise
+
+
+def _text_notes(scenario: Scenario, traffic: Traffic) -> list[str]:
+    """Return notes on shared text that nothing makes use of.
+
+    :raises ScenarioError: for a router that goes by shared text, where there is none.
+    """
+    fleet = scenario.fleet
+    if scenario.router_policy.reads_text and fleet.replicas > 1 and not traffic.shares_text:
+        raise ScenarioError(
+            "this router goes by the text that requests share, and here they share none",
+            key="router.policy",
+            got=scenario.router.policy,
+            hint="give workload.prefix, workload.sessions.history, or a trace with prefix_id or hash_ids",
+        )
+    if traffic.shares_text and not fleet.prefix_caching and fleet.engine != "fixed":
+        return ["requests share text, but fleet.prefix_caching is off: every prompt is computed as a whole"]
+    return []
+
+
+def _check_base_steps(world: World) -> None:
+    """Refuse requests to the base model where a step without adapters would take no time, so that none would end."""
+    profile = world.profile
+    if profile is None or world.kv_tokens is None or not world.serves_base_model:
+        return
+    if StepCosts(profile.step, 1, 1).beside_base_model().least_s <= 0:
+        raise ScenarioError(
+            "a step without adapters takes no time in this profile",
+            key="fleet.profile",
+            got=world.scenario.fleet.profile,
+            hint="requests to the base model need fixed_s or tokens above 0",
+        )
 
 
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:

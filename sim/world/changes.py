@@ -159,6 +159,8 @@ class Changes(FleetHooks):
 class ChangesListener(ReplicaListener):
     """Passes on what happens to the requests of one replica."""
 
+    hears_ends = True
+
     def __init__(self, changes: Changes, replica: int) -> None:
         self._changes = changes
         self._replica = replica

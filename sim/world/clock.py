@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, Final
 
 import simpy
-from simpy.core import EmptySchedule
+from simpy.core import EmptySchedule, StopSimulation
 
-CONTROL, LOAD_DONE, BOUNDARY, ARRIVAL = 0, 1, 2, 3
+CONTROL: Final = 0
+LOAD_DONE: Final = 1
+BOUNDARY: Final = 2
+ARRIVAL: Final = 3
 """Order of events at one instant: control events, ends of loads, step boundaries, arrivals (docs/model.md)."""
 
 
@@ -52,6 +55,19 @@ class Clock:
         """Schedule an event that is not on the queue; reusing events saves creating new ones."""
         heappush(self.queue, (time, kind, self._next_id(), event))
 
+    def reach(self, time: float, kind: int, event: Call) -> bool:
+        """Go to ``time`` at once if nothing else happens by then, otherwise schedule ``event``; return which.
+
+        The caller does the work of ``event`` itself if the time is reached. That saves a call of it, and its way
+        through the queue.
+        """
+        queue = self.queue
+        if queue and queue[0][0] <= time:
+            heappush(queue, (time, kind, self._next_id(), event))
+            return False
+        self.now = time
+        return True
+
     def step(self) -> None:
         """Process the next event.
 
@@ -61,18 +77,14 @@ class Clock:
             raise EmptySchedule
         entry = heappop(self.queue)
         self.now = entry[0]
-        event = entry[3]
-        if isinstance(event, Call):
-            event.callback(event)
-        else:  # SimPy's own, which ends a run
-            callbacks, event.callbacks = event.callbacks, None
-            for callback in callbacks:
-                callback(event)
+        event: Call = entry[3]
+        event.callback(event)
 
     def run(self, until: float | None = None) -> None:
         """Process events up to a time, before all but control events of that instant; None: until there are none."""
-        self._environment._now = self.now
-        self._environment.run(until)
+        if until is not None:
+            self.call_at(until, CONTROL, _stop)
+        self._environment.run()
 
     def pending(self) -> int:
         """Return the number of events still to come."""
@@ -90,12 +102,12 @@ class Clock:
     def forget(self, owners: Sequence[object]) -> None:
         """Take all calls of methods of these objects off the queue."""
         ids = {id(owner) for owner in owners}
-        self.queue[:] = [
-            entry
-            for entry in self.queue
-            if not isinstance(entry[3], Call) or id(getattr(entry[3].callback, "__self__", None)) not in ids
-        ]
+        self.queue[:] = [entry for entry in self.queue if id(getattr(entry[3].callback, "__self__", None)) not in ids]
         heapify(self.queue)
+
+
+def _stop(event: Call) -> None:
+    raise StopSimulation(None)
 
 
 class CallEnvironment(simpy.Environment):

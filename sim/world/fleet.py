@@ -16,7 +16,8 @@ from sim.policies.routing import Choosing
 from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
-from sim.traffic.request import Request
+from sim.traffic.request import BASE_MODEL, Request
+from sim.traffic.shared_text import SharedText
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.fleet_ports import FleetHooks
 from sim.world.replica.server import ReplicaTotals, Server
@@ -62,14 +63,19 @@ class Arrivals:
     """How a run's traffic becomes requests.
 
     :ivar times: turn the uniform draws of a request into seconds.
-    :ivar token_limits: (adapters,) most tokens of prompt and output together; a longer request is refused.
-    :ivar prompt_limit: the same for the prompt alone, for all adapters.
+    :ivar token_limits: (adapters + 1,) most tokens of prompt and output together, last of a request to the base model;
+        a longer request is refused.
+    :ivar base_model: the number by which replicas know the base model.
+    :ivar prompt_limit: the most tokens of the prompt alone, for all adapters.
+    :ivar with_text: whether requests carry what they share, for a prefix cache or a router.
     """
 
     window: RunWindow
     times: RequestTimes
     token_limits: NDArray[np.int64]
+    base_model: int
     prompt_limit: int = NO_LIMIT
+    with_text: bool = False
 
 
 class Fleet:
@@ -99,10 +105,13 @@ class Fleet:
         self._window = arrivals.window
         self._times = arrivals.times
         self._token_limits, self._prompt_limit = arrivals.token_limits, arrivals.prompt_limit
+        self._base_model = arrivals.base_model
+        self._carry_text = arrivals.with_text
         self._chunks: Iterator[Chunk] = iter(())
         self._requests: Iterator[Request] = iter(())
         self._next: Request | None = None
         self._too_long: set[int] = set()
+        self._only: Server | None = None  # the one replica to which all requests of this chunk go, without questions
         self._marks = self._section_starts()
         self._hooks = hooks
         self._in_flight = in_flight
@@ -157,7 +166,11 @@ class Fleet:
 
         :param adapter: the one by which to route it.
         """
-        return self._router.choose(adapter, request.index) if len(self.servers) > 1 else 0
+        if len(self.servers) == 1:
+            return 0
+        if self._view.of_request:
+            self._view.show(request)
+        return self._router.choose(adapter, request.index)
 
     def submit(self, request: Request) -> None:
         """Route a request again."""
@@ -240,28 +253,32 @@ class Fleet:
         too_long = chunk.prompt_tokens + chunk.output_tokens > self._token_limits[chunk.adapter]
         too_long |= chunk.prompt_tokens > self._prompt_limit
         self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())
+        simple = self._hooks.direct and len(self.servers) == 1 and not self._too_long
+        self._only = self.servers[0] if simple else None
         if chunk.session is not None:
             self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
         times = self._times
-        self._requests = map(  # creates requests one by one, without a tuple of arguments for each
+        adapter = np.where(chunk.adapter == BASE_MODEL, self._base_model, chunk.adapter)
+        requests = map(  # creates requests one by one, without a tuple of arguments for each
             Request,
             range(chunk.first, chunk.first + len(chunk)),
             chunk.arrival_s.tolist(),
-            chunk.adapter.tolist(),
+            adapter.tolist(),
             chunk.prompt_tokens.tolist(),
             chunk.output_tokens.tolist(),
             times.load(chunk).tolist(),
             times.host_load(chunk).tolist(),
             times.service(chunk).tolist(),
         )
+        self._requests = _with_text(requests, chunk.text) if self._carry_text and chunk.text is not None else requests
         return next(self._requests)
 
     def _arrivals(self, event: Call) -> None:
         """Process arrivals until another event is due, then reschedule after it."""
         clock = self.clock
-        now, queue, servers, in_flight = clock.now, clock.queue, self.servers, self._in_flight
-        direct, several, counting = self._hooks.direct, len(servers) > 1, in_flight.counting
-        requests, too_long = self._requests, self._too_long
+        now, queue, requests, only, too_long = clock.now, clock.queue, self._requests, self._only, self._too_long
+        servers, direct, several = self.servers, self._hooks.direct, len(self.servers) > 1
+        of_request = self._view.of_request
         request = self._next
         while request is not None:
             if request.arrival_s > now:
@@ -270,12 +287,16 @@ class Fleet:
                     clock.schedule(request.arrival_s, ARRIVAL, event)
                     return
                 clock.now = now = request.arrival_s  # no event comes first, so scheduling one would be wasted
-            if too_long and request.index in too_long:
+            if only is not None:
+                only.arrive(request)
+            elif too_long and request.index in too_long:
                 self.recorder.record_unserved(request, -1, REFUSED)
             elif direct:
+                if several and of_request:
+                    self._view.show(request)
                 replica = self._router.choose(request.adapter, request.index) if several else 0
-                if counting:
-                    in_flight.entered(replica, request)
+                if self._in_flight.counting:
+                    self._in_flight.entered(replica, request)
                 servers[replica].arrive(request)
             else:
                 request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None
@@ -283,7 +304,7 @@ class Fleet:
             request = next(requests, None)
             if request is None:
                 request = self._next = self._load_chunk()
-                requests, too_long = self._requests, self._too_long
+                requests, too_long, only = self._requests, self._too_long, self._only
 
     def _close(self) -> Recording:
         stopped, hooks, recorder = self.clock.now, self._hooks, self.recorder
@@ -304,4 +325,13 @@ class Fleet:
         recording.evictions = totals.evictions
         recording.in_use_peak = totals.in_use_peak
         recording.kv_peak_share = totals.kv_peak_share
+        if recorder.prefix_cache:
+            recording.prefix_blocks_evicted = totals.prefix_blocks_evicted
         return recording
+
+
+def _with_text(requests: Iterator[Request], text: SharedText) -> Iterator[Request]:
+    """Yield requests that know which of their tokens others have too."""
+    for request, (runs, rest) in zip(requests, text.of_requests(), strict=True):
+        request.shared, request.text = runs, rest
+        yield request

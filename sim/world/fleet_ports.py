@@ -91,7 +91,12 @@ class FleetHooks:
 
 
 class WeightsListener:
-    """Is called when a new version of an adapter replaces the old one on a replica. Here nothing follows from that."""
+    """Is called when a new version of an adapter replaces the old one on a replica. Here nothing follows from that.
+
+    :ivar keeps_prefixes: whether requests for the new version find cached prefixes of the old one.
+    """
+
+    keeps_prefixes = False
 
     def replaced(self, replica: int, adapter: int, under_way: bool, now: float) -> None:
         """New weights answer from now on.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.eviction import EvictionContext
-from sim.traffic.request import Request
+from sim.traffic.request import BASE_MODEL, Request
 from sim.world.fleet_ports import FleetHooks, OpenFleet
 from sim.world.replica.ports import ReplicaListener
 from sim.world.routing.in_flight import InFlight
@@ -28,6 +28,7 @@ class ArrivalOracle:
 
     :param arrivals: times and adapters of the requests, in pieces, in order; read once, to the end.
     :param adapters: number of adapters.
+    :ivar base_model: number of the base model in replicas.
     :ivar come: number of requests that have reached a replica; those from this index on are still to come.
     """
 
@@ -36,9 +37,10 @@ class ArrivalOracle:
         adapter = np.concatenate(pieces or [np.empty(0, dtype=np.int32)])
         # Reading single elements is faster from array than from numpy.
         self._positions = array("q", np.argsort(adapter, kind="stable").astype(np.int64).tobytes())
-        ends = np.cumsum(np.bincount(adapter, minlength=adapters))
-        self._next: list[int] = [0, *ends[:-1].tolist()]  # by adapter, where its next request is in _positions
-        self._ends: list[int] = ends.tolist()
+        ends = np.cumsum(np.bincount(adapter - BASE_MODEL, minlength=adapters + 1))  # first the base model
+        self._next: list[int] = ends[:-1].tolist()  # by adapter, where its next request is in _positions
+        self._ends: list[int] = ends[1:].tolist()
+        self.base_model = adapters
         self.come = 0
 
     def to_come(self, adapter: int) -> float:
@@ -58,10 +60,14 @@ class ReplicaOracle(ReplicaListener):
     def arrived(self, request: Request) -> None:
         """Note that a request has reached this replica."""
         self._arrivals.come = request.index + 1
+        if request.adapter == self._arrivals.base_model:
+            return
         self._waiting.setdefault(request.adapter, deque()).append(request)
 
     def lost(self, request: Request) -> None:
         """Forget a request that arrived and will not be served."""
+        if request.adapter == self._arrivals.base_model:
+            return
         self._waiting[request.adapter].remove(request)
 
     def next_use(self, adapter: int) -> float:

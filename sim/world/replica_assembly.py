@@ -10,6 +10,9 @@ from sim.policies.eviction import EvictionContext
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
 from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
+from sim.policies.kv.kv_store import KvStore
+from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
@@ -60,7 +63,8 @@ def make_mode(
     mode, stop = modes.mode_of(scenario), scenario.fleet.admission == "stop"
     if mode == modes.VLLM_LRU:
         reload_s = reload_times(scenario, world.profile, world.population, draws)
-        return VllmLru(vllm_cache(world, draws), reload_s, context)
+        slots = vllm_cache(world, draws)
+        return VllmLru(slots, vllm_queue(slots, scenario.fleet.passed_requests), reload_s, context)
     discards = scenario.cache.eviction == "discard-when-idle"
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
     if mode == modes.UNIFIED:
@@ -105,7 +109,7 @@ def make_server(
     assert world.kv_tokens is not None, "checked by build_world"
     limits = Limits(
         num_seqs=fleet.max_num_seqs,
-        batched_tokens=fleet.max_num_batched_tokens,
+        batched_tokens=world.batched_tokens,
         whole_prompt=fleet.kv_check != "first-chunk",
         prefill_first=fleet.batching == "prefill-first",
         chunked=fleet.chunked_prefill,
@@ -115,15 +119,23 @@ def make_server(
     costs = StepCosts(
         world.profile.step,
         _slots(scenario, world.traffic.population),
-        fleet.max_num_batched_tokens,
+        world.batched_tokens,
         padded_rank(world.profile, world.population),
     )
-    kv = CountingStore(world.kv_tokens // fleet.block_size, fleet.block_size)
-    scheduler = Scheduler(limits, kv, mode.waiting, world.ranks, costs, rule)
+    scheduler = Scheduler(limits, _kv_store(world, world.kv_tokens), mode.waiting, world.ranks, costs, rule)
     if fleet.front_end == "none":
         return wrap_server(BatchServer)(parts, scheduler, mode)
     front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(world.population))
     return wrap_server(FrontEndServer)(parts, scheduler, mode, front_end)
+
+
+def _kv_store(world: World, kv_tokens: int) -> KvStore:
+    """Return an empty KV cache. Only where requests can share text, it has to know what its blocks contain."""
+    fleet = world.scenario.fleet
+    blocks = kv_tokens // fleet.block_size
+    if world.prefix_cache:
+        return PrefixStore(blocks, fleet.block_size, uncached_last=fleet.uncached_blocks == "last")
+    return CountingStore(blocks, fleet.block_size)
 
 
 def _slots(scenario: Scenario, population: Population) -> int:

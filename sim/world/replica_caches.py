@@ -14,6 +14,7 @@ from sim.policies.adapter_cache import (
     GpuCache,
     HostCache,
     HostTier,
+    SlotForBaseModel,
     UnifiedCache,
 )
 from sim.policies.eviction import EvictionContext, make_eviction
@@ -92,9 +93,13 @@ def vllm_cache(world: World, draws: ReplicaDraws) -> VllmLruCache:
 
 def gpu_cache(world: World, context: EvictionContext) -> GpuCache:
     """Return slots or bytes that protect adapters in use, with the pinned and the warm adapters."""
-    base = world.scenario.cache.gpu.base_model_slot
-    eviction = make_eviction(world.scenario.eviction_policy, context)
-    cache = GpuCache(world.weights, world.capacity, eviction, base_model_slot=base, pinned=world.pinned)
+    scenario = world.scenario
+    base = scenario.cache.gpu.base_model_slot
+    eviction = make_eviction(scenario.eviction_policy, context)
+    if base and world.serves_base_model and scenario.storage.mode == "blocking":
+        cache: GpuCache = SlotForBaseModel(world.weights, world.capacity, eviction, pinned=world.pinned)
+    else:
+        cache = GpuCache(world.weights, world.capacity, eviction, base_model_slot=base, pinned=world.pinned)
     cache.warm_up(world.warm)
     return cache
 

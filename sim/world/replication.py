@@ -17,7 +17,7 @@ from sim.spec.sections.faults import FailingLoads
 from sim.world.changes import Changes
 from sim.world.clock import Clock
 from sim.world.faults.crashes import make_crashes
-from sim.world.faults.misrouting import answering_base_model, make_misrouting
+from sim.world.faults.misrouting import make_misrouting
 from sim.world.faults.stale_prefixes import make_stale_prefixes
 from sim.world.faults.storage_faults import make_load_timing, note_storage
 from sim.world.fleet import NO_LIMIT, Arrivals, Fleet, RunWindow
@@ -77,7 +77,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     scenario = world.scenario
     replicas = scenario.fleet.replicas
     clock = Clock()
-    recorder = Recorder(sections, world.replicas, replicas)
+    recorder = Recorder(sections, world.replicas, replicas, prefix_cache=world.prefix_cache)
 
     view = View(up=list(range(replicas)), slots=_adapters_at_a_time(world))
     router = make_router(world, view, replication)
@@ -107,7 +107,9 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             RunWindow(world.traffic.total, world.traffic.end_s, scenario.run.warmup),
             request_times(scenario, world.profile, world.population, world.full),
             _token_limits(world),
-            NO_LIMIT if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens,
+            world.base_model,
+            NO_LIMIT if scenario.fleet.chunked_prefill else world.batched_tokens,
+            with_text=world.prefix_cache or "texts" in reads,
         ),
         hooks,
         in_flight,
@@ -123,8 +125,8 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
 
 def _in_flight(world: World, state: RouterState, full: NoFullModels) -> InFlight:
     """Return the counts of requests inside by adapter; they stay empty unless a router reads them."""
-    if answering_base_model(world.scenario):
-        state.counts[:] = (AdapterCounts(len(world.population)) for _ in state.counts)
+    if world.serves_base_model:
+        state.counts[:] = (AdapterCounts(world.base_model) for _ in state.counts)
     return InFlight(state.counts + full.counts)
 
 
@@ -178,7 +180,7 @@ class ReplicaMaker:
         parts = ReplicaParts(clock, recorder, index, inside, mode, self._hooks.listener(index), standing_in)
         parts = with_host_fill(world, parts, mode, fetches)
         server = make_server(world, parts, mode, rule, self._wrap_server)
-        if answering_base_model(scenario):
+        if world.serves_base_model:
             server.serve_base_model()
         self._router_state.replica(server)
         return server
@@ -193,12 +195,13 @@ def _adapters_at_a_time(world: World) -> int:
 
 
 def _token_limits(world: World) -> NDArray[np.int64]:
-    """Return the most tokens of a request, by adapter."""
+    """Return the most tokens of a request, by adapter, and last for the base model."""
     fleet, tokens = world.scenario.fleet, world.kv_tokens
     longest = fleet.max_model_len or NO_LIMIT
-    limits = np.full(len(world.population), NO_LIMIT)
+    limits = np.full(len(world.population) + 1, NO_LIMIT)
     if tokens is not None:
-        limits[:] = tokens - fleet.block_size * max(world.adapter_blocks, default=0)
+        limits[:-1] = tokens - fleet.block_size * max(world.adapter_blocks, default=0)
+        limits[-1] = tokens
         limits -= fleet.kv_check == "peak"  # the peak must stay below
     if world.full is not None:
         world.full.limit_tokens(limits)

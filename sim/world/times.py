@@ -81,7 +81,7 @@ class AdapterTimes(TierTimes):
 
     def __init__(self, tier: TierCost, population: Population) -> None:
         self._tier = tier
-        self._own = load_seconds(tier, population)
+        self._own = np.append(load_seconds(tier, population), 0.0)  # last the base model, which is never loaded
         self._base: list[float] = self._own.tolist()
 
     def ratio(self, adapter: int, other: int) -> float:
@@ -138,7 +138,7 @@ def request_times(
 
 def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullModelFleet) -> Callable[[Chunk], Floats]:
     """Return load times for a mix of adapters and full models, whose loads are those of whole models."""
-    is_full = np.asarray(full.full)
+    is_full = np.asarray([*full.full, False])  # last the base model
 
     def both(chunk: Chunk) -> Floats:
         whole = is_full[chunk.adapter]

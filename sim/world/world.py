@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from sim.policies.base_weights import BaseWeights
 from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Scenario
+from sim.spec.sections.faults import BaseModelAnswers
+from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.pools.full_model_layout import FullModelFleet
@@ -50,9 +52,32 @@ class World:
     base_weights: BaseWeights | None = None
 
     @property
+    def batched_tokens(self) -> int:
+        """Token budget of a step: the scenario's, or its share of the KV cache if that is more."""
+        fleet = self.scenario.fleet
+        share = int(fleet.budget_kv_share * (self.kv_tokens or 0))
+        return max(fleet.max_num_batched_tokens, min(share, MAX_TOKENS))
+
+    @property
     def replicas(self) -> int:
         """Number of replicas, those of full models included."""
         return self.scenario.fleet.replicas + (0 if self.full is None else self.full.replicas)
+
+    @property
+    def base_model(self) -> int:
+        """The number that stands for an adapter in replicas where a request is for the base model."""
+        return len(self.population)
+
+    @property
+    def serves_base_model(self) -> bool:
+        """Whether replicas serve requests without an adapter: the traffic has some, or a fault makes some."""
+        by_fault = any(isinstance(fault, BaseModelAnswers) for fault in self.scenario.faults)
+        return by_fault or self.traffic.base_share > 0
+
+    @property
+    def prefix_cache(self) -> bool:
+        """Whether replicas look for the beginnings of prompts in their KV caches, and may find any."""
+        return self.scenario.fleet.prefix_caching and self.traffic.shares_text
 
     def with_costs(self, costs: Draw) -> World:
         """Return this world with other step and load costs, and the same traffic, memory and fleet.

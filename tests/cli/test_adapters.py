@@ -161,7 +161,7 @@ def test_nothing_to_count(loraplan: CommandLine, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--engine", "vllm"), "--engine: unknown engine (got vllm"),
+        (("--engine", "vllm-0.99"), "--engine: unknown engine (got vllm-0.99"),
         (("--engine", "vllm-0.8", "--max-rank", "48"), "--max-rank: vllm-0.8 has no such largest rank (got 48"),
         (("--max-rank", "0"), "Invalid value for '--max-rank'"),
     ],

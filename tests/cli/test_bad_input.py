@@ -134,7 +134,7 @@ HEADER = "timestamp_s,tenant_id,input_tokens,output_tokens\n"
         (HEADER + "1,a,5,5\n2,b,-5,5\n", "t.csv:3: input_tokens: not a usable number (got -5"),
         (HEADER + "1,a,5,5\n2,b,x,5\n", "t.csv:3: input_tokens: not a usable number (got x"),
         (HEADER + "1,a,5,5\nnan,b,5,5\n", "t.csv:3: timestamp_s: not a usable number (got nan"),
-        (HEADER + "1,,5,5\n", "t.csv:2: tenant_id: the adapter's name is empty"),
+        (HEADER + "1,,5,5\n", "t.csv: tenant_id: no row names an adapter (got only empty cells"),
         (HEADER + "1,a,5,1.5\n", "t.csv:2: output_tokens: not a token count (got 1.5"),
         (HEADER + "1,a,5,99999999999\n", "t.csv:2: output_tokens: not a token count"),
         (
@@ -214,8 +214,12 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("sweep", "quickstart", "--over", "max_loras=8,16"), "max_loras: unknown key; --max-loras of vLLM and"),
         (("plan", "quickstart", "--minimize", "max_loras=8..16"), "max_loras: unknown key; --max-loras of vLLM and"),
         (
-            ("run", "quickstart", "--set", "fleet.engine=vllm-0.12"),
-            "the nearest preset is vllm-0.8: vLLM 0.9.2 to 0.13",
+            ("run", "quickstart", "--set", "fleet.engine=vllm-0.7"),
+            "the nearest preset is vllm-0.8: vLLM up to 0.7 runs the V0 engine",
+        ),
+        (
+            ("run", "quickstart", "--set", "fleet.engine=vllm-0.99"),
+            "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read",
         ),
         (("run", "quickstart", "--jobs", "0"), "--jobs: not a number of workers"),
         (("run", "quikstart"), "did you mean 'quickstart'"),

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from command_line import CommandLine
 
-from sim.results.point import UNITS
+from sim.results.point import ALWAYS_THERE
 
 SMALL = ("--set", "workload.requests=3000", "--set", "run.replications=2")
 
@@ -34,6 +34,20 @@ def test_run_leaves_a_run_directory_and_prints_the_answer(loraplan: CommandLine,
     assert "loraplan run quickstart --set workload.requests=3000" in html
 
 
+def test_a_run_shows_the_base_model_beside_the_adapters(loraplan: CommandLine, tmp_path: Path) -> None:
+    mix = 'adapters.mix=[{"share": "30%", "kind": "base"}, {"share": "70%", "rank": 16}]'
+    ended = loraplan("run", "quickstart", *SMALL, "--set", mix, "--quiet")
+    assert ended.code == 0, ended.err
+    assert " of the requests are for the base model; of the others, the hottest 1 / 10 / 20 % of " in ended.out
+    lines = ended.out.splitlines()
+    place = lines.index("Requests to the base model and to adapters")
+    assert [line.split("  ")[0] for line in lines[place + 1 : place + 4]] == ["group", "base model", "adapters"]
+    requests = pd.read_parquet(tmp_path / "runs/quickstart/requests.parquet")
+    assert 0.25 < requests["adapter"].isna().mean() < 0.35
+    assert (requests["outcome"].isna() == requests["adapter"].isna()).all()
+    assert "Groups of requests" in (tmp_path / "runs/quickstart/report.html").read_text()
+
+
 def test_summary_holds_every_metric_with_its_interval(loraplan: CommandLine, tmp_path: Path) -> None:
     ended = loraplan("run", "quickstart", *SMALL, "--json", "--quiet")
     summary = json.loads(ended.out)
@@ -41,7 +55,7 @@ def test_summary_holds_every_metric_with_its_interval(loraplan: CommandLine, tmp
     assert summary["schema_version"] == 1
     assert summary["scenario"] == "quickstart"
     (point,) = summary["points"]
-    assert list(point["metrics"]) == list(UNITS)
+    assert list(point["metrics"]) == list(ALWAYS_THERE)
     ttft = point["metrics"]["ttft_p99_s"]
     assert ttft["lo"] < ttft["value"] < ttft["hi"]
     assert ttft["unit"] == "s"
@@ -105,7 +119,7 @@ def test_sweep_runs_all_combinations_on_the_same_traffic(loraplan: CommandLine, 
     ]
     table = pd.read_csv(tmp_path / "runs/quickstart-sweep/points.csv")
     assert list(table.columns) == ["cache.gpu.slots", "storage.loaders", "metric", "value", "lo", "hi", "unit"]
-    assert len(table) == 4 * len(UNITS)
+    assert len(table) == 4 * len(ALWAYS_THERE)
     misses = table[table["metric"] == "miss_ratio"].set_index(["cache.gpu.slots", "storage.loaders"])["value"]
     assert misses[64, 1] < misses[16, 1]
 

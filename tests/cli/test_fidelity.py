@@ -33,6 +33,28 @@ def step(at_s: float, scheduled: dict[str, int], adapter: int, *loads: int) -> d
     }
 
 
+TURNS: dict[str, Any] = {
+    "engine": "vllm 0.32.0 (cpu)",
+    "mode": "offline",
+    "config": CONFIG | {"block_size": 4, "prefix_caching": True, "base_share": 0.5, "texts": 1, "sessions": 1},
+    "requests": [
+        {"id": 0, "adapter": 1, "prompt_tokens": 5, "output_tokens": 4, "arrival_s": 0.0}
+        | {"prefix": [0, 4], "tail_tokens": 1, "session": 0, "turn": 0, "after": None},
+        {"id": 1, "adapter": None, "prompt_tokens": 6, "output_tokens": 1, "arrival_s": 0.0}
+        | {"prefix": [0, 4], "tail_tokens": 2},
+        {"id": 2, "adapter": 1, "prompt_tokens": 11, "output_tokens": 1, "arrival_s": 0.3}
+        | {"prefix": [0, 4], "tail_tokens": 2, "session": 0, "turn": 1, "after": 0},
+    ],
+    # The base model finds nothing of the adapter's. The second turn finds eight of the nine tokens of the first.
+    "steps": [
+        step(0.0, {"0": 5, "1": 6}, 1, 1) | {"cached": {"0": 0, "1": 0}, "overwritten": 0},
+        step(0.1, {"0": 1}, 1) | {"cached": {}, "overwritten": 0},
+        step(0.2, {"0": 1}, 1) | {"cached": {}, "overwritten": 0},
+        step(0.3, {"0": 1}, 1) | {"cached": {}, "overwritten": 0},
+        step(0.4, {"2": 3}, 1) | {"cached": {"2": 8}, "overwritten": 0},
+    ],
+}
+
 # Two requests for the same adapter, of 5 + 3 and 4 + 2 tokens; the second comes in the second step.
 RECORD: dict[str, Any] = {
     "engine": "vllm 0.32.0 (cpu)",
@@ -51,9 +73,9 @@ RECORD: dict[str, Any] = {
 }
 
 
-def changed(path: str, value: Any) -> dict[str, Any]:
-    """Return the record with the value at a dotted path replaced, or taken out where it is None."""
-    record = copy.deepcopy(RECORD)
+def changed(path: str, value: Any, record: dict[str, Any] = RECORD) -> dict[str, Any]:
+    """Return a record with the value at a dotted path replaced, or taken out where it is None."""
+    record = copy.deepcopy(record)
     *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
     place: Any = record
     for part in parents:
@@ -90,6 +112,22 @@ def test_a_record_that_is_met_says_so(loraplan: CommandLine) -> None:
     }
 
 
+def test_a_record_with_prefix_caching_compares_what_was_cached(loraplan: CommandLine) -> None:
+    ended = loraplan("fidelity", "--record", write(TURNS))
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    met = "tokens, cached tokens, blocks overwritten, preemptions, loads and evictions"
+    assert lines[0] == f"r.json.gz: every step is met: {met}"
+    cells = {line.rsplit("  ", 1)[0].strip(): line.rsplit("  ", 1)[1].strip() for line in lines[2:]}
+    assert (cells["cached tokens"], cells["predicted cached tokens"]) == ("8", "8")
+    ended = loraplan("fidelity", "--record", write(changed("steps.4.cached", {"2": 4}, TURNS)), "--json")
+    result = json.loads(ended.out)
+    assert (result["equal_steps"], result["cached_tokens"], result["predicted_cached_tokens"]) == (4, 4, 8)
+    assert result["first_difference"].startswith("step 4 (at 0.400 s): cached tokens by request: replay {2: 8}")
+    ended = loraplan("fidelity", "--record", write(changed("steps.1.overwritten", 1, TURNS)), "--json")
+    assert json.loads(ended.out)["first_difference"] == ("step 1 (at 0.100 s): blocks overwritten: replay 0, record 1")
+
+
 def test_an_offline_record_may_be_plain_json(loraplan: CommandLine) -> None:
     Path("r.json").write_text(json.dumps(changed("mode", "offline")))
     ended = loraplan("fidelity", "--record", "r.json")
@@ -115,6 +153,8 @@ def test_json_has_the_counts(loraplan: CommandLine) -> None:
         "loads": 1,
         "predicted_loads": 1,
         "equal_loads": 1,
+        "cached_tokens": 0,
+        "predicted_cached_tokens": 0,
         "first_difference": None,
         "late_steps_max": 0,
     }
@@ -148,10 +188,11 @@ def test_costs_of_the_record_itself_are_noted(loraplan: CommandLine) -> None:
     ("record", "says"),
     [
         (
-            changed("engine", "vllm 0.9.1"),
-            "r.json.gz: engine: the rules of this engine version are not known (got vllm 0.9.1, allowed: vllm 0.8, "
-            "vllm",
+            changed("engine", "vllm 0.7.3"),
+            "r.json.gz: engine: the rules of this engine version are not known (got vllm 0.7.3, allowed: vllm 0.8.3 to "
+            "0.9.1, 0.9.2 to 0.13, 0.14 to 0.17, 0.18, 0.19 to 0.22, 0.23 to 0.30, 0.31 and 0.32)",
         ),
+        (changed("engine", "vllm"), "r.json.gz: engine: the rules of this engine version are not known (got vllm, "),
         (changed("engine", None), "r.json.gz: engine: "),
         (changed("config.slots", 0), "r.json.gz: config.slots: "),
         (changed("config.slots", None), "r.json.gz: config.slots: "),
@@ -167,6 +208,13 @@ def test_costs_of_the_record_itself_are_noted(loraplan: CommandLine) -> None:
         ),
         (changed("config.adapters", 10**12), "r.json.gz: config.adapters: "),
         (changed("requests.1.finished_s", 0.01), "request 1 ends before it arrives"),
+        (changed("requests.0.prefix", [0, 9], TURNS), "request 0: prefix is longer than prompt_tokens (5)"),
+        (changed("requests.0.prefix", [1, 4], TURNS), "request 0 names a text beyond config.texts (1)"),
+        (changed("requests.0.session", 1, TURNS), "request 0 names a session beyond config.sessions (1)"),
+        (changed("requests.2.after", 1, TURNS), "request 2: after (1) must be an earlier request of the same session"),
+        (changed("requests.2.after", 7, TURNS), "request 2: after (7) must be an earlier request of the same session"),
+        (changed("requests.2.prompt_tokens", 8, TURNS), "prompt_tokens must include request 0 and its answer"),
+        (changed("steps.4.cached", {"9": 8}, TURNS), "step 4 schedules a request that the record doesn't have"),
     ],
 )
 def test_what_is_wrong_with_a_record_is_one_line(loraplan: CommandLine, record: dict[str, Any], says: str) -> None:
@@ -213,6 +261,7 @@ def test_a_file_that_is_no_record_is_one_line(loraplan: CommandLine, content: by
         ),
         (("--record", "off.json.gz", "--fit-on", "r.json.gz"), "off.json.gz: mode: only records in real time"),
         (("--record", "r.json.gz", "--fit-on", "cut.json.gz"), "cut.json.gz: requests.1.finished_s: a request never"),
+        (("--record", "base.json.gz", "--fit-on", "r.json.gz"), "--record: predicting a record with prefix caching or"),
         (("--record", "r.json.gz", "--fit-on", "idle.json.gz"), "idle.json.gz: steps: the record has no loads"),
     ],
 )
@@ -221,6 +270,9 @@ def test_what_can_not_be_compared_is_one_line(loraplan: CommandLine, arguments: 
     write(changed("mode", "offline"), "off.json.gz")
     write(changed("requests.1.finished_s", None), "cut.json.gz")
     write(changed("steps.0.loads", []), "idle.json.gz")
+    base = copy.deepcopy(RECORD)
+    base["requests"][1]["adapter"] = None
+    write(base, "base.json.gz")
     ended = loraplan("fidelity", *arguments)
     assert ended.code == 2
     assert says in ended.err

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
-from measured_rows import ROW
+from measured_rows import ROW, SLORA_ROW
 
 from sim.studies.fidelity import fidelity_study
 from sim.studies.fidelity.measured_runs import COLUMNS, METRICS
@@ -41,6 +41,27 @@ def test_every_run_is_predicted_and_compared(loraplan: CommandLine) -> None:
     assert "Half of 3 measured runs" in page
     assert page.count("<script") == 1  # that of every page, by its hash
     assert json.loads(Path("o/fidelity.json").read_text(encoding="utf-8")) == told
+
+
+def test_runs_of_s_lora_are_known_by_their_columns(loraplan: CommandLine) -> None:
+    rows = [SLORA_ROW, SLORA_ROW | {"adapter_rate_rps": "0.1", "sent": "80", "ttft_p99_ms": "", "unfinished": "40"}]
+    lines = [",".join(SLORA_ROW), *(",".join(row.values()) for row in rows)]
+    Path("runs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    ended = loraplan("fidelity", "runs.csv", "--json", "--out", "o", "--jobs", "1")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert (told["runs"], told["calibration_runs"], told["slot_choice"]) == (2, 0, None)
+    assert set(told["metrics"]) == {*METRICS, "ttft_mean_ms", "loads_per_request"}
+    assert set(told["by_regime"]) == {"unsaturated", "saturated"}
+    assert told["by_regime"]["saturated"]["ttft_p99_ms"] is None, "the quantile falls among the unfinished"
+    assert told["metrics"]["loads_per_request"]["runs"] == 2
+    assert told["metrics"]["running_mean"] is None
+    page = Path("o/report.html").read_text(encoding="utf-8")
+    assert "engine s-lora behind the front end s-lora; arrivals as they were sent" in page
+    table = loraplan("fidelity", "runs.csv", "--out", "o")
+    assert "loads per request" in table.out
+    assert "mean batch size" not in table.out
+    assert "these runs have their lengths in the table" in loraplan("fidelity", "runs.csv", "--lengths", "l.json").err
 
 
 def test_what_was_predicted_before_is_not_simulated_again(
@@ -116,6 +137,9 @@ def test_a_profile_can_only_be_fitted_to_what_is_there(loraplan: CommandLine) ->
     assert (ended.code, "kv_capacity.csv: the table can't be read" in ended.err) == (2, True)
     ended = loraplan("calibrate", "fit", ".", "--out", "p.json")
     assert (ended.code, "--model: tables hold several base models (allowed: llama-3.1-8b" in ended.err) == (2, True)
+    Path("steps.csv").write_text("adapters,span_s\n1,2\n", encoding="utf-8")
+    ended = loraplan("calibrate", "fit", ".", "--out", "p.json")
+    assert (ended.code, "steps.csv:1: columns are missing (got adapter_rate_rps, " in ended.err) == (2, True)
     Path("empty").mkdir()
     ended = loraplan("calibrate", "fit", "empty", "--out", "p.json")
     assert ended.code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,16 @@ def test_an_unnamed_trace_is_not_converted(loraplan: CommandLine) -> None:
     assert ended.code == 2
     assert "names no adapters" in ended.err
     assert not Path("x.csv").exists()
+
+
+def test_requests_to_the_base_model_are_counted_and_kept(loraplan: CommandLine, recorded: str) -> None:
+    lines = Path(recorded).read_text(encoding="utf-8").splitlines()
+    head, rows = lines[0], [line.split('"') for line in lines[1:]]
+    mixed = [f"{a}{c}" if number % 4 == 0 else f'{a}"{b}"{c}' for number, (a, b, c) in enumerate(rows)]
+    Path("mixed.csv").write_text("\n".join([head, *mixed]) + "\n", encoding="utf-8")
+    ended = loraplan("trace", "mixed.csv")
+    assert ended.code == 0, ended.err
+    assert re.search(r"for the base model +25 % +of requests: they name no adapter", ended.out)
+    assert facts(loraplan, "mixed.csv")["base_share"] == 0.25
+    adapters = load_scenario("runs/trace-mixed/traffic.yaml", []).scenario.adapters
+    assert adapters.base_share == 0.25

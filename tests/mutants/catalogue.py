@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from of_policies import POLICIES
+from of_prefix_cache import PREFIX_CACHE
 from of_results import RESULTS
 from of_world import WORLD
 
-MUTANTS = (*RESULTS, *POLICIES, *WORLD)
+MUTANTS = (*RESULTS, *POLICIES, *PREFIX_CACHE, *WORLD)

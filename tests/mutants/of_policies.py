@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from mutant import Mutant
 
+BASE_REQUESTS = "tests/unit/test_base_requests.py"
 ENGINES = "tests/unit/test_engines.py"
 ENGINE_TWINS = "tests/property/test_engine_leaping.py"
 EVICTION_TWINS = "tests/property/test_eviction_twins.py"
 FULL_MODELS = "tests/property/test_full_model_laws.py"
+PASSED_REQUESTS = "tests/unit/test_passed_requests.py"
+VERSION_RECORDS = "tests/property/test_version_records.py"
 LEAPING = "tests/property/test_leaping.py"
 ROUTING = ("tests/unit/test_routing.py", "tests/property/test_routing_laws.py")
 
@@ -20,8 +23,8 @@ POLICIES = (
     Mutant(
         "one-sequence-too-many",
         _SCHEDULER,
-        "if len(running) == slots:",
-        "if len(running) > slots:",
+        "if not free_slots:",
+        "if free_slots < 0:",
         "max_num_seqs is a limit, not the last number below it",
         (LEAPING,),
     ),
@@ -44,16 +47,16 @@ POLICIES = (
     Mutant(
         "kv-blocks-released-twice",
         _SCHEDULER,
-        "        self.kv.give_back([request])\n        self._leave([request])\n        request.to_prefill",
-        "        self.kv.give_back([request, request])\n        self._leave([request])\n        request.to_prefill",
+        "        self._leave_early(request)\n        request.to_prefill",
+        "        self.kv.give_back([request])\n        self._leave_early(request)\n        request.to_prefill",
         "a preempted sequence gives back more blocks than it had",
         (LEAPING,),
     ),
     Mutant(
         "kv-blocks-rounded-down",
         _COUNTING,
-        "self._room += (left - tokens) // size * size",
-        "self._room -= (tokens - left) // size * size",
+        "self._room -= tokens if context else tokens + size - 1",
+        "self._room -= tokens",
         "the last, partly filled block of a prompt is free",
         (LEAPING,),
     ),
@@ -83,7 +86,7 @@ POLICIES = (
     ),
     Mutant(
         "one-token-too-many",
-        _SCHEDULER,
+        "sim/policies/decode_ends.py",
         "step + request.output_tokens - request.generated - 1",
         "step + request.output_tokens - request.generated",
         "the first token comes with the prefill",
@@ -92,8 +95,8 @@ POLICIES = (
     Mutant(
         "ranks-of-those-who-left",
         _SCHEDULER,
-        "self._toggle(gone, -1)",
-        "self._toggle(gone, 0)",
+        "self._toggle(adapter, -self._ranks[adapter])",
+        "self._toggle(adapter, 0)",
         "steps cost the ranks of adapters that are gone",
         (LEAPING,),
     ),
@@ -124,8 +127,8 @@ POLICIES = (
     Mutant(
         "waiting-ratio-is-exclusive",
         _SCHEDULER,
-        "self.waiting.size() >= int(",
-        "self.waiting.size() > int(",
+        "waiting >= int(",
+        "waiting > int(",
         "LoRAX checks its queue as soon as the ratio is reached",
         (ENGINES, ENGINE_TWINS),
     ),
@@ -353,7 +356,7 @@ POLICIES = (
     ),
     Mutant(
         "lorax-cycle-ends-at-once",
-        "sim/policies/adapter_queues.py",
+        "sim/policies/queues/adapter_queues.py",
         "now + self._cycle_s",
         "now",
         "LoRAX's adapters keep their places for a cycle time",
@@ -361,7 +364,7 @@ POLICIES = (
     ),
     Mutant(
         "lorax-turn-without-a-request",
-        "sim/policies/adapter_queues.py",
+        "sim/policies/queues/adapter_queues.py",
         "front is None or front not in self._served or",
         "front is None or",
         "adapters could come and go for ever without being used",
@@ -369,11 +372,35 @@ POLICIES = (
     ),
     Mutant(
         "model-turn-without-end",
-        "sim/policies/model_turns.py",
+        "sim/policies/queues/model_turns.py",
         "now < self._until.get(model, -inf)",
         "model in self._until",
         "requests of one model pass all others for ever",
         (FULL_MODELS,),
+    ),
+    Mutant(
+        "leap-flips-once",
+        "sim/policies/queues/passed_requests.py",
+        "flips = steps % 2 == 1",
+        "flips = True",
+        "an even number of steps leaves the order of passed requests as it was (vLLM 0.9.2 to 0.13)",
+        (PASSED_REQUESTS, f"{LEAPING}::test_leaps_equal_steps_of_vllm"),
+    ),
+    Mutant(
+        "passed-requests-keep-their-order",
+        "sim/policies/scheduler.py",
+        "self.waiting.end_steps(steps)",
+        "self.waiting.size()",
+        "the queue hears of every step: vLLM 0.9.2 to 0.13 reverses passed requests with each",
+        (VERSION_RECORDS, f"{LEAPING}::test_leaps_equal_steps_of_vllm"),
+    ),
+    Mutant(
+        "preempted-ahead-of-passed",
+        "sim/policies/queues/passed_requests.py",
+        "if request.key > self._last_key:",
+        "if request.key < self._last_key:",
+        "passed requests have a queue of their own, ahead of preempted ones (vLLM 0.18 to 0.30)",
+        (PASSED_REQUESTS, VERSION_RECORDS),
     ),
     # Costs ----------------------------------------------------------------------------------------------------------
     Mutant(
@@ -473,5 +500,30 @@ POLICIES = (
         "staying",
         "an adapter larger than the cache is never kept",
         ("tests/statistical/test_che.py",),
+    ),
+    # Requests to the base model -------------------------------------------------------------------------------------
+    Mutant(
+        "lora-without-adapters",
+        "sim/policies/costs.py",
+        "        if distinct == 0:\n",
+        "        if distinct < 0:\n",
+        "a step for the base model alone pays for LoRA",
+        (BASE_REQUESTS, ENGINE_TWINS),
+    ),
+    Mutant(
+        "base-model-beyond-the-slots",
+        _CACHE,
+        "return self._base_users > 0 or self.in_use < self.capacity",
+        "return True",
+        "the base model joins a batch that uses every slot, though it needs one",
+        (BASE_REQUESTS, ENGINE_TWINS),
+    ),
+    Mutant(
+        "base-model-at-one-replica",
+        "sim/policies/routing/hashing.py",
+        "self._anywhere(number) if adapter == self._base_model else self._start(adapter)",
+        "self._start(adapter)",
+        "the hash router sends all requests to the base model to one replica",
+        (BASE_REQUESTS,),
     ),
 )

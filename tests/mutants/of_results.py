@@ -467,4 +467,12 @@ RESULTS = (
         "draws that all lie on one side of the profile have no distance from it",
         ("tests/unit/test_calibration_interval.py", "tests/statistical/test_calibration_intervals.py"),
     ),
+    Mutant(
+        "hits-of-the-base-model",
+        "sim/results/sample_data.py",
+        "self.admitted_with_adapter = self.admitted & ~self.for_base",
+        "self.admitted_with_adapter = self.admitted",
+        "requests that need no adapter count as hits",
+        ("tests/unit/test_base_requests.py",),
+    ),
 )

@@ -106,7 +106,7 @@ def request_rows(recording: Recording, world: World) -> list[Request]:
                 index=row["index"],
                 arrival_s=row["arrival_s"],
                 adapter=row["adapter"],
-                adapter_bytes=float(sizes[row["adapter"]]),
+                adapter_bytes=0.0 if row["adapter"] is None else float(sizes[row["adapter"]]),
                 output_tokens=row["output_tokens"],
                 outcome=row["outcome"],
                 tier=row["tier"],

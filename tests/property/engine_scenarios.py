@@ -39,9 +39,11 @@ def engine_scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool |
     draw(free[engine](fleet, cache, storage))
     if storage.get("mode") == "blocking" or engine in ("sglang", "s-lora", "tensorrt-llm"):
         storage["loaders"] = 1
+    base_share = draw(parts.base_shares)
+    workload = draw(parts._workloads(grid, adapters, lengths, base_share))
     scenario = parts.build(
-        workload=draw(parts._workloads(grid, adapters, lengths)),
-        adapters=adapters,
+        workload=workload,
+        adapters=parts.with_base(adapters, workload, base_share),
         cache=cache,
         fleet=fleet,
         storage=storage,
@@ -117,6 +119,8 @@ def _s_lora(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], stora
     fleet["kv_tokens"] += draw(st.sampled_from((32, 40, 100, 8)))
     if draw(st.booleans()):
         fleet["kv_check"] = "whole-answer"
+    if draw(st.booleans()):
+        fleet["budget_kv_share"] = draw(st.sampled_from((1 / 6, 0.5, 1.0)))
     _host(draw, cache, ("load", "load", "arrival"))
 
 

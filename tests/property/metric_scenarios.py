@@ -49,7 +49,9 @@ def metric_scenario(family: str, number: int) -> Scenario:
     draw = random.Random(f"{family}/{number}")
     for _ in range(ATTEMPTS):
         try:
-            scenario = Scenario.model_validate(_sections(draw, family))
+            scenario = Scenario.model_validate(
+                _with_base(_sections(draw, family), random.Random(f"{family}/{number}/b"))
+            )
             traffic = build_world(scenario).traffic
             if all(any(traffic.chunks(index)) for index in range(scenario.run.replications)):
                 return scenario  # a run in which nothing arrives is refused
@@ -99,6 +101,16 @@ def _sections(draw: random.Random, family: str) -> dict[str, Any]:
             sections["rollouts"] = [_rollout(draw, draw.choice(STRATEGIES[1:4]), horizon_s)]
         sections["faults"] = [_fault(draw, kind, horizon_s, replicas) for kind in kinds]
     return sections
+
+
+def _with_base(sections: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """Return a scenario in which some requests may be for the base model, unless a trace names their adapters."""
+    adapters, share = sections["adapters"], draw.choice((0, 0, 0.2, 0.5))
+    if share == 0 or "trace" in sections["workload"]:
+        return sections
+    kinds = adapters.get("mix") or [{"share": 1.0, "rank": adapters["rank"], "size": adapters["size"]}]
+    others = [{**kind, "share": kind["share"] * (1 - share)} for kind in kinds]
+    return {**sections, "adapters": {"count": adapters["count"], "mix": [*others, {"share": share, "kind": "base"}]}}
 
 
 def _adapters(draw: random.Random, *, full: bool) -> dict[str, Any]:

@@ -26,6 +26,8 @@ HIT, DELAYED_HIT, MISS = 0, 1, 2
 GPU, HOST, STORAGE = 0, 1, 2
 COMPLETED, UNFINISHED, REFUSED = 0, 1, 2
 LOAD_END, BOUNDARY, ARRIVAL = 1, 2, 3
+BASE = -1
+"""The adapter of a job for the base model: it needs none, so nothing is loaded, held or counted for it."""
 
 
 @dataclass(eq=False)
@@ -152,13 +154,19 @@ class Replica:
         return sorted((job for job in self.jobs if job.place == place), key=lambda job: job.key)
 
     def in_use(self) -> set[int]:
-        return {job.adapter for job in self.inside() if job.uses} | set(self.world.pinned)
+        return {job.adapter for job in self.inside() if job.uses and job.adapter != BASE} | set(self.world.pinned)
+
+    def there(self, adapter: int) -> bool:
+        """Whether nothing has to be loaded for it."""
+        return adapter in self.resident or adapter == BASE
 
     def weight(self, adapters: set[int]) -> int:
         return sum(self.world.weights[adapter] for adapter in adapters)
 
     def fits(self, adapter: int) -> bool:
         """Whether an adapter may be claimed beside all that are in use or asked for."""
+        if adapter == BASE:
+            return True
         return self.weight(self.in_use() | {adapter}) <= self.world.capacity or adapter in self.in_use()
 
     def use(self, job: Job) -> None:
@@ -276,7 +284,7 @@ class Replica:
         loaders = {HOST: self.scenario.storage.host_loaders, STORAGE: self.scenario.storage.loaders}
         for job in queued:
             tier = self.tier_of(job)
-            if job.adapter in self.placed() | self.in_use() or self.loaders_busy(tier) == loaders[tier]:
+            if job.adapter in self.placed() | self.in_use() | {BASE} or self.loaders_busy(tier) == loaders[tier]:
                 continue
             if not self.take_room(job.adapter, {other.adapter for other in queued}):
                 return False
@@ -299,7 +307,7 @@ class Replica:
         job.replica, job.target, job.key = self.index, job.prompt, job.index
         self.jobs.append(job)
         if self.scenario.load_at == "arrival" or self.scenario.fleet.engine == "fixed":
-            if job.adapter not in self.resident:
+            if not self.there(job.adapter):
                 self.ask(job, now)
                 return
             self.use(job)
@@ -464,7 +472,7 @@ class Batching(Replica):
         for job in fresh:
             if job.adapter in loaded:
                 job.outcome = DELAYED_HIT
-            elif job.adapter not in self.resident:
+            elif not self.there(job.adapter):
                 job.outcome = MISS
                 job.tier, job.load_wait_s = self.source(job)
                 assert self.take_room(job.adapter), "a claimed adapter finds room"
@@ -495,7 +503,7 @@ class Batching(Replica):
                 return job
             if cold and self.fits(job.adapter):
                 self.bring_back(job.adapter)  # older ones of its adapter go first
-            elif job.adapter in self.resident and (not blocking or self.fits(job.adapter)):
+            elif self.there(job.adapter) and (not blocking or self.fits(job.adapter)):
                 return job
             elif not self.fits(job.adapter):
                 if stop:  # whoever has been chosen before, and was loaded for, goes first
@@ -521,11 +529,24 @@ class Batching(Replica):
         cost, ranks = self.world.profile.step, self.world.ranks
         decodes = [job for job in self.running if job.decoding]
         tokens = [(job, 1) for job in decodes] + [(job, chunk) for job, chunk, _ in chunks]
-        adapters = {job.adapter for job in self.running}
+        adapters = {job.adapter for job in self.running} - {BASE}
         gpu = self.scenario.cache.gpu
         slots = 0 if gpu.unified else gpu.slots
         if slots is None:
             slots = max(1, int(gpu.size / float(self.world.population.size_bytes.mean())))
+        lora = 0.0
+        if adapters:  # a step for the base model alone runs without it
+            lora = (
+                cost.lora.fixed_s
+                + cost.lora.per_slot_s * slots
+                + cost.lora.per_slot_token_s * slots * sum(count for _, count in tokens)
+                + cost.lora.per_slot_prefill_token_s * slots * sum(count for _, count, _ in chunks)
+                + cost.lora.per_adapter_s * len(adapters)
+                + cost.lora.per_adapter_max_rank_s * max(ranks) * len(adapters)
+                + cost.lora.per_adapter_rank_s * sum(ranks[adapter] for adapter in adapters)
+                + cost.lora.per_token_rank_s
+                * sum(count * ranks[job.adapter] for job, count in tokens if job.adapter != BASE)
+            )
         return (
             cost.fixed_s
             + _interpolated(cost.tokens, sum(count for _, count in tokens))
@@ -534,14 +555,7 @@ class Batching(Replica):
             + cost.per_attended_token_s * sum(sum(range(a + 1, a + n + 1)) for _, n, a in chunks)
             + (cost.prefill_step_s if chunks else 0)
             + cost.per_passed_s * self.passed
-            + cost.lora.fixed_s
-            + cost.lora.per_slot_s * slots
-            + cost.lora.per_slot_token_s * slots * sum(count for _, count in tokens)
-            + cost.lora.per_slot_prefill_token_s * slots * sum(count for _, count, _ in chunks)
-            + cost.lora.per_adapter_s * len(adapters)
-            + cost.lora.per_adapter_max_rank_s * max(ranks) * len(adapters)
-            + cost.lora.per_adapter_rank_s * sum(ranks[adapter] for adapter in adapters)
-            + cost.lora.per_token_rank_s * sum(count * ranks[job.adapter] for job, count in tokens)
+            + lora
         )
 
 
@@ -574,7 +588,7 @@ class Touching(Batching):
 
     def use(self, job: Job) -> None:
         super().use(job)
-        if job.adapter not in self.batch:
+        if job.adapter not in [*self.batch, BASE]:
             self.batch.append(job.adapter)
 
     def leave(self, job: Job, now: float) -> None:
@@ -588,7 +602,7 @@ class Touching(Batching):
 
     def load_in_step(self, fresh: list[Job], now: float) -> float:
         """Touch the batch. A job that comes in while its adapter is absent waits for all loads of its step."""
-        missing = [job for job in fresh if job.adapter not in self.slots]
+        missing = [job for job in fresh if job.adapter not in [*self.slots, BASE]]
         bringers = {job.adapter: job for job in reversed(missing)}
         time, tiers = now, {}
         for adapter in self.order():
@@ -631,6 +645,57 @@ class Touching(Batching):
         return STORAGE
 
 
+class Requeueing(Touching):
+    """vLLM 0.9.2 to 0.13 and 0.18 to 0.30: its queues as lists, every step as its scheduler writes it."""
+
+    def __init__(self, fleet: TwinFleet, index: int) -> None:
+        super().__init__(fleet, index)
+        self.main: list[Job] = []
+        self.skipped: list[Job] = []  # the queue of their own
+
+    def stand_in_line(self, job: Job, now: float) -> None:
+        super().stand_in_line(job, now)
+        self.main.append(job)
+
+    def preempt(self, job: Job) -> None:
+        super().preempt(job)
+        self.main.insert(0, job)
+
+    def admit(self, budget: int, chunks: list[tuple[Job, int, int]], now: float) -> list[Job]:
+        fleet = self.scenario.fleet
+        joined: list[Job] = []
+        skipped: list[Job] = []  # in this step
+        while budget > 0 and (self.main or self.skipped):
+            if len(self.running) == fleet.max_num_seqs:
+                self.step_blocked = 1
+                break
+            queue = self.skipped or self.main
+            job = queue[0]
+            if not self.fits(job.adapter):
+                skipped.insert(0, queue.pop(0))
+                continue
+            whole = fleet.kv_check == "whole-prompt"
+            if self.blocks(job.target if whole else min(job.target, budget)) > self.free_blocks():
+                self.step_blocked = 2
+                break
+            queue.pop(0)
+            self.use(job)
+            joined.append(job)
+            job.place = "running"
+            if job.admitted_s < 0:
+                job.admitted_s = now
+            job.prefilled = min(job.target, budget)
+            budget -= job.prefilled
+            chunks.append((job, job.prefilled, 0))
+            self.running.append(job)
+        if fleet.passed_requests == "own-queue":
+            self.skipped = [*reversed(skipped), *self.skipped]
+        else:
+            self.main = skipped + self.main
+        self.passed = len(skipped)
+        return joined
+
+
 def _interpolated(table: Any, x: float) -> float:
     """Linear between the points, along the last two beyond, level before the first."""
     if x <= table[0][0]:
@@ -660,7 +725,7 @@ class TwinFleet:
 
     def kind(self) -> type[Replica]:
         if self.world.scenario.cache.eviction == "vllm-lru":
-            return Touching
+            return Touching if self.world.scenario.fleet.passed_requests == "keep-order" else Requeueing
         return OneByOne if self.world.scenario.fleet.engine == "fixed" else Batching
 
     def count(self) -> int:

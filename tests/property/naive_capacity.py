@@ -181,7 +181,7 @@ def replica_rows(replication: Replication, part: Part) -> list[dict[str, float |
     rows = []
     for replica in range(part.facts.all_replicas):
         here = [request for request in part.measured if request.replica == replica]
-        let_in = [request for request in here if request.admitted_s is not None]
+        let_in = [request for request in here if request.admitted_s is not None and request.adapter is not None]
         done = [request for request in here if request.status == "completed"]
         loads = [load for load in part.loads if load.replica == replica]
         busy_s = [
@@ -204,10 +204,14 @@ def replica_rows(replication: Replication, part: Part) -> list[dict[str, float |
     return rows
 
 
-def group_row(parts: list[Part], adapters: list[int], adapter_bytes: list[float]) -> dict[str, float | None]:
-    """A row of the table of groups: what was measured of some adapters."""
-    asked = [request for part in parts for request in part.measured if request.adapter in adapters]
-    let_in = [request for request in asked if request.admitted_s is not None]
+def group_row(parts: list[Part], adapters: list[int] | None, adapter_bytes: list[float]) -> dict[str, float | None]:
+    """A row of the table of groups: what was measured of some adapters; None: of the base model."""
+    measured = [request for part in parts for request in part.measured]
+    if adapters is None:
+        adapters, asked, let_in = [], [request for request in measured if request.adapter is None], []
+    else:
+        asked = [request for request in measured if request.adapter in adapters]
+        let_in = [request for request in asked if request.admitted_s is not None]
     done = [request for request in asked if request.status == "completed"]
     enough = len(done) >= MIN_REQUESTS_P99
     ttft = [ttft_s(request) for request in done]
@@ -215,7 +219,9 @@ def group_row(parts: list[Part], adapters: list[int], adapter_bytes: list[float]
         "adapters": len(adapters),
         "adapter_bytes": mean([adapter_bytes[adapter] for adapter in adapters]) or 0.0,
         "requests": len(asked),
+        "request_share": len(asked) / len(measured) if measured else 0.0,
         "miss_ratio": ratio(len([request for request in let_in if request.outcome == "miss"]), len(let_in)),
+        "ttft_p50_s": quantile(ttft, 0.5) if len(done) >= 20 and not parts[0].facts.fixed_engine else None,
         "ttft_p99_s": quantile(ttft, 0.99) if enough and not parts[0].facts.fixed_engine else None,
         "e2e_p99_s": quantile([e2e_s(request) for request in done], 0.99) if enough else None,
     }
@@ -226,7 +232,8 @@ def popularity_bands(parts: list[Part], adapters: int) -> list[list[int]]:
     counts = [0] * adapters
     for part in parts:
         for request in part.measured:
-            counts[request.adapter] += 1
+            if request.adapter is not None:
+                counts[request.adapter] += 1
     ranking = sorted(range(adapters), key=lambda adapter: (-counts[adapter], adapter))
     hottest, warm = max(1, round(0.01 * adapters)), max(2, round(0.1 * adapters))
     return [ranking[:hottest], ranking[hottest:warm], ranking[warm:]]

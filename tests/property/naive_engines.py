@@ -8,7 +8,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from naive import COMPLETED, DELAYED_HIT, GPU, HOST, MISS, REFUSED, STORAGE, Batching, Job, Load, Replica, TwinFleet
+from naive import (
+    BASE,
+    COMPLETED,
+    DELAYED_HIT,
+    GPU,
+    HOST,
+    MISS,
+    REFUSED,
+    STORAGE,
+    Batching,
+    Job,
+    Load,
+    Replica,
+    TwinFleet,
+)
 
 
 class Engine(Batching):
@@ -30,8 +44,31 @@ class Engine(Batching):
     def placed(self) -> set[int]:
         return self.resident | {load.adapter for load in self.loading if load.tier != STORAGE or not self.fetches()}
 
+    def base_uses(self) -> int:
+        """Slots that jobs for the base model hold: with loads in steps, and a slot for it, one for all of them."""
+        gpu, storage = self.scenario.cache.gpu, self.scenario.storage
+        needed = gpu.base_model_slot and storage.mode == "blocking"
+        return int(needed and any(job.uses and job.adapter == BASE for job in self.inside()))
+
+    def fits(self, adapter: int) -> bool:
+        gpu, storage = self.scenario.cache.gpu, self.scenario.storage
+        if not gpu.base_model_slot or storage.mode != "blocking":
+            return super().fits(adapter)
+        if adapter == BASE:
+            return self.base_uses() > 0 or self.weight(self.in_use()) + 1 <= self.world.capacity
+        beside = self.weight(self.in_use() | {adapter}) + self.base_uses()
+        return beside <= self.world.capacity or adapter in self.in_use()
+
+    def use(self, job: Job) -> None:
+        super().use(job)
+        if job.adapter == BASE and self.base_uses() and not self.base_resident:
+            while self.taken(self.placed()) + 1 > self.world.capacity:
+                self.evict(self.eviction.choose(self.ready()))
+            self.base_resident = True
+        self.in_use_peak = max(self.in_use_peak, self.weight(self.in_use()) + self.base_uses())
+
     def take_room(self, adapter: int, spared: set[int] | None = None) -> bool:
-        base_goes = self.base_resident and spared is None
+        base_goes = self.base_resident and spared is None and not self.base_uses()
         least = self.taken(self.placed() - self.ready(spared)) + self.world.weights[adapter] - base_goes
         if least > self.world.capacity:
             return False
@@ -56,7 +93,7 @@ class Engine(Batching):
         return self.world.kv_tokens // self.scenario.fleet.block_size
 
     def blocks_of(self, adapters: set[int]) -> int:
-        return sum(self.world.adapter_blocks[adapter] for adapter in adapters)
+        return sum(self.world.adapter_blocks[adapter] for adapter in adapters if adapter != BASE)
 
     def shrink(self) -> None:
         """Where adapters share the KV cache: idle ones leave to the batch what it may take."""
@@ -109,7 +146,7 @@ class Engine(Batching):
         return host.size is None or sum(int(sizes[adapter]) for adapter in adapters) <= host.size
 
     def arrive(self, job: Job, now: float) -> None:
-        if not self.fetches():
+        if not self.fetches() or job.adapter == BASE:
             super().arrive(job, now)
             return
         job.replica, job.target, job.key = self.index, job.prompt, job.index
@@ -214,7 +251,7 @@ class Engine(Batching):
         while self.free_blocks() < 0:
             self.preempt(self.running[-1])
             preempted = True
-        budget = fleet.max_num_batched_tokens - (0 if alone else sum(job.decoding for job in self.running))
+        budget = token_budget(self.world) - (0 if alone else sum(job.decoding for job in self.running))
         chunks: list[tuple[Job, int, int]] = []
         for job in [job for job in self.running if not job.decoding]:
             chunk = min(job.target - job.prefilled, budget)
@@ -308,6 +345,13 @@ def _left_and_held(job: Job) -> tuple[int, int]:
     return job.output - 1, job.prompt + 1
 
 
+def token_budget(world: Any) -> int:
+    fleet = world.scenario.fleet
+    if fleet.budget_kv_share * world.kv_tokens > fleet.max_num_batched_tokens:
+        return int(fleet.budget_kv_share * world.kv_tokens)
+    return int(fleet.max_num_batched_tokens)
+
+
 class Queueing(Engine):
     """LoRAX: adapters are active, pending, or neither; ``aside`` are jobs in the queue of their adapter."""
 
@@ -335,7 +379,7 @@ class Queueing(Engine):
                 self.hand_over(job, now)
                 continue
             job.place = "aside"
-            if job.adapter not in [adapter for adapter, _ in self.active] + self.pending:
+            if job.adapter not in [adapter for adapter, _ in self.active] + [*self.pending, BASE]:
                 self.pending.append(job.adapter)
 
     def hand_over(self, job: Job, now: float) -> None:
@@ -405,7 +449,8 @@ class Queueing(Engine):
 
     def next_in_line(self, now: float) -> Job | None:
         self.sort_in(now)
-        heads = [(now > until, job.key, job) for a, until in self.active for job in self.queue_of(a)[:1]]
+        active = [*self.active, (BASE, math.inf)]  # the base model has a place of its own
+        heads = [(now > until, job.key, job) for a, until in active for job in self.queue_of(a)[:1]]
         return min(heads, key=lambda head: head[:2])[2] if heads else None
 
 
@@ -416,12 +461,14 @@ class EngineFleet(TwinFleet):
         return Queueing if self.world.scenario.fleet.admission == "per-adapter" else Engine
 
     def arrivals(self, to_come: list[Job], now: float) -> None:
-        fleet, limit = self.world.scenario.fleet, self.world.kv_tokens
-        limit -= fleet.block_size * max(self.world.adapter_blocks, default=0) + (fleet.kv_check == "peak")
+        fleet = self.world.scenario.fleet
         while to_come and to_come[0].arrival_s == now:
             job = to_come.pop(0)
+            limit = self.world.kv_tokens - (fleet.kv_check == "peak")
+            if job.adapter != BASE:
+                limit -= fleet.block_size * max(self.world.adapter_blocks, default=0)
             job.held, job.handed, job.fetch_outcome = False, False, 0
-            too_long = not fleet.chunked_prefill and job.prompt > fleet.max_num_batched_tokens
+            too_long = not fleet.chunked_prefill and job.prompt > token_budget(self.world)
             if job.prompt + job.output > limit or too_long:
                 job.status = REFUSED
             else:

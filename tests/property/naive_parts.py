@@ -14,15 +14,15 @@ MIN_REQUESTS_P99 = 1000
 
 @dataclass(frozen=True)
 class Request:
-    """A row of ``requests.parquet``. Stamps that never came are None."""
+    """A row of ``requests.parquet``. None: a stamp that never came; of the base model, adapter, outcome and tier."""
 
     index: int
     arrival_s: float
-    adapter: int
+    adapter: int | None
     adapter_bytes: float
     output_tokens: int
-    outcome: str
-    tier: str
+    outcome: str | None
+    tier: str | None
     replica: int
     preemptions: int
     load_queue_s: float
@@ -251,8 +251,9 @@ def sections(replication: Replication, facts: Facts, how_many: int) -> list[Part
 
 
 def admitted(parts: list[Part]) -> list[Request]:
-    """Measured requests that were admitted at least once."""
-    return [request for part in parts for request in part.measured if request.admitted_s is not None]
+    """Measured requests for adapters that were admitted at least once."""
+    measured = [request for part in parts for request in part.measured if request.adapter is not None]
+    return [request for request in measured if request.admitted_s is not None]
 
 
 def completed(parts: list[Part]) -> list[Request]:

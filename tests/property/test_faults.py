@@ -12,6 +12,7 @@ import pytest
 from fault_scenarios import SPEED, crashes, faulty_scenarios, may_fail, storage_faults
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from integrity import assert_sums_agree_at_every_boundary
 from misrouting_scenarios import designs, with_
 from strategies import fixed_time, seconds
 
@@ -34,7 +35,6 @@ from sim.traffic.request import FROM_STORAGE, HIT, MISS, Request
 from sim.world.build import build_world
 from sim.world.changes import Changes
 from sim.world.clock import Clock
-from sim.world.replica.continuous import BatchServer
 from sim.world.replica.modes.protected import OverlappedLoads
 from sim.world.replica.server import Server
 from sim.world.replication import ReplicaMaker, Replication, assemble, simulate
@@ -400,14 +400,7 @@ def test_a_seed_repeats_byte_for_byte(scenario: Scenario) -> None:
 @settings(max_examples=EXAMPLES)
 @given(faulty_scenarios(kinds=("crash", "failing-loads", "failing-loads")))
 def test_running_sums_agree_with_counts_at_every_boundary(scenario: Scenario) -> None:
-    def checked(self: Any, event: Any) -> None:
-        boundary(self, event)
-        self.check_integrity()
-
-    boundary = BatchServer._boundary
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BatchServer, "_boundary", checked)
-        run(scenario)
+    assert_sums_agree_at_every_boundary(scenario)
 
 
 @settings(max_examples=EXAMPLES)

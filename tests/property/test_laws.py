@@ -9,6 +9,7 @@ import pytest
 from engine_scenarios import engine_scenarios
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from integrity import assert_sums_agree_at_every_boundary
 from strategies import scenarios
 
 from sim.results.point_summary import summarise
@@ -16,8 +17,6 @@ from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.world.build import build_world
-from sim.world.replica.continuous import BatchServer
-from sim.world.replica.fixed import FixedServer
 from sim.world.replication import simulate
 
 EXAMPLES = 100
@@ -161,22 +160,7 @@ def test_tokens_and_gaps_are_conserved(scenario: Scenario) -> None:
 @settings(max_examples=EXAMPLES)
 @given(anything)
 def test_running_sums_agree_with_counts_at_every_boundary(scenario: Scenario) -> None:
-    checks = 0
-
-    def checked(method: Any) -> Any:
-        def wrapper(self: Any, event: Any) -> None:
-            nonlocal checks
-            method(self, event)
-            self.check_integrity()
-            checks += 1
-
-        return wrapper
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BatchServer, "_boundary", checked(BatchServer._boundary))
-        patch.setattr(FixedServer, "_served", checked(FixedServer._served))
-        recording = run(scenario)
-    assert checks or not np.any(recording.requests["finished_s"] >= 0), "the wrapped methods are not called any more"
+    assert_sums_agree_at_every_boundary(scenario)
 
 
 @settings(max_examples=EXAMPLES)

@@ -29,24 +29,60 @@ OFFLINE = (
     "slots8_uniform",
 )
 ONLINE = ("online_slots8", "online_slots8_repeat", "online_slots16_zipf")
+PREFIXES = (
+    "prefix_chunked",
+    "prefix_chunked_kv",
+    "prefix_kv_preempt",
+    "prefix_kv_tight",
+    "prefix_online",
+    "prefix_plenty",
+    "prefix_same_prompts",
+    "prefix_sessions",
+)
+WITH_BASE = ("base_slots4_zipf",)
 
 
 def read(shared: Path, name: str) -> StepRecord:
-    return read_record(shared / "vllm_steps" / f"{name}.json.gz")
+    folder = "vllm_steps" if name in OFFLINE + ONLINE else "vllm_steps_2"
+    return read_record(shared / folder / f"{name}.json.gz")
 
 
 def test_no_record_is_left_out(shared: Path) -> None:
     names = {file.name.removesuffix(".json.gz") for file in (shared / "vllm_steps").glob("*.json.gz")}
     assert names == {*OFFLINE, *ONLINE}
+    names = {file.name.removesuffix(".json.gz") for file in (shared / "vllm_steps_2").glob("[!v]*.json.gz")}
+    assert names == {*PREFIXES, *WITH_BASE}
 
 
-@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize("name", OFFLINE + WITH_BASE)
 def test_an_offline_record_is_met_step_for_step(shared: Path, name: str) -> None:
     result = replay(read(shared, name))
     assert result.first_difference is None  # of tokens, preemptions, loads and evictions, in their order
     assert result.equal_steps == result.steps > 0
     assert result.equal_loads == result.predicted_loads == result.loads > 0
     assert set(result.late_steps.values()) == {0}
+
+
+@pytest.mark.parametrize("name", PREFIXES)
+def test_a_record_with_prefix_caching_is_met_step_for_step(shared: Path, name: str) -> None:
+    result = replay(read(shared, name))
+    assert result.first_difference is None  # as above, and of cached tokens and of blocks overwritten
+    assert result.equal_steps == result.steps > 0
+    assert result.equal_loads == result.predicted_loads == result.loads > 0
+    assert result.predicted_cached_tokens == result.cached_tokens > 0
+    assert set(result.late_steps.values()) == {0}
+
+
+def test_records_with_prefix_caching_reach_its_corners(shared: Path) -> None:
+    records = {name: read(shared, name) for name in PREFIXES}
+    preempted = {name for name, record in records.items() if any(step.preempted for step in record.steps)}
+    assert preempted == {"prefix_chunked_kv", "prefix_kv_preempt", "prefix_same_prompts", "prefix_sessions"}
+    overwritten = {name for name, record in records.items() if any(step.overwritten for step in record.steps)}
+    assert overwritten >= {"prefix_kv_tight", "prefix_kv_preempt", "prefix_same_prompts", "prefix_sessions"}
+    base = {name for name, record in records.items() if any(request.adapter is None for request in record.requests)}
+    assert base == {"prefix_chunked", "prefix_chunked_kv", "prefix_online", "prefix_same_prompts"}
+    turns = [request for request in records["prefix_sessions"].requests if request.after is not None]
+    assert len(turns) == 120
 
 
 def test_the_records_reach_the_corners(shared: Path) -> None:

@@ -239,9 +239,13 @@ def differences_of_breakdown(one: Run, parts: list[Part]) -> Iterator[str]:
 def differences_of_groups(one: Run, parts: list[Part]) -> Iterator[str]:
     population = one.world.traffic.population
     sizes, kinds = [float(size) for size in population.size_bytes], population.kind.tolist()
-    groups = []
+    groups: list[list[int] | None] = []
+    if any(request.adapter is None for part in parts for request in part.measured):
+        groups = [None, list(range(len(sizes)))]
     if len(population.kind_names) > 1:
-        groups = [[a for a, kind in enumerate(kinds) if kind == number] for number in range(len(population.kind_names))]
+        groups += [
+            [a for a, kind in enumerate(kinds) if kind == number] for number in range(len(population.kind_names))
+        ]
     if len(sizes) >= 10:
         groups += naive_capacity.popularity_bands(parts, len(sizes))
     for ours, adapters in zip(one.point.groups, groups, strict=True):

@@ -39,7 +39,7 @@ def check_laws(data: TraceData, limit: int | None) -> None:
         assert tokens is None or (len(tokens) == count and tokens.min() >= 1 and tokens.dtype == np.int32)
     if data.adapter is not None:
         assert len(data.adapter) == count
-        assert 0 <= data.adapter.min() <= data.adapter.max() < len(data.names)
+        assert -1 <= data.adapter.min() <= data.adapter.max() < len(data.names)
     assert all(name.strip() and min(name) >= " " for name in data.names)
     "".join(data.names).encode()
     assert len(set(data.names)) == len(data.names)
@@ -121,7 +121,7 @@ def _is_bad(column: int, cell: bytes) -> bool:
         return True
     if column == 1:
         name = text.strip()
-        return not name or len(name.encode()) > 1024 or any(ord(letter) < 32 or ord(letter) == 127 for letter in name)
+        return len(name.encode()) > 1024 or any(ord(letter) < 32 or ord(letter) == 127 for letter in name)
     if not text.isascii() or "_" in text:
         return True
     try:

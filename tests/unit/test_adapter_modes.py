@@ -29,7 +29,7 @@ HAD: dict[str, list[dict[str, Any]]] = {
     "loads-at-arrival": [{}, FIXED, {"cache.eviction": "sieve", "storage.loaders": 2}],
     "loads-at-admission": [{"fleet.load_at": "admission"}, {"fleet.admission": "stop"}],
     "loads-in-steps": [{"storage.mode": "blocking"}, {"fleet.engine": "sglang"}, {"fleet.engine": "tensorrt-llm"}],
-    "vllm-lru": [VLLM, {"fleet.engine": "vllm-0.8"}, {"fleet.engine": "vllm-0.32"}],
+    "vllm-lru": [VLLM, {"fleet.engine": "vllm-0.8"}, {"fleet.engine": "vllm-0.12"}, {"fleet.engine": "vllm"}],
     "per-adapter": [PER_ADAPTER, {"fleet.engine": "lorax"}],
     "unified": [UNIFIED, {"fleet.engine": "s-lora"}],
     "prefetching": [{"cache.prefetch": "queued", "fleet.load_at": "admission"}],
@@ -37,12 +37,15 @@ HAD: dict[str, list[dict[str, Any]]] = {
 
 BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
     ("stop", "fleet.load_at", "arrival", {"fleet.admission": "stop", "fleet.load_at": "arrival"}),
+    ("reversed", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "reversed"}),
+    ("own-queue", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "own-queue"}),
     ("fixed", "storage.mode", "blocking", {**FIXED, "storage.mode": "blocking"}),
     ("fixed", "cache.eviction", "vllm-lru", {**FIXED, "cache.eviction": "vllm-lru"}),
     ("fixed", "cache.host.fill", "arrival", {**FIXED, "cache.host.fill": "arrival"}),
     ("fixed", "cache.gpu.unified", "true", {**FIXED, "cache.gpu.unified": True}),
     ("fixed", "cache.prefetch", "queued", {**FIXED, "cache.prefetch": "queued"}),
     ("vllm-0.8-scraped", "fleet.front_end", "cache.eviction lru", {"fleet.front_end": "vllm-0.8-scraped"}),
+    ("s-lora", "fleet.front_end", "cache.gpu.unified false", {"fleet.front_end": "s-lora"}),
     ("loads-in-steps", "storage.loaders", "2", {"storage.mode": "blocking", "storage.loaders": 2}),
     ("loads-in-steps", "fleet.load_at", "arrival", {"storage.mode": "blocking", "fleet.load_at": "arrival"}),
     ("vllm-lru", "cache.eviction", "storage.mode overlap, fleet.admission skip", {"cache.eviction": "vllm-lru"}),
@@ -155,7 +158,9 @@ def fits(s: Scenario) -> bool:
         return False
     if queues != cycle or (queues and (blocking or cache.pinned > 0 or cache.warm > 0)):
         return False
-    if fleet.front_end != "none" and not vllm:
+    if not {"none": True, "vllm-0.8-scraped": vllm, "s-lora": gpu.unified}[fleet.front_end]:
+        return False
+    if fleet.passed_requests != "keep-order" and not vllm:
         return False
     if vllm:
         if not blocking or fleet.admission != "skip" or gpu.slots is None or cache.pinned > 0:
@@ -174,12 +179,13 @@ def fits(s: Scenario) -> bool:
 
 
 DRAWN: dict[str, tuple[Any, ...]] = {
-    "fleet.engine": ("continuous", "vllm-0.32", "sglang", "s-lora", "lorax", "tensorrt-llm"),
+    "fleet.engine": ("continuous", "vllm-0.32", "vllm-0.23", "sglang", "s-lora", "lorax", "tensorrt-llm"),
     "fleet.admission": ("skip", "stop", "per-adapter"),
     "fleet.load_at": ("arrival", "admission"),
     "fleet.kv_check": ("whole-prompt", "first-chunk", "whole-answer"),
     "fleet.chunked_prefill": (True,),
-    "fleet.front_end": ("none", "vllm-0.8-scraped"),
+    "fleet.front_end": ("none", "vllm-0.8-scraped", "s-lora"),
+    "fleet.passed_requests": ("keep-order", "reversed", "own-queue"),
     "cache.eviction": ("lru", "belady", "vllm-lru", "discard-when-idle", "cycle"),
     "cache.gpu": ({"slots": 4}, {"size": "1 GB"}, {"unified": True}, {"unified": True, "size": "1 GB"},
                   {"slots": 4, "unified": True}, {"slots": 4, "base_model_slot": True}),

@@ -12,7 +12,7 @@ import pytest
 import loraplan
 import sim
 from sim.errors import InputError
-from sim.results.point import UNITS
+from sim.results.point import ALWAYS_THERE, UNITS
 
 SMALL = {"workload.requests": 2000, "run.replications": 2}
 
@@ -57,7 +57,7 @@ def test_a_sweep_gives_a_table_with_the_swept_keys() -> None:
     table = points.table("miss_ratio", "ttft_p99_s")
     assert table.index.names == ["cache.gpu.slots", "cache.eviction"]
     assert table.loc[(16, "lru"), "miss_ratio"] > table.loc[(32, "lru"), "miss_ratio"]
-    assert len(points.frame) == 4 * len(UNITS)
+    assert len(points.frame) == 4 * len(ALWAYS_THERE)
     assert points.answer.headline
 
 

@@ -13,7 +13,7 @@ from sim.results.changes.change_summary import event_cuts, mark_words, replica_r
 from sim.results.leaps import GAP_BINS
 from sim.results.metrics import measure
 from sim.results.model import Impact
-from sim.results.point import UNITS, Metric, Point
+from sim.results.point import ALWAYS_THERE, Metric, Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.records import (
     COMPLETED,
@@ -138,7 +138,7 @@ def recording(**changes: Any) -> Recording:
 
 def metrics(*recordings: Recording, least: int = 5, **changes: Any) -> dict[str, Metric]:
     found, _ = measure(list(recordings), facts(**changes), least)
-    assert list(found) == list(UNITS)
+    assert list(found) == list(ALWAYS_THERE)
     return found
 
 

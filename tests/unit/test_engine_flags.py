@@ -10,12 +10,9 @@ from scenario_samples import BASE, base, edited, refusal, write
 
 from sim.errors import InputError
 from sim.spec.engine_flags import FLAGS, Flag, engine_flags, flag_hint, why_no_flags
-from sim.spec.engine_versions import VERSIONS, suggest_engine, versions_of
-from sim.spec.engines import ENGINES, engine_words
+from sim.spec.engines import ENGINES
 from sim.spec.files.problems import known_keys
-from sim.spec.needs import value_of
-from sim.spec.profile import load_profile
-from sim.spec.profile_choice import engine_notes
+from sim.spec.needs import value_of, words_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
 
@@ -43,7 +40,7 @@ def test_an_option_has_a_key_that_exists_or_says_why_not(engine: str, flag: Flag
         key, colon, value = setting.partition(": ")
         if colon:
             settings = ["fleet.engine=continuous", "cache.host=null", f"{key}={value}"]
-            assert str(value_of(load_scenario("quickstart", settings, check_points=False).scenario, key)) == value
+            assert words_of(value_of(load_scenario("quickstart", settings, check_points=False).scenario, key)) == value
 
 
 @pytest.mark.parametrize(("engine", "flag"), EVERY)
@@ -107,8 +104,8 @@ def test_a_name_means_one_option_of_an_engine() -> None:
         ("vllm: {max_loras: 9, max_num_seqs: 4}", "vllm: unknown key; --max-loras of vLLM and TensorRT-LLM is "
          "cache.gpu.slots here; vLLM's --max-num-seqs is fleet.max_num_seqs here"),
         ("workload: {max_tokens: 9}", "workload.max_tokens: unknown key (allowed: requests, duration,"),
-        ("enable_prefix_caching: true", "enable_prefix_caching: unknown key; vLLM's --enable-prefix-caching has no "
-         "equivalent here: prefix caching is not supported yet"),
+        ("enable_prefix_caching: true", "enable_prefix_caching: unknown key; vLLM's --enable-prefix-caching is "
+         "fleet.prefix_caching here"),
         ("max_lorry: 9", "max_lorry: unknown key"),
     ],
 )  # fmt: skip  # a case a line
@@ -211,6 +208,7 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--enable-lora-overlap-loading",
         "--enable-mixed-chunk",
         "--max-loaded-loras",
+        "--disable-radix-cache",
     }
     assert {option for _, option in printed - seen} <= unset
 
@@ -225,7 +223,9 @@ def _said(engine: str, line: str, scenario: Scenario) -> list[str]:
         flag = FLAGS[engine].flags[f"--{option.removeprefix('no-')}"]
         options.append(flag.name)
         wanted = value_of(scenario, flag.keys[0]) if len(flag.keys) == 1 else None
-        if wanted is not None and flag.keys[0] not in ("adapters.rank", "adapters.targets"):
+        if isinstance(wanted, bool):
+            assert (value, option.startswith("no-")) == ("", not wanted)
+        elif wanted is not None and flag.keys[0] not in ("adapters.rank", "adapters.targets"):
             assert value == str(wanted)
     return options
 
@@ -244,7 +244,7 @@ def test_vllm_is_always_given_what_the_run_assumed_of_memory_and_prefixes() -> N
                 assert words[words.index("--max-cpu-loras") + 1] == str(host)
                 assert words[words.index("--block-size") + 1] == str(found.fleet.block_size)
                 assert "--gpu-memory-utilization" in words
-                assert "--no-enable-prefix-caching" in words
+                assert f"--{'' if found.fleet.prefix_caching else 'no-'}enable-prefix-caching" in words
 
 
 @pytest.mark.parametrize(
@@ -278,128 +278,21 @@ def test_rules_that_the_engine_does_not_have_leave_no_command_line(base: Path, s
 def test_command_lines_word_for_word(base: Path) -> None:
     full = ["cache.host.slots=64", "fleet.max_model_len=4096", "fleet.gpu_memory_utilization=0.8", "adapters.rank=24"]
     vllm = "vllm serve MODEL --enable-lora --max-loras 8 --max-lora-rank"
+    cold = ["fleet.kv_tokens=40000", "fleet.prefix_caching=false"]
     batch = "--max-num-seqs 256 --max-num-batched-tokens 2048"
     assert engine_flags(load_scenario("base.yaml", ["fleet.engine=vllm-0.32", *full]).scenario) == {
         "vLLM": f"{vllm} 32 --max-cpu-loras 64 {batch} --max-model-len 4096 --gpu-memory-utilization 0.8 "
-        "--block-size 16 --no-enable-prefix-caching"
+        "--block-size 16 --enable-prefix-caching"
     }
-    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=vllm-0.8", "fleet.kv_tokens=40000"]).scenario) == {
+    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=vllm-0.8", *cold]).scenario) == {
         "vLLM": f"{vllm} 16 --max-cpu-loras 8 {batch} --block-size 16 --num-gpu-blocks-override 2500 "
         "--no-enable-prefix-caching"
     }
     sglang = ["fleet.engine=sglang", "storage.mode=overlap", "fleet.load_at=admission", "fleet.batching=mixed"]
-    assert engine_flags(load_scenario("base.yaml", [*sglang, *full, "fleet.kv_tokens=40000"]).scenario) == {
+    assert engine_flags(load_scenario("base.yaml", [*sglang, *full, *cold]).scenario) == {
         "SGLang": "python -m sglang.launch_server --model-path MODEL --enable-lora --max-loras-per-batch 8 "
         "--max-lora-rank 24 --lora-target-modules q_proj v_proj --max-loaded-loras 64 --lora-eviction-policy lru "
         "--max-running-requests 256 --chunked-prefill-size 8192 --context-length 4096 --enable-lora-overlap-loading "
         "--enable-mixed-chunk --max-total-tokens 40000 --page-size 1 --disable-radix-cache"
     }
-
-
-# Versions
-
-
-def test_versions_are_in_order_and_name_presets() -> None:
-    for family, rows in VERSIONS.items():
-        firsts = [row.first for row in rows]
-        assert firsts == sorted(set(firsts))
-        assert firsts[0] == (0,), "every version has a row"
-        assert all(ENGINES[row.preset].name.startswith(family.lower()) for row in rows)
-    newest = [row for row in VERSIONS["vLLM"] if row.simulated][-1]
-    assert newest.preset == [name for name in ENGINES.names if name.startswith("vllm-")][-1]
-
-
-@pytest.mark.parametrize("number", [*range(41), 99, 999_999])
-def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, number: int) -> None:
-    name = f"vllm-0.{number}"
-    row = [row for row in VERSIONS["vLLM"] if row.first <= (0, number)][-1]
-    if row.simulated or name in ENGINES.names:
-        scenario = load_scenario("base.yaml", [f"fleet.engine={name}", "cache.host.slots=8"]).scenario
-        assert scenario.fleet.engine == name
-        assert ENGINES[name].name == row.preset
-        return
-    assert refusal("base.yaml", f"fleet.engine={name}").startswith(
-        f"--set: fleet.engine: unknown engine (got {name}, allowed: {', '.join(ENGINES.names)}); "
-        f"the nearest preset is {row.preset}: vLLM {row.words} "
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "preset", "words"),
-    [
-        ("vllm", "vllm-0.32", "vllm (rules of 0.31 and 0.32)"),
-        ("vLLM", "vllm-0.32", "vLLM (rules of 0.31 and 0.32)"),
-        ("vllm-0.32", "vllm-0.32", "vllm-0.32"),
-        ("vllm-0.32.0", "vllm-0.32", "vllm-0.32.0 (rules of 0.31 and 0.32)"),
-        ("vllm-0.8", "vllm-0.8", "vllm-0.8"),
-        ("vllm==0.8", "vllm-0.8", "vllm==0.8 (rules of 0.8.3 to 0.9.1)"),
-        ("vllm-0.8.5.post1", "vllm-0.8", "vllm-0.8.5.post1 (rules of 0.8.3 to 0.9.1)"),
-        ("vllm-0.9", "vllm-0.8", "vllm-0.9 (rules of 0.8.3 to 0.9.1)"),
-        ("VLLM v0.16.0", "vllm-0.8", "VLLM v0.16.0 (rules of 0.14 to 0.17)"),
-        ("vllm_0.31.2+cpu", "vllm-0.32", "vllm_0.31.2+cpu (rules of 0.31 and 0.32)"),
-    ],
-)
-def test_a_version_finds_the_preset_with_its_rules(name: str, preset: str, words: str) -> None:
-    assert ENGINES[name].name == preset
-    assert name in ENGINES
-    assert ENGINES.check(name) == name
-    assert engine_words(name) == words
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("vllm-0.7", "the nearest preset is vllm-0.8: vLLM up to 0.7 runs the V0 engine, whose rules are different"),
-        ("vllm-0.8.1", "the nearest preset is vllm-0.8: vLLM 0.8.0 to 0.8.2 differs in one rule: a request over the "
-         "adapter limit holds up all behind it"),
-        ("vllm-0.99", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
-        ("vllm-1.0", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
-        ("vllm-0.16 nightly", "write vllm-0.16"),
-        ("vllm-", "did you mean 'vllm-0.8'?"),
-        ("v0.12", "name the engine too, such as vllm-0.12"),
-        ("0.8", "name the engine too, such as vllm-0.8"),
-        ("sglang-0.5.3", "the nearest preset is sglang: SGLang up to 0.5.6 has another rule of admission (set "
-         "fleet.admission: stop) and, up to 0.5.3, of eviction"),
-        ("SGLang", "did you mean 'sglang'?"),
-        ("slora", "did you mean 's-lora'?"),
-        ("TensorRT_LLM", "did you mean 'tensorrt-llm'?"),
-        ("lorax-0.12", "did you mean 'lorax'?"),
-        ("continous", "did you mean 'continuous'?"),
-        ("vllm-0." + "9" * 5000, "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest "
-         "preset"),
-        ("tgi", None),
-        ("", None),
-        ("v" * 100_000, None),
-        ("٣", None),
-    ],
-)  # fmt: skip  # a case a line
-def test_what_is_said_of_an_engine_without_a_preset(name: str, hint: str | None) -> None:
-    assert name not in ENGINES
-    assert versions_of(name) is None
-    assert suggest_engine(name, ENGINES.names) == hint
-
-
-def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
-    path = write(base.parent / "swept.yaml", f"{BASE}sweep: {{fleet.engine: [vllm-0.8, vllm-0.7]}}\n")
-    assert "the nearest preset is vllm-0.8: vLLM up to 0.7" in refusal(path)
-
-
-@pytest.mark.parametrize(
-    ("engine", "costs_of", "says"),
-    [
-        ("vllm-0.8", "vLLM 0.8.5, V1", []),
-        ("vllm-0.8.4", "vLLM 0.8.5, V1", ["engine vllm-0.8.4 has the rules of 0.8.3 to 0.9.1 (preset vllm-0.8)"]),
-        ("vllm-0.32", "vllm 0.32.0 (cpu)", []),
-        ("vllm", "vllm 0.32.0 (cpu)", []),
-        ("vllm", "vLLM 0.8.5, V1", ["step and load costs are those of vLLM 0.8.5, V1 (profile test), not of vllm"]),
-        ("vllm-0.16", None, ["engine vllm-0.16 has the rules of 0.14 to 0.17 (preset vllm-0.8)"]),
-        ("sglang", "vLLM 0.8.5, V1", ["step and load costs are those of vLLM 0.8.5, V1 (profile test), not of sglang"]),
-        ("s-lora", "S-LoRA, 2024", []),
-        ("continuous", "vLLM 0.8.5, V1", []),
-    ],
-)
-def test_notes_say_whose_rules_and_whose_costs_a_run_has(engine: str, costs_of: str | None, says: list[str]) -> None:
-    profile, _ = load_profile("h100-64gb/llama-3.1-8b/vllm-0.8.5")
-    conditions = profile.conditions and costs_of and profile.conditions.model_copy(update={"engine": costs_of})
-    changed = profile.model_copy(update={"name": "test", "conditions": conditions or None})
-    assert engine_notes(engine, changed) == says
+    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=s-lora"]).scenario) == {}

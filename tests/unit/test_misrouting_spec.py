@@ -277,7 +277,7 @@ def test_a_batch_of_both_pays_for_its_adapters_alone(batching: str) -> None:
     assert table["finished_s"][1] / GRID == 5 + 3 * 2
 
 
-@pytest.mark.parametrize("engine", ["vllm-0.8", "s-lora", "lorax", "sglang"])
+@pytest.mark.parametrize("engine", ["vllm-0.8", "s-lora", "lorax", "tensorrt-llm"])
 def test_who_has_no_adapter_passes_those_that_lack_a_slot(engine: str) -> None:
     """One slot, in use by a long answer: the base model answers meanwhile, as it needs none."""
     window = {"kind": "base-model", "probability": 1.0, "at": "900 ms", "lasts": "200 ms"}
@@ -287,6 +287,7 @@ def test_who_has_no_adapter_passes_those_that_lack_a_slot(engine: str) -> None:
         adapters={"count": 4, "size": "1 MiB"},
         fleet={"engine": engine, "profile": parts.write_profile(STEP), "kv_tokens": 4096, "max_num_seqs": 8},
         cache={"gpu": {"unified": True, "slots": 1} if engine == "s-lora" else {"slots": 1}},
+        storage={"load": parts.fixed_time(GRID)},
         faults=[window],
     )
     requests = simulate(build_world(scenario), 0, 1).requests

@@ -47,8 +47,8 @@ def test_an_unknown_placement_lists_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("policy", "key", "value", "others"),
     [
-        ("round-robin", "bound", 1.5, "hash or affinity-residency"),
-        ("affinity-activity", "bound", 1.5, "hash or affinity-residency"),
+        ("round-robin", "bound", 1.5, "hash or affinity-residency or affinity-prefix"),
+        ("affinity-activity", "bound", 1.5, "hash or affinity-residency or affinity-prefix"),
         ("hash", "placement", "bin-pack", "service-per-adapter"),
         ("least-loaded", "copies", 2, "service-per-adapter"),
     ],
@@ -295,8 +295,8 @@ def test_a_crash_makes_a_replica_lose_all_its_adapters() -> None:
     copy: list[int] = []
     residency.copy_to(copy)
     residency.forget(2)
-    assert residency.masks == [0b001, 0, 0, 0b010]
-    assert copy == [0b101, 0b100, 0, 0b010]
+    assert residency.masks == [0b001, 0, 0, 0b010, 0]
+    assert copy == [0b101, 0b100, 0, 0b010, 0]
     residency.check_integrity([[1, 0, 0, 0], [0, 0, 0, 2], [0, 0, 0, 0]])
     with pytest.raises(AssertionError, match="adapter 3"):
         residency.check_integrity([[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])

@@ -40,8 +40,6 @@ def error_of(folder: Path, content: bytes, **settings: object) -> str:
 BAD = {
     "gap in time": (b",a,5,5\n", "t:4: timestamp_s: the cell is empty (got '', allowed: a number)"),
     "gap in tokens": (b"3,a,,5\n", "t:4: input_tokens: the cell is empty"),
-    "empty name": (b"3,,5,5\n", "t:4: adapter_id: the adapter's name is empty"),
-    "blank name": (b"3, ,5,5\n", "t:4: adapter_id: the adapter's name is empty"),
     "backwards": (
         b"1.5,a,5,5\n",
         "t:4: timestamp_s: time runs backwards (got 1.5, allowed: times that never fall); sort the trace by time",
@@ -180,8 +178,8 @@ def test_a_limit_counts_good_rows(tmp_path: Path) -> None:
 
 
 def test_the_first_bad_row_is_named_whatever_is_wrong_with_it(tmp_path: Path) -> None:
-    rows = b"1,a,5,5\n2,,5,5\n3,a,0,5\n0,a,5,5\nx,a,5,5\n1,a\n"
-    assert error_of(tmp_path, HEADER + rows).startswith("t:3: adapter_id: the adapter's name is empty")
+    rows = b"1,a,5,5\n2,\x07,5,5\n3,a,0,5\n0,a,5,5\nx,a,5,5\n1,a\n"
+    assert error_of(tmp_path, HEADER + rows).startswith("t:3: adapter_id: the adapter's name holds control characters")
 
 
 def test_a_refused_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +212,7 @@ def test_a_bad_row_does_not_move_the_clock(tmp_path: Path) -> None:
         (samples.AZURE_LLM.replace(b"2023-11-16 18:15:50", b"2999-11-16 18:15:50"), "t:3: TIMESTAMP: not a time"),
         (samples.MOONCAKE_JSONL.replace(b"6472", b"true"), "t:2: input_length: not a usable number"),
         (samples.MOONCAKE_JSONL.replace(b'"input_length": 6472, ', b""), "t:2: input_length: the cell is empty"),
-        (samples.MOONCAKE_JSONL.replace(b"[46, 2353]}", b""), "t:2: not a line of JSON (got"),
+        (samples.MOONCAKE_JSONL.replace(b"2366]}", b""), "t:2: not a line of JSON (got"),
     ],
 )
 def test_bad_rows_of_other_formats(tmp_path: Path, content: bytes, says: str) -> None:
@@ -236,8 +234,8 @@ def test_a_lengths_file_is_checked_too(tmp_path: Path) -> None:
 
 
 def test_objects_of_bad_rows(tmp_path: Path) -> None:
-    (tmp_path / "t").write_bytes(b"adapter_id,adapter_bytes\na,5\n,5\nb,0\nb,7\n")
-    with pytest.raises(TraceError, match="t:3: adapter_id: the adapter's name is empty"):
+    (tmp_path / "t").write_bytes(b"adapter_id,adapter_bytes\na,5\n\x07,5\nb,0\nb,7\n")
+    with pytest.raises(TraceError, match="t:3: adapter_id: the adapter's name holds control characters"):
         read_adapter_sequence(str(tmp_path / "t"))
     objects = read_adapter_sequence(str(tmp_path / "t"), skip_bad=True)
     assert objects.names == ("a", "b")

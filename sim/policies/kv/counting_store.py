@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from operator import mul
 
 from sim.policies.kv.kv_store import KvStore, held_tokens
@@ -15,9 +14,10 @@ class CountingStore(KvStore):
     Decoding sequences all grow by one token a step, so no code walks over them. A sequence of t tokens holds
     ``ceil(t / size) = (t + size - 1 - r) / size`` blocks, where r is the remainder of ``t - 1`` against size. In the
     sum over n sequences only R, the sum of their remainders, is not known at once. It lies between 0 and n (size - 1),
-    and most questions are answered with R = 0: that is what ``_room`` counts. R itself follows from a count of
-    sequences by phase, ``(t - 1 - steps so far) % size``, which stays the same while they decode. Many runs never need
-    it, so phases are counted from the first time that ``_room`` does not suffice.
+    and most questions are answered with R = 0: that is what ``_room`` counts. R itself follows from a walk over the
+    few sequences that prefill, and for decodes from a count by phase, ``(t - 1 - steps so far) % size``, which stays
+    the same while they decode. Many runs never need it, so phases are counted from the first time that ``_room`` does
+    not suffice.
     """
 
     def __init__(self, total: int, size: int) -> None:
@@ -31,26 +31,21 @@ class CountingStore(KvStore):
         return self.decoding <= self._room or self._free_after(1) >= 0
 
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
-        size = self.size
-        left = -request.context % size  # tokens that still fit into its last block
-        if room_for + size + self.decoding > self._room and room_for > left:
-            asked = -((left - room_for) // size)
-            if asked * size + self.decoding > self._room and asked > self._free_after(1):
+        size, context = self.size, request.context
+        if room_for + size + self.decoding > self._room:
+            asked = -(-(context + room_for) // size) + -context // size
+            if asked > 0 and asked > self._free_after(1):
                 return False
-        self._room += (left - tokens) // size * size
+        self._room -= tokens if context else tokens + size - 1
         return True
 
-    def start_decodes(self, requests: Sequence[Request]) -> None:
-        size, tokens, remainders = self.size, 0, 0
-        for request in requests:
-            tokens += request.context
-            remainders += (request.context - 1) % size
+    def start_decodes(self, requests: list[Request]) -> None:
         self.decoding += len(requests)
-        self.tokens += tokens
-        self._room -= remainders
+        for request in requests:
+            self.tokens += request.context
         if self._phases:
             for request in requests:
-                self._phases[(request.context - 1 - self._step) % size] += 1
+                self._phases[(request.context - 1 - self._step) % self.size] += 1
 
     def grow(self, steps: int) -> None:
         grown = steps * self.decoding
@@ -75,29 +70,29 @@ class CountingStore(KvStore):
                 high = middle
         return low
 
-    def give_back(self, requests: Sequence[Request]) -> None:
-        size, step, phases = self.size, self._step, self._phases
-        held = room = decoding = 0
-        for request in requests:
-            last_step = request.last_step
-            if last_step < 0:
-                room += -(-request.context // size) * size
-                continue
-            # As held_tokens, but without a call, which costs 2 % of a short request if interpreted.
-            tokens = request.prompt_tokens + request.output_tokens - 1 - (last_step - step)
-            held += tokens
-            decoding += 1
-            if phases:
-                phases[(tokens - 1 - step) % size] -= 1
-        self.decoding -= decoding
+    def give_back(self, requests: list[Request]) -> None:
+        size, step, count = self.size, self._step, len(requests)
+        if requests[0].last_step < 0:
+            self._room += requests[0].context + size - 1
+            return
+        held = count * (step - 1)
+        for request in requests:  # as held_tokens; calls would cost 2 % of a short request if interpreted
+            held += request.prompt_tokens + request.output_tokens - request.last_step
+        self.decoding -= count
         self.tokens -= held
-        self._room += room + held + decoding * (size - 1)
+        self._room += held + count * (size - 1)
+        if self._phases:
+            for request in requests:
+                self._phases[(held_tokens(request, step) - 1 - step) % size] -= 1
 
     def peak_share(self) -> float:
         return self._peak_tokens / (self.total * self.size)
 
     def _free_after(self, steps: int) -> int:
-        """Return the free blocks after ``steps`` decode steps; negative if some lack."""
+        """Return the free blocks after ``steps`` decode steps; negative if some lack.
+
+        Sequences that prefill are the newest of the batch.
+        """
         size = self.size
         if not self._phases:
             self._phases = [0] * size
@@ -108,14 +103,18 @@ class CountingStore(KvStore):
         at = (self._step + steps) % size
         # The sum of count * ((phase + at) % size), without a loop in Python.
         remainders: int = sum(map(mul, phases, range(size))) + at * self.decoding - size * sum(phases[size - at :])
+        for request in reversed(self.running.values()):
+            if request.last_step >= 0:
+                break
+            remainders += (request.context - 1) % size
         return (self._room - steps * self.decoding + remainders) // size
 
     def check_integrity(self) -> None:
         size, running = self.size, self.running.values()
         tokens = [held_tokens(request, self._step) for request in running if request.last_step >= 0]
-        prefill = sum(-(-request.context // size) for request in running if request.last_step < 0)
-        free = self.total - prefill - sum(-(-held // size) for held in tokens)
+        prefill = [request.context for request in running if request.last_step < 0]
+        free = self.total - sum(-(-held // size) for held in tokens + prefill)
         assert free >= 0, "no more blocks are in use than there are"
         assert (self.decoding, self.tokens) == (len(tokens), sum(tokens))
-        assert self._room == size * free + size - 1 - sum((held - 1) % size for held in tokens)
+        assert self._room == size * free + size - 1 - sum((held - 1) % size for held in tokens + prefill)
         assert not self._phases or self._free_after(0) == free

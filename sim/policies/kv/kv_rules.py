@@ -11,6 +11,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from mypy_extensions import i64
+
 from sim.traffic.request import Request
 
 
@@ -111,9 +113,13 @@ class PeakOfAnswers:
         place = bisect_left(to_come, own_left)
         to_come.insert(place, own_left)
         held.insert(place, own_tokens)
-        peak = total = 0
-        for place, left in enumerate(to_come):
-            count, total = place + 1, total + held[place]
+        # Machine integers, if compiled: this loop takes a third of the time of an S-LoRA simulation.
+        peak: i64 = 0
+        total: i64 = 0
+        count: i64 = 0
+        for left in to_come:
+            total += held[count]
+            count += 1  # noqa: SIM113  # enumerate would count in objects
             if total - left * count > peak:
                 peak = total - left * count
         self._tried = peak, to_come, held

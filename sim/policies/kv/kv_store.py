@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 from mypy_extensions import mypyc_attr
 
@@ -33,8 +32,8 @@ class KvStore(ABC):
     4. When they have ended: ``grow``, then ``start_decodes`` for prompts that are complete, then ``give_back`` for
        requests that have ended.
 
-    ``CountingStore`` only counts blocks, so that a boundary costs the same for a batch of any size. A store that knows
-    blocks by their content (prefix caching) keeps a table of blocks by ``request.index`` beside it:
+    ``CountingStore`` only counts blocks, so that a boundary costs the same for a batch of any size. ``PrefixStore``
+    knows full blocks by their content as well (prefix caching). Such a store works like this:
 
     - ``cached_tokens`` finds the longest run of full blocks with the request's content, without its last token: one
       token at least is computed. It changes nothing.
@@ -48,6 +47,7 @@ class KvStore(ABC):
     :ivar running: the batch by index, in the order in which its sequences joined. The scheduler fills it; a store only
         reads it.
     :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
+    :ivar evicted_blocks: cached blocks that were used for something else.
     """
 
     caches = False
@@ -58,6 +58,7 @@ class KvStore(ABC):
         self.running: dict[int, Request] = {}
         self.decoding = 0
         self.tokens = 0
+        self.evicted_blocks = 0
 
     @abstractmethod
     def reserve_decodes(self) -> bool:
@@ -78,7 +79,7 @@ class KvStore(ABC):
         """
 
     @abstractmethod
-    def start_decodes(self, requests: Sequence[Request]) -> None:
+    def start_decodes(self, requests: list[Request]) -> None:
         """Let sequences decode that hold the ``request.context`` tokens of their prompts; ``last_step`` is set."""
 
     @abstractmethod
@@ -90,8 +91,21 @@ class KvStore(ABC):
         """Return how many of the next ``steps`` decode steps find the blocks they need."""
 
     @abstractmethod
-    def give_back(self, requests: Sequence[Request]) -> None:
-        """Take back the blocks of sequences that leave the batch; those with ``last_step`` below 0 prefill."""
+    def give_back(self, requests: list[Request]) -> None:
+        """Take back the blocks of sequences that leave the batch.
+
+        They all decode, or it is a single one that prefills: its ``last_step`` is below 0.
+        """
+
+    def forget(self, adapter: int) -> None:
+        """Drop what is cached of an adapter; running requests keep their blocks."""
+
+    def outdate(self, adapter: int) -> None:
+        """Note that what is cached of an adapter comes from weights that have just been replaced."""
+
+    def found_outdated(self, index: int) -> bool:
+        """Return whether a request that leaves, by its index, found content of weights that had been replaced."""
+        return False
 
     @abstractmethod
     def note_peak(self, steps: int) -> None:

@@ -1,11 +1,12 @@
-"""Routers that send a request where its adapter is: by what is in GPU memory, or by what runs."""
+"""Routers that send a request where its adapter is, by what is in GPU memory or what runs; or where its text was."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import ClassVar
 
-from sim.policies.routing.router_policy import RouterContext, load_limit
+from sim.policies.routing.router_policy import RouterContext, is_up, load_limit
 from sim.rng import uniform_draw
 
 _MOST_MASKS = 1 << 16
@@ -45,7 +46,7 @@ class ByResidency:
     full. Where none has it, equally loaded replicas are drawn by the request's number. Always taking the first would
     send every new adapter to replica 0 as long as traffic is light, and thrash its cache while others are empty.
     Drawing gives all replicas the same rate of insertions, so that their caches together work as one of their
-    total size.
+    total size. A request to the base model goes to the least loaded, as if no replica had its adapter.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"loads", "resident"})
@@ -55,12 +56,13 @@ class ByResidency:
         self._replicas = context.replicas
         self._bound = context.bound
         self._key = context.key
+        self._base_model = context.base_model
         self._masks = _Masks(context.replicas)
 
     def choose(self, adapter: int, number: int) -> int:
         view = self._view
         loads, up = view.loads, view.up
-        mask = view.resident[adapter]
+        mask = 0 if adapter == self._base_model else view.resident[adapter]
         if len(up) < self._replicas:
             mask &= self._masks.of(up)
         if mask:
@@ -70,19 +72,53 @@ class ByResidency:
                 chosen = mask.bit_length() - 1
             if self._bound is None or loads[chosen] < load_limit(self._bound, loads, up):
                 return chosen
-        return self._spread(loads, up, number)
+        return _least_loaded(loads, up, self._key, number)
 
-    def _spread(self, loads: list[int], up: list[int], number: int) -> int:
-        """Return one of the least loaded, at random."""
-        if len(up) < self._replicas:
-            least = min(map(loads.__getitem__, up))
-            candidates = [replica for replica in up if loads[replica] == least]
-            return candidates[int(uniform_draw(self._key, number) * len(candidates))]
-        least = min(loads)
-        chosen, equal = loads.index(least), loads.count(least)
-        if equal > 1:
-            for _ in range(int(uniform_draw(self._key, number) * equal)):
-                chosen = loads.index(least, chosen + 1)
+
+def _least_loaded(loads: list[int], up: list[int], key: int, number: int) -> int:
+    """Return one of the least loaded, at random."""
+    if len(up) < len(loads):
+        least = min(map(loads.__getitem__, up))
+        candidates = [replica for replica in up if loads[replica] == least]
+        return candidates[int(uniform_draw(key, number) * len(candidates))]
+    least = min(loads)
+    chosen, equal = loads.index(least), loads.count(least)
+    if equal > 1:
+        for _ in range(int(uniform_draw(key, number) * equal)):
+            chosen = loads.index(least, chosen + 1)
+    return chosen
+
+
+class ByPrefix:
+    """The replica that got the last request with the longest text in common; else the least loaded.
+
+    The same text of two adapters counts as two, because engines share no cached blocks between adapters. With a bound,
+    a replica that is full is skipped, and the one with the next shorter text is tried. The router remembers where it
+    sent requests; it does not know what a replica still has in its cache.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"loads", "texts"})
+
+    def __init__(self, context: RouterContext) -> None:
+        self._view = context.view
+        self._bound = context.bound
+        self._key = context.key
+        self._last: dict[tuple[int, int], int] = {}  # replica, by adapter and text
+
+    def choose(self, adapter: int, number: int) -> int:
+        view, last = self._view, self._last
+        loads, up, texts = view.loads, view.up, view.texts
+        limit = inf if self._bound is None else load_limit(self._bound, loads, up)
+        chosen = -1
+        for text in texts:
+            replica = last.get((adapter, text), -1)
+            if replica >= 0 and loads[replica] < limit and is_up(replica, up):
+                chosen = replica
+                break
+        if chosen < 0:
+            chosen = _least_loaded(loads, up, self._key, number)
+        for text in texts:
+            last[adapter, text] = chosen
         return chosen
 
 
@@ -92,7 +128,8 @@ class ByActivity:
     The scores are those of the LoRA affinity scorer (llm-d/llm-d-router, ``pkg/epp/framework/plugins/scheduling/scorer/
     loraaffinity/lora_affinity.go``, since its pull request 2625; it came from the Gateway API Inference Extension): 1.0
     where the adapter runs; 0.8 where fewer adapters run or wait than the replica can run; 0.6 where the adapter waits;
-    0.0 elsewhere. It sees requests, not residents: an idle resident counts for nothing.
+    0.0 elsewhere. It sees requests, not residents: an idle resident counts for nothing. vLLM's metrics name adapters
+    alone, so a request to the base model gets 0.8 where there is room, and 0.0 elsewhere.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"running", "inside"})
@@ -101,6 +138,7 @@ class ByActivity:
         self._view = context.view
         self._replicas = context.replicas
         self._key = context.key
+        self._base_model = context.base_model
         self._masks = _Masks(context.replicas)
         self._known = self._masks.known
         self._room: list[int] = []  # replicas with room at this reading
@@ -108,7 +146,8 @@ class ByActivity:
 
     def choose(self, adapter: int, number: int) -> int:
         view = self._view
-        mask = view.running[adapter]
+        base = adapter == self._base_model
+        mask = 0 if base else view.running[adapter]
         if mask and len(view.up) < self._replicas:
             mask &= self._masks.of(view.up)
         best: Sequence[int]
@@ -120,5 +159,5 @@ class ByActivity:
             if view.reading != self._reading or not view.reading:
                 self._reading = view.reading
                 self._room = [replica for replica in view.up if len(view.inside[replica]) < view.slots]
-            best = self._room or [r for r in view.up if adapter in view.inside[r]] or view.up
+            best = self._room or [r for r in view.up if adapter in view.inside[r] and not base] or view.up
         return best[int(uniform_draw(self._key, number) * len(best))]

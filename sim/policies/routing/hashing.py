@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import ClassVar
 
 from sim.policies.routing.router_policy import RouterContext, is_up, load_limit
+from sim.rng import uniform_draw
 
 POINTS = 128
 """Points of each replica on the ring. Shares of the ring then differ by about ``1 / sqrt(128)``, 9 %."""
@@ -18,7 +19,8 @@ class Hash:
 
     Karger et al., "Consistent hashing and random trees" (STOC 1997), with the bound on loads of Mirrokni, Thorup and
     Zadimoghaddam (SODA 2018). The ring follows from the key alone: a replica that comes back finds its adapters again,
-    and when one leaves, the adapters of the others stay where they are, as far as the bound lets them.
+    and when one leaves, the adapters of the others stay where they are, as far as the bound lets them. A request to the
+    base model begins at a point of its own, drawn by its number: a single point would send them all to one replica.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"loads"})
@@ -28,6 +30,7 @@ class Hash:
         self._replicas = context.replicas
         self._bound = context.bound
         self._key = context.key.to_bytes(8, "little")
+        self._base_model, self._base_key = context.base_model, context.key
         ring = sorted(
             (self._point(f"replica/{replica}/{i}"), replica)
             for replica in range(context.replicas)
@@ -41,7 +44,7 @@ class Hash:
         loads, up, owners = self._view.loads, self._view.up, self._owners
         limit = None if self._bound is None else load_limit(self._bound, loads, up)
         all_up = len(up) == self._replicas
-        place = self._start(adapter)
+        place = self._anywhere(number) if adapter == self._base_model else self._start(adapter)
         while True:
             replica = owners[place]
             if (limit is None or loads[replica] < limit) and (all_up or is_up(replica, up)):
@@ -58,6 +61,10 @@ class Hash:
         if start < 0:
             start = starts[adapter] = bisect_left(self._points, self._point(f"adapter/{adapter}")) % len(self._points)
         return start
+
+    def _anywhere(self, number: int) -> int:
+        point = int(uniform_draw(self._base_key, number) * 2.0**64)
+        return bisect_left(self._points, point) % len(self._points)
 
     def _point(self, name: str) -> int:
         return int.from_bytes(blake2b(name.encode(), digest_size=8, key=self._key).digest(), "little")

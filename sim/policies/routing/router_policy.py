@@ -24,6 +24,8 @@ class View:
     :ivar running: by adapter, a bit mask of the replicas in whose batch it is.
     :ivar inside: by replica, requests inside by adapter; where the view is a copy, an empty dict may stand for any with
         fewer adapters than ``slots``.
+    :ivar texts: keys of the texts that the request at hand shares with others, the longest first: its conversation,
+        then the runs of its prompt (``Request.shared``), the last one first.
     :ivar slots: adapters that one replica can run at a time.
     :ivar reading: another number after every change, where what is here changes at readings only; 0 where it is live.
     """
@@ -33,6 +35,7 @@ class View:
     resident: list[int] = field(default_factory=list)
     running: Running = field(default_factory=list[int])
     inside: list[dict[int, int]] = field(default_factory=list)
+    texts: Sequence[int] = ()
     slots: int = 1
     reading: int = 0
 
@@ -58,6 +61,8 @@ class RouterContext:
     :ivar weights: share of the traffic by adapter, in any unit; None: not known, taken as equal.
     :ivar bound: most requests in a replica over the mean, above 1; None: no bound.
     :ivar placement: a name in ``PLACEMENTS``; ``copies``: replicas on which each adapter is placed.
+    :ivar base_model: the adapter of requests to the base model, a number above those of all adapters. Every replica can
+        answer them, so a router by adapters should spread them. No view lists the base model.
     """
 
     view: View
@@ -68,6 +73,7 @@ class RouterContext:
     bound: float | None = None
     placement: str = "least-adapters"
     copies: int = 1
+    base_model: int = -1
 
 
 class Choosing(Protocol):
@@ -76,13 +82,13 @@ class Choosing(Protocol):
     def choose(self, adapter: int, number: int) -> int:
         """Return the index of a replica that is up.
 
-        :param adapter: the adapter asked for.
+        :param adapter: the adapter asked for, or ``RouterContext.base_model``.
         :param number: the request's own number, which keys its random draw: it is the same in every design.
         """
         ...
 
 
-VIEW_FIELDS = frozenset(("loads", "resident", "running", "inside"))
+VIEW_FIELDS = frozenset(("loads", "resident", "running", "inside", "texts"))
 """What a view holds only for routers that say they read it."""
 
 

@@ -17,7 +17,8 @@ class ServicePerAdapter:
 
     AIBrix makes a Kubernetes service for every adapter and places adapters on pods itself. An adapter that was not
     there at the start is placed at its first request. One whose replicas are all down moves to the one that is up and
-    has the fewest adapters, and goes back when one of its own is up again.
+    has the fewest adapters, and goes back when one of its own is up again. The service of the base model has all pods,
+    so its requests go to any replica.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -35,6 +36,8 @@ class ServicePerAdapter:
 
     def choose(self, adapter: int, number: int) -> int:
         up = self._view.up
+        if adapter == self._context.base_model:
+            return up[int(uniform_draw(self._key, number) * len(up))]
         homes = self.homes(adapter)
         if len(up) < self._replicas:
             homes = tuple(replica for replica in homes if is_up(replica, up))

@@ -300,7 +300,7 @@ def _p99(m: MeasuredRequests, mask: Mask, seconds: Floats) -> Metric:
 
 
 def _misses(m: MeasuredRequests, mask: Mask) -> Metric:
-    inside, missed = mask & m.admitted, m.column("outcome") == MISS
+    inside, missed = mask & m.admitted_with_adapter, m.column("outcome") == MISS
 
     def share(chosen: Mask) -> float:
         return float(missed[chosen].mean()) if chosen.any() else math.nan

@@ -31,7 +31,7 @@ from sim.results.records import (
 )
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts, slow_ones
 from sim.results.statistics import MIN_SECTION_P99
-from sim.traffic.request import MISS
+from sim.traffic.request import BASE_MODEL, MISS
 
 Floats = NDArray[np.float64]
 Requests = Mapping[str, NDArray[Any]]
@@ -88,7 +88,8 @@ def replica_rows(recording: Recording, facts: ScenarioFacts) -> list[dict[str, A
     rows = []
     for replica in range(facts.replicas):
         here = r["replica"] == replica
-        done, admitted = here & (r["status"] == COMPLETED), here & (r["admitted_s"] >= 0)
+        done = here & (r["status"] == COMPLETED)
+        admitted = here & (r["admitted_s"] >= 0) & (r["adapter"] != BASE_MODEL)
         seconds = (r["finished_s"] - r["arrival_s"])[done]
         rows.append(
             {
@@ -127,8 +128,8 @@ def version_mix(recording: Recording, spans: int) -> dict[str, Any]:
         return {}
     completed = r["status"] == COMPLETED
     version = np.where(completed, r["version"], 0).astype(np.int64)
-    # The end came before their version was known, or they have an answer, but by another adapter.
-    known = (r["status"] != UNFINISHED) & ~(completed & (version == 0))
+    # The end came before the others' version was known, or they have an answer, but by another adapter or by none.
+    known = (r["status"] != UNFINISHED) & ~(completed & (version == 0)) & (r["adapter"] != BASE_MODEL)
     span = _span_of(r["arrival_s"], end, spans)
     table = np.zeros((int(version.max()) + 1, spans))
     np.add.at(table, (version[known], span[known]), 1.0)

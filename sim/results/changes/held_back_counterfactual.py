@@ -77,7 +77,7 @@ def _answered(m: MeasuredRequests, held: Sequence[WithheldVersions]) -> Metric:
     done = m.column("status") == COMPLETED
     found = np.zeros(len(done), dtype=np.bool_)
     for each in held:
-        brings = np.zeros(count, dtype=np.int64)
+        brings = np.zeros(count + 1, dtype=np.int64)  # last: of the base model, nothing
         brings[list(each.adapters)] = each.versions
         found |= done & (version > 0) & (version == brings[adapter])
     return counted(m, found)

@@ -119,6 +119,8 @@ class TraceFacts:
     :ivar concentration: ``top_1pct``, …, ``effective_adapters``; None, like ``curve``, where it names no adapters.
     :ivar timeline: ``t_s`` (middles of equal spans) and ``rate_rps``.
     :ivar skipped: rows left out, by reason.
+    :ivar base_share: share of the requests that are for the base model; popularity, locality and sessions are those of
+        the others.
     """
 
     file: str
@@ -142,6 +144,7 @@ class TraceFacts:
     fit: FitCheck | None
     skipped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    base_share: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write."""

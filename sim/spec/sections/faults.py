@@ -138,8 +138,9 @@ class StaleMap(IdentityFault):
 class BaseModelAnswers(IdentityFault):
     """The base model answers a request silently, without its adapter.
 
-    The request is routed like any other for its adapter, but needs no load and no slot, not even that of
-    ``cache.gpu.base_model_slot``, and adds to a step what a sequence without an adapter does.
+    The request is routed like any other for its adapter, but is served like a request to the base model: it needs no
+    load and no slot (with ``cache.gpu.base_model_slot`` and ``storage.mode: blocking`` that of the base model), and a
+    step whose batch has no adapter runs without LoRA.
     """
 
     kind: Literal["base-model"]
@@ -149,13 +150,16 @@ class BaseModelAnswers(IdentityFault):
 
 class NamedPrefixes(Strict):
     """A prefix cache keyed by adapter name: after a swap under the same name, requests hit prefixes that the old
-    version computed. Hits save no time here."""
+    version computed. With ``fleet.prefix_caching`` and requests that share text, the cache itself says which do;
+    otherwise ``share`` and ``lifetime`` say how many."""
 
     kind: Literal["named-prefixes"]
-    share: Share = Field(gt=0)
-    """Share of requests that hit the prefix cache, on replicas that had answered with the old version."""
-    lifetime: Seconds = Field(gt=0)
-    """How long prefixes stay in the cache of a replica after the last answer of the old version there."""
+    share: Share | None = Field(default=None, gt=0)
+    """Without a prefix cache: share of requests that would hit it, on replicas that had answered with the old
+    version. These hits save no time."""
+    lifetime: Seconds | None = Field(default=None, gt=0)
+    """Without a prefix cache: how long prefixes would stay in the cache of a replica after the last answer of the old
+    version there."""
 
 
 StorageFault = SlowStorage | StorageStall | FailingLoads | NetworkDelay

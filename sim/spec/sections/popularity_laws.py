@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
-from sim.spec.base import Strict
+from sim.spec.base import Strict, located
+from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.units import Seconds, Share
 
 if TYPE_CHECKING:
@@ -186,6 +187,20 @@ class Sessions(Strict):
     """Standard deviation of the logarithm of these times."""
     gap_max: Seconds = Field(default=1800.0, gt=0)
     """Longer times are cut to this."""
+    history: bool = False
+    """Whether sessions are conversations: a prompt then is the last prompt, its answer, and new tokens, whose number
+    ``workload.tokens.prompt`` gives. With prefix caching, a replica may find what came before in its cache."""
+    max_context: int = Field(default=32_768, gt=0, le=MAX_TOKENS)
+    """With ``history``: a conversation whose next prompt and answer would have more tokens than this together starts
+    over without its history."""
+
+    @model_validator(mode="after")
+    def _of_history(self) -> Sessions:
+        if not self.history and "max_context" in self.model_fields_set:
+            raise located(
+                "max_context", "only conversations have a context", got=self.max_context, hint="set history: true"
+            )
+        return self
 
 
 class Drift(Strict):

@@ -23,9 +23,9 @@ class Router(Strict):
     """How often the router reads the state of the replicas (requests, resident and running adapters); 0: it is always
     current. Unset: 0, and 50 ms with ``affinity-activity``. Irrelevant for policies that use no such state."""
     bound: float | None = Field(default=None, gt=1, le=1_000_000)
-    """``hash`` and ``affinity-residency`` only: a replica is skipped if the request would give it more than this many
-    times the mean number of requests per replica, rounded up. Unset: 1.25 with ``hash``, no bound with
-    ``affinity-residency``."""
+    """``hash``, ``affinity-residency`` and ``affinity-prefix`` only: a replica is skipped if the request would give it
+    more than this many times the mean number of requests per replica, rounded up. Unset: 1.25 with ``hash``, 1.5 with
+    ``affinity-prefix``, no bound with ``affinity-residency``."""
     placement: str = Field(
         default="least-adapters",
         description=PLACEMENTS.described(

@@ -23,11 +23,14 @@ _BATCHING_KEYS = (
     "admission_interval",
     "waiting_ratio",
     "chunked_prefill",
+    "budget_kv_share",
     "front_end",
     "max_model_len",
     "kv_check",
     "reserved_kv_blocks",
+    "passed_requests",
     "gpu_memory_utilization",
+    "prefix_caching",
 )
 """Keys that engine ``fixed`` doesn't have."""
 
@@ -52,6 +55,9 @@ class Fleet(Strict):
     """Sequences in one batch, at most."""
     max_num_batched_tokens: PositiveInt = Field(default=2048, le=MAX_TOKENS)
     """Token budget of one step; longer prefills are split into chunks."""
+    budget_kv_share: float = Field(default=0.0, ge=0, le=1)
+    """The token budget is at least this share of the KV cache's tokens. S-LoRA: a sixth, unless
+    ``max_num_batched_tokens`` is given."""
     chunked_prefill: bool = True
     """Whether a prompt longer than the rest of the budget is split. If not, it waits for a step of its own, and so do
     the requests behind it; prompts longer than the whole budget are refused."""
@@ -60,6 +66,15 @@ class Fleet(Strict):
     all decodes pause."""
     block_size: PositiveInt = Field(default=16, le=65536)
     """Tokens in one KV block."""
+    prefix_caching: bool = False
+    """Whether full KV blocks stay findable by their content, so that a request need not compute the beginning of its
+    prompt if its replica has it in the KV cache. It matters where requests share text: ``workload.prefix``,
+    ``workload.sessions.history``, or a trace that says so. vLLM and SGLang have it on by default, and so have their
+    presets."""
+    uncached_blocks: Literal["first", "last"] = "first"
+    """With ``prefix_caching``: where blocks that become free without having been full go in the queue of free blocks.
+    ``first``: they are used again at once. ``last``: behind cached ones, as in vLLM before 0.23, so cached content
+    leaves sooner."""
     kv_tokens: PositiveInt | None = None
     """KV cache of one replica in tokens; unset: the memory left by weights and slots."""
     max_model_len: PositiveInt | None = None
@@ -71,6 +86,10 @@ class Fleet(Strict):
     """What happens to a waiting request whose adapter is not resident. ``skip``: later requests overtake it. ``stop``:
     all wait. ``per-adapter``: every adapter has a queue; as many queues are active as there is room, and among them the
     request that waited longest goes first (see ``cache.cycle``)."""
+    passed_requests: Literal["keep-order", "reversed", "own-queue"] = "keep-order"
+    """With ``cache.eviction: vllm-lru``, where requests wait that a step passes because their adapter would be one too
+    many. ``keep-order``: at the head of the queue in their order, behind preempted ones. ``reversed``: at the head, in
+    reverse order after every step. ``own-queue``: in a queue of their own, ahead of preempted ones."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     waiting_ratio: float = Field(default=0.0, ge=0, le=1000)
@@ -87,10 +106,11 @@ class Fleet(Strict):
     last two know the lengths of answers, as if every request's ``max_tokens`` were exact."""
     reserved_kv_blocks: NonNegativeInt = Field(default=0, le=1024)
     """KV blocks that the engine keeps for itself."""
-    front_end: Literal["none", "vllm-0.8-scraped"] = "none"
-    """The front end between clients and engine. ``none``: for planning. ``vllm-0.8-scraped``: to reproduce measured
-    runs; an API server that pauses longer and longer whenever its metrics are read (every 2 s) and at each adapter's
-    first request, and a client with at most 25,500 open requests."""
+    front_end: Literal["none", "vllm-0.8-scraped", "s-lora"] = "none"
+    """The front end between clients and engine. ``none``: for planning. The others reproduce measured runs.
+    ``vllm-0.8-scraped``: an API server that pauses longer and longer whenever its metrics are read (every 2 s) and at
+    each adapter's first request, and a client with at most 25,500 open requests. ``s-lora``: a constant 30 ms for each
+    request, and a client with at most 28,232 open requests."""
     full_models: FullModels | None = None
     """Replicas for full fine-tunes (``kind: full`` in ``adapters.mix``), besides the ``replicas`` of the base model."""
 
@@ -110,7 +130,17 @@ class Fleet(Strict):
                 raise located(
                     key, f"engine fixed has no {key}: it loads at arrival and serves in order", hint="remove it"
                 )
+        lacking = ENGINES[self.engine].no_prefix_cache if self.engine in ENGINES else ""
+        if self.prefix_caching and lacking:
+            raise located("prefix_caching", lacking, got="true", allowed="false", hint="remove it")
         ahead = self.kv_check in ("whole-answer", "peak")
+        if self.prefix_caching and ahead:
+            raise located(
+                "prefix_caching",
+                "with blocks reserved for whole answers, the rules of a prefix cache are not known",
+                got=f"prefix_caching true, kv_check {self.kv_check}",
+                allowed="kv_check whole-prompt or first-chunk",
+            )
         if not self.chunked_prefill and not ahead:
             raise located(
                 "chunked_prefill",
@@ -148,7 +178,9 @@ class GpuCache(Strict):
     """Whether adapters take their exact size from the KV cache when they load, instead of memory set aside. ``slots``
     then limits the resident adapters; unset: as many as fit."""
     base_model_slot: bool = False
-    """Whether the base model takes one of the slots; it loses it only when all others are in use."""
+    """Whether the base model takes one of the slots; it loses it only when all others are in use. With ``storage.mode:
+    blocking``, a request to the base model then needs a slot like one for an adapter, in which there is nothing to
+    load."""
 
     @model_validator(mode="after")
     def _one_way(self) -> GpuCache:

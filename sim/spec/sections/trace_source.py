@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from sim.spec.base import Strict, located
 from sim.spec.registry import Entry, Registry
@@ -20,7 +20,10 @@ class TraceFormat(Entry):
     has_lengths_file: bool = False
 
 
-_COLUMNS = "timestamp_s, adapter_id or tenant_id, input_tokens, output_tokens, optional adapter_bytes and session_id."
+_COLUMNS = (
+    "timestamp_s, adapter_id or tenant_id, input_tokens, output_tokens, optional adapter_bytes, session_id, and "
+    "prefix_id with prefix_tokens, or hash_ids."
+)
 _FORMATS, _READ = "sim.traffic.traces.formats", "sim.traffic.traces.read"
 TRACE_FORMATS = Registry(
     "format",
@@ -62,6 +65,8 @@ class Trace(Strict):
     population_scale: float = Field(default=1.0, gt=0, le=10_000)
     """Factor on the number of users of the same adapters: copies of the trace, shifted in time by random offsets (a
     fraction keeps that share of the sessions). It changes the order of requests, and so loses part of the locality."""
+    hash_block: PositiveInt = Field(default=512, le=65536)
+    """Tokens of a block in the column ``hash_ids``; Mooncake's have 512."""
     skip_bad: bool = False
     """Leave out rows that can't be used and count them, instead of stopping at the first."""
 

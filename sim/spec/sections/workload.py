@@ -10,6 +10,7 @@ from sim.spec.base import Strict, located
 from sim.spec.sections.arrival_processes import Arrivals, MmppArrivals, PiecewiseArrivals
 from sim.spec.sections.laws import LognormalTokens, TokenLaw
 from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, Sessions, UniformPopularity
+from sim.spec.sections.shared_prefix import SharedPrefix
 from sim.spec.sections.trace_source import Trace
 from sim.spec.units import Bytes, Seconds, Share
 
@@ -18,7 +19,7 @@ class Tokens(Strict):
     """Lengths of prompts and answers. A request has at most 10,000,000 tokens, prompt and answer together."""
 
     prompt: TokenLaw = LognormalTokens(law="lognormal", mean=600, p99=5400, max=8192)
-    """Prompt tokens per request."""
+    """Prompt tokens per request. With ``workload.prefix`` or a session's ``history`` these follow the shared text."""
     output: TokenLaw = LognormalTokens(law="lognormal", mean=155, p99=870, max=4096)
     """Output tokens per request."""
     correlation: float = Field(default=0.0, gt=-1, lt=1)
@@ -50,6 +51,9 @@ class Workload(Strict):
     """Adapters are replaced by new ones as time passes. Not with a trace."""
     tokens: Tokens = Tokens()
     """Prompt and output lengths. Not with a trace that has them."""
+    prefix: SharedPrefix | None = None
+    """A text at the start of every prompt that requests share. Unset: prompts have nothing in common, unless
+    ``sessions.history`` or the trace says so. It takes effect with ``fleet.prefix_caching``."""
     trace: Trace | None = None
     """Replay recorded requests instead."""
 
@@ -79,13 +83,16 @@ Targets = Literal["all-linear"] | tuple[Literal["q", "k", "v", "o", "gate", "up"
 
 
 class AdapterKind(Strict):
-    """A share of the adapters that have the same shape."""
+    """A share of the adapters that have the same shape; or, with ``kind: base``, a share of the requests."""
 
     share: Share
-    """Share of all adapters; the shares of a mix add up to 100%."""
-    kind: Literal["lora", "full"] = "lora"
+    """The shares of a mix add up to 100%. ``kind: base``: the share of the requests that are for the base model. Other
+    kinds: their shares of the adapters, relative to each other. So with 30% base, 35% of one rank and 35% of another,
+    30% of the requests are for the base model, and half of the adapters have each rank."""
+    kind: Literal["lora", "full", "base"] = "lora"
     """``lora``: an adapter. ``full``: a full fine-tune, a model of its own, in place of the base model;
-    ``fleet.full_models`` defines the replicas that serve it."""
+    ``fleet.full_models`` defines the replicas that serve it. ``base``: the base model alone, without an adapter; at
+    most once in a mix."""
     rank: PositiveInt = Field(default=16, le=4096)
     """LoRA rank."""
     targets: Targets = "all-linear"
@@ -99,6 +106,10 @@ class AdapterKind(Strict):
         for key in ("rank", "targets"):
             if self.kind == "full" and key in self.model_fields_set:
                 raise located(key, f"a full fine-tune has no {key}", got=getattr(self, key), hint=f"remove {key}")
+        for key in ("rank", "targets", "size"):
+            if self.kind == "base" and key in self.model_fields_set:
+                problem = f"requests to the base model have no adapter, and so no {key}"
+                raise located(key, problem, got=getattr(self, key), hint=f"remove {key}")
         return self
 
 
@@ -127,7 +138,7 @@ class Adapters(Strict):
     profile). Unset: as measured by the profile, else an assumed 2.0 for ``int8`` and 1.33 for
     ``nf4``."""
     mix: tuple[AdapterKind, ...] = ()
-    """Kinds of adapters and their shares, instead of one kind."""
+    """Kinds of adapters and their shares, instead of one kind; and the share of requests to the base model."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Adapters:
@@ -138,6 +149,7 @@ class Adapters(Strict):
             total = sum(kind.share for kind in self.mix)
             if abs(total - 1) > 1e-6:
                 raise located("mix", "the shares of a mix add up to 100%", got=f"{total:.2%}")
+            self._check_base([i for i, kind in enumerate(self.mix) if kind.kind == "base"])
         if self.base_quantization == "bf16" and self.base_slowdown is not None:
             raise located(
                 "base_slowdown",
@@ -153,3 +165,35 @@ class Adapters(Strict):
                 hint="remove it",
             )
         return self
+
+    def _check_base(self, places: list[int]) -> None:
+        """Refuse a second kind ``base``, and one that leaves no request for an adapter.
+
+        :param places: of these kinds in the mix.
+        """
+        if len(places) > 1:
+            raise located(
+                f"mix.{places[1]}.kind",
+                "a mix has one share of requests to the base model",
+                got=f"base in {' and '.join(f'mix.{place}' for place in places)}",
+                allowed="base once",
+                hint="add the shares up",
+            )
+        if places and not any(kind.share > 0 for kind in self.mix if kind.kind != "base"):
+            raise located(
+                f"mix.{places[0]}.share",
+                "all requests are for the base model, so no adapter is served; LoRA can't be turned off",
+                got=f"{self.mix[places[0]].share:.0%}",
+                allowed="below 100%",
+                hint="give adapters a share, such as 1%",
+            )
+
+    @property
+    def of_adapters(self) -> tuple[AdapterKind, ...]:
+        """The kinds of a mix that are adapters or full models."""
+        return tuple(kind for kind in self.mix if kind.kind != "base")
+
+    @property
+    def base_share(self) -> float:
+        """Share of the requests that are for the base model, by the mix."""
+        return sum(kind.share for kind in self.mix if kind.kind == "base")

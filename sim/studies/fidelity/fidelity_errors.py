@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sim.errors import InputError
 from sim.reading import open_text
 from sim.studies.fidelity.fidelity_study import RunPrediction
-from sim.studies.fidelity.measured_runs import METRICS, MODELS, REGIMES
+from sim.studies.fidelity.measured_runs import MODELS, MeasuredRun
 
 Floats = NDArray[np.float64]
 
@@ -53,10 +53,7 @@ class SlotChoice:
 
 def usable(prediction: RunPrediction, metric: str) -> bool:
     """Return whether a metric was measured well enough to be compared."""
-    run = prediction.run
-    if metric == "itl_p50_ms" and not run.itl_usable:
-        return False
-    return run.measured[metric] > 0 and prediction.predicted[metric] > 0
+    return prediction.run.usable(metric) and prediction.predicted[metric] > 0
 
 
 def errors_of(predictions: Sequence[RunPrediction], metric: str) -> MetricErrors | None:
@@ -72,9 +69,10 @@ def errors_of(predictions: Sequence[RunPrediction], metric: str) -> MetricErrors
 
 def by_regime(predictions: Sequence[RunPrediction]) -> dict[str, dict[str, MetricErrors | None]]:
     """Return errors by regime and metric."""
+    kind = predictions[0].run if predictions else MeasuredRun
     return {
-        regime: {name: errors_of([p for p in predictions if p.run.regime == regime], name) for name in METRICS}
-        for regime in REGIMES
+        regime: {name: errors_of([p for p in predictions if p.run.regime == regime], name) for name in kind.compared}
+        for regime in kind.regimes
     }
 
 
@@ -162,10 +160,11 @@ def as_json(predictions: Sequence[RunPrediction]) -> dict[str, Any]:
     """Return the error tables as plain data; runs that calibrated the profile are left out."""
     compared = [p for p in predictions if not p.calibrated]
     choice = slot_choice(compared)
+    metrics = predictions[0].run.compared if predictions else MeasuredRun.compared
     return {
         "runs": len(compared),
         "calibration_runs": len(predictions) - len(compared),
-        "metrics": {name: _plain(errors_of(compared, name)) for name in METRICS},
+        "metrics": {name: _plain(errors_of(compared, name)) for name in metrics},
         "by_regime": {
             regime: {name: _plain(errors) for name, errors in rows.items()}
             for regime, rows in by_regime(compared).items()

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,16 @@ from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import write_text
 from sim.spec.profile import bundled_profiles, load_profile
 from sim.spec.scenario import Scenario
-from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun, scenario_of
+from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun, runs_of, scenario_of
+from sim.studies.fidelity.run_cells import read_table
+from sim.studies.fidelity.slora_runs import (
+    KEY_COLUMN,
+    SLoraRun,
+    slora_runs_of,
+    slora_scenario,
+    snapshot,
+    write_trace,
+)
 from sim.studies.parallel import unordered
 from sim.studies.study_identity import code_version
 from sim.world.build import build_world
@@ -40,8 +50,6 @@ PREDICTED = (
     "preemptions",
 )
 """Columns of a prediction, in the units of the measured table."""
-
-FRONT_END = "vllm-0.8-scraped"
 
 KEPT = "predicted.jsonl"
 
@@ -73,20 +81,32 @@ class ModelProfile:
     calibration_runs: frozenset[str]
 
 
-def profiles_for(models: Sequence[str], folder: Path | None) -> dict[str, ModelProfile]:
+def read_measured(path: Path) -> list[MeasuredRun]:
+    """Read a table of measured runs, of vLLM or of S-LoRA; its columns say which.
+
+    :raises InputError: naming the missing columns, or the line and value that can't be used.
+    """
+    table = read_table(path)
+    return slora_runs_of(table) if KEY_COLUMN in table.columns else runs_of(table)
+
+
+def profiles_for(
+    models: Sequence[str], folder: Path | None, bundled: str = MeasuredRun.profile
+) -> dict[str, ModelProfile]:
     """Return the profile of each base model.
 
-    :param folder: has ``MODEL.json`` or ``MODEL/vllm-0.8.5.json``; None: the bundled ``h100-64gb/MODEL/vllm-0.8.5``.
+    :param folder: has ``MODEL.json`` or ``MODEL/ENGINE.json``; None: the bundled ones are taken.
+    :param bundled: DEVICE/{model}/ENGINE, the name of the bundled profile of a model.
     :raises InputError: where one is missing or can't be read.
     """
     found = {}
     for model in models:
         if folder is None:
-            path = f"h100-64gb/{model}/vllm-0.8.5"
+            path = bundled.format(model=model)
             if path not in bundled_profiles():
                 raise InputError("no bundled profile for this model", got=model, hint="give --profile-dir")
         else:
-            places = [folder / f"{model}.json", folder / model / "vllm-0.8.5.json"]
+            places = [folder / f"{model}.json", folder / model / f"{bundled.rpartition('/')[2]}.json"]
             there = [place for place in places if place.exists()]
             if not there:
                 raise InputError(
@@ -109,21 +129,12 @@ def fronted_scenario(run: MeasuredRun, lengths: LengthHistograms, profile: str) 
     """
     seed = int.from_bytes(hashlib.sha256(run.name.encode()).digest()[:4], "big")
     scenario = scenario_of(run, lengths, profile, seed)
-    return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"front_end": FRONT_END})})
+    return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"front_end": run.front_end})})
 
 
 def seeds_of(run: MeasuredRun) -> int:
-    """Return how often a run is simulated."""
-    return SEEDS_LIGHT if run.offered_rps <= LIGHT_RPS else SEEDS
-
-
-def predict_run(scenario: Scenario, seeds: int = 1) -> dict[str, float]:
-    """Simulate a run and return ``PREDICTED``: the mean over seeds, of p99 TTFT the geometric mean."""
-    world, duration_s = build_world(scenario), float(scenario.workload.duration or 0)
-    found = [metrics_of(simulate(world, replication, 1), duration_s) for replication in range(seeds)]
-    means = {name: float(np.mean([values[name] for values in found])) for name in PREDICTED}
-    tails = [values["ttft_p99_ms"] for values in found]
-    return means | {"ttft_p99_ms": float(np.exp(np.mean(np.log(tails))))}
+    """Return how often a run is simulated; one whose arrivals are known exactly, once."""
+    return SEEDS_LIGHT if run.offered_rps <= LIGHT_RPS and not isinstance(run, SLoraRun) else SEEDS
 
 
 def metrics_of(recording: Recording, duration_s: float) -> dict[str, float]:
@@ -155,9 +166,30 @@ def metrics_of(recording: Recording, duration_s: float) -> dict[str, float]:
     return {name: float(value) for name, value in zip(PREDICTED, values, strict=True)}
 
 
+def snapshot_metrics_of(recording: Recording, duration_s: float) -> dict[str, float]:
+    """Return ``PREDICTED`` as the runs of S-LoRA were measured."""
+    return metrics_of(recording, duration_s) | snapshot(recording, duration_s)
+
+
+Reader = Callable[[Recording, float], dict[str, float]]
+"""Reads ``PREDICTED`` from a recording, given the seconds after which the run was measured."""
+
+
+def predict_run(scenario: Scenario, seeds: int = 1, read: Reader = metrics_of) -> dict[str, float]:
+    """Simulate a run and return ``PREDICTED``: the mean over seeds, of p99 TTFT the geometric mean.
+
+    :param read: reads the metrics from a recording, as they were measured.
+    """
+    world, duration_s = build_world(scenario), float(scenario.workload.duration or 0)
+    found = [read(simulate(world, replication, 1), duration_s) for replication in range(seeds)]
+    means = {name: float(np.mean([values[name] for values in found])) for name in PREDICTED}
+    tails = [values["ttft_p99_ms"] for values in found]
+    return means | {"ttft_p99_ms": float(np.exp(np.mean(np.log(tails))))}
+
+
 def predict_all(
     runs: Sequence[MeasuredRun],
-    lengths: LengthHistograms,
+    lengths: LengthHistograms | None,
     profiles: Mapping[str, ModelProfile],
     *,
     table: Path,
@@ -166,29 +198,34 @@ def predict_all(
 ) -> list[RunPrediction]:
     """Predict every run, in parallel; what was predicted before, in this or another call, is not simulated again.
 
+    :param lengths: of the requests of vLLM's runs; those of S-LoRA's are in their table.
     :param table: CSV file, one row a run, written at the end and when the study is interrupted. Next to
         it, ``predicted.jsonl`` keeps every prediction that was ever made in this folder.
     :raises InputError: naming file and line of a run that can't be simulated, before any is simulated.
     """
-    scenarios = [fronted_scenario(run, lengths, profiles[run.model].path) for run in runs]
-    for run, scenario in zip(runs, scenarios, strict=True):
-        _check(run, scenario)
     keys = [_key(run, lengths, profiles[run.model]) for run in runs]
     kept = table.with_name(KEPT)
     rows = {key: row for key, row in _read_kept(kept).items() if key in set(keys)}
     progress(len(rows), len(runs))
-    left = [(key, run, scenario) for key, run, scenario in zip(keys, runs, scenarios, strict=True) if key not in rows]
-    # Long runs first: a worker that begins one last would keep the others waiting.
-    left.sort(key=lambda task: -task[1].offered_rps)
-    tasks = [(key, scenario, seeds_of(run)) for key, run, scenario in left]
-    try:
-        for key, predicted, wall_s in unordered(_predict_task, tasks, jobs):
-            rows[key] = {**predicted, "wall_s": wall_s}
-            with open(kept, "a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"key": key, **rows[key]}) + "\n")
-            progress(len(rows), len(runs))
-    finally:
-        _write_table(table, runs, keys, rows, profiles)
+    with tempfile.TemporaryDirectory(prefix="loraplan-") as traces:
+        scenarios = [
+            scenario_as_measured(run, lengths, profiles[run.model].path, Path(traces) / f"{key}.csv")
+            for run, key in zip(runs, keys, strict=True)
+        ]
+        for run, scenario in zip(runs, scenarios, strict=True):
+            _check(run, scenario)
+        left = [task for task in zip(keys, runs, scenarios, strict=True) if task[0] not in rows]
+        # Long runs first: a worker that begins one last would keep the others waiting.
+        left.sort(key=lambda task: -task[1].offered_rps)
+        tasks = [(key, scenario, seeds_of(run), _reader(run)) for key, run, scenario in left]
+        try:
+            for key, predicted, wall_s in unordered(_predict_task, tasks, jobs):
+                rows[key] = {**predicted, "wall_s": wall_s}
+                with open(kept, "a", encoding="utf-8") as lines:
+                    lines.write(json.dumps({"key": key, **rows[key]}) + "\n")
+                progress(len(rows), len(runs))
+        finally:
+            _write_table(table, runs, keys, rows, profiles)
     return [
         RunPrediction(
             run,
@@ -209,14 +246,30 @@ def _check(run: MeasuredRun, scenario: Scenario) -> None:
         raise
 
 
-def _predict_task(key: str, scenario: Scenario, seeds: int) -> tuple[str, dict[str, float], float]:
+def scenario_as_measured(run: MeasuredRun, lengths: LengthHistograms | None, profile: str, trace: Path) -> Scenario:
+    """Return the scenario of a run as it was measured.
+
+    :param trace: where to write its requests, if they are known exactly.
+    """
+    if isinstance(run, SLoraRun):
+        write_trace(run, trace)
+        return slora_scenario(run, profile, trace)
+    assert lengths is not None, "runs of vLLM come with lengths"
+    return fronted_scenario(run, lengths, profile)
+
+
+def _reader(run: MeasuredRun) -> Reader:
+    return snapshot_metrics_of if isinstance(run, SLoraRun) else metrics_of
+
+
+def _predict_task(key: str, scenario: Scenario, seeds: int, read: Reader) -> tuple[str, dict[str, float], float]:
     started = time.perf_counter()
-    return key, predict_run(scenario, seeds), time.perf_counter() - started
+    return key, predict_run(scenario, seeds, read), time.perf_counter() - started
 
 
-def _key(run: MeasuredRun, lengths: LengthHistograms, profile: ModelProfile) -> str:
+def _key(run: MeasuredRun, lengths: LengthHistograms | None, profile: ModelProfile) -> str:
     """Return what a prediction depends on, as a hash: the run's own row, lengths, profile and code."""
-    text = repr((run.name, run.gpu_slots, run.host_slots, run.ranks, run.rates, run.duration_s, lengths))
+    text = repr((*run.simulated, lengths))
     return hashlib.sha256(f"{text}{profile.sha256}{code_version()}".encode()).hexdigest()[:16]
 
 

@@ -5,17 +5,17 @@ The columns are those of ``vllm_h100/runs.csv`` (docs/validation.md); lengths co
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sim.errors import InputError
-from sim.reading import MANIFEST_BYTES, open_text, read_regular
+from sim.reading import MANIFEST_BYTES, read_regular
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import HistogramTokens
+from sim.studies.fidelity.run_cells import RunCells, TableOfRuns, non_negative, positive_int, read_table
 
 METRICS = ("req_per_s", "tpot_mean_ms", "itl_mean_ms", "itl_p50_ms", "ttft_p50_ms", "ttft_p99_ms", "running_mean")
 """What is compared, as the columns are called."""
@@ -55,6 +55,9 @@ LENGTH_CORRELATION = -0.35
 """Correlation of the normal scores of prompt and output length. The runs show it where their KV cache is used: 360 KV
 tokens for each running sequence, while independent lengths would give 425 (docs/validation.md)."""
 
+MOST_RPS = 1e6
+"""More requests per second can't be simulated."""
+
 UNSATURATED, SLOT_LIMITED, OTHER_LIMITED = "unsaturated", "slot-limited", "kv-or-compute-limited"
 REGIMES = (UNSATURATED, SLOT_LIMITED, OTHER_LIMITED)
 
@@ -63,10 +66,18 @@ REGIMES = (UNSATURATED, SLOT_LIMITED, OTHER_LIMITED)
 class MeasuredRun:
     """One row.
 
+    :cvar compared: the metrics that predictions are compared by; ``regimes``: what may limit a run.
+    :cvar engine, front_end: what served it; ``profile``: the bundled profile with its costs, for a base model.
     :ivar file, line: where it was read, for error messages.
     :ivar rates: (requests per second of one adapter, how many adapters have this rate).
-    :ivar measured: the compared metrics, in the table's units.
+    :ivar measured: the compared metrics, in the table's units; NaN where a cell is empty.
     """
+
+    compared: ClassVar[tuple[str, ...]] = METRICS
+    regimes: ClassVar[tuple[str, ...]] = REGIMES
+    engine: ClassVar[str] = "vllm-0.8"
+    front_end: ClassVar[str] = "vllm-0.8-scraped"
+    profile: ClassVar[str] = "h100-64gb/{model}/vllm-0.8.5"
 
     line: int
     model: str
@@ -93,6 +104,17 @@ class MeasuredRun:
     def offered_rps(self) -> float:
         """Requests per second of all adapters together."""
         return sum(rate * count for rate, count in self.rates)
+
+    @property
+    def simulated(self) -> tuple[object, ...]:
+        """What a simulation of the run depends on, besides lengths and profile."""
+        return self.name, self.gpu_slots, self.host_slots, self.ranks, self.rates, self.duration_s
+
+    def usable(self, metric: str) -> bool:
+        """Return whether a metric was measured, and measured well enough to be compared."""
+        if metric == "itl_p50_ms" and not self.itl_usable:
+            return False
+        return self.measured.get(metric, 0.0) > 0
 
     @property
     def itl_usable(self) -> bool:
@@ -123,119 +145,67 @@ class LengthHistograms:
 
 
 def read_runs(path: Path) -> list[MeasuredRun]:
-    """Read a table of measured runs.
+    """Read a table of measured runs of vLLM.
 
     :raises InputError: naming the missing columns, or the line and value that can't be used.
     """
-    file = str(path)
-    try:
-        with open_text(path) as lines:
-            reader = csv.DictReader(lines)
-            found = reader.fieldnames or ()
-            missing = [name for name in COLUMNS if name not in found]
-            if missing:
-                raise InputError(
-                    "columns are missing",
-                    file=file,
-                    line=1,
-                    got=", ".join(missing),
-                    hint=f"a table of measured runs has the columns {', '.join(COLUMNS)}",
-                )
-            runs = [_run(row, file, reader.line_num) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        got = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError("the table can't be read", file=file, got=got) from None
-    if not runs:
-        raise InputError("the table has no rows", file=file)
-    return runs
+    return runs_of(read_table(path))
 
 
-def _run(row: dict[str, str], file: str, line: int) -> MeasuredRun:
-    def parsed(column: str, parse: Callable[[str], Any], allowed: str) -> Any:
-        text = row[column] or ""
-        try:
-            return parse(text)
-        except (ValueError, KeyError):
-            raise InputError("not a value", file=file, line=line, key=column, got=text, allowed=allowed) from None
+def runs_of(table: TableOfRuns) -> list[MeasuredRun]:
+    """Return the rows of a table as runs of vLLM.
 
-    def count(column: str) -> int:
-        return int(parsed(column, _positive_int, "a whole number, 1 or more"))
+    :raises InputError: naming the missing columns, or the line and value that can't be used.
+    """
+    table.require(COLUMNS)
+    return [_run(cells) for cells in table.rows]
 
-    def number(column: str) -> float:
-        return float(parsed(column, _number, "a number, 0 or more"))
 
+def _run(cells: RunCells) -> MeasuredRun:
+    row, parsed = cells.row, cells.parsed
     rates = parsed(
-        "adapter_rates_rps", lambda text: [_number(part) for part in text.split("|")], "numbers like 0.1|0.2"
+        "adapter_rates_rps", lambda text: [non_negative(part) for part in text.split("|")], "numbers like 0.1|0.2"
     )
-    each = parsed(
-        "adapters_per_rate", lambda text: [_positive_int(part) for part in text.split("|")], "counts like 8|8"
-    )
-    adapters = count("adapters")
+    each = parsed("adapters_per_rate", lambda text: [positive_int(part) for part in text.split("|")], "counts like 8|8")
+    adapters = cells.count("adapters")
     if len(rates) != len(each) or sum(each) != adapters:
-        raise InputError(
+        raise cells.error(
             "rates, counts and adapters don't agree",
-            file=file,
-            line=line,
-            key="adapters_per_rate",
-            got=f"{len(rates)} rates, counts {row['adapters_per_rate']}, {adapters} adapters",
-            allowed="a count for each rate, adding up to the adapters",
+            "adapters_per_rate",
+            f"{len(rates)} rates, counts {row['adapters_per_rate']}, {adapters} adapters",
+            "a count for each rate, adding up to the adapters",
         )
-    if not 0 < sum(rate * count for rate, count in zip(rates, each, strict=True)) <= 1e6:
-        raise InputError(
+    if not 0 < sum(rate * count for rate, count in zip(rates, each, strict=True)) <= MOST_RPS:
+        raise cells.error(
             "the total rate of all adapters can't be simulated",
-            file=file,
-            line=line,
-            key="adapter_rates_rps",
-            got=row["adapter_rates_rps"],
-            allowed="above 0, up to 1,000,000 requests/s",
+            "adapter_rates_rps",
+            row["adapter_rates_rps"],
+            "above 0, up to 1,000,000 requests/s",
         )
-    if count("host_slots") < count("gpu_slots"):
-        raise InputError(
+    if cells.count("host_slots") < cells.count("gpu_slots"):
+        raise cells.error(
             "every adapter in a slot has a copy in host memory",
-            file=file,
-            line=line,
-            key="host_slots",
-            got=row["host_slots"],
-            allowed=f"at least gpu_slots ({row['gpu_slots']})",
+            "host_slots",
+            row["host_slots"],
+            f"at least gpu_slots ({row['gpu_slots']})",
         )
     return MeasuredRun(
-        line=line,
+        line=cells.line,
         model=parsed("model", MODELS.__getitem__, ", ".join(MODELS)),
         workload_group=row["workload_group"],
         case=row["case"],
-        gpu_slots=count("gpu_slots"),
-        host_slots=count("host_slots"),
+        gpu_slots=cells.count("gpu_slots"),
+        host_slots=cells.count("host_slots"),
         adapters=adapters,
-        max_lora_rank=count("max_lora_rank"),
-        ranks=parsed("adapter_rank_mix", lambda text: tuple(map(_positive_int, text.split("|"))), "ranks like 8|8|32"),
+        max_lora_rank=cells.count("max_lora_rank"),
+        ranks=parsed("adapter_rank_mix", lambda text: tuple(map(positive_int, text.split("|"))), "ranks like 8|8|32"),
         rates=tuple(zip(rates, each, strict=True)),
-        duration_s=float(parsed("duration_s", _duration, "seconds, 1 to 10,000,000")),
-        waiting_mean=number("waiting_mean"),
-        kv_usage_mean=number("kv_usage_mean"),
-        measured={name: number(name) for name in (*METRICS, *MORE_METRICS) if name in row},
-        file=file,
+        duration_s=cells.seconds("duration_s"),
+        waiting_mean=cells.number("waiting_mean"),
+        kv_usage_mean=cells.number("kv_usage_mean"),
+        measured={name: cells.number(name) for name in (*METRICS, *MORE_METRICS) if name in row},
+        file=cells.file,
     )
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def _duration(text: str) -> float:
-    value = float(text)
-    if not 1 <= value <= 1e7:
-        raise ValueError
-    return value
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError
-    return value
 
 
 def read_lengths(path: Path) -> LengthHistograms:

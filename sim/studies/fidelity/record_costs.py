@@ -132,6 +132,8 @@ def _features(record: StepRecord) -> tuple[dict[str, Floats], NDArray[np.int64]]
     for number, step in enumerate(record.steps):
         for request in step.preempted:
             context[request], target[request] = 0, prompts[request] + produced[request]
+        for request, tokens in step.cached.items():
+            context[request] = tokens
         kv_tokens = 0
         for request, tokens in step.scheduled.items():
             decodes = context[request] >= target[request]

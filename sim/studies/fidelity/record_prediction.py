@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.errors import InputError
 from sim.results.records import COMPLETED
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.record_costs import RecordCosts, RecordTimes
@@ -43,7 +44,14 @@ def predict(
 
     :param times: of this record: what to compare with.
     :return: by name: ``ttft_p50_s``, ``ttft_p99_s``, ``e2e_p50_s``, ``e2e_p90_s``, ``e2e_p99_s``, ``loads``.
+    :raises InputError: where the record has prefix caching or requests to the base model.
     """
+    if record.config.prefix_caching or any(request.adapter is None for request in record.requests):
+        raise InputError(
+            "predicting a record with prefix caching or requests to the base model is not supported",
+            key="--record",
+            hint="leave out --fit-on to replay it step by step",
+        )
     with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
         world = build_world(scenario_of(record, costs, Path(folder)))
     runs = []

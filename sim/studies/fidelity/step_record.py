@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from sim.errors import InputError
 from sim.reading import RECORD_BYTES, read_bounded, read_regular
-from sim.spec.engine_versions import VERSIONS, Versions, versions_of
+from sim.spec.engine_versions import VERSIONS, Versions, has_version, versions_of
 
 
 class _Part(BaseModel):
@@ -32,7 +32,14 @@ Time = Annotated[float, Field(ge=0, le=1e7)]
 
 
 class RecordConfig(_Part):
-    """How the engine was set up; ``kv_blocks`` counts one that it never uses."""
+    """How the engine was set up.
+
+    :ivar kv_blocks: all blocks, with the one that the engine never uses.
+    :ivar prefix_caching: whether requests share blocks with the same content.
+    :ivar base_share: share of the requests that use the base model.
+    :ivar texts: number of texts with which prompts start; 0: no prompts have text in common.
+    :ivar sessions: number of conversations.
+    """
 
     slots: Count
     host_slots: Count
@@ -41,16 +48,34 @@ class RecordConfig(_Part):
     max_num_batched_tokens: Count
     block_size: Count
     kv_blocks: Count
+    prefix_caching: bool = False
+    base_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    texts: NonNegativeInt = 0
+    sessions: NonNegativeInt = 0
 
 
 class RecordedRequest(_Part):
-    """A request; times in seconds since the engine was ready."""
+    """A request; times in seconds since the engine was ready.
+
+    :ivar adapter: None: the base model.
+    :ivar prefix: the text that the prompt starts with, and how many of its tokens; ``tail_tokens``: tokens of its own
+        after them. In a conversation, turns after the first start with the whole turn before, its answer too.
+    :ivar session: conversation; ``turn``: its turn in there; ``after``: the request of the turn before. This one joins
+        the queue at the end of the step in which that one ends.
+    :ivar before_step: of a record in real time, the first step before whose start it was in the queue.
+    """
 
     id: NonNegativeInt
-    adapter: NonNegativeInt
+    adapter: NonNegativeInt | None
     prompt_tokens: Count
     output_tokens: Count
     arrival_s: Time
+    prefix: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    tail_tokens: NonNegativeInt | None = None
+    session: NonNegativeInt | None = None
+    turn: NonNegativeInt | None = None
+    after: NonNegativeInt | None = None
+    before_step: NonNegativeInt | None = None
     finished_s: Time | None = None
 
 
@@ -59,6 +84,8 @@ class RecordedStep(_Part):
 
     :ivar loads: (adapter, seconds) in their order.
     :ivar evictions: (adapter, whether it was in this batch) in their order.
+    :ivar cached: with prefix caching, the tokens that were found cached, by request that joins in this step.
+    :ivar overwritten: cached blocks that were used for something else in this step.
     """
 
     at_s: Time
@@ -67,6 +94,8 @@ class RecordedStep(_Part):
     adapters: tuple[int, ...]
     loads: tuple[tuple[int, Time], ...] = ()
     evictions: tuple[tuple[int, bool], ...] = ()
+    cached: dict[int, NonNegativeInt] = {}
+    overwritten: NonNegativeInt = 0
 
 
 class StepRecord(_Part):
@@ -101,18 +130,38 @@ class StepRecord(_Part):
         if any(after.at_s < before.at_s for before, after in pairwise(self.steps)):
             raise ValueError("steps must be in the order of their times")
         for request in self.requests:
-            if request.finished_s is not None and request.finished_s < request.arrival_s:
-                raise ValueError(f"request {request.id} ends before it arrives")
+            self._check(request)
         known = config.adapters
-        if any(request.adapter >= known for request in self.requests):
-            raise ValueError(f"a request names an adapter beyond config.adapters ({known})")
         for number, step in enumerate(self.steps):
-            if any(not 0 <= index < len(self.requests) for index in (*step.scheduled, *step.preempted)):
+            if any(not 0 <= index < len(self.requests) for index in (*step.scheduled, *step.preempted, *step.cached)):
                 raise ValueError(f"step {number} schedules a request that the record doesn't have")
             named = (*step.adapters, *(load[0] for load in step.loads), *(eviction[0] for eviction in step.evictions))
             if any(not 0 <= adapter < known for adapter in named):
                 raise ValueError(f"step {number} names an adapter beyond config.adapters ({known})")
         return self
+
+    def _check(self, request: RecordedRequest) -> None:
+        """Check a request against the record; raise ValueError."""
+        config, after = self.config, request.after
+        if request.finished_s is not None and request.finished_s < request.arrival_s:
+            raise ValueError(f"request {request.id} ends before it arrives")
+        if request.adapter is not None and request.adapter >= config.adapters:
+            raise ValueError(f"a request names an adapter beyond config.adapters ({config.adapters})")
+        if request.prefix is not None:
+            text, tokens = request.prefix
+            if text >= config.texts:
+                raise ValueError(f"request {request.id} names a text beyond config.texts ({config.texts})")
+            if tokens > request.prompt_tokens:
+                raise ValueError(f"request {request.id}: prefix is longer than prompt_tokens ({request.prompt_tokens})")
+        if request.session is not None and request.session >= config.sessions:
+            raise ValueError(f"request {request.id} names a session beyond config.sessions ({config.sessions})")
+        if after is None:
+            return
+        if request.session is None or after >= request.id or self.requests[after].session != request.session:
+            raise ValueError(f"request {request.id}: after ({after}) must be an earlier request of the same session")
+        before = self.requests[after]
+        if request.prompt_tokens < before.prompt_tokens + before.output_tokens:
+            raise ValueError(f"request {request.id}: prompt_tokens must include request {after} and its answer")
 
 
 def read_record(path: Path) -> StepRecord:
@@ -159,4 +208,5 @@ def read_record(path: Path) -> StepRecord:
 
 def _versions(engine: str) -> Versions | None:
     """Return the versions whose rules ``vllm 0.32.0 (cpu)`` follows."""
-    return versions_of(engine.partition(" (")[0]) if any(map(str.isdigit, engine)) else None
+    name = engine.partition(" (")[0]
+    return versions_of(name) if has_version(name) else None

@@ -6,17 +6,19 @@ set's), and for records in real time when each step began.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.kv.counting_store import CountingStore
+from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.set_order import TouchOrder
 from sim.policies.vllm_lru import VllmLruCache
 from sim.spec.engines import preset_value
 from sim.spec.profile import StepCost
-from sim.studies.fidelity.step_record import RecordedStep, StepRecord
+from sim.studies.fidelity.step_record import RecordedRequest, RecordedStep, StepRecord
 from sim.traffic.request import Request
 
 
@@ -25,9 +27,10 @@ class Replay:
     """How a replay compares with its record.
 
     :ivar steps: steps of the record; ``equal_steps``: those with the same tokens for the same requests, the same
-        preemptions, loads and evictions.
+        preemptions, loads and evictions, and with prefix caching the same cached tokens and blocks overwritten.
     :ivar loads: loads of the record; ``predicted_loads``: of the replay; ``equal_loads``: those at the same place of
         the same step.
+    :ivar cached_tokens: tokens of the record that were found cached; ``predicted_cached_tokens``: of the replay.
     :ivar first_difference: a sentence, or None.
     :ivar late_steps: by request, how many steps later than recorded it ended; negative: earlier.
     """
@@ -37,6 +40,8 @@ class Replay:
     loads: int = 0
     predicted_loads: int = 0
     equal_loads: int = 0
+    cached_tokens: int = 0
+    predicted_cached_tokens: int = 0
     first_difference: str | None = None
     late_steps: dict[int, int] = field(default_factory=dict)
 
@@ -65,21 +70,38 @@ class _Replayer:
         self.record = record
         self._orders = _RecordedOrder()
         self.cache = VllmLruCache(config.adapters, config.slots, config.host_slots, self._orders)
-        self.waiting = ClaimingQueue(self.cache, _never, stop=False, blocking=True, gives_up=True)
+        self.waiting = vllm_queue(self.cache, preset_value(preset, "fleet.passed_requests"))
         whole_prompt = preset_value(preset, "fleet.kv_check") == "whole-prompt"
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, whole_prompt)
-        kv = CountingStore(config.kv_blocks - preset_value(preset, "fleet.reserved_kv_blocks"), config.block_size)
+        blocks = config.kv_blocks - preset_value(preset, "fleet.reserved_kv_blocks")
+        self._prefixes: PrefixStore | None = None
+        if config.prefix_caching:
+            uncached_last = preset_value(preset, "fleet.uncached_blocks") == "last"
+            self._prefixes = PrefixStore(blocks, config.block_size, uncached_last=uncached_last)
+        kv = self._prefixes or CountingStore(blocks, config.block_size)
         costs = StepCosts(StepCost(), config.slots, config.max_num_batched_tokens)
         self.scheduler = Scheduler(limits, kv, self.waiting, [0] * config.adapters, costs)
-        self._to_come = [
-            Request(request.id, request.arrival_s, request.adapter, request.prompt_tokens, request.output_tokens)
-            for request in sorted(record.requests, key=lambda request: (request.arrival_s, request.id))
-        ]
-        self._preemptions = dict.fromkeys(range(len(record.requests)), 0)
+        base_model = self.cache.serve_base_model()
+        self.scheduler.serve_base_model(base_model)
+        requests = [_request(request, base_model, config.texts) for request in record.requests]
+        self._next_turns = {
+            request.after: requests[request.id] for request in record.requests if request.after is not None
+        }
+        first_turns = [request for request in record.requests if request.after is None]
+        if record.mode == "online" and all(request.before_step is not None for request in first_turns):
+            self._to_come = [((request.before_step or 0), requests[request.id]) for request in first_turns]
+        else:
+            starts = [step.at_s for step in record.steps]
+            self._to_come = [(bisect_left(starts, request.arrival_s), requests[request.id]) for request in first_turns]
+        self._to_come.sort(key=lambda coming: (coming[0], coming[1].arrival_s, coming[1].index))
 
     def run(self) -> Replay:
         record = self.record
-        result = Replay(len(record.steps), loads=sum(len(step.loads) for step in record.steps))
+        result = Replay(
+            len(record.steps),
+            loads=sum(len(step.loads) for step in record.steps),
+            cached_tokens=sum(sum(step.cached.values()) for step in record.steps),
+        )
         last = {request: number for number, step in enumerate(record.steps) for request in step.scheduled}
         for number, step in enumerate(record.steps):
             self._orders.note(step.adapters)
@@ -90,14 +112,16 @@ class _Replayer:
     def _step(self, number: int, step: RecordedStep, result: Replay) -> list[Request]:
         """Take one step and compare it; return the requests that end with it."""
         scheduler = self.scheduler
-        while self._to_come and self._to_come[0].arrival_s <= step.at_s:
-            self.waiting.push(self._to_come.pop(0))
-        before = set(scheduler.running)
+        while self._to_come and self._to_come[0][0] <= number:
+            self.waiting.push(self._to_come.pop(0)[1])
+        before = list(scheduler.running)
+        evicted_blocks = self._prefixes.evicted_blocks if self._prefixes else 0
         scheduler.compose(step.at_s)
         scheduled = scheduler.scheduled()
-        preempted = sorted(before - scheduler.running.keys())
-        for request in scheduler.running.values():
-            request.claimed = True
+        preempted = sorted(set(before) - scheduler.running.keys())
+        joined = [index for index in scheduler.running if index not in before]
+        cached = {index: scheduler.running[index].context - scheduled[index] for index in joined}
+        self.waiting.unloaded.clear()
         victims: list[int] = []
         self.cache.victims = victims
         loads = self.cache.touch(list(scheduler.adapters))
@@ -110,6 +134,14 @@ class _Replayer:
             ("loads", [adapter for adapter, _ in loads], [adapter for adapter, _ in step.loads]),
             ("evictions (adapter, in this batch)", evicted, list(step.evictions)),
         ]
+        if self._prefixes:
+            self._prefixes.settle()
+            overwritten = self._prefixes.evicted_blocks - evicted_blocks
+            comparisons += [
+                ("cached tokens by request", cached, step.cached),
+                ("blocks overwritten", overwritten, step.overwritten),
+            ]
+            result.predicted_cached_tokens += sum(cached.values())
         result.predicted_loads += len(loads)
         result.equal_loads += sum(ours[0] == theirs[0] for ours, theirs in zip(loads, step.loads, strict=False))
         different = [
@@ -127,7 +159,23 @@ class _Replayer:
         finished = scheduler.complete(1, step.at_s)
         for request in finished:
             self.cache.release(request.adapter)
+        ended = {request.index for request in finished}
+        for index in [*before, *joined]:
+            if index in ended and index in self._next_turns:
+                self.waiting.push(self._next_turns[index])
         return finished
+
+
+def _request(recorded: RecordedRequest, base_model: int, texts: int) -> Request:
+    """Return a recorded request; prompts of a conversation have one key after those of all texts."""
+    adapter = base_model if recorded.adapter is None else recorded.adapter
+    request = Request(recorded.id, recorded.arrival_s, adapter, recorded.prompt_tokens, recorded.output_tokens)
+    if recorded.prefix is not None:
+        text, tokens = recorded.prefix
+        request.shared = ((tokens, text),)
+    if recorded.session is not None:
+        request.text = texts + recorded.session
+    return request
 
 
 def _brief(some: object, other: object) -> str:
@@ -136,7 +184,3 @@ def _brief(some: object, other: object) -> str:
         only = {key: value for key, value in some.items() if other.get(key) != value}
         return str(only) if only else "nothing more"
     return str(some)
-
-
-def _never(request: Request) -> None:
-    raise AssertionError("blocking loads are never requested ahead")

@@ -49,18 +49,19 @@ def screen(world: World) -> Screened:
     """Return the estimates for a world."""
     scenario, traffic = world.scenario, world.traffic
     replicas = scenario.fleet.replicas
-    shares, own = _shares(world)
+    shares, own, with_adapter = _shares(world)
     rate = traffic.rate * own / replicas
     weights = np.asarray(world.weights[: len(shares)], dtype=np.int64)
     pooled = replicas if scenario.router_policy.splits_adapters else 1
     miss = float(che_miss_ratios(shares, [world.capacity * pooled], weights)[0])
     loading = _mean_load_s(world)
     loaders = 1 if scenario.storage.mode == "blocking" else scenario.storage.loaders
-    loader_load = rate * miss * loading / loaders
+    misses = rate * with_adapter * miss
+    loader_load = misses * loading / loaders
     if scenario.fleet.engine == "fixed":
         assert scenario.fleet.service is not None, "checked by the model"
         return Screened(miss, loader_load, None, rate * scenario.fleet.service.mean(), None)
-    blocked = rate * miss * loading if scenario.storage.mode == "blocking" else 0.0
+    blocked = misses * loading if scenario.storage.mode == "blocking" else 0.0
     batch, gpu_load, kv_share = _batch(world, rate, blocked)
     return Screened(miss, loader_load, batch, gpu_load, kv_share)
 
@@ -78,14 +79,16 @@ def _mean_load_s(world: World) -> float:
     return float(seconds @ _shares(world)[0]) * mean_residual(tier)
 
 
-def _shares(world: World) -> tuple[np.ndarray, float]:
-    """Return the adapters' shares of the requests to replicas of the base model, and the share of these requests."""
-    shares = world.traffic.shares()
+def _shares(world: World) -> tuple[np.ndarray, float, float]:
+    """Return the adapters' shares of the requests for adapters, the share of all requests that go to replicas of the
+    base model, and which share of these is for adapters."""
+    shares, base = world.traffic.shares(), world.traffic.base_share
     if world.full is None:
-        return shares, 1.0
+        return shares, 1.0, 1.0 - base
     own = np.where(world.full.full[: len(shares)], 0.0, shares)
     total = float(own.sum())
-    return own / max(total, 1e-300), total
+    asked = total * (1.0 - base)
+    return own / max(total, 1e-300), asked + base, asked / max(asked + base, 1e-300)
 
 
 def mean_tokens(world: World) -> tuple[float, float]:
@@ -110,14 +113,14 @@ def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, flo
     prompt, output = mean_tokens(world)
     held = prompt + output / 2
     rank = padded_rank(world.profile, world.population)
-    costs = StepCosts(world.profile.step, _slots(scenario, world), scenario.fleet.max_num_batched_tokens, rank)
+    costs = StepCosts(world.profile.step, _slots(scenario, world), world.batched_tokens, rank)
     most = max(1, min(scenario.fleet.max_num_seqs, int(world.kv_tokens / held)))
-    shares = _shares(world)[0]
+    shares, _, with_adapter = _shares(world)
     best, enough = 0.0, None
     for batch in sorted({*np.unique(np.geomspace(1, most, 40).astype(int)).tolist(), most}):
         prefill = prompt / output * batch
-        tokens = min(scenario.fleet.max_num_batched_tokens, int(batch + prefill))
-        distinct = min(_distinct(shares, batch), world.capacity if scenario.cache.gpu.slots else batch)
+        tokens = min(world.batched_tokens, int(batch + prefill))
+        distinct = min(_distinct(shares, batch * with_adapter), world.capacity if scenario.cache.gpu.slots else batch)
         step = costs.step(
             tokens, int(batch * held), int(distinct), int(distinct * _mean_of_adapters(world, world.ranks))
         )
@@ -129,7 +132,7 @@ def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, flo
     return enough, rate / best if best > 0 else math.inf, min(1.0, kv)
 
 
-def _distinct(shares: np.ndarray, batch: int) -> float:
+def _distinct(shares: np.ndarray, batch: float) -> float:
     """Return the mean number of distinct adapters in a batch."""
     return float(-np.expm1(batch * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum())
 

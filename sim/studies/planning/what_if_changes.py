@@ -104,14 +104,14 @@ def _adapters(scenario: Scenario) -> Iterator[Change]:
     if adapters.size is not None:
         yield Change("adapters", "adapters twice as large", {"adapters.size": f"{2 * adapters.size} B"})
         return
-    full = [kind for kind in adapters.mix if kind.kind == "full"]
+    others = [kind for kind in adapters.mix if kind.kind != "lora"]
     if any(kind.size is not None for kind in adapters.mix if kind.kind == "lora"):
         return
     now = None if adapters.mix else (adapters.rank, _target_words(adapters.targets))
     for targets, words in (("all-linear", "all linear layers"), (list(_ATTENTION), "attention only")):
         for rank in _RANKS:
             if (rank, words) != now:
-                yield Change("adapters", f"rank {rank}, {words}", _all_of(rank, targets, adapters, full))
+                yield Change("adapters", f"rank {rank}, {words}", _all_of(rank, targets, adapters, others))
     if adapters.dtype != "fp8":
         yield Change(
             "adapters",
@@ -121,15 +121,15 @@ def _adapters(scenario: Scenario) -> Iterator[Change]:
         )
 
 
-def _all_of(rank: int, targets: Any, adapters: Adapters, full: list[AdapterKind]) -> dict[str, Any]:
-    """Return the values that give every adapter this shape and leave full models alone."""
-    if not full:
+def _all_of(rank: int, targets: Any, adapters: Adapters, others: list[AdapterKind]) -> dict[str, Any]:
+    """Return the values that give every adapter this shape and leave full models and the base model alone."""
+    if not others:
         drop = {"adapters.mix": None} if adapters.mix else {}
         return {**drop, "adapters.rank": rank, "adapters.targets": targets}
-    kept = [kind.model_dump(mode="json", exclude_unset=True) for kind in full]
+    kept = [kind.model_dump(mode="json", exclude_unset=True) for kind in others]
     for kind in kept:
         kind |= {"size": f"{kind['size']} B"} if kind.get("size") is not None else {}
-    share = 1 - sum(kind.share for kind in full)
+    share = 1 - sum(kind.share for kind in others)
     return {"adapters.mix": [{"share": share, "rank": rank, "targets": targets}, *kept]}
 
 

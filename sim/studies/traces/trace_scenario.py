@@ -29,6 +29,7 @@ def write_scenario(study: TraceStudy, trace: TraceData, name: str, folder: Path,
     model, part = study.model, study.part
     assert model is not None, "there is traffic to write"
     assert part is not None, "fitted to a part"
+    trace = trace.for_adapters()
     if trace.adapter is not None and model.weights is not None:
         write_text(folder / ADAPTERS, weights_text(model, trace.names))
     if trace.prompt_tokens is not None:
@@ -38,12 +39,18 @@ def write_scenario(study: TraceStudy, trace: TraceData, name: str, folder: Path,
 
 
 def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
-    """Return the text of the scenario file."""
+    """Return the text of the scenario file.
+
+    :param trace: without requests to the base model, to which nothing was fitted.
+    """
     facts, model, part = study.facts, study.model, study.part
     assert model is not None, "there is traffic to write"
     assert part is not None, "fitted to a part"
     named = trace.adapter is not None
     workload = workload_of(model, ADAPTERS) if named else dict(model.workload)
+    if facts.base_share > 0:  # fitted to the requests for adapters; a share of all requests will be for the base model
+        rate = float(workload["arrivals"]["rate"].removesuffix("/s")) / (1 - facts.base_share)
+        workload["arrivals"] = {**workload["arrivals"], "rate": f"{rate:.6g}/s"}
     lines = [
         f"# Synthetic traffic fitted to {_one_line(name)} by loraplan trace.",
         *[f"# {line}" for line in _said(study)],
@@ -72,7 +79,15 @@ def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
         lines.append(f"  {_UNNAMED}")
     elif model.weights is None:
         lines.append(f"  count: {model.adapters}")
-    lines.append("  rank: 16   # the trace has no ranks: choose one")
+    if facts.base_share > 0:
+        base = f"{facts.base_share:.6f}"
+        lines += [
+            "  mix:",
+            f"    - {{share: {base}, kind: base}}   # requests that name no adapter",
+            f"    - {{share: {1 - float(base):.6f}, rank: 16}}   # the trace has no ranks: choose one",
+        ]
+    else:
+        lines.append("  rank: 16   # the trace has no ranks: choose one")
     return "\n".join(lines) + "\n"
 
 
@@ -81,7 +96,7 @@ def _said(study: TraceStudy) -> list[str]:
     assert part is not None, "fitted to a part"
     share = part.span_s / study.facts.span_s
     fitted = "Fitted to all of it" if share >= 1 else f"Fitted to the first {share:.3g} of its time"
-    lines = [f"{fitted}, {len(part):,} requests."]
+    lines = [f"{fitted}, {len(part):,} requests{' for adapters' if study.facts.base_share > 0 else ''}."]
     worst = None if check is None else check.worst()
     if check is None or worst is None:
         return [*lines, "Its miss ratios were checked on nothing."]

@@ -74,9 +74,15 @@ def study_trace(
 ) -> TraceStudy:
     """Diagnose a trace and fit traffic to its first part.
 
+    Requests to the base model count for rates, bursts and lengths. Popularity, locality, sessions and the fitted
+    traffic are those of the others.
+
     :param fit_share: share of its time to fit; 1: all of it, so that nothing is left to check the fit on.
     """
-    times, adapter = trace.arrival_s, trace.adapter
+    times, prompt, output = trace.arrival_s, trace.prompt_tokens, trace.output_tokens
+    requests, base_share = len(trace), trace.base_share
+    trace = trace.for_adapters()
+    adapter = trace.adapter
     span = float(times[-1]) if len(times) else 0.0
     model, part, check = None, None, None
     notes = list(trace.notes)
@@ -85,19 +91,19 @@ def study_trace(
         model, part, check, found, why = _fit(trace, span, fit_share, seed, progress)
         notes += why
         pause = found or pause
-    prompt, output = trace.prompt_tokens, trace.output_tokens
-    some = slice(None, None, max(1, len(times) // MOST_LENGTHS))
-    if adapter is not None and len(times) > MOST_SESSIONS:
+    some = slice(None, None, max(1, requests // MOST_LENGTHS))
+    if adapter is not None and len(trace) > MOST_SESSIONS:
         notes.append(f"sessions are those of the first {MOST_SESSIONS:,} requests")
     asked = None if adapter is None else np.bincount(adapter, minlength=len(trace.names))
     sessions, table = _sessions(trace, span, pause)
     in_sessions = trace.session is not None or (model is not None and model.pause_s is not None)
     facts = TraceFacts(
         file=file,
-        requests=len(times),
+        requests=requests,
+        base_share=base_share,
         adapters=len(trace.names),
         span_s=span,
-        rate_rps=len(times) / span if span > 0 else 0.0,
+        rate_rps=requests / span if span > 0 else 0.0,
         gap_cv=gap_cv(times),
         dispersion_1s=dispersion(times, 1.0),
         dispersion_60s=dispersion(times, 60.0),
@@ -105,9 +111,7 @@ def study_trace(
         prompt=None if prompt is None else quantiles(prompt),
         output=None if output is None else quantiles(output),
         length_correlation=None if prompt is None or output is None else correlation(prompt[some], output[some]),
-        length_by_adapter=None
-        if prompt is None or output is None or adapter is None
-        else by_adapter(prompt[some], output[some], adapter[some]),
+        length_by_adapter=None if adapter is None else _length_by_adapter(trace, adapter),
         concentration=None if asked is None else concentration(asked),
         laws=_laws(asked, table if in_sessions else None, seed),
         sessions=sessions,
@@ -118,6 +122,14 @@ def study_trace(
         notes=notes,
     )
     return TraceStudy(facts, model, part)
+
+
+def _length_by_adapter(trace: TraceData, adapter: NDArray[np.int32]) -> float | None:
+    """Return the share of the variance of lengths that lies between adapters."""
+    if trace.prompt_tokens is None or trace.output_tokens is None:
+        return None
+    some = slice(None, None, max(1, len(trace) // MOST_LENGTHS))
+    return by_adapter(trace.prompt_tokens[some], trace.output_tokens[some], adapter[some])
 
 
 def curve_slots(adapters: int) -> list[int]:

@@ -21,6 +21,7 @@ from sim.studies.training.remedy_kinds import (
     kind_words,
     kinds_of,
     mean_bytes,
+    mixed_in,
     only_kind,
     plain_kind,
     populate_as,
@@ -118,9 +119,9 @@ def _of_full(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, w
     share = share_of(number, count)
     kinds = adapters.mix or (only_kind(adapters),)
     full = AdapterKind(share=share, kind="full")
-    others = tuple(kind.model_copy(update={"share": kind.share * (1 - share)}) for kind in kinds)
-    mix = [plain_kind(kind) for kind in (full, *others) if kind.share > 0]
-    sizes = bytes_of(kinds[0], adapters, world), bytes_of(full, adapters, world)
+    mix = [plain_kind(kind) for kind in mixed_in(full, share, kinds) if kind.share > 0]
+    first = next(kind for kind in kinds if kind.kind != "base")
+    sizes = bytes_of(first, adapters, world), bytes_of(full, adapters, world)
     served = loaded.scenario.fleet.full_models
     ways: dict[str, tuple[str, str | None]] = {"as now": (ONE, None)}
     if served is None:
@@ -149,11 +150,11 @@ def _of_shape(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, 
         yield RemedyChange(remedy, title, "all adapters", ALL, count, change)
         return
     share = share_of(number, count)
-    others = tuple(kind.model_copy(update={"share": kind.share * (1 - share)}) for kind in found.kinds)
-    alone = adapters_with(adapters, (new.model_copy(update={"share": share}), *others))
+    alone = adapters_with(adapters, mixed_in(new, share, found.kinds))
     kinds = tuple(kind_after(remedy, kind, wanted) if i in found.alike else kind for i, kind in enumerate(found.kinds))
-    alike = round(count * sum(found.kinds[i].share for i in found.alike))
-    which = "all adapters" if len(found.alike) == len(found.kinds) else "all of its kind"
+    of_adapters = [kind.share for kind in found.kinds if kind.kind != "base"]
+    alike = round(count * sum(found.kinds[i].share for i in found.alike) / sum(of_adapters))
+    which = "all adapters" if len(found.alike) == len(of_adapters) else "all of its kind"
     sizes = bytes_of(old, adapters, world), bytes_of(new, adapters, world)
     scopes = [(ONE, number, _who(number, count), alone), (ALL, alike, which, adapters_with(adapters, kinds))]
     for scope, changed, who, after in scopes[number >= count :]:

@@ -82,6 +82,19 @@ def kinds_of(adapters: Adapters, vetted: Sequence[CurrentAdapter]) -> Kinds:
     return Kinds(adapters.mix, tuple(alike))
 
 
+def mixed_in(new: AdapterKind, share: float, kinds: Sequence[AdapterKind]) -> tuple[AdapterKind, ...]:
+    """Return a mix in which a share of the adapters is of a new kind, and the base model gets as many requests as
+    before.
+
+    :param share: of all adapters; each of the other kinds of adapters has to give up this share of its own.
+    """
+    base = sum(kind.share for kind in kinds if kind.kind == "base")
+    others = (
+        kind if kind.kind == "base" else kind.model_copy(update={"share": kind.share * (1 - share)}) for kind in kinds
+    )
+    return (new.model_copy(update={"share": share * (1 - base)}), *others)
+
+
 def only_kind(adapters: Adapters) -> AdapterKind:
     """Return the one kind of adapters that have no mix."""
     return _kind(1.0, adapters.rank, adapters.targets, adapters.size)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sim.errors import InputError, TraceError
 from sim.spec.sections.trace_source import TRACE_FORMATS
+from sim.traffic.request import BASE_MODEL
 from sim.traffic.traces.data import ReadOptions
 from sim.traffic.traces.read import format_named, format_of
 from sim.traffic.traces.rows import MAX_BYTES
@@ -17,7 +18,7 @@ from sim.traffic.traces.text_files import open_table
 
 @dataclass(frozen=True, slots=True)
 class AdapterSequence:
-    """The requests of a trace, as a cache sees them.
+    """The requests of a trace for adapters, as a cache sees them.
 
     :ivar adapter: (n,) int32 index into ``names``, by first appearance.
     :ivar names: the adapters' names.
@@ -64,4 +65,9 @@ def read_adapter_sequence(
     sizes = data.adapter_bytes
     if adapter_size is not None:
         sizes = np.full(len(data.names), adapter_size, dtype=np.int64)
-    return AdapterSequence(data.adapter, data.names, sizes, data.notes)
+    asked = data.adapter[data.adapter != BASE_MODEL]
+    notes, without = data.notes, len(data.adapter) - len(asked)
+    if without:
+        some = f"{without:,} of {len(data.adapter):,} requests are"
+        notes += (f"{file}: {some} for the base model and use no cache: they are left out",)
+    return AdapterSequence(asked, data.names, sizes, notes)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
+from sim.traffic.request import BASE_MODEL
+from sim.traffic.shared_text import SharedText
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -28,12 +30,15 @@ class TraceData:
 
     :ivar arrival_s: (n,) float64, from 0 at the first request, never falling.
     :ivar prompt_tokens, output_tokens: (n,) int32, 1 or more, or None where the format has no lengths.
-    :ivar adapter: (n,) int32 index into ``names`` (by first appearance), or None where the trace names none.
+    :ivar adapter: (n,) int32 index into ``names`` (by first appearance), ``BASE_MODEL`` where a request names none
+        while others do; None where the trace names none.
     :ivar session: (n,) int32 index by first appearance, or None where the trace names none.
     :ivar names: adapter names.
     :ivar adapter_bytes: (adapters,) int64 from the optional column, or None.
     :ivar notes: notes for the user, such as ignored columns.
     :ivar skipped: reason → rows left out.
+    :ivar text: which tokens of prompts requests share, or None where the trace doesn't say.
+    :ivar text_by_user: whether copies of the trace, which stand for other users, share nothing of it.
     """
 
     arrival_s: Floats
@@ -45,6 +50,8 @@ class TraceData:
     adapter_bytes: Ints | None = None
     notes: tuple[str, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
+    text: SharedText | None = None
+    text_by_user: bool = False
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -59,6 +66,29 @@ class TraceData:
     def __len__(self) -> int:
         return len(self.arrival_s)
 
+    @property
+    def base_share(self) -> float:
+        """Share of the requests that are for the base model, since they name no adapter while others do."""
+        return 0.0 if self.adapter is None else float(np.mean(self.adapter == BASE_MODEL))
+
+    def for_adapters(self) -> TraceData:
+        """Return the trace without the requests to the base model."""
+        if self.adapter is None or self.base_share == 0:
+            return self
+        chosen = self.adapter != BASE_MODEL
+
+        def pick(values: Ints32 | None) -> Ints32 | None:
+            return None if values is None else values[chosen]
+
+        return replace(
+            self,
+            arrival_s=self.arrival_s[chosen],
+            prompt_tokens=pick(self.prompt_tokens),
+            output_tokens=pick(self.output_tokens),
+            adapter=pick(self.adapter),
+            session=pick(self.session),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
@@ -67,6 +97,7 @@ class ReadOptions:
     :ivar limit: the most requests to return.
     :ivar seed: for formats that give rates or counts instead of single requests.
     :ivar rate_scale: factor on the rates and counts of such formats.
+    :ivar hash_block: tokens of a block in the column ``hash_ids``.
     :ivar adapters_only: read only adapters, so that plain tables need no times and no lengths.
     """
 
@@ -75,6 +106,7 @@ class ReadOptions:
     seed: int = 1
     rate_scale: float = 1.0
     lengths_file: str | None = None
+    hash_block: int = 512
     skip_bad: bool = False
     adapters_only: bool = False
 

@@ -9,7 +9,10 @@ from typing import Any, BinaryIO
 
 from sim.cells import text_cell
 from sim.errors import InputError
+from sim.traffic.request import BASE_MODEL
+from sim.traffic.shared_text import SharedText
 from sim.traffic.traces.data import TraceData
+from sim.traffic.traces.text_columns import HASH_IDS, PREFIX_ID, PREFIX_TOKENS
 
 _ROWS = 1 << 16
 SUFFIXES = (".csv", ".parquet")
@@ -40,6 +43,8 @@ def columns_of(trace: TraceData) -> dict[str, Any]:
         found["adapter_bytes"] = trace.adapter_bytes
     if trace.session is not None:
         found["session_id"] = trace.session
+    if trace.text is not None:
+        found |= dict.fromkeys((HASH_IDS,) if trace.text_by_user else (PREFIX_ID, PREFIX_TOKENS), trace.text)
     return found
 
 
@@ -63,15 +68,29 @@ def _blocks(trace: TraceData) -> Iterator[dict[str, Any]]:
     """Yield the columns of consecutive rows as lists."""
     columns = columns_of(trace)
     for start in range(0, len(trace), _ROWS):
-        block = {}
+        block: dict[str, list[Any]] = {}
         for name, values in columns.items():
             if name == "adapter_bytes":
-                block[name] = values[trace.adapter[start : start + _ROWS]].tolist()  # type: ignore[index]
+                adapters = trace.adapter[start : start + _ROWS].tolist()  # type: ignore[index]
+                block[name] = [None if index == BASE_MODEL else int(values[index]) for index in adapters]
+                continue
+            if isinstance(values, SharedText):
+                block[name] = _text_cells(name, values.part(start, min(start + _ROWS, len(trace))))
                 continue
             block[name] = values[start : start + _ROWS].tolist()
             if name == "adapter_id":
-                block[name] = [trace.names[index] for index in block[name]]
+                block[name] = [None if index == BASE_MODEL else trace.names[index] for index in block[name]]
         yield block
+
+
+def _text_cells(name: str, text: SharedText) -> list[Any]:
+    """Return the cells of one of the columns that say what requests share."""
+    runs = [found for found, _ in text.of_requests()]
+    if name == HASH_IDS:
+        return [" ".join(str(key) for _, key in found) for found in runs]
+    if name == PREFIX_ID:
+        return [str(found[0][1]) if found else "" for found in runs]
+    return [found[0][0] if found else 0 for found in runs]
 
 
 def _write_csv(trace: TraceData, out: BinaryIO) -> None:
@@ -81,7 +100,7 @@ def _write_csv(trace: TraceData, out: BinaryIO) -> None:
     plain = {name: text_cell(name) for name in trace.names}
     for block in _blocks(trace):
         if "adapter_id" in block:
-            block["adapter_id"] = [plain[name] for name in block["adapter_id"]]
+            block["adapter_id"] = ["" if name is None else plain[name] for name in block["adapter_id"]]
         writer.writerows(zip(*block.values(), strict=True))
     text.flush()
     text.detach()
@@ -91,7 +110,8 @@ def _write_parquet(trace: TraceData, out: BinaryIO) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {"timestamp_s": pa.float64(), "adapter_id": pa.string()}
+    text = dict.fromkeys(("adapter_id", PREFIX_ID, HASH_IDS), pa.string())
+    kinds = {"timestamp_s": pa.float64(), **text}
     schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in columns_of(trace)])
     with pq.ParquetWriter(out, schema) as writer:
         for block in _blocks(trace):

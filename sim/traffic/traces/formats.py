@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
+from sim.traffic.request import BASE_MODEL
 from sim.traffic.traces.bad_rows import BadRows, listed, shown
 from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, TraceTable
 from sim.traffic.traces.data import (
@@ -26,6 +27,7 @@ from sim.traffic.traces.data import (
 )
 from sim.traffic.traces.growing_array import GrowingArray
 from sim.traffic.traces.rows import MAX_BYTES, Names, Rows, TimeOrder, hashes, kept
+from sim.traffic.traces.text_columns import TEXT_COLUMNS, TextReader, text_columns
 
 YEARS = (1700, 2200)
 """Beyond these, dates can't be told to 100 ns."""
@@ -41,6 +43,7 @@ class Layout:
     :ivar no_output: what an output of 0 tokens means.
     :ivar unsorted: whether rows may come in any order.
     :ivar size, session: columns that a file may have.
+    :ivar texts: whether it may have columns that say what requests share (``text_columns.py``).
     :ivar others: columns of the format that hold nothing for us; not worth a note.
     """
 
@@ -54,6 +57,7 @@ class Layout:
     unsorted: bool = False
     size: str | None = None
     session: str | None = None
+    texts: bool = False
     others: tuple[str, ...] = ()
 
     def needed(self) -> tuple[str, ...]:
@@ -63,7 +67,7 @@ class Layout:
 
     def used(self, header: Sequence[str]) -> tuple[str, ...]:
         """Return the columns that are read from a file with this header."""
-        optional = (self.size, self.session)
+        optional = (self.size, self.session, *(TEXT_COLUMNS if self.texts else ()))
         return (*self.needed(), *(column for column in optional if column is not None and column in header))
 
 
@@ -77,6 +81,7 @@ def plain(header: Sequence[str]) -> Layout:
         output="output_tokens",
         size="adapter_bytes",
         session="session_id",
+        texts=True,
         others=("adapter_id", "tenant_id"),
     )
 
@@ -85,14 +90,16 @@ def plain(header: Sequence[str]) -> Layout:
 AZURE_LLM = Layout(
     time="TIMESTAMP", per_second="dates", prompt="ContextTokens", output="GeneratedTokens", no_output="one"
 )
-# kvcache-ai/Mooncake, FAST25-release/traces: milliseconds; hash_ids are of the prompt's 512-token blocks
+# kvcache-ai/Mooncake, FAST25-release/traces: milliseconds; hash_ids are of the prompt's 512-token blocks, each of a
+# block with all before it
 MOONCAKE = Layout(
     time="timestamp",
     per_second=1000,
     prompt="input_length",
     output="output_length",
     no_output="one",
-    others=("hash_ids", "n_hash_ids", "second_hash_id"),
+    texts=True,
+    others=("n_hash_ids", "second_hash_id"),
 )
 # HPMLL/BurstGPT, README.md: "with some failure that Response tokens are 0s"
 BURSTGPT = Layout(
@@ -124,7 +131,8 @@ def read_rows(table: TraceTable, layout: Layout, ask: ReadOptions) -> TraceData:
     columns = layout.used(table.header)
     check_columns(table, ask.file, layout.needed(), columns)
     bad_rows, parts, order = BadRows(ask.file, ask.skip_bad), _Parts(), TimeOrder()
-    reader = _Reader(layout, columns, order, ask.file)
+    texts = text_columns(table.header, ask.file) if layout.texts else ()
+    reader = _Reader(layout, columns, order, ask.file, TextReader(texts, ask.hash_block) if texts else None)
     block_rows = max(1, min(BLOCK_ROWS, BLOCK_CELLS // len(table.header)))
     limit = None if layout.unsorted else ask.limit
     while (limit is None or parts.count < limit) and not bad_rows.hopeless:
@@ -145,8 +153,11 @@ def read_rows(table: TraceTable, layout: Layout, ask: ReadOptions) -> TraceData:
 class _Reader:
     """Turn blocks into arrays by a layout."""
 
-    def __init__(self, layout: Layout, columns: tuple[str, ...], order: TimeOrder, file: str) -> None:
+    def __init__(
+        self, layout: Layout, columns: tuple[str, ...], order: TimeOrder, file: str, texts: TextReader | None
+    ) -> None:
         self._layout, self._columns, self._order = layout, columns, order
+        self._texts = texts
         self._names = Names(file)
         self._origin: Any = None
         self._sizes: Ints = np.zeros(0, dtype=np.int64)
@@ -156,16 +167,24 @@ class _Reader:
         """Check a block and keep its good rows."""
         layout = self._layout
         seconds = self._seconds(rows) if layout.time is not None else None
-        cells = rows.names(layout.adapter, self._names) if layout.adapter else ()
+        # A request that leaves a single column of names empty is for the base model.
+        optional = len(layout.adapter) == 1
+        cells = rows.names(layout.adapter, self._names, optional=optional) if layout.adapter else ()
         prompt = rows.tokens(layout.prompt) if layout.prompt else None
         output = self._output(rows) if layout.output else None
         if prompt is not None and output is not None and layout.output is not None:
             rows.together(layout.output, prompt, output)
         has_sizes = layout.size is not None and layout.size in self._columns
-        sizes = rows.whole(layout.size or "", 1, MAX_BYTES, "not a size in bytes") if has_sizes else None
+        sizes = None
+        if has_sizes and layout.size is not None:  # the base model has none
+            named = np.fromiter(map(bool, cells), np.bool_, len(cells))
+            sizes = rows.whole(layout.size, 1, MAX_BYTES, "not a size in bytes", needed=named)
         if seconds is not None and layout.time is not None and not layout.unsorted:
             self._order.check(rows, layout.time, seconds)
+        block = None if self._texts is None or prompt is None else self._texts.check(rows, prompt)
         good = rows.good
+        if self._texts is not None and block is not None:
+            self._texts.keep(block, good)
         parts.count += int(np.count_nonzero(good))
         for part, values in ((parts.arrival, seconds), (parts.prompt, prompt), (parts.output, output)):
             if values is not None:
@@ -174,7 +193,8 @@ class _Reader:
             codes = self._names.codes(kept(cells, good))
             parts.adapter.append(codes)
             if sizes is not None:
-                self._resize(codes, sizes[good])
+                named = codes != BASE_MODEL
+                self._resize(codes[named], sizes[good][named])
         if layout.session is not None and layout.session in self._columns:
             # A request without a session is one of its own.
             sessions = [
@@ -241,6 +261,15 @@ class _Reader:
         output = parts.output.take() if layout.output else None
         adapter = parts.adapter.take() if layout.adapter else None
         names = self._names.all()
+        if adapter is not None and not names:
+            raise TraceError(
+                "no row names an adapter",
+                key="/".join(layout.adapter),
+                file=ask.file,
+                got="only empty cells, which are requests to the base model",
+                allowed="a name in at least one row",
+                hint="LoRA can't be turned off; without this column, workload.popularity draws adapters",
+            )
         if layout.unsorted and len(arrival):
             order = np.argsort(arrival, kind="stable")[: ask.limit]
             arrival = arrival[order]
@@ -264,6 +293,8 @@ class _Reader:
             adapter_bytes=self._sizes if len(self._sizes) else None,
             notes=tuple(notes),
             skipped=dict(bad_rows.skipped),
+            text=None if self._texts is None else self._texts.finish(),
+            text_by_user=self._texts is not None and self._texts.by_user,
         )
 
 

@@ -14,6 +14,7 @@ from sim.traffic.traces.data import ReadOptions, TraceData
 from sim.traffic.traces.formats import Layout, plain, read_rows
 from sim.traffic.traces.parquet import ParquetTable
 from sim.traffic.traces.scales import faster, with_population
+from sim.traffic.traces.text_columns import TEXT_COLUMNS
 from sim.traffic.traces.text_files import open_table
 from sim.traffic.traces.windows import FUNCTION_COLUMN, read_function_counts, read_windows
 
@@ -62,7 +63,8 @@ def _plain(table: TraceTable, ask: ReadOptions) -> Layout:
         return column if column in table.header else None
 
     time, prompt, output = map(there, (layout.time, layout.prompt, layout.output))
-    return replace(layout, time=time, prompt=prompt, output=output, session=None, others=(*layout.others, "session_id"))
+    unread = (*layout.others, "session_id", *TEXT_COLUMNS)
+    return replace(layout, time=time, prompt=prompt, output=output, session=None, texts=False, others=unread)
 
 
 CSV = Format(frozenset(), _read_csv)
@@ -107,7 +109,13 @@ def read_trace(trace: Trace, limit: int | None = None, *, seed: int = 1) -> Trac
         name = format_of(table, trace.format)
     if trace.lengths_file is not None and not TRACE_FORMATS[name].has_lengths_file:
         raise TraceError("only servegen-windows has a lengths file", file=trace.file, got=f"format {name}")
-    ask = ReadOptions(file=trace.file, limit=limit, lengths_file=trace.lengths_file, skip_bad=trace.skip_bad)
+    ask = ReadOptions(
+        file=trace.file,
+        limit=limit,
+        lengths_file=trace.lengths_file,
+        hash_block=trace.hash_block,
+        skip_bad=trace.skip_bad,
+    )
     if format_named(name).drawn:
         return faster(_kept(name, replace(ask, seed=seed, rate_scale=trace.population_scale)), trace.time_scale)
     # The limit counts requests after scaling: of a trace with copies all rows are needed.

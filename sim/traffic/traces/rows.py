@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.spec.sections.laws import MAX_TOKENS
+from sim.traffic.request import BASE_MODEL
 from sim.traffic.traces.bad_rows import BadRows
 from sim.traffic.traces.blocks import Floats, Ints, RowBlock
 
@@ -64,11 +65,27 @@ class Rows:
             self.good &= ~new
             self._bad_rows.leave_out(reason, int(new.sum()))
 
-    def numbers(self, column: str, least: float = -np.inf, most: float = np.inf, allowed: str = "a number") -> Floats:
-        """Return a column as float64, 0 where it is refused as not finite or out of bounds."""
+    def numbers(
+        self,
+        column: str,
+        least: float = -np.inf,
+        most: float = np.inf,
+        allowed: str = "a number",
+        needed: Mask | None = None,
+    ) -> Floats:
+        """Return a column as float64, 0 where it is refused as not finite or out of bounds.
+
+        :param needed: rows that must have a number; others may leave it out, which reads as 0. None: all rows.
+        """
         numbers = self._block.columns[column].floats()
+        if needed is not None and not needed.all():
+            empty = np.fromiter((not cell.strip() for cell in self.texts(column)), np.bool_, len(numbers))
+            numbers = np.where(empty & ~needed, 0.0, numbers)
+            needed = needed | ~empty
         with np.errstate(invalid="ignore"):
             bad = ~((numbers >= least) & (numbers <= most) & np.isfinite(numbers))
+        if needed is not None:
+            bad &= needed
         if bad.any():
             self._refuse_unreadable(bad, column)
             self.refuse(bad, column, "not a usable number", allowed)
@@ -84,10 +101,10 @@ class Rows:
             self.refuse(bad, column, "not a usable number", "a number")
         return np.where(wanted, np.where(bad, 0.0, numbers), np.nan)
 
-    def whole(self, column: str, least: int, most: int, problem: str) -> Ints:
-        """Return a column as int64, 0 where it is refused."""
+    def whole(self, column: str, least: int, most: int, problem: str, needed: Mask | None = None) -> Ints:
+        """Return a column as int64, 0 where it is refused, or left out in a row that doesn't need it."""
         bounds = f"a whole number, {least} to {most:,}"
-        numbers = self.numbers(column, least=least, allowed=bounds)
+        numbers = self.numbers(column, least=least, allowed=bounds, needed=needed)
         bad = (numbers != np.floor(numbers)) | (numbers > most)
         if bad.any():
             self.refuse(bad, column, problem, bounds)
@@ -110,11 +127,16 @@ class Rows:
         self.refuse(np.abs(numbers) > most, column, "not a usable time", f"up to {most:g}", hint)
         return np.where(np.abs(numbers) > most, 0.0, numbers) / per_second
 
-    def names(self, columns: tuple[str, ...], names: Names) -> Sequence[str]:
-        """Return the adapter names of the rows (several columns joined by /), refusing bad ones."""
+    def names(self, columns: tuple[str, ...], names: Names, *, optional: bool = False) -> Sequence[str]:
+        """Return the adapter names of the rows (several columns joined by /), refusing bad ones.
+
+        :param optional: a row may leave its name out, which is then empty.
+        """
         parts = [self.texts(column) for column in columns]
+        if optional and any(map(str.isspace, set(parts[0]))):
+            parts = [["" if cell.isspace() else cell for cell in part] for part in parts]
         for column, cells in zip(columns, parts, strict=True):
-            for problem, allowed, mask in names.check(cells):
+            for problem, allowed, mask in names.check(cells, optional=optional):
                 self.refuse(mask, column, problem, allowed)
         return parts[0] if len(parts) == 1 else list(map("/".join, zip(*parts, strict=True)))
 
@@ -147,11 +169,14 @@ class Names:
         """Return the names in the order of their numbers."""
         return tuple(self._names)
 
-    def check(self, cells: Sequence[str]) -> list[tuple[str, str, Mask]]:
-        """Return (problem, allowed, mask) for each kind of bad name."""
+    def check(self, cells: Sequence[str], *, optional: bool) -> list[tuple[str, str, Mask]]:
+        """Return (problem, allowed, mask) for each kind of bad name.
+
+        :param optional: an empty cell is no problem.
+        """
         wrong: dict[tuple[str, str], set[str]] = {}
         for cell in set(cells):
-            problem = None if cell in self._codes else _name_problem(cell)
+            problem = None if cell in self._codes or (optional and not cell) else _name_problem(cell)
             if problem is not None:
                 wrong.setdefault(problem, set()).add(cell)
         return [
@@ -160,13 +185,15 @@ class Names:
         ]
 
     def codes(self, cells: Sequence[str]) -> Ints32:
-        """Return the number of each name, int32; new names get the next ones.
+        """Return the number of each name, int32; new names get the next ones, and empty cells ``BASE_MODEL``.
 
         :raises TraceError: if the names together are too long; the rest of a trace takes a few bytes per row.
         """
         codes = self._codes
         for cell in dict.fromkeys(cells):
-            if cell not in codes:
+            if not cell:
+                codes[cell] = BASE_MODEL
+            elif cell not in codes:
                 codes[cell] = self._names.setdefault(cell.strip(), len(self._names))
                 self._letters += len(cell)
         if self._letters > MAX_NAMES_LETTERS:

@@ -115,6 +115,20 @@ VLLM_0_32 = EngineRules(
     source="vllm/config/lora.py, vllm/lora/layers/base_linear.py",
 )
 
+# What 0.8 and 0.32 have in common; the versions between them were not read for this.
+VLLM_BETWEEN = EngineRules(
+    rank_choices=VLLM_0_8.rank_choices,
+    rank_option=VLLM_0_8.rank_option,
+    slots_hold=VLLM_0_8.slots_hold,
+    extras={
+        **{extra: rule for extra, rule in VLLM_0_8.extras.items() if rule == VLLM_0_32.extras.get(extra)},
+        "bias": Rule("refused", "takes a bias only in older versions, with --enable-lora-bias", _HELPER),
+        "LoRA on embeddings": Rule("served", "takes them under a condition that depends on the version"),
+        "part of the layers": Rule("served", "leaves the slot's other layers at zero"),
+    },
+    source=VLLM_0_8.source,
+)
+
 _SGLANG_SCALE = Rule("unknown", "reads it in newer versions (lora_config.py); what this one does was not looked up")
 SGLANG = EngineRules(
     rank_option="--max-lora-rank",

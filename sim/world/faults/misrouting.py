@@ -21,8 +21,6 @@ from sim.results.records import (
     Recorder,
     pack_judged,
 )
-from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import BaseModelAnswers
 from sim.traffic.request import MISS, Request
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.faults.misrouting_faults import MisroutingFault, make_misrouting_faults
@@ -101,7 +99,7 @@ class MisroutedRequests(NoMisrouting):
     If several faults could misroute a request, the first one in the scenario does.
 
     :param prefixes: stale prefixes, which answer with an old version.
-    :param base_model: number of the base model in replicas; -1: it never answers.
+    :param base_model: number of the base model in replicas. A request to it names no adapter, so it is never misrouted.
     """
 
     active = True
@@ -131,8 +129,11 @@ class MisroutedRequests(NoMisrouting):
 
     def start(self, fleet: OpenFleet, fail: Callable[[int, Request, int], None]) -> None:
         self._submit, self._fail = fleet.submit, fail
+        self._prefixes.start(fleet)
 
     def steer(self, request: Request) -> None:
+        if request.adapter == self._base_model:
+            return
         now, tried = self._clock.now, self._tries.get(request.index, 0)
         if now >= self._until_s:
             self._update_active(now)
@@ -157,7 +158,9 @@ class MisroutedRequests(NoMisrouting):
             self._retarget(request, reached)
 
     def routed_by(self, request: Request) -> int:
-        return self._wrong[request.index].name if request.adapter == self._base_model else request.adapter
+        if request.adapter != self._base_model or request.index not in self._wrong:
+            return request.adapter
+        return self._wrong[request.index].name
 
     def is_misrouted(self, request: Request) -> bool:
         return request.index in self._wrong
@@ -221,18 +224,12 @@ class MisroutedRequests(NoMisrouting):
         events[:] = sorted((event for event in events if event.time_s <= stopped), key=lambda event: event.time_s)
 
 
-def answering_base_model(scenario: Scenario) -> bool:
-    """Return whether a fault sends requests to the base model."""
-    return any(isinstance(fault, BaseModelAnswers) for fault in scenario.faults)
-
-
 def make_misrouting(
     world: World, replication: int, clock: Clock, recorder: Recorder, prefixes: StalePrefixes
 ) -> NoMisrouting:
     """Return the misrouting faults of one replication."""
-    base_model = len(world.population) if answering_base_model(world.scenario) else -1
-    faults = make_misrouting_faults(world, base_model, replication)
+    faults = make_misrouting_faults(world, replication)
     if not faults and not prefixes.active:
         return NoMisrouting()
     retarget = Retarget(world.scenario, world.profile, world.population)
-    return MisroutedRequests(faults, prefixes, clock, recorder, retarget, base_model)
+    return MisroutedRequests(faults, prefixes, clock, recorder, retarget, world.base_model)

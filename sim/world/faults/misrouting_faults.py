@@ -115,7 +115,7 @@ class BaseModelMisrouting(MisroutingFault):
         return self._base_model if uniform_draw(self._key, number) < self._probability else None
 
 
-def make_misrouting_faults(world: World, base_model: int, replication: int) -> list[MisroutingFault]:
+def make_misrouting_faults(world: World, replication: int) -> list[MisroutingFault]:
     """Return the misrouting faults of a scenario, in its order."""
     scenario, traffic = world.scenario, world.traffic
     seed = scenario.run.seed
@@ -127,7 +127,7 @@ def make_misrouting_faults(world: World, base_model: int, replication: int) -> l
             routers = RouterInstances(scenario.router.instances, seed, replication)
             faults.append(StaleMapMisrouting(number, spec, traffic, routers, seed, replication))
         elif isinstance(spec, BaseModelAnswers):
-            faults.append(BaseModelMisrouting(number, spec, base_model, seed, replication))
+            faults.append(BaseModelMisrouting(number, spec, world.base_model, seed, replication))
     return faults
 
 

@@ -112,6 +112,8 @@ class StorageFaults(LoadTiming):
     :param place: number of this incarnation of the replica, so that loads without a request have draws of their own.
     """
 
+    disturbs = True
+
     def __init__(
         self,
         speed: StorageSpeed,

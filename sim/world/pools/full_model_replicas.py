@@ -72,7 +72,7 @@ class FullModelReplicas(NoFullModels):
             pool = range(fleet.first, fleet.first + fleet.replicas)
             key = stream_key(self._world.scenario.run.seed, replication, "full-model-router")
             models = ToHolders(self._view, pool, [model for model, full in enumerate(fleet.full) if full], key)
-        return Beside(fleet.full, models, others)
+        return Beside([*fleet.full, False], models, others)  # last the base model
 
     def observe(self, fleet: Fleet) -> None:
         self._view.loads = fleet.full_model_inside
@@ -105,7 +105,9 @@ def world_of(world: World, fleet: FullModelFleet, place: int) -> World:
     """
     scenario, swaps = world.scenario, fleet.spec.serve == "swap"
     resident = fleet.spec.places
-    rules = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
+    rules: dict[str, object] = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
+    if swaps:
+        rules["prefix_caching"] = False  # another model takes the memory
     derived = scenario.model_copy(
         update={
             "fleet": scenario.fleet.model_copy(update=rules),

@@ -8,7 +8,7 @@ from heapq import heappush
 
 from mypy_extensions import mypyc_attr
 
-from sim.policies.scheduler import Scheduler, Step
+from sim.policies.scheduler import Scheduler
 from sim.results.records import pack_pause, pack_step
 from sim.traffic.request import Request
 from sim.world.clock import BOUNDARY, Call
@@ -53,7 +53,18 @@ class BatchServer(Server):
     def totals(self) -> ReplicaTotals:
         totals = super().totals()
         totals.kv_peak_share = self.scheduler.kv.peak_share()
+        totals.prefix_blocks_evicted = self.scheduler.kv.evicted_blocks
         return totals
+
+    def weights_replaced(self, adapter: int, keep_prefixes: bool) -> None:
+        kv = self.scheduler.kv
+        if keep_prefixes:
+            kv.outdate(adapter)
+        else:
+            kv.forget(adapter)
+
+    def found_outdated_prefix(self, request: Request) -> bool:
+        return self.scheduler.kv.found_outdated(request.index)
 
     def follow_batch(self, follow: Callable[[int, Scheduler], None]) -> bool:
         follow(self.index, self.scheduler)
@@ -120,55 +131,48 @@ class BatchServer(Server):
         return steps
 
     def _boundary(self, event: Call) -> None:
-        """Complete the leap that ends now and begin the next."""
+        """Complete the leap that ends now and begin the next, for as long as nothing happens between two boundaries."""
         if event is not self._event:
             self._spare = event
             return  # the old end of a leap that was cut
         clock = self.clock
-        end = self._next_leap(clock.now)
-        if end < 0:
-            self._event, self._spare = None, event
-            return
-        clock.schedule(end, BOUNDARY, event)
+        while (end := self._next_leap(clock.now)) >= 0:
+            if not clock.reach(end, BOUNDARY, event):
+                return
+        self._event, self._spare = None, event
 
     def _next_leap(self, now: float) -> float:
         """Complete the leap that ends now and begin the next; return its end, or -1 if the batch is empty."""
+        scheduler, mode, step = self.scheduler, self.mode, self._step
         if self._steps:
-            self._end_leap(now)
+            self._end_leap(step.decoding, now)
         blocked_s = self._act(now) if self._actions else 0.0
-        step = self.scheduler.compose(now)
+        scheduler.compose(now)
         self._started = now
-        self._steps = step.steps
-        if step.steps == 0:
-            return self._next_leap(now) if self.mode.nothing_runs() else -1.0
-        self._begin_leap(step, now, blocked_s)
-        return now + self._elapsed(self._steps)
-
-    def _begin_leap(self, step: Step, now: float, blocked_s: float) -> None:
-        """Load what the step needs, and let as many equal steps follow it as nothing can interrupt."""
-        mode = self.mode
-        self._load_s = mode.before_step(self.scheduler, now) + blocked_s
+        self._steps = steps = step.steps
+        if not steps:
+            return self._next_leap(now) if mode.nothing_runs() else -1.0
+        self._load_s = mode.before_step(scheduler, now) + blocked_s if mode.prepares_steps else blocked_s
         self._first = step.first_s
         self._growth = step.growth_s
         if mode.failed:
             self._steps = 1
-        elif mode.takes_turns and step.steps > 1:
+        elif mode.takes_turns and steps > 1:
             change_s = mode.next_change_s()
             if change_s < math.inf:
-                self._steps = min(step.steps, self._steps_until(change_s))
+                self._steps = min(steps, self._steps_until(change_s))
+        return now + self._elapsed(self._steps)
 
-    def _end_leap(self, now: float) -> None:
+    def _end_leap(self, decoding: int, now: float) -> None:
         """Record the leap that ends now, and let its finished requests go."""
-        scheduler, mode, decoding = self.scheduler, self.mode, self._step.decoding
-        if scheduler.paused:
-            decoding -= self._log_pauses()
+        scheduler, mode = self.scheduler, self.mode
         self.recorder.step_rows += pack_step(
             self._started,
             self._first,
             self._growth,
             self._load_s,
             self._steps,
-            decoding,
+            decoding - self._log_pauses() if scheduler.paused else decoding,
             len(scheduler.running),
             scheduler.blocked,
             self.index,
@@ -176,10 +180,10 @@ class BatchServer(Server):
         finished = scheduler.complete(self._steps, now)
         if mode.failed:
             finished = self._end_failed(finished)
-        for request in finished:
-            self._leave(request, now)
         if finished:
-            mode.batch_shrank(self._step.decoding)
+            self._leave(finished, now)
+            if mode.discards:
+                mode.batch_shrank(decoding)
         if scheduler.recompute_gaps:
             self.recorder.gaps(scheduler.recompute_gaps, self._started)
             scheduler.recompute_gaps = []

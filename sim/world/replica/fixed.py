@@ -45,7 +45,7 @@ class FixedServer(Server):
         request.first_token_s = now
         self.recorder.step_rows += pack_step(request.admitted_s, request.service_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
         self._leaving = True
-        self._leave(request, now)  # by the weights that were resident until now
+        self._leave([request], now)  # by the weights that were resident until now
         while self._actions:
             self._act()
         self._leaving = False

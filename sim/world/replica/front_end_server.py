@@ -74,12 +74,14 @@ class FrontEndServer(BatchServer):
             self.merged_gaps += max(0.0, inside - apart) * self.scheduler.kv.decoding
             self._last_stall = last
 
-    def _leave(self, request: Request, now: float) -> None:
-        self.front_end.ends(request.adapter)
-        super()._leave(request, now)
+    def _leave(self, requests: list[Request], now: float) -> None:
+        for request in requests:
+            self.front_end.ends(request.adapter)
+        super()._leave(requests, now)
 
-    def _record(self, r: Request, now: float) -> None:
+    def _record(self, requests: list[Request], now: float) -> None:
         seen = self.front_end.seen(now)
-        r.first_token_s = self.front_end.seen(r.first_token_s)
-        self.inside_area += seen - now
-        super()._record(r, seen)
+        for request in requests:
+            request.first_token_s = self.front_end.seen(request.first_token_s)
+            self.inside_area += seen - now
+        super()._record(requests, seen)

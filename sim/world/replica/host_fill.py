@@ -108,6 +108,8 @@ class FetchListener(ReplicaListener):
     :param listener: the one that others have put there.
     """
 
+    hears_ends = True
+
     def __init__(self, fill: HostFill, recorder: Recorder, listener: ReplicaListener) -> None:
         self._fill = fill
         self._recorder = recorder

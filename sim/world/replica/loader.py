@@ -13,10 +13,7 @@ from sim.policies.adapter_cache import GpuCache, HostTier
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
-from sim.world.replica.ports import Attempts, LoadTiming, WeightVersions
-
-UNDISTURBED = Attempts((), 0.0, True)
-"""How a load goes that no fault delays."""
+from sim.world.replica.ports import UNDISTURBED, Attempts, LoadTiming, WeightVersions
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +35,27 @@ class Tiers:
 
     def __init__(self, host: HostTier, versions: WeightVersions) -> None:
         self.host = host
-        self.versions = versions
+        self._has_host = host.present
+        self._versions = versions
+        self._hears_loads = versions.hears_loads
 
     def source(self, request: Request) -> tuple[int, float]:
         """Return the tier to load the request's adapter from, and the load time. Counts as a use of a host copy."""
-        if self.host.touch(request.adapter):
+        if self._has_host and self.host.touch(request.adapter):
             return FROM_HOST, request.host_load_s
         return FROM_STORAGE, request.load_s
 
+    def load_started(self, adapter: int, tier: int) -> None:
+        """Note that a load starts to read."""
+        if self._hears_loads:
+            self._versions.load_started(adapter, tier)
+
     def load_ended(self, adapter: int, tier: int) -> None:
         """Note the end of a load; one from storage leaves a copy in host memory."""
-        if tier == FROM_STORAGE:
+        if tier == FROM_STORAGE and self._has_host:
             self.host.insert(adapter)
-        self.versions.load_ended(adapter, tier)
+        if self._hears_loads:
+            self._versions.load_ended(adapter, tier)
 
 
 class Channel:
@@ -147,7 +152,7 @@ class Loader:
         tier, seconds = self._tiers.source(request)
         channel = self._storage if tier == FROM_STORAGE else self._from_host
         request.tier = tier
-        load = self._new_load(adapter, channel, tier, seconds)
+        self.under_way[adapter] = load = self._new_load(adapter, channel, tier, seconds)
         load.waiting.append(request)
         if channel.queue or channel.busy == channel.loaders or not self._begin(load):
             channel.queue.append(load)
@@ -172,7 +177,9 @@ class Loader:
             return True
         if not self._cache.reserve_ahead(adapter, spared):
             return False
-        self._run(self._new_load(adapter, channel, *self._tiers.source(request)), request.index)
+        tier, seconds = self._tiers.source(request)
+        self.under_way[adapter] = load = self._new_load(adapter, channel, tier, seconds)
+        self._run(load, request.index)
         return True
 
     def renew(self, adapter: int, seconds: float, then: Callable[[], None]) -> None:
@@ -181,7 +188,7 @@ class Loader:
         The load queues for a loader; ``then`` is called at its end.
         """
         channel = self._storage
-        load = self._fresh_load(adapter, channel, FROM_STORAGE, seconds)
+        load = self._new_load(adapter, channel, FROM_STORAGE, seconds)
         load.on_renewed = then
         self._renewals.append(load)
         if channel.queue or channel.busy == channel.loaders:
@@ -190,10 +197,6 @@ class Loader:
             self._run(load, -1)
 
     def _new_load(self, adapter: int, channel: Channel, tier: int, seconds: float) -> Load:
-        self.under_way[adapter] = load = self._fresh_load(adapter, channel, tier, seconds)
-        return load
-
-    def _fresh_load(self, adapter: int, channel: Channel, tier: int, seconds: float) -> Load:
         load = self._spent.pop() if self._spent else Load(self._done)
         load.adapter = adapter
         load.channel = channel
@@ -262,9 +265,9 @@ class Loader:
         load.started_s = now
         seconds = load.seconds
         if load.on_renewed is None:
-            self._tiers.versions.load_started(load.adapter, load.tier)
+            self._tiers.load_started(load.adapter, load.tier)
         end_s = now + seconds
-        if load.tier == FROM_STORAGE:
+        if load.tier == FROM_STORAGE and self._timing.disturbs:
             load.attempts = attempts = self._timing.attempts(now, seconds, load.adapter, index)
             if attempts.spans:
                 end_s = attempts.spans[-1][1]

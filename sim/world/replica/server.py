@@ -48,6 +48,7 @@ class ReplicaTotals:
     :ivar inside_area: request-seconds spent inside.
     :ivar in_use_peak: most slots or bytes that adapters in use ever took.
     :ivar kv_peak_share: most of the KV cache that decoding sequences ever held.
+    :ivar prefix_blocks_evicted: cached KV blocks that were taken for other content.
     :ivar merged_gaps: gaps between tokens that clients did not see, behind a front end.
     """
 
@@ -55,6 +56,7 @@ class ReplicaTotals:
     evictions: int = 0
     in_use_peak: int = 0
     kv_peak_share: float = 0.0
+    prefix_blocks_evicted: int = 0
     merged_gaps: float = 0.0
 
     def add(self, other: ReplicaTotals) -> None:
@@ -63,6 +65,7 @@ class ReplicaTotals:
         self.evictions += other.evictions
         self.in_use_peak = max(self.in_use_peak, other.in_use_peak)
         self.kv_peak_share = max(self.kv_peak_share, other.kv_peak_share)
+        self.prefix_blocks_evicted += other.prefix_blocks_evicted
         self.merged_gaps += other.merged_gaps
 
 
@@ -79,8 +82,8 @@ class Server(Replica):
 
     # Without slots, objects with more than 30 attributes are slow to read (CPython 3.11 to 3.13).
     __slots__ = (
-        "_inside", "_listener", "_stages", "cache", "clock", "copies", "index", "inside_area", "intake", "mode",
-        "recorder",
+        "_hears_ends", "_inside", "_listener", "_stages", "cache", "clock", "copies", "index", "inside_area", "intake",
+        "mode", "recorder",
     )  # fmt: skip  # names in a paragraph, not one a line
 
     def __init__(self, parts: ReplicaParts, mode: AdapterMode) -> None:
@@ -92,6 +95,7 @@ class Server(Replica):
         self.copies = AdapterCopies(mode, parts.intake, standing_in=parts.standing_in)
         self.intake = parts.intake
         self._listener = parts.listener
+        self._hears_ends = parts.listener.hears_ends
         self._inside = parts.inside
         self.inside_area = 0.0
         self._stages: tuple[Intake, ...] = (mode,) if parts.intake is mode else (mode, parts.intake)
@@ -101,7 +105,8 @@ class Server(Replica):
     def serve_base_model(self) -> int:
         """Also serve requests without an adapter, while still empty; return the number that stands for an adapter.
 
-        Such requests need no load and no slot. They cost a step what any sequence does, but nothing for an adapter.
+        Such requests need no load, and no slot unless the cache is a ``SlotForBaseModel``. They cost a step what any
+        sequence does; a step for them alone runs without LoRA.
         """
         if self.intake is not self.mode:
             self.intake.serve_base_model()
@@ -127,28 +132,37 @@ class Server(Replica):
         self._goes()
         self._listener.load_failed(request)
 
-    def _leave(self, request: Request, now: float) -> None:
-        self._inside[self.index] -= 1
-        self.inside_area += now
-        if self.cache.release(request.adapter):
-            self.mode.room_appeared()
-        if not self._listener.finished(request, now):
-            self._record(request, now)
+    def _leave(self, requests: list[Request], now: float) -> None:
+        """Let requests go that have their last token."""
+        inside, index, cache, listener = self._inside, self.index, self.cache, self._listener
+        hears_ends = self._hears_ends
+        for request in requests:
+            inside[index] -= 1
+            self.inside_area += now
+            if cache.release(request.adapter):
+                self.mode.room_appeared()
+            if hears_ends and listener.finished(request, now):
+                requests = [other for other in requests if other is not request]
+        self._record(requests, now)
 
-    def _record(self, r: Request, now: float) -> None:
-        self.recorder.request_rows += pack_request(
-            r.load_queue_s,
-            r.load_wait_s,
-            r.admitted_s,
-            r.first_token_s,
-            now,
-            r.index,
-            r.preemptions,
-            r.outcome,
-            r.tier,
-            self.index,
-            COMPLETED,
-        )
+    def _record(self, requests: list[Request], now: float) -> None:
+        """Record completed requests."""
+        index, rows = self.index, self.recorder.request_rows
+        for r in requests:
+            rows += pack_request(
+                r.load_queue_s,
+                r.load_wait_s,
+                r.admitted_s,
+                r.first_token_s,
+                now,
+                r.index,
+                r.preemptions,
+                r.cached_tokens,
+                r.outcome,
+                r.tier,
+                index,
+                COMPLETED,
+            )
 
     def close(self) -> list[Request]:
         """Record what is under way when the simulation stops; return the requests still inside."""
@@ -164,9 +178,19 @@ class Server(Replica):
         self.clock.forget([self, *(owner for stage in self._stages for owner in stage.event_owners())])
         return inside
 
+    def weights_replaced(self, adapter: int, keep_prefixes: bool) -> None:
+        """Note that other weights answer for an adapter from now on.
+
+        :param keep_prefixes: whether requests still find what the old ones computed; otherwise it is dropped.
+        """
+
+    def found_outdated_prefix(self, request: Request) -> bool:
+        """Return whether a request that leaves found a prefix that weights of before such a replacement computed."""
+        return False
+
     def set_listener(self, listener: ReplicaListener) -> ReplicaListener:
         """Set another listener; return the one before, which gets no more calls from here."""
-        before, self._listener = self._listener, listener
+        before, self._listener, self._hears_ends = self._listener, listener, listener.hears_ends
         return before
 
     def totals(self) -> ReplicaTotals:

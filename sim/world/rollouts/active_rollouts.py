@@ -133,6 +133,13 @@ class Rollouts(NoRollouts):
         self.renames = bool(shifts)
         self.holds = any(update.planned.rollout.strategy == "drain-then-swap" for update in updates)
         self.original: list[int] = rollout_plan.original.tolist()
+        # The engine isn't told that files were overwritten, so it keeps what it cached under the adapter's name.
+        self._unannounced = {
+            adapter
+            for update in updates
+            if update.planned.rollout.strategy == "lazy-reread"
+            for adapter in update.planned.adapters
+        }
         self._clock = context.clock
         self._progress = context.progress
         self._shifts = shifts
@@ -172,6 +179,8 @@ class Rollouts(NoRollouts):
             part.start(fleet)
 
     def restore(self, request: Request) -> None:
+        if request.adapter == len(self.original):
+            return  # it is for the base model
         name = self.original[request.adapter]
         if name != request.adapter:
             self._retarget(request, name)
@@ -290,8 +299,11 @@ class Rollouts(NoRollouts):
 
     def _changed(self, replica: int, adapter: int, old: int, new: int) -> None:
         """Note that a new version answers the requests in progress on a replica from now on."""
-        in_progress = self._fleet.servers[replica].in_progress(adapter)
-        self._weights_listener.replaced(replica, adapter, bool(in_progress), self._clock.now)
+        server = self._fleet.servers[replica]
+        in_progress = server.in_progress(adapter)
+        listener = self._weights_listener
+        listener.replaced(replica, adapter, bool(in_progress), self._clock.now)
+        server.weights_replaced(adapter, listener.keeps_prefixes or adapter in self._unannounced)
         for request, tokens in in_progress:
             past = self._started.setdefault(request.index, [])
             if not past or past[-1][1] < tokens:  # otherwise the old version gave it no token

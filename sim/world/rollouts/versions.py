@@ -17,6 +17,8 @@ class Versions(WeightVersions):
     :ivar awaited: callbacks for when the version on storage reaches the GPU; several rollouts may wait.
     """
 
+    hears_loads = True
+
     def __init__(self, initial_versions: Mapping[int, int]) -> None:
         self._initial_versions = initial_versions
         self.files: dict[int, int] = {}
@@ -85,6 +87,8 @@ class Versions(WeightVersions):
 
 class HostLoadVersions(WeightVersions):
     """Tracks versions through loads to host memory that precede those to the GPU."""
+
+    hears_loads = True
 
     def __init__(self, versions: Versions) -> None:
         self._versions = versions

@@ -51,6 +51,8 @@ def count_departure(counts: dict[int, int], adapter: int) -> None:
 class DepartureCounter(ReplicaListener):
     """Counts the requests that leave one replica, in a fleet without rollouts and faults."""
 
+    hears_ends = True
+
     def __init__(self, counts: dict[int, int]) -> None:
         self._counts = counts
         self._next = ReplicaListener()

@@ -71,5 +71,6 @@ def make_router(world: World, view: View, replication: int) -> Router:
             bound=spec.load_bound,
             placement=spec.placement,
             copies=spec.copies,
+            base_model=world.base_model,
         ),
     )

@@ -8,6 +8,7 @@ from functools import partial
 from math import inf
 
 from sim.policies.routing import View
+from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.routing.activity import Activity, InFlightActivity, RunningNow
 
@@ -18,11 +19,11 @@ _ROOM: dict[int, int] = {}
 class Residency:
     """The replicas that hold an adapter in GPU memory, or are loading it.
 
-    :ivar masks: by adapter, a bit mask of these replicas.
+    :ivar masks: by adapter, a bit mask of these replicas; last the base model, which counts as nowhere.
     """
 
     def __init__(self, adapters: int, replicas: int) -> None:
-        self.masks = [0] * adapters
+        self.masks = [0] * (adapters + 1)
         self._bits = [1 << replica for replica in range(replicas)]
         self._changed: set[int] | None = None  # since the last copy, if copies are made
 
@@ -60,7 +61,7 @@ class Residency:
 
         :param states: by replica and adapter, 0 where it is absent (``GpuCache.state``).
         """
-        for adapter, mask in enumerate(self.masks):
+        for adapter, mask in enumerate(self.masks[:-1]):
             there = sum(bit for bit, state in zip(self._bits, states, strict=True) if state[adapter])
             assert mask == there, f"adapter {adapter}: {mask:b} noted, {there:b} there"
 
@@ -81,7 +82,15 @@ class Sources:
 
 
 class FreshView:
-    """A router's view that needs no catching up."""
+    """A router's view that needs no catching up.
+
+    :ivar of_request: whether it shows something of each request that is sent, so that ``show`` must be called.
+    """
+
+    of_request = False
+
+    def show(self, request: Request) -> None:
+        """Show the request that is about to be sent."""
 
     def refresh(self) -> None:
         """Do the last due reading if it was skipped, for a request that is not sent at an arrival."""
@@ -115,6 +124,7 @@ class ViewRefresher(FreshView):
         self._view = view
         self._sources = sources
         self._reads = reads
+        self.of_request = "texts" in reads
         self._interval_s = interval_s
         self._next_s = next_s
         self._reading = 1
@@ -126,6 +136,10 @@ class ViewRefresher(FreshView):
         elif reads:
             self._read()
             clock.call_at(interval_s, CONTROL, self._again)
+
+    def show(self, request: Request) -> None:
+        texts = [key for _, key in reversed(request.shared)]
+        self._view.texts = texts if request.text < 0 else [request.text, *texts]
 
     def refresh(self) -> None:
         if self._interval_s > 0 and self._reads:

@@ -10,7 +10,7 @@ from math import inf
 from mypy_extensions import mypyc_attr
 
 from sim.policies.adapter_cache import AdapterCache, GpuCache, HostTier
-from sim.policies.admission import ReadyQueue
+from sim.policies.admission import WaitingQueue
 from sim.policies.scheduler import Scheduler
 from sim.results.records import pack_load
 from sim.traffic.request import FROM_STORAGE, Request
@@ -46,6 +46,8 @@ class AdapterMode(Intake):
     :ivar host: copies in host memory, besides those that the cache counts as its own.
     :ivar loads_in_steps: whether loads block the step that needs them; otherwise they overlap with steps.
     :ivar takes_turns: whether ``next_change_s`` may be finite.
+    :ivar prepares_steps: whether ``before_step`` does anything; otherwise the replica saves the call.
+    :ivar discards: whether ``batch_shrank`` does anything.
     :ivar failed: requests of the step under way whose adapter could not be loaded. At the end of the step, the replica
         empties the list and takes them out of the batch.
     """
@@ -54,7 +56,7 @@ class AdapterMode(Intake):
         self,
         cache: AdapterCache,
         host: HostTier,
-        waiting: ReadyQueue,
+        waiting: WaitingQueue,
         context: LoadContext,
         *,
         loads_in_steps: bool,
@@ -65,6 +67,8 @@ class AdapterMode(Intake):
         self.context = context
         self.loads_in_steps = loads_in_steps
         self.takes_turns = False
+        self.prepares_steps = True
+        self.discards = False
         self.failed: list[Request] = []
 
     def serve_base_model(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.policies.model_turns import ModelTurns
+from sim.policies.queues.model_turns import ModelTurns
 from sim.traffic.request import Request
 from sim.world.replica.modes.adapter_mode import ModeParts
 from sim.world.replica.modes.protected import LoadsInSteps

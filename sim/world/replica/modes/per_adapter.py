@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.policies.adapter_queues import AdapterQueues
+from sim.policies.queues.adapter_queues import AdapterQueues
 from sim.world.replica.modes.adapter_mode import ModeParts
 from sim.world.replica.modes.protected import OverlappedQueue
 

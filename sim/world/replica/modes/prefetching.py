@@ -14,6 +14,7 @@ class Prefetching(LoadsAtAdmission):
 
     def __init__(self, parts: ModeParts, *, stop: bool, discards: bool = False) -> None:
         super().__init__(parts, stop=stop, discards=discards)
+        self.prepares_steps = True
         self._prefetch = Prefetch(parts.cache, self.loader)
 
     def take_in(self, request: Request, in_time: bool) -> None:

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Protocol
 
 from sim.policies.adapter_cache import RESIDENT
-from sim.policies.admission import ClaimingQueue, ReadyQueue
+from sim.policies.admission import ClaimingQueue, ReadyQueue, WaitingQueue
 from sim.policies.scheduler import Scheduler
 from sim.results.records import pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
-from sim.world.replica.loader import UNDISTURBED, Loader, LoadOwner, Tiers
+from sim.world.replica.loader import Loader, LoadOwner, Tiers
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
-from sim.world.replica.ports import without_delay
+from sim.world.replica.ports import UNDISTURBED, without_delay
 
 
 class ProtectedMode(AdapterMode):
@@ -22,13 +22,15 @@ class ProtectedMode(AdapterMode):
     :param discards: adapters that are not in use leave at the end of a decode step in which a request ended.
     """
 
-    def __init__(self, parts: ModeParts, waiting: ReadyQueue, *, loads_in_steps: bool, discards: bool = False) -> None:
+    def __init__(
+        self, parts: ModeParts, waiting: WaitingQueue, *, loads_in_steps: bool, discards: bool = False
+    ) -> None:
         super().__init__(parts.cache, parts.host, waiting, parts.context, loads_in_steps=loads_in_steps)
         self._gpu = parts.cache
-        self._discards = discards
+        self.discards = discards
 
     def batch_shrank(self, decoding: int) -> None:
-        if self._discards and decoding:
+        if decoding:
             self._gpu.evict_idle()
 
 
@@ -38,8 +40,9 @@ class OverlappedLoads(ProtectedMode, LoadOwner):
     :ivar loader: the loaders.
     """
 
-    def __init__(self, parts: ModeParts, waiting: ReadyQueue, *, discards: bool = False) -> None:
+    def __init__(self, parts: ModeParts, waiting: WaitingQueue, *, discards: bool = False) -> None:
         super().__init__(parts, waiting, loads_in_steps=False, discards=discards)
+        self.prepares_steps = False  # requests that may join have their adapter
         self.loader = Loader(parts.context, parts.cache, parts.host, parts.loaders, self)
 
     def room_appeared(self) -> None:
@@ -49,6 +52,9 @@ class OverlappedLoads(ProtectedMode, LoadOwner):
     def discard(self, adapter: int) -> None:
         self._gpu.discard(adapter)
         self.loader.room_appeared()
+
+    def before_step(self, batch: Scheduler, now: float) -> float:
+        return 0.0
 
     def after_load(self) -> None:
         """Nothing is loaded ahead."""
@@ -92,9 +98,6 @@ class LoadsAtArrival(OverlappedLoads):
                 self.room_appeared()
             self.replica.fail(request)
 
-    def before_step(self, batch: Scheduler, now: float) -> float:
-        return 0.0  # every request in the queue has its adapter
-
 
 class LoadingQueue(Protocol):
     """A queue that hands out requests whose adapter must be loaded, and takes them back."""
@@ -109,7 +112,9 @@ class LoadingQueue(Protocol):
 class OverlappedQueue(OverlappedLoads):
     """Loads that start when the queue says so, and overlap with steps."""
 
-    def __init__(self, parts: ModeParts, waiting: ReadyQueue, loading: LoadingQueue, *, discards: bool = False) -> None:
+    def __init__(
+        self, parts: ModeParts, waiting: WaitingQueue, loading: LoadingQueue, *, discards: bool = False
+    ) -> None:
         super().__init__(parts, waiting, discards=discards)
         self._loading = loading
 
@@ -135,11 +140,6 @@ class OverlappedQueue(OverlappedLoads):
         if requests:  # others may have waited for their room
             self.replica.wake(min(request.key for request in requests), in_time)
 
-    def before_step(self, batch: Scheduler, now: float) -> float:
-        for request in batch.decided.prefills:
-            request.claimed = True
-        return 0.0
-
 
 class LoadsAtAdmission(OverlappedQueue):
     """A request claims its adapter when the scheduler reaches it; if it must be loaded, the request waits aside.
@@ -155,7 +155,7 @@ class LoadsAtAdmission(OverlappedQueue):
 class LoadsInSteps(ProtectedMode):
     """The step that admits requests loads their missing adapters first, one after the other."""
 
-    def __init__(self, parts: ModeParts, waiting: ReadyQueue, *, discards: bool = False) -> None:
+    def __init__(self, parts: ModeParts, waiting: WaitingQueue, *, discards: bool = False) -> None:
         super().__init__(parts, waiting, loads_in_steps=True, discards=discards)
         self._tiers = Tiers(parts.host, parts.context.versions)
 
@@ -163,19 +163,17 @@ class LoadsInSteps(ProtectedMode):
         self.replica.enqueue(request, in_time)
 
     def before_step(self, batch: Scheduler, now: float) -> float:
-        load_s = 0.0
-        loaded = set()
-        for request in batch.decided.prefills:
-            if not request.claimed:
-                request.claimed = True
-                if self.failed and any(other.adapter == request.adapter for other in self.failed):
+        load_s, waiting = 0.0, self.waiting
+        if waiting.unloaded:
+            unloaded, waiting.unloaded = waiting.unloaded, []
+            for request in unloaded:
+                if self._gpu.state[request.adapter] == RESIDENT:
+                    request.outcome = DELAYED_HIT  # loaded for another request of this step
+                elif self.failed and any(other.adapter == request.adapter for other in self.failed):
                     request.outcome, request.tier = DELAYED_HIT, FROM_STORAGE  # it waited for the same load
                     self.failed.append(request)
-                elif self._gpu.state[request.adapter] != RESIDENT:
+                else:
                     load_s += self._load(request, now + load_s)
-                    loaded.add(request.adapter)
-                elif request.adapter in loaded:
-                    request.outcome = DELAYED_HIT
         return load_s
 
     def _load(self, request: Request, start_s: float) -> float:
@@ -184,7 +182,7 @@ class LoadsInSteps(ProtectedMode):
         tier, seconds = self._tiers.source(request)
         fits = self._gpu.reserve(adapter)
         assert fits, "a claimed adapter always finds room"
-        self._tiers.versions.load_started(adapter, tier)
+        self._tiers.load_started(adapter, tier)
         course = UNDISTURBED
         if tier == FROM_STORAGE:
             course = context.timing.attempts(start_s, seconds, adapter, request.index)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sim.policies.adapter_cache import RESIDENT, HostTier
-from sim.policies.admission import ClaimingQueue
+from sim.policies.adapter_cache import HostTier
+from sim.policies.admission import WaitingQueue
 from sim.policies.scheduler import Scheduler
 from sim.policies.vllm_lru import VllmLruCache
 from sim.results.records import pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode
-from sim.world.replica.modes.protected import no_load
 
 
 class VllmLru(AdapterMode):
@@ -21,11 +20,13 @@ class VllmLru(AdapterMode):
     A request that is admitted while its adapter is absent waits for all loads of its step. If a load fails for good,
     exactly the requests of the batch that use this adapter fail.
 
+    :param queue: what ``vllm_queue`` returns for this cache.
     :param reload_s: seconds of a load that no request of this step starts, by adapter and tier.
     """
 
-    def __init__(self, cache: VllmLruCache, reload_s: Callable[[int, int], float], context: LoadContext) -> None:
-        queue = ClaimingQueue(cache, no_load, stop=False, blocking=True, gives_up=True)
+    def __init__(
+        self, cache: VllmLruCache, queue: WaitingQueue, reload_s: Callable[[int, int], float], context: LoadContext
+    ) -> None:
         super().__init__(cache, HostTier(), queue, context, loads_in_steps=True)  # its host tier is part of the cache
         self._slots = cache
         self._reload_s = reload_s
@@ -34,11 +35,11 @@ class VllmLru(AdapterMode):
         self.replica.enqueue(request, in_time)
 
     def before_step(self, batch: Scheduler, now: float) -> float:
-        prefills = batch.decided.prefills
-        first = _claim_and_find_misses(prefills, self._slots.state)
         if not batch.adapters_changed:
             return 0.0
         batch.adapters_changed = False
+        unloaded, self.waiting.unloaded = self.waiting.unloaded, []
+        first = _misses(unloaded)
         time = now
         tiers: dict[int, int] = {}
         lost: set[int] = set()
@@ -48,7 +49,7 @@ class VllmLru(AdapterMode):
             if not succeeds:
                 lost.add(adapter)
             time += seconds
-        for request in prefills:
+        for request in batch.decided.prefills if first else ():
             if request.adapter in first and request.preemptions == 0:
                 request.tier, request.load_wait_s = tiers[request.adapter], time - now
         if lost:
@@ -84,18 +85,12 @@ class VllmLru(AdapterMode):
         return seconds, True
 
 
-def _claim_and_find_misses(prefills: list[Request], state: list[int]) -> dict[int, Request]:
-    """Return, by absent adapter, the request that loads it. Claims adapters and sets outcomes of first admissions."""
+def _misses(unloaded: list[Request]) -> dict[int, Request]:
+    """Return, by absent adapter, the first request that needs it and so loads it. Sets outcomes of first admissions."""
     first: dict[int, Request] = {}
-    for request in prefills:
-        if request.claimed:
-            continue
-        request.claimed = True
-        adapter = request.adapter
-        if state[adapter] == RESIDENT:
-            continue
-        if adapter not in first:
-            first[adapter] = request
+    for request in unloaded:
+        if request.adapter not in first:
+            first[request.adapter] = request
         if request.preemptions == 0:
-            request.outcome = MISS if first[adapter] is request else DELAYED_HIT
+            request.outcome = MISS if first[request.adapter] is request else DELAYED_HIT
     return first

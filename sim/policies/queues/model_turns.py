@@ -18,19 +18,18 @@ from itertools import pairwise
 from math import inf
 
 from sim.policies.adapter_cache import RESIDENT, GpuCache
-from sim.policies.admission import ReadyQueue, by_key
+from sim.policies.admission import WaitingQueue, by_key
 from sim.traffic.request import Request
 
 
-class ModelTurns(ReadyQueue):
-    """Waiting requests by model. New requests enter ``ready``; ``deferred`` holds the queues by model.
+class ModelTurns(WaitingQueue):
+    """Waiting requests by model. Every scan begins by setting new requests aside, so ``deferred`` holds the queues.
 
     :param now: returns the time in seconds.
     :param turn_s: seconds after its load in which a model's requests may pass older ones.
     """
 
     by_turns = True
-    chooses = True
 
     def __init__(self, cache: GpuCache, now: Callable[[], float], turn_s: float) -> None:
         super().__init__()
@@ -61,9 +60,6 @@ class ModelTurns(ReadyQueue):
         """Return whether the first request of a model has claimed it, or may claim it now."""
         return self.deferred[model][0].claimed or self._cache.can_claim(model)
 
-    def all_requests(self) -> list[Request]:
-        return super().all_requests() + [request for queue in self.deferred.values() for request in queue]
-
     def size(self) -> int:
         return len(self.ready) + sum(map(len, self.deferred.values()))
 
@@ -72,8 +68,7 @@ class ModelTurns(ReadyQueue):
         del queue[0]
         if not queue:
             del self.deferred[candidate.adapter]
-        if not candidate.claimed:
-            self._cache.acquire(candidate.adapter)
+        self._claim(candidate, self._cache)
 
     def check_integrity(self) -> None:
         """Assert that every queue is in order and holds only requests of its own model."""

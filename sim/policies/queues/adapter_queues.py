@@ -14,12 +14,12 @@ from heapq import heappop, heappush
 from math import inf
 
 from sim.policies.adapter_cache import GpuCache
-from sim.policies.admission import ReadyQueue, by_key
+from sim.policies.admission import WaitingQueue, by_key
 from sim.traffic.request import MISS, Request
 
 
-class AdapterQueues(ReadyQueue):
-    """Waiting requests by adapter. New requests enter ``ready``; ``deferred`` holds the queues by adapter.
+class AdapterQueues(WaitingQueue):
+    """Waiting requests by adapter. Every scan begins by setting new requests aside, so ``deferred`` holds the queues.
 
     :param request_load: called with a request whose adapter must be loaded, or that joins its load; the world calls
         ``arrived`` when the adapter is resident.
@@ -30,7 +30,6 @@ class AdapterQueues(ReadyQueue):
     """
 
     by_turns = True
-    chooses = True
 
     def __init__(
         self, cache: GpuCache, request_load: Callable[[Request], None], now: Callable[[], float], cycle_s: float
@@ -132,9 +131,6 @@ class AdapterQueues(ReadyQueue):
         times = [t for a, t in self._active.items() if t >= now and (a in self.deferred or self._pending)]
         return min(times, default=inf)
 
-    def all_requests(self) -> list[Request]:
-        return super().all_requests() + [request for group in self.deferred.values() for request in group]
-
     def size(self) -> int:
         return len(self.ready) + self._loads_requested + self._sorted_in
 
@@ -148,8 +144,7 @@ class AdapterQueues(ReadyQueue):
         else:
             del self.deferred[adapter]
         self._served.add(adapter)
-        if not candidate.claimed:
-            self._cache.acquire(adapter)
+        self._claim(candidate, self._cache)
 
     def _sort_in(self) -> None:
         ready = self.ready
@@ -159,13 +154,18 @@ class AdapterQueues(ReadyQueue):
             if adapter in self._loading:
                 self._hand_over(request)
                 continue
-            queue = self.deferred.setdefault(adapter, [])
-            insort(queue, request, key=by_key)
+            queue = self.deferred.get(adapter)
             self._sorted_in += 1
+            if queue is not None and queue[-1].key < request.key:
+                queue.append(request)
+                continue
+            if queue is None:
+                self.deferred[adapter] = queue = []
+                if adapter not in self._active:
+                    self._wait_for_place(adapter)
+            insort(queue, request, key=by_key)
             if queue[0] is request:
                 heappush(self._within, (request.key, adapter))
-            if adapter not in self._active:
-                self._wait_for_place(adapter)
 
     def _wait_for_place(self, adapter: int) -> None:
         if adapter not in self._is_pending:

@@ -1,0 +1,165 @@
+"""The base model of a profile: a name that loraplan knows, or the ``config.json`` of any dense decoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sim.errors import InputError, did_you_mean
+from sim.reading import MANIFEST_BYTES, brackets_fit, read_regular
+from sim.traffic.adapters import SHAPES, ModelShape
+
+FAMILIES = {
+    "LlamaForCausalLM": ModelShape(1, 1, 1, 1, 1, lora_embeddings=True),
+    "MistralForCausalLM": ModelShape(1, 1, 1, 1, 1, lora_embeddings=True),
+    "Qwen2ForCausalLM": ModelShape(1, 1, 1, 1, 1, qkv_bias=True),
+    "Qwen3ForCausalLM": ModelShape(1, 1, 1, 1, 1),
+}
+"""Architectures whose layers are those of ``ModelShape``, and what else their shape says."""
+_LARGEST = 10_000_000
+_CONTEXT = 32_768
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A dense decoder.
+
+    :ivar name: as in ``adapters.base_model``.
+    :ivar context: longest sequence, in tokens.
+    :ivar tied: whether the output head is the embedding.
+    """
+
+    name: str
+    shape: ModelShape
+    architecture: str
+    context: int
+    tied: bool = False
+
+    def config(self) -> dict[str, Any]:
+        """Return its ``config.json``, as far as kernel tables need it."""
+        shape = self.shape
+        return {
+            # Mistral's layers are Llama's; the kernel tables know the latter.
+            "architectures": [self.architecture.replace("Mistral", "Llama")],
+            "num_hidden_layers": shape.layers,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.intermediate,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
+            "vocab_size": shape.vocab,
+            "max_position_embeddings": self.context,
+            "torch_dtype": "bfloat16",
+        }
+
+    def parameters(self) -> tuple[int, int]:
+        """Return the parameters of the decoder's linear layers, and all others."""
+        shape = self.shape
+        linear = shape.layers * shape.linear_parameters()
+        norms = shape.hidden * (2 * shape.layers + 1)
+        biases = shape.layers * shape.qkv_bias * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+        embeddings = shape.vocab * shape.hidden * (1 if self.tied else 2)
+        return linear, norms + biases + embeddings
+
+
+def base_model_of(given: str, name: str | None = None) -> BaseModel:
+    """Return the base model that a user names: ``llama-3.1-8b``, a ``config.json``, or a folder that has one.
+
+    :param name: what to call a model of a ``config.json``; unset: the known model of the same shape, or the
+        folder's name.
+    :raises InputError: for an unknown name, or a file that describes no dense decoder; key ``--model``.
+    """
+    path = Path(given)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.suffix == ".json" or "/" in given:
+        return _from_file(path, name)
+    known = given.strip().lower()
+    if known in SHAPES and known != "tiny":
+        return _known(known)
+    raise InputError(
+        "unknown base model",
+        key="--model",
+        got=given,
+        allowed=", ".join(each for each in SHAPES if each != "tiny"),
+        hint=did_you_mean(known, SHAPES) or "or give its config.json, or the folder of its weights",
+    )
+
+
+def _known(name: str) -> BaseModel:
+    shape = SHAPES[name]
+    family = "Qwen3" if name.startswith("qwen3") else "Qwen2" if name.startswith("qwen") else "Llama"
+    return BaseModel(name, shape, f"{family}ForCausalLM", _CONTEXT)
+
+
+def _from_file(path: Path, name: str | None) -> BaseModel:
+    data = _read(path)
+    architecture = _architecture(data, path)
+    heads = _count(data, "num_attention_heads", path)
+    hidden = _count(data, "hidden_size", path)
+    shape = replace(
+        FAMILIES[architecture],
+        hidden=hidden,
+        intermediate=_count(data, "intermediate_size", path),
+        layers=_count(data, "num_hidden_layers", path),
+        heads=heads,
+        kv_heads=_count(data, "num_key_value_heads", path, heads),
+        head_dim=_count(data, "head_dim", path, hidden // heads),
+        vocab=_count(data, "vocab_size", path),
+    )
+    if shape.heads % shape.kv_heads:
+        raise InputError(
+            "the heads can't be shared out over the KV heads",
+            key="num_key_value_heads",
+            got=shape.kv_heads,
+            allowed=f"a divisor of num_attention_heads ({shape.heads})",
+            file=str(path),
+        )
+    alike = [known for known, other in SHAPES.items() if other == shape]
+    folder = path.resolve().parent.name.lower()
+    called = name or next((each for each in alike if each == folder), None) or (alike[0] if alike else folder)
+    context = _count(data, "max_position_embeddings", path, _CONTEXT)
+    return BaseModel(called, shape, architecture, context, data.get("tie_word_embeddings") is True)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        raw = read_regular(path, MANIFEST_BYTES)
+    except OSError as error:
+        raise InputError("can't read this file", key="--model", got=str(path), hint=error.strerror) from None
+    try:
+        data = json.loads(raw) if brackets_fit(raw) else None
+    except (ValueError, RecursionError) as error:
+        raise InputError("this config.json is damaged", key="--model", got=str(error), file=str(path)) from None
+    if not isinstance(data, dict):
+        raise InputError("not the config.json of a model", key="--model", got=str(path), allowed="a JSON object")
+    return data
+
+
+def _architecture(data: Mapping[str, Any], path: Path) -> str:
+    given = data.get("architectures")
+    first = given[0] if isinstance(given, list) and given else None
+    if isinstance(first, str) and first in FAMILIES:
+        return first
+    raise InputError(
+        "this architecture is not supported",
+        key="architectures",
+        got=first,
+        allowed=", ".join(FAMILIES),
+        file=str(path),
+        hint="profiles are built for dense decoders; mixtures of experts are not supported yet",
+    )
+
+
+def _count(data: Mapping[str, Any], key: str, path: Path, default: int | None = None) -> int:
+    value = data.get(key, default)
+    if value is None:
+        value = default
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST:
+        return value
+    raise InputError(
+        "not a size of a model", key=key, got=value, allowed=f"a whole number up to {_LARGEST:,}", file=str(path)
+    )

@@ -1,0 +1,97 @@
+"""LoRA's share of a step on a card where it was not measured.
+
+Measured are two models on one card, an H100 with 64 GB under vLLM 0.8.5. Each term is explained by what bounds it and
+scaled by that:
+
+- *launches*: every layer has four groups of linear modules (q, k and v; o; gate and up; down), each with a kernel that
+  shrinks and one that expands. ``fixed`` is the time to start them, ``per_adapter`` that of the blocks that each
+  distinct adapter adds to every one of them. Both go with the number of kernels, and no property of the card shortens
+  them: 0.26 ms for a distinct adapter is a hundred times what reading it takes at rank 1.
+- *grid*: kernels span all slots, filled or not, and all tokens; a block of an empty slot ends at once, but is
+  scheduled. ``per_slot``, ``per_slot_token`` and ``per_slot_prefill_token`` go with the number of kernels over that of
+  the card's multiprocessors.
+- *bytes*: ``per_adapter_max_rank`` reads the slot's rows, filled or padded. It goes with the bytes of one rank over the
+  card's memory bandwidth (at 30 % of the data sheet's, as measured).
+
+Over several GPUs each reads and computes its share; launches stay. The terms are means over the two models; how far
+these are apart is the least that a third model must be expected to differ. Nothing is known about how far another card
+does, so draws are wide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from calibrate.kernels.base_models import BaseModel
+from calibrate.kernels.cards import Card
+from sim.spec.profile import LoraCost, load_profile
+from sim.studies.fidelity.least_squares import significant
+from sim.traffic.adapters import SHAPES, ModelShape, parameters_per_rank
+
+MEASURED = {"llama-3.1-8b": "h100-64gb/llama-3.1-8b/vllm-0.8.5", "qwen2.5-7b": "h100-64gb/qwen2.5-7b/vllm-0.8.5"}
+"""Profiles with measured LoRA terms, by model."""
+MARK = "LoRA terms scaled from H100-64GB"
+_BANDWIDTH, _MULTIPROCESSORS = 2.0e12, 132
+"""Of the card that they were measured on (data sheet)."""
+_KERNELS_A_LAYER = 8
+SPREAD = {"launches": 1.35, "grid": 1.6, "bytes": 1.6}
+"""By which factor a term of each kind may be off: one standard deviation on a log scale, an assumption."""
+KINDS = {
+    "fixed_s": "launches",
+    "per_slot_s": "grid",
+    "per_slot_token_s": "grid",
+    "per_slot_prefill_token_s": "grid",
+    "per_adapter_s": "launches",
+    "per_adapter_max_rank_s": "bytes",
+}
+SOURCES = {
+    "step.lora": "zero: not told apart from the other terms where LoRA was measured",
+    **{
+        f"step.lora.{term}": f"{MARK} ({kind}): mean of the measured Llama-3.1-8B and Qwen2.5-7B under vLLM 0.8.5"
+        for term, kind in KINDS.items()
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """How much of what bounds LoRA's terms one step has.
+
+    :ivar launches: kernels.
+    :ivar grid: kernels over multiprocessors.
+    :ivar bytes: bytes of one rank over the memory bandwidth, in seconds.
+    """
+
+    launches: float
+    grid: float
+    bytes: float
+
+    @staticmethod
+    def of(shape: ModelShape, bandwidth: float, multiprocessors: int, gpus: int = 1) -> Amounts:
+        """Return the amounts of a model on a card."""
+        kernels = _KERNELS_A_LAYER * shape.layers
+        rank_bytes = 2 * parameters_per_rank(shape, "all-linear")
+        return Amounts(kernels, kernels / multiprocessors / gpus, rank_bytes / bandwidth / gpus)
+
+
+def lora_cost(model: BaseModel, card: Card, gpus: int = 1, measured: tuple[str, ...] = tuple(MEASURED)) -> LoraCost:
+    """Return LoRA's terms, scaled from the measured models.
+
+    :param gpus: that one replica spans.
+    :param measured: models to scale from; one is left out to judge the scaling.
+    """
+    wanted = Amounts.of(model.shape, card.bandwidth_bytes_per_s, card.multiprocessors, gpus)
+    found: dict[str, float] = {}
+    for name in measured:
+        cost = load_profile(MEASURED[name])[0].step.lora
+        there = Amounts.of(SHAPES[name], _BANDWIDTH, _MULTIPROCESSORS)
+        for term, kind in KINDS.items():
+            scaled = getattr(cost, term) * getattr(wanted, kind) / getattr(there, kind)
+            found[term] = found.get(term, 0.0) + scaled / len(measured)
+    return LoraCost(**dict(zip(found, significant(list(found.values())), strict=True)))
+
+
+def drawn_lora(cost: LoraCost, normals: dict[str, float]) -> LoraCost:
+    """Return the terms with each kind multiplied by its spread to the power of a normal draw."""
+    values = {term: getattr(cost, term) * SPREAD[kind] ** normals[kind] for term, kind in KINDS.items()}
+    return LoraCost(**dict(zip(values, significant(list(values.values())), strict=True)))

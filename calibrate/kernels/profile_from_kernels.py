@@ -1,0 +1,160 @@
+"""Build the profile of a deployment that nobody measured as a whole: kernel tables, and what surrounds the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+
+from calibrate.kernels import load_law, lora_terms, memory_model
+from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of
+from calibrate.kernels.kernel_tables import ENGINES, Deployment, KernelTables
+from calibrate.kernels.surrogate import StepEnvelope, Surrogate, fit_surrogate
+from calibrate.published.step_terms import PASSED_S
+from sim.policies.kv.kv_memory import kv_tokens_left
+from sim.rng import stream
+from sim.spec.profile import Conditions, Draw, Envelope, HoldOut, LoadCost, LoraCost, Profile, Provenance, StepCost
+from sim.studies.fidelity.least_squares import DRAWS
+
+_ADAPTERS, _RANK, _SLOTS = 384, 32, 384
+"""Where LoRA's terms were measured."""
+LONGEST = 32_768
+"""Tokens of the longest sequence that step costs are fitted to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A profile, and how well its step costs stand for the kernel tables."""
+
+    profile: Profile
+    surrogate: Surrogate
+
+
+def build_profile(deployment: Deployment, command: str) -> Built:
+    """Build a profile.
+
+    :param command: reproduces it; kept in its provenance.
+    :raises InputError: without the extra ``kernels``, where the tables don't cover the model, or it doesn't fit.
+    """
+    tables = KernelTables(deployment)
+    memory = memory_model.memory_of(deployment)
+    card, model = deployment.card, deployment.model
+    envelope = StepEnvelope(
+        sequences=card.batch_sequences,
+        tokens=memory_model.STEP_TOKENS,
+        context=min(model.context, LONGEST),
+        kv_tokens=kv_tokens_left(memory, 0),
+    )
+    surrogate = fit_surrogate(tables.step_s, envelope)
+    overhead = overhead_of(deployment)
+    lora = lora_terms.lora_cost(model, card, deployment.tensor_parallel)
+    load = load_law.load_cost(model)
+    engine = f"{ENGINES[deployment.engine]} {tables.version}"
+    gpus = f"{deployment.tensor_parallel} x " if deployment.tensor_parallel > 1 else ""
+    around = "engine overhead fitted on measured points" if overhead.source else "without engine overhead"
+    profile = Profile(
+        schema_version=1,
+        name=profile_name(deployment, tables.version),
+        status="derived",
+        description=f"{model.name} with {deployment.weights} weights on {gpus}{card.label} under {engine}: kernel "
+        f"tables added up, {around}; {lora_terms.MARK}.",
+        device=f"{gpus}{card.label}",
+        model=model.name,
+        dtype=deployment.weights,
+        tensor_parallel=deployment.tensor_parallel,
+        step=overhead.added_to(surrogate.step).model_copy(update={"lora": lora, "per_passed_s": PASSED_S}),
+        load=load,
+        memory=memory,
+        envelope=Envelope(sequences=envelope.sequences, distinct_adapters=_ADAPTERS, rank=_RANK, slots=_SLOTS),
+        sources=_sources(tables, overhead),
+        error=_error(surrogate, overhead),
+        provenance=Provenance(
+            command=command,
+            data={},
+            residuals={
+                "decode steps, against the kernel tables": round(surrogate.median(decoding=True), 4),
+                "steps with prompts, against the kernel tables": round(surrogate.median(decoding=False), 4),
+            },
+            device={"tables": tables.package},
+        ),
+        conditions=Conditions(
+            engine=engine, graphs="as the engine's defaults", lora_backend="vLLM's Triton kernels (punica), vLLM 0.8.5"
+        ),
+        hold_out=_hold_outs(surrogate),
+        draws=_draws(surrogate.step, overhead, lora, load),
+    )
+    return Built(profile, surrogate)
+
+
+def build_command(deployment: Deployment, model: str | None = None) -> list[str]:
+    """Return the command that builds the profile of a deployment.
+
+    :param model: as the user gave it; unset: by its name.
+    """
+    gpus = ["--tp", str(deployment.tensor_parallel)] if deployment.tensor_parallel > 1 else []
+    engine = ["--engine", deployment.engine] if deployment.engine != "vllm" else []
+    weights = ["--weights", deployment.weights] if deployment.weights != "bf16" else []
+    what = ["--gpu", deployment.card.name, "--model", model or deployment.model.name]
+    return ["loraplan", "profiles", "build", *what, *gpus, *engine, *weights]
+
+
+def profile_name(deployment: Deployment, version: str) -> str:
+    """Return a profile's name: device, model with its format and GPUs, engine."""
+    weights = "" if deployment.weights == "bf16" else f"-{deployment.weights}"
+    gpus = "" if deployment.tensor_parallel == 1 else f"-tp{deployment.tensor_parallel}"
+    return f"{deployment.card.name}/{deployment.model.name}{weights}{gpus}/{deployment.engine}-{version}"
+
+
+def _error(surrogate: Surrogate, overhead: EngineOverhead) -> str:
+    fitted = (
+        f"step costs reproduce the kernel tables within {surrogate.quantile(0.5):.1%} (median) and "
+        f"{surrogate.quantile(0.95):.1%} (95 % of steps)"
+    )
+    whole = overhead.error or "whole steps were not compared with measurements; kernels alone are 5 to 25 % too fast"
+    return f"{fitted}; {whole}; LoRA's terms and loads are not measured on this card"
+
+
+def _hold_outs(surrogate: Surrogate) -> tuple[HoldOut, ...]:
+    return tuple(
+        HoldOut(
+            what=what,
+            form="additive",
+            method="steps drawn over the envelope, against the kernel tables",
+            count=int(np.sum(mask)),
+            mean=round(float(np.mean(surrogate.errors[mask])), 5),
+            p90=round(float(np.quantile(surrogate.errors[mask], 0.9)), 5),
+            bias=round(float(np.mean(surrogate.signed[mask])), 5),
+        )
+        for what, mask in (("decode steps", surrogate.decoding), ("steps with prompts", ~surrogate.decoding))
+    )
+
+
+def _sources(tables: KernelTables, overhead: EngineOverhead) -> dict[str, str]:
+    deployment = tables.deployment
+    kernels = (
+        f"kernels of {deployment.card.label} under {ENGINES[deployment.engine]} {tables.version} ({tables.package}, "
+        "NVIDIA, Apache-2.0), added up for the model's shapes and fitted"
+    )
+    return {
+        "step": f"{kernels}; {overhead.source}" if overhead.source else kernels,
+        "step.per_passed_s": "0.44 us for each waiting request that the scheduler passes, measured under vLLM 0.8.5",
+        **lora_terms.SOURCES,
+        "load": load_law.SOURCE,
+        **memory_model.SOURCES,
+        "envelope": "sequences and tokens: the engine's defaults; adapters, rank and slots: where LoRA was measured",
+    }
+
+
+def _draws(kernels: StepCost, overhead: EngineOverhead, lora: LoraCost, load: LoadCost) -> tuple[Draw, ...]:
+    """Return draws of all costs: each uncertain factor takes evenly spaced quantiles in an order of its own."""
+    factors = ("steps", *lora_terms.SPREAD, *load_law.SPREAD)
+    quantiles = norm.ppf((np.arange(DRAWS) + 0.5) / DRAWS)
+    orders = {name: stream(0, 0, f"kernel-draws-{name}").permutation(quantiles) for name in factors}
+    found = []
+    for number in range(DRAWS):
+        normals = {name: float(order[number]) for name, order in orders.items()}
+        step = overhead.added_to(kernels, float(np.exp(overhead.spread * normals["steps"])))
+        more = {"lora": lora_terms.drawn_lora(lora, normals), "per_passed_s": PASSED_S}
+        found.append(Draw(step=step.model_copy(update=more), load=load_law.drawn_load(load, normals)))
+    return tuple(found)

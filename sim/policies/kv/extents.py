@@ -1,0 +1,85 @@
+"""Cached blocks in groups: blocks of one run of tokens that follow each other, and those of them that are free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+Key = tuple[int, int, int]
+"""A run of tokens as one adapter computes it: the adapter, the run (``Request.shared``, ``Request.text``), and the
+number of blocks of the base model before those of the adapter, which is 0 except with activated LoRA."""
+
+
+class Extent:
+    """Cached blocks ``first`` to ``end`` (exclusive) of one run of tokens; those up to ``cover`` are in use.
+
+    All users hold its first blocks, up to different ends. So what is free is at the end, in segments: the last blocks
+    became free first, and are evicted first.
+
+    :ivar key: run of the blocks.
+    :ivar twin: whether it is a single block that was filled while an equal one was known.
+    :ivar users: number of users by the end of their blocks.
+    :ivar segments: its free blocks, the last ones first, in the order of the free queue.
+    :ivar next: another extent of this run; the two have no block in common.
+    :ivar forgotten: whether its content can no longer be found.
+    :ivar outdated: whether weights that have been replaced since computed it, or its first blocks.
+    """
+
+    __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "outdated", "segments", "twin", "users")
+
+    def __init__(self, key: Key, first: int, end: int, twin: bool = False) -> None:
+        self.key = key
+        self.first = self.cover = first
+        self.end = end
+        self.twin = twin
+        self.users: dict[int, int] = {}
+        self.segments: list[Segment] = []
+        self.next: Extent | None = None
+        self.forgotten = False
+        self.outdated = False
+
+    def use(self, end: int) -> None:
+        """Add a user of the blocks up to ``end``."""
+        users = self.users
+        users[end] = users.get(end, 0) + 1
+        if end > self.cover:
+            self.cover = end
+
+    def leave(self, end: int) -> int:
+        """Remove a user of the blocks up to ``end``; return the end of the blocks that others use."""
+        users = self.users
+        count = users[end]
+        if count > 1:
+            users[end] = count - 1
+            return self.cover
+        del users[end]
+        if end == self.cover:
+            self.cover = max(users) if users else self.first
+        return self.cover
+
+    def chain(self) -> Iterator[Extent]:
+        """Yield this extent and those linked after it."""
+        extent: Extent | None = self
+        while extent is not None:
+            yield extent
+            extent = extent.next
+
+
+Spans = list[tuple[Extent, int]]
+"""Blocks that a request holds, or would hold, and that others may find: extents in the order of its tokens, with the
+end of its blocks in each."""
+
+
+class Segment:
+    """Blocks ``first`` to ``end`` (exclusive) that stand next to each other in the free queue, the last one first.
+
+    :ivar extent: their extent; None: no request can find them, and only their number counts.
+    :ivar cached: whether they count as cached.
+    """
+
+    __slots__ = ("cached", "end", "extent", "first")
+
+    def __init__(self, extent: Extent | None, first: int, end: int, cached: bool) -> None:
+        self.extent = extent
+        self.first = first
+        self.end = end
+        self.cached = cached

@@ -1,0 +1,150 @@
+"""The columns of a trace that say which tokens of a prompt other requests have too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import TraceError
+from sim.spec.sections.laws import MAX_TOKENS
+from sim.traffic.shared_text import UNSHARED, SharedText
+from sim.traffic.traces.growing_array import GrowingArray
+from sim.traffic.traces.rows import Rows, hashes
+
+Ints = NDArray[np.int64]
+Ints32 = NDArray[np.int32]
+
+PREFIX_ID, PREFIX_TOKENS, HASH_IDS = "prefix_id", "prefix_tokens", "hash_ids"
+TEXT_COLUMNS = (PREFIX_ID, PREFIX_TOKENS, HASH_IDS)
+MAX_RUNS = 500_000_000
+"""Blocks with a hash of a whole trace, at most: they take 12 GB."""
+_MAX_HASH = 1 << 62
+
+
+def text_columns(header: Sequence[str], file: str) -> tuple[str, ...]:
+    """Return those of ``TEXT_COLUMNS`` that a file has.
+
+    :raises TraceError: where they do not go together.
+    """
+    there = tuple(column for column in TEXT_COLUMNS if column in header)
+    if HASH_IDS in there and len(there) > 1:
+        raise TraceError(
+            "either hashes or prefixes say what requests share",
+            file=file,
+            line=1,
+            got=", ".join(there),
+            allowed=f"{HASH_IDS}, or {PREFIX_ID} and {PREFIX_TOKENS}",
+        )
+    if len(there) == 1 and HASH_IDS not in there:
+        other = PREFIX_TOKENS if PREFIX_ID in there else PREFIX_ID
+        raise TraceError(f"column {other} is missing", file=file, line=1, hint=f"{there[0]} needs it")
+    return there
+
+
+class TextReader:
+    """Reads the text columns of a trace, block by block.
+
+    :param columns: those that it has; :param hash_block: tokens of a block with a hash.
+    """
+
+    def __init__(self, columns: tuple[str, ...], hash_block: int) -> None:
+        self._columns = columns
+        self._hash_block = hash_block
+        self._counts, self._ends = GrowingArray(np.int32), GrowingArray(np.int32)
+        self._keys = GrowingArray(np.uint64)
+
+    @property
+    def by_user(self) -> bool:
+        """Whether the texts are those of single users: blocks are, and prefixes are not."""
+        return HASH_IDS in self._columns
+
+    def check(self, rows: Rows, prompt: Ints32) -> _Block:
+        """Check the cells of a block and return what they say."""
+        if self.by_user:
+            return self._check_hashes(rows, prompt)
+        return _check_prefixes(rows, prompt)
+
+    def keep(self, block: _Block, good: NDArray[np.bool_]) -> None:
+        """Keep what a block says of its good rows."""
+        runs = np.repeat(good, block.counts)
+        for part, values in ((self._ends, block.ends[runs]), (self._keys, block.keys[runs])):
+            part.append(values)
+        self._counts.append(block.counts[good])
+
+    def finish(self) -> SharedText:
+        """Return the texts of all requests."""
+        import pandas as pd
+
+        counts = self._counts.take()
+        first = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)))
+        keys = np.asarray(pd.factorize(self._keys.take())[0], dtype=np.int64)
+        return SharedText(first, self._ends.take().astype(np.int64), keys, np.full(len(counts), UNSHARED))
+
+    def _check_hashes(self, rows: Rows, prompt: Ints32) -> _Block:
+        """Read the hashes of each prompt's blocks; an incomplete last block may have one or not."""
+        size = self._hash_block
+        lists = [_numbers(cell) for cell in rows.texts(HASH_IDS)]
+        unreadable = np.array([found is None for found in lists], dtype=np.bool_)
+        rows.refuse(unreadable, HASH_IDS, "not a list of hashes", "whole numbers, such as [17, 18, 40]")
+        counts = np.array([0 if found is None else len(found) for found in lists], dtype=np.int64)
+        wrong = (counts < prompt // size) | (counts > -(-prompt // size))
+        wrong &= rows.good
+        if wrong.any():
+            place = int(np.argmax(wrong))
+            rows.refuse(
+                wrong,
+                HASH_IDS,
+                "the hashes contradict the length of the prompt",
+                f"one for every {size:,} tokens (hash_block), with or without an incomplete last block",
+                f"{counts[place]:,} hashes stand for {prompt[place]:,} tokens",
+            )
+        counts = np.where(rows.good, counts, 0)
+        flat = [
+            number for found, good in zip(lists, rows.good.tolist(), strict=True) if found and good for number in found
+        ]
+        first = np.concatenate(([0], np.cumsum(counts)))
+        block_of = np.arange(first[-1]) - np.repeat(first[:-1], counts)
+        ends = np.minimum((block_of + 1) * size, np.repeat(prompt, counts))
+        if self._keys.count + len(flat) > MAX_RUNS:
+            raise TraceError("too many hashes", key=HASH_IDS, allowed=f"up to {MAX_RUNS:,}")
+        return _Block(counts, ends, np.array(flat, dtype=np.int64).astype(np.uint64))
+
+
+class _Block:
+    """What the rows of a block share; bad rows have no runs."""
+
+    __slots__ = ("counts", "ends", "keys")
+
+    def __init__(self, counts: Ints, ends: Ints, keys: NDArray[np.uint64]) -> None:
+        self.counts, self.ends, self.keys = counts, ends, keys
+
+
+def _check_prefixes(rows: Rows, prompt: Ints32) -> _Block:
+    """Read the name and length of each prompt's prefix; an empty name: it has none."""
+    names = [cell.strip() for cell in rows.texts(PREFIX_ID)]
+    named = np.array([bool(name) for name in names], dtype=np.bool_)
+    tokens = np.nan_to_num(rows.numbers_where(PREFIX_TOKENS, named))
+    bad = (tokens != np.floor(tokens)) | (tokens < 0) | (tokens > MAX_TOKENS)
+    rows.refuse(bad, PREFIX_TOKENS, "not a token count", f"a whole number, 0 to {MAX_TOKENS:,}")
+    rows.refuse(
+        ~bad & (tokens > prompt), PREFIX_TOKENS, "the prefix is longer than the prompt", "up to the prompt's tokens"
+    )
+    has = rows.good & (tokens > 0)
+    kept = [name for name, there in zip(names, has.tolist(), strict=True) if there]
+    return _Block(has.astype(np.int64), tokens[has].astype(np.int64), hashes(kept))
+
+
+def _numbers(cell: str) -> list[int] | None:
+    """Return a list of whole numbers, written as in JSON or with spaces between them; None: it is none."""
+    text = cell.strip()
+    if text.startswith("[") != text.endswith("]"):
+        return None
+    if not text.isascii() or "_" in text:
+        return None
+    try:
+        found = list(map(int, text.removeprefix("[").removesuffix("]").replace(",", " ").split()))
+    except ValueError:
+        return None
+    return found if all(-_MAX_HASH < number < _MAX_HASH for number in found) else None

@@ -1,0 +1,116 @@
+"""Profiles built from the real kernel tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("aiconfigurator_core", reason="needs the kernels extra: pip install -e '.[kernels]'")
+
+from calibrate.kernels.base_models import base_model_of
+from calibrate.kernels.cards import card_of
+from calibrate.kernels.engine_overhead import overhead_of
+from calibrate.kernels.kernel_tables import Deployment, KernelTables
+from calibrate.kernels.profile_from_kernels import build_profile
+from sim.errors import InputError
+
+
+def deployment(gpu: str, model: str, **more: object) -> Deployment:
+    return Deployment(card_of(gpu), base_model_of(model), **more)  # type: ignore[arg-type]
+
+
+def test_steps_are_the_sums_of_the_package() -> None:
+    from aiconfigurator_core.sdk.engine import EngineHandle
+
+    tables = KernelTables(deployment("h100", "llama-3.1-8b"))
+    handle = EngineHandle.compile("meta-llama/Meta-Llama-3.1-8B", "h100_sxm", "vllm", tp_size=1)
+    for batch, context in ((1, 800), (32, 800), (256, 1024)):
+        assert tables.step_s(batch, context) * 1000 == pytest.approx(handle.decode_step_latency(batch, context, 2))
+    for tokens in (128, 2048):
+        whole = handle.predict_prefill_latency(1, tokens)
+        assert tables.step_s(0, 0, 1, tokens) * 1000 == pytest.approx(whole)
+    # Whole prompts of the decoding sequences' length: the one case in which the package has a mixed step.
+    assert tables.step_s(32, 1024, 4, 1024) * 1000 == pytest.approx(handle.mixed_step_latency(4096, 32, 1024, 2))
+    # The second half of a prompt attends to the first.
+    assert tables.step_s(0, 0, 1, 1024, 1024) * 1000 == pytest.approx(handle.predict_prefill_latency(1, 2048, 1024))
+
+
+def test_the_profile_of_an_h100_meets_its_target() -> None:
+    built = build_profile(deployment("h100-80gb", "llama-3.1-8b"), "command")
+    assert built.surrogate.quantile(0.5) <= 0.02
+    assert built.surrogate.quantile(0.95) <= 0.06
+    profile = built.profile
+    assert (profile.name, profile.status) == ("h100-80gb/llama-3.1-8b/vllm-0.24.0", "derived")
+    assert len(profile.draws) == 16
+    assert "LoRA terms scaled from H100-64GB" in profile.description
+    for section in ("step", "load", "memory", "envelope"):
+        assert section in profile.sources or f"{section}.total_bytes" in profile.sources
+
+
+def test_a_config_over_two_cards(tmp_path: Path) -> None:
+    built = build_profile(deployment("l40s", "qwen2.5-14b", tensor_parallel=2), "command")
+    assert built.surrogate.quantile(0.5) <= 0.02
+    assert built.surrogate.quantile(0.95) <= 0.06
+    assert built.profile.name == "l40s/qwen2.5-14b-tp2/vllm-0.24.0"
+    assert built.profile.tensor_parallel == 2
+    assert built.profile.device == "2 x NVIDIA L40S"
+
+
+def test_fp8_weights_are_smaller_and_decode_faster() -> None:
+    bf16 = KernelTables(deployment("h100", "llama-3.1-8b"))
+    fp8 = KernelTables(deployment("h100", "llama-3.1-8b", weights="fp8"))
+    assert fp8.step_s(8, 500) < 0.8 * bf16.step_s(8, 500)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "model", "more", "message"),
+    [
+        (
+            "h100",
+            "llama-2-7b",
+            {},
+            "--model: the kernel tables of NVIDIA H100 80GB HBM3 under vLLM 0.24.0 have no 32 attention heads over 32 "
+            "KV heads on a GPU; sums from other shapes were off by half and more (got llama-2-7b, --tp 1, allowed: KV "
+            "heads on a GPU: 1, 2, 4, 8); another --tp may fit, or measure it: loraplan calibrate steps",
+        ),
+        (
+            "h100",
+            "llama-3.1-8b",
+            {"weights": "nvfp4"},
+            "--weights: the kernel tables of NVIDIA H100 80GB HBM3 under vLLM",
+        ),
+        (
+            "a100",
+            "llama-3.1-8b",
+            {"weights": "fp8"},
+            "--weights: the kernel tables of NVIDIA A100-SXM4-80GB under vLLM",
+        ),
+    ],
+)
+def test_gaps_of_the_tables_are_refused(gpu: str, model: str, more: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        KernelTables(deployment(gpu, model, **more))
+    assert str(refused.value).startswith(message)
+
+
+def test_a_gap_closes_where_tensor_parallelism_leaves_fewer_heads() -> None:
+    assert KernelTables(deployment("h100", "llama-2-7b", tensor_parallel=4)).step_s(8, 500) > 0
+
+
+def test_a_measured_server_that_did_not_calibrate_is_met() -> None:
+    """Llama-3.1-70B in fp8 over two H200 under vLLM: one deployment of the table in docs/validation.md."""
+    from calibrate.kernels.overhead_fit import predict_points
+    from calibrate.kernels.serving_points import serving_points
+
+    points, others = serving_points()
+    assert (len(points), others) == (1043, 4178)
+    wanted = ("vllm", "h200", "llama-3.1-70b", "fp8", 2)
+    found = predict_points([point for point in points if point.group == wanted and point.loop.answer < 2000])
+    assert len(found) == 10
+    errors = []
+    for each in found:
+        overhead = overhead_of(each.point.deployment)
+        terms = (overhead.factor, overhead.step_s, overhead.per_sequence_s, overhead.prefill_step_s)
+        errors.append(abs(each.steps.token @ terms / each.point.token_s - 1))
+    assert sorted(errors)[5] < 0.06

@@ -1,0 +1,133 @@
+"""``loraplan profiles``: what there is, what each says, and how to make more."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+
+from sim.spec.profile import bundled_profiles, load_profile
+
+needs_tables = pytest.mark.skipif(
+    importlib.util.find_spec("aiconfigurator_core") is None,
+    reason="needs the kernels extra: pip install -e '.[kernels]'",
+)
+BUILD = ("profiles", "build", "--gpu", "h100-80gb", "--model", "llama-3.1-8b")
+
+
+def test_list_has_every_bundled_profile_with_its_status_and_error(loraplan: CommandLine) -> None:
+    rows = json.loads(loraplan("profiles", "list", "--json").out)["profiles"]
+    assert [row["name"] for row in rows] == bundled_profiles()
+    for row in rows:
+        profile, _ = load_profile(row["name"])
+        assert (row["status"], row["device"], row["model"]) == (profile.status, profile.device, profile.model)
+        assert row["error"] == profile.error
+        assert (row["gpus"], row["weights"]) == (profile.tensor_parallel, profile.dtype)
+    text = loraplan("profiles", "list").out
+    assert "derived: NVIDIA H100 64GB, llama-3.1-8b in bf16, vLLM 0.8.5, V1" in text
+    assert "made by: loraplan calibrate fit DIR --model llama-3.1-8b --out llama-3.1-8b.json" in text
+
+
+def test_list_reads_a_folder_and_passes_over_other_json(tmp_path: Path, loraplan: CommandLine) -> None:
+    profile, _ = load_profile("h100-64gb/llama-3.1-8b/assumed")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.json").write_text(profile.model_dump_json())
+    (tmp_path / "mine" / "b.json").write_text("{}")
+    rows = json.loads(loraplan("profiles", "list", "--from", "mine", "--json").out)["profiles"]
+    assert [row["name"] for row in rows] == ["mine/a.json"]
+    ended = loraplan("profiles", "list", "--from", "elsewhere")
+    assert (ended.code, ended.err) == (2, "error: --from: no such folder (got elsewhere)\n")
+
+
+def test_show_gives_coefficients_with_units_sources_and_errors(loraplan: CommandLine) -> None:
+    name = "h100-64gb/llama-3.1-8b/vllm-0.8.5"
+    shown = json.loads(loraplan("profiles", "show", name, "--json").out)
+    profile, digest = load_profile(name)
+    assert (shown["sha256"], shown["status"], shown["draws"]) == (digest, "derived", 16)
+    by_path = {number["path"]: number for number in shown["coefficients"]}
+    assert by_path["step.fixed_s"]["value"] == profile.step.fixed_s
+    units = {"step.fixed_s": "s", "memory.weights_bytes": "B", "memory.kv_bytes_per_token": "B/token"}
+    units |= {"load.host.bandwidth_bytes_per_s": "B/s", "envelope.slots": "slots", "step.tokens": "tokens, s"}
+    assert {path: by_path[path]["unit"] for path in units} == units
+    assert by_path["step.per_passed_s"]["source"] == profile.sources["step.per_passed_s"], (
+        "its own before its section's"
+    )
+    assert by_path["step.lora.per_slot_s"]["source"] == profile.sources["step"]
+    assert shown["provenance"]["command"].startswith("loraplan calibrate fit")
+    assert [line["what"] for line in shown["hold_out"]] == [line.what for line in profile.hold_out]
+    text = loraplan("profiles", "show", name).out
+    assert "held out, LoRA decode steps: mean 0.9%" in text
+    assert "draws: 16 for calibration intervals" in text
+
+
+def test_show_of_an_unknown_profile_suggests_one(loraplan: CommandLine) -> None:
+    ended = loraplan("profiles", "show", "h100-64gb/llama-3.1-8b/vllm-0.8.6")
+    assert ended.code == 2
+    assert "no such profile" in ended.err
+    assert "did you mean 'h100-64gb/llama-3.1-8b/vllm-0.8.5'?" in ended.err
+
+
+def test_build_without_the_extra_says_how_to_install_it(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from calibrate.kernels import kernel_tables
+
+    kernel_tables._package.cache_clear()
+    monkeypatch.setitem(sys.modules, "aiconfigurator_core", None)
+    ended = loraplan(*BUILD)
+    kernel_tables._package.cache_clear()
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        "error: profiles are built from kernel tables, which are not installed; run pip install -e '.[kernels]' in "
+        "your clone of loraplan\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--gpu", "mi300x"), "--gpu: there are no kernel tables for this GPU (got mi300x"),
+        (("--model", "llama-9"), "--model: unknown base model (got llama-9"),
+        (("--engine", "tgi"), "--engine: there are no kernel tables for this engine (got tgi"),
+        (("--weights", "fp6"), "--weights: unknown format of weights (got fp6"),
+    ],
+)
+def test_build_refuses_what_it_does_not_know(more: tuple[str, str], message: str, loraplan: CommandLine) -> None:
+    ended = loraplan(*BUILD, *more)
+    assert ended.code == 2
+    assert message in ended.err
+
+
+@needs_tables
+def test_a_built_profile_is_listed_shown_and_simulated(tmp_path: Path, loraplan: CommandLine) -> None:
+    built = loraplan(*BUILD)
+    assert built.code == 0, built.err
+    file = "profiles/h100-80gb/llama-3.1-8b/vllm-0.24.0.json"
+    assert (tmp_path / file).exists()
+    assert f"use it: loraplan run quickstart --set fleet.profile=./{file}" in built.err
+    (row,) = json.loads(loraplan("profiles", "list", "--from", "profiles", "--json").out)["profiles"]
+    assert row["made_by"] == "loraplan profiles build --gpu h100-80gb --model llama-3.1-8b"
+    assert "LoRA terms scaled from H100-64GB (launches)" in loraplan("profiles", "show", f"./{file}").out
+    small = ("--set", "workload.requests=2000", "--json", "--out", "run")
+    ran = loraplan("run", "quickstart", "--set", f"fleet.profile=./{file}", *small)
+    assert ran.code == 0, ran.err
+    metric = json.loads(ran.out)["points"][0]["metrics"]["tpot_mean_s"]
+    assert metric["calibration_lo"] < metric["value"] < metric["calibration_hi"]
+
+
+@needs_tables
+def test_the_same_build_twice_gives_the_same_bytes(tmp_path: Path, loraplan: CommandLine) -> None:
+    for name in ("a.json", "b.json"):
+        assert loraplan(*BUILD, "--out", name, "--json").code == 0
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@needs_tables
+def test_build_does_not_replace_what_is_no_profile(tmp_path: Path, loraplan: CommandLine) -> None:
+    (tmp_path / "notes.json").write_text("[]")
+    ended = loraplan(*BUILD, "--out", "notes.json")
+    assert ended.code == 2
+    assert "this file is no profile: it is not replaced" in ended.err
+    assert (tmp_path / "notes.json").read_text() == "[]"

@@ -1,0 +1,303 @@
+"""Prefix caching against a naive twin with real blocks, step by step, and against counts over token lists."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from random import Random
+
+import pytest
+from naive_blocks import BASE, Job, NaiveEngine, Rules, Stepped
+from prefix_traffic import Coming, Traffic
+
+from sim.policies.admission import ClaimingQueue
+from sim.policies.costs import StepCosts
+from sim.policies.kv.counting_store import CountingStore
+from sim.policies.kv.kv_store import KvStore
+from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.scheduler import Limits, Scheduler
+from sim.policies.set_order import SetOrder
+from sim.policies.vllm_lru import VllmLruCache
+from sim.spec.profile import StepCost
+from sim.traffic.request import Request
+
+STEPS = 5_000
+
+
+class Simulated:
+    """The simulator's scheduler with a store, requests by index."""
+
+    def __init__(self, rules: Rules, adapters: int, kv: KvStore) -> None:
+        cache = VllmLruCache(adapters, rules.max_loras, max(adapters, rules.max_loras), SetOrder(range(adapters)))
+        waiting = ClaimingQueue(cache, _never, stop=False, blocking=True, gives_up=True)
+        costs = StepCosts(StepCost(), rules.max_loras, rules.max_tokens)
+        limits = Limits(rules.max_seqs, rules.max_tokens, rules.whole_prompt)
+        self.scheduler = Scheduler(limits, kv, waiting, [0] * adapters, costs)
+        self.scheduler.serve_base_model(cache.serve_base_model())
+        self.cache = cache
+        self._pushed = 0
+
+    def push(self, request: Request) -> None:
+        self._pushed += 1
+        request.key = self._pushed  # the end of the queue
+        self.scheduler.waiting.push(request)
+
+    def compose(self) -> tuple[dict[int, int], dict[int, int], list[int]]:
+        """Decide a step; return tokens and cached tokens by request, and those preempted."""
+        scheduler = self.scheduler
+        before = list(scheduler.running)
+        scheduler.compose(0.0)
+        scheduler.check_integrity()
+        scheduled = scheduler.scheduled()
+        scheduler.waiting.unloaded.clear()
+        joined = [index for index in scheduler.running if index not in before]
+        cached = {index: scheduler.running[index].context - scheduled[index] for index in joined}
+        return scheduled, cached, [index for index in reversed(before) if index not in scheduler.running]
+
+    def complete(self, steps: int) -> list[int]:
+        finished = self.scheduler.complete(steps, 0.0)
+        self.scheduler.check_integrity()
+        for request in finished:
+            self.cache.release(request.adapter)
+        return [request.index for request in finished]
+
+
+def _never(request: Request) -> None:
+    raise AssertionError("blocking loads are never requested ahead")
+
+
+def drawn(seed: int) -> tuple[Rules, Traffic, list[Coming]]:
+    """Return random rules and traffic that fits them."""
+    random = Random(seed)
+    size = random.choice((1, 2, 3, 4, 8))
+    adapters = random.randint(1, 4)
+    longest = random.choice((3, 3 * size, 6 * size))
+    traffic = Traffic(random, size, adapters, random.choice((0.0, 0.3, 1.0)), longest)
+    coming = traffic.requests(random.randint(2, 12), random.choice((0, 10, 60)))
+    most = max(len(one.job.prompt) + len(one.job.answer) for one in coming)
+    seqs = random.randint(1, 6)
+    rules = Rules(
+        blocks=-(-most // size) + random.choice((0, 0, 1, 4, 30)),
+        size=size,
+        max_seqs=seqs,
+        max_tokens=seqs + random.choice((0, 2, size, 10 * size, 1_000)),
+        max_loras=random.randint(1, adapters),
+        whole_prompt=random.random() < 0.5,
+        uncached_last=random.random() < 0.4,
+        base_tokens=random.choice((0, 0, random.randint(1, longest), 1_000)),
+    )
+    return rules, traffic, coming
+
+
+def prefix_store(rules: Rules, adapters: int) -> PrefixStore:
+    return PrefixStore(
+        rules.blocks,
+        rules.size,
+        uncached_last=rules.uncached_last,
+        base_tokens=rules.base_tokens,
+        base_model=adapters,
+    )
+
+
+class Arrivals:
+    """Requests that arrive before a step, and later turns that follow the end of others."""
+
+    def __init__(self, coming: list[Coming]) -> None:
+        self.timed = [(one.at_step, one) for one in coming if one.after is None]
+        self._turns = {one.after: one for one in coming if one.after is not None}
+
+    def due(self, step: int) -> list[Coming]:
+        due = [one for at_step, one in self.timed if at_step <= step]
+        self.timed = [(at_step, one) for at_step, one in self.timed if at_step > step]
+        return due
+
+    def ended(self, index: int, step: int) -> None:
+        if index in self._turns:
+            self.timed.append((step + self._turns[index].at_step, self._turns[index]))
+
+
+def compare(seed: int, *, leaps: bool, forgets: bool = False) -> tuple[PrefixStore, list[Stepped]]:
+    """Run simulator and twin side by side to the end, and compare every step; return the twin's steps, too."""
+    rules, traffic, coming = drawn(seed)
+    store = prefix_store(rules, traffic.adapters)
+    ours, twin = Simulated(rules, traffic.adapters, store), NaiveEngine(rules)
+    arrivals, step, overwritten, left, history = Arrivals(coming), 0, 0, len(coming), list[Stepped]()
+    while left:
+        assert step < STEPS, "the twin does not come to an end"
+        for one in arrivals.due(step):
+            ours.push(one.request)
+            twin.waiting.append(one.job)
+        if forgets and traffic.random.random() < 0.05:
+            adapter = traffic.random.randint(0, traffic.adapters)
+            store.forget(adapter)
+            twin.forget(BASE if adapter == traffic.adapters else adapter)
+        scheduled, cached, preempted = ours.compose()
+        theirs = twin.step()
+        history.append(theirs)
+        overwritten += theirs.overwritten
+        assert (scheduled, cached, preempted) == (theirs.scheduled, theirs.cached, theirs.preempted)
+        store.settle()
+        assert store.evicted_blocks == overwritten
+        steps = 1
+        if not scheduled:
+            ended = []
+        else:
+            if leaps:
+                next_arrival = min((at_step for at_step, _ in arrivals.timed), default=STEPS)
+                steps = min(ours.scheduler.decided.steps, max(next_arrival - step, 1))
+            for _ in range(steps - 1):
+                assert not theirs.ended
+                theirs = twin.step()
+                overwritten += theirs.overwritten
+                assert (theirs.scheduled, theirs.cached, theirs.preempted) == (scheduled, {}, [])
+            ended = ours.complete(steps)
+        assert sorted(ended) == sorted(theirs.ended)
+        step += steps
+        left -= len(ended)
+        for index in theirs.ended:
+            arrivals.ended(index, step)
+    first = {index: tokens for step in reversed(history) for index, tokens in step.cached.items()}
+    assert [one.request.cached_tokens for one in coming] == [first[one.request.index] for one in coming]
+    found = sum(tokens for step in history for tokens in step.cached.values())
+    assert store.again_cached_tokens == found - sum(first.values())
+    assert (store.again_tokens > 0) == any(step.preempted for step in history)
+    return store, history
+
+
+def test_the_scenarios_reach_the_corners() -> None:
+    reached = Counter[str]()
+    for seed in range(200):
+        store, steps = compare(seed, leaps=False)
+        joined = [(index, tokens) for step in steps for index, tokens in step.cached.items()]
+        reached["found"] += any(tokens for _, tokens in joined)
+        reached["evicted"] += any(step.overwritten for step in steps)
+        reached["filled twice"] += any(step.twins for step in steps)
+        reached["preempted"] += any(step.preempted for step in steps)
+        reached["preempted with something to find"] += store.again_cached_tokens > 0
+        reached["chunked"] += any(
+            tokens > 1 and index in before.scheduled and index not in step.cached
+            for before, step in pairwise(steps)
+            for index, tokens in step.scheduled.items()
+        )
+        reached["found in the step that computes it"] += any(
+            tokens and 0 in list(step.cached.values())[:place]
+            for step in steps
+            for place, tokens in enumerate(step.cached.values())
+        )
+    assert min(reached.values()) >= 10, reached
+
+
+@pytest.mark.parametrize("block", range(30))
+def test_every_step_equals_that_of_the_twin(block: int) -> None:
+    for seed in range(20 * block, 20 * block + 20):
+        compare(seed, leaps=False)
+
+
+@pytest.mark.parametrize("block", range(30))
+def test_leaps_equal_the_steps_of_the_twin(block: int) -> None:
+    for seed in range(20 * block, 20 * block + 20):
+        compare(seed, leaps=True)
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_what_is_forgotten_is_found_by_nobody(block: int) -> None:
+    for seed in range(20 * block, 20 * block + 20):
+        compare(seed, leaps=seed % 2 == 0, forgets=True)
+
+
+def run(rules: Rules, adapters: int, coming: list[Coming], kv: KvStore) -> tuple[list[dict[int, int]], dict[int, int]]:
+    """Simulate to the end, step by step; return the tokens of each step and what requests found cached, in order."""
+    simulated, arrivals, steps, found = Simulated(rules, adapters, kv), Arrivals(coming), [], dict[int, int]()
+    left = len(coming)
+    while left:
+        assert len(steps) < STEPS
+        for one in arrivals.due(len(steps)):
+            simulated.push(one.request)
+        scheduled, cached, preempted = simulated.compose()
+        assert not preempted
+        steps.append(scheduled)
+        found |= cached
+        for index in simulated.complete(1) if scheduled else ():
+            left -= 1
+            arrivals.ended(index, len(steps))
+    return steps, found
+
+
+@pytest.mark.parametrize("block", range(5))
+def test_with_all_memory_every_prefix_that_was_ever_there_is_found(block: int) -> None:
+    total = 0
+    for seed in range(20 * block, 20 * block + 20):
+        rules, traffic, coming = drawn(seed)
+        rules = replace(rules, blocks=100_000, base_tokens=0, max_tokens=100_000)  # each prompt in one step
+        store = prefix_store(rules, traffic.adapters)
+        _, found = run(rules, traffic.adapters, coming, store)
+        jobs, turn_of = {one.job.index: one.job for one in coming}, {one.job.index: one.after for one in coming}
+        seen: list[Job] = []
+        for index, tokens in found.items():  # in the order in which they joined
+            job, longest = jobs[index], 0
+            for other in seen:
+                there = (
+                    other.prompt + other.answer[:-1] if is_turn_before(other.index, index, turn_of) else other.prompt
+                )
+                if other.adapter == job.adapter:
+                    longest = max(longest, common(there, job.prompt[:-1]))
+            assert tokens == longest // rules.size * rules.size
+            total += tokens
+            seen.append(job)
+        assert [one.request.cached_tokens for one in coming] == [found[one.request.index] for one in coming]
+        assert store.evicted_blocks == store.again_tokens == 0
+    assert total > 0
+
+
+def is_turn_before(index: int, later: int, turn_of: dict[int, int | None]) -> bool:
+    before = turn_of[later]
+    while before is not None and before != index:
+        before = turn_of[before]
+    return before == index
+
+
+def common(some: list[int], others: list[int]) -> int:
+    """Return how many tokens two lists have in common from the start."""
+    same = 0
+    while same < min(len(some), len(others)) and some[same] == others[same]:
+        same += 1
+    return same
+
+
+@pytest.mark.parametrize("block", range(5))
+def test_where_nobody_shares_the_cache_changes_nothing(block: int) -> None:
+    compared = 0
+    for seed in range(40 * block, 40 * block + 40):
+        rules, traffic, coming = drawn(seed)
+        firsts = [one for one in coming if one.after is None]
+        if sum(-(-(len(one.job.prompt) + len(one.job.answer)) // rules.size) for one in firsts) > rules.blocks:
+            rules = replace(rules, max_seqs=1, max_tokens=max(rules.max_tokens, 2))  # nobody is ever preempted
+        stores = prefix_store(replace(rules, base_tokens=0), traffic.adapters), CountingStore(rules.blocks, rules.size)
+        results = []
+        for store in stores:
+            fresh = [replace(one, request=one.request.fresh_copy()) for one in firsts]
+            for one in fresh:
+                one.request.shared, one.request.text = (), -1
+            steps, found = run(rules, traffic.adapters, fresh, store)
+            assert not any(found.values())
+            results.append((steps, store.peak_share(), store.decoding, store.tokens))
+        assert results[0] == results[1]
+        compared += stores[0].evicted_blocks > 0
+    assert compared >= 5
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_turns_that_overlap_keep_the_store_whole(seed: int) -> None:
+    """A trace may send a turn before the answer that it contains has ended; equal blocks are then filled twice."""
+    rules, traffic, coming = drawn(seed)
+    coming = [replace(one, after=None) for one in coming]
+    simulated, left, step = Simulated(rules, traffic.adapters, prefix_store(rules, traffic.adapters)), len(coming), 0
+    for one in coming:
+        simulated.push(one.request)
+    while left:
+        step += 1
+        assert step < STEPS
+        simulated.compose()
+        left -= len(simulated.complete(1))
+    assert not simulated.scheduler.running

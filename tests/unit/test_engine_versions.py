@@ -1,0 +1,150 @@
+"""Names of engines and their versions: whose rules each gets, and what is said of names that stand for none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scenario_samples import BASE, base, refusal, write
+
+from sim.spec.engine_versions import VERSIONS, suggest_engine, versions_of
+from sim.spec.engines import ENGINES, engine_words, preset_value
+from sim.spec.profile import load_profile
+from sim.spec.profile_choice import engine_notes
+from sim.spec.scenario_file import load_scenario
+
+__all__ = ["base"]  # a fixture, used by its name
+
+
+def test_versions_are_in_order_and_name_presets() -> None:
+    for family, rows in VERSIONS.items():
+        firsts = [row.first for row in rows]
+        assert firsts == sorted(set(firsts))
+        assert firsts[0] == (0,), "every version has a row"
+        assert all(ENGINES[row.preset].name.startswith(family.lower()) for row in rows)
+    newest = [row for row in VERSIONS["vLLM"] if row.simulated][-1]
+    assert newest.preset == [name for name in ENGINES.names if name.startswith("vllm-")][-1]
+
+
+@pytest.mark.parametrize("number", [*range(41), 99, 999_999])
+def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, number: int) -> None:
+    name = f"vllm-0.{number}"
+    row = [row for row in VERSIONS["vLLM"] if row.first <= (0, number)][-1]
+    if row.simulated or name in ENGINES.names:
+        scenario = load_scenario("base.yaml", [f"fleet.engine={name}", "cache.host.slots=8"]).scenario
+        assert scenario.fleet.engine == name
+        assert ENGINES[name].name == row.preset
+        return
+    assert refusal("base.yaml", f"fleet.engine={name}").startswith(
+        f"--set: fleet.engine: unknown engine (got {name}, allowed: {', '.join(ENGINES.names)}); "
+        f"the nearest preset is {row.preset}: vLLM {row.words} "
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "words"),
+    [
+        ("vllm", "vllm-0.32", "vllm (rules of 0.31 and 0.32)"),
+        ("vLLM", "vllm-0.32", "vLLM (rules of 0.31 and 0.32)"),
+        ("vllm-0.32", "vllm-0.32", "vllm-0.32"),
+        ("vllm-0.32.0", "vllm-0.32", "vllm-0.32.0 (rules of 0.31 and 0.32)"),
+        ("vllm-0.8", "vllm-0.8", "vllm-0.8"),
+        ("vllm==0.8", "vllm-0.8", "vllm==0.8 (rules of 0.8.3 to 0.9.1)"),
+        ("vllm-0.8.5.post1", "vllm-0.8", "vllm-0.8.5.post1 (rules of 0.8.3 to 0.9.1)"),
+        ("vllm-0.9.1", "vllm-0.8", "vllm-0.9.1 (rules of 0.8.3 to 0.9.1)"),
+        ("vllm==0.9.2rc1", "vllm-0.9.2", "vllm==0.9.2rc1 (rules of 0.9.2 to 0.13)"),
+        ("vllm-v0.12", "vllm-0.9.2", "vllm-v0.12 (rules of 0.9.2 to 0.13)"),
+        ("vllm-0.18", "vllm-0.18", "vllm-0.18"),
+        ("vllm-0.18.1", "vllm-0.18", "vllm-0.18.1 (rules of 0.18)"),
+        ("vllm-0.22", "vllm-0.19", "vllm-0.22 (rules of 0.19 to 0.22)"),
+        ("vllm_0.30", "vllm-0.23", "vllm_0.30 (rules of 0.23 to 0.30)"),
+        ("vllm-0.9", "vllm-0.8", "vllm-0.9 (rules of 0.8.3 to 0.9.1)"),
+        ("VLLM v0.16.0", "vllm-0.8", "VLLM v0.16.0 (rules of 0.14 to 0.17)"),
+        ("vllm_0.31.2+cpu", "vllm-0.32", "vllm_0.31.2+cpu (rules of 0.31 and 0.32)"),
+    ],
+)
+def test_a_version_finds_the_preset_with_its_rules(name: str, preset: str, words: str) -> None:
+    assert ENGINES[name].name == preset
+    assert name in ENGINES
+    assert ENGINES.check(name) == name
+    assert engine_words(name) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("vllm-0.7", "the nearest preset is vllm-0.8: vLLM up to 0.7 runs the V0 engine, whose rules are different"),
+        ("vllm-0.8.1", "the nearest preset is vllm-0.8: vLLM 0.8.0 to 0.8.2 differs in one rule: a request over the "
+         "adapter limit holds up all behind it"),
+        ("vllm-0.99", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
+        ("vllm-1.0", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
+        ("vllm-0.16 nightly", "write vllm-0.16"),
+        ("vllm-", "did you mean 'vllm-0.8'?"),
+        ("v0.12", "name the engine too, such as vllm-0.12"),
+        ("0.8", "name the engine too, such as vllm-0.8"),
+        ("sglang-0.5.3", "the nearest preset is sglang: SGLang up to 0.5.6 has another rule of admission (set "
+         "fleet.admission: stop) and, up to 0.5.3, of eviction"),
+        ("SGLang", "did you mean 'sglang'?"),
+        ("slora", "did you mean 's-lora'?"),
+        ("TensorRT_LLM", "did you mean 'tensorrt-llm'?"),
+        ("lorax-0.12", "did you mean 'lorax'?"),
+        ("continous", "did you mean 'continuous'?"),
+        ("vllm-0." + "9" * 5000, "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest "
+         "preset"),
+        ("tgi", None),
+        ("", None),
+        ("v" * 100_000, None),
+        ("٣", None),
+    ],
+)  # fmt: skip  # a case a line
+def test_what_is_said_of_an_engine_without_a_preset(name: str, hint: str | None) -> None:
+    assert name not in ENGINES
+    assert versions_of(name) is None
+    assert suggest_engine(name, ENGINES.names) == hint
+
+
+def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
+    path = write(base.parent / "swept.yaml", f"{BASE}sweep: {{fleet.engine: [vllm-0.8, vllm-0.7]}}\n")
+    assert "the nearest preset is vllm-0.8: vLLM up to 0.7" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("engine", "costs_of", "says"),
+    [
+        ("vllm-0.8", "vLLM 0.8.5, V1", []),
+        ("vllm-0.8.4", "vLLM 0.8.5, V1", ["engine vllm-0.8.4 has the rules of 0.8.3 to 0.9.1 (preset vllm-0.8)"]),
+        ("vllm-0.32", "vllm 0.32.0 (cpu)", []),
+        ("vllm", "vllm 0.32.0 (cpu)", []),
+        ("vllm", "vLLM 0.8.5, V1", ["step and load costs are those of vLLM 0.8.5, V1 (profile test), not of vllm"]),
+        ("vllm-0.16", None, ["engine vllm-0.16 has the rules of 0.14 to 0.17 (preset vllm-0.8)"]),
+        ("sglang", "vLLM 0.8.5, V1", ["step and load costs are those of vLLM 0.8.5, V1 (profile test), not of sglang"]),
+        ("s-lora", "S-LoRA, 2024", []),
+        ("continuous", "vLLM 0.8.5, V1", []),
+    ],
+)
+def test_notes_say_whose_rules_and_whose_costs_a_run_has(engine: str, costs_of: str | None, says: list[str]) -> None:
+    profile, _ = load_profile("h100-64gb/llama-3.1-8b/vllm-0.8.5")
+    conditions = profile.conditions and costs_of and profile.conditions.model_copy(update={"engine": costs_of})
+    changed = profile.model_copy(update={"name": "test", "conditions": conditions or None})
+    assert engine_notes(engine, changed) == says
+
+
+@pytest.mark.parametrize(
+    ("versions", "kv_check", "passed_requests", "uncached_blocks"),
+    [
+        (("0.8.3", "0.8.5", "0.9.1", "0.14", "0.16", "0.17"), "first-chunk", "keep-order", "last"),
+        (("0.9.2", "0.10.2", "0.11.2", "0.12", "0.13"), "first-chunk", "reversed", "last"),
+        (("0.18",), "first-chunk", "own-queue", "last"),
+        (("0.19", "0.20", "0.22"), "whole-prompt", "own-queue", "last"),
+        (("0.23", "0.24", "0.28", "0.30"), "whole-prompt", "own-queue", "first"),
+        (("0.31", "0.32"), "whole-prompt", "keep-order", "first"),
+    ],
+)
+def test_the_rules_of_each_version_are_those_of_its_scheduler(
+    versions: tuple[str, ...], kv_check: str, passed_requests: str, uncached_blocks: str
+) -> None:
+    for version in versions:
+        assert [
+            preset_value(f"vllm-{version}", f"fleet.{key}")
+            for key in ("kv_check", "passed_requests", "uncached_blocks")
+        ] == [kv_check, passed_requests, uncached_blocks]

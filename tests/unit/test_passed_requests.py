@@ -1,0 +1,150 @@
+"""Queues of requests over the adapter limit, against the lists of vLLM's scheduler, step by step."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.policies.admission import ReadyQueue
+from sim.policies.queues.passed_requests import PassedRequests, vllm_queue
+from sim.policies.set_order import SetOrder
+from sim.policies.vllm_lru import VllmLruCache
+from sim.traffic.request import Request
+
+SLOTS = 2
+
+
+class Lists:
+    """The waiting requests as vLLM keeps them; ``skipped`` is the queue of their own."""
+
+    def __init__(self, rule: PassedRequests) -> None:
+        self.rule = rule
+        self.main: list[Request] = []
+        self.skipped: list[Request] = []
+
+    def scan(self, in_use: set[int], most: int, full: int | None) -> tuple[list[Request], int]:
+        """Return the requests that join, and how many the scan passes.
+
+        :param most: how many may join; ``full``: a request that lacks memory, and ends the scan.
+        """
+        step_skipped: list[Request] = []
+        joined: list[Request] = []
+        in_use = set(in_use)
+        while (self.main or self.skipped) and len(joined) < most:
+            queue = self.skipped or self.main
+            adapter = queue[0].adapter
+            if adapter not in in_use and len(in_use) == SLOTS:
+                step_skipped.insert(0, queue.pop(0))
+                continue
+            if queue[0].index == full:
+                break
+            in_use.add(adapter)
+            joined.append(queue.pop(0))
+        if self.rule == "reversed":
+            self.main = step_skipped + self.main
+        elif self.rule == "own-queue":
+            self.skipped = step_skipped[::-1] + self.skipped
+        else:
+            self.main = step_skipped[::-1] + self.main
+        return joined, len(step_skipped)
+
+
+def scan(queue: ReadyQueue, most: int, full: int | None) -> tuple[list[Request], int]:
+    """Scan a queue as the scheduler does; return the requests that join, and how many were passed."""
+    joined: list[Request] = []
+    seen: int | None = -(1 << 62)
+    queue.begin()
+    while len(joined) < most and (queue.ready or queue.deferred):
+        request = queue.next_candidate()
+        if request is None:
+            seen = None
+            break
+        seen = request.key
+        if not queue.may_join(request):
+            assert queue.pass_over(request)
+            continue
+        if request.index == full:
+            break
+        queue.take(request)
+        joined.append(request)
+    return joined, queue.passed(seen) if queue.deferred and seen != -(1 << 62) else 0
+
+
+@pytest.mark.parametrize("rule", ["keep-order", "reversed", "own-queue"])
+@settings(max_examples=400)
+@given(random=st.randoms(use_true_random=False), adapters=st.integers(1, 9))
+def test_a_queue_equals_the_lists_of_the_scheduler(rule: PassedRequests, random: Random, adapters: int) -> None:
+    cache = VllmLruCache(adapters, SLOTS, max(adapters, SLOTS), SetOrder(list(range(adapters))))
+    queue, lists = vllm_queue(cache, rule), Lists(rule)
+    running: list[Request] = []
+    arrived = 0
+    for _ in range(random.choice((3, 10, 30))):
+        for _ in range(random.choice((0, 0, 1, 2, 5))):
+            request = Request(arrived, 0.0, random.randrange(adapters), 1, 1)
+            request.key = arrived
+            arrived += 1
+            queue.push(request)
+            lists.main.append(request)
+        while running and random.random() < 0.4:
+            preempted = running.pop()
+            queue.push_front(preempted)
+            lists.main.insert(0, preempted)
+        waiting = [request.index for request in lists.skipped + lists.main]
+        most, full = random.choice((0, 1, 2, 9)), random.choice((None, *waiting))
+        in_use = {request.adapter for request in running}
+        joined, passed = scan(queue, most, full)
+        assert (joined, passed) == lists.scan(in_use, most, full)
+        running += joined
+        # A leap only while nothing changes: the same scan, as often as there are further steps.
+        leap = 1 if joined else random.choice((1, 2, 3, 4))
+        for _ in range(leap - 1):
+            assert lists.scan({request.adapter for request in running}, most, full) == ([], passed)
+        if queue.deferred:
+            queue.end_steps(leap)
+        assert queue.size() == len(queue.all_requests()) == len(lists.main) + len(lists.skipped)
+        for request in [request for request in running if random.random() < 0.3]:
+            running.remove(request)
+            cache.release(request.adapter)
+    for request in running:
+        cache.release(request.adapter)
+    while queue.size():  # with all slots free, the first request joins alone
+        joined, _ = scan(queue, 1, None)
+        assert (joined, 0) == lists.scan(set(), 1, None)
+        cache.release(joined[0].adapter)
+    assert not lists.main + lists.skipped
+
+
+@pytest.mark.parametrize(
+    ("rule", "orders"),
+    [
+        ("keep-order", ([9, 1, 2, 3], [9, 1, 2, 3])),
+        ("reversed", ([9, 3, 2, 1], [9, 1, 2, 3])),
+        ("own-queue", ([1, 2, 3, 9], [1, 2, 3, 9])),
+    ],
+)
+def test_the_order_after_one_step_and_after_two(rule: PassedRequests, orders: tuple[list[int], list[int]]) -> None:
+    """Adapter 0 and 8 run; 1 to 3 are passed, and a request of adapter 9 is preempted after the step."""
+    for steps, order in zip((1, 2), orders, strict=True):
+        cache = VllmLruCache(10, SLOTS, 10, SetOrder(list(range(10))))
+        queue = vllm_queue(cache, rule)
+        for place, adapter in enumerate((0, 9, 1, 2, 3)):
+            request = Request(place, 0.0, adapter, 1, 1)
+            request.key = place
+            queue.push(request)
+        (first, last), _ = scan(queue, 2, None)
+        queue.end_steps(1) if queue.deferred else None
+        assert scan(queue, 9, None) == ([], 3)
+        queue.end_steps(steps)
+        queue.push_front(last)
+        cache.release(first.adapter)
+        left = []
+        while queue.ready or queue.deferred:
+            (one,), _ = scan(queue, 1, None)
+            left.append(one.adapter)
+            cache.release(one.adapter)
+            if queue.deferred:
+                queue.end_steps(2)
+        assert left == order

@@ -1,0 +1,418 @@
+"""Prefix caching in a fleet: what requests find, what they save, what is refused, and where a router sends them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim.errors import InputError
+from sim.policies.routing import RouterContext, View, make_router
+from sim.results.records import COMPLETED, OLD_PREFIX, Recording
+from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import load_scenario
+from sim.traffic.request import Request
+from sim.world.build import build_world
+from sim.world.replication import simulate
+from sim.world.world import World
+
+BLOCK = 16
+HISTORY = {
+    "requests": 4,
+    "gap_median": "20 s",
+    "gap_sigma": 1,
+    "gap_max": "2 min",
+    "history": True,
+    "max_context": 3000,
+}
+PREFIX = {"shared_by": "adapter", "texts": 2, "tokens": {"law": "uniform", "low": 5, "high": 400}}
+TOKENS = {
+    "prompt": {"law": "lognormal", "mean": 60, "p99": 300},
+    "output": {"law": "lognormal", "mean": 30, "p99": 150},
+}
+
+
+def world(workload: dict[str, Any], requests: int = 1500, rate: str = "4/s", **sections: Any) -> World:
+    fleet = {"engine": "vllm-0.32", **sections.pop("fleet", {})}
+    data = {
+        "schema_version": 1,
+        "name": "test",
+        "workload": {
+            "requests": requests,
+            "arrivals": {"process": "poisson", "rate": rate},
+            "popularity": {"law": "zipf", "exponent": 0.9},
+            "tokens": TOKENS,
+            **workload,
+        },
+        "adapters": {"count": 12, "rank": 16},
+        "cache": {"gpu": {"slots": 12}},
+        "fleet": fleet,
+        "run": {"replications": 1, "warmup": 0.0},
+        **sections,
+    }
+    return build_world(Scenario.model_validate(data))
+
+
+def run(built: World) -> Recording:
+    return simulate(built, 0, 1)
+
+
+def counted_by_hand(built: World) -> list[int]:
+    """Return the cached tokens of each request, if each has ended before the next one comes and nothing is evicted.
+
+    Every full block is known by its adapter and the keys of all its tokens, one by one.
+    """
+    known: set[tuple[Any, ...]] = set()
+    found = []
+    index = 0
+    for chunk in built.traffic.chunks(0):
+        assert chunk.text is not None
+        columns = zip(
+            chunk.adapter.tolist(),
+            chunk.prompt_tokens.tolist(),
+            chunk.output_tokens.tolist(),
+            chunk.text.of_requests(),
+            strict=True,
+        )
+        for adapter, prompt, output, (runs, rest) in columns:
+            own = ("own", index) if rest < 0 else ("text", rest)
+            tokens: list[Any] = []
+            for end, key in runs:
+                tokens += [("text", key)] * (end - len(tokens))
+            tokens += [own] * (prompt + output - 1 - len(tokens))
+            blocks = [
+                (adapter, place, *tokens[place * BLOCK : (place + 1) * BLOCK]) for place in range(len(tokens) // BLOCK)
+            ]
+            hits = 0
+            while hits < (prompt - 1) // BLOCK and blocks[hits] in known:
+                hits += 1
+            found.append(hits * BLOCK)
+            known.update(blocks)
+            index += 1
+    return found
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [{"prefix": PREFIX}, {"sessions": HISTORY}, {"prefix": {**PREFIX, "shared_by": "all"}, "sessions": HISTORY}],
+    ids=["prefix", "history", "both"],
+)
+def test_with_memory_without_end_requests_find_what_a_hand_count_says(workload: dict[str, Any]) -> None:
+    """One request at a time, and more KV memory than all of them need."""
+    slow = {**workload, "tokens": {**TOKENS, "output": {"law": "geometric", "mean": 20, "max": 60}}}
+    if "sessions" in slow:
+        slow["sessions"] = {**HISTORY, "gap_median": "20 h", "gap_max": "100 h"}
+    built = world(slow, 400, rate="4/h", fleet={"kv_tokens": 10_000_000}, storage={"loaders": 1})
+    recording = run(built)
+    arrival, finished = recording.requests["arrival_s"], recording.requests["finished_s"]
+    together = np.flatnonzero(np.asarray(finished[:-1] > arrival[1:]))
+    assert len(together) < 3, "nearly all requests come alone"
+    expected = counted_by_hand(built)
+    assert recording.requests["cached_tokens"].tolist() == expected
+    assert recording.prefix_blocks_evicted == 0
+    assert 0.2 < sum(expected) / recording.requests["prompt_tokens"].sum() < 0.95
+
+
+def test_a_hit_saves_the_time_of_its_tokens() -> None:
+    """Alone in the batch, a request with a long cached prefix has its first token sooner than the first of its text."""
+    law = {"prefix": {"shared_by": "all", "tokens": {"law": "fixed", "value": 1600}}}
+    tokens = {"prompt": {"law": "fixed", "value": 100}, "output": {"law": "fixed", "value": 5}}
+    built = world({**law, "tokens": tokens}, 60, rate="1/h", adapters={"count": 1, "rank": 16})
+    requests = run(built).requests
+    assert requests["cached_tokens"].tolist() == [0] + [1600] * 59
+    ttft = np.asarray(requests["first_token_s"]) - np.asarray(requests["admitted_s"])
+    assert np.all(ttft[1:] < ttft[0] / 2)
+    off = world({**law, "tokens": tokens}, 60, rate="1/h", fleet={"prefix_caching": False})
+    slow = run(off).requests
+    assert "cached_tokens" not in slow
+    assert np.all(np.asarray(slow["first_token_s"] - slow["admitted_s"])[1:] > ttft[1:] * 2)
+
+
+@pytest.mark.parametrize("workload", [{}, {"sessions": {**HISTORY, "history": False, "max_context": 32768}}])
+def test_without_shared_text_the_tables_are_the_same_to_the_byte(workload: dict[str, Any]) -> None:
+    if "sessions" in workload:
+        workload["sessions"].pop("max_context")
+    on, off = (
+        run(world(workload, 3000, rate="90/s", fleet={"prefix_caching": caching, "kv_tokens": 3000}))
+        for caching in (True, False)
+    )
+    assert on.requests.keys() == off.requests.keys()
+    for name, column in on.requests.items():
+        np.testing.assert_array_equal(column, off.requests[name])
+    assert on.requests["preemptions"].sum() > 0, "a full KV cache is part of the test"
+    assert on.prefix_blocks_evicted is None
+
+
+def test_off_is_the_same_as_requests_of_that_length_that_share_nothing(tmp_path: Path) -> None:
+    shared = world({"prefix": PREFIX, "sessions": HISTORY}, 800, fleet={"prefix_caching": False})
+    (chunk,) = shared.traffic.chunks(0)
+    begin_s = chunk.arrival_s[0]
+    columns = (chunk.arrival_s - begin_s, chunk.adapter, chunk.prompt_tokens, chunk.output_tokens)
+    rows = [",".join(map(str, row)) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["timestamp_s,adapter_id,input_tokens,output_tokens", *rows]))
+    data = shared.scenario.model_dump(exclude_unset=True)
+    data["workload"] = {"trace": {"file": str(tmp_path / "t.csv")}}
+    one, other = run(shared).requests, run(build_world(Scenario.model_validate(data))).requests
+    np.testing.assert_array_equal(one["prompt_tokens"], other["prompt_tokens"])
+    np.testing.assert_allclose(one["finished_s"] - begin_s, other["finished_s"], rtol=1e-9)
+
+
+def test_more_requests_find_their_prefix_the_more_memory_there_is() -> None:
+    ratios, evicted = [], []
+    for tokens in (20_000, 60_000, 2_000_000):
+        recording = run(world({"prefix": PREFIX, "sessions": HISTORY}, 4000, fleet={"kv_tokens": tokens}))
+        assert np.all(recording.requests["status"] == COMPLETED)
+        requests = recording.requests
+        cached, prompt = np.asarray(requests["cached_tokens"]), np.asarray(requests["prompt_tokens"])
+        assert np.all(cached < prompt)
+        assert np.all(cached % BLOCK == 0)
+        ratios.append(cached.sum() / prompt.sum())
+        evicted.append(recording.prefix_blocks_evicted)
+    assert ratios == sorted(ratios)
+    assert ratios[0] < ratios[2] - 0.1
+    assert evicted[0] > evicted[1] > evicted[2] == 0
+
+
+def test_engines_that_have_a_prefix_cache_use_it() -> None:
+    for engine, most in (("vllm-0.8", 0.9), ("vllm-0.32", 0.9), ("sglang", 1.0)):
+        requests = run(world({"prefix": PREFIX}, 500, fleet={"engine": engine})).requests
+        assert 0.4 < requests["cached_tokens"].sum() / requests["prompt_tokens"].sum() < most
+    for engine in ("continuous", "s-lora", "lorax", "tensorrt-llm"):
+        fleet = {"engine": engine}
+        cache: dict[str, Any] = {"gpu": {"slots": 12}} if engine == "continuous" else {}
+        built = world({"prefix": PREFIX}, 200, fleet=fleet, cache=cache)
+        assert "cached_tokens" not in run(built).requests
+        assert (
+            "requests share text, but fleet.prefix_caching is off: every prompt is computed as a whole" in built.notes
+        )
+
+
+def test_a_crash_empties_the_cache() -> None:
+    law = {"prefix": {"shared_by": "all", "tokens": {"law": "fixed", "value": 160}}}
+    crash = {"kind": "crash", "at": "30 min", "replica": 0, "down": "1 min"}
+    fields = {"adapters": {"count": 1, "rank": 16}, "faults": [crash]}
+    requests = run(world(law, 60, rate="1/min", **fields)).requests
+    admitted, cached = np.asarray(requests["admitted_s"]), np.asarray(requests["cached_tokens"])
+    before, after = cached[admitted < 1800], cached[admitted > 1860]
+    assert before.tolist() == [0] + [160] * (len(before) - 1)
+    assert after.tolist() == [0] + [160] * (len(after) - 1)
+    assert len(before) > 10 < len(after)
+
+
+ONE_TEXT = {"prefix": {"shared_by": "all", "tokens": {"law": "fixed", "value": 160}}}
+SWAP = {"strategy": "in-place", "at": "30 min"}
+
+
+@pytest.mark.parametrize("strategy", ["in-place", "unload-then-load", "drain-then-swap", "new-name"])
+def test_a_new_version_does_not_find_what_the_old_one_computed(strategy: str) -> None:
+    """One request a minute for one adapter, always with the same system prompt."""
+    fields = {"adapters": {"count": 1, "rank": 16}, "rollouts": [{"strategy": strategy, "at": "30 min"}]}
+    requests = run(world(ONE_TEXT, 60, rate="1/min", **fields)).requests
+    cached, version = np.asarray(requests["cached_tokens"]), np.asarray(requests["version"])
+    for each in (1, 2):
+        of_version = cached[version == each]
+        assert of_version.tolist() == [0] + [160] * (len(of_version) - 1)
+        assert len(of_version) > 10
+
+
+def test_blocks_under_the_name_of_the_adapter_are_found_by_its_new_version() -> None:
+    """With the fault named-prefixes, as long as they have not been evicted; and each such request is counted."""
+    fields = {"adapters": {"count": 1, "rank": 16}, "rollouts": [SWAP], "faults": [{"kind": "named-prefixes"}]}
+    requests = run(world(ONE_TEXT, 60, rate="1/min", **fields)).requests
+    cached, version = np.asarray(requests["cached_tokens"]), np.asarray(requests["version"])
+    assert cached.tolist() == [0] + [160] * 59, "the swap changes nothing in the cache"
+    assert set(version.tolist()) == {1, 2}
+    np.testing.assert_array_equal((np.asarray(requests["marks"]) & OLD_PREFIX) > 0, version == 2)
+
+    own = {"prefix": {**PREFIX, "texts": 1}}
+    many = {"rollouts": [{**SWAP, "at": "100 s", "adapter": 0}], "faults": [{"kind": "named-prefixes"}]}
+    for tokens in (1500, 100_000):
+        requests = run(world(own, 2000, fleet={"kv_tokens": tokens}, **many)).requests
+        old = (np.asarray(requests["marks"]) & OLD_PREFIX) > 0
+        assert not np.any(old & ((requests["adapter"] != 0) | (requests["version"] != 2)))
+        assert np.all(np.asarray(requests["cached_tokens"])[old] > 0)
+        new = (requests["adapter"] == 0) & (requests["version"] == 2) & (np.asarray(requests["admitted_s"]) > 110)
+        if tokens == 100_000:
+            assert np.all(old[new]), "its blocks are never evicted"
+        else:
+            last = np.flatnonzero(old).max(initial=0)
+            assert np.sum(requests["cached_tokens"][last + 1 :][new[last + 1 :]] > 0) > 20, "of its own blocks"
+
+
+def test_overwritten_files_leave_the_cache_as_it_is() -> None:
+    """Nobody tells the engine, so a new version finds what the old one computed."""
+    fields = {
+        "adapters": {"count": 2, "rank": 16},
+        "cache": {"gpu": {"slots": 1}, "host": {"slots": 1}},
+        "rollouts": [{"strategy": "lazy-reread", "at": "30 min"}],
+    }
+    requests = run(world(ONE_TEXT, 120, rate="1/min", **fields)).requests
+    assert set(np.asarray(requests["version"]).tolist()) == {1, 2}
+    for adapter in (0, 1):
+        found = np.asarray(requests["cached_tokens"])[requests["adapter"] == adapter]
+        assert found.tolist() == [0] + [160] * (len(found) - 1)
+
+
+# Refused --------------------------------------------------------------------------------------------------------------
+
+SCENARIO = """\
+schema_version: 1
+name: bad
+workload:
+  requests: 100
+  arrivals: {process: poisson, rate: 5/s}
+  prefix: {tokens: {law: fixed, value: 100}}
+adapters: {count: 20}
+fleet: {engine: vllm-0.32}
+"""
+
+
+def refused(folder: Path, *changes: str) -> str:
+    (folder / "s.yaml").write_text(SCENARIO)
+    with pytest.raises(InputError) as error:
+        build_world(load_scenario(str(folder / "s.yaml"), list(changes)).scenario)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            ("fleet.engine=s-lora", "fleet.prefix_caching=true"),
+            "fleet.prefix_caching: S-LoRA has no prefix cache (got true, allowed: false); remove it",
+        ),
+        (("fleet.engine=lorax", "fleet.prefix_caching=true"), "LoRAX has a prefix cache, off by default, but"),
+        (("fleet.engine=tensorrt-llm", "fleet.prefix_caching=true"), "TensorRT-LLM reuses blocks by default, but its"),
+        (
+            ("fleet={engine: fixed, service: {law: fixed, value: 5 ms}, prefix_caching: true}",),
+            "fleet.prefix_caching: engine fixed has no prefix_caching",
+        ),
+        (
+            ("fleet={engine: continuous, kv_check: whole-answer, prefix_caching: true}",),
+            "with blocks reserved for whole answers, the rules of a prefix cache are not known",
+        ),
+        (("workload.prefix.tokens.value=0",), "workload.prefix.tokens.value: "),
+        (("workload.prefix.shared_by=tenant",), "workload.prefix.shared_by: "),
+        (
+            ("workload.sessions={max_context: 5}",),
+            "workload.sessions.max_context: only conversations have a context (got 5); set history: true",
+        ),
+        (
+            (
+                "rollouts=[{strategy: in-place, at: 5 s}]",
+                "faults=[{kind: named-prefixes, share: 10%, lifetime: 1 min}]",
+            ),
+            "faults.0.share: the replicas have a prefix cache, which says which requests find old prefixes (got 0.1)",
+        ),
+        (
+            (
+                "rollouts=[{strategy: in-place, at: 5 s}]",
+                "faults=[{kind: named-prefixes, share: 10%}]",
+                "fleet.prefix_caching=false",
+            ),
+            "faults.0.lifetime: the scenario must say how many requests find old prefixes, since no prefix cache is",
+        ),
+        (
+            ("workload.prefix=null", "fleet.replicas=2", "router.policy=affinity-prefix"),
+            "router.policy: this router goes by the text that requests share, and here they share none",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(tmp_path: Path, changes: tuple[str, ...], says: str) -> None:
+    assert says in refused(tmp_path, *changes)
+
+
+# Router ---------------------------------------------------------------------------------------------------------------
+
+
+def router_of(loads: list[int], bound: float | None = None) -> tuple[View, Any]:
+    view = View(loads=loads, up=list(range(len(loads))))
+    return view, make_router("affinity-prefix", RouterContext(view, len(loads), key=1, adapters=9, bound=bound))
+
+
+def choose(view: View, router: Any, texts: list[int], adapter: int = 0, number: int = 0) -> int:
+    view.texts = texts
+    return int(router.choose(adapter, number))
+
+
+def test_a_request_goes_where_its_longest_text_went_last() -> None:
+    view, router = router_of([0, 5, 5])
+    assert choose(view, router, [7, 1]) == 0, "the least loaded"
+    view.loads = [9, 0, 5]
+    assert choose(view, router, [7, 1]) == 0, "its conversation"
+    assert choose(view, router, [8, 1]) == 0, "the same system prompt"
+    assert choose(view, router, [8, 1], adapter=1) == 1, "the same text of another adapter is none"
+    assert choose(view, router, [9, 2]) == 1
+    assert choose(view, router, [7, 2]) == 0, "the longest comes first"
+    assert choose(view, router, [6, 2]) == 0, "and takes the shorter ones along"
+    view.up = [1, 2]
+    assert choose(view, router, [7, 1]) == 1, "its replica is down"
+
+
+def test_a_full_replica_is_skipped() -> None:
+    view, router = router_of([0, 9, 9], bound=1.5)
+    assert choose(view, router, [7, 1]) == 0
+    view.loads = [9, 9, 0]
+    assert choose(view, router, [7, 1]) == 0, "9 is below 1.5 times the mean of 19"
+    view.loads = [10, 9, 0]
+    assert choose(view, router, [7, 1]) == 2, "10 is not below 1.5 times the mean of 20"
+    assert choose(view, router, [7, 1]) == 2, "and there it stays"
+
+
+def test_requests_without_text_go_to_the_least_loaded_equally_often() -> None:
+    view, router = router_of([1, 0, 0, 0])
+    chosen = np.bincount([choose(view, router, [], number=number) for number in range(6000)], minlength=4)
+    assert chosen[0] == 0
+    np.testing.assert_allclose(chosen[1:], 2000, atol=4 * np.sqrt(6000 * 2 / 9))
+
+
+def test_conversations_stay_on_a_replica_and_find_more() -> None:
+    ratios = {}
+    for policy in ("round-robin", "affinity-prefix"):
+        built = world({"sessions": HISTORY}, 3000, rate="12/s", fleet={"replicas": 3}, router={"policy": policy})
+        requests = run(built).requests
+        session, replica = np.asarray(requests["session"]), np.asarray(requests["replica"])
+        order = np.argsort(session, kind="stable")
+        stays = [
+            replica[one] == replica[other] for one, other in pairwise(order.tolist()) if session[one] == session[other]
+        ]
+        ratios[policy] = requests["cached_tokens"].sum() / requests["prompt_tokens"].sum(), np.mean(stays)
+    assert ratios["affinity-prefix"][1] > 0.8
+    assert ratios["round-robin"][1] < 0.5
+    assert ratios["affinity-prefix"][0] > ratios["round-robin"][0] + 0.2
+
+
+def test_a_router_of_ones_own_may_read_texts() -> None:
+    seen: list[list[int]] = []
+
+    class Reader:
+        reads = frozenset({"texts"})
+
+        def __init__(self, context: RouterContext) -> None:
+            self._view = context.view
+
+        def choose(self, adapter: int, number: int) -> int:
+            seen.append(list(self._view.texts))
+            return self._view.up[0]
+
+    from sim.spec.policies import Given
+
+    built = world({"prefix": PREFIX, "sessions": HISTORY}, 50, fleet={"replicas": 2})
+    data = built.scenario.model_dump(exclude_unset=True) | {"router": {"policy": "reader"}}
+    scenario = Scenario.model_validate(data, context=Given.of(None, {"reader": Reader}))
+    run(build_world(scenario))
+    expected = []
+    for chunk in built.traffic.chunks(0):
+        assert chunk.text is not None
+        expected += [[rest, *(key for _, key in reversed(runs))] for runs, rest in chunk.text.of_requests()]
+    assert seen == expected
+
+
+def test_a_request_that_is_sent_again_shares_what_it_shared() -> None:
+    request = Request(3, 0.0, 1, 100, 5)
+    request.session, request.shared, request.text = 4, ((64, 9),), 17
+    again = request.fresh_copy()
+    assert (again.shared, again.text, again.cached_tokens) == (((64, 9),), 17, 0)
