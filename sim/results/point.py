@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sim.results.metric_state import SETTLED, TRUSTED, Kind, State, stored_state
-from sim.results.model import Capacity, HeldBack, Impact, Timeline
+from sim.results.model import Capacity, HeldBack, Impact, Setup, Timeline, known_fields
 
 UNITS = {
     "miss_ratio": "1",
@@ -180,6 +180,7 @@ class Point:
 
     :ivar set: swept keys and their values, ``{}`` for a single run.
     :ivar metrics: every name of ``UNITS``, but ``ONLY_WITH_PREFIX_CACHE`` where they don't apply.
+    :ivar setup: device, model, engine and profile; None: an older version simulated it.
     :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
         quantiles over all measured requests; a latency the engine lacks is an empty list.
     :ivar timeline: of the first replication.
@@ -232,6 +233,7 @@ class Point:
     held_back: HeldBack | None = None
     late: dict[str, LateShare] = field(default_factory=dict)
     unserved: dict[str, int] = field(default_factory=dict)
+    setup: Setup | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write, without the parts that most points have nothing of.
@@ -275,6 +277,7 @@ class Point:
             "capacity": Capacity.from_json(data.get("capacity") or {}),
             "impact": Impact.from_json(harm) if harm else None,
             "held_back": HeldBack.from_json(held) if held else None,
+            "setup": known_fields(Setup, data["setup"]) if data.get("setup") else None,
         }
         return Point(**given)
 
