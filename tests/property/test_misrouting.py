@@ -56,9 +56,9 @@ def answers(scenario: Scenario) -> tuple[Recording, list[tuple[int, int, int]]]:
     seen: list[tuple[int, int, int]] = []
     leave = Server._leave
 
-    def watched(self: Any, request: Request, now: float) -> None:
-        leave(self, request, now)
-        seen.append((request.index, names[request.adapter] if request.adapter < count else -1, request.outcome))
+    def watched(self: Any, finished: list[Request], now: float) -> None:
+        leave(self, finished, now)
+        seen.extend((r.index, names[r.adapter] if r.adapter < count else -1, r.outcome) for r in finished)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Server, "_leave", watched)
