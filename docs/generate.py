@@ -146,6 +146,16 @@ METRICS = {
         "whole run",
         "none",
     ),
+    "prefix_hit_ttft_mean_s": (
+        "TTFT of requests that found any of their prompt cached, mean. Absent like `prefix_hit_ratio`.",
+        "completed",
+        "mean",
+    ),
+    "prefix_miss_ttft_mean_s": (
+        "TTFT of requests that found nothing cached, mean. Absent like `prefix_hit_ratio`.",
+        "completed",
+        "mean",
+    ),
     "replica_load_skew": (
         "Requests of the busiest replica (in each replication) over the mean per replica: 1 is even, `fleet.replicas` "
         "means that one replica got all. Replicas of full models are left out.",
