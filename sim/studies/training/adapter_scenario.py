@@ -121,12 +121,17 @@ def _dtype(served: Sequence[Entry]) -> list[str]:
     return [f"  dtype: bf16   # of the slots; the files are {usual}"]
 
 
+_LORA_MEASURED = "h100-64gb/"
+"""The card on which LoRA's costs were measured: its profiles come before those of cards for which they are scaled."""
+
+
 def _profile_of(model: str | None, engine: str | None) -> str | None:
     """Return a bundled profile of the model: one of the engine, or the first."""
     folder = bundled_folder() / "profiles"
     found = sorted(
         path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"*/{model}/*.json") if model
     )
+    found = [name for name in found if name.startswith(_LORA_MEASURED)] or found
     own = [name for name in found if engine is not None and name.rpartition("/")[2].startswith(engine)]
     return next(iter(own or found), None)
 
