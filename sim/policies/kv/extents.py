@@ -48,6 +48,15 @@ class Extent:
         if end > self.cover:
             self.cover = end
 
+    def lengthen(self, end: int, new_end: int) -> None:
+        """Add blocks up to ``new_end`` for a user of all blocks so far, which end at ``end``."""
+        users = self.users
+        count = users.pop(end)
+        if count > 1:
+            users[end] = count - 1
+        users[new_end] = 1
+        self.end = self.cover = new_end
+
     def leave(self, end: int) -> int:
         """Remove a user of the blocks up to ``end``; return the end of the blocks that others use."""
         users = self.users

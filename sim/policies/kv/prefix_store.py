@@ -239,28 +239,27 @@ class PrefixStore(KvStore):
             last = bisect_left(path, (end * size,))
             if spans and self._may_extend(spans[-1], key):
                 extent, _ = spans.pop()
-                extent.leave(block)
-                extent.end = end
+                extent.lengthen(block, end)
                 extent.runs = path[bisect_left(path, ((extent.first + 1) * size,)) : last + 1]
             else:
                 extent = Extent(key, path[at : last + 1], block, end)
                 extent.next = self._known.get(key)
+                extent.use(end)
                 self._known[key] = extent
-            extent.use(end)
             spans.append((extent, end))
             block = end
 
     def _continue_text(self, request: Request, spans: Spans, full: int) -> bool:
         """Do the same the quick way for a conversation that goes on, which is the common case; else return False."""
-        if not spans or request.text < 0 or self._twins or self._base_tokens:
+        if not spans or request.text < 0 or self._base_tokens:
             return False
         extent, end = spans[-1]
+        if extent.twin or (self._twins and (request.adapter, request.text, 0, end) in self._twins):
+            return False
         shared = request.shared[-1][0] if request.shared else 0
         if extent.end != end or extent.runs[-1][1] != request.text or (end + 1) * self.size <= shared:
             return False
-        extent.leave(end)
-        extent.end = full
-        extent.use(full)
+        extent.lengthen(end, full)
         spans[-1] = extent, full
         return True
 
