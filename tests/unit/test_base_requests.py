@@ -14,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
 
+from calibrate.serve.planned_requests import plan_requests
 from reports.tables.metric_tables import base_model_table, groups_table, traffic_sentence, traffic_table
 from reports.tables.trace_tables import facts_table
 from sim.errors import InputError, ScenarioError, TraceError
@@ -647,6 +648,13 @@ def test_screens_count_them_as_requests_but_not_as_accesses() -> None:
     )
     assert beside.miss_ratio == pytest.approx(alone.miss_ratio)
     assert beside.loader_load == pytest.approx(0.7 * alone.loader_load)
+
+
+def test_a_live_run_refuses_them() -> None:
+    one = scenario(workload={**WORKLOAD, "requests": 100})
+    with pytest.raises(ScenarioError) as caught:
+        plan_requests(one, build_world(one).traffic)
+    assert (caught.value.key, caught.value.allowed) == ("adapters.mix", "requests for adapters")
 
 
 def test_what_ifs_keep_them() -> None:
