@@ -120,7 +120,7 @@ class Scheduler:
         self._rank_tokens = 0  # ranks of decoding sequences, summed; only if step costs depend on it
         self._ends = DecodeEnds(self.running)
         self._partial: Request | None = None  # the sequence whose prompt is computed in part, always the newest
-        self._joined_step = 0  # value of ``step`` at the last admission
+        self._joined_step = 0  # value of ``decode_steps`` at the last admission
         self._closed = False  # whether the last boundary was too early to admit
         self._blocked_key = 0
         self._scanned: int | None = LOWEST_KEY  # the scan of the queue ended before this key; None: it saw all
