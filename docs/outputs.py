@@ -10,6 +10,9 @@ line in an empty folder, one folder a page, and rewrites the outputs. ``tests/do
 - A block below ``<!-- long: why -->`` is run with ``--long`` only.
 - A changed exit code is reported and not written: it is a change of behaviour, so somebody has to look at it.
 
+Of the pages in ``WHOLE`` everything that their commands print is kept in ``tests/docs/whole``, and compared line by
+line, also what the page leaves out.
+
 Shown lines that found no counterpart, and numbers in the prose that outputs no longer show, are listed to be mended by
 hand.
 """
@@ -35,6 +38,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+WHOLE = {ROOT / "README.md": "readme.txt", ROOT / "docs" / "tutorial.md": "tutorial.txt"}
+"""Pages whose whole outputs are kept, in these files of ``tests/docs/whole``."""
 
 CUT = "…"
 
@@ -111,7 +117,11 @@ def main() -> int:
         before = page.read_text(encoding="utf-8")
         try:
             with tempfile.TemporaryDirectory() as folder:
-                after, problems = rewritten(page, Path(folder), options.long)
+                done = list(replay(page, Path(folder), options.long))
+            after, problems = rewritten(page, done)
+            if (kept := whole_file(page)) is not None:
+                kept.parent.mkdir(exist_ok=True)
+                kept.write_text(transcript(done), encoding="utf-8")
         except PageError as error:
             after, problems = before, [f" {error}"]
         for problem in problems:
@@ -127,12 +137,30 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def rewritten(page: Path, folder: Path, long: bool) -> tuple[str, list[str]]:
-    """Return the page with current outputs, and what has to be mended by hand: ``line: what is wrong``."""
+def whole_file(page: Path) -> Path | None:
+    """Return the file with everything that a page's commands print; None: only what the page shows is kept."""
+    name = WHOLE.get(page.resolve())
+    return None if name is None else ROOT / "tests" / "docs" / "whole" / name
+
+
+def transcript(done: Sequence[tuple[Command, Ended | None]]) -> str:
+    """Return every command that ran, everything it printed, and its exit code if it is not 0."""
+    lines = []
+    for command, ended in done:
+        if ended is not None:
+            lines += [f"$ {command.text}", *ended.printed, *([f"exits with {ended.code}"] if ended.code else []), ""]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def rewritten(page: Path, done: Sequence[tuple[Command, Ended | None]]) -> tuple[str, list[str]]:
+    """Return the page with current outputs, and what has to be mended by hand: ``line: what is wrong``.
+
+    :param done: its commands and how they ended, as ``replay`` yields them.
+    """
     lines = page.read_text(encoding="utf-8").splitlines(keepends=True)
     problems = []
     moved = 0
-    for command, ended in replay(page, folder, long):
+    for command, ended in done:
         if ended is None:
             continue
         if ended.code != command.code:

@@ -39,7 +39,8 @@ with_commands = [page for page in PAGES if commands_of(page)]
 @pytest.mark.parametrize("page", with_commands, ids=lambda page: page.name)
 def test_commands_print_what_the_page_shows(page: Path, tmp_path: Path) -> None:
     stale = []
-    for command, ended in outputs.replay(page, tmp_path, LONG):
+    done = list(outputs.replay(page, tmp_path, LONG))
+    for command, ended in done:
         if ended is None:
             continue
         where = f"{page.name}:{command.line}: {command.text}"
@@ -49,7 +50,19 @@ def test_commands_print_what_the_page_shows(page: Path, tmp_path: Path) -> None:
         if not outputs.matches(command.shown, ended.printed):
             now = outputs.refreshed(command.shown, ended.printed)
             stale.append("\n".join(difflib.unified_diff(command.shown, now, where, "what it prints", n=0, lineterm="")))
+    if (whole := outputs.whole_file(page)) is not None:  # also what the page leaves out
+        kept, now = whole.read_text(encoding="utf-8"), outputs.transcript(done)
+        stale += difflib.unified_diff(kept.splitlines(), now.splitlines(), whole.name, "what is printed", lineterm="")
     assert not stale, "\n".join([*stale, f"run .venv/bin/python docs/outputs.py {page.relative_to(ROOT)}"])
+
+
+def test_of_readme_and_tutorial_every_command_is_kept_whole() -> None:
+    for page, name in outputs.WHOLE.items():
+        kept = (ROOT / "tests" / "docs" / "whole" / name).read_text(encoding="utf-8").splitlines()
+        assert [line[2:] for line in kept if line.startswith("$ ")] == [
+            command.text for command in commands_of(page) if not command.long
+        ]
+        assert "…" not in {line.strip() for line in kept}, f"{name} leaves out nothing"
 
 
 def test_every_output_can_be_compared() -> None:

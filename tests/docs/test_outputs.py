@@ -92,7 +92,7 @@ def test_a_page_is_rewritten_but_for_what_it_leaves_out(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     (tmp_path / "work").mkdir()
-    after, problems = outputs.rewritten(page, tmp_path / "work", long=False)
+    after, problems = outputs.rewritten(page, list(outputs.replay(page, tmp_path / "work", long=False)))
     before = page.read_text(encoding="utf-8")
     assert after == before.replace("slow.yaml 99.5 %", "quickstart.yaml").replace(
         "check quickstart.yaml\n", "check quickstart.yaml\nquickstart.yaml: ok\n"
