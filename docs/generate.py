@@ -146,6 +146,16 @@ METRICS = {
         "whole run",
         "none",
     ),
+    "prefix_hit_ttft_mean_s": (
+        "TTFT of requests that found any of their prompt cached, mean. Absent like `prefix_hit_ratio`.",
+        "completed",
+        "mean",
+    ),
+    "prefix_miss_ttft_mean_s": (
+        "TTFT of requests that found nothing cached, mean. Absent like `prefix_hit_ratio`.",
+        "completed",
+        "mean",
+    ),
     "replica_load_skew": (
         "Requests of the busiest replica (in each replication) over the mean per replica: 1 is even, `fleet.replicas` "
         "means that one replica got all. Replicas of full models are left out.",
@@ -669,12 +679,16 @@ def metric_table() -> str:
 
 
 def profile_sections() -> str:
-    """Return a section for each bundled profile."""
+    """Return a section for each bundled profile, and one table for those that are built from kernel tables."""
     from sim.spec.profile import bundled_profiles, load_profile
 
-    parts = []
+    parts, built = [], []
     for name in bundled_profiles():
         profile, _ = load_profile(name)
+        if profile.provenance is not None and profile.provenance.command.startswith("loraplan profiles build"):
+            surrogate = profile.error.partition(";")[0].removeprefix("step costs reproduce the kernel tables ")
+            built.append([f"`{name}`", profile.device, profile.model, str(profile.tensor_parallel), surrogate])
+            continue
         data = json.loads(profile.model_dump_json())
         lines = [
             f"- status: **{profile.status}**",
@@ -687,6 +701,9 @@ def profile_sections() -> str:
         if profile.provenance is not None:
             lines += _provenance(profile.provenance)
         parts.append("\n".join([f"## {name}", "", *lines, "", table(["number", "value", "source"], rows)]))
+    if built:
+        head = ["profile", "device", "model", "GPUs", "step costs against the kernel tables"]
+        parts.append("\n".join(["## Built from kernel tables", "", table(head, built)]))
     return "\n\n".join(["", *parts, ""])
 
 

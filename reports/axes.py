@@ -9,6 +9,7 @@ from typing import Any
 
 from reports.formatting import COUNTED, key_words, number, percent
 from sim.results.point import Point
+from sim.spec.engines import engine_words
 from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
 
 _PARSERS: tuple[tuple[str, Callable[[object], float]], ...] = (
@@ -66,7 +67,7 @@ class Axis:
     def label(self, value: Any) -> str:
         """Return a swept value as the reader knows it: ``34.2/s``, ``1,000``, ``lru``."""
         if isinstance(value, str):
-            return value.strip()
+            return engine_words(value.strip()) if self.key == "fleet.engine" else value.strip()
         if isinstance(value, bool) or value is None:
             return json.dumps(value)
         if isinstance(value, (int, float)):

@@ -48,6 +48,8 @@ METRIC_WORDS = {
     "evictions": "evictions",
     "prefix_hit_ratio": "prefix hit ratio",
     "prefix_blocks_evicted": "cached blocks evicted",
+    "prefix_hit_ttft_mean_s": "mean TTFT with a prefix hit",
+    "prefix_miss_ttft_mean_s": "mean TTFT without",
     "replica_load_skew": "load skew of replicas",
     "harmed": "requests harmed",
     "harmed_excess": "harmed beyond the usual",

@@ -61,7 +61,7 @@ def batch(
             "tokens": LENGTHS[lengths],
         },
         "adapters": {"count": adapters, "rank": 8, "targets": ["q", "v"]},
-        "fleet": {"replicas": replicas},
+        "fleet": {"engine": "continuous", "replicas": replicas},
         "router": {"policy": "least-loaded"},
         "cache": {"gpu": {"size": size}},
         **more,

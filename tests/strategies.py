@@ -101,8 +101,9 @@ def fixed_time(value: float) -> dict[str, Any]:
 
 
 def build(**sections: Any) -> Scenario:
-    """Return a scenario of these sections; ``run`` measures everything as one section unless told otherwise."""
+    """Return a scenario of these sections: unless they say so, of the idealised engine, measured as one section."""
     sections.setdefault("run", {"seed": 1, "warmup": 0})
+    sections["fleet"] = {"engine": "continuous", **sections.get("fleet", {})}
     return Scenario.model_validate({"schema_version": 1, "name": "test", **sections})
 
 

@@ -21,8 +21,10 @@ from sim.results.run_directory.result_files import write_json  # noqa: E402
 FOLDER = ROOT / "scenarios" / "profiles"
 CARDS = ("h100-80gb", "h200", "b200", "a100-80gb", "l40s")
 SMALL = ("llama-3.1-8b", "qwen2.5-7b", "qwen2.5-14b", "mistral-7b", "qwen3-8b")
-LARGE = ("llama-3.1-70b", "qwen3-32b")
 LARGE_CARDS = ("h100-80gb", "h200", "b200")
+LARGE = [(card, model, gpus) for card in LARGE_CARDS for model in ("llama-3.1-70b", "qwen3-32b") for gpus in (2, 4)]
+TOO_LARGE = ("h100-80gb", "llama-3.1-70b", 2)
+"""Its weights leave no room for a KV cache."""
 
 
 def shelf() -> list[Deployment]:
@@ -30,9 +32,8 @@ def shelf() -> list[Deployment]:
     small = [Deployment(card_of(card), base_model_of(model)) for card in CARDS for model in SMALL]
     large = [
         Deployment(card_of(card), base_model_of(model), tensor_parallel=gpus)
-        for card in LARGE_CARDS
-        for model in LARGE
-        for gpus in (2, 4)
+        for card, model, gpus in LARGE
+        if (card, model, gpus) != TOO_LARGE
     ]
     return small + large
 

@@ -32,10 +32,10 @@ BASELINE = Path(__file__).with_name("same.json")
 SEEDS = (1, 2, 3)
 REQUESTS = 1200
 """Enough for evictions, sections and intervals; far too few for a settled p99, which does not matter here."""
-VOLATILE = frozenset({"wall_s", "path", "out", "command", "code", "versions", "started_at", "scenario_hash"})
-"""JSON keys whose values differ from run to run, or depend on the code or on the folder of the checkout."""
+VOLATILE = frozenset({"wall_s", "path", "out", "command", "code", "versions", "started_at", "scenario_hash", "setup"})
+"""JSON keys whose values differ from run to run, depend on the code or on the folder of the checkout, or are names."""
 
-PROSE = frozenset({"headline", "details", "cautions", "reason", "why", "note"})
+PROSE = frozenset({"headline", "details", "cautions", "reason", "why", "note", "no_flags"})
 """Keys of ``plan --json`` and ``compare --json`` whose values are sentences for people."""
 
 

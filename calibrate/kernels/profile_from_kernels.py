@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.stats import norm
@@ -14,8 +14,20 @@ from calibrate.kernels.surrogate import StepEnvelope, Surrogate, fit_surrogate
 from calibrate.published.step_terms import PASSED_S
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.rng import stream
-from sim.spec.profile import Conditions, Draw, Envelope, HoldOut, LoadCost, LoraCost, Profile, Provenance, StepCost
+from sim.spec.profile import (
+    Conditions,
+    Draw,
+    Envelope,
+    HoldOut,
+    LoadCost,
+    LoraCost,
+    Profile,
+    Provenance,
+    Shape,
+    StepCost,
+)
 from sim.studies.fidelity.least_squares import DRAWS
+from sim.traffic.adapters import SHAPES
 
 _ADAPTERS, _RANK, _SLOTS = 384, 32, 384
 """Where LoRA's terms were measured."""
@@ -62,6 +74,7 @@ def build_profile(deployment: Deployment, command: str) -> Built:
         device=f"{gpus}{card.label}",
         model=model.name,
         dtype=deployment.weights,
+        shape=None if SHAPES.get(model.name) == model.shape else Shape(**asdict(model.shape)),
         tensor_parallel=deployment.tensor_parallel,
         step=overhead.added_to(surrogate.step).model_copy(update={"lora": lora, "per_passed_s": PASSED_S}),
         load=load,

@@ -63,9 +63,9 @@ class StepLog:
                 self._made_of: tuple[float, ...] = ()
                 self._reached_s: dict[int, float] = {}
 
-            def enqueue(self, request: Request, in_time: bool) -> None:
+            def enqueue(self, request: Request, may_join_now: bool) -> None:
                 self._reached_s[request.index] = self.clock.now
-                super().enqueue(request, in_time)
+                super().enqueue(request, may_join_now)
 
             def _next_leap(self, now: float) -> float:
                 if self._steps:

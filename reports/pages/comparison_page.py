@@ -12,6 +12,7 @@ from reports.pages.page import Page
 from reports.table import Table
 from reports.tables.comparison_tables import all_table, differs_table, key_table
 from reports.text.comparison_text import caution_sentences, details, headline
+from reports.text.setup_text import setup_line
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE
 from sim.results.run_directory.store import RunData
 
@@ -49,7 +50,7 @@ def _name(run: RunData) -> str:
 
 
 def _side_words(run: RunData) -> str:
-    name = str(run.manifest.get("name", ""))
+    name = " · ".join(filter(None, (str(run.manifest.get("name", "")), setup_line(run.points))))
     count = f", {len(run.points)} points" if len(run.points) > 1 else ""
     return f"{name}{count}"
 

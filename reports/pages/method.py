@@ -7,7 +7,7 @@ from typing import Any
 
 from reports.tables.metric_tables import wall_words
 from sim.results.point import Point
-from sim.spec.engines import ENGINES, preset_value
+from sim.spec.engines import DEFAULT_ENGINE, ENGINES, preset_value
 
 
 def _part(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -17,7 +17,7 @@ def _part(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def engine(manifest: Mapping[str, Any]) -> str:
     """Return the engine of the scenario."""
-    return str(_part(_part(manifest, "scenario"), "fleet").get("engine", "continuous"))
+    return str(_part(_part(manifest, "scenario"), "fleet").get("engine", DEFAULT_ENGINE))
 
 
 def is_assumed(manifest: Mapping[str, Any]) -> bool:

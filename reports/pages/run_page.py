@@ -28,6 +28,7 @@ from reports.text import answer_text
 from reports.text.answer_text import Answer
 from reports.text.plan_text import plan_answer
 from reports.text.remedy_text import badge, cures_answer
+from reports.text.setup_text import setup_line
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, verdict
 from sim.spec.files.yaml_text import yaml_text
@@ -41,6 +42,7 @@ _WITHOUT_POINTS = {
     **dict.fromkeys(("answer", "badge", "groups", "metrics", "traffic", "capacity", "replicas")),
     **dict.fromkeys(("tiles", "charts", "warnings", "swept", "changes"), ()),
     "where": "",
+    "setup": "",
     "is_changed": False,
 }
 """What a run shows of which no point has finished yet."""
@@ -129,6 +131,7 @@ def _results(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str,
         "answer": answer,
         "badge": _badge(points, terms, answer.verdict),
         "where": where,
+        "setup": setup_line([focus] if is_plan(manifest) else points),
         "facts_of": "",
         "swept": [(axis.words, axis.key, len(axis.values)) for axis in axes],
         "tiles": metric_tables.make_tiles(focus, terms),
@@ -170,6 +173,7 @@ def _plan(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str, An
             "heading": "How was it found, and what would change it?",
             "tables": [table for table in tables if table is not None],
             "flags": list(record.flags.items()),
+            "no_flags": record.no_flags,
             "beyond": record.beyond_flags or [],
         },
     }
@@ -182,6 +186,7 @@ def _remedies(run: RunData) -> dict[str, Any]:
         "heading": "What was found, and what would its remedies cost?",
         "tables": [*remedy_tables(run), vetted_table(run)],
         "flags": [],
+        "no_flags": "",
         "beyond": [],
     }
 

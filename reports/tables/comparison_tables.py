@@ -10,6 +10,7 @@ from reports.formatting import metric_words, show
 from reports.table import Table
 from reports.text.deltas import change_cell, relative_cell
 from sim.results.pairs import Difference
+from sim.spec.engines import engine_words
 
 _MOST_ROWS, _MOST_IN_TERMINAL = 400, 60
 
@@ -21,8 +22,15 @@ def differs_table(comparison: Comparison) -> Table | None:
     if not comparison.changed:
         return None
     note = "Defaults included: a preset such as fleet.engine changes several keys. Names and descriptions are left out."
-    rows = [list(row) for row in comparison.changed]
+    rows = differing_rows(comparison)
     return Table("What differs between the scenarios", ["key", "A", "B"], rows, note, words=(1, 2))
+
+
+def differing_rows(comparison: Comparison) -> list[list[str]]:
+    """Return key and values of what differs between the scenarios; an idealised engine says so."""
+    return [
+        [key, *(map(engine_words, values) if key == "fleet.engine" else values)] for key, *values in comparison.changed
+    ]
 
 
 def key_table(comparison: Comparison) -> Table:

@@ -56,6 +56,8 @@ def plan_json(data: RunData) -> dict[str, Any]:
         "best": read.chosen.set,
         "reason": said.reason,
         "flags": record.flags,
+        "no_flags": record.no_flags,
+        "setup": read.chosen.setup.to_json() if read.chosen.setup else {},
         "what_if": data.manifest.get("what_if", []),
     }
 

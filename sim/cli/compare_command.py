@@ -91,17 +91,20 @@ def _stem(path: Path) -> str:
 
 
 def _print(comparison: Comparison) -> None:
-    from reports.tables.comparison_tables import terminal_table
+    from reports.tables.comparison_tables import differing_rows, terminal_table
     from reports.text.comparison_text import details, headline
+    from reports.text.setup_text import setup_line
 
     for letter, run in (("A", comparison.one), ("B", comparison.other)):
         say(f"{letter}  {run.path}  {run.manifest.get('name', '')}")
+        if line := setup_line(run.points):
+            say(f"   {line}")
     say("", headline(comparison))
     for sentence in details(comparison):
         say(f"  {sentence}")
     say("")
     if comparison.changed:
-        rows = [list(row) for row in comparison.changed[:_SHOWN]]
+        rows = differing_rows(comparison)[:_SHOWN]
         print_rich(rich_rows(["what differs", "A", "B"], rows))
         if len(comparison.changed) > _SHOWN:
             say(f"… and {len(comparison.changed) - _SHOWN} more: the page has all of them")

@@ -19,6 +19,7 @@ from sim.errors import InputError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from sim.results.point import Point
     from sim.studies.backends.pool import Pool
 
 
@@ -31,6 +32,15 @@ def say(*lines: object) -> None:
     """Print lines to stdout. A line break within a line is an escape too: every argument stays one line."""
     for line in lines:
         print(one_line(str(line)))
+
+
+def say_result(name: str, headline: str, points: Sequence[Point]) -> None:
+    """Print the first two lines of every result: what was found, and on what it was simulated."""
+    from reports.text.setup_text import setup_line
+
+    say(f"{name}: {headline}")
+    if line := setup_line(points):
+        say(f"  {line}")
 
 
 def say_json(data: Any) -> None:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import StudyOptions, takes
-from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, say, say_json
+from sim.cli.output import (
+    command_line,
+    message,
+    pool_of,
+    print_rich,
+    progress_bar,
+    rich_table,
+    say,
+    say_json,
+    say_result,
+)
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +71,7 @@ def plan(
     if options.json:
         say_json(plan_json(data))
     else:
-        say(f"{loaded.scenario.name}: {said.headline}")
+        say_result(loaded.scenario.name, said.headline, [planned.point])
         for sentence in (*said.details, said.binding_sentence, said.headroom):
             if sentence:
                 say(f"  {sentence}")
@@ -72,6 +82,8 @@ def plan(
             say(f"scenario  {planned.path / RECOMMENDED}")
             for engine, line in planned.record.flags.items():
                 say(f"{engine:<9} {line}")
+            if planned.record.no_flags:
+                say(f"flags     {planned.record.no_flags}")
             if planned.record.flags and planned.record.beyond_flags:
                 say(f"also set  {'; '.join(planned.record.beyond_flags)}")
     if not planned.feasible:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import CheckOption, OverwriteOption, StudyOptions, takes
-from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, say, say_json
+from sim.cli.output import (
+    command_line,
+    message,
+    pool_of,
+    print_rich,
+    progress_bar,
+    rich_table,
+    say,
+    say_json,
+    say_result,
+)
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
@@ -121,7 +131,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer) -> None
         table = metrics_table(points[0])
     else:
         table = terminal_table(points, make_axes(points), loaded.scenario.slo.terms())
-    say(f"{loaded.scenario.name}: {answer.headline}")
+    say_result(loaded.scenario.name, answer.headline, points)
     for sentence in (answer.binding_sentence, answer.headroom, *answer.details, traffic_sentence(points)):
         if sentence:
             say(f"  {sentence}")

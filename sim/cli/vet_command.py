@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import FINISHED_POINTS, QuietOption, SetOption, session_of
-from sim.cli.output import command_line, message, print_rich, progress_bar, rich_rows, rich_table, say, say_json
+from sim.cli.output import (
+    command_line,
+    message,
+    print_rich,
+    progress_bar,
+    rich_rows,
+    rich_table,
+    say,
+    say_json,
+    say_result,
+)
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,7 +121,8 @@ def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
         say("", "No remedy that was found changes what serving costs, so there is nothing to price.")
         return
     data = read_run(priced.path)
-    say("", f"{data.manifest['name']}: {cures_answer(data).headline}")
+    say("")
+    say_result(data.manifest["name"], cures_answer(data).headline, [priced.point])
     for table in remedy_tables(data):
         say("", table.caption)
         print_rich(rich_table(table))

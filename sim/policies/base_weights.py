@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sim.errors import ScenarioError
 from sim.spec.profile import Draw, Profile, StepCost
 from sim.spec.scenario import Adapters
-from sim.traffic.adapters import ModelShape, model_shape
+from sim.traffic.adapters import ModelShape, base_shape
 
 BITS = {"int8": 8 + 16 * 0.001, "nf4": 4 + 0.127}
 """Bits of a weight. ``int8``: 8, and 16 for the columns of outlier features, up to 0.1 % of all (Dettmers et al.,
@@ -22,7 +22,8 @@ NF4_BITS_SINGLE = 4 + 32 / 64
 ASSUMED_SLOWDOWN = {"int8": 2.0, "nf4": 1.33}
 """Factors on the base model's part of a step, for profiles without measurements. Source: reports on models of 7 to 13
 billion parameters with bitsandbytes (docs/full-models.md lists them and how far they disagree)."""
-_WIDTH = {"fp32": 4, "float32": 4}
+_WIDTH = {"fp32": 4.0, "float32": 4.0, "fp8": 1.0, "fp8-block": 1.0, "int8": 1.0, "int4": 0.5, "nvfp4": 0.5}
+"""Bytes of a linear layer's weight, by the number format of a profile; others take 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,10 @@ def quantised_bytes(profile: Profile, name: str, *, double: bool = True) -> int:
 
     :raises ScenarioError: for a model of unknown shape, or weights smaller than its linear layers.
     """
-    shape = model_shape(profile.model)
+    shape = base_shape(profile)
     bits = NF4_BITS_SINGLE if name == "nf4" and not double else BITS[name]
     linear, width = _linear(shape), _WIDTH.get(profile.dtype, 2)
-    rest = profile.memory.weights_bytes - linear * width
+    rest = profile.memory.weights_bytes - round(linear * width)
     if rest < 0:
         raise ScenarioError(
             f"the profile's weights are smaller than the linear layers of {profile.model} in {profile.dtype}, so what "

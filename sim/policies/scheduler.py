@@ -78,7 +78,8 @@ class Scheduler:
 
     :param ranks: rank of every adapter.
     :param rule: KV memory that a request must find to join, if that is more than its prompt needs.
-    :ivar step: decode steps so far: the counter that finish times refer to.
+    :ivar decode_steps: decode steps so far: the counter that finish times refer to.
+    :ivar decided: the step that ``compose`` decided last.
     :ivar adapters: requests in the batch by adapter, in the order in which the adapters joined it.
     :ivar adapters_changed: whether an adapter joined or left the batch since the world last set this to False.
     :ivar toggled: optional list; the scheduler appends an adapter each time it joins or leaves the batch.
@@ -104,7 +105,7 @@ class Scheduler:
         self.waiting = waiting
         self.rule = rule
         self.running = kv.running
-        self.step = 0
+        self.decode_steps = 0
         self.adapters: dict[int, int] = {}
         self.adapters_changed = False
         self.toggled: list[int] | None = None
@@ -123,18 +124,13 @@ class Scheduler:
         self._closed = False  # whether the last boundary was too early to admit
         self._blocked_key = 0
         self._scanned: int | None = LOWEST_KEY  # the scan of the queue ended before this key; None: it saw all
-        self._next = Step()
+        self.decided = Step()
 
     def serve_base_model(self, number: int) -> None:
         """Let requests without an adapter join, under this adapter number. Call it before the first request."""
         self.adapters = AdapterCounts(number)
         self._ranks = [*self._ranks, 0]
         self._costs = self._costs.beside_base_model()
-
-    @property
-    def decided(self) -> Step:
-        """The step that ``compose`` decided last."""
-        return self._next
 
     # Decide the next step -------------------------------------------------------------------------------------------
 
@@ -143,7 +139,7 @@ class Scheduler:
 
         The scan for those may start loads of adapters, through the queue's ``pass_over``.
         """
-        kv, waiting, limits, step = self.kv, self.waiting, self.limits, self._next
+        kv, waiting, limits, step = self.kv, self.waiting, self.limits, self.decided
         if step.prefills:
             step.prefills = []
         self.blocked, self._scanned, self._closed = UNBLOCKED, LOWEST_KEY, False
@@ -185,7 +181,7 @@ class Scheduler:
             request.chunk = chunk
             request.context += chunk
             request.to_prefill -= chunk
-            self._next.prefills.append(request)
+            self.decided.prefills.append(request)
         return chunk
 
     def _too_early_to_admit(self) -> bool:
@@ -193,7 +189,7 @@ class Scheduler:
         limits, waiting = self.limits, self.waiting.size()
         if not self.running or not waiting:
             return False
-        steps = self.step - self._joined_step
+        steps = self.decode_steps - self._joined_step
         if steps and limits.waiting_ratio and waiting >= int(len(self.running) * limits.waiting_ratio):
             return False
         self._closed = steps < limits.interval
@@ -202,13 +198,13 @@ class Scheduler:
     def _admit(self, budget: int, now: float) -> int:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
-        ready, deferred, adapters, prefills = waiting.ready, waiting.deferred, self.adapters, self._next.prefills
+        ready, deferred, adapters, prefills = waiting.ready, waiting.deferred, self.adapters, self.decided.prefills
         chooses, caches, whole, ranks = self._chooses, self._caches, limits.whole_prompt, self._ranks
         left, free_slots = budget, limits.num_seqs - len(running)
         if chooses:
             waiting.begin()
         if rule is not None:
-            rule.begin(running.values(), adapters, self.step)
+            rule.begin(running.values(), adapters, self.decode_steps)
         while left and (ready or deferred):
             if not free_slots:
                 self.blocked = BY_BATCH_SLOTS
@@ -263,7 +259,7 @@ class Scheduler:
             left -= chunk
             free_slots -= 1
         if left < budget:
-            self._joined_step = self.step
+            self._joined_step = self.decode_steps
         if self.blocked == UNBLOCKED and (deferred or waiting.over_limit):
             self.blocked = BY_SLOTS
         return budget - left
@@ -272,7 +268,7 @@ class Scheduler:
         """Take the newest request out of the batch. A step that preempts admits no request."""
         request = self.running[next(reversed(self.running))]
         if request.last_step >= 0:
-            request.generated = request.output_tokens - (request.last_step - self.step)
+            request.generated = request.output_tokens - (request.last_step - self.decode_steps)
             # The step that has just ended gave it a token. With prefill_first, too: a request joins only if each decode
             # keeps its next block, so only sequences whose prefill has just ended can lack theirs.
             assert not self.paused or request.last_token_s == now
@@ -290,7 +286,7 @@ class Scheduler:
 
     def _compose_prefills_only(self, prompt_tokens: int, now: float) -> Step:
         """Decide a step of prefills only, for which all decodes wait; only the adapters of the prompts take part."""
-        step = self._next
+        step = self.decided
         if not self.paused and self.kv.decoding:
             self.paused.append((now, self.kv.decoding))
         step.steps, step.tokens, step.decoding = 1, prompt_tokens, 0
@@ -304,10 +300,10 @@ class Scheduler:
         """Return how many steps may follow until a sequence ends or lacks a KV block, or another request may join."""
         if self.blocked == BY_KV and self.rule is not None and self.rule.timed:
             return 1
-        steps = self.kv.steps_that_fit(self._ends.next_end() - self.step)
+        steps = self.kv.steps_that_fit(self._ends.next_end() - self.decode_steps)
         if not self._closed:
             return steps
-        since = self.step - self._joined_step
+        since = self.decode_steps - self._joined_step
         return min(steps, 1 if since == 0 and self.limits.waiting_ratio else self.limits.interval - since)
 
     def may_change(self, key: int) -> bool:
@@ -329,14 +325,14 @@ class Scheduler:
 
         Sets the time of first tokens.
         """
-        step = self._next
+        step = self.decided
         if self.waiting.deferred:
             self.waiting.end_steps(steps)
         if not step.decoding:
             steps = 0  # decodes, if there are any, pause
         elif self.paused:
             self.paused = []
-        self.step = ended_step = self.step + steps
+        self.decode_steps = ended_step = self.decode_steps + steps
         self.kv.grow(steps)
         finished = self._ends.pop_ended(ended_step)
         if step.prefills:
@@ -350,7 +346,7 @@ class Scheduler:
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:
         """Give each sequence whose prompt is complete its token. It decodes from now on, unless that was its last."""
-        complete = self._next.prefills
+        complete = self.decided.prefills
         self._partial = None
         if complete[-1].to_prefill:
             self._partial, complete = complete[-1], complete[:-1]
@@ -359,7 +355,7 @@ class Scheduler:
                 request.first_token_s = now
             else:
                 self.recompute_gaps.append(now - request.last_token_s)
-        ended = self._ends.start(complete, self.step)
+        ended = self._ends.start(complete, self.decode_steps)
         finished += ended
         self.kv.start_decodes(complete)
         if self._costs.detailed:
@@ -417,7 +413,7 @@ class Scheduler:
 
     def details(self) -> StepDetails:
         """Return what detailed step costs need of the step just decided."""
-        step = self._next
+        step = self.decided
         attended, rank_tokens = 0.0, self._rank_tokens if step.decoding else 0
         for request in step.prefills:
             chunk = request.chunk
@@ -428,7 +424,7 @@ class Scheduler:
 
     def scheduled(self) -> dict[int, int]:
         """Return the tokens of each request in the step just decided, by request index."""
-        step = self._next
+        step = self.decided
         decoding = self.running.values() if step.decoding else ()
         tokens = {request.index: 1 for request in decoding if request.last_step >= 0}
         return tokens | {request.index: request.chunk for request in step.prefills}
@@ -437,8 +433,10 @@ class Scheduler:
         """Assert that the running sums agree with a count over the running sequences."""
         kv, ranks = self.kv, self._ranks
         decoding = [r for r in self.running.values() if r.last_step >= 0]
-        contexts = [held_tokens(r, self.step) for r in decoding]
-        assert contexts == [r.context + self.step - (r.last_step - r.output_tokens + r.generated + 1) for r in decoding]
+        contexts = [held_tokens(r, self.decode_steps) for r in decoding]
+        assert contexts == [
+            r.context + self.decode_steps - (r.last_step - r.output_tokens + r.generated + 1) for r in decoding
+        ]
         assert (kv.decoding, kv.tokens) == (len(decoding), sum(contexts))
         kv.check_integrity()
         if self._costs.detailed:

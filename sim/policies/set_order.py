@@ -35,8 +35,14 @@ class SetOrder(TouchOrder):
     def subset(self, some: Collection[int], batch: list[int]) -> list[int]:
         if len(some) < 2:
             return list(some)
-        keys = {self._key_of(adapter): adapter for adapter in some}
-        return [keys[key] for key in filter(keys.__contains__, self._keys(batch))]  # few of many, so found in C
+        left = {self._key_of(adapter): adapter for adapter in some}
+        found: list[int] = []
+        for key in self._keys(batch):
+            if key in left:
+                found.append(left.pop(key))
+                if len(left) == 1:
+                    break  # few are sought of many, and the last of them needs no search
+        return found + list(left.values())
 
     def _keys(self, batch: list[int]) -> set[int]:
         """Return the set of a batch's keys, cached for the last batch.

@@ -130,11 +130,16 @@ def _prefixes(m: MeasuredRequests) -> dict[str, Metric]:
     """Return how much of the prompts was cached; nothing where there is no prefix cache."""
     if any(r.prefix_blocks_evicted is None for r in m.recordings):
         return {}
-    found = m.count(m.admitted, m.column("cached_tokens"))
+    cached = m.column("cached_tokens")
+    found = m.count(m.admitted, cached)
+    ttft = m.column("first_token_s") - m.column("arrival_s")
+    hit, miss = m.completed & (cached > 0), m.completed & (cached == 0)
     evicted = np.array([r.prefix_blocks_evicted for r in m.recordings], dtype=np.float64)
     return {
         "prefix_hit_ratio": ratio(found, m.count(m.admitted, m.column("prompt_tokens")), m.sections, "1", highest=1),
         "prefix_blocks_evicted": Metric(int(evicted.sum()), unit="1", parts=kept(evicted)),
+        "prefix_hit_ttft_mean_s": m.sampled(ttft[hit], hit).mean("s"),
+        "prefix_miss_ttft_mean_s": m.sampled(ttft[miss], miss).mean("s"),
     }
 
 

@@ -21,6 +21,26 @@ def known_fields(kind: type[T], data: Mapping[str, Any]) -> T:
 
 
 @dataclass(frozen=True, slots=True)
+class Setup:
+    """On what a point was simulated.
+
+    :ivar device, model, profile: as the profile names them; empty where the scenario gives all times itself.
+    :ivar engine: whose rules the replicas follow.
+    :ivar status: of the profile: ``measured``, ``derived`` or ``assumed``; empty without one.
+    """
+
+    engine: str
+    device: str = ""
+    model: str = ""
+    profile: str = ""
+    status: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class LoaderUse:
     """The loaders of all replicas.
 

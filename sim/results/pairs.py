@@ -67,6 +67,8 @@ _LOWER = frozenset(
         "replica_load_skew",
         "harmed",
         "harmed_excess",
+        "prefix_hit_ttft_mean_s",
+        "prefix_miss_ttft_mean_s",
         "rerouted_e2e_mean_s",
         "mixed_version_responses",
         "sessions_saw_both",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sim.results.metric_state import SETTLED, TRUSTED, Kind, State, stored_state
-from sim.results.model import Capacity, HeldBack, Impact, Timeline
+from sim.results.model import Capacity, HeldBack, Impact, Setup, Timeline, known_fields
 
 UNITS = {
     "miss_ratio": "1",
@@ -47,6 +47,8 @@ UNITS = {
     "evictions": "1",
     "prefix_hit_ratio": "1",
     "prefix_blocks_evicted": "1",
+    "prefix_hit_ttft_mean_s": "s",
+    "prefix_miss_ttft_mean_s": "s",
     "replica_load_skew": "1",
     "harmed": "requests",
     "harmed_excess": "requests",
@@ -76,7 +78,7 @@ UNITS = {
 }
 """Every metric and its unit, in the order in which tables print them."""
 
-ONLY_WITH_PREFIX_CACHE = frozenset({"prefix_hit_ratio", "prefix_blocks_evicted"})
+ONLY_WITH_PREFIX_CACHE = frozenset(name for name in UNITS if name.startswith("prefix_"))
 """Metrics that a point lacks unless its replicas have a prefix cache and its requests something to share."""
 ALWAYS_THERE = tuple(name for name in UNITS if name not in ONLY_WITH_PREFIX_CACHE)
 """Metrics that every point has."""
@@ -178,6 +180,7 @@ class Point:
 
     :ivar set: swept keys and their values, ``{}`` for a single run.
     :ivar metrics: every name of ``UNITS``, but ``ONLY_WITH_PREFIX_CACHE`` where they don't apply.
+    :ivar setup: device, model, engine and profile; None: an older version simulated it.
     :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
         quantiles over all measured requests; a latency the engine lacks is an empty list.
     :ivar timeline: of the first replication.
@@ -230,6 +233,7 @@ class Point:
     held_back: HeldBack | None = None
     late: dict[str, LateShare] = field(default_factory=dict)
     unserved: dict[str, int] = field(default_factory=dict)
+    setup: Setup | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write, without the parts that most points have nothing of.
@@ -273,6 +277,7 @@ class Point:
             "capacity": Capacity.from_json(data.get("capacity") or {}),
             "impact": Impact.from_json(harm) if harm else None,
             "held_back": HeldBack.from_json(held) if held else None,
+            "setup": known_fields(Setup, data["setup"]) if data.get("setup") else None,
         }
         return Point(**given)
 

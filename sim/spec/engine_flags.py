@@ -13,11 +13,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sim.spec.engines import ENGINES
-from sim.spec.needs import value_of
+from sim.spec.engines import ENGINES, fill
+from sim.spec.needs import value_of, words_of
+from sim.spec.profile import load_profile
 from sim.spec.registry import Entry, Registry
+from sim.spec.sections.serving import Cache, Fleet, Storage
 
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
@@ -27,11 +29,26 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 these."""
 _SGLANG_EVICTIONS = ("lru", "fifo")
 """What SGLang takes for ``--lora-eviction-policy``."""
+_NO_COMMAND = {
+    "continuous": "engine continuous is idealised, and no server follows its rules; choose fleet.engine vllm",
+    "fixed": "engine fixed is a queue with a given service time, not a server",
+}
+"""Why engines that are no products have no command line."""
+_RULES = (
+    *(f"fleet.{key}" for key in ("batching", "chunked_prefill", "admission", "admission_interval", "waiting_ratio")),
+    *(f"fleet.{key}" for key in ("load_at", "passed_requests", "kv_check")),
+    *(f"fleet.{key}" for key in ("reserved_kv_blocks", "prefix_caching", "uncached_blocks")),
+    *(f"cache.gpu.{key}" for key in ("slots", "size", "unified", "base_model_slot")),
+    *(f"cache.host.{key}" for key in ("slots", "size", "fill")),
+    *(f"cache.{key}" for key in ("eviction", "pinned", "prefetch")),
+    *(f"storage.{key}" for key in ("mode", "loaders", "host_loaders")),
+)
+"""Keys that say how an engine works, rather than what it runs on or what it serves."""
 _PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 _MOST_HINTS = 3
 
 Written = Callable[["Scenario"], object]
-"""The value of an option for a scenario; empty: an option without a value; None: the option is left out."""
+"""The value of an option for a scenario; True: an option without a value; False: its opposite; None: it is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +74,9 @@ class Flag(Entry):
     def text(self, scenario: Scenario) -> str | None:
         """Return the option as the command line of a scenario has it; None: it has none."""
         value = None if self.written is None else self.written(scenario)
-        return None if value is None else f"{self.name} {value}".rstrip()
+        if isinstance(value, bool):
+            return self.name if value else f"--no-{self.name.removeprefix('--')}"
+        return None if value is None else f"{self.name} {value}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +99,8 @@ def _value(key: str) -> Written:
     return lambda scenario: value_of(scenario, key)
 
 
-def _always(scenario: Scenario) -> str:
-    return ""
+def _always(scenario: Scenario) -> bool:
+    return True
 
 
 def _largest_rank(scenario: Scenario) -> int:
@@ -94,8 +113,26 @@ def _vllm_largest_rank(scenario: Scenario) -> int:
 
 
 def _memory_share(scenario: Scenario) -> str | None:
+    """Return the share that the KV cache follows from; None where the scenario gives its size."""
+    if scenario.fleet.kv_tokens is not None:
+        return None
     share = scenario.fleet.gpu_memory_utilization
-    return None if share is None else f"{share:g}"
+    return f"{load_profile(scenario.fleet.profile)[0].memory.utilization if share is None else share:g}"
+
+
+def _kv_blocks(scenario: Scenario) -> int | None:
+    tokens = scenario.fleet.kv_tokens
+    return None if tokens is None else tokens // scenario.fleet.block_size
+
+
+def _host_slots(scenario: Scenario) -> int | None:
+    """Return how many adapters vLLM keeps in host memory: unset, as many as on the GPU."""
+    return value_of(scenario, "cache.host.slots") or scenario.cache.gpu.slots
+
+
+def _where(key: str, value: object) -> Written:
+    """Return an option without a value, for scenarios in which a key has this value."""
+    return lambda scenario: True if value_of(scenario, key) == value else None
 
 
 def _target_modules(scenario: Scenario) -> str:
@@ -110,7 +147,6 @@ def _sglang_eviction(scenario: Scenario) -> str | None:
 
 _EVERY_SCENARIO = "every scenario serves adapters"
 _ONE_GPU = "tensor, pipeline and expert parallelism are not supported yet"
-_NO_PREFIXES = "prefix caching is not supported yet"
 _NO_SPECULATION = "speculative decoding is not simulated"
 _NO_SPLIT = "every replica does both prefill and decode"
 _IN_ORDER = "requests are served first come, first served"
@@ -143,7 +179,7 @@ FLAGS = Registry(
                         "--max-cpu-loras",
                         "unset, vLLM keeps as many as --max-loras",
                         sets=("cache.host.slots",),
-                        written=_value("cache.host.slots"),
+                        written=_host_slots,
                     ),
                     Flag("--max-num-seqs", sets=("fleet.max_num_seqs",), written=_value("fleet.max_num_seqs")),
                     Flag(
@@ -170,8 +206,13 @@ FLAGS = Registry(
                     Flag("--pipeline-parallel-size", _ONE_GPU, also=("-pp",)),
                     Flag("--enable-expert-parallel", _ONE_GPU, also=("-ep",)),
                     Flag("--data-parallel-size", _EACH_ITS_OWN, sets=("fleet.replicas",), also=("-dp",)),
-                    Flag("--block-size", sets=("fleet.block_size",)),
-                    Flag("--num-gpu-blocks-override", "blocks × fleet.block_size", sets=("fleet.kv_tokens",)),
+                    Flag("--block-size", sets=("fleet.block_size",), written=_value("fleet.block_size")),
+                    Flag(
+                        "--num-gpu-blocks-override",
+                        "blocks × fleet.block_size",
+                        sets=("fleet.kv_tokens",),
+                        written=_kv_blocks,
+                    ),
                     Flag("--kv-cache-memory-bytes", _TOKENS, sets=("fleet.kv_tokens",)),
                     Flag("--kv-cache-dtype", _KV_FORMAT),
                     Flag("--dtype", _OF_PROFILE, sets=("fleet.profile",)),
@@ -181,7 +222,12 @@ FLAGS = Registry(
                         sets=("fleet.chunked_prefill",),
                         also=("--no-enable-chunked-prefill",),
                     ),
-                    Flag("--enable-prefix-caching", _NO_PREFIXES, also=("--no-enable-prefix-caching",)),
+                    Flag(
+                        "--enable-prefix-caching",
+                        sets=("fleet.prefix_caching",),
+                        also=("--no-enable-prefix-caching",),
+                        written=_value("fleet.prefix_caching"),
+                    ),
                     Flag("--scheduling-policy", _IN_ORDER),
                     Flag("--async-scheduling", "a step is planned when the one before has ended"),
                     Flag("--max-num-partial-prefills", "one prompt after the other is split"),
@@ -229,22 +275,34 @@ FLAGS = Registry(
                     Flag("--context-length", sets=("fleet.max_model_len",), written=_value("fleet.max_model_len")),
                     Flag("--model-path", _OF_PROFILE, sets=("fleet.profile", "adapters.base_model"), also=("--model",)),
                     Flag("--lora-paths", _COUNTED, sets=("adapters.count",)),
-                    Flag("--enable-lora-overlap-loading", sets=("storage.mode: overlap", "fleet.load_at: admission")),
+                    Flag(
+                        "--enable-lora-overlap-loading",
+                        sets=("storage.mode: overlap", "fleet.load_at: admission"),
+                        written=_where("storage.mode", "overlap"),
+                    ),
                     Flag("--lora-drain-wait-threshold", "adapters are not drained for others that starve"),
                     Flag("--lora-backend", "kernels cost what the profile says"),
                     Flag("--max-prefill-tokens", "the smaller of both limits", sets=("fleet.max_num_batched_tokens",)),
-                    Flag("--enable-mixed-chunk", sets=("fleet.batching: mixed",)),
+                    Flag(
+                        "--enable-mixed-chunk",
+                        sets=("fleet.batching: mixed",),
+                        written=_where("fleet.batching", "mixed"),
+                    ),
                     Flag(
                         "--mem-fraction-static",
                         "SGLang's share holds weights and KV cache, loraplan's all that the engine uses",
                         sets=("fleet.gpu_memory_utilization",),
                     ),
-                    Flag("--max-total-tokens", sets=("fleet.kv_tokens",)),
-                    Flag("--page-size", sets=("fleet.block_size",)),
+                    Flag("--max-total-tokens", sets=("fleet.kv_tokens",), written=_value("fleet.kv_tokens")),
+                    Flag("--page-size", sets=("fleet.block_size",), written=_value("fleet.block_size")),
                     Flag("--kv-cache-dtype", _KV_FORMAT),
                     Flag("--dtype", _OF_PROFILE, sets=("fleet.profile",)),
                     Flag("--quantization", _QUANTIZED, sets=("adapters.base_quantization",)),
-                    Flag("--disable-radix-cache", _NO_PREFIXES),
+                    Flag(
+                        "--disable-radix-cache",
+                        sets=("fleet.prefix_caching: false",),
+                        written=_where("fleet.prefix_caching", False),
+                    ),
                     Flag("--schedule-policy", _IN_ORDER),
                     Flag(
                         "--schedule-conservativeness",
@@ -394,7 +452,11 @@ FLAGS = Registry(
                     ),
                     Flag("kv_cache_config.max_tokens", sets=("fleet.kv_tokens",)),
                     Flag("kv_cache_config.tokens_per_block", sets=("fleet.block_size",), also=("tokens_per_block",)),
-                    Flag("kv_cache_config.enable_block_reuse", _NO_PREFIXES, also=("enable_block_reuse",)),
+                    Flag(
+                        "kv_cache_config.enable_block_reuse",
+                        "the rules by which TensorRT-LLM reuses blocks are not known here",
+                        also=("enable_block_reuse",),
+                    ),
                     Flag("kv_cache_config.dtype", _KV_FORMAT),
                     Flag("dtype", _OF_PROFILE, sets=("fleet.profile",)),
                     Flag("quant_config", _QUANTIZED, sets=("adapters.base_quantization",)),
@@ -416,10 +478,12 @@ FLAGS = Registry(
 
 
 def engine_flags(scenario: Scenario) -> dict[str, str]:
-    """Return a command line by engine; none for engines whose flags are unknown.
+    """Return the command line that starts one replica as it was simulated, by engine; none where ``why_no_flags``.
 
-    Each starts one replica. ``MODEL`` stands for the base model's path or name.
+    ``MODEL`` stands for the base model's path or name.
     """
+    if why_no_flags(scenario):
+        return {}
     return {name: _command_line(FLAGS[name], scenario) for name in ENGINES[scenario.fleet.engine].flags}
 
 
@@ -428,16 +492,45 @@ def _command_line(engine: EngineFlags, scenario: Scenario) -> str:
     return " ".join([engine.command, *(text for text in written if text is not None)])
 
 
+def why_no_flags(scenario: Scenario) -> str:
+    """Return why no command line starts what was simulated, in one sentence; empty where one does.
+
+    An engine has its own rules. A scenario that changes one of them, where no option does, simulates another engine.
+    """
+    name = scenario.fleet.engine
+    if not ENGINES[name].flags:
+        return f"No command line is given: {_NO_COMMAND.get(name, f'loraplan writes none for engine {name}')}."
+    (engine,) = ENGINES[name].flags
+    read_back = _read_back(scenario, FLAGS[engine])
+    for key in _RULES:
+        value = value_of(scenario, key)
+        if value not in (None, value_of(read_back, key)):
+            return f"No command line is given: no option of {engine} sets {key} to {words_of(value)}."
+    return ""
+
+
+def _read_back(scenario: Scenario, engine: EngineFlags) -> Scenario:
+    """Return the scenario with the rules that its engine follows when started with the command line alone."""
+    data: dict[str, Any] = {"fleet": {"engine": scenario.fleet.engine}, "cache": {}, "storage": {}}
+    for key in (key for flag in engine.flags if flag.text(scenario) is not None for key in flag.keys):
+        section, *path, last = key.split(".")
+        value = value_of(scenario, key)
+        if section in data and value is not None:
+            place = data[section]
+            for part in path:
+                place = place.setdefault(part, {})
+            place[last] = value
+    filled = fill(data)
+    parts = (Fleet(**filled["fleet"]), Cache(**filled["cache"]), Storage(**filled["storage"]))
+    return scenario.model_copy(update=dict(zip(data, parts, strict=True)))
+
+
 def beyond_flags(scenario: Scenario) -> list[str]:
     """Return the parts of the scenario that these command lines can't express."""
     found = []
-    fleet, engine, eviction = scenario.fleet, scenario.fleet.engine, scenario.cache.eviction
-    if engine == "continuous" and eviction not in _SGLANG_EVICTIONS:
-        found.append(f"eviction {eviction}: vLLM evicts by its own LRU, SGLang by lru or fifo")
-    if scenario.cache.gpu.size is not None:
-        found.append("a cache by size: both engines count slots")
-    if scenario.fleet.replicas > 1:
-        found.append(f"{scenario.fleet.replicas} replicas behind a router of policy {scenario.router.policy}")
+    fleet = scenario.fleet
+    if fleet.replicas > 1:
+        found.append(f"{fleet.replicas} replicas behind a router of policy {scenario.router.policy}")
     if fleet.full_models is not None:
         found.append("replicas of full models, each started like this with its own MODEL and without LoRA")
     if scenario.adapters.base_quantization != "bf16":

@@ -195,7 +195,6 @@ ENGINES = Engines(
             "continuous",
             "continuous batching with protected LRU and overlapped loads: an idealised engine, not a real one.",
             f"{_RULES}:CONTINUOUS",
-            flags=("vLLM", "SGLang"),
         ),
         # KV blocks for the first chunk of a prompt suffice to join.
         Engine(
@@ -260,6 +259,8 @@ ENGINES = Engines(
     suggest=suggest_engine,
 )
 
+DEFAULT_ENGINE = "vllm"
+"""What a scenario that names no engine plans for: the newest version of vLLM whose rules are known."""
 _CAPACITY = ("slots", "size")
 _WITHOUT = {"budget_kv_share": "max_num_batched_tokens"}
 """Keys that a preset fills in only where the scenario leaves out another one as well."""
@@ -273,7 +274,7 @@ def fill(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     fleet = data.get("fleet", {})
-    engine = fleet.get("engine") if isinstance(fleet, dict) else None
+    engine = fleet.get("engine", DEFAULT_ENGINE) if isinstance(fleet, dict) else None
     preset = ENGINES[engine].preset if isinstance(engine, str) and engine in ENGINES else {}
     filled = dict(data)
     for section, values in preset.items():
@@ -298,7 +299,12 @@ def _filled(value: Any, given: Any) -> Any:
 
 
 def engine_words(name: str) -> str:
-    """Return an engine's name as a scenario has it, and whose rules it stands for if it is not a preset's."""
+    """Return an engine's name as a scenario has it, with whose rules it stands for if it is not a preset's.
+
+    The idealised engine says so wherever its name appears.
+    """
+    if name == "continuous":
+        return f"{name} (idealised engine)"
     versions = versions_of(name)
     return name if versions is None or name in ENGINES.names else f"{name} (rules of {versions.words})"
 

@@ -120,6 +120,32 @@ class Memory(Strict):
     vLLM 0.8 allocates them, embedding rows and the allocator's rounding included."""
 
 
+_Size = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class Shape(Strict):
+    """The linear layers of a decoder, as its ``config.json`` says, for models that loraplan doesn't know by name."""
+
+    hidden: _Size
+    """``hidden_size``."""
+    intermediate: _Size
+    """``intermediate_size``."""
+    layers: Annotated[int, Field(ge=1, le=10_000)]
+    """``num_hidden_layers``."""
+    heads: _Size
+    """``num_attention_heads``."""
+    kv_heads: _Size
+    """``num_key_value_heads``."""
+    head_dim: _Size
+    """``head_dim``."""
+    vocab: _Size
+    """``vocab_size``."""
+    qkv_bias: bool = False
+    """Whether the projections of queries, keys and values have biases, as in Qwen2."""
+    lora_embeddings: bool = False
+    """Whether vLLM allocates LoRA buffers for embedding and output head, as for Llama."""
+
+
 class Quantized(Strict):
     """What another number format of the base weights costs."""
 
@@ -256,6 +282,8 @@ class Profile(Strict):
     """Spread of single steps around their cost."""
     draws: tuple[Draw, ...] = ()
     """Bootstrap draws of step and load costs: ``loraplan run`` reports a calibration interval from them."""
+    shape: Shape | None = None
+    """Shape of the base model; unset: that of the known model of this name."""
     tensor_parallel: PositiveInt = 1
     """GPUs of one replica; all costs are the replica's, and its memory is the sum."""
     quantized: dict[Literal["int8", "nf4"], Quantized] = Field(default_factory=dict)
@@ -286,7 +314,7 @@ def load_profile(name: str) -> tuple[Profile, str]:
             "no such profile",
             key="fleet.profile",
             got=name,
-            allowed=f"a path, or {', '.join(known)}",
+            allowed="a path, or a name from loraplan profiles list",
             hint=did_you_mean(name, known) or (error.strerror or ""),
         ) from None
     try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.results.calibration import MIN_DRAWS, ReplicationValues, values_of_replication, with_calibration
 from sim.results.changes.held_back_counterfactual import WithheldVersions, avoided
+from sim.results.model import Setup
 from sim.results.point import Metric, Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.sample_data import FaultWindow, ScenarioFacts
@@ -197,7 +198,7 @@ def evaluate(
         "requests": float(sum(len(recording.section_of) for recording in recordings)),
         "wall_s": time.perf_counter() - started,
     }
-    return Outcome(replace(point, cost=cost), table, longer)
+    return Outcome(replace(point, cost=cost, setup=setup_of(design.world)), table, longer)
 
 
 def evaluate_scenario(scenario: Scenario, options: EvaluationOptions | None = None) -> Outcome:
@@ -290,6 +291,14 @@ def _too_short_warning(scenario: Scenario, point: Point) -> str:
         f"the interval of e2e_p99 is {'wider than run.half_width' if wide else 'perhaps narrow by chance'} at "
         f"{scenario.workload.requests:,} requests, and twice as many are more than run.max_requests"
     )
+
+
+def setup_of(world: World) -> Setup:
+    """Return on what a world is simulated."""
+    engine, profile = world.scenario.fleet.engine, world.profile
+    if profile is None:
+        return Setup(engine)
+    return Setup(engine, profile.device, profile.model, profile.name, profile.status)
 
 
 def facts_of(world: World) -> ScenarioFacts:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError, did_you_mean
+from sim.spec.profile import Profile
 from sim.spec.scenario import Adapters, Targets
 from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import human_bytes
@@ -98,6 +99,14 @@ def model_shape(name: str) -> ModelShape:
     )
 
 
+def base_shape(profile: Profile) -> ModelShape:
+    """Return the shape of a profile's base model: its own, else that of the known model of its name.
+
+    :raises ScenarioError: where there is neither.
+    """
+    return model_shape(profile.model) if profile.shape is None else ModelShape(**profile.shape.model_dump())
+
+
 def modules_of(targets: Targets) -> Sequence[str]:
     """Return the module names of ``targets``."""
     return MODULES if targets == "all-linear" else targets
@@ -155,12 +164,13 @@ class Population:
         return replace(self, size_bytes=np.where(full, 0, self.size_bytes), tensors=np.where(full, 0, self.tensors))
 
 
-def populate(adapters: Adapters, base_model: str, count: int, weights_bytes: int = 0) -> Population:
+def populate(adapters: Adapters, base_model: str | ModelShape, count: int, weights_bytes: int = 0) -> Population:
     """Return the population of ``count`` adapters.
 
     The golden-ratio sequence assigns the kinds of a mix: every prefix of the adapters, and so every band of popularity,
     has the mix's shares as closely as whole adapters allow, for any seed.
 
+    :param base_model: its name, or its shape where that is not the shape of a known model.
     :param weights_bytes: bytes of a full model without a size of its own.
     """
     kinds = adapters.of_adapters
@@ -174,9 +184,9 @@ def populate(adapters: Adapters, base_model: str, count: int, weights_bytes: int
     alone = AdapterKind.model_construct(share=1.0, rank=adapters.rank, targets=adapters.targets, size=adapters.size)
     specs = kinds or (alone,)
     width = DTYPE_BYTES[adapters.dtype]
-    shape = SHAPES.get(base_model)
+    shape = SHAPES.get(base_model) if isinstance(base_model, str) else base_model
     if shape is None and any(spec.kind == "lora" and spec.size is None for spec in specs):
-        shape = model_shape(base_model)  # raises: without a shape there is no size
+        shape = model_shape(str(base_model))  # raises: without a shape there is no size
     sizes, tensors = zip(*(_size_and_tensors(spec, shape, width, weights_bytes) for spec in specs), strict=True)
     ranks = [0 if spec.kind == "full" else spec.rank for spec in specs]
     largest = max((size for spec, size in zip(specs, sizes, strict=True) if spec.kind == "lora"), default=0)

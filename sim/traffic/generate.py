@@ -16,7 +16,7 @@ from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.sections.popularity_laws import WeightsPopularity
 from sim.spec.sections.shared_prefix import SharedPrefix
 from sim.spec.sections.workload import AdapterKind
-from sim.traffic.adapters import Population, populate
+from sim.traffic.adapters import ModelShape, Population, populate
 from sim.traffic.base_requests import BaseRequests
 from sim.traffic.lengths import LengthPairs, TokenLengths, together
 from sim.traffic.popularity import AdapterSampler, read_weights, weights_of
@@ -97,7 +97,7 @@ class Traffic:
     :raises TraceError, ScenarioError: where a file or a count can't be used.
     """
 
-    def __init__(self, scenario: Scenario, base_model: str, weights_bytes: int = 0) -> None:
+    def __init__(self, scenario: Scenario, base_model: str | ModelShape, weights_bytes: int = 0) -> None:
         workload = scenario.workload
         self._seed = scenario.run.seed
         self._workload = workload

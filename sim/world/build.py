@@ -14,7 +14,7 @@ from sim.spec.profile import Profile
 from sim.spec.profile_choice import base_model_of, disturbance_notes, engine_notes, profile_of
 from sim.spec.scenario import Scenario
 from sim.spec.units import format_seconds, human_seconds
-from sim.traffic.adapters import Population
+from sim.traffic.adapters import Population, base_shape
 from sim.traffic.generate import Traffic
 from sim.world.faults.misrouting_faults import check_misrouting_faults
 from sim.world.faults.stale_prefixes import check_stale_prefixes
@@ -40,7 +40,8 @@ def build_world(scenario: Scenario) -> World:
     fixed = scenario.fleet.engine == "fixed"
     profile, digest = profile_of(scenario)
     base_model = base_model_of(scenario, profile)
-    traffic = Traffic(scenario, base_model, 0 if profile is None else profile.memory.weights_bytes)
+    shape = base_model if profile is None or profile.shape is None else base_shape(profile)
+    traffic = Traffic(scenario, shape, 0 if profile is None else profile.memory.weights_bytes)
     _check_times(scenario, traffic)
     check_misrouting_faults(scenario, traffic)
     check_stale_prefixes(scenario, prefix_cache=scenario.fleet.prefix_caching and traffic.shares_text)
@@ -51,7 +52,7 @@ def build_world(scenario: Scenario) -> World:
         profile = weights_kept.apply(profile)
     population = traffic.population.without_full()
     if rollout_plan is not None:
-        population = with_new_versions(population, rollout_plan, scenario.adapters, base_model)
+        population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)

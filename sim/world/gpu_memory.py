@@ -10,7 +10,7 @@ from sim.spec.engine_flags import vllm_rank
 from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
-from sim.traffic.adapters import Population, model_shape
+from sim.traffic.adapters import Population, base_shape
 
 
 def padded_rank(profile: Profile, population: Population) -> int:
@@ -23,7 +23,7 @@ def adapter_bytes(slots: int, profile: Profile, population: Population) -> int:
     """Return the GPU memory of ``slots`` padded slots, in bytes."""
     if profile.memory.slot_layout == "exact":
         return slots * population.slot_bytes
-    return slots_bytes(model_shape(profile.model), slots, padded_rank(profile, population))
+    return slots_bytes(base_shape(profile), slots, padded_rank(profile, population))
 
 
 def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Population) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import overhead_of
 from calibrate.kernels.kernel_tables import Deployment, KernelTables
-from calibrate.kernels.profile_from_kernels import build_profile
+from calibrate.kernels.profile_from_kernels import build_command, build_profile
 from sim.errors import InputError
+from sim.spec.profile import load_profile
 
 
 def deployment(gpu: str, model: str, **more: object) -> Deployment:
@@ -114,3 +116,9 @@ def test_a_measured_server_that_did_not_calibrate_is_met() -> None:
         terms = (overhead.factor, overhead.step_s, overhead.per_sequence_s, overhead.prefill_step_s)
         errors.append(abs(each.steps.token @ terms / each.point.token_s - 1))
     assert sorted(errors)[5] < 0.06
+
+
+def test_the_bundled_shelf_is_what_would_be_built() -> None:
+    for each in (deployment("h100-80gb", "llama-3.1-8b"), deployment("h200", "qwen3-32b", tensor_parallel=2)):
+        profile = build_profile(each, shlex.join(build_command(each))).profile
+        assert load_profile(profile.name)[0] == profile, "run python tools/profile_shelf.py"

@@ -29,7 +29,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs/own-policy.md"
 FILES: dict[str, str] = dict(
     re.findall(r"^<!-- file: (.*?) -->\n```\w+\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 )
-SMALL = {"workload.requests": 1500, "run.replications": 2}
+SMALL = {"workload.requests": 1500, "run.replications": 2, "fleet.engine": "continuous", "cache.host": None}
 NAME = "small-of-oldest"
 
 

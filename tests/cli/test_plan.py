@@ -28,6 +28,7 @@ workload:
   tokens: {{prompt: {{law: fixed, value: 100}}, output: {{law: fixed, value: 20}}}}
 adapters: {{count: 100, rank: 16}}
 cache: {{gpu: {{slots: 24}}}}
+fleet: {{engine: continuous}}
 run: {{seed: 1, replications: 3}}
 {rest}
 """
@@ -61,8 +62,48 @@ def test_the_smallest_cache_is_found_and_can_be_run(loraplan: CommandLine, tmp_p
     assert again["points"][0]["metrics"]["miss_ratio"]["value"] == found["metrics"]["miss_ratio"]["value"]
     fewer = f"cache.gpu.slots={slots - 4}"
     assert loraplan("run", "found/recommended.yaml", "--check", "--set", fewer).code == 1
-    assert f"--max-loras {slots}" in found["flags"]["vLLM"]
+    assert found["setup"]["profile"] == "h100-64gb/llama-3.1-8b/assumed"
     assert "<table>" in (tmp_path / "found/report.html").read_text()
+
+
+VLLM = "vllm serve MODEL --enable-lora --max-loras 24 --max-lora-rank 16 --max-cpu-loras 24 "
+
+
+@pytest.mark.parametrize(
+    ("settings", "command"),
+    [
+        (["fleet.engine=continuous"], None),
+        (["fleet.engine=vllm-0.32"], VLLM),
+        (["fleet.engine=vllm-0.8"], VLLM),
+        (["fleet.engine=vllm-0.32", "fleet.batching=prefill-first"], None),
+        (["fleet.engine=sglang"], "python -m sglang.launch_server --model-path MODEL --enable-lora "),
+        (["fleet.engine=s-lora", "cache.gpu={unified: true, slots: 24}", "fleet.max_num_batched_tokens=3072"], None),
+    ],
+)
+def test_only_the_simulated_engine_has_a_command_line(
+    loraplan: CommandLine, tmp_path: Path, settings: list[str], command: str | None
+) -> None:
+    question = "slo: {miss_ratio: 99%}\nplan: {minimize: cache.gpu.slots, values: [24]}"
+    options = [word for setting in (*settings, "workload.arrivals.rate=2/s") for word in ("--set", setting)]
+    ended = loraplan("plan", write(tmp_path, question, requests=400), *options)
+    assert ended.code == 0, ended.err
+    engine = settings[0].partition("=")[2]
+    second = ended.out.splitlines()[1]
+    assert second.startswith("  NVIDIA H100 64GB · llama-3.1-8b · ")
+    assert second.endswith(" · profile h100-64gb/llama-3.1-8b/assumed (assumed)")
+    assert f" {engine}{' (idealised engine)' if engine == 'continuous' else ''} " in second
+    page = (tmp_path / "runs/small-plan/report.html").read_text()
+    assert f'<p class="setup">{second.strip()}</p>' in page
+    given = [text for text in ("vllm serve ", "sglang.launch_server ") if text in ended.out or text in page]
+    if command is None:
+        assert given == []
+        assert "\nflags     No command line is given: " in ended.out
+        assert "No command line is given: " in page
+    else:
+        assert len(given) == 1
+        assert f" {command}" in ended.out
+        assert command in page
+        assert "No command line" not in ended.out + page
 
 
 def test_the_answer_is_told_in_words_with_what_stands_in_the_way(loraplan: CommandLine, tmp_path: Path) -> None:
@@ -108,12 +149,10 @@ def test_an_slo_that_everything_meets_says_that_the_range_ends_there(loraplan: C
 
 def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_kv_cache(tmp_path: Path) -> None:
     """Few slots miss, many leave no room for KV: both ends of the range fail."""
-    rest = (
-        "slo: {e2e_p99: 11 s, miss_ratio: 90%}\nfleet: {gpu_memory_utilization: 0.5}\n"
-        "plan: {minimize: cache.gpu.slots, range: [2, 70], step: 4}"
-    )
+    rest = "slo: {e2e_p99: 11 s, miss_ratio: 90%}\nplan: {minimize: cache.gpu.slots, range: [2, 70], step: 4}"
     path = write(tmp_path, rest, requests=1500)
     overrides = [
+        "fleet.gpu_memory_utilization=0.5",
         "adapters.rank=32",
         "workload.tokens.prompt={law: fixed, value: 600}",
         "workload.tokens.output={law: fixed, value: 150}",

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from sim.spec.profile import bundled_profiles, load_profile
+from sim.errors import ScenarioError
+from sim.spec.profile import Shape, bundled_profiles, load_profile
+from sim.spec.scenario import Adapters
+from sim.traffic.adapters import SHAPES, ModelShape, base_shape, populate
+from sim.world.gpu_memory import adapter_bytes
 
 needs_tables = pytest.mark.skipif(
     importlib.util.find_spec("aiconfigurator_core") is None,
@@ -131,3 +135,46 @@ def test_build_does_not_replace_what_is_no_profile(tmp_path: Path, loraplan: Com
     assert ended.code == 2
     assert "this file is no profile: it is not replaced" in ended.err
     assert (tmp_path / "notes.json").read_text() == "[]"
+
+
+@needs_tables
+def test_a_model_that_loraplan_does_not_know_is_built_and_simulated(tmp_path: Path, loraplan: CommandLine) -> None:
+    """Own GPU, own model: a config.json is all there is, over two cards, with 8-bit weights."""
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 6144,
+        "intermediate_size": 16384,
+        "num_attention_heads": 48,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 32768,
+        "vocab_size": 152064,
+    }
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(config))
+    given = ("--gpu", "l40s", "--model", "ours", "--tp", "2", "--weights", "fp8", "--out", "p.json", "--json")
+    built = loraplan("profiles", "build", *given)
+    assert built.code == 0, built.err
+    assert json.loads(built.out)["name"] == "l40s/ours-fp8-tp2/vllm-0.24.0"
+    profile, _ = load_profile("./p.json")
+    assert base_shape(profile) == ModelShape(6144, 16384, 40, 48, 8, vocab=152064, qkv_bias=True)
+    linear, rest = 40 * base_shape(profile).linear_parameters(), 2 * 152064 * 6144 + 81 * 6144 + 40 * 64 * 128
+    assert profile.memory.weights_bytes == linear + 2 * rest
+    changes = ("fleet.profile=./p.json", "workload.requests=1000", "cache.gpu.slots=16", "adapters.rank=32")
+    ran = loraplan("run", "quickstart", "--json", "--out", "run", *(part for c in changes for part in ("--set", c)))
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["points"][0]["metrics"]["tpot_mean_s"]["value"] > 0
+
+
+def test_a_shape_of_its_own_sizes_adapters_and_slots() -> None:
+    """A model under another name behaves as the known one whose shape it has."""
+    known, _ = load_profile("h100-64gb/qwen2.5-7b/vllm-0.8.5")
+    shape = {name: getattr(SHAPES["qwen2.5-7b"], name) for name in Shape.model_fields}
+    renamed = known.model_copy(update={"model": "ours", "shape": Shape(**shape)})
+    assert base_shape(renamed) == base_shape(known)
+    adapters = Adapters(count=10, rank=16)
+    named, shaped = populate(adapters, "qwen2.5-7b", 10), populate(adapters, base_shape(renamed), 10)
+    assert named.size_bytes.tolist() == shaped.size_bytes.tolist()
+    assert adapter_bytes(8, renamed, shaped) == adapter_bytes(8, known, named)
+    with pytest.raises(ScenarioError, match="unknown base model"):
+        base_shape(renamed.model_copy(update={"shape": None}))

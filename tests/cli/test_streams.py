@@ -21,6 +21,7 @@ name: small
 workload: {requests: 300, arrivals: {process: poisson, rate: 5/s}}
 adapters: {count: 20}
 cache: {gpu: {slots: 4}}
+fleet: {engine: continuous}
 slo: {ttft_mean: TTFT}
 run: {replications: 3}
 """

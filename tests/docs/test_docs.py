@@ -138,8 +138,8 @@ def test_extras_are_installed_from_a_clone() -> None:
 
 def test_the_page_of_profiles_counts_the_bundled_ones() -> None:
     count = len(list((ROOT / "scenarios" / "profiles").rglob("*.json")))
-    word = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")[count]
-    assert f"This version bundles {word} profiles." in (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+    assert f"This version bundles {count} profiles" in page
 
 
 def test_generated_tables_are_current() -> None:

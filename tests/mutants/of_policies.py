@@ -103,8 +103,8 @@ POLICIES = (
     Mutant(
         "leap-one-step-too-long",
         _SCHEDULER,
-        "self._ends.next_end() - self.step)",
-        "self._ends.next_end() - self.step + 1)",
+        "self._ends.next_end() - self.decode_steps)",
+        "self._ends.next_end() - self.decode_steps + 1)",
         "a leap ends with the last token of a sequence",
         (LEAPING,),
     ),

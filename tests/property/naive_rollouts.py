@@ -86,10 +86,9 @@ class Seen:
         leaps = self._leaps[index]
         starts = [tokens for _, tokens in leaps]
         final = starts[-1] + (self._next_token_s[index] <= stopped_s)
-        for (
-            server
-        ) in self.fleet.servers:  # one that was preempted with its token, and still waits, ran in no later leap
-            final = max([final, *(r.generated for r in server._unserved() if r.index == index and r.last_step < 0)])
+        for server in self.fleet.servers:  # one preempted with its token, and still waiting, ran in no later leap
+            waiting = [r for r in server._queued_or_running() if r.index == index and r.last_step < 0]
+            final = max([final, *(r.generated for r in waiting)])
         gave = [i for i, (start, end) in enumerate(zip(starts, [*starts[1:], final], strict=True)) if end > start]
         last = leaps[gave[-1]][0]
         before = next(tokens for version, tokens in leaps if version == last)
@@ -114,9 +113,13 @@ class Seen:
             if not request.generated:  # begun anew, and nobody has seen a token
                 self._leaps[index].clear()
         decoding = request.last_step >= 0
-        tokens = request.output_tokens - (request.last_step - server.scheduler.step) if decoding else request.generated
+        tokens = (
+            request.output_tokens - (request.last_step - server.scheduler.decode_steps)
+            if decoding
+            else request.generated
+        )
         self._leaps[index].append((self.version(server.index, request.adapter), tokens))
-        decodes = decoding and server._step.decoding
+        decodes = decoding and server.scheduler.decided.decoding
         self._next_token_s[index] = server._started + server._elapsed(1) if decodes else math.inf
 
     def _follow(self, replica: int, versions: Versions) -> None:

@@ -32,6 +32,6 @@ def test_the_next_boundary_is_the_first_after_now_as_the_clock_has_it(
     server = leap(started_s, load_s, first_s, growth_s)
     end_s = started_s + server._elapsed(steps)
     assert server._steps_until(end_s) == steps + 1, "who comes with a boundary joins at the next one"
-    assert server._steps_until(end_s, in_time=True) == steps, "a load that ends with a boundary is there for it"
+    assert server._steps_until(end_s, may_join_now=True) == steps, "a load that ends with a boundary is there for it"
     assert server._steps_until(math.nextafter(end_s, 0.0)) == steps
-    assert server._steps_until(math.nextafter(end_s, math.inf), in_time=True) == steps + 1
+    assert server._steps_until(math.nextafter(end_s, math.inf), may_join_now=True) == steps + 1

@@ -371,7 +371,7 @@ def test_where_every_load_fails_exactly_those_who_waited_fail(scenario: Scenario
         assert attempts == (retries + 1) * int(np.sum(requests["outcome"][failed] == MISS))
     for server in assembly.fleet.servers:
         server.check_integrity()
-        assert not isinstance(server.mode, OverlappedLoads) or not server.mode.loader.under_way
+        assert not isinstance(server.mode, OverlappedLoads) or not server.mode.loader.loads
         assert not any(assembly.fleet.inside)
 
 

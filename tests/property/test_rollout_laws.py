@@ -74,7 +74,7 @@ def test_every_request_ends_in_one_row_and_nothing_is_left_behind(scenario: Scen
             assert server.all_requests() == rollouts.give_up(server.index) == []
             if isinstance(server.mode, OverlappedLoads):
                 assert server.mode.loader._renewals == []
-                assert server.mode.loader.under_way == {}
+                assert server.mode.loader.loads == {}
             pinned = getattr(server.cache, "_pinned", ())
             assert all(users == 0 or adapter in pinned for adapter, users in enumerate(server.cache.users))
 

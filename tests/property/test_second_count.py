@@ -19,7 +19,7 @@ from naive_metrics import e2e_mean_s
 from naive_parts import Part, has_targets, is_late
 
 from sim.results.metric_state import Cause, Kind
-from sim.results.point import UNITS, Metric
+from sim.results.point import ALWAYS_THERE, Metric
 
 EACH = 32
 """Scenarios of a family: 512 in all."""
@@ -103,7 +103,7 @@ def in_bin(exact: float | None, edge: float | None) -> bool:
 
 def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iterator[str]:
     """Say where the two counts differ."""
-    for name in UNITS:
+    for name in ALWAYS_THERE:
         ours, theirs = metrics[name], counted.get(name)
         if theirs is None:
             if ours.value is not None or not (ours.state.kind is Kind.NOT_APPLICABLE or ours.state.cause in LACKING):

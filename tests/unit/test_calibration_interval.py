@@ -34,7 +34,7 @@ def scenario(profile: str, *, rate: str = "6/s", requests: int = 1500, **run: An
                 "tokens": {"prompt": {"law": "fixed", "value": 200}, "output": {"law": "geometric", "mean": 60}},
             },
             "adapters": {"base_model": "llama-3.1-8b", "count": 60, "rank": 16},
-            "fleet": {"profile": profile},
+            "fleet": {"engine": "continuous", "profile": profile},
             "cache": {"gpu": {"slots": 24}},
             "slo": {"ttft_p99": "1 s"},
             "run": {"seed": 3, "replications": 2, **run},

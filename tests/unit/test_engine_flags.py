@@ -9,10 +9,10 @@ import pytest
 from scenario_samples import BASE, base, edited, refusal, write
 
 from sim.errors import InputError
-from sim.spec.engine_flags import FLAGS, Flag, engine_flags, flag_hint
+from sim.spec.engine_flags import FLAGS, Flag, engine_flags, flag_hint, why_no_flags
 from sim.spec.engines import ENGINES
 from sim.spec.files.problems import known_keys
-from sim.spec.needs import value_of
+from sim.spec.needs import value_of, words_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
 
@@ -39,10 +39,8 @@ def test_an_option_has_a_key_that_exists_or_says_why_not(engine: str, flag: Flag
     for setting in flag.sets:
         key, colon, value = setting.partition(": ")
         if colon:
-            assert (
-                str(value_of(load_scenario("quickstart", [f"{key}={value}"], check_points=False).scenario, key))
-                == value
-            )
+            settings = ["fleet.engine=continuous", "cache.host=null", f"{key}={value}"]
+            assert words_of(value_of(load_scenario("quickstart", settings, check_points=False).scenario, key)) == value
 
 
 @pytest.mark.parametrize(("engine", "flag"), EVERY)
@@ -106,8 +104,8 @@ def test_a_name_means_one_option_of_an_engine() -> None:
         ("vllm: {max_loras: 9, max_num_seqs: 4}", "vllm: unknown key; --max-loras of vLLM and TensorRT-LLM is "
          "cache.gpu.slots here; vLLM's --max-num-seqs is fleet.max_num_seqs here"),
         ("workload: {max_tokens: 9}", "workload.max_tokens: unknown key (allowed: requests, duration,"),
-        ("enable_prefix_caching: true", "enable_prefix_caching: unknown key; vLLM's --enable-prefix-caching has no "
-         "equivalent here: prefix caching is not supported yet"),
+        ("enable_prefix_caching: true", "enable_prefix_caching: unknown key; vLLM's --enable-prefix-caching is "
+         "fleet.prefix_caching here"),
         ("max_lorry: 9", "max_lorry: unknown key"),
     ],
 )  # fmt: skip  # a case a line
@@ -184,38 +182,117 @@ def test_keys_of_a_scenario_are_never_taken_for_an_option(base: Path) -> None:
 # Command lines
 
 
-def test_a_command_line_says_what_the_scenario_says() -> None:
-    """Every option of a command line, followed back to its key, gives the value of the scenario."""
-    seen = set()
+def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None:
+    """Over all bundled scenarios and engines: a command line is that of the engine, and says what was simulated."""
+    given, refused, seen = set(), set(), set()
     for bundled in bundled_scenarios():
-        for engine in ("continuous", "vllm-0.32", "sglang"):
+        for engine in ENGINES:
+            try:
+                found = load_scenario(bundled.name, [f"fleet.engine={engine.name}"], check_points=False).scenario
+            except InputError:
+                continue  # a scenario about what this engine doesn't have
+            lines, why = engine_flags(found), why_no_flags(found)
+            assert bool(lines) != bool(why), (bundled.name, engine.name)
+            assert set(lines) <= set(engine.flags), (bundled.name, engine.name)
+            (given if lines else refused).add(engine.name)
+            for name, line in lines.items():
+                assert engine.name.startswith(name.lower())
+                seen |= {(name, option) for option in _said(name, line, found)}
+    assert given == {engine.name for engine in ENGINES if engine.flags}
+    assert {"continuous", "s-lora", "lorax", "tensorrt-llm"} <= refused - given
+    printed = {(engine.name, flag.name) for engine in FLAGS for flag in engine.flags if flag.written is not None}
+    unset = {  # by every bundled scenario
+        "--num-gpu-blocks-override",
+        "--context-length",
+        "--max-total-tokens",
+        "--enable-lora-overlap-loading",
+        "--enable-mixed-chunk",
+        "--max-loaded-loras",
+        "--disable-radix-cache",
+    }
+    assert {option for _, option in printed - seen} <= unset
+
+
+def _said(engine: str, line: str, scenario: Scenario) -> list[str]:
+    """Return the options of a command line, each of which, followed back to its key, has the scenario's value."""
+    start = FLAGS[engine].command
+    assert line.startswith(f"{start} --enable-lora ")
+    options = []
+    for text in line.removeprefix(f"{start} ").split("--")[1:]:
+        option, _, value = text.strip().partition(" ")
+        flag = FLAGS[engine].flags[f"--{option.removeprefix('no-')}"]
+        options.append(flag.name)
+        wanted = value_of(scenario, flag.keys[0]) if len(flag.keys) == 1 else None
+        if isinstance(wanted, bool):
+            assert (value, option.startswith("no-")) == ("", not wanted)
+        elif wanted is not None and flag.keys[0] not in ("adapters.rank", "adapters.targets"):
+            assert value == str(wanted)
+    return options
+
+
+def test_vllm_is_always_given_what_the_run_assumed_of_memory_and_prefixes() -> None:
+    """Without them vLLM would keep as many adapters in host memory as in slots, and find prefixes in its cache."""
+    for bundled in bundled_scenarios():
+        for engine in ("vllm-0.8", "vllm-0.32"):
             try:
                 found = load_scenario(bundled.name, [f"fleet.engine={engine}"], check_points=False).scenario
             except InputError:
-                continue  # a scenario about what this engine doesn't have
-            for name, line in engine_flags(found).items():
-                start = FLAGS[name].command
-                assert line.startswith(f"{start} --enable-lora ")
-                for text in line.removeprefix(f"{start} ").split("--")[1:]:
-                    option, _, value = text.strip().partition(" ")
-                    flag = FLAGS[name].flags[f"--{option}"]
-                    seen.add((name, flag.name))
-                    if len(flag.keys) == 1 and flag.keys[0] not in ("adapters.rank", "adapters.targets"):
-                        assert value == str(value_of(found, flag.keys[0]))
-    printed = {(engine.name, flag.name) for engine in FLAGS for flag in engine.flags if flag.written is not None}
-    unset = {"--gpu-memory-utilization", "--max-model-len", "--context-length"}  # by every bundled scenario
-    assert {(engine, name) for engine, name in printed - seen} <= {
-        (engine, name) for engine, name in printed if name in unset
-    }
+                continue
+            for line in engine_flags(found).values():
+                host = value_of(found, "cache.host.slots") or found.cache.gpu.slots
+                words = line.split()
+                assert words[words.index("--max-cpu-loras") + 1] == str(host)
+                assert words[words.index("--block-size") + 1] == str(found.fleet.block_size)
+                assert "--gpu-memory-utilization" in words
+                assert f"--{'' if found.fleet.prefix_caching else 'no-'}enable-prefix-caching" in words
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (["fleet.engine=continuous"], "engine continuous is idealised, and no server follows its rules; choose "
+         "fleet.engine vllm."),
+        (["fleet.engine=fixed", "fleet.service={law: fixed, value: 10 ms}"], "engine fixed is a queue with a given "
+         "service time, not a server."),
+        (["fleet.engine=s-lora", "cache.gpu.slots=null"], "loraplan writes none for engine s-lora."),
+        (["fleet.engine=vllm-0.32", "cache.eviction=lru"], "no option of vLLM sets cache.eviction to lru."),
+        (["fleet.engine=vllm-0.8", "fleet.kv_check=whole-prompt"], "no option of vLLM sets fleet.kv_check to "
+         "whole-prompt."),
+        (["fleet.engine=vllm-0.32", "fleet.batching=prefill-first"], "no option of vLLM sets fleet.batching to "
+         "prefill-first."),
+        (["fleet.engine=sglang", "cache.eviction=sieve"], "no option of SGLang sets cache.eviction to sieve."),
+        (["fleet.engine=sglang", "cache.gpu.base_model_slot=false"], "no option of SGLang sets "
+         "cache.gpu.base_model_slot to false."),
+        (["fleet.engine=sglang", "cache.host={slots: 90, fill: load}"], "no option of SGLang sets cache.host.fill to "
+         "load."),
+        (["fleet.engine=sglang", "storage.mode=overlap", "fleet.load_at=admission", "storage.loaders=2"], "no option "
+         "of SGLang sets storage.loaders to 2."),
+    ],
+)  # fmt: skip  # a case a line
+def test_rules_that_the_engine_does_not_have_leave_no_command_line(base: Path, settings: list[str], why: str) -> None:
+    found = load_scenario("base.yaml", settings).scenario
+    assert why_no_flags(found) == f"No command line is given: {why}"
+    assert engine_flags(found) == {}
 
 
 def test_command_lines_word_for_word(base: Path) -> None:
-    full = ["cache.host.slots=64", "fleet.max_model_len=4096", "fleet.gpu_memory_utilization=0.9", "adapters.rank=24"]
-    assert engine_flags(load_scenario("base.yaml", full).scenario) == {
-        "vLLM": "vllm serve MODEL --enable-lora --max-loras 8 --max-lora-rank 32 --max-cpu-loras 64 --max-num-seqs 256 "
-        "--max-num-batched-tokens 2048 --max-model-len 4096 --gpu-memory-utilization 0.9",
+    full = ["cache.host.slots=64", "fleet.max_model_len=4096", "fleet.gpu_memory_utilization=0.8", "adapters.rank=24"]
+    vllm = "vllm serve MODEL --enable-lora --max-loras 8 --max-lora-rank"
+    cold = ["fleet.kv_tokens=40000", "fleet.prefix_caching=false"]
+    batch = "--max-num-seqs 256 --max-num-batched-tokens 2048"
+    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=vllm-0.32", *full]).scenario) == {
+        "vLLM": f"{vllm} 32 --max-cpu-loras 64 {batch} --max-model-len 4096 --gpu-memory-utilization 0.8 "
+        "--block-size 16 --enable-prefix-caching"
+    }
+    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=vllm-0.8", *cold]).scenario) == {
+        "vLLM": f"{vllm} 16 --max-cpu-loras 8 {batch} --block-size 16 --num-gpu-blocks-override 2500 "
+        "--no-enable-prefix-caching"
+    }
+    sglang = ["fleet.engine=sglang", "storage.mode=overlap", "fleet.load_at=admission", "fleet.batching=mixed"]
+    assert engine_flags(load_scenario("base.yaml", [*sglang, *full, *cold]).scenario) == {
         "SGLang": "python -m sglang.launch_server --model-path MODEL --enable-lora --max-loras-per-batch 8 "
         "--max-lora-rank 24 --lora-target-modules q_proj v_proj --max-loaded-loras 64 --lora-eviction-policy lru "
-        "--max-running-requests 256 --chunked-prefill-size 2048 --context-length 4096",
+        "--max-running-requests 256 --chunked-prefill-size 8192 --context-length 4096 --enable-lora-overlap-loading "
+        "--enable-mixed-chunk --max-total-tokens 40000 --page-size 1 --disable-radix-cache"
     }
     assert engine_flags(load_scenario("base.yaml", ["fleet.engine=s-lora"]).scenario) == {}

@@ -337,12 +337,13 @@ def test_what_ifs_leave_full_models_as_they_are() -> None:
 
 
 def test_command_lines_leave_full_models_out() -> None:
-    mixed = scenario(
-        adapters={"count": 10, "mix": [{"share": 0.8, "rank": 8, "targets": ["q"]}, FULL], "base_quantization": "nf4"}
+    adapters = {"count": 10, "mix": [{"share": 0.8, "rank": 8, "targets": ["q"]}, FULL], "base_quantization": "nf4"}
+    mixed = scenario(adapters=adapters, fleet={"engine": "vllm-0.32"})
+    assert "--max-lora-rank 8 " in engine_flags(mixed)["vLLM"]
+    assert (
+        "--lora-target-modules q_proj"
+        in engine_flags(scenario(adapters=adapters, fleet={"engine": "sglang"}))["SGLang"]
     )
-    flags = engine_flags(mixed)
-    assert "--max-lora-rank 8 " in flags["vLLM"]
-    assert "--lora-target-modules q_proj" in flags["SGLang"]
     beyond = " ".join(beyond_flags(mixed))
     assert "replicas of full models" in beyond
     assert "base weights in nf4" in beyond

@@ -189,11 +189,11 @@ def test_counting_agrees_with_a_walk_over_all_sequences(data: st.DataObject) -> 
     while left:
         step = scheduler.compose(now)
         scheduler.check_integrity()
-        held = [held_tokens(r, scheduler.step) for r in scheduler.running.values() if r.last_step >= 0]
+        held = [held_tokens(r, scheduler.decode_steps) for r in scheduler.running.values() if r.last_step >= 0]
         prefill = sum(-(-r.context // size) for r in scheduler.running.values() if r.last_step < 0)
         used = [prefill + sum(-(-(tokens + k) // size) for tokens in held) for k in (step.steps, step.steps + 1)]
         assert used[0] <= total
-        ends = [r.last_step - scheduler.step for r in scheduler.running.values() if r.last_step >= 0]
+        ends = [r.last_step - scheduler.decode_steps for r in scheduler.running.values() if r.last_step >= 0]
         if not step.prefills and not scheduler.paused and scheduler.preempted == 0 and step.steps < min(ends):
             assert used[1] > total, "a leap ends early only where the next step would lack a block"
         left -= len(scheduler.complete(step.steps, now := now + 1.0))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.policies.admission import ReadyQueue
+from sim.policies.admission import WaitingQueue
 from sim.policies.queues.passed_requests import PassedRequests, vllm_queue
 from sim.policies.set_order import SetOrder
 from sim.policies.vllm_lru import VllmLruCache
@@ -52,7 +52,7 @@ class Lists:
         return joined, len(step_skipped)
 
 
-def scan(queue: ReadyQueue, most: int, full: int | None) -> tuple[list[Request], int]:
+def scan(queue: WaitingQueue, most: int, full: int | None) -> tuple[list[Request], int]:
     """Scan a queue as the scheduler does; return the requests that join, and how many were passed."""
     joined: list[Request] = []
     seen: int | None = -(1 << 62)

@@ -11,9 +11,12 @@ import pytest
 
 from sim.errors import InputError
 from sim.policies.routing import RouterContext, View, make_router
+from sim.results.metrics import measure
+from sim.results.point import ALWAYS_THERE
 from sim.results.records import COMPLETED, OLD_PREFIX, Recording
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
+from sim.studies.evaluate import facts_of
 from sim.traffic.request import Request
 from sim.world.build import build_world
 from sim.world.replication import simulate
@@ -416,3 +419,18 @@ def test_a_request_that_is_sent_again_shares_what_it_shared() -> None:
     request.session, request.shared, request.text = 4, ((64, 9),), 17
     again = request.fresh_copy()
     assert (again.shared, again.text, again.cached_tokens) == (((64, 9),), 17, 0)
+
+
+def test_metrics_are_those_of_the_request_rows() -> None:
+    built = world({"prefix": PREFIX}, 3000)
+    recording = simulate(built, 0, 10)
+    metrics, _ = measure([recording], facts_of(built))
+    rows = recording.requests
+    cached, ttft = np.asarray(rows["cached_tokens"]), np.asarray(rows["first_token_s"] - rows["arrival_s"])
+    assert metrics["prefix_hit_ratio"].value == pytest.approx(cached.sum() / rows["prompt_tokens"].sum(), rel=1e-12)
+    assert metrics["prefix_blocks_evicted"].value == recording.prefix_blocks_evicted
+    assert metrics["prefix_hit_ttft_mean_s"].value == pytest.approx(ttft[cached > 0].mean(), rel=1e-9)
+    assert metrics["prefix_miss_ttft_mean_s"].value == pytest.approx(ttft[cached == 0].mean(), rel=1e-9)
+    off = world({"prefix": PREFIX}, 300, fleet={"prefix_caching": False})
+    found, _ = measure([simulate(off, 0, 10)], facts_of(off))
+    assert list(found) == list(ALWAYS_THERE)

@@ -21,6 +21,9 @@ __all__ = ["base"]  # a fixture, used by its name
 
 # What a good file gives
 
+IDEALISED = "fleet.engine=continuous"
+"""The engine that goes with a cache of any kind."""
+
 
 def test_a_file_becomes_a_checked_scenario(base: Path) -> None:
     loaded = load_scenario("base.yaml")
@@ -31,7 +34,7 @@ def test_a_file_becomes_a_checked_scenario(base: Path) -> None:
 
 
 def test_the_data_is_json_and_validates_to_the_same_scenario(base: Path) -> None:
-    loaded = load_scenario("base.yaml", ["fleet.profile=./p.json", "cache.gpu.size=1 GB"], seed=3)
+    loaded = load_scenario("base.yaml", ["fleet.profile=./p.json", IDEALISED, "cache.gpu.size=1 GB"], seed=3)
     again = Scenario.model_validate(json.loads(json.dumps(loaded.data)))
     assert again == loaded.scenario
     assert "slots" not in loaded.data["cache"]["gpu"]
@@ -114,7 +117,7 @@ def test_the_same_law_merges(base: Path) -> None:
 
 
 def test_the_later_of_two_exclusive_keys_wins(base: Path) -> None:
-    loaded = child_of(base, "workload: {duration: 1 h}\ncache: {gpu: {size: 1 GB}}\n")
+    loaded = child_of(base, "workload: {duration: 1 h}\nfleet: {engine: continuous}\ncache: {gpu: {size: 1 GB}}\n")
     assert loaded.data["cache"]["gpu"] == {"size": "1 GB"}
     assert "requests" not in loaded.data["workload"]
 
@@ -196,7 +199,7 @@ def test_a_problem_in_the_base_names_the_base(base: Path) -> None:
     ],
 )
 def test_set_overlays_like_a_file(base: Path, overrides: list[str], path: str, value: object) -> None:
-    data: Any = load_scenario("base.yaml", overrides).data
+    data: Any = load_scenario("base.yaml", [IDEALISED, *overrides]).data
     for part in path.split("."):
         data = data[part]
     assert data == value
@@ -272,7 +275,7 @@ def test_files_are_relative_to_the_file_that_names_them_or_to_where_the_user_sta
 
 
 def test_a_point_takes_its_values_by_the_rules_of_set(base: Path) -> None:
-    loaded = load_scenario("base.yaml")
+    loaded = load_scenario("base.yaml", [IDEALISED])
     point = loaded.with_values({"cache.gpu.size": "2 GB", "run.seed": 5})
     assert point.data["cache"]["gpu"] == {"size": "2 GB"}
     assert loaded.data["cache"]["gpu"] == {"slots": 8}, "the original stays as it was"
@@ -351,7 +354,7 @@ def test_keys_of_a_sweep_are_checked_whether_or_not_it_is_simulated(base: Path, 
 def test_a_sweep_is_not_inherited(base: Path) -> None:
     base.write_text(BASE + "sweep: {cache.gpu.slots: [4, 16]}\n")
     assert load_scenario("base.yaml").scenario.sweep == {"cache.gpu.slots": (4, 16)}
-    child = child_of(base, "cache: {gpu: {size: 1 GB}}\n")
+    child = child_of(base, "fleet: {engine: continuous}\ncache: {gpu: {size: 1 GB}}\n")
     assert child.scenario.sweep == {}
     assert "sweep" not in child.data
     own = child_of(base, "sweep: {fleet.replicas: [1, 2]}\n")

@@ -88,8 +88,8 @@ class RankClasses(AdapterMode):
         for each in self.classes:
             each.attach(replica)
 
-    def take_in(self, request: Request, in_time: bool) -> None:
-        self.classes[self.class_of[request.adapter]].take_in(request, in_time)
+    def take_in(self, request: Request, may_join_now: bool) -> None:
+        self.classes[self.class_of[request.adapter]].take_in(request, may_join_now)
 
     def room_appeared(self) -> None:
         for each in self.classes:

@@ -33,7 +33,7 @@ workload:
   duration: 4 min
   arrivals: {process: poisson, rate: 8/s}
 adapters: {count: 20, rank: 4}
-fleet: {replicas: 2}
+fleet: {engine: continuous, replicas: 2}
 cache: {gpu: {slots: 8}}
 slo: {ttft_p99: 1 s}
 run: {replications: 2, warmup: 10%}

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+Run = tuple[int, int]
+"""Tokens of a request from the end of the run before to a position: (position, key), as in ``Request.shared``."""
 Key = tuple[int, int, int]
-"""A run of tokens as one adapter computes it: the adapter, the run (``Request.shared``, ``Request.text``), and the
-number of blocks of the base model before those of the adapter, which is 0 except with activated LoRA."""
+"""What a block is computed for, apart from its number: the adapter, the key of its run, and the number of blocks of the
+base model before those of the adapter, which is 0 except with activated LoRA."""
 
 
 class Extent:
-    """Cached blocks ``first`` to ``end`` (exclusive) of one run of tokens; those up to ``cover`` are in use.
+    """Cached blocks ``first`` to ``end`` (exclusive) of a path of runs; those up to ``cover`` are in use.
 
     All users hold its first blocks, up to different ends. So what is free is at the end, in segments: the last blocks
     became free first, and are evicted first.
 
-    :ivar key: run of the blocks.
+    :ivar key: of its first block; its other blocks have the same adapter.
+    :ivar runs: the runs of its blocks, from that of the first on; the last ones may have been evicted.
     :ivar twin: whether it is a single block that was filled while an equal one was known.
     :ivar users: number of users by the end of their blocks.
     :ivar segments: its free blocks, the last ones first, in the order of the free queue.
-    :ivar next: another extent of this run; the two have no block in common.
+    :ivar next: another extent with this key; the two have no block in common.
     :ivar forgotten: whether its content can no longer be found.
     :ivar outdated: whether weights that have been replaced since computed it, or its first blocks.
     """
 
-    __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "outdated", "segments", "twin", "users")
+    __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "outdated", "runs", "segments", "twin", "users")
 
-    def __init__(self, key: Key, first: int, end: int, twin: bool = False) -> None:
+    def __init__(self, key: Key, runs: tuple[Run, ...], first: int, end: int, twin: bool = False) -> None:
         self.key = key
+        self.runs = runs
         self.first = self.cover = first
         self.end = end
         self.twin = twin
@@ -55,6 +59,23 @@ class Extent:
         if end == self.cover:
             self.cover = max(users) if users else self.first
         return self.cover
+
+    def runs_in_common(self, path: tuple[Run, ...], at: int) -> int:
+        """Return how many runs a path has from ``at`` on in common with this extent, which has the first one.
+
+        A key stands for all tokens before it, so the first runs have equal keys, and no later ones.
+        """
+        runs = self.runs
+        if path[at : at + len(runs)] == runs:
+            return len(runs)
+        low, high = 1, min(len(runs), len(path) - at) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if path[at + middle - 1][1] == runs[middle - 1][1]:
+                low = middle
+            else:
+                high = middle
+        return low
 
     def chain(self) -> Iterator[Extent]:
         """Yield this extent and those linked after it."""

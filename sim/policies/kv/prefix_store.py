@@ -7,14 +7,15 @@ a naive twin with real blocks (tests/property/test_prefix_twin.py).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 
-from sim.policies.kv.extents import Extent, Key, Segment, Spans
+from sim.policies.kv.extents import Extent, Key, Run, Segment, Spans
 from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.traffic.request import Request
 
 NO_END = 1 << 60
-"""A block number above all others."""
+"""A position above all others."""
 
 
 class PrefixStore(KvStore):
@@ -31,8 +32,9 @@ class PrefixStore(KvStore):
     back. The number of free blocks is always exact. Decodes grow together, so a count of them by phase,
     ``(tokens - 1 - steps so far) % size``, tells how many need a block in each of the steps to come.
 
-    Prompts can be found as soon as they are scheduled, generated tokens when their request leaves the batch: only a
-    later turn of its conversation, or itself after a preemption, can look for them.
+    Prompts can be found as soon as their last chunk is scheduled, since no request joins before that. Generated tokens
+    can be found when their request leaves the batch, since only a later turn of its conversation, or the request itself
+    after a preemption, can look for them.
 
     :param uncached_last: blocks without content that become free go to the end of the free queue (vLLM before 0.23);
         otherwise to its head.
@@ -85,59 +87,61 @@ class PrefixStore(KvStore):
             return 0
         if self._queued > self._free:
             self.settle()
-        self._found = found = self._find(request)
+        path = self._path(request, own=request.preemptions > 0)
+        self._found = found = self._walk(request, path, (request.to_prefill - 1) // self.size)
         self._found_index = request.index
         return found[-1][1] * self.size if found else 0
 
-    def _path(self, request: Request, *, own: bool) -> list[tuple[Key, int]]:
-        """Return the runs of a request with the number of the block after their last one.
+    def _path(self, request: Request, *, own: bool) -> tuple[Run, ...]:
+        """Return all runs of a request.
 
         :param own: with the run that no other request has.
         """
-        adapter, size, text = request.adapter, self.size, request.text
-        if len(request.shared) == 1:  # without a loop, which takes longer if interpreted
-            end, key = request.shared[0]
-            path = [((adapter, key, 0), end // size)]
-        else:
-            path = [((adapter, key, 0), end // size) for end, key in request.shared]
-        if text >= 0:
-            path.append(((adapter, text, 0), NO_END))
-        elif own:
-            path.append(((adapter, -1 - request.index, 0), NO_END))
-        if self._base_tokens and adapter != self._base_model:
-            return self._with_base(path, min(self._base_tokens, request.prompt_tokens) // size)
-        return path
+        if request.text >= 0:
+            return (*request.shared, (NO_END, request.text))
+        if own:
+            return (*request.shared, (NO_END, -1 - request.index))
+        return request.shared
 
-    def _with_base(self, path: list[tuple[Key, int]], blocks: int) -> list[tuple[Key, int]]:
-        """Return a path whose first ``blocks`` blocks are those of the base model."""
-        base = self._base_model
-        split: list[tuple[Key, int]] = []
-        for (adapter, key, _), end in path:
-            split.append(((base, key, 0), min(end, blocks)))
-            split.append(((adapter, key, blocks), end))
-        return split
+    def _base_blocks(self, request: Request) -> int:
+        """Return how many of the first blocks of a request with an adapter are those of the base model."""
+        if request.adapter == self._base_model:
+            return 0
+        return min(self._base_tokens, request.prompt_tokens) // self.size
 
-    def _find(self, request: Request) -> Spans:
-        """Return the longest run of known blocks of a request that would join; it leaves a token to compute."""
-        found: Spans = []
+    def _walk(self, request: Request, path: tuple[Run, ...], limit: int) -> Spans:
+        """Return the known blocks of a path, no more than ``limit``."""
+        size, count, base = self.size, len(path), self._base_blocks(request) if self._base_tokens else 0
         known = self._known
-        limit, block = (request.to_prefill - 1) // self.size, 0
-        for key, last in self._path(request, own=request.preemptions > 0):
-            end = last if last < limit else limit
-            while block < end:
-                extent = known.get(key)
-                while extent is not None and extent.first != block:
-                    extent = extent.next
-                if extent is None:
-                    twins = self._twins.get((*key, block)) if self._twins else None
-                    if not twins:
-                        return found
-                    extent = twins[0]
-                block = extent.end if extent.end < end else end
-                found.append((extent, block))
-            if block == limit:
-                break
-        return found
+        spans: Spans = []
+        block = at = 0
+        while block < limit and at < count:
+            end, key = path[at]
+            if end < (block + 1) * size:
+                at += 1
+                continue
+            extent = known.get(self._key(request, key, block, base) if base else (request.adapter, key, 0))
+            while extent is not None and extent.first != block:
+                extent = extent.next
+            if extent is None:
+                twins = self._twins.get((*self._key(request, key, block, base), block)) if self._twins else None
+                if not twins:
+                    break
+                extent = twins[0]
+            runs = extent.runs
+            if len(runs) > 1 or runs[0] != path[at]:
+                common = extent.runs_in_common(path, at)
+                at += common - 1
+                end = min(path[at][0], runs[common - 1][0])
+            block = min(end // size, extent.end, base if block < base else limit, limit)
+            spans.append((extent, block))
+            while at and path[at - 1][0] // size > block:
+                at -= 1  # the last blocks of the extent have been evicted
+        return spans
+
+    def _key(self, request: Request, run: int, block: int, base: int) -> Key:
+        """Return the key of a block of a run, where the ``base`` first blocks are those of the base model."""
+        return (self._base_model, run, 0) if block < base else (request.adapter, run, base)
 
     # Take -----------------------------------------------------------------------------------------------------------
 
@@ -160,7 +164,7 @@ class PrefixStore(KvStore):
         if not request.context:
             self._join(request, cached, idle)
         self._free -= idle + (-((left - tokens) // size) if tokens > left else 0)
-        if request.shared or request.text >= 0:
+        if tokens + cached == request.to_prefill and (request.shared or request.text >= 0):
             self._fill_prompt(request, (request.context + cached + tokens) // size)
         return True
 
@@ -196,7 +200,7 @@ class PrefixStore(KvStore):
             del self._queue[segment]
 
     def _fill_prompt(self, request: Request, full: int) -> None:
-        """Make known the ``full`` blocks of a prompt that are scheduled, as far as other requests can find them."""
+        """Make known the ``full`` blocks of a prompt, as far as other requests can find them."""
         if request.text < 0:
             full = min(full, request.shared[-1][0] // self.size)
         spans = self._held.get(request.index)
@@ -213,43 +217,68 @@ class PrefixStore(KvStore):
             return
         spans = self._held.setdefault(request.index, [])
         block = spans[-1][1] if spans else 0
-        for key, end in self._path(request, own=own):
-            if block < end and block < full:
-                self._fill_run(spans, key, block, min(end, full))
-                block = end
-
-    def _fill_run(self, spans: Spans, key: Key, block: int, end: int) -> None:
-        """Make known the blocks from ``block`` to ``end`` of one run, and append them to what a request holds."""
-        while block < end and self._is_known(key, block):
-            # The two equal blocks stay next to each other, and the older one is found.
-            twin = Extent(key, block, block + 1, True)
-            self._twins.setdefault((*key, block), []).append(twin)
-            block += 1
-            twin.use(block)
-            spans.append((twin, block))
-        if block == end:
+        if block >= full or self._continue_text(request, spans, full):
             return
-        if spans:
-            last, held = spans[-1]
-            if last.key == key and last.end == held == block and not last.twin:
-                last.leave(block)
-                last.end = end
-                last.use(end)
-                spans[-1] = last, end
-                return
-        fresh = Extent(key, block, end)
-        fresh.next = self._known.get(key)
-        fresh.use(end)
-        self._known[key] = fresh
-        spans.append((fresh, end))
+        path, base, size = self._path(request, own=own), self._base_blocks(request), self.size
+        while block < full:
+            at = bisect_left(path, ((block + 1) * size,))
+            key = self._key(request, path[at][1], block, base)
+            if spans and spans[-1][0].twin:
+                known = self._walk(request, path, block + 1)[-1][1] > block
+            else:
+                known = self._follows(spans, key, block)
+            if known:
+                # The two equal blocks stay next to each other, and the older one is found.
+                extent = Extent(key, (path[at],), block, block + 1, True)
+                self._twins.setdefault((*key, block), []).append(extent)
+                block += 1
+                spans.append((extent, block))
+                extent.use(block)
+                continue
+            end = base if block < base < full else full
+            last = bisect_left(path, (end * size,))
+            if spans and self._may_extend(spans[-1], key):
+                extent, _ = spans.pop()
+                extent.leave(block)
+                extent.end = end
+                extent.runs = path[bisect_left(path, ((extent.first + 1) * size,)) : last + 1]
+            else:
+                extent = Extent(key, path[at : last + 1], block, end)
+                extent.next = self._known.get(key)
+                self._known[key] = extent
+            extent.use(end)
+            spans.append((extent, end))
+            block = end
 
-    def _is_known(self, key: Key, block: int) -> bool:
-        extent = self._known.get(key)
-        while extent is not None:
-            if extent.first <= block < extent.end:
+    def _continue_text(self, request: Request, spans: Spans, full: int) -> bool:
+        """Do the same the quick way for a conversation that goes on, which is the common case; else return False."""
+        if not spans or request.text < 0 or self._twins or self._base_tokens:
+            return False
+        extent, end = spans[-1]
+        shared = request.shared[-1][0] if request.shared else 0
+        if extent.end != end or extent.runs[-1][1] != request.text or (end + 1) * self.size <= shared:
+            return False
+        extent.leave(end)
+        extent.end = full
+        extent.use(full)
+        spans[-1] = extent, full
+        return True
+
+    def _follows(self, spans: Spans, key: Key, block: int) -> bool:
+        """Return whether a block is known that follows what a request holds."""
+        if spans:
+            last = spans[-1][0]
+            if last.end > block and last.runs[bisect_left(last.runs, ((block + 1) * self.size,))][1] == key[1]:
                 return True
+        extent = self._known.get(key)
+        while extent is not None and extent.first != block:
             extent = extent.next
-        return bool(self._twins) and (*key, block) in self._twins
+        return extent is not None or (bool(self._twins) and (*key, block) in self._twins)
+
+    def _may_extend(self, span: tuple[Extent, int], key: Key) -> bool:
+        """Return whether the block after a span, which is not known, may be added to its extent."""
+        extent, end = span
+        return extent.end == end and not extent.twin and extent.key[0] == key[0] and extent.key[2] == key[2]
 
     # Give back ------------------------------------------------------------------------------------------------------
 

@@ -123,6 +123,7 @@ def summary_json(name: str, points: Sequence[Point]) -> dict[str, Any]:
         {
             "set": point.set,
             "metrics": point.metrics_json(),
+            **({"setup": point.setup.to_json()} if point.setup else {}),
             **({"held": point.held_back.to_json()} if point.held_back else {}),
         }
         for point in points

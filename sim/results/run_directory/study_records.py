@@ -75,6 +75,8 @@ class PlanRecord:
         there is none. The edge is the more wanted neighbour that does not do.
     :ivar doubtful: values of designs too close to call.
     :ivar looks: designs that were evaluated, in order (files call them so).
+    :ivar flags: command lines by engine; ``no_flags``: why there are none; empty where there are, or where nothing is
+        recommended.
     :ivar every_candidate_requests: what one run of each candidate would simulate.
     """
 
@@ -102,6 +104,7 @@ class PlanRecord:
     every_candidate_requests: int = 0
     formulas: FormulaRecord | None = None
     flags: dict[str, Any] = field(default_factory=dict)
+    no_flags: str = ""
     beyond_flags: Any = None
     full_replicas: int = 0
     replications: int = 0

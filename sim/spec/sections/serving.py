@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from sim.spec.base import Strict, located
-from sim.spec.engines import ENGINES
+from sim.spec.engines import DEFAULT_ENGINE, ENGINES
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw
@@ -43,7 +43,7 @@ class Fleet(Strict):
     profile: str = DEFAULT_PROFILE
     """Where step, load and memory costs come from: a bundled name or a path to a profile."""
     engine: str = Field(
-        default="continuous",
+        default=DEFAULT_ENGINE,
         description=ENGINES.described(
             "Which rules a replica follows; any of them can be set. ``vllm`` is the newest version whose rules are "
             "known, and any version, such as ``vllm-0.16``, finds the preset with its rules (docs/engines.md)."

@@ -13,7 +13,7 @@ from sim.errors import InputError
 from sim.spec.profile import load_profile
 from sim.spec.scenario import Targets
 from sim.spec.sections.workload import AdapterKind, Adapters
-from sim.traffic.adapters import GOLDEN, MODULES, Population, modules_of, populate
+from sim.traffic.adapters import GOLDEN, MODULES, ModelShape, Population, base_shape, modules_of, populate
 from sim.training.vet_results import CurrentAdapter, Remedy, Vetted
 from sim.world.gpu_memory import adapter_bytes
 from sim.world.rollouts.rollout_plan import with_new_versions
@@ -170,9 +170,9 @@ def mean_bytes(population: Population) -> float:
     return float(population.size_bytes[~population.full].mean())
 
 
-def _model(world: World) -> str:
+def _model(world: World) -> str | ModelShape:
     if world.profile is not None:
-        return world.profile.model
+        return world.profile.model if world.profile.shape is None else base_shape(world.profile)
     return world.scenario.adapters.base_model or "llama-3.1-8b"
 
 

@@ -29,13 +29,12 @@ class BatchServer(Server):
     """
 
     __slots__ = (
-        "_actions", "_event", "_first", "_growth", "_load_s", "_spare", "_started", "_step", "_steps", "scheduler",
+        "_actions", "_event", "_first", "_growth", "_load_s", "_spare", "_started", "_steps", "scheduler",
     )  # fmt: skip  # names in a paragraph, not one a line
 
     def __init__(self, parts: ReplicaParts, scheduler: Scheduler, mode: AdapterMode) -> None:
         super().__init__(parts, mode)
         self.scheduler = scheduler
-        self._step = scheduler.decided
         self._event: Call | None = None  # the next boundary; None while idle
         self._spare: Call | None = None  # a spent event to use again
         self._started = 0.0
@@ -70,18 +69,18 @@ class BatchServer(Server):
         follow(self.index, self.scheduler)
         return True
 
-    def enqueue(self, request: Request, in_time: bool) -> None:
+    def enqueue(self, request: Request, may_join_now: bool) -> None:
         key = request.key
         heappush(self.mode.waiting.ready, (key, request))
         if self._steps != 1:  # the end of a single step is the next boundary anyway
-            self.wake(key, in_time)
+            self.wake(key, may_join_now)
 
-    def wake(self, key: int, in_time: bool) -> None:
+    def wake(self, key: int, may_join_now: bool) -> None:
         steps, now = self._steps, self.clock.now
         if self._event is None:
             self._schedule(now)
         elif steps > 1 and self._started + self._elapsed(steps - 1) >= now and self.scheduler.may_change(key):
-            self._cut_leap(now, in_time)
+            self._cut_leap(now, may_join_now)
 
     def boundary_due(self) -> bool:
         if self._event is None:
@@ -95,11 +94,11 @@ class BatchServer(Server):
         if self._event is None:
             self._schedule(now)
         elif steps > 1 and self._started + self._elapsed(steps - 1) >= now:
-            self._cut_leap(now, in_time=True)
+            self._cut_leap(now, may_join_now=True)
 
-    def _cut_leap(self, now: float, in_time: bool) -> None:
-        """End the leap under way at the next boundary, or with ``in_time`` at one of this very instant."""
-        steps = self._steps_until(now, in_time)
+    def _cut_leap(self, now: float, may_join_now: bool) -> None:
+        """End the leap under way at the next boundary, or with ``may_join_now`` at one of this very instant."""
+        steps = self._steps_until(now, may_join_now)
         if steps < self._steps:
             self._steps = steps
             self._schedule(self._started + self._elapsed(steps))
@@ -113,8 +112,8 @@ class BatchServer(Server):
         """Return the seconds from the start of the leap under way to the end of its first ``steps`` steps."""
         return self._load_s + steps * self._first + self._growth * (steps * (steps - 1) / 2)
 
-    def _steps_until(self, now: float, in_time: bool = False) -> int:
-        """Return the fewest steps that end after ``now``, or with ``in_time`` at it: the next boundary to join."""
+    def _steps_until(self, now: float, may_join_now: bool = False) -> int:
+        """Return the fewest steps that end after ``now``, or with ``may_join_now`` at it: the next boundary to join."""
         started, first, growth = self._started, self._first, self._growth
         gone = now - started - self._load_s
         steps = max(1, int(gone / first) + 1)  # an upper bound, since steps only get longer
@@ -126,7 +125,7 @@ class BatchServer(Server):
             steps -= 1
         while started + self._elapsed(steps) <= now:
             steps += 1
-        if in_time and steps > 1 and started + self._elapsed(steps - 1) == now:
+        if may_join_now and steps > 1 and started + self._elapsed(steps - 1) == now:
             steps -= 1
         return steps
 
@@ -143,11 +142,11 @@ class BatchServer(Server):
 
     def _next_leap(self, now: float) -> float:
         """Complete the leap that ends now and begin the next; return its end, or -1 if the batch is empty."""
-        scheduler, mode, step = self.scheduler, self.mode, self._step
+        scheduler, mode = self.scheduler, self.mode
         if self._steps:
-            self._end_leap(step.decoding, now)
+            self._end_leap(scheduler.decided.decoding, now)
         blocked_s = self._act(now) if self._actions else 0.0
-        scheduler.compose(now)
+        step = scheduler.compose(now)
         self._started = now
         self._steps = steps = step.steps
         if not steps:
@@ -206,7 +205,7 @@ class BatchServer(Server):
 
     def _log_pauses(self) -> int:
         """Record the gaps between tokens that end with this step and span paused time; return how many there are."""
-        if not self._step.decoding:
+        if not self.scheduler.decided.decoding:
             return 0
         for since, count in self.scheduler.paused:
             gap_s = self._started - since + self._load_s + self._first
@@ -229,7 +228,7 @@ class BatchServer(Server):
             # A request that joined at this very boundary has computed nothing yet, unless it was preempted before.
             if request.adapter == adapter and (request.admitted_s < now or request.generated):
                 decoding = request.last_step >= 0
-                left = request.last_step - scheduler.step if decoding else 0
+                left = request.last_step - scheduler.decode_steps if decoding else 0
                 found.append((request, request.output_tokens - left if decoding else request.generated))
         if scheduler.preempted:
             waiting = self.mode.waiting.all_requests()
@@ -239,8 +238,8 @@ class BatchServer(Server):
     def tokens_out(self, request: Request) -> int:
         if request.last_step < 0:
             return request.generated
-        left = request.last_step - self.scheduler.step
-        return request.output_tokens - left + (self._steps_done() if self._step.decoding else 0)
+        left = request.last_step - self.scheduler.decode_steps
+        return request.output_tokens - left + (self._steps_done() if self.scheduler.decided.decoding else 0)
 
     def _steps_done(self) -> int:
         """Return how many steps of the leap under way have ended."""
@@ -255,7 +254,7 @@ class BatchServer(Server):
         running, blocked = len(scheduler.running), scheduler.blocked
         if done:
             scheduler.kv.note_peak(done)
-            decoding = self._step.decoding - (self._log_pauses() if scheduler.paused else 0)
+            decoding = self.scheduler.decided.decoding - (self._log_pauses() if scheduler.paused else 0)
             self.recorder.step_rows += pack_step(
                 self._started, self._first, self._growth, self._load_s, done, decoding, running, blocked, self.index
             )
@@ -264,7 +263,7 @@ class BatchServer(Server):
             self.recorder.step_rows += pack_step(began, now - began, 0.0, 0.0, 1, 0, running, blocked, self.index)
         return super().close()
 
-    def _unserved(self) -> list[Request]:
+    def _queued_or_running(self) -> list[Request]:
         return list(self.scheduler.running.values()) + self.mode.waiting.all_requests()
 
     def check_integrity(self) -> None:

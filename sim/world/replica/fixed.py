@@ -26,7 +26,7 @@ class FixedServer(Server):
         self._actions: list[Action] = []
         self._leaving = False  # the request being served has its answer, and keeps its place for this instant
 
-    def enqueue(self, request: Request, in_time: bool) -> None:
+    def enqueue(self, request: Request, may_join_now: bool) -> None:
         if self._serving is None:
             self._serve(request)
         else:
@@ -53,7 +53,7 @@ class FixedServer(Server):
         if self._queue:
             self._serve(self._queue.popleft())
 
-    def wake(self, key: int, in_time: bool) -> None:
+    def wake(self, key: int, may_join_now: bool) -> None:
         """Requests are served as they become ready."""
 
     def boundary_due(self) -> bool:
@@ -84,6 +84,6 @@ class FixedServer(Server):
             self.recorder.step_rows += pack_step(serving.admitted_s, worked_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
         return super().close()
 
-    def _unserved(self) -> list[Request]:
+    def _queued_or_running(self) -> list[Request]:
         serving = [] if self._serving is None or self._leaving else [self._serving]
         return serving + list(self._queue)

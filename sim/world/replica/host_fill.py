@@ -41,12 +41,12 @@ class HostFill(Intake, LoadOwner):
     def serve_base_model(self) -> int:
         return self._copies.serve_base_model()
 
-    def take_in(self, request: Request, in_time: bool) -> None:
+    def take_in(self, request: Request, may_join_now: bool) -> None:
         """Reserve a place for the request's adapter, and pass the request on once the adapter is there."""
         if self._reject and not self._copies.can_claim(request.adapter):
             self.replica.refuse(request)
         elif self._copies.acquire(request.adapter):
-            self._mode.take_in(request, in_time)
+            self._mode.take_in(request, may_join_now)
         else:
             joined = self.loader.request_load(request)
             request.tier = FROM_GPU  # until it leaves: what happens at the GPU comes between
@@ -84,14 +84,14 @@ class HostFill(Intake, LoadOwner):
     def event_owners(self) -> list[object]:
         return [self.loader]
 
-    def loaded(self, requests: list[Request], in_time: bool) -> None:
+    def loaded(self, requests: list[Request], may_join_now: bool) -> None:
         for request in requests:
             outcome, _, _ = self._waits[request.index]
             self._waits[request.index] = (outcome, request.load_queue_s, request.load_wait_s)
             request.load_queue_s = request.load_wait_s = 0.0
-            self._mode.take_in(request, in_time)
+            self._mode.take_in(request, may_join_now)
 
-    def load_failed(self, requests: list[Request], in_time: bool) -> None:
+    def load_failed(self, requests: list[Request], may_join_now: bool) -> None:
         for request in requests:
             self.replica.fail(request)
 

@@ -33,10 +33,10 @@ class Intake(ABC):
         """Also serve requests without an adapter; return the number that stands for one."""
 
     @abstractmethod
-    def take_in(self, request: Request, in_time: bool) -> None:
+    def take_in(self, request: Request, may_join_now: bool) -> None:
         """Take in a request: pass it on, load its adapter first, or refuse it.
 
-        :param in_time: whether it may still join at a step boundary of this very instant.
+        :param may_join_now: whether it may still join at a step boundary of this very instant.
         """
 
     def waiting_for_loads(self) -> list[Request]:

@@ -97,16 +97,16 @@ class LoadOwner:
     """Is called when loads end."""
 
     @abstractmethod
-    def loaded(self, requests: list[Request], in_time: bool) -> None:
+    def loaded(self, requests: list[Request], may_join_now: bool) -> None:
         """An adapter is resident.
 
         :param requests: those that waited for it.
-        :param in_time: whether the load took any time: only then does its end come before a step boundary of the same
-            instant.
+        :param may_join_now: whether the load took any time: only then does its end come before a step boundary of the
+            same instant.
         """
 
     @abstractmethod
-    def load_failed(self, requests: list[Request], in_time: bool) -> None:
+    def load_failed(self, requests: list[Request], may_join_now: bool) -> None:
         """An adapter could not be loaded."""
 
     @abstractmethod
@@ -118,7 +118,7 @@ class Loader:
     """All loads of one replica. There is one load per adapter at a time: later requests join it.
 
     :param loaders: number of loaders from storage, and from host memory.
-    :ivar under_way: loads queued or running, by adapter.
+    :ivar loads: loads queued or running, by adapter.
     :ivar short_of_room: whether the first load of a queue waits because all adapters are in use.
     """
 
@@ -134,7 +134,7 @@ class Loader:
         self._timing = context.timing
         self._storage = Channel(loaders[0])
         self._from_host = Channel(loaders[1])
-        self.under_way: dict[int, Load] = {}
+        self.loads: dict[int, Load] = {}
         self.short_of_room = False
         self._short_since = 0.0
         self._spent: list[Load] = []
@@ -144,7 +144,7 @@ class Loader:
         """Start or queue the load of a request's adapter, or join the one under way; return whether it joined."""
         request.asked_s = self._clock.now
         adapter = request.adapter
-        load = self.under_way.get(adapter)
+        load = self.loads.get(adapter)
         if load is not None:
             load.waiting.append(request)
             request.tier = load.tier
@@ -152,7 +152,7 @@ class Loader:
         tier, seconds = self._tiers.source(request)
         channel = self._storage if tier == FROM_STORAGE else self._from_host
         request.tier = tier
-        self.under_way[adapter] = load = self._new_load(adapter, channel, tier, seconds)
+        self.loads[adapter] = load = self._new_load(adapter, channel, tier, seconds)
         load.waiting.append(request)
         if channel.queue or channel.busy == channel.loaders or not self._begin(load):
             channel.queue.append(load)
@@ -178,7 +178,7 @@ class Loader:
         if not self._cache.reserve_ahead(adapter, spared):
             return False
         tier, seconds = self._tiers.source(request)
-        self.under_way[adapter] = load = self._new_load(adapter, channel, tier, seconds)
+        self.loads[adapter] = load = self._new_load(adapter, channel, tier, seconds)
         self._run(load, request.index)
         return True
 
@@ -220,13 +220,13 @@ class Loader:
 
     def waiting(self) -> list[Request]:
         """Return the requests that wait for a load."""
-        return [request for load in self.under_way.values() for request in load.waiting]
+        return [request for load in self.loads.values() for request in load.waiting]
 
     def close(self, now: float) -> None:
         """Record the loads still under way when the simulation stops."""
         if self.short_of_room:
             self._recorder.short_of_room(self._short_since, now)
-        for load in (*self.under_way.values(), *self._renewals):
+        for load in (*self.loads.values(), *self._renewals):
             if load.started_s >= 0:
                 self._record(load, now)
 
@@ -281,8 +281,8 @@ class Loader:
         if load.on_renewed is not None:
             self._renewed(load, load.on_renewed)
             return
-        del self.under_way[adapter]
-        waiting, in_time = load.waiting, load.started_s < now
+        del self.loads[adapter]
+        waiting, may_join_now = load.waiting, load.started_s < now
         for request in waiting:
             asked_s = request.asked_s
             request.load_wait_s = now - asked_s
@@ -291,7 +291,7 @@ class Loader:
         if not load.attempts.succeeds:
             self._cache.abort(adapter)
             self._spent.append(load)
-            self._owner.load_failed(waiting, in_time)
+            self._owner.load_failed(waiting, may_join_now)
             if self.short_of_room:
                 self.room_appeared()
             else:
@@ -299,7 +299,7 @@ class Loader:
             return
         self._cache.loaded(adapter)
         self._tiers.load_ended(adapter, load.tier)
-        self._owner.loaded(waiting, in_time)
+        self._owner.loaded(waiting, may_join_now)
         self._spent.append(load)
         if self.short_of_room and not waiting:
             self.room_appeared()  # an adapter loaded ahead, not in use yet, may make room for a requested one

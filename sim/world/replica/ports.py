@@ -110,14 +110,14 @@ class Replica(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def enqueue(self, request: Request, in_time: bool) -> None:
+    def enqueue(self, request: Request, may_join_now: bool) -> None:
         """Queue a request for the batch.
 
-        :param in_time: whether it may still join at a step boundary of this very instant.
+        :param may_join_now: whether it may still join at a step boundary of this very instant.
         """
 
     @abstractmethod
-    def wake(self, key: int, in_time: bool) -> None:
+    def wake(self, key: int, may_join_now: bool) -> None:
         """Bring the next step boundary forward for a waiting request with this key, if it may join."""
 
     @abstractmethod

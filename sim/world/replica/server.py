@@ -203,13 +203,14 @@ class Server(Replica):
 
     def all_requests(self) -> list[Request]:
         """Return all requests inside, in no particular order."""
-        return [request for stage in self._stages for request in stage.waiting_for_loads()] + self._unserved()
+        return [request for stage in self._stages for request in stage.waiting_for_loads()] + self._queued_or_running()
 
     def state_in_words(self) -> str:
         """Describe this replica, for the message of an internal error."""
         loads, cache = len(self.mode.waiting_for_loads()), self.cache
+        others = len(self._queued_or_running())
         return (
-            f"replica {self.index} has {self._inside[self.index]} inside ({len(self._unserved())} queued or running, "
+            f"replica {self.index} has {self._inside[self.index]} inside ({others} queued or running, "
             f"{loads} waiting for loads), {cache.in_use} of {cache.capacity} in use"
         )
 
@@ -225,7 +226,7 @@ class Server(Replica):
         """
 
     @abstractmethod
-    def _unserved(self) -> list[Request]:
+    def _queued_or_running(self) -> list[Request]:
         """Return the requests inside that do not wait for a load."""
 
     def check_integrity(self) -> None:

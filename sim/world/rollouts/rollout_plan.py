@@ -12,7 +12,7 @@ from sim.errors import ScenarioError, did_you_mean
 from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Adapters, Scenario
 from sim.spec.sections.rollout_strategies import Rollout, overlap, overlap_words
-from sim.traffic.adapters import Population, populate
+from sim.traffic.adapters import ModelShape, Population, populate
 from sim.traffic.generate import Traffic
 
 _MOST_NAMES = 6
@@ -101,7 +101,7 @@ def plan_rollouts(scenario: Scenario, traffic: Traffic) -> RolloutPlan:
 
 
 def with_new_versions(
-    population: Population, rollout_plan: RolloutPlan, adapters: Adapters, base_model: str
+    population: Population, rollout_plan: RolloutPlan, adapters: Adapters, base_model: str | ModelShape
 ) -> Population:
     """Return the population with an entry for every new version that has a name of its own."""
     picked = rollout_plan.original

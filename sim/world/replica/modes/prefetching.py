@@ -17,8 +17,8 @@ class Prefetching(LoadsAtAdmission):
         self.prepares_steps = True
         self._prefetch = Prefetch(parts.cache, self.loader)
 
-    def take_in(self, request: Request, in_time: bool) -> None:
-        super().take_in(request, in_time)
+    def take_in(self, request: Request, may_join_now: bool) -> None:
+        super().take_in(request, may_join_now)
         self._prefetch.entered(request)
         self.after_load()
 

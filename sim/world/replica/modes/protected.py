@@ -63,7 +63,7 @@ class OverlappedLoads(ProtectedMode, LoadOwner):
         return self.loader.waiting()
 
     def reads_host_copy(self, adapter: int) -> bool:
-        load = self.loader.under_way.get(adapter)
+        load = self.loader.loads.get(adapter)
         return load is not None and load.tier == FROM_HOST
 
     def renew(self, adapter: int, seconds: float, replace_weights: Callable[[], None]) -> None:
@@ -82,17 +82,17 @@ class LoadsAtArrival(OverlappedLoads):
     def __init__(self, parts: ModeParts, *, discards: bool = False) -> None:
         super().__init__(parts, ReadyQueue(), discards=discards)
 
-    def take_in(self, request: Request, in_time: bool) -> None:
+    def take_in(self, request: Request, may_join_now: bool) -> None:
         if self._gpu.acquire(request.adapter):
-            self.replica.enqueue(request, in_time)
+            self.replica.enqueue(request, may_join_now)
         else:
             request.outcome = DELAYED_HIT if self.loader.request_load(request) else MISS
 
-    def loaded(self, requests: list[Request], in_time: bool) -> None:
+    def loaded(self, requests: list[Request], may_join_now: bool) -> None:
         for request in requests:
-            self.replica.enqueue(request, in_time)
+            self.replica.enqueue(request, may_join_now)
 
-    def load_failed(self, requests: list[Request], in_time: bool) -> None:
+    def load_failed(self, requests: list[Request], may_join_now: bool) -> None:
         for request in requests:
             if self._gpu.release(request.adapter):
                 self.room_appeared()
@@ -118,27 +118,27 @@ class OverlappedQueue(OverlappedLoads):
         super().__init__(parts, waiting, discards=discards)
         self._loading = loading
 
-    def take_in(self, request: Request, in_time: bool) -> None:
-        self.replica.enqueue(request, in_time)
+    def take_in(self, request: Request, may_join_now: bool) -> None:
+        self.replica.enqueue(request, may_join_now)
 
     def request_load(self, request: Request) -> None:
         """Start or join the load of a request that the queue has handed out."""
         request.outcome = DELAYED_HIT if self.loader.request_load(request) else MISS
 
-    def loaded(self, requests: list[Request], in_time: bool) -> None:
+    def loaded(self, requests: list[Request], may_join_now: bool) -> None:
         for request in requests:
             self._loading.arrived(request)
         if requests:
-            self.replica.wake(min(request.key for request in requests), in_time)
+            self.replica.wake(min(request.key for request in requests), may_join_now)
         # A load ahead that no request joined needs no earlier boundary. A request that wants the adapter is in the
         # queue and called ``wake`` when it came, so the boundary that can admit it is already scheduled.
 
-    def load_failed(self, requests: list[Request], in_time: bool) -> None:
+    def load_failed(self, requests: list[Request], may_join_now: bool) -> None:
         for request in requests:
             self._loading.failed(request)
             self.replica.fail(request)
         if requests:  # others may have waited for their room
-            self.replica.wake(min(request.key for request in requests), in_time)
+            self.replica.wake(min(request.key for request in requests), may_join_now)
 
 
 class LoadsAtAdmission(OverlappedQueue):
@@ -159,8 +159,8 @@ class LoadsInSteps(ProtectedMode):
         super().__init__(parts, waiting, loads_in_steps=True, discards=discards)
         self._tiers = Tiers(parts.host, parts.context.versions)
 
-    def take_in(self, request: Request, in_time: bool) -> None:
-        self.replica.enqueue(request, in_time)
+    def take_in(self, request: Request, may_join_now: bool) -> None:
+        self.replica.enqueue(request, may_join_now)
 
     def before_step(self, batch: Scheduler, now: float) -> float:
         load_s, waiting = 0.0, self.waiting

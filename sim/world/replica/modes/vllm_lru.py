@@ -31,8 +31,8 @@ class VllmLru(AdapterMode):
         self._slots = cache
         self._reload_s = reload_s
 
-    def take_in(self, request: Request, in_time: bool) -> None:
-        self.replica.enqueue(request, in_time)
+    def take_in(self, request: Request, may_join_now: bool) -> None:
+        self.replica.enqueue(request, may_join_now)
 
     def before_step(self, batch: Scheduler, now: float) -> float:
         if not batch.adapters_changed:
