@@ -446,39 +446,43 @@ class PrefixStore(KvStore):
         self.tokens += tokens
 
     def grow(self, steps: int) -> None:
-        if steps != 1 or not self._reserved:
-            self._free -= self._needed(steps) - (self._needed(1) if self._reserved else 0)
+        if not self._reserved:
+            self._free -= self._needed(0, steps)
+        elif steps:
+            self._free -= self._needed(1, steps)
+        else:
+            self._free += self._needed(0, 1)
         self._reserved = False
         self._step += steps
         self.tokens += steps * self.decoding
         self._count_peak(self.tokens)
 
-    def _needed(self, steps: int) -> int:
-        """Return how many blocks decodes take in so many steps from now."""
-        size, phases = self.size, self._phases
-        if steps == 1:
-            return phases[(-1 - self._step) % size]
-        cycles, rest = divmod(steps, size)
-        end = (-1 - self._step) % size + 1
-        first = end - rest
-        needed = cycles * self.decoding + sum(phases[max(first, 0) : end])
-        return needed + sum(phases[first:]) if first < 0 else needed
+    def _needed(self, begin: int, end: int) -> int:
+        """Return how many blocks decodes take in the steps from ``begin`` to ``end`` (exclusive), counted from now."""
+        size, phases, steps, needed = self.size, self._phases, end - begin, 0
+        if steps >= size:
+            needed, steps = steps // size * self.decoding, steps % size
+        if steps:
+            last = (-1 - self._step - begin) % size + 1
+            first = last - steps
+            needed += sum(phases[first:last]) if first >= 0 else sum(phases[:last]) + sum(phases[first:])
+        return needed
 
     def steps_that_fit(self, steps: int) -> int:
-        free = self._free + self._needed(1)
-        if (steps // self.size + 1) * self.decoding <= free or self._needed(steps) <= free:
+        free = self._free  # after the first of them
+        if (steps // self.size + 1) * self.decoding <= free or self._needed(1, steps) <= free:
             return steps
-        low, high = 0, steps + 1  # the blocks in use never decrease, so bisection finds the last step that fits
+        low, high = 1, steps  # the blocks in use never decrease, so bisection finds the last step that fits
         while high - low > 1:
             middle = (low + high) // 2
-            if self._needed(middle) <= free:
+            if self._needed(1, middle) <= free:
                 low = middle
             else:
                 high = middle
         return low
 
     def note_peak(self, steps: int) -> None:
-        free = self._free - self._needed(steps) + self._needed(1)
+        free = self._free - (self._needed(1, steps) if steps else 0)
         if self._queued > free:
             self._evict(free)
         self._count_peak(self.tokens + steps * self.decoding)
