@@ -141,7 +141,7 @@ def test_the_script_of_the_page_runs(example: Path) -> None:
 
 
 def test_a_what_if_tries_what_a_call_gives(policy: type) -> None:
-    values = {"workload.requests": 3000, "run.replications": 2}
+    values = {**SMALL, "workload.requests": 3000}
     found = sim.plan(
         "quickstart",
         values,

@@ -28,7 +28,6 @@ workload:
   tokens: {{prompt: {{law: fixed, value: 100}}, output: {{law: fixed, value: 20}}}}
 adapters: {{count: 100, rank: 16}}
 cache: {{gpu: {{slots: 24}}}}
-fleet: {{engine: continuous}}
 run: {{seed: 1, replications: 3}}
 {rest}
 """
@@ -36,7 +35,8 @@ run: {{seed: 1, replications: 3}}
 
 def write(folder: Path, rest: str, requests: int = 2000, name: str = "small.yaml") -> str:
     path = folder / name
-    path.write_text(SMALL.format(requests=requests, rest=rest), encoding="utf-8")
+    idealised = "" if "\nfleet:" in f"\n{rest}" else "\nfleet: {engine: continuous}\n"
+    path.write_text(SMALL.format(requests=requests, rest=rest + idealised), encoding="utf-8")
     return str(path)
 
 
@@ -276,9 +276,7 @@ def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeyp
 def test_draws_are_held_against_the_traffic_that_they_met(tmp_path: Path, replications: int) -> None:
     """Draws that are the profile's own costs leave nothing open, however many replications a look has."""
     profile = write_profile(tmp_path / "profile.json", [(1.0, 1.0)] * 5)
-    rest = (
-        f"slo: {{miss_ratio: 42%}}\nplan: {{minimize: cache.gpu.slots, range: [26, 32]}}\nfleet: {{profile: {profile}}}"
-    )
+    rest = f"slo: {{miss_ratio: 42%}}\nplan: {{minimize: cache.gpu.slots, range: [26, 32]}}\nfleet: {{engine: continuous, profile: {profile}}}"
     loaded = load_scenario(write(tmp_path, rest, requests=600), [f"run.replications={replications}"])
     planned = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     assert max(look.replications for look in planned.record.looks) > replications, "some call is close"
