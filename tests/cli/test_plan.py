@@ -276,7 +276,10 @@ def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeyp
 def test_draws_are_held_against_the_traffic_that_they_met(tmp_path: Path, replications: int) -> None:
     """Draws that are the profile's own costs leave nothing open, however many replications a look has."""
     profile = write_profile(tmp_path / "profile.json", [(1.0, 1.0)] * 5)
-    rest = f"slo: {{miss_ratio: 42%}}\nplan: {{minimize: cache.gpu.slots, range: [26, 32]}}\nfleet: {{engine: continuous, profile: {profile}}}"
+    rest = (
+        "slo: {miss_ratio: 42%}\nplan: {minimize: cache.gpu.slots, range: [26, 32]}\n"
+        f"fleet: {{engine: continuous, profile: {profile}}}"
+    )
     loaded = load_scenario(write(tmp_path, rest, requests=600), [f"run.replications={replications}"])
     planned = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     assert max(look.replications for look in planned.record.looks) > replications, "some call is close"
