@@ -38,8 +38,8 @@ class Request:
         from the end of the run before to ``end`` belong to ``key``, a number from 0 on. A key stands for all tokens
         before it as well: two requests have the same tokens up to a position exactly if the keys up to there are equal.
         So requests that leave a common run at different places have different keys from there on.
-    :ivar text: key of all its tokens after those runs, prompt and answer alike. A conversation keeps one key, since the
-        prompt of each turn starts with the prompt and the answer of the turn before. -1: no other request has them.
+    :ivar text_key: key of all its tokens after those runs, prompt and answer alike. A conversation keeps one key, since
+        the prompt of each turn starts with the prompt and the answer of the turn before. -1: no other request has them.
     :ivar cached_tokens: tokens that it found cached when it was first admitted.
     """
 
@@ -48,7 +48,7 @@ class Request:
         "adapter", "admitted_s", "arrival_s", "asked_s", "cached_tokens", "chunk", "claimed", "context",
         "first_token_s", "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s",
         "load_s", "load_wait_s", "outcome", "output_tokens", "preemptions", "prompt_tokens", "service_s", "session",
-        "shared", "text", "tier", "to_prefill",
+        "shared", "text_key", "tier", "to_prefill",
     )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
     chunk: int
@@ -80,7 +80,7 @@ class Request:
         self.admitted_s = self.first_token_s = -1.0
         self.load_queue_s = self.load_wait_s = 0.0
         self.context = self.generated = self.preemptions = 0
-        self.last_step = self.text = -1
+        self.last_step = self.text_key = -1
         self.shared: tuple[tuple[int, int], ...] = ()
         self.cached_tokens = 0
 
@@ -98,5 +98,5 @@ class Request:
         )
         fresh.session = self.session
         fresh.shared = self.shared
-        fresh.text = self.text
+        fresh.text_key = self.text_key
         return fresh

@@ -333,5 +333,5 @@ class Fleet:
 def _with_text(requests: Iterator[Request], text: SharedText) -> Iterator[Request]:
     """Yield requests that know which of their tokens others have too."""
     for request, (runs, rest) in zip(requests, text.of_requests(), strict=True):
-        request.shared, request.text = runs, rest
+        request.shared, request.text_key = runs, rest
         yield request

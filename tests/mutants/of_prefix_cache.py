@@ -69,7 +69,7 @@ PREFIX_CACHE = (
     Mutant(
         "answers-are-not-found",
         _STORE,
-        "if request.text >= 0 or last_step != self._step:",
+        "if request.text_key >= 0 or last_step != self._step:",
         "if last_step != self._step:",
         "the next turn of a conversation does not find the answer before it",
         (TWIN,),
@@ -77,8 +77,8 @@ PREFIX_CACHE = (
     Mutant(
         "preempted-look-nothing-up",
         _STORE,
-        "if not request.shared and request.text < 0 and not request.preemptions:",
-        "if not request.shared and request.text < 0:",
+        "if not request.shared and request.text_key < 0 and not request.preemptions:",
+        "if not request.shared and request.text_key < 0:",
         "a request that comes back computes again what is still there",
         (TWIN,),
     ),

@@ -82,7 +82,7 @@ class Traffic:
         first = [self._first(index) for index in range(number)]
         for coming, at_step in zip(first, sorted(random.randint(0, spread) for _ in first), strict=True):
             coming.at_step = at_step
-        last = [coming for coming in first if coming.request.text >= 0]
+        last = [coming for coming in first if coming.request.text_key >= 0]
         turns: list[Coming] = []
         while last and len(turns) < number:
             before = last.pop(random.randrange(len(last)))
@@ -110,7 +110,7 @@ class Traffic:
     def _turn(self, before: Coming, index: int) -> Coming:
         prompt = before.job.prompt + before.job.answer + self._fresh(self._length(1))
         request = before.request
-        turn = self._coming(index, request.adapter, prompt, request.shared, request.text)
+        turn = self._coming(index, request.adapter, prompt, request.shared, request.text_key)
         turn.at_step, turn.after = self.random.choice((0, 0, 1, 5)), request.index
         return turn
 
@@ -119,5 +119,5 @@ class Traffic:
     ) -> Coming:
         answer = self._fresh(self._length(1))
         request = Request(index, 0.0, adapter, len(prompt), len(answer))
-        request.shared, request.text, request.session = runs, text, None
+        request.shared, request.text_key, request.session = runs, text, None
         return Coming(request, Job(index, BASE if adapter == self.adapters else adapter, prompt, answer), 0)

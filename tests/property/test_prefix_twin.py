@@ -278,7 +278,7 @@ def test_where_nobody_shares_the_cache_changes_nothing(block: int) -> None:
         for store in stores:
             fresh = [replace(one, request=one.request.fresh_copy()) for one in firsts]
             for one in fresh:
-                one.request.shared, one.request.text = (), -1
+                one.request.shared, one.request.text_key = (), -1
             steps, found = run(rules, traffic.adapters, fresh, store)
             assert not any(found.values())
             results.append((steps, store.peak_share(), store.decoding, store.tokens))

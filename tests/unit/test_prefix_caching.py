@@ -416,9 +416,9 @@ def test_a_router_of_ones_own_may_read_texts() -> None:
 
 def test_a_request_that_is_sent_again_shares_what_it_shared() -> None:
     request = Request(3, 0.0, 1, 100, 5)
-    request.session, request.shared, request.text = 4, ((64, 9),), 17
+    request.session, request.shared, request.text_key = 4, ((64, 9),), 17
     again = request.fresh_copy()
-    assert (again.shared, again.text, again.cached_tokens) == (((64, 9),), 17, 0)
+    assert (again.shared, again.text_key, again.cached_tokens) == (((64, 9),), 17, 0)
 
 
 def test_metrics_are_those_of_the_request_rows() -> None:

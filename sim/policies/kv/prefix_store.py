@@ -83,7 +83,7 @@ class PrefixStore(KvStore):
     # Find -----------------------------------------------------------------------------------------------------------
 
     def cached_tokens(self, request: Request) -> int:
-        if not request.shared and request.text < 0 and not request.preemptions:
+        if not request.shared and request.text_key < 0 and not request.preemptions:
             return 0
         if self._queued > self._free:
             self.settle()
@@ -97,8 +97,8 @@ class PrefixStore(KvStore):
 
         :param own: with the run that no other request has.
         """
-        if request.text >= 0:
-            return (*request.shared, (NO_END, request.text))
+        if request.text_key >= 0:
+            return (*request.shared, (NO_END, request.text_key))
         if own:
             return (*request.shared, (NO_END, -1 - request.index))
         return request.shared
@@ -164,7 +164,7 @@ class PrefixStore(KvStore):
         if not request.context:
             self._join(request, cached, idle)
         self._free -= idle + (-((left - tokens) // size) if tokens > left else 0)
-        if tokens + cached == request.to_prefill and (request.shared or request.text >= 0):
+        if tokens + cached == request.to_prefill and (request.shared or request.text_key >= 0):
             self._fill_prompt(request, (request.context + cached + tokens) // size)
         return True
 
@@ -201,7 +201,7 @@ class PrefixStore(KvStore):
 
     def _fill_prompt(self, request: Request, full: int) -> None:
         """Make known the ``full`` blocks of a prompt, as far as other requests can find them."""
-        if request.text < 0:
+        if request.text_key < 0:
             full = min(full, request.shared[-1][0] // self.size)
         spans = self._held.get(request.index)
         if full > (spans[-1][1] if spans else 0):
@@ -251,13 +251,13 @@ class PrefixStore(KvStore):
 
     def _continue_text(self, request: Request, spans: Spans, full: int) -> bool:
         """Do the same the quick way for a conversation that goes on, which is the common case; else return False."""
-        if not spans or request.text < 0 or self._base_tokens:
+        if not spans or request.text_key < 0 or self._base_tokens:
             return False
         extent, end = spans[-1]
-        if extent.twin or (self._twins and (request.adapter, request.text, 0, end) in self._twins):
+        if extent.twin or (self._twins and (request.adapter, request.text_key, 0, end) in self._twins):
             return False
         shared = request.shared[-1][0] if request.shared else 0
-        if extent.end != end or extent.runs[-1][1] != request.text or (end + 1) * self.size <= shared:
+        if extent.end != end or extent.runs[-1][1] != request.text_key or (end + 1) * self.size <= shared:
             return False
         extent.lengthen(end, full)
         spans[-1] = extent, full
@@ -305,7 +305,7 @@ class PrefixStore(KvStore):
             if self._reserved and tokens % size == 0:
                 self._free += 1  # the block that it would have taken in the coming step
         full = tokens // size
-        if request.text >= 0 or last_step != self._step:
+        if request.text_key >= 0 or last_step != self._step:
             self._fill(request, full, own=True)
         if tokens % size:
             self._free += 1

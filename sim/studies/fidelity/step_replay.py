@@ -174,7 +174,7 @@ def _request(recorded: RecordedRequest, base_model: int, texts: int) -> Request:
         text, tokens = recorded.prefix
         request.shared = ((tokens, text),)
     if recorded.session is not None:
-        request.text = texts + recorded.session
+        request.text_key = texts + recorded.session
     return request
 
 

@@ -139,7 +139,7 @@ class ViewRefresher(FreshView):
 
     def show(self, request: Request) -> None:
         texts = [key for _, key in reversed(request.shared)]
-        self._view.texts = texts if request.text < 0 else [request.text, *texts]
+        self._view.texts = texts if request.text_key < 0 else [request.text_key, *texts]
 
     def refresh(self) -> None:
         if self._interval_s > 0 and self._reads:
