@@ -111,7 +111,17 @@ def test_another_scenario_of_the_same_name_gets_a_folder_of_its_own(loraplan: Co
 
 
 def test_sweep_runs_all_combinations_on_the_same_traffic(loraplan: CommandLine, tmp_path: Path) -> None:
-    ended = loraplan("sweep", "quickstart", *SMALL, "--over", "cache.gpu.slots=16,64", "--over", "storage.loaders=1,2")
+    ended = loraplan(
+        "sweep",
+        "quickstart",
+        *SMALL,
+        "--over",
+        "cache.gpu.slots=16,64",
+        "--set",
+        "fleet.engine=continuous",
+        "--over",
+        "storage.loaders=1,2",
+    )
     assert ended.code == 0, ended.err
     summary = json.loads((tmp_path / "runs/quickstart-sweep/summary.json").read_text())
     assert [point["set"] for point in summary["points"]] == [
@@ -208,7 +218,7 @@ def test_another_grid_gets_a_folder_of_its_own_and_a_larger_one_goes_on(loraplan
     loraplan("sweep", "quickstart", *few, "--over", "cache.gpu.slots=16,64")
     more = loraplan("sweep", "quickstart", *few, "--over", "cache.gpu.slots=16,32,64")
     assert "2 of 3 points were there" in more.err
-    loraplan("sweep", "quickstart", *few, "--over", "storage.loaders=1,2")
+    loraplan("sweep", "quickstart", *few, "--over", "fleet.replicas=1,2")
     summary = json.loads((tmp_path / "runs/quickstart-sweep/summary.json").read_text())
     assert len(summary["points"]) == 3
     assert (tmp_path / "runs/quickstart-sweep-2/report.html").exists()
