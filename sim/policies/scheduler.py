@@ -13,7 +13,6 @@ from heapq import heappop
 from typing import Final
 
 from sim.policies.admission import WaitingQueue
-from sim.policies.base_model import AdapterCounts
 from sim.policies.costs import NO_DETAILS, StepCosts, StepDetails
 from sim.policies.decode_ends import DecodeEnds
 from sim.policies.kv.kv_rules import KvRule
@@ -26,6 +25,9 @@ BY_KV: Final = 2
 BY_SLOTS: Final = 3
 """Why a request was not admitted at the last boundary: no batch slot, no KV blocks, or (where loads start at admission)
 no room for its adapter among those in use."""
+
+NO_BASE_MODEL: Final = -1
+"""Number of the base model where no request is for it."""
 
 LOWEST_KEY: Final = -(1 << 61)
 """A key below all others."""
@@ -80,7 +82,8 @@ class Scheduler:
     :param rule: KV memory that a request must find to join, if that is more than its prompt needs.
     :ivar decode_steps: decode steps so far: the counter that finish times refer to.
     :ivar decided: the step that ``compose`` decided last.
-    :ivar adapters: requests in the batch by adapter, in the order in which the adapters joined it.
+    :ivar adapters: requests in the batch by adapter, in the order in which the adapters joined it; those for the base
+        model under its number.
     :ivar adapters_changed: whether an adapter joined or left the batch since the world last set this to False.
     :ivar toggled: optional list; the scheduler appends an adapter each time it joins or leaves the batch.
     :ivar blocked: why the last boundary left a request waiting.
@@ -124,11 +127,12 @@ class Scheduler:
         self._closed = False  # whether the last boundary was too early to admit
         self._blocked_key = 0
         self._scanned: int | None = LOWEST_KEY  # the scan of the queue ended before this key; None: it saw all
+        self._base_model = NO_BASE_MODEL
         self.decided = Step()
 
     def serve_base_model(self, number: int) -> None:
         """Let requests without an adapter join, under this adapter number. Call it before the first request."""
-        self.adapters = AdapterCounts(number)
+        self._base_model = number
         self._ranks = [*self._ranks, 0]
         self._costs = self._costs.beside_base_model()
 
@@ -166,7 +170,7 @@ class Scheduler:
         step.decoding = decoding = kv.decoding
         step.tokens = tokens = prompt_tokens + decoding
         details = self.details() if costs.detailed else NO_DETAILS
-        step.first_s = costs.step(tokens, kv.tokens + decoding, len(self.adapters), self._rank_sum, details)
+        step.first_s = costs.step(tokens, kv.tokens + decoding, self._count_distinct(), self._rank_sum, details)
         step.growth_s = costs.per_kv_token_s * decoding
         step.steps = 1 if step.prefills or self.paused or preempted else self._equal_steps()
         return step
@@ -403,6 +407,15 @@ class Scheduler:
         if request.last_step >= 0:
             self._ends.remove(request)
             request.last_step = -1
+
+    def _count_distinct(self) -> int:
+        """Return the number of adapters in the batch; the base model is none."""
+        distinct = len(self.adapters)
+        return distinct - 1 if self._base_model in self.adapters else distinct
+
+    def distinct_adapters(self) -> list[int]:
+        """Return the adapters of the batch, in the order in which they joined it; the base model is none."""
+        return [adapter for adapter in self.adapters if adapter != self._base_model]
 
     def _toggle(self, adapter: int, rank: int) -> None:
         """Note that an adapter has joined the batch or, with its rank negative, left it."""

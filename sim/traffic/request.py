@@ -14,7 +14,7 @@ FROM_STORAGE: Final = 2
 """The tier that its adapter came from."""
 BASE_MODEL = -1
 """Stands for an adapter in traffic, traces and results where a request is for the base model alone. Replicas use the
-number after those of all adapters instead (``sim.policies.base_model``), since they index lists with it."""
+number after those of all adapters instead, the one that ``serve_base_model`` returns, since they index lists with it."""
 
 
 class Request:

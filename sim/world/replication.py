@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.base_model import AdapterCounts
 from sim.policies.routing import View
 from sim.results.records import Recorder, Recording
 from sim.spec.scenario import Scenario
@@ -125,9 +124,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
 
 def _in_flight(world: World, state: RouterState, full: NoFullModels) -> InFlight:
     """Return the counts of requests inside by adapter; they stay empty unless a router reads them."""
-    if world.serves_base_model:
-        state.counts[:] = (AdapterCounts(world.base_model) for _ in state.counts)
-    return InFlight(state.counts + full.counts)
+    return InFlight(state.counts + full.counts, world.base_model)
 
 
 def _loads_fail(scenario: Scenario) -> bool:

@@ -15,7 +15,6 @@ from scenario_samples import base, edited, refusal
 
 from sim.errors import ScenarioError
 from sim.policies.adapter_cache import GpuCache
-from sim.policies.base_model import AdapterCounts
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
 from sim.results.changes.change_metrics import sessions_of_both
@@ -143,16 +142,6 @@ def test_who_changes_places_is_as_likely_anyone() -> None:
     chosen = Counter(adapter for key in range(2000) for adapter in exchanged(10, 0.3, key * 7919))
     sigma = (2000 * 0.3 * 0.7) ** 0.5
     assert all(abs(chosen[adapter] - 600) < 4 * sigma for adapter in range(10))
-
-
-def test_the_base_model_counts_as_nobodys_adapter() -> None:
-    counts = AdapterCounts(7)
-    counts[7] = 2
-    assert (len(counts), list(counts), 7 in counts, sum(counts.values())) == (0, [], True, 2)
-    counts[3] = 1
-    assert (len(counts), list(counts), counts.copy()) == (1, [3], {3: 1})
-    del counts[7]
-    assert (len(counts), list(counts)) == (1, [3])
 
 
 @pytest.mark.parametrize("eviction", [name for name in EVICTIONS.names if name not in ("belady", "cycle", "vllm-lru")])

@@ -124,7 +124,7 @@ class _Replayer:
         self.waiting.unloaded.clear()
         victims: list[int] = []
         self.cache.victims = victims
-        loads = self.cache.touch(list(scheduler.adapters))
+        loads = self.cache.touch(scheduler.distinct_adapters())
         self.cache.check_integrity()
         scheduler.check_integrity()
         evicted = [(adapter, adapter in scheduler.adapters) for adapter in victims]

@@ -33,7 +33,7 @@ class BatchActivity:
         dead = self._schedulers[index]
         if dead is not None:
             dead.toggled = None
-            self._toggled[index].extend(dict.keys(dead.adapters))  # the base model's number too, if it is one of them
+            self._toggled[index].extend(dead.adapters)
         scheduler.toggled = self._toggled[index]
         self._schedulers[index] = scheduler
 
@@ -52,7 +52,7 @@ class BatchActivity:
         masks = self.read()
         for index, scheduler in enumerate(self._schedulers):
             noted = {adapter for adapter, mask in enumerate(masks) if mask >> index & 1}
-            there = set(dict.keys(scheduler.adapters)) if scheduler is not None else set()
+            there = set(scheduler.adapters) if scheduler is not None else set()
             assert noted == there, f"replica {index}: {sorted(noted)} noted, {sorted(there)} there"
 
 

@@ -14,12 +14,14 @@ class InFlight:
     """Counts requests inside each replica by adapter.
 
     :param counts: by replica, an empty dict to keep current; it never holds a 0.
+    :param base_model: number that stands for an adapter in requests to the base model, which are not counted.
     :ivar counting: whether it has begun to count.
     """
 
-    def __init__(self, counts: list[dict[int, int]], *, counting: bool = False) -> None:
+    def __init__(self, counts: list[dict[int, int]], base_model: int = -1, *, counting: bool = False) -> None:
         self.counts = counts
         self.counting = counting
+        self._base_model = base_model
 
     def begin(self, servers: Sequence[Server]) -> None:
         """Count the requests that are inside these replicas, and follow those that come and leave."""
@@ -27,17 +29,20 @@ class InFlight:
         for server in servers:
             counts = self.counts[server.index]
             counts.update(Counter(request.adapter for request in server.all_requests()))
-            listener = DepartureCounter(counts)
+            counts.pop(self._base_model, None)
+            listener = DepartureCounter(counts, self._base_model)
             listener.pass_on_to(server.set_listener(listener))
 
     def entered(self, replica: int, request: Request) -> None:
         """Note that a request has entered a replica."""
         counts, adapter = self.counts[replica], request.adapter
-        counts[adapter] = counts.get(adapter, 0) + 1
+        if adapter != self._base_model:
+            counts[adapter] = counts.get(adapter, 0) + 1
 
     def left(self, replica: int, request: Request) -> None:
         """Note that a request has left a replica."""
-        count_departure(self.counts[replica], request.adapter)
+        if request.adapter != self._base_model:
+            count_departure(self.counts[replica], request.adapter)
 
 
 def count_departure(counts: dict[int, int], adapter: int) -> None:
@@ -53,8 +58,9 @@ class DepartureCounter(ReplicaListener):
 
     hears_ends = True
 
-    def __init__(self, counts: dict[int, int]) -> None:
+    def __init__(self, counts: dict[int, int], base_model: int) -> None:
         self._counts = counts
+        self._base_model = base_model
         self._next = ReplicaListener()
 
     def pass_on_to(self, listener: ReplicaListener) -> None:
@@ -62,9 +68,13 @@ class DepartureCounter(ReplicaListener):
         self._next = listener
 
     def finished(self, request: Request, now: float) -> bool:
-        count_departure(self._counts, request.adapter)
+        self._count(request)
         return self._next.finished(request, now)
 
     def lost(self, request: Request) -> None:
-        count_departure(self._counts, request.adapter)
+        self._count(request)
         self._next.lost(request)
+
+    def _count(self, request: Request) -> None:
+        if request.adapter != self._base_model:
+            count_departure(self._counts, request.adapter)

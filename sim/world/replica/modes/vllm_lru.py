@@ -43,7 +43,7 @@ class VllmLru(AdapterMode):
         time = now
         tiers: dict[int, int] = {}
         lost: set[int] = set()
-        for adapter, tier in self._slots.touch(list(batch.adapters)):
+        for adapter, tier in self._slots.touch(batch.distinct_adapters()):
             tiers[adapter] = tier
             seconds, succeeds = self._load(adapter, tier, first.get(adapter), time, now)
             if not succeeds:
