@@ -13,8 +13,8 @@ FROM_HOST: Final = 1
 FROM_STORAGE: Final = 2
 """The tier that its adapter came from."""
 BASE_MODEL = -1
-"""Stands for an adapter in traffic, traces and results where a request is for the base model alone. Replicas use the
-number after those of all adapters instead, the one that ``serve_base_model`` returns, since they index lists with it."""
+"""Stands for an adapter in traffic, traces and results where a request is for the base model alone. Replicas
+index lists with it, so they use the number after those of all adapters instead: what ``serve_base_model`` returns."""
 
 
 class Request:
