@@ -125,6 +125,12 @@ def _kv_blocks(scenario: Scenario) -> int | None:
     return None if tokens is None else tokens // scenario.fleet.block_size
 
 
+def _tensor_parallel(scenario: Scenario) -> int | None:
+    """Return over how many GPUs the profile spreads a replica; None: it runs on one, which is the default."""
+    gpus = load_profile(scenario.fleet.profile)[0].tensor_parallel
+    return gpus if gpus > 1 else None
+
+
 def _host_slots(scenario: Scenario) -> int | None:
     """Return how many adapters vLLM keeps in host memory: unset, as many as on the GPU."""
     return value_of(scenario, "cache.host.slots") or scenario.cache.gpu.slots
@@ -146,7 +152,9 @@ def _sglang_eviction(scenario: Scenario) -> str | None:
 
 
 _EVERY_SCENARIO = "every scenario serves adapters"
-_ONE_GPU = "tensor, pipeline and expert parallelism are not supported yet"
+_ONE_GPU = "parallelism over several GPUs is not supported for this engine yet"
+_NOT_SPLIT = "pipeline and expert parallelism are not supported yet"
+_BY_PROFILE = "a profile is made for a number of GPUs, see loraplan profiles list"
 _NO_SPECULATION = "speculative decoding is not simulated"
 _NO_SPLIT = "every replica does both prefill and decode"
 _IN_ORDER = "requests are served first come, first served"
@@ -201,10 +209,16 @@ FLAGS = Registry(
                         "the modules that adapters have; vLLM leaves out those that it is not given",
                         sets=("adapters.targets",),
                     ),
-                    Flag("--fully-sharded-loras", _ONE_GPU),
-                    Flag("--tensor-parallel-size", _ONE_GPU, also=("-tp",)),
-                    Flag("--pipeline-parallel-size", _ONE_GPU, also=("-pp",)),
-                    Flag("--enable-expert-parallel", _ONE_GPU, also=("-ep",)),
+                    Flag("--fully-sharded-loras", _BY_PROFILE, sets=("fleet.profile",)),
+                    Flag(
+                        "--tensor-parallel-size",
+                        _BY_PROFILE,
+                        sets=("fleet.profile",),
+                        also=("-tp",),
+                        written=_tensor_parallel,
+                    ),
+                    Flag("--pipeline-parallel-size", _NOT_SPLIT, also=("-pp",)),
+                    Flag("--enable-expert-parallel", _NOT_SPLIT, also=("-ep",)),
                     Flag("--data-parallel-size", _EACH_ITS_OWN, sets=("fleet.replicas",), also=("-dp",)),
                     Flag("--block-size", sets=("fleet.block_size",), written=_value("fleet.block_size")),
                     Flag(
@@ -309,9 +323,15 @@ FLAGS = Registry(
                         "a request joins if its prompt fits, whatever answers are to come",
                     ),
                     Flag("--max-queued-requests", "the queue has no limit"),
-                    Flag("--tp-size", _ONE_GPU, also=("--tensor-parallel-size", "--tp")),
-                    Flag("--pp-size", _ONE_GPU, also=("--pipeline-parallel-size", "--pp")),
-                    Flag("--ep-size", _ONE_GPU, also=("--expert-parallel-size", "--ep")),
+                    Flag(
+                        "--tp-size",
+                        _BY_PROFILE,
+                        sets=("fleet.profile",),
+                        also=("--tensor-parallel-size", "--tp"),
+                        written=_tensor_parallel,
+                    ),
+                    Flag("--pp-size", _NOT_SPLIT, also=("--pipeline-parallel-size", "--pp")),
+                    Flag("--ep-size", _NOT_SPLIT, also=("--expert-parallel-size", "--ep")),
                     Flag("--dp-size", _EACH_ITS_OWN, sets=("fleet.replicas",), also=("--data-parallel-size", "--dp")),
                     Flag("--load-balance-method", sets=("router.policy",)),
                     Flag("--speculative-algorithm", _NO_SPECULATION),
@@ -466,9 +486,9 @@ FLAGS = Registry(
                         sets=("fleet.kv_check: whole-answer",),
                         also=("capacity_scheduler_policy",),
                     ),
-                    Flag("tensor_parallel_size", _ONE_GPU, also=("tp_size",)),
-                    Flag("pipeline_parallel_size", _ONE_GPU, also=("pp_size",)),
-                    Flag("moe_expert_parallel_size", _ONE_GPU, also=("ep_size",)),
+                    Flag("tensor_parallel_size", _BY_PROFILE, sets=("fleet.profile",), also=("tp_size",)),
+                    Flag("pipeline_parallel_size", _NOT_SPLIT, also=("pp_size",)),
+                    Flag("moe_expert_parallel_size", _NOT_SPLIT, also=("ep_size",)),
                     Flag("speculative_config", _NO_SPECULATION),
                 ),
             ),

@@ -78,9 +78,9 @@ def test_a_name_means_one_option_of_an_engine() -> None:
         ("fleet: {max-lora-rank: 8}", "fleet.max-lora-rank: unknown key; --max-lora-rank of vLLM, SGLang and "
          "TensorRT-LLM is adapters.rank here"),
         ("tensor_parallel_size: 2", "tensor_parallel_size: unknown key; --tensor-parallel-size of vLLM, SGLang and "
-         "TensorRT-LLM has no equivalent here: tensor, pipeline and expert parallelism are not supported yet"),
-        ("fleet: {tp: 2}", "fleet.tp: unknown key; -tp of vLLM, SGLang and S-LoRA has no equivalent here"),
-        ("fleet: {num_shard: 2}", "fleet.num_shard: unknown key; LoRAX's --num-shard has no equivalent here: tensor,"),
+         "TensorRT-LLM is fleet.profile here (a profile is made for a number of GPUs, see loraplan profiles list)"),
+        ("fleet: {tp: 2}", "fleet.tp: unknown key; -tp of vLLM and SGLang is fleet.profile here"),
+        ("fleet: {num_shard: 2}", "fleet.num_shard: unknown key; LoRAX's --num-shard has no equivalent here: parallelism"),
         ("max_num_seqs: 9", "max_num_seqs: unknown key; did you mean 'fleet.max_num_seqs'?"),
         ("cache: {gpu_memory_utilization: 0.9}", "cache.gpu_memory_utilization: unknown key (allowed: gpu, host, "
          "eviction, cycle, pinned, warm, prefetch); did you mean 'fleet.gpu_memory_utilization'?"),
@@ -182,6 +182,13 @@ def test_keys_of_a_scenario_are_never_taken_for_an_option(base: Path) -> None:
 # Command lines
 
 
+@pytest.mark.parametrize(("engine", "option"), [("vllm", "--tensor-parallel-size 2"), ("sglang", "--tp-size 2")])
+def test_a_profile_of_several_gpus_says_so_in_the_command_line(engine: str, option: str) -> None:
+    settings = ["fleet.profile=h200/llama-3.1-70b-tp2/vllm-0.24.0", f"fleet.engine={engine}"]
+    (line,) = engine_flags(load_scenario("quickstart", settings, check_points=False).scenario).values()
+    assert option in line
+
+
 def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None:
     """Over all bundled scenarios and engines: a command line is that of the engine, and says what was simulated."""
     given, refused, seen = set(), set(), set()
@@ -209,6 +216,8 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--enable-mixed-chunk",
         "--max-loaded-loras",
         "--disable-radix-cache",
+        "--tensor-parallel-size",
+        "--tp-size",
     }
     assert {option for _, option in printed - seen} <= unset
 
