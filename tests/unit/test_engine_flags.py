@@ -80,7 +80,7 @@ def test_a_name_means_one_option_of_an_engine() -> None:
         ("tensor_parallel_size: 2", "tensor_parallel_size: unknown key; --tensor-parallel-size of vLLM, SGLang and "
          "TensorRT-LLM is fleet.profile here (a profile is made for a number of GPUs, see loraplan profiles list)"),
         ("fleet: {tp: 2}", "fleet.tp: unknown key; -tp of vLLM and SGLang is fleet.profile here"),
-        ("fleet: {num_shard: 2}", "fleet.num_shard: unknown key; LoRAX's --num-shard has no equivalent here: parallelism"),
+        ("fleet: {num_shard: 2}", "fleet.num_shard: unknown key; LoRAX's --num-shard has no equivalent here"),
         ("max_num_seqs: 9", "max_num_seqs: unknown key; did you mean 'fleet.max_num_seqs'?"),
         ("cache: {gpu_memory_utilization: 0.9}", "cache.gpu_memory_utilization: unknown key (allowed: gpu, host, "
          "eviction, cycle, pinned, warm, prefetch); did you mean 'fleet.gpu_memory_utilization'?"),
