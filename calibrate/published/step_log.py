@@ -75,9 +75,10 @@ class StepLog:
                     self._made_of = _made_of(self)
                 return float(end)
 
-            def _record(self, r: Request, now: float) -> None:
-                log.requests.extend((self._reached_s.pop(r.index), r.first_token_s, now, r.output_tokens))
-                super()._record(r, now)
+            def _record(self, requests: list[Request], now: float) -> None:
+                for r in requests:
+                    log.requests.extend((self._reached_s.pop(r.index), r.first_token_s, now, r.output_tokens))
+                super()._record(requests, now)
 
         return LoggingServer
 
@@ -93,6 +94,6 @@ def _made_of(server: BatchServer) -> tuple[float, ...]:
         prefill_tokens,
         scheduler.kv.tokens + decoding,
         attended,
-        len(scheduler.adapters),
+        len(scheduler.distinct_adapters()),
         passed,
     )

@@ -19,6 +19,7 @@ adapters:
 cache:
   gpu: {slots: 8}
 run: {replications: 1}
+fleet: {engine: continuous}
 """
 
 
@@ -206,7 +207,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
             ("run", "quickstart", "--max-loras", "8"),
             "--max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here; values",
         ),
-        (("plan", "quickstart", "--tp", "2"), "tensor, pipeline and expert parallelism are not supported yet"),
+        (("plan", "quickstart", "--tp", "2"), "a profile is made for a number of GPUs"),
         (
             ("run", "quickstart", "--set", "--max-loras=8"),
             "--max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here",
@@ -230,7 +231,10 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8," + "9" * 5000), "not a value YAML can read"),
         (("sweep", "quickstart", "--over", "cache.gpu.slots=" + "[" * 5000), "nested too deeply"),
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,*a"), "not YAML: found undefined alias"),
-        (("sweep", "quickstart", "--over", "cache.gpu.slots=8,5000"), "leaves too little GPU memory"),
+        (
+            ("sweep", "quickstart", "--set", "cache.host.slots=6000", "--over", "cache.gpu.slots=8,5000"),
+            "leaves too little GPU memory",
+        ),
         (("report", "nowhere"), "nowhere: no such folder"),
         (("run", "quickstart", "--set", "fleet.engine=lorex"), "did you mean 'lorax'?"),
         (("run", "quickstart", "--set", "rollouts=[{a: 1}]"), "rollouts.0.strategy: is missing"),

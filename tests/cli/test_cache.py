@@ -180,10 +180,10 @@ def test_a_folder_with_a_run_is_left_alone(loraplan: CommandLine) -> None:
 
 
 def test_rows_left_out_are_counted(loraplan: CommandLine) -> None:
-    Path("gaps.csv").write_text('adapter_id\na\n""\nb\na\n', encoding="utf-8")
+    Path("gaps.csv").write_text("timestamp_s,adapter_id\n0,a\nsoon,b\n2,b\n3,a\n", encoding="utf-8")
     refused = loraplan("cache", "gaps.csv", "--slots", "2")
     assert refused.code == 2
-    assert "gaps.csv:3: adapter_id" in refused.err
+    assert "gaps.csv:3: timestamp_s" in refused.err
     ended = loraplan("cache", "gaps.csv", "--slots", "2", "--policy", "lru", "--skip-bad", "--json")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)[0]["requests"] == 3

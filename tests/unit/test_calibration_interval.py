@@ -110,8 +110,9 @@ def test_without_draws_nothing_mentions_them(tmp_path: Path) -> None:
     for text in (str(plain.to_json()), str(summary_json("x", [plain])), points_csv([plain])):
         assert "calibration" not in text
     assert set(plain.to_json()["metrics"]["ttft_p99_s"]) == {"value", "lo", "hi", "unit", "settled", "note"}
-    for name in UNITS:  # the draws add to what is there and change none of it
-        left, right = plain.metrics[name], drawn.metrics[name]
+    assert plain.metrics.keys() == drawn.metrics.keys()
+    for name, left in plain.metrics.items():  # the draws add to what is there and change none of it
+        right = drawn.metrics[name]
         assert (left.value, left.lo, left.hi, left.settled) == (right.value, right.lo, right.hi, right.settled)
 
 
