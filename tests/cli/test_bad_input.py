@@ -252,7 +252,7 @@ def test_a_set_that_only_a_point_of_the_sweep_contradicts_fails_only_what_simula
 ) -> None:
     scenario.write_text(SCENARIO + "sweep: {cache.gpu.slots: [4, 16]}\n")
     change = ("--set", "fleet.engine=vllm-0.32", "--set", "cache.host.slots=8")
-    says = "mine.yaml:12: sweep.cache.gpu.slots: cache.host.slots: every adapter in a slot has a copy in host memory"
+    says = "mine.yaml:13: sweep.cache.gpu.slots: cache.host.slots: every adapter in a slot has a copy in host memory"
     for command in ("sweep", "check"):
         ended = loraplan(command, "mine.yaml", *change)
         assert ended.code == 2

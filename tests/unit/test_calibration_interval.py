@@ -13,7 +13,7 @@ import pytest
 from profiles_with_draws import write_profile
 
 from sim.results.calibration import bounds
-from sim.results.point import UNITS, Metric, Point
+from sim.results.point import Metric, Point
 from sim.results.run_directory.result_files import points_csv, summary_json
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import DRAW, MAX_DRAWS, Part, evaluate_scenario, make_design, simulate_part
