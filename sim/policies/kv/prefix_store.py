@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
+from itertools import pairwise
 
 from sim.policies.kv.extents import Extent, Key, Run, Segment, Spans
 from sim.policies.kv.kv_store import KvStore, held_tokens
@@ -259,6 +260,11 @@ class PrefixStore(KvStore):
         shared = request.shared[-1][0] if request.shared else 0
         if extent.end != end or extent.runs[-1][1] != request.text_key or (end + 1) * self.size <= shared:
             return False
+        other = self._known.get((request.adapter, request.text_key, 0))
+        while other is not None:
+            if other.first == end:
+                return False  # a later turn, which came before this one ended, has filled the next block
+            other = other.next
         extent.lengthen(end, full)
         spans[-1] = extent, full
         return True
@@ -514,6 +520,9 @@ class PrefixStore(KvStore):
         known = [extent for first in self._known.values() for extent in first.chain()]
         known += [twin for twins in self._twins.values() for twin in twins]
         assert len(known) == len(set(known))
+        pieces = sorted(piece for extent in known if not extent.twin for piece in extent.pieces(size))
+        for (key, _, end), (next_key, first, _) in pairwise(pieces):
+            assert key != next_key or end <= first, "equal blocks, except the oldest, are twins"
         queued = [segment for segment in self._queue if segment.extent is not None]
         extents = {*known, *users, *(segment.extent for segment in queued if segment.extent is not None)}
         assert all(extent.forgotten for extent in extents - set(known))
