@@ -69,6 +69,7 @@ class PrefixStore(KvStore):
         self._any_outdated = False
         self._outdated_hits = set[int]()  # requests inside that found outdated content, by index
         self._extra_users = 0  # users of blocks in use, beyond one for each
+        self._prefills_share = dict[int, int]()  # blocks that prefilling requests found in use, by index
         self._peak_tokens = 0
         self._free = total  # free blocks; if ``_reserved``, decodes have taken theirs of the coming step already
         self._reserved = False
@@ -181,7 +182,9 @@ class PrefixStore(KvStore):
             self._held[request.index] = self._found
             if self._any_outdated and any(extent.outdated for extent, _ in self._found):
                 self._outdated_hits.add(request.index)
-            self._extra_users += cached // self.size - idle
+            if shared := cached // self.size - idle:
+                self._extra_users += shared
+                self._prefills_share[request.index] = shared
             for extent, end in self._found:
                 if end > extent.cover:
                     self._take_out(extent, end)
@@ -303,6 +306,7 @@ class PrefixStore(KvStore):
         index, size, last_step = request.index, self.size, request.last_step
         if last_step < 0:
             tokens = request.context
+            self._prefills_share.pop(index, None)
         else:
             tokens = held_tokens(request, self._step)
             self.decoding -= 1
@@ -448,6 +452,8 @@ class PrefixStore(KvStore):
         for request in requests:
             tokens += request.context
             phases[(request.context - 1 - step) % size] += 1
+            if self._prefills_share:
+                self._prefills_share.pop(request.index, None)
         self.decoding += len(requests)
         self.tokens += tokens
 
@@ -494,8 +500,15 @@ class PrefixStore(KvStore):
         self._count_peak(self.tokens + steps * self.decoding)
 
     def _count_peak(self, tokens: int) -> None:
-        """Count for the peak what decodes hold, shared blocks once."""
-        once = tokens - self._extra_users * self.size
+        """Count for the peak what decodes hold, shared blocks once.
+
+        What a prefilling request found in use does not count as shared among decodes. If decodes that shared it have
+        left since, the peak is too high by that until the prompt is complete.
+        """
+        extra = self._extra_users
+        if self._prefills_share:
+            extra = max(extra - sum(self._prefills_share.values()), 0)
+        once = tokens - extra * self.size
         if once > self._peak_tokens:
             self._peak_tokens = once
 
