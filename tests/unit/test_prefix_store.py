@@ -74,3 +74,17 @@ def test_blocks_that_decodes_share_count_once() -> None:
     replica.run_until_empty()
     assert third.cached_tokens == 160
     assert replica.peak_tokens() == 160 + 49 + 20 + 48, "alone it holds less"
+
+
+def test_a_prompt_half_computed_by_old_weights_is_outdated() -> None:
+    replica = Replica()
+    replica.push(0, 160, 2, shared=160)
+    replica.step()
+    replica.kv.outdate(0)
+    replica.scheduler.check_integrity()
+    replica.run_until_empty()
+    later = replica.push(1, 170, 2, shared=160)
+    replica.run_until_empty()
+    assert later.cached_tokens == 160
+    assert replica.kv.found_outdated(1)
+    assert not replica.kv.found_outdated(1), "it is asked once"

@@ -420,7 +420,14 @@ class PrefixStore(KvStore):
         found = [extent for key, first in self._known.items() if key[0] == adapter for extent in first.chain()]
         return found + [twin for key, twins in self._twins.items() if key[0] == adapter for twin in twins]
 
+    def _fill_all(self) -> None:
+        """Make known all full blocks of running requests, those of unfinished prompts included."""
+        self.settle()
+        for request in self.running.values():
+            self._fill(request, self._tokens_of(request) // self.size, own=True)
+
     def outdate(self, adapter: int) -> None:
+        self._fill_all()
         for extent in self._extents_of(adapter):
             extent.outdated = self._any_outdated = True
 
@@ -435,9 +442,7 @@ class PrefixStore(KvStore):
 
         The blocks keep their places. No request finds what running ones compute from now on, if they hold any of these.
         """
-        self.settle()
-        for request in self.running.values():
-            self._fill(request, self._tokens_of(request) // self.size, own=True)
+        self._fill_all()
         for extent in self._extents_of(adapter):
             extent.forgotten = True
             self._unlink(extent)
