@@ -88,3 +88,18 @@ def test_a_prompt_half_computed_by_old_weights_is_outdated() -> None:
     assert later.cached_tokens == 160
     assert replica.kv.found_outdated(1)
     assert not replica.kv.found_outdated(1), "it is asked once"
+
+
+def test_a_request_sent_again_counts_what_it_finds_then() -> None:
+    replica = Replica()
+    replica.push(0, 160, 2, shared=160)
+    replica.run_until_empty()
+    replica.kv.outdate(0)
+    failed = replica.push(1, 170, 2, shared=160)
+    replica.run_until_empty()
+    assert failed.cached_tokens == 160
+    replica.kv.forget(0)  # nobody asked for request 1, which failed
+    again = replica.push(1, 170, 2, shared=160)
+    replica.run_until_empty()
+    assert again.cached_tokens == 0
+    assert not replica.kv.found_outdated(1)

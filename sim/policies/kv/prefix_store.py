@@ -178,6 +178,7 @@ class PrefixStore(KvStore):
             self.again_cached_tokens += cached
         else:
             request.cached_tokens = cached
+            self._outdated_hits.discard(request.index)  # of an attempt that failed, and nobody asked for
         if cached:
             self._held[request.index] = self._found
             if self._any_outdated and any(extent.outdated for extent, _ in self._found):
