@@ -34,8 +34,9 @@ class PrefixStore(KvStore):
     ``(tokens - 1 - steps so far) % size``, tells how many need a block in each of the steps to come.
 
     Prompts can be found as soon as their last chunk is scheduled, since no request joins before that. Generated tokens
-    can be found when their request leaves the batch, since only a later turn of its conversation, or the request itself
-    after a preemption, can look for them.
+    can be found when their request leaves the batch: only a later turn of its conversation, or the request itself after
+    a preemption, can look for them. For a turn that arrives before the last one has ended this is an approximation:
+    vLLM finds generated tokens as they are scheduled.
 
     :param uncached_last: blocks without content that become free go to the end of the free queue (vLLM before 0.23);
         otherwise to its head.
