@@ -122,4 +122,12 @@ PREFIX_CACHE = (
         "a block is in use and in the free queue",
         (TWIN,),
     ),
+    Mutant(
+        "overlapping-turns-fill-the-same-blocks",
+        _STORE,
+        "            if other.first == end:\n",
+        "            if other.first < 0:\n",
+        "a turn that ends after a later one fills blocks that are known already",
+        (TWIN,),
+    ),
 )

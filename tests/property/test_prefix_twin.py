@@ -206,7 +206,9 @@ def test_what_is_forgotten_is_found_by_nobody(block: int) -> None:
         compare(seed, leaps=seed % 2 == 0, forgets=True)
 
 
-def run(rules: Rules, adapters: int, coming: list[Coming], kv: KvStore) -> tuple[list[dict[int, int]], dict[int, int]]:
+def run(
+    rules: Rules, adapters: int, coming: list[Coming], kv: KvStore, *, preempts: bool = False
+) -> tuple[list[dict[int, int]], dict[int, int]]:
     """Simulate to the end, step by step; return the tokens of each step and what requests found cached, in order."""
     simulated, arrivals, steps, found = Simulated(rules, adapters, kv), Arrivals(coming), [], dict[int, int]()
     left = len(coming)
@@ -215,7 +217,7 @@ def run(rules: Rules, adapters: int, coming: list[Coming], kv: KvStore) -> tuple
         for one in arrivals.due(len(steps)):
             simulated.push(one.request)
         scheduled, cached, preempted = simulated.compose()
-        assert not preempted
+        assert preempts or not preempted
         steps.append(scheduled)
         found |= cached
         for index in simulated.complete(1) if scheduled else ():
@@ -287,17 +289,16 @@ def test_where_nobody_shares_the_cache_changes_nothing(block: int) -> None:
     assert compared >= 5
 
 
-@pytest.mark.parametrize("seed", range(40))
+# In the last four, a block that a turn has filled is the next one of the turn before, which found nothing there.
+@pytest.mark.parametrize("seed", [*range(100), 881, 1293, 1384, 1951])
 def test_turns_that_overlap_keep_the_store_whole(seed: int) -> None:
-    """A trace may send a turn before the answer that it contains has ended; equal blocks are then filled twice."""
+    """A turn may come before the answer that it contains has ended; equal blocks are then filled twice."""
     rules, traffic, coming = drawn(seed)
-    coming = [replace(one, after=None) for one in coming]
-    simulated, left, step = Simulated(rules, traffic.adapters, prefix_store(rules, traffic.adapters)), len(coming), 0
-    for one in coming:
-        simulated.push(one.request)
-    while left:
-        step += 1
-        assert step < STEPS
-        simulated.compose()
-        left -= len(simulated.complete(1))
-    assert not simulated.scheduler.running
+    at_step = dict[int | None, int]()
+    for place, one in enumerate(coming):
+        step = 0 if seed % 4 == 0 else one.at_step
+        if one.after is not None and seed % 4:
+            step = at_step[one.after] + traffic.random.choice((0, 1, 2, 3, 8, 20))
+        at_step[one.request.index] = step
+        coming[place] = replace(one, at_step=step, after=None)
+    run(rules, traffic.adapters, coming, prefix_store(rules, traffic.adapters), preempts=True)

@@ -86,6 +86,19 @@ class Extent:
                 high = middle
         return low
 
+    def pieces(self, size: int) -> Iterator[tuple[Key, int, int]]:
+        """Yield its blocks run by run: what they are computed for, the first of them, and their end (exclusive).
+
+        :param size: tokens of a block.
+        """
+        adapter, _, base = self.key
+        block = self.first
+        for position, run in self.runs:
+            end = min(position // size, self.end)
+            if end > block:
+                yield (adapter, run, base), block, end
+                block = end
+
     def chain(self) -> Iterator[Extent]:
         """Yield this extent and those linked after it."""
         extent: Extent | None = self

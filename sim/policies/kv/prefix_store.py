@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
+from itertools import pairwise
 
 from sim.policies.kv.extents import Extent, Key, Run, Segment, Spans
 from sim.policies.kv.kv_store import KvStore, held_tokens
@@ -33,8 +34,9 @@ class PrefixStore(KvStore):
     ``(tokens - 1 - steps so far) % size``, tells how many need a block in each of the steps to come.
 
     Prompts can be found as soon as their last chunk is scheduled, since no request joins before that. Generated tokens
-    can be found when their request leaves the batch, since only a later turn of its conversation, or the request itself
-    after a preemption, can look for them.
+    can be found when their request leaves the batch: only a later turn of its conversation, or the request itself after
+    a preemption, can look for them. For a turn that arrives before the last one has ended this is an approximation:
+    vLLM finds generated tokens as they are scheduled.
 
     :param uncached_last: blocks without content that become free go to the end of the free queue (vLLM before 0.23);
         otherwise to its head.
@@ -68,6 +70,7 @@ class PrefixStore(KvStore):
         self._any_outdated = False
         self._outdated_hits = set[int]()  # requests inside that found outdated content, by index
         self._extra_users = 0  # users of blocks in use, beyond one for each
+        self._prefills_share = dict[int, int]()  # blocks that prefilling requests found in use, by index
         self._peak_tokens = 0
         self._free = total  # free blocks; if ``_reserved``, decodes have taken theirs of the coming step already
         self._reserved = False
@@ -176,11 +179,14 @@ class PrefixStore(KvStore):
             self.again_cached_tokens += cached
         else:
             request.cached_tokens = cached
+            self._outdated_hits.discard(request.index)  # of an attempt that failed, and nobody asked for
         if cached:
             self._held[request.index] = self._found
             if self._any_outdated and any(extent.outdated for extent, _ in self._found):
                 self._outdated_hits.add(request.index)
-            self._extra_users += cached // self.size - idle
+            if shared := cached // self.size - idle:
+                self._extra_users += shared
+                self._prefills_share[request.index] = shared
             for extent, end in self._found:
                 if end > extent.cover:
                     self._take_out(extent, end)
@@ -259,6 +265,11 @@ class PrefixStore(KvStore):
         shared = request.shared[-1][0] if request.shared else 0
         if extent.end != end or extent.runs[-1][1] != request.text_key or (end + 1) * self.size <= shared:
             return False
+        other = self._known.get((request.adapter, request.text_key, 0))
+        while other is not None:
+            if other.first == end:
+                return False  # a later turn, which came before this one ended, has filled the next block
+            other = other.next
         extent.lengthen(end, full)
         spans[-1] = extent, full
         return True
@@ -297,6 +308,7 @@ class PrefixStore(KvStore):
         index, size, last_step = request.index, self.size, request.last_step
         if last_step < 0:
             tokens = request.context
+            self._prefills_share.pop(index, None)
         else:
             tokens = held_tokens(request, self._step)
             self.decoding -= 1
@@ -410,7 +422,14 @@ class PrefixStore(KvStore):
         found = [extent for key, first in self._known.items() if key[0] == adapter for extent in first.chain()]
         return found + [twin for key, twins in self._twins.items() if key[0] == adapter for twin in twins]
 
+    def _fill_all(self) -> None:
+        """Make known all full blocks of running requests, those of unfinished prompts included."""
+        self.settle()
+        for request in self.running.values():
+            self._fill(request, self._tokens_of(request) // self.size, own=True)
+
     def outdate(self, adapter: int) -> None:
+        self._fill_all()
         for extent in self._extents_of(adapter):
             extent.outdated = self._any_outdated = True
 
@@ -425,9 +444,7 @@ class PrefixStore(KvStore):
 
         The blocks keep their places. No request finds what running ones compute from now on, if they hold any of these.
         """
-        self.settle()
-        for request in self.running.values():
-            self._fill(request, self._tokens_of(request) // self.size, own=True)
+        self._fill_all()
         for extent in self._extents_of(adapter):
             extent.forgotten = True
             self._unlink(extent)
@@ -442,6 +459,8 @@ class PrefixStore(KvStore):
         for request in requests:
             tokens += request.context
             phases[(request.context - 1 - step) % size] += 1
+            if self._prefills_share:
+                self._prefills_share.pop(request.index, None)
         self.decoding += len(requests)
         self.tokens += tokens
 
@@ -488,8 +507,15 @@ class PrefixStore(KvStore):
         self._count_peak(self.tokens + steps * self.decoding)
 
     def _count_peak(self, tokens: int) -> None:
-        """Count for the peak what decodes hold, shared blocks once."""
-        once = tokens - self._extra_users * self.size
+        """Count for the peak what decodes hold, shared blocks once.
+
+        What a prefilling request found in use does not count as shared among decodes. If decodes that shared it have
+        left since, the peak is too high by that until the prompt is complete.
+        """
+        extra = self._extra_users
+        if self._prefills_share:
+            extra = max(extra - sum(self._prefills_share.values()), 0)
+        once = tokens - extra * self.size
         if once > self._peak_tokens:
             self._peak_tokens = once
 
@@ -514,6 +540,9 @@ class PrefixStore(KvStore):
         known = [extent for first in self._known.values() for extent in first.chain()]
         known += [twin for twins in self._twins.values() for twin in twins]
         assert len(known) == len(set(known))
+        pieces = sorted(piece for extent in known if not extent.twin for piece in extent.pieces(size))
+        for (key, _, end), (next_key, first, _) in pairwise(pieces):
+            assert key != next_key or end <= first, "equal blocks, except the oldest, are twins"
         queued = [segment for segment in self._queue if segment.extent is not None]
         extents = {*known, *users, *(segment.extent for segment in queued if segment.extent is not None)}
         assert all(extent.forgotten for extent in extents - set(known))

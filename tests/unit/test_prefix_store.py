@@ -1,0 +1,105 @@
+"""The prefix store under a scheduler: the peak of what decodes hold, and content of weights that were replaced."""
+
+from __future__ import annotations
+
+import pytest
+
+from sim.policies.admission import ReadyQueue
+from sim.policies.costs import StepCosts
+from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.scheduler import Limits, Scheduler
+from sim.spec.profile import StepCost
+from sim.traffic.request import Request
+
+SIZE, BLOCKS, BUDGET = 16, 1000, 64
+
+
+class Replica:
+    """A scheduler with a prefix store and one adapter; steps take a second."""
+
+    def __init__(self) -> None:
+        self.queue = ReadyQueue()
+        self.kv = PrefixStore(BLOCKS, SIZE)
+        costs = StepCosts(StepCost(), 4, BUDGET)
+        self.scheduler = Scheduler(Limits(8, BUDGET), self.kv, self.queue, [8], costs)
+        self.now = 0.0
+
+    def push(self, index: int, prompt: int, answer: int, shared: int = 0) -> Request:
+        request = Request(index, self.now, 0, prompt, answer)
+        request.shared = ((shared, 0),) if shared else ()
+        self.queue.push(request)
+        return request
+
+    def step(self) -> None:
+        assert self.scheduler.compose(self.now).steps
+        self.now += 1
+        self.scheduler.complete(1, self.now)
+        self.scheduler.check_integrity()
+
+    def run_until_empty(self) -> None:
+        self.step()
+        while self.scheduler.running:
+            self.step()
+
+    def peak_tokens(self) -> float:
+        return self.kv.peak_share() * BLOCKS * SIZE
+
+
+@pytest.mark.parametrize("shared", [0, 160])
+def test_a_prompt_that_shares_blocks_with_a_decode_does_not_lower_the_peak(shared: int) -> None:
+    replica = Replica()
+    first = replica.push(0, 160, 50, shared=160)
+    while not replica.kv.decoding:
+        replica.step()
+    second = replica.push(1, 160 + 4000, 5, shared=shared)
+    while first.index in replica.scheduler.running:
+        replica.step()
+    assert second.to_prefill > 0, "it is still being computed"
+    assert second.cached_tokens == shared
+    assert replica.peak_tokens() == 160 + 49
+
+
+def test_blocks_that_decodes_share_count_once() -> None:
+    replica = Replica()
+    first = replica.push(0, 160, 50, shared=160)
+    while not replica.kv.decoding:
+        replica.step()
+    second = replica.push(1, 160 + 20, 50, shared=160)
+    replica.run_until_empty()
+    assert (first.cached_tokens, second.cached_tokens) == (0, 160)
+    # The second one's prompt is complete one step after the first one's: that holds 160 + 49 tokens before it ends,
+    # and the other 20 + 48 beside the shared ones.
+    assert replica.peak_tokens() == 160 + 49 + 20 + 48
+    third = replica.push(2, 160 + 9, 50, shared=160)
+    replica.run_until_empty()
+    assert third.cached_tokens == 160
+    assert replica.peak_tokens() == 160 + 49 + 20 + 48, "alone it holds less"
+
+
+def test_a_prompt_half_computed_by_old_weights_is_outdated() -> None:
+    replica = Replica()
+    replica.push(0, 160, 2, shared=160)
+    replica.step()
+    replica.kv.outdate(0)
+    replica.scheduler.check_integrity()
+    replica.run_until_empty()
+    later = replica.push(1, 170, 2, shared=160)
+    replica.run_until_empty()
+    assert later.cached_tokens == 160
+    assert replica.kv.found_outdated(1)
+    assert not replica.kv.found_outdated(1), "it is asked once"
+
+
+def test_a_request_sent_again_counts_what_it_finds_then() -> None:
+    replica = Replica()
+    replica.push(0, 160, 2, shared=160)
+    replica.run_until_empty()
+    replica.kv.outdate(0)
+    failed = replica.push(1, 170, 2, shared=160)
+    replica.run_until_empty()
+    assert failed.cached_tokens == 160
+    replica.kv.forget(0)  # nobody asked for request 1, which failed
+    again = replica.push(1, 170, 2, shared=160)
+    replica.run_until_empty()
+    assert again.cached_tokens == 0
+    assert not replica.kv.found_outdated(1)
