@@ -62,6 +62,31 @@ def test_a_busy_loader_comes_before_the_slots_it_holds() -> None:
     assert [limit.name for limit in limits(made)] == ["loader", "slots"]
 
 
+def blocking(**changes: float | None) -> Point:
+    made = point("loader", **changes)
+    return replace(made, capacity=replace(made.capacity, loader=replace(made.capacity.loader, blocks_steps=True)))
+
+
+def test_loads_that_block_steps_limit_before_their_loader_is_busy() -> None:
+    made = blocking(utilization=0.3, offered_load=0.3)
+    short = replace(made, capacity=replace(made.capacity, slots=replace(made.capacity.slots, blocked_share=0.4)))
+    assert [limit.name for limit in limits(short)] == ["loader", "slots"]
+    assert answer(short, {}).binding_sentence == (
+        "The loader is busy 30 % of the time, and no step runs meanwhile. Sweep cache.host.slots (vLLM's "
+        "max_cpu_loras) to see what more copies in host memory would give."
+    )
+    assert limits(blocking(utilization=0.2, offered_load=0.2))[0].name == "none"
+
+
+@pytest.mark.parametrize("busy", [0.1, 0.6])
+def test_loads_that_block_steps_promise_no_headroom(busy: float) -> None:
+    assert headroom(blocking(utilization=busy, offered_load=busy)) == (
+        f"The engine loads from storage within its steps for {100 * busy:.0f} % of the time. How much more traffic "
+        "fits, a sweep of the arrival rate shows."
+    )
+    assert headroom(blocking(utilization=0.0, offered_load=0.0)).startswith("Not visible in this run")
+
+
 def test_fixed_engine_is_limited_by_its_server() -> None:
     busy: dict[str, dict[str, float | None]] = {"loader": {"utilization": 0.1}, "compute": {"utilization": 0.9}}
     made = samples.make_point(capacity=busy)
