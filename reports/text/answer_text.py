@@ -105,7 +105,8 @@ def _details(point: Point, slo_terms: Mapping[str, float], shown: str | None) ->
         joined = ""
         if late is not None and late.value is not None:
             joined = f"; {show('delayed_hit_ratio', late.value)} join a load under way"
-        found.append(f"{show('miss_ratio', miss.value)} of requests miss and start a load{joined}.")
+        some = "requests for adapters" if point.traffic.get("base_share") else "requests"
+        found.append(f"{show('miss_ratio', miss.value)} of {some} miss and start a load{joined}.")
     cached = point.metrics.get("prefix_hit_ratio")
     if cached is not None and cached.value is not None:
         found.append(f"{show('prefix_hit_ratio', cached.value)} of all prompt tokens are found in the prefix cache.")

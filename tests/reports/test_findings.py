@@ -62,6 +62,13 @@ def test_a_busy_loader_comes_before_the_slots_it_holds() -> None:
     assert [limit.name for limit in limits(made)] == ["loader", "slots"]
 
 
+def test_shares_of_requests_say_so_where_others_ask_for_the_base_model() -> None:
+    made = samples.make_point(miss=0.5)
+    assert any(" of requests miss and start a load" in said for said in answer(made, {}).details)
+    mixed = replace(made, traffic={**made.traffic, "base_share": 0.4})
+    assert any("50 % of requests for adapters miss and start a load" in said for said in answer(mixed, {}).details)
+
+
 def blocking(**changes: float | None) -> Point:
     made = point("loader", **changes)
     return replace(made, capacity=replace(made.capacity, loader=replace(made.capacity.loader, blocks_steps=True)))
