@@ -234,6 +234,7 @@ class Room(Enum):
     OVERLOADED = auto()
     UNSERVED = auto()
     ADAPTERS_IN_USE = auto()
+    SLOTS_FULL = auto()
     KV_PEAK = auto()
     BLOCKED = auto()
     SWAPS = auto()
@@ -291,7 +292,8 @@ def find_headroom(point: Point) -> Headroom:
 def _peak(point: Point, name: str) -> Headroom:
     slots, kv = point.capacity.slots, point.capacity.kv
     if name == "slots" and slots.in_use_peak is not None and slots.slots is not None:
-        return Headroom(Room.ADAPTERS_IN_USE, name=name, peak=slots.in_use_peak, of=slots.slots)
+        room = Room.ADAPTERS_IN_USE if slots.in_use_peak < slots.slots else Room.SLOTS_FULL
+        return Headroom(room, name=name, peak=slots.in_use_peak, of=slots.slots)
     if name == KV_MEMORY and kv is not None and kv.peak_share is not None:
         return Headroom(Room.KV_PEAK, name=name, peak=kv.peak_share)
     return Headroom(Room.BLOCKED, name=name)

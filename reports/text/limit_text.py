@@ -95,6 +95,7 @@ _ROOM: Mapping[Room, str] = {
         "Up to {peak:,.0f} adapters were in use or requested at the same time, with {of:,.0f} slots. "
         "Sweep the slots to see what more would give."
     ),
+    Room.SLOTS_FULL: ("All {of:,.0f} slots were in use at the peak. Sweep the slots to see what more would give."),
     Room.KV_PEAK: "At the peak {used} of the KV memory was taken. Sweep it to see what more would give.",
     Room.BLOCKED: "None in {name}: requests already wait for it. Sweep it to see what more would give.",
 }

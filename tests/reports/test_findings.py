@@ -110,6 +110,9 @@ def test_headroom_follows_from_the_offered_load() -> None:
     assert "12 adapters were in use or requested at the same time, with 64 slots" in headroom(
         point("slots", blocked_share=0.2)
     )
+    assert headroom(point("slots", blocked_share=0.2, in_use_peak=64)).startswith(
+        "All 64 slots were in use at the peak."
+    )
 
 
 @pytest.mark.parametrize(
