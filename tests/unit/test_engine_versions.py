@@ -119,8 +119,8 @@ def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
             "vllm",
             "vLLM 0.8.5, V1",
             [
-                "step and load costs are those of vLLM 0.8.5, V1 (profile test), not of vllm 0.31 and 0.32, whose rules "
-                "are simulated"
+                "step and load costs are those of vLLM 0.8.5, V1 (profile test), not of vllm 0.31 and 0.32, whose "
+                "rules are simulated"
             ],
         ),
         ("vllm-0.16", None, ["engine vllm-0.16 has the rules of 0.14 to 0.17 (preset vllm-0.8)"]),
