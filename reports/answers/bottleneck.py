@@ -17,8 +17,10 @@ from sim.results.verdict import is_overloaded, offered, unserved
 BUSY_LOADER = 0.7
 """From this utilization on, waiting for a loader grows faster than the traffic."""
 BUSY_COMPUTE = 0.9
-SWAPPING = 0.25
-"""From this share of their time on that replicas of full models spend loading, swaps limit the point."""
+LOADING = 0.25
+"""From this share of their time on that replicas spend loading instead of computing, loads limit the point: swaps of
+whole models, and loads that block steps. The latter never queue for their loader, so ``BUSY_LOADER`` would come too
+late: they cost the batch its steps, and requests then seem to lack slots or compute."""
 BLOCKED = 0.05
 """A resource that made requests wait during this share of the time limits the point."""
 KV_MEMORY, BATCH_SLOTS = "KV memory", "batch slots (max_num_seqs)"
@@ -47,6 +49,7 @@ class Evidence(Enum):
     LOADER_OVERLOADED = auto()
     LOADER_WAIT = auto()
     LOADER_BUSY = auto()
+    LOADS_BLOCK = auto()
     BLOCKED = auto()
     COMPUTE_OVERLOADED = auto()
     SERVER_BUSY = auto()
@@ -180,6 +183,8 @@ def _loader(point: Point) -> Limit | None:
     busy, load = loader.utilization, loader.offered_load
     if load is not None and load >= 1:
         return Limit("loader", Evidence.LOADER_OVERLOADED, load)
+    if loader.blocks_steps:
+        return None if busy is None or busy < LOADING else Limit("loader", Evidence.LOADS_BLOCK, busy)
     stage = largest_stage(point)
     waits = stage is not None and stage[0] == "loader_queue_s"
     if busy is None or busy < BUSY_LOADER:
@@ -219,7 +224,7 @@ def _compute(point: Point) -> Limit | None:
 def _swaps(point: Point) -> Limit | None:
     models = point.capacity.full_models
     busy = None if models is None else models.utilization
-    return None if busy is None or busy < SWAPPING else Limit("swaps", Evidence.LOADING_MODELS, busy)
+    return None if busy is None or busy < LOADING else Limit("swaps", Evidence.LOADING_MODELS, busy)
 
 
 class Room(Enum):
@@ -229,11 +234,13 @@ class Room(Enum):
     OVERLOADED = auto()
     UNSERVED = auto()
     ADAPTERS_IN_USE = auto()
+    SLOTS_FULL = auto()
     KV_PEAK = auto()
     BLOCKED = auto()
     SWAPS = auto()
     NOT_BUSY = auto()
     BATCHES_GROW = auto()
+    LOADS_BLOCK = auto()
     LOADER = auto()
     SERVER = auto()
 
@@ -277,13 +284,16 @@ def find_headroom(point: Point) -> Headroom:
         return Headroom(Room.NOT_BUSY)
     if first == "compute" and not is_fixed(point):
         return Headroom(Room.BATCHES_GROW)
+    if first != "compute" and point.capacity.loader.blocks_steps:
+        return Headroom(Room.LOADS_BLOCK, demand, busy)  # loads and steps share the time: the loader's says nothing
     return Headroom(Room.SERVER if first == "compute" else Room.LOADER, demand, busy, certain=first != "none")
 
 
 def _peak(point: Point, name: str) -> Headroom:
     slots, kv = point.capacity.slots, point.capacity.kv
     if name == "slots" and slots.in_use_peak is not None and slots.slots is not None:
-        return Headroom(Room.ADAPTERS_IN_USE, name=name, peak=slots.in_use_peak, of=slots.slots)
+        room = Room.ADAPTERS_IN_USE if slots.in_use_peak < slots.slots else Room.SLOTS_FULL
+        return Headroom(room, name=name, peak=slots.in_use_peak, of=slots.slots)
     if name == KV_MEMORY and kv is not None and kv.peak_share is not None:
         return Headroom(Room.KV_PEAK, name=name, peak=kv.peak_share)
     return Headroom(Room.BLOCKED, name=name)

@@ -272,7 +272,7 @@ def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, flo
     target = slo_terms.get("miss_ratio")
     targets = {} if target is None else {f"SLO {show('miss_ratio', target)}": target}
     title = "How often must an adapter be loaded, and how busy is the loader?"
-    caption = "Misses and delayed hits as shares of admitted requests; the loader as a share of time."
+    caption = "Misses and delayed hits as shares of admitted requests for adapters; the loader as a share of time."
     caption += bands_note(points)
     names = [line.name for line in lines]
     table = numbers_table(f"Miss ratio, delayed hits and loader by {axis.words}", axis, ordered, names)

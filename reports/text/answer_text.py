@@ -105,7 +105,8 @@ def _details(point: Point, slo_terms: Mapping[str, float], shown: str | None) ->
         joined = ""
         if late is not None and late.value is not None:
             joined = f"; {show('delayed_hit_ratio', late.value)} join a load under way"
-        found.append(f"{show('miss_ratio', miss.value)} of requests miss and start a load{joined}.")
+        some = "requests for adapters" if point.traffic.get("base_share") else "requests"
+        found.append(f"{show('miss_ratio', miss.value)} of {some} miss and start a load{joined}.")
     cached = point.metrics.get("prefix_hit_ratio")
     if cached is not None and cached.value is not None:
         found.append(f"{show('prefix_hit_ratio', cached.value)} of all prompt tokens are found in the prefix cache.")
@@ -150,17 +151,29 @@ def boundary_words(found: Boundary, axis: Axis) -> str:
         unsure = [p for p, word in zip(found.points, found.verdicts, strict=True) if word == UNCLEAR]
         tail = f"; unclear at {_listed(axis, unsure)}" if unsure else ""
         return f"no value of {what} that was tried certainly meets the SLO{tail}"
+    if len(found.met) == total == 2 and not axis.numeric:
+        one, other = (axis.point_label(point) for point in found.points)
+        return f"the SLO is met with {what} {one} and with {other}"
     if len(found.met) == total:
         return f"every {what if not axis.numeric else f'value of {what} that was'} tried meets the SLO"
     if found.edge is None or found.beyond is None:
         if len(found.met) > 4:
             return f"the SLO is met with {len(found.met)} of {total} values of {what}"
         listed = _listed(axis, [found.points[i] for i in found.met])
-        return f"the SLO is met with {what} {listed}, not certainly with the others"
+        return f"the SLO is met with {what} {listed}, {_other_words(found, axis)}"
     next_word = "it isn't" if found.verdicts[found.beyond] == NOT_MET else "that is unclear"
     limit = axis.point_phrase(found.points[found.edge])
     side = f"up to {limit}" if found.edge < found.beyond else f"from {limit} on"
     return f"the SLO is met {side}; at {axis.point_label(found.points[found.beyond])} {next_word}"
+
+
+def _other_words(found: Boundary, axis: Axis) -> str:
+    """Return how values stand that don't certainly meet the SLO; the value and its verdict where there is one."""
+    others = [i for i in range(len(found.points)) if i not in found.met]
+    if len(others) > 1:
+        return "not certainly with the others"
+    word = "not" if found.verdicts[others[0]] == NOT_MET else "unclear"
+    return f"{word} with {axis.point_label(found.points[others[0]])}"
 
 
 def _listed(axis: Axis, points: Sequence[Point], most: int = 6) -> str:

@@ -251,6 +251,8 @@ def _extremes(comparison: Comparison, name: str) -> str:
     if not known:
         return ""
     low, high = min(known, key=lambda item: item[0]), max(known, key=lambda item: item[0])
+    if low[0] == high[0] == 0:
+        return f"{capital(metric_words(name))} is the same at every point."
     if low[0] == high[0]:
         return f"{capital(metric_words(name))} changes by {change_words(low[1].differences[name])} at every point."
     at = [f"{change_cell(pair.differences[name])} at {_at(comparison, pair)}" for _, pair in (low, high)]

@@ -65,6 +65,10 @@ _STAGES = {
 _BUSY: Mapping[Evidence, str] = {
     Evidence.LOADING_MODELS: "Replicas of full models spend {busy} of their time loading whole models.",
     Evidence.LOADER_OVERLOADED: "Loads need {busy} of the loader's capacity, so its queue grows without limit.",
+    Evidence.LOADS_BLOCK: (
+        "The loader is busy {busy} of the time, and no step runs meanwhile. Sweep cache.host.slots (vLLM's "
+        "max_cpu_loras) to see what more copies in host memory would give."
+    ),
     Evidence.COMPUTE_OVERLOADED: (
         "{value:.3g} times as many requests arrive as are served, so the queue grows without limit."
     ),
@@ -82,11 +86,16 @@ _ROOM: Mapping[Room, str] = {
     Room.BATCHES_GROW: (
         "Not visible in one run: batches grow with the traffic. Sweep the arrival rate to find the limit."
     ),
+    Room.LOADS_BLOCK: (
+        "The engine loads from storage within its steps for {busy} of the time. How much more traffic fits, a sweep of "
+        "the arrival rate shows."
+    ),
     Room.OVERLOADED: "None. The offered load is {load} of capacity; reduce it by at least {excess}.",
     Room.ADAPTERS_IN_USE: (
         "Up to {peak:,.0f} adapters were in use or requested at the same time, with {of:,.0f} slots. "
         "Sweep the slots to see what more would give."
     ),
+    Room.SLOTS_FULL: ("All {of:,.0f} slots were in use at the peak. Sweep the slots to see what more would give."),
     Room.KV_PEAK: "At the peak {used} of the KV memory was taken. Sweep it to see what more would give.",
     Room.BLOCKED: "None in {name}: requests already wait for it. Sweep it to see what more would give.",
 }
@@ -153,7 +162,13 @@ def headroom(point: Point) -> str:
         return _more_traffic(found)
     excess = percent(1 - 1 / found.load) if found.load else ""
     return _ROOM[found.room].format(
-        load=percent(found.load), excess=excess, peak=found.peak, of=found.of, used=percent(found.peak), name=found.name
+        load=percent(found.load),
+        busy=percent(found.busy),
+        excess=excess,
+        peak=found.peak,
+        of=found.of,
+        used=percent(found.peak),
+        name=found.name,
     )
 
 

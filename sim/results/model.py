@@ -45,11 +45,13 @@ class LoaderUse:
     """The loaders of all replicas.
 
     :ivar offered_load: loader-seconds asked for, over those there are; at 1 or more their queue only grows.
+    :ivar blocks_steps: whether a replica loads from storage within its steps, so that nothing is computed meanwhile.
     """
 
     utilization: float | None = None
     offered_load: float | None = None
     loaders: int | None = None
+    blocks_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

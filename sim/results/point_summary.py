@@ -297,7 +297,12 @@ def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
         seats = BatchSlotUse(float(blocked[1]) / time, facts.max_num_seqs)
         kv = KvUse(float(blocked[2]) / time, max(r.kv_peak_share for r in m.recordings), facts.kv_tokens)
     return Capacity(
-        LoaderUse(metrics["loader_utilization"].value, _offered_to_loaders(m), facts.loaders * facts.own_replicas),
+        LoaderUse(
+            metrics["loader_utilization"].value,
+            _offered_to_loaders(m),
+            facts.loaders * facts.own_replicas,
+            facts.storage_blocks,
+        ),
         SlotUse(
             blocked_share=min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / own_time),
             in_use_peak=max(r.in_use_peak for r in m.recordings),

@@ -44,6 +44,7 @@ class ScenarioFacts:
     :ivar slo: targets by metric name.
     :ivar fixed: engine ``fixed``: no tokens.
     :ivar blocking: loads happen after admission, inside the step.
+    :ivar storage_blocks: so do those from storage; not where host memory is filled at arrival, beside the steps.
     :ivar size_bytes, kind, kind_names: of the adapters.
     :ivar slots: adapter slots, or None where bytes are counted; ``kv_tokens``, ``max_num_seqs``: None for ``fixed``.
     :ivar refusals: for what reasons requests may be refused, in words.
@@ -75,6 +76,7 @@ class ScenarioFacts:
     broken: tuple[FaultWindow, ...] = ()
     full_replicas: int = 0
     max_model_len: int | None = None
+    storage_blocks: bool = False
 
     @property
     def own_replicas(self) -> int:

@@ -56,5 +56,10 @@ def engine_notes(engine: str, profile: Profile) -> list[str]:
         notes.append(f"engine {engine} has the rules of {versions.words} (preset {preset.name})")
     made = profile.conditions.engine if profile.conditions else engine
     if preset.preset and not is_same_engine(engine, made):
-        notes.append(f"step and load costs are those of {made} (profile {profile.name}), not of {engine}")
+        of = (
+            engine
+            if versions is None
+            else f"{preset.name.partition('-')[0]} {versions.words}, whose rules are simulated"
+        )
+        notes.append(f"step and load costs are those of {made} (profile {profile.name}), not of {of}")
     return notes

@@ -304,7 +304,7 @@ def setup_of(world: World) -> Setup:
 def facts_of(world: World) -> ScenarioFacts:
     """Return the facts about a world that metrics need."""
     scenario, population = world.scenario, world.traffic.population
-    fixed = scenario.fleet.engine == "fixed"
+    fixed, host = scenario.fleet.engine == "fixed", scenario.cache.host
     return ScenarioFacts(
         slo=scenario.slo.terms(),
         fixed=fixed,
@@ -325,6 +325,7 @@ def facts_of(world: World) -> ScenarioFacts:
         broken=tuple(_broken(scenario)),
         full_replicas=world.replicas - scenario.fleet.replicas,
         max_model_len=scenario.fleet.max_model_len,
+        storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
     )
 
 

@@ -166,6 +166,11 @@ def test_long_sweeps_are_cut_on_the_terminal_and_whole_in_json() -> None:
     assert len(as_json(ALL["many"])["points"]) == 60
 
 
+def test_what_does_not_change_is_the_same() -> None:
+    told = details(swept(other=(0.3, 0.3, 0.3)))
+    assert "p99 E2E is the same at every point." in told
+
+
 def test_charts_share_axes() -> None:
     idents = [chart.ident for chart in charts_of(ALL["better"])]
     assert idents == ["changes", "cdf-ttft", "cdf-e2e", "stages"]

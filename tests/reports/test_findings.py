@@ -62,6 +62,38 @@ def test_a_busy_loader_comes_before_the_slots_it_holds() -> None:
     assert [limit.name for limit in limits(made)] == ["loader", "slots"]
 
 
+def test_shares_of_requests_say_so_where_others_ask_for_the_base_model() -> None:
+    made = samples.make_point(miss=0.5)
+    assert any(" of requests miss and start a load" in said for said in answer(made, {}).details)
+    mixed = replace(made, traffic={**made.traffic, "base_share": 0.4})
+    assert any("50 % of requests for adapters miss and start a load" in said for said in answer(mixed, {}).details)
+
+
+def blocking(**changes: float | None) -> Point:
+    made = point("loader", **changes)
+    return replace(made, capacity=replace(made.capacity, loader=replace(made.capacity.loader, blocks_steps=True)))
+
+
+def test_loads_that_block_steps_limit_before_their_loader_is_busy() -> None:
+    made = blocking(utilization=0.3, offered_load=0.3)
+    short = replace(made, capacity=replace(made.capacity, slots=replace(made.capacity.slots, blocked_share=0.4)))
+    assert [limit.name for limit in limits(short)] == ["loader", "slots"]
+    assert answer(short, {}).binding_sentence == (
+        "The loader is busy 30 % of the time, and no step runs meanwhile. Sweep cache.host.slots (vLLM's "
+        "max_cpu_loras) to see what more copies in host memory would give."
+    )
+    assert limits(blocking(utilization=0.2, offered_load=0.2))[0].name == "none"
+
+
+@pytest.mark.parametrize("busy", [0.1, 0.6])
+def test_loads_that_block_steps_promise_no_headroom(busy: float) -> None:
+    assert headroom(blocking(utilization=busy, offered_load=busy)) == (
+        f"The engine loads from storage within its steps for {100 * busy:.0f} % of the time. How much more traffic "
+        "fits, a sweep of the arrival rate shows."
+    )
+    assert headroom(blocking(utilization=0.0, offered_load=0.0)).startswith("Not visible in this run")
+
+
 def test_fixed_engine_is_limited_by_its_server() -> None:
     busy: dict[str, dict[str, float | None]] = {"loader": {"utilization": 0.1}, "compute": {"utilization": 0.9}}
     made = samples.make_point(capacity=busy)
@@ -77,6 +109,9 @@ def test_headroom_follows_from_the_offered_load() -> None:
     )
     assert "12 adapters were in use or requested at the same time, with 64 slots" in headroom(
         point("slots", blocked_share=0.2)
+    )
+    assert headroom(point("slots", blocked_share=0.2, in_use_peak=64)).startswith(
+        "All 64 slots were in use at the peak."
     )
 
 
@@ -164,11 +199,23 @@ def slots_sweep(p99s: dict[int, float]) -> list[Point]:
         ({16: 9.0, 32: 3.0, 64: 0.5, 128: 0.4}, "The SLO is met from 64 GPU slots on; at 32 it isn't."),
         ({16: 0.5, 32: 0.4}, "Every value of GPU slots that was tried meets the SLO."),
         ({16: 5.0, 32: 1.0}, "No value of GPU slots that was tried certainly meets the SLO; unclear at 32."),
-        ({16: 0.4, 32: 5.0, 64: 0.4}, "The SLO is met with GPU slots 16, 64, not certainly with the others."),
+        ({16: 0.4, 32: 5.0, 64: 0.4}, "The SLO is met with GPU slots 16, 64, not with 32."),
+        ({16: 0.4, 32: 1.0, 64: 0.4}, "The SLO is met with GPU slots 16, 64, unclear with 32."),
+        (
+            {16: 0.4, 32: 1.0, 64: 0.4, 96: 5.0, 128: 0.4},
+            "The SLO is met with GPU slots 16, 64, 128, not certainly with the others.",
+        ),
     ],
 )
 def test_sweep_boundary(p99s: dict[int, float], headline: str) -> None:
     assert sweep_answer(slots_sweep(p99s), {"e2e_p99_s": 1.0}).headline == headline
+
+
+def test_both_of_two_settings_meet_the_slo() -> None:
+    points = [samples.make_point({"cache.eviction": name}, p99=0.4) for name in ("lru", "sieve")]
+    assert (
+        sweep_answer(points, {"e2e_p99_s": 1.0}).headline == "The SLO is met with eviction policy lru and with sieve."
+    )
 
 
 def test_no_cliff_where_intervals_overlap_or_nothing_is_steep() -> None:

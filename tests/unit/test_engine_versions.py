@@ -115,7 +115,14 @@ def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
         ("vllm-0.8.4", "vLLM 0.8.5, V1", ["engine vllm-0.8.4 has the rules of 0.8.3 to 0.9.1 (preset vllm-0.8)"]),
         ("vllm-0.32", "vllm 0.32.0 (cpu)", []),
         ("vllm", "vllm 0.32.0 (cpu)", []),
-        ("vllm", "vLLM 0.8.5, V1", ["step and load costs are those of vLLM 0.8.5, V1 (profile test), not of vllm"]),
+        (
+            "vllm",
+            "vLLM 0.8.5, V1",
+            [
+                "step and load costs are those of vLLM 0.8.5, V1 (profile test), not of vllm 0.31 and 0.32, whose "
+                "rules are simulated"
+            ],
+        ),
         ("vllm-0.16", None, ["engine vllm-0.16 has the rules of 0.14 to 0.17 (preset vllm-0.8)"]),
         ("sglang", "vLLM 0.8.5, V1", ["step and load costs are those of vLLM 0.8.5, V1 (profile test), not of sglang"]),
         ("s-lora", "S-LoRA, 2024", []),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from strategies import build
 from test_change_metrics import facts, recording
 
 from sim.results.point_summary import summarise
 from sim.results.records import Recording
+from sim.studies.evaluate import facts_of
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS
+from sim.world.build import build_world
 
 MEASURED_S = 36.0
 
@@ -47,3 +50,21 @@ def test_more_loaders_can_do_more() -> None:
 
 def test_loads_from_host_memory_ask_nothing_of_the_loaders() -> None:
     assert offered(with_loads(10, 0.5, misses=10, delayed_hits=0, tier=FROM_HOST)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("engine", "blocks"), [("vllm", True), ("continuous", False), ("sglang", True), ("tensorrt-llm", False)]
+)
+def test_a_point_says_whether_its_loads_from_storage_block_steps(engine: str, blocks: bool) -> None:
+    """TensorRT-LLM's loads block steps too, but only those from host memory, which is filled at arrival."""
+    world = build_world(
+        build(
+            workload={"requests": 40, "arrivals": {"process": "poisson", "rate": "1/s"}},
+            adapters={"count": 8},
+            cache={"gpu": {"slots": 4}},
+            fleet={"engine": engine},
+        )
+    )
+    point = summarise([with_loads(10, 0.5, misses=10, delayed_hits=0)], facts_of(world), {}, [])
+    assert point.capacity.loader.blocks_steps == blocks
+    assert point.capacity.to_json()["loader"]["blocks_steps"] == blocks
