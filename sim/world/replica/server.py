@@ -142,8 +142,8 @@ class Server(Replica):
             if cache.release(request.adapter):
                 self.mode.room_appeared()
             if hears_ends and listener.finished(request, now):
-                requests = [other for other in requests if other is not request]
-        self._record(requests, now)
+                taken_over.append(request)
+        self._record([r for r in requests if r not in taken_over] if taken_over else requests, now)
 
     def _record(self, requests: list[Request], now: float) -> None:
         """Record completed requests."""
