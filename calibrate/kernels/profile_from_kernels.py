@@ -1,4 +1,4 @@
-"""Build the profile of a deployment that nobody measured as a whole: kernel tables, and what surrounds the kernels."""
+"""Build the profile of a deployment that was not measured as a whole: kernel tables, and what surrounds the kernels."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def build_profile(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Build a profile from measured kernel tables, for a GPU and a model that nobody measured together.
+    """Build a profile from measured kernel tables, for a GPU and a model that were not measured together.
 
     Needs the extra kernels. LoRA's own costs are scaled from the one card that they were measured on.
 
