@@ -74,6 +74,11 @@ def slots_bytes(shape: ModelShape, slots: int, max_rank: int, split: GpuSplit = 
     return reserved_bytes(shape, slots, max_rank, split) - reserved_bytes(shape, 0, max_rank, split)
 
 
+def unused_bytes(shape: ModelShape, split: GpuSplit = ONE_GPU) -> int:
+    """Return the bytes that segments for the base weights take on each GPU beyond the weights themselves."""
+    return reserved_bytes(shape, 0, 8, split) - sum(_weights(shape, 0, split.gpus))
+
+
 def _padded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
