@@ -81,6 +81,8 @@ METRIC_WORDS = {
 
 KEY_WORDS = {
     "workload.arrivals.rate": "arrival rate",
+    "workload.arrivals.concurrency": "concurrent requests",
+    "workload.arrivals.think": "time to think",
     "workload.arrivals.cv": "burstiness (cv of the gaps)",
     "workload.popularity.exponent": "Zipf exponent",
     "workload.requests": "requests",
@@ -146,6 +148,7 @@ KEY_WORDS = {
 COUNTED = frozenset(
     {
         "requests",
+        "concurrent requests",
         "adapters",
         "replicas",
         "KV tokens",

@@ -326,6 +326,7 @@ def facts_of(world: World) -> ScenarioFacts:
         broken=tuple(_broken(scenario)),
         full_replicas=world.replicas - scenario.fleet.replicas,
         max_model_len=scenario.fleet.max_model_len,
+        closed_loop=world.traffic.closed_loop,
         storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -85,7 +87,7 @@ def build_world(scenario: Scenario) -> World:
         notes.append(
             "pinned adapters are those that are popular at the start; they keep their places as popularity moves on"
         )
-    notes += _begins_unseen(scenario, traffic)
+    notes += _begins_unseen(scenario, traffic) + _client_notes(traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
     world = World(
@@ -175,6 +177,8 @@ def _check_times(scenario: Scenario, traffic: Traffic) -> None:
 def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
     """Return a note on rollouts and faults that begin in the warm-up, where nothing is measured."""
     measured_s = scenario.run.warmup * traffic.expected_s()
+    if measured_s == inf:  # in a closed loop, which nobody knows before
+        return []
     early = [
         f"{key}.{i}"
         for key in ("rollouts", "faults")
@@ -187,6 +191,17 @@ def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
         f"{' and '.join(early)} begin{'s' if len(early) == 1 else ''} in the warm-up, so what follows at once isn't "
         f"measured, and there is no time before to compare with; begin after {human_seconds(measured_s)}, or lower "
         "run.warmup"
+    ]
+
+
+def _client_notes(traffic: Traffic) -> list[str]:
+    """Return a note on a closed loop in which some clients never send a request."""
+    loop, total = traffic.closed_loop, traffic.total
+    if loop is None or total is None or total >= loop.concurrency:
+        return []
+    return [
+        f"workload.requests ({total:,}) is below workload.arrivals.concurrency ({loop.concurrency:,}), so "
+        f"{loop.concurrency - total:,} clients send no request; benchmarks send about ten for each client"
     ]
 
 
