@@ -158,7 +158,7 @@ class Engine(Entry):
     """An engine, or rather the values of scenario fields that follow it; its target is what it makes of adapters.
 
     :ivar no_prefix_cache: why ``fleet.prefix_caching`` is not possible; empty: it is.
-    :ivar flags: the engines whose command lines can say what such a scenario says (``sim/spec/engine_flags.py``).
+    :ivar flags: the engines whose command lines can say what such a scenario says (``sim/spec/engine_flags``).
     """
 
     preset: Preset = field(default_factory=dict)

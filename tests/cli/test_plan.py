@@ -17,6 +17,7 @@ from sim.studies import evaluate
 from sim.studies.backends.pool import Local
 from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import make_plan
+from sim.world.build import build_world
 
 SMALL = """\
 schema_version: 1
@@ -104,6 +105,9 @@ def test_only_the_simulated_engine_has_a_command_line(
         assert f" {command}" in ended.out
         assert command in page
         assert "No command line" not in ended.out + page
+    if engine == "sglang":
+        tokens = build_world(load_scenario("runs/small-plan/recommended.yaml").scenario).kv_tokens
+        assert f" --max-total-tokens {tokens} " in ended.out
 
 
 def test_the_answer_is_told_in_words_with_what_stands_in_the_way(loraplan: CommandLine, tmp_path: Path) -> None:

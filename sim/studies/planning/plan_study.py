@@ -17,7 +17,7 @@ from sim.results.run_directory.result_files import json_ready, write_text
 from sim.results.run_directory.run_folder import MANIFEST, read_manifest
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
-from sim.spec.engine_flags import beyond_flags, engine_flags, why_no_flags
+from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, why_no_flags
 from sim.spec.files.yaml_text import yaml_text
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
@@ -292,7 +292,7 @@ def _record(
         formulas=FormulaRecord(
             formulas.miss_ratio, formulas.loader_load, formulas.gpu_load, formulas.batch, formulas.kv_share
         ),
-        flags={} if found.answer is None else engine_flags(chosen.loaded.scenario),
+        flags={} if found.answer is None else engine_flags(chosen.loaded.scenario, chosen.world.kv_tokens),
         no_flags="" if found.answer is None else why_no_flags(chosen.loaded.scenario),
         beyond_flags=beyond_flags(chosen.loaded.scenario),
         full_replicas=full_replicas(chosen),
