@@ -179,6 +179,10 @@ class Engines(Registry[Engine]):
             raise KeyError(name)
         return found
 
+    def all_names(self, given: Mapping[str, Engine] | None = None) -> tuple[str, ...]:
+        """Return every name, that of the newest version of an engine first."""
+        return tuple(dict.fromkeys((DEFAULT_ENGINE, *super().all_names(given))))
+
     def get(self, name: str, given: Mapping[str, Engine] | None = None) -> Engine | None:
         """Return the preset that a name stands for, or None."""
         found = super().get(name, given)

@@ -41,6 +41,10 @@ _NOT_INHERITED = ("sweep",)
 """Keys that a file has for itself alone: its grid seldom fits the scenarios that extend it."""
 _NOT_SWEPT = ("schema_version", "name", "description", "sweep", "plan")
 
+_NAMED = ("fleet.engine", "fleet.profile", "cache.eviction", "router.policy")
+"""Keys that always have a name. ``--set`` with nothing behind the sign, which removes other keys, is an error here: it
+is what a shell makes of a variable that is unset."""
+
 
 @dataclass(frozen=True)
 class LoadedScenario:
@@ -202,6 +206,8 @@ def _parse_override(text: str) -> tuple[str, Node]:
     key = key.strip()
     if not equals or not key:
         raise ScenarioError("not an assignment", got=text, allowed="key=value such as cache.gpu.slots=64", file="--set")
+    if key in _NAMED and not value.strip():
+        raise ScenarioError("no name", key=key, got=text, hint="write null for the default", file="--set")
     try:
         node = parse_yaml(value, "--set")
     except ScenarioError as error:
