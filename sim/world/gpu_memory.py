@@ -8,7 +8,7 @@ from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.policies.slot_memory import slots_bytes
-from sim.spec.engine_flags import vllm_rank
+from sim.spec.engine_flags.vllm_flags import vllm_rank
 from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
