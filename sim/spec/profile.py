@@ -63,6 +63,8 @@ class StepCost(Strict):
     """Prefill attention: for every pair of a prompt token and a token it attends to."""
     prefill_step_s: Seconds = 0.0
     """For a step with prefill, which assembles new inputs."""
+    decode_step_s: Seconds = 0.0
+    """For a step in which a sequence decodes: its attention is a kernel of its own."""
     per_passed_s: Seconds = 0.0
     """For every waiting request that the scheduler skips because its adapter would be one too many."""
     lora: LoraCost = LoraCost()

@@ -214,6 +214,7 @@ def test_a_surrogate_finds_costs_that_have_its_form() -> None:
         per_kv_token_s=4e-8,
         per_attended_token_s=8e-10,
         prefill_step_s=0.0006,
+        decode_step_s=0.0004,
     )
     envelope = StepEnvelope(sequences=512, tokens=8192, context=16384, kv_tokens=400_000)
     found = fit_surrogate(lambda *step: predict(true, [step], 8192)[0], envelope)
@@ -221,6 +222,10 @@ def test_a_surrogate_finds_costs_that_have_its_form() -> None:
     assert found.step.per_kv_token_s == pytest.approx(true.per_kv_token_s, rel=0.01)
     assert found.step.per_attended_token_s == pytest.approx(true.per_attended_token_s, rel=0.01)
     assert found.step.prefill_step_s == pytest.approx(true.prefill_step_s, rel=0.1)
+    assert found.step.decode_step_s == pytest.approx(true.decode_step_s, rel=0.1)
+    # A server may be given a larger budget than the one that was fitted: its steps go on growing.
+    larger = (0, 0, 1, 12_000, 0)
+    assert predict(found.step, [larger], 16_384)[0] == pytest.approx(predict(true, [larger], 16_384)[0], rel=0.01)
 
 
 def test_engine_overhead_is_added_to_every_term() -> None:
