@@ -1,7 +1,7 @@
 """Step costs that stand for a model's kernel tables: sampled over an envelope, fitted, and judged on other steps.
 
-The fit minimises the squares of relative errors over non-negative coefficients. The smallest sum of absolute errors has a
-smaller error in no quantile: it gives up small groups of steps, such as prompts that are alone in theirs.
+The fit minimises the squares of relative errors over non-negative coefficients. The smallest sum of absolute errors
+would be no better in the median, and worse above: it gives up small groups of steps, such as prompts alone in theirs.
 """
 
 from __future__ import annotations
