@@ -21,9 +21,9 @@ class Card:
     :ivar memory_bytes: what the driver reports, with ECC.
     :ivar bandwidth_bytes_per_s: of its memory, from the data sheet.
     :ivar multiprocessors: streaming multiprocessors, from the data sheet.
-    :ivar architecture: of its multiprocessors, as its maker calls it: ``hopper``, ``blackwell``, ``ampere``, ``ada``.
     :ivar batch_sequences: most sequences of a batch that vLLM allows unless told otherwise (``max_num_seqs``).
     :ivar kernels_of: the card that its kernels were measured on; unset: itself.
+    :ivar architecture: of its multiprocessors: ``hopper``, ``blackwell``, ``ampere`` or ``ada``.
     """
 
     name: str
@@ -32,19 +32,19 @@ class Card:
     memory_bytes: int
     bandwidth_bytes_per_s: float
     multiprocessors: int
-    architecture: str
     batch_sequences: int = 1024
     kernels_of: Card | None = None
+    architecture: str = ""
 
 
 CARDS = {
     card.name: card
     for card in (
-        Card("a100-80gb", "a100_sxm", "NVIDIA A100-SXM4-80GB", 81920 * MIB, 2.039e12, 108, "ampere", 256),
-        Card("b200", "b200_sxm", "NVIDIA B200", 183359 * MIB, 8.0e12, 148, "blackwell"),
-        Card("h100-80gb", "h100_sxm", "NVIDIA H100 80GB HBM3", 81559 * MIB, 3.35e12, 132, "hopper"),
-        Card("h200", "h200_sxm", "NVIDIA H200", 143771 * MIB, 4.8e12, 132, "hopper"),
-        Card("l40s", "l40s", "NVIDIA L40S", 46068 * MIB, 0.864e12, 142, "ada", 256),
+        Card("a100-80gb", "a100_sxm", "NVIDIA A100-SXM4-80GB", 81920 * MIB, 2.039e12, 108, 256, architecture="ampere"),
+        Card("b200", "b200_sxm", "NVIDIA B200", 183359 * MIB, 8.0e12, 148, architecture="blackwell"),
+        Card("h100-80gb", "h100_sxm", "NVIDIA H100 80GB HBM3", 81559 * MIB, 3.35e12, 132, architecture="hopper"),
+        Card("h200", "h200_sxm", "NVIDIA H200", 143771 * MIB, 4.8e12, 132, architecture="hopper"),
+        Card("l40s", "l40s", "NVIDIA L40S", 46068 * MIB, 0.864e12, 142, 256, architecture="ada"),
     )
 }
 """Cards with kernel tables of their own."""
@@ -58,19 +58,19 @@ SCALED = {
             40960 * MIB,
             1.555e12,
             108,
-            "ampere",
             256,
+            architecture="ampere",
             kernels_of=CARDS["a100-80gb"],
         ),
         Card(
             "h100-64gb",
             "h100_sxm",
             "NVIDIA H100 64GB HBM2e",
-            65536 * MIB,
+            65247 * MIB,
             2.0e12,
             132,
-            "hopper",
             256,
+            architecture="hopper",
             kernels_of=CARDS["h100-80gb"],
         ),
     )

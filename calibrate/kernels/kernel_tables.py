@@ -88,9 +88,8 @@ def check_parallel(model: BaseModel, tensor_parallel: int) -> None:
     :raises InputError: where its heads can't.
     """
     shape = model.shape
-    splits = [n for n in (1, 2, 4, 8, 16) if shape.heads % n == 0 and shape.intermediate % n == 0]
-    whole = shape.kv_heads % tensor_parallel == 0 or tensor_parallel % shape.kv_heads == 0
-    if tensor_parallel not in splits or not whole:
+    splits = [n for n in (1, 2, 4, 8, 16) if shape.fits(n)]
+    if tensor_parallel not in splits:
         raise InputError(
             f"{model.name} can't be split over so many GPUs: it has {shape.heads} attention heads and "
             f"{shape.kv_heads} KV heads",

@@ -20,6 +20,7 @@ from sim.spec.needs import value_of, words_of
 from sim.spec.profile import load_profile
 from sim.spec.registry import Entry, Registry
 from sim.spec.sections.serving import Cache, Fleet, Storage
+from sim.spec.sibling_profiles import fleet_profile
 
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
@@ -117,7 +118,7 @@ def _memory_share(scenario: Scenario) -> str | None:
     if scenario.fleet.kv_tokens is not None:
         return None
     share = scenario.fleet.gpu_memory_utilization
-    return f"{load_profile(scenario.fleet.profile)[0].memory.utilization if share is None else share:g}"
+    return f"{load_profile(fleet_profile(scenario.fleet))[0].memory.utilization if share is None else share:g}"
 
 
 def _kv_blocks(scenario: Scenario) -> int | None:
@@ -127,7 +128,7 @@ def _kv_blocks(scenario: Scenario) -> int | None:
 
 def _tensor_parallel(scenario: Scenario) -> int | None:
     """Return over how many GPUs the profile spreads a replica; None: it runs on one, which is the default."""
-    gpus = load_profile(scenario.fleet.profile)[0].tensor_parallel
+    gpus = load_profile(fleet_profile(scenario.fleet))[0].tensor_parallel
     return gpus if gpus > 1 else None
 
 
@@ -154,7 +155,7 @@ def _sglang_eviction(scenario: Scenario) -> str | None:
 _EVERY_SCENARIO = "every scenario serves adapters"
 _ONE_GPU = "parallelism over several GPUs is not supported for this engine yet"
 _NOT_SPLIT = "pipeline and expert parallelism are not supported yet"
-_BY_PROFILE = "a profile is made for a number of GPUs, see loraplan profiles list"
+_BY_PROFILE = "GPUs of one replica, for which there must be a profile, see loraplan profiles list"
 _NO_SPECULATION = "speculative decoding is not simulated"
 _NO_SPLIT = "every replica does both prefill and decode"
 _IN_ORDER = "requests are served first come, first served"
@@ -209,11 +210,16 @@ FLAGS = Registry(
                         "the modules that adapters have; vLLM leaves out those that it is not given",
                         sets=("adapters.targets",),
                     ),
-                    Flag("--fully-sharded-loras", _BY_PROFILE, sets=("fleet.profile",)),
+                    Flag(
+                        "--fully-sharded-loras",
+                        "both sides of every adapter split over the GPUs of a replica",
+                        sets=("fleet.fully_sharded_loras",),
+                        written=_where("fleet.fully_sharded_loras", True),
+                    ),
                     Flag(
                         "--tensor-parallel-size",
                         _BY_PROFILE,
-                        sets=("fleet.profile",),
+                        sets=("fleet.tensor_parallel",),
                         also=("-tp",),
                         written=_tensor_parallel,
                     ),
@@ -326,7 +332,7 @@ FLAGS = Registry(
                     Flag(
                         "--tp-size",
                         _BY_PROFILE,
-                        sets=("fleet.profile",),
+                        sets=("fleet.tensor_parallel",),
                         also=("--tensor-parallel-size", "--tp"),
                         written=_tensor_parallel,
                     ),
@@ -486,7 +492,7 @@ FLAGS = Registry(
                         sets=("fleet.kv_check: whole-answer",),
                         also=("capacity_scheduler_policy",),
                     ),
-                    Flag("tensor_parallel_size", _BY_PROFILE, sets=("fleet.profile",), also=("tp_size",)),
+                    Flag("tensor_parallel_size", _BY_PROFILE, sets=("fleet.tensor_parallel",), also=("tp_size",)),
                     Flag("pipeline_parallel_size", _NOT_SPLIT, also=("pp_size",)),
                     Flag("moe_expert_parallel_size", _NOT_SPLIT, also=("ep_size",)),
                     Flag("speculative_config", _NO_SPECULATION),

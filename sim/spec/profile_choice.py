@@ -7,10 +7,13 @@ from sim.spec.engine_versions import has_version, is_same_engine, versions_of
 from sim.spec.engines import ENGINES
 from sim.spec.profile import Profile, load_profile
 from sim.spec.scenario import DEFAULT_PROFILE, Scenario
+from sim.spec.sibling_profiles import fleet_profile
 
 
 def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
     """Return the profile that a scenario names, and the SHA-256 of its file; None if all its times are given.
+
+    With ``fleet.tensor_parallel``, it is the sibling of that profile for so many GPUs.
 
     :raises ScenarioError: if there is no such profile, or it can't be read.
     """
@@ -18,7 +21,7 @@ def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
     loads_given = storage.load is not None and (not scenario.has_host_tier or storage.host_load is not None)
     if scenario.fleet.engine == "fixed" and loads_given:
         return None, ""
-    return load_profile(scenario.fleet.profile)
+    return load_profile(fleet_profile(scenario.fleet))
 
 
 def base_model_of(scenario: Scenario, profile: Profile | None) -> str:

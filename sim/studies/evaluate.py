@@ -22,6 +22,7 @@ from sim.results.statistics import needs_longer_run, sections_per_replication
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
 from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
+from sim.world.gpu_split import gpu_share
 from sim.world.replication import simulate
 from sim.world.world import World
 
@@ -298,7 +299,7 @@ def setup_of(world: World) -> Setup:
     engine, profile = world.scenario.fleet.engine, world.profile
     if profile is None:
         return Setup(engine)
-    return Setup(engine, profile.device, profile.model, profile.name, profile.status)
+    return Setup(engine, profile.device, profile.model, profile.name, profile.status, gpu_share(world))
 
 
 def facts_of(world: World) -> ScenarioFacts:
