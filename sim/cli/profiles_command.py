@@ -33,7 +33,7 @@ def list_profiles(
     for row in rows:
         say(row.name)
         gpus = f", {row.gpus} GPUs" if row.gpus > 1 else ""
-        say(f"  {row.status}: {row.device}, {row.model} in {row.weights}{gpus}, {row.engine}")
+        say(f"  {row.stated}: {row.device}, {row.model} in {row.weights}{gpus}, {row.engine}")
         say(f"  error: {row.error}", f"  made by: {row.made_by}")
     say("", "details: loraplan profiles show NAME; another GPU or model: loraplan profiles build --help")
 
@@ -62,7 +62,7 @@ def show_profile(
             }
         )
         return
-    say(f"{name}  ({row.status}, sha256 {digest[:12]})", profile.description, "")
+    say(f"{name}  ({row.stated}, sha256 {digest[:12]})", profile.description, "")
     gpus = f"{row.gpus} GPUs of one replica" if row.gpus > 1 else "1 GPU"
     say(f"device  {row.device}, {gpus}", f"model   {row.model}, {row.weights}", f"engine  {row.engine}", "")
     sources = list(dict.fromkeys(number.source for number in numbers))
@@ -160,7 +160,7 @@ def build_profile(
             }
         )
         return
-    say(f"{profile.name}  ({profile.status})", profile.description, "")
+    say(f"{profile.name}  ({profile.stated})", profile.description, "")
     head = ("step costs against the kernel tables", "median", "95 % below")
     rows = [
         ("all steps", f"{surrogate.quantile(0.5):.1%}", f"{surrogate.quantile(0.95):.1%}"),

@@ -21,6 +21,7 @@ class ProfileRow:
     :ivar name: what ``fleet.profile`` takes: a bundled name, or a path.
     :ivar gpus: of one replica (tensor parallelism).
     :ivar engine: with its version.
+    :ivar stated: the status with its note, in words.
     :ivar error: how far predictions are from measurements, as the profile says.
     :ivar made_by: the command that wrote it.
     """
@@ -32,6 +33,7 @@ class ProfileRow:
     gpus: int
     engine: str
     status: Status
+    stated: str
     error: str
     made_by: str
 
@@ -82,6 +84,7 @@ def profile_row(name: str, profile: Profile) -> ProfileRow:
         gpus=profile.tensor_parallel,
         engine=engine,
         status=profile.status,
+        stated=profile.stated,
         error=profile.error,
         made_by=profile.provenance.command if profile.provenance else "by hand",
     )
