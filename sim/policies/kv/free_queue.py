@@ -65,8 +65,8 @@ class FreeQueue:
             del self.segments[segment]
 
     def leave(self, free: int) -> None:
-        """Evict blocks from the head until ``free`` are left; none if there are no more."""
-        gone = self.blocks - max(free, 0)
+        """Evict blocks from the head until no more than ``free`` are left."""
+        gone = self.blocks - free if free > 0 else self.blocks
         if gone > 0:
             self.blocks -= gone
             self._gone += gone

@@ -39,7 +39,8 @@ class KnownBlocks:
 
     def walk(self, request: Request, path: tuple[Run, ...], limit: int) -> Spans:
         """Return the known blocks of a path, no more than ``limit``."""
-        size, count, base, known = self._size, len(path), self.base_blocks(request), self.first
+        size, count = self._size, len(path)
+        base = self.base_blocks(request) if self._base_tokens else 0
         spans: Spans = []
         block = at = 0
         while block < limit and at < count:
@@ -47,31 +48,35 @@ class KnownBlocks:
             if end < (block + 1) * size:
                 at += 1
                 continue
-            extent = known.get(self.key(request, key, block, base) if base else (request.adapter, key, 0))
-            while extent is not None and extent.first != block:
-                extent = extent.next
+            extent = self.find(self.key(request, key, block, base) if base else (request.adapter, key, 0), block)
             if extent is None:
-                twins = self.twins.get((*self.key(request, key, block, base), block)) if self.twins else None
-                if not twins:
-                    break
-                extent = twins[0]
+                break
             runs = extent.runs
+            first = at
             if len(runs) > 1 or runs[0] != path[at]:
                 common = extent.runs_in_common(path, at)
                 at += common - 1
                 end = min(path[at][0], runs[common - 1][0])
-            block = min(end // size, extent.end, base if block < base else limit, limit)
+            most = base if block < base < limit else limit
+            block = end // size
+            if block > most:
+                block = most
+            if block > extent.end:
+                block = extent.end
             spans.append((extent, block))
-            while at and path[at - 1][0] // size > block:
+            while at > first and path[at - 1][0] // size > block:
                 at -= 1  # the last blocks of the extent have been evicted
         return spans
 
-    def is_known(self, key: Key, block: int) -> bool:
-        """Return whether a block with this key is known."""
+    def find(self, key: Key, block: int) -> Extent | None:
+        """Return the known extent that begins with this block: the oldest one, if there are twins."""
         extent = self.first.get(key)
         while extent is not None and extent.first != block:
             extent = extent.next
-        return extent is not None or (bool(self.twins) and (*key, block) in self.twins)
+        if extent is None and self.twins:
+            twins = self.twins.get((*key, block))
+            return twins[0] if twins else None
+        return extent
 
     def add(self, extent: Extent) -> None:
         """Let an extent be found."""

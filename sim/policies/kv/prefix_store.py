@@ -50,9 +50,9 @@ class PrefixStore(ExactCount):
         self._known = KnownBlocks(size, base_tokens, base_model)
         self._queue = FreeQueue(self._known, total, uncached_last=uncached_last)
         self._held: dict[int, Spans] = {}  # by index, of requests that hold blocks which can be found
-        # By key, the running request of a conversation and the full blocks of its prompt. Only later turns can find
-        # more of them than it holds, so they are made known when one of these comes, or when it ends.
-        self._unfilled: dict[int, tuple[Request, int]] = {}
+        # By key, the running request of a conversation whose prompt is scheduled. Only later turns can find more of its
+        # blocks than it has found itself, so they are made known when one of these comes, or when it ends.
+        self._unfilled: dict[int, Request] = {}
         self._lost: set[int] = set()  # requests of which no other can find what they compute from now on
         self._place: dict[int, int] = {}  # of each running request among all admissions, by index
         self._admissions = 0
@@ -68,20 +68,15 @@ class PrefixStore(ExactCount):
         if text >= 0:
             if self._unfilled:
                 self._fill_text(text)
-            if not shared and not request.preemptions:
-                return self._find_run(request, NO_END, text)
-        elif len(shared) == 1 and not request.preemptions:
-            end, key = shared[0]
-            return self._find_run(request, end, key)
-        elif not shared and not request.preemptions:
-            return 0
-        return self._find(request)
-
-    def _find_run(self, request: Request, run_end: int, key: int) -> int:
-        """Do the same as ``_find`` the quick way for a request with a single run, which is the common case."""
-        if self._shares_base:
-            return self._find(request)
-        known = self._known
+            if shared or request.preemptions or self._shares_base:
+                return self._find(request)
+            run_end, key = NO_END, text
+        elif len(shared) != 1 or request.preemptions or self._shares_base:
+            return self._find(request) if shared or request.preemptions else 0
+        else:
+            run_end, key = shared[0]
+        # A single run is the common case; the rest does the same as _find.
+        index, known = request.index, self._known
         extent = known.first.get((request.adapter, key, 0))
         block = 0
         if extent is not None:
@@ -91,12 +86,12 @@ class PrefixStore(ExactCount):
             block = min((end if end < run_end else run_end) // self.size, (request.to_prefill - 1) // self.size)
             if block > extent.cover:
                 self.settle()
-            if block > extent.end:
-                block = extent.end
+                if block > extent.end:
+                    block = extent.end
         if known.twins and (request.adapter, key, 0, block) in known.twins:
             return self._find(request)
         self._found = [(extent, block)] if extent is not None and block else []
-        self._found_index = request.index
+        self._found_index = index
         return block * self.size
 
     def _find(self, request: Request) -> int:
@@ -135,7 +130,12 @@ class PrefixStore(ExactCount):
         if tokens > left:
             self._free += (left - tokens) // size
         if tokens + cached == request.to_prefill and (request.shared or request.text_key >= 0):
-            self._prompt_scheduled(request, (context + cached + tokens) // size)
+            shared = request.shared[-1][0] // size if request.shared else 0
+            spans = self._held.get(request.index)
+            if (spans[-1][1] if spans else 0) < shared or self._shares_base:
+                self._fill_prompt(request, (context + cached + tokens) // size)
+            elif request.text_key >= 0:
+                self._unfilled[request.text_key] = request
         return True
 
     def _join(self, request: Request, cached: int, idle: int) -> None:
@@ -163,47 +163,43 @@ class PrefixStore(ExactCount):
                     self._queue.take_out(extent, end)
                 extent.use(end)
 
-    def _prompt_scheduled(self, request: Request, full: int) -> None:
+    def _fill_prompt(self, request: Request, full: int) -> None:
         """Make known the ``full`` blocks of a prompt, as far as other requests can find them."""
-        spans, text = self._held.get(request.index), request.text_key
-        known = spans[-1][1] if spans else 0
-        shared = request.shared[-1][0] // self.size if request.shared else 0
-        if text < 0 and full > shared:
-            full = shared
-        if full <= known:
-            return
-        if known >= shared and not self._shares_base:
-            self._unfilled[text] = request, full
-        else:
-            self.settle()
-            self._fill(request, full, own=False)
+        if request.text_key < 0:
+            full = min(full, request.shared[-1][0] // self.size)
+        self.settle()
+        self._fill(request, full, own=False)
 
     def _fill_text(self, text: int) -> None:
         """Make known the prompt of a running request of this conversation, if that has been put off."""
-        unfilled = self._unfilled.pop(text, None)
-        if unfilled is not None:
+        request = self._unfilled.pop(text, None)
+        if request is not None:
             self.settle()
-            self._fill(*unfilled, own=False)
+            self._fill(request, request.context // self.size, own=False)
 
     def _fill(self, request: Request, full: int, *, own: bool) -> None:
         """Make known the ``full`` first blocks of a request.
 
         :param own: with the run that no other request has.
         """
-        if request.index in self._lost:
-            return
-        spans = self._held.setdefault(request.index, [])
+        spans = self._held.get(request.index)
         block = spans[-1][1] if spans else 0
+        if block >= full or request.index in self._lost:
+            return
+        if spans is None:
+            spans = self._held[request.index] = []
         known, size = self._known, self.size
         path, base = self._path(request, own=own), known.base_blocks(request)
+        equal = spans[-1][0] if spans else None  # the known extent that may hold an equal of the next block
+        if equal is not None and equal.twin:
+            equal = known.walk(request, path, block + 1)[-1][0]
         while block < full:
             at = bisect_left(path, ((block + 1) * size,))
-            key = known.key(request, path[at][1], block, base)
-            if spans and spans[-1][0].twin:
-                there = known.walk(request, path, block + 1)[-1][1] > block
-            else:
-                there = self._follows(spans, key, block)
-            if there:
+            run = path[at][1]
+            key = known.key(request, run, block, base)
+            if equal is None or not equal.holds(run, block, size):
+                equal = known.find(key, block)
+            if equal is not None:
                 # The two equal blocks stay next to each other, and the older one is found.
                 extent = Extent(key, (path[at],), block, block + 1, True)
                 known.add(extent)
@@ -223,14 +219,6 @@ class PrefixStore(ExactCount):
                 known.add(extent)
             spans.append((extent, end))
             block = end
-
-    def _follows(self, spans: Spans, key: Key, block: int) -> bool:
-        """Return whether a block is known that follows what a request holds."""
-        if spans:
-            last = spans[-1][0]
-            if last.end > block and last.runs[bisect_left(last.runs, ((block + 1) * self.size,))][1] == key[1]:
-                return True
-        return self._known.is_known(key, block)
 
     def _may_extend(self, span: tuple[Extent, int], key: Key) -> bool:
         """Return whether the block after a span, which is not known, may be added to its extent."""
@@ -289,7 +277,7 @@ class PrefixStore(ExactCount):
         """
         index, text, unfilled = request.index, request.text_key, self._unfilled
         if unfilled and text in unfilled:
-            if unfilled[text][0] is request:
+            if unfilled[text] is request:
                 del unfilled[text]
             else:
                 self._fill_text(text)
@@ -384,7 +372,7 @@ class PrefixStore(ExactCount):
     def check_integrity(self) -> None:
         held = {request.index: self._tokens_of(request) for request in self.running.values()}
         assert held.keys() == self._place.keys() >= self._held.keys()
-        assert held.keys() >= {request.index for request, _ in self._unfilled.values()}
+        assert all(self.running[request.index] is request for request in self._unfilled.values())
         users: dict[Extent, list[int]] = {}
         for index, spans in self._held.items():
             block = 0
