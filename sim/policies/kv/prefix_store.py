@@ -65,34 +65,46 @@ class PrefixStore(ExactCount):
 
     def cached_tokens(self, request: Request) -> int:
         shared, text = request.shared, request.text_key
-        if text >= 0:
-            if self._unfilled:
-                self._fill_text(text)
-            if shared or request.preemptions or self._shares_base:
-                return self._find(request)
-            run_end, key = NO_END, text
-        elif len(shared) != 1 or request.preemptions or self._shares_base:
-            return self._find(request) if shared or request.preemptions else 0
-        else:
+        if text >= 0 and self._unfilled:
+            self._fill_text(text)
+        if request.preemptions or self._shares_base or len(shared) > 1:
+            return self._find(request) if shared or text >= 0 or request.preemptions else 0
+        # The common case: one shared run at most. The rest does the same as _find.
+        adapter, size, known = request.adapter, self.size, self._known
+        limit = (request.to_prefill - 1) // size
+        self._found, self._found_index = [], request.index
+        block = shared_blocks = 0
+        if shared:
             run_end, key = shared[0]
-        # A single run is the common case; the rest does the same as _find.
-        index, known = request.index, self._known
-        extent = known.first.get((request.adapter, key, 0))
-        block = 0
-        if extent is not None:
-            if extent.first or extent.next is not None:
+            shared_blocks = run_end // size
+            extent = known.first.get((adapter, key, 0))
+            if extent is not None:
+                if extent.first or extent.next is not None:
+                    return self._find(request)
+                end = extent.runs[0][0]
+                block = self._found_of(extent, min((end if end < run_end else run_end) // size, limit))
+            if known.twins and (adapter, key, 0, block) in known.twins:
                 return self._find(request)
-            end = extent.runs[0][0]
-            block = min((end if end < run_end else run_end) // self.size, (request.to_prefill - 1) // self.size)
-            if block > extent.cover:
-                self.settle()
-                if block > extent.end:
-                    block = extent.end
-        if known.twins and (request.adapter, key, 0, block) in known.twins:
-            return self._find(request)
-        self._found = [(extent, block)] if extent is not None and block else []
-        self._found_index = index
-        return block * self.size
+        if text >= 0 and block >= shared_blocks:
+            extent = known.first.get((adapter, text, 0))
+            if extent is not None:
+                if extent.next is not None:
+                    return self._find(request)
+                if extent.first == block < limit:
+                    block = self._found_of(extent, limit)
+            if known.twins and (adapter, text, 0, block) in known.twins:
+                return self._find(request)
+        return block * size
+
+    def _found_of(self, extent: Extent, end: int) -> int:
+        """Note that an extent is found up to ``end``, or to its own end; return that."""
+        if end > extent.cover:
+            self.settle()
+            if end > extent.end:
+                end = extent.end
+        if end > extent.first:
+            self._found.append((extent, end))
+        return end
 
     def _find(self, request: Request) -> int:
         self.settle()
@@ -129,12 +141,14 @@ class PrefixStore(ExactCount):
         self._free -= idle
         if tokens > left:
             self._free += (left - tokens) // size
-        if tokens + cached == request.to_prefill and (request.shared or request.text_key >= 0):
-            shared = request.shared[-1][0] // size if request.shared else 0
-            spans = self._held.get(request.index)
-            if (spans[-1][1] if spans else 0) < shared or self._shares_base:
-                self._fill_prompt(request, (context + cached + tokens) // size)
-            elif request.text_key >= 0:
+        if tokens + cached == request.to_prefill:
+            if request.shared:
+                shared = request.shared[-1][0] // size
+                spans = self._held.get(request.index)
+                if (spans[-1][1] if spans else 0) < shared:
+                    self.settle()
+                    self._fill(request, min(shared, (context + cached + tokens) // size), own=False)
+            if request.text_key >= 0:
                 self._unfilled[request.text_key] = request
         return True
 
@@ -163,15 +177,8 @@ class PrefixStore(ExactCount):
                     self._queue.take_out(extent, end)
                 extent.use(end)
 
-    def _fill_prompt(self, request: Request, full: int) -> None:
-        """Make known the ``full`` blocks of a prompt, as far as other requests can find them."""
-        if request.text_key < 0:
-            full = min(full, request.shared[-1][0] // self.size)
-        self.settle()
-        self._fill(request, full, own=False)
-
     def _fill_text(self, text: int) -> None:
-        """Make known the prompt of a running request of this conversation, if that has been put off."""
+        """Make known the prompt of the running request of this conversation, if there is one."""
         request = self._unfilled.pop(text, None)
         if request is not None:
             self.settle()
@@ -190,6 +197,7 @@ class PrefixStore(ExactCount):
             spans = self._held[request.index] = []
         known, size = self._known, self.size
         path, base = self._path(request, own=own), known.base_blocks(request)
+        shared = request.shared[-1][0] // size if request.shared else 0
         equal = spans[-1][0] if spans else None  # the known extent that may hold an equal of the next block
         if equal is not None and equal.twin:
             equal = known.walk(request, path, block + 1)[-1][0]
@@ -208,8 +216,10 @@ class PrefixStore(ExactCount):
                 extent.use(block)
                 continue
             end = base if block < base < full else full
+            if block < shared < end:
+                end = shared  # what only turns of a conversation share has extents of its own
             last = bisect_left(path, (end * size,))
-            if spans and self._may_extend(spans[-1], key):
+            if spans and block != shared and self._may_extend(spans[-1], key):
                 extent, _ = spans.pop()
                 extent.lengthen(block, end)
                 extent.runs = path[bisect_left(path, ((extent.first + 1) * size,)) : last + 1]
@@ -271,9 +281,10 @@ class PrefixStore(ExactCount):
             self._lost.discard(index)
 
     def _extend_text(self, request: Request, full: int) -> bool:
-        """Make known the blocks of a turn that leaves, the quick way, if they follow its last extent.
+        """Make known the blocks of a turn that leaves, the quick way, if none of them was known.
 
-        The extent then ends with the blocks of the request, but is not in use up to there. Return whether this was so.
+        Return whether this was so. The last extent then ends with the blocks of the request, but it may not be in use up
+        to there.
         """
         index, text, unfilled = request.index, request.text_key, self._unfilled
         if unfilled and text in unfilled:
@@ -281,21 +292,31 @@ class PrefixStore(ExactCount):
                 del unfilled[text]
             else:
                 self._fill_text(text)
-        spans, known = self._held.get(index), self._known
-        if not spans or self._shares_base or index in self._lost:
+        if self._shares_base or index in self._lost:
             return False
-        extent, end = spans[-1]
-        if extent.twin or (known.twins and (request.adapter, text, 0, end) in known.twins):
+        spans, known, key = self._held.get(index), self._known, (request.adapter, text, 0)
+        extent, end = spans[-1] if spans else (None, 0)
+        if known.twins and (*key, end) in known.twins:
             return False
-        shared = request.shared[-1][0] if request.shared else 0
-        if extent.end != end or extent.runs[-1][1] != text or (end + 1) * self.size <= shared:
+        other = known.first.get(key)
+        if extent is not None and extent.key == key and not extent.twin:
+            if extent.end != end:
+                return False
+            while other is not None:
+                if other.first == end:
+                    return False  # a later turn, which came before this one ended, has filled the next block
+                other = other.next
+            extent.end = full
+            return True
+        if other is not None or full <= end or end != (request.shared[-1][0] // self.size if request.shared else 0):
             return False
-        other = known.first.get((request.adapter, text, 0))
-        while other is not None:
-            if other.first == end:
-                return False  # a later turn, which came before this one ended, has filled the next block
-            other = other.next
-        extent.end = full
+        extent = Extent(key, ((NO_END, text),), end, full)
+        extent.use(full)
+        known.add(extent)
+        if spans:
+            spans.append((extent, full))
+        else:
+            self._held[index] = [(extent, full)]
         return True
 
     def _leave(self, spans: Spans, full: int) -> None:
