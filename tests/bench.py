@@ -148,18 +148,18 @@ def saturated(quick: bool) -> dict[str, dict[str, Any]]:
 def sharing(quick: bool) -> dict[str, dict[str, Any]]:
     """Return rows in pairs: traffic that shares text, with prefix caching off and on. Compare them with ``--against``.
 
-    100 adapters with 100 slots, so that loads play no part.
+    100 adapters with 100 slots, so that loads play no part, and a replica that keeps up with and without the cache.
     """
     requests = 10_000 if quick else 50_000
     prompts = {"shared_by": "adapter", "tokens": {"law": "uniform", "low": 400, "high": 1600}}
     few = {"shared_by": "adapter", "tokens": {"law": "uniform", "low": 50, "high": 200}}
     talks = {"requests": 4, "gap_median": "30 s", "history": True, "max_context": 8000}
     kinds: dict[str, tuple[float, str, dict[str, Any]]] = {
-        "system prompts": (10, "long", {"prefix": prompts}),
-        "short system prompts": (20, "short", {"prefix": few}),
-        "conversations": (10, "long", {"sessions": talks}),
-        "short conversations": (20, "short", {"sessions": talks}),
-        "prompts and conversations": (10, "long", {"prefix": prompts, "sessions": talks}),
+        "system prompts": (4, "long", {"prefix": prompts}),
+        "short system prompts": (10, "short", {"prefix": few}),
+        "conversations": (4, "long", {"sessions": talks}),
+        "short conversations": (10, "short", {"sessions": talks}),
+        "prompts and conversations": (4, "long", {"prefix": prompts, "sessions": talks}),
     }
     rows: dict[str, dict[str, Any]] = {}
     for name, (rate, lengths, shared) in kinds.items():

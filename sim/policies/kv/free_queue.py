@@ -29,17 +29,23 @@ class FreeQueue:
         self._gone = 0  # blocks at the head that are evicted, and still there
         self._last = Segment(None, 0, 0, False)  # in the queue, or empty
         if uncached_last:
-            self.append(Segment(None, 0, total, False))
+            self._append(Segment(None, 0, total, False), total)
 
-    def append(self, segment: Segment) -> None:
+    def _append(self, segment: Segment, blocks: int) -> None:
         self._last = segment
         self.segments[segment] = None
-        self.blocks += segment.end - segment.first
+        self.blocks += blocks
+
+    def append_extent(self, extent: Extent, first: int, end: int) -> None:
+        """Append the blocks of an extent from ``first`` to ``end`` (exclusive), which are its last ones in use."""
+        segment = self._last = Segment(extent, first, end, True)
+        extent.segments.append(segment)
+        self.segments[segment] = None
+        self.blocks += end - first
 
     def append_uncached(self) -> None:
-        """Append a block without content, if such blocks go to the end."""
-        if self._uncached_last:
-            self.append(Segment(None, 0, 1, False))
+        """Append a block without content, where such blocks go to the end."""
+        self._append(Segment(None, 0, 1, False), 1)
 
     def append_unknown(self, blocks: int) -> None:
         """Append cached blocks that no request can find."""
@@ -48,7 +54,7 @@ class FreeQueue:
             last.end += blocks
             self.blocks += blocks
         else:
-            self.append(Segment(None, 0, blocks, True))
+            self._append(Segment(None, 0, blocks, True), blocks)
 
     def take_out(self, extent: Extent, end: int) -> None:
         """Take the free blocks of an extent up to ``end``, which are used again, out of the queue."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from sim.policies.kv.exact_count import ExactCount
-from sim.policies.kv.extents import Extent, Key, Run, Segment, Spans
+from sim.policies.kv.extents import Extent, Key, Run, Spans
 from sim.policies.kv.free_queue import FreeQueue
 from sim.policies.kv.known_blocks import NO_END, KnownBlocks
 from sim.policies.kv.kv_store import held_tokens
@@ -47,6 +47,7 @@ class PrefixStore(ExactCount):
         super().__init__(total, size)
         self.again_tokens = self.again_cached_tokens = 0
         self._shares_base = base_tokens > 0
+        self._uncached_last = uncached_last
         self._known = KnownBlocks(size, base_tokens, base_model)
         self._queue = FreeQueue(self._known, total, uncached_last=uncached_last)
         self._held: dict[int, Spans] = {}  # by index, of requests that hold blocks which can be found
@@ -259,23 +260,26 @@ class PrefixStore(ExactCount):
             self.decoding -= 1
             self.tokens -= tokens
             self._phases[(tokens - 1 - self._step) % size] -= 1
-            if self._reserved and tokens % size == 0:
-                self._free += 1  # the block that it would have taken in the coming step
-        full = tokens // size
+        full, rest = divmod(tokens, size)
+        if last_step >= 0 and not rest and self._reserved:
+            self._free += 1  # the block that it would have taken in the coming step
         goes_on = text >= 0 and self._extend_text(request, full)
         if not goes_on and (text >= 0 or last_step != self._step):
             self.settle()
             self._fill(request, full, own=True)
-        if tokens % size:
-            self._free += 1
-            self._queue.append_uncached()
+        freed = 0
+        if rest:
+            freed = 1
+            if self._uncached_last:
+                self._queue.append_uncached()
         spans = self._held.pop(index, None)
         known = full if goes_on else spans[-1][1] if spans else 0
         if full > known:
-            self._free += full - known
+            freed += full - known
             self._queue.append_unknown(full - known)
         if spans:
-            self._leave(spans, known)
+            freed += self._leave(spans, known)
+        self._free += freed
         del self._place[index]
         if self._lost:
             self._lost.discard(index)
@@ -283,8 +287,7 @@ class PrefixStore(ExactCount):
     def _extend_text(self, request: Request, full: int) -> bool:
         """Make known the blocks of a turn that leaves, the quick way, if none of them was known.
 
-        Return whether this was so. The last extent then ends with the blocks of the request, but it may not be in use up
-        to there.
+        Return whether this was so. The last extent then ends with the blocks of the request, in use up to there or not.
         """
         index, text, unfilled = request.index, request.text_key, self._unfilled
         if unfilled and text in unfilled:
@@ -319,21 +322,22 @@ class PrefixStore(ExactCount):
             self._held[index] = [(extent, full)]
         return True
 
-    def _leave(self, spans: Spans, full: int) -> None:
-        """Free those of the ``full`` first blocks of a request, which can be found, that have no other user."""
-        kept, stop = full, full
+    def _leave(self, spans: Spans, full: int) -> int:
+        """Free those of the ``full`` first blocks of a request, which can be found, that have no other user.
+
+        Return how many these are.
+        """
+        freed, stop = 0, full
         for extent, end in reversed(spans):
             if stop < full:
                 stop = end
             cover = extent.leave(end)
             if cover < stop:
-                kept -= stop - cover
-                segment = Segment(extent, cover, stop, True)
-                extent.segments.append(segment)
-                self._queue.append(segment)
+                freed += stop - cover
+                self._queue.append_extent(extent, cover, stop)
             stop = extent.first
-        self._extra_users -= kept
-        self._free += full - kept
+        self._extra_users -= full - freed
+        return freed
 
     # Evict, outdate and forget --------------------------------------------------------------------------------------
 
