@@ -92,6 +92,7 @@ KEY_WORDS = {
     "fleet.kv_tokens": "KV tokens",
     "fleet.engine": "engine",
     "fleet.profile": "profile",
+    "fleet.gpu": "GPU",
     "fleet.admission": "admission policy",
     "cache.gpu.slots": "GPU slots",
     "cache.gpu.size": "GPU cache",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sim.errors import InputError, did_you_mean
+from sim.spec.gpus import gpu_named
 
 MIB = 1 << 20
 DATA_SHEETS = "the maker's data sheets; memory as nvidia-smi shows it"
@@ -42,22 +43,6 @@ CARDS = {
         Card("l40s", "l40s", "NVIDIA L40S", 46068 * MIB, 0.864e12, 142, 256),
     )
 }
-_ALIASES = {
-    "a100": "a100-80gb",
-    "a100-sxm": "a100-80gb",
-    "a100-sxm4-80gb": "a100-80gb",
-    "a100_sxm": "a100-80gb",
-    "b200-180gb": "b200",
-    "b200-192gb": "b200",
-    "b200_sxm": "b200",
-    "h100": "h100-80gb",
-    "h100-sxm": "h100-80gb",
-    "h100_sxm": "h100-80gb",
-    "h200-141gb": "h200",
-    "h200-sxm": "h200",
-    "h200_sxm": "h200",
-    "l40s-48gb": "l40s",
-}
 
 
 def card_of(name: str) -> Card:
@@ -65,10 +50,9 @@ def card_of(name: str) -> Card:
 
     :raises InputError: for one without kernel tables; lists those that have some.
     """
-    wanted = name.strip().lower().removeprefix("nvidia-").removeprefix("nvidia ").replace(" ", "-")
-    wanted = _ALIASES.get(wanted, wanted)
-    if wanted in CARDS:
-        return CARDS[wanted]
+    gpu = gpu_named(name)
+    if gpu is not None and gpu.name in CARDS:
+        return CARDS[gpu.name]
     raise InputError(
         "there are no kernel tables for this GPU",
         key="--gpu",

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from sim.spec.engines import ENGINES, fill
 from sim.spec.needs import value_of, words_of
-from sim.spec.profile import load_profile
+from sim.spec.profile import Profile, load_profile
+from sim.spec.profile_choice import profile_choice
 from sim.spec.registry import Entry, Registry
 from sim.spec.sections.serving import Cache, Fleet, Storage
 
@@ -112,12 +113,16 @@ def _vllm_largest_rank(scenario: Scenario) -> int:
     return min(vllm_rank(_largest_rank(scenario)), VLLM_RANKS[-1])
 
 
+def _profile(scenario: Scenario) -> Profile:
+    return load_profile(profile_choice(scenario).name)[0]
+
+
 def _memory_share(scenario: Scenario) -> str | None:
     """Return the share that the KV cache follows from; None where the scenario gives its size."""
     if scenario.fleet.kv_tokens is not None:
         return None
     share = scenario.fleet.gpu_memory_utilization
-    return f"{load_profile(scenario.fleet.profile)[0].memory.utilization if share is None else share:g}"
+    return f"{_profile(scenario).memory.utilization if share is None else share:g}"
 
 
 def _kv_blocks(scenario: Scenario) -> int | None:
@@ -127,7 +132,7 @@ def _kv_blocks(scenario: Scenario) -> int | None:
 
 def _tensor_parallel(scenario: Scenario) -> int | None:
     """Return over how many GPUs the profile spreads a replica; None: it runs on one, which is the default."""
-    gpus = load_profile(scenario.fleet.profile)[0].tensor_parallel
+    gpus = _profile(scenario).tensor_parallel
     return gpus if gpus > 1 else None
 
 

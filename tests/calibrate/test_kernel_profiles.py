@@ -21,6 +21,7 @@ from calibrate.kernels.surrogate import StepEnvelope, fit_surrogate, predict
 from sim.errors import InputError
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.policies.slot_memory import slots_bytes
+from sim.spec.gpus import GPUS
 from sim.spec.profile import StepCost, load_profile
 from sim.studies.fidelity.measured_runs import MODELS
 from sim.traffic.adapters import SHAPES
@@ -235,3 +236,10 @@ def test_engine_overhead_is_added_to_every_term() -> None:
     assert EngineOverhead().added_to(kernels) == kernels
     twice = predict(overhead.added_to(kernels, 2.0), [(8, 500, 0, 0, 0)], 200)[0]
     assert math.isclose(twice, 2 * predict(whole, [(8, 500, 0, 0, 0)], 200)[0], rel_tol=1e-6)
+
+
+def test_cards_have_the_names_and_labels_that_scenarios_know() -> None:
+    """A profile's device is its card's label; a scenario finds it by ``fleet.gpu``."""
+    assert {name: card.label for name, card in CARDS.items()} == {
+        gpu.name: gpu.label for gpu in GPUS.values() if gpu.tables
+    }

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from sim.errors import InputError
 from sim.spec.profile import load_profile
+from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario import Targets
 from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.traffic.adapters import GOLDEN, MODULES, ModelShape, Population, base_shape, modules_of, populate
@@ -161,7 +162,7 @@ def populate_as(adapters: Adapters, world: World, count: int) -> Population:
     """Return other adapters of a world's model; full models have the bytes of the profile's weights."""
     weights = 0
     if world.profile is not None:  # as on disk: full models keep the bits that a quantised base gave up
-        weights = load_profile(world.scenario.fleet.profile)[0].memory.weights_bytes
+        weights = load_profile(profile_choice(world.scenario).name)[0].memory.weights_bytes
     return populate(adapters, _model(world), count, weights)
 
 
