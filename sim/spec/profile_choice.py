@@ -108,7 +108,7 @@ def base_model_of(scenario: Scenario, profile: Profile | None) -> str:
     given = scenario.adapters.base_model
     if profile is None:
         return given or DEFAULT_MODEL
-    if given is not None and not _is_model(given, profile.model):
+    if given is not None and not is_model(given, profile.model):
         raise ScenarioError(
             "the profile was made for another base model",
             key="adapters.base_model",
@@ -125,7 +125,7 @@ def choice_notes(choice: ProfileChoice, scenario: Scenario, profile: Profile) ->
         return []
     gpus = f" over {profile.tensor_parallel} GPUs" if profile.tensor_parallel > 1 else ""
     more = f"; there is also {', '.join(choice.others)} (fleet.profile)" if choice.others else ""
-    engine, gpu = scenario.fleet.engine, _gpu_of(profile) or ""
+    engine, gpu = scenario.fleet.engine, gpu_of(profile) or ""
     if gpu and GPUS[gpu].tables and _family(engine) in _BUILT_FOR and _family(engine) != _family(_made(profile)):
         more += f"; to build one: {build_command(gpu, profile.model, engine, profile.tensor_parallel)}"
     what = f"{profile.model} on {gpu or profile.device}{gpus} under {engine_words(engine)}"
@@ -168,7 +168,7 @@ def build_command(gpu: str, model: str, engine: str, gpus: int) -> str:
 def _chosen(given_gpu: str | None, given_model: str | None, engine: str, gpus: int) -> ProfileChoice:
     gpu, model = given_gpu or DEFAULT_GPU, given_model or DEFAULT_MODEL
     shelf = _shelf()
-    found = [each for each in shelf if each.gpu == gpu and each.gpus == gpus and _is_model(model, each.model)]
+    found = [each for each in shelf if each.gpu == gpu and each.gpus == gpus and is_model(model, each.model)]
     if not found:
         raise _no_profile(shelf, _Shelved("", gpu, model, "", gpus, engine))
     found.sort(key=lambda each: _distance(each, engine, alone=len(found) == 1))
@@ -226,12 +226,12 @@ def _no_profile(shelf: Iterable[_Shelved], wanted: _Shelved) -> ScenarioError:
     """Return the error for a GPU and model without a profile: the nearest ones, and how to build it."""
 
     def unlike(each: _Shelved) -> tuple[int, float, int]:
-        same = (each.gpu == wanted.gpu, _is_model(wanted.model, each.model))
+        same = (each.gpu == wanted.gpu, is_model(wanted.model, each.model))
         likeness = difflib.SequenceMatcher(None, _plain(wanted.model), each.model).ratio()
         return -sum(same), -likeness, abs(each.gpus - wanted.gpus)
 
     near = sorted(shelf, key=unlike)
-    split = [each for each in near if each.gpu == wanted.gpu and _is_model(wanted.model, each.model)]
+    split = [each for each in near if each.gpu == wanted.gpu and is_model(wanted.model, each.model)]
     steps = []
     if split:
         counts = ", ".join(str(each.gpus) for each in sorted(split, key=lambda each: each.gpus))
@@ -255,7 +255,7 @@ def _no_profile(shelf: Iterable[_Shelved], wanted: _Shelved) -> ScenarioError:
 def _check_gpu(gpu: str, name: str) -> None:
     """Refuse a profile of another GPU than the scenario names."""
     profile, _ = load_profile(name)
-    found = _gpu_of(profile)
+    found = gpu_of(profile)
     if found != gpu:
         raise ScenarioError(
             "the profile is of another GPU",
@@ -266,7 +266,7 @@ def _check_gpu(gpu: str, name: str) -> None:
         )
 
 
-def _gpu_of(profile: Profile) -> str | None:
+def gpu_of(profile: Profile) -> str | None:
     """Return the GPU that a profile is of, as ``fleet.gpu`` has it; None: another device."""
     found = gpu_named(profile.device) or gpu_named(profile.name.partition("/")[0])
     return None if found is None else found.name
@@ -277,7 +277,7 @@ def _made(profile: Profile) -> str:
     return _shelved(profile.name).engine
 
 
-def _is_model(given: str, known: str) -> bool:
+def is_model(given: str, known: str) -> bool:
     """Return whether a name is that of a model: ``Qwen/Qwen2.5-14B-Instruct`` has the layers of ``qwen2.5-14b``."""
     return _plain(given) == _plain(known)
 

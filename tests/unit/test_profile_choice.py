@@ -38,7 +38,7 @@ def test_names_of_bundled_profiles_say_what_is_in_them() -> None:
         assert profile.name == name
         assert (shelved.model, shelved.gpus) == (profile.model, profile.tensor_parallel), name
         assert shelved.weights == ("" if profile.dtype in ("bf16", "fp16") else profile.dtype), name
-        assert shelved.gpu == (choices._gpu_of(profile) or ""), name
+        assert shelved.gpu == (choices.gpu_of(profile) or ""), name
         engine = profile.conditions.engine if profile.conditions else ""
         assert bool(shelved.engine) == bool(engine), name
         if engine:
