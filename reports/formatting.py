@@ -94,6 +94,7 @@ KEY_WORDS = {
     "fleet.kv_tokens": "KV tokens",
     "fleet.engine": "engine",
     "fleet.profile": "profile",
+    "fleet.gpu": "GPU",
     "fleet.tensor_parallel": "GPUs per replica",
     "fleet.fully_sharded_loras": "fully sharded LoRA",
     "fleet.gpu_memory_utilization": "GPU memory utilization",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sim.errors import InputError, did_you_mean
+from sim.spec.gpus import gpu_named
 
 MIB = 1 << 20
 DATA_SHEETS = "the maker's data sheets; memory as nvidia-smi shows it"
@@ -65,7 +66,7 @@ SCALED = {
         Card(
             "h100-64gb",
             "h100_sxm",
-            "NVIDIA H100 64GB HBM2e",
+            "NVIDIA H100 64GB",
             65247 * MIB,
             2.0e12,
             132,
@@ -76,23 +77,6 @@ SCALED = {
     )
 }
 """Cards that compute like one of these and have a slower memory."""
-_ALIASES = {
-    "a100-sxm4-40gb": "a100-40gb",
-    "a100": "a100-80gb",
-    "a100-sxm": "a100-80gb",
-    "a100-sxm4-80gb": "a100-80gb",
-    "a100_sxm": "a100-80gb",
-    "b200-180gb": "b200",
-    "b200-192gb": "b200",
-    "b200_sxm": "b200",
-    "h100": "h100-80gb",
-    "h100-sxm": "h100-80gb",
-    "h100_sxm": "h100-80gb",
-    "h200-141gb": "h200",
-    "h200-sxm": "h200",
-    "h200_sxm": "h200",
-    "l40s-48gb": "l40s",
-}
 
 
 def card_of(name: str) -> Card:
@@ -100,11 +84,9 @@ def card_of(name: str) -> Card:
 
     :raises InputError: for any other; lists those that there are.
     """
-    wanted = name.strip().lower().removeprefix("nvidia-").removeprefix("nvidia ").replace(" ", "-")
-    wanted = _ALIASES.get(wanted, wanted)
-    known = CARDS | SCALED
-    if wanted in known:
-        return known[wanted]
+    gpu, known = gpu_named(name), CARDS | SCALED
+    if gpu is not None and gpu.name in known:
+        return known[gpu.name]
     raise InputError(
         "there are no kernel tables for this GPU",
         key="--gpu",

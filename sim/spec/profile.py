@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from sim.errors import ScenarioError, did_you_mean
 from sim.reading import PROFILE_BYTES, brackets_fit, read_regular
 from sim.spec.base import Strict, located
 from sim.spec.files.tree import is_path
+from sim.spec.gpus import gpu_named
 
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
 """Limited like times in scenarios, so that simulations end."""
@@ -305,6 +307,17 @@ def bundled_profiles() -> list[str]:
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.json"))
 
 
+def _instead_of(name: str, known: Sequence[str]) -> str | None:
+    """Return what was probably meant by the name of no profile."""
+    gpu = gpu_named(name)
+    if gpu is not None:
+        return f"for this GPU set fleet.gpu: {gpu.name}, or choose from loraplan profiles list {gpu.name}"
+    models = sorted({each.split("/")[1] for each in known})
+    if name.lower() in models:
+        return f"for this base model set adapters.base_model: {name.lower()}"
+    return did_you_mean(name, known)
+
+
 def load_profile(name: str) -> tuple[Profile, str]:
     """Return a profile and the SHA-256 of its file.
 
@@ -324,7 +337,7 @@ def load_profile(name: str) -> tuple[Profile, str]:
             key="fleet.profile",
             got=name,
             allowed="a path, or a name from loraplan profiles list",
-            hint=did_you_mean(name, known) or (error.strerror or ""),
+            hint=_instead_of(name, known) or (error.strerror or ""),
         ) from None
     try:
         if not brackets_fit(raw):

@@ -13,7 +13,14 @@ from sim.policies.costs import StepCosts, beyond_envelope
 from sim.policies.eviction import check_eviction
 from sim.policies.routing import check_router
 from sim.spec.profile import Profile
-from sim.spec.profile_choice import base_model_of, disturbance_notes, engine_notes, profile_of
+from sim.spec.profile_choice import (
+    base_model_of,
+    choice_notes,
+    disturbance_notes,
+    engine_notes,
+    profile_choice,
+    profile_of,
+)
 from sim.spec.scenario import Scenario
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population, base_shape
@@ -65,6 +72,7 @@ def build_world(scenario: Scenario) -> World:
     notes = list(traffic.notes) + _text_notes(scenario, traffic)
     if profile is not None and not fixed:
         slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
+        notes += choice_notes(profile_choice(scenario), scenario, profile)
         notes += engine_notes(scenario.fleet.engine, profile)
         notes += disturbance_notes(profile)
         notes += split_notes(scenario, profile)
@@ -153,7 +161,7 @@ def _check_base_steps(world: World) -> None:
         raise ScenarioError(
             "a step without adapters takes no time in this profile",
             key="fleet.profile",
-            got=world.scenario.fleet.profile,
+            got=world.scenario.fleet.profile or profile.name,
             hint="requests to the base model need fixed_s or tokens above 0",
         )
 

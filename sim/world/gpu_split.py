@@ -20,7 +20,7 @@ def check_gpus(scenario: Scenario) -> None:
     :raises ScenarioError: key ``fleet.tensor_parallel``.
     """
     fleet = scenario.fleet
-    if fleet.tensor_parallel in (None, 1):
+    if fleet.profile is None or fleet.tensor_parallel in (None, 1):  # without one, the choice of a profile says it
         return
     shape = base_shape(profile := load_profile(fleet.profile)[0])
     if not shape.fits(fleet.tensor_parallel):

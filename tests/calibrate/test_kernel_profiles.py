@@ -22,6 +22,7 @@ from calibrate.kernels.other_memory import OtherMemory
 from calibrate.kernels.profile_from_kernels import cost_draws
 from calibrate.kernels.surrogate import StepEnvelope, fit_surrogate, predict
 from sim.errors import InputError
+from sim.spec.gpus import GPUS
 from sim.spec.profile import StepCost, load_profile
 from sim.traffic.adapters import SHAPES
 
@@ -291,3 +292,10 @@ def test_engine_overhead_is_added_to_every_term() -> None:
     assert EngineOverhead().added_to(kernels) == kernels
     twice = predict(overhead.added_to(kernels, 2.0), [(8, 500, 0, 0, 0)], 200)[0]
     assert math.isclose(twice, 2 * predict(whole, [(8, 500, 0, 0, 0)], 200)[0], rel_tol=1e-6)
+
+
+def test_cards_have_the_names_and_labels_that_scenarios_know() -> None:
+    """A profile's device is its card's label; a scenario finds it by ``fleet.gpu``."""
+    assert {name: card.label for name, card in (CARDS | SCALED).items()} == {
+        gpu.name: gpu.label for gpu in GPUS.values()
+    }
