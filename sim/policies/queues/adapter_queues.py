@@ -29,7 +29,7 @@ class AdapterQueues(WaitingQueue):
         has no such rule; without it, adapters whose loads outlast the cycle could come and go without being used.
     """
 
-    by_turns = True
+    takes_turns = True
 
     def __init__(
         self, cache: GpuCache, request_load: Callable[[Request], None], now: Callable[[], float], cycle_s: float
@@ -53,7 +53,7 @@ class AdapterQueues(WaitingQueue):
         self._beyond: list[tuple[int, int]] = []
         self._base_model: int | None = None
 
-    def serve_base_model(self, number: int) -> None:
+    def admit_base_model(self, number: int) -> None:
         """Admit requests without an adapter, under this adapter number, at any time."""
         self._base_model = number
         self._active[number] = inf
