@@ -157,7 +157,7 @@ def _check_base_steps(world: World) -> None:
     profile = world.profile
     if profile is None or world.kv_tokens is None or not world.serves_base_model:
         return
-    if StepCosts(profile.step, 1, 1).beside_base_model().least_s <= 0:
+    if StepCosts(profile.step, 1, 1).with_base_model().least_s <= 0:
         raise ScenarioError(
             "a step without adapters takes no time in this profile",
             key="fleet.profile",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
@@ -26,7 +27,7 @@ from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.per_adapter import PerAdapterQueues
 from sim.world.replica.modes.prefetching import Prefetching
-from sim.world.replica.modes.protected import LoadsAtAdmission, LoadsAtArrival, LoadsInSteps, claiming_in_steps
+from sim.world.replica.modes.protected import LoadsAtAdmission, LoadsAtArrival, LoadsInSteps
 from sim.world.replica.modes.unified import Unified
 from sim.world.replica.modes.vllm_lru import VllmLru
 from sim.world.replica.server import ReplicaParts, Server
@@ -77,7 +78,7 @@ def make_mode(
     if mode == modes.PER_ADAPTER:
         return PerAdapterQueues(parts, scenario.cache.cycle)
     if mode == modes.IN_STEPS:
-        return LoadsInSteps(parts, claiming_in_steps(parts, stop=stop), discards=discards)
+        return LoadsInSteps(parts, ClaimingQueue(parts.cache, None, stop=stop), discards=discards)
     if mode == modes.AT_ARRIVAL:
         return LoadsAtArrival(parts, discards=discards)
     at_admission = Prefetching if mode == modes.PREFETCHING else LoadsAtAdmission

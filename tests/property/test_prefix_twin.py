@@ -30,11 +30,11 @@ class Simulated:
 
     def __init__(self, rules: Rules, adapters: int, kv: KvStore) -> None:
         cache = VllmLruCache(adapters, rules.max_loras, max(adapters, rules.max_loras), SetOrder(range(adapters)))
-        waiting = ClaimingQueue(cache, _never, stop=False, blocking=True, gives_up=True)
+        waiting = ClaimingQueue(cache, None, stop=False, gives_up=True)
         costs = StepCosts(StepCost(), rules.max_loras, rules.max_tokens)
         limits = Limits(rules.max_seqs, rules.max_tokens, rules.whole_prompt)
         self.scheduler = Scheduler(limits, kv, waiting, [0] * adapters, costs)
-        self.scheduler.serve_base_model(cache.serve_base_model())
+        self.scheduler.admit_base_model(cache.serve_base_model())
         self.cache = cache
         self._pushed = 0
 
@@ -61,10 +61,6 @@ class Simulated:
         for request in finished:
             self.cache.release(request.adapter)
         return [request.index for request in finished]
-
-
-def _never(request: Request) -> None:
-    raise AssertionError("blocking loads are never requested ahead")
 
 
 def drawn(seed: int) -> tuple[Rules, Traffic, list[Coming]]:

@@ -36,7 +36,7 @@ class KvStore(ABC):
     knows full blocks by their content as well (prefix caching). Such a store works like this:
 
     - ``cached_tokens`` finds the longest run of full blocks with the request's content, without its last token: one
-      token at least is computed. It changes nothing.
+      token at least is computed. It takes nothing, so the request may still be turned away.
     - ``take`` counts blocks without a user as free, cached or not, except those that the request shares. It shares
       the cached blocks first and takes new ones from the head of the free queue, which evicts their content. Blocks
       that it fills can be found by the next request of the same step.
