@@ -108,6 +108,18 @@ def test_a_broken_off_run_keeps_its_samples(tmp_path: Path, number: signal.Signa
         ),
         (("steps", "--device", "cpu", "--model", "tiny", "--backend", "sgmv"), "--backend: unknown backend (got sgmv"),
         (("steps", "--device", "cpu", "--model", "llama-2-70b"), "too little memory: 80 layers need at least"),
+        (
+            ("steps", "decode", "--device", "cpu", "--model", "tiny"),
+            "PART: unknown part of the steps (got decode, allowed: base-decode, lora-decode, prefill, backends, eager)",
+        ),
+        (
+            ("loads", "cold", "--device", "cpu", "--model", "tiny"),
+            "PART: unknown part of the loads (got cold, allowed: whole, concurrent, stages)",
+        ),
+        (
+            ("all", "--device", "cpu", "--model", "tiny", "--within", "9"),
+            "--within: a time needs its unit (got 9, allowed: a time such as 9min or 540s)",
+        ),
         (("fit", ".", "--out", "p.json"), "DIR: nothing to fit in this folder"),
     ],
 )
@@ -116,6 +128,21 @@ def test_wrong_input_is_explained(loraplan: CommandLine, arguments: tuple[str, .
     assert ended.code == 2
     assert words in ended.err
     assert ended.err.startswith("error: ")
+
+
+def test_steps_of_which_a_kind_is_missing_are_not_fitted(loraplan: CommandLine, tmp_path: Path) -> None:
+    tiny = ("--device", "cpu", "--model", "tiny", "--quick", "--out", "cal", "--within", "0s")
+    ended = loraplan("calibrate", "steps", "lora-decode", *tiny)
+    assert ended.code == 1
+    assert "time is up (--within): the same command continues with what is left" in ended.err
+    ended = loraplan("calibrate", "loads", "whole", *tiny)
+    assert ended.code == 1
+    assert (tmp_path / "cal/adapters").exists(), "the same command continues with them"
+    ended = loraplan("calibrate", "fit", "cal", "--out", "p.json")
+    assert ended.code == 2
+    assert "steps.parquet: no base decode steps were timed" in ended.err
+    manifest = json.loads((tmp_path / "cal/loads.json").read_text())
+    assert manifest["slow_down"] is None
 
 
 def test_without_a_gpu_cuda_is_refused(loraplan: CommandLine) -> None:
