@@ -68,8 +68,8 @@ def _length_notes(scenario: Scenario, traffic: Traffic, kv_tokens: int | None) -
             )
         if most and law.longest >= most:
             notes.append(
-                f"workload.prefix.tokens goes up to {law.longest:,.0f}, and {what} is {most:,}: requests that begin with "
-                "such a text are refused"
+                f"workload.prefix.tokens goes up to {law.longest:,.0f}, and {what} is {most:,}: requests that begin "
+                "with such a text are refused"
             )
     sessions = workload.sessions
     if sessions is not None and sessions.history and not traffic.replayed:

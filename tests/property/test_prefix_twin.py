@@ -276,7 +276,10 @@ def test_where_nobody_shares_the_cache_changes_nothing(block: int) -> None:
         firsts = [one for one in coming if one.after is None]
         if sum(-(-(len(one.job.prompt) + len(one.job.answer)) // rules.size) for one in firsts) > rules.blocks:
             rules = replace(rules, max_seqs=1, max_tokens=max(rules.max_tokens, 2))  # nobody is ever preempted
-        stores = prefix_store(replace(rules, invocation_tokens=None), traffic.adapters), CountingStore(rules.blocks, rules.size)
+        stores = (
+            prefix_store(replace(rules, invocation_tokens=None), traffic.adapters),
+            CountingStore(rules.blocks, rules.size),
+        )
         results = []
         for store in stores:
             fresh = [replace(one, request=one.request.fresh_copy()) for one in firsts]

@@ -17,6 +17,7 @@ from sim.results.records import COMPLETED, OLD_PREFIX, Recording
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import facts_of
+from sim.studies.planning.what_if_changes import Change, changes
 from sim.traffic.request import Request
 from sim.world.build import build_world
 from sim.world.replication import simulate
@@ -531,3 +532,18 @@ def test_activated_lora_without_effect_and_with_full_models() -> None:
     mix = [{"share": 0.5, "kind": "lora"}, {"share": 0.5, "kind": "full"}]
     with pytest.raises(ValueError, match="full models share no blocks with the base model"):
         world({}, adapters={"count": 12, "mix": mix, "invocation_tokens": 40})
+
+
+def what_if_rows(built: World) -> list[Change]:
+    return [change for change in changes(built) if change.group == "prefix cache"]
+
+
+def test_a_what_if_turns_prefix_caching_off_or_on_where_requests_share_text() -> None:
+    on, off = (world({"prefix": PREFIX}, fleet={"prefix_caching": caching}) for caching in (True, False))
+    assert what_if_rows(on) == [Change("prefix cache", "no prefix caching", {"fleet.prefix_caching": False})]
+    assert what_if_rows(off) == [Change("prefix cache", "prefix caching", {"fleet.prefix_caching": True})]
+    assert what_if_rows(world({})) == [], "it would change nothing"
+    lorax = world({"prefix": PREFIX}, fleet={"engine": "lorax"}, cache={"gpu": {"size": "2 GB"}})
+    assert what_if_rows(lorax)[0].refused == "LoRAX has a prefix cache, off by default, but its rules are not known here"
+    by_text = world({"prefix": PREFIX}, fleet={"replicas": 2}, router={"policy": "affinity-prefix"})
+    assert what_if_rows(by_text)[0].note == "the router still goes by shared text"
