@@ -17,7 +17,15 @@ from sim.results.point import Metric, Point
 from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds
 
-TILES = ("ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loader_utilization", "throughput_rps")
+TILES = (
+    "ttft_p99_s",
+    "e2e_p99_s",
+    "tpot_mean_s",
+    "miss_ratio",
+    "prefix_hit_ratio",
+    "loader_utilization",
+    "throughput_rps",
+)
 ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
 _KEY_COLUMNS = (
     "ttft_p99_s",

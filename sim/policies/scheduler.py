@@ -143,13 +143,14 @@ class Scheduler:
 
         The scan for those may start loads of adapters, through the queue's ``pass_over``.
         """
-        kv, waiting, limits, step = self.kv, self.waiting, self.limits, self.decided
+        waiting, limits, step = self.waiting, self.limits, self.decided
         if step.prefills:
             step.prefills = []
         self.blocked, self._scanned, self._closed = UNBLOCKED, LOWEST_KEY, False
 
-        while not kv.reserve_decodes():
+        while not self.kv.reserve_decodes():
             self._preempt_newest(now)
+        kv = self.kv
         prompt_tokens, preempted = 0, self.blocked == BY_KV
         if waiting.ready or waiting.deferred or self._partial is not None:
             budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding)
@@ -270,6 +271,8 @@ class Scheduler:
 
     def _preempt_newest(self, now: float) -> None:
         """Take the newest request out of the batch. A step that preempts admits no request."""
+        self.kv = kv = self.kv.before_preemption()
+        self._caches = kv.caches
         request = self.running[next(reversed(self.running))]
         if request.last_step >= 0:
             request.generated = request.output_tokens - (request.last_step - self.decode_steps)

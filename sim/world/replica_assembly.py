@@ -13,6 +13,7 @@ from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.kv.kv_store import KvStore
 from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.kv.until_preemption import CountUntilPreemption
 from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.spec import adapter_modes as modes
@@ -131,11 +132,19 @@ def make_server(
 
 
 def _kv_store(world: World, kv_tokens: int) -> KvStore:
-    """Return an empty KV cache. Only where requests can share text, it has to know what its blocks contain."""
+    """Return an empty KV cache. Only where requests can share text, it has to know what all its blocks contain."""
     fleet = world.scenario.fleet
-    blocks = kv_tokens // fleet.block_size
+    blocks, uncached_last = kv_tokens // fleet.block_size, fleet.uncached_blocks == "last"
     if world.prefix_cache:
-        return PrefixStore(blocks, fleet.block_size, uncached_last=fleet.uncached_blocks == "last")
+        return PrefixStore(
+            blocks,
+            fleet.block_size,
+            uncached_last=uncached_last,
+            invocation_tokens=world.scenario.adapters.invocation_tokens or 0,
+            base_model=world.base_model,
+        )
+    if fleet.prefix_caching:
+        return CountUntilPreemption(blocks, fleet.block_size, uncached_last=uncached_last)
     return CountingStore(blocks, fleet.block_size)
 
 

@@ -33,7 +33,8 @@ class KvStore(ABC):
        requests that have ended.
 
     ``CountingStore`` only counts blocks, so that a boundary costs the same for a batch of any size. ``PrefixStore``
-    knows full blocks by their content as well (prefix caching). Such a store works like this:
+    knows full blocks by their content as well (prefix caching), ``CountUntilPreemption`` those of requests that have
+    been preempted. A store that knows content works like this:
 
     - ``cached_tokens`` finds the longest run of full blocks with the request's content, without its last token: one
       token at least is computed. It takes nothing, so the request may still be turned away.
@@ -92,6 +93,10 @@ class KvStore(ABC):
     @abstractmethod
     def steps_that_fit(self, steps: int) -> int:
         """Return how many of the next ``steps`` decode steps find the blocks they need."""
+
+    def before_preemption(self) -> KvStore:
+        """Return the store with which the scheduler goes on, before it preempts a request of this one."""
+        return self
 
     @abstractmethod
     def give_back(self, requests: list[Request]) -> None:
