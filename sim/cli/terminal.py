@@ -149,6 +149,8 @@ class TerminalTable:
             result.add_column(Text(self.head[index]), justify=justify, width=widths.get(index))
         for number, row in enumerate(self.rows):
             cells = [Text(row[index]) for index in columns if index < len(row)]
+            if self.keys not in columns and not any(row[index] for index in columns[self.keys :]):
+                continue  # a part further down has nothing to say of this row
             if self.fits and self.verdict_column in columns and number < len(self.verdicts):
                 style, mark = style_of(self.verdicts[number])
                 cells[columns.index(self.verdict_column)] = Text(f"{mark} {row[self.verdict_column]}".strip(), style)

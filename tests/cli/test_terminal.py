@@ -100,6 +100,18 @@ def test_a_command_stays_one_for_a_shell(width: int) -> None:
 # Tables
 
 
+def test_what_goes_on_below_leaves_out_rows_without_content() -> None:
+    from rich.console import Console
+
+    rows = [[f"metric {row}", "1.5 ms", "a remark of many words " * 3 if row == 2 else ""] for row in range(4)]
+    console = Console(width=50, highlight=False)
+    with console.capture() as captured:
+        console.print(TerminalTable(["metric", "value", "remark"], rows, words=(2,), fits=True))
+    text = captured.get()
+    assert [text.count(f"metric {row}") for row in range(4)] == [1, 1, 2, 1]
+    assert "remark of" in text
+
+
 @pytest.mark.parametrize("width", [40, *WIDTHS])
 def test_a_table_too_wide_goes_on_below_with_its_first_column(width: int) -> None:
     from rich.console import Console
@@ -165,6 +177,7 @@ def test_a_run_shows_key_metrics_by_groups_and_the_rest_with_all(
         assert f"\n{group}" in key
     assert "evictions" not in key
     more = int(re.findall(r"(\d+) more with --all, and in the report", key)[0])
+    monkeypatch.setenv("COLUMNS", "200")
     every = plain(terminal("run", "small.yaml", "--quiet", "--all").out)
     assert "\nevictions" in every
     shown = len(re.findall(r"\n(?:TTFT|TPOT, ITL|E2E|cache|load|    ) +(?!metric)\S.*\d", key))

@@ -305,7 +305,7 @@ def test_a_study_of_the_others_is_as_without_them() -> None:
         alone.curve,
         alone.laws,
         alone.sessions,
-    )  # two rows of four to compare
+    )
     assert alone.base_share == 0
 
 
@@ -677,4 +677,4 @@ def test_remedies_keep_them() -> None:
         ("lora", 64, 0.15),
         ("base", 16, 0.4),
         ("lora", 8, 0.45),
-    ]  # a row a kind would say no more
+    ]
