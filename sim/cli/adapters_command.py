@@ -51,7 +51,7 @@ class AdaptersOptions:
 def adapters(options: AdaptersOptions) -> None:
     """Count PEFT adapter folders by their headers: ranks, modules, sizes, and what an engine would make of them."""
     from sim.training.files.census import take_census
-    from sim.training.files.copies import find_copies
+    from sim.training.files.duplicates import find_copies
     from sim.training.files.engine_checks import ServingTarget, check_census, check_serving_target
 
     target = ServingTarget(options.engine, options.max_rank, options.base_model)
