@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.fit_command import MeasuredTable, predict_runs
+from sim.cli.commands.fit_command import MeasuredTable, predict_runs
 from sim.cli.options import JobsOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError

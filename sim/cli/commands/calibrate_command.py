@@ -65,7 +65,7 @@ def loads(options: SamplingOptions) -> None:
 @takes(SamplingOptions)
 def everything(options: SamplingOptions, layers: LayersOption = None) -> None:
     """Time steps and loads, and fit a profile to them: OUT/profile.json."""
-    from sim.cli.fit_command import fit
+    from sim.cli.commands.fit_command import fit
 
     _begin(options)
     profile = options.out / PROFILE
