@@ -140,6 +140,7 @@ def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
 
 
 def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_only: bool) -> None:
+    from reports.answers.change_findings import is_changed
     from reports.axes import make_axes
     from reports.tables.metric_tables import (
         base_model_table,
@@ -157,7 +158,8 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         table = terminal_table(points, axes, terms)
     else:
         table = grouped_table(points[0], terms) if key_only else metrics_table(points[0])
-    found = verdict(points[0], terms) if terms and len(points) == 1 else None
+    about_slo = terms and len(points) == 1 and not is_changed(points)  # else the headline is of something else
+    found = verdict(points[0], terms) if about_slo else None
     say_result(loaded.scenario.name, answer.headline, points, found)
     for sentence in (answer.binding_sentence, answer.headroom, *answer.details, traffic_sentence(points)):
         if sentence:
