@@ -30,7 +30,7 @@ from sim.world.replica.modes.per_adapter import PerAdapterQueues
 from sim.world.replica.modes.prefetching import Prefetching
 from sim.world.replica.modes.protected import LoadsAtAdmission, LoadsAtArrival, LoadsInSteps
 from sim.world.replica.modes.unified import Unified
-from sim.world.replica.modes.vllm_lru import VllmLru
+from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_caches import fetched_copies, gpu_cache, host_tier, unified_cache, vllm_cache
 from sim.world.replica_draws import ReplicaDraws

@@ -162,7 +162,7 @@ WORLD = (
     ),
     Mutant(
         "vllm-joined-load-is-a-miss",
-        "sim/world/replica/modes/vllm_lru.py",
+        "sim/world/replica/modes/vllm_lru_mode.py",
         "MISS if first[request.adapter] is request else DELAYED_HIT",
         "MISS",
         "two requests that bring in one adapter make one load",

@@ -301,8 +301,11 @@ def test_a_study_of_the_others_is_as_without_them() -> None:
     named = data.for_adapters()
     found, alone = (study_trace(each, "t.csv", fit_share=0.5, seed=1).facts for each in (data, named))
     assert (found.concentration, found.curve, found.laws, found.sessions) == (
-        alone.concentration, alone.curve, alone.laws, alone.sessions,
-    )  # fmt: skip  # two rows of four to compare
+        alone.concentration,
+        alone.curve,
+        alone.laws,
+        alone.sessions,
+    )
     assert alone.base_share == 0
 
 
@@ -671,5 +674,7 @@ def test_remedies_keep_them() -> None:
     kinds = (AdapterKind(share=0.4, kind="base"), AdapterKind(share=0.6, rank=8))
     found = mixed_in(AdapterKind(share=1, rank=64), 0.25, kinds)
     assert [(kind.kind, kind.rank, pytest.approx(kind.share)) for kind in found] == [
-        ("lora", 64, 0.15), ("base", 16, 0.4), ("lora", 8, 0.45),
-    ]  # fmt: skip  # a row a kind would say no more
+        ("lora", 64, 0.15),
+        ("base", 16, 0.4),
+        ("lora", 8, 0.45),
+    ]
