@@ -23,7 +23,6 @@ from sim.spec.sections.popularity_laws import GroupsPopularity, Popularity, Weig
 from sim.spec.sections.rollout_strategies import Rollout, check_rollouts
 from sim.spec.sections.routing import Router
 from sim.spec.sections.serving import (
-    DEFAULT_PROFILE,
     Cache,
     Fleet,
     GpuCache,
@@ -34,7 +33,6 @@ from sim.spec.sections.workload import Adapters, Targets, Workload
 from sim.spec.units import Seconds, Share
 
 __all__ = [
-    "DEFAULT_PROFILE",
     "Adapters",
     "Arrivals",
     "Cache",

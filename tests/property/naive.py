@@ -554,6 +554,7 @@ class Batching(Replica):
             + cost.per_kv_token_s * sum(job.prompt + job.generated for job in decodes)
             + cost.per_attended_token_s * sum(sum(range(a + 1, a + n + 1)) for _, n, a in chunks)
             + (cost.prefill_step_s if chunks else 0)
+            + (cost.decode_step_s if decodes else 0)
             + cost.per_passed_s * self.passed
             + lora
         )

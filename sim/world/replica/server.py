@@ -135,7 +135,8 @@ class Server(Replica):
     def _leave(self, requests: list[Request], now: float) -> None:
         """Let requests go that have their last token."""
         inside, index, cache, listener = self._inside, self.index, self.cache, self._listener
-        hears_ends, taken_over = self._hears_ends, list[Request]()
+        hears_ends = self._hears_ends
+        taken_over: list[Request] = []
         for request in requests:
             inside[index] -= 1
             self.inside_area += now
