@@ -836,8 +836,7 @@ class TwinClients:
         self.due = [self.think(first, client) for client in range(loop.concurrency)]
 
     def think(self, key: int, number: int) -> float:
-        think = self.loop.think
-        return think if isinstance(think, float) else float(think.ppf(np.array([uniform_draw(key, number)]))[0])
+        return float(self.loop.think.ppf(np.array([uniform_draw(key, number)]))[0])
 
     def go_on(self, now: float) -> None:
         for job in self.jobs:
