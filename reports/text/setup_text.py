@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sim.results.point import Point
 from sim.results.model import GpuShare
+from sim.results.point import Point
 from sim.spec.engines import engine_words
 from sim.spec.units import human_bytes
 
@@ -19,7 +19,11 @@ def setup_line(points: Sequence[Point]) -> str:
         _listed(each.model for each in setups),
         _listed(engine_words(each.engine) for each in setups),
         f"profile {profiles}" if profiles else "all times given by the scenario" if setups else "",
-        _listed(f"{gpu_words(each.share.replicas, each.share.gpus)}; {_held(each.share)}" for each in setups if each.share is not None),
+        _listed(
+            f"{gpu_words(each.share.replicas, each.share.gpus)}; {_held(each.share)}"
+            for each in setups
+            if each.share is not None
+        ),
     ]
     return " · ".join(part for part in parts if part)
 
@@ -31,7 +35,9 @@ def gpu_words(replicas: int, gpus: int) -> str:
 
 def _held(share: GpuShare) -> str:
     """Return what each GPU holds, and what a load brings to it."""
-    kept = "" if share.slot_bytes is None else f"each GPU keeps {share.slots:,} slots of {human_bytes(share.slot_bytes)}; "
+    kept = (
+        "" if share.slot_bytes is None else f"each GPU keeps {share.slots:,} slots of {human_bytes(share.slot_bytes)}; "
+    )
     return f"{kept}a load copies up to {human_bytes(share.load_bytes or 0)} to each GPU"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sim.results.metric_state import SETTLED, TRUSTED, Kind, State, stored_state
-from sim.results.model import Capacity, HeldBack, Impact, Setup, Timeline, known_fields
+from sim.results.model import Capacity, HeldBack, Impact, Setup, Timeline
 
 UNITS = {
     "miss_ratio": "1",

@@ -41,7 +41,10 @@ def test_each_gpu_holds_the_buffers_that_vllm_allocates(row: dict[str, Any]) -> 
     for group, names in GROUPS.items():
         for side, buffers in enumerate(row["lora"][group]):
             expected = [prod(buffer) for buffer in buffers]
-            assert [int(SLOTS * RANK * split.sides(shape, name)[side]) for name in names] == expected, (group, "AB"[side])
+            assert [int(SLOTS * RANK * split.sides(shape, name)[side]) for name in names] == expected, (
+                group,
+                "AB"[side],
+            )
     order = [prod(each) for group in GROUPS for side in row["lora"][group] for each in side]
     in_layers = list(slot_buffers(replace(shape, lora_embeddings=False), SLOTS, RANK, split))
     assert in_layers == [2 * count for count in order] * shape.layers

@@ -19,8 +19,8 @@ from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.spec.engine_flags import beyond_flags, engine_flags, why_no_flags
 from sim.spec.files.yaml_text import yaml_text
-from sim.spec.scenario_file import LoadedScenario
 from sim.spec.profile_choice import profile_of
+from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.studies.execution import Execution
 from sim.studies.planning.candidates import Variable, variables
@@ -161,7 +161,7 @@ def _check_gpus(loaded: LoadedScenario, plan: Plan) -> None:
                 f"a replica of the profile {profile.name} has another number of GPUs",
                 key=f"plan.fleets.{number}.gpus",
                 got=fleet.gpus,
-                allowed=profile.tensor_parallel,
+                allowed=str(profile.tensor_parallel),
                 hint="remove it: the number is that of the profile",
             )
 
