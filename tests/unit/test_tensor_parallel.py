@@ -166,7 +166,7 @@ def test_the_share_of_memory_that_the_engine_may_use_is_of_all_gpus() -> None:
     assert kv_tokens(most) - kv_tokens(less) == pytest.approx(
         0.1 * memory.total_bytes / memory.kv_bytes_per_token, abs=32
     )
-    said = refusal(SCENARIO, "fleet.gpu_memory_utilization=0.5")
+    said = refusal(SCENARIO, "fleet.gpu_memory_utilization=0.45")
     assert "fleet.gpu_memory_utilization: this share of 2 x NVIDIA H200 is too small for the weights" in said
 
 
