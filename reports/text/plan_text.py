@@ -26,6 +26,7 @@ from sim.results.verdict import MET, NOT_MET, UNCLEAR, out_of_hand
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
+    from sim.results.run_directory.study_records import PlanRecord
 
 
 def plan_answer(data: RunData) -> Answer:
@@ -151,18 +152,28 @@ def _details(read: PlanReading) -> list[str]:
         said.append(f"Too close to call: {maybe} may do as well.")
     if read.feasible and not record.edge_key and not record.doubtful:
         said.append(_at_the_end(read))
-    said += [_other_edge(read), _unserved(read), _next_step(read)]
-    said += [f"{refused.why}." for refused in record.refused[:1]]
+    said += [_other_edge(read), _unserved(read), _next_step(read), _left_out(read)]
     return [sentence for sentence in said if sentence]
 
 
 def _at_the_end(read: PlanReading) -> str:
     if read.record.edge_refused:
         return f"The next value, {read.phrase(read.record.edge_set or {})}, can't be built: {read.record.edge_refused}."
-    if read.record.fleets:
+    if read.record.fleets or read.record.refused:
         return ""
     more = "larger" if read.record.direction == "maximize" else "smaller"
     return f"This is the end of the range; {more} values were not tried."
+
+
+def _left_out(read: PlanReading) -> str:
+    """Name designs that are not possible and that the search left out, with the reason for the first."""
+    record = read.record
+    if not record.refused:
+        return ""
+    named = "; ".join(read.phrase(design.set) for design in record.refused)
+    more = max(record.refused_count, len(record.refused)) - len(record.refused)
+    others = f"; and {more:,} more" if more else ""
+    return f"Left out, because they are not possible: {named}{others}. {record.refused[0].why}."
 
 
 def _other_edge(read: PlanReading) -> str:
@@ -206,12 +217,18 @@ def _next_step(read: PlanReading) -> str:
     )
 
 
+def _refused_part(record: PlanRecord) -> str:
+    """Return what the next more wanted design would need more of."""
+    return "host memory" if (record.edge_refused_key or "").startswith("cache.host") else "GPU memory"
+
+
 def _binding(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one."""
     found = find_binding(read)
     name, sentence = _limit(found)
     if found.hindrance is Hindrance.NOTHING_SMALLER:
-        return "GPU memory", f"Less is not possible: {read.record.edge_refused}."
+        more = "More" if read.record.direction == "maximize" else "Less"
+        return _refused_part(read.record), f"{more} is not possible: {read.record.edge_refused}."
     if found.hindrance is Hindrance.AT_ANSWER:
         return name, f"At the answer: {sentence}"
     if found.hindrance is Hindrance.LIMIT:

@@ -43,6 +43,8 @@ class Setup:
     :ivar device, model, profile: as the profile names them; empty where the scenario gives all times itself.
     :ivar engine: whose rules the replicas follow.
     :ivar status: of the profile: ``measured``, ``derived`` or ``assumed``; empty without one.
+    :ivar chosen: how near the profile's engine is, where it was chosen; empty: the scenario names the profile.
+    :ivar assumed: what was assumed because the scenario doesn't name it: ``GPU``, ``base model``.
     :ivar share: what each GPU holds; None: a replica runs on one GPU.
     """
 
@@ -51,6 +53,8 @@ class Setup:
     model: str = ""
     profile: str = ""
     status: str = ""
+    chosen: str = ""
+    assumed: str = ""
     share: GpuShare | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import TYPE_CHECKING
 
 from sim.errors import ScenarioError
 from sim.spec.profile import Profile, bundled_profiles, load_profile
-
-if TYPE_CHECKING:
-    from sim.spec.sections.serving import Fleet
 
 _PARALLEL = re.compile(r"-tp(\d+)$")
 
@@ -27,21 +23,20 @@ def siblings(name: str) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def fleet_profile(fleet: Fleet) -> str:
-    """Return the name of a fleet's profile: the one that it names, or its sibling for ``fleet.tensor_parallel`` GPUs.
+def sibling_profile(name: str, gpus: int | None) -> str:
+    """Return the name of a profile, or of its sibling for so many GPUs of a replica; None: as many as it has.
 
     :raises ScenarioError: if there is no profile for so many GPUs; key ``fleet.tensor_parallel``.
     """
-    gpus = fleet.tensor_parallel
     if gpus is None:
-        return fleet.profile
-    profile, _ = load_profile(fleet.profile)
+        return name
+    profile, _ = load_profile(name)
     if profile.tensor_parallel == gpus:
-        return fleet.profile
-    known = siblings(fleet.profile)
+        return name
+    known = siblings(name)
     if gpus in known:
         return known[gpus]
-    there = {profile.tensor_parallel: fleet.profile} | known
+    there = {profile.tensor_parallel: name} | known
     raise ScenarioError(
         f"there is no profile of {profile.model} for so many GPUs on this device and engine",
         key="fleet.tensor_parallel",

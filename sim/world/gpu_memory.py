@@ -8,7 +8,7 @@ from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.policies.slot_memory import slots_bytes
-from sim.spec.engine_flags import vllm_rank
+from sim.spec.engine_flags.vllm_flags import vllm_rank
 from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
@@ -41,7 +41,9 @@ def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Populatio
     """
     fleet, gpu = scenario.fleet, scenario.cache.gpu
     if StepCosts(profile.step, 1, 1).least_s <= 0:
-        raise ScenarioError("a step of this profile takes no time", key="fleet.profile", got=fleet.profile)
+        raise ScenarioError(
+            "a step of this profile takes no time", key="fleet.profile", got=fleet.profile or profile.name
+        )
     if fleet.kv_tokens is not None:
         least = fleet.block_size * (1 + fleet.reserved_kv_blocks)
         if fleet.kv_tokens < least:

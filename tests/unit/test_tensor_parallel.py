@@ -12,10 +12,11 @@ import loraplan
 from reports.text.setup_text import setup_line
 from sim.errors import InputError
 from sim.results.point import Point
-from sim.spec.engine_flags import engine_flags
+from sim.spec.engine_flags.command_lines import engine_flags
 from sim.spec.profile import load_profile
+from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario_file import load_scenario
-from sim.spec.sibling_profiles import fleet_profile, siblings
+from sim.spec.sibling_profiles import siblings
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.planning.plan_study import check_plan
 from sim.traffic.adapters import MODULES, SHAPES
@@ -65,8 +66,8 @@ def test_siblings_have_the_same_device_model_and_engine() -> None:
 def test_a_profile_of_ones_own_keeps_its_number_of_gpus(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(load_profile(H200.format(4))[0].model_dump_json())
-    fleet = load_scenario(SCENARIO, [f"fleet.profile={path}", "fleet.tensor_parallel=4"]).scenario.fleet
-    assert fleet_profile(fleet) == str(path)
+    scenario = load_scenario(SCENARIO, [f"fleet.profile={path}", "fleet.tensor_parallel=4"]).scenario
+    assert profile_choice(scenario).name == str(path)
     assert "(got 2, allowed: 4 (" in refusal(SCENARIO, f"fleet.profile={path}", "fleet.tensor_parallel=2")
 
 
@@ -79,10 +80,21 @@ def test_a_profile_of_ones_own_keeps_its_number_of_gpus(tmp_path: Path) -> None:
             "fleet.tensor_parallel: llama-3.1-70b can't be split over so many GPUs: it has 64 attention heads and 8 KV "
             "heads (got 3, allowed: 1, 2, 4, 8, 16, 32, 64)",
         ),
-        (SCENARIO, ["fleet.tensor_parallel=0"], "--set: fleet.tensor_parallel: out of range (got 0, allowed: above 0)"),
+        (
+            SCENARIO,
+            [f"fleet.profile={H200.format(4)}", "fleet.tensor_parallel=3"],
+            "fleet.tensor_parallel: llama-3.1-70b can't be split over so many GPUs: it has 64 attention heads and 8 KV "
+            "heads (got 3,",
+        ),
         (
             SCENARIO,
             ["fleet.tensor_parallel=8"],
+            "fleet.tensor_parallel: there is no profile of llama-3.1-70b on 8 GPUs of kind h200 (got 8, allowed: ",
+        ),
+        (SCENARIO, ["fleet.tensor_parallel=0"], "--set: fleet.tensor_parallel: out of range (got 0, allowed: above 0)"),
+        (
+            SCENARIO,
+            [f"fleet.profile={H200.format(2)}", "fleet.tensor_parallel=8"],
             "fleet.tensor_parallel: there is no profile of llama-3.1-70b for so many GPUs on this device and engine "
             f"(got 8, allowed: 2 ({H200.format(2)}), 4 ({H200.format(4)})); build it: loraplan profiles build --gpu "
             "h200 --model llama-3.1-70b --tp 8, and give its path as fleet.profile",
@@ -110,7 +122,7 @@ def test_a_profile_of_ones_own_keeps_its_number_of_gpus(tmp_path: Path) -> None:
         ),
         (
             SCENARIO,
-            ["fleet.fully_sharded_loras=true", "fleet.engine=continuous", "fleet.profile={odd}"],
+            ["fleet.fully_sharded_loras=true", "fleet.tensor_parallel=32", "fleet.profile={odd}"],
             "fleet.fully_sharded_loras: vLLM splits A along its rank, so the rank of slots must be a multiple of the "
             "GPUs of a replica (got true with rank 16 over 32 GPUs",
         ),
@@ -178,7 +190,7 @@ def test_a_load_reads_the_whole_file_and_copies_a_share_to_each_gpu(tmp_path: Pa
     path.write_text(profile.model_copy(update={"load": load}).model_dump_json())
     seconds = {}
     for fully in ("false", "true"):
-        world = world_of(f"fleet.profile={path}", f"fleet.fully_sharded_loras={fully}")
+        world = world_of(f"fleet.profile={path}", "fleet.tensor_parallel=4", f"fleet.fully_sharded_loras={fully}")
         storage, host = tier_times(world.scenario, world.profile, world.population)
         alone = AdapterTimes(load.storage, world.population)
         first, half = np.array([0]), np.array([0.5])
@@ -221,7 +233,9 @@ def test_results_say_how_many_gpus_and_what_each_holds() -> None:
 def test_a_replica_on_one_gpu_is_described_as_before() -> None:
     point = evaluate_scenario(load_scenario("quickstart", SMALL).scenario, EvaluationOptions(draws=False)).point
     assert point.setup is not None
-    assert set(point.setup.to_json()) == {"engine", "device", "model", "profile", "status"}
+    assert point.setup.share is None
+    assert "share" not in point.setup.to_json()
+    assert "GPUs" not in setup_line([point])
 
 
 def test_a_sweep_over_the_gpus_of_a_replica(tmp_path: Path) -> None:
@@ -238,11 +252,11 @@ def test_a_sweep_over_the_gpus_of_a_replica(tmp_path: Path) -> None:
 
 
 def test_flags_say_how_a_replica_is_spread() -> None:
-    plain = engine_flags(load_scenario(SCENARIO, ["fleet.tensor_parallel=4"]).scenario)["vLLM"]
+    plain = engine_flags(load_scenario(SCENARIO, ["fleet.tensor_parallel=4"]).scenario, None)["vLLM"]
     assert "--tensor-parallel-size 4" in plain
     assert "--fully-sharded-loras" not in plain
     sharded = load_scenario(SCENARIO, ["fleet.tensor_parallel=4", "fleet.fully_sharded_loras=true"]).scenario
-    assert "--fully-sharded-loras " in engine_flags(sharded)["vLLM"]
+    assert "--fully-sharded-loras " in engine_flags(sharded, None)["vLLM"]
 
 
 def test_prices_are_per_gpu_and_a_replica_has_those_of_its_profile(tmp_path: Path) -> None:

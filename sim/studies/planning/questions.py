@@ -200,7 +200,7 @@ def _start(count: int, design: Callable[[int], PlanDesign], terms: Mapping[str, 
 
 def _strain(found: Screened, terms: Mapping[str, float]) -> float:
     """Return the worst load, or the miss ratio over its target: above 1 a design hardly ever meets the SLO."""
-    strains = [found.loader_load, found.gpu_load]
+    strains = [load or 0.0 for load in (found.loader_load, found.gpu_load)]
     if terms.get("miss_ratio"):
         strains.append(found.miss_ratio / terms["miss_ratio"])
     return max(strains)
