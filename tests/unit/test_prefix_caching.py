@@ -544,6 +544,8 @@ def test_a_what_if_turns_prefix_caching_off_or_on_where_requests_share_text() ->
     assert what_if_rows(off) == [Change("prefix cache", "prefix caching", {"fleet.prefix_caching": True})]
     assert what_if_rows(world({})) == [], "it would change nothing"
     lorax = world({"prefix": PREFIX}, fleet={"engine": "lorax"}, cache={"gpu": {"size": "2 GB"}})
-    assert what_if_rows(lorax)[0].refused == "LoRAX has a prefix cache, off by default, but its rules are not known here"
+    assert (
+        what_if_rows(lorax)[0].refused == "LoRAX has a prefix cache, off by default, but its rules are not known here"
+    )
     by_text = world({"prefix": PREFIX}, fleet={"replicas": 2}, router={"policy": "affinity-prefix"})
     assert what_if_rows(by_text)[0].note == "the router still goes by shared text"

@@ -103,3 +103,22 @@ def test_a_request_sent_again_counts_what_it_finds_then() -> None:
     replica.run_until_empty()
     assert again.cached_tokens == 0
     assert not replica.kv.found_outdated(1)
+
+
+@pytest.mark.parametrize("shared", [0, 40, 320])
+def test_a_turn_finds_the_prompt_of_the_turn_that_still_runs(shared: int) -> None:
+    replica = Replica()
+    first = replica.push(0, 165, 50)
+    first.shared, first.text_key = (((min(shared, 165), 0),) if shared else ()), 7
+    while not replica.kv.decoding:
+        replica.step()
+    later = replica.push(1, 165 + 50 + 30, 5)
+    later.shared, later.text_key = first.shared, 7
+    replica.step()
+    assert first.index in replica.scheduler.running
+    assert later.cached_tokens == 160
+    replica.run_until_empty()
+    last = replica.push(2, 245 + 5 + 20, 5)
+    last.shared, last.text_key = first.shared, 7
+    replica.run_until_empty()
+    assert last.cached_tokens == 240, "of 249 tokens, all but those of the last block"
