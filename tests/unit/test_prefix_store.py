@@ -6,7 +6,9 @@ import pytest
 
 from sim.policies.admission import ReadyQueue
 from sim.policies.costs import StepCosts
+from sim.policies.kv.kv_store import KvStore
 from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.kv.until_preemption import CountUntilPreemption
 from sim.policies.scheduler import Limits, Scheduler
 from sim.spec.profile import StepCost
 from sim.traffic.request import Request
@@ -17,9 +19,9 @@ SIZE, BLOCKS, BUDGET = 16, 1000, 64
 class Replica:
     """A scheduler with a prefix store and one adapter; steps take a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, kv: KvStore | None = None) -> None:
         self.queue = ReadyQueue()
-        self.kv = PrefixStore(BLOCKS, SIZE)
+        self.kv = kv or PrefixStore(BLOCKS, SIZE)
         costs = StepCosts(StepCost(), 4, BUDGET)
         self.scheduler = Scheduler(Limits(8, BUDGET), self.kv, self.queue, [8], costs)
         self.now = 0.0
@@ -88,6 +90,23 @@ def test_a_prompt_half_computed_by_old_weights_is_outdated() -> None:
     assert later.cached_tokens == 160
     assert replica.kv.found_outdated(1)
     assert not replica.kv.found_outdated(1), "it is asked once"
+
+
+@pytest.mark.parametrize(("forgets", "found"), [(False, True), (True, False)])
+def test_a_preempted_request_finds_its_blocks_unless_its_weights_have_changed(forgets: bool, found: bool) -> None:
+    replica = Replica(CountUntilPreemption(20, SIZE))
+    replica.push(0, 120, 60)
+    replica.push(1, 120, 60)
+    while not replica.scheduler.preempted:
+        if forgets and replica.kv.decoding == 2:
+            replica.kv.forget(0)
+        replica.step()
+    while replica.scheduler.running or replica.queue.ready:
+        replica.step()
+    store = replica.scheduler.kv
+    assert isinstance(store, PrefixStore)
+    assert store.again_tokens > 120
+    assert (store.again_cached_tokens > 0) == found
 
 
 def test_a_request_sent_again_counts_what_it_finds_then() -> None:

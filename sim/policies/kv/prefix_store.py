@@ -72,6 +72,10 @@ class PrefixStore(PrefixLookup):
                 self._phases[(tokens - 1 - step) % self.size] += 1
         self.reserve_decodes()
 
+    def lose(self, indices: set[int]) -> None:
+        """Let no request find what these running ones hold, or compute from now on."""
+        self._lost |= indices & self.running.keys()
+
     # Take -----------------------------------------------------------------------------------------------------------
 
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
