@@ -25,6 +25,7 @@ from sim.results.run_directory.result_files import write_atomically, write_json,
 from sim.spec.engine_versions import versions_of
 from sim.spec.engines import ENGINES
 from sim.spec.profile import load_profile
+from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import model_shape
@@ -144,10 +145,10 @@ def _job(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say) 
             got=scenario.fleet.replicas,
             hint="set fleet.replicas=1, or give --url of a router",
         )
-    profile = str(folder / PROFILE) if options.fit else options.profile or scenario.fleet.profile
+    profile = str(folder / PROFILE) if options.fit else options.profile or profile_choice(scenario).name
     base_model = scenario.adapters.base_model
     if not options.fit or base_model is None:  # a wrong name must fail before the measurement
-        known = load_profile(scenario.fleet.profile if options.fit else profile)[0].model
+        known = load_profile(profile_choice(scenario).name if options.fit else profile)[0].model
         base_model = base_model or known
         if not options.fit and known != base_model:
             raise InputError(

@@ -91,6 +91,10 @@ _ROOM: Mapping[Room, str] = {
         "The engine loads from storage within its steps for {busy} of the time. Sweep the arrival rate to see how much "
         "more traffic fits."
     ),
+    Room.CLOSED_LOOP: (
+        "A closed loop does not show the headroom: its clients wait for their answers, so a slower fleet gets fewer "
+        "requests. Sweep workload.arrivals.concurrency to see how latency grows with their number."
+    ),
     Room.OVERLOADED: "There is no headroom. The offered load is {load} of capacity; reduce it by at least {excess}.",
     Room.ADAPTERS_IN_USE: (
         "Up to {peak:,.0f} adapters were in use or requested at the same time, with {of:,.0f} slots. "

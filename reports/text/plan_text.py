@@ -20,6 +20,7 @@ from reports.text.answer_text import Answer
 from reports.text.confidence_text import confidence
 from reports.text.limit_text import headroom, limit_sentence
 from reports.text.metric_text import capital, term_sentence, unserved_words
+from reports.text.setup_text import gpu_words
 from sim.results.point import Point
 from sim.results.verdict import MET, NOT_MET, UNCLEAR, out_of_hand
 
@@ -74,7 +75,8 @@ def _headline(read: PlanReading) -> str:
     if record.fleets:
         total = answer["price"]
         return (
-            f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)} of "
+            f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)}"
+            f"{_in_gpus(answer)} of "
             f"{answer['fleet']} for {_money(total)} an hour: "
             f"the cheapest of {len(record.fleets)} fleets that meets the SLO."
         )
@@ -92,6 +94,11 @@ def _headline(read: PlanReading) -> str:
 def _and_full(count: int) -> str:
     """Return the replicas of full models that run in addition to those counted."""
     return f" and {count} for full models" if count else ""
+
+
+def _in_gpus(answer: dict[str, Any]) -> str:
+    """Return the GPUs of a fleet whose replicas have several each."""
+    return f" ({answer['gpus']:,} GPUs)" if "gpus" in answer else ""
 
 
 def _of_range(read: PlanReading) -> str:
@@ -134,7 +141,11 @@ def _details(read: PlanReading) -> list[str]:
     for row in record.fleets:
         total = ""
         if row.total is not None:
-            total = f"{_count(row.replicas or 0, 'replica')}{_and_full(row.full_replicas)}, {_money(row.total)} an hour"
+            count = row.replicas or 0
+            fleet = f"{_count(count, 'replica')}{_and_full(row.full_replicas)}"
+            if row.gpus > 1:
+                fleet = gpu_words(count + row.full_replicas, row.gpus)
+            total = f"{fleet}, {_money(row.total)} an hour"
         said.append(f"{row.fleet} at {_money(row.price)} per GPU hour: {total or row.word}.")
     if read.feasible and record.doubtful:
         maybe = "; ".join(read.phrase(set_) for set_ in record.doubtful[:4])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -131,6 +132,22 @@ def is_same_engine(name: str, other: str) -> bool:
     row = versions_of(name)
     version = one[2] or (row.preset.rpartition("-")[2] if row and "-" in row.preset else None)
     return version is None or two[2] is None or version.split(".")[:2] == two[2].split(".")[:2]
+
+
+def version_distance(name: str, other: str) -> float:
+    """Return how many minor versions lie between two names of one engine; a name without a version is its newest.
+
+    :return: infinite where a version is not known.
+    """
+    numbers = []
+    for each in (name, other):
+        found, row = _LOOSE.fullmatch(_bare(each)), versions_of(each)
+        version = (found and found[2]) or (row.preset.rpartition("-")[2] if row else None)
+        if version is None:
+            return math.inf
+        major, minor = (*map(int, version.split(".")), 0)[:2]
+        numbers.append(1000 * major + minor)
+    return float(abs(numbers[0] - numbers[1]))
 
 
 def suggest_engine(name: str, known: Iterable[str]) -> str | None:

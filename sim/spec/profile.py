@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from sim.errors import ScenarioError, did_you_mean
 from sim.reading import PROFILE_BYTES, brackets_fit, read_regular
 from sim.spec.base import Strict, located
 from sim.spec.files.tree import is_path
+from sim.spec.gpus import gpu_named
 
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
 """Limited like times in scenarios, so that simulations end."""
@@ -63,6 +65,8 @@ class StepCost(Strict):
     """Prefill attention: for every pair of a prompt token and a token it attends to."""
     prefill_step_s: Seconds = 0.0
     """For a step with prefill, which assembles new inputs."""
+    decode_step_s: Seconds = 0.0
+    """For a step in which a sequence decodes: its attention is a kernel of its own."""
     per_passed_s: Seconds = 0.0
     """For every waiting request that the scheduler skips because its adapter would be one too many."""
     lora: LoraCost = LoraCost()
@@ -252,6 +256,8 @@ class Profile(Strict):
     """Device/model/engine, such as ``h100-64gb/llama-3.1-8b/vllm-0.8.5``."""
     status: Literal["measured", "derived", "assumed"]
     """How trustworthy the numbers are."""
+    status_note: str = ""
+    """What the status alone doesn't say, such as ``LoRA terms scaled from H100-64GB``."""
     description: str
     """One sentence."""
     device: str
@@ -289,11 +295,27 @@ class Profile(Strict):
     quantized: dict[Literal["int8", "nf4"], Quantized] = Field(default_factory=dict)
     """The same device, model and engine with quantised base weights, by format (``adapters.base_quantization``)."""
 
+    @property
+    def stated(self) -> str:
+        """The status and its note, in words."""
+        return f"{self.status}; {self.status_note}" if self.status_note else self.status
+
 
 def bundled_profiles() -> list[str]:
     """Return the names of the profiles that come with loraplan."""
     root = Path(str(files("scenarios") / "profiles"))
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.json"))
+
+
+def _instead_of(name: str, known: Sequence[str]) -> str | None:
+    """Return what was probably meant by the name of no profile."""
+    gpu = gpu_named(name)
+    if gpu is not None:
+        return f"for this GPU set fleet.gpu: {gpu.name}, or choose from loraplan profiles list {gpu.name}"
+    models = sorted({each.split("/")[1] for each in known})
+    if name.lower() in models:
+        return f"for this base model set adapters.base_model: {name.lower()}"
+    return did_you_mean(name, known)
 
 
 def load_profile(name: str) -> tuple[Profile, str]:
@@ -315,7 +337,7 @@ def load_profile(name: str) -> tuple[Profile, str]:
             key="fleet.profile",
             got=name,
             allowed="a path, or a name from loraplan profiles list",
-            hint=did_you_mean(name, known) or (error.strerror or ""),
+            hint=_instead_of(name, known) or (error.strerror or ""),
         ) from None
     try:
         if not brackets_fit(raw):

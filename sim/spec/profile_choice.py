@@ -1,16 +1,94 @@
-"""The profile of a scenario, and whether the two fit together."""
+"""The profile of a scenario: the one it names, or the nearest to its GPU, base model and engine."""
 
 from __future__ import annotations
 
+import difflib
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
 from sim.errors import ScenarioError
-from sim.spec.engine_versions import has_version, is_same_engine, versions_of
-from sim.spec.engines import ENGINES
-from sim.spec.profile import Profile, load_profile
-from sim.spec.scenario import DEFAULT_PROFILE, Scenario
+from sim.spec.engine_versions import has_version, is_same_engine, version_distance, versions_of
+from sim.spec.engines import ENGINES, engine_words
+from sim.spec.gpus import gpu_named
+from sim.spec.profile import Profile, bundled_profiles, load_profile
+from sim.spec.sibling_profiles import sibling_profile
+
+if TYPE_CHECKING:
+    from sim.spec.scenario import Scenario
+
+DEFAULT_PROFILE = "h100-64gb/llama-3.1-8b/assumed"
+DEFAULT_GPU = "h100-80gb"
+DEFAULT_MODEL = "llama-3.1-8b"
+"""What a scenario is simulated with that names neither these nor a profile."""
+_STATUSES = ("measured", "derived", "assumed")
+_ENGINE_NAMES = {"trtllm": "tensorrt-llm"}
+"""Engines in names of profiles that scenarios name otherwise."""
+_BUILT_FOR = {"vllm": "", "sglang": "sglang", "tensorrt-llm": "trtllm"}
+"""By engine, what ``loraplan profiles build --engine`` takes; the default is left out."""
+_MOST_NEAR = 4
+_TUNED = re.compile(r"(-(instruct|chat|base|it|hf|v\d[\d.]*))+$")
+"""Endings of names that leave a model's layers as they are."""
+_FORMATS = ("fp8", "fp8-block", "int8", "int4", "nvfp4")
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileChoice:
+    """The profile of a scenario, and why it is this one.
+
+    :ivar name: a bundled name, or a path.
+    :ivar why: how near the profile's engine is; empty where the scenario names the profile.
+    :ivar others: the other profiles of this GPU and model, nearest first.
+    :ivar assumed: what the scenario doesn't name: ``GPU``, ``base model``.
+    """
+
+    name: str
+    why: str = ""
+    others: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Shelved:
+    """A bundled profile by its name, ``GPU/MODEL[-FORMAT][-tpN]/ENGINE-VERSION``.
+
+    :ivar gpu: empty for a device that ``fleet.gpu`` doesn't take.
+    :ivar engine: as scenarios write it; empty where the name has none.
+    """
+
+    name: str
+    gpu: str
+    model: str
+    weights: str
+    gpus: int
+    engine: str
+
+
+def profile_choice(scenario: Scenario) -> ProfileChoice:
+    """Return which profile a scenario names, or which one fits its GPU, base model and engine.
+
+    Of several, the engine's own version comes before its nearest, and measured before derived before assumed.
+
+    :raises ScenarioError: if none fits, or the profile that it names is of another GPU.
+    """
+    fleet, model = scenario.fleet, scenario.adapters.base_model
+    if fleet.profile is not None:
+        if fleet.gpu is not None:
+            _check_gpu(fleet.gpu, fleet.profile)
+        return ProfileChoice(sibling_profile(fleet.profile, fleet.tensor_parallel))
+    gpus = fleet.tensor_parallel or 1
+    if fleet.gpu is None and model in (None, DEFAULT_MODEL) and gpus == 1:
+        return ProfileChoice(DEFAULT_PROFILE)
+    return _chosen(fleet.gpu, model, fleet.engine, gpus)
 
 
 def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
-    """Return the profile that a scenario names, and the SHA-256 of its file; None if all its times are given.
+    """Return the profile of a scenario, and the SHA-256 of its file; None if all its times are given.
+
+    With ``fleet.tensor_parallel``, it is the sibling of that profile for so many GPUs.
 
     :raises ScenarioError: if there is no such profile, or it can't be read.
     """
@@ -18,7 +96,7 @@ def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
     loads_given = storage.load is not None and (not scenario.has_host_tier or storage.host_load is not None)
     if scenario.fleet.engine == "fixed" and loads_given:
         return None, ""
-    return load_profile(scenario.fleet.profile)
+    return load_profile(profile_choice(scenario).name)
 
 
 def base_model_of(scenario: Scenario, profile: Profile | None) -> str:
@@ -28,18 +106,29 @@ def base_model_of(scenario: Scenario, profile: Profile | None) -> str:
     """
     given = scenario.adapters.base_model
     if profile is None:
-        return given or "llama-3.1-8b"
-    if given is not None and given != profile.model:
+        return given or DEFAULT_MODEL
+    if given is not None and not is_model(given, profile.model):
         raise ScenarioError(
             "the profile was made for another base model",
             key="adapters.base_model",
             got=given,
             allowed=f"{profile.model} (profile {profile.name})",
-            hint="choose a profile of this model with fleet.profile"
-            if scenario.fleet.profile != DEFAULT_PROFILE
-            else "set fleet.profile to a profile of this model",
+            hint="instead of fleet.profile give fleet.gpu, which picks a profile of this model",
         )
     return profile.model
+
+
+def choice_notes(choice: ProfileChoice, scenario: Scenario, profile: Profile) -> list[str]:
+    """Return a note on why a profile was chosen, where the scenario names its GPU or there was a choice."""
+    if not choice.why or (scenario.fleet.gpu is None and not choice.others):
+        return []
+    gpus = f" over {profile.tensor_parallel} GPUs" if profile.tensor_parallel > 1 else ""
+    more = f"; there is also {', '.join(choice.others)} (fleet.profile)" if choice.others else ""
+    engine, gpu = scenario.fleet.engine, gpu_of(profile) or ""
+    if gpu and _family(engine) in _BUILT_FOR and _family(engine) != _family(_made(profile)):
+        more += f"; to build one: {build_command(gpu, profile.model, engine, profile.tensor_parallel)}"
+    what = f"{profile.model} on {gpu or profile.device}{gpus} under {engine_words(engine)}"
+    return [f"{choice.name} is the profile for {what}: {profile.status}, {choice.why}{more}"]
 
 
 def disturbance_notes(profile: Profile) -> list[str]:
@@ -63,3 +152,139 @@ def engine_notes(engine: str, profile: Profile) -> list[str]:
         )
         notes.append(f"step and load costs are those of {made} (profile {profile.name}), not of {of}")
     return notes
+
+
+def build_command(gpu: str, model: str, engine: str, gpus: int) -> str:
+    """Return the command that builds the profile of a GPU, a base model, an engine and a number of GPUs."""
+    built = _BUILT_FOR.get(_family(engine), "")
+    words = ["loraplan", "profiles", "build", "--gpu", gpu, "--model", model]
+    words += ["--tp", str(gpus)] if gpus > 1 else []
+    words += ["--engine", built] if built else []
+    return shlex.join(words)
+
+
+@lru_cache(maxsize=256)
+def _chosen(given_gpu: str | None, given_model: str | None, engine: str, gpus: int) -> ProfileChoice:
+    gpu, model = given_gpu or DEFAULT_GPU, given_model or DEFAULT_MODEL
+    shelf = _shelf()
+    found = [each for each in shelf if each.gpu == gpu and each.gpus == gpus and is_model(model, each.model)]
+    if not found:
+        raise _no_profile(shelf, _Shelved("", gpu, model, "", gpus, engine))
+    found.sort(key=lambda each: _distance(each, engine, alone=len(found) == 1))
+    first = found[0]
+    unnamed = {"GPU": given_gpu, "base model": given_model}
+    return ProfileChoice(
+        first.name,
+        _nearness(engine, first.engine),
+        tuple(each.name for each in found[1:]),
+        tuple(what for what, value in unnamed.items() if value is None),
+    )
+
+
+def _nearness(engine: str, made: str) -> str:
+    """Return how near the engine of a profile is to a scenario's, in words."""
+    if not made:
+        return "for no engine in particular"
+    if _family(made) != _family(engine):
+        return f"made with {_family(made)}, for want of one with {_family(engine)}"
+    if not is_same_engine(engine, made):
+        return "nearest version of the engine"
+    return "same version of the engine" if versions_of(engine) else "same engine"
+
+
+def _distance(profile: _Shelved, engine: str, *, alone: bool) -> tuple[bool, bool, int, float, str]:
+    """Return how far a profile's engine is from a scenario's, for sorting; its file is read only where it matters."""
+    status = "" if alone else load_profile(profile.name)[0].status
+    other = _family(profile.engine) != _family(engine)
+    return (
+        other,
+        other or not is_same_engine(engine, profile.engine),
+        0 if alone else _STATUSES.index(status),
+        0.0 if other else version_distance(engine, profile.engine),
+        profile.name,
+    )
+
+
+def _shelf() -> tuple[_Shelved, ...]:
+    """Return the bundled profiles that a choice is made from: those with 16-bit weights."""
+    shelved = (_shelved(name) for name in bundled_profiles())
+    return tuple(each for each in shelved if each.gpu and not each.weights)
+
+
+def _shelved(name: str) -> _Shelved:
+    device, middle, made = (*name.split("/"), "", "")[:3]
+    found = re.fullmatch(rf"(.+?)(?:-({'|'.join(_FORMATS)}))?(?:-tp(\d+))?", middle)
+    model, weights, gpus = found.groups() if found else (middle, None, None)
+    gpu = gpu_named(device)
+    family, dash, version = made.partition("-")
+    engine = "" if made == "assumed" else f"{_ENGINE_NAMES.get(family, family)}{dash}{version}"
+    return _Shelved(name, "" if gpu is None else gpu.name, str(model), weights or "", int(gpus or 1), engine)
+
+
+def _no_profile(shelf: Iterable[_Shelved], wanted: _Shelved) -> ScenarioError:
+    """Return the error for a GPU and model without a profile: the nearest ones, and how to build it."""
+
+    def unlike(each: _Shelved) -> tuple[int, float, int]:
+        same = (each.gpu == wanted.gpu, is_model(wanted.model, each.model))
+        likeness = difflib.SequenceMatcher(None, _plain(wanted.model), each.model).ratio()
+        return -sum(same), -likeness, abs(each.gpus - wanted.gpus)
+
+    near = sorted(shelf, key=unlike)
+    split = [each for each in near if each.gpu == wanted.gpu and is_model(wanted.model, each.model)]
+    steps = []
+    if split:
+        counts = ", ".join(str(each.gpus) for each in sorted(split, key=lambda each: each.gpus))
+        steps.append(f"set fleet.tensor_parallel to the GPUs of a replica ({counts})")
+    if not split or wanted.gpus > 1:  # else one GPU is probably too small
+        command = build_command(wanted.gpu, wanted.model, wanted.engine, wanted.gpus)
+        steps.append(f"build it: {command} (--model also takes a config.json), and give its file as fleet.profile")
+    gpus = "1 GPU" if wanted.gpus == 1 else f"{wanted.gpus} GPUs"
+    return ScenarioError(
+        f"there is no profile of {wanted.model} on {gpus} of kind {wanted.gpu}",
+        key="fleet.tensor_parallel" if split else "adapters.base_model",
+        got=wanted.gpus if split else wanted.model,
+        allowed=f"the nearest are {', '.join(each.name for each in (split or near)[:_MOST_NEAR])}",
+        hint="; or ".join(steps),
+    )
+
+
+def _check_gpu(gpu: str, name: str) -> None:
+    """Refuse a profile of another GPU than the scenario names."""
+    profile, _ = load_profile(name)
+    found = gpu_of(profile)
+    if found != gpu:
+        raise ScenarioError(
+            "the profile is of another GPU",
+            key="fleet.gpu",
+            got=gpu,
+            allowed=f"{found or profile.device} (profile {profile.name})",
+            hint="give fleet.gpu or fleet.profile, not both",
+        )
+
+
+def gpu_of(profile: Profile) -> str | None:
+    """Return the GPU that a profile is of, as ``fleet.gpu`` has it; None: another device."""
+    found = gpu_named(profile.device) or gpu_named(profile.name.partition("/")[0])
+    return None if found is None else found.name
+
+
+def _made(profile: Profile) -> str:
+    """Return the engine that a profile is of, as scenarios write it; empty: of none in particular."""
+    return _shelved(profile.name).engine
+
+
+def is_model(given: str, known: str) -> bool:
+    """Return whether a name is that of a model: ``Qwen/Qwen2.5-14B-Instruct`` has the layers of ``qwen2.5-14b``."""
+    return _plain(given) == _plain(known)
+
+
+def _plain(name: str) -> str:
+    last = name.rstrip("/").rpartition("/")[2].lower().replace("_", "-").removeprefix("meta-")
+    return _TUNED.sub("", last)
+
+
+def _family(engine: str) -> str:
+    """Return an engine without its version: ``vllm`` of ``vllm-0.12``."""
+    preset = ENGINES.get(engine)
+    known = preset.name if preset is not None else engine
+    return re.sub(r"[ =_-]*v?\d.*$", "", known.lower())

@@ -19,9 +19,11 @@ from sim.results.point import Metric, Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.sample_data import FaultWindow, ScenarioFacts
 from sim.results.statistics import needs_longer_run, sections_per_replication
+from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
 from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
+from sim.world.gpu_split import gpu_share
 from sim.world.replication import simulate
 from sim.world.world import World
 
@@ -298,7 +300,17 @@ def setup_of(world: World) -> Setup:
     engine, profile = world.scenario.fleet.engine, world.profile
     if profile is None:
         return Setup(engine)
-    return Setup(engine, profile.device, profile.model, profile.name, profile.status)
+    choice = profile_choice(world.scenario)
+    return Setup(
+        engine,
+        profile.device,
+        profile.model,
+        profile.name,
+        profile.status,
+        choice.why,
+        ", ".join(choice.assumed),
+        gpu_share(world),
+    )
 
 
 def facts_of(world: World) -> ScenarioFacts:
@@ -325,6 +337,7 @@ def facts_of(world: World) -> ScenarioFacts:
         broken=tuple(_broken(scenario)),
         full_replicas=world.replicas - scenario.fleet.replicas,
         max_model_len=scenario.fleet.max_model_len,
+        closed_loop=world.traffic.closed_loop,
         storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
     )
 

@@ -11,8 +11,9 @@ import pytest
 from command_line import CommandLine
 
 from sim.errors import ScenarioError
-from sim.spec.profile import Shape, bundled_profiles, load_profile
+from sim.spec.profile import Draw, Shape, StepCost, bundled_profiles, load_profile
 from sim.spec.scenario import Adapters
+from sim.studies.profile_listing import tpot_error
 from sim.traffic.adapters import SHAPES, ModelShape, base_shape, populate
 from sim.world.gpu_memory import adapter_bytes
 
@@ -31,9 +32,61 @@ def test_list_has_every_bundled_profile_with_its_status_and_error(loraplan: Comm
         assert (row["status"], row["device"], row["model"]) == (profile.status, profile.device, profile.model)
         assert row["error"] == profile.error
         assert (row["gpus"], row["weights"]) == (profile.tensor_parallel, profile.dtype)
+        assert (row["tpot_error"] is None) == (not profile.draws)
     text = loraplan("profiles", "list").out
-    assert "derived: NVIDIA H100 64GB, llama-3.1-8b in bf16, vLLM 0.8.5, V1" in text
-    assert "made by: loraplan calibrate fit DIR --model llama-3.1-8b --out llama-3.1-8b.json" in text
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 120, "it fits into a terminal"
+    assert len(lines) == 1 + len(rows) + 1 + 4
+    assert "h100-64gb/llama-3.1-8b/vllm-0.8.5        h100-64gb         llama-3.1-8b    1  vLLM 0.8.5   derived" in text
+    assert [line.split()[-1] for line in lines if "/assumed " in line] == ["?", "?"]
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (("h100-64", "qwen"), ["h100-64gb/qwen2.5-7b/vllm-0.8.5"]),
+        (("--gpu", "H100", "--model", "Qwen2.5-14B-Instruct"), ["h100-80gb/qwen2.5-14b/vllm-0.24.0"]),
+        (("--status", "assumed"), ["h100-64gb/llama-3.1-8b/assumed", "l40s-48gb/llama-3.1-8b/assumed"]),
+        (("l40s", "--status", "assumed", "--model", "llama-3.1-8b"), ["l40s-48gb/llama-3.1-8b/assumed"]),
+    ],
+)
+def test_list_filters(given: tuple[str, ...], names: list[str], loraplan: CommandLine) -> None:
+    rows = json.loads(loraplan("profiles", "list", *given, "--json").out)["profiles"]
+    assert [row["name"] for row in rows] == names
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--gpu", "h300"), "--gpu: unknown GPU (got h300, allowed: a100-80gb, b200, "),
+        (("--status", "derive"), "--status: unknown status (got derive, allowed: measured, derived, assumed); did you"),
+        (("gaudi",), "no profile matches (got gaudi); loraplan profiles list shows all"),
+        (
+            ("h200", "--model", "qwen2.5-32b"),
+            "no profile matches (got h200 qwen2.5-32b); build one: loraplan profiles build --gpu h200 --model",
+        ),
+    ],
+)
+def test_a_list_of_nothing_says_what_to_do(given: tuple[str, ...], message: str, loraplan: CommandLine) -> None:
+    ended = loraplan("profiles", "list", *given)
+    assert (ended.code, ended.out) == (2, "")
+    assert message in ended.err
+
+
+def test_the_error_of_a_decode_step_is_the_spread_of_its_draws() -> None:
+    """Draws that scale all costs by 0.8 to 1.2, evenly, leave 18 % open: nine tenths of 20 %."""
+    known, _ = load_profile("h100-64gb/llama-3.1-8b/vllm-0.8.5")
+
+    def scaled(cost: StepCost, factor: float) -> StepCost:
+        data = cost.model_dump()
+        table = [(tokens, factor * seconds) for tokens, seconds in data.pop("tokens")]
+        lora = {key: factor * value for key, value in data.pop("lora").items()}
+        return StepCost(tokens=table, lora=lora, **{key: factor * value for key, value in data.items()})
+
+    factors = [0.8 + 0.4 * number / 40 for number in range(41)]
+    draws = tuple(Draw(step=scaled(known.step, factor), load=known.load) for factor in factors)
+    assert tpot_error(known.model_copy(update={"draws": draws})) == pytest.approx(0.18, abs=0.001)
+    assert tpot_error(known.model_copy(update={"draws": ()})) is None
 
 
 def test_list_reads_a_folder_and_passes_over_other_json(tmp_path: Path, loraplan: CommandLine) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,27 +17,63 @@ from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.spec.profile import Profile
+    from sim.studies.profile_listing import ProfileRow
 
 
 def list_profiles(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORD]...", help="Only those with these words, such as h100 qwen.")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="Only those of this GPU, such as h100-80gb.")] = "",
+    model: Annotated[str, typer.Option(help="Only those of this base model, such as qwen2.5-14b.")] = "",
+    status: Annotated[str, typer.Option(help="Only those that are measured, derived or assumed.")] = "",
     folder: Annotated[
         Path | None, typer.Option("--from", metavar="DIR", help="A folder of profiles; unset: those of loraplan.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """List the profiles that there are: device, model, GPUs, engine, status, error, and how each was made."""
-    from sim.spec.profile_listing import list_profiles as rows_of
+    """List the profiles that there are: GPU, model, GPUs of a replica, engine, status, error.
 
-    rows = rows_of(folder)
+    Example: loraplan profiles list h100 qwen
+    """
+    from sim.studies.profile_listing import ProfileFilter
+    from sim.studies.profile_listing import list_profiles as rows_of
+
+    rows = rows_of(folder, ProfileFilter(tuple(words or ()), gpu, model, status))
     if json:
         say_json({"profiles": [asdict(row) for row in rows]})
         return
+    say(*_table(rows), "", *_LEGEND)
+
+
+_LEGEND = (
+    "TPOT ±: how far a decode step of 32 sequences with 16 adapters may be off (90 %), by the profile's",
+    "own draws; ? is not known.",
+    "A scenario picks one by fleet.gpu, adapters.base_model, fleet.engine; fleet.profile names one.",
+    "All about one: loraplan profiles show NAME. Another GPU or model: loraplan profiles build --help",
+)
+_LONGEST = 16
+
+
+def _table(rows: Sequence[ProfileRow]) -> list[str]:
+    """Return a line for each profile that fits into a terminal, and the head."""
+    cells = [("profile", "GPU", "model", "TP", "engine", "status", "TPOT ±")]
     for row in rows:
-        say(row.name)
-        gpus = f", {row.gpus} GPUs" if row.gpus > 1 else ""
-        say(f"  {row.status}: {row.device}, {row.model} in {row.weights}{gpus}, {row.engine}")
-        say(f"  error: {row.error}", f"  made by: {row.made_by}")
-    say("", "details: loraplan profiles show NAME; another GPU or model: loraplan profiles build --help")
+        weights = "" if row.weights in ("bf16", "fp16") else f" {row.weights}"
+        error = "?" if row.tpot_error is None else f"{100 * row.tpot_error:.0f} %"
+        engine = re.split(r" ?[,(]", row.engine)[0].replace("not recorded", "-")
+        device = row.gpu or row.device
+        shown = device if len(device) <= _LONGEST else f"{device[: _LONGEST - 1]}…"
+        cells.append((row.name, shown, f"{row.model}{weights}", str(row.gpus), engine, row.status, error))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numbers = (3, 6)
+    return [
+        "  ".join(
+            cell.rjust(width) if place in numbers else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
 
 
 def show_profile(
@@ -44,7 +82,7 @@ def show_profile(
 ) -> None:
     """Show a profile: every coefficient with its unit and source, where it comes from, and its errors."""
     from sim.spec.profile import load_profile
-    from sim.spec.profile_listing import coefficients, profile_row
+    from sim.studies.profile_listing import coefficients, profile_row
 
     profile, digest = load_profile(name)
     row, numbers = profile_row(name, profile), coefficients(profile)
@@ -62,7 +100,7 @@ def show_profile(
             }
         )
         return
-    say(f"{name}  ({row.status}, sha256 {digest[:12]})", profile.description, "")
+    say(f"{name}  ({profile.stated}, sha256 {digest[:12]})", profile.description, "")
     gpus = f"{row.gpus} GPUs of one replica" if row.gpus > 1 else "1 GPU"
     say(f"device  {row.device}, {gpus}", f"model   {row.model}, {row.weights}", f"engine  {row.engine}", "")
     sources = list(dict.fromkeys(number.source for number in numbers))
@@ -160,7 +198,7 @@ def build_profile(
             }
         )
         return
-    say(f"{profile.name}  ({profile.status})", profile.description, "")
+    say(f"{profile.name}  ({profile.stated})", profile.description, "")
     head = ("step costs against the kernel tables", "median", "95 % below")
     rows = [
         ("all steps", f"{surrogate.quantile(0.5):.1%}", f"{surrogate.quantile(0.95):.1%}"),

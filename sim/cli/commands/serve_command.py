@@ -91,6 +91,7 @@ class ServeArguments:
 @takes(ServeArguments)
 def serve(options: ServeArguments) -> None:
     """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md)."""
+    from sim.spec.profile_choice import profile_choice
     from sim.spec.scenario_file import load_scenario
 
     options.check()
@@ -99,7 +100,7 @@ def serve(options: ServeArguments) -> None:
         options.scenario, options.set_ or [], options.seed, confined=session.confined, check_points=False
     )
     needed = not fit or loaded.scenario.adapters.base_model is None  # else the scenario's profile is not used here
-    used = profile or (loaded.scenario.fleet.profile if needed else "")
+    used = profile or (profile_choice(loaded.scenario).name if needed else "")
     folder = _folder(options.out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)
 
     from calibrate.serve.serve_study import ServeOptions, serve

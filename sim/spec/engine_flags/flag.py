@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sim.spec.needs import value_of
-from sim.spec.profile import load_profile
+from sim.spec.profile import Profile
+from sim.spec.profile_choice import profile_of
 from sim.spec.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 EVERY_SCENARIO = "every scenario serves adapters"
 ONE_GPU = "parallelism over several GPUs is not supported for this engine yet"
 NOT_SPLIT = "pipeline and expert parallelism are not supported yet"
-BY_PROFILE = "a profile is made for a number of GPUs, see loraplan profiles list"
+BY_PROFILE = "GPUs of one replica, for which there must be a profile, see loraplan profiles list"
 NO_SPECULATION = "speculative decoding is not simulated"
 NO_SPLIT = "every replica does both prefill and decode"
 IN_ORDER = "requests are served first come, first served"
@@ -104,7 +105,14 @@ def largest_rank(replica: Replica) -> int:
     return max([kind.rank for kind in adapters.mix if kind.kind == "lora"] or [adapters.rank])
 
 
+def profile(replica: Replica) -> Profile:
+    """Return the profile of a replica."""
+    found, _ = profile_of(replica.scenario)
+    assert found is not None, "only the engine fixed does without, and it has no command line"
+    return found
+
+
 def tensor_parallel(replica: Replica) -> int | None:
     """Return over how many GPUs the profile spreads a replica; None: it runs on one, which is the default."""
-    gpus = load_profile(replica.scenario.fleet.profile)[0].tensor_parallel
+    gpus = profile(replica).tensor_parallel
     return gpus if gpus > 1 else None

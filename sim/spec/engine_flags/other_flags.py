@@ -172,7 +172,7 @@ TENSORRT_LLM = EngineFlags(
                 sets=("fleet.kv_check: whole-answer",),
                 also=("capacity_scheduler_policy",),
             ),
-            Flag("tensor_parallel_size", BY_PROFILE, sets=("fleet.profile",), also=("tp_size",)),
+            Flag("tensor_parallel_size", BY_PROFILE, sets=("fleet.tensor_parallel",), also=("tp_size",)),
             Flag("pipeline_parallel_size", NOT_SPLIT, also=("pp_size",)),
             Flag("moe_expert_parallel_size", NOT_SPLIT, also=("ep_size",)),
             Flag("speculative_config", NO_SPECULATION),

@@ -121,7 +121,7 @@ SGLANG = EngineFlags(
             Flag(
                 "--tp-size",
                 BY_PROFILE,
-                sets=("fleet.profile",),
+                sets=("fleet.tensor_parallel",),
                 also=("--tensor-parallel-size", "--tp"),
                 written=tensor_parallel,
             ),

@@ -20,11 +20,12 @@ from sim.spec.engine_flags.flag import (
     Replica,
     always,
     largest_rank,
+    profile,
     tensor_parallel,
     value_at,
+    where,
 )
 from sim.spec.needs import value_of
-from sim.spec.profile import load_profile
 from sim.spec.registry import Registry
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -47,7 +48,7 @@ def _memory_share(replica: Replica) -> str | None:
     if fleet.kv_tokens is not None:
         return None
     share = fleet.gpu_memory_utilization
-    return f"{load_profile(fleet.profile)[0].memory.utilization if share is None else share:g}"
+    return f"{profile(replica).memory.utilization if share is None else share:g}"
 
 
 def _kv_blocks(replica: Replica) -> int | None:
@@ -100,11 +101,16 @@ VLLM = EngineFlags(
                 "the modules that adapters have; vLLM leaves out those that it is not given",
                 sets=("adapters.targets",),
             ),
-            Flag("--fully-sharded-loras", BY_PROFILE, sets=("fleet.profile",)),
+            Flag(
+                "--fully-sharded-loras",
+                "both sides of every adapter split over the GPUs of a replica",
+                sets=("fleet.fully_sharded_loras",),
+                written=where("fleet.fully_sharded_loras", True),
+            ),
             Flag(
                 "--tensor-parallel-size",
                 BY_PROFILE,
-                sets=("fleet.profile",),
+                sets=("fleet.tensor_parallel",),
                 also=("-tp",),
                 written=tensor_parallel,
             ),

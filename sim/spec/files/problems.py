@@ -136,7 +136,7 @@ def _unknown_key(spot: _Spot, model: type[BaseModel], got: Any) -> InputError:
     word = str(spot.path[-1])
     hint = (
         _of_another_kind(spot, model)
-        or _elsewhere(word, spot.key, model)
+        or _elsewhere(word, spot.key, model, section=isinstance(got, dict))
         or flag_hint(spot.key, got)
         or did_you_mean(word, allowed)
     )
@@ -154,13 +154,16 @@ def _of_another_kind(spot: _Spot, model: type[BaseModel]) -> str | None:
     return f"only {tag} {', '.join(having)} {'has' if len(having) == 1 else 'have'} it" if having else None
 
 
-def _elsewhere(word: str, key: str, model: type[BaseModel]) -> str | None:
-    """Return a hint on a key of that name in another section: users remember ``slots``, not ``cache.gpu.slots``."""
-    by_name: dict[str, str] = {}
-    for path in known_keys(model):
-        if path != without_indexes(key):
-            by_name.setdefault(path.rpartition(".")[2], path)
-    return f"did you mean {by_name[word]!r}?" if word in by_name else None
+def _elsewhere(word: str, key: str, model: type[BaseModel], *, section: bool) -> str | None:
+    """Return a hint on a key of that name in another section: users remember ``slots``, not ``cache.gpu.slots``.
+
+    :param section: whether keys were given below it, so that a section of that name comes first.
+    """
+    known = list(known_keys(model))
+    found = [path for path in known if path.rpartition(".")[2] == word and path != without_indexes(key)]
+    sections = [path for path in found if any(each.startswith(f"{path}.") for each in known)]
+    meant = next(iter(sections if section and sections else found), None)
+    return None if meant is None else f"did you mean {meant!r}?"
 
 
 def _no_tag(spot: _Spot, got: Any) -> InputError:

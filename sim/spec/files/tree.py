@@ -38,9 +38,13 @@ _CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "range": ("values", "step"),
     },
     "adapters": {"mix": ("rank", "targets", "size")},
+    "fleet": {"gpu": ("profile",), "profile": ("gpu",)},
     "cache.gpu": {"slots": ("size",), "size": ("slots",)},
     "cache.host": {"slots": ("size",), "size": ("slots",)},
 }
+
+_MAY_AGREE = ("fleet",)
+"""Sections whose choices may be made together: of two ``--set``, neither drops the other, and checks compare them."""
 
 FILE_KEYS = (
     "workload.trace.file",
@@ -253,7 +257,10 @@ def _assign(node: Node | None, parts: Sequence[str], value: Node, path: str) -> 
     if _other_kind(node.value, over):
         return Node(over, value.origin)
     dropped = _dropped(path, node.value, over)
-    kept = {key: old for key, old in node.value.items() if key not in dropped}
+    at_once = path in _MAY_AGREE
+    kept = {
+        key: old for key, old in node.value.items() if key not in dropped or (at_once and old.origin == value.origin)
+    }
     return Node({**kept, **over}, node.origin)
 
 

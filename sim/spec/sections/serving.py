@@ -8,13 +8,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_v
 
 from sim.spec.base import Strict, located
 from sim.spec.engines import DEFAULT_ENGINE, ENGINES
+from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw
 from sim.spec.units import Bytes, Seconds, Share
-
-DEFAULT_PROFILE = "h100-64gb/llama-3.1-8b/assumed"
-
 
 _BATCHING_KEYS = (
     "admission",
@@ -30,6 +28,8 @@ _BATCHING_KEYS = (
     "reserved_kv_blocks",
     "passed_requests",
     "gpu_memory_utilization",
+    "tensor_parallel",
+    "fully_sharded_loras",
     "prefix_caching",
 )
 """Keys that engine ``fixed`` doesn't have."""
@@ -40,8 +40,18 @@ class Fleet(Strict):
 
     replicas: PositiveInt = Field(default=1, le=4096)
     """How many replicas serve the traffic."""
-    profile: str = DEFAULT_PROFILE
-    """Where step, load and memory costs come from: a bundled name or a path to a profile."""
+    gpu: str | None = Field(default=None, json_schema_extra={"examples": list(GPUS)})
+    """The GPU, such as ``h100-80gb``, ``h200``, ``b200``, ``a100-80gb`` or ``l40s``. With ``adapters.base_model`` and
+    ``engine`` it picks the profile: the nearest version of the engine, measured before derived before assumed."""
+    profile: str | None = None
+    """Where step, load and memory costs come from: a bundled name or a path to a profile. Unset: the profile that
+    ``gpu``, ``adapters.base_model`` and ``engine`` pick."""
+    tensor_parallel: PositiveInt | None = Field(default=None, le=64)
+    """GPUs of one replica, over which the model is split (tensor parallelism). Unset: those of the profile. With ``gpu``:
+    1. Another number takes the bundled profile of the same device, model and engine for so many GPUs."""
+    fully_sharded_loras: bool = False
+    """vLLM only, with several GPUs per replica: whether both sides of every adapter are split over the GPUs, so that
+    slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/tensor-parallel.md)."""
     engine: str = Field(
         default=DEFAULT_ENGINE,
         description=ENGINES.described(
@@ -118,6 +128,16 @@ class Fleet(Strict):
     @classmethod
     def _engine(cls, value: str) -> str:
         return ENGINES.check(value)
+
+    @field_validator("gpu")
+    @classmethod
+    def _gpu(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        found = gpu_named(value)
+        if found is None:
+            raise located("", "unknown GPU", got=value, allowed=", ".join(GPUS), hint=unknown_gpu_hint(value))
+        return found.name
 
     @model_validator(mode="after")
     def _consistent(self) -> Fleet:

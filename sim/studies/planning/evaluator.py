@@ -215,7 +215,7 @@ class DesignEvaluator:
         """Return a runner for parts of a design: on the pool if the work is long enough to start worker processes."""
         assert design.world is not None, "it was built"
         traffic = design.world.traffic
-        each = traffic.total or int(traffic.rate * (traffic.end_s or 0.0))
+        each = traffic.expected_requests() or 0
 
         def run(built: Design, parts: Sequence[Part]) -> Iterable[tuple[Part, Any]]:
             return on_pool(self._pool.for_workload(each * len(parts), SMALL_EVALUATION))(built, parts) if parts else ()

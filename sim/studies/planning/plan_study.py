@@ -22,12 +22,13 @@ from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, why_no_flags
 from sim.spec.files.yaml_text import yaml_text
+from sim.spec.profile_choice import profile_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.studies.execution import Execution
 from sim.studies.planning.candidates import Variable, variables
 from sim.studies.planning.evaluator import DesignEvaluator, PlanDesign, check_terms
-from sim.studies.planning.questions import SearchResult, full_replicas, search
+from sim.studies.planning.questions import SearchResult, full_replicas, gpus_of_replica, search
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if import what_if
 from sim.studies.sweep import manifest_of, task_of
@@ -44,7 +45,7 @@ class PlanOutcome:
     """The answer of a plan.
 
     :ivar answer: the values found, ``{}`` where nothing meets the SLO; a plan for a price adds ``fleet`` and
-        ``price`` (per hour).
+        ``price`` (per hour), and with several GPUs per replica ``gpus``, those of the whole fleet.
     :ivar certain: whether no more wanted design meets the SLO, at the stated confidence.
     :ivar point: of the answer, or of the design closest to meeting the SLO.
     :ivar record: everything as plain data, as the manifest keeps it under ``plan``.
@@ -150,9 +151,26 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
     check_terms(loaded)
     try:
         axes = variables(plan)
+        _check_gpus(loaded, plan)
         return plan, axes, _buildable(loaded, plan, axes)
     except InputError as error:
         raise loaded.locate(error) from None
+
+
+def _check_gpus(loaded: LoadedScenario, plan: Plan) -> None:
+    """Refuse a number of GPUs, from which prices follow, that isn't that of a fleet's profile."""
+    for number, fleet in enumerate(plan.fleets):
+        if fleet.gpus is None:
+            continue
+        profile, _ = profile_of(loaded.with_values(fleet.set).scenario)
+        if profile is not None and profile.tensor_parallel not in (1, fleet.gpus):
+            raise ScenarioError(
+                f"a replica of the profile {profile.name} has another number of GPUs",
+                key=f"plan.fleets.{number}.gpus",
+                got=fleet.gpus,
+                allowed=str(profile.tensor_parallel),
+                hint="remove it: the number is that of the profile",
+            )
 
 
 def open_folder(
@@ -305,7 +323,10 @@ def _record(
         if plan.fleets:
             fleet = next(each for each in plan.fleets if each.name == answer["fleet"])
             replicas = answer["fleet.replicas"] + full_replicas(found.answer)
-            answer["price"] = fleet.price * fleet.gpus * replicas
+            gpus = gpus_of_replica(fleet, found.answer.loaded)
+            answer["price"] = fleet.price * gpus * replicas
+            if gpus > 1:
+                answer["gpus"] = gpus * replicas
     chosen = found.answer or found.best
     assert chosen.world is not None, "it was evaluated"
     candidates = math.prod(len(axis.values) for axis in axes) * max(1, len(plan.fleets))

@@ -32,22 +32,23 @@ class Screened:
     """The estimates for one design.
 
     :ivar miss_ratio: of LRU with independent requests in the long run (Che).
-    :ivar loader_load: utilization of the loaders; above 1 their queue only grows.
+    :ivar loader_load: utilization of the loaders; above 1 their queue only grows. None in a closed loop, like the
+        other loads: its rate follows from the answers.
     :ivar batch: running sequences per replica at which it keeps up; None: it never does, or engine fixed.
     :ivar gpu_load: offered load over the capacity at the largest possible batch; above 1 queues only grow.
     :ivar kv_share: share of the KV cache that such a batch uses; None for engine fixed.
     """
 
     miss_ratio: float
-    loader_load: float
+    loader_load: float | None
     batch: float | None
-    gpu_load: float
+    gpu_load: float | None
     kv_share: float | None
 
     @property
     def hopeless(self) -> bool:
         """Whether the offered load far exceeds capacity."""
-        return max(self.loader_load, self.gpu_load) > HOPELESS
+        return max(self.loader_load or 0.0, self.gpu_load or 0.0) > HOPELESS
 
 
 def screen(world: World) -> Screened:
@@ -55,10 +56,12 @@ def screen(world: World) -> Screened:
     scenario, traffic = world.scenario, world.traffic
     replicas = scenario.fleet.replicas
     shares, own, with_adapter = _shares(world)
-    rate = traffic.rate * own / replicas
     weights = np.asarray(world.weights[: len(shares)], dtype=np.int64)
     pooled = replicas if scenario.router_policy.splits_adapters else 1
     miss = float(che_miss_ratios(shares, [world.capacity * pooled], weights)[0])
+    if traffic.rate is None:
+        return Screened(miss, None, None, None, None)
+    rate = traffic.rate * own / replicas
     adapter_rate = rate * with_adapter
     loads = _loading(world, shares, pooled)
     loader_load = adapter_rate * loads.busiest_s(scenario.storage)

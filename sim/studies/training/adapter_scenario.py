@@ -11,8 +11,8 @@ from sim.errors import InputError, OutputError
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engines import preset_value
 from sim.spec.files.bundled import bundled_folder
+from sim.spec.profile_choice import DEFAULT_PROFILE
 from sim.spec.scenario_file import load_scenario
-from sim.spec.sections.serving import DEFAULT_PROFILE
 from sim.studies.sweep import check_points
 from sim.training.files.adapter_kinds import MixKind, kinds_of
 from sim.training.files.base_model_names import known_model

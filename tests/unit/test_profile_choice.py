@@ -1,0 +1,244 @@
+"""Which profile a scenario gets for its GPU, base model and engine, and what it says where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scenario_samples import BASE, refusal, write
+
+from reports.text.setup_text import setup_line
+from sim.errors import InputError, ScenarioError
+from sim.results.model import Setup
+from sim.spec import profile_choice as choices
+from sim.spec.engine_versions import version_distance
+from sim.spec.gpus import GPUS, gpu_named
+from sim.spec.profile import bundled_profiles, load_profile
+from sim.spec.profile_choice import ProfileChoice, profile_choice
+from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import load_scenario
+from sim.studies.evaluate import evaluate_scenario, setup_of
+from sim.world.build import build_world
+
+
+def scenario(**keys: str) -> Scenario:
+    """Return the quickstart with keys of ``fleet`` and a base model set."""
+    sets = [f"{'adapters' if key == 'base_model' else 'fleet'}.{key}={value}" for key, value in keys.items()]
+    return load_scenario("quickstart", sets).scenario
+
+
+def chosen(**keys: str) -> ProfileChoice:
+    return profile_choice(scenario(**keys))
+
+
+def test_names_of_bundled_profiles_say_what_is_in_them() -> None:
+    """A choice is made by names alone."""
+    for name in bundled_profiles():
+        shelved, (profile, _) = choices._shelved(name), load_profile(name)
+        assert profile.name == name
+        assert (shelved.model, shelved.gpus) == (profile.model, profile.tensor_parallel), name
+        assert shelved.weights == ("" if profile.dtype in ("bf16", "fp16") else profile.dtype), name
+        assert shelved.gpu == (choices.gpu_of(profile) or ""), name
+        engine = profile.conditions.engine if profile.conditions else ""
+        assert bool(shelved.engine) == bool(engine), name
+        if engine:
+            assert choices.is_same_engine(shelved.engine, engine), name
+        assert (profile.status == "assumed") == (shelved.engine == ""), name
+
+
+@pytest.mark.parametrize(
+    ("written", "gpu"),
+    [
+        ("h100", "h100-80gb"),
+        ("H100", "h100-80gb"),
+        ("H100-SXM5-80GB", "h100-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100-80gb"),
+        ("4 x NVIDIA B200", "b200"),
+        ("a100_80gb", "a100-80gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("L40S-48GB", "l40s"),
+        ("h100_sxm", "h100-80gb"),
+        ("h100-64gb", "h100-64gb"),
+        ("h100-pcie", None),
+        ("a100-40gb", None),
+        ("l40", None),
+        ("", None),
+    ],
+)
+def test_gpus_have_the_names_that_people_use(written: str, gpu: str | None) -> None:
+    found = gpu_named(written)
+    assert (None if found is None else found.name) == gpu
+
+
+def test_every_gpu_has_a_profile() -> None:
+    assert {choices._shelved(name).gpu for name in bundled_profiles()} - {""} == set(GPUS)
+
+
+@pytest.mark.parametrize(
+    ("keys", "name", "why", "assumed"),
+    [
+        (
+            {"gpu": "h100", "base_model": "qwen2.5-14b"},
+            "h100-80gb/qwen2.5-14b/vllm-0.24.0",
+            "nearest version of the engine",
+            (),
+        ),
+        (
+            {"gpu": "h100", "base_model": "Qwen/Qwen2.5-14B-Instruct", "engine": "vllm-0.24"},
+            "h100-80gb/qwen2.5-14b/vllm-0.24.0",
+            "same version of the engine",
+            (),
+        ),
+        ({"gpu": "a100", "engine": "vllm-0.14"}, "a100-80gb/llama-3.1-8b/vllm-0.14.0", "same version", ("base model",)),
+        ({"base_model": "mistral-7b"}, "h100-80gb/mistral-7b/vllm-0.24.0", "nearest version", ("GPU",)),
+        (
+            {"gpu": "l40s", "engine": "sglang"},
+            "l40s/llama-3.1-8b/vllm-0.24.0",
+            "made with vllm, for want of one with sglang",
+            ("base model",),
+        ),
+    ],
+)
+def test_gpu_model_and_engine_pick_the_profile(
+    keys: dict[str, str], name: str, why: str, assumed: tuple[str, ...]
+) -> None:
+    found = chosen(**keys)
+    assert found.name == name
+    assert found.why.startswith(why)
+    assert found.assumed == assumed
+
+
+def test_a_real_engine_comes_before_an_assumption() -> None:
+    found = chosen(gpu="h100-64gb", base_model="llama-3.1-8b")
+    assert found.name == "h100-64gb/llama-3.1-8b/vllm-0.8.5"
+    assert found.others == ("h100-64gb/llama-3.1-8b/assumed",)
+
+
+def test_exact_before_near_and_measured_before_derived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same version, then status, then distance, as ``Which profile?`` says."""
+    statuses = {"vllm-0.12.0": "derived", "vllm-0.30.0": "derived", "vllm-0.20.0": "measured", "sglang-0.5": "measured"}
+    names = [f"l40s/llama-3.1-8b/{made}" for made in (*statuses, "assumed")]
+    known, _ = load_profile("l40s/llama-3.1-8b/vllm-0.24.0")
+
+    def load(name: str) -> tuple[object, str]:
+        return known.model_copy(update={"status": statuses.get(name.rpartition("/")[2], "assumed")}), ""
+
+    monkeypatch.setattr(choices, "bundled_profiles", lambda: names)
+    monkeypatch.setattr(choices, "load_profile", load)
+    choices._chosen.cache_clear()
+    try:
+        order = {
+            engine: [found.name.rpartition("/")[2], *(name.rpartition("/")[2] for name in found.others)]
+            for engine in ("vllm-0.12", "vllm-0.32", "sglang", "s-lora")
+            for found in [chosen(gpu="l40s", engine=engine)]
+        }
+    finally:
+        choices._chosen.cache_clear()
+    assert order["vllm-0.12"] == ["vllm-0.12.0", "vllm-0.20.0", "vllm-0.30.0", "sglang-0.5", "assumed"]
+    assert order["vllm-0.32"] == ["vllm-0.20.0", "vllm-0.30.0", "vllm-0.12.0", "sglang-0.5", "assumed"]
+    assert order["sglang"] == ["sglang-0.5", "vllm-0.20.0", "vllm-0.12.0", "vllm-0.30.0", "assumed"]
+    assert order["s-lora"][-1] == "assumed"
+    assert version_distance("vllm", "vllm-0.24.0") == 8
+    assert version_distance("vllm-0.12", "vllm 0.24.0") == 12
+    assert version_distance("sglang", "sglang-0.5.10") == float("inf"), "no version of SGLang is known by its name"
+
+
+def test_the_result_says_which_profile_and_why() -> None:
+    world = build_world(scenario(gpu="h100-64gb", engine="vllm-0.8.5"))
+    assert setup_of(world).profile == "h100-64gb/llama-3.1-8b/vllm-0.8.5"
+    assert (
+        "h100-64gb/llama-3.1-8b/vllm-0.8.5 is the profile for llama-3.1-8b on h100-64gb under vllm-0.8.5 (rules of "
+        "0.8.3 to 0.9.1): derived, same version of the engine; there is also h100-64gb/llama-3.1-8b/assumed "
+        "(fleet.profile)"
+    ) in world.notes
+    other = build_world(scenario(gpu="l40s", engine="sglang", base_model="qwen3-8b"))
+    assert any(
+        note.endswith("to build one: loraplan profiles build --gpu l40s --model qwen3-8b --engine sglang")
+        for note in other.notes
+    )
+    assert any(note.startswith("step and load costs are those of vLLM 0.24.0") for note in other.notes)
+
+
+def test_the_second_line_names_what_was_assumed() -> None:
+    small = load_scenario("quickstart", ["fleet.gpu=h200", "workload.requests=200", "run.replications=1"]).scenario
+    point = evaluate_scenario(small).point
+    assert setup_line([point]) == (
+        "NVIDIA H200 · llama-3.1-8b · vllm (rules of 0.31 and 0.32) · profile h200/llama-3.1-8b/vllm-0.24.0 "
+        "(derived; nearest version of the engine) · assumed, as the scenario names none: base model"
+    )
+    assert Setup(**point.setup.to_json()) == point.setup
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"gpu": "h100", "base_model": "qwen2.5-32b"},
+            "adapters.base_model: there is no profile of qwen2.5-32b on 1 GPU of kind h100-80gb (got qwen2.5-32b, "
+            "allowed: the nearest are h100-80gb/qwen2.5-",
+        ),
+        (
+            {"gpu": "h100", "base_model": "qwen2.5-32b"},
+            "build it: loraplan profiles build --gpu h100-80gb --model qwen2.5-32b (--model also takes a config.json), "
+            "and give its file as fleet.profile",
+        ),
+        (
+            {"gpu": "l40s", "base_model": "qwen2.5-32b", "engine": "tensorrt-llm"},
+            "build it: loraplan profiles build --gpu l40s --model qwen2.5-32b --engine trtllm",
+        ),
+        (
+            {"gpu": "h200", "base_model": "llama-3.1-70b"},
+            "fleet.tensor_parallel: there is no profile of llama-3.1-70b on 1 GPU of kind h200 (got 1, allowed: the "
+            "nearest are h200/llama-3.1-70b-tp2/vllm-0.24.0, h200/llama-3.1-70b-tp4/vllm-0.24.0); set "
+            "fleet.tensor_parallel to the GPUs of a replica (2, 4)",
+        ),
+        (
+            {"gpu": "h100-64gb", "base_model": "qwen2.5-14b"},
+            "measure it: loraplan calibrate all, and give its file as fleet.profile",
+        ),
+        (
+            {"gpu": "h200", "profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"},
+            "fleet.gpu: the profile is of another GPU (got h200, allowed: h100-64gb (profile "
+            "h100-64gb/llama-3.1-8b/vllm-0.8.5)); give fleet.gpu or fleet.profile, not both",
+        ),
+        (
+            {"profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5", "base_model": "qwen2.5-14b"},
+            "adapters.base_model: the profile was made for another base model (got qwen2.5-14b, allowed: llama-3.1-8b",
+        ),
+        ({"profile": "l40s"}, "for this GPU set fleet.gpu: l40s, or choose from loraplan profiles list l40s"),
+        ({"profile": "H100"}, "for this GPU set fleet.gpu: h100-80gb"),
+        ({"profile": "qwen2.5-14b"}, "for this base model set adapters.base_model: qwen2.5-14b"),
+        ({"profile": "h100-80gb/llama-3.1-8b"}, "did you mean 'h100-80gb/llama-3.1-8b/vllm-0.24.0'?"),
+    ],
+)
+def test_no_choice_is_a_dead_end(keys: dict[str, str], message: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        build_world(scenario(**keys))
+    assert message in str(caught.value)
+
+
+def test_an_unknown_gpu_is_refused_where_it_is_written(tmp_path: Path) -> None:
+    file = write(tmp_path / "s.yaml", BASE + "fleet: {gpu: h100-8gb}\n")
+    said = refusal(file)
+    assert f"{file}:" in said
+    assert "fleet.gpu: unknown GPU (got h100-8gb, allowed: a100-80gb, b200, h100-64gb, " in said
+    assert "did you mean 'h100-80gb'?" in said
+    assert "measure another one with loraplan calibrate all" in refusal("quickstart", "fleet.gpu=rtx4090")
+
+
+def test_a_later_choice_of_gpu_or_profile_replaces_the_earlier_one(tmp_path: Path) -> None:
+    """``--set fleet.gpu=…`` works on a scenario that names a profile; two choices at once must agree."""
+    named = "fleet: {profile: h100-64gb/llama-3.1-8b/vllm-0.8.5}\n"
+    file = str(write(tmp_path / "s.yaml", BASE + named))
+    assert profile_choice(load_scenario(file, ["fleet.gpu=l40s"]).scenario).name == "l40s/llama-3.1-8b/vllm-0.24.0"
+    write(tmp_path / "t.yaml", "extends: s.yaml\nfleet: {gpu: b200}\n")
+    loaded = load_scenario(str(tmp_path / "t.yaml"))
+    assert profile_choice(loaded.scenario).name == "b200/llama-3.1-8b/vllm-0.24.0"
+    point = loaded.with_values({"fleet.profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"})
+    assert (point.scenario.fleet.gpu, point.scenario.fleet.profile) == (None, "h100-64gb/llama-3.1-8b/vllm-0.8.5")
+    both = ["fleet.gpu=l40s", "fleet.profile=h100-64gb/llama-3.1-8b/vllm-0.8.5"]
+    for order in (both, both[::-1]):
+        with pytest.raises(InputError, match="the profile is of another GPU"):
+            profile_choice(load_scenario(file, order).scenario)
+    agreeing = ["fleet.gpu=h100-64gb", "fleet.profile=h100-64gb/llama-3.1-8b/assumed"]
+    assert profile_choice(load_scenario(file, agreeing).scenario) == ProfileChoice("h100-64gb/llama-3.1-8b/assumed")
