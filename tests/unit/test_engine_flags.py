@@ -91,9 +91,10 @@ def test_a_name_means_one_option_of_an_engine() -> None:
         (
             "tensor_parallel_size: 2",
             "tensor_parallel_size: unknown key; --tensor-parallel-size of vLLM, SGLang and "
-            "TensorRT-LLM is fleet.profile here (a profile is made for a number of GPUs, see loraplan profiles list)",
+            "TensorRT-LLM is fleet.tensor_parallel here (GPUs of one replica, for which there must be a profile, see "
+            "loraplan profiles list)",
         ),
-        ("fleet: {tp: 2}", "fleet.tp: unknown key; -tp of vLLM and SGLang is fleet.profile here"),
+        ("fleet: {tp: 2}", "fleet.tp: unknown key; -tp of vLLM and SGLang is fleet.tensor_parallel here"),
         ("fleet: {num_shard: 2}", "fleet.num_shard: unknown key; LoRAX's --num-shard has no equivalent here"),
         ("max_num_seqs: 9", "max_num_seqs: unknown key; did you mean 'fleet.max_num_seqs'?"),
         (
@@ -255,8 +256,8 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--enable-mixed-chunk",
         "--max-loaded-loras",
         "--disable-radix-cache",
-        "--tensor-parallel-size",
         "--tp-size",
+        "--fully-sharded-loras",
     }
     assert {option for _, option in printed - seen} <= unset
 
