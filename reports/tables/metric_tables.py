@@ -25,7 +25,15 @@ GROUPS = {
     "load": ("throughput_rps", "loader_utilization"),
 }
 """The metrics that a terminal shows of one point, by what they are about."""
-TILES = ("ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loader_utilization", "throughput_rps")
+TILES = (
+    "ttft_p99_s",
+    "e2e_p99_s",
+    "tpot_mean_s",
+    "miss_ratio",
+    "prefix_hit_ratio",
+    "loader_utilization",
+    "throughput_rps",
+)
 ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
 _KEY_COLUMNS = (
     "ttft_p99_s",

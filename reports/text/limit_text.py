@@ -92,8 +92,8 @@ _ROOM: Mapping[Room, str] = {
         "more traffic fits."
     ),
     Room.CLOSED_LOOP: (
-        "A closed loop does not show the headroom: its clients wait for their answers, so a slower fleet gets fewer "
-        "requests. Sweep workload.arrivals.concurrency to see how latency grows with their number."
+        "A closed loop has no headroom to show: clients wait for their answers, so a slower fleet gets fewer requests. "
+        "Sweep workload.arrivals.concurrency to see how latency grows with their number."
     ),
     Room.OVERLOADED: "There is no headroom. The offered load is {load} of capacity; reduce it by at least {excess}.",
     Room.ADAPTERS_IN_USE: (

@@ -322,7 +322,7 @@ def test_a_step_without_adapters_runs_without_lora() -> None:
     }
     cost = StepCost.model_validate({"fixed_s": 8.0, "tokens": [[0, 0], [64, 64]], "per_sequence_s": 0.5, "lora": lora})
     costs = StepCosts(cost, 4, 128, 16)
-    beside = costs.beside_base_model()
+    beside = costs.with_base_model()
     details = (3, 5, 0.0, 0, 0)
     assert beside.step(8, 0, 0, 0, details) == 8 + 8 + 3 * 0.5
     assert beside.step(8, 0, 1, 16, details) == costs.step(8, 0, 1, 16, details) == 8 + 8 + 1.5 + 1 + 2 + 8 + 2 + 20
