@@ -284,7 +284,7 @@ def test_a_report_says_what_swaps_cost(swapping: Any) -> None:
     assert limits(point)[0].name == "swaps"
     assert "spend" in limit_sentence(limits(point)[0], point)
     if "overloaded" not in " ".join(point.warnings):
-        assert headroom(point).startswith("Not visible in one run. To load models less often")
+        assert headroom(point).startswith("One run does not show the headroom. To load models less often")
     table, where = replicas_table(point, ""), capacity_table(point)
     assert table is not None
     assert table.rows[2][0] == "2 (full models)"
