@@ -513,7 +513,8 @@ def engine_flags(scenario: Scenario) -> dict[str, str]:
 
 
 def _command_line(engine: EngineFlags, scenario: Scenario) -> str:
-    written = [flag.text(scenario) for flag in engine.flags]
+    without_lora = scenario.adapters.base_alone
+    written = [flag.text(scenario) for flag in engine.flags if not (without_lora and "lora" in flag.name.lower())]
     return " ".join([engine.command, *(text for text in written if text is not None)])
 
 
