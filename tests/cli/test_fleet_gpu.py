@@ -36,4 +36,4 @@ def test_a_plan_prices_fleets_by_their_gpu(loraplan: CommandLine) -> None:
     answer = json.loads(planned.out)
     assert answer["best"]["fleet"] == "L40S"
     assert answer["setup"]["profile"] == "l40s/llama-3.1-8b/vllm-0.24.0"
-    assert answer["setup"]["assumed"] == "base model"
+    assert answer["setup"]["assumed"] == ""
