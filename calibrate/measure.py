@@ -2,11 +2,14 @@
 
 Every configuration is visited once a round, in a new random order. A visit warms up, then samples
 until the median over all its samples is known well enough or its time is up. Before every few visits a canary, always
-the same work, shows whether the device has changed. No sample is ever left out.
+the same work, shows whether the device has changed. No sample is ever left out. Where the whole run has a time limit,
+no visit starts after it, except the first few, and the log knows what is left.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ CANARY = "canary"
 _CANARY_EVERY = 8
 _DRIFT = 0.03
 _MAX_SAMPLES = 2000
+_LEAST_VISITS = 8
+"""Of a run with a time limit, however short: each call of the same command gets further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +90,25 @@ def median_half_width(samples: Sequence[float]) -> float:
 class TimedWork:
     """What is to be timed.
 
+    :ivar configurations: all of the suite.
     :ivar opens: sets a configuration up; if it fails for lack of memory, or because the device can't do it, the
         configuration is skipped and the log says so.
     :ivar canary: the same work throughout the run, to notice that the device changes.
     :ivar flush: push data out of the caches before every sample.
+    :ivar parts: what this run times, one part after the other; None: all configurations as one part.
+    :ivar ends_at: on ``time.monotonic``: no visit starts later, after the first few.
     """
 
     configurations: Sequence[Configuration]
     opens: Open
     canary: Prepared
     flush: bool = True
+    parts: Sequence[Sequence[Configuration]] | None = None
+    ends_at: float = math.inf
+
+
+class _TimeIsUpError(Exception):
+    """The time for the whole run is over."""
 
 
 def measure(
@@ -106,53 +120,117 @@ def measure(
     seed: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """Time all configurations, each once a round in random order; those that the log has are not timed again.
+    """Time all configurations part by part, each once a round in random order; what the log has is not timed again.
 
-    :returns: flags over the whole run, in words: drift, throttling, a busy device, what was skipped.
+    The log's manifest then has ``flags`` (drift, throttling, a busy device, what was skipped), ``skipped`` (the reason
+    by key) and ``untimed`` (how many configurations miss a visit); ``log.cut_short`` says whether time ran out.
+
+    :returns: the flags, in words.
     :raises InputError: if not one configuration could be timed.
     """
-    configurations = work.configurations
-    rng = np.random.default_rng(seed)
-    monitor, done = DisturbanceMonitor(device), log.done
-    kept: dict[str, list[float]] = {}
-    for visit in log.visits:
-        kept.setdefault(visit.configuration.key, []).extend(visit.seconds)
-    order = len(log.visits)
-    skipped: dict[str, str] = {}
-    total, count = method.rounds * len(configurations), 0
-    for turn in range(method.rounds):
-        for place, index in enumerate(rng.permutation(len(configurations))):
-            one, count = configurations[index], count + 1
-            if place % _CANARY_EVERY == 0 and (one.key, turn) not in done:
-                log.add(_canary_visit(work.canary, device, monitor, turn, order))
-                order += 1
-            if (one.key, turn) not in done and one.key not in skipped:
-                try:
-                    with work.opens(one) as prepared:
-                        samples = _sample(prepared, device, method, turn, kept.get(one.key, []), work.flush)
-                except Exception as error:
-                    if not out_of_memory(error) and not isinstance(error, UnavailableError):
-                        raise
-                    skipped[one.key] = "too little memory" if out_of_memory(error) else str(error)
-                    device.release()
-                    continue
-                kept.setdefault(one.key, []).extend(seconds for seconds, _ in samples)
-                log.add(_visit(one, turn, order, samples, monitor))
-                order += 1
-            progress(count, total)
-    if skipped and len(skipped) == len(configurations):
-        raise InputError(
-            f"not one configuration could be timed: {next(iter(skipped.values()))}",
-            key="--model",
-            hint="choose a smaller model or fewer layers",
-        )
-    few = sum(len(kept.get(one.key, ())) < method.least for one in configurations if one.key not in skipped)
-    flags = [*drift(log.visits), *_disturbed(log.visits)]
-    if few:
-        flags.append(f"few samples: {few} of {len(configurations)} configurations have fewer than {method.least}")
-    flags += [f"skipped, {why}: {key}" for key, why in skipped.items()]
-    log.note(flags=flags, skipped=list(skipped))
-    return flags
+    parts = [work.configurations] if work.parts is None else work.parts
+    chosen = {one.key for part in parts for one in part}
+    visits = _Visits(work, device, log, method, {k: v for k, v in _skipped(log).items() if k not in chosen})
+    total, count = method.rounds * sum(len(part) for part in parts), 0
+    try:
+        for part in parts:
+            rng = np.random.default_rng(seed)
+            for turn in range(method.rounds):
+                for place, index in enumerate(rng.permutation(len(part))):
+                    visits.visit(part[index], turn, canary=place % _CANARY_EVERY == 0)
+                    count += 1
+                    progress(count, total)
+    except _TimeIsUpError:
+        log.cut_short = True
+    return visits.flags()
+
+
+class _Visits:
+    """Visits configurations, unless the log has them, and knows what was skipped.
+
+    :ivar skipped: why, by key.
+    """
+
+    def __init__(
+        self, work: TimedWork, device: Device, log: SampleLog, method: Method, skipped: dict[str, str]
+    ) -> None:
+        self._work, self._device, self._log, self._method = work, device, log, method
+        self.skipped, self._done = skipped, log.done
+        self._monitor, self._order = DisturbanceMonitor(device), len(log.visits)
+        self._made = 0
+        self._kept: dict[str, list[float]] = {}
+        for visit in log.visits:
+            self._kept.setdefault(visit.configuration.key, []).extend(visit.seconds)
+
+    def visit(self, one: Configuration, turn: int, *, canary: bool) -> None:
+        """Visit a configuration unless that has been done, after the canary where it is due.
+
+        :raises _TimeIsUpError: if the time for the whole run is over.
+        """
+        if (one.key, turn) in self._done:
+            return
+        if time.monotonic() >= self._work.ends_at and self._made >= _LEAST_VISITS:
+            raise _TimeIsUpError
+        self._made += 1
+        if canary:
+            self._add(_canary_visit(self._work.canary, self._device, self._monitor, turn, self._order))
+        if one.key in self.skipped:
+            return
+        before = self._kept.setdefault(one.key, [])
+        try:
+            with self._work.opens(one) as prepared:
+                samples = _sample(prepared, self._device, self._method, turn, before, self._work.flush)
+        except Exception as error:
+            if not out_of_memory(error) and not isinstance(error, UnavailableError):
+                raise
+            self.skipped[one.key] = "too little memory" if out_of_memory(error) else str(error)
+            self._device.release()
+            return
+        before.extend(seconds for seconds, _ in samples)
+        self._add(_visit(one, turn, self._order, samples, self._monitor))
+
+    def _add(self, visit: Visit) -> None:
+        self._log.add(visit)
+        self._order += 1
+
+    def flags(self) -> list[str]:
+        """Return what a reader of the samples must know, and note it in the log.
+
+        :raises InputError: if not one configuration could be timed.
+        """
+        suite, counts = self._work.configurations, _counts(self._log.visits)
+        if self.skipped and not any(one.key in counts for one in suite):
+            raise InputError(
+                f"not one configuration could be timed: {next(iter(self.skipped.values()))}",
+                key="--model",
+                hint="choose a smaller model or fewer layers",
+            )
+        tried = [one for one in suite if one.key not in self.skipped]
+        done, rounds = self._log.done, range(self._method.rounds)
+        untimed = sum(any((one.key, turn) not in done for turn in rounds) for one in tried)
+        few = sum(0 < counts.get(one.key, 0) < self._method.least for one in tried)
+        flags = [*drift(self._log.visits), *_disturbed(self._log.visits)]
+        if untimed:
+            flags.append(f"not finished: {untimed} of {len(suite)} configurations were not visited in every round")
+        if few:
+            flags.append(f"few samples: {few} of {len(suite)} configurations have fewer than {self._method.least}")
+        flags += [f"skipped, {why}: {key}" for key, why in self.skipped.items()]
+        self._log.note(flags=flags, skipped=self.skipped, untimed=untimed)
+        return flags
+
+
+def _counts(visits: Sequence[Visit]) -> dict[str, int]:
+    """Return how many samples each configuration has, by key."""
+    counts: dict[str, int] = {}
+    for visit in visits:
+        counts[visit.configuration.key] = counts.get(visit.configuration.key, 0) + len(visit.seconds)
+    return counts
+
+
+def _skipped(log: SampleLog) -> dict[str, str]:
+    """Return what earlier runs skipped; older manifests have a list without reasons, and those are tried again."""
+    found = log.manifest.get("skipped")
+    return {str(key): str(why) for key, why in found.items()} if isinstance(found, dict) else {}
 
 
 def drift(visits: Sequence[Visit]) -> list[str]:

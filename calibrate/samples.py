@@ -4,7 +4,7 @@ A folder holds one suite a file triple::
 
     steps.json      what is measured: options, device, method, flags, progress
     steps.jsonl     one line a visit, appended and flushed: what a killed run keeps
-    steps.parquet   all samples, one row each: written when the run ends
+    steps.parquet   all samples, one row each: written when the run ends, or its time is up
 
 and the same for ``loads``.
 """
@@ -64,10 +64,12 @@ class SampleLog:
 
     :ivar visits: those already there, in order.
     :ivar manifest: the content of ``SUITE.json``.
+    :ivar cut_short: whether the run that added the last visits ended for lack of time.
     """
 
     def __init__(self, folder: Path, suite: Suite, manifest: dict[str, Any], visits: list[Visit]) -> None:
         self.folder, self.suite, self.manifest, self.visits = folder, suite, manifest, visits
+        self.cut_short = False
         self._file = folder / f"{suite}.jsonl"
 
     @classmethod
@@ -151,7 +153,7 @@ class SampleLog:
         write_json(self.folder / f"{self.suite}.json", self.manifest)
 
     def finish(self) -> Path:
-        """Write all samples as Parquet, and mark the run as finished in the manifest."""
+        """Write all samples as Parquet, and say in the manifest whether all were taken: ``finished`` or ``partial``."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -175,7 +177,8 @@ class SampleLog:
         )
         path = self.folder / f"{self.suite}.parquet"
         write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
-        self.note(status="finished", samples=len(rows["seconds"]))
+        status = "partial" if self.manifest.get("untimed") else "finished"
+        self.note(status=status, samples=len(rows["seconds"]))
         return path
 
 

@@ -366,7 +366,7 @@ def version_table() -> str:
 
 def option_tables() -> str:
     """Return a section for each engine: its options, and what a scenario has for each."""
-    from sim.spec.engine_flags import FLAGS
+    from sim.spec.engine_flags.flag_tables import FLAGS
 
     parts = []
     for engine in FLAGS:
@@ -389,7 +389,7 @@ def _spellings(flag: Any) -> list[str]:
 
 def key_table() -> str:
     """Return the keys that options of engines stand for, each with these options."""
-    from sim.spec.engine_flags import FLAGS
+    from sim.spec.engine_flags.flag_tables import FLAGS
     from sim.spec.files.problems import known_keys
     from sim.spec.scenario import Scenario
 

@@ -81,6 +81,8 @@ METRIC_WORDS = {
 
 KEY_WORDS = {
     "workload.arrivals.rate": "arrival rate",
+    "workload.arrivals.concurrency": "concurrent requests",
+    "workload.arrivals.think": "time to think",
     "workload.arrivals.cv": "burstiness (cv of the gaps)",
     "workload.popularity.exponent": "Zipf exponent",
     "workload.requests": "requests",
@@ -93,6 +95,9 @@ KEY_WORDS = {
     "fleet.engine": "engine",
     "fleet.profile": "profile",
     "fleet.gpu": "GPU",
+    "fleet.tensor_parallel": "GPUs per replica",
+    "fleet.fully_sharded_loras": "fully sharded LoRA",
+    "fleet.gpu_memory_utilization": "GPU memory utilization",
     "fleet.admission": "admission policy",
     "cache.gpu.slots": "GPU slots",
     "cache.gpu.size": "GPU cache",
@@ -144,6 +149,7 @@ KEY_WORDS = {
 COUNTED = frozenset(
     {
         "requests",
+        "concurrent requests",
         "adapters",
         "replicas",
         "KV tokens",

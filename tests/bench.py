@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from statistics import median
 from typing import Any
 
 import simpy
@@ -103,7 +104,7 @@ def fleets(quick: bool) -> dict[str, dict[str, Any]]:
     """Return rows of fleets, of 40 requests a second for each replica, a third of which miss."""
     requests = 20_000 if quick else 100_000
     rows = {"four replicas, least-loaded": batch(160, requests, size="1200 MB", replicas=4)}
-    others = (name for name in ROUTERS.names if name != "least-loaded")
+    others = (entry.name for entry in ROUTERS if entry.name != "least-loaded" and not entry.reads_text)
     for policy in others:
         rows[f"four, {policy}"] = batch(160, requests, size="1200 MB", replicas=4, router={"policy": policy})
     for strategy in STRATEGIES:
@@ -141,6 +142,32 @@ def saturated(quick: bool) -> dict[str, dict[str, Any]]:
         data = batch(2000, requests, "long")
         data["fleet"]["engine"], data["cache"] = engine, {"gpu": {"slots": 384}}
         rows[f"{engine}, saturated, long"] = data
+    return rows
+
+
+def sharing(quick: bool) -> dict[str, dict[str, Any]]:
+    """Return rows in pairs: traffic that shares text, with prefix caching off and on. Compare them with ``--against``.
+
+    100 adapters with 100 slots, so that loads play no part, and a replica that keeps up with and without the cache.
+    """
+    requests = 10_000 if quick else 50_000
+    prompts = {"shared_by": "adapter", "tokens": {"law": "uniform", "low": 400, "high": 1600}}
+    few = {"shared_by": "adapter", "tokens": {"law": "uniform", "low": 50, "high": 200}}
+    talks = {"requests": 4, "gap_median": "30 s", "history": True, "max_context": 8000}
+    kinds: dict[str, tuple[float, str, dict[str, Any]]] = {
+        "system prompts": (4, "long", {"prefix": prompts}),
+        "short system prompts": (10, "short", {"prefix": few}),
+        "conversations": (4, "long", {"sessions": talks}),
+        "short conversations": (10, "short", {"sessions": talks}),
+        "prompts and conversations": (4, "long", {"prefix": prompts, "sessions": talks}),
+    }
+    rows: dict[str, dict[str, Any]] = {}
+    for name, (rate, lengths, shared) in kinds.items():
+        for on in (False, True):
+            fleet = {"engine": "vllm-0.32", "prefix_caching": on, "max_model_len": 20_000}
+            data = batch(rate, requests, lengths, adapters=100, fleet=fleet, cache={"gpu": {"slots": 100}})
+            data["workload"] |= shared
+            rows[f"{name}, prefix caching {'on' if on else 'off'}"] = data
     return rows
 
 
@@ -193,6 +220,19 @@ def measure(data: dict[str, Any], repetitions: int) -> dict[str, float]:
     return {"request_s": min(costs), "timeout_s": min(timeouts), "worth": min(costs) / min(timeouts), "peak_mb": peak}
 
 
+def ratios(data: dict[str, Any], other: dict[str, Any], rounds: int = 9) -> dict[str, float]:
+    """Simulate two rows in turn; return median, lowest and highest ratio of their CPU times in a round."""
+    worlds, found = [build_world(Scenario.model_validate(row)) for row in (other, data)], []
+    for _ in range(rounds):
+        times = []
+        for world in worlds:
+            start = time.process_time()
+            simulate(world, 0, 20)
+            times.append(time.process_time() - start)
+        found.append(times[1] / times[0])
+    return {"ratio": median(found), "lowest": min(found), "highest": max(found)}
+
+
 def main() -> None:
     """Print the tables."""
     quick = "--quick" in sys.argv
@@ -201,10 +241,14 @@ def main() -> None:
         "saturation": saturated(quick),
         "fleets": fleets(quick),
         "sizes of fleets": sizes(quick),
+        "shared text": sharing(quick),
     }
     if "--row" in sys.argv:
-        name = sys.argv[sys.argv.index("--row") + 1]
-        data = next(table[name] for table in (*tables.values(), long_runs()) if name in table)
+        known = {name: row for table in (*tables.values(), long_runs()) for name, row in table.items()}
+        data = known[sys.argv[sys.argv.index("--row") + 1]]
+        if "--against" in sys.argv:
+            print(json.dumps(ratios(data, known[sys.argv[sys.argv.index("--against") + 1]])))
+            return
         requests = data["workload"]["requests"]
         print(json.dumps(measure(data, 5 if requests <= 100_000 else 2 if requests <= 1_000_000 else 1)))
         return

@@ -132,6 +132,7 @@ def _profiles(draw: st.DrawFn, grid: bool) -> str:
             "per_sequence_s": draw(ticks),
             "per_kv_token_s": draw(st.sampled_from((0, 0, GRID / 16, GRID))),
             "prefill_step_s": draw(ticks),
+            "decode_step_s": draw(ticks),
             "per_passed_s": draw(ticks),
             "lora": {"per_slot_s": draw(ticks), "per_adapter_s": draw(ticks)},
         }
@@ -152,6 +153,7 @@ def _profiles(draw: st.DrawFn, grid: bool) -> str:
         "per_kv_token_s": some(16, milli / 256),
         "per_attended_token_s": some(8, milli / 4096),
         "prefill_step_s": some(8, milli / 2),
+        "decode_step_s": some(8, milli / 2),
         "per_passed_s": some(8, milli / 8),
         "lora": {
             "fixed_s": some(4, milli / 8),

@@ -18,7 +18,7 @@ from calibrate.fit.cost_forms import (
     sample_residual,
 )
 from calibrate.fit.load_fit import LoadFit, fit_load_samples
-from calibrate.fit.sample_terms import StepTerms, TimedSteps, timed_steps
+from calibrate.fit.sample_terms import CLASSES, StepTerms, TimedSteps, timed_steps
 from calibrate.samples import read_samples
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file
@@ -58,6 +58,7 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
             )
     backend = str(step_facts["plan"]["backends"][0])
     steps = timed_steps(step_frame, step_facts, backend)
+    _require_every_kind(steps, folder)
     terms = StepTerms.of(steps)
     adapted = int((steps.column("distinct") > 0).sum())
     if adapted < terms.count_lora:
@@ -108,6 +109,17 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
         ),
         draws=tuple(Draw(step=step, load=load) for step, load in zip(draws, loads.draws, strict=True)),
     )
+
+
+def _require_every_kind(steps: TimedSteps, folder: Path) -> None:
+    """Refuse steps of which a kind is missing: its terms would be fitted to zero."""
+    for kind in CLASSES:
+        if not np.any(steps.classes == kind):
+            raise InputError(
+                f"no {kind} were timed",
+                file=str(folder / "steps.parquet"),
+                hint="time them: loraplan calibrate steps prefill (or base-decode, lora-decode), with the same options",
+            )
 
 
 def step_hold_outs(problem: Problem, terms: StepTerms) -> tuple[HoldOut, ...]:

@@ -1,4 +1,5 @@
-"""The GPUs that there are kernel tables for, under the names that people use."""
+"""The GPUs that there are kernel tables for, and those that differ from one in their memory alone, under the names that
+people use."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ class Card:
     :ivar bandwidth_bytes_per_s: of its memory, from the data sheet.
     :ivar multiprocessors: streaming multiprocessors, from the data sheet.
     :ivar batch_sequences: most sequences of a batch that vLLM allows unless told otherwise (``max_num_seqs``).
+    :ivar kernels_of: the card that its kernels were measured on; unset: itself.
+    :ivar architecture: of its multiprocessors: ``hopper``, ``blackwell``, ``ampere`` or ``ada``.
     """
 
     name: str
@@ -31,32 +34,63 @@ class Card:
     bandwidth_bytes_per_s: float
     multiprocessors: int
     batch_sequences: int = 1024
+    kernels_of: Card | None = None
+    architecture: str = ""
 
 
 CARDS = {
     card.name: card
     for card in (
-        Card("a100-80gb", "a100_sxm", "NVIDIA A100-SXM4-80GB", 81920 * MIB, 2.039e12, 108, 256),
-        Card("b200", "b200_sxm", "NVIDIA B200", 183359 * MIB, 8.0e12, 148),
-        Card("h100-80gb", "h100_sxm", "NVIDIA H100 80GB HBM3", 81559 * MIB, 3.35e12, 132),
-        Card("h200", "h200_sxm", "NVIDIA H200", 143771 * MIB, 4.8e12, 132),
-        Card("l40s", "l40s", "NVIDIA L40S", 46068 * MIB, 0.864e12, 142, 256),
+        Card("a100-80gb", "a100_sxm", "NVIDIA A100-SXM4-80GB", 81920 * MIB, 2.039e12, 108, 256, architecture="ampere"),
+        Card("b200", "b200_sxm", "NVIDIA B200", 183359 * MIB, 8.0e12, 148, architecture="blackwell"),
+        Card("h100-80gb", "h100_sxm", "NVIDIA H100 80GB HBM3", 81559 * MIB, 3.35e12, 132, architecture="hopper"),
+        Card("h200", "h200_sxm", "NVIDIA H200", 143771 * MIB, 4.8e12, 132, architecture="hopper"),
+        Card("l40s", "l40s", "NVIDIA L40S", 46068 * MIB, 0.864e12, 142, 256, architecture="ada"),
     )
 }
+"""Cards with kernel tables of their own."""
+SCALED = {
+    card.name: card
+    for card in (
+        Card(
+            "a100-40gb",
+            "a100_sxm",
+            "NVIDIA A100-SXM4-40GB",
+            40960 * MIB,
+            1.555e12,
+            108,
+            256,
+            architecture="ampere",
+            kernels_of=CARDS["a100-80gb"],
+        ),
+        Card(
+            "h100-64gb",
+            "h100_sxm",
+            "NVIDIA H100 64GB",
+            65247 * MIB,
+            2.0e12,
+            132,
+            256,
+            architecture="hopper",
+            kernels_of=CARDS["h100-80gb"],
+        ),
+    )
+}
+"""Cards that compute like one of these and have a slower memory."""
 
 
 def card_of(name: str) -> Card:
     """Return the card that a user names.
 
-    :raises InputError: for one without kernel tables; lists those that have some.
+    :raises InputError: for any other; lists those that there are.
     """
-    gpu = gpu_named(name)
-    if gpu is not None and gpu.name in CARDS:
-        return CARDS[gpu.name]
+    gpu, known = gpu_named(name), CARDS | SCALED
+    if gpu is not None and gpu.name in known:
+        return known[gpu.name]
     raise InputError(
         "there are no kernel tables for this GPU",
         key="--gpu",
         got=name,
-        allowed=", ".join(CARDS),
-        hint=did_you_mean(name, CARDS) or "measure it: loraplan calibrate all",
+        allowed=", ".join(known),
+        hint=did_you_mean(name, known) or "measure it: loraplan calibrate all",
     )

@@ -54,13 +54,14 @@ class EngineOverhead:
         :param factor: further factor on whole steps, for draws.
         """
         scale = self.factor * factor
-        fixed, sequence, kv_token, attended, prefill = significant(
+        fixed, sequence, kv_token, attended, prefill, decode = significant(
             [
                 kernels.fixed_s * scale + self.step_s * factor,
                 kernels.per_sequence_s * scale + self.per_sequence_s * factor,
                 kernels.per_kv_token_s * scale,
                 kernels.per_attended_token_s * scale,
                 kernels.prefill_step_s * scale + self.prefill_step_s * factor,
+                kernels.decode_step_s * scale,
             ]
         )
         return kernels.model_copy(
@@ -71,6 +72,7 @@ class EngineOverhead:
                 "per_kv_token_s": kv_token,
                 "per_attended_token_s": attended,
                 "prefill_step_s": prefill,
+                "decode_step_s": decode,
             }
         )
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibrate.kernels.base_models import BaseModel
 from calibrate.kernels.cards import Card
+from calibrate.kernels.other_memory import OtherMemory
 from sim.errors import InputError, LoraplanError, install_hint
 
 if TYPE_CHECKING:
@@ -87,9 +88,8 @@ def check_parallel(model: BaseModel, tensor_parallel: int) -> None:
     :raises InputError: where its heads can't.
     """
     shape = model.shape
-    splits = [n for n in (1, 2, 4, 8, 16) if shape.heads % n == 0 and shape.intermediate % n == 0]
-    whole = shape.kv_heads % tensor_parallel == 0 or tensor_parallel % shape.kv_heads == 0
-    if tensor_parallel not in splits or not whole:
+    splits = [n for n in (1, 2, 4, 8, 16) if shape.fits(n)]
+    if tensor_parallel not in splits:
         raise InputError(
             f"{model.name} can't be split over so many GPUs: it has {shape.heads} attention heads and "
             f"{shape.kv_heads} KV heads",
@@ -119,6 +119,7 @@ class KernelTables:
         with _quiet():
             self._check_coverage()
             self._handle = self._compile()
+            self._memory = self._other_memory()
         self._aligned_correction_ms = lru_cache(maxsize=None)(self._uncached_correction_ms)
 
     def step_s(self, decoding: int, context: int, prompts: int = 0, prompt_tokens: int = 0, before: int = 0) -> float:
@@ -140,13 +141,16 @@ class KernelTables:
             ) from None
 
     def _step_ms(self, decoding: int, context: int, prompts: int, prompt_tokens: int, before: int) -> float:
-        aligned = self._aligned_ms(decoding + prompts * prompt_tokens)
+        tokens = decoding + prompts * prompt_tokens
+        around = self._aligned_ms(tokens)
+        if self._memory is not None:
+            around += self._memory.extra_ms(tokens, decoding, context)
         if not prompts:
-            return float(self._handle.decode_step_latency(decoding, context, 2)) + aligned
+            return float(self._handle.decode_step_latency(decoding, context, 2)) + around
         chunk, whole = prompts * prompt_tokens, prompt_tokens + before
         # The package averages the attention of a prompt over its chunks; this undoes it. Only one prompt is in chunks.
         _, shared, attention, _ = self._handle.mixed_step_breakdown(chunk, decoding, whole, 2, before)
-        total = shared + aligned + attention * -(-whole // chunk)
+        total = shared + around + attention * -(-whole // chunk)
         if decoding:
             total += self._handle.mixed_step_breakdown(1, decoding, context, 2)[3]
         return float(total)
@@ -171,6 +175,12 @@ class KernelTables:
 
     def _shared_ms(self, tokens: int) -> float:
         return float(self._handle.mixed_step_breakdown(tokens, 0, tokens, 2)[1])
+
+    def _other_memory(self) -> OtherMemory | None:
+        measured = self.deployment.card.kernels_of
+        if measured is None:
+            return None
+        return OtherMemory(self._handle, measured.bandwidth_bytes_per_s / self.deployment.card.bandwidth_bytes_per_s)
 
     def _compile(self) -> Any:
         from aiconfigurator_core.sdk.engine import EngineHandle
@@ -222,7 +232,8 @@ class KernelTables:
 
     @property
     def _tables(self) -> str:
-        card, engine = self.deployment.card, ENGINES[self.deployment.engine]
+        card = self.deployment.card.kernels_of or self.deployment.card
+        engine = ENGINES[self.deployment.engine]
         return f"the kernel tables of {card.label} under {engine} {self.version}"
 
     def _gap(self, what: str, allowed: str | None = None) -> InputError:

@@ -1,17 +1,20 @@
-"""GPU memory of a replica from the shapes of its model: nothing is fitted to a card.
+"""GPU memory of a replica from the shapes of its model and from what engines are known to allocate.
 
-All numbers are sums over the GPUs of a replica. The slots of a tensor-parallel replica are counted as if each GPU held
-its share of them alone (vLLM's ``--fully-sharded-loras``); without that, vLLM keeps one side of every adapter whole on
-every GPU.
+Nothing is fitted: not to a card, and not to a measured size of a KV cache. All numbers are sums over the GPUs of a
+replica; what every GPU holds for itself counts once for each.
 """
 
 from __future__ import annotations
 
+from calibrate.kernels.base_models import BaseModel
+from calibrate.kernels.cards import MIB
 from calibrate.kernels.kernel_tables import Deployment
 from sim.errors import InputError
 from sim.policies.kv.kv_memory import kv_tokens_left
+from sim.policies.slot_memory import unused_bytes
 from sim.spec.profile import Memory
 from sim.spec.units import human_bytes
+from sim.traffic.adapters import MODULES, GpuSplit
 
 UTILIZATION = 0.9
 STEP_TOKENS = 8192
@@ -19,21 +22,33 @@ STEP_TOKENS = 8192
 WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-block": 1.0 + 4 / 128**2, "int8": 1.0, "int4": 0.5625, "nvfp4": 0.5625}
 """Bytes of a weight of the linear layers, scales included: one of 4 bytes for a block of 128 × 128 (``fp8-block``), one
 of 2 for 32 (``int4``), one of 1 for 16 (``nvfp4``). Embeddings, output head and norms stay in 2 bytes."""
-CONTEXT_BYTES = 2_100_000_000
-"""The CUDA context, the engine's graphs and the activations of a step."""
-SAMPLER_BYTES = 25
-"""Bytes per sequence and word of the vocabulary while the engine profiles itself: logits in 2 and 4 bytes, sorted with
-8 bytes of index, their softmax, and sums."""
+DRIVER_BYTES = 438 * MIB
+"""What CUDA reports less than nvidia-smi: 79.22 GiB of 81,559 MiB on an H100 (log in vllm-project/vllm, pull request
+12126). An engine's share is one of the memory that CUDA reports."""
+CONTEXT_BYTES = 551 * MIB
+"""The CUDA context of a process with PyTorch (a comment in ``aiconfigurator-core``, ``systems/h100_sxm.yaml``)."""
+LIBRARY_BYTES = 192 * MIB
+"""Allocated outside PyTorch, beside the context: 0.16 GiB on an H100 (``non_torch_memory`` in the same log); and
+PyTorch's workspace for cuBLAS on Hopper, 32 MiB (``aten/src/ATen/cuda/CublasHandlePool.cpp``)."""
+SAMPLER_BYTES = 14
+"""Bytes per sequence and word of the vocabulary while vLLM profiles itself, by which the KV cache is sized: logits in 2
+and in 4 bytes, the same after top-k, and probabilities (``v1/sample``, with FlashInfer's kernels, which are vLLM's
+default; PyTorch's sort takes 38). Logits are gathered on every GPU."""
+_KV_BLOCK = 16
 NCCL_BYTES = {1: 0, 2: 358_612_992, 4: 411_041_792, 8: 411_041_792, 16: 411_041_792}
 """Buffers for all-reduce on each GPU, by the number of GPUs (``aiconfigurator-core``, ``systems/h100_sxm.yaml``)."""
 SOURCES = {
-    "memory.total_bytes": "nvidia-smi on this card, times the GPUs of a replica",
+    "memory.total_bytes": "nvidia-smi on this card, less the 438 MiB that CUDA keeps on an H100, times the GPUs of a "
+    "replica",
     "memory.utilization": "vLLM's default gpu_memory_utilization",
-    "memory.weights_bytes": "computed from the model's shape and the format of its weights",
-    "memory.overhead_bytes": "2.1 GB a GPU, 25 bytes for every sequence and word of the vocabulary, and NCCL's "
-    "buffers; agrees with the two models measured on the H100-64GB within 5 %",
-    "memory.kv_bytes_per_token": "computed: 2 x layers x KV heads x head size x 2 bytes",
-    "memory.slot_layout": "vLLM 0.8's buffers; over several GPUs as with --fully-sharded-loras",
+    "memory.weights_bytes": "computed from the model's shape and the format of its weights; on each GPU its part, and "
+    "at least one KV head",
+    "memory.overhead_bytes": "computed for each GPU from what engines are known to allocate: CUDA context 551 MiB, "
+    "libraries 192 MiB, 14 bytes for every sequence and word of the vocabulary or the widest layer of a step, block table, rotary table, NCCL's "
+    "buffers, and what PyTorch's allocator leaves unused; nothing is fitted (docs/validation.md)",
+    "memory.kv_bytes_per_token": "computed: 2 x layers x KV heads x head size x 2 bytes, over the KV heads of all GPUs, "
+    "copies included",
+    "memory.slot_layout": "vLLM 0.8's buffers, on each GPU as vLLM splits them",
 }
 
 
@@ -44,13 +59,11 @@ def memory_of(deployment: Deployment) -> Memory:
     """
     card, gpus = deployment.card, deployment.tensor_parallel
     shape = deployment.model.shape
-    linear, rest = deployment.model.parameters()
-    sampler = SAMPLER_BYTES * card.batch_sequences * shape.vocab
     memory = Memory(
-        total_bytes=card.memory_bytes * gpus,
+        total_bytes=(card.memory_bytes - DRIVER_BYTES) * gpus,
         utilization=UTILIZATION,
-        weights_bytes=round(linear * WEIGHT_BYTES[deployment.weights]) + 2 * rest,
-        overhead_bytes=gpus * (CONTEXT_BYTES + sampler + NCCL_BYTES[gpus]),
+        weights_bytes=_weights(deployment),
+        overhead_bytes=gpus * _overhead_on_gpu(deployment),
         kv_bytes_per_token=2 * shape.layers * deployment.kv_heads * gpus * shape.head_dim * 2,
         slot_layout="vllm-0.8" if deployment.engine == "vllm" else "exact",
     )
@@ -65,3 +78,37 @@ def memory_of(deployment: Deployment) -> Memory:
             hint="a larger --tp, a larger --gpu, or --weights fp8",
         )
     return memory
+
+
+def _weights(deployment: Deployment) -> int:
+    """Return the bytes of the base model over all GPUs; norms, embeddings and biases are counted once."""
+    shape, gpus = deployment.model.shape, deployment.tensor_parallel
+    _, rest = deployment.model.parameters()
+    parts = [shape.module_on_gpu(name, gpus) for name in MODULES]
+    linear = gpus * shape.layers * sum(d_in * d_out for d_in, d_out in parts)
+    return round(linear * WEIGHT_BYTES[deployment.weights]) + 2 * rest
+
+
+def _overhead_on_gpu(deployment: Deployment) -> int:
+    """Return the bytes on each GPU that neither weights, slots nor KV cache take."""
+    model, gpus, sequences = deployment.model, deployment.tensor_parallel, deployment.card.batch_sequences
+    unused = unused_bytes(model.shape, GpuSplit(gpus)) if deployment.weights == "bf16" and not model.tied else 0
+    return (
+        CONTEXT_BYTES
+        + LIBRARY_BYTES
+        + max(SAMPLER_BYTES * sequences * model.shape.vocab, _activations(model, gpus))
+        + _buffers(model, sequences)
+        + NCCL_BYTES[gpus]
+        + unused
+    )
+
+
+def _activations(model: BaseModel, gpus: int) -> int:
+    """Return the bytes of a full step in its widest layer: gate and up, their product, the residual and its sum."""
+    return 2 * STEP_TOKENS * (3 * model.shape.intermediate // gpus + 2 * model.shape.hidden)
+
+
+def _buffers(model: BaseModel, sequences: int) -> int:
+    """Return the bytes of buffers that last: the block table, the rotary table, and the last hidden states."""
+    shape, blocks = model.shape, -(-model.context // _KV_BLOCK)
+    return sequences * blocks * 4 + model.context * shape.head_dim * 2 + sequences * shape.hidden * 2

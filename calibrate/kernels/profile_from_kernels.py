@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from calibrate.kernels import load_law, lora_terms, memory_model
+from calibrate.kernels.cards import Card
 from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of
 from calibrate.kernels.kernel_tables import ENGINES, Deployment, KernelTables
 from calibrate.kernels.surrogate import StepEnvelope, Surrogate, fit_surrogate
@@ -31,6 +33,7 @@ from sim.traffic.adapters import SHAPES
 
 _ADAPTERS, _RANK, _SLOTS = 384, 32, 384
 """Where LoRA's terms were measured."""
+_CORRELATED = 0.25
 LONGEST = 32_768
 """Tokens of the longest sequence that step costs are fitted to."""
 
@@ -69,6 +72,7 @@ def build_profile(deployment: Deployment, command: str) -> Built:
         schema_version=1,
         name=profile_name(deployment, tables.version),
         status="derived",
+        status_note=lora_terms.MARK,
         description=f"{model.name} with {deployment.weights} weights on {gpus}{card.label} under {engine}: kernel "
         f"tables added up, {around}; {lora_terms.MARK}.",
         device=f"{gpus}{card.label}",
@@ -95,7 +99,7 @@ def build_profile(deployment: Deployment, command: str) -> Built:
             engine=engine, graphs="as the engine's defaults", lora_backend="vLLM's Triton kernels (punica), vLLM 0.8.5"
         ),
         hold_out=_hold_outs(surrogate),
-        draws=_draws(surrogate.step, overhead, lora, load),
+        draws=cost_draws(surrogate.step, overhead, lora, load, card),
     )
     return Built(profile, surrogate)
 
@@ -145,9 +149,11 @@ def _hold_outs(surrogate: Surrogate) -> tuple[HoldOut, ...]:
 
 def _sources(tables: KernelTables, overhead: EngineOverhead) -> dict[str, str]:
     deployment = tables.deployment
+    card = deployment.card
+    scaled = f", scaled to the memory bandwidth of {card.label}" if card.kernels_of else ""
     kernels = (
-        f"kernels of {deployment.card.label} under {ENGINES[deployment.engine]} {tables.version} ({tables.package}, "
-        "NVIDIA, Apache-2.0), added up for the model's shapes and fitted"
+        f"kernels of {(card.kernels_of or card).label} under {ENGINES[deployment.engine]} {tables.version} "
+        f"({tables.package}, NVIDIA, Apache-2.0){scaled}, added up for the model's shapes and fitted"
     )
     return {
         "step": f"{kernels}; {overhead.source}" if overhead.source else kernels,
@@ -159,15 +165,33 @@ def _sources(tables: KernelTables, overhead: EngineOverhead) -> dict[str, str]:
     }
 
 
-def _draws(kernels: StepCost, overhead: EngineOverhead, lora: LoraCost, load: LoadCost) -> tuple[Draw, ...]:
+def cost_draws(
+    kernels: StepCost, overhead: EngineOverhead, lora: LoraCost, load: LoadCost, card: Card
+) -> tuple[Draw, ...]:
     """Return draws of all costs: each uncertain factor takes evenly spaced quantiles in an order of its own."""
-    factors = ("steps", *lora_terms.SPREAD, *load_law.SPREAD)
-    quantiles = norm.ppf((np.arange(DRAWS) + 0.5) / DRAWS)
-    orders = {name: stream(0, 0, f"kernel-draws-{name}").permutation(quantiles) for name in factors}
+    lora_spread = lora_terms.spread_on(card)
+    orders = _orders(("steps", *lora_spread, *load_law.SPREAD))
     found = []
     for number in range(DRAWS):
         normals = {name: float(order[number]) for name, order in orders.items()}
         step = overhead.added_to(kernels, float(np.exp(overhead.spread * normals["steps"])))
-        more = {"lora": lora_terms.drawn_lora(lora, normals), "per_passed_s": PASSED_S}
+        more = {"lora": lora_terms.drawn_lora(lora, lora_spread, normals), "per_passed_s": PASSED_S}
         found.append(Draw(step=step.model_copy(update=more), load=load_law.drawn_load(load, normals)))
     return tuple(found)
+
+
+def _orders(factors: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
+    """Return quantiles of a normal distribution for each factor, in orders that are hardly correlated.
+
+    What is off in one part says nothing about another; so few draws are often correlated by chance, which would widen
+    or narrow what they make together.
+    """
+    quantiles = norm.ppf((np.arange(DRAWS) + 0.5) / DRAWS)
+    found: dict[str, NDArray[np.float64]] = {}
+    for name in factors:
+        draws = stream(0, 0, f"kernel-draws-{name}")
+        order = draws.permutation(quantiles)
+        while any(abs(np.corrcoef(order, other)[0, 1]) > _CORRELATED for other in found.values()):
+            order = draws.permutation(quantiles)
+        found[name] = order
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -38,6 +39,12 @@ from sim.training.files.adapter_folder import only_dtype, read_adapter
 
 _MARGIN = 1.05  # of disk space: headers, configurations, blocks
 _LOADS: tuple[Stage, ...] = ("load storage", "load host")
+PARTS = {
+    "whole": "whole loads, one at a time: what the profile is fitted to",
+    "concurrent": "whole loads at the same time, and a decode step during copies",
+    "stages": "the stages of a load, one by one",
+}
+"""Parts of the loads, the most telling first."""
 _FILE_STAGES: tuple[Stage, ...] = ("open", "read cold", "read warm", "pin", "copy per tensor", "copy one buffer")
 
 
@@ -65,6 +72,8 @@ class LoadOptions:
     :ivar method, grid: by default those for ``quick`` or for a full run.
     :ivar step: what copies may slow down; by default a decode step of the model's first layers.
     :ivar keep: leave the adapters on disk.
+    :ivar parts: keys of ``PARTS``: what this run times, in this order; none: everything, in random order.
+    :ivar ends_at: on ``time.monotonic``: no visit starts later, after the first few.
     """
 
     model: str
@@ -74,6 +83,8 @@ class LoadOptions:
     grid: LoadGrid | None = None
     step: Prepared | None = None
     keep: bool = False
+    parts: tuple[str, ...] = ()
+    ends_at: float = math.inf
 
 
 def time_loads(
@@ -88,14 +99,18 @@ def time_loads(
     """Time loads stage by stage, or the rest of an interrupted run in ``out``; the log's manifest says how it went.
 
     Adapters of noise are written to ``out/adapters`` and removed at the end; an interrupted run leaves them to the
-    next. The manifest holds ``slow_down``, the factor on a step while copies run at the same time.
+    next, and so does one that ran out of time. The manifest holds ``slow_down``, the factor on a step while copies run
+    at the same time; None if that was not timed.
 
-    :raises InputError: for an unknown model, too little disk or memory, or a folder with samples of another run.
+    :raises InputError: for an unknown model or part, too little disk or memory, or samples of another run in ``out``.
     :raises OutputError: if the disk fills up; samples so far stay.
     """
     model, seed, keep = options.model, options.seed, options.keep
     if model not in SHAPES:
         raise InputError("unknown model", key="--model", got=model, allowed=", ".join(SHAPES))
+    for part in options.parts:
+        if part not in PARTS:
+            raise InputError("unknown part of the loads", key="PART", got=part, allowed=", ".join(PARTS))
     method = options.method or (QUICK_METHOD if options.quick else Method())
     grid = options.grid or (QUICK if options.quick else LoadGrid())
     bench = Bench(device, SHAPES[model])
@@ -115,11 +130,13 @@ def time_loads(
     log.once(command=command, date=f"{datetime.date.today()}", device=facts)
     scratch = _ScratchAdapters(out / "adapters", model, seed, configurations)
     try:
-        scratch.write(_unfinished(configurations, log, method))
+        scratch.write(_unfinished(_chosen(configurations, options), log, method))
         timed, flags = _without_cold(configurations, scratch)
         opens = _opener(bench, scratch, device, options.step or decode_step(model, device))
-        work = TimedWork(timed, opens, _canary(device))
+        parts = [_in_part(timed, part) for part in options.parts]
+        work = TimedWork(timed, opens, _canary(device), parts=parts if parts else None, ends_at=options.ends_at)
         flags += measure(work, device, log, method, seed=seed, progress=progress)
+        keep = keep or log.cut_short
     except KeyboardInterrupt:
         keep = True  # the same command resumes with them
         raise
@@ -129,7 +146,8 @@ def time_loads(
         resident = {**log.manifest.get("page_cache", {}).get("still resident, at most", {}), **bench.resident}
         with suppress(OutputError):  # a full disk: the error being raised says more
             log.note(page_cache={"scope": SCOPE, "still resident, at most": resident})
-    log.note(flags=[*flags, *bench.warm_flags()], slow_down=slow_down_of(log.visits))
+    slow_down = slow_down_of(log.visits)
+    log.note(flags=[*flags, *bench.warm_flags()], slow_down=None if math.isnan(slow_down) else slow_down)
     log.finish()
     return log
 
@@ -149,6 +167,23 @@ def load_configurations(shape: ModelShape, grid: LoadGrid) -> list[Configuration
                 write: Stage = "slot write padded" if rank < max_rank else "slot write"
                 found += [_configuration(stage, adapter, max_rank, count) for stage in (write, *_LOADS)]
     return found
+
+
+def _part_of(one: Configuration) -> str:
+    if one.kind == INTERFERENCE or (one.kind in _LOADS and one.parameters["concurrency"] != 1):
+        return "concurrent"
+    return "whole" if one.kind in _LOADS else "stages"
+
+
+def _in_part(configurations: Sequence[Configuration], part: str) -> list[Configuration]:
+    return [one for one in configurations if _part_of(one) == part]
+
+
+def _chosen(configurations: Sequence[Configuration], options: LoadOptions) -> Sequence[Configuration]:
+    """Return what this run times."""
+    if not options.parts:
+        return configurations
+    return [one for part in options.parts for one in _in_part(configurations, part)]
 
 
 def _configuration(stage: Stage, adapter: SyntheticAdapter, max_rank: int, count: int) -> Configuration:

@@ -47,6 +47,14 @@ def plan_requests(scenario: Scenario, traffic: Traffic) -> list[PlannedRequest]:
             allowed=f"up to {MOST_REQUESTS:,}",
             hint="such as --set workload.requests=500",
         )
+    if traffic.closed_loop is not None:
+        raise ScenarioError(
+            "a live run sends requests at given times, not when others are answered",
+            key="workload.arrivals.process",
+            got="closed",
+            allowed="a process with a rate",
+            hint="such as workload.arrivals: {process: poisson, rate: 2/s}",
+        )
     if traffic.base_share > 0:
         raise ScenarioError(
             "a live run has no requests to the base model",

@@ -19,6 +19,14 @@ from calibrate.steps.decoder import SequenceGroup
 from sim.traffic.adapters import MODULES, ModelShape
 
 Kind = Literal["decode", "prefill", "mixed", "head"]
+PARTS = {
+    "base-decode": "decodes without LoRA, over batch size and context",
+    "lora-decode": "decodes with LoRA by the first backend, over adapters, slots and ranks",
+    "prefill": "prompts and mixed steps, with LoRA by the first backend and without",
+    "backends": "LoRA by the other backends",
+    "eager": "decodes that are also timed as CUDA graphs, launched one by one",
+}
+"""Parts of the grid, the most telling first: a fit needs the first three."""
 CAPTURE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Batch sizes that are captured as CUDA graphs, as vLLM captures them (in steps of 8 there)."""
 
@@ -204,6 +212,29 @@ def heads(specs: Sequence[StepSpec]) -> list[StepSpec]:
     """Return the output heads of the batch sizes in a grid: what is not scaled where fewer layers are timed."""
     sizes = sorted({one.sequences for one in specs})
     return [StepSpec("head", (SequenceGroup(size, 1, 0),)) for size in sizes]
+
+
+def parts_of(specs: Sequence[StepSpec], backend: str) -> dict[str, list[StepSpec]]:
+    """Return each part's steps; every step is in one part.
+
+    :param backend: the first one, which the profile is fitted to.
+    """
+    graphs = {replace(one, graph=False)._key() for one in specs if one.graph}
+    found: dict[str, list[StepSpec]] = {part: [] for part in PARTS}
+    for one in specs:
+        found[_part_of(one, backend, twin=not one.graph and one._key() in graphs)].append(one)
+    return found
+
+
+def _part_of(one: StepSpec, backend: str, *, twin: bool) -> str:
+    """Return the part of a step; ``twin``: the same step is timed as a graph too."""
+    if one.distinct and one.backend != backend:
+        return "backends"
+    if twin:
+        return "eager"
+    if one.kind in ("prefill", "mixed"):
+        return "prefill"
+    return "lora-decode" if one.distinct else "base-decode"
 
 
 def _decode(batch: int, context: int) -> tuple[SequenceGroup, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ from calibrate.measure import QUICK as QUICK_METHOD
 from calibrate.measure import Method, Open, Prepared, TimedWork, measure
 from calibrate.samples import Configuration, SampleLog
 from calibrate.steps.decoder import Decoder, DecoderSize, Lora, SequenceGroup
-from calibrate.steps.step_grid import FULL, QUICK, Extent, StepSpec, heads, make_grid
+from calibrate.steps.step_grid import FULL, PARTS, QUICK, Extent, StepSpec, heads, make_grid, parts_of
 from sim.errors import InputError
 from sim.traffic.adapters import ModelShape, model_shape
 
@@ -34,6 +35,8 @@ class StepOptions:
     :ivar layers: decoder layers; None: all of the model's.
     :ivar backends: ``REFERENCE`` first.
     :ivar method: by default that of ``quick`` or of a full run.
+    :ivar parts: keys of ``PARTS``: what this run times, in this order; none: everything, in random order.
+    :ivar ends_at: on ``time.monotonic``: no visit starts later, after the first few.
     """
 
     model: str
@@ -42,6 +45,8 @@ class StepOptions:
     quick: bool = False
     seed: int = 1
     method: Method | None = None
+    parts: tuple[str, ...] = ()
+    ends_at: float = math.inf
 
 
 def default_backends(device: Device) -> tuple[str, ...]:
@@ -63,7 +68,7 @@ def time_steps(
 ) -> SampleLog:
     """Time the grid, or the rest of an interrupted run in ``out``; the log says how it went.
 
-    :raises InputError: for an unknown model or backend, or where not even the weights fit.
+    :raises InputError: for an unknown model, backend or part, or where not even the weights fit.
     """
     shape, layers = _shape(options)
     method = options.method or (QUICK_METHOD if options.quick else Method())
@@ -87,10 +92,14 @@ def time_steps(
     )
     bench = _bench(shape, layers, device, specs, options.seed)
     by_key = {one.configuration().key: one for one in specs}
-    configurations = [with_floor(one, shape, layers, ceilings) for one in specs]
+    configurations = {one.configuration().key: with_floor(one, shape, layers, ceilings) for one in specs}
+    in_part = parts_of(specs, options.backends[0])
+    parts = [[configurations[one.configuration().key] for one in in_part[part]] for part in options.parts]
     opens = bench_opener(bench, by_key, device)
     with opens(canary_of(grid).configuration()) as canary:
-        work = TimedWork(configurations, opens, canary)
+        work = TimedWork(
+            list(configurations.values()), opens, canary, parts=parts if parts else None, ends_at=options.ends_at
+        )
         measure(work, device, log, method, seed=options.seed, progress=progress)
     log.finish()
     return log
@@ -215,6 +224,9 @@ def _shape(options: StepOptions) -> tuple[ModelShape, int]:
     for name in options.backends:
         if name not in BACKENDS:
             raise InputError("unknown backend", key="--backend", got=name, allowed=", ".join(BACKENDS))
+    for part in options.parts:
+        if part not in PARTS:
+            raise InputError("unknown part of the steps", key="PART", got=part, allowed=", ".join(PARTS))
     return shape, layers
 
 

@@ -243,6 +243,7 @@ class Room(Enum):
     LOADS_BLOCK = auto()
     LOADER = auto()
     SERVER = auto()
+    CLOSED_LOOP = auto()
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,8 @@ def find_headroom(point: Point) -> Headroom:
         return _peak(point, first)
     if first == "swaps":
         return Headroom(Room.SWAPS)
+    if "clients" in point.traffic:
+        return Headroom(Room.CLOSED_LOOP)
     part = point.capacity.compute if first == "compute" else point.capacity.loader
     busy = part.utilization
     demand = part.offered_load or busy

@@ -155,7 +155,12 @@ def _traffic(workload: Mapping[str, Any]) -> list[str]:
             f"Requests choose their adapter independently ({law} popularity). Real users come in sessions, and "
             "then fewer requests miss."
         )
-    if process:
+    if process == "closed":
+        found.append(
+            "Requests come from a closed loop: each client sends its next request once the last one is answered, so a "
+            "slower fleet gets fewer of them. Latencies of users who don't wait for each other can be far longer."
+        )
+    elif process:
         what = "Sessions begin" if workload.get("sessions") is not None else "Requests arrive"
         found.append(f"{what} by {_PROCESSES.get(process, process)}.")
     if not workload.get("drift") and not workload.get("churn"):

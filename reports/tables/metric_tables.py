@@ -207,6 +207,7 @@ def traffic_table(point: Point) -> Table | None:
         "requests": "requests measured",
         "adapters": "adapters requested",
         "rate_rps": "arrival rate",
+        "clients": "concurrent requests (closed loop)",
         "base_share": "requests for the base model",
         "top_1pct": "traffic of the hottest 1 %",
         "top_10pct": "traffic of the hottest 10 %",
@@ -233,6 +234,8 @@ def traffic_sentence(points: Sequence[Point]) -> str:
         shown = [show_one(value) for value in sorted(traffic[key] for traffic in known)]
         return shown[0] if shown[0] == shown[-1] else f"{shown[0]} to {shown[-1]}"
 
+    clients = {traffic.get("clients") for traffic in known}
+    loop = f"a closed loop of {span('clients', '{:,.0f}'.format)} concurrent requests; " if None not in clients else ""
     tops = " / ".join(span(f"top_{part}pct", percent) for part in (1, 10, 20))
     whole = "{:,.0f}".format
     known = [{"base_share": 0.0, **traffic} for traffic in known]
@@ -245,8 +248,8 @@ def traffic_sentence(points: Sequence[Point]) -> str:
         return "Traffic: all requests are for the base model."
     if any(traffic["base_share"] for traffic in known):
         base = f"{span('base_share', percent)} of the requests are for the base model"
-        return f"Traffic: {base}; of the others, {hottest}; they are {spread_out} equally popular adapters."
-    return f"Traffic: {hottest} of the requests; it is {spread_out} equally popular adapters."
+        return f"Traffic: {loop}{base}; of the others, {hottest}; they are {spread_out} equally popular adapters."
+    return f"Traffic: {loop}{hottest} of the requests; it is {spread_out} equally popular adapters."
 
 
 def capacity_table(point: Point) -> Table | None:

@@ -90,6 +90,10 @@ _ROOM: Mapping[Room, str] = {
         "The engine loads from storage within its steps for {busy} of the time. How much more traffic fits, a sweep of "
         "the arrival rate shows."
     ),
+    Room.CLOSED_LOOP: (
+        "Not visible in a closed loop: its clients wait for their answers, so a slower fleet gets fewer requests. "
+        "Sweep workload.arrivals.concurrency to see how latency grows with their number."
+    ),
     Room.OVERLOADED: "None. The offered load is {load} of capacity; reduce it by at least {excess}.",
     Room.ADAPTERS_IN_USE: (
         "Up to {peak:,.0f} adapters were in use or requested at the same time, with {of:,.0f} slots. "

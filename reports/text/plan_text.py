@@ -20,11 +20,13 @@ from reports.text.answer_text import Answer
 from reports.text.confidence_text import confidence
 from reports.text.limit_text import headroom, limit_sentence
 from reports.text.metric_text import capital, term_sentence, unserved_words
+from reports.text.setup_text import gpu_words
 from sim.results.point import Point
 from sim.results.verdict import MET, NOT_MET, UNCLEAR, out_of_hand
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
+    from sim.results.run_directory.study_records import PlanRecord
 
 
 def plan_answer(data: RunData) -> Answer:
@@ -73,7 +75,8 @@ def _headline(read: PlanReading) -> str:
     if record.fleets:
         total = answer["price"]
         return (
-            f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)} of "
+            f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)}"
+            f"{_in_gpus(answer)} of "
             f"{answer['fleet']} for {_money(total)} an hour: "
             f"the cheapest of {len(record.fleets)} fleets that meets the SLO."
         )
@@ -91,6 +94,11 @@ def _headline(read: PlanReading) -> str:
 def _and_full(count: int) -> str:
     """Return the replicas of full models that run in addition to those counted."""
     return f" and {count} for full models" if count else ""
+
+
+def _in_gpus(answer: dict[str, Any]) -> str:
+    """Return the GPUs of a fleet whose replicas have several each."""
+    return f" ({answer['gpus']:,} GPUs)" if "gpus" in answer else ""
 
 
 def _of_range(read: PlanReading) -> str:
@@ -133,25 +141,39 @@ def _details(read: PlanReading) -> list[str]:
     for row in record.fleets:
         total = ""
         if row.total is not None:
-            total = f"{_count(row.replicas or 0, 'replica')}{_and_full(row.full_replicas)}, {_money(row.total)} an hour"
+            count = row.replicas or 0
+            fleet = f"{_count(count, 'replica')}{_and_full(row.full_replicas)}"
+            if row.gpus > 1:
+                fleet = gpu_words(count + row.full_replicas, row.gpus)
+            total = f"{fleet}, {_money(row.total)} an hour"
         said.append(f"{row.fleet} at {_money(row.price)} per GPU hour: {total or row.word}.")
     if read.feasible and record.doubtful:
         maybe = "; ".join(read.phrase(set_) for set_ in record.doubtful[:4])
         said.append(f"Too close to call: {maybe} may do as well.")
     if read.feasible and not record.edge_key and not record.doubtful:
         said.append(_at_the_end(read))
-    said += [_other_edge(read), _unserved(read), _next_step(read)]
-    said += [f"{refused.why}." for refused in record.refused[:1]]
+    said += [_other_edge(read), _unserved(read), _next_step(read), _left_out(read)]
     return [sentence for sentence in said if sentence]
 
 
 def _at_the_end(read: PlanReading) -> str:
     if read.record.edge_refused:
         return f"The next value, {read.phrase(read.record.edge_set or {})}, can't be built: {read.record.edge_refused}."
-    if read.record.fleets:
+    if read.record.fleets or read.record.refused:
         return ""
     more = "larger" if read.record.direction == "maximize" else "smaller"
     return f"This is the end of the range; {more} values were not tried."
+
+
+def _left_out(read: PlanReading) -> str:
+    """Name designs that are not possible and that the search left out, with the reason for the first."""
+    record = read.record
+    if not record.refused:
+        return ""
+    named = "; ".join(read.phrase(design.set) for design in record.refused)
+    more = max(record.refused_count, len(record.refused)) - len(record.refused)
+    others = f"; and {more:,} more" if more else ""
+    return f"Left out, because they are not possible: {named}{others}. {record.refused[0].why}."
 
 
 def _other_edge(read: PlanReading) -> str:
@@ -195,12 +217,18 @@ def _next_step(read: PlanReading) -> str:
     )
 
 
+def _refused_part(record: PlanRecord) -> str:
+    """Return what the next more wanted design would need more of."""
+    return "host memory" if (record.edge_refused_key or "").startswith("cache.host") else "GPU memory"
+
+
 def _binding(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one."""
     found = find_binding(read)
     name, sentence = _limit(found)
     if found.hindrance is Hindrance.NOTHING_SMALLER:
-        return "GPU memory", f"Less is not possible: {read.record.edge_refused}."
+        more = "More" if read.record.direction == "maximize" else "Less"
+        return _refused_part(read.record), f"{more} is not possible: {read.record.edge_refused}."
     if found.hindrance is Hindrance.AT_ANSWER:
         return name, f"At the answer: {sentence}"
     if found.hindrance is Hindrance.LIMIT:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sim.results.model import Setup
+from sim.results.model import GpuShare, Setup
 from sim.results.point import Point
 from sim.spec.engines import engine_words
+from sim.spec.units import human_bytes
 
 
 def setup_line(points: Sequence[Point]) -> str:
@@ -20,8 +21,24 @@ def setup_line(points: Sequence[Point]) -> str:
         _listed(engine_words(each.engine) for each in setups),
         f"profile {profiles}" if profiles else "all times given by the scenario" if setups else "",
         f"assumed, as the scenario names none: {assumed}" if assumed else "",
+        _listed(
+            f"{gpu_words(each.share.replicas, each.share.gpus)}; {_held(each.share)}" for each in setups if each.share
+        ),
     ]
     return " · ".join(part for part in parts if part)
+
+
+def gpu_words(replicas: int, gpus: int) -> str:
+    """Return the GPUs of replicas over several each, in words: ``3 replicas of 4 GPUs = 12 GPUs``."""
+    return f"{replicas:,} replica{'s' if replicas != 1 else ''} of {gpus} GPUs = {replicas * gpus:,} GPUs"
+
+
+def _held(share: GpuShare) -> str:
+    """Return what each GPU holds, and what a load brings to it."""
+    kept = (
+        "" if share.slot_bytes is None else f"each GPU keeps {share.slots:,} slots of {human_bytes(share.slot_bytes)}; "
+    )
+    return f"{kept}a load copies up to {human_bytes(share.load_bytes or 0)} to each GPU"
 
 
 def _profiles(setups: Iterable[Setup]) -> str:

@@ -142,7 +142,7 @@ def _interrupted(session: Session) -> int:
 
 def _hint_on_option(name: str) -> str | None:
     """Return what a scenario has for an option of an engine that loraplan itself doesn't have."""
-    from sim.spec.engine_flags import flag_hint
+    from sim.spec.engine_flags.flag_hints import flag_hint
 
     hint = flag_hint(name) if name else None
     return f"{hint}; values of a scenario are changed with --set KEY=VALUE" if hint else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -29,6 +31,26 @@ SamplesSeedOption = Annotated[int, typer.Option(help="Of the order of visits and
 OverwriteSamplesOption = Annotated[
     bool, typer.Option("--overwrite", help="Start over: remove the samples in the folder.")
 ]
+WithinOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Stop after this time, such as 9min; exit with 1 if something is left. The same command continues.",
+    ),
+]
+StepParts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PART]...",
+        help="What to time, in this order: base-decode, lora-decode, prefill, backends, eager. Unset: all, mixed.",
+    ),
+]
+LoadParts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PART]...", help="What to time, in this order: whole, concurrent, stages. Unset: all, mixed."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -42,23 +64,26 @@ class SamplingOptions:
     quick: QuickOption = False
     seed: SamplesSeedOption = 1
     overwrite: OverwriteSamplesOption = False
+    within: WithinOption = None
     quiet: QuietOption = False
 
 
 @takes(SamplingOptions)
-def steps(options: SamplingOptions, layers: LayersOption = None, backend: BackendOption = None) -> None:
+def steps(
+    options: SamplingOptions, part: StepParts = None, layers: LayersOption = None, backend: BackendOption = None
+) -> None:
     """Time forward steps of a model's shapes with LoRA, over batch size, adapters, ranks, slots and KV."""
-    _begin(options)
-    _time_steps(options, layers, backend)
+    ends_at = _begin(options)
+    _end_where_cut_short(_time_steps(options, ends_at, layers, backend, part), options.quiet)
     target = f"--model {options.model} --device {options.device} --out {options.out}"
     message(f"next: loraplan calibrate loads {target}", options.quiet)
 
 
 @takes(SamplingOptions)
-def loads(options: SamplingOptions) -> None:
+def loads(options: SamplingOptions, part: LoadParts = None) -> None:
     """Time adapter loads in stages: from disk, to the GPU, into slots, one and several at a time."""
-    _begin(options)
-    _time_loads(options)
+    ends_at = _begin(options)
+    _end_where_cut_short(_time_loads(options, ends_at, part), options.quiet)
     message(f"next: loraplan calibrate fit {options.out} --out {options.out / PROFILE}", options.quiet)
 
 
@@ -67,45 +92,81 @@ def everything(options: SamplingOptions, layers: LayersOption = None) -> None:
     """Time steps and loads, and fit a profile to them: OUT/profile.json."""
     from sim.cli.fit_command import fit
 
-    _begin(options)
+    ends_at = _begin(options)
     profile = options.out / PROFILE
     if options.overwrite:
         profile.unlink(missing_ok=True)  # it would be taken for one of the new samples
-    _time_steps(options, layers, None)
-    _time_loads(options)
+    _end_where_cut_short(_time_steps(options, ends_at, layers, None), options.quiet)
+    _end_where_cut_short(_time_loads(options, ends_at), options.quiet)
     fit(options.out, out=profile, quiet=options.quiet)
     message(f"next: loraplan run quickstart --set fleet.profile={profile}", options.quiet)
 
 
-def _begin(options: SamplingOptions) -> None:
+def _begin(options: SamplingOptions) -> float:
+    """Return when timing has to end, on ``time.monotonic``."""
     _need_torch()
     session_of(options.context).kept = MEASURED_SAMPLES
+    return math.inf if options.within is None else time.monotonic() + _seconds(options.within)
 
 
-def _time_steps(options: SamplingOptions, layers: int | None, backend: list[str] | None) -> None:
+def _seconds(within: str) -> float:
+    from pydantic_core import PydanticCustomError
+
+    from sim.spec.units import parse_seconds
+
+    try:
+        return parse_seconds(within)
+    except PydanticCustomError as error:
+        raise InputError(str(error), key="--within", got=within, allowed="a time such as 9min or 540s") from None
+
+
+def _time_steps(
+    options: SamplingOptions,
+    ends_at: float,
+    layers: int | None,
+    backend: list[str] | None,
+    part: list[str] | None = None,
+) -> SampleLog:
     from calibrate.device.devices import open_device
     from calibrate.steps.step_timing import StepOptions, default_backends, time_steps
 
     target = open_device(options.device)
     backends = tuple(backend or default_backends(target))
-    grid = StepOptions(options.model, layers, backends, options.quick, options.seed)
+    grid = StepOptions(
+        options.model,
+        layers,
+        backends,
+        options.quick,
+        options.seed,
+        parts=tuple(part or ()),
+        ends_at=ends_at,
+    )
     with progress_bar(options.quiet, "timing steps") as progress:
         log = time_steps(
             grid, target, options.out, command=command_line(), overwrite=options.overwrite, progress=progress
         )
     _print_samples(log, "steps", options.quiet)
+    return log
 
 
-def _time_loads(options: SamplingOptions) -> None:
+def _time_loads(options: SamplingOptions, ends_at: float, part: list[str] | None = None) -> SampleLog:
     from calibrate.device.devices import open_device
     from calibrate.loads.load_timing import LoadOptions, time_loads
 
-    target, suite = open_device(options.device), LoadOptions(options.model, options.quick, options.seed)
+    target = open_device(options.device)
+    suite = LoadOptions(options.model, options.quick, options.seed, parts=tuple(part or ()), ends_at=ends_at)
     with progress_bar(options.quiet, "timing loads") as progress:
         log = time_loads(
             suite, target, options.out, command=command_line(), overwrite=options.overwrite, progress=progress
         )
     _print_samples(log, "loads", options.quiet)
+    return log
+
+
+def _end_where_cut_short(log: SampleLog, quiet: bool) -> None:
+    if log.cut_short:
+        message("time is up (--within): the same command continues with what is left", quiet)
+        raise typer.Exit(1)
 
 
 def _print_samples(log: SampleLog, suite: Literal["steps", "loads"], quiet: bool) -> None:

@@ -100,7 +100,7 @@ def show_profile(
             }
         )
         return
-    say(f"{name}  ({row.status}, sha256 {digest[:12]})", profile.description, "")
+    say(f"{name}  ({profile.stated}, sha256 {digest[:12]})", profile.description, "")
     gpus = f"{row.gpus} GPUs of one replica" if row.gpus > 1 else "1 GPU"
     say(f"device  {row.device}, {gpus}", f"model   {row.model}, {row.weights}", f"engine  {row.engine}", "")
     sources = list(dict.fromkeys(number.source for number in numbers))
@@ -198,7 +198,7 @@ def build_profile(
             }
         )
         return
-    say(f"{profile.name}  ({profile.status})", profile.description, "")
+    say(f"{profile.name}  ({profile.stated})", profile.description, "")
     head = ("step costs against the kernel tables", "median", "95 % below")
     rows = [
         ("all steps", f"{surrogate.quantile(0.5):.1%}", f"{surrogate.quantile(0.95):.1%}"),

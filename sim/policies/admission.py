@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from operator import attrgetter
 
 from sim.policies.adapter_cache import RESIDENT, AdapterCache
@@ -28,7 +29,7 @@ by_key = attrgetter("key")
 class WaitingQueue(ABC):
     """Waiting requests, each of them in one of two places.
 
-    :ivar ready: a heap of (key, request): requests that no scan has set aside.
+    :ivar ready: requests that no scan has set aside, in the order of their keys.
     :ivar deferred: by adapter, requests that a scan has set aside, in the order of their keys. The scheduler reads both
         directly, without a call: no request waits if both are empty.
     :ivar over_limit: whether the last scan ended at a request over the adapter limit.
@@ -43,7 +44,7 @@ class WaitingQueue(ABC):
     chooses = True
 
     def __init__(self) -> None:
-        self.ready: list[tuple[int, Request]] = []
+        self.ready: deque[Request] = deque()
         self.deferred: dict[int, list[Request]] = {}
         self.over_limit = False
         self.unloaded: list[Request] = []
@@ -83,17 +84,21 @@ class WaitingQueue(ABC):
 
     def push(self, request: Request) -> None:
         """Add a request by its key."""
-        heappush(self.ready, (request.key, request))
+        ready = self.ready
+        if not ready or ready[-1].key < request.key:
+            ready.append(request)
+        else:  # after a load, or an attempt elsewhere; mostly near one of the ends, where a deque inserts quickly
+            insort(ready, request, key=by_key)
 
     def push_front(self, request: Request) -> None:
         """Put a preempted request before all others."""
         self._front -= 1
         request.key = self._front
-        heappush(self.ready, (request.key, request))
+        self.ready.appendleft(request)
 
     def all_requests(self) -> list[Request]:
         """Return all waiting requests, in no particular order."""
-        return [request for _, request in self.ready] + [r for group in self.deferred.values() for r in group]
+        return list(self.ready) + [r for group in self.deferred.values() for r in group]
 
     @abstractmethod
     def size(self) -> int:
@@ -110,10 +115,10 @@ class ReadyQueue(WaitingQueue):
     chooses = False
 
     def next_candidate(self) -> Request | None:
-        return self.ready[0][1] if self.ready else None
+        return self.ready[0] if self.ready else None
 
     def take(self, candidate: Request) -> None:
-        heappop(self.ready)
+        self.ready.popleft()
 
     def size(self) -> int:
         return len(self.ready)
@@ -161,7 +166,7 @@ class ClaimingQueue(WaitingQueue):
             return None  # the head of the queue waits for its load
         self._restore_oldest_deferred()
         while self.ready:
-            request = self.ready[0][1]
+            request = self.ready[0]
             adapter = request.adapter
             if request.claimed or adapter not in self.deferred or not self._cache.can_claim(adapter):
                 return request
@@ -191,7 +196,7 @@ class ClaimingQueue(WaitingQueue):
         return False
 
     def take(self, candidate: Request) -> None:
-        heappop(self.ready)
+        self.ready.popleft()
         if self._chosen:
             self._chosen.pop(candidate.index, None)
         self._claim(candidate, self._cache)
@@ -227,21 +232,18 @@ class ClaimingQueue(WaitingQueue):
     def _move_to_front(self, request: Request) -> None:
         """Move a request that has its adapter ahead of all others."""
         del self._chosen[request.index]
-        self.ready.remove((request.key, request))
-        heapify(self.ready)
-        self._front -= 1
-        request.key = self._front
-        self.push(request)
+        self.ready.remove(request)
+        super().push_front(request)
 
     def _start_load(self, request: Request) -> None:
         """Claim the adapter for a request that leaves this queue until its load has ended."""
-        heappop(self.ready)
+        self.ready.popleft()
         self._cache.acquire(request.adapter)
         self._loads_requested += 1
         self._request_load(request)
 
     def _defer(self, request: Request) -> None:
-        heappop(self.ready)
+        self.ready.popleft()
         self._deferred_count += 1
         group = self.deferred.setdefault(request.adapter, [])
         if group and group[-1].key < request.key:
@@ -260,7 +262,7 @@ class ClaimingQueue(WaitingQueue):
             if group is not None and group[0].key == key:
                 break
             heappop(heads)  # stale: a younger request restored that group, or it has an older request now
-        if not heads or (self.ready and self.ready[0][0] < heads[0][0]):
+        if not heads or (self.ready and self.ready[0].key < heads[0][0]):
             return
         if self._cache.can_claim(heads[0][1]):
             self._restore_deferred(heads[0][1])

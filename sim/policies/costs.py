@@ -47,6 +47,7 @@ class StepCosts:
         self._token_rank = lora.per_token_rank_s
         self._passed = cost.per_passed_s
         self._prefill_step = cost.prefill_step_s
+        self._decode_step = cost.decode_step_s
         self._prefill_token = lora.per_slot_prefill_token_s * slots
         self.per_kv_token_s = cost.per_kv_token_s
         self._made_of = cost, slots, max_tokens, max_rank
@@ -59,6 +60,7 @@ class StepCosts:
                 self._passed,
                 self._prefill_step,
                 self._prefill_token,
+                self._decode_step,
             )
         )
 
@@ -95,6 +97,7 @@ class StepCosts:
             + self._token_rank * rank_tokens
             + self._passed * passed
             + (self._prefill_step + self._prefill_token * prefill_tokens if prefill_tokens else 0.0)
+            + (self._decode_step if tokens > prefill_tokens else 0.0)
         )
 
     def beside_base_model(self) -> StepCosts:

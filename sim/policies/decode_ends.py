@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
+from operator import attrgetter
+from typing import Final
 
 from sim.traffic.request import Request
+
+NEVER: Final = 1 << 61
+"""A decode step that never comes."""
+
+_by_index = attrgetter("index")
 
 
 class DecodeEnds:
     """The decoding sequences of a batch by ``last_step``.
 
-    :param running: the sequences of the batch by index.
+    :ivar next_step: the step at which the next sequence ends; ``NEVER`` if none decodes.
     """
 
-    def __init__(self, running: dict[int, Request]) -> None:
-        self._running = running
-        self._ending: dict[int, list[int]] = {}  # indices by last step, none of which is empty
+    def __init__(self) -> None:
+        self.next_step = NEVER
+        self._ending: dict[int, list[Request]] = {}  # by last step, none empty
         self._steps: list[int] = []  # a heap of these last steps
 
     def start(self, requests: list[Request], step: int) -> list[Request]:
@@ -26,27 +33,30 @@ class DecodeEnds:
             if last == step:
                 ended.append(request)
             elif last in ending:
-                ending[last].append(request.index)
+                ending[last].append(request)
             else:
-                ending[last] = [request.index]
+                ending[last] = [request]
                 heappush(self._steps, last)
+                if last < self.next_step:
+                    self.next_step = last
         return ended
 
     def remove(self, request: Request) -> None:
         """Remove a sequence that leaves before its end."""
         last = request.last_step
-        self._ending[last].remove(request.index)
+        self._ending[last].remove(request)
         if not self._ending[last]:
             del self._ending[last]
             self._steps.remove(last)
             heapify(self._steps)
+            self._find_next()
 
-    def pop_ended(self, step: int) -> list[Request]:
-        """Remove and return the sequences that end at ``step``, in the order of their index; none ends before it."""
-        if not self._steps or self._steps[0] > step:
-            return []
-        return list(map(self._running.__getitem__, sorted(self._ending.pop(heappop(self._steps)))))
+    def pop_next(self) -> list[Request]:
+        """Remove and return the sequences that end at ``next_step``, in the order of their index."""
+        ended = self._ending.pop(heappop(self._steps))
+        self._find_next()
+        ended.sort(key=_by_index)
+        return ended
 
-    def next_end(self) -> int:
-        """Return the step at which the next sequence ends; at least one decodes."""
-        return self._steps[0]
+    def _find_next(self) -> None:
+        self.next_step = self._steps[0] if self._steps else NEVER

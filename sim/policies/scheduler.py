@@ -9,7 +9,6 @@ waiting queue decides which requests may join. Nor does it count KV blocks: the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from heapq import heappop
 from typing import Final
 
 from sim.policies.admission import WaitingQueue
@@ -119,9 +118,10 @@ class Scheduler:
         self._chooses, self._caches = waiting.chooses, kv.caches
         self._costs = costs
         self._ranks = ranks
-        self._rank_sum = 0  # of the batch's adapters
+        self._distinct = 0  # adapters of the batch; the base model is none
+        self._rank_sum = 0  # of these adapters
         self._rank_tokens = 0  # ranks of decoding sequences, summed; only if step costs depend on it
-        self._ends = DecodeEnds(self.running)
+        self._ends = DecodeEnds()
         self._partial: Request | None = None  # the sequence whose prompt is computed in part, always the newest
         self._joined_step = 0  # value of ``decode_steps`` at the last admission
         self._closed = False  # whether the last boundary was too early to admit
@@ -170,7 +170,7 @@ class Scheduler:
         step.decoding = decoding = kv.decoding
         step.tokens = tokens = prompt_tokens + decoding
         details = self.details() if costs.detailed else NO_DETAILS
-        step.first_s = costs.step(tokens, kv.tokens + decoding, self._count_distinct(), self._rank_sum, details)
+        step.first_s = costs.step(tokens, kv.tokens + decoding, self._distinct, self._rank_sum, details)
         step.growth_s = costs.per_kv_token_s * decoding
         step.steps = 1 if step.prefills or self.paused or preempted else self._equal_steps()
         return step
@@ -203,7 +203,7 @@ class Scheduler:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
         ready, deferred, adapters, prefills = waiting.ready, waiting.deferred, self.adapters, self.decided.prefills
-        chooses, caches, whole, ranks = self._chooses, self._caches, limits.whole_prompt, self._ranks
+        chooses, caches, whole = self._chooses, self._caches, limits.whole_prompt
         left, free_slots = budget, limits.num_seqs - len(running)
         if chooses:
             waiting.begin()
@@ -225,7 +225,7 @@ class Scheduler:
                         continue
                     break
             else:
-                request = ready[0][1]
+                request = ready[0]
 
             # The step computes what of the prompt is not cached and fits into the budget.
             cached = kv.cached_tokens(request) if caches else 0
@@ -244,7 +244,7 @@ class Scheduler:
             if chooses:
                 waiting.take(request)
             else:
-                heappop(ready)  # the candidate was its first
+                ready.popleft()  # the candidate was its first
             if rule is not None:
                 rule.joined(request)
             running[request.index] = request
@@ -253,7 +253,7 @@ class Scheduler:
                 adapters[adapter] += 1
             else:
                 adapters[adapter] = 1
-                self._toggle(adapter, ranks[adapter])
+                self._toggle(adapter, 1)
             if request.admitted_s < 0:
                 request.admitted_s = now
             request.chunk = chunk
@@ -304,7 +304,7 @@ class Scheduler:
         """Return how many steps may follow until a sequence ends or lacks a KV block, or another request may join."""
         if self.blocked == BY_KV and self.rule is not None and self.rule.timed:
             return 1
-        steps = self.kv.steps_that_fit(self._ends.next_end() - self.decode_steps)
+        steps = self.kv.steps_that_fit(self._ends.next_step - self.decode_steps)
         if not self._closed:
             return steps
         since = self.decode_steps - self._joined_step
@@ -338,7 +338,8 @@ class Scheduler:
             self.paused = []
         self.decode_steps = ended_step = self.decode_steps + steps
         self.kv.grow(steps)
-        finished = self._ends.pop_ended(ended_step)
+        ends = self._ends
+        finished = ends.pop_next() if ends.next_step <= ended_step else []
         if step.prefills:
             self._complete_prefills(now, finished)
         if finished:
@@ -397,7 +398,7 @@ class Scheduler:
                 adapters[adapter] = count - 1
             else:
                 del adapters[adapter]
-                self._toggle(adapter, -self._ranks[adapter])
+                self._toggle(adapter, -1)
         if self._costs.detailed:
             self._rank_tokens -= sum([self._ranks[r.adapter] for r in requests if r.last_step >= 0])
 
@@ -408,18 +409,18 @@ class Scheduler:
             self._ends.remove(request)
             request.last_step = -1
 
-    def _count_distinct(self) -> int:
-        """Return the number of adapters in the batch; the base model is none."""
-        distinct = len(self.adapters)
-        return distinct - 1 if self._base_model in self.adapters else distinct
-
     def distinct_adapters(self) -> list[int]:
         """Return the adapters of the batch, in the order in which they joined it; the base model is none."""
-        return [adapter for adapter in self.adapters if adapter != self._base_model]
+        adapters = list(self.adapters)
+        if self._base_model in self.adapters:
+            adapters.remove(self._base_model)
+        return adapters
 
-    def _toggle(self, adapter: int, rank: int) -> None:
-        """Note that an adapter has joined the batch or, with its rank negative, left it."""
-        self._rank_sum += rank
+    def _toggle(self, adapter: int, more: int) -> None:
+        """Note that the batch has an adapter more (1) or less (-1)."""
+        if adapter != self._base_model:
+            self._distinct += more
+            self._rank_sum += more * self._ranks[adapter]
         self.adapters_changed = True
         if self.toggled is not None:
             self.toggled.append(adapter)
@@ -455,4 +456,5 @@ class Scheduler:
         if self._costs.detailed:
             assert self._rank_tokens == sum(ranks[r.adapter] for r in decoding)
         assert sum(self.adapters.values()) == len(self.running) <= self.limits.num_seqs
-        assert self._rank_sum == sum(ranks[a] for a in self.adapters)
+        adapters = self.distinct_adapters()
+        assert (self._distinct, self._rank_sum) == (len(adapters), sum(ranks[a] for a in adapters))

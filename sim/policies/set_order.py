@@ -35,14 +35,8 @@ class SetOrder(TouchOrder):
     def subset(self, some: Collection[int], batch: list[int]) -> list[int]:
         if len(some) < 2:
             return list(some)
-        left = {self._key_of(adapter): adapter for adapter in some}
-        found: list[int] = []
-        for key in self._keys(batch):
-            if key in left:
-                found.append(left.pop(key))
-                if len(left) == 1:
-                    break  # few are sought of many, and the last of them needs no search
-        return found + list(left.values())
+        wanted = set(map(self._key_of, some))
+        return list(map(self._adapter_of, filter(wanted.__contains__, self._keys(batch))))
 
     def _keys(self, batch: list[int]) -> set[int]:
         """Return the set of a batch's keys, cached for the last batch.

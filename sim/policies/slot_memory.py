@@ -5,6 +5,9 @@ vLLM 0.8.5 allocates one stacked buffer for all slots, per linear module and per
 for those below 10 MiB and multiples of 2 MiB above, and the rest of a segment serves later, smaller buffers
 (``c10/cuda/CUDACachingAllocator.cpp``). Counting tensor by tensor matches the 65 measured KV cache sizes of
 ``vllm_h100/kv_capacity.csv`` within 0.2 %; the plain sum of bytes is off by up to 3.6 %.
+
+Over several GPUs (tensor parallelism) each has buffers of its own. Which side of an adapter is split says ``GpuSplit``;
+embedding and output head are LoRA modules of their own in Llama's class, and their buffers are whole on every GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from functools import lru_cache
 
-from sim.traffic.adapters import MODULES, ModelShape
+from sim.traffic.adapters import MODULES, ONE_GPU, GpuSplit, ModelShape
 
 MIB = 1 << 20
 _WIDTH = 2  # bytes of bf16 and fp16, in which weights and slots are kept
@@ -56,46 +59,52 @@ def _segment(size: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def reserved_bytes(shape: ModelShape, slots: int, max_rank: int) -> int:
-    """Return the bytes that base weights and ``slots`` slots reserve together; 0 slots: LoRA is off."""
+def reserved_bytes(shape: ModelShape, slots: int, max_rank: int, split: GpuSplit = ONE_GPU) -> int:
+    """Return the bytes that base weights and ``slots`` slots reserve on each GPU; 0 slots: LoRA is off."""
     allocator = CachingAllocator()
-    for tensor in _weights(shape, slots):
+    for tensor in _weights(shape, slots, split.gpus):
         allocator.take(tensor)
-    for tensor in _slot_buffers(shape, slots, max_rank):
+    for tensor in slot_buffers(shape, slots, max_rank, split):
         allocator.take(tensor)
     return allocator.reserved
 
 
-def slots_bytes(shape: ModelShape, slots: int, max_rank: int) -> int:
-    """Return the bytes that ``slots`` slots reserve in addition to the base weights."""
-    return reserved_bytes(shape, slots, max_rank) - reserved_bytes(shape, 0, max_rank)
+def slots_bytes(shape: ModelShape, slots: int, max_rank: int, split: GpuSplit = ONE_GPU) -> int:
+    """Return the bytes that ``slots`` slots reserve on each GPU, in addition to the base weights."""
+    return reserved_bytes(shape, slots, max_rank, split) - reserved_bytes(shape, 0, max_rank, split)
+
+
+def unused_bytes(shape: ModelShape, split: GpuSplit = ONE_GPU) -> int:
+    """Return the bytes that segments for the base weights take on each GPU beyond the weights themselves."""
+    return reserved_bytes(shape, 0, 8, split) - sum(_weights(shape, 0, split.gpus))
 
 
 def _padded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _weights(shape: ModelShape, slots: int) -> Iterator[int]:
-    """Yield the bytes of the base model's tensors in the order of their allocation."""
-    query, key_value = shape.module("q")[1], shape.module("k")[1]
+def _weights(shape: ModelShape, slots: int, gpus: int) -> Iterator[int]:
+    """Yield the bytes of the base model's tensors on one GPU in the order of their allocation."""
+    parts = {name: shape.module_on_gpu(name, gpus) for name in MODULES}
     embeddings = shape.vocab + (_EXTRA_VOCAB * slots if shape.lora_embeddings else 0)
-    yield _padded(embeddings, 64) * shape.hidden * _WIDTH
+    yield _padded(embeddings, 64) // gpus * shape.hidden * _WIDTH
+    outputs = sum(parts[name][1] for name in "qkv")
     for _ in range(shape.layers):
-        yield (query + 2 * key_value) * shape.hidden * _WIDTH
+        yield outputs * shape.hidden * _WIDTH
         if shape.qkv_bias:
-            yield (query + 2 * key_value) * _WIDTH
-        yield query * shape.hidden * _WIDTH
-        yield 2 * shape.intermediate * shape.hidden * _WIDTH
-        yield shape.intermediate * shape.hidden * _WIDTH
+            yield outputs * _WIDTH
+        yield parts["o"][0] * shape.hidden * _WIDTH
+        yield 2 * parts["gate"][1] * shape.hidden * _WIDTH
+        yield parts["down"][0] * shape.hidden * _WIDTH
         yield shape.hidden * _WIDTH
         yield shape.hidden * _WIDTH
     yield shape.hidden * _WIDTH
     head = shape.vocab + (_EXTRA_VOCAB if shape.lora_embeddings and slots else 0)
-    yield _padded(head, 256 if shape.lora_embeddings and slots else 64) * shape.hidden * _WIDTH
+    yield _padded(head, 256 if shape.lora_embeddings and slots else 64) // gpus * shape.hidden * _WIDTH
 
 
-def _slot_buffers(shape: ModelShape, slots: int, max_rank: int) -> Iterator[int]:
-    """Yield the bytes of the stacked buffers of all slots: every supported module, whatever an adapter targets."""
+def slot_buffers(shape: ModelShape, slots: int, max_rank: int, split: GpuSplit = ONE_GPU) -> Iterator[int]:
+    """Yield the bytes of the stacked buffers of all slots on one GPU: every supported module, whatever is targeted."""
     if slots == 0:
         return
     per_row = _WIDTH * slots * max_rank
@@ -103,7 +112,7 @@ def _slot_buffers(shape: ModelShape, slots: int, max_rank: int) -> Iterator[int]
     extra_embeddings = _WIDTH * slots * _EXTRA_VOCAB * hidden
     if shape.lora_embeddings:
         yield from (extra_embeddings, per_row * vocab, per_row * hidden)
-    sides = [shape.module(name) for name in MODULES]
+    sides = [split.sides(shape, name) for name in MODULES]
     qkv, out, gate_up, down = sides[:3], sides[3:4], sides[4:6], sides[6:]
     for _ in range(shape.layers):
         for packed in (
@@ -112,7 +121,7 @@ def _slot_buffers(shape: ModelShape, slots: int, max_rank: int) -> Iterator[int]
             gate_up,
             down,
         ):  # vLLM packs q, k, v, and gate, up: first all A matrices, then all B matrices
-            yield from (per_row * d_in for d_in, _ in packed)
-            yield from (per_row * d_out for _, d_out in packed)
+            yield from (int(per_row * a) for a, _ in packed)
+            yield from (int(per_row * b) for _, b in packed)
     if shape.lora_embeddings:
         yield from (per_row * hidden, per_row * _padded(vocab, 256), extra_embeddings)

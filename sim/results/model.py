@@ -21,6 +21,22 @@ def known_fields(kind: type[T], data: Mapping[str, Any]) -> T:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuShare:
+    """What each GPU of a replica over several GPUs holds.
+
+    :ivar gpus: of one replica; ``replicas``: all, those of full models included.
+    :ivar slots, slot_bytes: adapter slots, and what one takes on each GPU; None where adapters take their exact size.
+    :ivar load_bytes: what a load of the largest adapter copies to each GPU; every GPU's process reads the whole file.
+    """
+
+    gpus: int
+    replicas: int
+    slots: int | None = None
+    slot_bytes: int | None = None
+    load_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """On what a point was simulated.
 
@@ -29,6 +45,7 @@ class Setup:
     :ivar status: of the profile: ``measured``, ``derived`` or ``assumed``; empty without one.
     :ivar chosen: how near the profile's engine is, where it was chosen; empty: the scenario names the profile.
     :ivar assumed: what was assumed because the scenario doesn't name it: ``GPU``, ``base model``.
+    :ivar share: what each GPU holds; None: a replica runs on one GPU.
     """
 
     engine: str
@@ -38,10 +55,17 @@ class Setup:
     status: str = ""
     chosen: str = ""
     assumed: str = ""
+    share: GpuShare | None = None
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Setup:
+        """Return the setup of a stored point."""
+        share = data.get("share")
+        return known_fields(Setup, {**data, "share": share and known_fields(GpuShare, share)})
 
 
 @dataclass(frozen=True, slots=True)

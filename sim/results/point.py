@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sim.results.metric_state import SETTLED, TRUSTED, Kind, State, stored_state
-from sim.results.model import Capacity, HeldBack, Impact, Setup, Timeline, known_fields
+from sim.results.model import Capacity, HeldBack, Impact, Setup, Timeline
 
 UNITS = {
     "miss_ratio": "1",
@@ -277,7 +277,7 @@ class Point:
             "capacity": Capacity.from_json(data.get("capacity") or {}),
             "impact": Impact.from_json(harm) if harm else None,
             "held_back": HeldBack.from_json(held) if held else None,
-            "setup": known_fields(Setup, data["setup"]) if data.get("setup") else None,
+            "setup": Setup.from_json(data["setup"]) if data.get("setup") else None,
         }
         return Point(**given)
 

@@ -330,7 +330,9 @@ def _broken_shares(m: MeasuredRequests) -> dict[str, float]:
 
 def _offered_to_loaders(m: MeasuredRequests) -> float | None:
     """Return loader-seconds asked for, over those there are: loads asked for times the mean time that one holds its
-    loader."""
+    loader. None in a closed loop, which asks for no more than its clients can wait for."""
+    if m.facts.closed_loop is not None:
+        return None
     loads, occupied_s = 0, 0.0
     for r in m.recordings:
         stored = (r.loads["tier"] == FROM_STORAGE) & (r.loads["replica"] < m.facts.own_replicas)
@@ -350,7 +352,10 @@ def _offered_to_loaders(m: MeasuredRequests) -> float | None:
 
 
 def _overload(m: MeasuredRequests) -> float | None:
-    """Return arrivals over completions where the queue grew over the whole measured time; None where it didn't."""
+    """Return arrivals over completions where the queue grew over the whole measured time; None where it didn't, and in
+    a closed loop, where it can't."""
+    if m.facts.closed_loop is not None:
+        return None
     grown = served = came = 0.0
     for r in m.recordings:
         taken_in = ~np.isin(r.requests["status"], (REFUSED, FAILED))
@@ -375,10 +380,17 @@ def _traffic(m: MeasuredRequests) -> dict[str, float]:
     return {
         "requests": float(len(m.section)),
         "adapters": float(count),
-        "rate_rps": float(len(m.section)) / span if span > 0 else 0.0,
+        **_load(m, span),
         **({"base_share": float(m.for_base.mean())} if m.for_base.any() else {}),
         **concentration(np.bincount(m.column("adapter")[~m.for_base], minlength=count)),
     }
+
+
+def _load(m: MeasuredRequests, span_s: float) -> dict[str, float]:
+    """Return the rate at which requests arrive, or how many clients send them."""
+    if m.facts.closed_loop is not None:
+        return {"clients": float(m.facts.closed_loop.concurrency)}
+    return {"rate_rps": float(len(m.section)) / span_s if span_s > 0 else 0.0}
 
 
 def _warnings(capacity: Capacity, impact: Impact, metrics: dict[str, Metric], refusals: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ A run is cut into a warm-up, ``sections`` equal parts of the measured requests, 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from struct import Struct
@@ -280,6 +280,25 @@ class Recorder:
     def marked(self, index: int, marks: int) -> None:
         """Add marks to a request."""
         self.mark_rows += pack_mark(index, marks, 0, 0, 0, 0)
+
+    def record_completed(self, requests: Sequence[Request], replica: int, now: float) -> None:
+        """Note requests that have their last token."""
+        rows = self.request_rows
+        for r in requests:
+            rows += pack_request(
+                r.load_queue_s,
+                r.load_wait_s,
+                r.admitted_s,
+                r.first_token_s,
+                now,
+                r.index,
+                r.preemptions,
+                r.cached_tokens,
+                r.outcome,
+                r.tier,
+                replica,
+                COMPLETED,
+            )
 
     def record_unserved(self, r: Request, replica: int, status: int) -> None:
         """Note a request that did not complete: ``UNFINISHED``, ``REFUSED`` or ``FAILED``."""

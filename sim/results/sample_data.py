@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sim.results.leaps import seconds_by_section
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.statistics import MIN_FOR_P99, Sampled
+from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.traffic.request import BASE_MODEL, FROM_STORAGE
 
 Floats = NDArray[np.float64]
@@ -54,6 +55,7 @@ class ScenarioFacts:
     :ivar faults_from_s: when the first fault begins that isn't there from the start; infinite: there is none.
     :ivar broken: when replicas are down or storage is slow.
     :ivar full_replicas: the last of ``replicas`` that serve full models; loaders and slots are of the others.
+    :ivar closed_loop: the closed loop that requests come from; None where they arrive whatever becomes of others.
     :ivar max_model_len: tokens of the longest request that is taken; None: what the KV cache holds.
     """
 
@@ -77,6 +79,7 @@ class ScenarioFacts:
     full_replicas: int = 0
     max_model_len: int | None = None
     storage_blocks: bool = False
+    closed_loop: ClosedArrivals | None = None
 
     @property
     def own_replicas(self) -> int:

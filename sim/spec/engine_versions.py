@@ -71,13 +71,11 @@ VERSIONS: Mapping[str, tuple[Versions, ...]] = {
             "has another rule of admission (set fleet.admission: stop) and, up to 0.5.3, of eviction",
             simulated=False,
         ),
+        # 0.5.7 to 0.5.12 were read for differences, and 0.5.23 whole.
         Versions(
-            (0, 5, 7),
-            "from 0.5.7 on",
-            "sglang",
-            "has the same rule of admission; the rest is that of 0.5.23",
-            simulated=False,
+            (0, 5, 7), "0.5.7 to 0.5.23", "sglang", "passes a request over the adapter limit; evicts by LRU, or FIFO"
         ),
+        Versions((0, 5, 24), "from 0.5.24 on", "sglang", "was not read; this is the newest preset", simulated=False),
     ),
 }
 """By engine, oldest first. In a table a version without its third number is that version's first release."""
@@ -85,7 +83,11 @@ VERSIONS: Mapping[str, tuple[Versions, ...]] = {
 _NUMBERS = r"[0-9]{1,6}(?:\.[0-9]{1,6})*"
 _WRITTEN = re.compile(rf"([a-z]+)(?:[ =_-]*v?({_NUMBERS})(?:\.?(?:post|rc|dev|a|b)[0-9]*)?(?:\+[a-z0-9.]+)?)?")
 """A name as people write it: ``vllm``, ``vllm-0.12``, ``vLLM v0.12.0``, ``vllm==0.8.5.post1``."""
-NAMES_SCHEMA = {"type": "string", "pattern": r"^[vV][lL]{2}[mM]([ =_-]*v?0\.[0-9].*)?$", "examples": ["vllm-0.12"]}
+NAMES_SCHEMA = {
+    "type": "string",
+    "pattern": r"^([vV][lL]{2}[mM]|[sS][gG][lL][aA][nN][gG])([ =_-]*v?0\.[0-9].*)?$",
+    "examples": ["vllm-0.12", "sglang-0.5.10"],
+}
 """Names of versions, in the terms of JSON Schema; the checks of a scenario say more."""
 _LOOSE = re.compile(rf"([a-z]+?)(?:v?({_NUMBERS}).*)?", re.DOTALL)
 
@@ -128,7 +130,7 @@ def is_same_engine(name: str, other: str) -> bool:
     if one is None or two is None or one[1] != two[1]:
         return _bare(other).startswith(_bare(name))
     row = versions_of(name)
-    version = one[2] or (row.preset.rpartition("-")[2] if row else None)
+    version = one[2] or (row.preset.rpartition("-")[2] if row and "-" in row.preset else None)
     return version is None or two[2] is None or version.split(".")[:2] == two[2].split(".")[:2]
 
 

@@ -158,7 +158,7 @@ class Engine(Entry):
     """An engine, or rather the values of scenario fields that follow it; its target is what it makes of adapters.
 
     :ivar no_prefix_cache: why ``fleet.prefix_caching`` is not possible; empty: it is.
-    :ivar flags: the engines whose command lines can say what such a scenario says (``sim/spec/engine_flags.py``).
+    :ivar flags: the engines whose command lines can say what such a scenario says (``sim/spec/engine_flags``).
     """
 
     preset: Preset = field(default_factory=dict)
@@ -178,6 +178,10 @@ class Engines(Registry[Engine]):
         if found is None:
             raise KeyError(name)
         return found
+
+    def all_names(self, given: Mapping[str, Engine] | None = None) -> tuple[str, ...]:
+        """Return every name, that of the newest version of an engine first."""
+        return tuple(dict.fromkeys((DEFAULT_ENGINE, *super().all_names(given))))
 
     def get(self, name: str, given: Mapping[str, Engine] | None = None) -> Engine | None:
         """Return the preset that a name stands for, or None."""

@@ -15,21 +15,20 @@ class Gpu:
     :ivar name: as in ``fleet.gpu`` and in the names of profiles.
     :ivar label: as its maker and driver call it; profiles have it as their device.
     :ivar aliases: other names, in the spelling of ``_bare``.
-    :ivar tables: whether there are kernel tables for it, from which profiles can be built.
     """
 
     name: str
     label: str
     aliases: tuple[str, ...] = ()
-    tables: bool = True
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
+        Gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", ("a100-sxm-40gb",)),
         Gpu("a100-80gb", "NVIDIA A100-SXM4-80GB", ("a100", "a100-sxm", "a100-sxm-80gb", "a100-sxm4")),
         Gpu("b200", "NVIDIA B200", ("b200-sxm", "b200-180gb", "b200-192gb")),
-        Gpu("h100-64gb", "NVIDIA H100 64GB", tables=False),
+        Gpu("h100-64gb", "NVIDIA H100 64GB", ("h100-64gb-hbm2e",)),
         Gpu("h100-80gb", "NVIDIA H100 80GB HBM3", ("h100", "h100-sxm", "h100-sxm5", "h100-sxm-80gb", "h100-sxm5-80gb")),
         Gpu("h200", "NVIDIA H200", ("h200-sxm", "h200-141gb")),
         Gpu("l40s", "NVIDIA L40S", ("l40s-48gb",)),

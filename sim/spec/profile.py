@@ -65,6 +65,8 @@ class StepCost(Strict):
     """Prefill attention: for every pair of a prompt token and a token it attends to."""
     prefill_step_s: Seconds = 0.0
     """For a step with prefill, which assembles new inputs."""
+    decode_step_s: Seconds = 0.0
+    """For a step in which a sequence decodes: its attention is a kernel of its own."""
     per_passed_s: Seconds = 0.0
     """For every waiting request that the scheduler skips because its adapter would be one too many."""
     lora: LoraCost = LoraCost()
@@ -254,6 +256,8 @@ class Profile(Strict):
     """Device/model/engine, such as ``h100-64gb/llama-3.1-8b/vllm-0.8.5``."""
     status: Literal["measured", "derived", "assumed"]
     """How trustworthy the numbers are."""
+    status_note: str = ""
+    """What the status alone doesn't say, such as ``LoRA terms scaled from H100-64GB``."""
     description: str
     """One sentence."""
     device: str
@@ -290,6 +294,11 @@ class Profile(Strict):
     """GPUs of one replica; all costs are the replica's, and its memory is the sum."""
     quantized: dict[Literal["int8", "nf4"], Quantized] = Field(default_factory=dict)
     """The same device, model and engine with quantised base weights, by format (``adapters.base_quantization``)."""
+
+    @property
+    def stated(self) -> str:
+        """The status and its note, in words."""
+        return f"{self.status}; {self.status_note}" if self.status_note else self.status
 
 
 def bundled_profiles() -> list[str]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from sim.errors import ScenarioError
 from sim.spec.engine_versions import has_version, is_same_engine, version_distance, versions_of
 from sim.spec.engines import ENGINES, engine_words
-from sim.spec.gpus import GPUS, gpu_named
+from sim.spec.gpus import gpu_named
 from sim.spec.profile import Profile, bundled_profiles, load_profile
+from sim.spec.sibling_profiles import sibling_profile
 
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
@@ -76,8 +77,8 @@ def profile_choice(scenario: Scenario) -> ProfileChoice:
     if fleet.profile is not None:
         if fleet.gpu is not None:
             _check_gpu(fleet.gpu, fleet.profile)
-        return ProfileChoice(fleet.profile)
-    return _chosen(fleet.gpu, model, fleet.engine, gpus_of_replica(scenario))
+        return ProfileChoice(sibling_profile(fleet.profile, fleet.tensor_parallel))
+    return _chosen(fleet.gpu, model, fleet.engine, fleet.tensor_parallel or 1)
 
 
 def has_profile(gpu: str, model: str, engine: str) -> bool:
@@ -89,13 +90,10 @@ def has_profile(gpu: str, model: str, engine: str) -> bool:
     return True
 
 
-def gpus_of_replica(scenario: Scenario) -> int:
-    """Return over how many GPUs a replica is spread, as the scenario says it."""
-    return getattr(scenario.fleet, "tensor_parallel", None) or 1
-
-
 def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
     """Return the profile of a scenario, and the SHA-256 of its file; None if all its times are given.
+
+    With ``fleet.tensor_parallel``, it is the sibling of that profile for so many GPUs.
 
     :raises ScenarioError: if there is no such profile, or it can't be read.
     """
@@ -136,7 +134,7 @@ def choice_notes(choice: ProfileChoice, scenario: Scenario, profile: Profile) ->
     gpus = f" over {profile.tensor_parallel} GPUs" if profile.tensor_parallel > 1 else ""
     more = f"; there is also {', '.join(choice.others)} (fleet.profile)" if choice.others else ""
     engine, gpu = scenario.fleet.engine, gpu_of(profile) or ""
-    if another and gpu and GPUS[gpu].tables:
+    if another and gpu:
         more += f"; to build one: {build_command(gpu, profile.model, engine, profile.tensor_parallel)}"
     what = f"{profile.model} on {gpu or profile.device}{gpus} under {engine_words(engine)}"
     return [f"{choice.name} is the profile for {what}: {profile.status}, {choice.why}{more}"]
@@ -249,11 +247,8 @@ def _no_profile(shelf: Sequence[_Shelved], wanted: _Shelved) -> ScenarioError:
     if elsewhere:
         steps.append(f"set fleet.gpu to one that has a profile of it ({', '.join(dict.fromkeys(elsewhere))})")
     if not split or wanted.gpus > 1:  # else one GPU is probably too small
-        made = "measure it: loraplan calibrate all"
-        if GPUS[wanted.gpu].tables:
-            command = build_command(wanted.gpu, wanted.model, wanted.engine, wanted.gpus)
-            made = f"build it: {command} (--model also takes a config.json)"
-        steps.append(f"{made}, and give its file as fleet.profile")
+        command = build_command(wanted.gpu, wanted.model, wanted.engine, wanted.gpus)
+        steps.append(f"build it: {command} (--model also takes a config.json), and give its file as fleet.profile")
     gpus = "1 GPU" if wanted.gpus == 1 else f"{wanted.gpus} GPUs"
     return ScenarioError(
         f"there is no profile of {wanted.model} on {gpus} of kind {wanted.gpu}",

@@ -15,7 +15,7 @@ from sim.spec.base import Strict, located
 from sim.spec.engines import fill
 from sim.spec.full_model_checks import check_full_models
 from sim.spec.policies import EVICTIONS, ROUTERS, EvictionEntry, Given, RouterEntry, given_in
-from sim.spec.sections.arrival_processes import Arrivals
+from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals
 from sim.spec.sections.faults import FailingLoads, Fault, NamedPrefixes, check_faults
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.plan_question import Plan
@@ -193,6 +193,7 @@ class Scenario(Strict):
                 "only a run of generated requests can be lengthened",
                 hint="give workload.requests, or remove half_width",
             )
+        self._fits_closed_loop()
         check_modes(self)
         self.router.check_copies(self.fleet.replicas)
         changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
@@ -208,6 +209,16 @@ class Scenario(Strict):
         if self.rollouts or self.faults:
             self._fits_changes()
         return self
+
+    def _fits_closed_loop(self) -> None:
+        """Refuse a policy that needs all requests to come, where a closed loop has no last one."""
+        closed = isinstance(self.workload.arrivals, ClosedArrivals)
+        if closed and self.workload.requests is None and self.eviction_policy.needs_future:
+            raise located(
+                "workload.duration",
+                f"eviction {self.cache.eviction} needs to know all requests, and a closed loop has no last one",
+                hint="give workload.requests instead, or choose another cache.eviction",
+            )
 
     def _fits_changes(self) -> None:
         """Check rollouts and faults."""

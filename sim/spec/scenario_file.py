@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from sim.errors import InputError, ScenarioError, SeveralErrors, did_you_mean
-from sim.spec.engine_flags import flag_hint
+from sim.spec.engine_flags.flag_hints import flag_hint
 from sim.spec.engines import preset_value
 from sim.spec.files import tree
 from sim.spec.files.bundled import BundledScenario, bundled_folder, bundled_path, bundled_scenarios, copy_scenario
@@ -40,6 +40,10 @@ MAX_CHAIN = 20
 _NOT_INHERITED = ("sweep",)
 """Keys that a file has for itself alone: its grid seldom fits the scenarios that extend it."""
 _NOT_SWEPT = ("schema_version", "name", "description", "sweep", "plan")
+
+_NAMED = ("fleet.engine", "fleet.profile", "cache.eviction", "router.policy")
+"""Keys that always have a name. ``--set`` with nothing behind the sign, which removes other keys, is an error here: it
+is what a shell makes of a variable that is unset."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,8 @@ def _parse_override(text: str) -> tuple[str, Node]:
     key = key.strip()
     if not equals or not key:
         raise ScenarioError("not an assignment", got=text, allowed="key=value such as cache.gpu.slots=64", file="--set")
+    if key in _NAMED and not value.strip():
+        raise ScenarioError("no name", key=key, got=text, hint="write null for the default", file="--set")
     try:
         node = parse_yaml(value, "--set")
     except ScenarioError as error:

@@ -23,6 +23,7 @@ from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
 from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
+from sim.world.gpu_split import gpu_share
 from sim.world.replication import simulate
 from sim.world.world import World
 
@@ -300,8 +301,16 @@ def setup_of(world: World) -> Setup:
     if profile is None:
         return Setup(engine)
     choice = profile_choice(world.scenario)
-    assumed = ", ".join(choice.assumed)
-    return Setup(engine, profile.device, profile.model, profile.name, profile.status, choice.why, assumed)
+    return Setup(
+        engine,
+        profile.device,
+        profile.model,
+        profile.name,
+        profile.status,
+        choice.why,
+        ", ".join(choice.assumed),
+        gpu_share(world),
+    )
 
 
 def facts_of(world: World) -> ScenarioFacts:
@@ -328,6 +337,7 @@ def facts_of(world: World) -> ScenarioFacts:
         broken=tuple(_broken(scenario)),
         full_replicas=world.replicas - scenario.fleet.replicas,
         max_model_len=scenario.fleet.max_model_len,
+        closed_loop=world.traffic.closed_loop,
         storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
     )
 

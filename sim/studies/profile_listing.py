@@ -89,7 +89,7 @@ class ProfileFilter:
         said = [*self.words, self.gpu, self.model, self.status]
         gpu = gpu_named(self.gpu) or next((found for word in self.words if (found := gpu_named(word))), None)
         hint = "loraplan profiles list shows all"
-        if gpu is not None and gpu.tables and self.model:
+        if gpu is not None and self.model:
             hint = f"build one: {build_command(gpu.name, self.model, 'vllm', 1)}"
         return InputError("no profile matches", got=" ".join(filter(None, said)), hint=hint)
 

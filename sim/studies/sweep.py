@@ -197,11 +197,7 @@ def _point_task(place: int, what: Scenario | Design, options: EvaluationOptions)
 
 def _size(design: Design) -> float:
     traffic = design.world.traffic
-    total = traffic.total
-    if total is None:
-        assert traffic.end_s is not None, "a run has a count or a duration"
-        total = int(traffic.rate * traffic.end_s)
-    return total * (design.replications + len(design.draws))
+    return (traffic.expected_requests() or 0) * (design.replications + len(design.draws))
 
 
 def manifest_of(loaded: LoadedScenario, plan: list[PointTask], keys: list[str], command: str) -> dict[str, Any]:

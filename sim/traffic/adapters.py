@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1}
 GOLDEN = 0.6180339887498949
 """Fractional part of the golden ratio; its multiples assign the kinds of a mix to adapters."""
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
+ROW_PARALLEL = frozenset({"o", "down"})
+"""Modules that tensor parallelism splits along their input; the others are split along their output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,52 @@ class ModelShape:
     def linear_parameters(self) -> int:
         """Return the parameters of one layer's linear modules, without biases."""
         return sum(d_in * d_out for d_in, d_out in map(self.module, MODULES))
+
+    def module_on_gpu(self, name: str, gpus: int) -> tuple[int, int]:
+        """Return (d_in, d_out) of the part of one linear layer that each of several GPUs holds.
+
+        Every GPU has at least one KV head: GPUs beyond the model's KV heads hold copies.
+        """
+        d_in, d_out = self.module(name)
+        if name in ROW_PARALLEL:
+            return d_in // gpus, d_out
+        return d_in, max(self.kv_heads // gpus, 1) * self.head_dim if name in ("k", "v") else d_out // gpus
+
+    def fits(self, gpus: int) -> bool:
+        """Return whether tensor parallelism can split it over so many GPUs: whole heads, and even parts."""
+        whole = self.kv_heads % gpus == 0 or gpus % self.kv_heads == 0
+        return whole and self.heads % gpus == 0 and self.intermediate % gpus == 0
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSplit:
+    """How a replica is spread over GPUs (tensor parallelism).
+
+    :ivar fully_sharded: whether both sides of every adapter are split, as by vLLM's ``--fully-sharded-loras``. If not,
+        every GPU holds the side whole that the split of its module leaves whole: A of q, k, v, gate and up, B of o and
+        down.
+    """
+
+    gpus: int = 1
+    fully_sharded: bool = False
+
+    def sides(self, shape: ModelShape, name: str) -> tuple[Fraction, Fraction]:
+        """Return the numbers per unit of rank in A and in B of one module, on each GPU.
+
+        As in vLLM 0.8 to 0.32 (``vllm/lora/layers``: ``create_lora_weights``).
+        """
+        d_in, d_out = shape.module_on_gpu(name, self.gpus)
+        more = self.gpus if self.fully_sharded else 1
+        row = name in ROW_PARALLEL
+        return Fraction(d_in, 1 if row else more), Fraction(d_out, more if row else 1)
+
+    def share(self, shape: ModelShape, targets: Targets = "all-linear") -> float:
+        """Return the part of an adapter that each GPU holds: 1 on one GPU, more than 1/n of it on n that copy sides."""
+        held = sum(sum(self.sides(shape, name)) for name in modules_of(targets))
+        return float(held / sum(sum(shape.module(name)) for name in modules_of(targets)))
+
+
+ONE_GPU = GpuSplit()
 
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int) -> ModelShape:

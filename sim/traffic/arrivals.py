@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.spec.sections.arrival_processes import (
-    Arrivals,
     DiurnalArrivals,
     GammaArrivals,
     MmppArrivals,
     OnOffArrivals,
+    OpenArrivals,
     PiecewiseArrivals,
     PoissonArrivals,
     WeibullArrivals,
@@ -57,18 +57,18 @@ class Process:
     intensity: Callable[[Any, int, int], Intensity] | None = None
 
 
-def gaps(law: Arrivals, rng: np.random.Generator, count: int, rate: float) -> Floats:
+def gaps(law: OpenArrivals, rng: np.random.Generator, count: int, rate: float) -> Floats:
     """Return ``count`` gaps in seconds of one stream with this mean rate."""
     make = _exponential if is_memoryless(law) else PROCESSES[type(law)].one
     return make(law, rng, count, rate)
 
 
-def is_memoryless(law: Arrivals) -> bool:
+def is_memoryless(law: OpenArrivals) -> bool:
     """Return whether gaps are exponential (on the clock of expected arrivals, where the rate changes)."""
     return PROCESSES[type(law)].one is _exponential or getattr(law, "cv", 0) == 1
 
 
-def renewal(law: Arrivals, rates: Floats, cvs: Floats | None) -> Gaps:
+def renewal(law: OpenArrivals, rates: Floats, cvs: Floats | None) -> Gaps:
     """Return the gaps of one process for each of ``rates`` (in 1/s).
 
     :param cvs: coefficients of variation in place of the law's, nan: the law's; gamma and Weibull only.
@@ -78,7 +78,7 @@ def renewal(law: Arrivals, rates: Floats, cvs: Floats | None) -> Gaps:
     return PROCESSES[type(law)].many(law, rates, cv)
 
 
-def intensity(law: Arrivals, seed: int, replication: int) -> Intensity | None:
+def intensity(law: OpenArrivals, seed: int, replication: int) -> Intensity | None:
     """Return the rate that changes with time; None where it is constant."""
     make = PROCESSES[type(law)].intensity
     return None if make is None else make(law, seed, replication)
@@ -107,7 +107,7 @@ def _gamma(x: Floats) -> Floats:
     return np.asarray(gamma(x))
 
 
-def _exponential(law: Arrivals, rng: np.random.Generator, count: int, rate: float) -> Floats:
+def _exponential(law: OpenArrivals, rng: np.random.Generator, count: int, rate: float) -> Floats:
     return rng.standard_exponential(count) / rate
 
 
@@ -116,7 +116,7 @@ def _gamma_gaps(law: Any, rng: np.random.Generator, count: int, rate: float) -> 
     return np.asarray(rng.standard_gamma(shape, count) / (shape * rate))
 
 
-def _gamma_streams(law: Arrivals, rates: Floats, cv: Floats) -> Gaps:
+def _gamma_streams(law: OpenArrivals, rates: Floats, cv: Floats) -> Gaps:
     shape = 1 / cv**2
     return Gaps(
         draw=lambda rng, i: rng.standard_gamma(shape[i]) / (shape[i] * rates[i]),
@@ -176,4 +176,4 @@ PROCESSES: Mapping[type, Process] = {
     DiurnalArrivals: Process(_gamma_gaps, _gamma_streams, lambda law, seed, replication: diurnal(law)),
     MmppArrivals: Process(_exponential, _gamma_streams, Environment),
 }
-"""What every member of the union ``Arrivals`` does."""
+"""What every member of the union ``OpenArrivals`` does."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sim.errors import ScenarioError
 from sim.rng import stream
 from sim.spec.scenario import Scenario
-from sim.spec.sections.arrival_processes import GammaArrivals, MmppArrivals, WeibullArrivals
+from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, MmppArrivals, WeibullArrivals
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.sections.popularity_laws import WeightsPopularity
 from sim.spec.sections.shared_prefix import SharedPrefix
@@ -26,6 +26,7 @@ from sim.traffic.shared_text import Conversations, SharedText, SystemPrompts, Te
 from sim.traffic.sources import (
     AggregateArrivals,
     ArrivalsPerAdapter,
+    ClosedLoopSource,
     ConstantSizes,
     DriftingSource,
     GrowingSizes,
@@ -61,6 +62,7 @@ class Chunk:
     """Consecutive requests; every array has shape (n,).
 
     :ivar first: index of the first request.
+    :ivar arrival_s: -1 in a closed loop, where only the simulation knows when a request is sent.
     :ivar adapter: ``BASE_MODEL`` where a request is for the base model.
     :ivar load_uniform, host_load_uniform, service_uniform: uniform in [0, 1); decide the time of the load or
         service that the request brings about, whatever the design.
@@ -151,13 +153,26 @@ class Traffic:
         return self._trace is not None
 
     @property
-    def rate(self) -> float:
-        """Mean requests per second."""
+    def closed_loop(self) -> ClosedArrivals | None:
+        """The closed loop that requests come from; None where they arrive whether or not others were answered."""
+        arrivals = self._workload.arrivals
+        return arrivals if isinstance(arrivals, ClosedArrivals) else None
+
+    @property
+    def rate(self) -> float | None:
+        """Mean requests per second; None in a closed loop, where it follows from the answers."""
         if self._trace is not None:
             times = self._trace.arrival_s
             return len(times) / float(times[-1]) if times[-1] > 0 else float("inf")
-        assert self._workload.arrivals is not None, "checked by Workload"
-        return self._workload.arrivals.rate
+        arrivals = self._workload.arrivals
+        assert arrivals is not None, "checked by Workload"
+        return None if isinstance(arrivals, ClosedArrivals) else arrivals.rate
+
+    def expected_requests(self) -> int | None:
+        """Return how many requests are expected; None in a closed loop that runs for a duration."""
+        if self.total is not None or self.rate is None:
+            return self.total
+        return int(self.rate * (self.end_s or 0.0))
 
     @property
     def has_sessions(self) -> bool:
@@ -230,6 +245,7 @@ class Traffic:
             changes.append(("arrivals.states", "the rate would change too often", times, MAX_CHANGES))
         if workload.sessions is not None:
             law = workload.sessions
+            assert self.rate is not None, "no sessions in a closed loop"
             at_a_time = self.rate * (1 - 1 / law.requests) * mean_gap(law)
             changes.append(("sessions", "too many sessions would run at a time", at_a_time, MAX_SESSIONS))
         for key, problem, times, most in changes:
@@ -245,11 +261,11 @@ class Traffic:
         return self._workload.requests
 
     def expected_s(self) -> float:
-        """Return how long requests are expected to arrive."""
+        """Return how long requests are expected to arrive; infinite where that follows from the answers."""
         if self.end_s is not None:
             return self.end_s
         assert self.total is not None, "a run has a count or a duration"
-        return self.total / self.rate
+        return float("inf") if self.rate is None else self.total / self.rate
 
     def _make_source(self, cvs: Floats | None) -> RequestSource:
         workload, seed, chooser = self._workload, self._seed, self._chooser
@@ -259,6 +275,8 @@ class Traffic:
         arrivals, sessions = workload.arrivals, workload.sessions
         assert arrivals is not None, "checked by Workload"
         assert chooser is not None, "only a trace names adapters"
+        if isinstance(arrivals, ClosedArrivals):
+            return ClosedLoopSource(chooser, seed, BLOCK)
         rate = arrivals.rate / (1.0 if sessions is None else sessions.requests)
         sizes = GrowingSizes(1.0 if sessions is None else sessions.requests)
         source: RequestSource

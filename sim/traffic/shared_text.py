@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,10 +59,11 @@ class SharedText:
 
     def of_requests(self) -> Iterator[tuple[Runs, int]]:
         """Yield the runs of each request, and the key of its other tokens."""
-        runs = list(zip(self.ends.tolist(), self.keys.tolist(), strict=True))
-        first = self.first.tolist()
-        for begin, end, rest in zip(first, first[1:], self.rest.tolist(), strict=False):
-            yield tuple(runs[begin:end]), rest
+        rest, counts = self.rest.tolist(), np.diff(self.first)
+        runs = zip(self.ends.tolist(), self.keys.tolist(), strict=True)
+        if len(counts) and counts.min() == counts.max() <= 1:
+            return zip(zip(runs) if counts[0] else repeat(()), rest, strict=False)
+        return zip((tuple(islice(runs, count)) for count in counts.tolist()), rest, strict=True)
 
 
 def one_run_each(ends: Ints, keys: Ints, rest: Ints) -> SharedText:

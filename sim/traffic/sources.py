@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.sections.arrival_processes import Arrivals
+from sim.spec.sections.arrival_processes import OpenArrivals
 from sim.spec.sections.popularity_laws import Churn, Drift
 from sim.traffic.arrivals import gaps, intensity, is_memoryless, renewal
 from sim.traffic.event_streams import Streams
@@ -35,7 +36,7 @@ LEAST_SHARE = 1e-12
 class RequestBlock(NamedTuple):
     """Consecutive requests, shape (n,) each.
 
-    :ivar times: arrivals in seconds, never falling.
+    :ivar times: arrivals in seconds, never falling; -1 in a closed loop.
     :ivar adapters: adapters, or places in the ranking; ``BASE_MODEL`` where a request names none.
     :ivar sessions: number of the session of each, from 0; None where there are none.
     """
@@ -76,7 +77,9 @@ class AggregateArrivals:
     :param sizes: arrivals of consecutive blocks. Part of the random streams' key.
     """
 
-    def __init__(self, law: Arrivals, rate: float, chooser: AdapterSampler, seed: int, sizes: Iterable[int]) -> None:
+    def __init__(
+        self, law: OpenArrivals, rate: float, chooser: AdapterSampler, seed: int, sizes: Iterable[int]
+    ) -> None:
         self._law = law.model_copy(update={"rate": rate})
         self._chooser = chooser
         self._seed = seed
@@ -108,6 +111,29 @@ class AggregateArrivals:
         return float(renewal(self._law, np.array([rate]), None).residual(rng, np.zeros(1, dtype=np.int64))[0])
 
 
+class ClosedLoopSource:
+    """The requests of a closed loop in the order in which they are sent; when that is, the simulation decides.
+
+    Each draws its adapter like an arrival of ``AggregateArrivals``, from the same stream.
+
+    :param size: requests per block; each block has a random stream of its own.
+    """
+
+    def __init__(self, chooser: AdapterSampler, seed: int, size: int) -> None:
+        self._chooser = chooser
+        self._seed = seed
+        self._size = size
+
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
+        for block in itertools.count():
+            first = block * self._size
+            if most is not None and first >= most:
+                return
+            size = self._size if most is None else min(self._size, most - first)
+            places = self._chooser.choose(stream(self._seed, replication, "popularity", block), first, size)
+            yield RequestBlock(np.full(size, -1.0), places)
+
+
 class ArrivalsPerAdapter:
     """Every adapter's arrivals are a renewal process of its own, in equilibrium at the start.
 
@@ -117,7 +143,7 @@ class ArrivalsPerAdapter:
     """
 
     def __init__(
-        self, law: Arrivals, rate: float, shares: Floats, cvs: Floats | None, seed: int, sizes: Iterable[int]
+        self, law: OpenArrivals, rate: float, shares: Floats, cvs: Floats | None, seed: int, sizes: Iterable[int]
     ) -> None:
         self._asked = np.flatnonzero(shares > LEAST_SHARE)
         self._rates = rate * shares[self._asked]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +29,7 @@ from sim.world.faults.misrouting_faults import check_misrouting_faults
 from sim.world.faults.stale_prefixes import check_stale_prefixes
 from sim.world.faults.storage_faults import storage_notes
 from sim.world.gpu_memory import usable_kv_tokens
+from sim.world.gpu_split import check_gpus, check_sharding, split_notes
 from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
 from sim.world.replica_caches import (
     gpu_capacity,
@@ -45,6 +48,7 @@ def build_world(scenario: Scenario) -> World:
     """
     _check_policies(scenario)
     fixed = scenario.fleet.engine == "fixed"
+    check_gpus(scenario)
     profile, digest = profile_of(scenario)
     base_model = base_model_of(scenario, profile)
     shape = base_model if profile is None or profile.shape is None else base_shape(profile)
@@ -62,6 +66,8 @@ def build_world(scenario: Scenario) -> World:
         population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan)
+    if profile is not None and not fixed:
+        check_sharding(scenario, profile, population)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
     notes = list(traffic.notes) + _text_notes(scenario, traffic)
     if profile is not None and not fixed:
@@ -69,6 +75,7 @@ def build_world(scenario: Scenario) -> World:
         notes += choice_notes(profile_choice(scenario), scenario, profile)
         notes += engine_notes(scenario.fleet.engine, profile)
         notes += disturbance_notes(profile)
+        notes += split_notes(scenario, profile)
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
     notes += storage_notes(scenario) + full_model_notes(full, scenario.fleet.replicas)
     notes += _base_notes(scenario, weights_kept)
@@ -90,7 +97,7 @@ def build_world(scenario: Scenario) -> World:
         notes.append(
             "pinned adapters are those that are popular at the start; they keep their places as popularity moves on"
         )
-    notes += _begins_unseen(scenario, traffic)
+    notes += _begins_unseen(scenario, traffic) + _client_notes(traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
     world = World(
@@ -180,6 +187,8 @@ def _check_times(scenario: Scenario, traffic: Traffic) -> None:
 def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
     """Return a note on rollouts and faults that begin in the warm-up, where nothing is measured."""
     measured_s = scenario.run.warmup * traffic.expected_s()
+    if measured_s == inf:  # in a closed loop, which nobody knows before
+        return []
     early = [
         f"{key}.{i}"
         for key in ("rollouts", "faults")
@@ -192,6 +201,17 @@ def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
         f"{' and '.join(early)} begin{'s' if len(early) == 1 else ''} in the warm-up, so what follows at once isn't "
         f"measured, and there is no time before to compare with; begin after {human_seconds(measured_s)}, or lower "
         "run.warmup"
+    ]
+
+
+def _client_notes(traffic: Traffic) -> list[str]:
+    """Return a note on a closed loop in which some clients never send a request."""
+    loop, total = traffic.closed_loop, traffic.total
+    if loop is None or total is None or total >= loop.concurrency:
+        return []
+    return [
+        f"workload.requests ({total:,}) is below workload.arrivals.concurrency ({loop.concurrency:,}), so "
+        f"{loop.concurrency - total:,} clients send no request; benchmarks send about ten for each client"
     ]
 
 

@@ -187,13 +187,8 @@ class Fleet:
                 self.recorder.mark(float(mark))
         self._next = self._load_chunk()
         if self._next is None:
-            raise ScenarioError(
-                "no request arrives in this duration",
-                key="workload.duration",
-                got=format_seconds(window.end_s or 0.0),
-                hint="simulate longer, or raise the rate",
-            )
-        clock.call_at(self._next.arrival_s, ARRIVAL, self._arrivals)
+            raise nothing_arrives(window.end_s)
+        self._begin()
         self._hooks.start(self)
         if window.end_s is None:
             self._run_to_the_last()
@@ -202,6 +197,11 @@ class Fleet:
             clock.call_at(window.end_s, CONTROL, lambda event: None)
             clock.run(window.end_s)
         return self._close()
+
+    def _begin(self) -> None:
+        """Put the first arrival on the clock."""
+        assert self._next is not None, "a run has requests"
+        self.clock.call_at(self._next.arrival_s, ARRIVAL, self._arrivals)
 
     def _run_to_the_last(self) -> None:
         """Run until the last request has left. Later control events are dropped; loads under way end."""
@@ -242,12 +242,7 @@ class Fleet:
         chunk = next(self._chunks, None)
         if chunk is None:
             return None
-        marks = self._marks
-        while marks and marks[0] < chunk.first + len(chunk):
-            self.recorder.mark(float(chunk.arrival_s[marks.pop(0) - chunk.first]))
-        if self._window.total is not None and chunk.first + len(chunk) == self._window.total:
-            end = self._window.end_s
-            self.recorder.mark(float(chunk.arrival_s[-1]) if end is None else end)
+        self._mark_sections(chunk)
         self.recorder.flush()
         self.recorder.to_come(chunk)
         too_long = chunk.prompt_tokens + chunk.output_tokens > self._token_limits[chunk.adapter]
@@ -273,12 +268,19 @@ class Fleet:
         self._requests = _with_text(requests, chunk.text) if self._carry_text and chunk.text is not None else requests
         return next(self._requests)
 
+    def _mark_sections(self, chunk: Chunk) -> None:
+        """Mark the sections that begin, or end, in a chunk."""
+        marks = self._marks
+        while marks and marks[0] < chunk.first + len(chunk):
+            self.recorder.mark(float(chunk.arrival_s[marks.pop(0) - chunk.first]))
+        if self._window.total is not None and chunk.first + len(chunk) == self._window.total:
+            end = self._window.end_s
+            self.recorder.mark(float(chunk.arrival_s[-1]) if end is None else end)
+
     def _arrivals(self, event: Call) -> None:
         """Process arrivals until another event is due, then reschedule after it."""
         clock = self.clock
-        now, queue, requests, only, too_long = clock.now, clock.queue, self._requests, self._only, self._too_long
-        servers, direct, several = self.servers, self._hooks.direct, len(self.servers) > 1
-        of_request = self._view.of_request
+        now, queue, requests, only = clock.now, clock.queue, self._requests, self._only
         request = self._next
         while request is not None:
             if request.arrival_s > now:
@@ -289,22 +291,25 @@ class Fleet:
                 clock.now = now = request.arrival_s  # no event comes first, so scheduling one would be wasted
             if only is not None:
                 only.arrive(request)
-            elif too_long and request.index in too_long:
-                self.recorder.record_unserved(request, -1, REFUSED)
-            elif direct:
-                if several and of_request:
-                    self._view.show(request)
-                replica = self._router.choose(request.adapter, request.index) if several else 0
-                if self._in_flight.counting:
-                    self._in_flight.entered(replica, request)
-                servers[replica].arrive(request)
             else:
-                request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None
-                self._hooks.send(request)
+                self._send(request)
             request = next(requests, None)
             if request is None:
                 request = self._next = self._load_chunk()
-                requests, too_long, only = self._requests, self._too_long, self._only
+                requests, only = self._requests, self._only
+
+    def _send(self, request: Request) -> None:
+        """Send a request that has arrived to a replica, or through rollouts and faults, or refuse it."""
+        if self._too_long and request.index in self._too_long:
+            self.recorder.record_unserved(request, -1, REFUSED)
+        elif self._hooks.direct:
+            replica = self.choose(request.adapter, request)
+            if self._in_flight.counting:
+                self._in_flight.entered(replica, request)
+            self.servers[replica].arrive(request)
+        else:
+            request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None
+            self._hooks.send(request)
 
     def _close(self) -> Recording:
         stopped, hooks, recorder = self.clock.now, self._hooks, self.recorder
@@ -328,6 +333,16 @@ class Fleet:
         if recorder.prefix_cache:
             recording.prefix_blocks_evicted = totals.prefix_blocks_evicted
         return recording
+
+
+def nothing_arrives(duration_s: float | None, remedy: str = "raise the rate") -> ScenarioError:
+    """Return the error of a run in which no request arrives."""
+    return ScenarioError(
+        "no request arrives in this duration",
+        key="workload.duration",
+        got=format_seconds(duration_s or 0.0),
+        hint=f"simulate longer, or {remedy}",
+    )
 
 
 def _with_text(requests: Iterator[Request], text: SharedText) -> Iterator[Request]:

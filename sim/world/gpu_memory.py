@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.policies.slot_memory import slots_bytes
-from sim.spec.engine_flags import vllm_rank
+from sim.spec.engine_flags.vllm_flags import vllm_rank
 from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
-from sim.traffic.adapters import Population, base_shape
+from sim.traffic.adapters import GpuSplit, Population, base_shape
 
 
 def padded_rank(profile: Profile, population: Population) -> int:
@@ -19,11 +21,17 @@ def padded_rank(profile: Profile, population: Population) -> int:
     return largest if profile.memory.slot_layout == "exact" else vllm_rank(largest)
 
 
-def adapter_bytes(slots: int, profile: Profile, population: Population) -> int:
-    """Return the GPU memory of ``slots`` padded slots, in bytes."""
-    if profile.memory.slot_layout == "exact":
+def adapter_bytes(slots: int, profile: Profile, population: Population, *, fully_sharded: bool = False) -> int:
+    """Return the GPU memory of ``slots`` padded slots, in bytes over all GPUs of the replica.
+
+    :param fully_sharded: ``fleet.fully_sharded_loras``.
+    """
+    split = GpuSplit(profile.tensor_parallel, fully_sharded)
+    if profile.memory.slot_layout == "vllm-0.8":
+        return split.gpus * slots_bytes(base_shape(profile), slots, padded_rank(profile, population), split)
+    if split.gpus == 1:
         return slots * population.slot_bytes
-    return slots_bytes(base_shape(profile), slots, padded_rank(profile, population))
+    return split.gpus * slots * ceil(population.slot_bytes * split.share(base_shape(profile)))
 
 
 def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Population) -> int:
@@ -52,7 +60,8 @@ def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Populatio
 
 
 def _left(scenario: Scenario, profile: Profile, population: Population, slots: int | None, size: int | None) -> int:
-    taken = adapter_bytes(slots, profile, population) if slots else size or 0
+    sharded = scenario.fleet.fully_sharded_loras
+    taken = adapter_bytes(slots, profile, population, fully_sharded=sharded) if slots else size or 0
     if scenario.cache.gpu.unified:
         taken = 0  # adapters take KV blocks when they are loaded
     if scenario.adapters.base_alone:
@@ -92,8 +101,10 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
     )
     hint = f"{max(tokens, 0):,} KV tokens would be left; needed is {needed}"
     if slots:
-        each = adapter_bytes(slots, profile, population) // slots
-        hint += f"; each slot takes {human_bytes(each)}"
+        taken = adapter_bytes(slots, profile, population, fully_sharded=fleet.fully_sharded_loras)
+        hint += f"; each slot takes {human_bytes(taken // slots)}"
+        if profile.tensor_parallel > 1:
+            hint += f" over {profile.tensor_parallel} GPUs"
     rollout = _enlarged(scenario, population)
     if slots and rollout:
         number, key, given = rollout

@@ -15,6 +15,7 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import FailingLoads
 from sim.world.changes import Changes
 from sim.world.clock import Clock
+from sim.world.closed_loop import make_fleet, make_recorder
 from sim.world.faults.crashes import make_crashes
 from sim.world.faults.misrouting import make_misrouting
 from sim.world.faults.stale_prefixes import make_stale_prefixes
@@ -76,7 +77,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     scenario = world.scenario
     replicas = scenario.fleet.replicas
     clock = Clock()
-    recorder = Recorder(sections, world.replicas, replicas, prefix_cache=world.prefix_cache)
+    recorder = make_recorder(world, replication, sections, clock)
 
     view = View(up=list(range(replicas)), slots=_adapters_at_a_time(world))
     router = make_router(world, view, replication)
@@ -98,7 +99,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
         hooks = Foresight(oracle, replicas, in_flight)
 
-    fleet = Fleet(
+    fleet = make_fleet(
         clock,
         recorder,
         full.router(router, replication),

@@ -12,7 +12,7 @@ from sim.policies.costs import load_seconds, residual
 from sim.spec.profile import Profile, TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
-from sim.traffic.adapters import Population
+from sim.traffic.adapters import GpuSplit, Population, base_shape
 from sim.traffic.generate import Chunk
 from sim.traffic.request import FROM_STORAGE, Request
 from sim.world.pools.full_model_layout import FullModelFleet
@@ -104,8 +104,22 @@ def _one_by_one(rng: np.random.Generator, of_uniform: Callable[[Floats], Floats]
 def tier_times(scenario: Scenario, profile: Profile | None, population: Population) -> tuple[TierTimes, TierTimes]:
     """Return the load times from storage and from host memory."""
     storage = scenario.storage
-    costs = (None, None) if profile is None else (profile.load.storage, profile.load.host)
+    costs = (None, None) if profile is None else (profile.load.storage, _to_gpus(scenario, profile))
     return _of_tier(storage.load, costs[0], population), _of_tier(storage.host_load, costs[1], population)
+
+
+def _to_gpus(scenario: Scenario, profile: Profile) -> TierCost:
+    """Return the costs of copies to a replica's GPUs.
+
+    In vLLM a process for each GPU reads the whole adapter into its host memory (``lora_model.py``:
+    ``from_local_checkpoint``), and copies to its GPU what this holds, tensor by tensor (``set_lora``). All do so at the
+    same time. So reading takes what it takes on one GPU, and so do calls; only bytes over the bandwidth get fewer.
+    """
+    host = profile.load.host
+    if profile.tensor_parallel == 1:
+        return host
+    share = GpuSplit(profile.tensor_parallel, scenario.fleet.fully_sharded_loras).share(base_shape(profile))
+    return host.model_copy(update={"bandwidth_bytes_per_s": host.bandwidth_bytes_per_s / share})
 
 
 def _of_tier(law: TimeLaw | None, cost: TierCost | None, population: Population) -> TierTimes:

@@ -17,6 +17,7 @@ from sim.studies import evaluate
 from sim.studies.backends.pool import Local
 from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import make_plan
+from sim.world.build import build_world
 
 SMALL = """\
 schema_version: 1
@@ -104,6 +105,9 @@ def test_only_the_simulated_engine_has_a_command_line(
         assert f" {command}" in ended.out
         assert command in page
         assert "No command line" not in ended.out + page
+    if engine == "sglang":
+        tokens = build_world(load_scenario("runs/small-plan/recommended.yaml").scenario).kv_tokens
+        assert f" --max-total-tokens {tokens} " in ended.out
 
 
 def test_the_answer_is_told_in_words_with_what_stands_in_the_way(loraplan: CommandLine, tmp_path: Path) -> None:
@@ -341,3 +345,60 @@ def test_what_is_asked_cannot_be_planned(loraplan: CommandLine, tmp_path: Path, 
     ended = loraplan("plan", write(tmp_path, SLOTS), "--minimize", f"{key}=1..3")
     assert ended.code == 2
     assert "plan.minimize: a plan can't vary the question or the length of the run" in ended.err
+
+
+VLLM_SLOTS = "fleet: {engine: vllm}\nslo: {miss_ratio: 99%}\ncache: {gpu: {slots: 24}, host: {slots: 64}}\n"
+
+
+def small_vllm(folder: Path, plan: str) -> str:
+    path = write(folder, VLLM_SLOTS + f"plan: {plan}", requests=600)
+    text = Path(path).read_text().replace("cache: {gpu: {slots: 24}}\n", "").replace("rate: 20/s", "rate: 2/s")
+    Path(path).write_text(text)
+    return path
+
+
+def test_points_that_are_not_possible_are_left_out_and_named(loraplan: CommandLine, tmp_path: Path) -> None:
+    """vLLM keeps a copy of every slot in host memory, so a corner of this grid is no scenario."""
+    plan = "{minimize: [cache.host.slots, cache.gpu.slots], range: [[8, 64], [16, 48]], step: [8, 8]}"
+    ended = loraplan("plan", small_vllm(tmp_path, plan))
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("small: 16 host slots, 16 GPU slots are enough")
+    assert "Left out, because they are not possible: 8 host slots, 16 GPU slots" in ended.out
+    assert "cache.host.slots: every adapter in a slot has a copy in host memory (got 8, allowed: at least" in ended.out
+    assert "end of the range" not in ended.out
+
+
+def test_an_answer_next_to_an_impossible_value_says_what_it_lacks(loraplan: CommandLine, tmp_path: Path) -> None:
+    name = small_vllm(tmp_path, "{minimize: cache.host.slots, range: [8, 64], step: 8}")
+    ended = loraplan("plan", name)
+    assert ended.code == 0, ended.err
+    assert "small: 24 host slots are enough" in ended.out
+    assert "The next value, 16 host slots, can't be built: every adapter in a slot has a copy" in ended.out
+    assert answered(loraplan("plan", name, "--json"))["binding"] == "host memory"
+
+
+def test_a_few_possible_values_among_many_are_found(loraplan: CommandLine, tmp_path: Path) -> None:
+    plan = "{minimize: cache.gpu.slots, values: [70, 80, 90, 100, 110, 120, 130, 40, 140, 150, 160, 170, 180, 190]}"
+    ended = loraplan("plan", small_vllm(tmp_path, plan))
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("small: 40 GPU slots is the first of 14 that meets the SLO.")
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        ("{minimize: cache.gpu.slots, range: [70, 90], step: 5}", "plan.range: cache.host.slots: every adapter in a"),
+        (
+            "{minimize: price, range: [1, 2], fleets: [{name: a, price: 1, set: {}}, "
+            "{name: b, price: 2, set: {cache.gpu.slots: 70}}]}",
+            "plan.fleets.1.set: cache.host.slots: every adapter in a",
+        ),
+    ],
+)
+def test_a_plan_without_a_possible_point_is_refused(
+    loraplan: CommandLine, tmp_path: Path, plan: str, says: str
+) -> None:
+    ended = loraplan("plan", small_vllm(tmp_path, plan))
+    assert ended.code == 2
+    assert says in ended.err
+    assert not (tmp_path / "runs").exists()

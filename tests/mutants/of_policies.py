@@ -103,8 +103,8 @@ POLICIES = (
     Mutant(
         "leap-one-step-too-long",
         _SCHEDULER,
-        "self._ends.next_end() - self.decode_steps)",
-        "self._ends.next_end() - self.decode_steps + 1)",
+        "self._ends.next_step - self.decode_steps)",
+        "self._ends.next_step - self.decode_steps + 1)",
         "a leap ends with the last token of a sequence",
         (LEAPING,),
     ),
@@ -341,8 +341,8 @@ POLICIES = (
     Mutant(
         "youngest-recalled-first",
         "sim/policies/admission.py",
-        "self.ready[0][0] < heads[0][0]",
-        "self.ready[0][0] > heads[0][0]",
+        "self.ready[0].key < heads[0][0]",
+        "self.ready[0].key > heads[0][0]",
         "requests that were passed come back behind younger ones",
         (LEAPING,),
     ),

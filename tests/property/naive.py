@@ -17,7 +17,7 @@ import numpy as np
 from naive_eviction import NAIVE
 
 from sim.policies.costs import load_seconds, residual
-from sim.rng import stream
+from sim.rng import stream, stream_key, uniform_draw
 from sim.world.replica_draws import ReplicaDraws
 from sim.world.times import reload_times
 from sim.world.world import World
@@ -554,6 +554,7 @@ class Batching(Replica):
             + cost.per_kv_token_s * sum(job.prompt + job.generated for job in decodes)
             + cost.per_attended_token_s * sum(sum(range(a + 1, a + n + 1)) for _, n, a in chunks)
             + (cost.prefill_step_s if chunks else 0)
+            + (cost.decode_step_s if decodes else 0)
             + cost.per_passed_s * self.passed
             + lora
         )
@@ -739,11 +740,15 @@ class TwinFleet:
         end_s = world.scenario.workload.duration
         if end_s is not None:
             jobs = [job for job in jobs if job.arrival_s < end_s]  # the end comes before all else of its instant
+        clients = None if world.traffic.closed_loop is None else TwinClients(world, self.replication, jobs)
         to_come, self.jobs = list(jobs), jobs
         now = 0.0
         while True:
             events: list[tuple[float, int, int, Any]] = []
-            if to_come:
+            if clients is not None:
+                if to_come and clients.due:
+                    events.append((min(clients.due), ARRIVAL, 0, lambda now: self.send(clients, to_come, now)))
+            elif to_come:
                 events.append((to_come[0].arrival_s, ARRIVAL, 0, lambda now: self.arrivals(to_come, now)))
             for replica in self.replicas:
                 if replica.boundary is not None:
@@ -761,6 +766,9 @@ class TwinFleet:
             happen(now)
             for replica in self.replicas:
                 replica.load_ahead(now)
+            if clients is not None:
+                clients.go_on(now)
+        jobs = [job for job in jobs if job.arrival_s >= 0]  # in a closed loop, some are never sent
         now = end_s if end_s is not None else now
         for replica in self.replicas:
             if 0 <= replica.step_start_s < now:
@@ -780,6 +788,12 @@ class TwinFleet:
             gaps=self.gaps,
             steps=self.steps,
         )
+
+    def send(self, clients: TwinClients, to_come: list[Job], now: float) -> None:
+        """Let one client send the next job."""
+        clients.due.remove(now)
+        to_come[0].arrival_s = now
+        self.arrivals(to_come, now)
 
     def arrivals(self, to_come: list[Job], now: float) -> None:
         """Let in everybody of this instant."""
@@ -801,6 +815,31 @@ class TwinFleet:
         chosen = self.replicas[self._turn % len(self.replicas)]
         self._turn += 1
         return chosen
+
+
+class TwinClients:
+    """The clients of a closed loop: when each sends its next job, and whose answers they have seen."""
+
+    def __init__(self, world: World, replication: int, jobs: list[Job]) -> None:
+        loop, seed = world.traffic.closed_loop, world.scenario.run.seed
+        first = stream_key(seed, replication, "first-think")
+        self.key = stream_key(seed, replication, "think")
+        self.loop = loop
+        self.jobs = jobs
+        self.seen: set[int] = set()
+        self.due = [self.think(first, client) for client in range(loop.concurrency)]
+
+    def think(self, key: int, number: int) -> float:
+        think = self.loop.think
+        return think if isinstance(think, float) else float(think.ppf(np.array([uniform_draw(key, number)]))[0])
+
+    def go_on(self, now: float) -> None:
+        for job in self.jobs:
+            if job.index in self.seen or job.status not in (COMPLETED, REFUSED):
+                continue
+            self.seen.add(job.index)
+            seconds = self.think(self.key, job.index)
+            self.due.append(now + (max(0.125, seconds) if job.status == REFUSED else seconds))
 
 
 def _jobs(world: World, chunk: Any) -> list[Job]:

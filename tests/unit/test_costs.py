@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from sim.policies.costs import load_seconds, mean_residual, residual
+from sim.policies.costs import StepCosts, load_seconds, mean_residual, residual
 from sim.policies.kv.kv_memory import kv_tokens_left
-from sim.spec.profile import Memory, TierCost
+from sim.spec.profile import Memory, StepCost, TierCost
 from sim.traffic.adapters import Population
 
 
@@ -31,6 +31,13 @@ def test_a_load_is_opened_read_tensor_by_tensor_padded_and_transferred() -> None
     assert load_seconds(tier(per_tensor_s=0.01), three) == pytest.approx([1.5, 2.0, 1.2])
     # Half of the tensors are B tensors; only the first adapter has a rank below that of its slot.
     assert load_seconds(tier(per_padded_tensor_s=0.01), three) == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_a_step_pays_for_decoding_and_for_prompts_only_where_it_has_them() -> None:
+    costs = StepCosts(StepCost(fixed_s=1.0, decode_step_s=0.25, prefill_step_s=0.5), slots=0, max_tokens=100)
+    assert costs.step(8, 0, 0, 0, (8, 0, 0.0, 0, 0)) == 1.25
+    assert costs.step(8, 0, 0, 0, (1, 8, 0.0, 0, 0)) == 1.5
+    assert costs.step(8, 0, 0, 0, (2, 7, 0.0, 0, 0)) == 1.75
 
 
 def test_the_mean_factor_is_the_mean_of_the_factors_of_all_uniform_numbers() -> None:

@@ -9,7 +9,10 @@ import pytest
 from scenario_samples import BASE, base, edited, refusal, write
 
 from sim.errors import InputError
-from sim.spec.engine_flags import FLAGS, Flag, engine_flags, flag_hint, why_no_flags
+from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
+from sim.spec.engine_flags.flag import Flag
+from sim.spec.engine_flags.flag_hints import flag_hint
+from sim.spec.engine_flags.flag_tables import FLAGS
 from sim.spec.engines import ENGINES
 from sim.spec.files.problems import known_keys
 from sim.spec.needs import value_of, words_of
@@ -17,6 +20,9 @@ from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
 
 __all__ = ["base"]  # a fixture, used by its name
+
+KV = 50_000
+"""Tokens of KV cache that replicas had."""
 
 EVERY = [pytest.param(engine.name, flag, id=f"{engine.name} {flag.name}") for engine in FLAGS for flag in engine.flags]
 
@@ -185,7 +191,7 @@ def test_keys_of_a_scenario_are_never_taken_for_an_option(base: Path) -> None:
 @pytest.mark.parametrize(("engine", "option"), [("vllm", "--tensor-parallel-size 2"), ("sglang", "--tp-size 2")])
 def test_a_profile_of_several_gpus_says_so_in_the_command_line(engine: str, option: str) -> None:
     settings = ["fleet.profile=h200/llama-3.1-70b-tp2/vllm-0.24.0", f"fleet.engine={engine}"]
-    (line,) = engine_flags(load_scenario("quickstart", settings, check_points=False).scenario).values()
+    (line,) = engine_flags(load_scenario("quickstart", settings, check_points=False).scenario, KV).values()
     assert option in line
 
 
@@ -198,7 +204,7 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
                 found = load_scenario(bundled.name, [f"fleet.engine={engine.name}"], check_points=False).scenario
             except InputError:
                 continue  # a scenario about what this engine doesn't have
-            lines, why = engine_flags(found), why_no_flags(found)
+            lines, why = engine_flags(found, KV), why_no_flags(found)
             assert bool(lines) != bool(why), (bundled.name, engine.name)
             assert set(lines) <= set(engine.flags), (bundled.name, engine.name)
             (given if lines else refused).add(engine.name)
@@ -211,7 +217,6 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
     unset = {  # by every bundled scenario
         "--num-gpu-blocks-override",
         "--context-length",
-        "--max-total-tokens",
         "--enable-lora-overlap-loading",
         "--enable-mixed-chunk",
         "--max-loaded-loras",
@@ -247,13 +252,33 @@ def test_vllm_is_always_given_what_the_run_assumed_of_memory_and_prefixes() -> N
                 found = load_scenario(bundled.name, [f"fleet.engine={engine}"], check_points=False).scenario
             except InputError:
                 continue
-            for line in engine_flags(found).values():
+            for line in engine_flags(found, KV).values():
                 host = value_of(found, "cache.host.slots") or found.cache.gpu.slots
                 words = line.split()
                 assert words[words.index("--max-cpu-loras") + 1] == str(host)
                 assert words[words.index("--block-size") + 1] == str(found.fleet.block_size)
                 assert "--gpu-memory-utilization" in words
                 assert f"--{'' if found.fleet.prefix_caching else 'no-'}enable-prefix-caching" in words
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        (["fleet.engine=vllm"], ["--gpu-memory-utilization 0.9"]),
+        (["fleet.engine=vllm", "fleet.gpu_memory_utilization=0.8"], ["--gpu-memory-utilization 0.8"]),
+        (["fleet.engine=vllm", "fleet.kv_tokens=40000"], ["--num-gpu-blocks-override 2500"]),
+        (["fleet.engine=sglang"], [f"--max-total-tokens {KV}"]),
+        (["fleet.engine=sglang", "fleet.gpu_memory_utilization=0.8"], [f"--max-total-tokens {KV}"]),
+        (["fleet.engine=sglang", "fleet.kv_tokens=40000"], ["--max-total-tokens 40000"]),
+    ],
+)
+def test_a_command_line_gives_the_kv_cache_that_the_run_assumed(
+    base: Path, settings: list[str], options: list[str]
+) -> None:
+    """SGLang's share of memory holds something else than loraplan's, so it is given tokens wherever they come from."""
+    (line,) = engine_flags(load_scenario("base.yaml", settings).scenario, KV).values()
+    about = r"--(?:gpu-memory-utilization|num-gpu-blocks-override|max-total-tokens|mem-fraction-static) \S+"
+    assert re.findall(about, line) == options
 
 
 @pytest.mark.parametrize(
@@ -281,7 +306,7 @@ def test_vllm_is_always_given_what_the_run_assumed_of_memory_and_prefixes() -> N
 def test_rules_that_the_engine_does_not_have_leave_no_command_line(base: Path, settings: list[str], why: str) -> None:
     found = load_scenario("base.yaml", settings).scenario
     assert why_no_flags(found) == f"No command line is given: {why}"
-    assert engine_flags(found) == {}
+    assert engine_flags(found, KV) == {}
 
 
 def test_command_lines_word_for_word(base: Path) -> None:
@@ -289,19 +314,19 @@ def test_command_lines_word_for_word(base: Path) -> None:
     vllm = "vllm serve MODEL --enable-lora --max-loras 8 --max-lora-rank"
     cold = ["fleet.kv_tokens=40000", "fleet.prefix_caching=false"]
     batch = "--max-num-seqs 256 --max-num-batched-tokens 2048"
-    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=vllm-0.32", *full]).scenario) == {
+    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=vllm-0.32", *full]).scenario, KV) == {
         "vLLM": f"{vllm} 32 --max-cpu-loras 64 {batch} --max-model-len 4096 --gpu-memory-utilization 0.8 "
         "--block-size 16 --enable-prefix-caching"
     }
-    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=vllm-0.8", *cold]).scenario) == {
+    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=vllm-0.8", *cold]).scenario, KV) == {
         "vLLM": f"{vllm} 16 --max-cpu-loras 8 {batch} --block-size 16 --num-gpu-blocks-override 2500 "
         "--no-enable-prefix-caching"
     }
     sglang = ["fleet.engine=sglang", "storage.mode=overlap", "fleet.load_at=admission", "fleet.batching=mixed"]
-    assert engine_flags(load_scenario("base.yaml", [*sglang, *full, *cold]).scenario) == {
+    assert engine_flags(load_scenario("base.yaml", [*sglang, *full, *cold]).scenario, KV) == {
         "SGLang": "python -m sglang.launch_server --model-path MODEL --enable-lora --max-loras-per-batch 8 "
         "--max-lora-rank 24 --lora-target-modules q_proj v_proj --max-loaded-loras 64 --lora-eviction-policy lru "
         "--max-running-requests 256 --chunked-prefill-size 8192 --context-length 4096 --enable-lora-overlap-loading "
         "--enable-mixed-chunk --max-total-tokens 40000 --page-size 1 --disable-radix-cache"
     }
-    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=s-lora"]).scenario) == {}
+    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=s-lora"]).scenario, KV) == {}

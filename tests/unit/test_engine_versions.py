@@ -36,7 +36,7 @@ def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, 
         assert ENGINES[name].name == row.preset
         return
     assert refusal("base.yaml", f"fleet.engine={name}").startswith(
-        f"--set: fleet.engine: unknown engine (got {name}, allowed: {', '.join(ENGINES.names)}); "
+        f"--set: fleet.engine: unknown engine (got {name}, allowed: vllm, {', '.join(ENGINES.names)}); "
         f"the nearest preset is {row.preset}: vLLM {row.words} "
     )
 
@@ -61,6 +61,10 @@ def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, 
         ("vllm-0.9", "vllm-0.8", "vllm-0.9 (rules of 0.8.3 to 0.9.1)"),
         ("VLLM v0.16.0", "vllm-0.8", "VLLM v0.16.0 (rules of 0.14 to 0.17)"),
         ("vllm_0.31.2+cpu", "vllm-0.32", "vllm_0.31.2+cpu (rules of 0.31 and 0.32)"),
+        ("sglang", "sglang", "sglang"),
+        ("SGLang", "sglang", "SGLang (rules of 0.5.7 to 0.5.23)"),
+        ("sglang-0.5.23", "sglang", "sglang-0.5.23 (rules of 0.5.7 to 0.5.23)"),
+        ("sglang==0.5.7.post1", "sglang", "sglang==0.5.7.post1 (rules of 0.5.7 to 0.5.23)"),
     ],
 )
 def test_a_version_finds_the_preset_with_its_rules(name: str, preset: str, words: str) -> None:
@@ -79,12 +83,16 @@ def test_a_version_finds_the_preset_with_its_rules(name: str, preset: str, words
         ("vllm-0.99", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
         ("vllm-1.0", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
         ("vllm-0.16 nightly", "write vllm-0.16"),
-        ("vllm-", "did you mean 'vllm-0.8'?"),
+        ("vllm-", "did you mean 'vllm'?"),
+        ("vllmm", "did you mean 'vllm'?"),
         ("v0.12", "name the engine too, such as vllm-0.12"),
         ("0.8", "name the engine too, such as vllm-0.8"),
         ("sglang-0.5.3", "the nearest preset is sglang: SGLang up to 0.5.6 has another rule of admission (set "
          "fleet.admission: stop) and, up to 0.5.3, of eviction"),
-        ("SGLang", "did you mean 'sglang'?"),
+        ("sglang-0.5", "the nearest preset is sglang: SGLang up to 0.5.6 has another rule of admission (set "
+         "fleet.admission: stop) and, up to 0.5.3, of eviction"),
+        ("sglang-0.6.1", "the nearest preset is sglang: SGLang from 0.5.24 on was not read; this is the newest preset"),
+        ("sglan", "did you mean 'sglang'?"),
         ("slora", "did you mean 's-lora'?"),
         ("TensorRT_LLM", "did you mean 'tensorrt-llm'?"),
         ("lorax-0.12", "did you mean 'lorax'?"),
@@ -100,7 +108,7 @@ def test_a_version_finds_the_preset_with_its_rules(name: str, preset: str, words
 def test_what_is_said_of_an_engine_without_a_preset(name: str, hint: str | None) -> None:
     assert name not in ENGINES
     assert versions_of(name) is None
-    assert suggest_engine(name, ENGINES.names) == hint
+    assert suggest_engine(name, ENGINES.all_names()) == hint
 
 
 def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
@@ -115,6 +123,7 @@ def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
         ("vllm-0.8.4", "vLLM 0.8.5, V1", ["engine vllm-0.8.4 has the rules of 0.8.3 to 0.9.1 (preset vllm-0.8)"]),
         ("vllm-0.32", "vllm 0.32.0 (cpu)", []),
         ("vllm", "vllm 0.32.0 (cpu)", []),
+        ("sglang", "SGLang 0.5.10", []),
         (
             "vllm",
             "vLLM 0.8.5, V1",
@@ -124,7 +133,14 @@ def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
             ],
         ),
         ("vllm-0.16", None, ["engine vllm-0.16 has the rules of 0.14 to 0.17 (preset vllm-0.8)"]),
-        ("sglang", "vLLM 0.8.5, V1", ["step and load costs are those of vLLM 0.8.5, V1 (profile test), not of sglang"]),
+        (
+            "sglang",
+            "vLLM 0.8.5, V1",
+            [
+                "step and load costs are those of vLLM 0.8.5, V1 (profile test), not of sglang "
+                "0.5.7 to 0.5.23, whose rules are simulated"
+            ],
+        ),
         ("s-lora", "S-LoRA, 2024", []),
         ("continuous", "vLLM 0.8.5, V1", []),
     ],
@@ -155,3 +171,10 @@ def test_the_rules_of_each_version_are_those_of_its_scheduler(
             preset_value(f"vllm-{version}", f"fleet.{key}")
             for key in ("kv_check", "passed_requests", "uncached_blocks")
         ] == [kv_check, passed_requests, uncached_blocks]
+
+
+@pytest.mark.parametrize("setting", ["fleet.engine=", "fleet.engine= ", "cache.eviction=", "router.policy="])
+def test_nothing_is_no_name(base: Path, setting: str) -> None:
+    """Such as of a shell variable that is unset: the default would take its place without a word."""
+    assert refusal("base.yaml", setting).startswith(f"--set: {setting.partition('=')[0]}: no name (got ")
+    assert load_scenario("base.yaml", ["fleet.engine=null"]).scenario.fleet.engine == "vllm"

@@ -18,7 +18,7 @@ from reports.text.limit_text import headroom, limit_sentence
 from sim.errors import ScenarioError
 from sim.policies.routing import View
 from sim.policies.routing.full_model_router import Beside, ToHolders, ToOwnReplicas
-from sim.spec.engine_flags import beyond_flags, engine_flags
+from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.backends.pool import Local
@@ -339,10 +339,10 @@ def test_what_ifs_leave_full_models_as_they_are() -> None:
 def test_command_lines_leave_full_models_out() -> None:
     adapters = {"count": 10, "mix": [{"share": 0.8, "rank": 8, "targets": ["q"]}, FULL], "base_quantization": "nf4"}
     mixed = scenario(adapters=adapters, fleet={"engine": "vllm-0.32"})
-    assert "--max-lora-rank 8 " in engine_flags(mixed)["vLLM"]
+    assert "--max-lora-rank 8 " in engine_flags(mixed, None)["vLLM"]
     assert (
         "--lora-target-modules q_proj"
-        in engine_flags(scenario(adapters=adapters, fleet={"engine": "sglang"}))["SGLang"]
+        in engine_flags(scenario(adapters=adapters, fleet={"engine": "sglang"}), None)["SGLang"]
     )
     beyond = " ".join(beyond_flags(mixed))
     assert "replicas of full models" in beyond

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 Run = tuple[int, int]
@@ -68,6 +69,14 @@ class Extent:
         if end == self.cover:
             self.cover = max(users) if users else self.first
         return self.cover
+
+    def holds(self, run: int, block: int, size: int) -> bool:
+        """Return whether it goes on to this block, and the block belongs to this run.
+
+        :param size: tokens of a block.
+        """
+        runs = self.runs
+        return self.end > block and runs[bisect_left(runs, ((block + 1) * size,)) if len(runs) > 1 else 0][1] == run
 
     def runs_in_common(self, path: tuple[Run, ...], at: int) -> int:
         """Return how many runs a path has from ``at`` on in common with this extent, which has the first one.

@@ -47,7 +47,6 @@ class KvStore(ABC):
     :ivar running: the batch by index, in the order in which its sequences joined. The scheduler fills it; a store only
         reads it.
     :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
-    :ivar evicted_blocks: cached blocks that were used for something else.
     """
 
     caches = False
@@ -58,7 +57,11 @@ class KvStore(ABC):
         self.running: dict[int, Request] = {}
         self.decoding = 0
         self.tokens = 0
-        self.evicted_blocks = 0
+
+    @property
+    def evicted_blocks(self) -> int:
+        """Cached blocks that were used for something else."""
+        return 0
 
     @abstractmethod
     def reserve_decodes(self) -> bool:

@@ -149,7 +149,7 @@ class AdapterQueues(WaitingQueue):
     def _sort_in(self) -> None:
         ready = self.ready
         while ready:
-            request = heappop(ready)[1]
+            request = ready.popleft()
             adapter = request.adapter
             if adapter in self._loading:
                 self._hand_over(request)

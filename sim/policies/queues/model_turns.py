@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable
-from heapq import heappop
 from itertools import pairwise
 from math import inf
 
@@ -45,7 +44,7 @@ class ModelTurns(WaitingQueue):
     def begin(self) -> None:
         """Begin a scan of the queue: sort new requests into the queues of their models."""
         while self.ready:
-            request = heappop(self.ready)[1]
+            request = self.ready.popleft()
             insort(self.deferred.setdefault(request.adapter, []), request, key=by_key)
 
     def next_candidate(self) -> Request | None:

@@ -8,7 +8,6 @@ three (tests/property/test_records.py).
 from __future__ import annotations
 
 from collections import deque
-from heapq import heappop
 from typing import Literal
 
 from sim.policies.admission import ClaimingQueue, WaitingQueue
@@ -90,10 +89,10 @@ class ReversingQueue(WaitingQueue):
             passed = self._passed_later
         ready = self.ready
         while ready:
-            request = ready[0][1]
+            request = ready[0]
             if any_fits or users[request.adapter]:
                 return request
-            heappop(ready)
+            ready.popleft()
             passed.append(request)
             self._count_in(request)
         return None
@@ -105,7 +104,7 @@ class ReversingQueue(WaitingQueue):
             self._remove_from_block()
             self._count_out(candidate)
         else:
-            heappop(self.ready)
+            self.ready.popleft()
         self._claim(candidate, self._cache)
         if candidate.adapter in self.deferred:
             self._shared.add(candidate.adapter)

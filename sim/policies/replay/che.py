@@ -74,17 +74,26 @@ def _miss_shares(
     counted: NDArray[np.int64] | None,
 ) -> NDArray[np.float64]:
     used = popularity > 0
+    weights = None if sizes is None else sizes[used]
     shares = popularity[used] / popularity[used].sum()
-    weights = np.ones(len(shares)) if sizes is None else sizes[used].astype(np.float64)
     traffic = shares if counted is None else shares * counted[used]
     traffic = traffic / traffic.sum()
-    room = np.asarray(capacities, dtype=np.float64)
+    return np.array([float(traffic @ che_misses(shares, capacity, weights)) for capacity in np.asarray(capacities)])
+
+
+def che_misses(
+    shares: NDArray[np.float64], capacity: float, sizes: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """Return the probability that a request for each adapter misses, (adapters,).
+
+    :param shares: (adapters,) share of requests each, all positive.
+    :param capacity: slots, or bytes where ``sizes`` are given.
+    :param sizes: as for ``che_miss_ratios``.
+    """
+    weights = np.ones(len(shares)) if sizes is None else sizes.astype(np.float64)
     if (weights == weights[0]).all():
-        room = np.floor(room / weights[0]) * weights[0]  # nothing fits into the rest
-    ratios = np.empty(len(room))
-    for index, capacity in enumerate(room.tolist()):
-        fits = weights <= capacity
-        time = characteristic_time(shares[fits], weights[fits], capacity)
-        staying = np.exp(-shares * time) if math.isfinite(time) else np.zeros(len(shares))
-        ratios[index] = float(traffic @ np.where(fits, staying, 1.0))
-    return ratios
+        capacity = math.floor(capacity / weights[0]) * weights[0]  # nothing fits into the rest
+    fits = weights <= capacity
+    time = characteristic_time(shares[fits], weights[fits], capacity)
+    staying = np.exp(-shares * time) if math.isfinite(time) else np.zeros(len(shares))
+    return np.where(fits, staying, 1.0)

@@ -33,7 +33,7 @@ class EvaluationRecord:
 class FleetRecord:
     """The cheapest fleet of one kind.
 
-    :ivar price: of a GPU, per hour; ``total``: of the fleet; None where none meets the SLO, and ``word`` says why.
+    :ivar price: of a GPU, per hour; ``gpus``: of one replica; ``total``: of the fleet; None where none meets the SLO, and ``word`` says why.
     """
 
     fleet: str
@@ -70,10 +70,12 @@ class PlanRecord:
 
     :ivar ranges: by key: first value, last value, how many.
     :ivar answer: the values found, ``{}`` where nothing meets the SLO; of a plan for a price with ``fleet`` and
-        ``price`` per hour.
+        ``price`` per hour, and with several GPUs per replica ``gpus``, those of the whole fleet.
     :ivar answer_key, best_key, edge_key, other_edge_key, beyond_key: names of the points of those designs; None where
         there is none. The edge is the more wanted neighbour that does not do.
+    :ivar edge_refused, edge_refused_key: why the edge can't be built, and the key that stands in the way.
     :ivar doubtful: values of designs too close to call.
+    :ivar refused: the first of the ``refused_count`` designs of the search that are not possible.
     :ivar looks: designs that were evaluated, in order (files call them so).
     :ivar flags: command lines by engine; ``no_flags``: why there are none; empty where there are, or where nothing is
         recommended.
@@ -94,9 +96,11 @@ class PlanRecord:
     other_edge_key: str | None = None
     edge_set: dict[str, Any] | None = None
     edge_refused: str | None = None
+    edge_refused_key: str | None = None
     beyond_key: str | None = None
     doubtful: list[dict[str, Any]] = field(default_factory=list)
     refused: list[RefusedDesign] = field(default_factory=list)
+    refused_count: int = 0
     fleets: list[FleetRecord] = field(default_factory=list)
     looks: list[EvaluationRecord] = field(default_factory=list)
     simulated_requests: int = 0

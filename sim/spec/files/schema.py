@@ -42,7 +42,7 @@ def scenario_schema() -> dict[str, Any]:
     for (model, field), registry in _NAMES.items():
         models[model]["properties"][field]["enum"] = list(registry.all_names())
     engine = models["Fleet"]["properties"]["engine"]
-    engine["anyOf"] = [{"enum": ["vllm", *engine.pop("enum")]}, NAMES_SCHEMA]
+    engine["anyOf"] = [{"enum": engine.pop("enum")}, NAMES_SCHEMA]
     models = {name: _without_discriminators(model) for name, model in models.items()}
     overlays = {f"{name}.overlay": _overlay(model) for name, model in models.items()}
     overlays["Scenario.overlay"]["properties"]["extends"] = _EXTENDS

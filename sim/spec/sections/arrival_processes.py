@@ -1,15 +1,16 @@
 """Arrival processes.
 
-All of them give the mean rate as ``rate``, so that a sweep over the load is the same for every process.
+All but closed loops give the mean rate as ``rate``, so that a sweep over the load is the same for every process.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from sim.spec.base import Strict
+from sim.spec.sections.laws import TimeLaw
 from sim.spec.units import Rate, Seconds, Share
 
 
@@ -110,13 +111,26 @@ class MmppArrivals(_Process):
     """The states; every other state is equally likely to be next. Levels are scaled to the mean ``rate``."""
 
 
-Arrivals = Annotated[
+class ClosedArrivals(Strict):
+    """A closed loop, as most benchmarks run: each client sends its next request once the last one is answered."""
+
+    process: Literal["closed"]
+    concurrency: PositiveInt = Field(le=1_000_000)
+    """How many clients there are, and so how many requests are under way at most."""
+    think: Seconds | TimeLaw = 0.0
+    """How long a client waits before each request, its first one included: a duration such as ``2 s``, or a law such as
+    ``{law: exponential, mean: 2 s}``. 0: all clients send at the start, and again as soon as they have their answer."""
+
+
+OpenArrivals = (
     PoissonArrivals
     | GammaArrivals
     | WeibullArrivals
     | OnOffArrivals
     | PiecewiseArrivals
     | DiurnalArrivals
-    | MmppArrivals,
-    Field(discriminator="process"),
-]
+    | MmppArrivals
+)
+"""Processes whose requests arrive whether or not earlier ones have been answered."""
+
+Arrivals = Annotated[OpenArrivals | ClosedArrivals, Field(discriminator="process")]

@@ -32,8 +32,8 @@ class FleetChoice(Strict):
     """Its name in the answer."""
     price: float = Field(gt=0, le=1e6)
     """Price of one GPU per hour, in any currency."""
-    gpus: PositiveInt = Field(default=1, le=1024)
-    """GPUs of one replica."""
+    gpus: PositiveInt | None = Field(default=None, le=1024)
+    """GPUs of one replica; unset: those of the profile (tensor parallelism)."""
     set: dict[str, Any] = Field(default_factory=dict)
     """The values that this fleet sets in the scenario, by dotted key, such as ``fleet.profile``."""
 

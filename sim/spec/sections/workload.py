@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from sim.spec.base import Strict, located
-from sim.spec.sections.arrival_processes import Arrivals, MmppArrivals, PiecewiseArrivals
+from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals, MmppArrivals, PiecewiseArrivals
 from sim.spec.sections.laws import LognormalTokens, TokenLaw
 from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, Sessions, UniformPopularity
 from sim.spec.sections.shared_prefix import SharedPrefix
@@ -76,7 +76,20 @@ class Workload(Strict):
             raise located("arrivals.steps", "no level above zero")
         if isinstance(self.arrivals, MmppArrivals) and not any(state.level for state in self.arrivals.states):
             raise located("arrivals.states", "no level above zero")
+        if isinstance(self.arrivals, ClosedArrivals):
+            self._fits_closed_loop()
         return self
+
+    def _fits_closed_loop(self) -> None:
+        """Refuse what goes by arrival times: in a closed loop these follow from the answers."""
+        reasons = {
+            "sessions": "sessions begin at given times; in a closed loop, times follow from the answers",
+            "drift": "popularity drifts at given times; in a closed loop, times follow from the answers",
+            "churn": "adapters are replaced at given times; in a closed loop, times follow from the answers",
+        }
+        for key, reason in reasons.items():
+            if getattr(self, key) is not None:
+                raise located(key, reason, hint=f"remove {key}, or give another process, such as poisson")
 
 
 Targets = Literal["all-linear"] | tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sim.errors import InputError, ScenarioError
+from sim.errors import InputError, ScenarioError, SeveralErrors
 from sim.results.calibration import without_calibration
 from sim.results.intervals.student_t import student
 from sim.results.point import Point
@@ -61,7 +61,8 @@ class PlanDesign:
     """One design and what has been simulated of it.
 
     :ivar set: keys and values that make it.
-    :ivar refused: why it can't be built, such as slots that exceed GPU memory; None where it can.
+    :ivar refused: why it can't be built, such as slots that exceed GPU memory or host memory; None where it can.
+    :ivar loaded: its scenario; where its values make none, that of the plan.
     :ivar built: with its world; None where it can't be built.
     :ivar parts: simulated replications and draws that are still in memory.
     :ivar point: over the replications of the last evaluation; ``key``: the name of its file.
@@ -178,15 +179,14 @@ class DesignEvaluator:
         return recording
 
     def _make(self, set_: dict[str, Any], named: dict[str, Any]) -> PlanDesign:
+        loaded = self._loaded
         try:
-            loaded = self._loaded.with_values(set_) if set_ else self._loaded
-        except InputError as error:
-            error.hint = "; ".join(filter(None, [error.hint, f"at {set_}"]))
-            raise
-        try:
+            loaded = loaded.with_values(set_) if set_ else loaded
             world = build(loaded.scenario)
-        except ScenarioError as error:
-            return PlanDesign(named, loaded, None, refused=error)
+        except InputError as error:
+            return PlanDesign(
+                named, loaded, None, refused=error.errors[0] if isinstance(error, SeveralErrors) else error
+            )
         return PlanDesign(named, loaded, Design(loaded.scenario, world))
 
     def _simulate(self, design: PlanDesign, replications: int, *, with_draws: bool) -> None:
@@ -215,7 +215,7 @@ class DesignEvaluator:
         """Return a runner for parts of a design: on the pool if the work is long enough to start worker processes."""
         assert design.world is not None, "it was built"
         traffic = design.world.traffic
-        each = traffic.total or int(traffic.rate * (traffic.end_s or 0.0))
+        each = traffic.expected_requests() or 0
 
         def run(built: Design, parts: Sequence[Part]) -> Iterable[tuple[Part, Any]]:
             return on_pool(self._pool.for_workload(each * len(parts), SMALL_EVALUATION))(built, parts) if parts else ()

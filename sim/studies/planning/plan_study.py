@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors, UnknownKeyError
 from sim.results.point import Point
@@ -17,19 +20,24 @@ from sim.results.run_directory.result_files import json_ready, write_text
 from sim.results.run_directory.run_folder import MANIFEST, read_manifest
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
-from sim.spec.engine_flags import beyond_flags, engine_flags, why_no_flags
+from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, why_no_flags
 from sim.spec.files.yaml_text import yaml_text
+from sim.spec.profile_choice import profile_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.studies.execution import Execution
 from sim.studies.planning.candidates import Variable, variables
 from sim.studies.planning.evaluator import DesignEvaluator, PlanDesign, check_terms
-from sim.studies.planning.questions import SearchResult, full_replicas, search
+from sim.studies.planning.questions import SearchResult, full_replicas, gpus_of_replica, search
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if import what_if
 from sim.studies.sweep import manifest_of, task_of
 
 RECOMMENDED = "recommended.yaml"
+MOST_PROBES = 500
+"""Points of a grid that are tried before it is refused as a whole."""
+MOST_BUILT = 4
+"""Valid ones among them of which one must be possible to build."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class PlanOutcome:
     """The answer of a plan.
 
     :ivar answer: the values found, ``{}`` where nothing meets the SLO; a plan for a price adds ``fleet`` and
-        ``price`` (per hour).
+        ``price`` (per hour), and with several GPUs per replica ``gpus``, those of the whole fleet.
     :ivar certain: whether no more wanted design meets the SLO, at the stated confidence.
     :ivar point: of the answer, or of the design closest to meeting the SLO.
     :ivar record: everything as plain data, as the manifest keeps it under ``plan``.
@@ -143,9 +151,26 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
     check_terms(loaded)
     try:
         axes = variables(plan)
+        _check_gpus(loaded, plan)
         return plan, axes, _buildable(loaded, plan, axes)
     except InputError as error:
         raise loaded.locate(error) from None
+
+
+def _check_gpus(loaded: LoadedScenario, plan: Plan) -> None:
+    """Refuse a number of GPUs, from which prices follow, that isn't that of a fleet's profile."""
+    for number, fleet in enumerate(plan.fleets):
+        if fleet.gpus is None:
+            continue
+        profile, _ = profile_of(loaded.with_values(fleet.set).scenario)
+        if profile is not None and profile.tensor_parallel not in (1, fleet.gpus):
+            raise ScenarioError(
+                f"a replica of the profile {profile.name} has another number of GPUs",
+                key=f"plan.fleets.{number}.gpus",
+                got=fleet.gpus,
+                allowed=str(profile.tensor_parallel),
+                hint="remove it: the number is that of the profile",
+            )
 
 
 def open_folder(
@@ -199,25 +224,65 @@ def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs")
 
 
 def _buildable(loaded: LoadedScenario, plan: Plan, axes: list[Variable]) -> LoadedScenario:
-    """Return the first design that can be built; if none of a few can, the question is wrong."""
-    first: InputError | None = None
+    """Return a design that can be built.
+
+    :raises InputError: if none of the values tried for a fleet, or for the plan, makes a valid scenario, or none of the
+        scenarios can be built.
+    """
+    found: LoadedScenario | None = None
+    refused: InputError | None = None
     for number in range(max(1, len(plan.fleets))):
         fleet = plan.fleets[number].set if plan.fleets else {}
         where = f"plan.fleets.{number}.set" if fleet else "plan.values" if plan.values is not None else "plan.range"
-        for place in (0, -1):
-            values = {**fleet, **{axis.key: axis.values[place] for axis in axes}}
+        for design in _valid(loaded, plan, fleet, where, axes):
+            if found is not None:
+                break
             try:
-                design = loaded.with_values(values)
+                task_of(0, design, {})
             except InputError as error:
-                raise _asked_for(error, plan, where, values) from None
-            try:
-                task_of(0, design, values)
-            except InputError as error:
-                first = first or error
+                refused = refused or error
             else:
-                return design
-    assert first is not None, "there is a value"
-    raise first
+                found = design
+                break
+    if found is not None:
+        return found
+    assert refused is not None, "there is a value"
+    raise refused
+
+
+def _valid(
+    loaded: LoadedScenario, plan: Plan, fleet: Mapping[str, Any], where: str, axes: list[Variable]
+) -> list[LoadedScenario]:
+    """Return a few designs that are valid scenarios.
+
+    Values that are none together, such as fewer host slots than GPU slots, are left out of the search.
+
+    :raises InputError: if there is none among those tried.
+    """
+    found: list[LoadedScenario] = []
+    first: InputError | None = None
+    for values in ({**fleet, **point} for point in _probes(axes)):
+        try:
+            found.append(loaded.with_values(values))
+        except InputError as error:
+            first = first or _asked_for(error, plan, where, values)
+        if len(found) == MOST_BUILT:
+            break
+    if not found and first is not None:
+        raise first
+    return found
+
+
+def _probes(axes: list[Variable]) -> Iterator[dict[str, Any]]:
+    """Yield the corners of the grid that a plan spans, then points spread over it."""
+    ends = [(axis.values[0], axis.values[-1]) for axis in axes]
+    corners = itertools.product(*ends)
+    sizes = [len(axis.values) for axis in axes]
+    total = math.prod(sizes)
+    spread = (np.unravel_index(place, sizes) for place in range(0, total, max(1, total // MOST_PROBES)))
+    inner = (tuple(axis.values[i] for axis, i in zip(axes, place, strict=True)) for place in spread)
+    for point in itertools.chain(corners, inner):
+        yield {axis.key: value for axis, value in zip(axes, point, strict=True)}
 
 
 def _asked_for(error: InputError, plan: Plan, where: str, values: dict[str, Any]) -> InputError:
@@ -258,13 +323,16 @@ def _record(
         if plan.fleets:
             fleet = next(each for each in plan.fleets if each.name == answer["fleet"])
             replicas = answer["fleet.replicas"] + full_replicas(found.answer)
-            answer["price"] = fleet.price * fleet.gpus * replicas
+            gpus = gpus_of_replica(fleet, found.answer.loaded)
+            answer["price"] = fleet.price * gpus * replicas
+            if gpus > 1:
+                answer["gpus"] = gpus * replicas
     chosen = found.answer or found.best
     assert chosen.world is not None, "it was evaluated"
     candidates = math.prod(len(axis.values) for axis in axes) * max(1, len(plan.fleets))
     each = chosen.point.cost["requests"] / chosen.point.cost["replications"] if chosen.point is not None else 0.0
     every = each * (1 if chosen.world.traffic.replayed else loaded.scenario.run.replications)
-    refused = [design for design in evaluator.all_designs() if design.refused is not None]
+    refused = [design for design in evaluator.all_designs() if design.refused is not None and design is not found.edge]
     formulas = screen(chosen.world)
     return PlanRecord(
         question=plan.model_dump(mode="json", exclude_none=True),
@@ -283,7 +351,9 @@ def _record(
         edge_refused=None if found.edge is None or found.edge.refused is None else found.edge.refused.problem,
         beyond_key=found.beyond.key if found.beyond is not None and found.beyond.point is not None else None,
         doubtful=[design.set for design in found.doubtful],
-        refused=[RefusedDesign(design.set, str(design.refused)) for design in refused[:3]],
+        edge_refused_key=None if found.edge is None or found.edge.refused is None else found.edge.refused.key,
+        refused=[RefusedDesign(design.set, _reason(design.refused)) for design in refused[:3]],
+        refused_count=len(refused),
         fleets=found.fleets,
         looks=evaluator.log,
         simulated_requests=evaluator.requests,
@@ -292,12 +362,20 @@ def _record(
         formulas=FormulaRecord(
             formulas.miss_ratio, formulas.loader_load, formulas.gpu_load, formulas.batch, formulas.kv_share
         ),
-        flags={} if found.answer is None else engine_flags(chosen.loaded.scenario),
+        flags={} if found.answer is None else engine_flags(chosen.loaded.scenario, chosen.world.kv_tokens),
         no_flags="" if found.answer is None else why_no_flags(chosen.loaded.scenario),
         beyond_flags=beyond_flags(chosen.loaded.scenario),
         full_replicas=full_replicas(chosen),
         replications=0 if chosen.point is None else int(chosen.point.cost["replications"]),
     )
+
+
+def _reason(error: InputError | None) -> str:
+    """Return what an error says, without where it was found: in no file, but in the search."""
+    assert error is not None, "the design was refused"
+    found = copy(error)
+    found.file = found.line = None
+    return str(found)
 
 
 def _recommended(design: PlanDesign) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from sim.results.run_directory.study_records import FleetRecord
 from sim.results.verdict import MET, UNCLEAR
+from sim.spec.profile_choice import profile_of
+from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import PRICE, FleetChoice, Plan
 from sim.studies.planning.candidates import Variable
 from sim.studies.planning.evaluator import DOUBLINGS, DesignEvaluator, PlanDesign
@@ -131,9 +133,11 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
     rows: list[FleetRecord] = []
     doubtful: list[PlanDesign] = []
     for fleet in plan.fleets:
-        each = fleet.price * fleet.gpus
-        rows.append(FleetRecord(fleet.name, fleet.price, fleet.gpus, word="dearer with its first replica"))
-        full = full_replicas(_FixedValues(fleet).design(evaluator, replicas, 0)) if replicas.values else 0
+        first = _FixedValues(fleet).design(evaluator, replicas, 0)
+        gpus = gpus_of_replica(fleet, first.loaded)
+        each = fleet.price * gpus
+        rows.append(FleetRecord(fleet.name, fleet.price, gpus, word="dearer with its first replica"))
+        full = full_replicas(first)
         affordable = Variable(replicas.key, tuple(n for n in replicas.values if (n + full) * each < least))
         if not affordable.values:
             continue
@@ -153,6 +157,15 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
         best = SearchResult(None, nearest)
     best.doubtful, best.fleets = doubtful, rows
     return best
+
+
+def gpus_of_replica(fleet: FleetChoice, loaded: LoadedScenario) -> int:
+    """Return the GPUs of one replica of a kind of fleet: those given, else those of its profile.
+
+    :param loaded: a scenario with the values of this fleet.
+    """
+    profile, _ = profile_of(loaded.scenario)
+    return fleet.gpus or (1 if profile is None else profile.tensor_parallel)
 
 
 def full_replicas(design: PlanDesign) -> int:
@@ -187,7 +200,7 @@ def _start(count: int, design: Callable[[int], PlanDesign], terms: Mapping[str, 
 
 def _strain(found: Screened, terms: Mapping[str, float]) -> float:
     """Return the worst load, or the miss ratio over its target: above 1 a design hardly ever meets the SLO."""
-    strains = [found.loader_load, found.gpu_load]
+    strains = [load or 0.0 for load in (found.loader_load, found.gpu_load)]
     if terms.get("miss_ratio"):
         strains.append(found.miss_ratio / terms["miss_ratio"])
     return max(strains)

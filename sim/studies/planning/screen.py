@@ -10,14 +10,19 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts, load_seconds, mean_residual
-from sim.policies.replay.che import che_miss_ratios
+from sim.policies.replay.che import che_miss_ratios, che_misses
+from sim.spec.profile import TierCost
 from sim.spec.scenario import Scenario
+from sim.spec.sections.laws import TimeLaw
+from sim.spec.sections.serving import Storage
 from sim.world.gpu_memory import padded_rank
 from sim.world.world import World
 
+Floats = NDArray[np.float64]
 HOPELESS = 1.05
 """Load that is certainly too much: the offered load exceeds capacity."""
 
@@ -27,22 +32,23 @@ class Screened:
     """The estimates for one design.
 
     :ivar miss_ratio: of LRU with independent requests in the long run (Che).
-    :ivar loader_load: utilization of the loaders; above 1 their queue only grows.
+    :ivar loader_load: utilization of the loaders; above 1 their queue only grows. None in a closed loop, like the
+        other loads: its rate follows from the answers.
     :ivar batch: running sequences per replica at which it keeps up; None: it never does, or engine fixed.
     :ivar gpu_load: offered load over the capacity at the largest possible batch; above 1 queues only grow.
     :ivar kv_share: share of the KV cache that such a batch uses; None for engine fixed.
     """
 
     miss_ratio: float
-    loader_load: float
+    loader_load: float | None
     batch: float | None
-    gpu_load: float
+    gpu_load: float | None
     kv_share: float | None
 
     @property
     def hopeless(self) -> bool:
         """Whether the offered load far exceeds capacity."""
-        return max(self.loader_load, self.gpu_load) > HOPELESS
+        return max(self.loader_load or 0.0, self.gpu_load or 0.0) > HOPELESS
 
 
 def screen(world: World) -> Screened:
@@ -50,33 +56,87 @@ def screen(world: World) -> Screened:
     scenario, traffic = world.scenario, world.traffic
     replicas = scenario.fleet.replicas
     shares, own, with_adapter = _shares(world)
-    rate = traffic.rate * own / replicas
     weights = np.asarray(world.weights[: len(shares)], dtype=np.int64)
     pooled = replicas if scenario.router_policy.splits_adapters else 1
     miss = float(che_miss_ratios(shares, [world.capacity * pooled], weights)[0])
-    loading = _mean_load_s(world)
-    loaders = 1 if scenario.storage.mode == "blocking" else scenario.storage.loaders
-    misses = rate * with_adapter * miss
-    loader_load = misses * loading / loaders
+    if traffic.rate is None:
+        return Screened(miss, None, None, None, None)
+    rate = traffic.rate * own / replicas
+    adapter_rate = rate * with_adapter
+    loads = _loading(world, shares, pooled)
+    loader_load = adapter_rate * loads.busiest_s(scenario.storage)
     if scenario.fleet.engine == "fixed":
         assert scenario.fleet.service is not None, "checked by the model"
         return Screened(miss, loader_load, None, rate * scenario.fleet.service.mean(), None)
-    blocked = misses * loading if scenario.storage.mode == "blocking" else 0.0
-    batch, gpu_load, kv_share = _batch(world, rate, blocked)
+    batch, gpu_load, kv_share = _batch(world, rate, adapter_rate * loads.in_steps_s)
     return Screened(miss, loader_load, batch, gpu_load, kv_share)
 
 
-def _mean_load_s(world: World) -> float:
-    """Return the mean seconds of a load from storage."""
-    law = world.scenario.storage.load
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """What a request for an adapter takes of the loaders on average, in seconds.
+
+    :ivar storage_s: of loads from storage; ``host_s``: of loads from host memory.
+    :ivar in_steps_s: of both, what steps wait for.
+    """
+
+    storage_s: float
+    host_s: float
+    in_steps_s: float
+
+    def busiest_s(self, storage: Storage) -> float:
+        """Return the seconds of the loaders that have most to do."""
+        if storage.mode == "blocking":
+            return max(self.in_steps_s, self.storage_s / storage.loaders)
+        return max(self.storage_s / storage.loaders, self.host_s / storage.host_loaders)
+
+
+def _loading(world: World, shares: Floats, pooled: int) -> _Loading:
+    """Return the mean load times of a request for an adapter: a miss finds a copy in host memory, or reads storage.
+
+    :param pooled: replicas whose caches add up.
+    """
+    used = shares > 0
+    host = world.scenario.cache.host
+    first = host is not None and host.fill == "arrival"
+    sizes = world.population.size_bytes[: len(used)][used]
+    weights = np.asarray(world.weights[: len(used)], dtype=np.int64)[used]
+    missed = shares[used] * che_misses(shares[used], world.capacity * pooled, weights)
+    read = _read(world.scenario, shares[used], missed, sizes, pooled)
+    copied = missed if first else np.maximum(missed - read, 0.0)  # what fetches first, copies afterwards
+    storage = world.scenario.storage
+    costs = (None, None) if world.profile is None else (world.profile.load.storage, world.profile.load.host)
+    storage_s = float((read * _mean_load_s(storage.load, costs[0], world)[: len(used)][used]).sum())
+    host_s = float((copied * _mean_load_s(storage.host_load, costs[1], world)[: len(used)][used]).sum())
+    in_steps_s = host_s + (0.0 if first else storage_s)
+    return _Loading(storage_s, host_s, in_steps_s if storage.mode == "blocking" else 0.0)
+
+
+def _read(scenario: Scenario, shares: Floats, missed: Floats, sizes: NDArray[np.int64], pooled: int) -> Floats:
+    """Return for each adapter the share of requests that start a load from storage.
+
+    :param missed: share of requests that find the adapter in no slot.
+    """
+    host, is_vllm = scenario.cache.host, scenario.cache.eviction == "vllm-lru"
+    if host is None or host.fill == "start" or (host.slots is None and host.size is None):
+        return missed if host is None else np.zeros(len(missed))
+    capacity, own = (host.slots, None) if host.slots is not None else (host.size, sizes)
+    assert capacity is not None, "it has slots or a size"
+    if is_vllm or host.fill == "arrival":  # host memory notices every request
+        return shares * che_misses(shares, capacity * pooled, own)
+    read, some = np.zeros(len(missed)), missed > 0
+    if some.any():  # it notices those that miss a slot
+        rates = missed[some] / missed.sum()
+        read[some] = missed[some] * che_misses(rates, capacity * pooled, None if own is None else own[some])
+    return read
+
+
+def _mean_load_s(law: TimeLaw | None, tier: TierCost | None, world: World) -> Floats:
+    """Return each adapter's mean load time in seconds."""
+    count = len(world.population)
     if law is not None:
-        return float(law.mean())
-    if world.profile is None:
-        return 0.0
-    tier = world.profile.load.storage
-    places = world.traffic.places
-    seconds = load_seconds(tier, world.population)[:places]
-    return float(seconds @ _shares(world)[0]) * mean_residual(tier)
+        return np.full(count, float(law.mean()))
+    return np.zeros(count) if tier is None else load_seconds(tier, world.population) * mean_residual(tier)
 
 
 def _shares(world: World) -> tuple[np.ndarray, float, float]:

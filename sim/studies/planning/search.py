@@ -173,10 +173,14 @@ class Search:
 
     def _descend(self) -> int | None:
         """Try neighbours of the lowest score so far until a candidate meets the SLO or none is left."""
+        if not math.isfinite(self.judgements[self._best()].score):  # those that can't be built cost nothing
+            first = next((i for i in range(self._count) if math.isfinite(self._judge(i).score)), None)
+            if first is None:
+                return None
+            if self._steer(first):
+                return first
         while True:
             best = self._best()
-            if not math.isfinite(self.judgements[best].score):
-                return None
             known = sorted({-1, *self.judgements, self._count})
             place = known.index(best)
             gaps = [(known[place - 1], best), (best, known[place + 1])]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sim.policies.base_weights import ASSUMED_SLOWDOWN
 from sim.spec.policies import EVICTIONS, ROUTERS
 from sim.spec.scenario import Adapters, Scenario
-from sim.spec.sections.arrival_processes import GammaArrivals, PoissonArrivals, WeibullArrivals
+from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
 from sim.spec.sections.routing import OWN_KEYS
 from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import format_rate
@@ -75,6 +75,12 @@ def _traffic(scenario: Scenario) -> Iterator[Change]:
         return
     arrivals = workload.arrivals
     assert arrivals is not None, "checked by the model"
+    if isinstance(arrivals, ClosedArrivals):
+        clients = arrivals.concurrency
+        yield Change("traffic", "twice the clients", {"workload.arrivals.concurrency": 2 * clients})
+        if clients > 1:
+            yield Change("traffic", "half the clients", {"workload.arrivals.concurrency": clients // 2})
+        return
     for factor, words in ((2, "twice the traffic"), (0.5, "half the traffic")):
         yield Change("traffic", words, {"workload.arrivals.rate": format_rate(factor * arrivals.rate)})
     if isinstance(arrivals, PoissonArrivals):

@@ -10,8 +10,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from sim.errors import InputError
-from sim.spec.profile import load_profile
-from sim.spec.profile_choice import profile_choice
+from sim.spec.profile_choice import profile_of
 from sim.spec.scenario import Targets
 from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.traffic.adapters import GOLDEN, MODULES, ModelShape, Population, base_shape, modules_of, populate
@@ -50,7 +49,9 @@ def slots_at_same_memory(world: World, population: Population) -> int:
     assert slots is not None, "a cache counted in slots"
 
     def taken(number: int, of: Population) -> int:
-        return number * of.slot_bytes if profile is None else adapter_bytes(number, profile, of)
+        if profile is None:
+            return number * of.slot_bytes
+        return adapter_bytes(number, profile, of, fully_sharded=world.scenario.fleet.fully_sharded_loras)
 
     budget, low, high = taken(slots, world.population), 0, slots + 1
     while high - low > 1:
@@ -162,7 +163,9 @@ def populate_as(adapters: Adapters, world: World, count: int) -> Population:
     """Return other adapters of a world's model; full models have the bytes of the profile's weights."""
     weights = 0
     if world.profile is not None:  # as on disk: full models keep the bits that a quantised base gave up
-        weights = load_profile(profile_choice(world.scenario).name)[0].memory.weights_bytes
+        profile, _ = profile_of(world.scenario)
+        assert profile is not None, "the world has one"
+        weights = profile.memory.weights_bytes
     return populate(adapters, _model(world), count, weights)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from heapq import heappush
 
 from mypy_extensions import mypyc_attr
 
@@ -70,17 +69,15 @@ class BatchServer(Server):
         return True
 
     def enqueue(self, request: Request, may_join_now: bool) -> None:
-        key = request.key
-        heappush(self.mode.waiting.ready, (key, request))
+        self.mode.waiting.push(request)
         if self._steps != 1:  # the end of a single step is the next boundary anyway
-            self.wake(key, may_join_now)
+            self.wake(request.key, may_join_now)
 
     def wake(self, key: int, may_join_now: bool) -> None:
-        steps, now = self._steps, self.clock.now
         if self._event is None:
-            self._schedule(now)
-        elif steps > 1 and self._started + self._elapsed(steps - 1) >= now and self.scheduler.may_change(key):
-            self._cut_leap(now, may_join_now)
+            self._schedule(self.clock.now)
+        elif self._steps > 1 and self.scheduler.may_change(key):
+            self._cut_leap(may_join_now)
 
     def boundary_due(self) -> bool:
         if self._event is None:
@@ -90,15 +87,14 @@ class BatchServer(Server):
 
     def at_boundary(self, action: Action) -> None:
         self._actions.append(action)
-        steps, now = self._steps, self.clock.now
         if self._event is None:
-            self._schedule(now)
-        elif steps > 1 and self._started + self._elapsed(steps - 1) >= now:
-            self._cut_leap(now, may_join_now=True)
+            self._schedule(self.clock.now)
+        elif self._steps > 1:
+            self._cut_leap(may_join_now=True)
 
-    def _cut_leap(self, now: float, may_join_now: bool) -> None:
+    def _cut_leap(self, may_join_now: bool) -> None:
         """End the leap under way at the next boundary, or with ``may_join_now`` at one of this very instant."""
-        steps = self._steps_until(now, may_join_now)
+        steps = self._steps_until(self.clock.now, may_join_now)
         if steps < self._steps:
             self._steps = steps
             self._schedule(self._started + self._elapsed(steps))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from mypy_extensions import mypyc_attr
 
 from sim.policies.scheduler import Scheduler
-from sim.results.records import COMPLETED, REFUSED, Recorder, pack_request
+from sim.results.records import REFUSED, Recorder
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.replica.copies import AdapterCopies
@@ -135,7 +135,8 @@ class Server(Replica):
     def _leave(self, requests: list[Request], now: float) -> None:
         """Let requests go that have their last token."""
         inside, index, cache, listener = self._inside, self.index, self.cache, self._listener
-        hears_ends, taken_over = self._hears_ends, list[Request]()
+        hears_ends = self._hears_ends
+        taken_over: list[Request] = []
         for request in requests:
             inside[index] -= 1
             self.inside_area += now
@@ -147,22 +148,7 @@ class Server(Replica):
 
     def _record(self, requests: list[Request], now: float) -> None:
         """Record completed requests."""
-        index, rows = self.index, self.recorder.request_rows
-        for r in requests:
-            rows += pack_request(
-                r.load_queue_s,
-                r.load_wait_s,
-                r.admitted_s,
-                r.first_token_s,
-                now,
-                r.index,
-                r.preemptions,
-                r.cached_tokens,
-                r.outcome,
-                r.tier,
-                index,
-                COMPLETED,
-            )
+        self.recorder.record_completed(requests, self.index, now)
 
     def close(self) -> list[Request]:
         """Record what is under way when the simulation stops; return the requests still inside."""

@@ -1,0 +1,103 @@
+"""Decode steps measured on the H100-64GB under vLLM 0.8.5, next to what would have been derived without them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.kernels.base_models import base_model_of
+from calibrate.kernels.cards import card_of
+from calibrate.kernels.engine_overhead import overhead_of
+from calibrate.kernels.kernel_tables import Deployment, KernelTables
+from calibrate.kernels.lora_terms import MEASURED, lora_cost
+from calibrate.published.profile_from_runs import closed_loops
+from calibrate.published.step_fit import BASE_DECODE, LORA_DECODE
+from calibrate.published.step_terms import TERMS
+from sim.spec.profile import StepCost, load_profile
+
+Floats = NDArray[np.float64]
+CARD = "h100-64gb"
+_LORA_TERMS = {
+    "lora": "fixed_s",
+    "slot": "per_slot_s",
+    "slot_token": "per_slot_token_s",
+    "slot_prefill_token": "per_slot_prefill_token_s",
+    "adapter": "per_adapter_s",
+    "adapter_rank": "per_adapter_max_rank_s",
+}
+_BASE_TERMS = {"sequence": "per_sequence_s", "kv_token": "per_kv_token_s", "prefill_step": "prefill_step_s"}
+
+
+@dataclass(frozen=True, slots=True)
+class StepErrors:
+    """Decode steps of one model; each array (n,).
+
+    :ivar sequences: of the step.
+    :ivar measured_s: seconds.
+    :ivar kernels_s: of these, what kernels alone are predicted to take; LoRA's part where LoRA is judged.
+    :ivar predicted_s: seconds of the whole step.
+    """
+
+    sequences: Floats
+    measured_s: Floats
+    kernels_s: Floats
+    predicted_s: Floats
+
+    @property
+    def signed(self) -> Floats:
+        """Relative errors."""
+        return self.predicted_s / self.measured_s - 1
+
+    def left(self) -> tuple[float, float]:
+        """Return the seconds a step and a sequence that explain what kernels leave, by least relative squares."""
+        terms = np.column_stack((np.ones_like(self.sequences), self.sequences)) / self.measured_s[:, None]
+        step_s, sequence_s = np.linalg.lstsq(terms, 1 - self.kernels_s / self.measured_s, rcond=None)[0]
+        return float(step_s), float(sequence_s)
+
+
+def base_decode_steps(folder: Path, model: str) -> StepErrors:
+    """Predict steps without LoRA from the tables of the 80 GB card, scaled to this card's memory bandwidth.
+
+    :param folder: has ``step_runs.csv``.
+    :param model: a key of ``MEASURED``.
+    :raises InputError: without the extra ``kernels``.
+    """
+    columns, seconds, _ = _measured(folder, model, BASE_DECODE)
+    deployment = Deployment(card_of(CARD), base_model_of(model))
+    tables, overhead = KernelTables(deployment), overhead_of(deployment)
+    sequences, kv_tokens = columns["sequence"], columns["kv_token"]
+    contexts = np.rint(kv_tokens / sequences).astype(int).tolist()
+    kernels = np.array([tables.step_s(int(n), each) for n, each in zip(sequences, contexts, strict=True)])
+    whole = overhead.factor * kernels + overhead.step_s + overhead.per_sequence_s * sequences
+    return StepErrors(sequences, seconds, kernels, whole)
+
+
+def lora_decode_steps(folder: Path, model: str) -> StepErrors:
+    """Predict steps with LoRA: the base model's share as measured, LoRA's terms scaled from the other model.
+
+    :param folder: has ``step_runs.csv``.
+    :param model: a key of ``MEASURED``.
+    """
+    columns, seconds, known = _measured(folder, model, LORA_DECODE)
+    step = load_profile(MEASURED[model])[0].step
+    (other,) = (name for name in MEASURED if name != model)
+    terms = lora_cost(base_model_of(model), card_of(CARD), measured=(other,))
+    lora = np.sum([columns[name] * getattr(terms, term) for name, term in _LORA_TERMS.items()], axis=0)
+    return StepErrors(columns["sequence"], seconds, lora, _base_s(step, columns) + known + lora)
+
+
+def _base_s(step: StepCost, columns: dict[str, Floats]) -> Floats:
+    total = step.fixed_s + np.interp(columns["token"], *zip(*step.tokens, strict=True))
+    for name, term in _BASE_TERMS.items():
+        total = total + columns[name] * getattr(step, term)
+    return np.asarray(total)
+
+
+def _measured(folder: Path, model: str, kind: str) -> tuple[dict[str, Floats], Floats, Floats]:
+    problem = closed_loops(folder, model, load_profile(MEASURED[model])[0].memory).problem
+    chosen = (np.array(problem.kind) == kind) & (problem.weight > 0)
+    columns = {term: problem.features[chosen, TERMS.index(term)] for term in TERMS}
+    return columns, problem.seconds[chosen], problem.known[chosen]

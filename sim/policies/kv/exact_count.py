@@ -1,0 +1,113 @@
+"""The part of a KV store that counts its free blocks exactly at every step."""
+
+from __future__ import annotations
+
+from sim.policies.kv.kv_store import KvStore
+from sim.traffic.request import Request
+
+
+class ExactCount(KvStore):
+    """Counts the blocks that are free, cached or not, whatever they contain. Subclass it to say what they contain.
+
+    Decodes grow together, so a count of them by phase, ``(tokens - 1 - steps so far) % size``, tells how many need a
+    block in each of the steps to come.
+
+    What decodes hold at their peak counts blocks that they share once. A subclass says how many they share.
+    """
+
+    def __init__(self, total: int, size: int) -> None:
+        super().__init__(total, size)
+        self._free = total  # free blocks; if ``_reserved``, decodes have taken theirs of the coming step already
+        self._reserved = False
+        self._step = 0  # decode steps so far
+        self._phases = [0] * size  # decoding sequences by phase
+        self._peak_tokens = 0
+        self._extra_users = 0  # users of blocks in use, beyond one for each
+        self._found_in_use = dict[int, int]()  # blocks that prefilling requests found in use, by index
+        self._extra_prefills = 0  # their sum
+
+    def reserve_decodes(self) -> bool:
+        if not self._reserved:
+            self._reserved = True
+            self._free -= self._phases[(-1 - self._step) % self.size]
+        return self._free >= 0
+
+    def start_decodes(self, requests: list[Request]) -> None:
+        size, step, phases, tokens = self.size, self._step, self._phases, 0
+        for request in requests:
+            context = request.context
+            tokens += context
+            phases[(context - 1 - step) % size] += 1
+        self.decoding += len(requests)
+        self.tokens += tokens
+        if self._found_in_use:
+            for request in requests:
+                self._no_longer_prefills(request.index)
+
+    def _no_longer_prefills(self, index: int) -> None:
+        self._extra_prefills -= self._found_in_use.pop(index, 0)
+
+    def grow(self, steps: int) -> None:
+        if not self._reserved:
+            self._free -= self._needed(0, steps)
+        elif steps > 1:
+            self._free -= self._needed(1, steps)
+        elif not steps:
+            self._free += self._phases[(-1 - self._step) % self.size]
+        self._reserved = False
+        self._step += steps
+        self.tokens = tokens = self.tokens + steps * self.decoding
+        if tokens > self._peak_tokens:
+            self._count_peak(tokens)
+
+    def _needed(self, begin: int, end: int) -> int:
+        """Return how many blocks decodes take in the steps from ``begin`` to ``end`` (exclusive), counted from now."""
+        size, phases, steps, needed = self.size, self._phases, end - begin, 0
+        if steps >= size:
+            needed, steps = steps // size * self.decoding, steps % size
+        if steps:
+            last = (-1 - self._step - begin) % size + 1
+            first = last - steps
+            needed += sum(phases[first:last]) if first >= 0 else sum(phases[:last]) + sum(phases[first:])
+        return needed
+
+    def steps_that_fit(self, steps: int) -> int:
+        free = self._free  # after the first of them
+        if (steps // self.size + 1) * self.decoding <= free or self._needed(1, steps) <= free:
+            return steps
+        low, high = 1, steps  # the blocks in use never decrease, so bisection finds the last step that fits
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._needed(1, middle) <= free:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def _count_peak(self, tokens: int) -> None:
+        """Count for the peak what decodes hold, shared blocks once.
+
+        What a prefilling request found in use does not count as shared among decodes. If decodes that shared it have
+        left since, the peak is too high by that until the prompt is complete.
+        """
+        extra = self._extra_users - self._extra_prefills
+        if extra > 0:
+            tokens -= extra * self.size
+        if tokens > self._peak_tokens:
+            self._peak_tokens = tokens
+
+    def peak_share(self) -> float:
+        return self._peak_tokens / (self.total * self.size)
+
+    def _check_count(self, held: dict[int, int]) -> None:
+        """Assert that the counts agree with those over the running sequences, which hold these tokens by index."""
+        size = self.size
+        decoding = [held[request.index] for request in self.running.values() if request.last_step >= 0]
+        assert (self.decoding, self.tokens) == (len(decoding), sum(decoding))
+        phases = [(tokens - 1 - self._step) % size for tokens in decoding]
+        assert self._phases == [phases.count(phase) for phase in range(size)]
+        assert self._extra_prefills == sum(self._found_in_use.values())
+        free = self.total - sum(-(-tokens // size) for tokens in held.values()) + self._extra_users
+        if self._reserved:
+            free -= sum(tokens % size == 0 for tokens in decoding)
+        assert free == self._free >= 0, "no more blocks are in use than there are"

@@ -1,0 +1,96 @@
+"""The command line that starts an engine as a scenario simulates it, or why there is none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sim.spec.engine_flags.flag import EngineFlags, Replica
+from sim.spec.engine_flags.flag_tables import FLAGS
+from sim.spec.engines import ENGINES, fill
+from sim.spec.needs import value_of, words_of
+from sim.spec.sections.serving import Cache, Fleet, Storage
+
+if TYPE_CHECKING:
+    from sim.spec.scenario import Scenario
+
+_NO_COMMAND = {
+    "continuous": "engine continuous is idealised, and no server follows its rules; choose fleet.engine vllm",
+    "fixed": "engine fixed is a queue with a given service time, not a server",
+}
+"""Why engines that are no products have no command line."""
+_RULES = (
+    *(f"fleet.{key}" for key in ("batching", "chunked_prefill", "admission", "admission_interval", "waiting_ratio")),
+    *(f"fleet.{key}" for key in ("load_at", "passed_requests", "kv_check")),
+    *(f"fleet.{key}" for key in ("reserved_kv_blocks", "prefix_caching", "uncached_blocks")),
+    *(f"cache.gpu.{key}" for key in ("slots", "size", "unified", "base_model_slot")),
+    *(f"cache.host.{key}" for key in ("slots", "size", "fill")),
+    *(f"cache.{key}" for key in ("eviction", "pinned", "prefetch")),
+    *(f"storage.{key}" for key in ("mode", "loaders", "host_loaders")),
+)
+"""Keys that say how an engine works, rather than what it runs on or what it serves."""
+
+
+def engine_flags(scenario: Scenario, kv_tokens: int | None) -> dict[str, str]:
+    """Return the command line that starts one replica as it was simulated, by engine; none where ``why_no_flags``.
+
+    ``MODEL`` stands for the base model's path or name.
+
+    :param kv_tokens: tokens for which the replica had a KV cache.
+    """
+    if why_no_flags(scenario):
+        return {}
+    replica = Replica(scenario, kv_tokens)
+    return {name: _command_line(FLAGS[name], replica) for name in ENGINES[scenario.fleet.engine].flags}
+
+
+def _command_line(engine: EngineFlags, replica: Replica) -> str:
+    without_lora = replica.scenario.adapters.base_alone
+    written = [flag.text(replica) for flag in engine.flags if not (without_lora and "lora" in flag.name.lower())]
+    return " ".join([engine.command, *(text for text in written if text is not None)])
+
+
+def why_no_flags(scenario: Scenario) -> str:
+    """Return why no command line starts what was simulated, in one sentence; empty where one does.
+
+    An engine has its own rules. A scenario that changes one of them, where no option does, simulates another engine.
+    """
+    name = scenario.fleet.engine
+    if not ENGINES[name].flags:
+        return f"No command line is given: {_NO_COMMAND.get(name, f'loraplan writes none for engine {name}')}."
+    (engine,) = ENGINES[name].flags
+    read_back = _read_back(scenario, FLAGS[engine])
+    for key in _RULES:
+        value = value_of(scenario, key)
+        if value not in (None, value_of(read_back, key)):
+            return f"No command line is given: no option of {engine} sets {key} to {words_of(value)}."
+    return ""
+
+
+def _read_back(scenario: Scenario, engine: EngineFlags) -> Scenario:
+    """Return the scenario with the rules that its engine follows when started with the command line alone."""
+    replica = Replica(scenario)
+    data: dict[str, Any] = {"fleet": {"engine": scenario.fleet.engine}, "cache": {}, "storage": {}}
+    for key in (key for flag in engine.flags if flag.text(replica) is not None for key in flag.keys):
+        section, *path, last = key.split(".")
+        value = value_of(scenario, key)
+        if section in data and value is not None:
+            place = data[section]
+            for part in path:
+                place = place.setdefault(part, {})
+            place[last] = value
+    filled = fill(data)
+    parts = (Fleet(**filled["fleet"]), Cache(**filled["cache"]), Storage(**filled["storage"]))
+    return scenario.model_copy(update=dict(zip(data, parts, strict=True)))
+
+
+def beyond_flags(scenario: Scenario) -> list[str]:
+    """Return the parts of the scenario that these command lines can't express."""
+    found = []
+    fleet = scenario.fleet
+    if fleet.replicas > 1:
+        found.append(f"{fleet.replicas} replicas behind a router of policy {scenario.router.policy}")
+    if fleet.full_models is not None:
+        found.append("replicas of full models, each started like this with its own MODEL and without LoRA")
+    if scenario.adapters.base_quantization != "bf16":
+        found.append(f"base weights in {scenario.adapters.base_quantization}: start from a checkpoint in this format")
+    return found

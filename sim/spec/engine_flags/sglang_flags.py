@@ -1,0 +1,136 @@
+"""The options of SGLang: https://docs.sglang.ai/advanced_features/server_arguments.html and lora.html next to it."""
+
+from __future__ import annotations
+
+from sim.spec.engine_flags.flag import (
+    BY_PROFILE,
+    COUNTED,
+    EACH_ITS_OWN,
+    EVERY_SCENARIO,
+    IN_ORDER,
+    KV_FORMAT,
+    NO_SPECULATION,
+    NO_SPLIT,
+    NOT_SPLIT,
+    OF_PROFILE,
+    QUANTIZED,
+    EngineFlags,
+    Flag,
+    Replica,
+    always,
+    largest_rank,
+    tensor_parallel,
+    value_at,
+    where,
+)
+from sim.spec.registry import Registry
+
+_EVICTIONS = ("lru", "fifo")
+"""What SGLang takes for ``--lora-eviction-policy``."""
+_PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+
+
+def _target_modules(replica: Replica) -> str:
+    adapters = replica.scenario.adapters
+    kinds = [kind.targets for kind in adapters.mix if kind.kind == "lora"] or [adapters.targets]
+    targets = {name for each in kinds for name in (_PROJECTIONS if isinstance(each, str) else each)}
+    return " ".join(name for short, name in _PROJECTIONS.items() if short in targets)
+
+
+def _eviction(replica: Replica) -> str | None:
+    eviction = replica.scenario.cache.eviction
+    return eviction if eviction in _EVICTIONS else None
+
+
+def _kv_tokens(replica: Replica) -> int | None:
+    """Return the size of the KV cache, also where it follows from memory: SGLang's share of it means something else."""
+    given = replica.scenario.fleet.kv_tokens
+    return replica.kv_tokens if given is None else given
+
+
+SGLANG = EngineFlags(
+    "SGLang",
+    command="python -m sglang.launch_server --model-path MODEL",
+    flags=Registry(
+        "option of SGLang",
+        (
+            Flag("--enable-lora", EVERY_SCENARIO, written=always),
+            Flag(
+                "--max-loras-per-batch",
+                "with cache.gpu.base_model_slot, the base model takes one of them",
+                sets=("cache.gpu.slots",),
+                written=value_at("cache.gpu.slots"),
+            ),
+            Flag(
+                "--max-lora-rank",
+                "the largest rank of all adapters",
+                sets=("adapters.rank",),
+                written=largest_rank,
+            ),
+            Flag("--lora-target-modules", sets=("adapters.targets",), written=_target_modules),
+            Flag("--max-loaded-loras", sets=("cache.host.slots",), written=value_at("cache.host.slots")),
+            Flag("--lora-eviction-policy", sets=("cache.eviction",), written=_eviction),
+            Flag(
+                "--max-running-requests",
+                sets=("fleet.max_num_seqs",),
+                written=value_at("fleet.max_num_seqs"),
+            ),
+            Flag(
+                "--chunked-prefill-size",
+                "-1: fleet.chunked_prefill false",
+                sets=("fleet.max_num_batched_tokens",),
+                written=value_at("fleet.max_num_batched_tokens"),
+            ),
+            Flag("--context-length", sets=("fleet.max_model_len",), written=value_at("fleet.max_model_len")),
+            Flag("--model-path", OF_PROFILE, sets=("fleet.profile", "adapters.base_model"), also=("--model",)),
+            Flag("--lora-paths", COUNTED, sets=("adapters.count",)),
+            Flag(
+                "--enable-lora-overlap-loading",
+                sets=("storage.mode: overlap", "fleet.load_at: admission"),
+                written=where("storage.mode", "overlap"),
+            ),
+            Flag("--lora-drain-wait-threshold", "adapters are not drained for others that starve"),
+            Flag("--lora-backend", "kernels cost what the profile says"),
+            Flag("--max-prefill-tokens", "the smaller of both limits", sets=("fleet.max_num_batched_tokens",)),
+            Flag(
+                "--enable-mixed-chunk",
+                sets=("fleet.batching: mixed",),
+                written=where("fleet.batching", "mixed"),
+            ),
+            Flag(
+                "--mem-fraction-static",
+                "SGLang's share holds weights and KV cache, loraplan's all that the engine uses",
+                sets=("fleet.gpu_memory_utilization",),
+            ),
+            Flag("--max-total-tokens", sets=("fleet.kv_tokens",), written=_kv_tokens),
+            Flag("--page-size", sets=("fleet.block_size",), written=value_at("fleet.block_size")),
+            Flag("--kv-cache-dtype", KV_FORMAT),
+            Flag("--dtype", OF_PROFILE, sets=("fleet.profile",)),
+            Flag("--quantization", QUANTIZED, sets=("adapters.base_quantization",)),
+            Flag(
+                "--disable-radix-cache",
+                sets=("fleet.prefix_caching: false",),
+                written=where("fleet.prefix_caching", False),
+            ),
+            Flag("--schedule-policy", IN_ORDER),
+            Flag(
+                "--schedule-conservativeness",
+                "a request joins if its prompt fits, whatever answers are to come",
+            ),
+            Flag("--max-queued-requests", "the queue has no limit"),
+            Flag(
+                "--tp-size",
+                BY_PROFILE,
+                sets=("fleet.tensor_parallel",),
+                also=("--tensor-parallel-size", "--tp"),
+                written=tensor_parallel,
+            ),
+            Flag("--pp-size", NOT_SPLIT, also=("--pipeline-parallel-size", "--pp")),
+            Flag("--ep-size", NOT_SPLIT, also=("--expert-parallel-size", "--ep")),
+            Flag("--dp-size", EACH_ITS_OWN, sets=("fleet.replicas",), also=("--data-parallel-size", "--dp")),
+            Flag("--load-balance-method", sets=("router.policy",)),
+            Flag("--speculative-algorithm", NO_SPECULATION),
+            Flag("--disaggregation-mode", NO_SPLIT),
+        ),
+    ),
+)
