@@ -26,7 +26,7 @@ from sim.policies.routing import RouterContext, View, make_router
 from sim.results.point import Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.records import COMPLETED, MISROUTED, REROUTED, Recording
-from sim.spec.engine_flags import engine_flags
+from sim.spec.engine_flags.command_lines import engine_flags
 from sim.spec.policies import ROUTERS
 from sim.spec.profile import StepCost
 from sim.spec.scenario import Scenario
@@ -130,10 +130,10 @@ def test_a_fleet_of_base_requests_alone_has_no_lora() -> None:
 
 
 def test_the_command_line_of_base_requests_alone_does_not_enable_lora() -> None:
-    flags = engine_flags(scenario(adapters=ALONE))["vLLM"]
+    flags = engine_flags(scenario(adapters=ALONE), None)["vLLM"]
     assert flags.startswith("vllm serve MODEL --")
     assert "lora" not in flags
-    assert "--enable-lora" in engine_flags(scenario())["vLLM"]
+    assert "--enable-lora" in engine_flags(scenario(), None)["vLLM"]
 
 
 @pytest.mark.parametrize("engine", ["vllm", "continuous", "sglang", "s-lora", "lorax", "tensorrt-llm"])
