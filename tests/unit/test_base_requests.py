@@ -145,7 +145,9 @@ def test_every_engine_serves_the_base_model_alone(engine: str) -> None:
     assert find_confidence(point, {}).metric != "miss_ratio", "nothing could miss"
 
 
-def test_base_requests_alone_have_no_versions_to_roll_out() -> None:
+def test_base_requests_alone_have_nothing_to_roll_out_or_to_miss() -> None:
+    with pytest.raises(ValidationError, match="none can miss"):
+        scenario(adapters=ALONE, slo={"miss_ratio": 0.5})
     with pytest.raises(ValidationError, match="no adapter has a new version"):
         scenario(adapters=ALONE, rollouts=[{"strategy": "new-name", "at": "10 s"}])
 

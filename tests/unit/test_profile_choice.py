@@ -203,8 +203,8 @@ def test_the_second_line_names_what_was_assumed() -> None:
         (
             {"gpu": "h100-64gb", "base_model": "qwen2.5-14b"},
             "set fleet.gpu to one that has a profile of it (a100-80gb, b200, h100-80gb, h200, l40s); or build it: "
-            "loraplan profiles build --gpu h100-64gb --model qwen2.5-14b (--model also takes a config.json), and give its "
-            "file as fleet.profile",
+            "loraplan profiles build --gpu h100-64gb --model qwen2.5-14b (--model also takes a config.json), and give "
+            "its file as fleet.profile",
         ),
         (
             {"gpu": "h200", "profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"},
