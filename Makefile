@@ -12,7 +12,7 @@ COMPILE := HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(FAST)/python -m pip --quiet --d
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema pictures clean
+.PHONY: help demo test test-vllm vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema pictures lab-kit clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -79,6 +79,9 @@ schema: $(VENV)/.installed ## rewrite the JSON Schema of scenario files
 
 pictures: $(VENV)/.installed ## the pictures of the README, from real reports; needs a Chromium
 	$(BIN)/python tools/pictures.py
+
+lab-kit: $(VENV)/.installed ## one archive that calibrates a GPU on a machine without a network (docs/calibrate.md)
+	$(BIN)/python tools/lab_kit.py $(foreach version,$(LAB_PYTHON),--python $(version))
 
 clean: ## remove the virtual environments, what was built and caches
 	rm -rf $(VENV) $(VLLM_VENV) $(FAST_VENV) build dist tests/a11y/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

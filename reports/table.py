@@ -21,6 +21,7 @@ class Table:
     :ivar rows: cells as text; the first of each row is its header.
     :ivar note: what was left out, if anything was.
     :ivar words: columns that hold words rather than numbers; they align left.
+    :ivar verdicts: for each row, the verdict on the SLO that the column ``verdict_column`` shows; empty: none does.
     """
 
     caption: str
@@ -28,6 +29,8 @@ class Table:
     rows: list[list[str]]
     note: str = ""
     words: tuple[int, ...] = ()
+    verdicts: tuple[str, ...] = ()
+    verdict_column: int = -1
 
 
 def numbers_table(caption: str, axis: Axis, points: Sequence[Point], names: Sequence[str]) -> Table:

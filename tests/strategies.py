@@ -17,6 +17,7 @@ from typing import Any
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from sim.spec.engines import ENGINES
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 
@@ -101,9 +102,14 @@ def fixed_time(value: float) -> dict[str, Any]:
 
 
 def build(**sections: Any) -> Scenario:
-    """Return a scenario of these sections: unless they say so, of the idealised engine, measured as one section."""
+    """Return a scenario of these sections: unless they say so, of the idealised engine, measured as one section.
+
+    Preempted requests compute everything again, as they do in the naive twins, unless ``prefix_caching`` is given.
+    """
     sections.setdefault("run", {"seed": 1, "warmup": 0})
     sections["fleet"] = {"engine": "continuous", **sections.get("fleet", {})}
+    if "prefix_caching" in ENGINES[sections["fleet"]["engine"]].preset.get("fleet", {}):
+        sections["fleet"].setdefault("prefix_caching", False)
     return Scenario.model_validate({"schema_version": 1, "name": "test", **sections})
 
 

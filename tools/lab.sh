@@ -62,16 +62,16 @@ install() {
 		fail "$python has no pip" 3
 	"$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-compile \
 		--find-links "$here/wheels" 'loraplan[gpu]' || fail "pip could not install from $here/wheels: see above" 3
+	"$work/venv/bin/python" -c 'import platform, torch; print("python", platform.python_version(), "torch", torch.__version__, "cuda", torch.version.cuda)' >>"$work/facts.txt"
+	"$work/venv/bin/loraplan" --version >>"$work/facts.txt"
 	touch "$work/venv/.installed"
 }
 
-# What the machine is, in full; every samples' manifest has the most important of it.
+# What the machine is and how its clocks stand now, in full; every samples' manifest has the most important of it.
 facts() {
 	{
 		date -u
 		uname -srm
-		"$work/venv/bin/python" -c 'import platform, torch; print("python", platform.python_version(), "torch", torch.__version__, "cuda", torch.version.cuda)'
-		"$work/venv/bin/loraplan" --version
 		if [ "$device" = cuda ]; then
 			nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu --format=csv
 			nvidia-smi -q -d CLOCK,POWER,PERFORMANCE

@@ -23,20 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "loraplan-lab-kit"
 LIMIT_BYTES = 60 * 10**6
 IN_THE_LAB = frozenset(
-    [
-        "torch",
-        "triton",
-        "numpy",
-        "pandas",
-        "scipy",
-        "pyarrow",
-        "safetensors",
-        "typer",
-        "rich",
-        "joblib",
-        "jinja2",
-        "matplotlib",
-    ]
+    {
+        *("torch", "triton", "numpy", "pandas", "scipy", "pyarrow", "safetensors"),
+        *("typer", "rich", "joblib", "jinja2", "matplotlib"),
+    }
 )
 """What the lab's Python has: large, or there wherever torch is."""
 PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17, 12, 5)))

@@ -1,4 +1,4 @@
-"""Write the buffers that vLLM allocates for LoRA on one GPU of several: ``python tools/record_lora_shapes.py OUT.json``.
+"""Write vLLM's LoRA buffers on one GPU of several: ``python tools/record_lora_shapes.py OUT.json``.
 
 Runs in an environment with vLLM (``make vllm-env``), which needs no GPU: vLLM's own classes are made for one rank of
 each size of tensor parallelism on PyTorch's meta device, so that only shapes are computed. ``tests/calibrate`` compares
@@ -12,6 +12,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -35,7 +36,7 @@ PARALLEL = (1, 2, 4, 8, 16)
 SLOTS, RANK = 4, 16
 
 
-def buffers(layer, name, config, packed):
+def buffers(layer: Any, name: str, config: LoRAConfig, packed: list[str]) -> list[list[list[int]]]:
     """Return the shapes of A and B that vLLM allocates for a layer, by the class that it would choose for it."""
     kinds = [getattr(layers, f"{name}With{suffix}", None) for suffix in ("LoRA", "ShardedLoRA")]
     arguments = {"source_layer": layer, "lora_config": config, "packed_modules_list": packed, "model_config": None}
@@ -46,7 +47,7 @@ def buffers(layer, name, config, packed):
     return [[list(part.shape) for part in (side if isinstance(side, tuple) else (side,))] for side in sides]
 
 
-def one_layer(sizes, parallel, sharded):
+def one_layer(sizes: tuple[int, ...], parallel: int, sharded: bool) -> dict[str, Any]:
     """Return the shapes of every LoRA buffer of one decoder layer, of the embedding and of the output head."""
     hidden, intermediate, heads, kv_heads, head, vocab = sizes
     config = LoRAConfig(max_loras=SLOTS, max_lora_rank=RANK, fully_sharded_loras=sharded, lora_dtype=torch.bfloat16)

@@ -2,7 +2,8 @@
 
 This is how the servers that we compare with were measured: all clients start at once, each sends ten requests, and the
 means are over all of them. Which requests share a step does not depend on how long steps take. So the schedule
-comes first, and any costs can be put on it: its sums are linear in the coefficients of a step's cost.
+comes first, and any costs can be put on it: its sums are linear in the coefficients of a step's cost. The simulator
+follows the same rules, but takes the costs first (``calibrate.kernels.replayed_points``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,10 @@ class Loop:
 
     :ivar spread: lengths are spread evenly between these shares of ``prompt`` and ``answer``.
     :ivar budget: most tokens of a step.
+    :ivar chunked: whether a prompt may be split over steps; otherwise only one that is larger than the budget.
+    :ivar wait_steps: while others decode, prompts wait for so many steps to be computed together, unless they are
+        ``wait_tokens`` or more together with those that decode. TensorRT-LLM: ``batch_wait_timeout_iters`` and
+        ``batch_wait_max_tokens_ratio``.
     """
 
     clients: int
@@ -36,6 +42,9 @@ class Loop:
     answer: int
     spread: tuple[float, float] = (1.0, 1.0)
     budget: int = 8192
+    chunked: bool = True
+    wait_steps: int = 0
+    wait_tokens: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +64,14 @@ class LoopSteps:
 def loop_steps(loop: Loop, step_s: Callable[[int, int, int, int, int], float]) -> LoopSteps:
     """Return the sums over the steps of a closed loop under continuous batching with chunked prompts.
 
-    A step decodes every running sequence, then fills its budget with prompts in order of arrival.
+    A step decodes every running sequence, then fills its budget with prompts in order of arrival. The engine composes
+    its next step as soon as one has ended, so a request that its client sends then joins one step later.
 
     :param step_s: seconds of kernels by decoding sequences, mean context, prompts, tokens of each, and those before.
     """
     state = _State(loop, step_s)
-    while state.waiting or state.ending:
-        state.decode_alone() if not state.waiting else state.step()
+    while state.waiting or state.ending or state.sent:
+        state.advance()
     return LoopSteps(np.mean(state.firsts, axis=0), np.mean(state.tokens, axis=0))
 
 
@@ -79,6 +89,7 @@ class _State:
     """The loop between two steps.
 
     :ivar total: sums over all steps so far.
+    :ivar sent: requests on their way, which reach the engine while the next step runs.
     :ivar ending: running requests, by the step of their last token.
     :ivar context: KV tokens of all running sequences.
     """
@@ -91,7 +102,10 @@ class _State:
         self._prompts = np.maximum(np.rint(shares[:, 0] * loop.prompt), 1).astype(int).tolist()
         self._answers = np.maximum(np.rint(shares[:, 1] * loop.answer), 2).astype(int).tolist()
         self._step_s, self._budget = step_s, max(loop.budget, loop.clients + 1)
-        self._sent = 0
+        self._loop = loop
+        self._count = 0
+        self._waited = 0
+        self.sent: list[_Request] = []
         self.total = np.zeros(4)
         self.steps = self.running = self.context = 0
         self.waiting: list[_Request] = []
@@ -100,21 +114,42 @@ class _State:
         self.tokens: list[Floats] = []
         self._send(loop.clients)
 
-    def decode_alone(self) -> None:
-        """Take all steps up to the next one in which an answer ends: each decodes the same sequences."""
-        steps = min(self.ending) - self.steps
+    def advance(self) -> None:
+        """Take the next step, or all up to the next change."""
+        arriving, self.sent = self.sent, []
+        if not self.running and not self.waiting:  # the engine is idle until they come
+            self.waiting, arriving = arriving, []
+        chunks = self._chunks()
+        if chunks:
+            self._step(chunks)
+        else:
+            self._decode_alone(1 if arriving or self.waiting else min(self.ending) - self.steps)
+        self.waiting += arriving
+
+    def _chunks(self) -> list[tuple[_Request, int]]:
+        """Return the prompts of the next step, each with its tokens."""
+        loop, left, chunks = self._loop, self._budget - self.running, list[tuple[_Request, int]]()
+        for request in self.waiting:
+            rest = request.prompt - request.done
+            if left <= 0 or (rest > left and not loop.chunked and rest <= self._budget and (self.running or chunks)):
+                break
+            chunks.append((request, min(rest, left)))
+            left -= chunks[-1][1]
+        together = self.running + sum(tokens for _, tokens in chunks)
+        if chunks and self.running and self._waited < loop.wait_steps and together < loop.wait_tokens:
+            self._waited += 1
+            return []
+        self._waited = 0 if chunks else self._waited
+        return chunks
+
+    def _decode_alone(self, steps: int) -> None:
+        """Take steps that each decode the same sequences."""
         middle = self.context + self.running * (steps - 1) / 2
         seconds = self._step_s(self.running, self._mean(middle), 0, 0, 0)
         self._take(steps, np.array((seconds, 1.0, self.running, 0.0)))
 
-    def step(self) -> None:
+    def _step(self, chunks: list[tuple[_Request, int]]) -> None:
         """Take one step that has prompts."""
-        left, chunks = self._budget - self.running, []
-        for request in self.waiting:
-            if left <= 0:
-                break
-            chunks.append((request, min(request.prompt - request.done, left)))
-            left -= chunks[-1][1]
         before, tokens = chunks[0][0].done, sum(tokens for _, tokens in chunks)
         # Tables know prompts of one length; a step's are averaged.
         each = tokens if len(chunks) == 1 else round(tokens / len(chunks))
@@ -148,6 +183,6 @@ class _State:
         self._send(len(ended))
 
     def _send(self, count: int) -> None:
-        for number in range(self._sent, min(self._sent + count, len(self._prompts))):
-            self.waiting.append(_Request(self.total, self._prompts[number], self._answers[number]))
-            self._sent += 1
+        for number in range(self._count, min(self._count + count, len(self._prompts))):
+            self.sent.append(_Request(self.total, self._prompts[number], self._answers[number]))
+            self._count += 1

@@ -44,10 +44,11 @@ SOURCES = {
     "memory.weights_bytes": "computed from the model's shape and the format of its weights; on each GPU its part, and "
     "at least one KV head",
     "memory.overhead_bytes": "computed for each GPU from what engines are known to allocate: CUDA context 551 MiB, "
-    "libraries 192 MiB, 14 bytes for every sequence and word of the vocabulary or the widest layer of a step, block table, rotary table, NCCL's "
-    "buffers, and what PyTorch's allocator leaves unused; nothing is fitted (docs/validation.md)",
-    "memory.kv_bytes_per_token": "computed: 2 x layers x KV heads x head size x 2 bytes, over the KV heads of all GPUs, "
-    "copies included",
+    "libraries 192 MiB, 14 bytes for every sequence and word of the vocabulary (or the widest layer of a step), block "
+    "table, rotary table, NCCL's buffers, and what PyTorch's allocator leaves unused; nothing is fitted "
+    "(docs/validation.md)",
+    "memory.kv_bytes_per_token": "computed: 2 x layers x KV heads x head size x 2 bytes; KV heads of all GPUs, copies "
+    "included",
     "memory.slot_layout": "vLLM 0.8's buffers, on each GPU as vLLM splits them",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import CARDS
@@ -19,8 +19,12 @@ _MODELS = {
     "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
 }
 _WEIGHTS = {"": "bf16", "bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8-block", "nvfp4": "nvfp4"}
-_FIXED_LENGTHS, _SHORTEST = "aic-auto-gap-analysis", 0.8
-"""Runs of this source have prompts and answers of one length; the others, of InferenceX, 80 to 100 % of it."""
+_AROUND = "aic-auto-gap-analysis"
+"""Runs of this source have lengths of 80 to 120 % of the stated ones; the others, of InferenceX, 80 to 100 %."""
+_BOTH = 2248
+_LONG = 9416
+"""Tokens of the longest request of InferenceX, prompts and answers of about 1,024, or one of them of about 8,192
+(``max-model-len`` in its workflows)."""
 _SYSTEMS = {card.system: card for card in CARDS.values()}
 
 
@@ -31,6 +35,7 @@ class ServingPoint:
     :ivar line: in the table, from 2.
     :ivar first_s: mean time to the first token.
     :ivar token_s: mean time between tokens of the answer.
+    :ivar kv_bytes: of a number in the KV cache.
     """
 
     line: int
@@ -38,6 +43,7 @@ class ServingPoint:
     loop: Loop
     first_s: float
     token_s: float
+    kv_bytes: int = 2
 
     @property
     def group(self) -> tuple[str, str, str, str, int]:
@@ -69,8 +75,25 @@ def _point(line: int, row: dict[str, str]) -> ServingPoint | None:
         weights,
         int(float(row["tp_size"])),
     )
-    spread = (0.8, 1.2) if _FIXED_LENGTHS in row["silicon_data_source"] else (0.8, 1.0)
-    loop = Loop(int(float(row["batch_size"])), int(row["isl"]), int(row["osl"]), spread)
-    return ServingPoint(
-        line, deployment, loop, float(row["silicon_ttft_ms"]) / 1000, float(row["silicon_tpot_ms"]) / 1000
-    )
+    lengths = int(float(row["batch_size"])), int(row["isl"]), int(row["osl"])
+    seconds = float(row["silicon_ttft_ms"]) / 1000, float(row["silicon_tpot_ms"]) / 1000
+    if _AROUND in row["silicon_data_source"]:
+        return ServingPoint(line, deployment, Loop(*lengths, (0.8, 1.2)), *seconds)
+    return ServingPoint(line, deployment, _inferencex_loop(deployment, *lengths), *seconds, kv_bytes=1)
+
+
+def _inferencex_loop(deployment: Deployment, clients: int, prompt: int, answer: int) -> Loop:
+    """Return a loop of InferenceX as its scripts set it up, such as ``70b_fp8_h200_trt_slurm.sh``.
+
+    vLLM computes up to 8,192 tokens in a step; TensorRT-LLM as many as the longest request has, and no chunks. With
+    prompts and answers of 1,024 tokens on fewer than 8 GPUs it lets prompts wait for each other
+    (``batch_wait_timeout_iters: 20``, ``batch_wait_max_tokens_ratio: 0.9``).
+    """
+    loop = Loop(clients, prompt, answer, (0.8, 1.0))
+    if deployment.engine != "trtllm":
+        return loop
+    budget = _BOTH if prompt == answer else _LONG
+    loop = replace(loop, budget=budget, chunked=False)
+    if prompt == answer and deployment.tensor_parallel < 8:
+        loop = replace(loop, wait_steps=20, wait_tokens=0.9 * budget)
+    return loop

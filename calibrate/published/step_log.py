@@ -69,7 +69,7 @@ class StepLog:
 
             def _next_leap(self, now: float) -> float:
                 if self._steps:
-                    log.rows.extend((now, self._steps, now - self._started, self._load_s, *self._made_of))
+                    log.rows.extend((now, self._steps, now - self._started_s, self._load_s, *self._made_of))
                 end = super()._next_leap(now)
                 if self._steps:
                     self._made_of = _made_of(self)

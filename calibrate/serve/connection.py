@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import ssl
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from calibrate.serve.http_answer import Answer, AnswerReader, Broken
@@ -18,6 +21,47 @@ from sim.errors import InputError
 
 Body = Callable[[Answer, float, bytes], None]
 """Takes each piece of a body: of which answer, when it came (monotonic seconds), and its bytes. It may raise Broken."""
+
+
+T = TypeVar("T")
+
+
+def run_or_stop(work: Coroutine[Any, Any, T]) -> T:
+    """Run work in an event loop of its own; SIGTERM cancels it, as Ctrl-C does, where a handler for it is installed.
+
+    A handler that raises would do so in the middle of any task or callback, and asyncio prints a traceback for a task
+    that ends with an exception.
+
+    :raises KeyboardInterrupt: if SIGTERM or Ctrl-C came.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = False
+
+    async def watched() -> T:
+        nonlocal stopped
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+
+        def stop() -> None:
+            nonlocal stopped
+            stopped = True
+            task.cancel()
+
+        loop.add_signal_handler(signal.SIGTERM, stop)
+        try:
+            return await work
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, before)
+
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        return asyncio.run(work)
+    try:
+        return asyncio.run(watched())
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+        raise KeyboardInterrupt from None
 
 
 def without_credentials(text: str) -> str:

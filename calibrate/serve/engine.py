@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from calibrate.device import host_memory
 from calibrate.loads.synthetic_adapters import SyntheticAdapter, write_adapter
-from calibrate.serve.connection import Host
+from calibrate.serve.connection import Host, run_or_stop
 from calibrate.serve.http_answer import Broken
 from calibrate.serve.server_errors import ServerError
 from calibrate.serve.tiny_model import write_base
@@ -249,7 +248,7 @@ def _await(running: RunningServer) -> None:
         words = running.died()
         if words is not None:
             raise ServerError(f"vLLM ended before it served: {words}", where=str(running.log))
-        if asyncio.run(_healthy(running.url)):
+        if run_or_stop(_healthy(running.url)):
             return
         time.sleep(0.5)
     raise ServerError(f"vLLM did not answer within {START_LIMIT_S:.0f} s", where=str(running.log))

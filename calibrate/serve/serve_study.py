@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from calibrate.serve import engine, ladder, ladder_fit, paired_table
 from calibrate.serve.client import COMPLETE, served_models
-from calibrate.serve.connection import Host
+from calibrate.serve.connection import Host, run_or_stop
 from calibrate.serve.drive import Driver, LiveRun
 from calibrate.serve.planned_requests import PlannedRequest, longest_request, plan_requests
 from calibrate.serve.serve_prediction import ServePrediction, front_end_seconds, predict
@@ -114,7 +113,7 @@ def serve(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say,
     job = _job(loaded, options, folder, say)
     with _server(job) as (driver, running, installed):
         driver.progress = progress
-        measured = asyncio.run(_measure(job, driver, running, installed))
+        measured = run_or_stop(_measure(job, driver, running, installed))
     return _conclude(job, measured)
 
 

@@ -14,10 +14,26 @@ from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.tables.change_tables import shown_metrics
 from reports.text.metric_text import remark
 from sim.results.point import Metric, Point
-from sim.results.verdict import term_verdict, verdict
+from sim.results.verdict import NOT_MET, UNCLEAR, term_verdict, verdict
 from sim.spec.units import human_seconds
 
-TILES = ("ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loader_utilization", "throughput_rps")
+GROUPS = {
+    "TTFT": ("ttft_p50_s", "ttft_p99_s"),
+    "TPOT, ITL": ("tpot_mean_s", "itl_p99_s"),
+    "E2E": ("e2e_p99_s",),
+    "cache": ("miss_ratio",),
+    "load": ("throughput_rps", "loader_utilization"),
+}
+"""The metrics that a terminal shows of one point, by what they are about."""
+TILES = (
+    "ttft_p99_s",
+    "e2e_p99_s",
+    "tpot_mean_s",
+    "miss_ratio",
+    "prefix_hit_ratio",
+    "loader_utilization",
+    "throughput_rps",
+)
 ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
 _KEY_COLUMNS = (
     "ttft_p99_s",
@@ -135,6 +151,31 @@ def metrics_table(point: Point) -> Table:
     return Table(caption, head, rows, note, words=(4 if drawn else 3,))
 
 
+def grouped_table(point: Point, slo_terms: Mapping[str, float]) -> Table:
+    """Return the metrics of ``GROUPS`` and those of the SLO, with targets and verdicts: what fits a terminal."""
+    placed = {name for names in GROUPS.values() for name in names}
+    groups = {**GROUPS, "SLO": tuple(name for name in slo_terms if name not in placed)}
+    rows, verdicts = [], []
+    for group, names in groups.items():
+        first = True
+        for name in names:
+            metric = point.metrics.get(name)
+            if metric is None or (metric.value is None and name not in slo_terms):
+                continue
+            value = "–" if metric.value is None else show(name, metric.value, metric.unit)
+            settled = "" if metric.settled or metric.value is None else " *"
+            target = show(name, slo_terms[name]) if name in slo_terms else ""
+            rows.append([group if first else "", metric_words(name), value + settled, interval(name, metric), target])
+            verdicts.append(term_verdict(point, name, slo_terms[name]) if name in slo_terms else "")
+            first = False
+    left = len(metrics_table(point).rows) - len(rows)
+    note = f"{left} more with --all, and in the report"
+    if any(row[2].endswith("*") for row in rows):
+        note = f"* unsettled: --all says why. {note}"
+    head = ["", "metric", "value", "95 % interval", "SLO"]
+    return Table("Key metrics", head, rows, note, words=(1,), verdicts=tuple(verdicts), verdict_column=4)
+
+
 def _calibration_cell(name: str, metric: Metric) -> str:
     return calibration(name, metric) or ("–" if metric.calibration_lo is None else "no change")
 
@@ -187,9 +228,21 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
             for name, m in metrics
         ]
         judged = [verdict(point, slo_terms)] if slo_terms else []
-        rows.append([*(axis.point_label(point) for axis in axes), *judged, *cells, limits(point)[0].name])
+        rows.append([*(axis.point_label(point) for axis in axes), *judged, *cells, _limit_cell(point, slo_terms)])
     starred = any("*" in cell for row in rows for cell in row)
-    return Table("Points", head, rows, "* unsettled: the report says why" if starred else "")
+    note = "* unsettled: the report says why" if starred else ""
+    verdicts = tuple(verdict(point, slo_terms) for point in in_order(points, axes)) if slo_terms else ()
+    return Table("Points", head, rows, note, verdicts=verdicts, verdict_column=len(axes) if slo_terms else -1)
+
+
+def _limit_cell(point: Point, slo_terms: Mapping[str, float]) -> str:
+    """Return what limits a point; where nothing is near its limit, the term of the SLO that it misses."""
+    name = limits(point)[0].name
+    words = {term: term_verdict(point, term, target) for term, target in slo_terms.items()}
+    missed = next((term for term in words if words[term] == verdict(point, slo_terms)), None)
+    if name != "none" or missed is None or words[missed] not in (NOT_MET, UNCLEAR):
+        return name
+    return f"none ({metric_words(missed)} {'too high' if words[missed] == NOT_MET else 'unclear'})"
 
 
 def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], names: Sequence[str]) -> Table:

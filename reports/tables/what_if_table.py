@@ -37,7 +37,8 @@ def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | No
     ]
     note = ". ".join(sentences)
     head = ["change", "SLO", *(metric_words(name) for name in names)]
-    return Table("What if? One change at a time", head, lines, f"{note}.", words=(1,))
+    verdicts = tuple(row.verdict or "" for row in rows)
+    return Table("What if? One change at a time", head, lines, f"{note}.", (1,), verdicts, verdict_column=1)
 
 
 def what_if_cell(name: str, found: MetricChange | None) -> str:

@@ -81,7 +81,7 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple
     opening = {
         MET: f"The SLO is {probably}met",
         NOT_MET: f"The SLO is {probably}not met",
-        UNCLEAR: "Whether the SLO is met is unclear",
+        UNCLEAR: "It is unclear whether the SLO is met",
     }[found]
     return f"{start}{opening}: {term_sentence(point, deciding, slo_terms[deciding])}.", deciding
 

@@ -41,7 +41,7 @@ IMPACT_WORDS = {
     "mixed": "mixed versions",
     "stale": "stale",
     "refused_by_rollout": "refused by the rollout",
-    "wrong_served": "wrong answers taken for right",
+    "wrong_served": "unnoticed wrong answers",
     "old_prefix": "old prefixes",
     "lost": "lost",
     "failed_loads": "failed loads",
@@ -97,12 +97,12 @@ def _slow_anyway(points: Sequence[Point]) -> list[str]:
     if found is None:
         return []
     what = "rollout" if found.by_rollout else "fault"
-    said = f"Some are slow anyway: {percent(found.share)} of those that came before the {what}"
+    said = f"Before the {what}, {percent(found.share)} of the requests were already slow"
     (metric,) = [p.metrics.get("harmed_excess") for p in points] if len(points) == 1 else (None,)
     if metric is None or metric.value is None:
         return [f"{said}."]
     more = with_interval("harmed_excess", metric)
-    return [f"{said}; as many as that left out, {more} of those that came after it were harmed."]
+    return [f"{said}. Beyond that share, {more} of the later requests were harmed."]
 
 
 def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
@@ -147,8 +147,8 @@ def _identity(point: Point) -> list[str]:
         return []
     return [
         f"{value_of(point, 'misrouted') or 0:,.0f} of {impact_of(point).requests:,} requests did not reach their own "
-        f"adapter: {wrong:,.0f} wrong answers were taken for right, {noticed or 0:,.0f} were noticed, and "
-        f"{again or 0:,.0f} requests sent again."
+        f"adapter: {wrong:,.0f} wrong answers went unnoticed, {noticed or 0:,.0f} were noticed, and "
+        f"{again or 0:,.0f} requests were sent again."
     ]
 
 
@@ -156,7 +156,7 @@ def _faults(point: Point) -> list[str]:
     said = []
     lost, rerouted = value_of(point, "lost"), value_of(point, "rerouted")
     if lost is not None and rerouted is not None:
-        said.append(f"With their replica {lost:,.0f} requests were lost; {rerouted:,.0f} were sent to another one.")
+        said.append(f"{lost:,.0f} requests were lost with their replica; {rerouted:,.0f} were sent to another one.")
     said += _rerouted([point], [])
     impact = impact_of(point)
     if impact.failed_loads:
@@ -170,12 +170,12 @@ def _afterwards(point: Point) -> str | None:
     """Return what happened to those that came after the first event: unanswered, or slowest when."""
     found = aftermath(point)
     if found.stuck:
-        return f"Of the {found.came:,} that came after it began, {found.unanswered:,} had no answer when the run ended."
+        return f"Of the {found.came:,} requests after it began, {found.unanswered:,} had no answer when the run ended."
     if found.worst_s is None or found.worst_at_s is None or found.usual_s is None:
         return None
     return (
-        f"Of those that come after it begins, requests at about {human_seconds(found.worst_at_s)} take longest: "
-        f"{human_seconds(found.worst_s)} on average, usually {human_seconds(found.usual_s)} (first replication)."
+        f"Latency peaks at about {human_seconds(found.worst_at_s)} into the run: {human_seconds(found.worst_s)} on "
+        f"average, against {human_seconds(found.usual_s)} usually (first replication)."
     )
 
 
@@ -245,13 +245,13 @@ def _rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
 
 
 def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return how many wrong answers were taken for right at each point, and how many requests were late there."""
+    """Return how many wrong answers went unnoticed at each point, and how many requests were late there."""
     if not any_value(points, "wrong_adapter_served"):
         return []
     if len(points) > MANY_POINTS:
         return extremes(points, axes, "wrong_adapter_served")
     phrases = [f"{value_of(p, 'wrong_adapter_served') or 0:,.0f} with {label_of(p, axes)}" for p in points]
-    said = f"Wrong answers taken for right: {', '.join(phrases)}"
+    said = f"Unnoticed wrong answers: {', '.join(phrases)}"
     late = late_counts(points)
     if late is not None:
         said += f"; late: {', '.join(f'{count:,}' for count in late)} (in the same order)"

@@ -217,7 +217,9 @@ def _verdicts(comparison: Comparison) -> list[str]:
         (a,), (b,) = judged
         if a == b:
             return [
-                f"The SLO is {a} with both." if a in (MET, NOT_MET) else "Whether the SLO is met is unclear with both."
+                f"The SLO is {a} with both."
+                if a in (MET, NOT_MET)
+                else "It is unclear with both whether the SLO is met."
             ]
         return [f"The SLO is {a} with A, {b} with B."]
     met = [side.count(MET) for side in judged]

@@ -76,32 +76,33 @@ _BUSY: Mapping[Evidence, str] = {
     Evidence.GPU_BUSY: "The GPU is busy {busy} of the time and {share} of the latency is queueing.",
 }
 _ROOM: Mapping[Room, str] = {
-    Room.BROKEN: "Not visible in this run: simulate without the fault to see it.",
+    Room.BROKEN: "This run does not show the headroom; simulate without the fault to see it.",
     Room.UNSERVED: "Headroom is unknown while requests are refused or fail. Fix that first.",
     Room.SWAPS: (
-        "Not visible in one run. To load models less often, use a longer turn, more replicas for full models, or "
-        "dedicated ones."
+        "One run does not show the headroom. To load models less often, use a longer turn, more replicas for full "
+        "models, or dedicated ones."
     ),
-    Room.NOT_BUSY: "Not visible in this run: no loader was measurably busy.",
+    Room.NOT_BUSY: "Loading is no limit here: the loaders are hardly busy.",
     Room.BATCHES_GROW: (
-        "Not visible in one run: batches grow with the traffic. Sweep the arrival rate to find the limit."
+        "One run does not show the headroom, because batches grow with the traffic. Sweep the arrival rate to find the "
+        "limit."
     ),
     Room.LOADS_BLOCK: (
-        "The engine loads from storage within its steps for {busy} of the time. How much more traffic fits, a sweep of "
-        "the arrival rate shows."
+        "The engine loads from storage within its steps for {busy} of the time. Sweep the arrival rate to see how much "
+        "more traffic fits."
     ),
     Room.CLOSED_LOOP: (
-        "Not visible in a closed loop: its clients wait for their answers, so a slower fleet gets fewer requests. "
+        "A closed loop has no headroom to show: clients wait for their answers, so a slower fleet gets fewer requests. "
         "Sweep workload.arrivals.concurrency to see how latency grows with their number."
     ),
-    Room.OVERLOADED: "None. The offered load is {load} of capacity; reduce it by at least {excess}.",
+    Room.OVERLOADED: "There is no headroom. The offered load is {load} of capacity; reduce it by at least {excess}.",
     Room.ADAPTERS_IN_USE: (
         "Up to {peak:,.0f} adapters were in use or requested at the same time, with {of:,.0f} slots. "
         "Sweep the slots to see what more would give."
     ),
     Room.SLOTS_FULL: ("All {of:,.0f} slots were in use at the peak. Sweep the slots to see what more would give."),
     Room.KV_PEAK: "At the peak {used} of the KV memory was taken. Sweep it to see what more would give.",
-    Room.BLOCKED: "None in {name}: requests already wait for it. Sweep it to see what more would give.",
+    Room.BLOCKED: "There is no headroom in {name}: requests already wait for it. Sweep it to see what more would give.",
 }
 
 

@@ -230,7 +230,7 @@ def _binding(read: PlanReading) -> tuple[str, str]:
         more = "More" if read.record.direction == "maximize" else "Less"
         return _refused_part(read.record), f"{more} is not possible: {read.record.edge_refused}."
     if found.hindrance is Hindrance.AT_ANSWER:
-        return name, f"At the answer: {sentence}"
+        return name, f"At the answer, {sentence[:1].lower()}{sentence[1:]}"
     if found.hindrance is Hindrance.LIMIT:
         return name, sentence
     where = f"At {read.phrase(found.point.set)}"
@@ -264,7 +264,7 @@ def _headroom(read: PlanReading) -> str:
     if found is None:
         return headroom(read.chosen)
     name, room = found
-    return f"{capital(metric_words(name))} has {percent(room)} to its target. {headroom(read.chosen)}"
+    return f"{capital(metric_words(name))} is {percent(room)} below its target. {headroom(read.chosen)}"
 
 
 def _confidence(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
@@ -276,7 +276,7 @@ def _confidence(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
     word, reason = confidence(read.chosen, read.terms, assumed=assumed)
     if not read.feasible:
         return ("medium" if assumed else "high"), f"sure at {level} that the nearest of them misses the SLO"
-    return word, f"sure at {level} of the answer and of its neighbour; {reason}"
+    return word, f"{level} sure of the answer and its neighbour; {reason}"
 
 
 def _count(count: int, what: str) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli import (
+from sim.cli.commands import (
     adapters_command,
     cache_command,
     calibrate_command,

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.cells import one_line
+from sim.cli.terminal import TerminalTable, style_of, width_of_terminal, wrapped, wrapped_command
 from sim.errors import InputError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from reports.table import Table
     from sim.results.point import Point
     from sim.studies.backends.pool import Pool
 
@@ -28,19 +30,46 @@ def command_line() -> str:
     return shlex.join(["loraplan", *sys.argv[1:]])
 
 
-def say(*lines: object) -> None:
-    """Print lines to stdout. A line break within a line is an escape too: every argument stays one line."""
+def say(*lines: object, wraps: bool = True) -> None:
+    """Print lines to stdout; a terminal gets them wrapped between words.
+
+    A line break within a line is an escape too: no argument can look like several.
+
+    :param wraps: False for what must stay as it is, such as code.
+    """
+    width = width_of_terminal() if wraps else None
     for line in lines:
-        print(one_line(str(line)))
+        text = one_line(str(line))
+        for each in [text] if width is None else wrapped(text, width):
+            print(each)
 
 
-def say_result(name: str, headline: str, points: Sequence[Point]) -> None:
-    """Print the first two lines of every result: what was found, and on what it was simulated."""
+def say_result(name: str, headline: str, points: Sequence[Point], verdict: str | None = None) -> None:
+    """Print the first two lines of every result: what was found, and on what it was simulated.
+
+    :param verdict: on the SLO: a terminal shows it by a mark and a colour.
+    """
     from reports.text.setup_text import setup_line
 
-    say(f"{name}: {headline}")
+    width = width_of_terminal()
+    text = one_line(f"{name}: {headline}")
+    if width is None:
+        print(text)
+    else:
+        from rich.text import Text
+
+        style, mark = style_of(verdict)
+        for line in wrapped(f"{mark} {text}".strip(), width):
+            print_rich(Text(line, style=f"bold {style}".strip()))
     if line := setup_line(points):
         say(f"  {line}")
+
+
+def say_command(label: str, command: str) -> None:
+    """Print a command behind its label; a terminal gets it in lines that a shell reads as one."""
+    text, width = one_line(command), width_of_terminal()
+    for line in [f"{label}{text}"] if width is None else wrapped_command(label, text, width):
+        print(line)
 
 
 def say_json(data: Any) -> None:
@@ -60,7 +89,9 @@ def print_rich(renderable: Any) -> None:
 def message(text: str, quiet: bool) -> None:
     """Print a message to stderr."""
     if not quiet:
-        print(one_line(text), file=sys.stderr)
+        line, width = one_line(text), width_of_terminal(sys.stderr)
+        for each in [line] if width is None else wrapped(line, width):
+            print(each, file=sys.stderr)
 
 
 def pool_of(backend: list[str] | None, jobs: int, quiet: bool) -> AbstractContextManager[Pool]:
@@ -81,40 +112,43 @@ def progress_bar(quiet: bool, doing: str = "simulating") -> Iterator[Callable[[i
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
-    columns = (
-        TextColumn(doing),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    class Count(MofNCompleteColumn):
+        def render(self, task: Task) -> Text:
+            return Text() if task.total is None else super().render(task)
+
+    class Left(TimeRemainingColumn):
+        def render(self, task: Task) -> Text:
+            return Text() if task.total is None else Text.assemble("left ", super().render(task))
+
+    # A search doesn't know how much there is to do: then the bar says how long it has been at it, and no more.
+    columns = (TextColumn(doing), BarColumn(), TimeElapsedColumn(), Count(), Left())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def rich_table(table: Any) -> Any:
-    """Return a report's table for the terminal."""
-    return rich_rows(table.head, table.rows)
+def rich_table(table: Table, keys: int = 1) -> TerminalTable:
+    """Return a report's table for the terminal.
+
+    :param keys: columns that name a row.
+    """
+    cells = [[one_line(str(cell)) for cell in row] for row in table.rows]
+    head = [one_line(str(name)) for name in table.head]
+    return TerminalTable(head, cells, keys, table.words, table.verdicts, table.verdict_column)
 
 
-def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Any:
+def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> TerminalTable:
     """Return a table for the terminal: the first column to the left, the others to the right."""
-    from rich.table import Table
-    from rich.text import Text
-
-    result = Table(box=None, pad_edge=False, header_style="bold", show_header=any(head))
-    for index, name in enumerate(head):
-        result.add_column(Text(one_line(str(name))), justify="left" if index == 0 else "right")
-    for row in rows:
-        result.add_row(*(Text(one_line(str(cell))) for cell in row))
-    return result
+    return TerminalTable(
+        [one_line(str(name)) for name in head], [[one_line(str(cell)) for cell in row] for row in rows]
+    )
 
 
 def file_stem(file: Path) -> str:

@@ -37,10 +37,10 @@ class WaitingQueue(ABC):
         first; whoever does that empties the list.
     :cvar chooses: whether the queue has rules of its own for which request comes next and may join. Otherwise the first
         of ``ready`` may always join, and the scheduler takes it without a call.
-    :cvar by_turns: whether adapters take turns, so that any boundary may change which request comes next.
+    :cvar takes_turns: whether adapters take turns, so that any boundary may change which request comes next.
     """
 
-    by_turns = False
+    takes_turns = False
     chooses = True
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class WaitingQueue(ABC):
         """Put a preempted request before all others."""
         self._front -= 1
         request.key = self._front
-        self.ready.appendleft(request)
+        self.push(request)
 
     def all_requests(self) -> list[Request]:
         """Return all waiting requests, in no particular order."""
@@ -130,12 +130,11 @@ class ClaimingQueue(WaitingQueue):
     A request is over the adapter limit if its adapter does not fit among those in use. Such a request stops the queue
     (``stop``), or is deferred: later requests pass it, and it waits in ``deferred`` at no cost until room appears.
 
-    :param request_load: called with a request whose adapter must be loaded, or that joins a load under way; only for
-        loads that overlap with steps. The request then waits outside this queue until ``arrived`` or ``failed``.
+    :param request_load: called with a request whose adapter must be loaded, or that joins a load under way. The request
+        then waits outside this queue until ``arrived`` or ``failed``. None: loads do not overlap with steps; the step
+        that admits a request loads its absent adapter.
     :param stop: a request over the adapter limit stops the queue (older vLLM, S-LoRA); otherwise it is deferred (vLLM
         0.8.3 and later, SGLang).
-    :param blocking: the step that admits a request loads its absent adapter; otherwise ``request_load`` starts a load
-        that overlaps with steps.
     :param gives_up: a preempted request releases its adapter, as in vLLM; otherwise the adapter stays in use until the
         request ends.
     """
@@ -143,17 +142,15 @@ class ClaimingQueue(WaitingQueue):
     def __init__(
         self,
         cache: AdapterCache,
-        request_load: Callable[[Request], None],
+        request_load: Callable[[Request], None] | None,
         *,
         stop: bool,
-        blocking: bool,
         gives_up: bool = False,
     ) -> None:
         super().__init__()
         self._cache = cache
         self._request_load = request_load
         self._stop = stop
-        self._blocking = blocking
         self._gives_up = gives_up
         self._deferred_heads: list[tuple[int, int]] = []
         self._deferred_count = 0
@@ -177,7 +174,7 @@ class ClaimingQueue(WaitingQueue):
     def may_join(self, candidate: Request) -> bool:
         if candidate.claimed:
             return True
-        if self._blocking:  # a step that loads needs room for all that it claims
+        if self._request_load is None:  # a step that loads needs room for all that it claims
             return self._cache.can_claim(candidate.adapter)
         return self._cache.state[candidate.adapter] == RESIDENT  # an adapter to be loaded later can wait for this one
 
@@ -240,6 +237,7 @@ class ClaimingQueue(WaitingQueue):
         self.ready.popleft()
         self._cache.acquire(request.adapter)
         self._loads_requested += 1
+        assert self._request_load is not None, "a request that fits joins the step that loads its adapter"
         self._request_load(request)
 
     def _defer(self, request: Request) -> None:

@@ -100,12 +100,12 @@ class StepCosts:
             + (self._decode_step if tokens > prefill_tokens else 0.0)
         )
 
-    def beside_base_model(self) -> StepCosts:
+    def with_base_model(self) -> StepCosts:
         """Return these costs for a replica that also serves requests without an adapter."""
-        return CostsBesideBaseModel(*self._made_of)
+        return CostsWithBaseModel(*self._made_of)
 
 
-class CostsBesideBaseModel(StepCosts):
+class CostsWithBaseModel(StepCosts):
     """Step costs where some batches have no adapter: their steps run without the kernels of LoRA.
 
     A step with one adapter or more pays the whole of LoRA's part, also for the tokens of the base model.

@@ -23,7 +23,7 @@ class DecodeEnds:
     def __init__(self) -> None:
         self.next_step = NEVER
         self._ending: dict[int, list[Request]] = {}  # by last step, none empty
-        self._steps: list[int] = []  # a heap of these last steps
+        self._steps = [NEVER]  # a heap of these last steps, and of one that is always behind them
 
     def start(self, requests: list[Request], step: int) -> list[Request]:
         """Let sequences decode that get their next token at ``step``; return those for which it is the last."""
@@ -49,14 +49,13 @@ class DecodeEnds:
             del self._ending[last]
             self._steps.remove(last)
             heapify(self._steps)
-            self._find_next()
+            self.next_step = self._steps[0]
 
     def pop_next(self) -> list[Request]:
         """Remove and return the sequences that end at ``next_step``, in the order of their index."""
-        ended = self._ending.pop(heappop(self._steps))
-        self._find_next()
-        ended.sort(key=_by_index)
+        steps = self._steps
+        ended = self._ending.pop(heappop(steps))
+        self.next_step = steps[0]
+        if len(ended) > 1:
+            ended.sort(key=_by_index)
         return ended
-
-    def _find_next(self) -> None:
-        self.next_step = self._steps[0] if self._steps else NEVER

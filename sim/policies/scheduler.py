@@ -21,7 +21,7 @@ from sim.traffic.request import Request
 UNBLOCKED: Final = 0
 BY_BATCH_SLOTS: Final = 1
 BY_KV: Final = 2
-BY_SLOTS: Final = 3
+BY_ADAPTER_LIMIT: Final = 3
 """Why a request was not admitted at the last boundary: no batch slot, no KV blocks, or (where loads start at admission)
 no room for its adapter among those in use."""
 
@@ -130,11 +130,11 @@ class Scheduler:
         self._base_model = NO_BASE_MODEL
         self.decided = Step()
 
-    def serve_base_model(self, number: int) -> None:
+    def admit_base_model(self, number: int) -> None:
         """Let requests without an adapter join, under this adapter number. Call it before the first request."""
         self._base_model = number
         self._ranks = [*self._ranks, 0]
-        self._costs = self._costs.beside_base_model()
+        self._costs = self._costs.with_base_model()
 
     # Decide the next step -------------------------------------------------------------------------------------------
 
@@ -143,13 +143,14 @@ class Scheduler:
 
         The scan for those may start loads of adapters, through the queue's ``pass_over``.
         """
-        kv, waiting, limits, step = self.kv, self.waiting, self.limits, self.decided
+        waiting, limits, step = self.waiting, self.limits, self.decided
         if step.prefills:
             step.prefills = []
         self.blocked, self._scanned, self._closed = UNBLOCKED, LOWEST_KEY, False
 
-        while not kv.reserve_decodes():
+        while not self.kv.reserve_decodes():
             self._preempt_newest(now)
+        kv = self.kv
         prompt_tokens, preempted = 0, self.blocked == BY_KV
         if waiting.ready or waiting.deferred or self._partial is not None:
             budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding)
@@ -265,11 +266,13 @@ class Scheduler:
         if left < budget:
             self._joined_step = self.decode_steps
         if self.blocked == UNBLOCKED and (deferred or waiting.over_limit):
-            self.blocked = BY_SLOTS
+            self.blocked = BY_ADAPTER_LIMIT
         return budget - left
 
     def _preempt_newest(self, now: float) -> None:
         """Take the newest request out of the batch. A step that preempts admits no request."""
+        self.kv = kv = self.kv.before_preemption()
+        self._caches = kv.caches
         request = self.running[next(reversed(self.running))]
         if request.last_step >= 0:
             request.generated = request.output_tokens - (request.last_step - self.decode_steps)
@@ -318,7 +321,7 @@ class Scheduler:
         """
         if self._closed:
             return self.limits.waiting_ratio > 0
-        if self.blocked == UNBLOCKED or self.blocked == BY_SLOTS or self.waiting.by_turns:
+        if self.blocked == UNBLOCKED or self.blocked == BY_ADAPTER_LIMIT or self.waiting.takes_turns:
             return True
         return self.blocked == BY_KV and key < self._blocked_key and len(self.running) < self.limits.num_seqs
 

@@ -149,8 +149,8 @@ _MARK_COLUMNS: dict[str, type] = {
     "detected": np.int32,
 }
 
-_BY_SLOTS = 3
-"""``sim.policies.scheduler.BY_SLOTS``, the last row of ``blocked_s``."""
+_BY_ADAPTER_LIMIT = 3
+"""``sim.policies.scheduler.BY_ADAPTER_LIMIT``, the last row of ``blocked_s``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +384,7 @@ class Recorder:
         replica, blocked = rows["replica"][row], rows["blocked"][row].astype(np.int64)
         self._busy_by_replica += np.bincount(replica, weights=seconds, minlength=len(self._busy_by_replica))
         if self._own < len(self._busy_by_replica):
-            blocked = np.where((blocked == _BY_SLOTS) & (replica >= self._own), 0, blocked)
+            blocked = np.where((blocked == _BY_ADAPTER_LIMIT) & (replica >= self._own), 0, blocked)
         np.add.at(self._blocked, (blocked, section), seconds)
         count_gaps(*steps_by_section(leaps, bounds, self.sections), self._gap_counts, self._gap_sum)
 

@@ -62,4 +62,5 @@ def _build_hint(profile: Profile, gpus: int) -> str:
         return "fleet.profile takes a profile of your own"
     if "--tp" in command:
         del command[command.index("--tp") : command.index("--tp") + 2]
-    return f"build it: {shlex.join([*command, '--tp', str(gpus)])}, and give its path as fleet.profile"
+    more = ["--tp", str(gpus)] if gpus > 1 else []
+    return f"build it: {shlex.join([*command, *more])}, and give its path as fleet.profile"

@@ -182,7 +182,8 @@ def _schema(pattern: str, example: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [example]})
 
 
-_TIME_SCHEMA = _schema(r"^\s*[0-9.eE+-]+\s*(ns|us|µs|ms|s|min|h|d)\s*$", "20 ms")
+TIME_SCHEMA = {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s*(ns|us|µs|ms|s|min|h|d)\s*$", "examples": ["20 ms"]}
+"""The JSON Schema of a time."""
 _SIZE_SCHEMA = _schema(r"^\s*[0-9.eE+-]+\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)\s*$", "50 MB")
 _SHARE_SCHEMA = WithJsonSchema(
     {
@@ -194,7 +195,7 @@ _SHARE_SCHEMA = WithJsonSchema(
 )
 
 Seconds = Annotated[
-    float, BeforeValidator(parse_seconds), PlainSerializer(format_seconds, return_type=str), _TIME_SCHEMA
+    float, BeforeValidator(parse_seconds), PlainSerializer(format_seconds, return_type=str), WithJsonSchema(TIME_SCHEMA)
 ]
 Bytes = Annotated[
     int, BeforeValidator(parse_bytes), Field(gt=0), PlainSerializer(format_bytes, return_type=str), _SIZE_SCHEMA

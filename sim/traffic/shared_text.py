@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, repeat
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,28 @@ class SharedText:
         if len(counts) and counts.min() == counts.max() <= 1:
             return zip(zip(runs) if counts[0] else repeat(()), rest, strict=False)
         return zip((tuple(islice(runs, count)) for count in counts.tolist()), rest, strict=True)
+
+
+def repeated_tokens(text: SharedText, adapter: NDArray[Any] | None) -> int:
+    """Return how many tokens of prompts an earlier request with the same adapter had from its first token on.
+
+    :param adapter: (n,) of each request; None: all have the same.
+    """
+    longest: dict[tuple[int, int], int] = {}  # by adapter and key, the farthest that a request has gone in this text
+    adapters = repeat(0) if adapter is None else adapter.tolist()
+    repeated = 0
+    for (runs, _), number in zip(text.of_requests(), adapters, strict=False):
+        known = True
+        begin = 0
+        for end, key in runs:
+            seen = longest.get((number, key), 0)
+            if known and seen > begin:
+                repeated += min(seen, end) - begin
+            known = known and seen >= end
+            if end > seen:
+                longest[number, key] = end
+            begin = end
+    return repeated
 
 
 def one_run_each(ends: Ints, keys: Ints, rest: Ints) -> SharedText:

@@ -36,6 +36,7 @@ from sim.world.replica_caches import (
     pinned_and_warm,
 )
 from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
+from sim.world.shared_text_notes import shared_text_notes
 from sim.world.world import World
 
 Floats = NDArray[np.float64]
@@ -69,7 +70,7 @@ def build_world(scenario: Scenario) -> World:
     if profile is not None and not fixed:
         check_sharding(scenario, profile, population)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
-    notes = list(traffic.notes) + _text_notes(scenario, traffic)
+    notes = list(traffic.notes) + shared_text_notes(scenario, traffic, kv_tokens)
     if profile is not None and not fixed:
         slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
         notes += choice_notes(profile_choice(scenario), scenario, profile)
@@ -136,30 +137,12 @@ def _check_policies(scenario: Scenario) -> None:
         raise
 
 
-def _text_notes(scenario: Scenario, traffic: Traffic) -> list[str]:
-    """Return notes on shared text that nothing makes use of.
-
-    :raises ScenarioError: for a router that goes by shared text, where there is none.
-    """
-    fleet = scenario.fleet
-    if scenario.router_policy.reads_text and fleet.replicas > 1 and not traffic.shares_text:
-        raise ScenarioError(
-            "this router goes by the text that requests share, and here they share none",
-            key="router.policy",
-            got=scenario.router.policy,
-            hint="give workload.prefix, workload.sessions.history, or a trace with prefix_id or hash_ids",
-        )
-    if traffic.shares_text and not fleet.prefix_caching and fleet.engine != "fixed":
-        return ["requests share text, but fleet.prefix_caching is off: every prompt is computed as a whole"]
-    return []
-
-
 def _check_base_steps(world: World) -> None:
     """Refuse requests to the base model where a step without adapters would take no time, so that none would end."""
     profile = world.profile
     if profile is None or world.kv_tokens is None or not world.serves_base_model:
         return
-    if StepCosts(profile.step, 1, 1).beside_base_model().least_s <= 0:
+    if StepCosts(profile.step, 1, 1).with_base_model().least_s <= 0:
         raise ScenarioError(
             "a step without adapters takes no time in this profile",
             key="fleet.profile",

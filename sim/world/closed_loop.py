@@ -21,6 +21,7 @@ from sim.policies.routing import Choosing
 from sim.results.records import UNFINISHED, Recorder, Recording
 from sim.rng import stream_key, uniform_draw
 from sim.spec.sections.arrival_processes import ClosedArrivals
+from sim.spec.sections.laws import FixedTime
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, Call, Clock
@@ -81,8 +82,8 @@ class Clients:
 
     def _seconds(self, key: int, number: int) -> float:
         think = self._law.think
-        if isinstance(think, float):
-            return think
+        if isinstance(think, FixedTime):
+            return think.value
         return float(think.ppf(np.array([uniform_draw(key, number)]))[0])
 
 

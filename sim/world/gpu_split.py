@@ -7,7 +7,7 @@ from sim.results.model import GpuShare
 from sim.spec.engines import ENGINES, engine_words
 from sim.spec.profile import Profile, load_profile
 from sim.spec.scenario import Scenario
-from sim.traffic.adapters import GpuSplit, Population, base_shape
+from sim.traffic.adapters import SHAPES, GpuSplit, Population, base_shape
 from sim.world.gpu_memory import adapter_bytes, padded_rank
 from sim.world.world import World
 
@@ -15,20 +15,25 @@ MOST_GPUS = 64
 
 
 def check_gpus(scenario: Scenario) -> None:
-    """Refuse a number of GPUs over which the model of the scenario's profile can't be split.
+    """Refuse a number of GPUs over which the scenario's base model can't be split.
 
     :raises ScenarioError: key ``fleet.tensor_parallel``.
     """
-    fleet = scenario.fleet
-    if fleet.profile is None or fleet.tensor_parallel in (None, 1):  # without one, the choice of a profile says it
+    gpus, named = scenario.fleet.tensor_parallel, scenario.fleet.profile
+    if gpus in (None, 1):
         return
-    shape = base_shape(profile := load_profile(fleet.profile)[0])
-    if not shape.fits(fleet.tensor_parallel):
+    if named is None:
+        model = scenario.adapters.base_model
+        shape = SHAPES.get(model or "")
+    else:
+        profile, _ = load_profile(named)
+        model, shape = profile.model, base_shape(profile)
+    if shape is not None and not shape.fits(gpus):
         raise ScenarioError(
-            f"{profile.model} can't be split over so many GPUs: it has {shape.heads} attention heads and "
-            f"{shape.kv_heads} KV heads",
+            f"{model} can't be split over so many GPUs: it has {shape.heads} attention heads and {shape.kv_heads} KV "
+            "heads",
             key="fleet.tensor_parallel",
-            got=fleet.tensor_parallel,
+            got=gpus,
             allowed=", ".join(str(number) for number in range(1, MOST_GPUS + 1) if shape.fits(number)),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
@@ -12,6 +13,7 @@ from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.kv.kv_store import KvStore
 from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.kv.until_preemption import CountUntilPreemption
 from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.spec import adapter_modes as modes
@@ -26,9 +28,9 @@ from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.per_adapter import PerAdapterQueues
 from sim.world.replica.modes.prefetching import Prefetching
-from sim.world.replica.modes.protected import LoadsAtAdmission, LoadsAtArrival, LoadsInSteps, claiming_in_steps
+from sim.world.replica.modes.protected import LoadsAtAdmission, LoadsAtArrival, LoadsInSteps
 from sim.world.replica.modes.unified import Unified
-from sim.world.replica.modes.vllm_lru import VllmLru
+from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_caches import fetched_copies, gpu_cache, host_tier, unified_cache, vllm_cache
 from sim.world.replica_draws import ReplicaDraws
@@ -77,7 +79,7 @@ def make_mode(
     if mode == modes.PER_ADAPTER:
         return PerAdapterQueues(parts, scenario.cache.cycle)
     if mode == modes.IN_STEPS:
-        return LoadsInSteps(parts, claiming_in_steps(parts, stop=stop), discards=discards)
+        return LoadsInSteps(parts, ClaimingQueue(parts.cache, None, stop=stop), discards=discards)
     if mode == modes.AT_ARRIVAL:
         return LoadsAtArrival(parts, discards=discards)
     at_admission = Prefetching if mode == modes.PREFETCHING else LoadsAtAdmission
@@ -130,11 +132,19 @@ def make_server(
 
 
 def _kv_store(world: World, kv_tokens: int) -> KvStore:
-    """Return an empty KV cache. Only where requests can share text, it has to know what its blocks contain."""
+    """Return an empty KV cache. Only where requests can share text, it has to know what all its blocks contain."""
     fleet = world.scenario.fleet
-    blocks = kv_tokens // fleet.block_size
+    blocks, uncached_last = kv_tokens // fleet.block_size, fleet.uncached_blocks == "last"
     if world.prefix_cache:
-        return PrefixStore(blocks, fleet.block_size, uncached_last=fleet.uncached_blocks == "last")
+        return PrefixStore(
+            blocks,
+            fleet.block_size,
+            uncached_last=uncached_last,
+            invocation_tokens=world.scenario.adapters.invocation_tokens or 0,
+            base_model=world.base_model,
+        )
+    if fleet.prefix_caching:
+        return CountUntilPreemption(blocks, fleet.block_size, uncached_last=uncached_last)
     return CountingStore(blocks, fleet.block_size)
 
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate.steps.decoder import SequenceGroup
-from calibrate.steps.step_grid import CAPTURE_SIZES, FULL, QUICK, Extent, StepSpec, heads, make_grid
+from calibrate.steps.step_grid import CAPTURE_SIZES, FULL, PARTS, QUICK, Extent, StepSpec, heads, make_grid, parts_of
 
 BACKENDS = ("grouped_mm", "bmm", "loop")
 
@@ -46,6 +46,26 @@ def test_no_step_twice_and_none_too_large(extent: Extent, graphs: bool) -> None:
         assert len(used) == one.distinct
     assert any(one.graph for one in specs) is graphs
     assert all(one.sequences in CAPTURE_SIZES and one.kind == "decode" for one in specs if one.graph)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_every_step_is_in_one_part_and_the_first_parts_are_fitted(graphs: bool) -> None:
+    specs = make_grid(QUICK, BACKENDS, graphs=graphs)
+    specs += heads(specs)
+    parts = parts_of(specs, BACKENDS[0])
+    assert list(parts) == list(PARTS)
+    keys = [one.configuration().key for steps in parts.values() for one in steps]
+    assert sorted(keys) == sorted(one.configuration().key for one in specs)
+    assert all(not one.distinct and one.kind in ("decode", "head") for one in parts["base-decode"])
+    assert all(one.distinct and one.kind == "decode" and one.backend == BACKENDS[0] for one in parts["lora-decode"])
+    assert {one.kind for one in parts["prefill"]} == {"prefill", "mixed"}
+    assert {one.distinct > 0 for one in parts["prefill"]} == {True, False}
+    assert {one.backend for one in parts["backends"]} == set(BACKENDS[1:])
+    assert bool(parts["eager"]) is graphs
+    graphed = {one.configuration().key.rsplit(" ", 1)[0] for part in parts.values() for one in part if one.graph}
+    assert all(one.configuration().key.rsplit(" ", 1)[0] in graphed for one in parts["eager"])
+    decodes = [one for part in ("base-decode", "lora-decode") for one in parts[part] if one.kind == "decode"]
+    assert all(one.graph for one in decodes if graphs and one.sequences in CAPTURE_SIZES)
 
 
 def test_additive_and_multiplicative_cost_can_be_told_apart() -> None:

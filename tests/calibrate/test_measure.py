@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,7 +141,7 @@ def test_a_full_disk_keeps_what_is_whole(tmp_path: Path, device: CpuDevice, monk
 
 def test_what_does_not_fit_is_skipped_and_said(tmp_path: Path, device: CpuDevice) -> None:
     log = run(tmp_path, device, Bench(fails={"c3": MemoryError()}))
-    assert log.manifest["skipped"] == ["c3"]
+    assert log.manifest["skipped"] == {"c3": "too little memory"}
     assert "skipped, too little memory: c3" in log.manifest["flags"]
     with pytest.raises(InputError, match="not one configuration could be timed: too little memory"):
         run(tmp_path / "none", device, Bench(fails={one.key: MemoryError() for one in ONES}))
@@ -148,6 +150,48 @@ def test_what_does_not_fit_is_skipped_and_said(tmp_path: Path, device: CpuDevice
 def test_what_the_device_cannot_do_is_skipped_and_said(tmp_path: Path, device: CpuDevice) -> None:
     log = run(tmp_path, device, Bench(fails={"c4": UnavailableError("can't be captured as a CUDA graph: no")}))
     assert log.manifest["flags"][-1] == "skipped, can't be captured as a CUDA graph: no: c4"
+
+
+def test_a_run_out_of_time_keeps_what_it_has_and_the_same_command_continues(tmp_path: Path, device: CpuDevice) -> None:
+    def timed(ends_at: float) -> SampleLog:
+        log = SampleLog.open(tmp_path, "steps", {"model": "tiny"})
+        measure(TimedWork(ONES, Bench().opens, CANARY, flush=False, ends_at=ends_at), device, log, METHOD)
+        log.finish()
+        return log
+
+    log = timed(ends_at=time.monotonic())
+    assert log.cut_short
+    assert sum(visit.configuration.kind == "decode" for visit in log.visits) == 8, "a few, however short the time"
+    _, manifest = read_samples(tmp_path, "steps")
+    assert manifest["status"] == "partial"
+    assert manifest["untimed"] == len(ONES)
+    assert "not finished: 12 of 12 configurations were not visited in every round" in manifest["flags"]
+    again = timed(ends_at=math.inf)
+    assert not again.cut_short
+    visits = [(v.configuration.key, v.round) for v in again.visits if v.configuration.kind == "decode"]
+    assert sorted(visits) == sorted((one.key, turn) for one in ONES for turn in range(3))
+    _, manifest = read_samples(tmp_path, "steps")
+    assert (manifest["status"], manifest["untimed"]) == ("finished", 0)
+    assert not any(flag.startswith("not finished") for flag in manifest["flags"])
+
+
+def test_parts_are_timed_one_after_the_other_and_keep_what_was_skipped(tmp_path: Path, device: CpuDevice) -> None:
+    def timed(*parts: list[Configuration], fails: dict[str, Exception] | None = None) -> SampleLog:
+        log = SampleLog.open(tmp_path, "steps", {"model": "tiny"})
+        measure(TimedWork(ONES, Bench(fails=fails).opens, CANARY, flush=False, parts=parts), device, log, METHOD)
+        log.finish()
+        return log
+
+    last, first = ONES[6:9], ONES[:3]
+    log = timed(last, first, fails={"c7": MemoryError()})
+    order = list(dict.fromkeys(v.configuration.key for v in log.visits if v.configuration.kind == "decode"))
+    assert (sorted(order[:2]), sorted(order[2:])) == (["c6", "c8"], ["c0", "c1", "c2"])
+    assert (log.manifest["status"], log.manifest["untimed"]) == ("partial", 6)
+    log = timed(ONES[9:])
+    assert log.manifest["skipped"] == {"c7": "too little memory"}, "of a part that was not tried again"
+    assert "skipped, too little memory: c7" in log.manifest["flags"]
+    assert timed(ONES[3:6]).manifest["status"] == "finished"
+    assert timed(last).manifest["skipped"] == {}
 
 
 def test_other_failures_are_not_hidden(tmp_path: Path, device: CpuDevice) -> None:

@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from command_line import CommandLine, start
 
@@ -49,7 +50,7 @@ def test_from_nothing_to_a_simulation_and_then_with_another_backend(tmp_path: Pa
 
 
 def is_fitted_where_it_was_timed(backend: str, folder: Path, loraplan: CommandLine) -> None:
-    """Time another backend beside loads that are there already: timing those again would say nothing new."""
+    """Time another backend next to loads that are there already: timing those again would say nothing new."""
     tiny = ("--device", "cpu", "--model", "tiny", "--quick", "--out", "cal")
     (folder / "cal").mkdir()
     for file in (folder / "runs/cal").glob("loads.*"):
@@ -57,13 +58,20 @@ def is_fitted_where_it_was_timed(backend: str, folder: Path, loraplan: CommandLi
     loads = (folder / "cal/loads.jsonl").read_bytes()
     assert loraplan("calibrate", "loads", *tiny).code == 0
     assert (folder / "cal/loads.jsonl").read_bytes() == loads, "a finished run has nothing left to do"
-    assert loraplan("calibrate", "steps", *tiny, "--backend", backend, "--layers", "1").code == 0
+    for part in ("base-decode", "lora-decode", "prefill"):
+        few = ("--within", "0s")  # the first visits of each part: enough for a fit
+        assert loraplan("calibrate", "steps", part, *tiny, "--backend", backend, "--layers", "1", *few).code == 1
     ended = loraplan("calibrate", "fit", "cal", "--out", "cal/profile.json")
     assert ended.code == 0, ended.err
     profile = json.loads((folder / "cal/profile.json").read_text())
     assert profile["conditions"]["lora_backend"] == backend
     assert profile["conditions"]["layers_timed"] == 1
-    assert next(line["count"] for line in profile["hold_out"] if line["what"] == "LoRA decode steps") > 20
+    steps = pd.read_parquet(folder / "cal/steps.parquet").drop_duplicates("key")
+    decodes = [json.loads(text) for text in steps["parameters"][steps["kind"] == "decode"]]
+    assert sum(one["backend"] == backend for one in decodes) == 8
+    fitted = next(line["count"] for line in profile["hold_out"] if line["what"] == "LoRA decode steps")
+    assert 4 <= fitted <= 8, "all but those with LoRA on some of the layers"
+    assert "not finished: " in profile["provenance"]["device"]["flags"]
 
 
 @pytest.mark.slow
@@ -108,6 +116,18 @@ def test_a_broken_off_run_keeps_its_samples(tmp_path: Path, number: signal.Signa
         ),
         (("steps", "--device", "cpu", "--model", "tiny", "--backend", "sgmv"), "--backend: unknown backend (got sgmv"),
         (("steps", "--device", "cpu", "--model", "llama-2-70b"), "too little memory: 80 layers need at least"),
+        (
+            ("steps", "decode", "--device", "cpu", "--model", "tiny"),
+            "PART: unknown part of the steps (got decode, allowed: base-decode, lora-decode, prefill, backends, eager)",
+        ),
+        (
+            ("loads", "cold", "--device", "cpu", "--model", "tiny"),
+            "PART: unknown part of the loads (got cold, allowed: whole, concurrent, stages)",
+        ),
+        (
+            ("all", "--device", "cpu", "--model", "tiny", "--within", "9"),
+            "--within: a time needs its unit (got 9, allowed: a time such as 9min or 540s)",
+        ),
         (("fit", ".", "--out", "p.json"), "DIR: nothing to fit in this folder"),
     ],
 )
@@ -116,6 +136,21 @@ def test_wrong_input_is_explained(loraplan: CommandLine, arguments: tuple[str, .
     assert ended.code == 2
     assert words in ended.err
     assert ended.err.startswith("error: ")
+
+
+def test_steps_of_which_a_kind_is_missing_are_not_fitted(loraplan: CommandLine, tmp_path: Path) -> None:
+    tiny = ("--device", "cpu", "--model", "tiny", "--quick", "--out", "cal", "--within", "0s")
+    ended = loraplan("calibrate", "steps", "lora-decode", *tiny)
+    assert ended.code == 1
+    assert "time is up (--within): the same command continues with what is left" in ended.err
+    ended = loraplan("calibrate", "loads", "whole", *tiny)
+    assert ended.code == 1
+    assert (tmp_path / "cal/adapters").exists(), "the same command continues with them"
+    ended = loraplan("calibrate", "fit", "cal", "--out", "p.json")
+    assert ended.code == 2
+    assert "steps.parquet: no base decode steps were timed" in ended.err
+    manifest = json.loads((tmp_path / "cal/loads.json").read_text())
+    assert manifest["slow_down"] is None
 
 
 def test_without_a_gpu_cuda_is_refused(loraplan: CommandLine) -> None:

@@ -76,6 +76,24 @@ def test_the_scenario_runs_and_its_traffic_is_like_the_trace(loraplan: CommandLi
     assert loraplan("run", "fitted/traffic.yaml", "--set", "run.replications=1").code == 0
 
 
+def test_shared_text_is_not_fitted_and_that_is_said(loraplan: CommandLine) -> None:
+    rows = [f"{n},{'ab'[n % 2]},100,5,{n % 2},60" for n in range(400)]  # two adapters with a prompt of 60 tokens each
+    header = "timestamp_s,adapter_id,input_tokens,output_tokens,prefix_id,prefix_tokens"
+    Path("shared.csv").write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    ended = loraplan("trace", "shared.csv")
+    assert ended.code == 0, ended.err
+    # 398 of 400 prompts repeat 60 of their 100 tokens.
+    note = (
+        "59.7% of its prompt tokens repeat the beginning of an earlier prompt for the same adapter; requests of the "
+        "fitted scenario share no text: to keep what they share, replay the trace (workload.trace)"
+    )
+    assert note in facts(loraplan, "shared.csv")["notes"]
+    assert note in " ".join(ended.err.split())
+    written = Path("runs/trace-shared/traffic.yaml").read_text(encoding="utf-8")
+    assert "# The trace's requests share text, and these share none" in written
+    assert not build_world(load_scenario("runs/trace-shared/traffic.yaml").scenario).traffic.shares_text
+
+
 def test_json_writes_nothing_unless_told_where(loraplan: CommandLine, recorded: str, tmp_path: Path) -> None:
     facts(loraplan, recorded)
     assert [path.name for path in tmp_path.iterdir()] == [recorded]

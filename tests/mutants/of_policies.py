@@ -95,7 +95,7 @@ POLICIES = (
     Mutant(
         "ranks-of-those-who-left",
         _SCHEDULER,
-        "self._toggle(adapter, -self._ranks[adapter])",
+        "self._toggle(adapter, -1)",
         "self._toggle(adapter, 0)",
         "steps cost the ranks of adapters that are gone",
         (LEAPING,),

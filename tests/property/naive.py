@@ -466,22 +466,28 @@ class Batching(Replica):
         return fresh
 
     def load_in_step(self, fresh: list[Job], now: float) -> float:
-        """Perform, one after the other, the loads of a blocking step (others admit only what is resident)."""
+        """Perform, one after the other, the loads of a blocking step (others admit only what is resident).
+
+        A job that comes in while its adapter is absent waits for all of them.
+        """
         load_s = 0.0
-        loaded: set[int] = set()
+        loaded: dict[int, int] = {}  # the tier of each
         for job in fresh:
             if job.adapter in loaded:
                 job.outcome = DELAYED_HIT
             elif not self.there(job.adapter):
                 job.outcome = MISS
-                job.tier, job.load_wait_s = self.source(job)
+                tier, seconds = self.source(job)
                 assert self.take_room(job.adapter), "a claimed adapter finds room"
                 self.came(job.adapter)
-                loaded.add(job.adapter)
-                self.keep_copy(job.adapter, job.tier)
+                loaded[job.adapter] = tier
+                self.keep_copy(job.adapter, tier)
                 start = now + load_s
-                self.fleet.loads.append((start, start + job.load_wait_s, job.adapter, job.tier, start))
-                load_s += job.load_wait_s
+                self.fleet.loads.append((start, start + seconds, job.adapter, tier, start))
+                load_s += seconds
+        for job in fresh:
+            if job.adapter in loaded:
+                job.tier, job.load_wait_s = loaded[job.adapter], load_s
         return load_s
 
     def next_in_line(self, now: float) -> Job | None:
@@ -621,7 +627,7 @@ class Touching(Batching):
                 seconds = bringers[adapter].load_s if tier == STORAGE else bringers[adapter].host_load_s
             else:
                 seconds = self.reload_s(adapter, tier)
-            self.fleet.loads.append((time, time + seconds, adapter, tier, now))
+            self.fleet.loads.append((time, time + seconds, adapter, tier, time))
             time += seconds
         for job in missing:
             if job.preemptions == 0:
@@ -830,8 +836,7 @@ class TwinClients:
         self.due = [self.think(first, client) for client in range(loop.concurrency)]
 
     def think(self, key: int, number: int) -> float:
-        think = self.loop.think
-        return think if isinstance(think, float) else float(think.ppf(np.array([uniform_draw(key, number)]))[0])
+        return float(self.loop.think.ppf(np.array([uniform_draw(key, number)]))[0])
 
     def go_on(self, now: float) -> None:
         for job in self.jobs:

@@ -50,7 +50,7 @@ class Rules:
     max_loras: int
     whole_prompt: bool
     uncached_last: bool
-    base_tokens: int = 0
+    invocation_tokens: int | None = None
 
 
 @dataclass
@@ -133,7 +133,8 @@ class NaiveEngine:
             budget -= tokens
 
     def _content(self, job: Job, number: int) -> tuple[list[object], list[int]]:
-        size, base_tokens = self.rules.size, min(self.rules.base_tokens, len(job.prompt))
+        size, invocation = self.rules.size, self.rules.invocation_tokens
+        base_tokens = 0 if invocation is None else len(job.prompt) - invocation
         ends = [(before + 1) * size for before in range(number + 1)]
         return [BASE if end <= base_tokens else job.adapter for end in ends], job.tokens[: ends[-1]]
 

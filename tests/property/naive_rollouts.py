@@ -120,7 +120,7 @@ class Seen:
         )
         self._leaps[index].append((self.version(server.index, request.adapter), tokens))
         decodes = decoding and server.scheduler.decided.decoding
-        self._next_token_s[index] = server._started + server._elapsed(1) if decodes else math.inf
+        self._next_token_s[index] = server._started_s + server._elapsed(1) if decodes else math.inf
 
     def _follow(self, replica: int, versions: Versions) -> None:
         """Keep our own versions of one replica, told of what happens to its copies but not of what that means."""

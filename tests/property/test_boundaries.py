@@ -13,7 +13,7 @@ from sim.world.replica.continuous import BatchServer
 def leap(started_s: float, load_s: float, first_s: float, growth_s: float) -> BatchServer:
     """Return a server of which nothing is there but the leap under way."""
     server = BatchServer.__new__(BatchServer)
-    server._started, server._load_s, server._first, server._growth = started_s, load_s, first_s, growth_s
+    server._started_s, server._load_s, server._first_s, server._growth_s = started_s, load_s, first_s, growth_s
     return server
 
 

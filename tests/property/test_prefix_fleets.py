@@ -37,14 +37,14 @@ def fleets(draw: st.DrawFn) -> dict[str, Any]:
         "popularity": {"law": "zipf", "exponent": 1.0},
         "tokens": {"prompt": {"law": "geometric", "mean": 40}, "output": {"law": "geometric", "mean": 30, "max": 200}},
     }
-    shares = draw(st.sampled_from(["prefix", "history", "both"]))
-    if shares != "history":
+    shares = draw(st.sampled_from(["prefix", "history", "both", "nothing"]))
+    if shares in ("prefix", "both"):
         workload["prefix"] = {
             "shared_by": draw(st.sampled_from(["adapter", "all"])),
             "texts": draw(st.integers(1, 3)),
             "tokens": {"law": "uniform", "low": 1, "high": 200},
         }
-    if shares != "prefix":
+    if shares in ("history", "both"):
         workload["sessions"] = {"requests": 3, "gap_median": "4 s", "history": True, "max_context": 600}
     fleet = {
         "engine": engine,
@@ -56,13 +56,18 @@ def fleets(draw: st.DrawFn) -> dict[str, Any]:
     }
     if engine == "vllm-0.32":
         fleet["uncached_blocks"] = draw(st.sampled_from(["first", "last"]))
-    policy = draw(st.sampled_from(["affinity-prefix", "round-robin", "least-loaded"]))
+    adapters: dict[str, Any] = {"count": 6, "rank": 16}
+    invocation = draw(st.sampled_from([None, 1, 30]))
+    if invocation is not None:
+        adapters["invocation_tokens"] = invocation
+    routers = ["round-robin", "least-loaded"] if shares == "nothing" else ["affinity-prefix", "round-robin"]
+    policy = draw(st.sampled_from(routers))
     change = draw(st.sampled_from(CHANGES))
     return {
         "schema_version": 1,
         "name": "fleet",
         "workload": workload,
-        "adapters": {"count": 6, "rank": 16},
+        "adapters": adapters,
         "fleet": fleet,
         "cache": {"gpu": {"slots": draw(st.integers(2, 6))}},
         "router": {"policy": policy},
@@ -78,9 +83,11 @@ def test_blocks_agree_with_a_count_at_every_boundary(data: dict[str, Any]) -> No
     with checked_boundaries() as times:
         requests = simulate(built, 0, 2).requests
     assert times
-    cached, prompt = np.asarray(requests["cached_tokens"]), np.asarray(requests["prompt_tokens"])
-    assert np.all((cached >= 0) & (cached < prompt))
-    assert np.all(cached % data["fleet"].get("block_size", built.scenario.fleet.block_size) == 0)
-    assert np.all(cached[requests["status"] == REFUSED] == 0)
+    assert ("cached_tokens" in requests) == built.traffic.shares_text
+    if built.traffic.shares_text:
+        cached, prompt = np.asarray(requests["cached_tokens"]), np.asarray(requests["prompt_tokens"])
+        assert np.all((cached >= 0) & (cached < prompt))
+        assert np.all(cached % data["fleet"].get("block_size", built.scenario.fleet.block_size) == 0)
+        assert np.all(cached[requests["status"] == REFUSED] == 0)
     assert not np.any(requests["status"] == UNFINISHED)
     assert np.any(requests["status"] == COMPLETED)

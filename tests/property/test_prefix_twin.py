@@ -16,6 +16,7 @@ from sim.policies.costs import StepCosts
 from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_store import KvStore
 from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.kv.until_preemption import CountUntilPreemption
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.set_order import SetOrder
 from sim.policies.vllm_lru import VllmLruCache
@@ -30,11 +31,11 @@ class Simulated:
 
     def __init__(self, rules: Rules, adapters: int, kv: KvStore) -> None:
         cache = VllmLruCache(adapters, rules.max_loras, max(adapters, rules.max_loras), SetOrder(range(adapters)))
-        waiting = ClaimingQueue(cache, _never, stop=False, blocking=True, gives_up=True)
+        waiting = ClaimingQueue(cache, None, stop=False, gives_up=True)
         costs = StepCosts(StepCost(), rules.max_loras, rules.max_tokens)
         limits = Limits(rules.max_seqs, rules.max_tokens, rules.whole_prompt)
         self.scheduler = Scheduler(limits, kv, waiting, [0] * adapters, costs)
-        self.scheduler.serve_base_model(cache.serve_base_model())
+        self.scheduler.admit_base_model(cache.serve_base_model())
         self.cache = cache
         self._pushed = 0
 
@@ -63,10 +64,6 @@ class Simulated:
         return [request.index for request in finished]
 
 
-def _never(request: Request) -> None:
-    raise AssertionError("blocking loads are never requested ahead")
-
-
 def drawn(seed: int) -> tuple[Rules, Traffic, list[Coming]]:
     """Return random rules and traffic that fits them."""
     random = Random(seed)
@@ -85,7 +82,7 @@ def drawn(seed: int) -> tuple[Rules, Traffic, list[Coming]]:
         max_loras=random.randint(1, adapters),
         whole_prompt=random.random() < 0.5,
         uncached_last=random.random() < 0.4,
-        base_tokens=random.choice((0, 0, random.randint(1, longest), 1_000)),
+        invocation_tokens=random.choice((None, None, 1, random.randint(1, longest))),
     )
     return rules, traffic, coming
 
@@ -95,7 +92,7 @@ def prefix_store(rules: Rules, adapters: int) -> PrefixStore:
         rules.blocks,
         rules.size,
         uncached_last=rules.uncached_last,
-        base_tokens=rules.base_tokens,
+        invocation_tokens=rules.invocation_tokens or 0,
         base_model=adapters,
     )
 
@@ -231,7 +228,7 @@ def test_with_all_memory_every_prefix_that_was_ever_there_is_found(block: int) -
     total = 0
     for seed in range(20 * block, 20 * block + 20):
         rules, traffic, coming = drawn(seed)
-        rules = replace(rules, blocks=100_000, base_tokens=0, max_tokens=100_000)  # each prompt in one step
+        rules = replace(rules, blocks=100_000, invocation_tokens=None, max_tokens=100_000)  # each prompt in one step
         store = prefix_store(rules, traffic.adapters)
         _, found = run(rules, traffic.adapters, coming, store)
         jobs, turn_of = {one.job.index: one.job for one in coming}, {one.job.index: one.after for one in coming}
@@ -275,7 +272,10 @@ def test_where_nobody_shares_the_cache_changes_nothing(block: int) -> None:
         firsts = [one for one in coming if one.after is None]
         if sum(-(-(len(one.job.prompt) + len(one.job.answer)) // rules.size) for one in firsts) > rules.blocks:
             rules = replace(rules, max_seqs=1, max_tokens=max(rules.max_tokens, 2))  # nobody is ever preempted
-        stores = prefix_store(replace(rules, base_tokens=0), traffic.adapters), CountingStore(rules.blocks, rules.size)
+        stores = (
+            prefix_store(replace(rules, invocation_tokens=None), traffic.adapters),
+            CountingStore(rules.blocks, rules.size),
+        )
         results = []
         for store in stores:
             fresh = [replace(one, request=one.request.fresh_copy()) for one in firsts]
@@ -287,6 +287,32 @@ def test_where_nobody_shares_the_cache_changes_nothing(block: int) -> None:
         assert results[0] == results[1]
         compared += stores[0].evicted_blocks > 0
     assert compared >= 5
+
+
+@pytest.mark.parametrize("block", range(5))
+def test_where_nobody_shares_only_preempted_requests_find_blocks(block: int) -> None:
+    """The store that counts until then gives the steps of the one that knows all blocks from the start."""
+    preempted = found_again = 0
+    for seed in range(60 * block, 60 * block + 60):
+        rules, traffic, coming = drawn(seed)
+        firsts = [one for one in coming if one.after is None]
+        longest = max(len(one.job.prompt) + len(one.job.answer) for one in firsts)
+        rules = replace(rules, blocks=-(-longest // rules.size) + 1, max_seqs=4, max_tokens=max(rules.max_tokens, 4))
+        stores = (
+            prefix_store(replace(rules, invocation_tokens=None), traffic.adapters),
+            CountUntilPreemption(rules.blocks, rules.size, uncached_last=rules.uncached_last),
+        )
+        results = []
+        for store in stores:
+            fresh = [replace(one, request=one.request.fresh_copy()) for one in firsts]
+            for one in fresh:
+                one.request.shared, one.request.text_key = (), -1
+            steps, found = run(rules, traffic.adapters, fresh, store, preempts=True)
+            results.append((steps, found, [one.request.cached_tokens for one in fresh]))
+        assert results[0] == results[1]
+        preempted += stores[0].again_tokens > 0
+        found_again += stores[0].again_cached_tokens > 0
+    assert min(preempted, found_again) >= 10
 
 
 # In the last four, a block that a turn has filled is the next one of the turn before, which found nothing there.

@@ -82,6 +82,26 @@ def test_in_place_blocks_the_next_step_where_loads_do() -> None:
     assert steps(recording, "finished_s") == [43, 17, 43, 55, 26]
 
 
+def test_in_place_on_an_idle_replica_delays_the_next_step() -> None:
+    # Begun at 10.25 and loaded at 13.25; a request that comes in between is admitted at once and waits for that.
+    rows = [(0.0, 0, 8, 2), (11.0, 0, 8, 1), (20.0, 0, 8, 1)]
+    case = by_hand(rows, {"strategy": "in-place", "at": seconds(10.25 * D), "adapter": 0}, storage={"mode": "blocking"})
+    recording = run(case)
+    assert steps(recording, "admitted_s") == [0, 11, 20]
+    assert steps(recording, "finished_s") == [2, 14.25, 21]
+
+
+def test_loads_of_a_step_begin_after_an_update_in_place() -> None:
+    # At the boundary at 11, first the update of adapter 0 until 14, then the load of adapter 1 until 17, then a step.
+    rows = [(0.0, 0, 8, 40), (10.5, 1, 8, 5)]
+    update = {"strategy": "in-place", "at": seconds(10.25 * D), "adapter": 0}
+    recording = run(by_hand(rows, update, storage={"mode": "blocking"}, cache={"warm": 1}))
+    assert [time / D for time in recording.loads["started_s"].tolist()] == [11, 14]
+    assert [time / D for time in recording.loads["ended_s"].tolist()] == [14, 17]
+    assert steps(recording, "load_wait_s") == [0, 3]
+    assert steps(recording, "first_token_s") == [1, 18]
+
+
 @pytest.mark.parametrize("strategy", ["in-place", "drain-then-swap"])
 def test_a_second_token_of_staleness_takes_a_step_that_began_before_the_swap(strategy: str) -> None:
     # Came at 10.5, after the cutover, and was admitted at 11, before the swap at 14; whoever drains lets it wait.

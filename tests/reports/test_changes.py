@@ -29,7 +29,7 @@ def test_a_rollout_says_what_it_harmed_and_what_it_cost() -> None:
     said = answer(samples.changed_point(), TERMS)
     assert said.headline == "Requests harmed: 220 of 57,000, 0.386 % (125 slow, 95 mixed versions)."
     text = " ".join(said.details)
-    assert "Some are slow anyway: 0.1 % of those that came before the rollout." in text
+    assert "Before the rollout, 0.1 % of the requests were already slow." in text
     assert "p99 TTFT is 400 ms (380 to 420) for requests that come during the rollout, against 200 ms" in text
     assert "The rollout is complete after 6 s" in text
     assert "Loads peak at 27.2/s over ten seconds, against 18.4/s before." in text
@@ -85,8 +85,8 @@ def test_crashes_say_what_was_lost_and_where_it_went() -> None:
     assert not any(s.startswith("Failed") for s in said.details)
     assert "Rerouted requests take on average 9 s" in text
     alone = answer(run.points[-1], TERMS)
-    assert "With their replica 140 requests were lost; 0 were sent to another one." in alone.details
-    assert any("take longest: 8 s on average, usually 2 s" in s for s in alone.details)
+    assert "140 requests were lost with their replica; 0 were sent to another one." in alone.details
+    assert any("8 s on average, against 2 s usually" in s for s in alone.details)
 
 
 def stalls(lengths: tuple[str, ...] = ("0 s", "60 s")) -> list[Point]:
@@ -130,7 +130,7 @@ def test_designs_under_one_fault_are_ranked_by_harm_beyond_the_usual() -> None:
 def test_one_fault_is_told_against_the_usual_too() -> None:
     point = stalls()[2]
     text = " ".join(answer(point, TERMS).details)
-    assert "Some are slow anyway: 0.6 % of those that came before the fault; as many as that left out, 667" in text
+    assert "Before the fault, 0.6 % of the requests were already slow. Beyond that share, 667" in text
 
 
 def test_who_never_got_an_answer_is_told_first() -> None:
@@ -144,7 +144,7 @@ def test_who_never_got_an_answer_is_told_first() -> None:
     said = answer(point, TERMS)
     assert said.headline.endswith("(5,000 slow); 4,960 of the slow ones had no answer when the run ended.")
     text = " ".join(said.details)
-    assert "Of the 7,000 that came after it began, 4,990 had no answer when the run ended." in text
+    assert "Of the 7,000 requests after it began, 4,990 had no answer when the run ended." in text
     assert "take longest" not in text
     assert (said.binding, said.verdict) == ("fault", "not met")
     assert said.binding_sentence == "Replicas were down for 33.3 % of their time, and requests waited for that."
@@ -166,8 +166,8 @@ def test_overload_is_the_reason_where_it_is_one() -> None:
 def test_the_slowest_time_is_one_after_the_fault_began() -> None:
     point = samples.changed_point(rollout=False)
     point.timeline.e2e_mean_s[2] = 99.0  # long before
-    said = next(s for s in answer(point, TERMS).details if "take longest" in s)
-    assert said.startswith("Of those that come after it begins, requests at about 4")
+    said = next(s for s in answer(point, TERMS).details if "Latency peaks" in s)
+    assert said.startswith("Latency peaks at about 4")
     assert "8 s on average" in said
 
 
@@ -188,8 +188,8 @@ def test_what_may_be_luck_is_no_extreme() -> None:
 def test_misrouting_says_how_many_wrong_answers_were_caught() -> None:
     (point,) = samples.misrouted().points
     assert answer(point, TERMS).headline == (
-        "2,092 of 57,000 requests did not reach their own adapter: 1,077 wrong answers were taken for right, 1,020 "
-        "were noticed, and 1,020 requests sent again."
+        "2,092 of 57,000 requests did not reach their own adapter: 1,077 wrong answers went unnoticed, 1,020 "
+        "were noticed, and 1,020 requests were sent again."
     )
 
 

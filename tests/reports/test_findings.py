@@ -88,10 +88,10 @@ def test_loads_that_block_steps_limit_before_their_loader_is_busy() -> None:
 @pytest.mark.parametrize("busy", [0.1, 0.6])
 def test_loads_that_block_steps_promise_no_headroom(busy: float) -> None:
     assert headroom(blocking(utilization=busy, offered_load=busy)) == (
-        f"The engine loads from storage within its steps for {100 * busy:.0f} % of the time. How much more traffic "
-        "fits, a sweep of the arrival rate shows."
+        f"The engine loads from storage within its steps for {100 * busy:.0f} % of the time. Sweep the arrival rate "
+        "to see how much more traffic fits."
     )
-    assert headroom(blocking(utilization=0.0, offered_load=0.0)).startswith("Not visible in this run")
+    assert headroom(blocking(utilization=0.0, offered_load=0.0)).startswith("Loading is no limit here")
 
 
 def test_fixed_engine_is_limited_by_its_server() -> None:
@@ -105,7 +105,7 @@ def test_fixed_engine_is_limited_by_its_server() -> None:
 def test_headroom_follows_from_the_offered_load() -> None:
     assert "about 10 % more traffic" in headroom(point("loader", utilization=0.91, offered_load=0.91))
     assert headroom(point("loader", utilization=1.0, offered_load=1.25)).startswith(
-        "None. The offered load is 125 % of capacity"
+        "There is no headroom. The offered load is 125 % of capacity"
     )
     assert "12 adapters were in use or requested at the same time, with 64 slots" in headroom(
         point("slots", blocked_share=0.2)

@@ -141,3 +141,11 @@ def test_counts_of_runs_of_different_length_are_not_compared() -> None:
 )
 def test_an_interval_that_ends_at_100_percent_keeps_its_lower_end(low: float, text: str) -> None:
     assert interval("slo_attainment", Metric(1.0, low, 1.0, "1")) == text
+
+
+def test_the_prefix_hit_ratio_is_a_key_number_where_there_is_one() -> None:
+    point = samples.make_point()
+    assert "prefix hit ratio" not in [tile.words for tile in make_tiles(point, TERMS)]
+    point.metrics["prefix_hit_ratio"] = Metric(0.62, 0.6, 0.64, "1")
+    tile = next(tile for tile in make_tiles(point, TERMS) if tile.words == "prefix hit ratio")
+    assert tile.value == "62.0 %"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
 import resource
@@ -16,6 +18,8 @@ import pyarrow.parquet as parquet
 import pytest
 from command_line import CommandLine, Ended
 from fake_server import FakeServer
+
+from calibrate.serve.connection import run_or_stop
 
 OUT = Path("runs/serve-short")
 
@@ -360,6 +364,33 @@ def test_an_interruption_keeps_finished_requests(
     assert len(served) >= 8
     assert f"interrupted: {len(served)} finished requests are kept in runs/serve-short" in err
     assert "Traceback" not in err
+
+
+def test_a_stop_in_the_middle_of_a_task_prints_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """The signal comes while one of several tasks reads an answer; with handlers as the command line sets them."""
+
+    def handler(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    async def read() -> None:
+        await asyncio.sleep(0)
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(30)
+
+    async def work() -> None:
+        reader = asyncio.ensure_future(read())
+        await asyncio.sleep(30)
+        await reader
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_or_stop(work())
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    gc.collect()  # a task with an exception that was not retrieved is reported when it goes
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_a_launch_that_fails_says_why(loraplan: CommandLine) -> None:

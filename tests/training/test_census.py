@@ -15,9 +15,9 @@ from sim.errors import InputError, OutputError
 from sim.spec.scenario import Targets
 from sim.training.files import census as counted
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS
-from sim.training.files.base_models import known_model
+from sim.training.files.base_model_names import known_model
 from sim.training.files.census import groups, take_census
-from sim.training.files.copies import find_copies
+from sim.training.files.duplicates import find_copies
 
 
 def add(

@@ -187,15 +187,21 @@ DRAWN: dict[str, tuple[Any, ...]] = {
     "fleet.front_end": ("none", "vllm-0.8-scraped", "s-lora"),
     "fleet.passed_requests": ("keep-order", "reversed", "own-queue"),
     "cache.eviction": ("lru", "belady", "vllm-lru", "discard-when-idle", "cycle"),
-    "cache.gpu": ({"slots": 4}, {"size": "1 GB"}, {"unified": True}, {"unified": True, "size": "1 GB"},
-                  {"slots": 4, "unified": True}, {"slots": 4, "base_model_slot": True}),
+    "cache.gpu": (
+        {"slots": 4},
+        {"size": "1 GB"},
+        {"unified": True},
+        {"unified": True, "size": "1 GB"},
+        {"slots": 4, "unified": True},
+        {"slots": 4, "base_model_slot": True},
+    ),
     "cache.host": ({"slots": 2}, {"slots": 8}, {"size": "1 GB"}, {"fill": "arrival"}, {"fill": "start"}),
     "cache.pinned": (0, 1),
     "cache.warm": (0, 1),
     "cache.prefetch": ("none", "queued"),
     "storage.mode": ("overlap", "blocking"),
     "storage.loaders": (1, 2),
-}  # fmt: skip  # a case a line
+}
 
 
 def test_a_scenario_is_refused_if_and_only_if_its_parts_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

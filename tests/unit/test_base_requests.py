@@ -335,8 +335,11 @@ def test_a_study_of_the_others_is_as_without_them() -> None:
     named = data.for_adapters()
     found, alone = (study_trace(each, "t.csv", fit_share=0.5, seed=1).facts for each in (data, named))
     assert (found.concentration, found.curve, found.laws, found.sessions) == (
-        alone.concentration, alone.curve, alone.laws, alone.sessions,
-    )  # fmt: skip  # two rows of four to compare
+        alone.concentration,
+        alone.curve,
+        alone.laws,
+        alone.sessions,
+    )
     assert alone.base_share == 0
 
 
@@ -353,7 +356,7 @@ def test_a_step_without_adapters_runs_without_lora() -> None:
     }
     cost = StepCost.model_validate({"fixed_s": 8.0, "tokens": [[0, 0], [64, 64]], "per_sequence_s": 0.5, "lora": lora})
     costs = StepCosts(cost, 4, 128, 16)
-    beside = costs.beside_base_model()
+    beside = costs.with_base_model()
     details = (3, 5, 0.0, 0, 0)
     assert beside.step(8, 0, 0, 0, details) == 8 + 8 + 3 * 0.5
     assert beside.step(8, 0, 1, 16, details) == costs.step(8, 0, 1, 16, details) == 8 + 8 + 1.5 + 1 + 2 + 8 + 2 + 20
@@ -705,5 +708,7 @@ def test_remedies_keep_them() -> None:
     kinds = (AdapterKind(share=0.4, kind="base"), AdapterKind(share=0.6, rank=8))
     found = mixed_in(AdapterKind(share=1, rank=64), 0.25, kinds)
     assert [(kind.kind, kind.rank, pytest.approx(kind.share)) for kind in found] == [
-        ("lora", 64, 0.15), ("base", 16, 0.4), ("lora", 8, 0.45),
-    ]  # fmt: skip  # a row a kind would say no more
+        ("lora", 64, 0.15),
+        ("base", 16, 0.4),
+        ("lora", 8, 0.45),
+    ]

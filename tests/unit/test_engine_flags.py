@@ -79,42 +79,75 @@ def test_a_name_means_one_option_of_an_engine() -> None:
     [
         ("max_loras: 8", "max_loras: unknown key; --max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here"),
         ("--max-loras: 8", "--max-loras: unknown key; --max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here"),
-        ("cache: {max_cpu_loras: 8}", "cache.max_cpu_loras: unknown key (allowed: gpu, host, eviction, cycle, pinned, "
-         "warm, prefetch); --max-cpu-loras of vLLM and TensorRT-LLM is cache.host.slots here"),
-        ("fleet: {max-lora-rank: 8}", "fleet.max-lora-rank: unknown key; --max-lora-rank of vLLM, SGLang and "
-         "TensorRT-LLM is adapters.rank here"),
-        ("tensor_parallel_size: 2", "tensor_parallel_size: unknown key; --tensor-parallel-size of vLLM, SGLang and "
-         "TensorRT-LLM is fleet.profile here (a profile is made for a number of GPUs, see loraplan profiles list)"),
-        ("fleet: {tp: 2}", "fleet.tp: unknown key; -tp of vLLM and SGLang is fleet.profile here"),
+        (
+            "cache: {max_cpu_loras: 8}",
+            "cache.max_cpu_loras: unknown key (allowed: gpu, host, eviction, cycle, pinned, "
+            "warm, prefetch); --max-cpu-loras of vLLM and TensorRT-LLM is cache.host.slots here",
+        ),
+        (
+            "fleet: {max-lora-rank: 8}",
+            "fleet.max-lora-rank: unknown key; --max-lora-rank of vLLM, SGLang and TensorRT-LLM is adapters.rank here",
+        ),
+        (
+            "tensor_parallel_size: 2",
+            "tensor_parallel_size: unknown key; --tensor-parallel-size of vLLM, SGLang and "
+            "TensorRT-LLM is fleet.tensor_parallel here (GPUs of one replica, for which there must be a profile, see "
+            "loraplan profiles list)",
+        ),
+        ("fleet: {tp: 2}", "fleet.tp: unknown key; -tp of vLLM and SGLang is fleet.tensor_parallel here"),
         ("fleet: {num_shard: 2}", "fleet.num_shard: unknown key; LoRAX's --num-shard has no equivalent here"),
         ("max_num_seqs: 9", "max_num_seqs: unknown key; did you mean 'fleet.max_num_seqs'?"),
-        ("cache: {gpu_memory_utilization: 0.9}", "cache.gpu_memory_utilization: unknown key (allowed: gpu, host, "
-         "eviction, cycle, pinned, warm, prefetch); did you mean 'fleet.gpu_memory_utilization'?"),
+        (
+            "cache: {gpu_memory_utilization: 0.9}",
+            "cache.gpu_memory_utilization: unknown key (allowed: gpu, host, "
+            "eviction, cycle, pinned, warm, prefetch); did you mean 'fleet.gpu_memory_utilization'?",
+        ),
         ("max-model-len: 9", "max-model-len: unknown key; vLLM's --max-model-len is fleet.max_model_len here"),
-        ("fleet: {max_loras_per_batch: 9}", "fleet.max_loras_per_batch: unknown key; SGLang's --max-loras-per-batch is "
-         "cache.gpu.slots here (with cache.gpu.base_model_slot, the base model takes one of them)"),
+        (
+            "fleet: {max_loras_per_batch: 9}",
+            "fleet.max_loras_per_batch: unknown key; SGLang's --max-loras-per-batch is "
+            "cache.gpu.slots here (with cache.gpu.base_model_slot, the base model takes one of them)",
+        ),
         ("max_loaded_loras: 9", "max_loaded_loras: unknown key; SGLang's --max-loaded-loras is cache.host.slots here"),
-        ("mem_fraction_static: 0.8", "mem_fraction_static: unknown key; SGLang's --mem-fraction-static is "
-         "fleet.gpu_memory_utilization here (SGLang's share holds weights and KV cache, loraplan's all that the "
-         "engine uses)"),
+        (
+            "mem_fraction_static: 0.8",
+            "mem_fraction_static: unknown key; SGLang's --mem-fraction-static is "
+            "fleet.gpu_memory_utilization here (SGLang's share holds weights and KV cache, loraplan's all that the "
+            "engine uses)",
+        ),
         ("ADAPTER_CYCLE_TIME_S: 2", "ADAPTER_CYCLE_TIME_S: unknown key; LoRAX's --adapter-cycle-time-s is cache.cycle"),
-        ("running_max_req_size: 2", "running_max_req_size: unknown key; S-LoRA's --running_max_req_size is "
-         "fleet.max_num_seqs here"),
-        ("max_total_tokens: 2", "max_total_tokens: unknown key; SGLang's --max-total-tokens is fleet.kv_tokens here; "
-         "LoRAX's --max-total-tokens is fleet.max_model_len here"),
-        ("deviceCachePercent: 2", "deviceCachePercent: unknown key; TensorRT-LLM's "
-         "peft_cache_config.device_cache_percent is cache.gpu.size here (a share of what weights leave free, while "
-         "cache.gpu.size is in bytes)"),
-        ("kv_cache_config: {max_tokens: 9, made_up: 1}", "kv_cache_config: unknown key; TensorRT-LLM's "
-         "kv_cache_config.max_tokens is fleet.kv_tokens here"),
-        ("vllm: {max_loras: 9, max_num_seqs: 4}", "vllm: unknown key; --max-loras of vLLM and TensorRT-LLM is "
-         "cache.gpu.slots here; vLLM's --max-num-seqs is fleet.max_num_seqs here"),
+        (
+            "running_max_req_size: 2",
+            "running_max_req_size: unknown key; S-LoRA's --running_max_req_size is fleet.max_num_seqs here",
+        ),
+        (
+            "max_total_tokens: 2",
+            "max_total_tokens: unknown key; SGLang's --max-total-tokens is fleet.kv_tokens here; "
+            "LoRAX's --max-total-tokens is fleet.max_model_len here",
+        ),
+        (
+            "deviceCachePercent: 2",
+            "deviceCachePercent: unknown key; TensorRT-LLM's "
+            "peft_cache_config.device_cache_percent is cache.gpu.size here (a share of what weights leave free, while "
+            "cache.gpu.size is in bytes)",
+        ),
+        (
+            "kv_cache_config: {max_tokens: 9, made_up: 1}",
+            "kv_cache_config: unknown key; TensorRT-LLM's kv_cache_config.max_tokens is fleet.kv_tokens here",
+        ),
+        (
+            "vllm: {max_loras: 9, max_num_seqs: 4}",
+            "vllm: unknown key; --max-loras of vLLM and TensorRT-LLM is "
+            "cache.gpu.slots here; vLLM's --max-num-seqs is fleet.max_num_seqs here",
+        ),
         ("workload: {max_tokens: 9}", "workload.max_tokens: unknown key (allowed: requests, duration,"),
-        ("enable_prefix_caching: true", "enable_prefix_caching: unknown key; vLLM's --enable-prefix-caching is "
-         "fleet.prefix_caching here"),
+        (
+            "enable_prefix_caching: true",
+            "enable_prefix_caching: unknown key; vLLM's --enable-prefix-caching is fleet.prefix_caching here",
+        ),
         ("max_lorry: 9", "max_lorry: unknown key"),
     ],
-)  # fmt: skip  # a case a line
+)
 def test_an_option_in_a_file_is_answered_with_our_key(base: Path, line: str, says: str) -> None:
     path = write(base.parent / "odd.yaml", f"extends: base.yaml\n{line}\n")
     assert refusal(path).startswith(f"{path}:2: {says}")
@@ -133,14 +166,16 @@ def test_a_name_that_means_something_else_outside_its_section_is_not_explained(b
         ("--max-loras=8", "--max-loras: unknown key; --max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here"),
         ("fleet.max_running_requests=8", "fleet.max_running_requests: unknown key; SGLang's --max-running-requests is"),
         ("max_num_seqs=8", "max_num_seqs: unknown key; did you mean 'fleet.max_num_seqs'?"),
-        ("peft_cache_config.host_cache_size=1", "peft_cache_config: unknown key; TensorRT-LLM's "
-         "peft_cache_config.host_cache_size is cache.host.size here"),
+        (
+            "peft_cache_config.host_cache_size=1",
+            "peft_cache_config: unknown key; TensorRT-LLM's peft_cache_config.host_cache_size is cache.host.size here",
+        ),
         ("sweep.max-cpu-loras=[1]", "sweep.max-cpu-loras: unknown key; --max-cpu-loras of vLLM and TensorRT-LLM is"),
         ("sweep.kv_cache_config.max_tokens=[1]", "sweep.kv_cache_config.max_tokens: unknown key; TensorRT-LLM's"),
         ("cache.gpu.slots.max_loras=8", "cache.gpu.slots.max_loras: cache.gpu.slots holds one value and has no keys"),
         ("fleet.max_num_seq=8", "fleet.max_num_seq: unknown key; did you mean 'max_num_seqs'?"),
     ],
-)  # fmt: skip  # a case a line
+)
 def test_an_option_after_set_is_answered_with_our_key(base: Path, setting: str, says: str) -> None:
     assert refusal("base.yaml", setting).startswith(f"--set: {says}")
 
@@ -221,8 +256,8 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--enable-mixed-chunk",
         "--max-loaded-loras",
         "--disable-radix-cache",
-        "--tensor-parallel-size",
         "--tp-size",
+        "--fully-sharded-loras",
     }
     assert {option for _, option in printed - seen} <= unset
 
@@ -284,25 +319,39 @@ def test_a_command_line_gives_the_kv_cache_that_the_run_assumed(
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        (["fleet.engine=continuous"], "engine continuous is idealised, and no server follows its rules; choose "
-         "fleet.engine vllm."),
-        (["fleet.engine=fixed", "fleet.service={law: fixed, value: 10 ms}"], "engine fixed is a queue with a given "
-         "service time, not a server."),
+        (
+            ["fleet.engine=continuous"],
+            "engine continuous is idealised, and no server follows its rules; choose fleet.engine vllm.",
+        ),
+        (
+            ["fleet.engine=fixed", "fleet.service={law: fixed, value: 10 ms}"],
+            "engine fixed is a queue with a given service time, not a server.",
+        ),
         (["fleet.engine=s-lora", "cache.gpu.slots=null"], "loraplan writes none for engine s-lora."),
         (["fleet.engine=vllm-0.32", "cache.eviction=lru"], "no option of vLLM sets cache.eviction to lru."),
-        (["fleet.engine=vllm-0.8", "fleet.kv_check=whole-prompt"], "no option of vLLM sets fleet.kv_check to "
-         "whole-prompt."),
-        (["fleet.engine=vllm-0.32", "fleet.batching=prefill-first"], "no option of vLLM sets fleet.batching to "
-         "prefill-first."),
+        (
+            ["fleet.engine=vllm-0.8", "fleet.kv_check=whole-prompt"],
+            "no option of vLLM sets fleet.kv_check to whole-prompt.",
+        ),
+        (
+            ["fleet.engine=vllm-0.32", "fleet.batching=prefill-first"],
+            "no option of vLLM sets fleet.batching to prefill-first.",
+        ),
         (["fleet.engine=sglang", "cache.eviction=sieve"], "no option of SGLang sets cache.eviction to sieve."),
-        (["fleet.engine=sglang", "cache.gpu.base_model_slot=false"], "no option of SGLang sets "
-         "cache.gpu.base_model_slot to false."),
-        (["fleet.engine=sglang", "cache.host={slots: 90, fill: load}"], "no option of SGLang sets cache.host.fill to "
-         "load."),
-        (["fleet.engine=sglang", "storage.mode=overlap", "fleet.load_at=admission", "storage.loaders=2"], "no option "
-         "of SGLang sets storage.loaders to 2."),
+        (
+            ["fleet.engine=sglang", "cache.gpu.base_model_slot=false"],
+            "no option of SGLang sets cache.gpu.base_model_slot to false.",
+        ),
+        (
+            ["fleet.engine=sglang", "cache.host={slots: 90, fill: load}"],
+            "no option of SGLang sets cache.host.fill to load.",
+        ),
+        (
+            ["fleet.engine=sglang", "storage.mode=overlap", "fleet.load_at=admission", "storage.loaders=2"],
+            "no option of SGLang sets storage.loaders to 2.",
+        ),
     ],
-)  # fmt: skip  # a case a line
+)
 def test_rules_that_the_engine_does_not_have_leave_no_command_line(base: Path, settings: list[str], why: str) -> None:
     found = load_scenario("base.yaml", settings).scenario
     assert why_no_flags(found) == f"No command line is given: {why}"

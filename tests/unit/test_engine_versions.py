@@ -78,8 +78,11 @@ def test_a_version_finds_the_preset_with_its_rules(name: str, preset: str, words
     ("name", "hint"),
     [
         ("vllm-0.7", "the nearest preset is vllm-0.8: vLLM up to 0.7 runs the V0 engine, whose rules are different"),
-        ("vllm-0.8.1", "the nearest preset is vllm-0.8: vLLM 0.8.0 to 0.8.2 differs in one rule: a request over the "
-         "adapter limit holds up all behind it"),
+        (
+            "vllm-0.8.1",
+            "the nearest preset is vllm-0.8: vLLM 0.8.0 to 0.8.2 differs in one rule: a request over the "
+            "adapter limit holds up all behind it",
+        ),
         ("vllm-0.99", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
         ("vllm-1.0", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
         ("vllm-0.16 nightly", "write vllm-0.16"),
@@ -87,24 +90,32 @@ def test_a_version_finds_the_preset_with_its_rules(name: str, preset: str, words
         ("vllmm", "did you mean 'vllm'?"),
         ("v0.12", "name the engine too, such as vllm-0.12"),
         ("0.8", "name the engine too, such as vllm-0.8"),
-        ("sglang-0.5.3", "the nearest preset is sglang: SGLang up to 0.5.6 has another rule of admission (set "
-         "fleet.admission: stop) and, up to 0.5.3, of eviction"),
-        ("sglang-0.5", "the nearest preset is sglang: SGLang up to 0.5.6 has another rule of admission (set "
-         "fleet.admission: stop) and, up to 0.5.3, of eviction"),
+        (
+            "sglang-0.5.3",
+            "the nearest preset is sglang: SGLang up to 0.5.6 has another rule of admission (set "
+            "fleet.admission: stop) and, up to 0.5.3, of eviction",
+        ),
+        (
+            "sglang-0.5",
+            "the nearest preset is sglang: SGLang up to 0.5.6 has another rule of admission (set "
+            "fleet.admission: stop) and, up to 0.5.3, of eviction",
+        ),
         ("sglang-0.6.1", "the nearest preset is sglang: SGLang from 0.5.24 on was not read; this is the newest preset"),
         ("sglan", "did you mean 'sglang'?"),
         ("slora", "did you mean 's-lora'?"),
         ("TensorRT_LLM", "did you mean 'tensorrt-llm'?"),
         ("lorax-0.12", "did you mean 'lorax'?"),
         ("continous", "did you mean 'continuous'?"),
-        ("vllm-0." + "9" * 5000, "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest "
-         "preset"),
+        (
+            "vllm-0." + "9" * 5000,
+            "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset",
+        ),
         ("tgi", None),
         ("", None),
         ("v" * 100_000, None),
         ("٣", None),
     ],
-)  # fmt: skip  # a case a line
+)
 def test_what_is_said_of_an_engine_without_a_preset(name: str, hint: str | None) -> None:
     assert name not in ENGINES
     assert versions_of(name) is None

@@ -284,7 +284,7 @@ def test_a_report_says_what_swaps_cost(swapping: Any) -> None:
     assert limits(point)[0].name == "swaps"
     assert "spend" in limit_sentence(limits(point)[0], point)
     if "overloaded" not in " ".join(point.warnings):
-        assert headroom(point).startswith("Not visible in one run. To load models less often")
+        assert headroom(point).startswith("One run does not show the headroom. To load models less often")
     table, where = replicas_table(point, ""), capacity_table(point)
     assert table is not None
     assert table.rows[2][0] == "2 (full models)"
@@ -359,7 +359,7 @@ def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
         "plan: {minimize: price, range: [1, 2], fleets: [{name: a, price: 3, gpus: 2}]}\n"
     )
     planned = make_plan(load_scenario(str(path)), tmp_path / "out", Execution(Local(1)))
-    assert planned.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3}
+    assert planned.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3, "gpus": (1 + 2) * 2}
     assert planned.record.fleets[0].full_replicas == 2
     assert planned.record.full_replicas == 2
 

@@ -17,6 +17,7 @@ from sim.results.records import COMPLETED, OLD_PREFIX, Recording
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import facts_of
+from sim.studies.planning.what_if_changes import Change, changes
 from sim.traffic.request import Request
 from sim.world.build import build_world
 from sim.world.replication import simulate
@@ -139,14 +140,25 @@ def test_without_shared_text_the_tables_are_the_same_to_the_byte(workload: dict[
     if "sessions" in workload:
         workload["sessions"].pop("max_context")
     on, off = (
-        run(world(workload, 3000, rate="90/s", fleet={"prefix_caching": caching, "kv_tokens": 3000}))
+        run(world(workload, 3000, rate="90/s", fleet={"prefix_caching": caching, "kv_tokens": 60_000}))
         for caching in (True, False)
     )
+    assert not off.requests["preemptions"].any()
     assert on.requests.keys() == off.requests.keys()
     for name, column in on.requests.items():
         np.testing.assert_array_equal(column, off.requests[name])
-    assert on.requests["preemptions"].sum() > 0, "a full KV cache is part of the test"
     assert on.prefix_blocks_evicted is None
+
+
+def test_without_shared_text_preempted_requests_compute_less_again() -> None:
+    on, off = (
+        run(world({}, 3000, rate="90/s", fleet={"prefix_caching": caching, "kv_tokens": 3000}))
+        for caching in (True, False)
+    )
+    assert on.requests.keys() == off.requests.keys(), "no column of cached tokens: those count at the first admission"
+    assert min(recording.requests["preemptions"].sum() for recording in (on, off)) > 100
+    last = [float(np.max(recording.requests["finished_s"])) for recording in (on, off)]
+    assert 0.9 * last[1] < last[0] < last[1]
 
 
 def test_off_is_the_same_as_requests_of_that_length_that_share_nothing(tmp_path: Path) -> None:
@@ -434,3 +446,106 @@ def test_metrics_are_those_of_the_request_rows() -> None:
     off = world({"prefix": PREFIX}, 300, fleet={"prefix_caching": False})
     found, _ = measure([simulate(off, 0, 10)], facts_of(off))
     assert list(found) == list(ALWAYS_THERE)
+
+
+def fixed(tokens: int) -> dict[str, Any]:
+    return {"law": "fixed", "value": tokens}
+
+
+@pytest.mark.parametrize(
+    ("low", "limits", "allowed"),
+    [
+        (4096, {"max_model_len": 4096}, "less than fleet.max_model_len (4,096)"),
+        (9000, {"kv_tokens": 8192}, "less than the KV cache of a replica, in tokens (8,176)"),
+    ],
+)
+def test_a_text_that_no_prompt_can_begin_with_is_refused(low: int, limits: dict[str, int], allowed: str) -> None:
+    prefix = {"tokens": {"law": "uniform", "low": low, "high": low + 100}}
+    with pytest.raises(InputError) as error:
+        world({"prefix": prefix}, fleet=limits)
+    assert (error.value.key, error.value.got) == ("workload.prefix.tokens", f"at least {low:,} tokens")
+    assert error.value.allowed == allowed
+    assert world({"prefix": {"tokens": {"law": "uniform", "low": 10, "high": 100}}}, fleet=limits).notes == ()
+
+
+def test_texts_that_are_too_long_for_the_model_are_named() -> None:
+    prefix = {"tokens": {"law": "uniform", "low": 10, "high": 5000}}
+    built = world({"prefix": prefix}, fleet={"max_model_len": 4096})
+    assert built.notes == (
+        "workload.prefix.tokens goes up to 5,000, and fleet.max_model_len is 4,096: requests that begin with such a "
+        "text are refused",
+    )
+
+
+@pytest.mark.parametrize(("most", "noted"), [(389, True), (390, False)])
+def test_conversations_that_never_go_on_are_named(most: int, noted: bool) -> None:
+    tokens = {"prompt": fixed(100), "output": fixed(20)}
+    workload = {"prefix": {"tokens": fixed(150)}, "tokens": tokens, "sessions": {**HISTORY, "max_context": most}}
+    built = world(workload, 300, rate="0.1/s")
+    note = (
+        "workload.sessions.max_context (389) is below a system prompt and two turns of median length (390 tokens): "
+        "most conversations start over with their second turn, without history"
+    )
+    assert built.notes == ((note,) if noted else ())
+    longest = max(chunk.prompt_tokens.max() for chunk in built.traffic.chunks(0))
+    assert (longest == 250) == noted
+
+
+def test_prefix_caching_that_changes_nothing_is_named_where_the_scenario_asks_for_it() -> None:
+    note = (
+        "fleet.prefix_caching changes nothing here, except for preempted requests: no two requests share text; give "
+        "workload.prefix, workload.sessions.history, or a trace with prefix_id or hash_ids"
+    )
+    assert world({}).notes == (), "it is on by default"
+    assert world({}, sweep={"fleet.prefix_caching": [False, True]}).notes == (note,)
+    assert note in world({}, fleet={"engine": "continuous", "prefix_caching": True}).notes
+    assert note not in world({"prefix": PREFIX}, fleet={"engine": "continuous", "prefix_caching": True}).notes
+
+
+def test_adapters_share_what_comes_before_their_invocation() -> None:
+    """Activated LoRA: one text for all, and only the last 40 tokens of each prompt are an adapter's own."""
+    workload = {
+        "prefix": {"shared_by": "all", "tokens": fixed(1600)},
+        "tokens": {"prompt": fixed(100), "output": fixed(5)},
+    }
+    kinds = [{"share": 0.5, "kind": "lora"}, {"share": 0.5, "kind": "base"}]
+    found = {}
+    for invocation in (None, 40, 140):
+        adapters = {"count": 12, "mix": kinds} | ({"invocation_tokens": invocation} if invocation else {})
+        found[invocation] = run(world(workload, 100, rate="1/h", adapters=adapters)).requests["cached_tokens"].tolist()
+    assert set(found[None]) == {0, 1600}
+    assert found[None].count(0) > 5, "each adapter computes the text itself, and so does the base model"
+    assert found[40] == [0] + [1600] * 99
+    if_adapter = {0, 1552, 1600}  # (1700 - 140) // 16 blocks of an adapter's prompt are those of the base model
+    assert set(found[140]) <= if_adapter
+    assert found[140].count(1552) >= 1
+
+
+def test_activated_lora_without_effect_and_with_full_models() -> None:
+    adapters = {"count": 12, "rank": 16, "invocation_tokens": 40}
+    assert world({}, adapters=adapters).notes == (
+        "adapters.invocation_tokens changes nothing here: no two requests share text",
+    )
+    off = world({"prefix": PREFIX}, adapters=adapters, fleet={"prefix_caching": False}).notes
+    assert off[1] == "adapters.invocation_tokens changes nothing here: fleet.prefix_caching is off"
+    assert world({"prefix": PREFIX}, adapters=adapters).notes == ()
+    mix = [{"share": 0.5, "kind": "lora"}, {"share": 0.5, "kind": "full"}]
+    with pytest.raises(ValueError, match="full models share no blocks with the base model"):
+        world({}, adapters={"count": 12, "mix": mix, "invocation_tokens": 40})
+
+
+def what_if_rows(built: World) -> list[Change]:
+    return [change for change in changes(built) if change.group == "prefix cache"]
+
+
+def test_a_what_if_turns_prefix_caching_off_or_on_where_requests_share_text() -> None:
+    on, off = (world({"prefix": PREFIX}, fleet={"prefix_caching": caching}) for caching in (True, False))
+    assert what_if_rows(on) == [Change("prefix cache", "no prefix caching", {"fleet.prefix_caching": False})]
+    assert what_if_rows(off) == [Change("prefix cache", "prefix caching", {"fleet.prefix_caching": True})]
+    assert what_if_rows(world({})) == [], "it would change nothing"
+    lorax = world({"prefix": PREFIX}, fleet={"engine": "lorax"}, cache={"gpu": {"size": "2 GB"}})
+    assert (
+        what_if_rows(lorax)[0].refused == "LoRAX has a prefix cache, off by default, but its rules are not known here"
+    )
+    by_text = world({"prefix": PREFIX}, fleet={"replicas": 2}, router={"policy": "affinity-prefix"})
+    assert what_if_rows(by_text)[0].note == "the router still goes by shared text"

@@ -16,7 +16,7 @@ from sim.spec.scenario_file import load_scenario
 
 __all__ = ["base"]  # a fixture, used by its name
 
-PROCESSES = "poisson, gamma, weibull, on-off, piecewise, diurnal, mmpp"
+PROCESSES = "poisson, gamma, weibull, on-off, piecewise, diurnal, mmpp, closed"
 
 
 # What can't be read as YAML

@@ -13,7 +13,7 @@ from sim.errors import InputError, ScenarioError, TraceError
 from sim.spec.sections.trace_source import Trace
 from sim.traffic import generate
 from sim.traffic.generate import Chunk, Traffic
-from sim.traffic.shared_text import UNSHARED, SharedText, one_run_each
+from sim.traffic.shared_text import UNSHARED, SharedText, one_run_each, repeated_tokens
 from sim.traffic.traces.data import TraceData
 from sim.traffic.traces.export import write_plain
 from sim.traffic.traces.read import read_trace
@@ -336,3 +336,12 @@ def test_parts_and_picks_of_texts_are_those_of_their_requests() -> None:
     assert list(text.pick(np.array([], dtype=np.int64)).of_requests()) == []
     single = one_run_each(np.array([4, 5]), np.array([1, 2]), np.array([-1, 3]))
     assert list(single.of_requests()) == [(((4, 1),), -1), (((5, 2),), 3)]
+
+
+def test_repeated_tokens_are_those_that_an_unlimited_cache_would_find() -> None:
+    first, ends, keys = [0, 2, 3, 5, 6, 7], [10, 30, 8, 10, 40, 50, 50], [0, 1, 0, 0, 2, 0, 0]
+    text = SharedText(np.array(first), np.array(ends), np.array(keys), np.full(5, UNSHARED))
+    # The third has 8 tokens of text 0 that the second, and 10 that the first had; of text 2 it is the first.
+    assert repeated_tokens(text, None) == 0 + 8 + 10 + 10 + 50
+    assert repeated_tokens(text, np.array([0, 0, 1, 0, 1])) == 0 + 8 + 0 + 10 + 10
+    assert repeated_tokens(text, np.array([0, 1, 2, 3, 4])) == 0

@@ -17,21 +17,21 @@ class KnownBlocks:
     :ivar first: the first extent of each key; others are linked to it.
     :ivar twins: single blocks that were filled while an equal one was known, by key and block, the oldest first.
     :param size: tokens of a block.
-    :param base_tokens, base_model: as in ``PrefixStore``.
+    :param invocation_tokens, base_model: as in ``PrefixStore``.
     """
 
-    def __init__(self, size: int, base_tokens: int, base_model: int) -> None:
+    def __init__(self, size: int, invocation_tokens: int, base_model: int) -> None:
         self.first: dict[Key, Extent] = {}
         self.twins: dict[tuple[int, int, int, int], list[Extent]] = {}
         self._size = size
-        self._base_tokens = base_tokens
+        self._invocation_tokens = invocation_tokens
         self._base_model = base_model
 
     def base_blocks(self, request: Request) -> int:
         """Return how many of the first blocks of a request with an adapter are those of the base model."""
-        if not self._base_tokens or request.adapter == self._base_model:
+        if not self._invocation_tokens or request.adapter == self._base_model:
             return 0
-        return min(self._base_tokens, request.prompt_tokens) // self._size
+        return max(request.prompt_tokens - self._invocation_tokens, 0) // self._size
 
     def key(self, request: Request, run: int, block: int, base: int) -> Key:
         """Return the key of a block of a run, where the ``base`` first blocks are those of the base model."""
@@ -40,7 +40,7 @@ class KnownBlocks:
     def walk(self, request: Request, path: tuple[Run, ...], limit: int) -> Spans:
         """Return the known blocks of a path, no more than ``limit``."""
         size, count = self._size, len(path)
-        base = self.base_blocks(request) if self._base_tokens else 0
+        base = self.base_blocks(request) if self._invocation_tokens else 0
         spans: Spans = []
         block = at = 0
         while block < limit and at < count:

@@ -33,10 +33,11 @@ class KvStore(ABC):
        requests that have ended.
 
     ``CountingStore`` only counts blocks, so that a boundary costs the same for a batch of any size. ``PrefixStore``
-    knows full blocks by their content as well (prefix caching). Such a store works like this:
+    knows full blocks by their content as well (prefix caching), ``CountUntilPreemption`` those of requests that have
+    been preempted. A store that knows content works like this:
 
     - ``cached_tokens`` finds the longest run of full blocks with the request's content, without its last token: one
-      token at least is computed. It changes nothing.
+      token at least is computed. It takes nothing, so the request may still be turned away.
     - ``take`` counts blocks without a user as free, cached or not, except those that the request shares. It shares
       the cached blocks first and takes new ones from the head of the free queue, which evicts their content. Blocks
       that it fills can be found by the next request of the same step.
@@ -92,6 +93,10 @@ class KvStore(ABC):
     @abstractmethod
     def steps_that_fit(self, steps: int) -> int:
         """Return how many of the next ``steps`` decode steps find the blocks they need."""
+
+    def before_preemption(self) -> KvStore:
+        """Return the store with which the scheduler goes on, before it preempts a request of this one."""
+        return self
 
     @abstractmethod
     def give_back(self, requests: list[Request]) -> None:

@@ -32,9 +32,9 @@ class PrefixStore(ExactCount):
 
     :param uncached_last: blocks without content that become free go to the end of the free queue (vLLM before 0.23);
         otherwise to its head.
-    :param base_tokens: blocks within the first ``base_tokens`` tokens of a prompt are shared by all adapters and the
-        base model (activated LoRA).
-    :param base_model: number of the base model as an adapter, if it is served; it matters only with ``base_tokens``.
+    :param invocation_tokens: for activated LoRA, the last tokens of each prompt, from which on the adapter takes part:
+        all adapters and the base model share the blocks before them. 0: adapters compute whole prompts.
+    :param base_model: number of the base model as an adapter; it matters only with ``invocation_tokens``.
     :ivar again_tokens: tokens of requests as they came back after a preemption; ``again_cached_tokens``: those of them
         that they found cached. A request keeps the ``cached_tokens`` of its first admission.
     """
@@ -42,13 +42,13 @@ class PrefixStore(ExactCount):
     caches = True
 
     def __init__(
-        self, total: int, size: int, *, uncached_last: bool = False, base_tokens: int = 0, base_model: int = -1
+        self, total: int, size: int, *, uncached_last: bool = False, invocation_tokens: int = 0, base_model: int = -1
     ) -> None:
         super().__init__(total, size)
         self.again_tokens = self.again_cached_tokens = 0
-        self._shares_base = base_tokens > 0
+        self._shares_base = invocation_tokens > 0
         self._uncached_last = uncached_last
-        self._known = KnownBlocks(size, base_tokens, base_model)
+        self._known = KnownBlocks(size, invocation_tokens, base_model)
         self._queue = FreeQueue(self._known, total, uncached_last=uncached_last)
         self._held: dict[int, Spans] = {}  # by index, of requests that hold blocks which can be found
         # By key, the running request of a conversation whose prompt is scheduled. Only later turns can find more of its
@@ -61,6 +61,24 @@ class PrefixStore(ExactCount):
         self._found_index = -1
         self._any_outdated = False
         self._outdated_hits = set[int]()  # requests inside that found outdated content, by index
+
+    def take_over(self, running: dict[int, Request], step: int, free: int, peak_tokens: int) -> None:
+        """Go on with a batch whose blocks another store has counted, and of which nothing is cached.
+
+        :param step: decode steps so far; ``free``: free blocks, of which decodes have not taken those of the next step.
+        :param peak_tokens: the most tokens that decodes have held.
+        """
+        self.running = running
+        self._step, self._free, self._peak_tokens = step, free, peak_tokens
+        self._queue = FreeQueue(self._known, free, uncached_last=self._uncached_last)
+        for request in running.values():
+            self._admissions = self._place[request.index] = self._admissions + 1
+            if request.last_step >= 0:
+                tokens = held_tokens(request, step)
+                self.decoding += 1
+                self.tokens += tokens
+                self._phases[(tokens - 1 - step) % self.size] += 1
+        self.reserve_decodes()
 
     # Find -----------------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ class AdapterQueues(WaitingQueue):
         has no such rule; without it, adapters whose loads outlast the cycle could come and go without being used.
     """
 
-    by_turns = True
+    takes_turns = True
 
     def __init__(
         self, cache: GpuCache, request_load: Callable[[Request], None], now: Callable[[], float], cycle_s: float
@@ -39,6 +39,7 @@ class AdapterQueues(WaitingQueue):
         self._request_load = request_load
         self._now = now
         self._cycle_s = cycle_s
+        self._scan_s = 0.0  # time of the scan under way
         self._active: dict[int, float] = {}  # end of each one's cycle time, in the order of activation
         self._pending: deque[int] = deque()
         self._is_pending: set[int] = set()
@@ -53,7 +54,7 @@ class AdapterQueues(WaitingQueue):
         self._beyond: list[tuple[int, int]] = []
         self._base_model: int | None = None
 
-    def serve_base_model(self, number: int) -> None:
+    def admit_base_model(self, number: int) -> None:
         """Admit requests without an adapter, under this adapter number, at any time."""
         self._base_model = number
         self._active[number] = inf
@@ -61,9 +62,9 @@ class AdapterQueues(WaitingQueue):
     def begin(self) -> None:
         """Begin a scheduling pass: sort new requests into their queues and change the active adapters."""
         self._sort_in()
+        self._scan_s = now = self._now()
         if not self._pending:
             return
-        now = self._now()
         for adapter in self._idle()[: len(self._pending)]:
             self._offload(adapter)
         front = self._outstayed(now)
@@ -79,7 +80,7 @@ class AdapterQueues(WaitingQueue):
 
         Adapters within their cycle time go first.
         """
-        now, active, within, beyond = self._now(), self._active, self._within, self._beyond
+        now, active, within, beyond = self._scan_s, self._active, self._within, self._beyond
         while within:
             key, adapter = within[0]
             if self._is_first(key, adapter):
@@ -174,8 +175,8 @@ class AdapterQueues(WaitingQueue):
 
     def _idle(self) -> list[int]:
         """Return the active adapters that are not in use and have no waiting request."""
-        deferred, may_go = self.deferred, self._may_go
-        return [adapter for adapter in self._active if adapter not in deferred and may_go(adapter)]
+        deferred = self.deferred
+        return [adapter for adapter in self._active if adapter not in deferred and self._may_go(adapter)]
 
     def _outstayed(self, now: float) -> int | None:
         """Return the adapter that has been active longest, if its cycle time is over and it may leave."""

@@ -28,7 +28,7 @@ class ModelTurns(WaitingQueue):
     :param turn_s: seconds after its load in which a model's requests may pass older ones.
     """
 
-    by_turns = True
+    takes_turns = True
 
     def __init__(self, cache: GpuCache, now: Callable[[], float], turn_s: float) -> None:
         super().__init__()

@@ -22,12 +22,8 @@ def vllm_queue(cache: VllmLruCache, passed_requests: PassedRequests) -> WaitingQ
     if passed_requests == "reversed":
         return ReversingQueue(cache)
     if passed_requests == "own-queue":
-        return OwnQueue(cache, _no_load, stop=False, blocking=True, gives_up=True)
-    return ClaimingQueue(cache, _no_load, stop=False, blocking=True, gives_up=True)
-
-
-def _no_load(request: Request) -> None:
-    raise AssertionError("the step that admits a request loads its adapter")
+        return OwnQueue(cache, None, stop=False, gives_up=True)
+    return ClaimingQueue(cache, None, stop=False, gives_up=True)
 
 
 class OwnQueue(ClaimingQueue):

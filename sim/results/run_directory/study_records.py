@@ -33,7 +33,8 @@ class EvaluationRecord:
 class FleetRecord:
     """The cheapest fleet of one kind.
 
-    :ivar price: of a GPU, per hour; ``gpus``: of one replica; ``total``: of the fleet; None where none meets the SLO, and ``word`` says why.
+    :ivar price: of a GPU, per hour; ``gpus``: of one replica; ``total``: of the fleet; None where none meets the SLO,
+        and ``word`` says why.
     """
 
     fleet: str

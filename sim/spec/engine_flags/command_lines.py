@@ -88,7 +88,7 @@ def beyond_flags(scenario: Scenario) -> list[str]:
     found = []
     fleet = scenario.fleet
     if fleet.replicas > 1:
-        found.append(f"{fleet.replicas} replicas behind a router of policy {scenario.router.policy}")
+        found.append(f"{fleet.replicas} replicas behind a {scenario.router.policy} router")
     if fleet.full_models is not None:
         found.append("replicas of full models, each started like this with its own MODEL and without LoRA")
     if scenario.adapters.base_quantization != "bf16":

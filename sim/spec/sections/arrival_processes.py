@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from sim.spec.base import Strict
-from sim.spec.sections.laws import TimeLaw
+from sim.spec.sections.laws import FixedTime, TimeOrLaw
 from sim.spec.units import Rate, Seconds, Share
 
 
@@ -117,7 +117,7 @@ class ClosedArrivals(Strict):
     process: Literal["closed"]
     concurrency: PositiveInt = Field(le=1_000_000)
     """How many clients there are, and so how many requests are under way at most."""
-    think: Seconds | TimeLaw = 0.0
+    think: TimeOrLaw = FixedTime(law="fixed", value=0.0)
     """How long a client waits before each request, its first one included: a duration such as ``2 s``, or a law such as
     ``{law: exponential, mean: 2 s}``. 0: all clients send at the start, and again as soon as they have their answer."""
 

@@ -9,12 +9,14 @@ numpy is imported where it computes: a scenario is read, and a finished run, in 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from sim.spec.base import Strict, located
-from sim.spec.units import Seconds
+from sim.spec.units import TIME_SCHEMA, Seconds, format_seconds, parse_seconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,6 +133,24 @@ class LognormalTime(Strict):
 
 
 TimeLaw = Annotated[FixedTime | ExponentialTime | UniformTime | LognormalTime, Field(discriminator="law")]
+
+
+def _as_law(value: Any) -> Any:
+    """Return the law that always gives a duration; a law as it is."""
+    if isinstance(value, (Mapping, Strict)):
+        return value
+    return {"law": "fixed", "value": format_seconds(parse_seconds(value))}
+
+
+class _OrDuration:
+    """Adds a duration to the JSON Schema of a law."""
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [TIME_SCHEMA, handler(core_schema)]}
+
+
+TimeOrLaw = Annotated[TimeLaw, BeforeValidator(_as_law), _OrDuration()]
+"""A law of times, or a duration that stands for always the same time."""
 
 
 class FixedTokens(Strict):

@@ -47,8 +47,8 @@ class Fleet(Strict):
     """Where step, load and memory costs come from: a bundled name or a path to a profile. Unset: the profile that
     ``gpu``, ``adapters.base_model`` and ``engine`` pick."""
     tensor_parallel: PositiveInt | None = Field(default=None, le=64)
-    """GPUs of one replica, over which the model is split (tensor parallelism). Unset: those of the profile; with ``gpu``,
-    1. Another number takes the bundled profile of the same device, model and engine for so many GPUs."""
+    """GPUs of one replica, over which the model is split (tensor parallelism). Unset: those of the profile, or
+    1 with ``gpu``. Another number takes the bundled profile of the same device, model and engine for so many GPUs."""
     fully_sharded_loras: bool = False
     """vLLM only, with several GPUs per replica: whether both sides of every adapter are split over the GPUs, so that
     slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/tensor-parallel.md)."""

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from sim.spec.base import Strict, located
 from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals, MmppArrivals, PiecewiseArrivals
-from sim.spec.sections.laws import LognormalTokens, TokenLaw
+from sim.spec.sections.laws import MAX_TOKENS, LognormalTokens, TokenLaw
 from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, Sessions, UniformPopularity
 from sim.spec.sections.shared_prefix import SharedPrefix
 from sim.spec.sections.trace_source import Trace
@@ -151,6 +151,10 @@ class Adapters(Strict):
     """With ``base_quantization``: factor on the base model's part of a step (``fixed_s`` and ``tokens`` of the
     profile). Unset: as measured by the profile, else an assumed 2.0 for ``int8`` and 1.33 for
     ``nf4``."""
+    invocation_tokens: PositiveInt | None = Field(default=None, le=MAX_TOKENS)
+    """Activated LoRA (aLoRA): the last tokens of each prompt, from the adapter's invocation on. The base model computes
+    what comes before, so with ``fleet.prefix_caching`` all adapters and the base model share its cached blocks. Unset:
+    adapters compute whole prompts, and share nothing."""
     mix: tuple[AdapterKind, ...] = ()
     """Kinds of adapters and their shares, instead of one kind; and the share of requests to the base model. ``[{kind:
     base, share: 100%}]``: no adapter is served, and LoRA is off."""
@@ -165,6 +169,13 @@ class Adapters(Strict):
             if abs(total - 1) > 1e-6:
                 raise located("mix", "the shares of a mix add up to 100%", got=f"{total:.2%}")
             self._check_base([i for i, kind in enumerate(self.mix) if kind.kind == "base"])
+        if self.invocation_tokens and any(kind.kind == "full" for kind in self.mix):
+            raise located(
+                "invocation_tokens",
+                "full models share no blocks with the base model",
+                got=f"{self.invocation_tokens}, and a kind: full in the mix",
+                hint="remove it, or the full models",
+            )
         if self.base_quantization == "bf16" and self.base_slowdown is not None:
             raise located(
                 "base_slowdown",

@@ -82,7 +82,7 @@ class _Replayer:
         costs = StepCosts(StepCost(), config.slots, config.max_num_batched_tokens)
         self.scheduler = Scheduler(limits, kv, self.waiting, [0] * config.adapters, costs)
         base_model = self.cache.serve_base_model()
-        self.scheduler.serve_base_model(base_model)
+        self.scheduler.admit_base_model(base_model)
         requests = [_request(request, base_model, config.texts) for request in record.requests]
         self._next_turns = {
             request.after: requests[request.id] for request in record.requests if request.after is not None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sim.policies.base_weights import ASSUMED_SLOWDOWN
+from sim.spec.engines import ENGINES
 from sim.spec.policies import EVICTIONS, ROUTERS
 from sim.spec.scenario import Adapters, Scenario
 from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
@@ -28,7 +29,8 @@ _RANKS = (4, 16, 32)
 class Change:
     """One change of a scenario.
 
-    :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``eviction``, ``router`` or ``remedy``.
+    :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``prefix cache``, ``eviction``, ``router`` or
+        ``remedy``.
     :ivar label: what it does, in words.
     :ivar set: values by dotted key; ``{}``: nothing changes.
     :ivar note: what to know of it.
@@ -45,7 +47,7 @@ class Change:
 def changes(world: World) -> list[Change]:
     """Return the changes that make sense for a design, those of the traffic first."""
     scenario = world.scenario
-    found = [*_traffic(scenario), *_adapters(scenario), *_base_model(world), *_loading(scenario)]
+    found = [*_traffic(scenario), *_adapters(scenario), *_base_model(world), *_loading(scenario), *_prefixes(world)]
     if scenario.eviction_policy.is_exchangeable:
         found += [
             Change("eviction", f"eviction {entry.name}", {"cache.eviction": entry.name})
@@ -167,6 +169,20 @@ def _base_model(world: World) -> Iterator[Change]:
             slowdown = f"the base model's part of a step takes {ASSUMED_SLOWDOWN[name]:g} times as long"
             note = f"the KV cache gets the memory; assumed: {slowdown}"
         yield Change("base model", f"base weights {words}", {**drop, "adapters.base_quantization": name}, note)
+
+
+def _prefixes(world: World) -> Iterator[Change]:
+    """Yield prefix caching turned off, or on; where no two requests share text, it would change nothing."""
+    fleet = world.scenario.fleet
+    if not world.traffic.shares_text or fleet.engine == "fixed":
+        return
+    if fleet.prefix_caching:
+        by_text = world.scenario.router_policy.reads_text and fleet.replicas > 1
+        note = "the router still goes by shared text" if by_text else ""
+        yield Change("prefix cache", "no prefix caching", {"fleet.prefix_caching": False}, note)
+    else:
+        lacking = ENGINES[fleet.engine].no_prefix_cache if fleet.engine in ENGINES else ""
+        yield Change("prefix cache", "prefix caching", {"fleet.prefix_caching": True}, refused=lacking)
 
 
 def _loading(scenario: Scenario) -> Iterator[Change]:

@@ -19,6 +19,10 @@ from sim.traffic.traces.data import TraceData
 SCENARIO, ADAPTERS, LENGTHS = "traffic.yaml", "adapters.csv", "lengths.csv"
 _MOST_LENGTHS = 20_000
 _UNNAMED = "count: 100"
+_NO_TEXT = (
+    "# The trace's requests share text, and these share none, so a prefix cache finds nothing. To keep that text,",
+    "# replay the trace (workload.trace: {file: ...}) or describe it (workload.prefix, workload.sessions.history).",
+)
 
 
 def write_scenario(study: TraceStudy, trace: TraceData, name: str, folder: Path, *, seed: int) -> Path:
@@ -54,6 +58,7 @@ def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
     lines = [
         f"# Synthetic traffic fitted to {_one_line(name)} by loraplan trace.",
         *[f"# {line}" for line in _said(study)],
+        *(_NO_TEXT if trace.text is not None else ()),
         "schema_version: 1",
         f"name: {_scenario_name(name)}",
         f"description: {_quoted(f'Synthetic traffic like that of {_one_line(name)}: {model.words}')}",

@@ -35,6 +35,7 @@ from sim.traffic.fits.describe import SessionTable, counts_in, dispersion, gap_c
 from sim.traffic.fits.length_fit import by_adapter, correlation
 from sim.traffic.fits.popularity_fit import fit_popularity
 from sim.traffic.popularity import concentration
+from sim.traffic.shared_text import repeated_tokens
 from sim.traffic.traces.read import TraceData
 
 Floats = NDArray[np.float64]
@@ -81,6 +82,7 @@ def study_trace(
     """
     times, prompt, output = trace.arrival_s, trace.prompt_tokens, trace.output_tokens
     requests, base_share = len(trace), trace.base_share
+    shares_text = _shared_text_note(trace)
     trace = trace.for_adapters()
     adapter = trace.adapter
     span = float(times[-1]) if len(times) else 0.0
@@ -91,6 +93,7 @@ def study_trace(
         model, part, check, found, why = _fit(trace, span, fit_share, seed, progress)
         notes += why
         pause = found or pause
+    notes += shares_text
     some = slice(None, None, max(1, requests // MOST_LENGTHS))
     if adapter is not None and len(trace) > MOST_SESSIONS:
         notes.append(f"sessions are those of the first {MOST_SESSIONS:,} requests")
@@ -189,6 +192,18 @@ def _timeline(times: Floats, span: float) -> dict[str, list[float]]:
     width = span / spans
     counts = counts_in(times, 0.0, width, spans)
     return {"t_s": ((np.arange(spans) + 0.5) * width).tolist(), "rate_rps": (counts / width).tolist()}
+
+
+def _shared_text_note(trace: TraceData) -> list[str]:
+    """Return a note on what a fitted scenario leaves out, if the trace says what its requests share."""
+    if trace.text is None or trace.prompt_tokens is None:
+        return []
+    repeated = repeated_tokens(trace.text, trace.adapter) / int(trace.prompt_tokens.sum())
+    whose = "" if trace.adapter is None else " for the same adapter"
+    return [
+        f"{repeated:.1%} of its prompt tokens repeat the beginning of an earlier prompt{whose}; requests of the fitted "
+        "scenario share no text: to keep what they share, replay the trace (workload.trace)"
+    ]
 
 
 def _fit(

@@ -87,6 +87,7 @@ class TraceData:
             output_tokens=pick(self.output_tokens),
             adapter=pick(self.adapter),
             session=pick(self.session),
+            text=None if self.text is None else self.text.pick(np.flatnonzero(chosen)),
         )
 
 

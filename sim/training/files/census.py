@@ -16,7 +16,7 @@ from sim.cells import printable
 from sim.errors import InputError
 from sim.traffic.adapters import MODULES
 from sim.training.files.adapter_folder import AdapterFile, NotLoraError, find_adapters, read_adapter
-from sim.training.files.base_models import known_model
+from sim.training.files.base_model_names import known_model
 from sim.training.files.header_facts import AdapterFacts, KnownHeaders
 
 _SHORT = {f"{name}_proj": name for name in MODULES}

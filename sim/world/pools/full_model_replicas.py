@@ -18,7 +18,7 @@ from sim.world.fleet import Fleet
 from sim.world.pools.full_model_layout import FullModelFleet
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
-from sim.world.replica.modes.model_turns import TurnsOfModels
+from sim.world.replica.modes.model_turns_mode import TurnsOfModels
 from sim.world.replica.modes.protected import LoadsAtArrival
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_server

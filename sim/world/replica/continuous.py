@@ -28,7 +28,8 @@ class BatchServer(Server):
     """
 
     __slots__ = (
-        "_actions", "_event", "_first", "_growth", "_load_s", "_spare", "_started", "_steps", "scheduler",
+        "_actions", "_event", "_first_s", "_free_s", "_growth_s", "_load_s", "_spare", "_started_s", "_steps",
+        "scheduler",
     )  # fmt: skip  # names in a paragraph, not one a line
 
     def __init__(self, parts: ReplicaParts, scheduler: Scheduler, mode: AdapterMode) -> None:
@@ -36,16 +37,17 @@ class BatchServer(Server):
         self.scheduler = scheduler
         self._event: Call | None = None  # the next boundary; None while idle
         self._spare: Call | None = None  # a spent event to use again
-        self._started = 0.0
+        self._started_s = 0.0
         self._steps = 0
-        self._first = 0.0
-        self._growth = 0.0
+        self._first_s = 0.0
+        self._growth_s = 0.0
         self._load_s = 0.0
         self._actions: list[Action] = []
+        self._free_s = 0.0  # until then, actions block the engine
 
     def serve_base_model(self) -> int:
         number = super().serve_base_model()
-        self.scheduler.serve_base_model(number)
+        self.scheduler.admit_base_model(number)
         return number
 
     def totals(self) -> ReplicaTotals:
@@ -82,7 +84,7 @@ class BatchServer(Server):
     def boundary_due(self) -> bool:
         if self._event is None:
             return False
-        end = self._started + self._elapsed(self._steps) if self._steps else self.clock.now
+        end = self._started_s + self._elapsed(self._steps) if self._steps else self.clock.now
         return end == self.clock.now
 
     def at_boundary(self, action: Action) -> None:
@@ -97,7 +99,7 @@ class BatchServer(Server):
         steps = self._steps_until(self.clock.now, may_join_now)
         if steps < self._steps:
             self._steps = steps
-            self._schedule(self._started + self._elapsed(steps))
+            self._schedule(self._started_s + self._elapsed(steps))
 
     def _schedule(self, time: float) -> None:
         event, self._spare = self._spare or Call(self._boundary), None
@@ -106,22 +108,22 @@ class BatchServer(Server):
 
     def _elapsed(self, steps: int) -> float:
         """Return the seconds from the start of the leap under way to the end of its first ``steps`` steps."""
-        return self._load_s + steps * self._first + self._growth * (steps * (steps - 1) / 2)
+        return self._load_s + steps * self._first_s + self._growth_s * (steps * (steps - 1) / 2)
 
     def _steps_until(self, now: float, may_join_now: bool = False) -> int:
         """Return the fewest steps that end after ``now``, or with ``may_join_now`` at it: the next boundary to join."""
-        started, first, growth = self._started, self._first, self._growth
-        gone = now - started - self._load_s
-        steps = max(1, int(gone / first) + 1)  # an upper bound, since steps only get longer
-        if steps > 50 and growth > 0:
-            half = first / growth - 0.5
-            steps = int(math.sqrt(half * half + 2 * gone / growth) - half) + 1
+        started_s, first_s, growth_s = self._started_s, self._first_s, self._growth_s
+        gone_s = now - started_s - self._load_s
+        steps = max(1, int(gone_s / first_s) + 1)  # an upper bound, since steps only get longer
+        if steps > 50 and growth_s > 0:
+            half = first_s / growth_s - 0.5
+            steps = int(math.sqrt(half * half + 2 * gone_s / growth_s) - half) + 1
         # The estimate is rounded; the boundary is the first one whose time, as computed, lies after now.
-        while steps > 1 and started + self._elapsed(steps - 1) > now:
+        while steps > 1 and started_s + self._elapsed(steps - 1) > now:
             steps -= 1
-        while started + self._elapsed(steps) <= now:
+        while started_s + self._elapsed(steps) <= now:
             steps += 1
-        if may_join_now and steps > 1 and started + self._elapsed(steps - 1) == now:
+        if may_join_now and steps > 1 and started_s + self._elapsed(steps - 1) == now:
             steps -= 1
         return steps
 
@@ -141,18 +143,20 @@ class BatchServer(Server):
         scheduler, mode = self.scheduler, self.mode
         if self._steps:
             self._end_leap(scheduler.decided.decoding, now)
-        blocked_s = self._act(now) if self._actions else 0.0
+        blocked_s = self._act(now) if self._actions or self._free_s > now else 0.0
         step = scheduler.compose(now)
-        self._started = now
+        self._started_s = now
         self._steps = steps = step.steps
         if not steps:
             return self._next_leap(now) if mode.nothing_runs() else -1.0
-        self._load_s = mode.before_step(scheduler, now) + blocked_s if mode.prepares_steps else blocked_s
-        self._first = step.first_s
-        self._growth = step.growth_s
+        self._load_s = blocked_s
+        if mode.prepares_steps:
+            self._load_s += mode.before_step(scheduler, now + blocked_s)
+        self._first_s = step.first_s
+        self._growth_s = step.growth_s
         if mode.failed:
             self._steps = 1
-        elif mode.takes_turns and steps > 1:
+        elif mode.waiting.takes_turns and steps > 1:
             change_s = mode.next_change_s()
             if change_s < math.inf:
                 self._steps = min(steps, self._steps_until(change_s))
@@ -162,9 +166,9 @@ class BatchServer(Server):
         """Record the leap that ends now, and let its finished requests go."""
         scheduler, mode = self.scheduler, self.mode
         self.recorder.step_rows += pack_step(
-            self._started,
-            self._first,
-            self._growth,
+            self._started_s,
+            self._first_s,
+            self._growth_s,
             self._load_s,
             self._steps,
             decoding - self._log_pauses() if scheduler.paused else decoding,
@@ -180,7 +184,7 @@ class BatchServer(Server):
             if mode.discards:
                 mode.batch_shrank(decoding)
         if scheduler.recompute_gaps:
-            self.recorder.gaps(scheduler.recompute_gaps, self._started)
+            self.recorder.gaps(scheduler.recompute_gaps, self._started_s)
             scheduler.recompute_gaps = []
 
     def _end_failed(self, finished: list[Request]) -> list[Request]:
@@ -204,17 +208,18 @@ class BatchServer(Server):
         if not self.scheduler.decided.decoding:
             return 0
         for since, count in self.scheduler.paused:
-            gap_s = self._started - since + self._load_s + self._first
-            self.recorder.pause_rows += pack_pause(self._started, gap_s, count)
+            gap_s = self._started_s - since + self._load_s + self._first_s
+            self.recorder.pause_rows += pack_pause(self._started_s, gap_s, count)
         return int(sum(count for _, count in self.scheduler.paused))
 
     def _act(self, now: float) -> float:
         """Run the actions that waited for a boundary; return the seconds for which they block the next step."""
-        blocked_s = 0.0
+        blocked_s = max(0.0, self._free_s - now)
         while self._actions:
             actions, self._actions = self._actions, []
             for action in actions:
                 blocked_s += action(now + blocked_s)
+        self._free_s = now + blocked_s
         return blocked_s
 
     def in_progress(self, adapter: int) -> list[tuple[Request, int]]:
@@ -240,7 +245,7 @@ class BatchServer(Server):
     def _steps_done(self) -> int:
         """Return how many steps of the leap under way have ended."""
         now = self.clock.now
-        if not self._steps or self._started + self._elapsed(1) > now:
+        if not self._steps or self._started_s + self._elapsed(1) > now:
             return 0
         return min(self._steps, self._steps_until(now) - 1)
 
@@ -252,9 +257,17 @@ class BatchServer(Server):
             scheduler.kv.note_peak(done)
             decoding = self.scheduler.decided.decoding - (self._log_pauses() if scheduler.paused else 0)
             self.recorder.step_rows += pack_step(
-                self._started, self._first, self._growth, self._load_s, done, decoding, running, blocked, self.index
+                self._started_s,
+                self._first_s,
+                self._growth_s,
+                self._load_s,
+                done,
+                decoding,
+                running,
+                blocked,
+                self.index,
             )
-        began = self._started + self._elapsed(done) if done else self._started
+        began = self._started_s + self._elapsed(done) if done else self._started_s
         if self._steps and began < now:  # this step kept the GPU busy without a token
             self.recorder.step_rows += pack_step(began, now - began, 0.0, 0.0, 1, 0, running, blocked, self.index)
         return super().close()

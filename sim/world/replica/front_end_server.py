@@ -53,7 +53,7 @@ class FrontEndServer(BatchServer):
         self.intake.take_in(request, False)
 
     def _step_end_after(self, time: float) -> float:
-        return self._started + self._elapsed(self._steps_until(max(time, self._started)))
+        return self._started_s + self._elapsed(self._steps_until(max(time, self._started_s)))
 
     def _next_leap(self, now: float) -> float:
         if self._steps:
@@ -67,9 +67,9 @@ class FrontEndServer(BatchServer):
         return end
 
     def _count_merged(self, now: float) -> None:
-        stalled_s, last = self.front_end.stalled_between(self._started, now)
+        stalled_s, last = self.front_end.stalled_between(self._started_s, now)
         if stalled_s > 0:
-            inside = stalled_s / (now - self._started) * self._steps
+            inside = stalled_s / (now - self._started_s) * self._steps
             apart = last - self._last_stall  # clients see the first token of each stall, if late
             self.merged_gaps += max(0.0, inside - apart) * self.scheduler.kv.decoding
             self._last_stall = last

@@ -111,7 +111,10 @@ class LoadOwner:
 
     @abstractmethod
     def after_load(self) -> None:
-        """A load has ended, and queued loads have started where a loader was free."""
+        """A load has succeeded, and queued loads have started where a loader was free.
+
+        Not called for loads that fail: where those may, scenarios are not allowed to load ahead.
+        """
 
 
 class Loader:

@@ -45,7 +45,6 @@ class AdapterMode(Intake):
     :ivar waiting: the queue from which the scheduler admits.
     :ivar host: copies in host memory, besides those that the cache counts as its own.
     :ivar loads_in_steps: whether loads block the step that needs them; otherwise they overlap with steps.
-    :ivar takes_turns: whether ``next_change_s`` may be finite.
     :ivar prepares_steps: whether ``before_step`` does anything; otherwise the replica saves the call.
     :ivar discards: whether ``batch_shrank`` does anything.
     :ivar failed: requests of the step under way whose adapter could not be loaded. At the end of the step, the replica
@@ -66,7 +65,6 @@ class AdapterMode(Intake):
         self.waiting = waiting
         self.context = context
         self.loads_in_steps = loads_in_steps
-        self.takes_turns = False
         self.prepares_steps = True
         self.discards = False
         self.failed: list[Request] = []
@@ -78,8 +76,26 @@ class AdapterMode(Intake):
         """Note that the last request that used an adapter has left, so that the adapter may be evicted."""
 
     @abstractmethod
-    def before_step(self, batch: Scheduler, now: float) -> float:
-        """Load what the step just decided needs, record it, and return the seconds by which that delays the step."""
+    def before_step(self, batch: Scheduler, start_s: float) -> float:
+        """Load what the step just decided needs, record it, and return the seconds by which that delays the step.
+
+        :param start_s: when the first load may start: now, or after what already delays the step.
+        """
+
+    def load_in_step(self, adapter: int, tier: int, seconds: float, start_s: float, index: int) -> tuple[float, bool]:
+        """Record a load that delays the step; return its seconds with all attempts, and whether it succeeds.
+
+        :param seconds: load time without faults.
+        :param index: of the request that it is for; -1: none.
+        """
+        context = self.context
+        if tier == FROM_STORAGE:
+            attempts = context.timing.attempts(start_s, seconds, adapter, index)
+            if attempts.spans:
+                context.recorder.load_attempts(attempts.spans, start_s, adapter, context.replica)
+                return attempts.seconds, attempts.succeeds
+        context.recorder.load_rows += pack_load(start_s, start_s + seconds, start_s, adapter, tier, context.replica)
+        return seconds, True
 
     def batch_shrank(self, decoding: int) -> None:
         """Note that requests have left the batch at the end of a step, in which ``decoding`` sequences decoded."""
@@ -91,7 +107,7 @@ class AdapterMode(Intake):
     def next_change_s(self) -> float:
         """Return the time after which other requests may be admitted although none has arrived or left.
 
-        The replica asks only where ``takes_turns`` is set.
+        The replica asks only where adapters of ``waiting`` take turns.
         """
         return inf
 

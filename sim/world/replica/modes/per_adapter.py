@@ -17,11 +17,10 @@ class PerAdapterQueues(OverlappedQueue):
         clock = parts.context.clock
         self._queues = AdapterQueues(parts.cache, self.request_load, lambda: clock.now, cycle_s)
         super().__init__(parts, self._queues, self._queues)
-        self.takes_turns = True
 
     def serve_base_model(self) -> int:
         number = super().serve_base_model()
-        self._queues.serve_base_model(number)
+        self._queues.admit_base_model(number)
         return number
 
     def nothing_runs(self) -> bool:

@@ -26,10 +26,10 @@ class Prefetching(LoadsAtAdmission):
         if not self.replica.boundary_due():  # it comes first, and may start loads of its own
             self._prefetch.go_on()
 
-    def before_step(self, batch: Scheduler, now: float) -> float:
+    def before_step(self, batch: Scheduler, start_s: float) -> float:
         self._prefetch.left(batch.decided.prefills)
         self._prefetch.go_on()
-        return super().before_step(batch, now)
+        return super().before_step(batch, start_s)
 
     def nothing_runs(self) -> bool:
         self._prefetch.go_on()

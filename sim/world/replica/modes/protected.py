@@ -9,11 +9,10 @@ from typing import Protocol
 from sim.policies.adapter_cache import RESIDENT
 from sim.policies.admission import ClaimingQueue, ReadyQueue, WaitingQueue
 from sim.policies.scheduler import Scheduler
-from sim.results.records import pack_load
-from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
+from sim.traffic.request import DELAYED_HIT, FROM_HOST, MISS, Request
 from sim.world.replica.loader import Loader, LoadOwner, Tiers
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
-from sim.world.replica.ports import UNDISTURBED, without_delay
+from sim.world.replica.ports import without_delay
 
 
 class ProtectedMode(AdapterMode):
@@ -53,7 +52,7 @@ class OverlappedLoads(ProtectedMode, LoadOwner):
         self._gpu.discard(adapter)
         self.loader.room_appeared()
 
-    def before_step(self, batch: Scheduler, now: float) -> float:
+    def before_step(self, batch: Scheduler, start_s: float) -> float:
         return 0.0
 
     def after_load(self) -> None:
@@ -148,7 +147,7 @@ class LoadsAtAdmission(OverlappedQueue):
     """
 
     def __init__(self, parts: ModeParts, *, stop: bool, discards: bool = False) -> None:
-        queue = ClaimingQueue(parts.cache, self.request_load, stop=stop, blocking=False)
+        queue = ClaimingQueue(parts.cache, self.request_load, stop=stop)
         super().__init__(parts, queue, queue, discards=discards)
 
 
@@ -162,53 +161,34 @@ class LoadsInSteps(ProtectedMode):
     def take_in(self, request: Request, may_join_now: bool) -> None:
         self.replica.enqueue(request, may_join_now)
 
-    def before_step(self, batch: Scheduler, now: float) -> float:
-        load_s, waiting = 0.0, self.waiting
-        if waiting.unloaded:
-            unloaded, waiting.unloaded = waiting.unloaded, []
-            for request in unloaded:
-                if self._gpu.state[request.adapter] == RESIDENT:
-                    request.outcome = DELAYED_HIT  # loaded for another request of this step
-                elif self.failed and any(other.adapter == request.adapter for other in self.failed):
-                    request.outcome, request.tier = DELAYED_HIT, FROM_STORAGE  # it waited for the same load
-                    self.failed.append(request)
-                else:
-                    load_s += self._load(request, now + load_s)
+    def before_step(self, batch: Scheduler, start_s: float) -> float:
+        unloaded, self.waiting.unloaded = self.waiting.unloaded, []
+        load_s = 0.0
+        tiers: dict[int, int] = {}
+        for request in unloaded:
+            if request.adapter in tiers:
+                request.outcome = DELAYED_HIT  # loaded for another request of this step
+                continue
+            request.outcome = MISS
+            tiers[request.adapter], seconds = self._load(request, start_s + load_s)
+            load_s += seconds
+        for request in unloaded:  # none of them is computed before the last load has ended
+            request.tier, request.load_wait_s = tiers[request.adapter], load_s
+            if self._gpu.state[request.adapter] != RESIDENT:
+                self.failed.append(request)
         return load_s
 
-    def _load(self, request: Request, start_s: float) -> float:
-        """Load the adapter of a request; return the seconds that it takes."""
-        context, adapter = self.context, request.adapter
+    def _load(self, request: Request, start_s: float) -> tuple[int, float]:
+        """Load the adapter of a request; return the tier that it comes from, and the seconds that it takes."""
+        adapter = request.adapter
         tier, seconds = self._tiers.source(request)
         fits = self._gpu.reserve(adapter)
         assert fits, "a claimed adapter always finds room"
         self._tiers.load_started(adapter, tier)
-        course = UNDISTURBED
-        if tier == FROM_STORAGE:
-            course = context.timing.attempts(start_s, seconds, adapter, request.index)
-        if course.spans:
-            seconds = course.seconds
-            context.recorder.load_attempts(course.spans, start_s, adapter, context.replica)
-        else:
-            context.recorder.load_rows += pack_load(start_s, start_s + seconds, start_s, adapter, tier, context.replica)
-        if course.succeeds:
+        seconds, succeeds = self.load_in_step(adapter, tier, seconds, start_s, request.index)
+        if succeeds:
             self._gpu.loaded(adapter)
             self._tiers.load_ended(adapter, tier)
         else:
             self._gpu.abort(adapter)
-            self.failed.append(request)
-        request.outcome, request.tier, request.load_wait_s = MISS, tier, seconds
-        return seconds
-
-
-def claiming_in_steps(parts: ModeParts, *, stop: bool) -> ClaimingQueue:
-    """Return the queue of a mode that loads in steps.
-
-    :param stop: a request over the adapter limit stops the queue; otherwise later ones pass it.
-    """
-    return ClaimingQueue(parts.cache, no_load, stop=stop, blocking=True)
-
-
-def no_load(request: Request) -> None:
-    """Stand in for loads that overlap with steps, where loads happen inside them."""
-    raise AssertionError("the step that admits a request loads its adapter")
+        return tier, seconds

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from sim.policies.adapter_cache import UnifiedCache
+from sim.policies.admission import ClaimingQueue
 from sim.policies.scheduler import Scheduler
 from sim.world.replica.modes.adapter_mode import ModeParts
-from sim.world.replica.modes.protected import LoadsInSteps, claiming_in_steps
+from sim.world.replica.modes.protected import LoadsInSteps
 
 
 class Unified(LoadsInSteps):
     """Idle adapters make room for admitted requests before others are loaded."""
 
     def __init__(self, parts: ModeParts, cache: UnifiedCache, *, stop: bool, discards: bool) -> None:
-        super().__init__(parts, claiming_in_steps(parts, stop=stop), discards=discards)
+        super().__init__(parts, ClaimingQueue(cache, None, stop=stop), discards=discards)
         self._unified = cache
 
-    def before_step(self, batch: Scheduler, now: float) -> float:
+    def before_step(self, batch: Scheduler, start_s: float) -> float:
         if batch.decided.prefills:
             self._unified.shrink()
-        return super().before_step(batch, now)
+        return super().before_step(batch, start_s)

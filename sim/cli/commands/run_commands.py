@@ -21,6 +21,7 @@ from sim.cli.output import (
     say_json,
     say_result,
 )
+from sim.cli.terminal import width_of_terminal
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
@@ -33,9 +34,17 @@ if TYPE_CHECKING:
 
 
 @takes(StudyOptions)
-def run(options: StudyOptions, check: CheckOption = False, overwrite: OverwriteOption = False) -> None:
+def run(
+    options: StudyOptions,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every metric, also on a terminal, which shows key ones.")
+    ] = False,
+    check: CheckOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
     """Simulate one scenario; write a run directory with a report; print the answer."""
-    _simulate(options, options.load(), [{}], check=check, overwrite=overwrite)
+    key_only = width_of_terminal() is not None and not all_
+    _simulate(options, options.load(), [{}], check=check, overwrite=overwrite, key_only=key_only)
 
 
 @takes(StudyOptions)
@@ -57,9 +66,18 @@ def sweep(
 
 
 def _simulate(
-    options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str, Any]], *, check: bool, overwrite: bool
+    options: StudyOptions,
+    loaded: LoadedScenario,
+    sets: list[dict[str, Any]],
+    *,
+    check: bool,
+    overwrite: bool,
+    key_only: bool = False,
 ) -> None:
-    """Run a study, write its report, print its answer; exit with 1 if ``check`` is set and the SLO is missed."""
+    """Run a study, write its report, print its answer; exit with 1 if ``check`` is set and the SLO is missed.
+
+    :param key_only: whether to print key metrics alone.
+    """
     from reports.pages.run_page import current_report, run_answer, write_report
     from sim.results.run_directory.store import blamed_on, read_run, summary_json
     from sim.studies.study_identity import finished_study, free_folder
@@ -78,7 +96,7 @@ def _simulate(
     if options.json:
         say_json(summary_json(loaded.scenario.name, finished.points))
     else:
-        _print_answer(loaded, data, answer)
+        _print_answer(loaded, data, answer, key_only=key_only)
     sys.stdout.flush()  # the answer can be read while the charts are drawn
     with blamed_on(finished.path) if finished.reused else nullcontext():
         page = (current_report(finished.path) if finished.unchanged else None) or write_report(data, answer)
@@ -121,22 +139,33 @@ def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
     return all(verdict(point, terms) == MET for point in points)
 
 
-def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer) -> None:
+def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_only: bool) -> None:
+    from reports.answers.change_findings import is_changed
     from reports.axes import make_axes
-    from reports.tables.metric_tables import base_model_table, metrics_table, terminal_table, traffic_sentence
+    from reports.tables.metric_tables import (
+        base_model_table,
+        grouped_table,
+        metrics_table,
+        terminal_table,
+        traffic_sentence,
+    )
     from reports.text.metric_text import capital
+    from sim.results.verdict import verdict
 
-    points = data.points
-    if len(points) == 1:
-        table = metrics_table(points[0])
+    points, terms = data.points, loaded.scenario.slo.terms()
+    axes = make_axes(points)
+    if len(points) > 1:
+        table = terminal_table(points, axes, terms)
     else:
-        table = terminal_table(points, make_axes(points), loaded.scenario.slo.terms())
-    say_result(loaded.scenario.name, answer.headline, points)
+        table = grouped_table(points[0], terms) if key_only else metrics_table(points[0])
+    about_slo = terms and len(points) == 1 and not is_changed(points)  # else the headline is of something else
+    found = verdict(points[0], terms) if about_slo else None
+    say_result(loaded.scenario.name, answer.headline, points, found)
     for sentence in (answer.binding_sentence, answer.headroom, *answer.details, traffic_sentence(points)):
         if sentence:
             say(f"  {sentence}")
     say(f"  Confidence: {answer.confidence}. {capital(answer.reason)}", "")
-    print_rich(rich_table(table))
+    print_rich(rich_table(table, len(axes) or 2))
     if table.note:
         say(table.note)
     groups = base_model_table(points[0]) if len(points) == 1 else None

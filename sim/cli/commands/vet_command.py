@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import FINISHED_POINTS, QuietOption, SetOption, session_of
+from sim.cli.options import FINISHED_POINTS, QuietOption, SetOption, session_of, takes
 from sim.cli.output import (
     command_line,
     message,
@@ -29,58 +30,76 @@ _SHOWN = 20
 """Adapters with findings that the terminal shows in full."""
 
 
-def vet(
-    context: typer.Context,
+@dataclass(frozen=True)
+class VetOptions:
+    """The argument and the options of ``loraplan vet``."""
+
+    context: typer.Context
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="An adapter folder, a folder of them, or a trainer_state.json.")
-    ],
+    ]
     reference: Annotated[
         Path | None, typer.Option(help="Log or folder of the same training on a 16-bit base, to compare quality with.")
-    ] = None,
+    ] = None
     base_bits: Annotated[
         int | None, typer.Option(help="Bits of the base's weights in training, where no file says so.", min=1, max=32)
-    ] = None,
+    ] = None
     examples: Annotated[
         int | None, typer.Option(help="Examples that were trained on, where the log doesn't say.", min=1)
-    ] = None,
+    ] = None
     threshold: Annotated[
         list[str] | None, typer.Option(help="Draw a line elsewhere: name=value, such as small_rank=8. Repeatable.")
-    ] = None,
+    ] = None
     scenario: Annotated[
         str | None,
         typer.Option(help="Price every remedy for this fleet: a scenario file, or the name of a bundled one."),
-    ] = None,
-    set_: SetOption = None,
+    ] = None
+    set_: SetOption = None
     check: Annotated[
         bool,
         typer.Option("--check", help="Exit with 1 if anything likely or certain was found, or one can't be judged."),
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = False
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    quiet: QuietOption = False
+
+
+@takes(VetOptions)
+def vet(options: VetOptions) -> None:
     """Read adapters' training logs: what went wrong, on which evidence, and what would remedy it."""
     from sim.training.logs.thresholds import parse_thresholds
     from sim.training.vet_adapters import vet_path
     from sim.training.vet_text import as_json
 
-    found = vet_path(path, parse_thresholds(threshold or []), reference, base_bits=base_bits, examples=examples)
-    if scenario is None and set_:
+    found = vet_path(
+        options.path,
+        parse_thresholds(options.threshold or []),
+        options.reference,
+        base_bits=options.base_bits,
+        examples=options.examples,
+    )
+    if options.scenario is None and options.set_:
         raise InputError("there is no scenario to price remedies for", key="--set", hint="give --scenario")
-    if scenario is not None:
-        session_of(context).kept = FINISHED_POINTS
+    if options.scenario is not None:
+        session_of(options.context).kept = FINISHED_POINTS
     priced = (
         None
-        if scenario is None
-        else _price(found, scenario, set_ or [], confined=session_of(context).confined, quiet=quiet)
+        if options.scenario is None
+        else _price(
+            found,
+            options.scenario,
+            options.set_ or [],
+            confined=session_of(options.context).confined,
+            quiet=options.quiet,
+        )
     )
-    if json:
+    if options.json:
         vetted = [as_json(one) for one in found]
-        say_json(vetted if scenario is None else {"vetted": vetted, "priced": _priced_json(priced)})
+        say_json(vetted if options.scenario is None else {"vetted": vetted, "priced": _priced_json(priced)})
     else:
-        _print(found, quiet)
-        if scenario is not None:
-            _print_priced(priced, quiet)
-    if check and not all(one.passes for one in found):
+        _print(found, options.quiet)
+        if options.scenario is not None:
+            _print_priced(priced, options.quiet)
+    if options.check and not all(one.passes for one in found):
         raise typer.Exit(1)
 
 

@@ -19,10 +19,10 @@ class TurnsOfModels(LoadsInSteps):
         self._turns = ModelTurns(parts.cache, lambda: clock.now, turn_s)
         super().__init__(parts, self._turns)
 
-    def _load(self, request: Request, start_s: float) -> float:
-        seconds = super()._load(request, start_s)
+    def _load(self, request: Request, start_s: float) -> tuple[int, float]:
+        tier, seconds = super()._load(request, start_s)
         self._turns.start_turn(request.adapter, start_s + seconds)
-        return seconds
+        return tier, seconds
 
     def check_integrity(self) -> None:
         super().check_integrity()

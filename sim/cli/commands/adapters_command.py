@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import JsonOption, QuietOption
+from sim.cli.options import JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, progress_bar, rich_rows, say, say_json
 from sim.errors import InputError
 
@@ -21,65 +22,69 @@ _ROWS, _LISTED = 20, 5
 _LABELS = {"refused": "refused", "wrong": "served wrongly", "waste": "waste", "unknown": "unknown", "note": "note"}
 
 
-def adapters(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with PEFT adapters in it or below.")],
-    engine: Annotated[
-        str | None, typer.Option(help="Check them against an engine's preset, such as vllm-0.32.")
-    ] = None,
+@dataclass(frozen=True)
+class AdaptersOptions:
+    """The argument and the options of ``loraplan adapters``."""
+
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with PEFT adapters in it or below.")]
+    engine: Annotated[str | None, typer.Option(help="Check them against an engine's preset, such as vllm-0.32.")] = None
     max_rank: Annotated[
         int | None, typer.Option(help="The engine's largest rank; unset: what the adapters need.", min=1)
-    ] = None,
+    ] = None
     base_model: Annotated[
         str | None, typer.Option(help="The base model that is served; unset: what most adapters name.")
-    ] = None,
+    ] = None
     write: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a scenario with these adapters and their true sizes.")
-    ] = None,
+    ] = None
     example: Annotated[
         bool, typer.Option("--example", help="First write 16 example adapters into DIR, a new folder.")
-    ] = False,
+    ] = False
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if one is refused, served wrongly or unreadable.")
-    ] = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = False
+    json: JsonOption = False
+    quiet: QuietOption = False
+
+
+@takes(AdaptersOptions)
+def adapters(options: AdaptersOptions) -> None:
     """Count PEFT adapter folders by their headers: ranks, modules, sizes, and what an engine would make of them."""
     from sim.training.files.census import take_census
-    from sim.training.files.copies import find_copies
+    from sim.training.files.duplicates import find_copies
     from sim.training.files.engine_checks import ServingTarget, check_census, check_serving_target
 
-    target = ServingTarget(engine, max_rank, base_model)
+    target = ServingTarget(options.engine, options.max_rank, options.base_model)
     check_serving_target(target)
-    if write is not None:
+    if options.write is not None:
         from sim.studies.training.adapter_scenario import check_target
 
-        check_target(write)
-    if example:
+        check_target(options.write)
+    if options.example:
         from calibrate.loads.example_fleet import write_example_fleet
 
-        write_example_fleet(folder)
-    with progress_bar(quiet, "reading headers") as progress:
-        census = take_census(folder, progress)
+        write_example_fleet(options.folder)
+    with progress_bar(options.quiet, "reading headers") as progress:
+        census = take_census(options.folder, progress)
     unreadable = [failure for failure in census.failures if failure.kind == "unreadable"]
     if not census.entries:
         raise _none_read(census)
-    with progress_bar(quiet, "comparing") as progress:
+    with progress_bar(options.quiet, "comparing") as progress:
         concerns = check_census(census, target, find_copies(census.entries, progress=progress))
-    if write is not None:
+    if options.write is not None:
         from sim.studies.training.adapter_scenario import write_scenario
 
-        for note in write_scenario(census, target, write):
-            message(f"note: {note}", quiet)
+        for note in write_scenario(census, target, options.write):
+            message(f"note: {note}", options.quiet)
     if unreadable:
-        message(f"note: {_folders(len(unreadable))} could not be read", quiet)
-    if json:
+        message(f"note: {_folders(len(unreadable))} could not be read", options.quiet)
+    if options.json:
         say_json(_as_json(census, concerns, target))
     else:
         _print(census, concerns, target)
-        if write is not None:
-            say("", f"scenario {write}")
-    if check and (unreadable or any(concern.level in ("refused", "wrong") for concern in concerns)):
+        if options.write is not None:
+            say("", f"scenario {options.write}")
+    if options.check and (unreadable or any(concern.level in ("refused", "wrong") for concern in concerns)):
         raise typer.Exit(NOT_FIT)
 
 

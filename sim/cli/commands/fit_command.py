@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,9 +27,24 @@ SAMPLES = ("steps.parquet", "loads.parquet")
 TABLE, PAGE, SUMMARY = "predictions.csv", "report.html", "fidelity.json"
 
 
-def predict_runs(
-    file: Path, lengths: Path | None, profile_dir: Path | None, out: Path | None, jobs: int, *, json: bool, quiet: bool
-) -> None:
+@dataclass(frozen=True)
+class MeasuredTable:
+    """A table of measured runs to predict.
+
+    :ivar lengths: histograms of lengths; None: those next to the table.
+    :ivar profile_dir: folder with a profile for each model; None: the bundled ones.
+    :ivar out: folder for results; None: ``runs/fidelity-NAME``.
+    :ivar jobs: worker processes; -1: one for each core.
+    """
+
+    file: Path
+    lengths: Path | None
+    profile_dir: Path | None
+    out: Path | None
+    jobs: int
+
+
+def predict_runs(measured: MeasuredTable, *, json: bool, quiet: bool) -> None:
     """Predict every run of a table; write one row a run and a page; print the errors."""
     from reports.pages.fidelity_page import write_page
     from reports.tables.fidelity_tables import error_table, peer_table
@@ -39,23 +55,25 @@ def predict_runs(
     from sim.studies.fidelity.measured_runs import read_lengths
     from sim.studies.fidelity.slora_runs import SLoraRun
 
-    if jobs == 0:
+    if measured.jobs == 0:
         raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
-    runs = read_measured(file)
+    runs = read_measured(measured.file)
     exact = isinstance(runs[0], SLoraRun)
-    if exact and lengths is not None:
-        raise InputError("these runs have their lengths in the table", key="--lengths", got=str(lengths))
-    histograms = None if exact else read_lengths(lengths or file.with_name(LENGTHS))
-    profiles = profiles_for(sorted({run.model for run in runs}), profile_dir, runs[0].profile)
-    folder = out or Path("runs") / f"fidelity-{file.stem}"
+    if exact and measured.lengths is not None:
+        raise InputError("these runs have their lengths in the table", key="--lengths", got=str(measured.lengths))
+    histograms = None if exact else read_lengths(measured.lengths or measured.file.with_name(LENGTHS))
+    profiles = profiles_for(sorted({run.model for run in runs}), measured.profile_dir, runs[0].profile)
+    folder = measured.out or Path("runs") / f"fidelity-{measured.file.stem}"
     _make(folder)
     if (folder / "manifest.json").exists():
         raise InputError("this folder holds a run", key="--out", got=str(folder), hint="give another one")
     with progress_bar(quiet) as progress:
-        predictions = predict_all(runs, histograms, profiles, table=folder / TABLE, jobs=jobs, progress=progress)
+        predictions = predict_all(
+            runs, histograms, profiles, table=folder / TABLE, jobs=measured.jobs, progress=progress
+        )
     errors = as_json(predictions)
     write_json(folder / SUMMARY, errors)
-    page = _page(predictions, errors, file, profiles)
+    page = _page(predictions, errors, measured.file, profiles)
     path = write_page(page, folder / PAGE)
     if json:
         say_json(errors)

@@ -212,7 +212,7 @@ def build_profile(
 
 def _check_out(file: Path) -> None:
     """Refuse to write over something that is no profile."""
-    from sim.cli.fit_command import is_profile
+    from sim.cli.commands.fit_command import is_profile
 
     if file.is_dir():
         raise InputError("a folder, not a file", key="--out", got=str(file))

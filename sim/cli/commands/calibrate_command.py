@@ -90,7 +90,7 @@ def loads(options: SamplingOptions, part: LoadParts = None) -> None:
 @takes(SamplingOptions)
 def everything(options: SamplingOptions, layers: LayersOption = None) -> None:
     """Time steps and loads, and fit a profile to them: OUT/profile.json."""
-    from sim.cli.fit_command import fit
+    from sim.cli.commands.fit_command import fit
 
     ends_at = _begin(options)
     profile = options.out / PROFILE

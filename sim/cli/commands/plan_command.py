@@ -17,6 +17,7 @@ from sim.cli.output import (
     progress_bar,
     rich_table,
     say,
+    say_command,
     say_json,
     say_result,
 )
@@ -47,6 +48,7 @@ def plan(
     from reports.pages.run_page import write_report
     from reports.text.plan_text import plan_answer, plan_json
     from sim.results.run_directory.store import blamed_on, read_run
+    from sim.results.verdict import MET, NOT_MET
     from sim.studies.execution import Execution
     from sim.studies.planning.plan_study import RECOMMENDED, make_plan
 
@@ -71,7 +73,7 @@ def plan(
     if options.json:
         say_json(plan_json(data))
     else:
-        say_result(loaded.scenario.name, said.headline, [planned.point])
+        say_result(loaded.scenario.name, said.headline, [planned.point], MET if planned.feasible else NOT_MET)
         for sentence in (*said.details, said.binding_sentence, said.headroom):
             if sentence:
                 say(f"  {sentence}")
@@ -81,7 +83,7 @@ def plan(
         if planned.feasible:
             say(f"scenario  {planned.path / RECOMMENDED}")
             for engine, line in planned.record.flags.items():
-                say(f"{engine:<9} {line}")
+                say_command(f"{engine:<9} ", line)
             if planned.record.no_flags:
                 say(f"flags     {planned.record.no_flags}")
             if planned.record.flags and planned.record.beyond_flags:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.fit_command import predict_runs
-from sim.cli.options import JobsOption, QuietOption
+from sim.cli.commands.fit_command import MeasuredTable, predict_runs
+from sim.cli.options import JobsOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError
 
@@ -19,50 +20,59 @@ if TYPE_CHECKING:
     from sim.studies.fidelity.step_replay import Replay
 
 
-def fidelity(
+@dataclass(frozen=True)
+class FidelityOptions:
+    """The argument and the options of ``loraplan fidelity``."""
+
     runs: Annotated[
         Path | None, typer.Argument(metavar="RUNS.csv", help="Predict the measured runs of this table.")
-    ] = None,
+    ] = None
     record: Annotated[
         Path | None, typer.Option(help="Replay this record of an engine's steps, and compare every step.")
-    ] = None,
+    ] = None
     fit_on: Annotated[
         Path | None, typer.Option(help="Fit costs to this record, and predict --record; both in real time.")
-    ] = None,
+    ] = None
     lengths: Annotated[
         Path | None, typer.Option(help="Histograms of lengths; unset: sharegpt_lengths.json next to RUNS.csv.")
-    ] = None,
+    ] = None
     profile_dir: Annotated[
         Path | None, typer.Option(help="Folder with a profile MODEL.json for each model; unset: the bundled ones.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/fidelity-NAME.")] = None,
-    jobs: JobsOption = -1,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = None
+    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/fidelity-NAME.")] = None
+    jobs: JobsOption = -1
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    quiet: QuietOption = False
+
+
+@takes(FidelityOptions)
+def fidelity(options: FidelityOptions) -> None:
     """Predict measured runs of a real server, or replay a record of a real engine step by step."""
-    if runs is not None:
-        if record is not None or fit_on is not None:
+    if options.runs is not None:
+        if options.record is not None or options.fit_on is not None:
             raise InputError(
-                "give either measured runs or a record, not both", key="--record", got=str(record or fit_on)
+                "give either measured runs or a record, not both",
+                key="--record",
+                got=str(options.record or options.fit_on),
             )
-        predict_runs(runs, lengths, profile_dir, out, jobs, json=json, quiet=quiet)
+        table = MeasuredTable(options.runs, options.lengths, options.profile_dir, options.out, options.jobs)
+        predict_runs(table, json=options.json, quiet=options.quiet)
         return
-    if record is None and fit_on is not None:
+    if options.record is None and options.fit_on is not None:
         raise InputError("costs fitted for nothing", key="--record", hint="give the record to predict")
-    if record is None:
+    if options.record is None:
         raise InputError(
             "there is nothing to compare with",
             key="RUNS.csv",
             allowed="a table of measured runs, or --record with a record of an engine's steps",
         )
-    if lengths or profile_dir or out:
+    if options.lengths or options.profile_dir or options.out:
         raise InputError(
             "--lengths, --profile-dir and --out go with RUNS.csv",
             key="--record",
-            got=str(lengths or profile_dir or out),
+            got=str(options.lengths or options.profile_dir or options.out),
         )
-    _compare_record(record, fit_on, json=json, quiet=quiet)
+    _compare_record(options.record, options.fit_on, json=options.json, quiet=options.quiet)
 
 
 def _compare_record(file: Path, fit_on: Path | None, *, json: bool, quiet: bool) -> None:

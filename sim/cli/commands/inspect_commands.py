@@ -73,7 +73,7 @@ def schema() -> None:
     """Print the JSON Schema of scenario files, for editors."""
     from sim.spec.files.schema import schema_text
 
-    say(*schema_text().splitlines())
+    say(*schema_text().splitlines(), wraps=False)
 
 
 def list_scenarios() -> None:

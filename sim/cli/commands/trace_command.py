@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import QuietOption
+from sim.cli.options import QuietOption, takes
 from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, say, say_json
 from sim.errors import InputError
 
@@ -23,47 +24,53 @@ SEED = 1
 """Of shuffles and of the generated traffic: the same trace gives the same answer."""
 
 
-def trace(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A trace of any format (docs/traces.md).")],
-    format_: Annotated[
-        str, typer.Option("--format", help="Format of the trace; auto: recognised by its columns.")
-    ] = "auto",
-    requests: Annotated[int | None, typer.Option(help="Read at most so many requests.", min=1)] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")
-    ] = False,
+@dataclass(frozen=True)
+class TraceOptions:
+    """The argument and the options of ``loraplan trace``."""
+
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A trace of any format (docs/traces.md).")]
+    format_: Annotated[str, typer.Option("--format", help="Format of the trace; auto: recognised by its columns.")] = (
+        "auto"
+    )
+    requests: Annotated[int | None, typer.Option(help="Read at most so many requests.", min=1)] = None
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")] = (
+        False
+    )
     fit: Annotated[
         str, typer.Option(help="Share of the trace's time that traffic is fitted to; the rest checks it.")
-    ] = "50%",
+    ] = "50%"
     convert: Annotated[
         Path | None, typer.Option(help="Only write the trace as plain .csv or .parquet to this file.")
-    ] = None,
+    ] = None
     out: Annotated[
         Path | None, typer.Option(help="Folder for results; unset: runs/trace-NAME, and none with --json.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    quiet: QuietOption = False
+
+
+@takes(TraceOptions)
+def trace(options: TraceOptions) -> None:
     """Diagnose a trace (bursts, popularity, locality) and write a scenario whose traffic is like it."""
     from sim.studies.traces.trace_study import study_trace
     from sim.traffic.traces.read import read_trace
 
-    share = _share(fit)
-    source = _source(file, format_, skip_bad)
-    data = read_trace(source, requests)
-    if convert is not None:
-        _convert(data, convert)
-        say(convert)
+    share = _share(options.fit)
+    source = _source(options.file, options.format_, options.skip_bad)
+    data = read_trace(source, options.requests)
+    if options.convert is not None:
+        _convert(data, options.convert)
+        say(options.convert)
         return
-    folder = out or (None if json else Path("runs") / f"trace-{file_stem(file)}")
+    folder = options.out or (None if options.json else Path("runs") / f"trace-{file_stem(options.file)}")
     if folder is not None:
         make_folder(folder)
-    with progress_bar(quiet, "fitting") as progress:
-        study = study_trace(data, str(file), fit_share=share, seed=SEED, progress=progress)
+    with progress_bar(options.quiet, "fitting") as progress:
+        study = study_trace(data, str(options.file), fit_share=share, seed=SEED, progress=progress)
     for note in study.facts.notes:
-        message(f"note: {note}", quiet)
-    written = [] if folder is None else _write(folder, file, study, data)
-    if json:
+        message(f"note: {note}", options.quiet)
+    written = [] if folder is None else _write(folder, options.file, study, data)
+    if options.json:
         say_json(study.facts.to_json())
         return
     _print(study, written)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import QuietOption
+from sim.cli.options import QuietOption, takes
 from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, say, say_json
 from sim.errors import InputError
 from sim.spec.policies import CACHE_DEFAULTS
@@ -23,61 +24,72 @@ TABLE, CURVE, PAGE = "cache.csv", "lru_curve.csv", "report.html"
 _MOST_SLOTS = 10**12
 
 
-def cache(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace that names the adapter of each request.")],
+@dataclass(frozen=True)
+class CacheOptions:
+    """The argument and the options of ``loraplan cache``."""
+
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace that names the adapter of each request.")]
     policy: Annotated[
         str | None, typer.Option(help=f"Eviction policies, with commas between; unset: {','.join(CACHE_DEFAULTS)}.")
-    ] = None,
+    ] = None
     capacity: Annotated[
         str | None, typer.Option(help="Sizes, such as 2GB,10GB; unset: a spread of what all adapters take.")
-    ] = None,
+    ] = None
     slots: Annotated[
         str | None, typer.Option(help="Sizes in slots instead, such as 16,32: one adapter each, whatever its size.")
-    ] = None,
+    ] = None
     adapter_size: Annotated[
         str | None, typer.Option(help="Size of every adapter, such as 50MB; unset: the trace's adapter_bytes.")
-    ] = None,
-    format_: Annotated[str, typer.Option("--format", help="Format of the trace (docs/traces.md).")] = "auto",
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")
-    ] = False,
+    ] = None
+    format_: Annotated[str, typer.Option("--format", help="Format of the trace (docs/traces.md).")] = "auto"
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")] = (
+        False
+    )
     out: Annotated[
         Path | None, typer.Option(help="Folder for results; unset: runs/cache-NAME, and none with --json.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    quiet: QuietOption = False
+
+
+@takes(CacheOptions)
+def cache(options: CacheOptions) -> None:
     """Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
     from sim.policies.replay.cache_replay import replayable
     from sim.policies.replay.overflow import check_byte_sums
     from sim.studies.traces.cache_study import CacheSizes, study_cache
     from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 
-    policies = [replayable(name) for name in (_words("--policy", policy) if policy is not None else CACHE_DEFAULTS)]
-    if capacity is not None and slots is not None:
-        raise InputError("give sizes in bytes or in slots, not both", key="--slots", got=slots)
-    size = None if adapter_size is None else _bytes("--adapter-size", adapter_size)
-    wanted = _wanted(capacity, slots)
-    folder = out or (None if json else Path("runs") / f"cache-{file_stem(trace)}")
-    objects = read_adapter_sequence(str(trace), format=format_, skip_bad=skip_bad, adapter_size=size)
+    policies = [
+        replayable(name)
+        for name in (_words("--policy", options.policy) if options.policy is not None else CACHE_DEFAULTS)
+    ]
+    if options.capacity is not None and options.slots is not None:
+        raise InputError("give sizes in bytes or in slots, not both", key="--slots", got=options.slots)
+    size = None if options.adapter_size is None else _bytes("--adapter-size", options.adapter_size)
+    wanted = _wanted(options.capacity, options.slots)
+    folder = options.out or (None if options.json else Path("runs") / f"cache-{file_stem(options.trace)}")
+    objects = read_adapter_sequence(
+        str(options.trace), format=options.format_, skip_bad=options.skip_bad, adapter_size=size
+    )
     if folder is not None:
         make_folder(folder)
     notes = list(objects.notes)
-    by_slots = slots is not None or (capacity is None and objects.size_bytes is None)
+    by_slots = options.slots is not None or (options.capacity is None and objects.size_bytes is None)
     if not by_slots and objects.size_bytes is None:
         raise InputError(
             "the trace doesn't say how large adapters are",
             key="--capacity",
-            got=capacity,
+            got=options.capacity,
             hint="give --adapter-size, or --slots instead of --capacity",
         )
-    if by_slots and slots is None:
+    if by_slots and options.slots is None:
         notes.append("the trace doesn't say how large adapters are, so sizes count slots; --adapter-size gives bytes")
     for note in notes:
-        message(f"note: {note}", quiet)
+        message(f"note: {note}", options.quiet)
     if not by_slots and objects.size_bytes is not None:
         check_byte_sums(len(objects.adapter), objects.size_bytes)
-    with progress_bar(quiet, "replaying") as progress:
+    with progress_bar(options.quiet, "replaying") as progress:
         result = study_cache(
             objects.adapter,
             objects.size_bytes,
@@ -85,8 +97,8 @@ def cache(
             CacheSizes(wanted or _default(objects, by_slots), by_slots),
             progress=progress,
         )
-    written = [] if folder is None else _write(folder, trace, result, notes)
-    if json:
+    written = [] if folder is None else _write(folder, options.trace, result, notes)
+    if options.json:
         say_json([point.as_json() for point in result.points])
         return
     _print(result, written)

@@ -8,7 +8,6 @@ from sim.policies.adapter_cache import HostTier
 from sim.policies.admission import WaitingQueue
 from sim.policies.scheduler import Scheduler
 from sim.policies.vllm_lru import VllmLruCache
-from sim.results.records import pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode
@@ -34,55 +33,44 @@ class VllmLru(AdapterMode):
     def take_in(self, request: Request, may_join_now: bool) -> None:
         self.replica.enqueue(request, may_join_now)
 
-    def before_step(self, batch: Scheduler, now: float) -> float:
+    def before_step(self, batch: Scheduler, start_s: float) -> float:
         if not batch.adapters_changed:
             return 0.0
         batch.adapters_changed = False
         unloaded, self.waiting.unloaded = self.waiting.unloaded, []
         first = _misses(unloaded)
-        time = now
+        end_s = start_s
         tiers: dict[int, int] = {}
         lost: set[int] = set()
         for adapter, tier in self._slots.touch(batch.distinct_adapters()):
             tiers[adapter] = tier
-            seconds, succeeds = self._load(adapter, tier, first.get(adapter), time, now)
+            seconds, succeeds = self._load(adapter, tier, first.get(adapter), end_s)
             if not succeeds:
                 lost.add(adapter)
-            time += seconds
+            end_s += seconds
         for request in batch.decided.prefills if first else ():
             if request.adapter in first and request.preemptions == 0:
-                request.tier, request.load_wait_s = tiers[request.adapter], time - now
+                request.tier, request.load_wait_s = tiers[request.adapter], end_s - start_s
         if lost:
             self.failed = [request for request in batch.running.values() if request.adapter in lost]
             for adapter in lost:
                 self._slots.lose(adapter)
-        return time - now
+        return end_s - start_s
 
-    def _load(
-        self, adapter: int, tier: int, request: Request | None, start_s: float, asked_s: float
-    ) -> tuple[float, bool]:
-        """Record one load of a step; return its seconds, and whether it succeeds.
+    def _load(self, adapter: int, tier: int, request: Request | None, start_s: float) -> tuple[float, bool]:
+        """Perform one load of a step; return its seconds, and whether it succeeds.
 
         :param request: the request that starts it; None: the adapter was evicted while in use.
         """
-        context, index = self.context, -1
         if request is None:
-            seconds = self._reload_s(adapter, tier)
+            index, seconds = -1, self._reload_s(adapter, tier)
         else:
             index, seconds = request.index, request.load_s if tier == FROM_STORAGE else request.host_load_s
-        if tier == FROM_STORAGE:
-            attempts = context.timing.attempts(start_s, seconds, adapter, index)
-            if attempts.spans:
-                context.recorder.load_attempts(attempts.spans, asked_s, adapter, context.replica)
-                if not attempts.succeeds:
-                    return attempts.seconds, False
-                context.versions.load_started(adapter, tier)
-                context.versions.load_ended(adapter, tier)
-                return attempts.seconds, True
-        context.recorder.load_rows += pack_load(start_s, start_s + seconds, asked_s, adapter, tier, context.replica)
-        context.versions.load_started(adapter, tier)
-        context.versions.load_ended(adapter, tier)
-        return seconds, True
+        seconds, succeeds = self.load_in_step(adapter, tier, seconds, start_s, index)
+        if succeeds:
+            self.context.versions.load_started(adapter, tier)
+            self.context.versions.load_ended(adapter, tier)
+        return seconds, succeeds
 
 
 def _misses(unloaded: list[Request]) -> dict[int, Request]:

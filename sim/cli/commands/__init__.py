@@ -1,0 +1,4 @@
+"""One module for each command, or for a few that belong together: options, the call of a verb, what is printed.
+
+A command decides nothing and computes nothing: verbs are in ``sim.studies``, sentences in ``reports.text``.
+"""

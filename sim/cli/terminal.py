@@ -1,0 +1,169 @@
+"""How results look on a terminal: wrapped between words, in columns that fit, with colour and marks.
+
+A pipe gets none of this: each sentence stays on one line there, and each table in one piece.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+LEAST_WIDTH = 40
+"""Columns below which nothing is laid out more narrowly."""
+_UNIT = re.compile(r"(?<=\d) (?=(?:[µmk]?s|min|h|d|%|[kMGT]i?B|pp)(?![\w]))")
+_LABEL = re.compile(r"\S+(?: \S+)? {2,}(?=\S)")
+_GLUE = "\N{NO-BREAK SPACE}"
+_PROSE = 36
+"""Width of a cell from which its column may wrap, if it has several words."""
+_GAP = 2
+"""Columns between two columns of a table."""
+_MARK = 2
+"""Columns of a mark and the space behind it."""
+_STYLES = {"met": ("green", "✓"), "not met": ("red", "✗"), "unclear": ("yellow", "?")}
+
+
+def width_of_terminal(stream: TextIO | None = None) -> int | None:
+    """Return the columns of the terminal that a stream, or stdout, leads to; None: it leads elsewhere."""
+    if not (stream or sys.stdout).isatty():
+        return None
+    return max(LEAST_WIDTH, shutil.get_terminal_size().columns)
+
+
+def wrapped(line: str, width: int) -> list[str]:
+    """Return a line as lines of at most ``width`` columns, broken between words and not before a unit.
+
+    Lines after the first are indented: to the text behind a label, such as ``report  runs/x``, else by two more than
+    the first. A word that is longer than a line, such as a path, stays whole.
+    """
+    indent = len(line) - len(line.lstrip(" "))
+    label = _LABEL.match(line, indent)
+    hang = label.end() if label and label.end() <= width // 3 else indent + 2
+    text = line if label is None else line[: label.end()].replace(" ", _GLUE) + line[label.end() :]
+    found = textwrap.wrap(
+        _UNIT.sub(_GLUE, text),
+        width,
+        subsequent_indent=" " * hang,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
+    return [each.replace(_GLUE, " ") for each in found] or [""]
+
+
+def wrapped_command(label: str, command: str, width: int) -> list[str]:
+    """Return a command behind its label, broken before its options so that a shell reads the lines as one."""
+    lines, room = [label], width - 2
+    for part in re.split(r" (?=--)", command):
+        longer = f"{lines[-1]}{'' if lines[-1] == label else ' '}{part}"
+        if len(longer) <= room or lines[-1] == label:
+            lines[-1] = longer
+        else:
+            lines[-1] += " \\"
+            lines.append(" " * len(label) + part)
+    return lines
+
+
+def has_marks() -> bool:
+    """Return whether stdout shows a check mark."""
+    try:
+        "✓✗".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def style_of(verdict: str | None) -> tuple[str, str]:
+    """Return the style and the mark of a verdict on an SLO; empty where there is none."""
+    style, mark = _STYLES.get(verdict or "", ("", ""))
+    return style, mark if has_marks() else ""
+
+
+@dataclass(frozen=True)
+class TerminalTable:
+    """A table for rich. On a terminal that is too narrow its columns follow in parts, each with those that name a row.
+
+    :ivar keys: how many columns name a row.
+    :ivar words: columns that hold words rather than numbers; on a terminal they align left.
+    :ivar verdicts: for each row, the verdict that the column ``verdict_column`` says; "": none.
+    :ivar fits: whether to fit it to the terminal; without one it stays in one piece.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    keys: int = 1
+    words: Sequence[int] = ()
+    verdicts: Sequence[str] = ()
+    verdict_column: int = -1
+    fits: bool = field(default_factory=lambda: width_of_terminal() is not None)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table, or its parts."""
+        from rich.text import Text
+
+        if not self.fits:
+            yield self._part(list(range(len(self.head))), {})
+            return
+        for number, (columns, widths) in enumerate(self._parts(options.max_width)):
+            if number:
+                yield Text()
+            yield self._part(columns, widths)
+
+    def _parts(self, width: int) -> list[tuple[list[int], dict[int, int]]]:
+        """Return the columns of each part, and their widths."""
+        ranges = [self._range(index) for index in range(len(self.head))]
+        keys = list(range(min(self.keys, len(self.head))))
+        parts = [list(keys)]
+        for index in range(len(keys), len(self.head)):
+            taken = sum(ranges[each][0] + _GAP for each in parts[-1])
+            if len(parts[-1]) > len(keys) and taken + ranges[index][0] > width:
+                parts.append(list(keys))
+            parts[-1].append(index)
+        return [(columns, _widths({each: ranges[each] for each in columns}, width)) for columns in parts]
+
+    def _range(self, index: int) -> tuple[int, int]:
+        """Return the least and the most columns that a column takes: numbers don't wrap, many words do."""
+        from rich.cells import cell_len
+
+        cells = [row[index] for row in self.rows if index < len(row)]
+        longest = max(map(cell_len, cells), default=0) + (_MARK if index == self.verdict_column else 0)
+        words = max((cell_len(word) for cell in cells for word in cell.split()), default=0)
+        header = max(map(cell_len, self.head[index].split()), default=0)
+        return max(header, min(longest, max(_PROSE, words))), max(longest, cell_len(self.head[index]))
+
+    def _part(self, columns: list[int], widths: Mapping[int, int]) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        result = Table(box=None, pad_edge=False, header_style="bold", show_header=any(self.head))
+        for index in columns:
+            left = index == 0 or (self.fits and index in (*self.words, self.verdict_column))
+            justify: Any = "left" if left else "right"
+            result.add_column(Text(self.head[index]), justify=justify, width=widths.get(index))
+        for number, row in enumerate(self.rows):
+            cells = [Text(row[index]) for index in columns if index < len(row)]
+            if self.keys not in columns and not any(row[index] for index in columns[self.keys :]):
+                continue  # a part further down has nothing to say of this row
+            if self.fits and self.verdict_column in columns and number < len(self.verdicts):
+                style, mark = style_of(self.verdicts[number])
+                cells[columns.index(self.verdict_column)] = Text(f"{mark} {row[self.verdict_column]}".strip(), style)
+            result.add_row(*cells)
+        return result
+
+
+def _widths(ranges: Mapping[int, tuple[int, int]], width: int) -> dict[int, int]:
+    """Return widths between least and most; what is left goes to those first that need the least more."""
+    found = {index: least for index, (least, _) in ranges.items()}
+    left = width - sum(found.values()) - _GAP * (len(found) - 1)
+    for index, (least, most) in sorted(ranges.items(), key=lambda item: item[1][1] - item[1][0]):
+        more = max(0, min(left, most - least))
+        found[index] += more
+        left -= more
+    return found

@@ -1,0 +1,227 @@
+"""What a terminal of 60, 80 or 120 columns shows: lines that fit, whole words, marks; a pipe shows none of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+
+from sim.cli import streams
+from sim.cli.terminal import TerminalTable, wrapped, wrapped_command
+
+WIDTHS = (60, 80, 120)
+SMALL = """\
+schema_version: 1
+name: small
+workload:
+  requests: 800
+  arrivals: {process: poisson, rate: 4/s}
+  popularity: {law: zipf, exponent: 0.9}
+  tokens: {prompt: {law: fixed, value: 100}, output: {law: fixed, value: 20}}
+adapters: {count: 100, rank: 16}
+cache: {gpu: {slots: 24}, host: {slots: 100}}
+slo: {miss_ratio: 45%, ttft_p99: 5 s}
+sweep: {cache.gpu.slots: [8, 60], router.policy: [round-robin, random]}
+plan: {minimize: cache.gpu.slots, values: [8, 60]}
+fleet: {replicas: 2}
+"""
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def terminal(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
+    """Return the command line with its output on a terminal; COLUMNS says how wide it is."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+    monkeypatch.setattr(streams._Guard, "isatty", lambda guard: True)
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    return loraplan
+
+
+def plain(text: str) -> str:
+    return _STYLE.sub("", text)
+
+
+def fits(line: str, width: int) -> bool:
+    """Return whether a line needs no more columns, or is one word that can't be broken, perhaps behind a label."""
+    return len(line.rstrip()) <= width or re.fullmatch(r" *(\w+  +)?\S+", line) is not None
+
+
+# Lines
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "small: The SLO is met: p99 TTFT is 115 ms (110 to 120), within the 1 s target.",
+        "  Traffic: the hottest 1 / 10 / 20 % of 200 adapters get 20.6 % / 54.4 % / 67 % of the requests; it is about "
+        "as spread out as 82 equally popular adapters.",
+        "tables  runs/a-rather-long-name-of-a-scenario-for-this/points.csv, runs/another/requests.parquet",
+        "",
+        "one",
+        "  NVIDIA H100 64GB · llama-3.1-8b · vllm (rules of 0.31 and 0.32) · profile h100-64gb/llama-3.1-8b/assumed",
+    ],
+)
+def test_a_line_is_broken_between_words_and_hangs(line: str, width: int) -> None:
+    lines = wrapped(line, width)
+    assert " ".join(" ".join(lines).split()) == " ".join(line.split())
+    assert all(fits(each, width) for each in lines)
+    assert lines[0].startswith(line[: len(line) - len(line.lstrip())])
+    first = len(line) - len(line.lstrip())
+    indents = {len(each) - len(each.lstrip()) for each in lines[1:]}
+    assert indents <= {len("tables  ") if line.startswith("tables") else first + 2}
+
+
+def test_a_number_and_its_unit_stay_on_one_line() -> None:
+    for width in range(20, 60):
+        for line in wrapped("p99 TTFT is 115 ms (110 to 120), 20 % more, and 17 s, and 1.5 GB of memory.", width):
+            assert not re.match(r"\s*(ms|%|s|GB)\b", line), (width, line)
+
+
+def test_a_word_longer_than_the_line_stays_whole() -> None:
+    path = "/tmp/" + "x" * 90
+    assert wrapped(f"report  {path}", 60)[-1].strip() == path or path in wrapped(f"report  {path}", 60)[0]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_command_stays_one_for_a_shell(width: int) -> None:
+    command = "vllm serve MODEL --enable-lora --max-loras 48 --max-lora-rank 16 --max-cpu-loras 400 --max-num-seqs 256"
+    lines = wrapped_command("vLLM      ", command, width)
+    assert all(len(line) <= width for line in lines)
+    assert all(line.endswith(" \\") for line in lines[:-1])
+    joined = "".join(f"{line.removesuffix(chr(92))}" for line in lines).removeprefix("vLLM")
+    assert joined.split() == command.split()
+
+
+# Tables
+
+
+def test_what_goes_on_below_leaves_out_rows_without_content() -> None:
+    from rich.console import Console
+
+    rows = [[f"metric {row}", "1.5 ms", "a remark of many words " * 3 if row == 2 else ""] for row in range(4)]
+    console = Console(width=50, highlight=False)
+    with console.capture() as captured:
+        console.print(TerminalTable(["metric", "value", "remark"], rows, words=(2,), fits=True))
+    text = captured.get()
+    assert [text.count(f"metric {row}") for row in range(4)] == [1, 1, 2, 1]
+    assert "remark of" in text
+
+
+@pytest.mark.parametrize("width", [40, *WIDTHS])
+def test_a_table_too_wide_goes_on_below_with_its_first_column(width: int) -> None:
+    from rich.console import Console
+
+    head = ["router policy", *(f"metric number {i}" for i in range(9))]
+    rows = [[f"policy-{row}", *(f"{row}.{i} ms" for i in range(9))] for row in range(3)]
+    console = Console(width=width, highlight=False)
+    with console.capture() as captured:
+        console.print(TerminalTable(head, rows, fits=True))
+    text = captured.get()
+    assert all(len(line.rstrip()) <= width for line in text.splitlines())
+    parts = text.count("policy-0")
+    assert parts == text.count("policy-2")
+    assert parts > 1 or width > 60
+    for row in rows:
+        for cell in row[1:]:
+            assert text.count(f" {cell}") == 1, "no cell is cut or broken"
+
+
+def test_without_a_terminal_a_table_is_one_piece() -> None:
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(TerminalTable(["a", *["b c"] * 9], [["1", *["2"] * 9]], verdicts=["met"], verdict_column=1))
+    assert captured.get().count("\n") == 2
+    assert "✓" not in captured.get()
+
+
+# Commands
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "plan", "compare"])
+def test_what_a_command_prints_fits_and_says_the_same(
+    terminal: CommandLine, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    arguments = {"compare": ["one", "other", "--quiet"]}.get(command, ["small.yaml", "--quiet"])
+    if command == "compare":
+        for folder, slots in (("one", 8), ("other", 60)):
+            terminal("run", "small.yaml", "--quiet", "--out", folder, "--set", f"cache.gpu.slots={slots}")
+    shown = {}
+    for width in WIDTHS:
+        monkeypatch.setenv("COLUMNS", str(width))
+        again = ["--out", f"page-{width}"] if command == "compare" else []
+        shown[width] = plain(terminal(command, *arguments, *again).out)
+        assert "\xa0" not in shown[width]
+        assert [line for line in shown[width].splitlines() if not fits(line, width)] == []
+    monkeypatch.setattr(streams._Guard, "isatty", lambda guard: False)
+    piped = terminal(command, *arguments).out
+    sentences = [line for line in piped.splitlines() if re.match(r"  [A-Zp]", line)]
+    assert max(map(len, sentences)) > 80, "lines of a pipe are not wrapped"
+    for width in WIDTHS:
+        flat = " ".join(shown[width].split())
+        assert [line for line in sentences if " ".join(line.split()) not in flat] == []
+
+
+def test_a_run_shows_key_metrics_by_groups_and_the_rest_with_all(
+    terminal: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    key = plain(terminal("run", "small.yaml", "--quiet").out)
+    for group in ("TTFT ", "TPOT, ITL ", "E2E ", "cache ", "load "):
+        assert f"\n{group}" in key
+    assert "evictions" not in key
+    more = int(re.findall(r"(\d+) more with --all, and in the report", key)[0])
+    monkeypatch.setenv("COLUMNS", "200")
+    every = plain(terminal("run", "small.yaml", "--quiet", "--all").out)
+    assert "\nevictions" in every
+    shown = len(re.findall(r"\n(?:TTFT|TPOT, ITL|E2E|cache|load|    ) +(?!metric)\S.*\d", key))
+    table = every[every.index("\nmetric") : every.index("\nreport")].strip().splitlines()[1:]
+    named = [line for line in table if re.match(r"\S", line)]
+    assert shown == 8
+    assert len(named) == shown + more
+
+
+def test_marks_and_colours_need_a_terminal_that_takes_them(
+    terminal: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    met, missed = "cache.gpu.slots=60", "cache.gpu.slots=8"
+    run = ["run", "small.yaml", "--quiet", "--set"]
+    assert plain(terminal(*run, met).out).startswith("✓ small: The SLO is ")
+    coloured = terminal(*run, missed).out
+    assert plain(coloured).startswith("✗ small: The SLO is ")
+    assert "\x1b[1;31m✗" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    quiet = terminal(*run, missed).out
+    assert quiet.replace("\x1b[1m", "").startswith("✗ small: ")
+    assert "31m" not in quiet
+    swept = plain(terminal("sweep", "small.yaml", "--quiet").out)
+    assert {"✓ met", "✗ not met"} <= set(re.findall(r"[✓✗?] (?:met|not met|unclear)", swept))
+    monkeypatch.setattr(streams._Guard, "isatty", lambda guard: False)
+    for command in (run[:-1], ["sweep", "small.yaml", "--quiet"]):
+        piped = terminal(*command).out
+        assert not set("✓✗\x1b") & set(piped)
+
+
+def test_a_point_without_a_limit_names_the_term_that_it_misses(
+    loraplan: CommandLine, tmp_path: Path, terminal: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams._Guard, "isatty", lambda guard: False)
+    ended = loraplan("sweep", "small.yaml", "--quiet", "--over", "cache.gpu.slots=8,60")
+    missed, met = (line for line in ended.out.splitlines() if re.match(r"(8|60) +(not )?met", line))
+    assert missed.endswith(" none (miss ratio too high)")
+    assert met.endswith(" none")
+
+
+def test_a_headline_about_harm_has_no_mark(terminal: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A green mark next to thousands of stale answers would say that all is well."""
+    monkeypatch.setenv("COLUMNS", "120")
+    stall = "faults=[{kind: storage-stall, at: 60 s, lasts: 5 s}]"
+    shown = plain(terminal("run", "small.yaml", "--quiet", "--set", "cache.gpu.slots=60", "--set", stall).out)
+    assert shown.startswith("small: Requests harmed: ")

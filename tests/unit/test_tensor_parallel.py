@@ -1,0 +1,279 @@
+"""Replicas over several GPUs in scenarios: which profile, what fits, what each GPU holds, what is said of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loraplan
+from reports.text.setup_text import setup_line
+from sim.errors import InputError
+from sim.results.point import Point
+from sim.spec.engine_flags.command_lines import engine_flags
+from sim.spec.profile import load_profile
+from sim.spec.profile_choice import profile_choice
+from sim.spec.scenario_file import load_scenario
+from sim.spec.sibling_profiles import siblings
+from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
+from sim.studies.planning.plan_study import check_plan
+from sim.traffic.adapters import MODULES, SHAPES
+from sim.world.build import build_world
+from sim.world.gpu_memory import adapter_bytes
+from sim.world.times import AdapterTimes, tier_times
+from sim.world.world import World
+
+SCENARIO = "plan-70b-tensor-parallel"
+H200 = "h200/llama-3.1-70b-tp{}/vllm-0.24.0"
+SMALL = ("workload.requests=400", "run.replications=2")
+
+
+def world_of(*overrides: str) -> World:
+    return build_world(load_scenario(SCENARIO, overrides).scenario)
+
+
+def kv_tokens(world: World) -> int:
+    assert world.kv_tokens is not None
+    return world.kv_tokens
+
+
+def refusal(source: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as refused:
+        build_world(load_scenario(source, overrides).scenario)
+    return str(refused.value)
+
+
+# Which profile
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_the_number_of_gpus_picks_the_sibling_of_the_named_profile(gpus: int) -> None:
+    for named in (2, 4):
+        world = world_of(f"fleet.profile={H200.format(named)}", f"fleet.tensor_parallel={gpus}")
+        assert world.profile is not None
+        assert (world.profile.name, world.profile.tensor_parallel) == (H200.format(gpus), gpus)
+        assert world.profile_sha256 == load_profile(H200.format(gpus))[1]
+
+
+def test_siblings_have_the_same_device_model_and_engine() -> None:
+    assert siblings(H200.format(2)) == {2: H200.format(2), 4: H200.format(4)}
+    assert siblings("h100-80gb/llama-3.1-8b/vllm-0.24.0") == {1: "h100-80gb/llama-3.1-8b/vllm-0.24.0"}
+    assert siblings("./mine.json") == {}
+
+
+def test_a_profile_of_ones_own_keeps_its_number_of_gpus(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(load_profile(H200.format(4))[0].model_dump_json())
+    scenario = load_scenario(SCENARIO, [f"fleet.profile={path}", "fleet.tensor_parallel=4"]).scenario
+    assert profile_choice(scenario).name == str(path)
+    assert "(got 2, allowed: 4 (" in refusal(SCENARIO, f"fleet.profile={path}", "fleet.tensor_parallel=2")
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides", "message"),
+    [
+        (
+            SCENARIO,
+            ["fleet.tensor_parallel=3"],
+            "fleet.tensor_parallel: llama-3.1-70b can't be split over so many GPUs: it has 64 attention heads and 8 KV "
+            "heads (got 3, allowed: 1, 2, 4, 8, 16, 32, 64)",
+        ),
+        (
+            SCENARIO,
+            [f"fleet.profile={H200.format(4)}", "fleet.tensor_parallel=3"],
+            "fleet.tensor_parallel: llama-3.1-70b can't be split over so many GPUs: it has 64 attention heads and 8 KV "
+            "heads (got 3,",
+        ),
+        (
+            SCENARIO,
+            ["fleet.tensor_parallel=8"],
+            "fleet.tensor_parallel: there is no profile of llama-3.1-70b on 8 GPUs of kind h200 (got 8, allowed: ",
+        ),
+        (SCENARIO, ["fleet.tensor_parallel=0"], "--set: fleet.tensor_parallel: out of range (got 0, allowed: above 0)"),
+        (
+            SCENARIO,
+            [f"fleet.profile={H200.format(2)}", "fleet.tensor_parallel=8"],
+            "fleet.tensor_parallel: there is no profile of llama-3.1-70b for so many GPUs on this device and engine "
+            f"(got 8, allowed: 2 ({H200.format(2)}), 4 ({H200.format(4)})); build it: loraplan profiles build --gpu "
+            "h200 --model llama-3.1-70b --tp 8, and give its path as fleet.profile",
+        ),
+        (
+            "quickstart",
+            ["fleet.profile=h100-64gb/llama-3.1-8b/assumed", "fleet.tensor_parallel=2"],
+            "fleet.tensor_parallel: there is no profile of llama-3.1-8b for so many GPUs on this device and engine "
+            "(got 2, allowed: 1 (h100-64gb/llama-3.1-8b/assumed)); fleet.profile takes a profile of your own",
+        ),
+        (
+            "quickstart",
+            ["fleet.engine=fixed", "fleet.service={law: fixed, value: 10 ms}", "fleet.tensor_parallel=2"],
+            "--set: fleet.tensor_parallel: engine fixed has no tensor_parallel: it loads at arrival",
+        ),
+        (
+            "quickstart",
+            ["fleet.fully_sharded_loras=true"],
+            "fleet.fully_sharded_loras: a replica on one GPU has nothing to split (got true, allowed: false)",
+        ),
+        (
+            SCENARIO,
+            ["fleet.fully_sharded_loras=true", "fleet.engine=sglang"],
+            "fleet.fully_sharded_loras: sglang has no such option; vLLM has (got true, allowed: false); remove it",
+        ),
+        (
+            SCENARIO,
+            ["fleet.fully_sharded_loras=true", "fleet.tensor_parallel=32", "fleet.profile={odd}"],
+            "fleet.fully_sharded_loras: vLLM splits A along its rank, so the rank of slots must be a multiple of the "
+            "GPUs of a replica (got true with rank 16 over 32 GPUs",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, source: str, overrides: list[str], message: str) -> None:
+    odd = tmp_path / "odd.json"
+    odd.write_text(load_profile(H200.format(4))[0].model_copy(update={"tensor_parallel": 32}).model_dump_json())
+    assert refusal(source, *(each.format(odd=odd) if "{odd}" in each else each for each in overrides)).startswith(
+        message
+    )
+
+
+def test_a_profile_without_memory_is_refused(tmp_path: Path) -> None:
+    data = load_profile(H200.format(4))[0].model_dump(mode="json")
+    del data["memory"]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(data))
+    said = refusal(SCENARIO, f"fleet.profile={path}", "fleet.tensor_parallel=4")
+    assert said.startswith(f"{path}: fleet.profile: the profile's memory: Field required")
+
+
+# What each GPU holds
+
+
+def test_a_replica_over_more_gpus_has_more_kv_cache_and_smaller_slots() -> None:
+    two, four = world_of("fleet.tensor_parallel=2"), world_of("fleet.tensor_parallel=4")
+    sharded = world_of("fleet.tensor_parallel=4", "fleet.fully_sharded_loras=true")
+    assert two.profile
+    assert four.profile
+
+    def on_gpu(world: World) -> float:
+        assert world.profile is not None
+        fleet = world.scenario.fleet
+        whole = adapter_bytes(40, world.profile, world.population, fully_sharded=fleet.fully_sharded_loras)
+        return whole / world.profile.tensor_parallel
+
+    # One side of each adapter is whole on every GPU, so twice the GPUs don't halve a slot; fully sharded they do.
+    assert on_gpu(two) / 2 < on_gpu(sharded) * 1.3 < on_gpu(four) * 1.3 < on_gpu(two) * 1.3
+    memory = four.profile.memory
+    freed = adapter_bytes(40, four.profile, four.population) - adapter_bytes(
+        40, four.profile, four.population, fully_sharded=True
+    )
+    assert kv_tokens(sharded) - kv_tokens(four) == pytest.approx(freed / memory.kv_bytes_per_token, abs=16)
+    # Weights are there once, so the second pair of GPUs adds more than the first pair had left.
+    assert kv_tokens(four) > 2.5 * kv_tokens(two)
+
+
+def test_the_share_of_memory_that_the_engine_may_use_is_of_all_gpus() -> None:
+    most, less = (world_of("fleet.tensor_parallel=4", f"fleet.gpu_memory_utilization={share}") for share in (0.9, 0.8))
+    assert most.profile
+    memory = most.profile.memory
+    assert kv_tokens(most) - kv_tokens(less) == pytest.approx(
+        0.1 * memory.total_bytes / memory.kv_bytes_per_token, abs=32
+    )
+    said = refusal(SCENARIO, "fleet.gpu_memory_utilization=0.45")
+    assert "fleet.gpu_memory_utilization: this share of 2 x NVIDIA H200 is too small for the weights" in said
+
+
+def test_a_load_reads_the_whole_file_and_copies_a_share_to_each_gpu(tmp_path: Path) -> None:
+    profile = load_profile(H200.format(4))[0]
+    slow = profile.load.host.model_copy(update={"open_s": 0, "per_tensor_s": 0, "bandwidth_bytes_per_s": 1e9})
+    load = profile.load.model_copy(update={"host": slow})
+    path = tmp_path / "slow.json"
+    path.write_text(profile.model_copy(update={"load": load}).model_dump_json())
+    seconds = {}
+    for fully in ("false", "true"):
+        world = world_of(f"fleet.profile={path}", "fleet.tensor_parallel=4", f"fleet.fully_sharded_loras={fully}")
+        storage, host = tier_times(world.scenario, world.profile, world.population)
+        alone = AdapterTimes(load.storage, world.population)
+        first, half = np.array([0]), np.array([0.5])
+        assert storage.seconds(first, half) == alone.seconds(first, half)
+        seconds[fully] = float(host.seconds(first, half)[0]) / (int(world.population.size_bytes[0]) / 1e9)
+    residual = float(np.interp(0.5, np.linspace(0, 1, len(slow.residual)), slow.residual))
+    assert seconds["true"] == pytest.approx(residual / 4)
+    shape = SHAPES["llama-3.1-70b"]
+    copies = 3 * (5 * 8192 + 2 * 8192) / sum(sum(shape.module(name)) for name in MODULES)
+    assert seconds["false"] == pytest.approx(residual / 4 * (1 + copies)), "one side goes whole to every GPU"
+
+
+# What is said of it
+
+
+def simulated(*overrides: str) -> Point:
+    return evaluate_scenario(
+        load_scenario(SCENARIO, [*SMALL, *overrides]).scenario, EvaluationOptions(draws=False)
+    ).point
+
+
+def test_results_say_how_many_gpus_and_what_each_holds() -> None:
+    point = simulated("fleet.tensor_parallel=4", "fleet.replicas=3")
+    assert point.setup is not None
+    assert point.setup.share is not None
+    share = point.setup.share
+    assert (share.gpus, share.replicas, share.slots) == (4, 3, 40)
+    assert share.slot_bytes is not None
+    assert share.load_bytes is not None
+    # Of a whole adapter (12,943,360 parameters a rank x 16 x 2 bytes): a quarter, and copies.
+    assert 414_187_520 / 4 < share.load_bytes < 414_187_520
+    assert share.slot_bytes > share.load_bytes, "slots also hold LoRA of embedding and output head"
+    assert Point.from_json(point.to_json()).setup == point.setup
+
+    line = setup_line([point])
+    assert "3 replicas of 4 GPUs = 12 GPUs; each GPU keeps 40 slots of " in line
+    assert "; a load copies up to " in line
+
+
+def test_a_replica_on_one_gpu_is_described_as_before() -> None:
+    point = evaluate_scenario(load_scenario("quickstart", SMALL).scenario, EvaluationOptions(draws=False)).point
+    assert point.setup is not None
+    assert point.setup.share is None
+    assert "share" not in point.setup.to_json()
+    assert "GPUs" not in setup_line([point])
+
+
+def test_a_sweep_over_the_gpus_of_a_replica(tmp_path: Path) -> None:
+    result = loraplan.sweep(
+        SCENARIO,
+        {"fleet.tensor_parallel": [2, 4]},
+        {"workload.requests": 400, "run.replications": 2},
+        out=tmp_path / "sweep",
+        jobs=1,
+    )
+    shares = [point.setup.share.gpus for point in result.points if point.setup and point.setup.share]
+    assert shares == [2, 4]
+    assert "GPUs per replica" in result.answer.headline + " ".join(result.answer.details) + result.report().read_text()
+
+
+def test_flags_say_how_a_replica_is_spread() -> None:
+    plain = engine_flags(load_scenario(SCENARIO, ["fleet.tensor_parallel=4"]).scenario, None)["vLLM"]
+    assert "--tensor-parallel-size 4" in plain
+    assert "--fully-sharded-loras" not in plain
+    sharded = load_scenario(SCENARIO, ["fleet.tensor_parallel=4", "fleet.fully_sharded_loras=true"]).scenario
+    assert "--fully-sharded-loras " in engine_flags(sharded, None)["vLLM"]
+
+
+def test_prices_are_per_gpu_and_a_replica_has_those_of_its_profile(tmp_path: Path) -> None:
+    easy = {"slo.ttft_p99": None, "slo.tpot_mean": "2 s", "plan.range": [1, 2]}
+    easy |= {"workload.requests": 400, "run.replications": 2}
+    found = loraplan.plan(SCENARIO, easy, out=tmp_path / "plan", jobs=1)
+    assert found.found == {"fleet": "TP 2", "fleet.replicas": 1, "price": 8.0, "gpus": 2}
+    assert found.answer.headline.startswith("1 replica (2 GPUs) of TP 2 for 8 an hour: the cheapest of 2 fleets")
+    assert "TP 2 at 4 per GPU hour: 1 replica of 2 GPUs = 2 GPUs, 8 an hour." in found.answer.details
+    assert "TP 4 at 4 per GPU hour: dearer with its first replica." in found.answer.details
+
+
+def test_gpus_that_contradict_the_profile_are_refused() -> None:
+    fleets = "plan.fleets=[{name: a, price: 1, gpus: 4, set: {fleet.tensor_parallel: 2}}]"
+    with pytest.raises(InputError) as refused:
+        check_plan(load_scenario(SCENARIO, [fleets]))
+    assert str(refused.value) == (
+        f"--set: plan.fleets.0.gpus: a replica of the profile {H200.format(2)} has another number of GPUs "
+        "(got 4, allowed: 2); remove it: the number is that of the profile"
+    )
