@@ -51,8 +51,8 @@ def main() -> int:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     count = (
-        f"{len(points):,} of the {len(points) + others:,} points are of dense models on one replica; the others are "
-        "mixtures of experts, or split prompts and answers over servers."
+        f"{len(points):,} of the {len(points) + others:,} points are of dense models or of gpt-oss-120b, on one "
+        "replica; the others are of other mixtures of experts, or split prompts and answers over servers."
     )
     parts = [count, _simulated(replayed), _schedule(fit), _swapped(fit, swapped), _coefficients(fit)]
     PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}", encoding="utf-8")
