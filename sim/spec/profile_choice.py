@@ -31,7 +31,7 @@ _BUILT_FOR = {"vllm": "", "sglang": "sglang", "tensorrt-llm": "trtllm"}
 _MOST_NEAR = 4
 _TUNED = re.compile(r"(-(instruct|chat|base|it|hf|v\d[\d.]*))+$")
 """Endings of names that leave a model's layers as they are."""
-_FORMATS = ("fp8", "fp8-block", "int8", "int4", "nvfp4")
+_FORMATS = ("fp8", "fp8-block", "int8", "int4", "nvfp4", "mxfp4")
 
 
 @dataclass(frozen=True, slots=True)
