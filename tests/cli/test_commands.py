@@ -28,7 +28,7 @@ def test_run_leaves_a_run_directory_and_prints_the_answer(loraplan: CommandLine,
     assert "report.html" in ended.out
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["status"] == "finished"
-    assert manifest["profile"]["status"] == "assumed"
+    assert manifest["profile"]["status"] == "derived"
     assert manifest["scenario"]["workload"]["requests"] == 3000
     html = (run / "report.html").read_text()
     assert "loraplan run quickstart --set workload.requests=3000" in html

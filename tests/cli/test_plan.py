@@ -63,7 +63,7 @@ def test_the_smallest_cache_is_found_and_can_be_run(loraplan: CommandLine, tmp_p
     assert again["points"][0]["metrics"]["miss_ratio"]["value"] == found["metrics"]["miss_ratio"]["value"]
     fewer = f"cache.gpu.slots={slots - 4}"
     assert loraplan("run", "found/recommended.yaml", "--check", "--set", fewer).code == 1
-    assert found["setup"]["profile"] == "h100-64gb/llama-3.1-8b/assumed"
+    assert found["setup"]["profile"] == "h100-80gb/llama-3.1-8b/vllm-0.24.0"
     assert "<table>" in (tmp_path / "found/report.html").read_text()
 
 
@@ -90,8 +90,9 @@ def test_only_the_simulated_engine_has_a_command_line(
     assert ended.code == 0, ended.err
     engine = settings[0].partition("=")[2]
     second = ended.out.splitlines()[1]
-    assert second.startswith("  NVIDIA H100 64GB · llama-3.1-8b · ")
-    assert second.endswith(" · profile h100-64gb/llama-3.1-8b/assumed (assumed)")
+    assert second.startswith("  NVIDIA H100 80GB HBM3 · llama-3.1-8b · ")
+    assert " · profile h100-80gb/llama-3.1-8b/vllm-0.24.0 (derived; " in second
+    assert second.endswith(" · assumed, as the scenario names none: GPU, base model")
     assert f" {engine}{' (idealised engine)' if engine == 'continuous' else ''} " in second
     page = (tmp_path / "runs/small-plan/report.html").read_text()
     assert f'<p class="setup">{second.strip()}</p>' in page
