@@ -128,7 +128,8 @@ def test_sweep_runs_all_combinations_on_the_same_traffic(loraplan: CommandLine, 
         {"cache.gpu.slots": slots, "storage.loaders": loaders} for slots in (16, 64) for loaders in (1, 2)
     ]
     table = pd.read_csv(tmp_path / "runs/quickstart-sweep/points.csv")
-    assert list(table.columns) == ["cache.gpu.slots", "storage.loaders", "metric", "value", "lo", "hi", "unit"]
+    metric = ["metric", "value", "lo", "hi", "unit", "calibration_lo", "calibration_hi"]
+    assert list(table.columns) == ["cache.gpu.slots", "storage.loaders", *metric]
     assert len(table) == 4 * len(ALWAYS_THERE)
     misses = table[table["metric"] == "miss_ratio"].set_index(["cache.gpu.slots", "storage.loaders"])["value"]
     assert misses[64, 1] < misses[16, 1]
