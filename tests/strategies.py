@@ -105,9 +105,12 @@ def build(**sections: Any) -> Scenario:
     """Return a scenario of these sections: unless they say so, of the idealised engine, measured as one section.
 
     Preempted requests compute everything again, as they do in the naive twins, unless ``prefix_caching`` is given.
+    Costs are round numbers, unless a profile or a GPU is given.
     """
     sections.setdefault("run", {"seed": 1, "warmup": 0})
     sections["fleet"] = {"engine": "continuous", **sections.get("fleet", {})}
+    if "gpu" not in sections["fleet"]:
+        sections["fleet"].setdefault("profile", "h100-64gb/llama-3.1-8b/assumed")
     if "prefix_caching" in ENGINES[sections["fleet"]["engine"]].preset.get("fleet", {}):
         sections["fleet"].setdefault("prefix_caching", False)
     return Scenario.model_validate({"schema_version": 1, "name": "test", **sections})

@@ -28,7 +28,7 @@ def test_run_leaves_a_run_directory_and_prints_the_answer(loraplan: CommandLine,
     assert "report.html" in ended.out
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["status"] == "finished"
-    assert manifest["profile"]["status"] == "assumed"
+    assert manifest["profile"]["status"] == "derived"
     assert manifest["scenario"]["workload"]["requests"] == 3000
     html = (run / "report.html").read_text()
     assert "loraplan run quickstart --set workload.requests=3000" in html
@@ -128,7 +128,8 @@ def test_sweep_runs_all_combinations_on_the_same_traffic(loraplan: CommandLine, 
         {"cache.gpu.slots": slots, "storage.loaders": loaders} for slots in (16, 64) for loaders in (1, 2)
     ]
     table = pd.read_csv(tmp_path / "runs/quickstart-sweep/points.csv")
-    assert list(table.columns) == ["cache.gpu.slots", "storage.loaders", "metric", "value", "lo", "hi", "unit"]
+    metric = ["metric", "value", "lo", "hi", "unit", "calibration_lo", "calibration_hi"]
+    assert list(table.columns) == ["cache.gpu.slots", "storage.loaders", *metric]
     assert len(table) == 4 * len(ALWAYS_THERE)
     misses = table[table["metric"] == "miss_ratio"].set_index(["cache.gpu.slots", "storage.loaders"])["value"]
     assert misses[64, 1] < misses[16, 1]

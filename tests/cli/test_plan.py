@@ -37,7 +37,10 @@ run: {{seed: 1, replications: 3}}
 def write(folder: Path, rest: str, requests: int = 2000, name: str = "small.yaml") -> str:
     path = folder / name
     idealised = "" if "\nfleet:" in f"\n{rest}" else "\nfleet: {engine: continuous}\n"
-    path.write_text(SMALL.format(requests=requests, rest=rest + idealised), encoding="utf-8")
+    text = SMALL.format(requests=requests, rest=rest + idealised)
+    if "profile: " not in text:  # round numbers, without the draws of a derived profile
+        text = text.replace("\nfleet: {", "\nfleet: {profile: h100-64gb/llama-3.1-8b/assumed, ")
+    path.write_text(text, encoding="utf-8")
     return str(path)
 
 
