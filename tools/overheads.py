@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from calibrate.kernels.engine_overhead import write_overheads  # noqa: E402
-from calibrate.kernels.kernel_tables import ENGINES  # noqa: E402
+from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE  # noqa: E402
 from calibrate.kernels.overhead_fit import DeploymentError, OverheadFit, fit_overheads, predict_points  # noqa: E402
 from calibrate.kernels.serving_points import serving_points  # noqa: E402
 
@@ -43,13 +43,14 @@ def _progress(done: int, total: int) -> None:
 
 def _section(fit: OverheadFit, points: int, others: int) -> str:
     judged = [each for each in fit.errors if each.role == "judges"]
-    hopper = [each for each in judged if each.group[1] in ("h100-80gb", "h200") and each.group[0] != "sglang"]
+    dense = [each for each in judged if each.group[3] not in EXPERTS_ALONE]
+    hopper = [each for each in dense if each.group[1] in ("h100-80gb", "h200") and each.group[0] != "sglang"]
     lines = [
-        f"{points:,} of the {points + others:,} points are of dense models on one replica; the others are mixtures of "
-        "experts, or split prompts and answers over servers.",
+        f"{points:,} of the {points + others:,} points are of dense models or of gpt-oss-120b, on one replica; the "
+        "others are of other mixtures of experts, or split prompts and answers over servers.",
         "",
         _summary("All deployments that judge", judged),
-        _summary("Of these, vLLM and TensorRT-LLM on H100 and H200", hopper),
+        _summary("Dense models under vLLM and TensorRT-LLM on H100 and H200", hopper),
         "",
         "| engine | card | model | weights | GPUs | points | role | TPOT error | 90 % below | bias | TTFT error |",
         "| --- | --- | --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |",

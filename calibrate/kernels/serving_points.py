@@ -11,11 +11,13 @@ from calibrate.kernels.closed_loop import Loop
 from calibrate.kernels.kernel_tables import ENGINES, Deployment, systems_folder
 
 TABLE = "silicon_sample.csv"
+_MIXTURE = "openai/gpt-oss-120b"
 _MODELS = {
     "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "llama-3.1-8b",
     "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
     "Qwen/Qwen3-32B": "qwen3-32b",
+    _MIXTURE: "gpt-oss-120b",
     "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
 }
 _WEIGHTS = {"": "bf16", "bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8-block", "nvfp4": "nvfp4"}
@@ -53,7 +55,9 @@ class ServingPoint:
 
 
 def serving_points() -> tuple[list[ServingPoint], int]:
-    """Return the points of dense models on known cards, one replica each, and how many others there are.
+    """Return the points of known models and cards, one replica each, and how many others there are.
+
+    A mixture of experts counts where its experts are split like its attention.
 
     :raises InputError: without the extra ``kernels``.
     """
@@ -66,7 +70,10 @@ def serving_points() -> tuple[list[ServingPoint], int]:
 def _point(line: int, row: dict[str, str]) -> ServingPoint | None:
     known = row["model_path"] in _MODELS and row["system"] in _SYSTEMS and row["backend"] in ENGINES
     weights = _WEIGHTS.get(row["gemm_quant_mode"])
-    if not known or weights is None or row["mode"] != "agg" or float(row["pp_size"]) != 1:
+    split: set[str] = set()
+    if row["model_path"] == _MIXTURE:  # its weights are published in one format, whatever the table calls it
+        weights, split = "mxfp4", {row["attention_dp_size"], row["moe_ep_size"]} - {"1", "1.0"}
+    if not known or weights is None or split or row["mode"] != "agg" or float(row["pp_size"]) != 1:
         return None
     deployment = Deployment(
         _SYSTEMS[row["system"]],
