@@ -32,6 +32,7 @@ class Loop:
     :ivar spread: lengths are spread evenly between these shares of ``prompt`` and ``answer``.
     :ivar budget: most tokens of a step.
     :ivar chunked: whether a prompt may be split over steps; otherwise only one that is larger than the budget.
+    :ivar batch_slots: requests in the batch, at most (``max_num_seqs``); unset: as many as there are clients.
     :ivar wait_steps: while others decode, prompts wait for so many steps to be computed together, unless they are
         ``wait_tokens`` or more together with those that decode. TensorRT-LLM: ``batch_wait_timeout_iters`` and
         ``batch_wait_max_tokens_ratio``.
@@ -43,6 +44,7 @@ class Loop:
     spread: tuple[float, float] = (1.0, 1.0)
     budget: int = 8192
     chunked: bool = True
+    batch_slots: int | None = None
     wait_steps: int = 0
     wait_tokens: float = inf
 
@@ -103,6 +105,7 @@ class _State:
         self._answers = np.maximum(np.rint(shares[:, 1] * loop.answer), 2).astype(int).tolist()
         self._step_s, self._budget = step_s, max(loop.budget, loop.clients + 1)
         self._loop = loop
+        self._slots = loop.clients if loop.batch_slots is None else max(loop.batch_slots, 1)
         self._count = 0
         self._waited = 0
         self.sent: list[_Request] = []
@@ -117,8 +120,8 @@ class _State:
     def advance(self) -> None:
         """Take the next step, or all up to the next change."""
         arriving, self.sent = self.sent, []
-        if not self.running and not self.waiting:  # the engine is idle until they come
-            self.waiting, arriving = arriving, []
+        if not self.running and not self.waiting:  # the first to come starts an idle engine, without the others
+            self.waiting, arriving = arriving[:1], arriving[1:]
         chunks = self._chunks()
         if chunks:
             self._step(chunks)
@@ -131,7 +134,11 @@ class _State:
         loop, left, chunks = self._loop, self._budget - self.running, list[tuple[_Request, int]]()
         for request in self.waiting:
             rest = request.prompt - request.done
-            if left <= 0 or (rest > left and not loop.chunked and rest <= self._budget and (self.running or chunks)):
+            if (
+                left <= 0
+                or self.running + len(chunks) >= self._slots
+                or (rest > left and not loop.chunked and rest <= self._budget and (self.running or chunks))
+            ):
                 break
             chunks.append((request, min(rest, left)))
             left -= chunks[-1][1]

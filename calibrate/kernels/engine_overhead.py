@@ -108,4 +108,5 @@ def read_overheads() -> dict[str, EngineOverhead]:
 
 def write_overheads(overheads: Mapping[str, EngineOverhead]) -> None:
     """Replace the fitted overheads."""
+    read_overheads.cache_clear()
     write_json(FILE, {level: asdict(overhead) for level, overhead in overheads.items()})

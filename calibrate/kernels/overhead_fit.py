@@ -2,7 +2,9 @@
 
 A deployment is an engine on a card with a model, a format of weights and a number of GPUs. Those with at least
 ``LEAST_POINTS`` points count. Sorted by engine, format, card, model and GPUs, every other deployment of each engine,
-format and card calibrates, from the first on; the rest judges. Smaller deployments only stand in the table.
+format and card calibrates, from the first on; the rest judges. Smaller deployments only stand in the table. Points
+whose requests outgrow the KV cache neither calibrate nor judge here: they wait for each other, which the plain schedule
+of a closed loop doesn't know. The simulator does, and is judged by them too (``calibrate.kernels.replayed_points``).
 
 Coefficients are fitted at three levels: for an engine with a format on a card, for an engine with a format, and for an
 engine. A profile takes the first level that was measured. On a card that was not, the error is that of predicting each
@@ -39,7 +41,7 @@ MOST_PER_SEQUENCE_S = 2.3e-5
 attention; without this bound it came out twice as large as where batches of up to 1,000 were measured (vLLM 0.8.5 on
 the H100-64GB: 7 and 23 us), which matters in large batches."""
 _ROUNDS, _LEAST_ERROR = 15, 0.02
-_Q90 = 1.645
+Q90 = 1.645
 """Standard deviations within which 90 % of a normal distribution lie."""
 
 
@@ -93,19 +95,28 @@ def predict_points(
     return found
 
 
-def fit_overheads(points: Sequence[PredictedPoint]) -> OverheadFit:
-    """Fit the coefficients of every level, and judge them."""
-    groups: dict[tuple[str, str, str, str, int], list[PredictedPoint]] = defaultdict(list)
+def fit_overheads(points: Sequence[PredictedPoint], *, swapped: bool = False) -> OverheadFit:
+    """Fit the coefficients of every level, and judge them.
+
+    :param swapped: calibrate on the deployments that judge, and judge by those that calibrate. Nothing was ever chosen
+        for this split, so it confirms the other.
+    """
+    every: dict[tuple[str, str, str, str, int], list[PredictedPoint]] = defaultdict(list)
     for each in points:
-        groups[each.point.group].append(each)
-    roles = roles_of({group: len(found) for group, found in groups.items()})
+        every[each.point.group].append(each)
+    roles = roles_of({group: len(found) for group, found in every.items()})
+    if swapped:
+        other = {"calibrates": "judges", "judges": "calibrates"}
+        roles = {group: other.get(role, role) for group, role in roles.items()}
+    groups = {group: [each for each in found if each.point.fits] for group, found in every.items()}
+    groups = {group: found for group, found in groups.items() if found}
     overheads = {}
     for level in sorted({level for group in groups for level in levels(group)}):
         chosen = {
             group: found for group, found in groups.items() if level in levels(group) and roles[group] != "listed"
         }
         judging = [group for group in chosen if roles[group] == "judges"]
-        if judging:
+        if judging and len(judging) < len(chosen):
             overheads[level] = _overhead(level, chosen, judging)
     errors = []
     for group, found in sorted(groups.items()):
@@ -114,6 +125,11 @@ def fit_overheads(points: Sequence[PredictedPoint]) -> OverheadFit:
         token, first = _token_errors(coefficients, found), _first_errors(coefficients, found)
         errors.append(DeploymentError(group, roles[group], token, first))
     return OverheadFit(overheads, tuple(errors))
+
+
+def covered(errors: Floats, spread: float) -> float:
+    """Return the share of signed relative errors within the 90 % interval of a spread."""
+    return float(np.mean(np.abs(np.log1p(errors)) <= Q90 * spread))
 
 
 def levels(group: tuple[str, str, str, str, int]) -> tuple[str, str, str]:
@@ -155,7 +171,7 @@ def _overhead(
         ]
         held = np.concatenate(others)
         how = f"{len(held)} measured points on {', '.join(cards)}, each card predicted from the others"
-    spread = float(np.quantile(np.abs(np.log1p(held)), 0.9)) / _Q90
+    spread = float(np.quantile(np.abs(np.log1p(held)), 0.9)) / Q90
     if len(rest) < 2 and len(cards) == 1:
         spread = max(spread, UNKNOWN_CARD)
         how += "; how well this holds on another card is not known"

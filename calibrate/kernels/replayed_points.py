@@ -57,7 +57,7 @@ def replay_points(
                 built = build_profile(deployment, "").profile
                 path.write_text(as_measured(built, point.kv_bytes).model_dump_json())
                 profiles[deployment] = str(path)
-            found.append(_replay(point, profiles[deployment]))
+            found.append(replay(point, profiles[deployment]))
             progress(len(found))
     return found
 
@@ -91,7 +91,7 @@ def scenario_of(point: ServingPoint, profile: str) -> Scenario:
     fleet: dict[str, Any] = {
         "engine": _PRESETS[engine],
         "profile": profile,
-        "max_num_seqs": loop.clients,
+        "max_num_seqs": loop.clients if loop.batch_slots is None else max(loop.batch_slots, 1),
         "max_num_batched_tokens": max(loop.budget, loop.clients + 1),
         "chunked_prefill": loop.chunked,
     }
@@ -110,7 +110,11 @@ def scenario_of(point: ServingPoint, profile: str) -> Scenario:
     )
 
 
-def _replay(point: ServingPoint, profile: str) -> ReplayedPoint:
+def replay(point: ServingPoint, profile: str) -> ReplayedPoint:
+    """Simulate one point.
+
+    :param profile: path of the profile of its deployment.
+    """
     requests = simulate(build_world(scenario_of(point, profile)), 0, 1).requests
     assert np.all(requests["status"] == COMPLETED), f"line {point.line}: a request was not served"
     arrived, first, done = (

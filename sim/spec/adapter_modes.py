@@ -56,7 +56,7 @@ MODES = Registry(
             VLLM_LRU,
             "Every step touches the adapters of its batch and first loads those that are missing, if need be in place "
             "of adapters in use.",
-            f"{_MODES}.vllm_lru:VllmLru",
+            f"{_MODES}.vllm_lru_mode:VllmLru",
             set_by={"cache.eviction": "vllm-lru"},
             needs=(
                 Need(

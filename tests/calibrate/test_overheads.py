@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from strategies import write_profile
 
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.closed_loop import REQUESTS_EACH, Loop, loop_steps
 from calibrate.kernels.engine_overhead import NOT_FITTED, OTHER_MODEL, EngineOverhead, overhead_of, read_overheads
 from calibrate.kernels.kernel_tables import Deployment
-from calibrate.kernels.overhead_fit import LEAST_POINTS, UNKNOWN_CARD, PredictedPoint, fit_overheads, roles_of
-from calibrate.kernels.serving_points import ServingPoint
+from calibrate.kernels.overhead_fit import (
+    LEAST_POINTS,
+    UNKNOWN_CARD,
+    PredictedPoint,
+    covered,
+    fit_overheads,
+    roles_of,
+)
+from calibrate.kernels.replayed_points import replay
+from calibrate.kernels.serving_points import ServingPoint, point_of
 
 
 def seconds(decoding: int, context: int, prompts: int, tokens: int, before: int) -> float:
@@ -33,8 +44,19 @@ def test_a_prompt_beyond_the_budget_takes_several_steps() -> None:
     assert found.first[0] == pytest.approx(4 * 0.01 + 2e-5 * 1000)
 
 
-def test_the_schedule_agrees_with_a_plain_one_step_at_a_time() -> None:
-    loop = Loop(clients=7, prompt=90, answer=13, spread=(0.8, 1.2), budget=200)
+@pytest.mark.parametrize(
+    "setup",
+    [
+        {},
+        {"chunked": False},
+        {"batch_slots": 6},
+        {"batch_slots": 1},
+        {"wait_steps": 4, "wait_tokens": 180.0},
+        {"wait_steps": 3, "chunked": False, "budget": 110},
+    ],
+)
+def test_the_schedule_agrees_with_a_plain_one_step_at_a_time(setup: dict[str, Any]) -> None:
+    loop = replace(Loop(clients=7, prompt=90, answer=13, spread=(0.8, 1.2), budget=200), **setup)
     found = loop_steps(loop, lambda decoding, context, prompts, tokens, before: 1.0 + decoding + 10 * (prompts > 0))
     firsts, tokens = plain_loop(loop)
     assert found.first[:4] == pytest.approx(np.mean(firsts, axis=0))
@@ -48,16 +70,28 @@ def plain_loop(loop: Loop) -> tuple[list[np.ndarray], list[np.ndarray]]:
     count = loop.clients * REQUESTS_EACH
     shares = loop.spread[0] + (loop.spread[1] - loop.spread[0]) * stream(0, 0, "closed-loop").random((count, 2))
     lengths = [(round(p * loop.prompt), round(a * loop.answer)) for p, a in shares.tolist()]
-    total, firsts, tokens = np.zeros(4), [], []
-    active = [Sent(total, *each) for each in lengths[: loop.clients]]
+    total, firsts, tokens, waited = np.zeros(4), [], [], 0
+    active, on_the_way = [], [Sent(total, *each) for each in lengths[: loop.clients]]
     unsent = lengths[loop.clients :]
-    while active:
+    while active or on_the_way:
+        if not active:
+            active, on_the_way = on_the_way[:1], on_the_way[1:]
         running = [each for each in active if each.done == each.prompt]
         left, chunks = loop.budget - len(running), []
         for each in active:
-            if each.done < each.prompt and left > 0:
-                chunks.append((each, min(left, each.prompt - each.done)))
+            rest = each.prompt - each.done
+            if rest > 0:
+                if left <= 0 or len(running) + len(chunks) == (loop.batch_slots or loop.clients):
+                    break
+                if rest > left and not loop.chunked:
+                    break
+                chunks.append((each, min(left, rest)))
                 left -= chunks[-1][1]
+        together = len(running) + sum(chunk for _, chunk in chunks)
+        if running and chunks and waited < loop.wait_steps and together < loop.wait_tokens:
+            waited, chunks = waited + 1, []
+        elif chunks:
+            waited = 0
         kernels = 1.0 + len(running) + 10 * bool(chunks)
         total = total + np.array((kernels, 1, len(running) + len(chunks), bool(chunks)))
         for each in running:
@@ -66,12 +100,14 @@ def plain_loop(loop: Loop) -> tuple[list[np.ndarray], list[np.ndarray]]:
             each.done += chunk
             if each.done == each.prompt:
                 each.first, each.out = total, 1
-        for each in [each for each in active if each.out == each.answer]:
+        ended = [each for each in active if each.out == each.answer]
+        active, on_the_way = [*active, *on_the_way], []
+        for each in ended:
             active.remove(each)
             firsts.append(each.first - each.arrived)
             tokens.append((total - each.first) / (each.answer - 1))
             if unsent:
-                active.append(Sent(total, *unsent.pop(0)))
+                on_the_way.append(Sent(total, *unsent.pop(0)))
     return firsts, tokens
 
 
@@ -149,3 +185,97 @@ def test_profiles_take_the_most_specific_level_and_are_wider_for_another_model()
         "dense models say little"
     )
     assert EngineOverhead(spread=NOT_FITTED).source == ""
+
+
+@pytest.mark.parametrize("engine", ["vllm", "trtllm"])
+@pytest.mark.parametrize(
+    "loop",
+    [
+        Loop(clients=1, prompt=1000, answer=9),
+        Loop(clients=8, prompt=1024, answer=128),
+        Loop(clients=64, prompt=700, answer=40, budget=2048),
+        Loop(clients=16, prompt=300, answer=60, batch_slots=15),
+    ],
+)
+def test_simulator_and_schedule_agree(engine: str, loop: Loop) -> None:
+    per_token_s = 2e-5
+    loop = replace(loop, chunked=engine == "vllm")
+    costs = {
+        "fixed_s": 0.01,
+        "tokens": [[0, 0.0], [8192, 8192 * per_token_s]],
+        "per_sequence_s": 1e-4,
+        "prefill_step_s": 0.003,
+    }
+
+    def step_s(decoding: int, context: int, prompts: int, tokens: int, before: int) -> float:
+        return 0.01 + 1e-4 * (decoding + prompts) + 0.003 * (prompts > 0) + per_token_s * (decoding + prompts * tokens)
+
+    deployment = Deployment(card_of("h100"), base_model_of("llama-3.1-8b"), engine)
+    found = replay(ServingPoint(2, deployment, loop, 1.0, 1.0), write_profile(costs))
+    steps = loop_steps(loop, step_s)
+    # The schedule takes chunks of one step as equally long, in whole tokens.
+    assert found.token_s == pytest.approx(steps.token[0], rel=2e-4)
+    assert found.first_s - overhead_of(deployment).outside_s == pytest.approx(steps.first[0], rel=2e-4)
+
+
+def test_servers_are_set_up_as_their_benchmarks_did() -> None:
+    row = {
+        "silicon_data_source": "source_file=2026-04-06.csv",
+        "backend": "trtllm",
+        "model_path": "meta-llama/Llama-3.1-70B",
+        "system": "h200_sxm",
+        "mode": "agg",
+        "isl": "1024",
+        "osl": "1024",
+        "gemm_quant_mode": "fp8",
+        "batch_size": "64.0",
+        "tp_size": "4.0",
+        "pp_size": "1.0",
+        "silicon_ttft_ms": "529.0",
+        "silicon_tpot_ms": "20.0",
+    }
+
+    def loop_of(**changes: str) -> Loop:
+        point = point_of(2, row | changes)
+        assert point is not None
+        return point.loop
+
+    both = Loop(64, 1024, 1024, (0.8, 1.0), budget=2248, chunked=False, wait_steps=20, wait_tokens=0.9 * 2248)
+    assert loop_of() == both
+    assert loop_of(tp_size="8.0") == replace(both, wait_steps=0, wait_tokens=math.inf)
+    assert loop_of(osl="8192") == Loop(64, 1024, 8192, (0.8, 1.0), budget=9416, chunked=False)
+    assert loop_of(backend="vllm") == Loop(64, 1024, 1024, (0.8, 1.0))
+    other = {"silicon_data_source": "source_file=/aic-auto-gap-analysis/", "model_path": "Qwen/Qwen3-32B"}
+    assert loop_of(**other) == Loop(64, 1024, 1024, (0.8, 1.2))
+    small = {**other, "model_path": "meta-llama/Llama-3.1-8B-Instruct", "gemm_quant_mode": ""}
+    assert loop_of(**small) == Loop(64, 1024, 1024, (0.8, 1.2), batch_slots=63)
+    assert loop_of(**small, backend="vllm") == Loop(64, 1024, 1024, (0.8, 1.2))
+
+
+def test_points_that_outgrow_the_kv_cache_do_not_calibrate() -> None:
+    points = [each for gpus in (1, 2) for each in points_of((1.1, 0.002, 1e-5, 0.004, 0.05), "h100", gpus)]
+    assert all(each.point.fits for each in points)
+    waits = [
+        PredictedPoint(replace(each.point, loop=replace(each.point.loop, clients=10_000), first_s=60.0), each.steps)
+        for each in points[:4]
+    ]
+    assert not any(each.point.fits for each in waits)
+    assert replace(waits[0].point, loop=replace(waits[0].point.loop, clients=2900), kv_bytes=1).fits
+    fit, without = fit_overheads([*points, *waits]), fit_overheads(points)
+    assert fit.overheads["vllm/bf16/h100-80gb"].factor == without.overheads["vllm/bf16/h100-80gb"].factor
+    assert [len(each.token) for each in fit.errors] == [len(each.token) for each in without.errors]
+
+
+def test_the_split_the_other_way_round_swaps_the_roles() -> None:
+    points = [each for gpus in (1, 2, 4) for each in points_of((1.0, 0.001, 0, 0, 0), "h100", gpus, noise=0.1)]
+    fit, swapped = fit_overheads(points), fit_overheads(points, swapped=True)
+    assert [each.role for each in fit.errors] == ["calibrates", "judges", "calibrates"]
+    assert [each.role for each in swapped.errors] == ["judges", "calibrates", "judges"]
+    assert "fitted on 24 measured points of 2 deployments" in fit.overheads["vllm"].source
+    assert "fitted on 12 measured points of 1 deployment" in swapped.overheads["vllm"].source
+
+
+def test_what_an_interval_covers() -> None:
+    errors = np.array([-0.2, -0.05, 0.0, 0.05, 0.2])
+    assert covered(errors, 0.1) == 0.6  # 1.645 standard deviations reach from -15 to +18 %
+    assert covered(errors, 0.2) == 1.0

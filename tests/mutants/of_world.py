@@ -17,6 +17,7 @@ VLLM = f"{LEAPING}::test_leaps_equal_steps_of_vllm"
 
 _BATCH = "sim/world/replica/continuous.py"
 _FLEET = "sim/world/fleet.py"
+_CLOSED, CLOSED_LOOPS = "sim/world/closed_loop.py", "tests/property/test_closed_loops.py"
 _LOADER = "sim/world/replica/loader.py"
 _PROTECTED = "sim/world/replica/modes/protected.py"
 _STORAGE = "sim/world/faults/storage_faults.py"
@@ -364,6 +365,30 @@ WORLD = (
         "self.recorder.mark(float(chunk.arrival_s[-1]) * marks.pop(0) / (chunk.first + len(chunk)))",
         "in bursty traffic a section of a run has few requests or many",
         ("tests/unit/test_sections.py",),
+    ),
+    Mutant(
+        "refused-clients-go-on-at-once",
+        _CLOSED,
+        "self._think(max(PAUSE_S, self._seconds(self._key, request.index)))",
+        "self._think(self._seconds(self._key, request.index))",
+        "a fleet that refuses everything is asked without end at one instant",
+        (CLOSED_LOOPS,),
+    ),
+    Mutant(
+        "clients-think-after-the-last-request",
+        _CLOSED,
+        "            self._clients.stop()",
+        "            pass",
+        "a run ends when the last client has thought, not with the last answer",
+        (CLOSED_LOOPS,),
+    ),
+    Mutant(
+        "answers-seen-before-the-front-end-sends-them",
+        _CLOSED,
+        "self._clock.call_at(max(since, self._clock.now) + seconds",
+        "self._clock.call_at(self._clock.now + seconds",
+        "a client goes on before it has its answer",
+        (CLOSED_LOOPS,),
     ),
     Mutant(
         "longest-request-refused",

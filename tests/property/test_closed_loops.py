@@ -219,3 +219,26 @@ def test_a_stale_view_of_a_fleet_that_never_comes_up_again_is_not_read_for_ever(
     sections["fleet"]["replicas"] = 2
     requests = run(Scenario.model_validate({**sections, "faults": faults})).requests
     assert int(np.sum(requests["status"] == UNFINISHED)) == 6
+
+
+def test_a_client_behind_a_front_end_goes_on_when_it_sees_the_answer() -> None:
+    workload = {
+        "requests": 400,
+        "arrivals": {"process": "closed", "concurrency": 1},
+        "tokens": {"prompt": {"law": "fixed", "value": 8}, "output": {"law": "fixed", "value": 4}},
+    }
+    profile = "h100-64gb/llama-3.1-8b/vllm-0.8.5"
+    fleet = {"engine": "vllm-0.8", "profile": profile, "front_end": "vllm-0.8-scraped"}
+    scenario = Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "name": "test",
+            "workload": workload,
+            "adapters": {"count": 2},
+            "fleet": fleet,
+            "cache": {"gpu": {"slots": 2}},
+            "run": {"warmup": 0},
+        }
+    )
+    requests = run(scenario).requests
+    assert np.array_equal(requests["arrival_s"][1:], requests["finished_s"][:-1])

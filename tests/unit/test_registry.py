@@ -15,7 +15,7 @@ from sim.spec.files.schema import scenario_schema
 from sim.spec.policies import CACHE_DEFAULTS, EVICTIONS, PLACEMENTS, ROUTERS
 from sim.spec.registry import Entry, Registry
 from sim.spec.scenario_file import load_scenario
-from sim.spec.sections.arrival_processes import Arrivals
+from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals, OpenArrivals
 from sim.spec.sections.trace_source import TRACE_FORMATS
 from sim.studies.planning.what_if_changes import changes
 from sim.studies.training.vetting_gate import build
@@ -59,7 +59,8 @@ def test_the_schema_has_the_names_of_every_registry() -> None:
 
 def test_every_arrival_process_does_something() -> None:
     union, _ = get_args(Arrivals)
-    assert set(PROCESSES) == set(get_args(union))
+    assert set(PROCESSES) == set(get_args(OpenArrivals))
+    assert set(get_args(union)) - set(PROCESSES) == {ClosedArrivals}, "whose clients are sim.world.closed_loop"
 
 
 def test_a_replay_begins_with_known_policies() -> None:

@@ -290,6 +290,6 @@ def test_what_a_user_should_know_of_rollouts_is_noted(base: Path) -> None:
 
 
 def test_a_new_version_that_needs_too_much_memory_is_blamed_on_its_rollout(base: Path) -> None:
-    told = checked(base, "{strategy: new-name, at: 1 s, size: 40 GB}")
+    told = checked(base, "{strategy: new-name, at: 1 s, size: 400 GB}")
     assert f"rollouts.yaml:{LINE}: rollouts.0.size: with 8 slots (cache.gpu.slots) that hold it, too little " in told
-    assert "got 40 GB" in told
+    assert "got 400 GB" in told
