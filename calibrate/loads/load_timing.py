@@ -33,7 +33,7 @@ from calibrate.steps.step_timing import decode_step
 from sim.errors import InputError, OutputError
 from sim.spec.scenario import Targets
 from sim.spec.units import human_bytes
-from sim.traffic.adapters import DENSE, ModelShape, tensor_count
+from sim.traffic.adapters import SHAPES, ModelShape, tensor_count
 from sim.training.files.adapter_folder import only_dtype, read_adapter
 
 _MARGIN = 1.05  # of disk space: headers, configurations, blocks
@@ -61,7 +61,7 @@ QUICK = LoadGrid(ranks=(8, 32), targets=(("q", "v"), "all-linear"), concurrency=
 class LoadOptions:
     """What is timed of loads.
 
-    :ivar model: a key of ``DENSE``.
+    :ivar model: a key of ``SHAPES``.
     :ivar method, grid: by default those for ``quick`` or for a full run.
     :ivar step: what copies may slow down; by default a decode step of the model's first layers.
     :ivar keep: leave the adapters on disk.
@@ -94,11 +94,11 @@ def time_loads(
     :raises OutputError: if the disk fills up; samples so far stay.
     """
     model, seed, keep = options.model, options.seed, options.keep
-    if model not in DENSE:
-        raise InputError("unknown model", key="--model", got=model, allowed=", ".join(DENSE))
+    if model not in SHAPES or SHAPES[model].experts:
+        raise InputError("unknown model", key="--model", got=model, allowed=", ".join(SHAPES))
     method = options.method or (QUICK_METHOD if options.quick else Method())
     grid = options.grid or (QUICK if options.quick else LoadGrid())
-    bench = Bench(device, DENSE[model])
+    bench = Bench(device, SHAPES[model])
     facts = describe(device)
     plan = {
         "model": model,
@@ -205,7 +205,7 @@ class _ScratchAdapters:
             )
         for key, p in wanted.items():
             targets, dtype = _targets(str(p["targets"])), str(p["dtype"])
-            adapter = SyntheticAdapter(DENSE[self._model], self._model, int(p["rank"]), targets, dtype)
+            adapter = SyntheticAdapter(SHAPES[self._model], self._model, int(p["rank"]), targets, dtype)
             self._groups[key] = synthesize(self._folder, adapter, int(p["concurrency"]), self._seed)
 
     def files(self, one: Configuration) -> list[Path]:
