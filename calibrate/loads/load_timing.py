@@ -106,7 +106,7 @@ def time_loads(
     :raises OutputError: if the disk fills up; samples so far stay.
     """
     model, seed, keep = options.model, options.seed, options.keep
-    if model not in SHAPES:
+    if model not in SHAPES or SHAPES[model].experts:
         raise InputError("unknown model", key="--model", got=model, allowed=", ".join(SHAPES))
     for part in options.parts:
         if part not in PARTS:

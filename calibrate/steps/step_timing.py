@@ -22,7 +22,7 @@ from calibrate.samples import Configuration, SampleLog
 from calibrate.steps.decoder import Decoder, DecoderSize, Lora, SequenceGroup
 from calibrate.steps.step_grid import FULL, PARTS, QUICK, Extent, StepSpec, heads, make_grid, parts_of
 from sim.errors import InputError
-from sim.traffic.adapters import ModelShape, model_shape
+from sim.traffic.adapters import DENSE, ModelShape, model_shape
 
 DTYPE = torch.bfloat16
 _WIDTH = 2
@@ -32,7 +32,7 @@ _WIDTH = 2
 class StepOptions:
     """What is timed.
 
-    :ivar model: a key of ``sim.traffic.adapters.SHAPES``.
+    :ivar model: a key of ``sim.traffic.adapters.DENSE``.
     :ivar layers: decoder layers; None: all of the model's.
     :ivar backends: ``REFERENCE`` first.
     :ivar method: by default that of ``quick`` or of a full run.
@@ -240,6 +240,10 @@ def _refuse_wrong(errors: dict[str, float]) -> None:
 
 def _shape(options: StepOptions) -> tuple[ModelShape, int]:
     shape = model_shape(options.model)
+    if shape.experts:
+        raise InputError(
+            "mixtures of experts can't be timed", key="--model", got=options.model, allowed=", ".join(DENSE)
+        )
     layers = shape.layers if options.layers is None else options.layers
     if not 1 <= layers <= shape.layers:
         raise InputError(

@@ -157,6 +157,8 @@ SHAPES = {
     "qwen3-8b": ModelShape(4096, 12288, 36, 32, 8, vocab=151936),
     "qwen3-32b": ModelShape(5120, 25600, 64, 64, 8, vocab=151936),
 }
+DENSE = {name: shape for name, shape in SHAPES.items() if not shape.experts}
+"""The models without experts: those whose adapters and steps we know to the layer."""
 
 
 def model_shape(name: str) -> ModelShape:

@@ -191,3 +191,8 @@ def test_without_vllm_or_a_gpu_a_message_says_so(monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "out").exists()
     assert PACKED not in default_backends(open_device("cpu"))
     assert vllm_lora.SUPPORTED == "0.8.5 to 0.32"
+
+
+def test_a_mixture_of_experts_is_not_timed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--model: mixtures of experts can't be timed"):
+        time_steps(StepOptions("gpt-oss-120b", quick=True), open_device("cpu"), tmp_path / "out", command="")

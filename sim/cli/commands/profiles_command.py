@@ -207,7 +207,8 @@ def build_profile(
     ]
     print_rich(rich_rows(head, rows))
     say("", *(f"{part}: {source}" for part, source in profile.sources.items()), "", f"profile  {file}")
-    message(f"use it: loraplan run quickstart --set fleet.profile=./{file}", quiet)
+    path = file if file.is_absolute() else f"./{file}"
+    message(f"use it: loraplan run quickstart --set fleet.profile={path}", quiet)
 
 
 def _check_out(file: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sim.traffic.adapters import SHAPES, parameters_per_rank
+from sim.traffic.adapters import DENSE, parameters_per_rank
 
 _PREFIXES = ("meta-",)
 _NO_FAMILY = ("tiny",)
@@ -20,10 +20,10 @@ def known_model(name: str) -> str | None:
     last = name.rstrip("/").rpartition("/")[2].lower().replace("_", "-")
     for prefix in _PREFIXES:
         last = last.removeprefix(prefix)
-    found = [ours for ours in SHAPES if last == ours or (ours not in _NO_FAMILY and last.startswith(f"{ours}-"))]
+    found = [ours for ours in DENSE if last == ours or (ours not in _NO_FAMILY and last.startswith(f"{ours}-"))]
     return max(found, key=len, default=None)
 
 
 def fits(model: str, rank: int, modules: Sequence[str], parameters: int) -> bool:
     """Return whether LoRA of one rank on these modules of every layer of our ``model`` has so many parameters."""
-    return parameters == rank * parameters_per_rank(SHAPES[model], tuple(modules))  # type: ignore[arg-type]
+    return parameters == rank * parameters_per_rank(DENSE[model], tuple(modules))  # type: ignore[arg-type]

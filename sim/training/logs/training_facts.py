@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.spec.scenario import Targets
-from sim.traffic.adapters import DTYPE_BYTES, MODULES, SHAPES, ModelShape, parameters_per_rank
+from sim.traffic.adapters import DENSE, DTYPE_BYTES, MODULES, ModelShape, parameters_per_rank
 from sim.training.files.adapter_folder import CONFIG, AdapterFile
 from sim.training.files.untrusted_files import read_json, resolved_inside
 from sim.training.logs.training_log import TrainingLog
@@ -68,7 +68,7 @@ class TrainingFacts:
     @property
     def shape(self) -> ModelShape | None:
         """The base model's shape, if we know its name and the adapter's size agrees."""
-        shape = SHAPES.get(_model_name(self.base_model))
+        shape = DENSE.get(_model_name(self.base_model))
         if shape and self.parameters and self.rank and self.targets:
             agrees = parameters_per_rank(shape, self.targets) * self.rank == self.parameters
             return shape if agrees else None
@@ -177,7 +177,7 @@ def _examples(log: TrainingLog | None) -> tuple[int | None, int | None, str]:
 def _model_name(base: str | None) -> str:
     """Return our name for a model's name on the hub, or an empty string."""
     name = (base or "")[-200:].rpartition("/")[2].lower().replace("meta-", "").replace("_", "-")
-    found = [known for known in SHAPES if known in name and not name.partition(known)[2][:1].isdigit()]
+    found = [known for known in DENSE if known in name and not name.partition(known)[2][:1].isdigit()]
     return max(found, key=len, default="") if name != "tiny" else ""
 
 

@@ -1,4 +1,4 @@
-"""Judge built profiles by decode steps measured on the H100-64GB: ``python tools/measured_steps.py DIR``.
+"""Judge built profiles by decode steps measured on the H100-64GB: ``python tools/step_errors.py DIR``.
 
 DIR has ``step_runs.csv`` (docs/validation.md says where it is from). Needs the extra ``kernels``; prints two tables.
 """
