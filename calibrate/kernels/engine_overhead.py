@@ -97,6 +97,11 @@ def overhead_of(deployment: Deployment) -> EngineOverhead:
     return EngineOverhead(spread=NOT_FITTED)  # dense models say little about experts: they were off by 26 to 57 %
 
 
+def was_measured(deployment: Deployment) -> bool:
+    """Return whether servers with this engine, this format of weights and this card were measured."""
+    return f"{deployment.engine}/{deployment.weights}/{deployment.card.name}" in read_overheads()
+
+
 @lru_cache(maxsize=1)
 def read_overheads() -> dict[str, EngineOverhead]:
     """Return the fitted overheads by level."""

@@ -138,7 +138,7 @@ def check_faster(tables: KernelTables) -> None:
     :raises InputError: for such a format.
     """
     deployment = tables.deployment
-    if deployment.weights == "bf16" or deployment.model.shape.experts:
+    if deployment.weights == "bf16" or deployment.model.shape.experts or was_measured(deployment):
         return
     whole = KernelTables(replace(deployment, weights="bf16"))
     ratio = tables.step_s(*_SMALL_BATCH) / whole.step_s(*_SMALL_BATCH)

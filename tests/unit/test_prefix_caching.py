@@ -531,7 +531,7 @@ def test_activated_lora_without_effect_and_with_full_models() -> None:
     assert notes(world({}, adapters=adapters)) == (
         "adapters.invocation_tokens changes nothing here: no two requests share text",
     )
-    off = world({"prefix": PREFIX}, adapters=adapters, fleet={"prefix_caching": False}).notes
+    off = notes(world({"prefix": PREFIX}, adapters=adapters, fleet={"prefix_caching": False}))
     assert off[1] == "adapters.invocation_tokens changes nothing here: fleet.prefix_caching is off"
     assert notes(world({"prefix": PREFIX}, adapters=adapters)) == ()
     mix = [{"share": 0.5, "kind": "lora"}, {"share": 0.5, "kind": "full"}]
