@@ -11,7 +11,7 @@ from scipy.stats import norm
 from calibrate.kernels import load_law, lora_terms, memory_model
 from calibrate.kernels.base_models import BaseModel
 from calibrate.kernels.cards import Card
-from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of
+from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of, was_measured
 from calibrate.kernels.kernel_tables import ENGINES, Deployment, KernelTables
 from calibrate.kernels.surrogate import StepEnvelope, Surrogate, fit_surrogate
 from calibrate.published.step_terms import PASSED_S
