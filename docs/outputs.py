@@ -8,6 +8,7 @@ line in an empty folder, one folder a page, and rewrites the outputs. ``tests/do
 - Where a page shows nothing below a command, the whole output is written.
 - A block below ``<!-- file: NAME -->`` is written to that file before the commands after it run.
 - A block below ``<!-- long: why -->`` is run with ``--long`` only.
+- A block below ``<!-- needs: EXTRA -->`` is run only where that extra is installed, and stays as it is elsewhere.
 - A changed exit code is reported and not written: it is a change of behaviour, so somebody has to look at it.
 
 Of the pages in ``WHOLE`` everything that their commands print is kept in ``tests/docs/whole``, and compared line by
@@ -23,6 +24,7 @@ import argparse
 import contextlib
 import difflib
 import functools
+import importlib.util
 import io
 import itertools
 import math
@@ -42,13 +44,17 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 WHOLE = {ROOT / "README.md": "readme.txt", ROOT / "docs" / "tutorial.md": "tutorial.txt"}
 """Pages whose whole outputs are kept, in these files of ``tests/docs/whole``."""
 
+EXTRAS = {"kernels": "aiconfigurator_core"}
+"""Extras that blocks may need, and the package by which each is recognised."""
+
 CUT = "…"
 
 WIDTH = 200
 """Columns of a page's outputs: what loraplan gives a pipe."""
 
 BLOCK = re.compile(
-    r"^(?:<!-- (?P<mark>file|long): (?P<text>.*?) -->\n)?```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^(?:<!-- (?P<mark>file|long|needs): (?P<text>.*?) -->\n)?```(?P<kind>\w*)\n(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 _ADD, _DROP = 0.5, 8.0
 """Costs of aligning two sequences: of showing an item that is new, and of losing one that was shown."""
@@ -80,6 +86,7 @@ class Command:
     """A command of a page, with the output and exit code shown below it.
 
     :ivar line: line of the page on which it stands, from 1; its output begins on the next.
+    :ivar needs: the extra without which it can't run; empty: none.
     """
 
     line: int
@@ -87,6 +94,7 @@ class Command:
     long: bool
     shown: list[str]
     code: int = 0
+    needs: str = ""
 
 
 @dataclass
@@ -211,11 +219,19 @@ def steps(text: str) -> list[Command | File]:
             found.append(File(block["text"], block["body"]))
         elif block["kind"] == "console":
             line = text.count("\n", 0, block.start("body")) + 1
-            found += _commands(block["body"].splitlines(), line, block["mark"] == "long")
+            needs = block["text"] if block["mark"] == "needs" else ""
+            found += _commands(block["body"].splitlines(), line, block["mark"] == "long", needs)
     return found
 
 
-def _commands(lines: list[str], first: int, long: bool) -> Iterator[Command]:
+def has_extra(name: str) -> bool:
+    """Return whether an extra that blocks may need is installed; every other name is an error of the page."""
+    if name not in EXTRAS:
+        raise PageError(f"a block needs the extra {name!r}, which is none of {', '.join(EXTRAS)}")
+    return importlib.util.find_spec(EXTRAS[name]) is not None
+
+
+def _commands(lines: list[str], first: int, long: bool, needs: str) -> Iterator[Command]:
     command: Command | None = None
     ended = asked = False
     for number, text in enumerate(lines, first):
@@ -228,7 +244,7 @@ def _commands(lines: list[str], first: int, long: bool) -> Iterator[Command]:
         elif text.startswith("$ "):
             if command is not None:
                 yield command
-            command, ended = Command(number, text[2:], long, []), False
+            command, ended = Command(number, text[2:], long, [], needs=needs), False
         else:
             if command is None:
                 raise PageError(f"line {number}: output without a command")
@@ -242,7 +258,9 @@ def _commands(lines: list[str], first: int, long: bool) -> Iterator[Command]:
 def replay(page: Path, folder: Path, long: bool) -> Iterator[tuple[Command, Ended | None]]:
     """Do what a page says in an empty folder; yield each command and how it ended.
 
-    :param long: also run commands marked as long; unless it is set, they are checked, and what is yielded is None.
+    What is yielded is None of commands that were not run: those whose extra is not installed.
+
+    :param long: also run commands marked as long; unless it is set, they are only checked.
     """
     for step in steps(page.read_text(encoding="utf-8")):
         if isinstance(step, File):
@@ -252,6 +270,8 @@ def replay(page: Path, folder: Path, long: bool) -> Iterator[tuple[Command, Ende
             checked = run(_as_check(step.text), folder)
             if checked.code:
                 raise PageError(f"line {step.line}: {step.text}\n" + "\n".join(checked.printed))
+            yield step, None
+        elif step.needs and not has_extra(step.needs):
             yield step, None
         else:
             yield step, run(step.text, folder)

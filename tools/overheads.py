@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from calibrate.kernels.engine_overhead import write_overheads  # noqa: E402
-from calibrate.kernels.kernel_tables import ENGINES  # noqa: E402
+from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE  # noqa: E402
 from calibrate.kernels.overhead_fit import (  # noqa: E402
     DeploymentError,
     OverheadFit,
@@ -36,6 +36,9 @@ FLAG = 0.3
 _CLASS = "| engine | card | model | weights | GPUs |"
 
 
+_HOPPER = "Dense models under vLLM and TensorRT-LLM on H100 and H200"
+
+
 def main() -> int:
     """Fit, replay, and write both files."""
     points, others = serving_points()
@@ -48,8 +51,8 @@ def main() -> int:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     count = (
-        f"{len(points):,} of the {len(points) + others:,} points are of dense models on one replica; the others are "
-        "mixtures of experts, or split prompts and answers over servers."
+        f"{len(points):,} of the {len(points) + others:,} points are of dense models or of gpt-oss-120b, on one "
+        "replica; the others are of other mixtures of experts, or split prompts and answers over servers."
     )
     parts = [count, _simulated(replayed), _schedule(fit), _swapped(fit, swapped), _coefficients(fit)]
     PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}", encoding="utf-8")
@@ -86,7 +89,7 @@ def _simulated(replayed: list[ReplayedPoint]) -> str:
             "`loraplan profiles build` makes:",
             "",
             _told("All", every),
-            _told("vLLM and TensorRT-LLM on H100 and H200", hopper),
+            _told(_HOPPER, hopper),
             "",
             f"{_CLASS} points | beyond KV | TPOT error | 90 % below | bias | TTFT error | bias | 90 % interval "
             "| covers | TPOT | TTFT |",
@@ -124,7 +127,7 @@ def _schedule(fit: OverheadFit) -> str:
             "**By the plain schedule**, to which coefficients are fitted, without points that outgrow the KV cache:",
             "",
             _summary("All deployments that judge", judged),
-            _summary("vLLM and TensorRT-LLM on H100 and H200", [each for each in judged if _is_hopper(each.group)]),
+            _summary(_HOPPER, [each for each in judged if _is_hopper(each.group)]),
             "",
             f"{_CLASS} points | role | TPOT error | 90 % below | bias | TTFT error |",
             "| --- | --- | --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
@@ -150,7 +153,7 @@ def _swapped(fit: OverheadFit, swapped: OverheadFit) -> str:
             "others judge.",
             "",
             _summary("All deployments that judge", judged),
-            _summary("vLLM and TensorRT-LLM on H100 and H200", [each for each in judged if _is_hopper(each.group)]),
+            _summary(_HOPPER, [each for each in judged if _is_hopper(each.group)]),
             f"- Intervals as wide as these errors cover {np.average(shares, weights=counts):.0%} of the "
             f"{sum(counts)} points that judged before.",
         ]
@@ -172,7 +175,8 @@ def _coefficients(fit: OverheadFit) -> str:
 
 
 def _is_hopper(group: tuple[str, str, str, str, int]) -> bool:
-    return group[1] in ("h100-80gb", "h200") and group[0] != "sglang"
+    """Return whether it is a dense model under vLLM or TensorRT-LLM on H100 or H200."""
+    return group[1] in ("h100-80gb", "h200") and group[0] != "sglang" and group[3] not in EXPERTS_ALONE
 
 
 def _summary(what: str, errors: list[DeploymentError]) -> str:

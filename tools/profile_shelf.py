@@ -23,19 +23,21 @@ CARDS = ("h100-80gb", "h200", "b200", "a100-80gb", "l40s")
 SMALL = ("llama-3.1-8b", "qwen2.5-7b", "qwen2.5-14b", "mistral-7b", "qwen3-8b")
 LARGE_CARDS = ("h100-80gb", "h200", "b200")
 LARGE = [(card, model, gpus) for card in LARGE_CARDS for model in ("llama-3.1-70b", "qwen3-32b") for gpus in (2, 4)]
+MIXTURE = ("h200", "gpt-oss-120b", "mxfp4")
 TOO_LARGE = ("h100-80gb", "llama-3.1-70b", 2)
 """Its weights leave no room for a KV cache."""
 
 
 def shelf() -> list[Deployment]:
-    """Return the deployments that profiles are bundled for: vLLM with 16-bit weights."""
+    """Return the deployments that profiles are bundled for: vLLM with 16-bit weights, and one mixture of experts."""
     small = [Deployment(card_of(card), base_model_of(model)) for card in CARDS for model in SMALL]
     large = [
         Deployment(card_of(card), base_model_of(model), tensor_parallel=gpus)
         for card, model, gpus in LARGE
         if (card, model, gpus) != TOO_LARGE
     ]
-    return small + large
+    card, model, weights = MIXTURE
+    return [*small, *large, Deployment(card_of(card), base_model_of(model), weights=weights)]
 
 
 def main() -> int:

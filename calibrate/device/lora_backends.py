@@ -50,18 +50,29 @@ def apply_triton(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Ten
     expand(y, shrink(x, a, routing), b, routing)
 
 
+def apply_vllm(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, routing: Routing) -> None:
+    """Shrink and expand with the kernels of an installed vLLM, one module at a time; decoders pack modules."""
+    from calibrate.device.vllm_lora import vllm_kernels
+
+    kernels = vllm_kernels()
+    kernels.apply(y, x, ((a, b),), kernels.prepare(routing, len(x)))
+
+
 BACKENDS: dict[str, Apply] = {
     "grouped_mm": apply_grouped_mm,
     "bmm": apply_bmm,
     "loop": apply_loop,
     "triton": apply_triton,
+    "vllm": apply_vllm,
 }
 REFERENCE = "grouped_mm"
+PACKED = "vllm"
+"""The backend that applies the modules of a packed layer together."""
 
 
 def graphable(backend: str) -> bool:
     """Return whether a backend's launches stay the same from step to step, so that a graph can replay them."""
-    return backend in ("grouped_mm", "bmm", "triton")
+    return backend in ("grouped_mm", "bmm", "triton", PACKED)
 
 
 def check(backend: str, device: torch.device, dtype: torch.dtype, seed: int) -> float:

@@ -58,7 +58,8 @@ def timed_steps(frame: pd.DataFrame, manifest: Mapping[str, Any], backend: str =
     """Return the steps that one LoRA backend's profile is fitted to: base steps and its own, on all linear layers.
 
     Where decodes were timed both eagerly and as graphs, graphs count: it is what serving engines run. Steps of fewer
-    layers than the model has are scaled: what the output head takes stays, the rest is multiplied.
+    layers than the model has are scaled: what the output head takes stays, the rest is multiplied. Where a run that was
+    cut short has not timed that head, the step is left out.
 
     :raises InputError: where nothing of this backend was timed.
     """
@@ -79,6 +80,7 @@ def timed_steps(frame: pd.DataFrame, manifest: Mapping[str, Any], backend: str =
         and parameters[key]["backend"] in ("", backend)
         and (not parameters[key]["targets"] or len(parameters[key]["targets"].split(",")) == 7)
         and not (key.endswith(" eager") and _twin(key) in graphed)
+        and (layers == full or int(parameters[key]["sequences"]) in head)
     ]
     if not any(parameters[key]["backend"] for key in chosen):
         timed = sorted({str(one["backend"]) for one in parameters.values() if one.get("backend")})

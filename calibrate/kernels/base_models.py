@@ -1,4 +1,7 @@
-"""The base model of a profile: a name that loraplan knows, or the ``config.json`` of any dense decoder."""
+"""The base model of a profile: a name that loraplan knows, or the ``config.json`` of any dense decoder.
+
+One mixture of experts is known by its name, gpt-oss-120b: the only one that servers were measured with.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,12 @@ _CONTEXT = 32_768
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A dense decoder.
+    """A decoder.
 
     :ivar name: as in ``adapters.base_model``.
     :ivar context: longest sequence, in tokens.
     :ivar tied: whether the output head is the embedding.
+    :ivar window: tokens that every other layer attends to; 0: all layers attend to all tokens.
     """
 
     name: str
@@ -37,6 +41,17 @@ class BaseModel:
     architecture: str
     context: int
     tied: bool = False
+    window: int = 0
+
+    @property
+    def kv_layers(self) -> int:
+        """Layers whose KV cache grows with a sequence."""
+        return self.shape.layers // 2 if self.window else self.shape.layers
+
+    def active_parameters(self) -> int:
+        """Return the parameters that one token passes."""
+        linear, rest = replace(self, shape=replace(self.shape, experts=self.shape.active_experts)).parameters()
+        return linear + rest
 
     def config(self) -> dict[str, Any]:
         """Return its ``config.json``, as far as kernel tables need it."""
@@ -53,6 +68,17 @@ class BaseModel:
             "vocab_size": shape.vocab,
             "max_position_embeddings": self.context,
             "torch_dtype": "bfloat16",
+            **(self._mixture() if shape.experts else {}),
+        }
+
+    def _mixture(self) -> dict[str, Any]:
+        kinds = ("sliding_attention", "full_attention")
+        return {
+            "num_local_experts": self.shape.experts,
+            "num_experts_per_tok": self.shape.active_experts,
+            "experts_per_token": self.shape.active_experts,
+            "sliding_window": self.window,
+            "layer_types": [kinds[layer % 2] for layer in range(self.shape.layers)],
         }
 
     def parameters(self) -> tuple[int, int]:
@@ -91,6 +117,8 @@ def base_model_of(given: str, name: str | None = None) -> BaseModel:
 
 def _known(name: str) -> BaseModel:
     shape = SHAPES[name]
+    if shape.experts:
+        return BaseModel(name, shape, "GptOssForCausalLM", _CONTEXT, window=128)
     family = "Qwen3" if name.startswith("qwen3") else "Qwen2" if name.startswith("qwen") else "Llama"
     return BaseModel(name, shape, f"{family}ForCausalLM", _CONTEXT)
 
@@ -150,7 +178,7 @@ def _architecture(data: Mapping[str, Any], path: Path) -> str:
         got=first,
         allowed=", ".join(FAMILIES),
         file=str(path),
-        hint="profiles are built for dense decoders; mixtures of experts are not supported yet",
+        hint="profiles are built for dense decoders, and for one mixture of experts: --model gpt-oss-120b",
     )
 
 

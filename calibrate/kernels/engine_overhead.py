@@ -16,6 +16,7 @@ from calibrate.kernels.kernel_tables import Deployment
 from sim.results.run_directory.result_files import write_json
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.least_squares import significant
+from sim.traffic.adapters import SHAPES
 
 FILE = Path(__file__).with_name("overheads.json")
 """Written by ``tools/overheads.py``."""
@@ -89,9 +90,11 @@ def overhead_of(deployment: Deployment) -> EngineOverhead:
             found = fitted[level]
             if deployment.model.name in found.models:
                 return found
+            if deployment.model.shape.experts and not any(SHAPES[name].experts for name in found.models):
+                break
             note = f"measured with {', '.join(found.models)}, so more is assumed to be open for {deployment.model.name}"
             return replace(found, spread=max(found.spread, OTHER_MODEL), error=f"{found.error}; {note}")
-    return EngineOverhead(spread=NOT_FITTED)
+    return EngineOverhead(spread=NOT_FITTED)  # dense models say little about experts: they were off by 26 to 57 %
 
 
 @lru_cache(maxsize=1)

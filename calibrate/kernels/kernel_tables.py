@@ -34,8 +34,13 @@ WEIGHTS = {
     "int8": "int8_wo",
     "int4": "int4_wo",
     "nvfp4": "nvfp4",
+    "mxfp4": "bfloat16",
 }
-"""Formats of the linear layers' weights, by loraplan's name: the name in the tables."""
+"""Formats of the linear layers' weights, by loraplan's name: the name in the tables of matrix products."""
+EXPERTS_ALONE = ("mxfp4",)
+"""Formats of a mixture's experts; its attention stays in 16 bits."""
+_EXPERTS = {"bf16": "bfloat16", "fp8": "fp8", "fp8-block": "fp8_block", "nvfp4": "nvfp4", "mxfp4": "w4a16_mxfp4"}
+"""Formats of experts' weights: the name in their table."""
 
 
 _ALIGNED = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, *range(256, 4353, 256), 8192, 16384, 32768)
@@ -195,6 +200,7 @@ class KernelTables:
                     deployment.engine,
                     tp_size=deployment.tensor_parallel,
                     gemm_quant_mode=WEIGHTS[deployment.weights],
+                    **self._experts(),
                     kvcache_quant_mode="bfloat16",
                     fmha_quant_mode="bfloat16",
                 )
@@ -207,8 +213,54 @@ class KernelTables:
                     hint=reason,
                 ) from None
 
+    def _experts(self) -> dict[str, Any]:
+        deployment = self.deployment
+        if not deployment.model.shape.experts:
+            return {}
+        split = {"moe_tp_size": deployment.tensor_parallel, "moe_ep_size": 1}
+        return {"moe_quant_mode": _EXPERTS[deployment.weights], **split}
+
+    def _check_experts(self) -> None:
+        """Refuse what the table of experts has no row for."""
+        deployment = self.deployment
+        shape = deployment.model.shape
+        if not shape.experts:
+            if deployment.weights in EXPERTS_ALONE:
+                raise InputError(
+                    "a format of experts, and this model has none",
+                    key="--weights",
+                    got=deployment.weights,
+                    allowed=", ".join(name for name in WEIGHTS if name not in EXPERTS_ALONE),
+                )
+            return
+        if deployment.card.kernels_of is not None:
+            raise InputError(
+                "how experts go with the memory's bandwidth is not known",
+                key="--gpu",
+                got=deployment.card.name,
+                hint=f"a card with tables of its own, such as {deployment.card.kernels_of.name}",
+            )
+        table = table_of(deployment.card.system, deployment.engine, self.version, "moe")
+        same = (
+            (table["hidden_size"] == shape.hidden)
+            & (table["inter_size"] == shape.intermediate)
+            & (table["topk"] == shape.active_experts)
+            & (table["num_experts"] == shape.experts)
+            & (table["moe_tp_size"] == deployment.tensor_parallel)
+        )
+        known = table.loc[same, "moe_dtype"].unique().tolist()
+        if _EXPERTS.get(deployment.weights) not in known:
+            allowed = [name for name, each in _EXPERTS.items() if each in known]
+            raise InputError(
+                f"{self._tables} have no experts of this model with such weights over so many GPUs",
+                key="--weights",
+                got=f"{deployment.weights}, --tp {deployment.tensor_parallel}",
+                allowed=", ".join(allowed) or None,
+            )
+
     def _check_coverage(self) -> None:
         deployment = self.deployment
+        self._check_experts()
         formats = table_of(deployment.card.system, deployment.engine, self.version, "gemm")["gemm_dtype"].unique()
         if WEIGHTS[deployment.weights] not in formats:
             raise InputError(
@@ -275,13 +327,19 @@ def engine_version(system: str, engine: str) -> str:
             ) from None
 
 
+_COLUMNS = {
+    "gemm": ["gemm_dtype"],
+    "moe": ["moe_dtype", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size"],
+}
+
+
 @lru_cache(maxsize=8)
 def table_of(system: str, engine: str, version: str, name: str) -> pd.DataFrame:
     """Return the columns of a table that say what was measured."""
     import pandas as pd
 
     folder = "attention" if "attention" in name else name
-    columns = ["gemm_dtype"] if name == "gemm" else ["head_dim", "num_heads", "num_key_value_heads"]
+    columns = _COLUMNS.get(name, ["head_dim", "num_heads", "num_key_value_heads"])
     path = systems_folder() / "data" / system / folder / engine / version / f"{name}_perf.parquet"
     try:
         return pd.read_parquet(path, columns=columns)

@@ -11,7 +11,7 @@ from calibrate.kernels.base_models import BaseModel
 from calibrate.kernels.lora_terms import MEASURED
 from sim.spec.profile import LoadCost, TierCost, load_profile
 from sim.studies.fidelity.least_squares import significant
-from sim.traffic.adapters import SHAPES, ModelShape
+from sim.traffic.adapters import SHAPES, ModelShape, tensor_count
 
 SOURCE = (
     "measured under vLLM 0.8.5 on the H100-64GB (Agullo et al. 2025): calls per buffer and per tensor on any card; the "
@@ -19,7 +19,6 @@ SOURCE = (
 )
 SPREAD = {"storage": 1.8, "host": 1.4}
 """By which factor loads may be off: one standard deviation on a log scale, an assumption."""
-_BUFFERS_A_LAYER = 14
 _EMBEDDING_BUFFERS = 3
 
 
@@ -38,7 +37,7 @@ def drawn_load(cost: LoadCost, normals: dict[str, float]) -> LoadCost:
 
 
 def _buffers(shape: ModelShape) -> int:
-    return shape.layers * _BUFFERS_A_LAYER + _EMBEDDING_BUFFERS * shape.lora_embeddings
+    return tensor_count(shape, "all-linear") + _EMBEDDING_BUFFERS * shape.lora_embeddings
 
 
 def _opened(tier: TierCost, more_s: float) -> TierCost:

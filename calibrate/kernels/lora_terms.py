@@ -4,9 +4,10 @@ Measured are two models on one card, an H100 with 64 GB under vLLM 0.8.5. Each t
 scaled by that:
 
 - *launches*: every layer has four groups of linear modules (q, k and v; o; gate and up; down), each with a kernel that
-  shrinks and one that expands. ``fixed`` (*on*) is the time to start them, ``per_adapter`` (*launches*) that of the
-  blocks that each distinct adapter adds to every one of them. Both go with the number of kernels, and no property of
-  the card shortens them: 0.26 ms for a distinct adapter is a hundred times what reading it takes at rank 1.
+  shrinks and one that expands; a mixture of experts has adapters on the first two alone. ``fixed`` (*on*) is the time
+  to start them, ``per_adapter`` (*launches*) that of the blocks that each distinct adapter adds to every one of them.
+  Both go with the number of kernels, and no property of the card shortens them: 0.26 ms for a distinct adapter is a
+  hundred times what reading it takes at rank 1.
 - *grid*: kernels span all slots, filled or not, and all tokens; a block of an empty slot ends at once, but is
   scheduled. ``per_slot``, ``per_slot_token`` and ``per_slot_prefill_token`` go with the number of kernels over that of
   the card's multiprocessors.
@@ -34,7 +35,6 @@ MEASURED = {"llama-3.1-8b": "h100-64gb/llama-3.1-8b/vllm-0.8.5", "qwen2.5-7b": "
 MARK = "LoRA terms scaled from H100-64GB"
 _CARD = SCALED["h100-64gb"]
 """The card that they were measured on."""
-_KERNELS_A_LAYER = 8
 SPREAD_ALIKE = {"on": 1.95, "launches": 1.2, "grid": 1.35, "bytes": 1.2}
 """By which factor a term of each kind may be off on a card of the measured one's architecture: one standard deviation
 on a log scale. No less than what the two models show, rounded up, since two show little."""
@@ -78,7 +78,8 @@ class Amounts:
     @staticmethod
     def of(shape: ModelShape, bandwidth: float, multiprocessors: int, gpus: int = 1) -> Amounts:
         """Return the amounts of a model on a card."""
-        kernels = _KERNELS_A_LAYER * shape.layers
+        groups = 2 if shape.experts else 4
+        kernels = 2 * groups * shape.layers
         rank_bytes = 2 * parameters_per_rank(shape, "all-linear")
         return Amounts(kernels, kernels / multiprocessors / gpus, rank_bytes / bandwidth / gpus)
 

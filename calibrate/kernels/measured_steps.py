@@ -90,7 +90,8 @@ def lora_decode_steps(folder: Path, model: str) -> StepErrors:
 
 
 def _base_s(step: StepCost, columns: dict[str, Floats]) -> Floats:
-    total = step.fixed_s + np.interp(columns["token"], *zip(*step.tokens, strict=True))
+    tokens, seconds = np.array(step.tokens).T
+    total = step.fixed_s + np.interp(columns["token"], tokens, seconds)
     for name, term in _BASE_TERMS.items():
         total = total + columns[name] * getattr(step, term)
     return np.asarray(total)

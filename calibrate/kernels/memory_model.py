@@ -6,20 +6,30 @@ replica; what every GPU holds for itself counts once for each.
 
 from __future__ import annotations
 
+from math import prod
+
 from calibrate.kernels.base_models import BaseModel
 from calibrate.kernels.cards import MIB
-from calibrate.kernels.kernel_tables import Deployment
+from calibrate.kernels.kernel_tables import EXPERTS_ALONE, Deployment
 from sim.errors import InputError
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.policies.slot_memory import unused_bytes
 from sim.spec.profile import Memory
 from sim.spec.units import human_bytes
-from sim.traffic.adapters import MODULES, GpuSplit
+from sim.traffic.adapters import ATTENTION, MODULES, GpuSplit
 
 UTILIZATION = 0.9
 STEP_TOKENS = 8192
 """Token budget of a step (``max_num_batched_tokens``), up to which costs are fitted."""
-WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-block": 1.0 + 4 / 128**2, "int8": 1.0, "int4": 0.5625, "nvfp4": 0.5625}
+WEIGHT_BYTES = {
+    "bf16": 2.0,
+    "fp8": 1.0,
+    "fp8-block": 1.0 + 4 / 128**2,
+    "int8": 1.0,
+    "int4": 0.5625,
+    "nvfp4": 0.5625,
+    "mxfp4": 0.53125,
+}
 """Bytes of a weight of the linear layers, scales included: one of 4 bytes for a block of 128 × 128 (``fp8-block``), one
 of 2 for 32 (``int4``), one of 1 for 16 (``nvfp4``). Embeddings, output head and norms stay in 2 bytes."""
 DRIVER_BYTES = 438 * MIB
@@ -65,7 +75,7 @@ def memory_of(deployment: Deployment) -> Memory:
         utilization=UTILIZATION,
         weights_bytes=_weights(deployment),
         overhead_bytes=gpus * _overhead_on_gpu(deployment),
-        kv_bytes_per_token=2 * shape.layers * deployment.kv_heads * gpus * shape.head_dim * 2,
+        kv_bytes_per_token=2 * deployment.model.kv_layers * deployment.kv_heads * gpus * shape.head_dim * 2,
         slot_layout="vllm-0.8" if deployment.engine == "vllm" else "exact",
     )
     if kv_tokens_left(memory, 0) < STEP_TOKENS:
@@ -85,9 +95,14 @@ def _weights(deployment: Deployment) -> int:
     """Return the bytes of the base model over all GPUs; norms, embeddings and biases are counted once."""
     shape, gpus = deployment.model.shape, deployment.tensor_parallel
     _, rest = deployment.model.parameters()
-    parts = [shape.module_on_gpu(name, gpus) for name in MODULES]
-    linear = gpus * shape.layers * sum(d_in * d_out for d_in, d_out in parts)
-    return round(linear * WEIGHT_BYTES[deployment.weights]) + 2 * rest
+    attention, mlp = (
+        gpus * shape.layers * sum(prod(shape.module_on_gpu(name, gpus)) for name in names)
+        for names in (ATTENTION, MODULES[len(ATTENTION) :])
+    )
+    mlp_width = WEIGHT_BYTES[deployment.weights]
+    attention_width = 2.0 if deployment.weights in EXPERTS_ALONE else mlp_width
+    router = 2 * shape.layers * shape.hidden * shape.experts
+    return round(attention * attention_width + mlp * max(shape.experts, 1) * mlp_width) + router + 2 * rest
 
 
 def _overhead_on_gpu(deployment: Deployment) -> int:
@@ -106,7 +121,12 @@ def _overhead_on_gpu(deployment: Deployment) -> int:
 
 def _activations(model: BaseModel, gpus: int) -> int:
     """Return the bytes of a full step in its widest layer: gate and up, their product, the residual and its sum."""
-    return 2 * STEP_TOKENS * (3 * model.shape.intermediate // gpus + 2 * model.shape.hidden)
+    return 2 * STEP_TOKENS * (3 * _wide(model) // gpus + 2 * model.shape.hidden)
+
+
+def _wide(model: BaseModel) -> int:
+    """Return the numbers of a token inside the MLP, or the experts that it passes."""
+    return model.shape.intermediate * max(model.shape.active_experts, 1)
 
 
 def _buffers(model: BaseModel, sequences: int) -> int:

@@ -24,7 +24,7 @@ from scipy.optimize import lsq_linear
 
 from calibrate.kernels.closed_loop import LoopSteps, loop_steps
 from calibrate.kernels.engine_overhead import EngineOverhead
-from calibrate.kernels.kernel_tables import ENGINES, KernelTables
+from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE, KernelTables
 from calibrate.kernels.serving_points import ServingPoint
 from sim.errors import InputError
 from sim.studies.fidelity.least_squares import significant
@@ -133,9 +133,10 @@ def covered(errors: Floats, spread: float) -> float:
 
 
 def levels(group: tuple[str, str, str, str, int]) -> tuple[str, str, str]:
-    """Return the levels of a deployment, the most specific first."""
+    """Return the levels of a deployment, the most specific first; experts say nothing about dense models."""
     engine, card, _, weights, _ = group
-    return f"{engine}/{weights}/{card}", f"{engine}/{weights}", engine
+    every_format = f"{engine}/{weights}" if weights in EXPERTS_ALONE else engine
+    return f"{engine}/{weights}/{card}", f"{engine}/{weights}", every_format
 
 
 def roles_of(counts: dict[tuple[str, str, str, str, int], int]) -> dict[tuple[str, str, str, str, int], str]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
 from calibrate.kernels import load_law, lora_terms, memory_model
+from calibrate.kernels.base_models import BaseModel
 from calibrate.kernels.cards import Card
 from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of
 from calibrate.kernels.kernel_tables import ENGINES, Deployment, KernelTables
 from calibrate.kernels.surrogate import StepEnvelope, Surrogate, fit_surrogate
 from calibrate.published.step_terms import PASSED_S
+from sim.errors import InputError
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.rng import stream
 from sim.spec.profile import (
@@ -33,6 +35,9 @@ from sim.traffic.adapters import SHAPES
 
 _ADAPTERS, _RANK, _SLOTS = 384, 32, 384
 """Where LoRA's terms were measured."""
+_SMALL_BATCH, _SLOWER = (8, 500), 1.25
+FLAG = 0.3
+"""Median error of a class of deployments above which its profiles warn."""
 _CORRELATED = 0.25
 LONGEST = 32_768
 """Tokens of the longest sequence that step costs are fitted to."""
@@ -53,6 +58,7 @@ def build_profile(deployment: Deployment, command: str) -> Built:
     :raises InputError: without the extra ``kernels``, where the tables don't cover the model, or it doesn't fit.
     """
     tables = KernelTables(deployment)
+    check_faster(tables)
     memory = memory_model.memory_of(deployment)
     card, model = deployment.card, deployment.model
     envelope = StepEnvelope(
@@ -72,9 +78,9 @@ def build_profile(deployment: Deployment, command: str) -> Built:
         schema_version=1,
         name=profile_name(deployment, tables.version),
         status="derived",
-        status_note=lora_terms.MARK,
+        status_note=_status_note(overhead, deployment),
         description=f"{model.name} with {deployment.weights} weights on {gpus}{card.label} under {engine}: kernel "
-        f"tables added up, {around}; {lora_terms.MARK}.",
+        f"tables added up, {around}; {lora_terms.MARK}.{_experts(model)}",
         device=f"{gpus}{card.label}",
         model=model.name,
         dtype=deployment.weights,
@@ -121,6 +127,51 @@ def profile_name(deployment: Deployment, version: str) -> str:
     weights = "" if deployment.weights == "bf16" else f"-{deployment.weights}"
     gpus = "" if deployment.tensor_parallel == 1 else f"-tp{deployment.tensor_parallel}"
     return f"{deployment.card.name}/{deployment.model.name}{weights}{gpus}/{deployment.engine}-{version}"
+
+
+def check_faster(tables: KernelTables) -> None:
+    """Refuse smaller weights with which a small batch takes much longer than with 16 bits.
+
+    Decoding reads every weight, so that fewer bytes take less time; where tables say otherwise, a kernel was measured
+    that isn't made for this card, and no server was compared with it.
+
+    :raises InputError: for such a format.
+    """
+    deployment = tables.deployment
+    if deployment.weights == "bf16" or deployment.model.shape.experts:
+        return
+    whole = KernelTables(replace(deployment, weights="bf16"))
+    ratio = tables.step_s(*_SMALL_BATCH) / whole.step_s(*_SMALL_BATCH)
+    if ratio > _SLOWER:
+        raise InputError(
+            f"in the kernel tables of {deployment.card.label} a decode step with such weights takes {ratio:.1f} times "
+            "as long as with 16 bits, which no measured server confirms",
+            key="--weights",
+            got=deployment.weights,
+            hint="another format, such as fp8, or --weights bf16",
+        )
+
+
+def _status_note(overhead: EngineOverhead, deployment: Deployment) -> str:
+    """Return what the status leaves out: where LoRA's terms are from, and whether steps are off too far to plan with.
+
+    Where errors are normally distributed, half of them are below 0.67 of their standard deviation.
+    """
+    off = float(np.expm1(norm.ppf(0.75) * overhead.spread))
+    flag = f"steps of this class are off by more than {FLAG:.0%} in the median: don't plan with them"
+    adapted = f"{lora_terms.MARK}, on attention alone" if deployment.model.shape.experts else lora_terms.MARK
+    return f"{adapted}; {flag}" if off > FLAG else adapted
+
+
+def _experts(model: BaseModel) -> str:
+    if not model.shape.experts:
+        return ""
+    total = sum(model.parameters())
+    return (
+        f" A mixture of {model.shape.experts} experts, of which a token passes {model.shape.active_experts}: "
+        f"{total / 1e9:.1f} billion parameters in memory, {model.active_parameters() / 1e9:.1f} active; adapters on "
+        "attention alone."
+    )
 
 
 def _error(surrogate: Surrogate, overhead: EngineOverhead) -> str:

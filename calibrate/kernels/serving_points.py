@@ -13,11 +13,13 @@ from calibrate.kernels.memory_model import memory_of
 from sim.policies.kv.kv_memory import kv_tokens_left
 
 TABLE = "silicon_sample.csv"
+_MIXTURE = "openai/gpt-oss-120b"
 _MODELS = {
     "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "llama-3.1-8b",
     "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
     "Qwen/Qwen3-32B": "qwen3-32b",
+    _MIXTURE: "gpt-oss-120b",
     "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
 }
 _WEIGHTS = {"": "bf16", "bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8-block", "nvfp4": "nvfp4"}
@@ -66,7 +68,9 @@ class ServingPoint:
 
 
 def serving_points() -> tuple[list[ServingPoint], int]:
-    """Return the points of dense models on known cards, one replica each, and how many others there are.
+    """Return the points of known models and cards, one replica each, and how many others there are.
+
+    A mixture of experts counts where its experts are split like its attention.
 
     :raises InputError: without the extra ``kernels``.
     """
@@ -80,7 +84,10 @@ def point_of(line: int, row: dict[str, str]) -> ServingPoint | None:
     """Return the point of a row of the table; None if it is of no dense model on a known card, or several replicas."""
     known = row["model_path"] in _MODELS and row["system"] in _SYSTEMS and row["backend"] in ENGINES
     weights = _WEIGHTS.get(row["gemm_quant_mode"])
-    if not known or weights is None or row["mode"] != "agg" or float(row["pp_size"]) != 1:
+    split: set[str] = set()
+    if row["model_path"] == _MIXTURE:  # its weights are published in one format, whatever the table calls it
+        weights, split = "mxfp4", {row["attention_dp_size"], row["moe_ep_size"]} - {"1", "1.0"}
+    if not known or weights is None or split or row["mode"] != "agg" or float(row["pp_size"]) != 1:
         return None
     deployment = Deployment(
         _SYSTEMS[row["system"]],

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention.bias import causal_lower_right
 
-from calibrate.device.lora_backends import BACKENDS
+from calibrate.device.lora_backends import BACKENDS, PACKED
 from calibrate.device.lora_routing import Routing
 from sim.traffic.adapters import MODULES, ModelShape
 
@@ -40,13 +41,17 @@ Groups = Sequence[SequenceGroup]
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """How adapters are applied in a step: by which backend, to which modules, from which slots."""
+    """How adapters are applied in a step: by which backend, to which modules, from which slots.
+
+    :ivar prepared: what ``PACKED`` knows of the batch (``VllmKernels.prepare``).
+    """
 
     backend: str
     targets: Sequence[str]
     slots: int
     max_rank: int
     routing: Routing
+    prepared: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +166,22 @@ class Decoder:
         """Add the adapters' part to the columns of ``y`` that belong to each module."""
         if lora is None:
             return
+        if lora.backend == PACKED:
+            self._adapt_packed(layer, lora, x, y, names)
+            return
         at = 0
         for name, width in zip(names, widths, strict=True):
             if name in lora.targets:
                 a, b = self.slots(layer, name, lora.slots, lora.max_rank)
                 BACKENDS[lora.backend](y[:, at : at + width], x, a, b, lora.routing)
             at += width
+
+    def _adapt_packed(self, layer: int, lora: Lora, x: torch.Tensor, y: torch.Tensor, names: Sequence[str]) -> None:
+        from calibrate.device.vllm_lora import vllm_kernels
+
+        if any(name in lora.targets for name in names):
+            slots = [self.slots(layer, name, lora.slots, lora.max_rank) for name in names]
+            vllm_kernels().apply(y, x, slots, lora.prepared)
 
     def slots(self, layer: int, name: str, slots: int, max_rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return views of a module's slots: A (slots, max rank, d_in) and B (slots, d_out, max rank)."""

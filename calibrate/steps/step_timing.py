@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from calibrate.device.devices import Device, out_of_memory
 from calibrate.device.hardware import Ceilings, describe, measure_ceilings
-from calibrate.device.lora_backends import BACKENDS, REFERENCE, TOLERANCE, check
-from calibrate.device.lora_routing import route
+from calibrate.device.lora_backends import BACKENDS, PACKED, REFERENCE, TOLERANCE, check
+from calibrate.device.lora_routing import Routing, route
 from calibrate.measure import QUICK as QUICK_METHOD
 from calibrate.measure import Method, Open, Prepared, TimedWork, measure
 from calibrate.samples import Configuration, SampleLog
@@ -50,11 +51,14 @@ class StepOptions:
 
 
 def default_backends(device: Device) -> tuple[str, ...]:
-    """Return all backends that this device runs: Triton needs a GPU and must be installed."""
+    """Return all backends that this device runs by itself: Triton needs a GPU and must be installed.
+
+    vLLM's kernels run on request alone.
+    """
     from importlib.util import find_spec
 
     triton = device.kind == "cuda" and find_spec("triton") is not None
-    return tuple(name for name in BACKENDS if name != "triton" or triton)
+    return tuple(name for name in BACKENDS if name != PACKED and (name != "triton" or triton))
 
 
 def time_steps(
@@ -71,6 +75,7 @@ def time_steps(
     :raises InputError: for an unknown model, backend or part, or where not even the weights fit.
     """
     shape, layers = _shape(options)
+    versions = _versions(options.backends, device)
     method = options.method or (QUICK_METHOD if options.quick else Method())
     extent = fitted_extent(QUICK if options.quick else FULL, shape, layers, device)
     grid = make_grid(extent, options.backends, graphs=device.graphs, seed=options.seed)
@@ -86,6 +91,7 @@ def time_steps(
         date=f"{datetime.date.today()}",
         command=command,
         backend_errors=errors,
+        backend_versions=versions,
         layers=layers,
         model_layers=shape.layers,
         memory_bytes=device.total_bytes(),
@@ -188,7 +194,8 @@ def bench_opener(decoder: Decoder, specs: dict[str, StepSpec], device: Device) -
         if spec.distinct:
             groups = [(g.count, g.new, slots) for g, slots in zip(spec.groups, spec.adapters(), strict=True)]
             routing = route(groups, spec.rank_of_slot(), spec.slots, device.torch_device)
-            lora = Lora(spec.backend, spec.targets, spec.slots, spec.max_rank, routing)
+            prepared = _prepared(spec.backend, routing, len(x))
+            lora = Lora(spec.backend, spec.targets, spec.slots, spec.max_rank, routing, prepared)
 
         def step() -> torch.Tensor:
             with torch.inference_mode():
@@ -199,6 +206,23 @@ def bench_opener(decoder: Decoder, specs: dict[str, StepSpec], device: Device) -
         yield Prepared(device.capture(step) if spec.graph else step)
 
     return opens
+
+
+def _versions(backends: Sequence[str], device: Device) -> dict[str, str]:
+    """Return the versions of backends that come with another package, having checked that they can run."""
+    if PACKED not in backends:
+        return {}
+    from calibrate.device.vllm_lora import check_vllm
+
+    return {PACKED: check_vllm(device.torch_device)}
+
+
+def _prepared(backend: str, routing: Routing, tokens: int) -> tuple[Any, ...]:
+    if backend != PACKED:
+        return ()
+    from calibrate.device.vllm_lora import vllm_kernels
+
+    return vllm_kernels().prepare(routing, tokens)
 
 
 def _refuse_wrong(errors: dict[str, float]) -> None:

@@ -73,7 +73,8 @@ class Confidence:
 
 def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False) -> Confidence:
     """Return how sure the answer of a point is, and what lowers that most."""
-    names = list(slo_terms) or [n for n in _KEY_METRICS if n in point.metrics]
+    base_alone = point.traffic.get("base_share") == 1.0  # nothing can miss
+    names = list(slo_terms) or [n for n in _KEY_METRICS if not (base_alone and n == "miss_ratio")]
     metrics = {name: point.metrics[name] for name in names if name in point.metrics}
     if is_overloaded(point):
         return Confidence("low", Doubt.OVERLOADED)

@@ -297,6 +297,8 @@ def traffic_sentence(points: Sequence[Point]) -> str:
         f"the hottest 1 / 10 / 20 % of {count} adapters get {tops}",
         f"about as spread out as {effective}",
     )
+    if all(traffic["base_share"] == 1 for traffic in known):
+        return "Traffic: all requests are for the base model."
     if any(traffic["base_share"] for traffic in known):
         base = f"{span('base_share', percent)} of the requests are for the base model"
         return f"Traffic: {loop}{base}; of the others, {hottest}; they are {spread_out} equally popular adapters."

@@ -94,8 +94,8 @@ def _weights(shape: ModelShape, slots: int, gpus: int) -> Iterator[int]:
         if shape.qkv_bias:
             yield outputs * _WIDTH
         yield parts["o"][0] * shape.hidden * _WIDTH
-        yield 2 * parts["gate"][1] * shape.hidden * _WIDTH
-        yield parts["down"][0] * shape.hidden * _WIDTH
+        yield 2 * parts["gate"][1] * shape.hidden * max(shape.experts, 1) * _WIDTH
+        yield parts["down"][0] * shape.hidden * max(shape.experts, 1) * _WIDTH
         yield shape.hidden * _WIDTH
         yield shape.hidden * _WIDTH
     yield shape.hidden * _WIDTH
@@ -114,13 +114,9 @@ def slot_buffers(shape: ModelShape, slots: int, max_rank: int, split: GpuSplit =
         yield from (extra_embeddings, per_row * vocab, per_row * hidden)
     sides = [split.sides(shape, name) for name in MODULES]
     qkv, out, gate_up, down = sides[:3], sides[3:4], sides[4:6], sides[6:]
+    adapted = (qkv, out) if shape.experts else (qkv, out, gate_up, down)
     for _ in range(shape.layers):
-        for packed in (
-            qkv,
-            out,
-            gate_up,
-            down,
-        ):  # vLLM packs q, k, v, and gate, up: first all A matrices, then all B matrices
+        for packed in adapted:  # vLLM packs q, k, v, and gate, up: first all A matrices, then all B matrices
             yield from (int(per_row * a) for a, _ in packed)
             yield from (int(per_row * b) for _, b in packed)
     if shape.lora_embeddings:

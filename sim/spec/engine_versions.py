@@ -129,8 +129,7 @@ def is_same_engine(name: str, other: str) -> bool:
     one, two = (_LOOSE.fullmatch(_bare(each)) for each in (name, other))
     if one is None or two is None or one[1] != two[1]:
         return _bare(other).startswith(_bare(name))
-    row = versions_of(name)
-    version = one[2] or (row.preset.rpartition("-")[2] if row and "-" in row.preset else None)
+    version = _version(name)
     return version is None or two[2] is None or version.split(".")[:2] == two[2].split(".")[:2]
 
 
@@ -141,8 +140,7 @@ def version_distance(name: str, other: str) -> float:
     """
     numbers = []
     for each in (name, other):
-        found, row = _LOOSE.fullmatch(_bare(each)), versions_of(each)
-        version = (found and found[2]) or (row.preset.rpartition("-")[2] if row else None)
+        version = _version(each)
         if version is None:
             return math.inf
         major, minor = (*map(int, version.split(".")), 0)[:2]
@@ -166,6 +164,12 @@ def suggest_engine(name: str, known: Iterable[str]) -> str | None:
     if row.simulated:
         return f"write {family.lower()}-{version}"
     return f"the nearest preset is {row.preset}: {family} {row.words} {row.about}"
+
+
+def _version(name: str) -> str | None:
+    """Return the version in a name, or the one whose preset it stands for; None: neither is known."""
+    found, row = _LOOSE.fullmatch(_bare(name)), versions_of(name)
+    return (found and found[2]) or (row.preset.rpartition("-")[2] if row and "-" in row.preset else None)
 
 
 def _rows(engine: str) -> tuple[Versions, ...]:

@@ -148,6 +148,10 @@ class Shape(Strict):
     """Whether the projections of queries, keys and values have biases, as in Qwen2."""
     lora_embeddings: bool = False
     """Whether vLLM allocates LoRA buffers for embedding and output head, as for Llama."""
+    experts: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """MLPs of each layer in a mixture of experts, each of ``intermediate`` numbers; 0: one MLP for all tokens."""
+    active_experts: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Experts that each token passes."""
 
 
 class Quantized(Strict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -20,7 +20,6 @@ from sim.spec.sibling_profiles import sibling_profile
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
 
-DEFAULT_PROFILE = "h100-64gb/llama-3.1-8b/assumed"
 DEFAULT_GPU = "h100-80gb"
 DEFAULT_MODEL = "llama-3.1-8b"
 """What a scenario is simulated with that names neither these nor a profile."""
@@ -41,7 +40,7 @@ class ProfileChoice:
 
     :ivar name: a bundled name, or a path.
     :ivar why: how near the profile's engine is; empty where the scenario names the profile.
-    :ivar others: the other profiles of this GPU and model, nearest first.
+    :ivar others: the other profiles of this GPU and model, nearest first, without assumed ones.
     :ivar assumed: what the scenario doesn't name: ``GPU``, ``base model``.
     """
 
@@ -79,10 +78,16 @@ def profile_choice(scenario: Scenario) -> ProfileChoice:
         if fleet.gpu is not None:
             _check_gpu(fleet.gpu, fleet.profile)
         return ProfileChoice(sibling_profile(fleet.profile, fleet.tensor_parallel))
-    gpus = fleet.tensor_parallel or 1
-    if fleet.gpu is None and model in (None, DEFAULT_MODEL) and gpus == 1:
-        return ProfileChoice(DEFAULT_PROFILE)
-    return _chosen(fleet.gpu, model, fleet.engine, gpus)
+    return _chosen(fleet.gpu, model, fleet.engine, fleet.tensor_parallel or 1)
+
+
+def has_profile(gpu: str, model: str, engine: str) -> bool:
+    """Return whether there is a profile of a model on one GPU."""
+    try:
+        _chosen(gpu, model, engine, 1)
+    except ScenarioError:
+        return False
+    return True
 
 
 def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
@@ -113,19 +118,23 @@ def base_model_of(scenario: Scenario, profile: Profile | None) -> str:
             key="adapters.base_model",
             got=given,
             allowed=f"{profile.model} (profile {profile.name})",
-            hint="instead of fleet.profile give fleet.gpu, which picks a profile of this model",
+            hint=f"set adapters.base_model to {profile.model}, or give fleet.gpu instead of fleet.profile",
         )
     return profile.model
 
 
 def choice_notes(choice: ProfileChoice, scenario: Scenario, profile: Profile) -> list[str]:
-    """Return a note on why a profile was chosen, where the scenario names its GPU or there was a choice."""
-    if not choice.why or (scenario.fleet.gpu is None and not choice.others):
+    """Return a note on why a profile was chosen, where there were others or it is of another engine.
+
+    Where it is of another version of the engine, ``engine_notes`` says so.
+    """
+    another = _family(scenario.fleet.engine) in _BUILT_FOR and _family(scenario.fleet.engine) != _family(_made(profile))
+    if not choice.why or not (choice.others or another):
         return []
     gpus = f" over {profile.tensor_parallel} GPUs" if profile.tensor_parallel > 1 else ""
     more = f"; there is also {', '.join(choice.others)} (fleet.profile)" if choice.others else ""
     engine, gpu = scenario.fleet.engine, gpu_of(profile) or ""
-    if gpu and _family(engine) in _BUILT_FOR and _family(engine) != _family(_made(profile)):
+    if another and gpu:
         more += f"; to build one: {build_command(gpu, profile.model, engine, profile.tensor_parallel)}"
     what = f"{profile.model} on {gpu or profile.device}{gpus} under {engine_words(engine)}"
     return [f"{choice.name} is the profile for {what}: {profile.status}, {choice.why}{more}"]
@@ -143,13 +152,12 @@ def engine_notes(engine: str, profile: Profile) -> list[str]:
     versions = versions_of(engine)
     if versions is not None and engine != preset.name and has_version(engine):
         notes.append(f"engine {engine} has the rules of {versions.words} (preset {preset.name})")
-    made = profile.conditions.engine if profile.conditions else engine
-    if preset.preset and not is_same_engine(engine, made):
-        of = (
-            engine
-            if versions is None
-            else f"{preset.name.partition('-')[0]} {versions.words}, whose rules are simulated"
-        )
+    of = engine if versions is None else f"{preset.name.partition('-')[0]} {versions.words}, whose rules are simulated"
+    if profile.conditions is None and profile.status == "assumed":
+        what = f"step and load costs are assumed, for no engine in particular (profile {profile.name})"
+        notes += [f"{what}, not measured under {of}"] if preset.preset else []
+    elif preset.preset and profile.conditions and not is_same_engine(engine, profile.conditions.engine):
+        made = profile.conditions.engine
         notes.append(f"step and load costs are those of {made} (profile {profile.name}), not of {of}")
     return notes
 
@@ -176,7 +184,7 @@ def _chosen(given_gpu: str | None, given_model: str | None, engine: str, gpus: i
     return ProfileChoice(
         first.name,
         _nearness(engine, first.engine),
-        tuple(each.name for each in found[1:]),
+        tuple(each.name for each in found[1:] if each.engine),
         tuple(what for what, value in unnamed.items() if value is None),
     )
 
@@ -221,7 +229,7 @@ def _shelved(name: str) -> _Shelved:
     return _Shelved(name, "" if gpu is None else gpu.name, str(model), weights or "", int(gpus or 1), engine)
 
 
-def _no_profile(shelf: Iterable[_Shelved], wanted: _Shelved) -> ScenarioError:
+def _no_profile(shelf: Sequence[_Shelved], wanted: _Shelved) -> ScenarioError:
     """Return the error for a GPU and model without a profile: the nearest ones, and how to build it."""
 
     def unlike(each: _Shelved) -> tuple[int, float, int]:
@@ -235,6 +243,9 @@ def _no_profile(shelf: Iterable[_Shelved], wanted: _Shelved) -> ScenarioError:
     if split:
         counts = ", ".join(str(each.gpus) for each in sorted(split, key=lambda each: each.gpus))
         steps.append(f"set fleet.tensor_parallel to the GPUs of a replica ({counts})")
+    elsewhere = [each.gpu for each in shelf if is_model(wanted.model, each.model) and each.gpus == wanted.gpus]
+    if elsewhere:
+        steps.append(f"set fleet.gpu to one that has a profile of it ({', '.join(dict.fromkeys(elsewhere))})")
     if not split or wanted.gpus > 1:  # else one GPU is probably too small
         command = build_command(wanted.gpu, wanted.model, wanted.engine, wanted.gpus)
         steps.append(f"build it: {command} (--model also takes a config.json), and give its file as fleet.profile")

@@ -183,7 +183,11 @@ class Scenario(Strict):
                 )
             if not sum(group.adapters * group.weight for group in popularity.groups) > 0:
                 raise located("workload.popularity.groups", "no weight above zero")
-        if self.adapters.count is None and not named_by_file:
+        if self.adapters.base_alone and self.rollouts:
+            raise located("rollouts", "all requests are for the base model, so no adapter has a new version")
+        if self.adapters.base_alone and self.slo.miss_ratio is not None:
+            raise located("slo.miss_ratio", "all requests are for the base model, so none can miss", hint="remove it")
+        if self.adapters.count is None and not named_by_file and not self.adapters.base_alone:
             raise located("adapters.count", "the number of adapters is missing", hint="give count: 1000")
         if self.run.half_width is not None and (self.workload.trace is not None or self.workload.requests is None):
             raise located(

@@ -18,7 +18,8 @@ from sim.spec.units import human_bytes
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1}
 GOLDEN = 0.6180339887498949
 """Fractional part of the golden ratio; its multiples assign the kinds of a mix to adapters."""
-MODULES = ("q", "k", "v", "o", "gate", "up", "down")
+ATTENTION = ("q", "k", "v", "o")
+MODULES = (*ATTENTION, "gate", "up", "down")
 ROW_PARALLEL = frozenset({"o", "down"})
 """Modules that tensor parallelism splits along their input; the others are split along their output."""
 
@@ -27,6 +28,8 @@ ROW_PARALLEL = frozenset({"o", "down"})
 class ModelShape:
     """The linear layers of a decoder, from the model's published ``config.json``.
 
+    :ivar intermediate: of the MLP, or of each expert.
+    :ivar experts: MLPs of each layer, of which a token passes ``active_experts``; 0: one MLP for all tokens.
     :ivar lora_embeddings: whether vLLM 0.8 allocates LoRA buffers for embedding and output head (its Llama class
         does, Qwen2 does not).
     """
@@ -40,6 +43,8 @@ class ModelShape:
     vocab: int = 32000
     qkv_bias: bool = False
     lora_embeddings: bool = False
+    experts: int = 0
+    active_experts: int = 0
 
     def module(self, name: str) -> tuple[int, int]:
         """Return (d_in, d_out) of one linear layer."""
@@ -55,8 +60,28 @@ class ModelShape:
         }[name]
 
     def linear_parameters(self) -> int:
-        """Return the parameters of one layer's linear modules, without biases."""
-        return sum(d_in * d_out for d_in, d_out in map(self.module, MODULES))
+        """Return the parameters of one layer's linear modules, of all experts and their router, without biases."""
+        attention, mlp = (
+            sum(d_in * d_out for d_in, d_out in map(self.module, names)) for names in (ATTENTION, MODULES[4:])
+        )
+        return attention + mlp * max(self.experts, 1) + self.hidden * self.experts
+
+    def adapted(self, targets: Targets) -> Sequence[str]:
+        """Return the modules that adapters with such targets change; ``all-linear`` leaves experts out.
+
+        :raises ScenarioError: where the targets are experts.
+        """
+        if not self.experts:
+            return modules_of(targets)
+        names = ATTENTION if targets == "all-linear" else targets
+        if any(name not in ATTENTION for name in names):
+            raise ScenarioError(
+                "adapters of a mixture of experts change its attention alone",
+                key="adapters.targets",
+                got=", ".join(names),
+                allowed=f"{', '.join(ATTENTION)}, or all-linear for all of them",
+            )
+        return names
 
     def module_on_gpu(self, name: str, gpus: int) -> tuple[int, int]:
         """Return (d_in, d_out) of the part of one linear layer that each of several GPUs holds.
@@ -98,8 +123,9 @@ class GpuSplit:
 
     def share(self, shape: ModelShape, targets: Targets = "all-linear") -> float:
         """Return the part of an adapter that each GPU holds: 1 on one GPU, more than 1/n of it on n that copy sides."""
-        held = sum(sum(self.sides(shape, name)) for name in modules_of(targets))
-        return float(held / sum(sum(shape.module(name)) for name in modules_of(targets)))
+        names = shape.adapted(targets)
+        held = sum(sum(self.sides(shape, name)) for name in names)
+        return float(held / sum(sum(shape.module(name)) for name in names))
 
 
 ONE_GPU = GpuSplit()
@@ -114,6 +140,7 @@ def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int
 
 
 SHAPES = {
+    "gpt-oss-120b": ModelShape(2880, 2880, 36, 64, 8, 64, vocab=201088, qkv_bias=True, experts=128, active_experts=4),
     "llama-2-7b": _llama(4096, 11008, 32, 32, 32, 32000),
     "llama-2-13b": _llama(5120, 13824, 40, 40, 40, 32000),
     "llama-2-70b": _llama(8192, 28672, 80, 64, 8, 32000),
@@ -163,12 +190,12 @@ def modules_of(targets: Targets) -> Sequence[str]:
 
 def parameters_per_rank(shape: ModelShape, targets: Targets) -> int:
     """Return LoRA parameters per unit of rank: sum of (d_in + d_out) over target modules and layers."""
-    return shape.layers * sum(sum(shape.module(name)) for name in modules_of(targets))
+    return shape.layers * sum(sum(shape.module(name)) for name in shape.adapted(targets))
 
 
 def tensor_count(shape: ModelShape, targets: Targets) -> int:
     """Return the tensors of one adapter file: an A and a B for every module of every layer."""
-    return 2 * shape.layers * len(modules_of(targets))
+    return 2 * shape.layers * len(shape.adapted(targets))
 
 
 def model_tensors(shape: ModelShape) -> int:

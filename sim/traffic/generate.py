@@ -122,7 +122,7 @@ class Traffic:
                     "adapter",
                 )
         count = _adapter_count(scenario, self.names)
-        if scenario.adapters.count is None and not self.names:
+        if scenario.adapters.count is None and not self.names and not scenario.adapters.base_alone:
             self.notes += (
                 f"the trace names no adapters and adapters.count is not set: its requests ask for {count} adapters, "
                 f"drawn from workload.popularity ({workload.popularity.law})",
@@ -436,6 +436,8 @@ def _base_share(scenario: Scenario, trace: TraceData | None) -> float:
 
 def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
     given = scenario.adapters.count
+    if not names and scenario.adapters.base_alone:
+        return 1 if given is None else given  # it is never asked for
     if not names:
         return UNNAMED_ADAPTERS if given is None else given
     if given is not None and given < len(names):

@@ -80,6 +80,8 @@ def build_world(scenario: Scenario) -> World:
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
     notes += storage_notes(scenario) + full_model_notes(full, scenario.fleet.replicas)
     notes += _base_notes(scenario, weights_kept)
+    if scenario.adapters.base_alone and not fixed:
+        notes.append("no request is for an adapter, so LoRA is off: slots take no memory, and steps have no LoRA costs")
     if profile and scenario.storage.loaders > 1 and not scenario.storage.load:
         notes.append(
             "loads at the same time share no bandwidth in this version, "

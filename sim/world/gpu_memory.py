@@ -64,6 +64,8 @@ def _left(scenario: Scenario, profile: Profile, population: Population, slots: i
     taken = adapter_bytes(slots, profile, population, fully_sharded=sharded) if slots else size or 0
     if scenario.cache.gpu.unified:
         taken = 0  # adapters take KV blocks when they are loaded
+    if scenario.adapters.base_alone:
+        taken = 0  # LoRA is off
     return kv_tokens_left(profile.memory, taken, scenario.fleet.gpu_memory_utilization)
 
 

@@ -13,7 +13,7 @@ from calibrate.device.lora_backends import BACKENDS, TOLERANCE, check  # noqa: E
 from calibrate.device.lora_routing import Routing, route  # noqa: E402
 
 CPU = torch.device("cpu")
-ON_CPU = [name for name in BACKENDS if name != "triton"]
+ON_CPU = [name for name in BACKENDS if name not in ("triton", "vllm")]
 
 
 @pytest.mark.parametrize("name", ON_CPU)

@@ -19,7 +19,7 @@ from calibrate.kernels.memory_model import memory_of
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.policies.slot_memory import reserved_bytes, slot_buffers, slots_bytes
 from sim.studies.fidelity.measured_runs import MODELS
-from sim.traffic.adapters import MODULES, ROW_PARALLEL, SHAPES, GpuSplit, parameters_per_rank
+from sim.traffic.adapters import ROW_PARALLEL, SHAPES, GpuSplit, parameters_per_rank
 
 RECORD = json.loads((Path(__file__).parent / "vllm_lora_shapes.json").read_text())
 """What ``tools/record_lora_shapes.py`` found in vLLM 0.32; 0.8.5 has the same rules (``vllm/lora/layers.py``)."""
@@ -73,13 +73,13 @@ def test_each_gpu_holds_its_part_of_the_base_model(row: dict[str, Any]) -> None:
 def test_parts_add_up() -> None:
     """Laws: fully sharded parts add up to the whole adapter, and others never hold less."""
     for name, shape in SHAPES.items():
-        whole = parameters_per_rank(shape, "all-linear") / shape.layers
+        whole, modules = parameters_per_rank(shape, "all-linear") / shape.layers, shape.adapted("all-linear")
         for gpus in (n for n in (1, 2, 4, 8) if shape.fits(n)):
             sharded, plain = (
-                gpus * sum(sum(GpuSplit(gpus, fully).sides(shape, module)) for module in MODULES)
+                gpus * sum(sum(GpuSplit(gpus, fully).sides(shape, module)) for module in modules)
                 for fully in (True, False)
             )
-            copies = sum(shape.module(m)[m in ROW_PARALLEL] for m in MODULES) * (gpus - 1)
+            copies = sum(shape.module(m)[m in ROW_PARALLEL] for m in modules) * (gpus - 1)
             more_heads = max(gpus - shape.kv_heads, 0) * 2 * shape.head_dim
             assert sharded == whole + more_heads, name
             assert plain == sharded + copies, name

@@ -21,10 +21,11 @@ from calibrate.kernels.memory_model import DRIVER_BYTES, memory_of
 from calibrate.kernels.other_memory import OtherMemory
 from calibrate.kernels.profile_from_kernels import cost_draws
 from calibrate.kernels.surrogate import StepEnvelope, fit_surrogate, predict
-from sim.errors import InputError
+from sim.errors import InputError, ScenarioError
+from sim.policies.slot_memory import slots_bytes
 from sim.spec.gpus import GPUS
 from sim.spec.profile import StepCost, load_profile
-from sim.traffic.adapters import SHAPES
+from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count
 
 H100_64 = replace(SCALED["h100-64gb"], batch_sequences=1024)
 """The card that LoRA was measured on."""
@@ -246,6 +247,25 @@ def test_a_slower_memory_slows_down_what_it_bounds() -> None:
     assert half.extra_ms(1000, 0, 0) == pytest.approx(1.0), "a product of 1,000 tokens is bound by arithmetic"
     assert half.extra_ms(100, 100, 499) == pytest.approx(1.0 + norms + 100 * 500 * 2e-6), "sequences cost no more"
     assert OtherMemory(TwoOps(), 1.0).extra_ms(300, 100, 499) == 0
+
+
+def test_adapters_of_a_mixture_of_experts_change_its_attention() -> None:
+    shape = SHAPES["gpt-oss-120b"]
+    attention = 36 * (2880 * 4 + 2 * 4096 + 2 * 512)
+    assert parameters_per_rank(shape, "all-linear") == parameters_per_rank(shape, ("q", "k", "v", "o")) == attention
+    assert tensor_count(shape, "all-linear") == 2 * 4 * 36
+    with pytest.raises(ScenarioError) as refused:
+        parameters_per_rank(shape, ("q", "up"))
+    assert str(refused.value) == (
+        "adapters.targets: adapters of a mixture of experts change its attention alone "
+        "(got q, up, allowed: q, k, v, o, or all-linear for all of them)"
+    )
+    card = card_of("h200")
+    dense = BaseModel("", replace(shape, experts=0, active_experts=0), "LlamaForCausalLM", 8192)
+    whole, attention_alone = lora_cost(dense, card), lora_cost(base_model_of("gpt-oss-120b"), card)
+    assert attention_alone.per_adapter_s == pytest.approx(whole.per_adapter_s / 2, rel=1e-5), "half the kernels"
+    per_slot = slots_bytes(shape, 64, 16) / 64
+    assert per_slot == pytest.approx(2 * 16 * attention, rel=0.06), "and what the allocator rounds up"
 
 
 def test_the_load_law_of_a_measured_model_is_the_measured_one() -> None:

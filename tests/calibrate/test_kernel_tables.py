@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -12,10 +13,10 @@ pytest.importorskip("aiconfigurator_core", reason="needs the kernels extra: pip 
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import overhead_of
-from calibrate.kernels.kernel_tables import Deployment, KernelTables
-from calibrate.kernels.profile_from_kernels import build_command, build_profile
+from calibrate.kernels.kernel_tables import WEIGHTS, Deployment, KernelTables
+from calibrate.kernels.profile_from_kernels import build_command, build_profile, check_faster
 from sim.errors import InputError
-from sim.spec.profile import load_profile
+from sim.spec.profile import bundled_profiles, load_profile
 
 
 def deployment(gpu: str, model: str, **more: object) -> Deployment:
@@ -88,12 +89,88 @@ def test_fp8_weights_are_smaller_and_decode_faster() -> None:
             {"weights": "fp8"},
             "--weights: the kernel tables of NVIDIA A100-SXM4-80GB under vLLM",
         ),
+        (
+            "h100",
+            "llama-3.1-8b",
+            {"weights": "mxfp4"},
+            "--weights: a format of experts, and this model has none (got mxfp4, allowed: bf16, fp8, fp8-block, int8, "
+            "int4, nvfp4)",
+        ),
+        (
+            "h200",
+            "gpt-oss-120b",
+            {},
+            "--weights: the kernel tables of NVIDIA H200 under vLLM 0.24.0 have no experts of this model with such "
+            "weights over so many GPUs (got bf16, --tp 1, allowed: mxfp4)",
+        ),
+        (
+            "h100-64gb",
+            "gpt-oss-120b",
+            {"weights": "mxfp4"},
+            "--gpu: how experts go with the memory's bandwidth is not known (got h100-64gb); a card with tables of its "
+            "own, such as h100-80gb",
+        ),
     ],
 )
 def test_gaps_of_the_tables_are_refused(gpu: str, model: str, more: dict[str, object], message: str) -> None:
     with pytest.raises(InputError) as refused:
         KernelTables(deployment(gpu, model, **more))
     assert str(refused.value).startswith(message)
+
+
+OFFERED = {
+    "a100-80gb": {"bf16"},
+    "b200": {"bf16", "fp8", "nvfp4"},
+    "h100-80gb": {"bf16", "fp8"},
+    "h200": {"bf16", "fp8"},
+    "l40s": {"bf16", "fp8"},
+}
+"""Formats of dense models under vLLM. Its kernels for fp8 in blocks are slower than 16 bits in the tables."""
+
+
+@pytest.mark.parametrize("gpu", OFFERED)
+def test_each_format_is_built_or_refused(gpu: str) -> None:
+    whole = KernelTables(deployment(gpu, "llama-3.1-8b")).step_s(8, 500)
+    for weights in WEIGHTS:
+        wanted = deployment(gpu, "llama-3.1-8b", weights=weights)
+        if weights in OFFERED[gpu]:
+            check_faster(KernelTables(wanted))
+            assert KernelTables(wanted).step_s(8, 500) <= whole
+        else:
+            with pytest.raises(InputError, match="--weights: "):
+                check_faster(KernelTables(wanted))
+
+
+def test_a_mixture_of_experts() -> None:
+    """117 billion parameters, 5.1 active without the embedding (arXiv 2508.10925, table 1)."""
+    model = base_model_of("gpt-oss-120b")
+    assert sum(model.parameters()) == pytest.approx(116.83e9, rel=1e-3)
+    embedding = model.shape.vocab * model.shape.hidden
+    assert model.active_parameters() - embedding == pytest.approx(5.13e9, rel=5e-3)
+    built = build_profile(deployment("h200", "gpt-oss-120b", weights="mxfp4"), "command")
+    assert built.surrogate.quantile(0.5) <= 0.02
+    assert built.surrogate.quantile(0.95) <= 0.06
+    profile = built.profile
+    assert profile.memory.weights_bytes == pytest.approx(65.2e9, rel=0.01)  # the published files
+    assert profile.memory.kv_bytes_per_token == 2 * 18 * 8 * 64 * 2, "every other layer keeps the last 128 tokens"
+    assert "39 measured points" in profile.error
+    assert profile.status_note == "LoRA terms scaled from H100-64GB, on attention alone"
+    assert "116.8 billion parameters in memory, 5.7 active; adapters on attention alone" in profile.description
+
+
+def test_a_class_that_is_off_too_far_is_flagged() -> None:
+    profile = build_profile(deployment("h100", "gpt-oss-120b", weights="mxfp4", tensor_parallel=2), "command").profile
+    assert profile.stated.endswith("steps of this class are off by more than 30% in the median: don't plan with them")
+
+
+def test_the_whole_shelf_meets_its_target() -> None:
+    found = [
+        (name, *map(float, re.findall(r"([0-9.]+)% \((?:median|95 % of steps)\)", profile.error)[:2]))
+        for name in bundled_profiles()
+        if (profile := load_profile(name)[0]).error.startswith("step costs reproduce the kernel tables")
+    ]
+    assert len(found) >= 37
+    assert [each for each in found if each[1] > 2 or each[2] > 6] == []
 
 
 def test_a_gap_closes_where_tensor_parallelism_leaves_fewer_heads() -> None:
@@ -106,7 +183,8 @@ def test_a_measured_server_that_did_not_calibrate_is_met() -> None:
     from calibrate.kernels.serving_points import serving_points
 
     points, others = serving_points()
-    assert (len(points), others) == (1043, 4178)
+    assert (len(points), others) == (1425, 3796)
+    assert {point.deployment.weights for point in points if point.deployment.model.shape.experts} == {"mxfp4"}
     wanted = ("vllm", "h200", "llama-3.1-70b", "fp8", 2)
     found = predict_points([point for point in points if point.group == wanted and point.loop.answer < 2000])
     assert len(found) == 10

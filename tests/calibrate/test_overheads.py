@@ -177,7 +177,13 @@ def test_profiles_take_the_most_specific_level_and_are_wider_for_another_model()
     assert overhead_of(replace(measured, card=card_of("l40s"))) == fitted["vllm/bf16"]
     assert fitted["vllm/bf16"].spread >= UNKNOWN_CARD, "16-bit weights were measured on one card only"
     assert overhead_of(replace(measured, engine="sglang", weights="fp8")).source == fitted["sglang"].source
-    assert all(0.5 < each.factor < 1.2 and 0 < each.spread < 0.4 for each in fitted.values())
+    dense = [each for level, each in fitted.items() if level.split("/")[1:2] != ["mxfp4"]]
+    assert all(0.5 < each.factor < 1.2 and 0 < each.spread < 0.4 for each in dense)
+    mixture = replace(measured, model=base_model_of("gpt-oss-120b"), weights="mxfp4")
+    assert overhead_of(mixture) == fitted["vllm/mxfp4/h100-80gb"]
+    assert overhead_of(replace(mixture, engine="sglang")) == EngineOverhead(spread=NOT_FITTED), (
+        "dense models say little"
+    )
     assert EngineOverhead(spread=NOT_FITTED).source == ""
 
 

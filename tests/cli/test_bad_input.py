@@ -207,7 +207,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
             ("run", "quickstart", "--max-loras", "8"),
             "--max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here; values",
         ),
-        (("plan", "quickstart", "--tp", "2"), "a profile is made for a number of GPUs"),
+        (("plan", "quickstart", "--tp", "2"), "GPUs of one replica, for which there must be a profile"),
         (
             ("run", "quickstart", "--set", "--max-loras=8"),
             "--max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here",

@@ -9,7 +9,6 @@ import signal
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from command_line import CommandLine, start
 
@@ -50,7 +49,7 @@ def test_from_nothing_to_a_simulation_and_then_with_another_backend(tmp_path: Pa
 
 
 def is_fitted_where_it_was_timed(backend: str, folder: Path, loraplan: CommandLine) -> None:
-    """Time another backend next to loads that are there already: timing those again would say nothing new."""
+    """Time another backend beside loads that are there already: timing those again would say nothing new."""
     tiny = ("--device", "cpu", "--model", "tiny", "--quick", "--out", "cal")
     (folder / "cal").mkdir()
     for file in (folder / "runs/cal").glob("loads.*"):
@@ -58,20 +57,13 @@ def is_fitted_where_it_was_timed(backend: str, folder: Path, loraplan: CommandLi
     loads = (folder / "cal/loads.jsonl").read_bytes()
     assert loraplan("calibrate", "loads", *tiny).code == 0
     assert (folder / "cal/loads.jsonl").read_bytes() == loads, "a finished run has nothing left to do"
-    for part in ("base-decode", "lora-decode", "prefill"):
-        few = ("--within", "0s")  # the first visits of each part: enough for a fit
-        assert loraplan("calibrate", "steps", part, *tiny, "--backend", backend, "--layers", "1", *few).code == 1
+    assert loraplan("calibrate", "steps", *tiny, "--backend", backend, "--layers", "1").code == 0
     ended = loraplan("calibrate", "fit", "cal", "--out", "cal/profile.json")
     assert ended.code == 0, ended.err
     profile = json.loads((folder / "cal/profile.json").read_text())
     assert profile["conditions"]["lora_backend"] == backend
     assert profile["conditions"]["layers_timed"] == 1
-    steps = pd.read_parquet(folder / "cal/steps.parquet").drop_duplicates("key")
-    decodes = [json.loads(text) for text in steps["parameters"][steps["kind"] == "decode"]]
-    assert sum(one["backend"] == backend for one in decodes) == 8
-    fitted = next(line["count"] for line in profile["hold_out"] if line["what"] == "LoRA decode steps")
-    assert 4 <= fitted <= 8, "all but those with LoRA on some of the layers"
-    assert "not finished: " in profile["provenance"]["device"]["flags"]
+    assert next(line["count"] for line in profile["hold_out"] if line["what"] == "LoRA decode steps") > 20
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def test_a_sweep_over_gpus_gets_a_profile_for_each(loraplan: CommandLine) -> Non
     assert slow > 1.5 * fast, "an L40S has a quarter of the memory bandwidth"
     wrong = loraplan("sweep", "quickstart", "--over", "fleet.gpu=l40s,h300", *SMALL)
     assert (wrong.code, wrong.out) == (2, "")
-    assert "fleet.gpu: unknown GPU (got h300, allowed: a100-80gb, b200, " in wrong.err
+    assert "fleet.gpu: unknown GPU (got h300, allowed: a100-40gb, a100-80gb, b200, " in wrong.err
 
 
 def test_a_plan_prices_fleets_by_their_gpu(loraplan: CommandLine) -> None:
@@ -36,4 +36,4 @@ def test_a_plan_prices_fleets_by_their_gpu(loraplan: CommandLine) -> None:
     answer = json.loads(planned.out)
     assert answer["best"]["fleet"] == "L40S"
     assert answer["setup"]["profile"] == "l40s/llama-3.1-8b/vllm-0.24.0"
-    assert answer["setup"]["assumed"] == "base model"
+    assert answer["setup"]["assumed"] == ""

@@ -58,7 +58,7 @@ def test_list_filters(given: tuple[str, ...], names: list[str], loraplan: Comman
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--gpu", "h300"), "--gpu: unknown GPU (got h300, allowed: a100-80gb, b200, "),
+        (("--gpu", "h300"), "--gpu: unknown GPU (got h300, allowed: a100-40gb, a100-80gb, b200, "),
         (("--status", "derive"), "--status: unknown status (got derive, allowed: measured, derived, assumed); did you"),
         (("gaudi",), "no profile matches (got gaudi); loraplan profiles list shows all"),
         (

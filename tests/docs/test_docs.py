@@ -53,7 +53,10 @@ def test_commands_print_what_the_page_shows(page: Path, tmp_path: Path) -> None:
     if (whole := outputs.whole_file(page)) is not None:  # also what the page leaves out
         kept, now = whole.read_text(encoding="utf-8"), outputs.transcript(done)
         stale += difflib.unified_diff(kept.splitlines(), now.splitlines(), whole.name, "what is printed", lineterm="")
+    lacking = {command.needs for command, ended in done if ended is None and command.needs}
     assert not stale, "\n".join([*stale, f"run .venv/bin/python docs/outputs.py {page.relative_to(ROOT)}"])
+    if lacking:
+        pytest.skip(f"the other commands are current; some need an extra that is not installed: {', '.join(lacking)}")
 
 
 def test_of_readme_and_tutorial_every_command_is_kept_whole() -> None:

@@ -87,15 +87,42 @@ def test_whatever_was_shown_the_new_output_matches(shown: list[str], printed: li
 def test_a_page_is_rewritten_but_for_what_it_leaves_out(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "Line 4 says 24 rows, 99.5 % of them.\n\n```console\n$ loraplan scenarios copy quickstart\nslow.yaml 99.5 %\n"
-        "$ loraplan check quickstart.yaml\n$ loraplan check nothing\nerror: …\n$ echo $?\n3\n```\n",
+        "Line 4 says 24 rows, 99.5 % of them.\n\n```console\n$ loraplan scenarios copy cache-thrash\nslow.yaml 99.5 %\n"
+        "$ loraplan check cache-thrash.yaml\n$ loraplan check nothing\nerror: …\n$ echo $?\n3\n```\n",
         encoding="utf-8",
     )
     (tmp_path / "work").mkdir()
     after, problems = outputs.rewritten(page, list(outputs.replay(page, tmp_path / "work", long=False)))
     before = page.read_text(encoding="utf-8")
-    assert after == before.replace("slow.yaml 99.5 %", "quickstart.yaml").replace(
-        "check quickstart.yaml\n", "check quickstart.yaml\nquickstart.yaml: ok\n"
+    assert after == before.replace("slow.yaml 99.5 %", "cache-thrash.yaml").replace(
+        "check cache-thrash.yaml\n", "check cache-thrash.yaml\ncache-thrash.yaml: ok\n"
     )
     assert [problem.splitlines()[0] for problem in problems] == ["7: exits with 2, not 3: loraplan check nothing"]
     assert list(outputs.stale_prose(before, after)) == [(1, "99.5 %")]
+
+
+def test_blocks_that_need_an_absent_extra_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        "```console\n$ loraplan scenarios list\n```\n"
+        "<!-- needs: kernels -->\n```console\n$ loraplan schema\n$ loraplan nonsense\n$ echo $?\n2\n```\n"
+    )
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    ran = []
+
+    def run(command: str, folder: Path) -> object:
+        ran.append(command)
+        return outputs.Ended(2 if "nonsense" in command else 0, ["printed"])
+
+    monkeypatch.setattr(outputs, "run", run)
+    for there in (False, True):
+        ran.clear()
+        monkeypatch.setitem(outputs.EXTRAS, "kernels", "json" if there else "no_such_package")
+        done = list(outputs.replay(page, tmp_path, long=False))
+        assert [command.needs for command, _ in done] == ["", "kernels", "kernels"]
+        assert [ended is not None for _, ended in done] == [True, there, there]
+        assert len(ran) == (3 if there else 1)
+        assert ("loraplan schema\nprinted" in outputs.rewritten(page, done)[0]) == there
+    page.write_text(text.replace("kernels", "kernel"), encoding="utf-8")
+    with pytest.raises(outputs.PageError, match="needs the extra 'kernel', which is none of kernels"):
+        list(outputs.replay(page, tmp_path, long=False))

@@ -1,4 +1,4 @@
-"""Mistakes in prefix caching: ``sim/policies/kv/prefix_store.py`` and ``extents.py``."""
+"""Mistakes in prefix caching: ``sim/policies/kv/prefix_store.py`` and its neighbours."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ TWIN = "tests/property/test_prefix_twin.py"
 
 _EXTENTS = "sim/policies/kv/extents.py"
 _STORE = "sim/policies/kv/prefix_store.py"
+_LOOKUP = "sim/policies/kv/prefix_lookup.py"
+_KNOWN = "sim/policies/kv/known_blocks.py"
+_QUEUE = "sim/policies/kv/free_queue.py"
 
 PREFIX_CACHE = (
     Mutant(
         "adapters-share-blocks",
-        _STORE,
-        "if base else (request.adapter, key, 0))",
-        "if base else (0, key, 0))",
+        _KNOWN,
+        "if base else (request.adapter, key, 0), block)",
+        "if base else (0, key, 0), block)",
         "requests with the same text but other adapters find each other's blocks",
         (TWIN,),
     ),
     Mutant(
         "last-token-may-be-cached",
-        _STORE,
-        "self._walk(request, path, (request.to_prefill - 1) // self.size)",
-        "self._walk(request, path, request.to_prefill // self.size)",
+        _LOOKUP,
+        "limit = (request.to_prefill - 1) // size",
+        "limit = request.to_prefill // size",
         "a request whose whole prompt is cached has nothing to compute",
         (TWIN,),
     ),
@@ -36,17 +39,17 @@ PREFIX_CACHE = (
     ),
     Mutant(
         "younger-twin-is-found",
-        _STORE,
-        "extent = twins[0]",
-        "extent = twins[-1]",
+        _KNOWN,
+        "return twins[0] if twins else None",
+        "return twins[-1] if twins else None",
         "of two equal blocks the younger one is shared",
         (TWIN,),
     ),
     Mutant(
         "twins-are-merged",
         _STORE,
-        "            if known:\n                # The two",
-        "            if known and False:\n                # The two",
+        "            if equal is not None:\n                # The two",
+        "            if equal is not None and False:\n                # The two",
         "a block that is filled a second time replaces the first",
         (TWIN,),
     ),
@@ -69,23 +72,23 @@ PREFIX_CACHE = (
     Mutant(
         "answers-are-not-found",
         _STORE,
-        "if request.text_key >= 0 or last_step != self._step:",
-        "if last_step != self._step:",
+        "        goes_on = text >= 0 and self._extend_text(request, full)\n",
+        "        goes_on = False\n        text = -1\n",
         "the next turn of a conversation does not find the answer before it",
         (TWIN,),
     ),
     Mutant(
         "preempted-look-nothing-up",
-        _STORE,
-        "if not request.shared and request.text_key < 0 and not request.preemptions:",
-        "if not request.shared and request.text_key < 0:",
+        _LOOKUP,
+        "if shared or text >= 0 or request.preemptions else 0",
+        "if shared or text >= 0 else 0",
         "a request that comes back computes again what is still there",
         (TWIN,),
     ),
     Mutant(
         "evicted-too-late",
         _STORE,
-        "            self.settle()\n        if len(requests) > 1",
+        "            self._queue.leave(self._free)\n        if len(requests) > 1",
         "            pass\n        if len(requests) > 1",
         "blocks become free before the ones that decodes took are evicted",
         (TWIN,),
@@ -93,16 +96,16 @@ PREFIX_CACHE = (
     Mutant(
         "uncached-first-in-old-versions",
         _STORE,
-        "            if self._uncached_last:\n                self._append(Segment(None, 0, 1, False))\n",
-        "",
+        "                self._queue.append_uncached()\n",
+        "                pass\n",
         "before 0.23 blocks without content go to the end of the free queue",
         (TWIN,),
     ),
     Mutant(
         "reserved-block-is-lost",
         _STORE,
-        "if self._reserved and tokens % size == 0:",
-        "if self._reserved and tokens % size < 0:",
+        "if last_step >= 0 and not rest and self._reserved:",
+        "if last_step >= 0 and rest < 0 and self._reserved:",
         "a preempted decode keeps the block that it would have taken",
         (TWIN,),
     ),
@@ -116,7 +119,7 @@ PREFIX_CACHE = (
     ),
     Mutant(
         "free-blocks-found-but-not-taken-out",
-        _STORE,
+        _QUEUE,
         "                segment.first = end\n                return\n",
         "                return\n",
         "a block is in use and in the free queue",
@@ -125,9 +128,25 @@ PREFIX_CACHE = (
     Mutant(
         "overlapping-turns-fill-the-same-blocks",
         _STORE,
-        "            if other.first == end:\n",
-        "            if other.first < 0:\n",
+        "                if other.first == end:\n",
+        "                if other.first < 0:\n",
         "a turn that ends after a later one fills blocks that are known already",
+        (TWIN,),
+    ),
+    Mutant(
+        "a-turn-overlooks-the-one-that-runs",
+        _LOOKUP,
+        "        if text >= 0 and self._unfilled:\n            self._fill_text(text)\n",
+        "",
+        "a turn that comes before the last one has ended does not find its prompt",
+        ("tests/unit/test_prefix_store.py",),
+    ),
+    Mutant(
+        "evicted-blocks-are-found",
+        _LOOKUP,
+        "        if end > extent.cover:\n            self.settle()\n",
+        "        if end > extent.cover:\n",
+        "a request finds blocks that have been evicted",
         (TWIN,),
     ),
 )

@@ -148,4 +148,4 @@ def test_the_prefix_hit_ratio_is_a_key_number_where_there_is_one() -> None:
     assert "prefix hit ratio" not in [tile.words for tile in make_tiles(point, TERMS)]
     point.metrics["prefix_hit_ratio"] = Metric(0.62, 0.6, 0.64, "1")
     tile = next(tile for tile in make_tiles(point, TERMS) if tile.words == "prefix hit ratio")
-    assert tile.value == "62.0 %"
+    assert tile.value == "62 %"

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
 
 from calibrate.serve.planned_requests import plan_requests
+from reports.answers.verdicts import find_confidence
 from reports.tables.metric_tables import base_model_table, groups_table, traffic_sentence, traffic_table
 from reports.tables.trace_tables import facts_table
-from sim.errors import InputError, ScenarioError, TraceError
+from sim.errors import ScenarioError, TraceError
 from sim.policies.adapter_cache import SlotForBaseModel
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext, make_eviction
@@ -25,13 +26,14 @@ from sim.policies.routing import RouterContext, View, make_router
 from sim.results.point import Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.records import COMPLETED, MISROUTED, REROUTED, Recording
+from sim.spec.engine_flags.command_lines import engine_flags
 from sim.spec.policies import ROUTERS
 from sim.spec.profile import StepCost
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.spec.sections.trace_source import Trace
 from sim.spec.sections.workload import AdapterKind
-from sim.studies.evaluate import facts_of
+from sim.studies.evaluate import evaluate_scenario, facts_of
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if_changes import changes
 from sim.studies.traces.trace_scenario import write_scenario
@@ -90,8 +92,8 @@ def traffic(one: Scenario, replication: int = 0) -> dict[str, np.ndarray]:
         ([{**BASE, "rank": 8}, {"share": 0.7}], "adapters.mix.0.rank", "no adapter, and so no rank"),
         ([{**BASE, "targets": ["q"]}, {"share": 0.7}], "adapters.mix.0.targets", "no adapter, and so no targets"),
         ([{**BASE, "size": "1 MB"}, {"share": 0.7}], "adapters.mix.0.size", "no adapter, and so no size"),
-        ([{"share": 1.0, "kind": "base"}], "adapters.mix.0.share", "no adapter is served; LoRA can't be turned off"),
-        ([{"share": 1.0, "kind": "base"}, {"share": 0.0}], "adapters.mix.0.share", "no adapter is served"),
+        ([{"share": 1.0, "kind": "base"}, {"share": 0.0}], "adapters.mix.0.share", "other kinds are never asked for"),
+        ([{"share": 0.5, "kind": "base"}], "adapters.mix", "the shares of a mix add up to 100%"),
         ([BASE, {"share": 0.6}], "adapters.mix", "the shares of a mix add up to 100%"),
     ],
 )
@@ -104,18 +106,50 @@ def test_a_mix_that_cannot_be(mix: list[dict[str, Any]], key: str, problem: str)
     assert problem in context["problem"]
 
 
-def test_a_share_of_all_is_refused_in_words(tmp_path: Path) -> None:
-    file = tmp_path / "off.yaml"
-    file.write_text(
-        "schema_version: 1\nname: off\nworkload: {requests: 10, arrivals: {process: poisson, rate: 1/s}}\n"
-        "adapters:\n  count: 4\n  mix: [{share: 100%, kind: base}]\n"
+ALONE = {"mix": [{"share": 1.0, "kind": "base"}]}
+
+
+def test_a_fleet_of_base_requests_alone_has_no_lora() -> None:
+    """As if the profile had no LoRA costs, and with the whole memory for the KV cache."""
+    many = scenario(adapters=ALONE, cache={"gpu": {"slots": 200}}, fleet={"kv_tokens": None})
+    few = scenario(adapters=ALONE, cache={"gpu": {"slots": 1}}, fleet={"kv_tokens": None})
+    plain = {key: value for key, value in STEP.items() if key != "lora"}
+    without = scenario(
+        adapters=ALONE, fleet={"kv_tokens": None, "profile": write_profile(plain)}, cache={"gpu": {"slots": 1}}
     )
-    with pytest.raises(InputError) as caught:
-        load_scenario(str(file), [])
-    assert str(caught.value) == (
-        f"{file}:6: adapters.mix.0.share: all requests are for the base model, so no adapter is served; LoRA can't be "
-        "turned off (got 100%, allowed: below 100%); give adapters a share, such as 1%"
+    worlds = [build_world(each) for each in (many, few, without)]
+    assert len({world.kv_tokens for world in worlds}) == 1, "slots take no memory"
+    assert len({str(columns(run(world))) for world in worlds}) == 1
+    assert set(run(worlds[0]).requests["adapter"].tolist()) == {BASE_MODEL}
+    served = build_world(scenario(fleet={"kv_tokens": None}))
+    assert served.kv_tokens < worlds[0].kv_tokens, "with adapters they do"
+    assert (
+        "no request is for an adapter, so LoRA is off: slots take no memory, and steps have no LoRA costs"
+        in worlds[0].notes
     )
+
+
+def test_the_command_line_of_base_requests_alone_does_not_enable_lora() -> None:
+    flags = engine_flags(scenario(adapters=ALONE), None)["vLLM"]
+    assert flags.startswith("vllm serve MODEL --")
+    assert "lora" not in flags
+    assert "--enable-lora" in engine_flags(scenario(), None)["vLLM"]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "continuous", "sglang", "s-lora", "lorax", "tensorrt-llm"])
+def test_every_engine_serves_the_base_model_alone(engine: str) -> None:
+    one = scenario(adapters=ALONE, cache={}, fleet={"engine": engine})
+    point = evaluate_scenario(one).point
+    assert point.metrics["ttft_p50_s"].value is not None
+    assert traffic_sentence([point]) == "Traffic: all requests are for the base model."
+    assert find_confidence(point, {}).metric != "miss_ratio", "nothing could miss"
+
+
+def test_base_requests_alone_have_nothing_to_roll_out_or_to_miss() -> None:
+    with pytest.raises(ValidationError, match="none can miss"):
+        scenario(adapters=ALONE, slo={"miss_ratio": 0.5})
+    with pytest.raises(ValidationError, match="no adapter has a new version"):
+        scenario(adapters=ALONE, rollouts=[{"strategy": "new-name", "at": "10 s"}])
 
 
 def test_the_other_shares_are_relative_to_each_other() -> None:

@@ -6,7 +6,9 @@ import pytest
 
 from sim.policies.admission import ReadyQueue
 from sim.policies.costs import StepCosts
+from sim.policies.kv.kv_store import KvStore
 from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.kv.until_preemption import CountUntilPreemption
 from sim.policies.scheduler import Limits, Scheduler
 from sim.spec.profile import StepCost
 from sim.traffic.request import Request
@@ -17,9 +19,9 @@ SIZE, BLOCKS, BUDGET = 16, 1000, 64
 class Replica:
     """A scheduler with a prefix store and one adapter; steps take a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, kv: KvStore | None = None) -> None:
         self.queue = ReadyQueue()
-        self.kv = PrefixStore(BLOCKS, SIZE)
+        self.kv = kv or PrefixStore(BLOCKS, SIZE)
         costs = StepCosts(StepCost(), 4, BUDGET)
         self.scheduler = Scheduler(Limits(8, BUDGET), self.kv, self.queue, [8], costs)
         self.now = 0.0
@@ -90,6 +92,23 @@ def test_a_prompt_half_computed_by_old_weights_is_outdated() -> None:
     assert not replica.kv.found_outdated(1), "it is asked once"
 
 
+@pytest.mark.parametrize(("forgets", "found"), [(False, True), (True, False)])
+def test_a_preempted_request_finds_its_blocks_unless_its_weights_have_changed(forgets: bool, found: bool) -> None:
+    replica = Replica(CountUntilPreemption(20, SIZE))
+    replica.push(0, 120, 60)
+    replica.push(1, 120, 60)
+    while not replica.scheduler.preempted:
+        if forgets and replica.kv.decoding == 2:
+            replica.kv.forget(0)
+        replica.step()
+    while replica.scheduler.running or replica.queue.ready:
+        replica.step()
+    store = replica.scheduler.kv
+    assert isinstance(store, PrefixStore)
+    assert store.again_tokens > 120
+    assert (store.again_cached_tokens > 0) == found
+
+
 def test_a_request_sent_again_counts_what_it_finds_then() -> None:
     replica = Replica()
     replica.push(0, 160, 2, shared=160)
@@ -103,3 +122,22 @@ def test_a_request_sent_again_counts_what_it_finds_then() -> None:
     replica.run_until_empty()
     assert again.cached_tokens == 0
     assert not replica.kv.found_outdated(1)
+
+
+@pytest.mark.parametrize("shared", [0, 40, 320])
+def test_a_turn_finds_the_prompt_of_the_turn_that_still_runs(shared: int) -> None:
+    replica = Replica()
+    first = replica.push(0, 165, 50)
+    first.shared, first.text_key = (((min(shared, 165), 0),) if shared else ()), 7
+    while not replica.kv.decoding:
+        replica.step()
+    later = replica.push(1, 165 + 50 + 30, 5)
+    later.shared, later.text_key = first.shared, 7
+    replica.step()
+    assert first.index in replica.scheduler.running
+    assert later.cached_tokens == 160
+    replica.run_until_empty()
+    last = replica.push(2, 245 + 5 + 20, 5)
+    last.shared, last.text_key = first.shared, 7
+    replica.run_until_empty()
+    assert last.cached_tokens == 240, "of 249 tokens, all but those of the last block"

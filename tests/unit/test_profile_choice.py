@@ -22,7 +22,8 @@ from sim.world.build import build_world
 
 
 def scenario(**keys: str) -> Scenario:
-    """Return the quickstart with keys of ``fleet`` and a base model set."""
+    """Return the quickstart, without its GPU, with keys of ``fleet`` and a base model set."""
+    keys = {"gpu": "", **keys}
     sets = [f"{'adapters' if key == 'base_model' else 'fleet'}.{key}={value}" for key, value in keys.items()]
     return load_scenario("quickstart", sets).scenario
 
@@ -60,7 +61,7 @@ def test_names_of_bundled_profiles_say_what_is_in_them() -> None:
         ("h100_sxm", "h100-80gb"),
         ("h100-64gb", "h100-64gb"),
         ("h100-pcie", None),
-        ("a100-40gb", None),
+        ("a100-40gb", "a100-40gb"),
         ("l40", None),
         ("", None),
     ],
@@ -70,8 +71,8 @@ def test_gpus_have_the_names_that_people_use(written: str, gpu: str | None) -> N
     assert (None if found is None else found.name) == gpu
 
 
-def test_every_gpu_has_a_profile() -> None:
-    assert {choices._shelved(name).gpu for name in bundled_profiles()} - {""} == set(GPUS)
+def test_every_gpu_but_one_has_a_profile() -> None:
+    assert set(GPUS) - {choices._shelved(name).gpu for name in bundled_profiles()} == {"a100-40gb"}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,14 @@ def test_gpu_model_and_engine_pick_the_profile(
 def test_a_real_engine_comes_before_an_assumption() -> None:
     found = chosen(gpu="h100-64gb", base_model="llama-3.1-8b")
     assert found.name == "h100-64gb/llama-3.1-8b/vllm-0.8.5"
-    assert found.others == ("h100-64gb/llama-3.1-8b/assumed",)
+    assert found.others == ()
+
+
+def test_the_default_profile_is_derived() -> None:
+    found = chosen()
+    assert found.name == "h100-80gb/llama-3.1-8b/vllm-0.24.0"
+    assert load_profile(found.name)[0].status == "derived"
+    assert found.assumed == ("GPU", "base model")
 
 
 def test_exact_before_near_and_measured_before_derived(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,10 +142,10 @@ def test_exact_before_near_and_measured_before_derived(monkeypatch: pytest.Monke
         }
     finally:
         choices._chosen.cache_clear()
-    assert order["vllm-0.12"] == ["vllm-0.12.0", "vllm-0.20.0", "vllm-0.30.0", "sglang-0.5", "assumed"]
-    assert order["vllm-0.32"] == ["vllm-0.20.0", "vllm-0.30.0", "vllm-0.12.0", "sglang-0.5", "assumed"]
-    assert order["sglang"] == ["sglang-0.5", "vllm-0.20.0", "vllm-0.12.0", "vllm-0.30.0", "assumed"]
-    assert order["s-lora"][-1] == "assumed"
+    assert order["vllm-0.12"] == ["vllm-0.12.0", "vllm-0.20.0", "vllm-0.30.0", "sglang-0.5"]
+    assert order["vllm-0.32"] == ["vllm-0.20.0", "vllm-0.30.0", "vllm-0.12.0", "sglang-0.5"]
+    assert order["sglang"] == ["sglang-0.5", "vllm-0.20.0", "vllm-0.12.0", "vllm-0.30.0"]
+    assert order["s-lora"] == ["sglang-0.5", "vllm-0.20.0", "vllm-0.12.0", "vllm-0.30.0"]
     assert version_distance("vllm", "vllm-0.24.0") == 8
     assert version_distance("vllm-0.12", "vllm 0.24.0") == 12
     assert version_distance("sglang", "sglang-0.5.10") == float("inf"), "no version of SGLang is known by its name"
@@ -146,14 +154,14 @@ def test_exact_before_near_and_measured_before_derived(monkeypatch: pytest.Monke
 def test_the_result_says_which_profile_and_why() -> None:
     world = build_world(scenario(gpu="h100-64gb", engine="vllm-0.8.5"))
     assert setup_of(world).profile == "h100-64gb/llama-3.1-8b/vllm-0.8.5"
-    assert (
-        "h100-64gb/llama-3.1-8b/vllm-0.8.5 is the profile for llama-3.1-8b on h100-64gb under vllm-0.8.5 (rules of "
-        "0.8.3 to 0.9.1): derived, same version of the engine; there is also h100-64gb/llama-3.1-8b/assumed "
-        "(fleet.profile)"
-    ) in world.notes
+    assert setup_of(world).chosen == "same version of the engine"
+    assert not any("is the profile for" in note for note in world.notes), "there was no other"
     other = build_world(scenario(gpu="l40s", engine="sglang", base_model="qwen3-8b"))
     assert any(
-        note.endswith("to build one: loraplan profiles build --gpu l40s --model qwen3-8b --engine sglang")
+        note.startswith(
+            "l40s/qwen3-8b/vllm-0.24.0 is the profile for qwen3-8b on l40s under sglang: derived, made with "
+        )
+        and note.endswith("to build one: loraplan profiles build --gpu l40s --model qwen3-8b --engine sglang")
         for note in other.notes
     )
     assert any(note.startswith("step and load costs are those of vLLM 0.24.0") for note in other.notes)
@@ -194,7 +202,9 @@ def test_the_second_line_names_what_was_assumed() -> None:
         ),
         (
             {"gpu": "h100-64gb", "base_model": "qwen2.5-14b"},
-            "measure it: loraplan calibrate all, and give its file as fleet.profile",
+            "set fleet.gpu to one that has a profile of it (a100-80gb, b200, h100-80gb, h200, l40s); or build it: "
+            "loraplan profiles build --gpu h100-64gb --model qwen2.5-14b (--model also takes a config.json), and give "
+            "its file as fleet.profile",
         ),
         (
             {"gpu": "h200", "profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"},
@@ -221,7 +231,7 @@ def test_an_unknown_gpu_is_refused_where_it_is_written(tmp_path: Path) -> None:
     file = write(tmp_path / "s.yaml", BASE + "fleet: {gpu: h100-8gb}\n")
     said = refusal(file)
     assert f"{file}:" in said
-    assert "fleet.gpu: unknown GPU (got h100-8gb, allowed: a100-80gb, b200, h100-64gb, " in said
+    assert "fleet.gpu: unknown GPU (got h100-8gb, allowed: a100-40gb, a100-80gb, b200, h100-64gb, " in said
     assert "did you mean 'h100-80gb'?" in said
     assert "measure another one with loraplan calibrate all" in refusal("quickstart", "fleet.gpu=rtx4090")
 

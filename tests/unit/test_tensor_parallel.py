@@ -171,6 +171,17 @@ def test_a_replica_over_more_gpus_has_more_kv_cache_and_smaller_slots() -> None:
     assert kv_tokens(four) > 2.5 * kv_tokens(two)
 
 
+def test_slots_of_other_engines_are_split_like_vllms() -> None:
+    """Of rank 16, counted by hand: A of q, k, v, gate and up and B of o and down whole, a quarter of the rest."""
+    world = world_of("fleet.tensor_parallel=4")
+    assert world.profile is not None
+    exact = world.profile.memory.model_copy(update={"slot_layout": "exact"})
+    profile = world.profile.model_copy(update={"memory": exact})
+    whole, rest = 5 * 8192 + 2 * 8192, 8192 + 2 * 1024 + 2 * 28672 + 8192 + 28672
+    assert adapter_bytes(10, profile, world.population) == 10 * 4 * 80 * 16 * 2 * (whole + rest // 4)
+    assert adapter_bytes(10, profile, world.population, fully_sharded=True) == 10 * 80 * 16 * 2 * (whole + rest)
+
+
 def test_the_share_of_memory_that_the_engine_may_use_is_of_all_gpus() -> None:
     most, less = (world_of("fleet.tensor_parallel=4", f"fleet.gpu_memory_utilization={share}") for share in (0.9, 0.8))
     assert most.profile

@@ -25,7 +25,8 @@ SamplesOption = Annotated[Path, typer.Option(help="Folder for the samples; an in
 QuickOption = Annotated[bool, typer.Option("--quick", help="A small grid, in about two minutes for steps and loads.")]
 LayersOption = Annotated[int | None, typer.Option(help="Decoder layers to time; unset: all. Fewer are scaled.", min=1)]
 BackendOption = Annotated[
-    list[str] | None, typer.Option(help="grouped_mm, bmm, loop, triton; the first is fitted. Unset: all that run.")
+    list[str] | None,
+    typer.Option(help="grouped_mm, bmm, loop, triton, vllm; the first is fitted. Unset: all that run."),
 ]
 SamplesSeedOption = Annotated[int, typer.Option(help="Of the order of visits and the random batches.", min=0)]
 OverwriteSamplesOption = Annotated[

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from sim.policies.kv.exact_count import ExactCount
-from sim.policies.kv.extents import Extent, Key, Run, Spans
+from sim.policies.kv.extents import Extent, Key, Spans
 from sim.policies.kv.free_queue import FreeQueue
 from sim.policies.kv.known_blocks import NO_END, KnownBlocks
 from sim.policies.kv.kv_store import held_tokens
+from sim.policies.kv.prefix_lookup import PrefixLookup
 from sim.traffic.request import Request
 
 
-class PrefixStore(ExactCount):
+class PrefixStore(PrefixLookup):
     """Tracks what full blocks contain, so that requests share blocks with the same tokens; the rest it only counts.
 
     A block is known by its adapter, by the run of tokens that its last token belongs to, and by its number within the
@@ -39,26 +39,18 @@ class PrefixStore(ExactCount):
         that they found cached. A request keeps the ``cached_tokens`` of its first admission.
     """
 
-    caches = True
-
     def __init__(
         self, total: int, size: int, *, uncached_last: bool = False, invocation_tokens: int = 0, base_model: int = -1
     ) -> None:
-        super().__init__(total, size)
+        known = KnownBlocks(size, invocation_tokens, base_model)
+        super().__init__(total, size, known, FreeQueue(known, total, uncached_last=uncached_last))
         self.again_tokens = self.again_cached_tokens = 0
         self._shares_base = invocation_tokens > 0
         self._uncached_last = uncached_last
-        self._known = KnownBlocks(size, invocation_tokens, base_model)
-        self._queue = FreeQueue(self._known, total, uncached_last=uncached_last)
         self._held: dict[int, Spans] = {}  # by index, of requests that hold blocks which can be found
-        # By key, the running request of a conversation whose prompt is scheduled. Only later turns can find more of its
-        # blocks than it has found itself, so they are made known when one of these comes, or when it ends.
-        self._unfilled: dict[int, Request] = {}
         self._lost: set[int] = set()  # requests of which no other can find what they compute from now on
         self._place: dict[int, int] = {}  # of each running request among all admissions, by index
         self._admissions = 0
-        self._found: Spans = []  # by the last lookup, of this request:
-        self._found_index = -1
         self._any_outdated = False
         self._outdated_hits = set[int]()  # requests inside that found outdated content, by index
 
@@ -80,68 +72,9 @@ class PrefixStore(ExactCount):
                 self._phases[(tokens - 1 - step) % self.size] += 1
         self.reserve_decodes()
 
-    # Find -----------------------------------------------------------------------------------------------------------
-
-    def cached_tokens(self, request: Request) -> int:
-        shared, text = request.shared, request.text_key
-        if text >= 0 and self._unfilled:
-            self._fill_text(text)
-        if request.preemptions or self._shares_base or len(shared) > 1:
-            return self._find(request) if shared or text >= 0 or request.preemptions else 0
-        # The common case: one shared run at most. The rest does the same as _find.
-        adapter, size, known = request.adapter, self.size, self._known
-        limit = (request.to_prefill - 1) // size
-        self._found, self._found_index = [], request.index
-        block = shared_blocks = 0
-        if shared:
-            run_end, key = shared[0]
-            shared_blocks = run_end // size
-            extent = known.first.get((adapter, key, 0))
-            if extent is not None:
-                if extent.first or extent.next is not None:
-                    return self._find(request)
-                end = extent.runs[0][0]
-                block = self._found_of(extent, min((end if end < run_end else run_end) // size, limit))
-            if known.twins and (adapter, key, 0, block) in known.twins:
-                return self._find(request)
-        if text >= 0 and block >= shared_blocks:
-            extent = known.first.get((adapter, text, 0))
-            if extent is not None:
-                if extent.next is not None:
-                    return self._find(request)
-                if extent.first == block < limit:
-                    block = self._found_of(extent, limit)
-            if known.twins and (adapter, text, 0, block) in known.twins:
-                return self._find(request)
-        return block * size
-
-    def _found_of(self, extent: Extent, end: int) -> int:
-        """Note that an extent is found up to ``end``, or to its own end; return that."""
-        if end > extent.cover:
-            self.settle()
-            if end > extent.end:
-                end = extent.end
-        if end > extent.first:
-            self._found.append((extent, end))
-        return end
-
-    def _find(self, request: Request) -> int:
-        self.settle()
-        path = self._path(request, own=request.preemptions > 0)
-        self._found = found = self._known.walk(request, path, (request.to_prefill - 1) // self.size)
-        self._found_index = request.index
-        return found[-1][1] * self.size if found else 0
-
-    def _path(self, request: Request, *, own: bool) -> tuple[Run, ...]:
-        """Return all runs of a request.
-
-        :param own: with the run that no other request has.
-        """
-        if request.text_key >= 0:
-            return (*request.shared, (NO_END, request.text_key))
-        if own:
-            return (*request.shared, (NO_END, -1 - request.index))
-        return request.shared
+    def lose(self, indices: set[int]) -> None:
+        """Let no request find what these running ones hold, or compute from now on."""
+        self._lost |= indices & self.running.keys()
 
     # Take -----------------------------------------------------------------------------------------------------------
 
@@ -358,17 +291,6 @@ class PrefixStore(ExactCount):
         return freed
 
     # Evict, outdate and forget --------------------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """Evict what has been taken from the free queue since the last call."""
-        queue = self._queue
-        if queue.blocks > self._free:
-            queue.leave(self._free)
-        queue.settle()
-
-    @property
-    def evicted_blocks(self) -> int:
-        return self._queue.evicted
 
     def note_peak(self, steps: int) -> None:
         self._queue.leave(self._free - (self._needed(1, steps) if steps else 0))

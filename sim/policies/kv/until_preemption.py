@@ -19,8 +19,15 @@ class CountUntilPreemption(CountingStore):
     def __init__(self, total: int, size: int, *, uncached_last: bool = False) -> None:
         super().__init__(total, size)
         self._uncached_last = uncached_last
+        self._outdated: set[int] = set()  # running requests, by index, whose weights have changed under way
+
+    def forget(self, adapter: int) -> None:
+        running = self.running.values()
+        self._outdated &= self.running.keys()
+        self._outdated.update(request.index for request in running if request.adapter == adapter)
 
     def before_preemption(self) -> KvStore:
         store = PrefixStore(self.total, self.size, uncached_last=self._uncached_last)
         store.take_over(self.running, self._step, self._free_after(0), self._peak_tokens)
+        store.lose(self._outdated)
         return store

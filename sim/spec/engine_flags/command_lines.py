@@ -44,7 +44,8 @@ def engine_flags(scenario: Scenario, kv_tokens: int | None) -> dict[str, str]:
 
 
 def _command_line(engine: EngineFlags, replica: Replica) -> str:
-    written = [flag.text(replica) for flag in engine.flags]
+    without_lora = replica.scenario.adapters.base_alone
+    written = [flag.text(replica) for flag in engine.flags if not (without_lora and "lora" in flag.name.lower())]
     return " ".join([engine.command, *(text for text in written if text is not None)])
 
 

@@ -132,7 +132,8 @@ class Adapters(Strict):
     base_model: str | None = None
     """Their base model; unset: the profile's."""
     count: PositiveInt | None = Field(default=None, le=10_000_000)
-    """How many adapters; needed unless a trace or a weights file names them (a trace that names none: 100)."""
+    """How many adapters; needed unless a trace or a weights file names them (a trace that names none: 100), or the mix
+    is ``kind: base`` alone."""
     rank: PositiveInt = Field(default=16, le=4096)
     """LoRA rank of every adapter (without a mix)."""
     targets: Targets = "all-linear"
@@ -155,7 +156,8 @@ class Adapters(Strict):
     what comes before, so with ``fleet.prefix_caching`` all adapters and the base model share its cached blocks. Unset:
     adapters compute whole prompts, and share nothing."""
     mix: tuple[AdapterKind, ...] = ()
-    """Kinds of adapters and their shares, instead of one kind; and the share of requests to the base model."""
+    """Kinds of adapters and their shares, instead of one kind; and the share of requests to the base model. ``[{kind:
+    base, share: 100%}]``: no adapter is served, and LoRA is off."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Adapters:
@@ -191,7 +193,7 @@ class Adapters(Strict):
         return self
 
     def _check_base(self, places: list[int]) -> None:
-        """Refuse a second kind ``base``, and one that leaves no request for an adapter.
+        """Refuse a second kind ``base``, and one that leaves no request for the other kinds of the mix.
 
         :param places: of these kinds in the mix.
         """
@@ -203,19 +205,24 @@ class Adapters(Strict):
                 allowed="base once",
                 hint="add the shares up",
             )
-        if places and not any(kind.share > 0 for kind in self.mix if kind.kind != "base"):
+        if places and len(self.mix) > 1 and not any(kind.share > 0 for kind in self.mix if kind.kind != "base"):
             raise located(
                 f"mix.{places[0]}.share",
-                "all requests are for the base model, so no adapter is served; LoRA can't be turned off",
+                "all requests are for the base model, so the other kinds are never asked for",
                 got=f"{self.mix[places[0]].share:.0%}",
                 allowed="below 100%",
-                hint="give adapters a share, such as 1%",
+                hint="give them a share, or remove them",
             )
 
     @property
     def of_adapters(self) -> tuple[AdapterKind, ...]:
         """The kinds of a mix that are adapters or full models."""
         return tuple(kind for kind in self.mix if kind.kind != "base")
+
+    @property
+    def base_alone(self) -> bool:
+        """Whether the base model is served without any adapter, so that LoRA is off."""
+        return bool(self.mix) and not self.of_adapters
 
     @property
     def base_share(self) -> float:

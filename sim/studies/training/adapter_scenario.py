@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sim.errors import InputError, OutputError
 from sim.results.run_directory.result_files import write_text
-from sim.spec.engines import preset_value
+from sim.spec.engines import DEFAULT_ENGINE, preset_value
 from sim.spec.files.bundled import bundled_folder
-from sim.spec.profile_choice import DEFAULT_PROFILE
+from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL, has_profile
 from sim.spec.scenario_file import load_scenario
 from sim.studies.sweep import check_points
 from sim.training.files.adapter_kinds import MixKind, kinds_of
@@ -62,11 +62,13 @@ def write_scenario(census: Census, target: ServingTarget, path: Path) -> list[st
         what = "1 adapter of another base model is" if left_out == 1 else f"{left_out:,} of other base models are"
         notes.append(f"{what} left out of the scenario")
     model = known_model(base or "")
-    profile = _profile_of(model, target.engine)
-    if profile is None:
+    costs = _costs_of(model, target.engine or DEFAULT_ENGINE)
+    if costs is None:
         what = f"no bundled profile is of {base}" if base else "the adapters name no base model"
-        notes.append(f"{what}: the scenario's costs and memory are those of {DEFAULT_PROFILE}; give fleet.profile")
-    write_text(path, scenario_text(census.root, served, target, model if profile else None, profile))
+        notes.append(
+            f"{what}: the scenario's costs and memory are those of {DEFAULT_MODEL} on {DEFAULT_GPU}; give fleet.profile"
+        )
+    write_text(path, scenario_text(census.root, served, target, model if costs else None, costs))
     try:
         check_points(load_scenario(str(path), []))
     except InputError as error:  # such as a rank far beyond what any profile was measured with
@@ -75,11 +77,12 @@ def write_scenario(census: Census, target: ServingTarget, path: Path) -> list[st
 
 
 def scenario_text(
-    root: Path, served: Sequence[Entry], target: ServingTarget, model: str | None, profile: str | None
+    root: Path, served: Sequence[Entry], target: ServingTarget, model: str | None, costs: str | None
 ) -> str:
     """Return the text of the scenario file.
 
     :param model: our name of the base model, None where no profile is of it.
+    :param costs: the line of ``fleet`` that gives its costs, None where there are none.
     """
     kinds = kinds_of(served)
     name = _scenario_name(root)
@@ -96,7 +99,7 @@ def scenario_text(
     lines += [f"  count: {len(served)}", *_dtype(served), "  mix:"]
     lines += [_kind(kind, len(served)) for kind in kinds]
     engine = target.engine if target.engine not in (None, "fixed") else None
-    lines += ["fleet:", f"  profile: {profile or DEFAULT_PROFILE}"]
+    lines += ["fleet:", f"  {costs or f'gpu: {DEFAULT_GPU}'}"]
     if engine is not None:
         lines.append(f"  engine: {engine}")
     if engine is None or preset_value(engine, "cache.gpu") is None:
@@ -121,19 +124,15 @@ def _dtype(served: Sequence[Entry]) -> list[str]:
     return [f"  dtype: bf16   # of the slots; the files are {usual}"]
 
 
-_LORA_MEASURED = "h100-64gb/"
-"""The card on which LoRA's costs were measured: its profiles come before those of cards for which they are scaled."""
-
-
-def _profile_of(model: str | None, engine: str | None) -> str | None:
-    """Return a bundled profile of the model: one of the engine, or the first."""
+def _costs_of(model: str | None, engine: str) -> str | None:
+    """Return the line of ``fleet`` that gives the costs of a model: a GPU that has a profile, or any profile of it."""
+    if model is None:
+        return None
+    if has_profile(DEFAULT_GPU, model, engine):
+        return f"gpu: {DEFAULT_GPU}   # yours: loraplan profiles list"
     folder = bundled_folder() / "profiles"
-    found = sorted(
-        path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"*/{model}/*.json") if model
-    )
-    found = [name for name in found if name.startswith(_LORA_MEASURED)] or found
-    own = [name for name in found if engine is not None and name.rpartition("/")[2].startswith(engine)]
-    return next(iter(own or found), None)
+    found = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"*/{model}*/*.json"))
+    return next((f"profile: {name}" for name in found), None)
 
 
 def _scenario_name(root: Path) -> str:

@@ -1,0 +1,104 @@
+"""What a request finds in a prefix store when it joins the batch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from sim.policies.kv.exact_count import ExactCount
+from sim.policies.kv.extents import Extent, Run, Spans
+from sim.policies.kv.free_queue import FreeQueue
+from sim.policies.kv.known_blocks import NO_END, KnownBlocks
+from sim.traffic.request import Request
+
+
+class PrefixLookup(ExactCount):
+    """Finds the cached blocks of a request; ``PrefixStore`` takes, fills and frees them."""
+
+    caches = True
+
+    def __init__(self, total: int, size: int, known: KnownBlocks, queue: FreeQueue) -> None:
+        super().__init__(total, size)
+        self._known = known
+        self._queue = queue
+        self._shares_base = False  # whether adapters share blocks with the base model
+        # By key, the running request of a conversation whose prompt is scheduled. Only later turns can find more of its
+        # blocks than it has found itself, so they are made known when one of these comes, or when it ends.
+        self._unfilled: dict[int, Request] = {}
+        self._found: Spans = []  # by the last lookup, of this request:
+        self._found_index = -1
+
+    def cached_tokens(self, request: Request) -> int:
+        shared, text = request.shared, request.text_key
+        if text >= 0 and self._unfilled:
+            self._fill_text(text)
+        if request.preemptions or self._shares_base or len(shared) > 1:
+            return self._find(request) if shared or text >= 0 or request.preemptions else 0
+        # The common case: one shared run at most. The rest does the same as _find.
+        adapter, size, known = request.adapter, self.size, self._known
+        limit = (request.to_prefill - 1) // size
+        self._found, self._found_index = [], request.index
+        block = shared_blocks = 0
+        if shared:
+            run_end, key = shared[0]
+            shared_blocks = run_end // size
+            extent = known.first.get((adapter, key, 0))
+            if extent is not None:
+                if extent.first or extent.next is not None:
+                    return self._find(request)
+                end = extent.runs[0][0]
+                block = self._found_of(extent, min((end if end < run_end else run_end) // size, limit))
+            if known.twins and (adapter, key, 0, block) in known.twins:
+                return self._find(request)
+        if text >= 0 and block >= shared_blocks:
+            extent = known.first.get((adapter, text, 0))
+            if extent is not None:
+                if extent.next is not None:
+                    return self._find(request)
+                if extent.first == block < limit:
+                    block = self._found_of(extent, limit)
+            if known.twins and (adapter, text, 0, block) in known.twins:
+                return self._find(request)
+        return block * size
+
+    def _found_of(self, extent: Extent, end: int) -> int:
+        """Note that an extent is found up to ``end``, or to its own end; return that."""
+        if end > extent.cover:
+            self.settle()
+            if end > extent.end:
+                end = extent.end
+        if end > extent.first:
+            self._found.append((extent, end))
+        return end
+
+    def _find(self, request: Request) -> int:
+        self.settle()
+        path = self._path(request, own=request.preemptions > 0)
+        self._found = found = self._known.walk(request, path, (request.to_prefill - 1) // self.size)
+        self._found_index = request.index
+        return found[-1][1] * self.size if found else 0
+
+    def _path(self, request: Request, *, own: bool) -> tuple[Run, ...]:
+        """Return all runs of a request.
+
+        :param own: with the run that no other request has.
+        """
+        if request.text_key >= 0:
+            return (*request.shared, (NO_END, request.text_key))
+        if own:
+            return (*request.shared, (NO_END, -1 - request.index))
+        return request.shared
+
+    @abstractmethod
+    def _fill_text(self, text: int) -> None:
+        """Make known the prompt of the running request of this conversation, if there is one."""
+
+    def settle(self) -> None:
+        """Evict what has been taken from the free queue since the last call."""
+        queue = self._queue
+        if queue.blocks > self._free:
+            queue.leave(self._free)
+        queue.settle()
+
+    @property
+    def evicted_blocks(self) -> int:
+        return self._queue.evicted
