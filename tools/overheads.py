@@ -54,7 +54,8 @@ def main() -> int:
         f"{len(points):,} of the {len(points) + others:,} points are of dense models or of gpt-oss-120b, on one "
         "replica; the others are of other mixtures of experts, or split prompts and answers over servers."
     )
-    parts = [count, _simulated(replayed), _schedule(fit), _swapped(fit, swapped), _coefficients(fit)]
+    refused = sorted(judging - {each.point.group for each in replayed})
+    parts = [count, _simulated(replayed, refused), _schedule(fit), _swapped(fit, swapped), _coefficients(fit)]
     PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}", encoding="utf-8")
     return 0
 
@@ -64,7 +65,7 @@ def _progress(done: int, total: int) -> None:
         print(f"{done} of {total} points", file=sys.stderr)
 
 
-def _simulated(replayed: list[ReplayedPoint]) -> str:
+def _simulated(replayed: list[ReplayedPoint], refused: list[tuple[str, str, str, str, int]]) -> str:
     """Return the errors of the simulator on all points of deployments that judge."""
     groups: dict[tuple[str, str, str, str, int], list[ReplayedPoint]] = defaultdict(list)
     for each in replayed:
@@ -83,6 +84,10 @@ def _simulated(replayed: list[ReplayedPoint]) -> str:
             f"{ninety:.1%} | {np.median(token):+.1%} | {off:.0%} | {np.median(first):+.0%} | "
             f"±{np.expm1(1.645 * spread):.0%} | {covered(token, spread):.0%} | {flags} |"
         )
+    names = "; ".join(
+        f"{ENGINES[engine]} on {gpus} {card} with {model} in {weights}"
+        for engine, card, model, weights, gpus in refused
+    )
     return "\n".join(
         [
             "**Through the simulator.** Every point of the deployments that judge, with the profile that "
@@ -96,6 +101,7 @@ def _simulated(replayed: list[ReplayedPoint]) -> str:
             f"{'| --- ' * 4}{'| ---: ' * 10}| --- | --- |",
             *rows,
             "",
+            *([f"`loraplan profiles build` refuses {names}.", ""] if refused else []),
             "Errors are medians of absolute relative errors, biases medians of signed ones. Points beyond KV outgrow "
             f"the KV cache. The last columns mark with ! what is off by more than {FLAG:.0%}.",
         ]

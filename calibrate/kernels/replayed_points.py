@@ -15,6 +15,7 @@ from calibrate.kernels.engine_overhead import overhead_of
 from calibrate.kernels.kernel_tables import Deployment
 from calibrate.kernels.profile_from_kernels import build_profile
 from calibrate.kernels.serving_points import ServingPoint
+from sim.errors import InputError
 from sim.results.records import COMPLETED
 from sim.spec.profile import LoraCost, Profile
 from sim.spec.scenario import Scenario
@@ -45,21 +46,31 @@ def replay_points(
 ) -> list[ReplayedPoint]:
     """Simulate measured closed loops, each with the built profile of its deployment.
 
-    :raises InputError: without the extra ``kernels``, or where the tables don't cover a deployment.
+    Points of deployments for which no profile is built are left out.
     """
     found = []
-    profiles: dict[Deployment, str] = {}
+    profiles: dict[Deployment, str | None] = {}
     with TemporaryDirectory() as folder:
         for point in points:
             deployment = point.deployment
             if deployment not in profiles:
                 path = Path(folder, f"{len(profiles)}.json")
-                built = build_profile(deployment, "").profile
-                path.write_text(as_measured(built, point.kv_bytes).model_dump_json())
-                profiles[deployment] = str(path)
-            found.append(replay(point, profiles[deployment]))
-            progress(len(found))
+                profiles[deployment] = str(path) if _write_profile(point, path) else None
+            profile = profiles[deployment]
+            if profile is not None:
+                found.append(replay(point, profile))
+                progress(len(found))
     return found
+
+
+def _write_profile(point: ServingPoint, path: Path) -> bool:
+    """Write the profile of a point's deployment; return whether there is one."""
+    try:
+        built = build_profile(point.deployment, "").profile
+    except InputError:
+        return False
+    path.write_text(as_measured(built, point.kv_bytes).model_dump_json())
+    return True
 
 
 def as_measured(profile: Profile, kv_bytes: int) -> Profile:

@@ -196,6 +196,29 @@ def test_a_measured_server_that_did_not_calibrate_is_met() -> None:
     assert sorted(errors)[5] < 0.06
 
 
+def test_the_simulator_meets_points_that_did_not_calibrate() -> None:
+    from calibrate.kernels.replayed_points import replay_points
+    from calibrate.kernels.serving_points import serving_points
+
+    wanted = ("vllm", "h200", "llama-3.1-70b", "fp8", 2), ("trtllm", "h200", "llama-3.1-70b", "fp8", 2)
+    found = replay_points(point for point in serving_points()[0] if point.group in wanted)
+    assert len(found) == 33
+    token = [abs(each.token_s / each.point.token_s - 1) for each in found]
+    first = [abs(each.first_s / each.point.first_s - 1) for each in found if each.point.loop.wait_steps == 0]
+    assert sorted(token)[16] < 0.06
+    assert sorted(first)[len(first) // 2] < 0.2, "where prompts don't wait for each other, which is not simulated"
+
+
+def test_the_simulator_knows_waits_for_kv_blocks() -> None:
+    from calibrate.kernels.replayed_points import replay_points
+    from calibrate.kernels.serving_points import serving_points
+
+    crowded = ("trtllm", "h200", "llama-3.1-70b", "fp8", 1)
+    found = replay_points(point for point in serving_points()[0] if point.group == crowded and not point.fits)
+    assert [round(each.point.first_s) for each in found] == [369, 80, 30, 128]
+    assert [each.first_s / each.point.first_s for each in found] == pytest.approx([1, 1, 1, 1], abs=0.5)
+
+
 def test_the_bundled_shelf_is_what_would_be_built() -> None:
     for each in (deployment("h100-80gb", "llama-3.1-8b"), deployment("h200", "qwen3-32b", tensor_parallel=2)):
         profile = build_profile(each, shlex.join(build_command(each))).profile

@@ -23,8 +23,9 @@ from calibrate.kernels.overhead_fit import (
     fit_overheads,
     roles_of,
 )
-from calibrate.kernels.replayed_points import replay
+from calibrate.kernels.replayed_points import replay, replay_points
 from calibrate.kernels.serving_points import ServingPoint, point_of
+from sim.errors import InputError
 
 
 def seconds(decoding: int, context: int, prompts: int, tokens: int, before: int) -> float:
@@ -279,3 +280,12 @@ def test_what_an_interval_covers() -> None:
     errors = np.array([-0.2, -0.05, 0.0, 0.05, 0.2])
     assert covered(errors, 0.1) == 0.6  # 1.645 standard deviations reach from -15 to +18 %
     assert covered(errors, 0.2) == 1.0
+
+
+def test_points_without_a_profile_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(deployment: Deployment, command: str) -> None:
+        raise InputError("no kernels", key="--weights")
+
+    monkeypatch.setattr("calibrate.kernels.replayed_points.build_profile", refuse)
+    deployment = Deployment(card_of("h100"), base_model_of("llama-3.1-8b"))
+    assert replay_points([ServingPoint(2, deployment, Loop(1, 10, 10), 1.0, 1.0)]) == []
