@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from calibrate.kernels.closed_loop import LoopSteps, loop_steps
 from calibrate.kernels.engine_overhead import EngineOverhead
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE, KernelTables
+from calibrate.kernels.loop_schedule import LoopSteps, loop_steps
 from calibrate.kernels.serving_points import ServingPoint
 from sim.errors import InputError
 from sim.studies.fidelity.least_squares import significant

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.kernels.closed_loop import REQUESTS_EACH
 from calibrate.kernels.engine_overhead import overhead_of
 from calibrate.kernels.kernel_tables import Deployment
+from calibrate.kernels.loop_schedule import REQUESTS_EACH
 from calibrate.kernels.profile_from_kernels import build_profile
 from calibrate.kernels.serving_points import ServingPoint
 from sim.errors import InputError

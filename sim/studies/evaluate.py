@@ -23,7 +23,7 @@ from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
 from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
-from sim.world.gpu_split import gpu_share
+from sim.world.memory.gpu_split import gpu_share
 from sim.world.replication import simulate
 from sim.world.world import World
 

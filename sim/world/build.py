@@ -28,13 +28,13 @@ from sim.traffic.generate import Traffic
 from sim.world.faults.misrouting_faults import check_misrouting_faults
 from sim.world.faults.stale_prefixes import check_stale_prefixes
 from sim.world.faults.storage_faults import storage_notes
-from sim.world.gpu_memory import usable_kv_tokens
-from sim.world.gpu_split import check_gpus, check_sharding, split_notes
-from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
-from sim.world.replica_caches import (
+from sim.world.memory.gpu_memory import usable_kv_tokens
+from sim.world.memory.gpu_split import check_gpus, check_sharding, split_notes
+from sim.world.memory.replica_caches import (
     gpu_capacity,
     pinned_and_warm,
 )
+from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
 from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
 from sim.world.shared_text_notes import shared_text_notes
 from sim.world.world import World

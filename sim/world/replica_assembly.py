@@ -19,7 +19,8 @@ from sim.policies.scheduler import Limits, Scheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
-from sim.world.gpu_memory import padded_rank
+from sim.world.memory.gpu_memory import padded_rank
+from sim.world.memory.replica_caches import fetched_copies, gpu_cache, host_tier, unified_cache, vllm_cache
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
 from sim.world.replica.front_end_server import FrontEndServer
@@ -32,7 +33,6 @@ from sim.world.replica.modes.protected import LoadsAtAdmission, LoadsAtArrival, 
 from sim.world.replica.modes.unified import Unified
 from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.server import ReplicaParts, Server
-from sim.world.replica_caches import fetched_copies, gpu_cache, host_tier, unified_cache, vllm_cache
 from sim.world.replica_draws import ReplicaDraws
 from sim.world.times import reload_times
 from sim.world.world import World

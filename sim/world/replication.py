@@ -24,15 +24,15 @@ from sim.world.fleet import NO_LIMIT, Arrivals, Fleet, RunWindow
 from sim.world.fleet_ports import FleetHooks
 from sim.world.foresight import ArrivalOracle, Foresight
 from sim.world.gc_pause import collector_paused
-from sim.world.pools.full_model_replicas import NoFullModels, make_full_models
-from sim.world.replica.loader import LoadContext
-from sim.world.replica.server import ReplicaParts, Server
-from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
-from sim.world.replica_caches import (
+from sim.world.memory.replica_caches import (
     FleetCacheListener,
     attach_listeners,
     eviction_context,
 )
+from sim.world.pools.full_model_replicas import NoFullModels, make_full_models
+from sim.world.replica.loader import LoadContext
+from sim.world.replica.server import ReplicaParts, Server
+from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
 from sim.world.replica_draws import ReplicaDraws
 from sim.world.rollouts.active_rollouts import NoRollouts, make_rollouts
 from sim.world.routing.in_flight import InFlight

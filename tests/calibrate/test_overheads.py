@@ -12,9 +12,9 @@ from strategies import write_profile
 
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
-from calibrate.kernels.closed_loop import REQUESTS_EACH, Loop, loop_steps
 from calibrate.kernels.engine_overhead import NOT_FITTED, OTHER_MODEL, EngineOverhead, overhead_of, read_overheads
 from calibrate.kernels.kernel_tables import Deployment
+from calibrate.kernels.loop_schedule import REQUESTS_EACH, Loop, loop_steps
 from calibrate.kernels.overhead_fit import (
     LEAST_POINTS,
     UNKNOWN_CARD,

@@ -15,7 +15,7 @@ from sim.spec.profile import Draw, Shape, StepCost, bundled_profiles, load_profi
 from sim.spec.scenario import Adapters
 from sim.studies.profile_listing import tpot_error
 from sim.traffic.adapters import SHAPES, ModelShape, base_shape, populate
-from sim.world.gpu_memory import adapter_bytes
+from sim.world.memory.gpu_memory import adapter_bytes
 
 needs_tables = pytest.mark.skipif(
     importlib.util.find_spec("aiconfigurator_core") is None,

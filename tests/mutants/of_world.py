@@ -416,7 +416,7 @@ WORLD = (
     ),
     Mutant(
         "reserved-blocks-are-used",
-        "sim/world/gpu_memory.py",
+        "sim/world/memory/gpu_memory.py",
         "tokens // fleet.block_size - fleet.reserved_kv_blocks)",
         "tokens // fleet.block_size)",
         "vLLM keeps a block for itself",

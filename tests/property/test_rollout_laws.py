@@ -19,8 +19,8 @@ from sim.results.records import COMPLETED, GATED, MIXED, REFUSED, STALE, UNFINIS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import BASE_MODEL
 from sim.world.build import build_world
+from sim.world.memory.replica_caches import ReplicaCacheListener
 from sim.world.replica.modes.protected import OverlappedLoads
-from sim.world.replica_caches import ReplicaCacheListener
 from sim.world.replication import simulate
 from sim.world.world import World
 

@@ -21,7 +21,7 @@ from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.planning.plan_study import check_plan
 from sim.traffic.adapters import MODULES, SHAPES
 from sim.world.build import build_world
-from sim.world.gpu_memory import adapter_bytes
+from sim.world.memory.gpu_memory import adapter_bytes
 from sim.world.times import AdapterTimes, tier_times
 from sim.world.world import World
 

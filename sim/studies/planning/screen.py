@@ -19,7 +19,7 @@ from sim.spec.profile import TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
 from sim.spec.sections.serving import Storage
-from sim.world.gpu_memory import padded_rank
+from sim.world.memory.gpu_memory import padded_rank
 from sim.world.world import World
 
 Floats = NDArray[np.float64]

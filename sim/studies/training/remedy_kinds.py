@@ -15,7 +15,7 @@ from sim.spec.scenario import Targets
 from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.traffic.adapters import GOLDEN, MODULES, ModelShape, Population, base_shape, modules_of, populate
 from sim.training.vet_results import CurrentAdapter, Remedy, Vetted
-from sim.world.gpu_memory import adapter_bytes
+from sim.world.memory.gpu_memory import adapter_bytes
 from sim.world.rollouts.rollout_plan import with_new_versions
 from sim.world.world import World
 

@@ -15,6 +15,7 @@ from sim.spec.scenario import Cache, Storage
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.world.clock import Clock
 from sim.world.fleet import Fleet
+from sim.world.memory.replica_caches import attach_listeners
 from sim.world.pools.full_model_layout import FullModelFleet
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
@@ -22,7 +23,6 @@ from sim.world.replica.modes.model_turns_mode import TurnsOfModels
 from sim.world.replica.modes.protected import LoadsAtArrival
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_server
-from sim.world.replica_caches import attach_listeners
 from sim.world.routing.router_views import Residency
 from sim.world.world import World
 

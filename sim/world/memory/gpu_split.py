@@ -8,7 +8,7 @@ from sim.spec.engines import ENGINES, engine_words
 from sim.spec.profile import Profile, load_profile
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import SHAPES, GpuSplit, Population, base_shape
-from sim.world.gpu_memory import adapter_bytes, padded_rank
+from sim.world.memory.gpu_memory import adapter_bytes, padded_rank
 from sim.world.world import World
 
 MOST_GPUS = 64
