@@ -176,6 +176,7 @@ def _chosen(given_gpu: str | None, given_model: str | None, engine: str, gpus: i
     gpu, model = given_gpu or DEFAULT_GPU, given_model or DEFAULT_MODEL
     shelf = _shelf()
     found = [each for each in shelf if each.gpu == gpu and each.gpus == gpus and is_model(model, each.model)]
+    found = [each for each in found if not each.weights] or found  # other formats only where a model has no 16 bits
     if not found:
         raise _no_profile(shelf, _Shelved("", gpu, model, "", gpus, engine))
     found.sort(key=lambda each: _distance(each, engine, alone=len(found) == 1))
@@ -214,9 +215,9 @@ def _distance(profile: _Shelved, engine: str, *, alone: bool) -> tuple[bool, boo
 
 
 def _shelf() -> tuple[_Shelved, ...]:
-    """Return the bundled profiles that a choice is made from: those with 16-bit weights."""
+    """Return the bundled profiles that a choice is made from."""
     shelved = (_shelved(name) for name in bundled_profiles())
-    return tuple(each for each in shelved if each.gpu and not each.weights)
+    return tuple(each for each in shelved if each.gpu)
 
 
 def _shelved(name: str) -> _Shelved:

@@ -23,7 +23,7 @@ workload:
   tokens: {prompt: {law: uniform, low: 1, high: 4000}, output: {law: fixed, value: 20}}
 adapters: {count: 8, rank: 16}
 cache: {gpu: {slots: 8}, warm: 8}
-fleet: {engine: continuous, kv_tokens: 2048}
+fleet: {profile: h100-64gb/llama-3.1-8b/assumed, engine: continuous, kv_tokens: 2048}
 slo: {ttft_p99: 5 s}
 run: {replications: 5}
 """

@@ -92,6 +92,7 @@ def test_every_gpu_but_one_has_a_profile() -> None:
         ),
         ({"gpu": "a100", "engine": "vllm-0.14"}, "a100-80gb/llama-3.1-8b/vllm-0.14.0", "same version", ("base model",)),
         ({"base_model": "mistral-7b"}, "h100-80gb/mistral-7b/vllm-0.24.0", "nearest version", ("GPU",)),
+        ({"gpu": "h200", "base_model": "gpt-oss-120b"}, "h200/gpt-oss-120b-mxfp4/vllm-0.24.0", "nearest version", ()),
         (
             {"gpu": "l40s", "engine": "sglang"},
             "l40s/llama-3.1-8b/vllm-0.24.0",
