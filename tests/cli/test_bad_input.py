@@ -292,7 +292,7 @@ def test_a_failure_inside_is_one_line_and_debug_shows_it(
         (("workload.duration=1 ms",), "workload.duration: no request arrives in this duration"),
         (("workload.arrivals.rate=1e-300/s",), "workload.arrivals.rate: not a rate that can be simulated"),
         (("adapters.count=100000000",), "adapters.count"),
-        (("adapters.rank=200",), "adapters.rank: more than twice what the profile"),
+        (("adapters.rank=200", "cache.gpu.slots=2"), "adapters.rank: more than twice what the profile"),
         (("storage.mode=blocking", "storage.loaders=2"), "storage.loaders: blocking loads run one after the other"),
         (
             ("fleet.engine=fixed", "fleet.service={law: fixed, value: 1 ms}", "fleet.load_at=admission"),

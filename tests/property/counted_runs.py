@@ -198,7 +198,7 @@ class Run:
 def run(scenario: Scenario) -> Run:
     world = build_world(scenario)
     KeepingRecorder.kept = kept = []
-    with patch("sim.world.replication.Recorder", KeepingRecorder):
+    with patch("sim.world.closed_loop.Recorder", KeepingRecorder):
         design = Design(world.scenario, world)
         recordings = [simulate_part(design, Part(REPLICATION, index)) for index in range(design.replications)]
     assert len(kept) == len(recordings)
