@@ -31,6 +31,7 @@ workload:
   popularity: {law: zipf, exponent: 0.9}
   tokens: {prompt: {law: fixed, value: 50}, output: {law: fixed, value: 10}}
 adapters: {count: 20, rank: 8}
+fleet: {profile: h100-64gb/llama-3.1-8b/assumed} # has no draws: points are quick
 cache: {gpu: {slots: 2}}
 slo: {ttft_mean: 300 ms}
 run: {replications: 2}
