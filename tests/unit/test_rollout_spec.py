@@ -290,6 +290,7 @@ def test_what_a_user_should_know_of_rollouts_is_noted(base: Path) -> None:
 
 
 def test_a_new_version_that_needs_too_much_memory_is_blamed_on_its_rollout(base: Path) -> None:
-    told = checked(base, "{strategy: new-name, at: 1 s, size: 40 GB}")
+    by_size = "fleet: {profile: h100-64gb/llama-3.1-8b/assumed}\n"  # its slots have no layout by rank
+    told = checked(base, "{strategy: new-name, at: 1 s, size: 40 GB}", also=by_size)
     assert f"rollouts.yaml:{LINE}: rollouts.0.size: with 8 slots (cache.gpu.slots) that hold it, too little " in told
     assert "got 40 GB" in told
