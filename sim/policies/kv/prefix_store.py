@@ -285,7 +285,7 @@ class PrefixStore(PrefixLookup):
             cover = extent.leave(end)
             if cover < stop:
                 freed += stop - cover
-                self._queue.append_extent(extent, cover, stop)
+                self._queue.append_extent(extent, stop)
             stop = extent.first
         self._extra_users -= full - freed
         return freed
