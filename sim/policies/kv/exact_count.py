@@ -40,9 +40,10 @@ class ExactCount(KvStore):
             phases[(context - 1 - step) % size] += 1
         self.decoding += len(requests)
         self.tokens += tokens
-        if self._found_in_use:
+        found = self._found_in_use
+        if found:
             for request in requests:
-                self._no_longer_prefills(request.index)
+                self._extra_prefills -= found.pop(request.index, 0)
 
     def _no_longer_prefills(self, index: int) -> None:
         self._extra_prefills -= self._found_in_use.pop(index, 0)

@@ -80,8 +80,18 @@ class Extent:
 
         :param size: tokens of a block.
         """
+        return self.end > block and self._run_of(block, size)[1] == run
+
+    def end_of_run(self, block: int, size: int) -> int:
+        """Return where its blocks end (exclusive) that belong to the run of this one.
+
+        :param size: tokens of a block.
+        """
+        return min(self.end, self._run_of(block, size)[0] // size)
+
+    def _run_of(self, block: int, size: int) -> Run:
         runs = self.runs
-        return self.end > block and runs[bisect_left(runs, ((block + 1) * size,)) if len(runs) > 1 else 0][1] == run
+        return runs[bisect_left(runs, ((block + 1) * size,)) if len(runs) > 1 else 0]
 
     def runs_in_common(self, path: tuple[Run, ...], at: int) -> int:
         """Return how many runs a path has from ``at`` on in common with this extent, which has the first one.

@@ -101,9 +101,9 @@ class FreeQueue:
             entry = next(iter(entries))
             if isinstance(entry, Extent):
                 extent: Extent | None = entry
-                first = entry.first_queued()
+                first, cached = entry.first_queued(), True
             else:
-                extent, first = entry.extent, entry.first
+                extent, first, cached = entry.extent, entry.first, entry.cached
             blocks = entry.end - first
             if blocks > gone:
                 blocks = gone
@@ -111,7 +111,7 @@ class FreeQueue:
                 del entries[entry]
             gone -= blocks
             entry.end -= blocks
-            if self._uncached_last and (extent is not None or entry.cached):
+            if self._uncached_last and cached:
                 self.evicted += blocks
             if extent is None:
                 continue
