@@ -88,8 +88,8 @@ PREFIX_CACHE = (
     Mutant(
         "evicted-too-late",
         _STORE,
-        "            self._queue.leave(self._free)\n        if len(requests) > 1",
-        "            pass\n        if len(requests) > 1",
+        "        self._queue.leave(self._free + self._needed_next())\n        if len(requests) > 1",
+        "        if len(requests) > 1",
         "blocks become free before the ones that decodes took are evicted",
         (TWIN,),
     ),
@@ -104,8 +104,8 @@ PREFIX_CACHE = (
     Mutant(
         "reserved-block-is-lost",
         _STORE,
-        "elif self._reserved and last_step >= 0:",
-        "elif self._reserved and last_step < 0:",
+        "        elif last_step >= 0:\n            self._free += 1",
+        "        elif last_step < 0:\n            self._free += 1",
         "a preempted decode keeps the block that it would have taken",
         (TWIN,),
     ),
@@ -136,7 +136,7 @@ PREFIX_CACHE = (
     Mutant(
         "a-turn-overlooks-the-one-that-runs",
         _LOOKUP,
-        "        if text in self._unfilled:\n            self._fill_text(text)\n",
+        "        if text in self._unfilled:\n            self.settle()\n            self._fill_text(text)\n",
         "",
         "a turn that comes before the last one has ended does not find its prompt",
         ("tests/unit/test_prefix_store.py",),

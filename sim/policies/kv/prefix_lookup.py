@@ -31,6 +31,7 @@ class PrefixLookup(ExactCount):
     def cached_tokens(self, request: Request) -> int:
         shared, text = request.shared, request.text_key
         if text in self._unfilled:
+            self.settle()
             self._fill_text(text)
         if request.preemptions or self._shares_base or len(shared) > 1:
             return self._find(request) if shared or text >= 0 or request.preemptions else 0

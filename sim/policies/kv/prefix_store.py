@@ -12,7 +12,7 @@ from bisect import bisect_left
 from sim.policies.kv.extents import Extent, Key, Spans
 from sim.policies.kv.free_queue import FreeQueue
 from sim.policies.kv.known_blocks import NO_END, KnownBlocks
-from sim.policies.kv.kv_store import held_tokens
+from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.policies.kv.prefix_lookup import PrefixLookup
 from sim.traffic.request import Request
 
@@ -73,7 +73,8 @@ class PrefixStore(PrefixLookup):
                 self.decoding += 1
                 self.tokens += tokens
                 self._phases[(tokens - 1 - step) % self.size] += 1
-        self.reserve_decodes()
+        self._free -= self._needed_next()
+        self._queue.leave(self._free)
 
     def lose(self, indices: set[int]) -> None:
         """Let no request find what these running ones hold, or compute from now on."""
@@ -133,7 +134,6 @@ class PrefixStore(PrefixLookup):
         """Make known the prompt of the running request of this conversation, if there is one."""
         request = self._unfilled.pop(text, None)
         if request is not None:
-            self.settle()
             self._fill(request, request.context // self.size, own=False)
 
     def _fill(self, request: Request, full: int, *, own: bool) -> None:
@@ -191,9 +191,12 @@ class PrefixStore(PrefixLookup):
 
     # Give back ------------------------------------------------------------------------------------------------------
 
+    def before_preemption(self) -> KvStore:
+        self._queue.leave(self._free)  # decodes take their next blocks before the request gives its own back
+        return self
+
     def give_back(self, requests: list[Request]) -> None:
-        if self._queue.blocks > self._free:
-            self._queue.leave(self._free)
+        self._queue.leave(self._free + self._needed_next())
         if len(requests) > 1 and (self._held or self._unfilled):
             requests = sorted(requests, key=self._place_of)
         for request in requests:
@@ -218,13 +221,13 @@ class PrefixStore(PrefixLookup):
             self._free += 1
             if self._uncached_last:
                 self._queue.append_uncached()
-        elif self._reserved and last_step >= 0:
-            self._free += 1  # the block that it would have taken in the coming step
+        elif last_step >= 0:
+            self._free += 1  # the block that it would have taken in the next step
         spans = self._held.get(index)
         left = self._free_text(request, spans, full) if text >= 0 else NOT_FREED
         if left == NOT_FREED:
             if text >= 0 or last_step != self._step:
-                self.settle()
+                self._queue.settle()
                 self._fill(request, full, own=True)
                 spans = self._held.get(index)
             left = spans[-1][1] if spans else 0
@@ -247,6 +250,7 @@ class PrefixStore(PrefixLookup):
         if other_turn is request:
             del self._unfilled[text]
         elif other_turn is not None:
+            self._queue.settle()
             self._fill_text(text)
         if self._shares_base or request.index in self._lost:
             return NOT_FREED
@@ -288,7 +292,7 @@ class PrefixStore(PrefixLookup):
     # Evict, outdate and forget --------------------------------------------------------------------------------------
 
     def note_peak(self, steps: int) -> None:
-        self._queue.leave(self._free - (self._needed(1, steps) if steps else 0))
+        self._queue.leave(self._free - self._needed(steps - 1))
         self._count_peak(self.tokens + steps * self.decoding)
 
     def _extents_of(self, adapter: int) -> list[Extent]:
