@@ -88,8 +88,8 @@ PREFIX_CACHE = (
     Mutant(
         "evicted-too-late",
         _STORE,
-        "        self._queue.leave(self._free + self._needed_next())\n        if len(requests) > 1",
-        "        if len(requests) > 1",
+        "            self._queue.leave(free)\n        if len(requests) > 1",
+        "            pass\n        if len(requests) > 1",
         "blocks become free before the ones that decodes took are evicted",
         (TWIN,),
     ),
@@ -107,6 +107,14 @@ PREFIX_CACHE = (
         "        elif last_step >= 0:\n            self._free += 1",
         "        elif last_step < 0:\n            self._free += 1",
         "a preempted decode keeps the block that it would have taken",
+        (TWIN,),
+    ),
+    Mutant(
+        "preempted-before-decodes-take-theirs",
+        _STORE,
+        "        self._queue.leave(self._free)  # decodes take their blocks before the request frees its own\n",
+        "",
+        "decodes take the blocks of the request that is preempted, and cached ones stay",
         (TWIN,),
     ),
     Mutant(

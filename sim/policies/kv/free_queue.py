@@ -85,16 +85,12 @@ class FreeQueue:
             self.blocks -= gone
             self._gone += gone
             if self._uncached_last:
-                self._drop()
+                self.settle()
             else:
                 self.evicted += gone  # all of them are cached
 
     def settle(self) -> None:
         """Drop what is evicted, so that no request finds it."""
-        if self._gone:
-            self._drop()
-
-    def _drop(self) -> None:
         entries, gone = self.entries, self._gone
         self._gone = 0
         while gone:

@@ -90,12 +90,19 @@ class PrefixStore(PrefixLookup):
         if room_for > left and idle - (left - room_for) // size > self._free:
             return False
         if not context:
-            self._join(request, cached, idle)
-        self._free -= idle
-        if tokens > left:
-            self._free += (left - tokens) // size
+            self._admissions = self._place[request.index] = self._admissions + 1
+            if request.preemptions:
+                self.again_tokens += request.to_prefill
+                self.again_cached_tokens += cached
+            else:
+                request.cached_tokens = cached
+            if self._any_outdated:
+                self._note_outdated(request, cached)
+            if cached:
+                self._share(request.index, cached // size - idle)
+        self._free -= idle - (left - tokens) // size if tokens > left else idle
         if tokens + cached == request.to_prefill:
-            if request.shared:
+            if request.shared and cached + size <= request.shared[-1][0]:
                 shared = request.shared[-1][0] // size
                 spans = self._held.get(request.index)
                 if (spans[-1][1] if spans else 0) < shared:
@@ -105,30 +112,24 @@ class PrefixStore(PrefixLookup):
                 self._unfilled[request.text_key] = request
         return True
 
-    def _join(self, request: Request, cached: int, idle: int) -> None:
-        """Count an admission, and share the cached blocks."""
-        index = request.index
-        self._admissions = self._place[index] = self._admissions + 1
-        if request.preemptions:
-            self.again_tokens += request.to_prefill
-            self.again_cached_tokens += cached
-        else:
-            request.cached_tokens = cached
-            if self._any_outdated:
-                self._outdated_hits.discard(index)  # of an attempt that failed, and nobody asked for
-        if cached:
-            found = self._held[index] = self._found
-            if self._any_outdated and any(extent.outdated for extent, _ in found):
-                self._outdated_hits.add(index)
-            shared = cached // self.size - idle
-            if shared:
-                self._extra_users += shared
-                self._extra_prefills += shared
-                self._found_in_use[index] = shared
-            for extent, end in found:
-                if end > extent.cover:
-                    self._queue.take_out(extent, end)
-                extent.use(end)
+    def _share(self, index: int, in_use: int) -> None:
+        """Let a request use the blocks that it found, of which so many are in use already."""
+        found = self._held[index] = self._found
+        if in_use:
+            self._extra_users += in_use
+            self._extra_prefills += in_use
+            self._found_in_use[index] = in_use
+        for extent, end in found:
+            if end > extent.cover:
+                self._queue.take_out(extent, end)
+            extent.use(end)
+
+    def _note_outdated(self, request: Request, cached: int) -> None:
+        """Note whether a request finds outdated content as it joins."""
+        if not request.preemptions:
+            self._outdated_hits.discard(request.index)  # of an attempt that failed
+        if cached and any(extent.outdated for extent, _ in self._found):
+            self._outdated_hits.add(request.index)
 
     def _fill_text(self, text: int) -> None:
         """Make known the prompt of the running request of this conversation, if there is one."""
@@ -192,11 +193,13 @@ class PrefixStore(PrefixLookup):
     # Give back ------------------------------------------------------------------------------------------------------
 
     def before_preemption(self) -> KvStore:
-        self._queue.leave(self._free)  # decodes take their next blocks before the request gives its own back
+        self._queue.leave(self._free)  # decodes take their blocks before the request frees its own
         return self
 
     def give_back(self, requests: list[Request]) -> None:
-        self._queue.leave(self._free + self._needed_next())
+        free = self._free + self._needed_next()
+        if self._queue.blocks > free:
+            self._queue.leave(free)
         if len(requests) > 1 and (self._held or self._unfilled):
             requests = sorted(requests, key=self._place_of)
         for request in requests:
