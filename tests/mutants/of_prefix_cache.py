@@ -31,9 +31,9 @@ PREFIX_CACHE = (
     ),
     Mutant(
         "unused-hits-need-no-room",
-        _STORE,
-        "                    idle += end - extent.cover\n        left",
-        "                    idle += 0\n        left",
+        _LOOKUP,
+        "            self._found_idle += end - extent.cover\n",
+        "            self._found_idle += 0\n",
         "cached blocks without a user are taken although they count as free",
         (TWIN,),
     ),
@@ -48,8 +48,8 @@ PREFIX_CACHE = (
     Mutant(
         "twins-are-merged",
         _STORE,
-        "            if equal is not None:\n                # The two",
-        "            if equal is not None and False:\n                # The two",
+        "            if equal is not None:\n                # Equal",
+        "            if equal is not None and False:\n                # Equal",
         "a block that is filled a second time replaces the first",
         (TWIN,),
     ),
@@ -72,8 +72,8 @@ PREFIX_CACHE = (
     Mutant(
         "answers-are-not-found",
         _STORE,
-        "        goes_on = text >= 0 and self._extend_text(request, full)\n",
-        "        goes_on = False\n        text = -1\n",
+        "        left = self._free_text(request, spans, full) if text >= 0 else NOT_FREED\n",
+        "        text, left = -1, NOT_FREED\n",
         "the next turn of a conversation does not find the answer before it",
         (TWIN,),
     ),
@@ -88,7 +88,7 @@ PREFIX_CACHE = (
     Mutant(
         "evicted-too-late",
         _STORE,
-        "            self._queue.leave(self._free)\n        if len(requests) > 1",
+        "            self._queue.leave(free)\n        if len(requests) > 1",
         "            pass\n        if len(requests) > 1",
         "blocks become free before the ones that decodes took are evicted",
         (TWIN,),
@@ -104,9 +104,17 @@ PREFIX_CACHE = (
     Mutant(
         "reserved-block-is-lost",
         _STORE,
-        "if last_step >= 0 and not rest and self._reserved:",
-        "if last_step >= 0 and rest < 0 and self._reserved:",
+        "        elif last_step >= 0:\n            self._free += 1",
+        "        elif last_step < 0:\n            self._free += 1",
         "a preempted decode keeps the block that it would have taken",
+        (TWIN,),
+    ),
+    Mutant(
+        "preempted-before-decodes-take-theirs",
+        _STORE,
+        "        self._queue.leave(self._free)  # decodes take their blocks before the request frees its own\n",
+        "",
+        "decodes take the blocks of the request that is preempted, and cached ones stay",
         (TWIN,),
     ),
     Mutant(
@@ -136,7 +144,7 @@ PREFIX_CACHE = (
     Mutant(
         "a-turn-overlooks-the-one-that-runs",
         _LOOKUP,
-        "        if text >= 0 and self._unfilled:\n            self._fill_text(text)\n",
+        "        if text in self._unfilled:\n            self.settle()\n            self._fill_text(text)\n",
         "",
         "a turn that comes before the last one has ended does not find its prompt",
         ("tests/unit/test_prefix_store.py",),

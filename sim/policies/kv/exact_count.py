@@ -10,15 +10,14 @@ class ExactCount(KvStore):
     """Counts the blocks that are free, cached or not, whatever they contain. Subclass it to say what they contain.
 
     Decodes grow together, so a count of them by phase, ``(tokens - 1 - steps so far) % size``, tells how many need a
-    block in each of the steps to come.
+    block in each of the steps to come. What they need for the next step is never counted as free.
 
     What decodes hold at their peak counts blocks that they share once. A subclass says how many they share.
     """
 
     def __init__(self, total: int, size: int) -> None:
         super().__init__(total, size)
-        self._free = total  # free blocks; if ``_reserved``, decodes have taken theirs of the coming step already
-        self._reserved = False
+        self._free = total  # free blocks after each decode has taken its next one; negative if some lack
         self._step = 0  # decode steps so far
         self._phases = [0] * size  # decoding sequences by phase
         self._peak_tokens = 0
@@ -27,10 +26,11 @@ class ExactCount(KvStore):
         self._extra_prefills = 0  # their sum
 
     def reserve_decodes(self) -> bool:
-        if not self._reserved:
-            self._reserved = True
-            self._free -= self._phases[(-1 - self._step) % self.size]
         return self._free >= 0
+
+    def _needed_next(self) -> int:
+        """Return how many blocks decodes take in the next step."""
+        return self._phases[(-1 - self._step) % self.size]
 
     def start_decodes(self, requests: list[Request]) -> None:
         size, step, phases, tokens = self.size, self._step, self._phases, 0
@@ -38,47 +38,47 @@ class ExactCount(KvStore):
             context = request.context
             tokens += context
             phases[(context - 1 - step) % size] += 1
+            if not context % size:
+                self._free -= 1
         self.decoding += len(requests)
         self.tokens += tokens
-        if self._found_in_use:
+        found = self._found_in_use
+        if found:
             for request in requests:
-                self._no_longer_prefills(request.index)
+                self._extra_prefills -= found.pop(request.index, 0)
 
     def _no_longer_prefills(self, index: int) -> None:
         self._extra_prefills -= self._found_in_use.pop(index, 0)
 
     def grow(self, steps: int) -> None:
-        if not self._reserved:
-            self._free -= self._needed(0, steps)
-        elif steps > 1:
-            self._free -= self._needed(1, steps)
-        elif not steps:
-            self._free += self._phases[(-1 - self._step) % self.size]
-        self._reserved = False
+        if steps == 1:
+            self._free -= self._phases[(-2 - self._step) % self.size]
+        elif steps:
+            self._free -= self._needed(steps)
         self._step += steps
         self.tokens = tokens = self.tokens + steps * self.decoding
         if tokens > self._peak_tokens:
             self._count_peak(tokens)
 
-    def _needed(self, begin: int, end: int) -> int:
-        """Return how many blocks decodes take in the steps from ``begin`` to ``end`` (exclusive), counted from now."""
-        size, phases, steps, needed = self.size, self._phases, end - begin, 0
+    def _needed(self, steps: int) -> int:
+        """Return how many blocks decodes take in the ``steps`` steps after the next one."""
+        size, phases, needed = self.size, self._phases, 0
         if steps >= size:
             needed, steps = steps // size * self.decoding, steps % size
         if steps:
-            last = (-1 - self._step - begin) % size + 1
+            last = (-2 - self._step) % size + 1
             first = last - steps
             needed += sum(phases[first:last]) if first >= 0 else sum(phases[:last]) + sum(phases[first:])
         return needed
 
     def steps_that_fit(self, steps: int) -> int:
         free = self._free  # after the first of them
-        if (steps // self.size + 1) * self.decoding <= free or self._needed(1, steps) <= free:
+        if (steps // self.size + 1) * self.decoding <= free or self._needed(steps - 1) <= free:
             return steps
         low, high = 1, steps  # the blocks in use never decrease, so bisection finds the last step that fits
         while high - low > 1:
             middle = (low + high) // 2
-            if self._needed(1, middle) <= free:
+            if self._needed(middle - 1) <= free:
                 low = middle
             else:
                 high = middle
@@ -108,6 +108,5 @@ class ExactCount(KvStore):
         assert self._phases == [phases.count(phase) for phase in range(size)]
         assert self._extra_prefills == sum(self._found_in_use.values())
         free = self.total - sum(-(-tokens // size) for tokens in held.values()) + self._extra_users
-        if self._reserved:
-            free -= sum(tokens % size == 0 for tokens in decoding)
-        assert free == self._free >= 0, "no more blocks are in use than there are"
+        assert free >= 0, "no more blocks are in use than there are"
+        assert self._free == free - sum(tokens % size == 0 for tokens in decoding)

@@ -15,14 +15,15 @@ base model before those of the adapter, which is 0 except with activated LoRA.""
 class Extent:
     """Cached blocks ``first`` to ``end`` (exclusive) of a path of runs; those up to ``cover`` are in use.
 
-    All users hold its first blocks, up to different ends. So what is free is at the end, in segments: the last blocks
-    became free first, and are evicted first.
+    All users hold its first blocks, up to different ends. So what is free is at the end, and the last blocks became
+    free first, and are evicted first. In the free queue, the extent itself stands for those that became free first, and
+    a segment for the blocks before them that became free later.
 
     :ivar key: of its first block; its other blocks have the same adapter.
     :ivar runs: the runs of its blocks, from that of the first on; the last ones may have been evicted.
     :ivar twin: whether it is a single block that was filled while an equal one was known.
     :ivar users: number of users by the end of their blocks.
-    :ivar segments: its free blocks, the last ones first, in the order of the free queue.
+    :ivar segments: free blocks before those that the extent stands for, in the order of the free queue.
     :ivar next: another extent with this key; the two have no block in common.
     :ivar forgotten: whether its content can no longer be found.
     :ivar outdated: whether weights that have been replaced since computed it, or its first blocks.
@@ -70,13 +71,27 @@ class Extent:
             self.cover = max(users) if users else self.first
         return self.cover
 
+    def first_queued(self) -> int:
+        """Return the first of the blocks that the extent itself stands for in the free queue; ``end`` if none."""
+        return self.segments[0].end if self.segments else self.cover
+
     def holds(self, run: int, block: int, size: int) -> bool:
         """Return whether it goes on to this block, and the block belongs to this run.
 
         :param size: tokens of a block.
         """
+        return self.end > block and self._run_of(block, size)[1] == run
+
+    def end_of_run(self, block: int, size: int) -> int:
+        """Return where its blocks end (exclusive) that belong to the run of this one.
+
+        :param size: tokens of a block.
+        """
+        return min(self.end, self._run_of(block, size)[0] // size)
+
+    def _run_of(self, block: int, size: int) -> Run:
         runs = self.runs
-        return self.end > block and runs[bisect_left(runs, ((block + 1) * size,)) if len(runs) > 1 else 0][1] == run
+        return runs[bisect_left(runs, ((block + 1) * size,)) if len(runs) > 1 else 0]
 
     def runs_in_common(self, path: tuple[Run, ...], at: int) -> int:
         """Return how many runs a path has from ``at`` on in common with this extent, which has the first one.
@@ -124,7 +139,7 @@ end of its blocks in each."""
 class Segment:
     """Blocks ``first`` to ``end`` (exclusive) that stand next to each other in the free queue, the last one first.
 
-    :ivar extent: their extent; None: no request can find them, and only their number counts.
+    :ivar extent: their extent, if it stands for others; None: no request can find them, and only their number counts.
     :ivar cached: whether they count as cached.
     """
 

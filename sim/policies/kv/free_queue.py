@@ -23,24 +23,29 @@ class FreeQueue:
     def __init__(self, known: KnownBlocks, total: int, *, uncached_last: bool) -> None:
         self.blocks = 0
         self.evicted = 0
-        self.segments: OrderedDict[Segment, None] = OrderedDict()
+        self.entries: OrderedDict[Extent | Segment, None] = OrderedDict()
         self._known = known
         self._uncached_last = uncached_last
         self._gone = 0  # blocks at the head that are evicted, and still there
-        self._last = Segment(None, 0, 0, False)  # in the queue, or empty
+        self._last: Segment | None = None  # the last entry, if it is no extent's; in the queue, or empty
         if uncached_last:
             self._append(Segment(None, 0, total, False), total)
 
     def _append(self, segment: Segment, blocks: int) -> None:
         self._last = segment
-        self.segments[segment] = None
+        self.entries[segment] = None
         self.blocks += blocks
 
-    def append_extent(self, extent: Extent, first: int, end: int) -> None:
-        """Append the blocks of an extent from ``first`` to ``end`` (exclusive), which are its last ones in use."""
-        segment = self._last = Segment(extent, first, end, True)
-        extent.segments.append(segment)
-        self.segments[segment] = None
+    def append_extent(self, extent: Extent, end: int) -> None:
+        """Append the blocks of an extent from its ``cover`` to ``end`` (exclusive), which were its last ones in use."""
+        first = extent.cover
+        if end == extent.end:
+            self.entries[extent] = None
+        else:
+            segment = Segment(extent, first, end, True)
+            extent.segments.append(segment)
+            self.entries[segment] = None
+        self._last = None
         self.blocks += end - first
 
     def append_uncached(self) -> None:
@@ -50,7 +55,7 @@ class FreeQueue:
     def append_unknown(self, blocks: int) -> None:
         """Append cached blocks that no request can find."""
         last = self._last
-        if last.extent is None and last.cached and last.end:
+        if last is not None and last.cached and last.end:
             last.end += blocks
             self.blocks += blocks
         else:
@@ -59,16 +64,19 @@ class FreeQueue:
     def take_out(self, extent: Extent, end: int) -> None:
         """Take the free blocks of an extent up to ``end``, which are used again, out of the queue."""
         assert not self._gone, "the blocks have just been looked up"
+        self.blocks -= end - extent.cover
         segments = extent.segments
-        while segments and segments[-1].first < end:
+        while segments:
             segment = segments[-1]
             if segment.end > end:
-                self.blocks -= end - segment.first
                 segment.first = end
                 return
-            self.blocks -= segment.end - segment.first
             segments.pop()
-            del self.segments[segment]
+            del self.entries[segment]
+            if segment.end == end:
+                return
+        if end == extent.end:
+            del self.entries[extent]
 
     def leave(self, free: int) -> None:
         """Evict blocks from the head until no more than ``free`` are left."""
@@ -77,50 +85,56 @@ class FreeQueue:
             self.blocks -= gone
             self._gone += gone
             if self._uncached_last:
-                self._drop()
+                self.settle()
             else:
                 self.evicted += gone  # all of them are cached
 
     def settle(self) -> None:
         """Drop what is evicted, so that no request finds it."""
-        if self._gone:
-            self._drop()
-
-    def _drop(self) -> None:
-        segments, gone = self.segments, self._gone
+        entries, gone = self.entries, self._gone
         self._gone = 0
         while gone:
-            segment = next(iter(segments))
-            blocks = segment.end - segment.first
+            entry = next(iter(entries))
+            if isinstance(entry, Extent):
+                extent: Extent | None = entry
+                first, cached = entry.first_queued(), True
+            else:
+                extent, first, cached = entry.extent, entry.first, entry.cached
+            blocks = entry.end - first
             if blocks > gone:
                 blocks = gone
             else:
-                del segments[segment]
+                del entries[entry]
             gone -= blocks
-            segment.end -= blocks
-            if self._uncached_last and segment.cached:
+            entry.end -= blocks
+            if self._uncached_last and cached:
                 self.evicted += blocks
-            extent = segment.extent
-            if extent is not None:
-                extent.end = segment.end
-                if segment.end == segment.first:
+            if extent is None:
+                continue
+            if entry is not extent:
+                extent.end = entry.end
+                if entry.end == first:
                     extent.segments.pop(0)
-                    if extent.end == extent.first and not extent.forgotten:
-                        self._known.remove(extent)
+            if extent.end == extent.first and not extent.forgotten:
+                self._known.remove(extent)
 
     def check_integrity(self, extents: set[Extent]) -> set[Extent]:
         """Assert that these extents have their free blocks here; return them and all others that have some.
 
         :param extents: those that are known or in use.
         """
-        assert self.blocks + self._gone == sum(segment.end - segment.first for segment in self.segments)
-        queued = [segment for segment in self.segments if segment.extent is not None]
-        found = extents | {segment.extent for segment in queued if segment.extent is not None}
+        queued = [entry for entry in self.entries if isinstance(entry, Extent)]
+        segments = [entry for entry in self.entries if isinstance(entry, Segment)]
+        found = extents.union(queued, [segment.extent for segment in segments if segment.extent is not None])
+        blocks = sum(segment.end - segment.first for segment in segments)
         for extent in found:
-            assert extent.segments == [segment for segment in queued if segment.extent is extent]
-            block = extent.end
+            block = extent.first_queued()
+            assert (block < extent.end) == (extent in self.entries)
+            blocks += extent.end - block
+            assert extent.segments == [segment for segment in segments if segment.extent is extent]
             for segment in extent.segments:
                 assert segment.end == block > segment.first
                 block = segment.first
             assert block == extent.cover
+        assert self.blocks + self._gone == blocks
         return found

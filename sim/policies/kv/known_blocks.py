@@ -90,10 +90,11 @@ class KnownBlocks:
         """Let an extent no longer be found."""
         key = extent.key
         if extent.twin:
-            twins = self.twins[*key, extent.first]
+            place = (*key, extent.first)
+            twins = self.twins[place]
             twins.remove(extent)
             if not twins:
-                del self.twins[*key, extent.first]
+                del self.twins[place]
             return
         before = self.first[key]
         if before is not extent:

@@ -26,17 +26,19 @@ class PrefixLookup(ExactCount):
         self._unfilled: dict[int, Request] = {}
         self._found: Spans = []  # by the last lookup, of this request:
         self._found_index = -1
+        self._found_idle = 0  # those of its blocks that nobody uses
 
     def cached_tokens(self, request: Request) -> int:
         shared, text = request.shared, request.text_key
-        if text >= 0 and self._unfilled:
+        if text in self._unfilled:
+            self.settle()
             self._fill_text(text)
         if request.preemptions or self._shares_base or len(shared) > 1:
             return self._find(request) if shared or text >= 0 or request.preemptions else 0
         # The common case: one shared run at most. The rest does the same as _find.
         adapter, size, known = request.adapter, self.size, self._known
         limit = (request.to_prefill - 1) // size
-        self._found, self._found_index = [], request.index
+        self._found, self._found_index, self._found_idle = [], request.index, 0
         block = shared_blocks = 0
         if shared:
             run_end, key = shared[0]
@@ -66,6 +68,7 @@ class PrefixLookup(ExactCount):
             self.settle()
             if end > extent.end:
                 end = extent.end
+            self._found_idle += end - extent.cover
         if end > extent.first:
             self._found.append((extent, end))
         return end
@@ -75,6 +78,7 @@ class PrefixLookup(ExactCount):
         path = self._path(request, own=request.preemptions > 0)
         self._found = found = self._known.walk(request, path, (request.to_prefill - 1) // self.size)
         self._found_index = request.index
+        self._found_idle = sum([end - extent.cover for extent, end in found if end > extent.cover])
         return found[-1][1] * self.size if found else 0
 
     def _path(self, request: Request, *, own: bool) -> tuple[Run, ...]:

@@ -12,9 +12,12 @@ from bisect import bisect_left
 from sim.policies.kv.extents import Extent, Key, Spans
 from sim.policies.kv.free_queue import FreeQueue
 from sim.policies.kv.known_blocks import NO_END, KnownBlocks
-from sim.policies.kv.kv_store import held_tokens
+from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.policies.kv.prefix_lookup import PrefixLookup
 from sim.traffic.request import Request
+
+NOT_FREED = -1
+"""Stands for a number of blocks where none has been freed."""
 
 
 class PrefixStore(PrefixLookup):
@@ -70,7 +73,8 @@ class PrefixStore(PrefixLookup):
                 self.decoding += 1
                 self.tokens += tokens
                 self._phases[(tokens - 1 - step) % self.size] += 1
-        self.reserve_decodes()
+        self._free -= self._needed_next()
+        self._queue.leave(self._free)
 
     def lose(self, indices: set[int]) -> None:
         """Let no request find what these running ones hold, or compute from now on."""
@@ -79,22 +83,26 @@ class PrefixStore(PrefixLookup):
     # Take -----------------------------------------------------------------------------------------------------------
 
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
-        size, context, idle = self.size, request.context, 0
-        if cached:
-            assert request.index == self._found_index, "the request was looked up just before"
-            for extent, end in self._found:
-                if end > extent.cover:
-                    idle += end - extent.cover
+        size, context = self.size, request.context
+        assert not cached or request.index == self._found_index, "the request was looked up just before"
+        idle = self._found_idle if cached else 0
         left = -context % size  # tokens that still fit into its last block
         if room_for > left and idle - (left - room_for) // size > self._free:
             return False
         if not context:
-            self._join(request, cached, idle)
-        self._free -= idle
-        if tokens > left:
-            self._free += (left - tokens) // size
+            self._admissions = self._place[request.index] = self._admissions + 1
+            if request.preemptions:
+                self.again_tokens += request.to_prefill
+                self.again_cached_tokens += cached
+            else:
+                request.cached_tokens = cached
+            if self._any_outdated:
+                self._note_outdated(request, cached)
+            if cached:
+                self._share(request.index, cached // size - idle)
+        self._free -= idle - (left - tokens) // size if tokens > left else idle
         if tokens + cached == request.to_prefill:
-            if request.shared:
+            if request.shared and cached + size <= request.shared[-1][0]:
                 shared = request.shared[-1][0] // size
                 spans = self._held.get(request.index)
                 if (spans[-1][1] if spans else 0) < shared:
@@ -104,36 +112,29 @@ class PrefixStore(PrefixLookup):
                 self._unfilled[request.text_key] = request
         return True
 
-    def _join(self, request: Request, cached: int, idle: int) -> None:
-        """Count an admission, and share the cached blocks."""
-        index = request.index
-        self._admissions = self._place[index] = self._admissions + 1
-        if request.preemptions:
-            self.again_tokens += request.to_prefill
-            self.again_cached_tokens += cached
-        else:
-            request.cached_tokens = cached
-            if self._any_outdated:
-                self._outdated_hits.discard(index)  # of an attempt that failed, and nobody asked for
-        if cached:
-            found = self._held[index] = self._found
-            if self._any_outdated and any(extent.outdated for extent, _ in found):
-                self._outdated_hits.add(index)
-            shared = cached // self.size - idle
-            if shared:
-                self._extra_users += shared
-                self._extra_prefills += shared
-                self._found_in_use[index] = shared
-            for extent, end in found:
-                if idle and end > extent.cover:
-                    self._queue.take_out(extent, end)
-                extent.use(end)
+    def _share(self, index: int, in_use: int) -> None:
+        """Let a request use the blocks that it found, of which so many are in use already."""
+        found = self._held[index] = self._found
+        if in_use:
+            self._extra_users += in_use
+            self._extra_prefills += in_use
+            self._found_in_use[index] = in_use
+        for extent, end in found:
+            if end > extent.cover:
+                self._queue.take_out(extent, end)
+            extent.use(end)
+
+    def _note_outdated(self, request: Request, cached: int) -> None:
+        """Note whether a request finds outdated content as it joins."""
+        if not request.preemptions:
+            self._outdated_hits.discard(request.index)  # of an attempt that failed
+        if cached and any(extent.outdated for extent, _ in self._found):
+            self._outdated_hits.add(request.index)
 
     def _fill_text(self, text: int) -> None:
         """Make known the prompt of the running request of this conversation, if there is one."""
         request = self._unfilled.pop(text, None)
         if request is not None:
-            self.settle()
             self._fill(request, request.context // self.size, own=False)
 
     def _fill(self, request: Request, full: int, *, own: bool) -> None:
@@ -160,12 +161,14 @@ class PrefixStore(PrefixLookup):
             if equal is None or not equal.holds(run, block, size):
                 equal = known.find(key, block)
             if equal is not None:
-                # The two equal blocks stay next to each other, and the older one is found.
-                extent = Extent(key, (path[at],), block, block + 1, True)
-                known.add(extent)
-                block += 1
-                spans.append((extent, block))
-                extent.use(block)
+                # Equal blocks stay next to each other, and the older one is found.
+                end = min(base if block < base < full else full, path[at][0] // size, equal.end_of_run(block, size))
+                while block < end:
+                    extent = Extent(key, (path[at],), block, block + 1, True)
+                    known.add(extent)
+                    block += 1
+                    spans.append((extent, block))
+                    extent.use(block)
                 continue
             end = base if block < base < full else full
             if block < shared < end:
@@ -189,9 +192,14 @@ class PrefixStore(PrefixLookup):
 
     # Give back ------------------------------------------------------------------------------------------------------
 
+    def before_preemption(self) -> KvStore:
+        self._queue.leave(self._free)  # decodes take their blocks before the request frees its own
+        return self
+
     def give_back(self, requests: list[Request]) -> None:
-        if self._queue.blocks > self._free:
-            self._queue.leave(self._free)
+        free = self._free + self._needed_next()
+        if self._queue.blocks > free:
+            self._queue.leave(free)
         if len(requests) > 1 and (self._held or self._unfilled):
             requests = sorted(requests, key=self._place_of)
         for request in requests:
@@ -202,7 +210,7 @@ class PrefixStore(PrefixLookup):
 
     def _release(self, request: Request) -> None:
         """Free the blocks of a request, the last one first."""
-        index, size, text, last_step = request.index, self.size, request.text_key, request.last_step
+        index, text, last_step = request.index, request.text_key, request.last_step
         if last_step < 0:
             tokens = request.context
             self._no_longer_prefills(index)
@@ -210,74 +218,68 @@ class PrefixStore(PrefixLookup):
             tokens = held_tokens(request, self._step)
             self.decoding -= 1
             self.tokens -= tokens
-            self._phases[(tokens - 1 - self._step) % size] -= 1
-        full, rest = divmod(tokens, size)
-        if last_step >= 0 and not rest and self._reserved:
-            self._free += 1  # the block that it would have taken in the coming step
-        goes_on = text >= 0 and self._extend_text(request, full)
-        if not goes_on and (text >= 0 or last_step != self._step):
-            self.settle()
-            self._fill(request, full, own=True)
-        freed = 0
-        if rest:
-            freed = 1
+            self._phases[(tokens - 1 - self._step) % self.size] -= 1
+        full = tokens // self.size
+        if tokens % self.size:
+            self._free += 1
             if self._uncached_last:
                 self._queue.append_uncached()
-        spans = self._held.pop(index, None)
-        known = full if goes_on else spans[-1][1] if spans else 0
-        if full > known:
-            freed += full - known
-            self._queue.append_unknown(full - known)
+        elif last_step >= 0:
+            self._free += 1  # the block that it would have taken in the next step
+        spans = self._held.get(index)
+        left = self._free_text(request, spans, full) if text >= 0 else NOT_FREED
+        if left == NOT_FREED:
+            if text >= 0 or last_step != self._step:
+                self._queue.settle()
+                self._fill(request, full, own=True)
+                spans = self._held.get(index)
+            left = spans[-1][1] if spans else 0
+            if full > left:
+                self._free += full - left
+                self._queue.append_unknown(full - left)
         if spans:
-            freed += self._leave(spans, known)
-        self._free += freed
+            self._leave(spans, left)
+            del self._held[index]
         del self._place[index]
         if self._lost:
             self._lost.discard(index)
 
-    def _extend_text(self, request: Request, full: int) -> bool:
-        """Make known the blocks of a turn that leaves, the quick way, if none of them was known.
+    def _free_text(self, request: Request, spans: Spans | None, full: int) -> int:
+        """Make known the ``full`` blocks of a turn that leaves, the quick way, if none after ``spans`` was known.
 
-        Return whether this was so. The last extent then ends with the blocks of the request, in use up to there or not.
+        Return how many of its first blocks are still to be freed. The last extent then ends with them.
         """
-        index, text, unfilled = request.index, request.text_key, self._unfilled
-        if unfilled and text in unfilled:
-            if unfilled[text] is request:
-                del unfilled[text]
-            else:
-                self._fill_text(text)
-        if self._shares_base or index in self._lost:
-            return False
-        spans, known, key = self._held.get(index), self._known, (request.adapter, text, 0)
+        text, other_turn = request.text_key, self._unfilled.get(request.text_key)
+        if other_turn is request:
+            del self._unfilled[text]
+        elif other_turn is not None:
+            self._queue.settle()
+            self._fill_text(text)
+        if self._shares_base or request.index in self._lost:
+            return NOT_FREED
+        known, key = self._known, (request.adapter, text, 0)
         extent, end = spans[-1] if spans else (None, 0)
-        if known.twins and (*key, end) in known.twins:
-            return False
+        if known.twins and (request.adapter, text, 0, end) in known.twins:
+            return NOT_FREED
         other = known.first.get(key)
         if extent is not None and extent.key == key and not extent.twin:
             if extent.end != end:
-                return False
+                return NOT_FREED
             while other is not None:
                 if other.first == end:
-                    return False  # a later turn, which came before this one ended, has filled the next block
+                    return NOT_FREED  # a later turn, which came before this one ended, has filled the next block
                 other = other.next
             extent.end = full
-            return True
+            return full
         if other is not None or full <= end or end != (request.shared[-1][0] // self.size if request.shared else 0):
-            return False
-        extent = Extent(key, ((NO_END, text),), end, full)
-        extent.use(full)
-        known.add(extent)
-        if spans:
-            spans.append((extent, full))
-        else:
-            self._held[index] = [(extent, full)]
-        return True
+            return NOT_FREED
+        extent = known.first[key] = Extent(key, ((NO_END, text),), end, full)
+        self._queue.append_extent(extent, full)
+        self._free += full - end
+        return end
 
-    def _leave(self, spans: Spans, full: int) -> int:
-        """Free those of the ``full`` first blocks of a request, which can be found, that have no other user.
-
-        Return how many these are.
-        """
+    def _leave(self, spans: Spans, full: int) -> None:
+        """Free those of the ``full`` first blocks of a request, which can be found, that have no other user."""
         freed, stop = 0, full
         for extent, end in reversed(spans):
             if stop < full:
@@ -285,15 +287,15 @@ class PrefixStore(PrefixLookup):
             cover = extent.leave(end)
             if cover < stop:
                 freed += stop - cover
-                self._queue.append_extent(extent, cover, stop)
+                self._queue.append_extent(extent, stop)
             stop = extent.first
+        self._free += freed
         self._extra_users -= full - freed
-        return freed
 
     # Evict, outdate and forget --------------------------------------------------------------------------------------
 
     def note_peak(self, steps: int) -> None:
-        self._queue.leave(self._free - (self._needed(1, steps) if steps else 0))
+        self._queue.leave(self._free - self._needed(steps - 1))
         self._count_peak(self.tokens + steps * self.decoding)
 
     def _extents_of(self, adapter: int) -> list[Extent]:
