@@ -31,13 +31,17 @@ class LoadContext:
 
 
 class Tiers:
-    """Where loads to the GPU read from, and the copies that they leave in host memory."""
+    """Where loads to the GPU read from, and the copies that they leave in host memory.
+
+    :ivar follows_loads: whether starts and ends of loads matter here; otherwise the loader saves the calls.
+    """
 
     def __init__(self, host: HostTier, versions: WeightVersions) -> None:
         self.host = host
         self._has_host = host.present
         self._versions = versions
         self._hears_loads = versions.hears_loads
+        self.follows_loads = host.present or versions.hears_loads
 
     def source(self, request: Request) -> tuple[int, float]:
         """Return the tier to load the request's adapter from, and the load time. Counts as a use of a host copy."""
@@ -267,7 +271,7 @@ class Loader:
         load.channel.busy += 1
         load.started_s = now
         seconds = load.seconds
-        if load.on_renewed is None:
+        if self._tiers.follows_loads and load.on_renewed is None:
             self._tiers.load_started(load.adapter, load.tier)
         end_s = now + seconds
         if load.tier == FROM_STORAGE and self._timing.disturbs:
@@ -301,7 +305,8 @@ class Loader:
                 self._start(channel)
             return
         self._cache.loaded(adapter)
-        self._tiers.load_ended(adapter, load.tier)
+        if self._tiers.follows_loads:
+            self._tiers.load_ended(adapter, load.tier)
         self._owner.loaded(waiting, may_join_now)
         self._spent.append(load)
         if self.short_of_room and not waiting:
