@@ -138,7 +138,7 @@ class Loader:
         self._recorder = context.recorder
         self._replica = context.replica
         self._tiers = Tiers(host, context.versions)
-        self._timing = context.timing
+        self._timing, self._disturbs = context.timing, context.timing.disturbs
         self._storage = Channel(loaders[0])
         self._from_host = Channel(loaders[1])
         self.loads: dict[int, Load] = {}
@@ -274,7 +274,7 @@ class Loader:
         if self._tiers.follows_loads and load.on_renewed is None:
             self._tiers.load_started(load.adapter, load.tier)
         end_s = now + seconds
-        if load.tier == FROM_STORAGE and self._timing.disturbs:
+        if self._disturbs and load.tier == FROM_STORAGE:
             load.attempts = attempts = self._timing.attempts(now, seconds, load.adapter, index)
             if attempts.spans:
                 end_s = attempts.spans[-1][1]
