@@ -222,6 +222,8 @@ class GpuCache(AdapterCache):
         needed = self.used + weight - self.capacity
         if needed > 0 and needed > self.idle_weight:
             return False
+        if self._coming is not None:
+            self._coming(adapter)
         self._make_room(adapter)
         return True
 
@@ -235,19 +237,16 @@ class GpuCache(AdapterCache):
             kept = sum(self.weights[a] for a in spared if self.state[a] == RESIDENT and self.users[a] == 0)
             if needed > self.idle_weight - self._base - kept:
                 return False
+        if self._coming is not None:
+            self._coming(adapter)
         self._make_room(adapter, spared)
         return True
 
     def _make_room(self, adapter: int, spared: Collection[int] = ()) -> None:
-        if self._coming is not None:
-            self._coming(adapter)
-        self._evict_for(adapter, spared)
-        self._place(adapter)
-
-    def _evict_for(self, adapter: int, spared: Collection[int]) -> None:
         needed = self.used + self.weights[adapter] - self.capacity
         while needed > 0:
             needed -= self._evict_next(spared)
+        self._place(adapter)
 
     def _evict_next(self, spared: Collection[int] = ()) -> int:
         """Evict the idle adapter that the policy chooses; return its weight."""
@@ -420,10 +419,10 @@ class UnifiedCache(GpuCache):
     def _fits(self, adapter: int) -> bool:
         return self.blocks_used + self.blocks[adapter] <= self._room() and super()._fits(adapter)
 
-    def _evict_for(self, adapter: int, spared: Collection[int]) -> None:
+    def _make_room(self, adapter: int, spared: Collection[int] = ()) -> None:
         assert not spared, "loads that block steps are never made ahead of time"
         self.shrink(self.blocks[adapter])
-        super()._evict_for(adapter, spared)
+        super()._make_room(adapter)
 
     def _place(self, adapter: int) -> None:
         self.blocks_used += self.blocks[adapter]

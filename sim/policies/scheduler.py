@@ -118,8 +118,7 @@ class Scheduler:
         self._chooses, self._caches = waiting.chooses, kv.caches
         self._costs = costs
         self._ranks = ranks
-        self._distinct = 0  # adapters of the batch; the base model is none
-        self._rank_sum = 0  # of these adapters
+        self._rank_sum = 0  # of the adapters of the batch; that of the base model is 0
         self._rank_tokens = 0  # ranks of decoding sequences, summed; only if step costs depend on it
         self._ends = DecodeEnds()
         self._partial: Request | None = None  # the sequence whose prompt is computed in part, always the newest
@@ -170,8 +169,11 @@ class Scheduler:
         costs = self._costs
         step.decoding = decoding = kv.decoding
         step.tokens = tokens = prompt_tokens + decoding
+        distinct = len(self.adapters)
+        if self._base_model in self.adapters:
+            distinct -= 1
         details = self.details() if costs.detailed else NO_DETAILS
-        step.first_s = costs.step(tokens, kv.tokens + decoding, self._distinct, self._rank_sum, details)
+        step.first_s = costs.step(tokens, kv.tokens + decoding, distinct, self._rank_sum, details)
         step.growth_s = costs.per_kv_token_s * decoding
         step.steps = 1 if step.prefills or self.paused or preempted else self._equal_steps()
         return step
@@ -254,7 +256,10 @@ class Scheduler:
                 adapters[adapter] += 1
             else:
                 adapters[adapter] = 1
-                self._toggle(adapter, 1)
+                self._rank_sum += self._ranks[adapter]
+                self.adapters_changed = True
+                if self.toggled is not None:
+                    self.toggled.append(adapter)
             if request.admitted_s < 0:
                 request.admitted_s = now
             request.chunk = chunk
@@ -401,7 +406,10 @@ class Scheduler:
                 adapters[adapter] = count - 1
             else:
                 del adapters[adapter]
-                self._toggle(adapter, -1)
+                self._rank_sum -= self._ranks[adapter]
+                self.adapters_changed = True
+                if self.toggled is not None:
+                    self.toggled.append(adapter)
         if self._costs.detailed:
             self._rank_tokens -= sum([self._ranks[r.adapter] for r in requests if r.last_step >= 0])
 
@@ -418,15 +426,6 @@ class Scheduler:
         if self._base_model in self.adapters:
             adapters.remove(self._base_model)
         return adapters
-
-    def _toggle(self, adapter: int, more: int) -> None:
-        """Note that the batch has an adapter more (1) or less (-1)."""
-        if adapter != self._base_model:
-            self._distinct += more
-            self._rank_sum += more * self._ranks[adapter]
-        self.adapters_changed = True
-        if self.toggled is not None:
-            self.toggled.append(adapter)
 
     def details(self) -> StepDetails:
         """Return what detailed step costs need of the step just decided."""
@@ -460,4 +459,4 @@ class Scheduler:
             assert self._rank_tokens == sum(ranks[r.adapter] for r in decoding)
         assert sum(self.adapters.values()) == len(self.running) <= self.limits.num_seqs
         adapters = self.distinct_adapters()
-        assert (self._distinct, self._rank_sum) == (len(adapters), sum(ranks[a] for a in adapters))
+        assert self._rank_sum == sum(ranks[a] for a in adapters)

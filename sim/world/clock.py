@@ -44,6 +44,7 @@ class Clock:
         self._environment = CallEnvironment(self)
         self.queue: list[Any] = self._environment._queue
         self._next_id: Callable[[], int] = self._environment._eid.__next__
+        self._paused = False
 
     def call_at(self, time: float, kind: int, callback: Callable[[Call], None], subject: Any = None) -> Call:
         """Call ``callback(event)`` at ``time``; at one instant in the order of ``kind``, then of creation."""
@@ -79,6 +80,25 @@ class Clock:
         self.now = entry[0]
         event: Call = entry[3]
         event.callback(event)
+
+    def run_to_pause(self) -> None:
+        """Process events until one of them calls ``pause``.
+
+        :raises EmptySchedule: if none does.
+        """
+        self._paused = False
+        queue = self.queue
+        while not self._paused:
+            if not queue:
+                raise EmptySchedule
+            entry = heappop(queue)
+            self.now = entry[0]
+            event: Call = entry[3]
+            event.callback(event)
+
+    def pause(self) -> None:
+        """Let ``run_to_pause`` return after the event that is being processed."""
+        self._paused = True
 
     def run(self, until: float | None = None) -> None:
         """Process events up to a time, before all but control events of that instant; None: until there are none."""

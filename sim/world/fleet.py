@@ -112,6 +112,7 @@ class Fleet:
         self._next: Request | None = None
         self._too_long: set[int] = set()
         self._only: Server | None = None  # the one replica to which all requests of this chunk go, without questions
+        self._straight = False  # whether those of this chunk need only the router's choice
         self._marks = self._section_starts()
         self._hooks = hooks
         self._in_flight = in_flight
@@ -154,6 +155,7 @@ class Fleet:
         """
         in_flight = self._in_flight
         if not in_flight.counting:
+            self._straight = False
             in_flight.begin(self.servers)
         return in_flight.counts
 
@@ -206,8 +208,8 @@ class Fleet:
     def _run_to_the_last(self) -> None:
         """Run until the last request has left. Later control events are dropped; loads under way end."""
         clock = self.clock
-        while self._next is not None:
-            clock.step()
+        if self._next is not None:
+            clock.run_to_pause()
         while clock.pending() and (self._any_inside() or self._hooks.has_pending() or clock.peek() == clock.now):
             clock.step()
         clock.forget_control_events()
@@ -241,6 +243,7 @@ class Fleet:
         """Return the first request of the next chunk, or None after the last chunk."""
         chunk = next(self._chunks, None)
         if chunk is None:
+            self.clock.pause()  # no request is left, so the run goes on only until those inside have left
             return None
         self._mark_sections(chunk)
         self.recorder.flush()
@@ -248,8 +251,9 @@ class Fleet:
         too_long = chunk.prompt_tokens + chunk.output_tokens > self._token_limits[chunk.adapter]
         too_long |= chunk.prompt_tokens > self._prompt_limit
         self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())
-        simple = self._hooks.direct and len(self.servers) == 1 and not self._too_long
-        self._only = self.servers[0] if simple else None
+        simple = self._hooks.direct and not self._too_long
+        self._only = self.servers[0] if simple and len(self.servers) == 1 else None
+        self._straight = simple and not self._view.of_request and not self._in_flight.counting
         if chunk.session is not None:
             self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
         times = self._times
@@ -291,6 +295,8 @@ class Fleet:
                 clock.now = now = request.arrival_s  # no event comes first, so scheduling one would be wasted
             if only is not None:
                 only.arrive(request)
+            elif self._straight:
+                self.servers[self._router.choose(request.adapter, request.index)].arrive(request)
             else:
                 self._send(request)
             request = next(requests, None)

@@ -95,8 +95,8 @@ POLICIES = (
     Mutant(
         "ranks-of-those-who-left",
         _SCHEDULER,
-        "self._toggle(adapter, -1)",
-        "self._toggle(adapter, 0)",
+        "self._rank_sum -= self._ranks[adapter]",
+        "self._rank_sum -= 0",
         "steps cost the ranks of adapters that are gone",
         (LEAPING,),
     ),

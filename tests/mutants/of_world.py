@@ -35,8 +35,8 @@ WORLD = (
     Mutant(
         "leap-without-growth",
         _BATCH,
-        "return now + self._elapsed(self._steps)",
-        "return now + self._load_s + self._steps * self._first_s",
+        "if steps == 1 else self._elapsed(steps))",
+        "if steps == 1 else self._load_s + steps * self._first_s)",
         "all steps of a leap take as long as its first",
         (LEAPING,),
     ),

@@ -156,11 +156,12 @@ class BatchServer(Server):
         self._growth_s = step.growth_s
         if mode.failed:
             self._steps = 1
-        elif mode.waiting.takes_turns and steps > 1:
+        elif steps > 1 and mode.waiting.takes_turns:
             change_s = mode.next_change_s()
             if change_s < math.inf:
                 self._steps = min(steps, self._steps_until(change_s))
-        return now + self._elapsed(self._steps)
+        steps = self._steps
+        return now + (self._load_s + step.first_s if steps == 1 else self._elapsed(steps))
 
     def _end_leap(self, decoding: int, now: float) -> None:
         """Record the leap that ends now, and let its finished requests go."""

@@ -31,13 +31,17 @@ class LoadContext:
 
 
 class Tiers:
-    """Where loads to the GPU read from, and the copies that they leave in host memory."""
+    """Where loads to the GPU read from, and the copies that they leave in host memory.
+
+    :ivar follows_loads: whether starts and ends of loads matter here; otherwise the loader saves the calls.
+    """
 
     def __init__(self, host: HostTier, versions: WeightVersions) -> None:
         self.host = host
         self._has_host = host.present
         self._versions = versions
         self._hears_loads = versions.hears_loads
+        self.follows_loads = host.present or versions.hears_loads
 
     def source(self, request: Request) -> tuple[int, float]:
         """Return the tier to load the request's adapter from, and the load time. Counts as a use of a host copy."""
@@ -134,7 +138,7 @@ class Loader:
         self._recorder = context.recorder
         self._replica = context.replica
         self._tiers = Tiers(host, context.versions)
-        self._timing = context.timing
+        self._timing, self._disturbs = context.timing, context.timing.disturbs
         self._storage = Channel(loaders[0])
         self._from_host = Channel(loaders[1])
         self.loads: dict[int, Load] = {}
@@ -267,10 +271,10 @@ class Loader:
         load.channel.busy += 1
         load.started_s = now
         seconds = load.seconds
-        if load.on_renewed is None:
+        if self._tiers.follows_loads and load.on_renewed is None:
             self._tiers.load_started(load.adapter, load.tier)
         end_s = now + seconds
-        if load.tier == FROM_STORAGE and self._timing.disturbs:
+        if self._disturbs and load.tier == FROM_STORAGE:
             load.attempts = attempts = self._timing.attempts(now, seconds, load.adapter, index)
             if attempts.spans:
                 end_s = attempts.spans[-1][1]
@@ -301,7 +305,8 @@ class Loader:
                 self._start(channel)
             return
         self._cache.loaded(adapter)
-        self._tiers.load_ended(adapter, load.tier)
+        if self._tiers.follows_loads:
+            self._tiers.load_ended(adapter, load.tier)
         self._owner.loaded(waiting, may_join_now)
         self._spent.append(load)
         if self.short_of_room and not waiting:
