@@ -41,6 +41,10 @@ SLOTTED = ("continuous", *(name for name in ENGINES.names if name.startswith("vl
 """Engines whose adapter memory is counted in slots; the others keep the memory of their preset."""
 
 
+PROFILE = "h100-64gb/llama-3.1-8b/assumed"
+"""Of every row, so that its steps stay those of the rows before it."""
+
+
 def batch(
     rate: float,
     requests: int,
@@ -52,7 +56,7 @@ def batch(
     **more: Any,
 ) -> dict[str, Any]:
     """Return a scenario of continuous batching: small adapters (6.8 MB), of which a cache of 8 GB holds 1,000."""
-    return {
+    data: dict[str, Any] = {
         "schema_version": 1,
         "name": "bench",
         "workload": {
@@ -67,6 +71,8 @@ def batch(
         "cache": {"gpu": {"size": size}},
         **more,
     }
+    data["fleet"].setdefault("profile", PROFILE)
+    return data
 
 
 def thrash(requests: int) -> dict[str, Any]:
