@@ -62,7 +62,7 @@ scenarios_app.command("list")(inspect_commands.list_scenarios)
 scenarios_app.command("copy")(inspect_commands.copy_bundled)
 app.add_typer(scenarios_app, name="scenarios")
 profiles_app = typer.Typer(
-    help="Which GPUs and models there are costs for, and how to make more.", no_args_is_help=True
+    help="List, inspect and build profiles: the costs of a GPU, a model and an engine.", no_args_is_help=True
 )
 profiles_app.command("list")(profiles_command.list_profiles)
 profiles_app.command("show")(profiles_command.show_profile)

@@ -195,7 +195,7 @@ def _nearness(engine: str, made: str) -> str:
     if not made:
         return "for no engine in particular"
     if _family(made) != _family(engine):
-        return f"made with {_family(made)}, for want of one with {_family(engine)}"
+        return f"made with {_family(made)}, as there is none made with {_family(engine)}"
     if not is_same_engine(engine, made):
         return "nearest version of the engine"
     return "same version of the engine" if versions_of(engine) else "same engine"

@@ -96,7 +96,7 @@ def test_every_gpu_but_one_has_a_profile() -> None:
         (
             {"gpu": "l40s", "engine": "sglang"},
             "l40s/llama-3.1-8b/vllm-0.24.0",
-            "made with vllm, for want of one with sglang",
+            "made with vllm, as there is none made with sglang",
             ("base model",),
         ),
     ],

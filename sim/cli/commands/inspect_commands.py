@@ -19,7 +19,7 @@ def report(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/quickstart.")],
     quiet: QuietOption = False,
 ) -> None:
-    """Draw the report of a run again, without simulating."""
+    """Rebuild the report of a run without simulating."""
     from reports.pages.run_page import write_report
     from sim.results.run_directory.store import blamed_on, read_run
 
