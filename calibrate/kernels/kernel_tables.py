@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from calibrate.kernels.base_models import BaseModel
 from calibrate.kernels.cards import Card
 from calibrate.kernels.other_memory import OtherMemory
+from calibrate.kernels.weight_formats import WEIGHTS
 from sim.errors import InputError, LoraplanError, install_hint
 
 if TYPE_CHECKING:
@@ -27,16 +28,6 @@ if TYPE_CHECKING:
 ENGINES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
 """Engines that kernels were measured with, by their name in the tables, and as they call themselves."""
 _ENGINE_NAMES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "tensorrt-llm": "trtllm"}
-WEIGHTS = {
-    "bf16": "bfloat16",
-    "fp8": "fp8",
-    "fp8-block": "fp8_block",
-    "int8": "int8_wo",
-    "int4": "int4_wo",
-    "nvfp4": "nvfp4",
-    "mxfp4": "bfloat16",
-}
-"""Formats of the linear layers' weights, by loraplan's name: the name in the tables of matrix products."""
 EXPERTS_ALONE = ("mxfp4",)
 """Formats of a mixture's experts; its attention stays in 16 bits."""
 _EXPERTS = {"bf16": "bfloat16", "fp8": "fp8", "fp8-block": "fp8_block", "nvfp4": "nvfp4", "mxfp4": "w4a16_mxfp4"}
@@ -104,6 +95,21 @@ def check_parallel(model: BaseModel, tensor_parallel: int) -> None:
         )
 
 
+def check_weights(model: BaseModel, weights: str) -> None:
+    """Check that weights are in a format that the model's files may have.
+
+    :raises InputError: for another one; its costs and its memory would be those of another checkpoint.
+    """
+    if model.formats and weights not in model.formats:
+        raise InputError(
+            f"the config.json of {model.name} is that of a quantised checkpoint (quantization_config)",
+            key="--weights",
+            got=weights,
+            allowed=", ".join(model.formats),
+            hint="or give the config.json of the checkpoint that isn't quantised",
+        )
+
+
 class KernelTables:
     """The seconds of one replica's kernels in a step; the engine's own overhead is not among them.
 
@@ -117,6 +123,7 @@ class KernelTables:
         :raises InputError: without the extra, or where the tables don't cover this.
         """
         check_parallel(deployment.model, deployment.tensor_parallel)
+        check_weights(deployment.model, deployment.weights)
         package = _package()
         self.package = f"aiconfigurator-core {package}"
         self.version = engine_version(deployment.card.system, deployment.engine)

@@ -235,7 +235,7 @@ def _no_profile(shelf: Sequence[_Shelved], wanted: _Shelved) -> ScenarioError:
 
     def unlike(each: _Shelved) -> tuple[int, float, int]:
         same = (each.gpu == wanted.gpu, is_model(wanted.model, each.model))
-        likeness = difflib.SequenceMatcher(None, _plain(wanted.model), each.model).ratio()
+        likeness = difflib.SequenceMatcher(None, plain_name(wanted.model), each.model).ratio()
         return -sum(same), -likeness, abs(each.gpus - wanted.gpus)
 
     near = sorted(shelf, key=unlike)
@@ -287,10 +287,11 @@ def _made(profile: Profile) -> str:
 
 def is_model(given: str, known: str) -> bool:
     """Return whether a name is that of a model: ``Qwen/Qwen2.5-14B-Instruct`` has the layers of ``qwen2.5-14b``."""
-    return _plain(given) == _plain(known)
+    return plain_name(given) == plain_name(known)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a model's name without its owner, and without the endings that leave its layers as they are."""
     last = name.rstrip("/").rpartition("/")[2].lower().replace("_", "-").removeprefix("meta-")
     return _TUNED.sub("", last)
 

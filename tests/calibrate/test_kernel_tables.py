@@ -13,8 +13,9 @@ pytest.importorskip("aiconfigurator_core", reason="needs the kernels extra: pip 
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import overhead_of
-from calibrate.kernels.kernel_tables import WEIGHTS, Deployment, KernelTables
+from calibrate.kernels.kernel_tables import Deployment, KernelTables
 from calibrate.kernels.profile_from_kernels import build_command, build_profile, check_faster
+from calibrate.kernels.weight_formats import WEIGHTS
 from sim.errors import InputError
 from sim.spec.profile import bundled_profiles, load_profile
 

@@ -164,17 +164,18 @@ def build_profile(
 
     Example: loraplan profiles build --gpu h100-80gb --model llama-3.1-8b
     """
-    from calibrate.kernels.base_models import base_model_of
+    from calibrate.kernels.base_models import base_model_of, config_file
     from calibrate.kernels.cards import card_of
-    from calibrate.kernels.kernel_tables import WEIGHTS, Deployment, engine_of
+    from calibrate.kernels.kernel_tables import Deployment, engine_of
     from calibrate.kernels.profile_from_kernels import build_command
     from calibrate.kernels.profile_from_kernels import build_profile as built_profile
+    from calibrate.kernels.weight_formats import WEIGHTS
     from calibrate.published.profile_from_runs import write_profile
 
     if weights not in WEIGHTS:
         raise InputError("unknown format of weights", key="--weights", got=weights, allowed=", ".join(WEIGHTS))
     deployment = Deployment(card_of(gpu), base_model_of(model, name), engine_of(engine), weights, tensor_parallel)
-    given = model if model.lower() == deployment.model.name else "config.json"
+    given = None if config_file(model) is None else "config.json"
     built = built_profile(deployment, shlex.join(build_command(deployment, given)))
     profile = built.profile
     file = out or Path("profiles") / f"{profile.name}.json"
