@@ -14,7 +14,7 @@ from typing import Any
 from calibrate.kernels.weight_formats import formats_of
 from sim.errors import InputError, did_you_mean
 from sim.reading import MANIFEST_BYTES, brackets_fit, read_regular
-from sim.spec.profile_choice import is_model, plain_name
+from sim.spec.profile_choice import BASE_MODELS, is_model, plain_name
 from sim.traffic.adapters import SHAPES, ModelShape
 
 FAMILIES = {
@@ -110,15 +110,14 @@ def base_model_of(given: str, name: str | None = None) -> BaseModel:
     file = config_file(given)
     if file is not None:
         return _from_file(file, name)
-    models = [each for each in SHAPES if each != "tiny"]
-    found = next((each for each in models if is_model(given.strip(), each)), None)
+    found = next((each for each in BASE_MODELS if is_model(given.strip(), each)), None)
     if found is None:
         raise InputError(
             "neither a known base model, nor a file or folder" if "/" in given else "unknown base model",
             key="--model",
             got=given,
-            allowed=", ".join(models),
-            hint=did_you_mean(plain_name(given.strip()), models)
+            allowed=", ".join(BASE_MODELS),
+            hint=did_you_mean(plain_name(given.strip()), BASE_MODELS)
             or "or give its config.json, or the folder of its weights",
         )
     if name is not None:

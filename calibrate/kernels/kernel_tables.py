@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +21,7 @@ from calibrate.kernels.cards import Card
 from calibrate.kernels.other_memory import OtherMemory
 from calibrate.kernels.weight_formats import WEIGHTS
 from sim.errors import InputError, LoraplanError, install_hint
+from sim.spec.profile_choice import MOST_GPUS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +85,7 @@ def check_parallel(model: BaseModel, tensor_parallel: int) -> None:
     :raises InputError: where its heads can't.
     """
     shape = model.shape
-    splits = [n for n in (1, 2, 4, 8, 16) if shape.fits(n)]
+    splits = [n for n in (1, 2, 4, 8, 16) if n <= MOST_GPUS and shape.fits(n)]
     if tensor_parallel not in splits:
         raise InputError(
             f"{model.name} can't be split over so many GPUs: it has {shape.heads} attention heads and "
@@ -274,7 +275,8 @@ class KernelTables:
                 f"{self._tables} have no matrix products with such weights",
                 key="--weights",
                 got=deployment.weights,
-                allowed=", ".join(name for name, known in WEIGHTS.items() if known in formats),
+                allowed=", ".join(self._offered(formats.tolist())) or None,
+                hint="formats that take longer than 16 bits in these tables are refused as well",
             )
         attention = table_of(deployment.card.system, deployment.engine, self.version, "generation_attention")
         shape = deployment.model.shape
@@ -288,6 +290,12 @@ class KernelTables:
                 f"{deployment.heads} attention heads over {deployment.kv_heads} KV heads on a GPU",
                 f"KV heads on a GPU: {', '.join(map(str, known))}",
             )
+
+    def _offered(self, formats: Sequence[str]) -> list[str]:
+        """Return the formats of weights that this model can have, of those that matrix products were measured with."""
+        model = self.deployment.model
+        fitting = [name for name in model.formats or WEIGHTS if WEIGHTS[name] in formats]
+        return [name for name in fitting if (name in _EXPERTS if model.shape.experts else name not in EXPERTS_ALONE)]
 
     @property
     def _tables(self) -> str:

@@ -148,7 +148,7 @@ def check_faster(tables: KernelTables) -> None:
             "as long as with 16 bits, which no measured server confirms",
             key="--weights",
             got=deployment.weights,
-            hint="another format, such as fp8, or --weights bf16",
+            hint=None if deployment.model.formats else "give --weights bf16",
         )
 
 
@@ -211,7 +211,7 @@ def _sources(tables: KernelTables, overhead: EngineOverhead) -> dict[str, str]:
         "step.per_passed_s": "0.44 us for each waiting request that the scheduler passes, measured under vLLM 0.8.5",
         **lora_terms.SOURCES,
         "load": load_law.SOURCE,
-        **memory_model.SOURCES,
+        **memory_model.sources_of(deployment.engine),
         "envelope": "sequences and tokens: the engine's defaults; adapters, rank and slots: where LoRA was measured",
     }
 

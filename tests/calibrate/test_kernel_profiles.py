@@ -17,7 +17,7 @@ from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of
 from calibrate.kernels.kernel_tables import Deployment, check_parallel, check_weights, engine_of
 from calibrate.kernels.load_law import load_cost
 from calibrate.kernels.lora_terms import KINDS, MEASURED, SPREAD, SPREAD_ALIKE, lora_cost, spread_on
-from calibrate.kernels.memory_model import DRIVER_BYTES, memory_of
+from calibrate.kernels.memory_model import DRIVER_BYTES, SOURCES, memory_of, sources_of
 from calibrate.kernels.other_memory import OtherMemory
 from calibrate.kernels.profile_from_kernels import cost_draws
 from calibrate.kernels.surrogate import StepEnvelope, fit_surrogate, predict
@@ -254,6 +254,31 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     text = str(refused.value)
     assert text.startswith("--tp: 1 x NVIDIA H100 80GB HBM3 can't hold llama-3.1-70b in bf16: weights take 141 GB")
     assert text.endswith("a larger --tp, a larger --gpu, or --weights fp8")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "weights", "gpus", "hint"),
+    [
+        ("l40s", "fp8", 1, "; a larger --tp, or a larger --gpu"),
+        ("l40s", "bf16", 2, "; a larger --tp, a larger --gpu, or --weights fp8"),
+    ],
+)
+def test_a_hint_does_not_repeat_what_was_tried(gpu: str, weights: str, gpus: int, hint: str) -> None:
+    model = base_model_of("llama-3.1-70b")
+    with pytest.raises(InputError) as refused:
+        memory_of(Deployment(card_of(gpu), model, weights=weights, tensor_parallel=gpus))
+    assert str(refused.value).endswith(f"of memory){hint}")
+
+
+def test_what_is_said_of_memory_is_true_of_the_engine() -> None:
+    assert sources_of("vllm") == SOURCES
+    for engine, called in (("sglang", "SGLang"), ("trtllm", "TensorRT-LLM")):
+        said = sources_of(engine)
+        assert said.keys() == SOURCES.keys()
+        assert said["memory.slot_layout"] == (
+            f"assumed: every adapter takes its exact size; the buffers of {called} were not modelled"
+        )
+        assert said["memory.utilization"].startswith(f"assumed: vLLM's default; {called} sizes its share")
 
 
 def test_lora_terms_of_a_measured_model_follow_from_the_other() -> None:

@@ -88,7 +88,8 @@ def test_fp8_weights_are_smaller_and_decode_faster() -> None:
             "a100",
             "llama-3.1-8b",
             {"weights": "fp8"},
-            "--weights: the kernel tables of NVIDIA A100-SXM4-80GB under vLLM",
+            "--weights: the kernel tables of NVIDIA A100-SXM4-80GB under vLLM 0.14.0 have no matrix products with such "
+            "weights (got fp8, allowed: bf16",
         ),
         (
             "h100",
@@ -117,6 +118,13 @@ def test_gaps_of_the_tables_are_refused(gpu: str, model: str, more: dict[str, ob
     with pytest.raises(InputError) as refused:
         KernelTables(deployment(gpu, model, **more))
     assert str(refused.value).startswith(message)
+
+
+def test_formats_that_are_offered_are_not_those_of_experts() -> None:
+    with pytest.raises(InputError) as refused:
+        KernelTables(deployment("a100", "llama-3.1-8b", weights="fp8"))
+    assert "mxfp4" not in str(refused.value)
+    assert str(refused.value).endswith("; formats that take longer than 16 bits in these tables are refused as well")
 
 
 OFFERED = {
