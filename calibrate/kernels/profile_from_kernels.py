@@ -19,6 +19,7 @@ from sim.errors import InputError
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.rng import stream
 from sim.spec.profile import (
+    UNFIT,
     Conditions,
     Draw,
     Envelope,
@@ -158,7 +159,7 @@ def _status_note(overhead: EngineOverhead, deployment: Deployment) -> str:
     Where errors are normally distributed, half of them are below 0.67 of their standard deviation.
     """
     off = float(np.expm1(norm.ppf(0.75) * overhead.spread))
-    flag = f"steps of this class are off by more than {FLAG:.0%} in the median: don't plan with them"
+    flag = f"steps of this class are off by more than {FLAG:.0%} in the median: {UNFIT}"
     adapted = f"{lora_terms.MARK}, on attention alone" if deployment.model.shape.experts else lora_terms.MARK
     return f"{adapted}; {flag}" if off > FLAG else adapted
 

@@ -166,6 +166,11 @@ def disturbance_notes(profile: Profile) -> list[str]:
     return [] if flags == "none" else [f"the profile {profile.name} was measured on a disturbed device: {flags}"]
 
 
+def fitness_notes(profile: Profile) -> list[str]:
+    """Return a note where a profile's class of deployments is off too far to plan with."""
+    return [f"the profile {profile.name} is {profile.stated}"] if profile.unfit_to_plan else []
+
+
 def engine_notes(engine: str, profile: Profile) -> list[str]:
     """Return notes on whose rules a version of an engine gets, and on step costs of another engine or version."""
     preset, notes = ENGINES[engine], []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from command_line import CommandLine
 
 from sim.errors import ScenarioError
-from sim.spec.profile import Draw, Shape, StepCost, bundled_profiles, load_profile
+from sim.spec.profile import UNFIT, Draw, Shape, StepCost, bundled_profiles, load_profile
 from sim.spec.scenario import Adapters
 from sim.studies.profile_listing import tpot_error
 from sim.traffic.adapters import SHAPES, ModelShape, base_shape, populate
@@ -218,6 +219,25 @@ def test_a_model_that_loraplan_does_not_know_is_built_and_simulated(tmp_path: Pa
     ran = loraplan("run", "quickstart", "--json", "--out", "run", *(part for c in changes for part in ("--set", c)))
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["points"][0]["metrics"]["tpot_mean_s"]["value"] > 0
+
+
+@pytest.mark.parametrize("command", [("check",), ("run", "--out", "run", "--set", "workload.requests=500")])
+def test_results_say_that_a_profile_is_not_to_plan_with(
+    command: tuple[str, ...], tmp_path: Path, loraplan: CommandLine
+) -> None:
+    profile, _ = load_profile("h200/llama-3.1-8b/vllm-0.24.0")
+    note = f"LoRA terms scaled; steps of this class are off by more than 30% in the median: {UNFIT}"
+    for name, status_note in (("unfit", note), ("fit", profile.status_note)):
+        built = profile.model_copy(update={"name": name, "status_note": status_note})
+        (tmp_path / f"{name}.json").write_text(built.model_dump_json())
+    said = {}
+    for name in ("unfit", "fit"):
+        ended = loraplan(command[0], "quickstart", *command[1:], "--set", f"fleet.profile=./{name}.json")
+        assert ended.code == 0, ended.err
+        said[name] = " ".join((ended.out + ended.err).split())
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    assert f"the profile unfit is derived; {note}" in said["unfit"]
+    assert UNFIT not in said["fit"]
 
 
 def test_a_shape_of_its_own_sizes_adapters_and_slots() -> None:
