@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,21 @@ def engine_of(name: str) -> str:
     raise InputError(
         "there are no kernel tables for this engine", key="--engine", got=name, allowed=", ".join(_ENGINE_NAMES)
     )
+
+
+def other_version(name: str, measured: str) -> str | None:
+    """Return a note where a user names another version of an engine than kernels were measured with, or None.
+
+    :param name: as given: ``vllm-0.12``; without a version it is none in particular.
+    :param measured: the engine of the tables, with its version: ``vLLM 0.24.0``.
+    """
+    asked, there = (re.search(r"[-= ]v?(\d+(?:\.\d+)*)", each) for each in (name, measured))
+    if asked is None or there is None:
+        return None
+    parts = asked[1].split(".")
+    if there[1].split(".")[: len(parts)] == parts:
+        return None
+    return f"the kernel tables have no {name}: this profile is of {measured}, the version that they were measured with"
 
 
 def check_parallel(model: BaseModel, tensor_parallel: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 from calibrate.kernels.base_models import BaseModel, base_model_of
 from calibrate.kernels.cards import CARDS, SCALED, card_of
 from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of
-from calibrate.kernels.kernel_tables import Deployment, check_parallel, check_weights, engine_of
+from calibrate.kernels.kernel_tables import Deployment, check_parallel, check_weights, engine_of, other_version
 from calibrate.kernels.load_law import load_cost
 from calibrate.kernels.lora_terms import KINDS, MEASURED, SPREAD, SPREAD_ALIKE, lora_cost, spread_on
 from calibrate.kernels.memory_model import DRIVER_BYTES, SOURCES, memory_of, sources_of
@@ -234,6 +234,23 @@ def test_engines_are_named_as_in_scenarios() -> None:
     ]
     with pytest.raises(InputError, match=r"--engine: there are no kernel tables for this engine \(got tgi"):
         engine_of("tgi")
+
+
+@pytest.mark.parametrize(
+    ("name", "measured", "other"),
+    [
+        ("vllm-0.12", "vLLM 0.24.0", True),
+        ("vllm-0.2", "vLLM 0.24.0", True),
+        ("tensorrt-llm-1.0", "TensorRT-LLM 1.2.0", True),
+        ("vllm-0.24", "vLLM 0.24.0", False),
+        ("vLLM-0.24.0", "vLLM 0.24.0", False),
+        ("tensorrt-llm", "TensorRT-LLM 1.2.0", False),
+        ("vllm", "vLLM 0.24.0", False),
+    ],
+)
+def test_another_version_than_that_of_the_tables_is_said(name: str, measured: str, other: bool) -> None:
+    note = f"the kernel tables have no {name}: this profile is of {measured}, the version that they were measured with"
+    assert other_version(name, measured) == (note if other else None)
 
 
 def test_memory_of_several_gpus_is_the_sum() -> None:

@@ -48,6 +48,10 @@ def test_list_has_every_bundled_profile_with_its_status_and_error(loraplan: Comm
     [
         (("h100-64", "qwen"), ["h100-64gb/qwen2.5-7b/vllm-0.8.5"]),
         (("--gpu", "H100", "--model", "Qwen2.5-14B-Instruct"), ["h100-80gb/qwen2.5-14b/vllm-0.24.0"]),
+        (
+            ("l40s", "--model", "qwen"),
+            ["l40s/qwen2.5-14b/vllm-0.24.0", "l40s/qwen2.5-7b/vllm-0.24.0", "l40s/qwen3-8b/vllm-0.24.0"],
+        ),
         (("--status", "assumed"), ["h100-64gb/llama-3.1-8b/assumed", "l40s-48gb/llama-3.1-8b/assumed"]),
         (("l40s", "--status", "assumed", "--model", "llama-3.1-8b"), ["l40s-48gb/llama-3.1-8b/assumed"]),
     ],
@@ -62,6 +66,8 @@ def test_list_filters(given: tuple[str, ...], names: list[str], loraplan: Comman
     [
         (("--gpu", "h300"), "--gpu: unknown GPU (got h300, allowed: a100-40gb, a100-80gb, b200, "),
         (("--status", "derive"), "--status: unknown status (got derive, allowed: measured, derived, assumed); did you"),
+        (("h100", "qwn"), "no profile matches (got h100 qwn); did you mean 'qwen'?"),
+        (("--model", "qwen2.5-41b"), "no profile matches (got qwen2.5-41b); did you mean 'qwen2.5-14b'?"),
         (("gaudi",), "no profile matches (got gaudi); loraplan profiles list shows all"),
         (
             ("h200", "--model", "qwen2.5-32b"),
@@ -126,7 +132,7 @@ def test_show_gives_coefficients_with_units_sources_and_errors(loraplan: Command
 def test_show_of_an_unknown_profile_suggests_one(loraplan: CommandLine) -> None:
     ended = loraplan("profiles", "show", "h100-64gb/llama-3.1-8b/vllm-0.8.6")
     assert ended.code == 2
-    assert "no such profile" in ended.err
+    assert "NAME: no such profile (got h100-64gb" in ended.err
     assert "did you mean 'h100-64gb/llama-3.1-8b/vllm-0.8.5'?" in ended.err
 
 
@@ -174,6 +180,13 @@ def test_a_built_profile_is_listed_shown_and_simulated(tmp_path: Path, loraplan:
     assert ran.code == 0, ran.err
     metric = json.loads(ran.out)["points"][0]["metrics"]["tpot_mean_s"]
     assert metric["calibration_lo"] < metric["value"] < metric["calibration_hi"]
+
+
+@needs_tables
+def test_a_build_of_another_version_says_so(loraplan: CommandLine) -> None:
+    built = loraplan(*BUILD, "--engine", "vllm-0.12", "--out", "p.json")
+    assert built.code == 0, built.err
+    assert "note: the kernel tables have no vllm-0.12: this profile is of vLLM 0.24.0" in " ".join(built.err.split())
 
 
 @needs_tables
