@@ -287,12 +287,14 @@ class KernelTables:
         self._check_experts()
         formats = table_of(deployment.card.system, deployment.engine, self.version, "gemm")["gemm_dtype"].unique()
         if WEIGHTS[deployment.weights] not in formats:
+            offered = self._offered(formats.tolist())
+            hint = None if offered == ["bf16"] else "formats that take longer than 16 bits in these tables are refused"
             raise InputError(
                 f"{self._tables} have no matrix products with such weights",
                 key="--weights",
                 got=deployment.weights,
-                allowed=", ".join(self._offered(formats.tolist())) or None,
-                hint="formats that take longer than 16 bits in these tables are refused as well",
+                allowed=", ".join(offered) or None,
+                hint=hint if offered else "give another --gpu, or the config.json of a checkpoint in another format",
             )
         attention = table_of(deployment.card.system, deployment.engine, self.version, "generation_attention")
         shape = deployment.model.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,8 +124,13 @@ def test_gaps_of_the_tables_are_refused(gpu: str, model: str, more: dict[str, ob
 def test_formats_that_are_offered_are_not_those_of_experts() -> None:
     with pytest.raises(InputError) as refused:
         KernelTables(deployment("a100", "llama-3.1-8b", weights="fp8"))
-    assert "mxfp4" not in str(refused.value)
-    assert str(refused.value).endswith("; formats that take longer than 16 bits in these tables are refused as well")
+    assert str(refused.value).endswith("(got fp8, allowed: bf16)")
+    quantised = replace(base_model_of("llama-3.1-8b"), formats=("int4",))
+    with pytest.raises(InputError) as refused:
+        KernelTables(Deployment(card_of("h100"), quantised, weights="int4"))
+    assert str(refused.value).endswith(
+        "(got int4); give another --gpu, or the config.json of a checkpoint in another format"
+    )
 
 
 OFFERED = {
