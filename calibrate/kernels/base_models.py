@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from calibrate.kernels.weight_formats import formats_of
 from sim.errors import InputError, did_you_mean
 from sim.reading import MANIFEST_BYTES, brackets_fit, read_regular
+from sim.spec.profile_choice import BASE_MODELS, is_model, plain_name
 from sim.traffic.adapters import SHAPES, ModelShape
 
 FAMILIES = {
@@ -24,6 +26,8 @@ FAMILIES = {
 """Architectures whose layers are those of ``ModelShape``, and what else their shape says."""
 _LARGEST = 10_000_000
 _CONTEXT = 32_768
+_LONGEST = {"llama-3-8b": 8192, "llama-3-70b": 8192}
+"""Longest sequences of models that a later one, of the same shape, goes beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class BaseModel:
     :ivar context: longest sequence, in tokens.
     :ivar tied: whether the output head is the embedding.
     :ivar window: tokens that every other layer attends to; 0: all layers attend to all tokens.
+    :ivar formats: formats of weights that its files may have; empty: any.
     """
 
     name: str
@@ -42,6 +47,7 @@ class BaseModel:
     context: int
     tied: bool = False
     window: int = 0
+    formats: tuple[str, ...] = ()
 
     @property
     def kv_layers(self) -> int:
@@ -94,25 +100,42 @@ class BaseModel:
 def base_model_of(given: str, name: str | None = None) -> BaseModel:
     """Return the base model that a user names: ``llama-3.1-8b``, a ``config.json``, or a folder that has one.
 
+    Names on Hugging Face are understood as scenarios understand them: ``Qwen/Qwen2.5-32B-Instruct``.
+
     :param name: what to call a model of a ``config.json``; unset: the known model of the same shape, or the
         folder's name.
-    :raises InputError: for an unknown name, or a file that describes no dense decoder; key ``--model``.
+    :raises InputError: for an unknown name, or a file that describes no dense decoder; key ``--model``; a known
+        model with a ``name``; key ``--name``.
     """
+    file = config_file(given)
+    if file is not None:
+        return _from_file(file, name)
+    found = next((each for each in BASE_MODELS if is_model(given.strip(), each)), None)
+    if found is None:
+        raise InputError(
+            "neither a known base model, nor a file or folder" if "/" in given else "unknown base model",
+            key="--model",
+            got=given,
+            allowed=", ".join(BASE_MODELS),
+            hint=did_you_mean(plain_name(given.strip()), BASE_MODELS)
+            or "or give its config.json, or the folder of its weights",
+        )
+    if name is not None:
+        raise InputError(
+            f"{found} has its name already; only the model of a config.json is given one",
+            key="--name",
+            got=name,
+            hint="remove it, or give a config.json as --model",
+        )
+    return _known(found)
+
+
+def config_file(given: str) -> Path | None:
+    """Return the ``config.json`` that a user gives as a base model, also by its folder; None: it is a name."""
     path = Path(given)
     if path.is_dir():
-        path = path / "config.json"
-    if path.suffix == ".json" or "/" in given:
-        return _from_file(path, name)
-    known = given.strip().lower()
-    if known in SHAPES and known != "tiny":
-        return _known(known)
-    raise InputError(
-        "unknown base model",
-        key="--model",
-        got=given,
-        allowed=", ".join(each for each in SHAPES if each != "tiny"),
-        hint=did_you_mean(known, SHAPES) or "or give its config.json, or the folder of its weights",
-    )
+        return path / "config.json"
+    return path if path.suffix == ".json" or path.exists() else None
 
 
 def _known(name: str) -> BaseModel:
@@ -126,6 +149,7 @@ def _known(name: str) -> BaseModel:
 def _from_file(path: Path, name: str | None) -> BaseModel:
     data = _read(path)
     architecture = _architecture(data, path)
+    _check_dense(data, path)
     heads = _count(data, "num_attention_heads", path)
     hidden = _count(data, "hidden_size", path)
     shape = replace(
@@ -146,11 +170,42 @@ def _from_file(path: Path, name: str | None) -> BaseModel:
             allowed=f"a divisor of num_attention_heads ({shape.heads})",
             file=str(path),
         )
-    alike = [known for known, other in SHAPES.items() if other == shape]
-    folder = path.resolve().parent.name.lower()
-    called = name or next((each for each in alike if each == folder), None) or (alike[0] if alike else folder)
     context = _count(data, "max_position_embeddings", path, _CONTEXT)
-    return BaseModel(called, shape, architecture, context, data.get("tie_word_embeddings") is True)
+    called = name or _name_of(shape, context, path)
+    return BaseModel(
+        called, shape, architecture, context, data.get("tie_word_embeddings") is True, formats=formats_of(data)
+    )
+
+
+def _name_of(shape: ModelShape, context: int, path: Path) -> str:
+    """Return the known model of a shape, by the folder's name or the longest sequence where there are several."""
+    folder = path.resolve().parent.name.lower()
+    alike = [known for known, other in SHAPES.items() if other == shape]
+    named = [known for known in alike if is_model(folder, known)]
+    long_enough = [known for known in alike if context <= _LONGEST.get(known, context)]
+    return (named or long_enough or [folder])[0]
+
+
+def _check_dense(data: Mapping[str, Any], path: Path) -> None:
+    """Refuse what a supported architecture's name hides: experts, and layers that attend to a window."""
+    for key in ("num_local_experts", "num_experts"):
+        if isinstance(data.get(key), int) and data[key] > 1:
+            raise InputError(
+                "mixtures of experts from a file are not supported",
+                key=key,
+                got=data[key],
+                file=str(path),
+                hint="one is known by its name: --model gpt-oss-120b",
+            )
+    if data.get("use_sliding_window") is True and data.get("sliding_window"):
+        raise InputError(
+            "layers that attend to a sliding window are not supported: kernel tables would count all tokens",
+            key="use_sliding_window",
+            got="true",
+            allowed="false",
+            file=str(path),
+            hint="if the server turns the window off, set it to false in a copy of this file",
+        )
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -161,7 +216,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         data = json.loads(raw) if brackets_fit(raw) else None
     except (ValueError, RecursionError) as error:
-        raise InputError("this config.json is damaged", key="--model", got=str(error), file=str(path)) from None
+        where = f": {error.msg}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(f"this config.json is not JSON{where}", key="--model", file=str(path)) from None
     if not isinstance(data, dict):
         raise InputError("not the config.json of a model", key="--model", got=str(path), allowed="a JSON object")
     return data

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from calibrate.kernels.base_models import BaseModel
 from calibrate.kernels.cards import Card
 from calibrate.kernels.other_memory import OtherMemory
+from calibrate.kernels.weight_formats import WEIGHTS
 from sim.errors import InputError, LoraplanError, install_hint
+from sim.spec.profile_choice import MOST_GPUS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,16 +30,6 @@ if TYPE_CHECKING:
 ENGINES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
 """Engines that kernels were measured with, by their name in the tables, and as they call themselves."""
 _ENGINE_NAMES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "tensorrt-llm": "trtllm"}
-WEIGHTS = {
-    "bf16": "bfloat16",
-    "fp8": "fp8",
-    "fp8-block": "fp8_block",
-    "int8": "int8_wo",
-    "int4": "int4_wo",
-    "nvfp4": "nvfp4",
-    "mxfp4": "bfloat16",
-}
-"""Formats of the linear layers' weights, by loraplan's name: the name in the tables of matrix products."""
 EXPERTS_ALONE = ("mxfp4",)
 """Formats of a mixture's experts; its attention stays in 16 bits."""
 _EXPERTS = {"bf16": "bfloat16", "fp8": "fp8", "fp8-block": "fp8_block", "nvfp4": "nvfp4", "mxfp4": "w4a16_mxfp4"}
@@ -87,13 +80,28 @@ def engine_of(name: str) -> str:
     )
 
 
+def other_version(name: str, measured: str) -> str | None:
+    """Return a note where a user names another version of an engine than kernels were measured with, or None.
+
+    :param name: as given: ``vllm-0.12``; without a version it is none in particular.
+    :param measured: the engine of the tables, with its version: ``vLLM 0.24.0``.
+    """
+    asked, there = (re.search(r"[-= ]v?(\d+(?:\.\d+)*)", each) for each in (name, measured))
+    if asked is None or there is None:
+        return None
+    parts = asked[1].split(".")
+    if there[1].split(".")[: len(parts)] == parts:
+        return None
+    return f"the kernel tables have no {name}: this profile is of {measured}, the version that they were measured with"
+
+
 def check_parallel(model: BaseModel, tensor_parallel: int) -> None:
     """Check that a model can be split over so many GPUs.
 
     :raises InputError: where its heads can't.
     """
     shape = model.shape
-    splits = [n for n in (1, 2, 4, 8, 16) if shape.fits(n)]
+    splits = [n for n in (1, 2, 4, 8, 16) if n <= MOST_GPUS and shape.fits(n)]
     if tensor_parallel not in splits:
         raise InputError(
             f"{model.name} can't be split over so many GPUs: it has {shape.heads} attention heads and "
@@ -101,6 +109,21 @@ def check_parallel(model: BaseModel, tensor_parallel: int) -> None:
             key="--tp",
             got=tensor_parallel,
             allowed=", ".join(map(str, splits)),
+        )
+
+
+def check_weights(model: BaseModel, weights: str) -> None:
+    """Check that weights are in a format that the model's files may have.
+
+    :raises InputError: for another one; its costs and its memory would be those of another checkpoint.
+    """
+    if model.formats and weights not in model.formats:
+        raise InputError(
+            f"the config.json of {model.name} is that of a quantised checkpoint (quantization_config)",
+            key="--weights",
+            got=weights,
+            allowed=", ".join(model.formats),
+            hint="or give the config.json of the checkpoint that isn't quantised",
         )
 
 
@@ -117,6 +140,7 @@ class KernelTables:
         :raises InputError: without the extra, or where the tables don't cover this.
         """
         check_parallel(deployment.model, deployment.tensor_parallel)
+        check_weights(deployment.model, deployment.weights)
         package = _package()
         self.package = f"aiconfigurator-core {package}"
         self.version = engine_version(deployment.card.system, deployment.engine)
@@ -263,11 +287,14 @@ class KernelTables:
         self._check_experts()
         formats = table_of(deployment.card.system, deployment.engine, self.version, "gemm")["gemm_dtype"].unique()
         if WEIGHTS[deployment.weights] not in formats:
+            offered = self._offered(formats.tolist())
+            hint = None if offered == ["bf16"] else "formats that take longer than 16 bits in these tables are refused"
             raise InputError(
                 f"{self._tables} have no matrix products with such weights",
                 key="--weights",
                 got=deployment.weights,
-                allowed=", ".join(name for name, known in WEIGHTS.items() if known in formats),
+                allowed=", ".join(offered) or None,
+                hint=hint if offered else "give another --gpu, or the config.json of a checkpoint in another format",
             )
         attention = table_of(deployment.card.system, deployment.engine, self.version, "generation_attention")
         shape = deployment.model.shape
@@ -281,6 +308,12 @@ class KernelTables:
                 f"{deployment.heads} attention heads over {deployment.kv_heads} KV heads on a GPU",
                 f"KV heads on a GPU: {', '.join(map(str, known))}",
             )
+
+    def _offered(self, formats: Sequence[str]) -> list[str]:
+        """Return the formats of weights that this model can have, of those that matrix products were measured with."""
+        model = self.deployment.model
+        fitting = [name for name in model.formats or WEIGHTS if WEIGHTS[name] in formats]
+        return [name for name in fitting if (name in _EXPERTS if model.shape.experts else name not in EXPERTS_ALONE)]
 
     @property
     def _tables(self) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from math import prod
 
 from calibrate.kernels.base_models import BaseModel
-from calibrate.kernels.cards import MIB
-from calibrate.kernels.kernel_tables import EXPERTS_ALONE, Deployment
+from calibrate.kernels.cards import CARDS, MIB, SCALED
+from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE, Deployment
 from sim.errors import InputError
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.policies.slot_memory import unused_bytes
@@ -61,6 +61,22 @@ SOURCES = {
     "included",
     "memory.slot_layout": "vLLM 0.8's buffers, on each GPU as vLLM splits them",
 }
+_OTHER_ENGINES = {
+    "memory.utilization": "assumed: vLLM's default; {engine} sizes its share of the memory by a rule of its own "
+    "(docs/engine-flags.md)",
+    "memory.slot_layout": "assumed: every adapter takes its exact size; the buffers of {engine} were not modelled",
+}
+"""What is true of the memory under other engines than vLLM."""
+
+
+def sources_of(engine: str) -> dict[str, str]:
+    """Return where the numbers of ``memory_of`` come from.
+
+    :param engine: a key of ``ENGINES``.
+    """
+    if engine == "vllm":
+        return SOURCES
+    return SOURCES | {part: source.format(engine=ENGINES[engine]) for part, source in _OTHER_ENGINES.items()}
 
 
 def memory_of(deployment: Deployment) -> Memory:
@@ -86,9 +102,23 @@ def memory_of(deployment: Deployment) -> Memory:
             key="--tp",
             got=gpus,
             allowed=f"{human_bytes(int(memory.total_bytes * UTILIZATION))} of memory",
-            hint="a larger --tp, a larger --gpu, or --weights fp8",
+            hint=_smaller(deployment),
         )
     return memory
+
+
+def _smaller(deployment: Deployment) -> str | None:
+    """Return what makes a model fit: what wasn't given yet."""
+    shape, gpus = deployment.model.shape, deployment.tensor_parallel
+    ways = ["a larger --tp"] if any(shape.fits(more) for more in NCCL_BYTES if more > gpus) else []
+    largest = max(card.memory_bytes for card in (*CARDS.values(), *SCALED.values()))
+    ways += ["a larger --gpu"] if deployment.card.memory_bytes < largest else []
+    ways += ["--weights fp8"] if deployment.weights == "bf16" and _may_be_fp8(deployment) else []
+    return ", or ".join(filter(None, (", ".join(ways[:-1]), *ways[-1:]))) or None
+
+
+def _may_be_fp8(deployment: Deployment) -> bool:
+    return not deployment.model.shape.experts and "fp8" in (deployment.model.formats or ("fp8",))
 
 
 def _weights(deployment: Deployment) -> int:

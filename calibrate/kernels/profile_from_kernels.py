@@ -19,6 +19,7 @@ from sim.errors import InputError
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.rng import stream
 from sim.spec.profile import (
+    UNFIT,
     Conditions,
     Draw,
     Envelope,
@@ -148,7 +149,7 @@ def check_faster(tables: KernelTables) -> None:
             "as long as with 16 bits, which no measured server confirms",
             key="--weights",
             got=deployment.weights,
-            hint="another format, such as fp8, or --weights bf16",
+            hint=None if deployment.model.formats else "give --weights bf16",
         )
 
 
@@ -158,7 +159,7 @@ def _status_note(overhead: EngineOverhead, deployment: Deployment) -> str:
     Where errors are normally distributed, half of them are below 0.67 of their standard deviation.
     """
     off = float(np.expm1(norm.ppf(0.75) * overhead.spread))
-    flag = f"steps of this class are off by more than {FLAG:.0%} in the median: don't plan with them"
+    flag = f"steps of this class are off by more than {FLAG:.0%} in the median: {UNFIT}"
     adapted = f"{lora_terms.MARK}, on attention alone" if deployment.model.shape.experts else lora_terms.MARK
     return f"{adapted}; {flag}" if off > FLAG else adapted
 
@@ -211,7 +212,7 @@ def _sources(tables: KernelTables, overhead: EngineOverhead) -> dict[str, str]:
         "step.per_passed_s": "0.44 us for each waiting request that the scheduler passes, measured under vLLM 0.8.5",
         **lora_terms.SOURCES,
         "load": load_law.SOURCE,
-        **memory_model.SOURCES,
+        **memory_model.sources_of(deployment.engine),
         "envelope": "sequences and tokens: the engine's defaults; adapters, rank and slots: where LoRA was measured",
     }
 

@@ -251,6 +251,10 @@ class Draw(Strict):
     """Load costs of this draw."""
 
 
+UNFIT = "don't plan with them"
+"""How the status note of a profile ends whose class of deployments is off too far."""
+
+
 class Profile(Strict):
     """The costs of one device, model and engine version."""
 
@@ -298,6 +302,11 @@ class Profile(Strict):
     """GPUs of one replica; all costs are the replica's, and its memory is the sum."""
     quantized: dict[Literal["int8", "nf4"], Quantized] = Field(default_factory=dict)
     """The same device, model and engine with quantised base weights, by format (``adapters.base_quantization``)."""
+
+    @property
+    def unfit_to_plan(self) -> bool:
+        """Whether its class of deployments is off too far to plan with, as its status note ends."""
+        return self.status_note.endswith(UNFIT)
 
     @property
     def stated(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from sim.errors import ScenarioError
+from sim.errors import ScenarioError, did_you_mean
 from sim.spec.engine_versions import has_version, is_same_engine, version_distance, versions_of
 from sim.spec.engines import ENGINES, engine_words
 from sim.spec.gpus import gpu_named
@@ -23,6 +23,26 @@ if TYPE_CHECKING:
 DEFAULT_GPU = "h100-80gb"
 DEFAULT_MODEL = "llama-3.1-8b"
 """What a scenario is simulated with that names neither these nor a profile."""
+BASE_MODELS = (
+    "gpt-oss-120b",
+    "llama-2-7b",
+    "llama-2-13b",
+    "llama-2-70b",
+    "llama-3-70b",
+    "llama-3-8b",
+    "llama-3.1-70b",
+    "llama-3.1-8b",
+    "mistral-7b",
+    "qwen2.5-0.5b",
+    "qwen2.5-7b",
+    "qwen2.5-14b",
+    "qwen2.5-32b",
+    "qwen3-8b",
+    "qwen3-32b",
+)
+"""Base models whose shapes are known (``sim/traffic/adapters.py``), so that a profile is built by their name."""
+MOST_GPUS = 16
+"""GPUs of a replica that a profile is built for."""
 _STATUSES = ("measured", "derived", "assumed")
 _ENGINE_NAMES = {"trtllm": "tensorrt-llm"}
 """Engines in names of profiles that scenarios name otherwise."""
@@ -146,6 +166,11 @@ def disturbance_notes(profile: Profile) -> list[str]:
     return [] if flags == "none" else [f"the profile {profile.name} was measured on a disturbed device: {flags}"]
 
 
+def fitness_notes(profile: Profile) -> list[str]:
+    """Return a note where a profile's class of deployments is off too far to plan with."""
+    return [f"the profile {profile.name} is {profile.stated}"] if profile.unfit_to_plan else []
+
+
 def engine_notes(engine: str, profile: Profile) -> list[str]:
     """Return notes on whose rules a version of an engine gets, and on step costs of another engine or version."""
     preset, notes = ENGINES[engine], []
@@ -235,7 +260,7 @@ def _no_profile(shelf: Sequence[_Shelved], wanted: _Shelved) -> ScenarioError:
 
     def unlike(each: _Shelved) -> tuple[int, float, int]:
         same = (each.gpu == wanted.gpu, is_model(wanted.model, each.model))
-        likeness = difflib.SequenceMatcher(None, _plain(wanted.model), each.model).ratio()
+        likeness = difflib.SequenceMatcher(None, plain_name(wanted.model), each.model).ratio()
         return -sum(same), -likeness, abs(each.gpus - wanted.gpus)
 
     near = sorted(shelf, key=unlike)
@@ -248,8 +273,7 @@ def _no_profile(shelf: Sequence[_Shelved], wanted: _Shelved) -> ScenarioError:
     if elsewhere:
         steps.append(f"set fleet.gpu to one that has a profile of it ({', '.join(dict.fromkeys(elsewhere))})")
     if not split or wanted.gpus > 1:  # else one GPU is probably too small
-        command = build_command(wanted.gpu, wanted.model, wanted.engine, wanted.gpus)
-        steps.append(f"build it: {command} (--model also takes a config.json), and give its file as fleet.profile")
+        steps.append(_build_step(wanted))
     gpus = "1 GPU" if wanted.gpus == 1 else f"{wanted.gpus} GPUs"
     return ScenarioError(
         f"there is no profile of {wanted.model} on {gpus} of kind {wanted.gpu}",
@@ -258,6 +282,17 @@ def _no_profile(shelf: Sequence[_Shelved], wanted: _Shelved) -> ScenarioError:
         allowed=f"the nearest are {', '.join(each.name for each in (split or near)[:_MOST_NEAR])}",
         hint="; or ".join(steps),
     )
+
+
+def _build_step(wanted: _Shelved) -> str:
+    """Return how to build a profile: by the model's name, or where it is not known from its ``config.json``."""
+    known = any(is_model(wanted.model, each) for each in BASE_MODELS)
+    command = build_command(wanted.gpu, wanted.model if known else "config.json", wanted.engine, wanted.gpus)
+    if known:
+        return f"build it: {command} (--model also takes a config.json), and give its file as fleet.profile"
+    near = did_you_mean(plain_name(wanted.model), BASE_MODELS)
+    step = f"build it from the model's config.json: {command}, and give its file as fleet.profile"
+    return f"{near} Or {step}" if near else step
 
 
 def _check_gpu(gpu: str, name: str) -> None:
@@ -287,10 +322,11 @@ def _made(profile: Profile) -> str:
 
 def is_model(given: str, known: str) -> bool:
     """Return whether a name is that of a model: ``Qwen/Qwen2.5-14B-Instruct`` has the layers of ``qwen2.5-14b``."""
-    return _plain(given) == _plain(known)
+    return plain_name(given) == plain_name(known)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a model's name without its owner, and without the endings that leave its layers as they are."""
     last = name.rstrip("/").rpartition("/")[2].lower().replace("_", "-").removeprefix("meta-")
     return _TUNED.sub("", last)
 

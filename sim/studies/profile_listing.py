@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from sim.errors import InputError, ScenarioError, did_you_mean
 from sim.policies.costs import StepCosts
 from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.profile import Profile, StepCost, bundled_profiles, load_profile
-from sim.spec.profile_choice import build_command, gpu_of, is_model
+from sim.spec.profile_choice import BASE_MODELS, build_command, gpu_of, is_model, plain_name
 
 Status = Literal["measured", "derived", "assumed"]
 STATUSES: tuple[Status, ...] = ("measured", "derived", "assumed")
@@ -76,22 +77,43 @@ class ProfileFilter:
     def passes(self, row: ProfileRow) -> bool:
         """Return whether a profile is wanted."""
         gpu = gpu_named(self.gpu) if self.gpu else None
-        text = " ".join((row.name, row.gpu, row.device, row.model, row.engine, row.status)).lower()
+        text = _text_of(row)
         return (
             all(word.lower() in text for word in self.words)
             and (gpu is None or row.gpu == gpu.name)
-            and (not self.model or is_model(self.model, row.model))
+            and (not self.model or plain_name(row.model).startswith(plain_name(self.model)))
             and (not self.status or row.status == self.status)
         )
 
-    def no_match(self) -> InputError:
-        """Return the error where none passes: how to build one, if a GPU and a model are given."""
+    def no_match(self, rows: Sequence[ProfileRow]) -> InputError:
+        """Return the error where none passes: how to build one, if a GPU and a model are given, or a word to correct.
+
+        :param rows: all that there are.
+        """
         said = [*self.words, self.gpu, self.model, self.status]
         gpu = gpu_named(self.gpu) or next((found for word in self.words if (found := gpu_named(word))), None)
         hint = "loraplan profiles list shows all"
-        if gpu is not None and self.model:
+        wrong_word = _near_word(self.words, rows)
+        if gpu is not None and any(is_model(self.model, known) for known in BASE_MODELS):
             hint = f"build one: {build_command(gpu.name, self.model, 'vllm', 1)}"
+        elif wrong_word:
+            hint = wrong_word
+        elif self.model:
+            hint = did_you_mean(plain_name(self.model), BASE_MODELS) or hint
         return InputError("no profile matches", got=" ".join(filter(None, said)), hint=hint)
+
+
+def _text_of(row: ProfileRow) -> str:
+    return " ".join((row.name, row.gpu, row.device, row.model, row.engine, row.status)).lower()
+
+
+def _near_word(words: Sequence[str], rows: Sequence[ProfileRow]) -> str | None:
+    """Return ``did you mean …?`` for the first word that no profile has, or None."""
+    texts = [_text_of(row) for row in rows]
+    parts = {part for text in texts for part in re.split(r"[\s/,()-]+", text)}
+    known = sorted(parts | {re.split(r"\d", part)[0] for part in parts} - {""})
+    missed = [word.lower() for word in words if not any(word.lower() in text for text in texts)]
+    return next((near for word in missed if (near := did_you_mean(word, known))), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +139,10 @@ def list_profiles(folder: Path | None = None, wanted: ProfileFilter = ProfileFil
     :raises InputError: where there is no such folder, or none is as wanted.
     """
     wanted.check()
-    rows = [row for row in _all_rows(folder) if wanted.passes(row)]
+    there = _all_rows(folder)
+    rows = [row for row in there if wanted.passes(row)]
     if not rows and wanted != ProfileFilter():
-        raise wanted.no_match()
+        raise wanted.no_match(there)
     return rows
 
 

@@ -18,6 +18,7 @@ from sim.spec.profile_choice import (
     choice_notes,
     disturbance_notes,
     engine_notes,
+    fitness_notes,
     profile_choice,
     profile_of,
 )
@@ -75,7 +76,7 @@ def build_world(scenario: Scenario) -> World:
         slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
         notes += choice_notes(profile_choice(scenario), scenario, profile)
         notes += engine_notes(scenario.fleet.engine, profile)
-        notes += disturbance_notes(profile)
+        notes += fitness_notes(profile) + disturbance_notes(profile)
         notes += split_notes(scenario, profile)
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
     notes += storage_notes(scenario) + full_model_notes(full, scenario.fleet.replicas)

@@ -14,10 +14,10 @@ import pytest
 from calibrate.kernels.base_models import BaseModel, base_model_of
 from calibrate.kernels.cards import CARDS, SCALED, card_of
 from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of
-from calibrate.kernels.kernel_tables import Deployment, check_parallel, engine_of
+from calibrate.kernels.kernel_tables import Deployment, check_parallel, check_weights, engine_of, other_version
 from calibrate.kernels.load_law import load_cost
 from calibrate.kernels.lora_terms import KINDS, MEASURED, SPREAD, SPREAD_ALIKE, lora_cost, spread_on
-from calibrate.kernels.memory_model import DRIVER_BYTES, memory_of
+from calibrate.kernels.memory_model import DRIVER_BYTES, SOURCES, memory_of, sources_of
 from calibrate.kernels.other_memory import OtherMemory
 from calibrate.kernels.profile_from_kernels import cost_draws
 from calibrate.kernels.surrogate import StepEnvelope, fit_surrogate, predict
@@ -99,6 +99,12 @@ def test_models_have_the_published_numbers_of_parameters() -> None:
         ({"num_key_value_heads": 7}, "num_key_value_heads: the heads can't be shared out over the KV heads (got 7"),
         ({"architectures": ["MixtralForCausalLM"]}, "architectures: this architecture is not supported (got Mixtral"),
         ({"architectures": None}, "architectures: this architecture is not supported (allowed: Llama"),
+        ({"num_local_experts": 8}, "num_local_experts: mixtures of experts from a file are not supported (got 8); one"),
+        ({"num_experts": 64}, "num_experts: mixtures of experts from a file are not supported (got 64)"),
+        (
+            {"use_sliding_window": True, "sliding_window": 4096},
+            "use_sliding_window: layers that attend to a sliding window are not supported",
+        ),
     ],
 )
 def test_a_config_that_describes_no_dense_decoder_is_refused(
@@ -110,10 +116,74 @@ def test_a_config_that_describes_no_dense_decoder_is_refused(
     assert str(refused.value).startswith(f"{path}: {message}")
 
 
+def test_a_window_that_is_turned_off_and_no_experts_are_dense(tmp_path: Path) -> None:
+    off = config(tmp_path, use_sliding_window=False, sliding_window=131072, num_local_experts=0)
+    assert base_model_of(str(off)).name == "qwen2.5-14b"
+
+
+GROUP = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "channel"}}
+"""Of a checkpoint by llm-compressor."""
+
+
+@pytest.mark.parametrize(
+    ("quantization", "formats"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block"),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": GROUP}}, "fp8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
+        ({"quant_method": "new", "bits": [3]}, "fp8, fp8-block, int8, int4, nvfp4, mxfp4"),
+        ({"quant_method": "gptq", "bits": [3]}, "fp8, fp8-block, int8, int4, nvfp4, mxfp4"),
+    ],
+)
+def test_a_quantised_checkpoint_is_not_built_as_16_bits(
+    tmp_path: Path, quantization: dict[str, object], formats: str
+) -> None:
+    model = base_model_of(str(config(tmp_path, quantization_config=quantization)))
+    with pytest.raises(InputError) as refused:
+        check_weights(model, "bf16")
+    assert str(refused.value) == (
+        "--weights: the config.json of qwen2.5-14b is that of a quantised checkpoint (quantization_config) (got bf16, "
+        f"allowed: {formats}); or give the config.json of the checkpoint that isn't quantised"
+    )
+    check_weights(model, formats.partition(",")[0])
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp8"])
+def test_a_checkpoint_of_16_bits_may_be_quantised_when_it_is_loaded(tmp_path: Path, weights: str) -> None:
+    check_weights(base_model_of(str(config(tmp_path))), weights)
+
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 128256,
+}
+
+
+@pytest.mark.parametrize(
+    ("folder", "context", "name"),
+    [
+        ("snapshot", 131_072, "llama-3.1-8b"),
+        ("snapshot", 8192, "llama-3-8b"),
+        ("Meta-Llama-3.1-8B-Instruct", 8192, "llama-3.1-8b"),
+    ],
+)
+def test_models_of_one_shape_are_told_apart(tmp_path: Path, folder: str, context: int, name: str) -> None:
+    (tmp_path / folder).mkdir()
+    file = config(tmp_path / folder, **LLAMA_8B, max_position_embeddings=context)
+    assert base_model_of(str(file)).name == name
+
+
 def test_a_damaged_config_is_refused(tmp_path: Path) -> None:
     path = config(tmp_path)
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(InputError, match=r"this config\.json is damaged"):
+    with pytest.raises(InputError, match=r"config\.json: --model: this config\.json is not JSON: .*, line 1$"):
         base_model_of(str(path))
     path.write_text("[1, 2]")
     with pytest.raises(InputError, match=r"not the config\.json of a model"):
@@ -125,6 +195,26 @@ def test_a_damaged_config_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_model_is_refused_with_a_suggestion() -> None:
     with pytest.raises(InputError, match=r"unknown base model \(got llama-3.1-8bb.*did you mean 'llama-3.1-8b'"):
         base_model_of("llama-3.1-8bb")
+    said = r"neither a known base model, nor a file or folder \(got Qwen/Qwen2.5-32-Instruct, allowed: .*qwen2.5-32b"
+    with pytest.raises(InputError, match=rf"{said}.*did you mean 'qwen2.5-32b'"):
+        base_model_of("Qwen/Qwen2.5-32-Instruct")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("Qwen/Qwen2.5-32B-Instruct", "qwen2.5-32b"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("Llama-3.1-8B", "llama-3.1-8b"),
+    ],
+)
+def test_models_are_named_as_in_scenarios(given: str, name: str) -> None:
+    assert base_model_of(given) == base_model_of(name)
+
+
+def test_a_known_model_keeps_its_name() -> None:
+    with pytest.raises(InputError, match=r"--name: llama-3.1-8b has its name already.*\(got mine\)"):
+        base_model_of("llama-3.1-8b", "mine")
 
 
 @pytest.mark.parametrize(("model", "gpus"), [("llama-3.1-8b", 3), ("qwen2.5-7b", 8), ("llama-3.1-8b", 64)])
@@ -146,6 +236,23 @@ def test_engines_are_named_as_in_scenarios() -> None:
         engine_of("tgi")
 
 
+@pytest.mark.parametrize(
+    ("name", "measured", "other"),
+    [
+        ("vllm-0.12", "vLLM 0.24.0", True),
+        ("vllm-0.2", "vLLM 0.24.0", True),
+        ("tensorrt-llm-1.0", "TensorRT-LLM 1.2.0", True),
+        ("vllm-0.24", "vLLM 0.24.0", False),
+        ("vLLM-0.24.0", "vLLM 0.24.0", False),
+        ("tensorrt-llm", "TensorRT-LLM 1.2.0", False),
+        ("vllm", "vLLM 0.24.0", False),
+    ],
+)
+def test_another_version_than_that_of_the_tables_is_said(name: str, measured: str, other: bool) -> None:
+    note = f"the kernel tables have no {name}: this profile is of {measured}, the version that they were measured with"
+    assert other_version(name, measured) == (note if other else None)
+
+
 def test_memory_of_several_gpus_is_the_sum() -> None:
     model = base_model_of("llama-3.1-70b")
     memory = memory_of(Deployment(card_of("h100"), model, tensor_parallel=4))
@@ -164,6 +271,31 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     text = str(refused.value)
     assert text.startswith("--tp: 1 x NVIDIA H100 80GB HBM3 can't hold llama-3.1-70b in bf16: weights take 141 GB")
     assert text.endswith("a larger --tp, a larger --gpu, or --weights fp8")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "weights", "gpus", "hint"),
+    [
+        ("l40s", "fp8", 1, "; a larger --tp, or a larger --gpu"),
+        ("l40s", "bf16", 2, "; a larger --tp, a larger --gpu, or --weights fp8"),
+    ],
+)
+def test_a_hint_does_not_repeat_what_was_tried(gpu: str, weights: str, gpus: int, hint: str) -> None:
+    model = base_model_of("llama-3.1-70b")
+    with pytest.raises(InputError) as refused:
+        memory_of(Deployment(card_of(gpu), model, weights=weights, tensor_parallel=gpus))
+    assert str(refused.value).endswith(f"of memory){hint}")
+
+
+def test_what_is_said_of_memory_is_true_of_the_engine() -> None:
+    assert sources_of("vllm") == SOURCES
+    for engine, called in (("sglang", "SGLang"), ("trtllm", "TensorRT-LLM")):
+        said = sources_of(engine)
+        assert said.keys() == SOURCES.keys()
+        assert said["memory.slot_layout"] == (
+            f"assumed: every adapter takes its exact size; the buffers of {called} were not modelled"
+        )
+        assert said["memory.utilization"].startswith(f"assumed: vLLM's default; {called} sizes its share")
 
 
 def test_lora_terms_of_a_measured_model_follow_from_the_other() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ pytest.importorskip("aiconfigurator_core", reason="needs the kernels extra: pip 
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import overhead_of
-from calibrate.kernels.kernel_tables import WEIGHTS, Deployment, KernelTables
+from calibrate.kernels.kernel_tables import Deployment, KernelTables
 from calibrate.kernels.profile_from_kernels import build_command, build_profile, check_faster
+from calibrate.kernels.weight_formats import WEIGHTS
 from sim.errors import InputError
 from sim.spec.profile import bundled_profiles, load_profile
 
@@ -87,7 +89,8 @@ def test_fp8_weights_are_smaller_and_decode_faster() -> None:
             "a100",
             "llama-3.1-8b",
             {"weights": "fp8"},
-            "--weights: the kernel tables of NVIDIA A100-SXM4-80GB under vLLM",
+            "--weights: the kernel tables of NVIDIA A100-SXM4-80GB under vLLM 0.14.0 have no matrix products with such "
+            "weights (got fp8, allowed: bf16",
         ),
         (
             "h100",
@@ -116,6 +119,18 @@ def test_gaps_of_the_tables_are_refused(gpu: str, model: str, more: dict[str, ob
     with pytest.raises(InputError) as refused:
         KernelTables(deployment(gpu, model, **more))
     assert str(refused.value).startswith(message)
+
+
+def test_formats_that_are_offered_are_not_those_of_experts() -> None:
+    with pytest.raises(InputError) as refused:
+        KernelTables(deployment("a100", "llama-3.1-8b", weights="fp8"))
+    assert str(refused.value).endswith("(got fp8, allowed: bf16)")
+    quantised = replace(base_model_of("llama-3.1-8b"), formats=("int4",))
+    with pytest.raises(InputError) as refused:
+        KernelTables(Deployment(card_of("h100"), quantised, weights="int4"))
+    assert str(refused.value).endswith(
+        "(got int4); give another --gpu, or the config.json of a checkpoint in another format"
+    )
 
 
 OFFERED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from command_line import CommandLine
 
 from sim.errors import ScenarioError
-from sim.spec.profile import Draw, Shape, StepCost, bundled_profiles, load_profile
+from sim.spec.profile import UNFIT, Draw, Shape, StepCost, bundled_profiles, load_profile
 from sim.spec.scenario import Adapters
 from sim.studies.profile_listing import tpot_error
 from sim.traffic.adapters import SHAPES, ModelShape, base_shape, populate
@@ -47,6 +48,10 @@ def test_list_has_every_bundled_profile_with_its_status_and_error(loraplan: Comm
     [
         (("h100-64", "qwen"), ["h100-64gb/qwen2.5-7b/vllm-0.8.5"]),
         (("--gpu", "H100", "--model", "Qwen2.5-14B-Instruct"), ["h100-80gb/qwen2.5-14b/vllm-0.24.0"]),
+        (
+            ("l40s", "--model", "qwen"),
+            ["l40s/qwen2.5-14b/vllm-0.24.0", "l40s/qwen2.5-7b/vllm-0.24.0", "l40s/qwen3-8b/vllm-0.24.0"],
+        ),
         (("--status", "assumed"), ["h100-64gb/llama-3.1-8b/assumed", "l40s-48gb/llama-3.1-8b/assumed"]),
         (("l40s", "--status", "assumed", "--model", "llama-3.1-8b"), ["l40s-48gb/llama-3.1-8b/assumed"]),
     ],
@@ -61,6 +66,8 @@ def test_list_filters(given: tuple[str, ...], names: list[str], loraplan: Comman
     [
         (("--gpu", "h300"), "--gpu: unknown GPU (got h300, allowed: a100-40gb, a100-80gb, b200, "),
         (("--status", "derive"), "--status: unknown status (got derive, allowed: measured, derived, assumed); did you"),
+        (("h100", "qwn"), "no profile matches (got h100 qwn); did you mean 'qwen'?"),
+        (("--model", "qwen2.5-41b"), "no profile matches (got qwen2.5-41b); did you mean 'qwen2.5-14b'?"),
         (("gaudi",), "no profile matches (got gaudi); loraplan profiles list shows all"),
         (
             ("h200", "--model", "qwen2.5-32b"),
@@ -125,7 +132,7 @@ def test_show_gives_coefficients_with_units_sources_and_errors(loraplan: Command
 def test_show_of_an_unknown_profile_suggests_one(loraplan: CommandLine) -> None:
     ended = loraplan("profiles", "show", "h100-64gb/llama-3.1-8b/vllm-0.8.6")
     assert ended.code == 2
-    assert "no such profile" in ended.err
+    assert "NAME: no such profile (got h100-64gb" in ended.err
     assert "did you mean 'h100-64gb/llama-3.1-8b/vllm-0.8.5'?" in ended.err
 
 
@@ -176,6 +183,13 @@ def test_a_built_profile_is_listed_shown_and_simulated(tmp_path: Path, loraplan:
 
 
 @needs_tables
+def test_a_build_of_another_version_says_so(loraplan: CommandLine) -> None:
+    built = loraplan(*BUILD, "--engine", "vllm-0.12", "--out", "p.json")
+    assert built.code == 0, built.err
+    assert "note: the kernel tables have no vllm-0.12: this profile is of vLLM 0.24.0" in " ".join(built.err.split())
+
+
+@needs_tables
 def test_the_same_build_twice_gives_the_same_bytes(tmp_path: Path, loraplan: CommandLine) -> None:
     for name in ("a.json", "b.json"):
         assert loraplan(*BUILD, "--out", name, "--json").code == 0
@@ -218,6 +232,25 @@ def test_a_model_that_loraplan_does_not_know_is_built_and_simulated(tmp_path: Pa
     ran = loraplan("run", "quickstart", "--json", "--out", "run", *(part for c in changes for part in ("--set", c)))
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["points"][0]["metrics"]["tpot_mean_s"]["value"] > 0
+
+
+@pytest.mark.parametrize("command", [("check",), ("run", "--out", "run", "--set", "workload.requests=500")])
+def test_results_say_that_a_profile_is_not_to_plan_with(
+    command: tuple[str, ...], tmp_path: Path, loraplan: CommandLine
+) -> None:
+    profile, _ = load_profile("h200/llama-3.1-8b/vllm-0.24.0")
+    note = f"LoRA terms scaled; steps of this class are off by more than 30% in the median: {UNFIT}"
+    for name, status_note in (("unfit", note), ("fit", profile.status_note)):
+        built = profile.model_copy(update={"name": name, "status_note": status_note})
+        (tmp_path / f"{name}.json").write_text(built.model_dump_json())
+    said = {}
+    for name in ("unfit", "fit"):
+        ended = loraplan(command[0], "quickstart", *command[1:], "--set", f"fleet.profile=./{name}.json")
+        assert ended.code == 0, ended.err
+        said[name] = " ".join((ended.out + ended.err).split())
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    assert f"the profile unfit is derived; {note}" in said["unfit"]
+    assert UNFIT not in said["fit"]
 
 
 def test_a_shape_of_its_own_sizes_adapters_and_slots() -> None:

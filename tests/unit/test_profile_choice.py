@@ -14,10 +14,11 @@ from sim.spec import profile_choice as choices
 from sim.spec.engine_versions import version_distance
 from sim.spec.gpus import GPUS, gpu_named
 from sim.spec.profile import bundled_profiles, load_profile
-from sim.spec.profile_choice import ProfileChoice, profile_choice
+from sim.spec.profile_choice import BASE_MODELS, ProfileChoice, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import evaluate_scenario, setup_of
+from sim.traffic.adapters import SHAPES
 from sim.world.build import build_world
 
 
@@ -226,6 +227,30 @@ def test_no_choice_is_a_dead_end(keys: dict[str, str], message: str) -> None:
     with pytest.raises(ScenarioError) as caught:
         build_world(scenario(**keys))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [
+        (
+            "org/Qwen2.5-41B",
+            "; did you mean 'qwen2.5-14b'? Or build it from the model's config.json: loraplan profiles build --gpu "
+            "h100-80gb --model config.json, and give its file as fleet.profile",
+        ),
+        (
+            "ours",
+            "; build it from the model's config.json: loraplan profiles build --gpu h100-80gb --model config.json",
+        ),
+    ],
+)
+def test_an_unknown_model_is_built_from_a_file(model: str, hint: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        build_world(scenario(gpu="h100", base_model=model))
+    assert hint in str(caught.value)
+
+
+def test_models_that_are_built_by_name_have_shapes() -> None:
+    assert sorted(BASE_MODELS) == sorted(SHAPES.keys() - {"tiny"})
 
 
 def test_an_unknown_gpu_is_refused_where_it_is_written(tmp_path: Path) -> None:

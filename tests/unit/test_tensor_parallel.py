@@ -78,7 +78,18 @@ def test_a_profile_of_ones_own_keeps_its_number_of_gpus(tmp_path: Path) -> None:
             SCENARIO,
             ["fleet.tensor_parallel=3"],
             "fleet.tensor_parallel: llama-3.1-70b can't be split over so many GPUs: it has 64 attention heads and 8 KV "
-            "heads (got 3, allowed: 1, 2, 4, 8, 16, 32, 64)",
+            "heads (got 3, allowed: 1, 2, 4, 8, 16)",
+        ),
+        (
+            SCENARIO,
+            ["adapters.base_model=meta-llama/Llama-3.1-70B-Instruct", "fleet.tensor_parallel=3"],
+            "fleet.tensor_parallel: meta-llama/Llama-3.1-70B-Instruct can't be split over so many GPUs: it has 64 ",
+        ),
+        (
+            SCENARIO,
+            ["fleet.tensor_parallel=32"],
+            "fleet.tensor_parallel: there are no profiles for more than 16 GPUs of a replica, and none can be built "
+            "(got 32, allowed: 1, 2, 4, 8, 16)",
         ),
         (
             SCENARIO,

@@ -13,7 +13,7 @@ import typer
 
 from sim.cli.options import JsonOption, QuietOption
 from sim.cli.output import make_folder, message, print_rich, rich_rows, say, say_json
-from sim.errors import InputError
+from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
     from sim.spec.profile import Profile
@@ -84,7 +84,11 @@ def show_profile(
     from sim.spec.profile import load_profile
     from sim.studies.profile_listing import coefficients, profile_row
 
-    profile, digest = load_profile(name)
+    try:
+        profile, digest = load_profile(name)
+    except ScenarioError as error:
+        error.key = "NAME"
+        raise
     row, numbers = profile_row(name, profile), coefficients(profile)
     provenance = profile.provenance.model_dump(mode="json") if profile.provenance else None
     if json:
@@ -164,22 +168,26 @@ def build_profile(
 
     Example: loraplan profiles build --gpu h100-80gb --model llama-3.1-8b
     """
-    from calibrate.kernels.base_models import base_model_of
+    from calibrate.kernels.base_models import base_model_of, config_file
     from calibrate.kernels.cards import card_of
-    from calibrate.kernels.kernel_tables import WEIGHTS, Deployment, engine_of
+    from calibrate.kernels.kernel_tables import Deployment, engine_of, other_version
     from calibrate.kernels.profile_from_kernels import build_command
     from calibrate.kernels.profile_from_kernels import build_profile as built_profile
+    from calibrate.kernels.weight_formats import WEIGHTS
     from calibrate.published.profile_from_runs import write_profile
 
     if weights not in WEIGHTS:
         raise InputError("unknown format of weights", key="--weights", got=weights, allowed=", ".join(WEIGHTS))
     deployment = Deployment(card_of(gpu), base_model_of(model, name), engine_of(engine), weights, tensor_parallel)
-    given = model if model.lower() == deployment.model.name else "config.json"
+    given = None if config_file(model) is None else "config.json"
     built = built_profile(deployment, shlex.join(build_command(deployment, given)))
     profile = built.profile
     file = out or Path("profiles") / f"{profile.name}.json"
     _check_out(file)
     write_profile(profile, file)
+    other = other_version(engine, profile.conditions.engine if profile.conditions else "")
+    if other:
+        message(f"note: {other}", quiet)
     surrogate = built.surrogate
     if json:
         say_json(

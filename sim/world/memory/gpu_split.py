@@ -6,12 +6,11 @@ from sim.errors import ScenarioError
 from sim.results.model import GpuShare
 from sim.spec.engines import ENGINES, engine_words
 from sim.spec.profile import Profile, load_profile
+from sim.spec.profile_choice import DEFAULT_MODEL, MOST_GPUS, is_model
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import SHAPES, GpuSplit, Population, base_shape
 from sim.world.memory.gpu_memory import adapter_bytes, padded_rank
 from sim.world.world import World
-
-MOST_GPUS = 64
 
 
 def check_gpus(scenario: Scenario) -> None:
@@ -20,22 +19,27 @@ def check_gpus(scenario: Scenario) -> None:
     :raises ScenarioError: key ``fleet.tensor_parallel``.
     """
     gpus, named = scenario.fleet.tensor_parallel, scenario.fleet.profile
-    if gpus in (None, 1):
+    if gpus is None or gpus == 1:
         return
     if named is None:
-        model = scenario.adapters.base_model
-        shape = SHAPES.get(model or "")
+        model, made_for = scenario.adapters.base_model or DEFAULT_MODEL, None
+        shape = next((each for known, each in SHAPES.items() if is_model(model, known)), None)
     else:
         profile, _ = load_profile(named)
-        model, shape = profile.model, base_shape(profile)
+        model, made_for, shape = profile.model, profile.tensor_parallel, base_shape(profile)
+    allowed = [number for number in range(1, MOST_GPUS + 1) if shape is None or shape.fits(number)]
     if shape is not None and not shape.fits(gpus):
-        raise ScenarioError(
+        problem = (
             f"{model} can't be split over so many GPUs: it has {shape.heads} attention heads and {shape.kv_heads} KV "
-            "heads",
-            key="fleet.tensor_parallel",
-            got=gpus,
-            allowed=", ".join(str(number) for number in range(1, MOST_GPUS + 1) if shape.fits(number)),
+            "heads"
         )
+    elif gpus > MOST_GPUS and gpus != made_for:
+        problem = f"there are no profiles for more than {MOST_GPUS} GPUs of a replica, and none can be built"
+    else:
+        return
+    raise ScenarioError(
+        problem, key="fleet.tensor_parallel", got=gpus, allowed=", ".join(str(number) for number in allowed)
+    )
 
 
 def check_sharding(scenario: Scenario, profile: Profile, population: Population) -> None:
