@@ -31,7 +31,6 @@ from sim.spec.profile import (
     Shape,
     StepCost,
 )
-from sim.studies.fidelity.least_squares import DRAWS
 from sim.traffic.adapters import SHAPES
 
 _ADAPTERS, _RANK, _SLOTS = 384, 32, 384
@@ -39,6 +38,8 @@ _ADAPTERS, _RANK, _SLOTS = 384, 32, 384
 _SMALL_BATCH, _SLOWER = (8, 500), 1.25
 FLAG = 0.3
 """Median error of a class of deployments above which its profiles warn."""
+DRAWS = 8
+"""As many as a run simulates (``MAX_DRAWS``): a part of more quantiles would have another spread than all of them."""
 _CORRELATED = 0.25
 LONGEST = 32_768
 """Tokens of the longest sequence that step costs are fitted to."""

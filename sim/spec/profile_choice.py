@@ -14,7 +14,8 @@ from sim.errors import ScenarioError, did_you_mean
 from sim.spec.engine_versions import has_version, is_same_engine, version_distance, versions_of
 from sim.spec.engines import ENGINES, engine_words
 from sim.spec.gpus import gpu_named
-from sim.spec.profile import Profile, bundled_profiles, load_profile
+from sim.spec.profile import Profile, load_profile
+from sim.spec.shelf import Shelved, profiles_of_known_gpus, shelved
 from sim.spec.sibling_profiles import sibling_profile
 
 if TYPE_CHECKING:
@@ -44,14 +45,11 @@ BASE_MODELS = (
 MOST_GPUS = 16
 """GPUs of a replica that a profile is built for."""
 _STATUSES = ("measured", "derived", "assumed")
-_ENGINE_NAMES = {"trtllm": "tensorrt-llm"}
-"""Engines in names of profiles that scenarios name otherwise."""
 _BUILT_FOR = {"vllm": "", "sglang": "sglang", "tensorrt-llm": "trtllm"}
 """By engine, what ``loraplan profiles build --engine`` takes; the default is left out."""
 _MOST_NEAR = 4
 _TUNED = re.compile(r"(-(instruct|chat|base|it|hf|v\d[\d.]*))+$")
 """Endings of names that leave a model's layers as they are."""
-_FORMATS = ("fp8", "fp8-block", "int8", "int4", "nvfp4", "mxfp4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +66,6 @@ class ProfileChoice:
     why: str = ""
     others: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Shelved:
-    """A bundled profile by its name, ``GPU/MODEL[-FORMAT][-tpN]/ENGINE-VERSION``.
-
-    :ivar gpu: empty for a device that ``fleet.gpu`` doesn't take.
-    :ivar engine: as scenarios write it; empty where the name has none.
-    """
-
-    name: str
-    gpu: str
-    model: str
-    weights: str
-    gpus: int
-    engine: str
 
 
 def profile_choice(scenario: Scenario) -> ProfileChoice:
@@ -199,11 +181,11 @@ def build_command(gpu: str, model: str, engine: str, gpus: int) -> str:
 @lru_cache(maxsize=256)
 def _chosen(given_gpu: str | None, given_model: str | None, engine: str, gpus: int) -> ProfileChoice:
     gpu, model = given_gpu or DEFAULT_GPU, given_model or DEFAULT_MODEL
-    shelf = _shelf()
+    shelf = profiles_of_known_gpus()
     found = [each for each in shelf if each.gpu == gpu and each.gpus == gpus and is_model(model, each.model)]
     found = [each for each in found if not each.weights] or found  # other formats only where a model has no 16 bits
     if not found:
-        raise _no_profile(shelf, _Shelved("", gpu, model, "", gpus, engine))
+        raise _no_profile(shelf, Shelved("", gpu, gpu, model, "", gpus, engine))
     found.sort(key=lambda each: _distance(each, engine, alone=len(found) == 1))
     first = found[0]
     unnamed = {"GPU": given_gpu, "base model": given_model}
@@ -226,7 +208,7 @@ def _nearness(engine: str, made: str) -> str:
     return "same version of the engine" if versions_of(engine) else "same engine"
 
 
-def _distance(profile: _Shelved, engine: str, *, alone: bool) -> tuple[bool, bool, int, float, str]:
+def _distance(profile: Shelved, engine: str, *, alone: bool) -> tuple[bool, bool, int, float, str]:
     """Return how far a profile's engine is from a scenario's, for sorting; its file is read only where it matters."""
     status = "" if alone else load_profile(profile.name)[0].status
     other = _family(profile.engine) != _family(engine)
@@ -239,26 +221,10 @@ def _distance(profile: _Shelved, engine: str, *, alone: bool) -> tuple[bool, boo
     )
 
 
-def _shelf() -> tuple[_Shelved, ...]:
-    """Return the bundled profiles that a choice is made from."""
-    shelved = (_shelved(name) for name in bundled_profiles())
-    return tuple(each for each in shelved if each.gpu)
-
-
-def _shelved(name: str) -> _Shelved:
-    device, middle, made = (*name.split("/"), "", "")[:3]
-    found = re.fullmatch(rf"(.+?)(?:-({'|'.join(_FORMATS)}))?(?:-tp(\d+))?", middle)
-    model, weights, gpus = found.groups() if found else (middle, None, None)
-    gpu = gpu_named(device)
-    family, dash, version = made.partition("-")
-    engine = "" if made == "assumed" else f"{_ENGINE_NAMES.get(family, family)}{dash}{version}"
-    return _Shelved(name, "" if gpu is None else gpu.name, str(model), weights or "", int(gpus or 1), engine)
-
-
-def _no_profile(shelf: Sequence[_Shelved], wanted: _Shelved) -> ScenarioError:
+def _no_profile(shelf: Sequence[Shelved], wanted: Shelved) -> ScenarioError:
     """Return the error for a GPU and model without a profile: the nearest ones, and how to build it."""
 
-    def unlike(each: _Shelved) -> tuple[int, float, int]:
+    def unlike(each: Shelved) -> tuple[int, float, int]:
         same = (each.gpu == wanted.gpu, is_model(wanted.model, each.model))
         likeness = difflib.SequenceMatcher(None, plain_name(wanted.model), each.model).ratio()
         return -sum(same), -likeness, abs(each.gpus - wanted.gpus)
@@ -284,7 +250,7 @@ def _no_profile(shelf: Sequence[_Shelved], wanted: _Shelved) -> ScenarioError:
     )
 
 
-def _build_step(wanted: _Shelved) -> str:
+def _build_step(wanted: Shelved) -> str:
     """Return how to build a profile: by the model's name, or where it is not known from its ``config.json``."""
     known = any(is_model(wanted.model, each) for each in BASE_MODELS)
     command = build_command(wanted.gpu, wanted.model if known else "config.json", wanted.engine, wanted.gpus)
@@ -317,7 +283,7 @@ def gpu_of(profile: Profile) -> str | None:
 
 def _made(profile: Profile) -> str:
     """Return the engine that a profile is of, as scenarios write it; empty: of none in particular."""
-    return _shelved(profile.name).engine
+    return shelved(profile.name).engine
 
 
 def is_model(given: str, known: str) -> bool:

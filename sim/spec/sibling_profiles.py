@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
+from dataclasses import replace
 
 from sim.errors import ScenarioError
 from sim.spec.profile import Profile, bundled_profiles, load_profile
-
-_PARALLEL = re.compile(r"-tp(\d+)$")
+from sim.spec.shelf import shelved
 
 
 def siblings(name: str) -> dict[int, str]:
@@ -16,10 +15,10 @@ def siblings(name: str) -> dict[int, str]:
 
     :param name: a bundled name, such as ``h100-80gb/llama-3.1-70b-tp4/vllm-0.24.0``; others have no siblings.
     """
-    wanted = _parts(name)
-    if wanted is None:
-        return {}
-    found = {parts[1]: each for each in bundled_profiles() if (parts := _parts(each)) and parts[0] == wanted[0]}
+    wanted = replace(shelved(name), name="", gpus=1)
+    found = {
+        each.gpus: each.name for each in map(shelved, bundled_profiles()) if replace(each, name="", gpus=1) == wanted
+    }
     return dict(sorted(found.items()))
 
 
@@ -44,15 +43,6 @@ def sibling_profile(name: str, gpus: int | None) -> str:
         allowed=", ".join(f"{number} ({each})" for number, each in sorted(there.items())),
         hint=_build_hint(profile, gpus),
     )
-
-
-def _parts(name: str) -> tuple[tuple[str, ...], int] | None:
-    """Return what a profile and its siblings have in common, and its GPUs; None: the name isn't that of a shelf."""
-    parts = name.split("/")
-    if len(parts) != 3:
-        return None
-    split = _PARALLEL.search(parts[1])
-    return (parts[0], _PARALLEL.sub("", parts[1]), parts[2]), int(split[1]) if split else 1
 
 
 def _build_hint(profile: Profile, gpus: int) -> str:

@@ -17,6 +17,7 @@ from sim.spec.profile import bundled_profiles, load_profile
 from sim.spec.profile_choice import BASE_MODELS, ProfileChoice, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
+from sim.spec.shelf import shelved
 from sim.studies.evaluate import evaluate_scenario, setup_of
 from sim.traffic.adapters import SHAPES
 from sim.world.build import build_world
@@ -36,16 +37,16 @@ def chosen(**keys: str) -> ProfileChoice:
 def test_names_of_bundled_profiles_say_what_is_in_them() -> None:
     """A choice is made by names alone."""
     for name in bundled_profiles():
-        shelved, (profile, _) = choices._shelved(name), load_profile(name)
+        said, (profile, _) = shelved(name), load_profile(name)
         assert profile.name == name
-        assert (shelved.model, shelved.gpus) == (profile.model, profile.tensor_parallel), name
-        assert shelved.weights == ("" if profile.dtype in ("bf16", "fp16") else profile.dtype), name
-        assert shelved.gpu == (choices.gpu_of(profile) or ""), name
+        assert (said.model, said.gpus) == (profile.model, profile.tensor_parallel), name
+        assert said.weights == ("" if profile.dtype in ("bf16", "fp16") else profile.dtype), name
+        assert said.gpu == (choices.gpu_of(profile) or ""), name
         engine = profile.conditions.engine if profile.conditions else ""
-        assert bool(shelved.engine) == bool(engine), name
+        assert bool(said.engine) == bool(engine), name
         if engine:
-            assert choices.is_same_engine(shelved.engine, engine), name
-        assert (profile.status == "assumed") == (shelved.engine == ""), name
+            assert choices.is_same_engine(said.engine, engine), name
+        assert (profile.status == "assumed") == (said.engine == ""), name
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_gpus_have_the_names_that_people_use(written: str, gpu: str | None) -> N
 
 
 def test_every_gpu_but_one_has_a_profile() -> None:
-    assert set(GPUS) - {choices._shelved(name).gpu for name in bundled_profiles()} == {"a100-40gb"}
+    assert set(GPUS) - {shelved(name).gpu for name in bundled_profiles()} == {"a100-40gb"}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_exact_before_near_and_measured_before_derived(monkeypatch: pytest.Monke
     def load(name: str) -> tuple[object, str]:
         return known.model_copy(update={"status": statuses.get(name.rpartition("/")[2], "assumed")}), ""
 
-    monkeypatch.setattr(choices, "bundled_profiles", lambda: names)
+    monkeypatch.setattr("sim.spec.shelf.bundled_profiles", lambda: names)
     monkeypatch.setattr(choices, "load_profile", load)
     choices._chosen.cache_clear()
     try:
