@@ -25,10 +25,13 @@ from sim.results.verdict import (
     MET,
     NO_SLO,
     NOT_MET,
+    PROBABLY_MET,
+    PROBABLY_NOT,
     UNCLEAR,
+    grade,
     is_lacking,
     is_overloaded,
-    late_verdict,
+    met_probability,
     term_verdict,
     verdict,
 )
@@ -58,6 +61,15 @@ class Answer:
     reason: str
 
 
+_OPENINGS = {
+    MET: "The SLO is met",
+    PROBABLY_MET: "The SLO is probably met",
+    UNCLEAR: "It is unclear whether the SLO is met",
+    PROBABLY_NOT: "The SLO is probably not met",
+    NOT_MET: "The SLO is not met",
+}
+
+
 def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple[str, str | None]:
     """Return the headline, and the metric whose sentence it has."""
     bad = is_overloaded(point)
@@ -75,14 +87,7 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple
         late, total = impact.slow_unanswered or 0, impact.requests
         return f"{start}The SLO is not met: {late:,} of {total:,} requests were late and had no answer yet.", None
     deciding = main_metric([point], slo_terms) if found == MET else next(n for n, v in each.items() if v == found)
-    metric = point.metrics.get(deciding)
-    sure = metric is None or metric.settled or bad or late_verdict(point, deciding, slo_terms[deciding]) == NOT_MET
-    probably = "" if sure else "probably "
-    opening = {
-        MET: f"The SLO is {probably}met",
-        NOT_MET: f"The SLO is {probably}not met",
-        UNCLEAR: "It is unclear whether the SLO is met",
-    }[found]
+    opening = _OPENINGS[grade(met_probability(point, slo_terms))]
     return f"{start}{opening}: {term_sentence(point, deciding, slo_terms[deciding])}.", deciding
 
 

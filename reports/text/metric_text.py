@@ -16,12 +16,14 @@ from sim.results.verdict import (
     NOT_MET,
     UNCLEAR,
     allowed,
-    interval_verdict,
     lacks_answers,
     late_share,
     late_verdict,
+    metric_probability,
     out_of_hand,
     unserved,
+    value_verdict,
+    verdict_word,
 )
 
 _CAUSES: Mapping[Cause, str] = {
@@ -107,14 +109,14 @@ def term_sentence(point: Point, name: str, target: float) -> str:
     """Return what a term says: ``p99 E2E is 300 ms (295 to 305), below the 1 s target``."""
     words, metric = metric_words(name), point.metrics.get(name)
     overloaded = out_of_hand(point)
-    found = interval_verdict(metric, target, overloaded=overloaded)
+    found = value_verdict(point, name, target)
     if found != NOT_MET and late_verdict(point, name, target) != MET:
         return _late_sentence(point, name, target)
     if metric is None or metric.value is None:
         return f"{words}: {missing(name, metric)}"
     side = {MET: "within the", NOT_MET: "above the", UNCLEAR: "too uncertain to compare with the"}[found]
     hedge = "" if metric.settled else ", unsettled"
-    if found == UNCLEAR and overloaded and interval_verdict(metric, target) == MET:
+    if found == UNCLEAR and overloaded and verdict_word(metric_probability(metric, target)) == MET:
         return (
             f"{words} of those answered is {with_interval(name, metric)}{hedge}, but more requests arrive than are "
             f"served, so that does not show whether the target of {show(name, target)} is met"
@@ -124,7 +126,7 @@ def term_sentence(point: Point, name: str, target: float) -> str:
 
 def says_unserved(point: Point, name: str, target: float) -> bool:
     """Return whether ``term_sentence`` says which share of the requests goes unserved."""
-    found = interval_verdict(point.metrics.get(name), target, overloaded=out_of_hand(point))
+    found = value_verdict(point, name, target)
     late = found != NOT_MET and late_verdict(point, name, target) != MET
     return late and lacks_answers(point, name, target)
 

@@ -1,42 +1,70 @@
-"""Whether a point meets its SLO, by intervals."""
+"""Whether a point meets its SLO: how likely that is, and the word for it (docs/statistics.md)."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
-from sim.results.intervals.wilson import wilson
+from sim.results.intervals.wilson import NORMAL, wilson
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
 
 MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
+PROBABLY_MET, PROBABLY_NOT = "probably met", "probably not met"
+
+SURE = 0.975
+"""Probability at which a verdict is certain: the target lies at one end of the 95 % interval."""
+PROBABLE = 0.8
+"""Probability from which a design is said to meet an SLO probably."""
+NO_DATA = 0.5
+"""Probability where there is no value: data for neither verdict."""
+UNSETTLED_MARGIN = 0.25
+"""Share of its value that an unsettled metric must leave to its target, at least, to count as met."""
+NO_INTERVAL = 1.0
+"""Half-width, as a share of the value, where the run is too short for an interval."""
 
 
-def interval_verdict(metric: Metric | None, target: float, *, overloaded: bool = False, widen: float = 1.0) -> str:
-    """Return whether a value meets its target, by its interval alone; for a term of an SLO see ``term_verdict``.
+def verdict_word(probability: float, sure: float = SURE) -> str:
+    """Return the verdict on a target that is met with this probability."""
+    return MET if probability >= sure else NOT_MET if probability <= 1 - sure else UNCLEAR
 
-    An unsettled interval is doubled before it may decide, and to count as met it must also leave a quarter
-    of the value to the target: waits that haven't settled grow with a longer run, they don't shrink. The
-    calibration interval widens it: the two errors are independent, so their widths add up as squares. Under
-    overload nothing counts as met.
 
-    :param widen: factor on the half-widths, where a verdict has to be surer than 95 %.
+def grade(probability: float) -> str:
+    """Return the verdict with "probably" where it is likely, but not certain."""
+    word = verdict_word(probability)
+    if word != UNCLEAR:
+        return word
+    return PROBABLY_MET if probability >= PROBABLE else PROBABLY_NOT if probability <= 1 - PROBABLE else UNCLEAR
+
+
+def metric_probability(metric: Metric | None, target: float) -> float:
+    """Return how likely a value is within its target, by its intervals alone; for an SLO see ``term_probability``.
+
+    The error is normal, for times and rates in the logarithm: intervals of such values are far from symmetric once
+    they are wide. The calibration interval is an independent error, so the two add up as squares. An unsettled
+    value only errs more on the side of the target: queues grow with a longer run, they don't shrink. So there its
+    half-width doubles, to at least a quarter of the value, while a value beyond the target counts as it is.
     """
     if metric is None or metric.value is None:
-        return UNCLEAR
-    low = metric.value if metric.lo is None else metric.value - widen * (metric.value - metric.lo)
-    high = metric.value if metric.hi is None else metric.value + widen * (metric.hi - metric.value)
-    if not metric.settled:
-        low = metric.value - 2 * (metric.value - low)
-        high = metric.value + max(0.25 * abs(metric.value), 2 * (high - metric.value))
-    if metric.calibration_lo is not None and metric.calibration_hi is not None:
-        low = metric.value - math.hypot(metric.value - low, widen * (metric.value - metric.calibration_lo))
-        high = metric.value + math.hypot(high - metric.value, widen * (metric.calibration_hi - metric.value))
-    if low > target:
-        return NOT_MET
-    return MET if high <= target and not overloaded else UNCLEAR
+        return NO_DATA
+    value, logarithmic = metric.value, metric.unit not in ("1", "requests") and metric.value > 0 and target > 0
+    high = value * (1 + NO_INTERVAL) if metric.hi is None else metric.hi
+    low = value / (1 + NO_INTERVAL) if metric.lo is None else metric.lo
+    halves = []
+    for end, other in ((high, low), (metric.calibration_hi, metric.calibration_lo)):
+        if end is None or other is None:
+            continue
+        halves.append(math.log(end / value) if logarithmic else end - value if target >= value else value - other)
+    if not metric.settled and value <= target:
+        margin = math.log1p(UNSETTLED_MARGIN) if logarithmic else UNSETTLED_MARGIN * abs(value)
+        halves[0] = max(margin, 2 * halves[0])
+    distance = math.log(target / value) if logarithmic else target - value
+    half = math.hypot(*halves)
+    if not half:
+        return 1.0 if distance >= 0 else 0.0
+    return 0.5 * math.erfc(-NORMAL * distance / half / math.sqrt(2))
 
 
 def offered(point: Point) -> float | None:
@@ -52,7 +80,18 @@ def is_overloaded(point: Point) -> bool:
 
 def out_of_hand(point: Point) -> bool:
     """Return whether more requests arrive than are served, with the profile's costs or with some of its draws."""
-    return is_overloaded(point) or bool(point.calibration.get("overloaded"))
+    return _chance_of_no_overload(point) < 1
+
+
+def _chance_of_no_overload(point: Point) -> float:
+    """Return how likely the fleet can serve the load: the share of the draws with which it can.
+
+    An overload in a short run may only be its cold start, so it alone doesn't rule a design out; its waits do.
+    """
+    if is_overloaded(point):
+        return 0.5
+    draws = point.calibration.get("draws", 0)
+    return 1 - point.calibration["overloaded"] / draws if draws else 1.0
 
 
 def allowed(name: str) -> float:
@@ -104,26 +143,41 @@ def _share_beyond(point: Point, name: str, target: float) -> float:
     return 1 - point.cdf["q"][within - 1] if within else 1.0
 
 
-def late_verdict(point: Point, name: str, target: float, widen: float = 1.0) -> str:
-    """Return whether no more of the measured requests are late for a term than may be.
+def late_probability(point: Point, name: str, target: float) -> float:
+    """Return how likely no more of the measured requests are late for a term than may be.
 
     Where the term's value over the completed requests is unsettled, so is this share.
     """
     late, metric = late_share(point, name, target), point.metrics.get(name)
     if late is None:
-        return MET
+        return 1.0
     if metric is not None and metric.value is not None and not metric.settled:
         late = replace(late, state=metric.state)
-    return interval_verdict(late, allowed(name), overloaded=out_of_hand(point), widen=widen)
+    return min(metric_probability(late, allowed(name)), _chance_of_no_overload(point))
 
 
-def term_verdict(point: Point, name: str, target: float, widen: float = 1.0) -> str:
-    """Return whether a point meets a term of its SLO: by the value over completed requests, and by all that are late.
+def late_verdict(point: Point, name: str, target: float, sure: float = SURE) -> str:
+    """Return whether no more of the measured requests are late for a term than may be."""
+    return verdict_word(late_probability(point, name, target), sure)
 
-    :param widen: factor on the half-widths, where a verdict has to be surer than 95 %.
-    """
-    by_value = interval_verdict(point.metrics.get(name), target, overloaded=out_of_hand(point), widen=widen)
-    return _worst([by_value, late_verdict(point, name, target, widen)])
+
+def value_verdict(point: Point, name: str, target: float, sure: float = SURE) -> str:
+    """Return whether the value over the completed requests is within the target of a term."""
+    return verdict_word(_value_probability(point, name, target), sure)
+
+
+def _value_probability(point: Point, name: str, target: float) -> float:
+    return min(metric_probability(point.metrics.get(name), target), _chance_of_no_overload(point))
+
+
+def term_probability(point: Point, name: str, target: float) -> float:
+    """Return how likely a point meets a term: by the value over completed requests, and by all that are late."""
+    return min(_value_probability(point, name, target), late_probability(point, name, target))
+
+
+def term_verdict(point: Point, name: str, target: float, sure: float = SURE) -> str:
+    """Return whether a point meets a term of its SLO."""
+    return verdict_word(term_probability(point, name, target), sure)
 
 
 def lacks_answers(point: Point, name: str, target: float) -> bool:
@@ -148,17 +202,16 @@ def certainly_late(point: Point, slo_terms: Mapping[str, float]) -> bool:
     return (impact.slow_unanswered or 0) > 0.01 * len(single) * impact.requests
 
 
-def verdict(point: Point, slo_terms: Mapping[str, float], widen: float = 1.0) -> str:
-    """Return the verdict over all terms: one that is not met decides, then one that is unclear.
-
-    :param widen: factor on the half-widths of all intervals.
-    """
-    if not slo_terms:
-        return NO_SLO
+def met_probability(point: Point, slo_terms: Mapping[str, float]) -> float:
+    """Return how likely a point meets its SLO: that of its least likely term, for terms of one run err together."""
     if certainly_late(point, slo_terms):
-        return NOT_MET
-    return _worst([term_verdict(point, name, target, widen) for name, target in slo_terms.items()])
+        return 0.0
+    return min((term_probability(point, name, target) for name, target in slo_terms.items()), default=1.0)
 
 
-def _worst(words: Sequence[str]) -> str:
-    return NOT_MET if NOT_MET in words else UNCLEAR if UNCLEAR in words else MET
+def verdict(point: Point, slo_terms: Mapping[str, float], sure: float = SURE) -> str:
+    """Return the verdict over all terms.
+
+    :param sure: probability from which a verdict is certain.
+    """
+    return verdict_word(met_probability(point, slo_terms), sure) if slo_terms else NO_SLO

@@ -13,7 +13,7 @@ from reports.text.answer_text import answer
 from reports.text.metric_text import with_interval
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
-from sim.results.verdict import interval_verdict
+from sim.results.verdict import metric_probability, verdict_word
 
 TERMS = {"e2e_p99_s": 1.0}
 
@@ -34,7 +34,7 @@ def drawn(width: float, *, p99: float = 0.3, half: float = 0.01, overloaded: int
     ],
 )
 def test_the_verdict_counts_both_errors(metric: Metric, verdict: str) -> None:
-    assert interval_verdict(metric, 1.0) == verdict
+    assert verdict_word(metric_probability(metric, 1.0)) == verdict
 
 
 def test_both_intervals_stand_in_the_answer() -> None:

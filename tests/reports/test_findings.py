@@ -17,7 +17,7 @@ from reports.text.answer_text import answer, sweep_answer
 from reports.text.limit_text import headroom
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
-from sim.results.verdict import interval_verdict
+from sim.results.verdict import metric_probability, verdict_word
 
 FREE: dict[str, dict[str, float | None]] = {
     "loader": {"utilization": 0.2, "offered_load": 0.2, "loaders": 1},
@@ -126,12 +126,14 @@ def test_headroom_follows_from_the_offered_load() -> None:
         (None, "unclear"),
         (Metric(0.90, 0.88, 0.92, "s", state=State(Cause.WIDE)), "unclear"),
         (Metric(0.30, 0.20, 0.40, "s", state=State(Cause.WIDE)), "met"),
-        (Metric(1.10, 1.04, 1.16, "s", state=State(Cause.WIDE)), "unclear"),
-        (Metric(9.00, 7.00, 11.0, "s", state=State(Cause.WIDE)), "not met"),
+        (Metric(1.10, 1.04, 1.16, "s", state=State(Cause.WIDE)), "not met"),
+        (Metric(22.2, 11.9, 32.5, "s", state=State(Cause.WIDE)), "not met"),
+        (Metric(1.10, 0.90, 1.30, "s", state=State(Cause.WIDE)), "unclear"),
+        (Metric(0.45, 0.10, 0.80, "s", state=State(Cause.WIDE)), "unclear"),
     ],
 )
 def test_verdict_by_interval(metric: Metric | None, verdict: str) -> None:
-    assert interval_verdict(metric, 1.0) == verdict
+    assert verdict_word(metric_probability(metric, 1.0)) == verdict
 
 
 def test_one_term_that_fails_decides() -> None:

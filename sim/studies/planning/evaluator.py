@@ -12,7 +12,6 @@ from typing import Any
 
 from sim.errors import InputError, ScenarioError, SeveralErrors
 from sim.results.calibration import without_calibration
-from sim.results.intervals.student_t import student
 from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
@@ -243,8 +242,8 @@ class DesignEvaluator:
         point = design.point
         assert point is not None, "it was simulated"
         score = self._score(point)
-        widen = self._widening(point)
-        word = verdict(point, self.terms, widen)
+        sure = self._sure()
+        word = verdict(point, self.terms, sure)
         missing = next((name for name in self.terms if point.metrics[name].value is None), None)
         if missing is not None and word != NOT_MET:
             if not last:
@@ -258,7 +257,7 @@ class DesignEvaluator:
         if word == UNCLEAR and is_overloaded(point):  # perhaps only because the run is short
             return Judgement(UNCLEAR, max(score, 1 + _CLOSE))
         if word == UNCLEAR:
-            only_costs = bool(point.calibration) and verdict(without_calibration(point), self.terms, widen) != UNCLEAR
+            only_costs = bool(point.calibration) and verdict(without_calibration(point), self.terms, sure) != UNCLEAR
             return Judgement(UNCLEAR, score, final=only_costs)
         return Judgement(word, min(score, 1.0) if word == MET else max(score, 1 + _CLOSE))
 
@@ -270,19 +269,14 @@ class DesignEvaluator:
         """Return the worst term, value over target; above 1 misses it."""
         return max(_strain(point, name, target) for name, target in self.terms.items())
 
-    def _widening(self, point: Point) -> float:
-        """Return the factor on 95 % half-widths at which the answer has the confidence of the plan.
+    def _sure(self) -> float:
+        """Return the probability at which each verdict is certain enough for the confidence of the plan.
 
         The answer is wrong if the verdict on it or on its more wanted neighbour is wrong. Each is evaluated up to five
         times, and each evaluation may err to one side (Bonferroni).
         """
-        from scipy.special import stdtrit
-
-        replications = int(point.cost["replications"])
-        degrees = replications - 1 if replications >= 5 else 20
         evaluations = DOUBLINGS + 2
-        error = (1 - self._confidence) / (2 * evaluations)
-        return float(stdtrit(degrees, 1 - error)) / student(degrees)
+        return 1 - (1 - self._confidence) / (2 * evaluations)
 
 
 def _strain(point: Point, name: str, target: float) -> float:
