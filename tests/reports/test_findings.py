@@ -159,7 +159,7 @@ def test_overload_is_never_met_and_never_sure() -> None:
 
 
 def test_unsettled_and_missing_values_are_called_so() -> None:
-    made = samples.make_point(settled=False)
+    made = samples.make_point(settled=False, p99=0.85)
     said = answer(made, {"e2e_p99_s": 1.0})
     assert "probably met" in said.headline
     assert said.confidence == "low"
