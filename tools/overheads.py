@@ -65,9 +65,9 @@ def _progress(done: int, total: int) -> None:
         print(f"{done} of {total} points", file=sys.stderr)
 
 
-def _simulated(replayed: list[ReplayedPoint], refused: list[tuple[str, str, str, str, int]]) -> str:
+def _simulated(replayed: list[ReplayedPoint], refused: list[DeploymentGroup]) -> str:
     """Return the errors of the simulator on all points of deployments that judge."""
-    groups: dict[tuple[str, str, str, str, int], list[ReplayedPoint]] = defaultdict(list)
+    groups: dict[DeploymentGroup, list[ReplayedPoint]] = defaultdict(list)
     for each in replayed:
         groups[each.point.group].append(each)
     every = [each for found in groups.values() for each in found]
