@@ -196,8 +196,9 @@ def _point_task(place: int, what: Scenario | Design, options: EvaluationOptions)
 
 
 def _size(design: Design) -> float:
-    traffic = design.world.traffic
-    return (traffic.expected_requests() or 0) * (design.replications + len(design.draws))
+    worlds = 1 + (design.baseline is not None)
+    requests = design.world.traffic.expected_requests() or 0
+    return requests * (design.replications * worlds + len(design.draws))
 
 
 def manifest_of(loaded: LoadedScenario, plan: list[PointTask], keys: list[str], command: str) -> dict[str, Any]:
