@@ -80,10 +80,8 @@ class Tile:
 
 def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
     """Return the key numbers of a point; SLO terms come first."""
-    changed = (
-        *([impact_name([point])] if is_changed([point]) else []),
-        *(ROLLOUT_TILES if has_rollout([point]) else []),
-    )
+    during = ROLLOUT_TILES if has_rollout([point]) else ()
+    changed = (impact_name([point]), *during) if is_changed([point]) else ()
     names = [*slo_terms, *(name for name in (*changed, *TILES) if name not in slo_terms)]
     tiles = []
     if is_fixed(point) and "ttft_p99_s" not in slo_terms:

@@ -129,7 +129,7 @@ def impact_headline(point: Point, found: str, opening: str) -> str:
 
 
 def _impact_clause(point: Point) -> str:
-    """Return what a rollout or fault did: ``the rollout affected 63 of 39,000 requests (50 to 76): 60 stale answers``."""
+    """Return what a change did: ``the rollout affected 63 (50 to 76) of 39,000 requests: 60 stale answers``."""
     cause, metric = cause_words([point]), point.metrics[impact_name([point])]
     total = f"{impact_of(point).requests / impact_of(point).replications:,.0f} requests"
     beyond = " beyond the usual" if impact_name([point]) == "harmed_excess" else ""

@@ -214,12 +214,16 @@ def evaluate(
     return Outcome(replace(point, cost=cost, setup=setup_of(design.world)), table, longer)
 
 
-def evaluate_scenario(scenario: Scenario, options: EvaluationOptions | None = None) -> Outcome:
-    """Evaluate a scenario in this process, doubling the run while ``run.half_width`` asks for it."""
-    longer: Scenario | None = scenario
-    while longer is not None:
-        outcome = evaluate(make_design(longer), options or EvaluationOptions())
-        longer = outcome.longer
+def evaluate_scenario(
+    scenario: Scenario, options: EvaluationOptions | None = None, known: dict[Part, Any] | None = None
+) -> Outcome:
+    """Evaluate a scenario in this process, doubling the run while ``run.half_width`` asks for it.
+
+    :param known: results of parts of this scenario that were simulated before.
+    """
+    outcome = evaluate(make_design(scenario), options or EvaluationOptions(), known=known)
+    while outcome.longer is not None:
+        outcome = evaluate(make_design(outcome.longer), options or EvaluationOptions())
     return outcome
 
 
