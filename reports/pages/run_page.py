@@ -26,6 +26,7 @@ from reports.tables.remedy_tables import remedy_tables, vetted_table
 from reports.tables.what_if_table import what_if_table
 from reports.text import answer_text
 from reports.text.answer_text import Answer
+from reports.text.change_text import badge_words
 from reports.text.plan_text import plan_answer
 from reports.text.remedy_text import badge, cures_answer
 from reports.text.setup_text import setup_line
@@ -210,6 +211,8 @@ def _badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str
         return "◐", f"SLO met at {good} of {len(points):,} points", "partly"
     words = {MET: "SLO met", NOT_MET: "SLO not met", UNCLEAR: "Unclear", NO_SLO: "No SLO given"}[word]
     everywhere = " at every point" if len(points) > 1 and word == MET else ""
+    if word == MET and (impact := badge_words(points)):
+        return "◐", f"{words}{everywhere}, but {impact}", "partly"
     return {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}[word], words + everywhere, word.replace(" ", "-")
 
 

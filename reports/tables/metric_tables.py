@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reports.answers.bottleneck import is_fixed, limits
+from reports.answers.change_comparison import impact_name
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
 from reports.axes import Axis, in_order, spread
 from reports.formatting import calibration, interval, metric_words, percent, show, size_words
@@ -79,7 +80,8 @@ class Tile:
 
 def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
     """Return the key numbers of a point; SLO terms come first."""
-    changed = (*(["harmed"] if is_changed([point]) else []), *(ROLLOUT_TILES if has_rollout([point]) else []))
+    during = ROLLOUT_TILES if has_rollout([point]) else ()
+    changed = (impact_name([point]), *during) if is_changed([point]) else ()
     names = [*slo_terms, *(name for name in (*changed, *TILES) if name not in slo_terms)]
     tiles = []
     if is_fixed(point) and "ttft_p99_s" not in slo_terms:
@@ -206,11 +208,8 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
     """Return one row for each point with what decides: narrow enough for a terminal, without intervals."""
     rest: tuple[str, ...] = ("miss_ratio", "loader_utilization", "throughput_rps")
     if is_changed(points):
-        rest = (
-            ("harmed", "rollout_ttft_p99_s", "rollout_peak_loads_per_s")
-            if has_rollout(points)
-            else ("harmed", "failed")
-        )
+        during = ("rollout_ttft_p99_s", "rollout_peak_loads_per_s") if has_rollout(points) else ()
+        rest = (impact_name([point for point in points if point.impact]), *during)
     elif compares_routers(points, axes):
         rest = ("miss_ratio", "loads_per_request", "replica_load_skew")
     wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest, "prefix_hit_ratio"])

@@ -14,7 +14,7 @@ from reports.answers.findings import BOUGHT, Boundary, Cliff, find_boundary, fin
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, make_axes, point_words
 from reports.formatting import metric_words, show
-from reports.text.change_text import change_sentences, compare
+from reports.text.change_text import change_sentences, compare, impact_headline
 from reports.text.confidence_text import confidence
 from reports.text.held_back_text import held_back_sentences
 from reports.text.limit_text import headroom, limit_sentence, limit_words, overload_words
@@ -129,9 +129,12 @@ def answer(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = Fals
     binding, *others = limits(point)
     details = _details(point, slo_terms, shown)
     details += [f"Also near its limit: {other.name}. {limit_sentence(other, point)}" for other in others]
-    changed = [*held_back_sentences([point]), *change_sentences(point, slo_terms)]
-    if changed:
-        headline, details = changed[0], [*changed[1:], headline, *details]
+    details = [*change_sentences(point, slo_terms), *details]
+    if point.impact is not None:
+        word = NO_SLO if found == NO_SLO else grade(met_probability(point, slo_terms))
+        headline, details = impact_headline(point, word, _OPENINGS.get(word, "")), [headline, *details]
+    if held := held_back_sentences([point]):
+        headline, details = held[0], [*held[1:], headline, *details]
     word, reason = confidence(point, slo_terms, assumed=assumed)
     sentence = limit_sentence(binding, point)
     return Answer(headline, details, found, limit_words(binding), sentence, headroom(point), word, reason)

@@ -32,7 +32,7 @@ _CAUSES: Mapping[Cause, str] = {
     Cause.NO_REQUESTS: "not enough data",
     Cause.FEW_REQUESTS: "not enough data: {found:,} requests were measured, {needed:,} are needed",
     Cause.NONE_REROUTED: "no request was rerouted and completed",
-    Cause.NOTHING_BEFORE: "nothing was measured before the first rollout or fault",
+    Cause.NO_BASELINE: "the same traffic without the rollouts and faults was not simulated",
     Cause.FEW_SECTIONS: "the run is too short for an interval; run more requests",
     Cause.SMALL_SECTIONS: "the run is too short: some sections have fewer than {needed} requests; run more requests",
     Cause.FEW_CYCLES: "the run is too short for a reliable {metric}; run {more} requests",
