@@ -1,4 +1,4 @@
-"""How much more traffic fits: the multiple of the scenario's traffic at which its SLO fails, found by short simulations.
+"""How much more traffic fits: short simulations find the multiple of the scenario's traffic at which its SLO fails.
 
 All of them meet the same requests, only closer together (common random numbers). First one at a multiple far beyond
 what the fleet can serve gives the highest throughput. Then few requests bracket the multiple at which the worst SLO
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -86,10 +86,9 @@ class _Traffic:
         return _Traffic(scenario, world.traffic.expected_requests() or FINE)
 
     @property
-    def closed(self) -> ClosedArrivals | None:
-        """The closed loop, if the traffic is one."""
-        arrivals = self.scenario.workload.arrivals
-        return arrivals if isinstance(arrivals, ClosedArrivals) else None
+    def closed(self) -> bool:
+        """Whether the traffic is a closed loop."""
+        return isinstance(self.scenario.workload.arrivals, ClosedArrivals)
 
     @property
     def changes(self) -> bool:
@@ -100,17 +99,22 @@ class _Traffic:
         return isinstance(workload.arrivals, moving) or any(part is not None for part in parts)
 
     def world(self, multiple: float, requests: int) -> World:
-        """Return the world at a multiple of the traffic."""
+        """Return the world at a multiple of the traffic.
+
+        :param requests: at least; more where traffic changes with time or many clients send it, those of the trace
+            where it is one.
+        """
+        changed: dict[str, Any]
         workload, run = self.scenario.workload, self.scenario.run
         warmup = WARMUP
         if workload.trace is not None:
             warmup, requests = run.warmup, min(self.requests, _MOST)
             trace = workload.trace.model_copy(update={"time_scale": workload.trace.time_scale * multiple})
             changed = {"trace": trace}
-        elif self.closed is not None:
-            clients = self.clients(multiple)
+        elif isinstance(workload.arrivals, ClosedArrivals):
+            clients = max(1, round(workload.arrivals.concurrency * multiple))
             requests = min(max(requests, 8 * clients), _MOST)
-            changed = {"arrivals": self.closed.model_copy(update={"concurrency": clients})}
+            changed = {"arrivals": workload.arrivals.model_copy(update={"concurrency": clients})}
         else:
             arrivals = workload.arrivals
             assert arrivals is not None, "traffic is a trace or arrives"
@@ -120,11 +124,6 @@ class _Traffic:
         workload = workload.model_copy(update={**changed, "requests": requests, "duration": None})
         run = run.model_copy(update={"replications": 1, "warmup": warmup})
         return build_world(self.scenario.model_copy(update={"workload": workload, "run": run}))
-
-    def clients(self, multiple: float) -> int:
-        """Return how many clients a closed loop has at a multiple."""
-        assert self.closed is not None, "it is one"
-        return max(1, round(self.closed.concurrency * multiple))
 
 
 class _Search:
@@ -142,10 +141,9 @@ class _Search:
 
     def find(self) -> Headroom:
         """Return the headroom."""
-        closed = self._traffic.closed is not None
-        if closed and not self._terms:
+        if self._traffic.closed and not self._terms:
             return Headroom(CLOSED_LOOP)
-        if not closed:
+        if not self._traffic.closed:
             self._saturation = self._find_saturation()
         edge = find_edge(self._strains, LEAST, self._most(), top_fails=self._saturation is not None)
         return Headroom(
@@ -222,9 +220,8 @@ def _served(recording: Recording) -> float:
     It is taken between the first and the last 30 % of the answers. The replica that is busiest for its share of the
     requests decides: the others can't help it.
     """
-    requests = recording.requests
-    done = requests["finished_s"] >= 0
-    finished, replica = requests["finished_s"][done], requests["replica"][done]
+    ends = np.asarray(recording.requests["finished_s"], dtype=np.float64)
+    finished, replica = ends[ends >= 0], recording.requests["replica"][ends >= 0]
     rates = []
     for each in np.unique(replica):
         times = np.sort(finished[replica == each])
@@ -309,7 +306,8 @@ def _crossing(below: float, above: float, found: Mapping[float, Strains]) -> flo
     """Return where the term that is worst above crosses 1, on a line between the logarithms."""
     term = max(found[above], key=lambda name: found[above][name])
     low, high = (math.log(max(found[at][term], 1e-9)) for at in (below, above))
-    return below * (above / below) ** (-low / (high - low))
+    share: float = -low / (high - low)
+    return below * math.exp(share * math.log(above / below))
 
 
 def _worst(strains: Strains) -> float:
