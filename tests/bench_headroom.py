@@ -15,29 +15,32 @@ from sim.studies import headroom
 from sim.studies.headroom import find_headroom
 
 NAMES = (
-    "quickstart",
-    "burst",
-    "two-gpus",
-    "thousand-adapters",
-    "cache-thrash",
-    "sessions",
-    "prefix-sharing",
-    "router-comparison",
-    "engines-side-by-side",
-    "full-models-beside-adapters",
-    "rollout-blue-green",
-    "plan-cache-size",
-    "plan-replicas",
     "plan-max-load",
+    "plan-cache-size",
+    "plan-adapters",
     "plan-70b-tensor-parallel",
+    "retrain-1000-adapters",
+    "plan-cheapest-fleet",
+    "plan-replicas",
+    "sessions",
+    "full-models-beside-adapters",
+    "engines-side-by-side",
+    "prefix-sharing",
+    "quickstart",
+    "router-comparison",
+    "burst",
+    "cache-thrash",
 )
 SEED = 20_261_126
-WIDTH = 1.01
-"""Ratio of the ends of the bracket that a bisection ends with."""
+STEP, WIDTH = 1.1, 1.02
+"""Ratio of multiples until the edge is passed, and of the ends of the bracket that a bisection ends with."""
 
 
-def bisected(name: str) -> float:
-    """Return where the SLO of a scenario fails by long runs."""
+def bisected(name: str, start: float) -> float:
+    """Return where the SLO of a scenario fails by long runs.
+
+    :param start: the multiple that is tried first.
+    """
     scenario = load_scenario(name, seed=SEED).scenario
     traffic = headroom._Traffic.of(scenario.model_copy(update={"rollouts": (), "faults": ()}))
     requests = 10 * traffic.requests
@@ -47,12 +50,12 @@ def bisected(name: str) -> float:
             return max(search._strains(multiple, fine=True).values()) > 1
 
     search = headroom._Search(traffic)
-    lo = hi = 1.0
-    if fails(1.0):
-        while fails(lo := lo / 1.2):
+    lo = hi = start
+    if fails(start):
+        while fails(lo := lo / STEP):
             hi = lo
     else:
-        while not fails(hi := hi * 1.2):
+        while not fails(hi := hi * STEP):
             lo = hi
     while hi / lo > WIDTH:
         middle = (lo * hi) ** 0.5
@@ -69,7 +72,7 @@ def rows(names: tuple[str, ...]) -> Iterator[str]:
         if found.multiple is None:
             yield f"| {name} | {found.outcome} | | | {found.term} | {took_s:.1f} s |"
             continue
-        long = bisected(name)
+        long = bisected(name, found.multiple)
         error = found.multiple / long - 1
         yield f"| {name} | {found.multiple:.3f} | {long:.3f} | {error:+.1%} | {found.term} | {took_s:.1f} s |"
 

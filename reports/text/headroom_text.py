@@ -45,12 +45,12 @@ def _limit(found: Headroom) -> str:
     if point is None:
         return ""
     if found.term == "miss_ratio":
-        return "What limits there is the adapter cache: it holds too few of the requested adapters."
+        return "What limits it there: the adapter cache. It holds too few of the requested adapters."
     limit = limits(point)[0]
     why = limit_sentence(limit, point)
     if limit.name == "none":
         return f"Nothing queues there: {_steps(point)}."
-    return f"What limits there is {limit.name}: {why[:1].lower()}{why[1:]}"
+    return f"What limits it there: {limit.name}. {why}"
 
 
 def _steps(point: Point) -> str:

@@ -55,18 +55,21 @@ _OVERLOADED = 4_000
 _OVERLOADS = (32.0, 512.0, 8192.0, 131072.0)
 """Multiples that are tried until one is far more than the fleet can serve."""
 _MOST = 40_000
+_COUNTS = ("completed", "unfinished", "refused", "failed")
 
 
-def find_headroom(scenario: Scenario) -> Headroom:
+def find_headroom(scenario: Scenario, today: Point | None = None) -> Headroom:
     """Return at what multiple of its traffic a scenario's SLO fails.
 
     Rollouts and faults happen at given times, so they are left out.
 
+    :param today: the scenario's own point, where there is one: it is more exact than a short simulation, and whether
+        the headroom is above 1 then agrees with it.
     :raises InputError: if the scenario can't be simulated.
     """
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
     steady = scenario.model_copy(update={"rollouts": (), "faults": ()})
-    search = _Search(_Traffic.of(steady))
+    search = _Search(_Traffic.of(steady), None if without else today)
     return replace(search.find(), without=without)
 
 
@@ -129,12 +132,15 @@ class _Traffic:
 class _Search:
     """One search.
 
+    :param today: the point at a multiple of 1; None: it has to be simulated.
     :ivar probes: all simulations so far.
     """
 
-    def __init__(self, traffic: _Traffic) -> None:
+    def __init__(self, traffic: _Traffic, today: Point | None = None) -> None:
         self._traffic = traffic
         self._terms = traffic.scenario.slo.terms()
+        known = today is not None and all(today.metrics[name].value is not None for name in self._terms)
+        self._today = today if known else None
         self._saturation: float | None = None
         self.probes: list[Probe] = []
         self._failing: tuple[float, World, Recording] | None = None
@@ -145,7 +151,7 @@ class _Search:
             return Headroom(CLOSED_LOOP)
         if not self._traffic.closed:
             self._saturation = self._find_saturation()
-        edge = find_edge(self._strains, LEAST, self._most(), top_fails=self._saturation is not None)
+        edge = self._find_edge()
         return Headroom(
             edge.outcome,
             edge.multiple,
@@ -157,8 +163,15 @@ class _Search:
             failing=self._failing_point(),
         )
 
-    def _most(self) -> float:
-        return MOST_CLIENTS if self._saturation is None else self._saturation
+    def _find_edge(self) -> Edge:
+        most = self._saturation
+        if most is None:
+            return find_edge(self._strains, LEAST, MOST_CLIENTS, top_fails=False)
+        if not self._terms:
+            below = most / NARROW
+            if max(self._strains(below, fine=True).values()) <= 1:
+                return Edge(FOUND, most, below, most)
+        return find_edge(self._strains, LEAST, most, top_fails=True)
 
     def _term_at(self, multiple: float | None) -> str:
         """Return the worst term of the last probe there; queues at saturation, which is not simulated again."""
@@ -184,18 +197,31 @@ class _Search:
         return None
 
     def _strains(self, multiple: float, *, fine: bool) -> Strains:
-        """Simulate a multiple of the traffic."""
+        """Simulate a multiple of the traffic, unless it is today's and known."""
+        if multiple == 1 and self._today is not None:
+            return self._judge(multiple, self._today)
         world = self._traffic.world(multiple, FINE if fine else COARSE)
         recording = simulate(world, 0, SECTIONS)
-        metrics, late, _ = measure_alone(recording, facts_of(world))
-        point = Point({}, metrics, late=late)
-        strains = {name: _term_strain(point, name, target) for name, target in self._terms.items()}
-        if self._saturation is not None:
-            strains[QUEUES] = multiple / self._saturation
-        term = max(strains, key=lambda name: strains[name])
-        self.probes.append(Probe(multiple, len(recording.section_of), strains[term], term))
-        if strains[term] > 1 and (self._failing is None or fine or multiple <= self._failing[0]):
+        if self._terms:
+            metrics, late, _ = measure_alone(recording, facts_of(world))
+            point = Point({}, metrics, late=late)
+        else:
+            point = summarise([recording], facts_of(world), {}, [])
+        strains = self._judge(multiple, point)
+        if max(strains.values()) > 1 and (self._failing is None or fine or multiple <= self._failing[0]):
             self._failing = (multiple, world, recording)
+        return strains
+
+    def _judge(self, multiple: float, point: Point) -> Strains:
+        """Return the strains of a point; without an SLO the loaders' load counts too, which misses may take first."""
+        strains = {name: _term_strain(point, name, target) for name, target in self._terms.items()}
+        loads = [0.0 if self._saturation is None else multiple / self._saturation]
+        if not self._terms:
+            loads.append(point.capacity.loader.offered_load or 0.0)
+        strains[QUEUES] = max(loads)
+        term = max(strains, key=lambda name: strains[name])
+        requests = sum(point.metrics[name].value or 0.0 for name in _COUNTS)
+        self.probes.append(Probe(multiple, round(requests), strains[term], term))
         return strains
 
     def _failing_point(self) -> Point | None:
@@ -284,7 +310,7 @@ def find_edge(strains: Strained, least: float, most: float, *, top_fails: bool) 
 
 def _locate(strains: Strained, start: float, least: float, most: float) -> Edge:
     """Return the edge near a multiple by the finer strains: steps until it is passed, then between two of them."""
-    found = {start: strains(start, fine=True)}
+    found = {at: strains(at, fine=True) for at in (start, 1.0) if at == start or _near(at, start)}
     steps = 0
     while True:
         below = max((at for at, each in found.items() if _worst(each) <= 1), default=None)
@@ -308,6 +334,10 @@ def _crossing(below: float, above: float, found: Mapping[float, Strains]) -> flo
     low, high = (math.log(max(found[at][term], 1e-9)) for at in (below, above))
     share: float = -low / (high - low)
     return below * math.exp(share * math.log(above / below))
+
+
+def _near(one: float, other: float) -> bool:
+    return max(one / other, other / one) < BRACKET
 
 
 def _worst(strains: Strains) -> float:

@@ -98,7 +98,7 @@ def run_study(
                 done[keys[task.index]] = outcome.point
                 store.save_point(keys[task.index], outcome.point)
             if headroom:
-                store.update({"headroom": json_ready(find_headroom(loaded.scenario).to_json())})
+                store.update({"headroom": json_ready(find_headroom(loaded.scenario, done[keys[0]]).to_json())})
     return StudyOutcome(out, [done[key] for key in keys], reused)
 
 

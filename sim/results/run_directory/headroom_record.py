@@ -18,6 +18,7 @@ FOUND, NEVER, ALWAYS, CLOSED_LOOP = "found", "never", "always", "closed loop"
 class Probe:
     """One short simulation of a multiple of the traffic.
 
+    :ivar requests: measured ones.
     :ivar strain: of the worst term, value over target; above 1 the SLO fails.
     :ivar term: that term, by metric name, or ``queues``.
     """

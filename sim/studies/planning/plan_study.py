@@ -121,7 +121,7 @@ def make_plan(
             }
         )
         if headroom:
-            store.update({"headroom": json_ready(find_headroom(chosen.loaded.scenario).to_json())})
+            store.update({"headroom": json_ready(find_headroom(chosen.loaded.scenario, chosen.point).to_json())})
         if and_what_if:
             rows, requests = what_if(chosen.loaded, store, execution)
             store.update({"what_if": json_ready([row.to_json() for row in rows]), "what_if_requests": requests})
