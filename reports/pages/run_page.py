@@ -57,7 +57,7 @@ def run_answer(run: RunData) -> Answer:
         return cures_answer(run)
     terms, assumed = _terms(run), method.is_assumed(run.manifest)
     if len(run.points) == 1:
-        return answer_text.answer(run.points[0], terms, assumed=assumed)
+        return answer_text.answer(run.points[0], terms, assumed=assumed, headroom=run.headroom)
     return answer_text.sweep_answer(run.points, terms, assumed=assumed)
 
 

@@ -16,11 +16,13 @@ from reports.axes import Axis, make_axes, point_words
 from reports.formatting import metric_words, show
 from reports.text.change_text import change_sentences, compare, impact_headline
 from reports.text.confidence_text import confidence
+from reports.text.headroom_text import headroom_sentences
 from reports.text.held_back_text import held_back_sentences
-from reports.text.limit_text import headroom, limit_sentence, limit_words, overload_words
+from reports.text.limit_text import limit_sentence, limit_words, overload_words
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from sim.results.model import Impact
 from sim.results.point import Point
+from sim.results.run_directory.headroom_record import Headroom
 from sim.results.verdict import (
     MET,
     NO_SLO,
@@ -46,7 +48,7 @@ class Answer:
     :ivar verdict: ``met``, ``not met``, ``unclear`` or ``no SLO``.
     :ivar binding: name of what limits it: see ``Limit.name``.
     :ivar binding_sentence: why, with numbers.
-    :ivar headroom: how much more fits, as far as the run shows it.
+    :ivar headroom: at what multiple of the traffic the SLO fails; empty where that was not simulated.
     :ivar confidence: ``high``, ``medium`` or ``low``.
     :ivar reason: why that confidence.
     """
@@ -118,11 +120,14 @@ def _details(point: Point, slo_terms: Mapping[str, float], shown: str | None) ->
     return found
 
 
-def answer(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False) -> Answer:
+def answer(
+    point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False, headroom: Headroom | None = None
+) -> Answer:
     """Return the answer of one point.
 
     :param slo_terms: targets by metric name, as ``Slo.terms()`` or ``read_terms`` give them.
     :param assumed: whether the costs come from a profile that was not measured.
+    :param headroom: how much more traffic fits, where that was simulated.
     """
     found = verdict(point, slo_terms)
     headline, shown = _headline(point, slo_terms, found)
@@ -137,7 +142,8 @@ def answer(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = Fals
         headline, details = held[0], [*held[1:], headline, *details]
     word, reason = confidence(point, slo_terms, assumed=assumed)
     sentence = limit_sentence(binding, point)
-    return Answer(headline, details, found, limit_words(binding), sentence, headroom(point), word, reason)
+    more = headroom_sentences(headroom)
+    return Answer(headline, details, found, limit_words(binding), sentence, more, word, reason)
 
 
 def cliff_sentence(cliff: Cliff, axis: Axis, name: str) -> str:
@@ -230,7 +236,7 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         overall,
         limit_words(binding),
         bound,
-        f"At {where}: {_lower(said.headroom)}",
+        "",
         said.confidence,
         f"at {where}: {said.reason}",
     )

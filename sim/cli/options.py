@@ -40,6 +40,9 @@ OutOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no messages, only results and errors.")]
 CheckOption = Annotated[bool, typer.Option("--check", help="Exit with 1 unless the SLO is met.")]
+NoHeadroomOption = Annotated[
+    bool, typer.Option("--no-headroom", help="Don't simulate how much more traffic fits; saves a few seconds.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Simulate again what the run directory has.")]
 JobsOption = Annotated[int, typer.Option(help="Worker processes; -1: one for each core.", min=-1)]
 BackendOption = Annotated[

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, ScenarioError
+from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import RunStore
 from sim.spec.files.tree import files_of
 from sim.spec.scenario import Scenario
@@ -30,6 +31,7 @@ from sim.studies.evaluate import (
     simulate_part,
 )
 from sim.studies.execution import Execution, Progress
+from sim.studies.headroom import find_headroom
 from sim.studies.study_identity import StudyOutcome, finished_study, input_digests, study_keys, study_record
 
 SMALL_RUN = 60_000
@@ -68,17 +70,19 @@ def run_study(
     execution: Execution,
     *,
     overwrite: bool = False,
+    headroom: bool = False,
 ) -> StudyOutcome:
     """Simulate every point that ``out`` lacks, and write a run directory, without a report.
 
     One that holds this study already, finished, is read and left as it is.
 
     :param sets: swept keys and values of each point; ``[{}]`` for a single run.
+    :param headroom: also simulate how much more traffic fits; for single runs.
     :raises InputError: if any point can't be simulated; nothing was simulated then.
     :raises KeyboardInterrupt: after finished points were saved.
     """
     started = time.perf_counter()
-    finished = None if overwrite else finished_study(loaded, sets, out)
+    finished = None if overwrite else finished_study(loaded, sets, out, headroom=headroom)
     if finished is not None:
         return finished
     tasks = (task_of(i, loaded.with_values(set_) if set_ else loaded, set_) for i, set_ in enumerate(sets))
@@ -97,6 +101,8 @@ def run_study(
                     store.save_requests(outcome.requests, keys[task.index])
                 done[keys[task.index]] = outcome.point
                 store.save_point(keys[task.index], outcome.point)
+            if headroom:
+                store.update({"headroom": json_ready(find_headroom(loaded.scenario, done[keys[0]]).to_json())})
     return StudyOutcome(out, [done[key] for key in keys], reused)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import StudyOptions, takes
+from sim.cli.options import NoHeadroomOption, StudyOptions, takes
 from sim.cli.output import (
     command_line,
     message,
@@ -42,6 +42,7 @@ def plan(
     what_if: Annotated[
         bool, typer.Option("--what-if", help="Also say what one change at a time would do at the answer.")
     ] = False,
+    no_headroom: NoHeadroomOption = False,
 ) -> None:
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
     from reports.formatting import metric_words, percent, show
@@ -65,7 +66,14 @@ def plan(
     quiet = options.quiet
     with pool_of(options.backend, options.jobs, quiet) as pool, progress_bar(quiet, "planning") as progress:
         execution = Execution(pool, command_line(), progress)
-        planned = make_plan(loaded, options.out, execution, and_what_if=what_if, on_evaluation=show_evaluation)
+        planned = make_plan(
+            loaded,
+            options.out,
+            execution,
+            and_what_if=what_if,
+            headroom=not no_headroom,
+            on_evaluation=show_evaluation,
+        )
     with blamed_on(planned.path) if planned.resumed else nullcontext():
         data = read_run(planned.path)
         said = plan_answer(data)
