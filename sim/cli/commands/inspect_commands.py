@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cells import one_line
 from sim.cli.options import QuietOption, ScenarioArgument, SetOption, session_of
-from sim.cli.output import message, print_rich, say
+from sim.cli.output import message, print_rich, rich_rows, say
 
 if TYPE_CHECKING:
     from sim.spec.scenario_file import LoadedScenario
@@ -58,15 +57,7 @@ def check(
 
 
 def _print_resolved(loaded: LoadedScenario) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("key", "value", "from"):
-        table.add_column(name, overflow="fold")
-    for row in loaded.rows():
-        table.add_row(*(Text(one_line(cell)) for cell in row))
-    print_rich(table)
+    print_rich(rich_rows(("key", "value", "from"), loaded.rows(), words=(1, 2)))
 
 
 def schema() -> None:
@@ -78,16 +69,10 @@ def schema() -> None:
 
 def list_scenarios() -> None:
     """List the bundled scenarios."""
-    from rich.table import Table
-
     from sim.spec.scenario_file import bundled_scenarios
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("scenario", no_wrap=True)
-    table.add_column("what it shows")
-    for entry in bundled_scenarios():
-        table.add_row(entry.name, entry.description)
-    print_rich(table)
+    rows = [(entry.name, entry.description) for entry in bundled_scenarios()]
+    print_rich(rich_rows(("scenario", "what it shows"), rows, words=(1,)))
 
 
 def copy_bundled(

@@ -21,7 +21,7 @@ from sim.cli.output import (
     say_json,
     say_result,
 )
-from sim.cli.terminal import width_of_terminal
+from sim.cli.terminal import has_marks, width_of_terminal
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     from reports.tables.metric_tables import (
         base_model_table,
         grouped_table,
+        matrix_table,
         metrics_table,
         terminal_table,
         traffic_sentence,
@@ -155,7 +156,8 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     points, terms = data.points, loaded.scenario.slo.terms()
     axes = make_axes(points)
     if len(points) > 1:
-        table = terminal_table(points, axes, terms)
+        matrix = matrix_table(points, axes, terms) if width_of_terminal() is not None and has_marks() else None
+        table = matrix or terminal_table(points, axes, terms)
     else:
         table = grouped_table(points[0], terms) if key_only else metrics_table(points[0])
     about_slo = terms and len(points) == 1 and not is_changed(points)  # else the headline is of something else
@@ -165,7 +167,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         if sentence:
             say(f"  {sentence}")
     say(f"  Confidence: {answer.confidence}. {capital(answer.reason)}", "")
-    print_rich(rich_table(table, len(axes) or 2))
+    print_rich(rich_table(table))
     if table.note:
         say(table.note)
     groups = base_model_table(points[0]) if len(points) == 1 else None
