@@ -40,11 +40,12 @@ def check(
     ] = False,
 ) -> None:
     """Say whether a scenario can be simulated, and what is wrong with it if not."""
+    from reports.text.setup_text import setup_words
     from sim.spec.scenario_file import load_scenario
     from sim.studies.sweep import check_points
 
     loaded = load_scenario(scenario, set_ or [], confined=session_of(context).confined)
-    notes = check_points(loaded)
+    notes, setups = check_points(loaded)
     if loaded.scenario.plan is not None:
         from sim.studies.planning.plan_study import check_plan
 
@@ -53,7 +54,7 @@ def check(
         _print_resolved(loaded)
     for note in notes:
         message(f"note: {note}", False)
-    say(f"{scenario}: ok")
+    say(f"{scenario}: ok", f"  {setup_words(setups)}")
 
 
 def _print_resolved(loaded: LoadedScenario) -> None:
