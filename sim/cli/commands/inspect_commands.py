@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sim.cli.completion import complete_scenario
 from sim.cli.options import QuietOption, ScenarioArgument, SetOption, session_of
 from sim.cli.output import message, print_rich, rich_rows, say
 
@@ -77,7 +78,7 @@ def list_scenarios() -> None:
 
 
 def copy_bundled(
-    name: Annotated[str, typer.Argument(help="A bundled scenario.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A bundled scenario.", autocompletion=complete_scenario)],
     destination: Annotated[Path, typer.Argument(help="A new file, or a folder.")] = Path("."),
 ) -> None:
     """Copy a bundled scenario to edit it."""

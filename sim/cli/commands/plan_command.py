@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sim.cli.completion import complete_assignment
 from sim.cli.options import StudyOptions, takes
 from sim.cli.output import (
     command_line,
@@ -35,9 +36,15 @@ def plan(
     options: StudyOptions,
     minimize: Annotated[
         list[str] | None,
-        typer.Option(help="Find the smallest value: KEY=a..b, with steps KEY=a..b:step. Twice: both, the first first."),
+        typer.Option(
+            help="Find the smallest value of KEY=a..b or KEY=a..b:step. Twice: two keys, the dearer first.",
+            autocompletion=complete_assignment,
+        ),
     ] = None,
-    maximize: Annotated[list[str] | None, typer.Option(help="Find the largest value: KEY=a..b[:step].")] = None,
+    maximize: Annotated[
+        list[str] | None,
+        typer.Option(help="Find the largest value of KEY=a..b or KEY=a..b:step.", autocompletion=complete_assignment),
+    ] = None,
     what_if: Annotated[
         bool, typer.Option("--what-if", help="Also say what one change at a time would do at the answer.")
     ] = False,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.completion import complete_profile
 from sim.cli.options import JsonOption, QuietOption
 from sim.cli.output import make_folder, message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError, ScenarioError
@@ -72,7 +73,10 @@ def _table(rows: Sequence[ProfileRow]) -> TerminalTable:
 
 
 def show_profile(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A bundled profile, or the path of one.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A bundled profile, or the path of one.", autocompletion=complete_profile),
+    ],
     json: JsonOption = False,
 ) -> None:
     """Show a profile: every coefficient with its unit and source, where it comes from, and its errors."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.completion import complete_assignment
 from sim.cli.options import CheckOption, OverwriteOption, StudyOptions, takes
 from sim.cli.output import (
     command_line,
@@ -54,7 +55,9 @@ def sweep(
     over: Annotated[
         list[str] | None,
         typer.Option(
-            "--over", help="Values to try: KEY=v1,v2,v3 or KEY=a..b:step. Repeatable."
+            "--over",
+            help="Values to try: KEY=v1,v2,v3 or KEY=a..b:step. Repeatable.",
+            autocompletion=complete_assignment,
         ),
     ] = None,
     check: CheckOption = False,
