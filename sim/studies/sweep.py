@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, ScenarioError
+from sim.results.model import Setup
 from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import RunStore
 from sim.spec.files.tree import files_of
 from sim.spec.scenario import Scenario
-from sim.spec.scenario_file import LoadedScenario
+from sim.spec.scenario_file import LoadedScenario, value_text
 from sim.studies.backends.pool import Pool
 from sim.studies.evaluate import (
     BASELINE,
@@ -28,6 +29,7 @@ from sim.studies.evaluate import (
     evaluate_scenario,
     make_design,
     on_pool,
+    setup_of,
     simulate_part,
 )
 from sim.studies.execution import Execution, Progress
@@ -106,16 +108,17 @@ def run_study(
     return StudyOutcome(out, [done[key] for key in keys], reused)
 
 
-def check_points(loaded: LoadedScenario) -> list[str]:
-    """Check the scenario and every point of its ``sweep`` block; return notes for the user.
+def check_points(loaded: LoadedScenario) -> tuple[list[str], list[Setup]]:
+    """Check the scenario and every point of its ``sweep`` block.
 
+    :return: notes for the user, and on what each point would be simulated.
     :raises InputError: saying what is wrong, and where.
     """
     sets = grid(loaded) if loaded.scenario.sweep else []
-    notes = list(_build(loaded, {}).world.notes)
-    for set_ in sets:
-        notes += _build(loaded.with_values(set_), set_).world.notes
-    return list(dict.fromkeys(notes))
+    worlds = [_build(loaded, {}).world]
+    worlds += [_build(loaded.with_values(set_), set_).world for set_ in sets]
+    notes = [note for world in worlds for note in world.notes]
+    return list(dict.fromkeys(notes)), [setup_of(world) for world in worlds]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,8 @@ def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:
         return make_design(point.scenario)
     except InputError as error:
         if set_ and error.file is None:
-            error.hint = "; ".join(filter(None, [error.hint, f"at the point {dict(set_)}"]))
+            where = ", ".join(f"{key}={value_text(value)}" for key, value in set_.items())
+            error.hint = "; ".join(filter(None, [error.hint, f"at the point {where}"]))
         raise point.locate(error) from None
 
 
