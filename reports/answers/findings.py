@@ -112,7 +112,7 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     """
     axes = make_axes(points)
     if has_rollout(points) and not growing(axes):
-        return rank_impact([point for point in points if point.impact], axes).best
+        return rank_impact([point for point in points if point.impact], axes).best[0]
     if axes and not any(axis.numeric for axis in axes) and not is_changed(points):
         return fastest_point(points, slo_terms)
     edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 and slo_terms else None
