@@ -19,7 +19,7 @@ MANY_POINTS = 6
 """Points up to which each is listed in a sentence."""
 _NOTABLE = (1.05, 100.0)
 """Between these, how many times as many loads another router needs is a factor that says something."""
-_SOME = 0.5
+SOME = 0.5
 """Requests of a replication from which a kind of impact is there."""
 _ERROR = 0.025
 """How often a 95 % interval lies above the truth."""
@@ -151,9 +151,9 @@ def telling_kinds(points: Sequence[Point]) -> list[tuple[Point, str, float]]:
     return [
         (point, kind, counts[i])
         for kind, counts in found.items()
-        if min(counts) < _SOME <= max(counts)
+        if min(counts) < SOME <= max(counts)
         for i, point in enumerate(points)
-        if counts[i] >= _SOME
+        if counts[i] >= SOME
     ]
 
 
