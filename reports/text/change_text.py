@@ -314,7 +314,7 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, among: str)
     more = ", ".join(f"{with_bounds(p.metrics[found.name])} with {label_of(p, axes)}" for p in found.rest[:MANY_POINTS])
     own, what = f"{with_bounds(first.metrics[found.name])} requests{beyond}", _in_brackets(composition(first))
     if len(found.best) == 1:
-        said = f"{capital(label_of(first, axes))} has the least impact{f' of those {among}' if among else ''}: "
+        said = f"Least impact{f' among those {among},' if among else ''} with {label_of(first, axes)}: "
         said += f"{where}{cause} affects {own}{what}{f', against {more}' if more else ''}."
         return said if found.certain else f"{said} {_NO_INTERVAL}"
     few, many = (rounded(choose(value_of(p, found.name) or 0.0 for p in found.best)) for choose in (min, max))
