@@ -22,7 +22,7 @@ METRIC_WORDS = {
     "byte_miss_ratio": "byte miss ratio",
     "loads_per_request": "loads per request",
     "loader_utilization": "loader utilization",
-    "gpu_utilization": "GPU utilization",
+    "gpu_utilization": "GPU busy",
     "queue_mean_s": "mean queue wait",
     "queue_p50_s": "median queue wait",
     "queue_p99_s": "p99 queue wait",

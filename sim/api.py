@@ -76,6 +76,7 @@ def run(
     scenario: Source,
     values: Mapping[str, Any] | None = None,
     *,
+    headroom: bool = False,
     evictions: Policies | None = None,
     routers: Policies | None = None,
     seed: int | None = None,
@@ -89,6 +90,7 @@ def run(
 
     :param scenario: a file, a bundled name, or what ``load_scenario`` gave.
     :param values: by dotted key.
+    :param headroom: also simulate at what multiple of the traffic the SLO fails (``Results.headroom``).
     :param evictions: eviction policies of your own, such as ``{"mine": Mine}``: classes by the names that
         ``cache.eviction`` may then have (docs/own-policy.md). ``routers``: the same for ``router.policy``.
     :param out: a run directory to keep; one that holds this run already is read, not simulated.
@@ -103,6 +105,7 @@ def run(
         out,
         _pool(backend, address, jobs),
         progress,
+        headroom=headroom,
     )
 
 
@@ -138,6 +141,7 @@ def plan(
     minimize: Mapping[str, Sequence[Any]] | None = None,
     maximize: Mapping[str, Sequence[Any]] | None = None,
     what_if: bool = False,
+    headroom: bool = False,
     evictions: Policies | None = None,
     routers: Policies | None = None,
     seed: int | None = None,
@@ -152,6 +156,7 @@ def plan(
     :param minimize, maximize: range by dotted key, ``(first, last)`` or ``(first, last, step)``; neither: the
         scenario's ``plan`` block.
     :param what_if: also try one change at a time at the answer; ``progress`` counts these.
+    :param headroom: also simulate how much more traffic fits into the answer.
     """
     from sim.studies.execution import Execution
     from sim.studies.planning.plan_study import make_plan
@@ -160,7 +165,9 @@ def plan(
     if minimize is not None or maximize is not None:
         loaded = loaded.with_values(_question(minimize, maximize))
     with _folder(out) as folder, _pool(backend, address, jobs) as pool:
-        planned = make_plan(loaded, folder, Execution(pool, on_progress=progress), and_what_if=what_if)
+        planned = make_plan(
+            loaded, folder, Execution(pool, on_progress=progress), and_what_if=what_if, headroom=headroom
+        )
     return PlanResults(read_run(planned.path), kept=out is not None)
 
 
@@ -219,12 +226,14 @@ def _study(
     out: str | Path | None,
     opened: AbstractContextManager[Pool],
     progress: Progress,
+    *,
+    headroom: bool = False,
 ) -> Results:
     from sim.studies.execution import Execution
     from sim.studies.sweep import run_study
 
     with _folder(out) as folder, opened as pool:
-        finished = run_study(loaded, sets, folder, Execution(pool, on_progress=progress))
+        finished = run_study(loaded, sets, folder, Execution(pool, on_progress=progress), headroom=headroom)
     return Results(read_run(finished.path), kept=out is not None)
 
 

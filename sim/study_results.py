@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError
 from sim.results.point import Metric, Point
+from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NO_SLO, verdict
 
@@ -24,6 +25,7 @@ class Results:
 
     :ivar path: the run directory; a temporary one where no ``out`` was given, gone with this object.
     :ivar points: one for every combination of swept values; one for a run.
+    :ivar headroom: at what multiple of the traffic the SLO fails; None where that was not simulated.
     """
 
     def __init__(self, data: RunData, *, kept: bool) -> None:
@@ -32,6 +34,7 @@ class Results:
             weakref.finalize(self, shutil.rmtree, data.path.parent, ignore_errors=True)
         self.path = data.path
         self.points: list[Point] = data.points
+        self.headroom: Headroom | None = data.headroom
         self._terms = _terms(data)
 
     @property

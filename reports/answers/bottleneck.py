@@ -1,4 +1,4 @@
-"""What limits a point: the loader, slots, KV memory, batch slots or compute, and how far away the limit is.
+"""What limits a point: the loader, slots, KV memory, batch slots or compute.
 
 The findings follow from ``Point.capacity``, ``Point.breakdown`` and the counts of requests that were not served.
 ``reports.text.limit_text`` says them in words.
@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from sim.results.model import Impact, known_fields
 from sim.results.point import Point
-from sim.results.verdict import is_overloaded, offered, unserved
+from sim.results.verdict import is_overloaded, unserved
 
 BUSY_LOADER = 0.7
 """From this utilization on, waiting for a loader grows faster than the traffic."""
@@ -32,8 +32,6 @@ _UNSERVED = 0.01
 """Share of requests that are refused or fail, from which that limits a point."""
 _FAILURES = ("failed_loads", "lost", "wrong_detected")
 """Why requests fail, by the name in ``Impact``."""
-_HARDLY = 0.001
-"""Utilization up to which nothing can be said about headroom."""
 
 
 class Evidence(Enum):
@@ -225,78 +223,3 @@ def _swaps(point: Point) -> Limit | None:
     models = point.capacity.full_models
     busy = None if models is None else models.utilization
     return None if busy is None or busy < LOADING else Limit("swaps", Evidence.LOADING_MODELS, busy)
-
-
-class Room(Enum):
-    """What a run shows of how much more traffic fits."""
-
-    BROKEN = auto()
-    OVERLOADED = auto()
-    UNSERVED = auto()
-    ADAPTERS_IN_USE = auto()
-    SLOTS_FULL = auto()
-    KV_PEAK = auto()
-    BLOCKED = auto()
-    SWAPS = auto()
-    NOT_BUSY = auto()
-    BATCHES_GROW = auto()
-    LOADS_BLOCK = auto()
-    LOADER = auto()
-    SERVER = auto()
-    CLOSED_LOOP = auto()
-
-
-@dataclass(frozen=True)
-class Headroom:
-    """How much more traffic fits, as far as the loads show it.
-
-    :ivar load: offered load: 1 means that the queue grows without limit.
-    :ivar busy: utilization of loader or server.
-    :ivar name: the limit that it is about; ``peak`` of it is used at the most, ``of`` there are.
-    :ivar certain: whether no other limit may come first.
-    """
-
-    room: Room
-    load: float = 0.0
-    busy: float = 0.0
-    name: str = ""
-    peak: float = 0.0
-    of: float = 0.0
-    certain: bool = True
-
-
-def find_headroom(point: Point) -> Headroom:
-    """Return how much more traffic fits."""
-    if is_broken(point):
-        return Headroom(Room.BROKEN)
-    if is_overloaded(point):
-        return Headroom(Room.OVERLOADED, offered(point) or 1.0)
-    first = limits(point)[0].name
-    if first in ("refusals", "failures"):
-        return Headroom(Room.UNSERVED)
-    if first in ("slots", KV_MEMORY, BATCH_SLOTS):
-        return _peak(point, first)
-    if first == "swaps":
-        return Headroom(Room.SWAPS)
-    if "clients" in point.traffic:
-        return Headroom(Room.CLOSED_LOOP)
-    part = point.capacity.compute if first == "compute" else point.capacity.loader
-    busy = part.utilization
-    demand = part.offered_load or busy
-    if demand is None or busy is None or demand <= _HARDLY:
-        return Headroom(Room.NOT_BUSY)
-    if first == "compute" and not is_fixed(point):
-        return Headroom(Room.BATCHES_GROW)
-    if first != "compute" and point.capacity.loader.blocks_steps:
-        return Headroom(Room.LOADS_BLOCK, demand, busy)  # loads and steps share the time: the loader's says nothing
-    return Headroom(Room.SERVER if first == "compute" else Room.LOADER, demand, busy, certain=first != "none")
-
-
-def _peak(point: Point, name: str) -> Headroom:
-    slots, kv = point.capacity.slots, point.capacity.kv
-    if name == "slots" and slots.in_use_peak is not None and slots.slots is not None:
-        room = Room.ADAPTERS_IN_USE if slots.in_use_peak < slots.slots else Room.SLOTS_FULL
-        return Headroom(room, name=name, peak=slots.in_use_peak, of=slots.slots)
-    if name == KV_MEMORY and kv is not None and kv.peak_share is not None:
-        return Headroom(Room.KV_PEAK, name=name, peak=kv.peak_share)
-    return Headroom(Room.BLOCKED, name=name)

@@ -1,4 +1,4 @@
-"""What limits a point and how much more fits, in sentences."""
+"""What limits a point, in sentences."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from reports.answers.bottleneck import (
     BATCH_SLOTS,
     KV_MEMORY,
     Evidence,
-    Headroom,
     Limit,
-    Room,
-    find_headroom,
     is_broken,
     largest_stage,
 )
@@ -75,35 +72,6 @@ _BUSY: Mapping[Evidence, str] = {
     Evidence.SERVER_BUSY: "The server is busy {busy} of the time.",
     Evidence.GPU_BUSY: "The GPU is busy {busy} of the time and {share} of the latency is queueing.",
 }
-_ROOM: Mapping[Room, str] = {
-    Room.BROKEN: "This run does not show the headroom; simulate without the fault to see it.",
-    Room.UNSERVED: "Headroom is unknown while requests are refused or fail. Fix that first.",
-    Room.SWAPS: (
-        "One run does not show the headroom. To load models less often, use a longer turn, more replicas for full "
-        "models, or dedicated ones."
-    ),
-    Room.NOT_BUSY: "Loading is no limit here: the loaders are hardly busy.",
-    Room.BATCHES_GROW: (
-        "One run does not show the headroom, because batches grow with the traffic. Sweep the arrival rate to find the "
-        "limit."
-    ),
-    Room.LOADS_BLOCK: (
-        "The engine loads from storage within its steps for {busy} of the time. Sweep the arrival rate to see how much "
-        "more traffic fits."
-    ),
-    Room.CLOSED_LOOP: (
-        "A closed loop has no headroom to show: clients wait for their answers, so a slower fleet gets fewer requests. "
-        "Sweep workload.arrivals.concurrency to see how latency grows with their number."
-    ),
-    Room.OVERLOADED: "There is no headroom. The offered load is {load} of capacity; reduce it by at least {excess}.",
-    Room.ADAPTERS_IN_USE: (
-        "Up to {peak:,.0f} adapters were in use or requested at the same time, with {of:,.0f} slots. "
-        "Sweep the slots to see what more would give."
-    ),
-    Room.SLOTS_FULL: ("All {of:,.0f} slots were in use at the peak. Sweep the slots to see what more would give."),
-    Room.KV_PEAK: "At the peak {used} of the KV memory was taken. Sweep it to see what more would give.",
-    Room.BLOCKED: "There is no headroom in {name}: requests already wait for it. Sweep it to see what more would give.",
-}
 
 
 def overload_words(point: Point) -> str:
@@ -112,8 +80,8 @@ def overload_words(point: Point) -> str:
 
 
 def limit_words(limit: Limit) -> str:
-    """Return the name of a limit; of ``none`` that nothing is near its limit."""
-    return "none: nothing is near its limit" if limit.name == "none" else limit.name
+    """Return the name of a limit; of ``none`` what that means: a GPU may be busy all the time without a queue."""
+    return "none: no request waits long" if limit.name == "none" else limit.name
 
 
 def limit_sentence(limit: Limit, point: Point) -> str:
@@ -155,35 +123,6 @@ def _loader(limit: Limit) -> str:
 def _nothing(point: Point) -> str:
     stage = largest_stage(point)
     if stage is None:
-        return "Nothing is near its limit."
+        return "No request waits long."
     name, share = stage
-    return f"Nothing is near its limit; {percent(share)} of the mean latency is {_STAGES[name]}."
-
-
-def headroom(point: Point) -> str:
-    """Return how much more traffic fits, as far as the run shows it."""
-    found = find_headroom(point)
-    if found.room in (Room.LOADER, Room.SERVER):
-        return _more_traffic(found)
-    excess = percent(1 - 1 / found.load) if found.load else ""
-    return _ROOM[found.room].format(
-        load=percent(found.load),
-        busy=percent(found.busy),
-        excess=excess,
-        peak=found.peak,
-        of=found.of,
-        used=percent(found.peak),
-        name=found.name,
-    )
-
-
-def _more_traffic(found: Headroom) -> str:
-    more = 1 / found.load - 1
-    times = f"{1 / found.load:,.2g}" if more < 99 else f"{1 / found.load:,.0f}"
-    amount = f"about {max(1, round(more * 100))} % more traffic" if more < 1 else f"about {times} times the traffic"
-    loader = found.room is Room.LOADER
-    text = (
-        f"The {'loader' if loader else 'server'} is busy {percent(found.busy)} of the time; its queue grows without "
-        f"limit at {amount}{' if the miss ratio stays the same' if loader else ''}."
-    )
-    return text if found.certain else f"{text} Another limit may come first."
+    return f"No request waits long; {percent(share)} of the mean latency is {_STAGES[name]}."

@@ -18,7 +18,8 @@ from reports.axes import make_axis
 from reports.formatting import metric_words, percent, show
 from reports.text.answer_text import Answer
 from reports.text.confidence_text import confidence
-from reports.text.limit_text import headroom, limit_sentence
+from reports.text.headroom_text import headroom_sentences
+from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import capital, term_sentence, unserved_words
 from reports.text.setup_text import gpu_words
 from sim.results.point import Point
@@ -37,7 +38,16 @@ def plan_answer(data: RunData) -> Answer:
     binding, sentence = _binding(read)
     details = _details(read)
     found = MET if read.feasible else NOT_MET if read.record.certain else UNCLEAR
-    return Answer(_headline(read), details, found, binding, sentence, _headroom(read), word, reason)
+    return Answer(
+        _headline(read),
+        details,
+        found,
+        binding,
+        sentence,
+        _headroom(read, headroom_sentences(data.headroom)),
+        word,
+        reason,
+    )
 
 
 def plan_json(data: RunData) -> dict[str, Any]:
@@ -61,6 +71,7 @@ def plan_json(data: RunData) -> dict[str, Any]:
         "no_flags": record.no_flags,
         "setup": read.chosen.setup.to_json() if read.chosen.setup else {},
         "what_if": data.manifest.get("what_if", []),
+        "headroom": None if data.headroom is None else data.headroom.summary(),
     }
 
 
@@ -256,15 +267,19 @@ def _limit(found: Binding) -> tuple[str, str]:
     return "load time", limit_sentence(limit, point)
 
 
-def _headroom(read: PlanReading) -> str:
+def _headroom(read: PlanReading, simulated: str) -> str:
+    """Return how far the answer is from its target, and how much more traffic fits.
+
+    :param simulated: the sentences on the latter; empty where it was not simulated.
+    """
     assert read.chosen is not None, "checked by the caller"
     if not read.feasible:
         return ""
     found = room_to_target(read)
     if found is None:
-        return headroom(read.chosen)
+        return simulated
     name, room = found
-    return f"{capital(metric_words(name))} is {percent(room)} below its target. {headroom(read.chosen)}"
+    return f"{capital(metric_words(name))} is {percent(room)} below its target. {simulated}".strip()
 
 
 def _confidence(read: PlanReading, *, assumed: bool) -> tuple[str, str]:

@@ -38,14 +38,18 @@ class StudyOutcome:
     unchanged: bool = False
 
 
-def finished_study(loaded: LoadedScenario, sets: list[dict[str, Any]], out: Path) -> StudyOutcome | None:
+def finished_study(
+    loaded: LoadedScenario, sets: list[dict[str, Any]], out: Path, *, headroom: bool = False
+) -> StudyOutcome | None:
     """Return what a folder holds if it is this very study, finished, with no file missing; None otherwise.
 
     No world is built to find out: a point of this name was simulated by this code from the same scenario and files.
+
+    :param headroom: whether it must say how much more traffic fits.
     """
     try:
         data = read_finished(out)
-        if data is None:
+        if data is None or (headroom and data.headroom is None):
             return None
         inputs = [digests_of(loaded.with_values(set_) if set_ else loaded) for set_ in sets]
     except InputError:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, ScenarioError
+from sim.results.model import Setup
+from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import RunStore
 from sim.spec.files.tree import files_of
 from sim.spec.scenario import Scenario
-from sim.spec.scenario_file import LoadedScenario
+from sim.spec.scenario_file import LoadedScenario, value_text
 from sim.studies.backends.pool import Pool
 from sim.studies.evaluate import (
     BASELINE,
@@ -27,9 +29,11 @@ from sim.studies.evaluate import (
     evaluate_scenario,
     make_design,
     on_pool,
+    setup_of,
     simulate_part,
 )
 from sim.studies.execution import Execution, Progress
+from sim.studies.headroom import find_headroom
 from sim.studies.study_identity import StudyOutcome, finished_study, input_digests, study_keys, study_record
 
 SMALL_RUN = 60_000
@@ -68,17 +72,19 @@ def run_study(
     execution: Execution,
     *,
     overwrite: bool = False,
+    headroom: bool = False,
 ) -> StudyOutcome:
     """Simulate every point that ``out`` lacks, and write a run directory, without a report.
 
     One that holds this study already, finished, is read and left as it is.
 
     :param sets: swept keys and values of each point; ``[{}]`` for a single run.
+    :param headroom: also simulate how much more traffic fits; for single runs.
     :raises InputError: if any point can't be simulated; nothing was simulated then.
     :raises KeyboardInterrupt: after finished points were saved.
     """
     started = time.perf_counter()
-    finished = None if overwrite else finished_study(loaded, sets, out)
+    finished = None if overwrite else finished_study(loaded, sets, out, headroom=headroom)
     if finished is not None:
         return finished
     tasks = (task_of(i, loaded.with_values(set_) if set_ else loaded, set_) for i, set_ in enumerate(sets))
@@ -97,19 +103,22 @@ def run_study(
                     store.save_requests(outcome.requests, keys[task.index])
                 done[keys[task.index]] = outcome.point
                 store.save_point(keys[task.index], outcome.point)
+            if headroom:
+                store.update({"headroom": json_ready(find_headroom(loaded.scenario, done[keys[0]]).to_json())})
     return StudyOutcome(out, [done[key] for key in keys], reused)
 
 
-def check_points(loaded: LoadedScenario) -> list[str]:
-    """Check the scenario and every point of its ``sweep`` block; return notes for the user.
+def check_points(loaded: LoadedScenario) -> tuple[list[str], list[Setup]]:
+    """Check the scenario and every point of its ``sweep`` block.
 
+    :return: notes for the user, and on what each point would be simulated.
     :raises InputError: saying what is wrong, and where.
     """
     sets = grid(loaded) if loaded.scenario.sweep else []
-    notes = list(_build(loaded, {}).world.notes)
-    for set_ in sets:
-        notes += _build(loaded.with_values(set_), set_).world.notes
-    return list(dict.fromkeys(notes))
+    worlds = [_build(loaded, {}).world]
+    worlds += [_build(loaded.with_values(set_), set_).world for set_ in sets]
+    notes = [note for world in worlds for note in world.notes]
+    return list(dict.fromkeys(notes)), [setup_of(world) for world in worlds]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +173,8 @@ def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:
         return make_design(point.scenario)
     except InputError as error:
         if set_ and error.file is None:
-            error.hint = "; ".join(filter(None, [error.hint, f"at the point {dict(set_)}"]))
+            where = ", ".join(f"{key}={value_text(value)}" for key, value in set_.items())
+            error.hint = "; ".join(filter(None, [error.hint, f"at the point {where}"]))
         raise point.locate(error) from None
 
 

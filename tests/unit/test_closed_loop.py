@@ -9,10 +9,8 @@ import pytest
 from scenario_samples import BASE, base, edited, refusal, write
 from strategies import build, fixed_time, write_trace
 
-from reports.answers.bottleneck import Room, find_headroom
 from reports.pages.method import _traffic
 from reports.tables.metric_tables import traffic_sentence
-from reports.text.limit_text import headroom
 from sim.errors import InputError
 from sim.results.pairs import same_draws, same_requests
 from sim.results.point import Point
@@ -150,10 +148,8 @@ def test_no_load_is_offered_in_a_closed_loop(point: Point) -> None:
     assert not [warning for warning in point.warnings if "overloaded" in warning]
 
 
-def test_the_answer_names_clients_and_no_headroom(point: Point) -> None:
+def test_the_answer_names_clients(point: Point) -> None:
     assert traffic_sentence([point]).startswith("Traffic: a closed loop of 4 concurrent requests; the hottest 1 / 10 ")
-    assert find_headroom(point).room is Room.CLOSED_LOOP
-    assert "clients wait for their answers, so a slower fleet gets fewer requests" in headroom(point)
     workload = {"arrivals": {"process": "closed", "concurrency": 4}}
     assert any(sentence.startswith("Requests come from a closed loop: each client") for sentence in _traffic(workload))
 

@@ -14,7 +14,7 @@ from reports.answers.bottleneck import limits
 from reports.pages.method import assumed, modelled
 from reports.tables.change_tables import replicas_table
 from reports.tables.metric_tables import capacity_table
-from reports.text.limit_text import headroom, limit_sentence
+from reports.text.limit_text import limit_sentence
 from sim.errors import ScenarioError
 from sim.policies.routing import View
 from sim.policies.routing.full_model_router import Beside, ToHolders, ToOwnReplicas
@@ -283,8 +283,6 @@ def test_a_report_says_what_swaps_cost(swapping: Any) -> None:
     point = swapping.point
     assert limits(point)[0].name == "swaps"
     assert "spend" in limit_sentence(limits(point)[0], point)
-    if "overloaded" not in " ".join(point.warnings):
-        assert headroom(point).startswith("One run does not show the headroom. To load models less often")
     table, where = replicas_table(point, ""), capacity_table(point)
     assert table is not None
     assert table.rows[2][0] == "2 (full models)"

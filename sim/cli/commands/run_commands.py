@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import CheckOption, OverwriteOption, StudyOptions, takes
+from sim.cli.completion import complete_assignment
+from sim.cli.options import CheckOption, NoHeadroomOption, OverwriteOption, StudyOptions, takes
 from sim.cli.output import (
     command_line,
     message,
@@ -21,7 +23,8 @@ from sim.cli.output import (
     say_json,
     say_result,
 )
-from sim.cli.terminal import width_of_terminal
+from sim.cli.ranges import parse_range
+from sim.cli.terminal import has_marks, width_of_terminal
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from sim.results.point import Point
     from sim.results.run_directory.store import RunData
     from sim.spec.scenario_file import LoadedScenario
-    from sim.studies.backends.pool import Pool
+    from sim.studies.execution import Execution
     from sim.studies.study_identity import StudyOutcome
 
 
@@ -41,10 +44,12 @@ def run(
     ] = False,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
+    no_headroom: NoHeadroomOption = False,
 ) -> None:
     """Simulate one scenario; write a run directory with a report; print the answer."""
     key_only = width_of_terminal() is not None and not all_
-    _simulate(options, options.load(), [{}], check=check, overwrite=overwrite, key_only=key_only)
+    asked = _Asked(check=check, overwrite=overwrite, headroom=not no_headroom, key_only=key_only)
+    _simulate(options, options.load(), [{}], asked)
 
 
 @takes(StudyOptions)
@@ -52,7 +57,11 @@ def sweep(
     options: StudyOptions,
     over: Annotated[
         list[str] | None,
-        typer.Option("--over", help="Values to try: key=v1,v2,v3. Repeatable; in place of the sweep: block."),
+        typer.Option(
+            "--over",
+            help="Values to try: KEY=v1,v2,v3 or KEY=a..b:step. Repeatable.",
+            autocompletion=complete_assignment,
+        ),
     ] = None,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
@@ -62,41 +71,48 @@ def sweep(
 
     axes = _axes(over or [])
     loaded = options.load(check_points=not axes)
-    _simulate(options, loaded, grid(loaded, axes), check=check, overwrite=overwrite)
+    _simulate(options, loaded, grid(loaded, axes), _Asked(check=check, overwrite=overwrite))
 
 
-def _simulate(
-    options: StudyOptions,
-    loaded: LoadedScenario,
-    sets: list[dict[str, Any]],
-    *,
-    check: bool,
-    overwrite: bool,
-    key_only: bool = False,
-) -> None:
-    """Run a study, write its report, print its answer; exit with 1 if ``check`` is set and the SLO is missed.
+@dataclass(frozen=True)
+class _Asked:
+    """What a study is to do besides simulating.
 
-    :param key_only: whether to print key metrics alone.
+    :ivar check: exit with 1 if the SLO is missed.
+    :ivar overwrite: simulate again what the run directory has.
+    :ivar headroom: simulate how much more traffic fits.
+    :ivar key_only: print key metrics alone.
     """
+
+    check: bool
+    overwrite: bool
+    headroom: bool = False
+    key_only: bool = False
+
+
+def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str, Any]], asked: _Asked) -> None:
+    """Run a study, write its report, print its answer."""
     from reports.pages.run_page import current_report, run_answer, write_report
     from sim.results.run_directory.store import blamed_on, read_run, summary_json
+    from sim.studies.execution import Execution
     from sim.studies.study_identity import finished_study, free_folder
 
-    if check and not loaded.scenario.slo.terms():
+    if asked.check and not loaded.scenario.slo.terms():
         raise InputError("the scenario has no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
     folder = options.out or free_folder(loaded, sets)
     opened = pool_of(options.backend, options.jobs, options.quiet)
     # Looked for here too: a study that is finished needs no simulator, and importing it takes as long as all the rest.
-    finished = None if overwrite else finished_study(loaded, sets, folder)
+    finished = None if asked.overwrite else finished_study(loaded, sets, folder, headroom=asked.headroom)
     if finished is None:
-        finished = _run_study(options, loaded, sets, folder, opened, overwrite)
+        with opened as pool, progress_bar(options.quiet) as progress:
+            finished = _run_study(loaded, sets, folder, Execution(pool, command_line(), progress), asked)
     with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
         data = read_run(finished.path)
         answer = run_answer(data)
     if options.json:
-        say_json(summary_json(loaded.scenario.name, finished.points))
+        say_json(summary_json(loaded.scenario.name, finished.points, data.headroom))
     else:
-        _print_answer(loaded, data, answer, key_only=key_only)
+        _print_answer(loaded, data, answer, key_only=asked.key_only)
     sys.stdout.flush()  # the answer can be read while the charts are drawn
     with blamed_on(finished.path) if finished.reused else nullcontext():
         page = (current_report(finished.path) if finished.unchanged else None) or write_report(data, answer)
@@ -104,23 +120,16 @@ def _simulate(
         tables = f"{finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}"
         say("", f"report  {page}", f"tables  {tables}")
     _notes(finished, options.quiet)
-    if check and not _meets_slo(loaded, finished.points):
+    if asked.check and not _meets_slo(loaded, finished.points):
         raise typer.Exit(1)
 
 
 def _run_study(
-    options: StudyOptions,
-    loaded: LoadedScenario,
-    sets: list[dict[str, Any]],
-    folder: Path,
-    opened: AbstractContextManager[Pool],
-    overwrite: bool,
+    loaded: LoadedScenario, sets: list[dict[str, Any]], folder: Path, execution: Execution, asked: _Asked
 ) -> StudyOutcome:
-    from sim.studies.execution import Execution
     from sim.studies.sweep import run_study
 
-    with opened as pool, progress_bar(options.quiet) as progress:
-        return run_study(loaded, sets, folder, Execution(pool, command_line(), progress), overwrite=overwrite)
+    return run_study(loaded, sets, folder, execution, overwrite=asked.overwrite, headroom=asked.headroom)
 
 
 def _notes(finished: StudyOutcome, quiet: bool) -> None:
@@ -145,6 +154,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     from reports.tables.metric_tables import (
         base_model_table,
         grouped_table,
+        matrix_table,
         metrics_table,
         terminal_table,
         traffic_sentence,
@@ -155,7 +165,8 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     points, terms = data.points, loaded.scenario.slo.terms()
     axes = make_axes(points)
     if len(points) > 1:
-        table = terminal_table(points, axes, terms)
+        matrix = matrix_table(points, axes, terms) if width_of_terminal() is not None and has_marks() else None
+        table = matrix or terminal_table(points, axes, terms)
     else:
         table = grouped_table(points[0], terms) if key_only else metrics_table(points[0])
     about_slo = terms and len(points) == 1 and not has_clear_impact(points[0])  # a mark would say that all is well
@@ -165,7 +176,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         if sentence:
             say(f"  {sentence}")
     say(f"  Confidence: {answer.confidence}. {capital(answer.reason)}", "")
-    print_rich(rich_table(table, len(axes) or 2))
+    print_rich(rich_table(table))
     if table.note:
         say(table.note)
     groups = base_model_table(points[0]) if len(points) == 1 else None
@@ -189,16 +200,35 @@ def _axes(texts: list[str]) -> dict[str, list[Any]]:
 
 
 def _parse_over(text: str) -> tuple[str, list[Any]]:
-    """Return the key and values of ``--over key=v1,v2``; values are YAML, so lists and mappings work too."""
+    """Return the key and values of ``--over key=v1,v2`` or ``key=a..b:step``.
+
+    Values are YAML, so lists and mappings work too.
+    """
+    key, equals, values = text.partition("=")
+    if not equals or not key.strip() or not values.strip():
+        allowed = "key=v1,v2,v3 or key=a..b:step"
+        raise InputError("not a key and its values", key="--over", got=text, allowed=allowed)
+    found = parse_range(text)
+    if found is None:
+        return key.strip(), _yaml_list(key, values)
+    from sim.studies.planning.candidates import values_between
+
+    option = f"--over {found.key}"
+    if found.step is None:
+        hint = f"such as {text}:10%, or a fixed distance with the range's unit"
+        raise InputError("a range needs a step", key=option, got=values, hint=hint)
+    low, high, step = _yaml_list(key, f"{found.low}, {found.high}, {found.step}")
+    return found.key, values_between([low, high], step, option, option)
+
+
+def _yaml_list(key: str, values: str) -> list[Any]:
     from sim.spec.files.tree import plain
     from sim.spec.files.yaml_tree import parse_yaml
 
-    key, equals, values = text.partition("=")
-    if not equals or not key.strip() or not values.strip():
-        raise InputError("not a key and its values", key="--over", got=text, allowed="key=v1,v2,v3")
     try:
         node = parse_yaml(f"[{values}]", "--over")
     except ScenarioError as error:
-        raise InputError(error.problem, key=f"--over {key}", got=values, allowed="v1,v2,v3") from None
+        raise InputError(error.problem, key=f"--over {key}", got=values, allowed="v1,v2,v3 or a..b:step") from None
     assert node is not None, "brackets are a list"
-    return key.strip(), plain(node)
+    found: list[Any] = plain(node)
+    return found

@@ -16,6 +16,7 @@ from sim.cells import text_cell
 from sim.errors import OutputError
 from sim.reading import MANIFEST_BYTES, brackets_fit, open_regular, read_regular
 from sim.results.point import Point
+from sim.results.run_directory.headroom_record import Headroom
 
 # What can change without changing a result: a sweep that grows keeps the points it has.
 _NOT_HASHED = ("name", "description", "sweep", "plan")
@@ -117,8 +118,11 @@ def point_key(
     return _digest(parts)
 
 
-def summary_json(name: str, points: Sequence[Point]) -> dict[str, Any]:
-    """Return the content of ``summary.json``; what ``loraplan run --json`` prints."""
+def summary_json(name: str, points: Sequence[Point], headroom: Headroom | None = None) -> dict[str, Any]:
+    """Return the content of ``summary.json``; what ``loraplan run --json`` prints.
+
+    :param headroom: of a single run, where that was simulated.
+    """
     rows = [
         {
             "set": point.set,
@@ -128,7 +132,8 @@ def summary_json(name: str, points: Sequence[Point]) -> dict[str, Any]:
         }
         for point in points
     ]
-    summary: dict[str, Any] = json_ready({"schema_version": 1, "scenario": name, "points": rows})
+    more = {} if headroom is None else {"headroom": headroom.summary()}
+    summary: dict[str, Any] = json_ready({"schema_version": 1, "scenario": name, "points": rows, **more})
     return summary
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sim.errors import LoraplanError, OutputError
 from sim.reading import POINT_BYTES, open_regular
 from sim.results.point import Point
+from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.result_files import (
     digest_file,
     point_key,
@@ -174,7 +175,9 @@ class RunStore:
             for key, point in zip(keys, points, strict=True):
                 if self.load_point(key) is None:
                     self.save_point(key, point)
-        write_json(self.path / "summary.json", summary_json(str(self.manifest.get("name", "")), points))
+        found = self.manifest.get("headroom")
+        more = Headroom.from_json(found) if found else None
+        write_json(self.path / "summary.json", summary_json(str(self.manifest.get("name", "")), points, more))
         write_text(self.path / "points.csv", points_csv(points))
         # Last, because a manifest that says finished promises that the rest is there.
         self.update({**(manifest_updates or {}), "status": status, "points_done": len(points)})
@@ -209,6 +212,12 @@ class RunData:
     def plan(self) -> PlanRecord:
         """What the search of a plan left; empty for other runs."""
         return PlanRecord.from_json(self.manifest.get("plan") or {})
+
+    @property
+    def headroom(self) -> Headroom | None:
+        """How much more traffic fits, where that was simulated."""
+        data = self.manifest.get("headroom")
+        return Headroom.from_json(data) if data else None
 
     @property
     def what_if(self) -> list[WhatIfRow]:

@@ -26,6 +26,7 @@ from sim.spec.profile_choice import profile_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.studies.execution import Execution
+from sim.studies.headroom import find_headroom
 from sim.studies.planning.candidates import Variable, variables
 from sim.studies.planning.evaluator import DesignEvaluator, PlanDesign, check_terms
 from sim.studies.planning.questions import SearchResult, full_replicas, gpus_of_replica, search
@@ -69,6 +70,7 @@ def make_plan(
     execution: Execution | None = None,
     *,
     and_what_if: bool = False,
+    headroom: bool = False,
     on_evaluation: Callable[[EvaluationRecord], None] = lambda entry: None,
 ) -> PlanOutcome:
     """Answer the scenario's ``plan`` and write a run directory, without a report.
@@ -78,6 +80,7 @@ def make_plan(
     :param out: the run directory; None: ``runs/NAME-plan``.
     :param execution: reports progress on the what-if.
     :param and_what_if: also try one change at a time at the answer, or at the best design found.
+    :param headroom: also simulate how much more traffic fits into the answer, or into the best design found.
     :param on_evaluation: called with every evaluation of a design.
     :raises InputError: if the question makes no sense, or none of its designs can be simulated.
     """
@@ -117,6 +120,8 @@ def make_plan(
                 "plan": json_ready(record.to_json()),
             }
         )
+        if headroom:
+            store.update({"headroom": json_ready(find_headroom(chosen.loaded.scenario, chosen.point).to_json())})
         if and_what_if:
             rows, requests = what_if(chosen.loaded, store, execution)
             store.update({"what_if": json_ready([row.to_json() for row in rows]), "what_if_requests": requests})

@@ -1,0 +1,344 @@
+"""How much more traffic fits: short simulations find the multiple of the scenario's traffic at which its SLO fails.
+
+All of them meet the same requests, only closer together (common random numbers). First one at a multiple far beyond
+what the fleet can serve gives the highest throughput. Then few requests bracket the multiple at which the worst SLO
+term crosses its target, and more requests locate it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from sim.errors import InputError
+from sim.results.point import Point
+from sim.results.point_summary import measure_alone, summarise
+from sim.results.records import Recording
+from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom, Probe
+from sim.results.verdict import allowed, late_share
+from sim.spec.scenario import Scenario
+from sim.spec.sections.arrival_processes import (
+    ClosedArrivals,
+    DiurnalArrivals,
+    MmppArrivals,
+    OnOffArrivals,
+    PiecewiseArrivals,
+)
+from sim.studies.evaluate import facts_of
+from sim.world.build import build_world
+from sim.world.replication import simulate
+from sim.world.world import World
+
+COARSE, FINE = 4_000, 12_000
+"""Requests of a simulation that brackets the multiple, and of one that locates it."""
+WARMUP = 0.3
+"""Share of the requests at the start that is not measured: caches start cold, and queues empty."""
+SECTIONS = 20
+LEAST = 1 / 64
+"""The smallest multiple that is tried."""
+MOST_CLIENTS = 64
+"""The largest multiple of the clients of a closed loop that is tried; other traffic ends at saturation."""
+BRACKET, NARROW = 1.25, 1.08
+"""Ratio of the ends of a bracket at which it is narrow enough for more requests, and for interpolation."""
+Strains = Mapping[str, float]
+"""Value over target by term, and how near the traffic is to saturation as ``queues``; above 1 a term fails."""
+_LONGEST = 4
+"""How many times as many requests a simulation has at most where traffic changes with time."""
+_FULL_BATCHES = 12
+"""Requests of the overloaded simulation, over all batch slots of the fleet: the first and last batches aren't full."""
+_OVERLOADED = 4_000
+"""Requests of that simulation, at least."""
+_OVERLOADS = (32.0, 512.0, 8192.0, 131072.0)
+"""Multiples that are tried until one is far more than the fleet can serve."""
+_MOST = 40_000
+_COUNTS = ("completed", "unfinished", "refused", "failed")
+
+
+def find_headroom(scenario: Scenario, today: Point | None = None) -> Headroom:
+    """Return at what multiple of its traffic a scenario's SLO fails.
+
+    Rollouts and faults happen at given times, so they are left out.
+
+    :param today: the scenario's own point, where there is one: it is more exact than a short simulation, and whether
+        the headroom is above 1 then agrees with it.
+    :raises InputError: if the scenario can't be simulated.
+    """
+    without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
+    steady = scenario.model_copy(update={"rollouts": (), "faults": ()})
+    search = _Search(_Traffic.of(steady), None if without else today)
+    return replace(search.find(), without=without)
+
+
+@dataclass(frozen=True, slots=True)
+class _Traffic:
+    """A scenario whose traffic can be multiplied.
+
+    :ivar requests: of one replication of the scenario.
+    """
+
+    scenario: Scenario
+    requests: int
+
+    @staticmethod
+    def of(scenario: Scenario) -> _Traffic:
+        world = build_world(scenario)
+        return _Traffic(scenario, world.traffic.expected_requests() or FINE)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the traffic is a closed loop."""
+        return isinstance(self.scenario.workload.arrivals, ClosedArrivals)
+
+    @property
+    def changes(self) -> bool:
+        """Whether traffic changes with time, so that a multiple of it must last as long to be alike."""
+        workload = self.scenario.workload
+        moving = (OnOffArrivals, PiecewiseArrivals, DiurnalArrivals, MmppArrivals)
+        parts = (workload.sessions, workload.drift, workload.churn)
+        return isinstance(workload.arrivals, moving) or any(part is not None for part in parts)
+
+    def world(self, multiple: float, requests: int) -> World:
+        """Return the world at a multiple of the traffic.
+
+        :param requests: at least; more where traffic changes with time or many clients send it, those of the trace
+            where it is one.
+        """
+        changed: dict[str, Any]
+        workload, run = self.scenario.workload, self.scenario.run
+        warmup = WARMUP
+        if workload.trace is not None:
+            warmup, requests = run.warmup, min(self.requests, _MOST)
+            trace = workload.trace.model_copy(update={"time_scale": workload.trace.time_scale * multiple})
+            changed = {"trace": trace}
+        elif isinstance(workload.arrivals, ClosedArrivals):
+            clients = max(1, round(workload.arrivals.concurrency * multiple))
+            requests = min(max(requests, 8 * clients), _MOST)
+            changed = {"arrivals": workload.arrivals.model_copy(update={"concurrency": clients})}
+        else:
+            arrivals = workload.arrivals
+            assert arrivals is not None, "traffic is a trace or arrives"
+            if self.changes:
+                requests = min(max(requests, round(multiple * self.requests)), _LONGEST * requests)
+            changed = {"arrivals": arrivals.model_copy(update={"rate": arrivals.rate * multiple})}
+        workload = workload.model_copy(update={**changed, "requests": requests, "duration": None})
+        run = run.model_copy(update={"replications": 1, "warmup": warmup})
+        return build_world(self.scenario.model_copy(update={"workload": workload, "run": run}))
+
+
+class _Search:
+    """One search.
+
+    :param today: the point at a multiple of 1; None: it has to be simulated.
+    :ivar probes: all simulations so far.
+    """
+
+    def __init__(self, traffic: _Traffic, today: Point | None = None) -> None:
+        self._traffic = traffic
+        self._terms = traffic.scenario.slo.terms()
+        known = today is not None and all(today.metrics[name].value is not None for name in self._terms)
+        self._today = today if known else None
+        self._saturation: float | None = None
+        self.probes: list[Probe] = []
+        self._failing: tuple[float, World, Recording] | None = None
+
+    def find(self) -> Headroom:
+        """Return the headroom."""
+        if self._traffic.closed and not self._terms:
+            return Headroom(CLOSED_LOOP)
+        if not self._traffic.closed:
+            self._saturation = self._find_saturation()
+        edge = self._find_edge()
+        return Headroom(
+            edge.outcome,
+            edge.multiple,
+            edge.lo,
+            edge.hi,
+            self._term_at(edge.hi),
+            self._saturation,
+            probes=tuple(self.probes),
+            failing=self._failing_point(),
+        )
+
+    def _find_edge(self) -> Edge:
+        most = self._saturation
+        if most is None:
+            return find_edge(self._strains, LEAST, MOST_CLIENTS, top_fails=False)
+        if not self._terms:
+            below = most / NARROW
+            if max(self._strains(below, fine=True).values()) <= 1:
+                return Edge(FOUND, most, below, most)
+        return find_edge(self._strains, LEAST, most, top_fails=True)
+
+    def _term_at(self, multiple: float | None) -> str:
+        """Return the worst term of the last probe there; queues at saturation, which is not simulated again."""
+        return next((probe.term for probe in reversed(self.probes) if probe.multiple == multiple), QUEUES)
+
+    def _find_saturation(self) -> float | None:
+        """Return the multiple that is the highest throughput; None where nothing is too much."""
+        fleet = self._traffic.scenario.fleet
+        slots = 1 if fleet.engine == "fixed" else fleet.max_num_seqs
+        requests = min(max(_OVERLOADED, _FULL_BATCHES * slots * fleet.replicas), _MOST)
+        for multiple in _OVERLOADS:
+            try:
+                world = self._traffic.world(multiple, requests)
+            except InputError:  # such as more sessions at a time than can be simulated
+                return None
+            recording = simulate(world, 0, SECTIONS)
+            assert world.traffic.rate is not None, "only a closed loop has no rate"
+            found = _served(recording) / (world.traffic.rate / multiple)
+            if found < multiple / 4:
+                self.probes.append(Probe(multiple, len(recording.section_of), multiple / found, QUEUES))
+                self._failing = (math.inf, world, recording)
+                return found
+        return None
+
+    def _strains(self, multiple: float, *, fine: bool) -> Strains:
+        """Simulate a multiple of the traffic, unless it is today's and known."""
+        if multiple == 1 and self._today is not None:
+            return self._judge(multiple, self._today)
+        world = self._traffic.world(multiple, FINE if fine else COARSE)
+        recording = simulate(world, 0, SECTIONS)
+        if self._terms:
+            metrics, late, _ = measure_alone(recording, facts_of(world))
+            point = Point({}, metrics, late=late)
+        else:
+            point = summarise([recording], facts_of(world), {}, [])
+        strains = self._judge(multiple, point)
+        if max(strains.values()) > 1 and (self._failing is None or fine or multiple <= self._failing[0]):
+            self._failing = (multiple, world, recording)
+        return strains
+
+    def _judge(self, multiple: float, point: Point) -> Strains:
+        """Return the strains of a point; without an SLO the loaders' load counts too, which misses may take first."""
+        strains = {name: _term_strain(point, name, target) for name, target in self._terms.items()}
+        loads = [0.0 if self._saturation is None else multiple / self._saturation]
+        if not self._terms:
+            loads.append(point.capacity.loader.offered_load or 0.0)
+        strains[QUEUES] = max(loads)
+        term = max(strains, key=lambda name: strains[name])
+        requests = sum(point.metrics[name].value or 0.0 for name in _COUNTS)
+        self.probes.append(Probe(multiple, round(requests), strains[term], term))
+        return strains
+
+    def _failing_point(self) -> Point | None:
+        """Return what says what limits the traffic where it fails, without what only charts need."""
+        if self._failing is None:
+            return None
+        _, world, recording = self._failing
+        point = summarise([recording], facts_of(world), {}, [])
+        return Point(
+            {},
+            point.metrics,
+            breakdown=point.breakdown,
+            capacity=point.capacity,
+            impact=point.impact,
+            unserved=point.unserved,
+        )
+
+
+def _served(recording: Recording) -> float:
+    """Return the requests per second that the fleet serves while its batches are full.
+
+    It is taken between the first and the last 30 % of the answers. The replica that is busiest for its share of the
+    requests decides: the others can't help it.
+    """
+    ends = np.asarray(recording.requests["finished_s"], dtype=np.float64)
+    finished, replica = ends[ends >= 0], recording.requests["replica"][ends >= 0]
+    rates = []
+    for each in np.unique(replica):
+        times = np.sort(finished[replica == each])
+        first, last = int(0.3 * len(times)), int(0.7 * len(times))
+        if last > first and times[last] > times[first]:
+            rates.append((last - first) / float(times[last] - times[first]) * len(finished) / len(times))
+    return min(rates, default=math.inf)
+
+
+def _term_strain(point: Point, name: str, target: float) -> float:
+    """Return a term's value over its target, or late requests over those allowed, whichever is more."""
+    late, value = late_share(point, name, target), point.metrics[name].value
+    own = 0.0 if value is None else value / target if target > 0 else math.inf if value > 0 else 0.0
+    return own if late is None or late.value is None else max(own, late.value / allowed(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Where the worst strain crosses 1; ``lo`` and ``hi`` are the nearest multiples on both sides that were tried."""
+
+    outcome: str
+    multiple: float | None = None
+    lo: float | None = None
+    hi: float | None = None
+
+
+class Strained(Protocol):
+    """Returns the strains at a multiple of the traffic; finer ones cost more."""
+
+    def __call__(self, multiple: float, *, fine: bool) -> Strains: ...
+
+
+def find_edge(strains: Strained, least: float, most: float, *, top_fails: bool) -> Edge:
+    """Return where the worst strain crosses 1, starting from a multiple of 1.
+
+    :param top_fails: whether ``most`` certainly is too much, so that it needs no simulation.
+    """
+
+    def fails(multiple: float) -> bool:
+        return (top_fails and multiple >= most) or _worst(strains(multiple, fine=False)) > 1
+
+    at = min(1.0, most)
+    if fails(at):
+        lo, hi = at / 2, at
+        while fails(lo):
+            if lo < least:
+                return Edge(NEVER, hi=lo)
+            lo, hi = lo / 2, lo
+    else:
+        lo, hi = at, min(2 * at, most)
+        while not fails(hi):
+            if hi >= most:
+                return Edge(ALWAYS, lo=hi)
+            lo, hi = hi, min(2 * hi, most)
+    while hi / lo > BRACKET:
+        middle = math.sqrt(lo * hi)
+        lo, hi = (lo, middle) if fails(middle) else (middle, hi)
+    return _locate(strains, math.sqrt(lo * hi), least, most)
+
+
+def _locate(strains: Strained, start: float, least: float, most: float) -> Edge:
+    """Return the edge near a multiple by the finer strains: steps until it is passed, then between two of them."""
+    found = {at: strains(at, fine=True) for at in (start, 1.0) if at == start or _near(at, start)}
+    steps = 0
+    while True:
+        below = max((at for at, each in found.items() if _worst(each) <= 1), default=None)
+        above = min((at for at, each in found.items() if _worst(each) > 1 and at > (below or 0)), default=None)
+        if below is not None and above is not None and above / below < NARROW + 1e-9:
+            return Edge(FOUND, _crossing(below, above, found), below, above)
+        if below is not None and above is not None:
+            at = math.sqrt(below * above)
+        else:
+            step = NARROW ** max(1, steps)
+            at = min(found) / step if below is None else min(max(found) * step, most)
+            steps += 1
+            if at < least or at in found:
+                return Edge(NEVER, hi=min(found)) if below is None else Edge(FOUND, at, below, at)
+        found[at] = strains(at, fine=True)
+
+
+def _crossing(below: float, above: float, found: Mapping[float, Strains]) -> float:
+    """Return where the term that is worst above crosses 1, on a line between the logarithms."""
+    term = max(found[above], key=lambda name: found[above][name])
+    low, high = (math.log(max(found[at][term], 1e-9)) for at in (below, above))
+    share: float = -low / (high - low)
+    return below * math.exp(share * math.log(above / below))
+
+
+def _near(one: float, other: float) -> bool:
+    return max(one / other, other / one) < BRACKET
+
+
+def _worst(strains: Strains) -> float:
+    return max(strains.values())

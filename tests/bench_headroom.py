@@ -1,0 +1,83 @@
+"""Compare the headroom of bundled scenarios with long bisections: ten times the requests, another seed.
+
+``python tests/bench_headroom.py [NAME]...`` prints the table of docs/statistics.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from unittest.mock import patch
+
+from sim.spec.scenario_file import load_scenario
+from sim.studies import headroom
+from sim.studies.headroom import find_headroom
+
+NAMES = (
+    "plan-max-load",
+    "plan-cache-size",
+    "plan-adapters",
+    "plan-70b-tensor-parallel",
+    "retrain-1000-adapters",
+    "plan-cheapest-fleet",
+    "plan-replicas",
+    "sessions",
+    "full-models-beside-adapters",
+    "engines-side-by-side",
+    "prefix-sharing",
+    "quickstart",
+    "router-comparison",
+    "burst",
+    "cache-thrash",
+)
+SEED = 20_261_126
+STEP, WIDTH = 1.1, 1.02
+"""Ratio of multiples until the edge is passed, and of the ends of the bracket that a bisection ends with."""
+
+
+def bisected(name: str, start: float) -> float:
+    """Return where the SLO of a scenario fails by long runs.
+
+    :param start: the multiple that is tried first.
+    """
+    scenario = load_scenario(name, seed=SEED).scenario
+    traffic = headroom._Traffic.of(scenario.model_copy(update={"rollouts": (), "faults": ()}))
+    requests = 10 * traffic.requests
+
+    def fails(multiple: float) -> bool:
+        with patch.multiple(headroom, FINE=requests, WARMUP=0.1, _MOST=10**9):
+            return max(search._strains(multiple, fine=True).values()) > 1
+
+    search = headroom._Search(traffic)
+    lo = hi = start
+    if fails(start):
+        while fails(lo := lo / STEP):
+            hi = lo
+    else:
+        while not fails(hi := hi * STEP):
+            lo = hi
+    while hi / lo > WIDTH:
+        middle = (lo * hi) ** 0.5
+        lo, hi = (lo, middle) if fails(middle) else (middle, hi)
+    return (lo * hi) ** 0.5
+
+
+def rows(names: tuple[str, ...]) -> Iterator[str]:
+    """Yield the rows of the table."""
+    for name in names:
+        started = time.process_time()
+        found = find_headroom(load_scenario(name).scenario)
+        took_s = time.process_time() - started
+        if found.multiple is None:
+            yield f"| {name} | {found.outcome} | | | {found.term} | {took_s:.1f} s |"
+            continue
+        long = bisected(name, found.multiple)
+        error = found.multiple / long - 1
+        yield f"| {name} | {found.multiple:.3f} | {long:.3f} | {error:+.1%} | {found.term} | {took_s:.1f} s |"
+
+
+if __name__ == "__main__":
+    print("| scenario | headroom | long bisection | error | fails first | CPU time |\n|---|---|---|---|---|---|")
+    for row in rows(tuple(sys.argv[1:]) or NAMES):
+        print(row, flush=True)

@@ -1,0 +1,150 @@
+"""Headroom: the search on curves with a known edge, and on queues whose edge is known exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from strategies import build
+
+from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom
+from sim.spec.scenario import Scenario
+from sim.studies.evaluate import evaluate_scenario
+from sim.studies.headroom import LEAST, NARROW, Strains, find_edge, find_headroom
+
+SERVICE_S = 0.01
+RATE = 40.0
+FLEET = {"engine": "fixed", "service": {"law": "fixed", "value": f"{SERVICE_S} s"}}
+
+
+def curve(edge: float, power: float = 1.0, log: list[float] | None = None) -> Any:
+    """Return strains that are exactly 1 at the edge; the coarse ones are 5 % too high."""
+
+    def strains(multiple: float, *, fine: bool) -> Strains:
+        if log is not None:
+            log.append(multiple)
+        return {"a": (multiple / edge) ** power * (1 if fine else 1.05), "flat": 0.5}
+
+    return strains
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0, 20.0])
+@pytest.mark.parametrize("edge", [0.05, 0.7, 0.999, 1.0, 1.001, 1.37, 5.0, 11.9])
+def test_the_search_finds_the_edge_of_a_curve(edge: float, power: float) -> None:
+    log: list[float] = []
+    found = find_edge(curve(edge, power, log), LEAST, 12.0, top_fails=True)
+    assert found.outcome == FOUND
+    assert found.multiple == pytest.approx(edge, rel=1e-6)
+    assert found.lo is not None
+    assert found.hi is not None
+    assert found.lo <= found.multiple <= found.hi <= found.lo * NARROW * (1 + 1e-6)
+    assert len(log) < 20
+
+
+def test_the_search_says_where_there_is_no_edge() -> None:
+    assert find_edge(curve(1e-6), LEAST, 12.0, top_fails=True).outcome == NEVER
+    assert find_edge(curve(1e6), LEAST, 12.0, top_fails=False).outcome == ALWAYS
+    at_the_top = find_edge(curve(1e6), LEAST, 12.0, top_fails=True)
+    assert (at_the_top.outcome, at_the_top.multiple) == (FOUND, 12.0)
+
+
+def test_between_probes_the_term_decides_that_fails_first() -> None:
+    """A term that hardly changes may be worst below the edge, and says nothing of where the other one crosses it."""
+
+    def strains(multiple: float, *, fine: bool) -> Strains:
+        return {"steep": (multiple / 1.3) ** 30, "flat": 0.99}
+
+    assert find_edge(strains, LEAST, 12.0, top_fails=True).multiple == pytest.approx(1.3, rel=1e-6)
+
+
+def one_server(service: str, slo: dict[str, str], **more: Any) -> Scenario:
+    """Return one server whose adapter never leaves, with Poisson arrivals."""
+    law: dict[str, Any] = {"law": service, ("value" if service == "fixed" else "mean"): f"{SERVICE_S} s"}
+    return build(
+        workload={"requests": 5000, "arrivals": {"process": "poisson", "rate": f"{RATE}/s"}},
+        adapters={"count": 1, "size": "1 MB"},
+        fleet={"engine": "fixed", "service": law},
+        cache={"gpu": {"slots": 1}},
+        storage={"load": {"law": "fixed", "value": "1 ms"}},
+        slo=slo,
+        **more,
+    )
+
+
+def test_without_an_slo_it_is_where_the_server_is_full() -> None:
+    found = find_headroom(one_server("fixed", {}))
+    assert found.multiple == pytest.approx(1 / (RATE * SERVICE_S), rel=0.01)
+    assert found.load == pytest.approx(RATE * SERVICE_S, rel=0.01)
+    assert (found.outcome, found.term) == (FOUND, QUEUES)
+
+
+def test_of_one_server_with_exponential_services_it_is_known() -> None:
+    """The mean time in M/M/1 is 1 / (1 / service − rate), so a target for it says at which rate it fails."""
+    found = find_headroom(one_server("exponential", {"e2e_mean": "40 ms"}))
+    assert found.multiple == pytest.approx((1 / SERVICE_S - 1 / 0.040) / RATE, rel=0.07)
+    assert found.term == "e2e_mean_s"
+    assert found.failing is not None
+    assert found.failing.capacity.compute.utilization == pytest.approx(0.75, abs=0.08)
+
+
+def test_a_tighter_target_leaves_less() -> None:
+    multiples = [find_headroom(one_server("exponential", {"e2e_p99": f"{ms} ms"})).multiple for ms in (60, 120, 400)]
+    assert None not in multiples
+    assert multiples == sorted(multiples)  # type: ignore[type-var] # none is None
+    assert multiples[0] < 1 < multiples[2]  # type: ignore[operator]
+
+
+def test_without_a_miss_an_idle_server_can_be_too_slow() -> None:
+    found = find_headroom(one_server("fixed", {"e2e_p99": "9 ms"}))
+    assert (found.outcome, found.multiple) == (NEVER, None)
+    assert found.failing is not None
+
+
+def test_the_same_seed_gives_the_same_headroom() -> None:
+    scenario = one_server("exponential", {"e2e_p99": "200 ms"})
+    assert find_headroom(scenario) == find_headroom(scenario)
+
+
+def closed_loop(slo: dict[str, str]) -> Scenario:
+    return build(
+        workload={"requests": 2000, "arrivals": {"process": "closed", "concurrency": 4}},
+        adapters={"count": 1, "size": "1 MB"},
+        fleet=FLEET,
+        cache={"gpu": {"slots": 1}},
+        storage={"load": {"law": "fixed", "value": "1 ms"}},
+        slo=slo,
+    )
+
+
+def test_in_a_closed_loop_it_scales_the_clients() -> None:
+    """Each of n clients waits for all others: n services, so a target of 12.5 services allows 12 clients."""
+    found = find_headroom(closed_loop({"e2e_mean": f"{12.5 * SERVICE_S:g} s"}))
+    assert found.multiple == pytest.approx(12.5 / 4, rel=0.05)
+    assert found.load is None
+    assert find_headroom(closed_loop({})).outcome == CLOSED_LOOP
+
+
+def test_todays_point_decides_on_which_side_of_1_it_is() -> None:
+    scenario = one_server("exponential", {"e2e_mean": "40 ms"})
+    point = evaluate_scenario(scenario).point
+    metric = point.metrics["e2e_mean_s"]
+    found = find_headroom(
+        scenario, replace(point, metrics={**point.metrics, "e2e_mean_s": replace(metric, value=0.041)})
+    )
+    assert found.multiple is not None
+    assert found.multiple < 1
+
+
+def test_faults_are_left_out() -> None:
+    slo = {"e2e_p99": "50 ms"}
+    found = find_headroom(one_server("fixed", slo, faults=[{"kind": "storage-stall", "at": "10 s", "lasts": "30 s"}]))
+    assert found.without == ("faults",)
+    assert replace(found, without=()) == find_headroom(one_server("fixed", slo))
+
+
+def test_a_headroom_reads_what_it_wrote() -> None:
+    found = find_headroom(one_server("fixed", {"e2e_p99": "50 ms"}))
+    assert Headroom.from_json(found.to_json()).to_json() == found.to_json()
+    assert math.isclose(found.summary()["load"], RATE * SERVICE_S, rel_tol=0.01)
