@@ -296,17 +296,20 @@ def _recommend(
     some = meeting(points, slo_terms)
     left = [point for point in in_order(points, axes) if point not in some]
     found = rank_impact(some, axes)
-    said = [_recommendation(found, axes, step, "that may meet the SLO" if left else ""), *_what_differs(found, axes)]
+    name, least = found.name, value_of(found.best[0], found.name) or 0.0
+    within = any((value_of(point, name) or 0.0) < least for point in left)
+    said = [_recommendation(found, axes, step, within=within), *_what_differs(found, axes)]
     if left:
-        phrases = [f"{label_of(p, axes)} ({with_bounds(p.metrics[found.name])} affected)" for p in left]
-        said.append(f"{f'With {step}, the' if step else 'The'} SLO is not met with {_listed(phrases)}.")
+        where = f"With {step}, the" if step else "The"
+        phrases = [f"{label_of(p, axes)}, which affects {with_bounds(p.metrics[name])} requests" for p in left]
+        said.append(f"{where} SLO is not met with {'; nor with '.join(phrases[:MANY_POINTS])}.")
     return said
 
 
-def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, among: str) -> str:
+def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, *, within: bool) -> str:
     """Return the designs with the least impact, and how much more the others have.
 
-    :param among: which designs are compared, if not all.
+    :param within: whether designs that miss the SLO have less, so that they need to be excluded in words.
     """
     first, cause = found.best[0], cause_words((*found.best, *found.rest))
     beyond = " beyond the usual" if found.name == "harmed_excess" else ""
@@ -314,7 +317,7 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, among: str)
     more = ", ".join(f"{with_bounds(p.metrics[found.name])} with {label_of(p, axes)}" for p in found.rest[:MANY_POINTS])
     own, what = f"{with_bounds(first.metrics[found.name])} requests{beyond}", _in_brackets(composition(first))
     if len(found.best) == 1:
-        said = f"Least impact{f' among those {among},' if among else ''} with {label_of(first, axes)}: "
+        said = f"Least impact{' within the SLO,' if within else ''} with {label_of(first, axes)}: "
         said += f"{where}{cause} affects {own}{what}{f', against {more}' if more else ''}."
         return said if found.certain else f"{said} {_NO_INTERVAL}"
     few, many = (rounded(choose(value_of(p, found.name) or 0.0 for p in found.best)) for choose in (min, max))
@@ -323,7 +326,7 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, among: str)
     if not found.rest:
         return f"No clear difference between {_listed(labels)}: {between}."
     start = capital(_listed(labels, "or"))
-    if len(found.rest) < len(found.best) and not among:
+    if len(found.rest) < len(found.best) and not within:
         start = f"Any but {_listed([label_of(p, axes) for p in found.rest])}"
     worst = _in_brackets(composition(found.rest[-1])) if len(found.rest) == 1 else ""
     return f"{start}: {between}, without a clear difference, against {more}{worst}."

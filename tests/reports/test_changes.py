@@ -157,9 +157,9 @@ def test_what_misses_the_slo_is_not_recommended() -> None:
     slow = points[3].metrics["ttft_p99_s"]
     points[3].metrics["ttft_p99_s"] = replace(slow, value=9.0, lo=8.5, hi=9.5)
     said = sweep_answer(points, TERMS)
-    assert said.headline.startswith("Least impact among those that may meet the SLO, with 32 GPU slots: with length ")
+    assert said.headline.startswith("Least impact within the SLO, with 32 GPU slots: with length of the fault 60 s, ")
     assert (
-        "With length of the fault 60 s, the SLO is not met with 100 GPU slots (8 (7.6 to 8.4) affected)."
+        "With length of the fault 60 s, the SLO is not met with 100 GPU slots, which affects 8 (7.6 to 8.4) requests."
         in said.details
     )
 
