@@ -10,7 +10,7 @@ import samples
 from reports.answers.change_comparison import certainly_less
 from reports.answers.change_findings import impact_of, rollouts_begun
 from reports.axes import make_axes
-from reports.charts.change_charts import moments_chart, version_chart
+from reports.charts.change_charts import impact_chart, moments_chart, version_chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
 from reports.pages.run_page import build_report
@@ -296,6 +296,18 @@ def test_charts_mark_events_and_draw_versions() -> None:
     still = samples.rates()
     assert version_chart(still.points, make_axes(still.points)) is None
     assert moments_chart(still.points, make_axes(still.points)) is None
+
+
+def test_the_impact_is_drawn_by_design_and_by_how_bad_the_fault_is() -> None:
+    points = stalls()
+    chart = impact_chart(points, make_axes(points))
+    assert chart is not None
+    assert "32 goes from 0 at 0 s to 657 at 60 s. 100 goes from 0 at 0 s to 8 at 60 s." in chart.desc
+    assert chart.table.rows[0] == ["0 s", "0", "0"]
+    assert chart.table.rows[1][1].startswith("657")
+    still = samples.rates().points
+    assert impact_chart(still, make_axes(still)) is None
+    assert impact_chart(samples.rollout().points, []) is None
 
 
 def test_what_is_so_from_the_start_has_no_moment() -> None:
