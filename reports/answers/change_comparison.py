@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from reports.answers.change_findings import impact_of, impact_parts, value_of
+from reports.answers.severity import fault_series, growing
 from reports.axes import Axis, in_order
 from sim.results.model import WRONG_KINDS
 from sim.results.point import Point
@@ -143,6 +144,12 @@ def rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> Ranking:
 def meeting(points: Sequence[Point], slo_terms: Mapping[str, float]) -> list[Point]:
     """Return the points that may meet the SLO; all of them where none does."""
     return [point for point in points if verdict(point, slo_terms) != NOT_MET] or list(points)
+
+
+def recommended(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Point:
+    """Return the point with the least impact among those that may meet the SLO, where the fault is worst."""
+    series = fault_series(points, axes) if growing(axes) else []
+    return rank_impact(meeting([each.points[-1] for each in series] or points, slo_terms), axes).best[0]
 
 
 def telling_kinds(points: Sequence[Point]) -> list[tuple[Point, str, float]]:

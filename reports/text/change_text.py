@@ -71,9 +71,8 @@ _DOES = {
 
 def rounded(count: float) -> str:
     """Return a count to read: three digits, and whole from ten on."""
-    if abs(count) < 10:
-        return f"{count:.1f}".removesuffix(".0").replace("-0", "0" if round(count, 1) == 0 else "-0")
-    return f"{float(f'{count:.3g}'):,.0f}"
+    few = f"{round(count, 1) + 0.0:.1f}".removesuffix(".0")  # adding 0 turns −0 into 0
+    return (few if abs(count) < 10 else f"{float(f'{count:.3g}'):,.0f}").replace("-", "−")
 
 
 def with_bounds(metric: Metric) -> str:
@@ -303,6 +302,8 @@ def _recommend(
         where = f"With {step}, the" if step else "The"
         phrases = [f"{label_of(p, axes)}, which affects {with_bounds(p.metrics[name])} requests" for p in left]
         said.append(f"{where} SLO is not met with {'; nor with '.join(phrases[:MANY_POINTS])}.")
+    elif len(some) > 1 and all(verdict(point, slo_terms) == NOT_MET for point in some):
+        said.append(f"{f'With {step}, no' if step else 'No'} design meets the SLO.")
     return said
 
 

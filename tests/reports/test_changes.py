@@ -46,7 +46,7 @@ def test_a_change_without_a_clear_impact_is_called_so() -> None:
     point = samples.changed_point(harmed=60, usual=57, harm={"slow": 60})
     point.metrics["harmed_excess"] = Metric(3.0, -4.0, 10.0, "requests")
     assert answer(point, TERMS).headline == (
-        "The SLO is met, and the rollout had no clear impact: 3 (-4 to 10) of 57,000 requests affected beyond the "
+        "The SLO is met, and the rollout had no clear impact: 3 (−4 to 10) of 57,000 requests affected beyond the "
         "usual."
     )
     point.metrics["harmed_excess"] = Metric(0.0, unit="requests")
