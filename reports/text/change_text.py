@@ -41,7 +41,7 @@ from reports.axes import Axis, in_order
 from reports.formatting import metric_words, show
 from reports.text.metric_text import capital, why, with_interval
 from sim.results.point import Metric, Point
-from sim.results.verdict import MET, NO_SLO, PROBABLY_MET
+from sim.results.verdict import MET, NO_SLO, NOT_MET, PROBABLY_MET, verdict
 from sim.spec.units import human_bytes, human_seconds
 
 IMPACT_WORDS = {
@@ -152,10 +152,11 @@ def _without_answer(point: Point) -> list[str]:
     """Return how many had no answer when the run ended: those late by then, or, without targets to judge by, all."""
     impact = impact_of(point)
     late = impact.slow_unanswered
-    if late is None and impact.unanswered:
+    if late is None and impact.unanswered >= impact.replications:
         count = rounded(impact.unanswered / impact.replications)
         return [f"{count} had no answer when the run ended, and no target in the slo says which of them are late."]
-    return [f"{rounded(late / impact.replications)} late requests had no answer when the run ended."] if late else []
+    count = (late or 0) / impact.replications
+    return [f"{rounded(count)} late requests had no answer when the run ended."] if count >= 1 else []
 
 
 def _usual(point: Point) -> list[str]:
@@ -169,7 +170,7 @@ def _usual(point: Point) -> list[str]:
         reason = "" if state is None else f" ({why('harmed_excess', state)})"
         return [f"Some of the {rounded(late)} late requests may be late anyway{reason}."] if late else []
     usual = every - beyond
-    return [f"Without {cause_words([point])}, {rounded(usual)} requests are late anyway."] if usual >= SOME else []
+    return [f"{rounded(usual)} more are late, as they are without {cause_words([point])}."] if usual >= SOME else []
 
 
 def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:

@@ -32,7 +32,7 @@ def test_a_rollout_says_what_it_did_and_what_it_cost() -> None:
         "versions, 68 late."
     )
     text = " ".join(said.details)
-    assert "Without the rollout, 57 requests are late anyway." in text
+    assert "57 more are late, as they are without the rollout." in text
     assert "p99 TTFT is 400 ms (380 to 420) for requests that come during the rollout, against 200 ms" in text
     assert "The rollout is complete after 6 s" in text
     assert "Loads peak at 27.2/s over ten seconds, against 18.4/s before." in text
