@@ -152,11 +152,11 @@ def _without_answer(point: Point) -> list[str]:
     """Return how many had no answer when the run ended: those late by then, or, without targets to judge by, all."""
     impact = impact_of(point)
     late = impact.slow_unanswered
-    if late is None and impact.unanswered >= impact.replications:
-        count = rounded(impact.unanswered / impact.replications)
-        return [f"{count} had no answer when the run ended, and no target in the slo says which of them are late."]
-    count = (late or 0) / impact.replications
-    return [f"{rounded(count)} late requests had no answer when the run ended."] if count >= 1 else []
+    unanswered, late_ones = impact.unanswered / impact.replications, (late or 0) / impact.replications
+    if late is None and unanswered >= 1:
+        said = f"{rounded(unanswered)} had no answer when the run ended"
+        return [f"{said}, and no target in the slo says which of them are late."]
+    return [f"{rounded(late_ones)} late requests had no answer when the run ended."] if late_ones >= 1 else []
 
 
 def _usual(point: Point) -> list[str]:
