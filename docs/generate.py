@@ -119,13 +119,13 @@ METRICS = {
         "being replaced (`unload-then-load`); with host memory full of adapters in use (`cache.host.full: reject`); "
         "beyond the requests that the client of `fleet.front_end` keeps open.",
         "measured",
-        "count",
+        "sum",
     ),
     "failed": (
         "Requests that ended without a right answer: they were lost with their replica, their adapter could not be "
         "loaded, or a wrong answer to the last try was noticed.",
         "measured",
-        "count",
+        "sum",
     ),
     "preemptions": ("Times a running request lost its KV blocks and had to start again.", "measured", "none"),
     "evictions": (
@@ -163,14 +163,14 @@ METRICS = {
         "ratio",
     ),
     "harmed": (
-        "Requests with a mixed or stale answer, a wrong answer that was not noticed, or an old prefix, and requests "
-        "that were refused by a rollout, failed, or were [late](#who-is-late). Each counts once.",
+        "Affected requests: with a mixed or stale answer, a wrong answer that was not noticed, or an old prefix, and "
+        "those that were refused by a rollout, failed, or were [late](#who-is-late). Each counts once.",
         "measured",
         "count",
     ),
     "harmed_excess": (
-        "Requests harmed from the first rollout or fault on, minus the share that was late before it in the same "
-        "replication, rounded to whole requests. Below 0 if fewer are late than before.",
+        "Affected requests beyond those of the same traffic without rollouts and faults "
+        "([how](#beyond-the-usual)). Below 0 if fewer are late than without.",
         "measured",
         "count",
     ),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from reports.answers.change_findings import impact_of, impact_parts, value_of
+from reports.answers.severity import fault_series, growing
 from reports.axes import Axis, in_order
 from sim.results.model import WRONG_KINDS
 from sim.results.point import Point
@@ -19,7 +20,7 @@ MANY_POINTS = 6
 """Points up to which each is listed in a sentence."""
 _NOTABLE = (1.05, 100.0)
 """Between these, how many times as many loads another router needs is a factor that says something."""
-_SOME = 0.5
+SOME = 0.5
 """Requests of a replication from which a kind of impact is there."""
 _ERROR = 0.025
 """How often a 95 % interval lies above the truth."""
@@ -145,15 +146,21 @@ def meeting(points: Sequence[Point], slo_terms: Mapping[str, float]) -> list[Poi
     return [point for point in points if verdict(point, slo_terms) != NOT_MET] or list(points)
 
 
+def recommended(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Point:
+    """Return the point with the least impact among those that may meet the SLO, where the fault is worst."""
+    series = fault_series(points, axes) if growing(axes) else []
+    return rank_impact(meeting([each.points[-1] for each in series] or points, slo_terms), axes).best[0]
+
+
 def telling_kinds(points: Sequence[Point]) -> list[tuple[Point, str, float]]:
     """Return what some of these points do to requests and others don't: the point, the kind, and how many."""
     found = {kind: [dict(impact_parts(p)).get(kind, 0.0) for p in points] for kind in WRONG_KINDS}
     return [
         (point, kind, counts[i])
         for kind, counts in found.items()
-        if min(counts) < _SOME <= max(counts)
+        if min(counts) < SOME <= max(counts)
         for i, point in enumerate(points)
-        if counts[i] >= _SOME
+        if counts[i] >= SOME
     ]
 
 

@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reports.answers.change_comparison import Contrast, find_extremes, rank_impact
-from reports.answers.change_findings import has_rollout, is_changed
-from reports.answers.severity import growing
+from reports.answers.change_comparison import Contrast, find_extremes, recommended
+from reports.answers.change_findings import is_changed
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, make_axes
 from sim.results.point import Point
@@ -107,13 +106,13 @@ def find_boundary(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
 def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
     """Return the point that the key numbers are of, which is the one to choose where there is a choice.
 
-    That is the edge of the SLO; the rollout with the least impact; the best of several policies, engines or GPUs; else
-    the slowest point that meets the SLO.
+    That is the edge of the SLO; of rollouts and faults the design with the least impact; the best of several policies,
+    engines or GPUs; else the slowest point that meets the SLO.
     """
     axes = make_axes(points)
-    if has_rollout(points) and not growing(axes):
-        return rank_impact([point for point in points if point.impact], axes).best[0]
-    if axes and not any(axis.numeric for axis in axes) and not is_changed(points):
+    if is_changed(points):
+        return recommended([point for point in points if point.impact], axes, slo_terms)
+    if axes and not any(axis.numeric for axis in axes):
         return fastest_point(points, slo_terms)
     edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 and slo_terms else None
     return edge or tightest_point(points, slo_terms)

@@ -1,4 +1,4 @@
-"""Charts of rollouts and faults: strategies side by side over time, and which version answers."""
+"""Charts of rollouts and faults: their impact, strategies side by side over time, and which version answers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from reports.answers.change_comparison import any_value, impact_name
+from reports.answers.severity import growing
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, y_title
 from reports.charts.hover import Tip, column_tips
-from reports.charts.svg import COLOURS, SERIES, Chart, dash_of, drawing, hatched, place, to_svg
-from reports.charts.sweep_charts import end_labels
+from reports.charts.svg import COLOURS, SERIES, Chart, Heading, dash_of, drawing, hatched, place, to_svg
+from reports.charts.sweep_charts import Line, YAxis, end_labels, line_chart
 from reports.charts.timeline_chart import LATENCIES, draw_events, event_marks, time_axis
 from reports.formatting import percent
-from reports.table import Table
+from reports.table import Table, cell
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 
@@ -34,6 +36,29 @@ _AROUND = 0.4
 _LEAST = 0.12
 _VERSION_COLOURS = ("s6", "s1", "s2", "s4", "s3", "s5")
 _CSS_OF = {"none": "var(--slo)"}
+
+
+def impact_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
+    """Draw how many requests a rollout or fault affects, against one swept key or two."""
+    some = [point for point in in_order(points, axes) if point.impact]
+    if len(some) < 2 or not 1 <= len(axes) <= 2 or not any_value(some, name := impact_name(some)):
+        return None
+    axis = (growing(axes) or [each for each in axes if each.numeric] or list(axes))[0]
+    found: dict[str, list[Point]] = {}
+    for point in some:
+        label = ", ".join(each.short_label(point, 15) for each in axes if each is not axis)
+        found.setdefault(label or "affected", []).append(point)
+    rows = {label: in_order(some, [axis]) for label, some in found.items() if len(some) == len(axis.values)}
+    if not 1 <= len(rows) <= len(SERIES):
+        return None
+    beyond = " beyond the usual" if name == "harmed_excess" else ""
+    lines = [Line(label, colour, name, row) for colour, (label, row) in zip(SERIES, rows.items(), strict=False)]
+    title = "How many requests does it affect?"
+    caption = f"Affected requests{beyond} in one replication. {'Bands' if axis.numeric else 'Bars'} are 95 % intervals."
+    columns = [[cell(point, name) for point in row] for row in rows.values()]
+    body = [list(row) for row in zip(map(axis.label, axis.values), *columns, strict=True)]
+    table = Table(f"Affected requests{beyond}", [axis.words, *rows], body)
+    return line_chart(Heading("impact", title, caption), axis, YAxis("affected requests", "count"), lines, table)
 
 
 def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:

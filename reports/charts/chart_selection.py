@@ -9,7 +9,7 @@ from reports.answers.findings import varies
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, point_words, spread
 from reports.charts.breakdown_charts import breakdown_chart, breakdown_sweep_chart
-from reports.charts.change_charts import moments_chart, version_chart
+from reports.charts.change_charts import impact_chart, moments_chart, version_chart
 from reports.charts.distribution_charts import cdf_chart
 from reports.charts.heat_maps import Facet, heat_chart
 from reports.charts.svg import SERIES, Chart
@@ -32,7 +32,7 @@ def choose_charts(
     """
     where = f" at {point_words(focus, axes)}" if axes else ""
     rest = [breakdown_chart(focus, where), cdf_chart([focus], [], where), timeline_chart(focus, where)]
-    changed = [moments_chart(points, axes), version_chart(points, axes)]
+    impact, changed = impact_chart(points, axes), [moments_chart(points, axes), version_chart(points, axes)]
     if not axes and focus.events:
         found = [rest[2], *changed, *rest[:2]]
     elif len(axes) == 1:
@@ -44,12 +44,12 @@ def choose_charts(
         ]
         if not planned and any(varies(points, name) for name in _TIMES):
             rest[:2] = [breakdown_sweep_chart(points, axis), cdf_chart(points, axes)]
-        found = [sweeps[0], *changed, sweeps[1], *rest]
+        found = [impact, sweeps[0], *changed, sweeps[1], *rest]
     elif axes:
         several = (
             _two_keys(points, axes, slo_terms, focus) if len(axes) == 2 else _facets(points, axes, slo_terms, focus)
         )
-        found = [*several[:1], *changed, *several[1:], *rest]
+        found = [impact, *several[:1], *changed, *several[1:], *rest]
     else:
         found = rest
     return [chart for chart in found if chart is not None]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from reports.answers.change_comparison import (
     MANY_POINTS,
+    SOME,
     Contrast,
     Ranking,
     any_value,
@@ -40,7 +41,7 @@ from reports.axes import Axis, in_order
 from reports.formatting import metric_words, show
 from reports.text.metric_text import capital, why, with_interval
 from sim.results.point import Metric, Point
-from sim.results.verdict import MET, NO_SLO, PROBABLY_MET
+from sim.results.verdict import MET, NO_SLO, NOT_MET, PROBABLY_MET, verdict
 from sim.spec.units import human_bytes, human_seconds
 
 IMPACT_WORDS = {
@@ -70,9 +71,8 @@ _DOES = {
 
 def rounded(count: float) -> str:
     """Return a count to read: three digits, and whole from ten on."""
-    if abs(count) < 10:
-        return f"{count:.1f}".removesuffix(".0").replace("-0", "0" if round(count, 1) == 0 else "-0")
-    return f"{float(f'{count:.3g}'):,.0f}"
+    few = f"{round(count, 1) + 0.0:.1f}".removesuffix(".0")  # adding 0 turns −0 into 0
+    return (few if abs(count) < 10 else f"{float(f'{count:.3g}'):,.0f}").replace("-", "−")
 
 
 def with_bounds(metric: Metric) -> str:
@@ -85,12 +85,7 @@ def with_bounds(metric: Metric) -> str:
 
 def composition(point: Point) -> str:
     """Return what the impact of a point consists of, most frequent first: ``108 late, 95 mixed versions``."""
-    parts = [(kind, count) for kind, count in impact_parts(point) if count >= _LEAST] or impact_parts(point)
-    return ", ".join(f"{rounded(count)} {IMPACT_WORDS[kind]}" for kind, count in parts)
-
-
-_LEAST = 0.05
-"""Requests of a replication below which a kind of impact rounds to none."""
+    return ", ".join(f"{rounded(count)} {IMPACT_WORDS[kind]}" for kind, count in impact_parts(point) if count >= SOME)
 
 
 def cause_words(points: Sequence[Point]) -> str:
@@ -157,10 +152,11 @@ def _without_answer(point: Point) -> list[str]:
     """Return how many had no answer when the run ended: those late by then, or, without targets to judge by, all."""
     impact = impact_of(point)
     late = impact.slow_unanswered
-    if late is None and impact.unanswered:
-        count = rounded(impact.unanswered / impact.replications)
-        return [f"{count} had no answer when the run ended, and no target in the slo says which of them are late."]
-    return [f"{rounded(late / impact.replications)} late requests had no answer when the run ended."] if late else []
+    unanswered, late_ones = impact.unanswered / impact.replications, (late or 0) / impact.replications
+    if late is None and unanswered >= 1:
+        said = f"{rounded(unanswered)} had no answer when the run ended"
+        return [f"{said}, and no target in the slo says which of them are late."]
+    return [f"{rounded(late_ones)} late requests had no answer when the run ended."] if late_ones >= 1 else []
 
 
 def _usual(point: Point) -> list[str]:
@@ -174,7 +170,7 @@ def _usual(point: Point) -> list[str]:
         reason = "" if state is None else f" ({why('harmed_excess', state)})"
         return [f"Some of the {rounded(late)} late requests may be late anyway{reason}."] if late else []
     usual = every - beyond
-    return [f"Without {cause_words([point])}, {rounded(usual)} requests are late anyway."] if usual >= _LEAST else []
+    return [f"{rounded(usual)} more are late, as they are without {cause_words([point])}."] if usual >= SOME else []
 
 
 def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
@@ -290,48 +286,59 @@ def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Ma
     return said
 
 
-def _recommend(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    """Return which designs to choose: those with the least impact, among those that may meet the SLO."""
+def _recommend(
+    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], step: str = ""
+) -> list[str]:
+    """Return which designs to choose: those with the least impact, among those that may meet the SLO.
+
+    :param step: how bad the fault is, in words.
+    """
     some = meeting(points, slo_terms)
+    left = [point for point in in_order(points, axes) if point not in some]
     found = rank_impact(some, axes)
-    said = [_recommendation(found, axes), *_what_differs(found, axes)]
-    if left := [point for point in in_order(points, axes) if point not in some]:
-        phrases = [f"{label_of(p, axes)} ({with_bounds(p.metrics[found.name])} affected)" for p in left]
-        said.append(f"The SLO is not met with {_listed(phrases)}.")
+    name, least = found.name, value_of(found.best[0], found.name) or 0.0
+    within = any((value_of(point, name) or 0.0) < least for point in left)
+    said = [_recommendation(found, axes, step, within=within), *_what_differs(found, axes)]
+    if left:
+        where = f"With {step}, the" if step else "The"
+        phrases = [f"{label_of(p, axes)}, which affects {with_bounds(p.metrics[name])} requests" for p in left]
+        said.append(f"{where} SLO is not met with {'; nor with '.join(phrases[:MANY_POINTS])}.")
+    elif len(some) > 1 and all(verdict(point, slo_terms) == NOT_MET for point in some):
+        said.append(f"{f'With {step}, no' if step else 'No'} design meets the SLO.")
     return said
 
 
-def _recommendation(found: Ranking, axes: Sequence[Axis]) -> str:
-    """Return the designs with the least impact, and how much more the others have."""
-    cause = cause_words((*found.best, *found.rest))
+def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, *, within: bool) -> str:
+    """Return the designs with the least impact, and how much more the others have.
+
+    :param within: whether designs that miss the SLO have less, so that they need to be excluded in words.
+    """
+    first, cause = found.best[0], cause_words((*found.best, *found.rest))
     beyond = " beyond the usual" if found.name == "harmed_excess" else ""
-    first, per = found.best[0], cause.removeprefix("the ").removesuffix("s")
-
-    def counts(points: Sequence[Point]) -> str:
-        return "; ".join(f"{label_of(p, axes)} {with_bounds(p.metrics[found.name])}" for p in points[:MANY_POINTS])
-
-    if not found.certain:
-        return (
-            f"Least impact with {counts([first])}; then {counts(found.rest)} affected requests per {per}{beyond}. "
-            "Too few replications for an interval: set run.replications=4 to see which differences are certain."
-        )
+    where, per = f"with {step}, " if step else "", cause.removeprefix("the ").removesuffix("s")
+    more = ", ".join(f"{with_bounds(p.metrics[found.name])} with {label_of(p, axes)}" for p in found.rest[:MANY_POINTS])
+    own, what = f"{with_bounds(first.metrics[found.name])} requests{beyond}", _in_brackets(composition(first))
     if len(found.best) == 1:
-        parts = composition(first)
-        said = f"{capital(label_of(first, axes))} has the least impact: {cause} affects "
-        said += f"{with_bounds(first.metrics[found.name])} requests{beyond}{f' ({parts})' if parts else ''}"
-        return f"{said}. More with {counts(found.rest)}." if found.rest else f"{said}."
-    values = [value_of(p, found.name) or 0.0 for p in found.best]
-    few, many = rounded(values[0]), rounded(max(values))
-    between = f"{few if few == many else f'{few} to {many}'} affected requests per {per}{beyond}"
+        said = f"Least impact{' within the SLO,' if within else ''} with {label_of(first, axes)}: "
+        said += f"{where}{cause} affects {own}{what}{f', against {more}' if more else ''}."
+        return said if found.certain else f"{said} {_NO_INTERVAL}"
+    few, many = (rounded(choose(value_of(p, found.name) or 0.0 for p in found.best)) for choose in (min, max))
+    between = f"{where}{few if few == many else f'{few} to {many}'} affected requests per {per}{beyond}"
+    labels = [label_of(p, axes) for p in found.best]
     if not found.rest:
-        return f"No clear difference between {_listed([label_of(p, axes) for p in found.best])}: {between}."
-    worse = "; ".join(
-        f"{with_bounds(p.metrics[found.name])} with {label_of(p, axes)} ({composition(p)})"
-        for p in found.rest[:MANY_POINTS]
-    )
-    which = [label_of(p, axes) for p in (found.rest if len(found.rest) < len(found.best) else found.best)]
-    start = f"Any but {_listed(which)}" if len(found.rest) < len(found.best) else capital(_listed(which, "or"))
-    return f"{start}: {between}, without a clear difference. More: {worse}."
+        return f"No clear difference between {_listed(labels)}: {between}."
+    start = capital(_listed(labels, "or"))
+    if len(found.rest) < len(found.best) and not within:
+        start = f"Any but {_listed([label_of(p, axes) for p in found.rest])}"
+    worst = _in_brackets(composition(found.rest[-1])) if len(found.rest) == 1 else ""
+    return f"{start}: {between}, without a clear difference, against {more}{worst}."
+
+
+_NO_INTERVAL = "Without an interval this may be chance: set run.replications=4 to compare them."
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 def _what_differs(found: Ranking, axes: Sequence[Axis]) -> list[str]:
@@ -344,26 +351,24 @@ def _what_differs(found: Ranking, axes: Sequence[Axis]) -> list[str]:
 
 
 def _compare_series(series: Sequence[FaultSeries], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    """Return the impact of a fault as it becomes worse, and in which design the worst one has the least."""
-    name, others = impact_name([p for each in series for p in each.points]), series[0].others
+    """Return in which design the worst fault has the least impact, and the impact as the fault becomes worse."""
+    name, others, worse = impact_name([p for each in series for p in each.points]), series[0].others, growing(axes)
     worst = [each.points[-1] for each in series]
-    step = label_of(worst[0], growing(axes))
-    said = []
-    if len(series) > 1:
-        first, *more = _recommend(worst, others, slo_terms)
-        said += [f"With {step}: {first}", *more]
+    said = _recommend(worst, others, slo_terms, label_of(worst[0], worse)) if len(series) > 1 else []
     beyond = " beyond the usual" if name == "harmed_excess" else ""
-    shown = series if len(series) <= MANY_POINTS else [series[0], series[-1]]
-    for each in shown:
-        counts = [f"{with_bounds(p.metrics[name])} with {label_of(p, growing(axes))}" for p in each.points]
-        design = label_of(each.points[0], others)
-        start = f"With {design}, {cause_words(worst)}" if design else capital(cause_words(worst))
-        said.append(f"{start} affects {', '.join(counts)} (requests{beyond}, of {_total(worst[0])}).")
+    for each in series if len(series) <= MANY_POINTS else (series[0], series[-1]):
+        counts = [with_bounds(p.metrics[name]) for p in each.points]
+        steps = [label_of(p, worse) if i == 0 else _step(p, worse) for i, p in enumerate(each.points)]
+        first, *more = [f"{count} with {step}" for count, step in zip(counts, steps, strict=True)]
+        design = f"With {label_of(each.points[0], others)}, " if others else ""
+        listed = ", ".join([first.replace(" with", f" requests{beyond} with", 1), *more])
+        said.append(f"{capital(f'{design}{cause_words(worst)}')} affects {listed}.")
     return said
 
 
-def _total(point: Point) -> str:
-    return f"{impact_of(point).requests / impact_of(point).replications:,.0f}"
+def _step(point: Point, worse: Sequence[Axis]) -> str:
+    """Return how bad a fault is, without the key where there is only one."""
+    return worse[0].point_label(point) if len(worse) == 1 else label_of(point, worse)
 
 
 def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:

@@ -44,7 +44,7 @@ def _shows(findings: Sequence[Mapping[str, Any]]) -> str:
 
 def _answered(held: HeldBack) -> str:
     answered, total = held.answered, max(1, held.requests)
-    count = f"{answered.value:,} of {total:,} requests, {percent(answered.value / total)}"
+    count = f"{answered.value:,.0f} of {total:,} requests, {percent(answered.value / total)}"
     return f"The version held back would have answered {count}."
 
 

@@ -226,9 +226,9 @@ def test_a_point_without_a_limit_names_the_term_that_it_misses(
     assert met.endswith(" –")
 
 
-def test_a_headline_about_harm_has_no_mark(terminal: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_headline_about_an_impact_has_no_mark(terminal: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A green mark next to thousands of stale answers would say that all is well."""
     monkeypatch.setenv("COLUMNS", "120")
-    stall = "faults=[{kind: storage-stall, at: 60 s, lasts: 5 s}]"
-    shown = plain(terminal("run", "small.yaml", "--quiet", "--set", "cache.gpu.slots=60", "--set", stall).out)
-    assert shown.startswith("small: Requests harmed: ")
+    lost = "faults=[{kind: misrouting, probability: 50%}]"
+    shown = plain(terminal("run", "small.yaml", "--quiet", "--set", "cache.gpu.slots=60", "--set", lost).out)
+    assert re.match(r"small: The SLO is (probably )?met, but the fault affected ", shown), shown

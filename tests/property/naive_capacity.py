@@ -244,7 +244,7 @@ def harm_counts(parts: list[Part]) -> dict[str, int]:
     facts = parts[0].facts
     measured = [request for part in parts for request in part.measured]
     counts = {name: count_mark(parts, mark) for name, mark in COUNTED_MARKS.items()}
-    counts["requests"] = len(measured)
+    counts["requests"], counts["replications"] = len(measured), len(parts)
     counts["failed"] = count_status(parts, "failed")
     counts["unanswered"] = count_status(parts, "unfinished")
     if has_targets(facts):

@@ -24,7 +24,6 @@ from naive_metrics import (
     goodput_rps,
     gpu_utilization,
     harmed,
-    harmed_excess,
     hit_ratio,
     itl_mean_s,
     itl_p99_s,
@@ -372,17 +371,13 @@ class SecondCount:
         settled = half is not None and half <= WIDE * abs(value) and not self.is_saturated(name)
         return Counted(value, [], in_replications, *limits(name, value, half), settled)
 
-    def of_count(self, value: float | None, in_replications: list[float | None], negative: bool = False) -> Counted:
-        """Kind count: a sum, whose interval is as many times that of the mean as there are replications."""
-        if value is None:
-            return Counted(None, [], in_replications)
-        known = [x for x in in_replications if x is not None]
-        half = half_width(known, value / len(known))
+    def of_count(self, in_replications: list[float]) -> Counted:
+        """Kind count: the mean of the replications."""
+        value = mean(in_replications)
+        half = half_width(in_replications, value)
         if half is None:
             return Counted(value, [], in_replications)
-        half *= len(known)
-        low = value - half if negative else max(0.0, value - half)
-        return Counted(value, [], in_replications, low, value + half)
+        return Counted(value, [], in_replications, max(0.0, value - half), value + half)
 
     def metrics(self) -> dict[str, Counted]:
         """Every metric that the scenario has."""
@@ -430,7 +425,10 @@ class SecondCount:
         evictions = [replication.evictions for replication in self.replications]
         counted["evictions"] = Counted(sum(evictions), [], evictions)
         for name in ("refused", "failed"):
-            metric = self.summed(lambda parts, status=name: count_status(parts, status))
+            metric = self.averaged(lambda parts, status=name: count_status(parts, status))
+            times = len(self.replications)
+            low, high = (None if end is None else end * times for end in (metric.low, metric.high))
+            metric = replace(metric, value=count_status(self.wholes, name), low=low, high=high)
             if not self.facts.rollout_begins and not self.facts.faults:  # then it comes in a stream, like any other
                 metric = replace(metric, in_sections=[count_status([part], name) for part in self.sections])
             counted[name] = metric
@@ -440,26 +438,23 @@ class SecondCount:
         in_sections = [statistic([section]) for section in self.sections]
         return Counted(statistic(self.wholes), in_sections, [statistic([part]) for part in self.wholes])
 
-    def summed(self, statistic: Statistic) -> Counted:
-        return self.of_count(statistic(self.wholes), [statistic([part]) for part in self.wholes])
+    def averaged(self, statistic: Statistic) -> Counted:
+        return self.of_count([statistic([part]) for part in self.wholes])
 
     def harms(self) -> dict[str, Counted]:
         """What rollouts and faults did to requests."""
-        excess = self.of_count(
-            harmed_excess(self.wholes), [harmed_excess([part]) for part in self.wholes], negative=True
-        )
-        return {"harmed": self.summed(harmed), "harmed_excess": excess}
+        return {"harmed": self.averaged(harmed)}
 
     def rollouts(self) -> dict[str, Counted]:
         """Of scenarios with rollouts."""
         counted = {
-            "mixed_version_responses": self.summed(lambda parts: count_mark(parts, "mixed")),
-            "stale_after_cutover": self.summed(lambda parts: count_mark(parts, "stale")),
-            "rollout_loads": self.summed(rollout_loads),
+            "mixed_version_responses": self.averaged(lambda parts: count_mark(parts, "mixed")),
+            "stale_after_cutover": self.averaged(lambda parts: count_mark(parts, "stale")),
+            "rollout_loads": self.averaged(rollout_loads),
         }
         if self.facts.sessions:
-            counted["sessions_saw_both"] = self.summed(sessions_saw_both)
-            counted["sessions_went_back"] = self.summed(sessions_went_back)
+            counted["sessions_saw_both"] = self.averaged(sessions_saw_both)
+            counted["sessions_went_back"] = self.averaged(sessions_went_back)
         peaks = [replication.extra_resident_bytes_peak for replication in self.replications]
         counted["extra_resident_bytes_peak"] = self.of_replications("extra_resident_bytes_peak", mean(peaks), peaks)
         times = [replication.rollout_duration_s for replication in self.replications]
@@ -487,15 +482,15 @@ class SecondCount:
         counted = {}
         kinds = set(self.facts.faults)
         if kinds & {"misrouting", "stale-map", "base-model"}:
-            counted["misrouted"] = self.summed(lambda parts: count_mark(parts, "misrouted"))
-            counted["wrong_adapter_served"] = self.summed(lambda parts: count_mark(parts, "wrong-served"))
-            counted["wrong_adapter_detected"] = self.summed(lambda parts: count_mark(parts, "wrong-detected"))
-            counted["retried"] = self.summed(lambda parts: count_mark(parts, "retried"))
+            counted["misrouted"] = self.averaged(lambda parts: count_mark(parts, "misrouted"))
+            counted["wrong_adapter_served"] = self.averaged(lambda parts: count_mark(parts, "wrong-served"))
+            counted["wrong_adapter_detected"] = self.averaged(lambda parts: count_mark(parts, "wrong-detected"))
+            counted["retried"] = self.averaged(lambda parts: count_mark(parts, "retried"))
         if "named-prefixes" in kinds:
-            counted["old_prefix_served"] = self.summed(lambda parts: count_mark(parts, "old-prefix"))
+            counted["old_prefix_served"] = self.averaged(lambda parts: count_mark(parts, "old-prefix"))
         if "crash" in kinds:
-            counted["rerouted"] = self.summed(lambda parts: count_mark(parts, "rerouted"))
-            counted["lost"] = self.summed(lambda parts: count_mark(parts, "lost"))
+            counted["rerouted"] = self.averaged(lambda parts: count_mark(parts, "rerouted"))
+            counted["lost"] = self.averaged(lambda parts: count_mark(parts, "lost"))
             counted["rerouted_e2e_mean_s"] = self.of_replications(
                 "rerouted_e2e_mean_s",
                 rerouted_e2e_mean_s(self.wholes),

@@ -226,27 +226,6 @@ def harmed(parts: list[Part]) -> int:
     return len([request for part in parts for request in part.measured if is_harmed(request, part.facts)])
 
 
-def first_event_s(facts: Facts) -> float:
-    """When the first rollout or fault begins; a fault from the start belongs to how things are."""
-    later_faults = [begins_s for begins_s in facts.fault_begins if begins_s > 0]
-    return min(facts.rollout_begins + later_faults, default=0.0)
-
-
-def harmed_excess(parts: list[Part]) -> float | None:
-    """Harmed from the first rollout or fault on, less as large a share as was late before, summed over replications."""
-    total = 0.0
-    for part in parts:
-        began_s = first_event_s(part.facts)
-        before = [request for request in part.measured if request.arrival_s < began_s]
-        after = [request for request in part.measured if request.arrival_s >= began_s]
-        if not before:
-            return None
-        late_before = len([request for request in before if is_late(request, part.facts)])
-        harmed_after = len([request for request in after if is_harmed(request, part.facts)])
-        total += harmed_after - late_before / len(before) * len(after)
-    return total
-
-
 def versions_of_sessions(part: Part) -> dict[tuple[int, int], list[Request]]:
     """The completed requests of each session for each adapter, in order of arrival."""
     answers: dict[tuple[int, int], list[Request]] = {}

@@ -32,8 +32,6 @@ BIN = 1.001
 ALIKE = 2.5e-4
 """Steps of a leap that differ by less than twice this are counted as equal: a quarter of a bin."""
 GAPS_IN_BINS = ("itl_p99_s",)
-WHOLE_REQUESTS = ("harmed_excess",)
-"""Rounded."""
 LEAST = {
     "hit": 400,
     "delayed_hit": 250,
@@ -90,7 +88,7 @@ def near(a: float | None, b: float | None, tolerance: float = NEAR) -> bool:
     return math.isclose(a, b, rel_tol=tolerance, abs_tol=ZERO)
 
 
-LACKING = (Cause.NO_TOKENS, Cause.NO_TARGET, Cause.NO_SESSIONS, Cause.NONE_REROUTED)
+LACKING = (Cause.NO_TOKENS, Cause.NO_TARGET, Cause.NO_SESSIONS, Cause.NONE_REROUTED, Cause.NO_BASELINE)
 """Why a metric may be absent, beside that the scenario has nothing that it could be about."""
 
 
@@ -128,8 +126,6 @@ def is_small(metric: Metric) -> bool:
 def same_value(name: str, exact: float | None, value: float | None) -> bool:
     if name in GAPS_IN_BINS:
         return in_bin(exact, value)
-    if name in WHOLE_REQUESTS and exact is not None and value is not None:
-        return value == round(value) and abs(exact - value) <= 0.5 + NEAR
     return near(exact, value)
 
 

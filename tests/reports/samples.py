@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.results.metric_state import stored_state
-from sim.results.model import Capacity, Impact, Timeline
+from sim.results.model import WRONG_KINDS, Capacity, Impact, Timeline
 from sim.results.point import UNITS, Metric, Point
 from sim.results.run_directory.store import RunData
 
@@ -339,12 +339,24 @@ def changed_point(
     rollout: bool = True,
     harm: dict[str, int] | None = None,
     faults: dict[str, float] | None = None,
+    usual: int = 0,
 ) -> Point:
-    """A point of a fleet in which something changes at 400 s and is over at 450 s."""
+    """A point of a fleet in which something changes at 400 s and is over at 450 s.
+
+    :param usual: late requests without it.
+    """
     point = make_point(swept, fixed=False, miss=0.2, busy=0.2)
     found = {"mixed": 95, "slow": harmed - 95} if harm is None else harm
     impact = Impact(**{"requests": 57_000, "slow": 0, **found})
-    values: dict[str, float | None] = {"harmed": harmed, "replica_load_skew": 1.03, **(faults or {})}
+    beyond = {kind: impact.mean(kind) for kind in (*WRONG_KINDS, "slow")}
+    beyond["slow"] -= usual
+    impact = replace(impact, beyond={kind: many for kind, many in beyond.items() if many})
+    values: dict[str, float | None] = {
+        "harmed": harmed,
+        "harmed_excess": harmed - usual,
+        "replica_load_skew": 1.03,
+        **(faults or {}),
+    }
     if rollout:
         impact = replace(impact, requests_before=30_000, slow_before=30)
         values |= {
@@ -395,7 +407,8 @@ def changed_point(
         }
         for i in range(4)
     ]
-    point.metrics["harmed"] = replace(point.metrics["harmed"], parts=[harmed / 4 + i for i in (-2, -1, 1, 2)])
+    for name, mean in (("harmed", harmed), ("harmed_excess", harmed - usual)):
+        point.metrics[name] = replace(point.metrics[name], parts=[mean + i for i in (-2, -1, 1, 2)])
     return replace(
         point,
         impact=impact,

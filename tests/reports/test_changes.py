@@ -10,7 +10,7 @@ import samples
 from reports.answers.change_comparison import certainly_less
 from reports.answers.change_findings import impact_of, rollouts_begun
 from reports.axes import make_axes
-from reports.charts.change_charts import moments_chart, version_chart
+from reports.charts.change_charts import impact_chart, moments_chart, version_chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
 from reports.pages.run_page import build_report
@@ -25,18 +25,37 @@ from sim.results.point import UNITS, Metric, Point
 TERMS = {"ttft_p99_s": 1.0}
 
 
-def test_a_rollout_says_what_it_harmed_and_what_it_cost() -> None:
-    said = answer(samples.changed_point(), TERMS)
-    assert said.headline == "Requests harmed: 220 of 57,000, 0.386 % (125 slow, 95 mixed versions)."
+def test_a_rollout_says_what_it_did_and_what_it_cost() -> None:
+    said = answer(samples.changed_point(usual=57), TERMS)
+    assert said.headline == (
+        "The SLO is met, but the rollout affected 163 (155 to 171) of 57,000 requests beyond the usual: 95 mixed "
+        "versions, 68 late."
+    )
     text = " ".join(said.details)
-    assert "Before the rollout, 0.1 % of the requests were already slow." in text
+    assert "57 more are late, as they are without the rollout." in text
     assert "p99 TTFT is 400 ms (380 to 420) for requests that come during the rollout, against 200 ms" in text
     assert "The rollout is complete after 6 s" in text
     assert "Loads peak at 27.2/s over ten seconds, against 18.4/s before." in text
     assert "take up to 533 MB of GPU memory" in text
-    assert "2,946 sessions saw both versions; 2 of them went back" in text
+    assert "2,950 sessions saw both versions; 2 of them went back" in text
     assert any(sentence.startswith("The SLO is met") for sentence in said.details)
     assert said.verdict == "met"
+
+
+def test_a_change_without_a_clear_impact_is_called_so() -> None:
+    point = samples.changed_point(harmed=60, usual=57, harm={"slow": 60})
+    point.metrics["harmed_excess"] = Metric(3.0, -4.0, 10.0, "requests")
+    assert answer(point, TERMS).headline == (
+        "The SLO is met, and the rollout had no clear impact: 3 (−4 to 10) of 57,000 requests affected beyond the "
+        "usual."
+    )
+    point.metrics["harmed_excess"] = Metric(0.0, unit="requests")
+    assert answer(point, {}).headline == "The rollout affected none of 57,000 requests beyond the usual."
+
+
+def test_the_badge_is_no_plain_check_where_answers_are_wrong() -> None:
+    page = build_report(samples.rollout())
+    assert "SLO met, but about 125 late requests" in page
 
 
 def test_a_rollout_that_never_ends_is_called_so() -> None:
@@ -44,26 +63,45 @@ def test_a_rollout_that_never_ends_is_called_so() -> None:
     assert "The rollout is complete in none of 4 replications." in said.details
 
 
-def test_strategies_are_compared_by_harm_on_the_same_traffic() -> None:
+def test_strategies_without_a_clear_difference_are_not_ranked() -> None:
     run = samples.strategies()
+    metrics = run.points[1].metrics
+    metrics["harmed_excess"] = replace(metrics["harmed_excess"], parts=[250.0, 210.0, 225.0, 235.0])
+    assert not certainly_less(run.points[0], run.points[1], "harmed_excess")
+    assert certainly_less(run.points[0], run.points[2], "harmed_excess")
     said = sweep_answer(run.points, TERMS)
-    assert said.headline.startswith("Fewest requests are harmed with in-place: 220 of 57,000")
-    assert "Most with lazy-reread: 8,512 of 57,000, 14.9 % (8,512 stale)." in said.headline
-    assert not any(sentence.startswith("Not certainly") for sentence in said.details)
+    assert said.headline == (
+        "Any but lazy-reread: 220 to 230 affected requests per rollout beyond the usual, without a clear difference, "
+        "against 8,510 (8,090 to 8,940) with lazy-reread (8,510 stale answers)."
+    )
+    assert "In-place mixes versions in about 95 answers." in said.details
     assert any("Not complete in every replication: lazy-reread." in sentence for sentence in said.details)
     during = next(s for s in said.details if s.startswith("p99 TTFT during"))
     assert "highest with drain-then-swap, 1.6 s" in during
     assert during.endswith("against 200 ms before.")
+    assert "SLO met at every point, but up to about 8,510 stale answers" in build_report(run)
 
 
-def test_a_difference_that_may_be_luck_is_not_claimed() -> None:
-    run = samples.strategies()
-    metrics = run.points[1].metrics
-    metrics["harmed"] = replace(metrics["harmed"], parts=[70.0, 50.0, 55.0, 55.0])  # one fewer in one replication
-    assert not certainly_less(run.points[0], run.points[1], "harmed")
-    assert certainly_less(run.points[0], run.points[2], "harmed")
-    said = sweep_answer(run.points, TERMS)
-    assert "Not certainly fewer than with drain-then-swap: the interval of the difference reaches 0." in said.details
+def test_a_strategy_that_certainly_does_least_is_named_alone() -> None:
+    said = sweep_answer(samples.strategies().points, TERMS).headline
+    assert said.startswith("Least impact with in-place: the rollout affects 220 (209 to 231) requests beyond the ")
+    assert "(125 late, 95 mixed versions), against 230 (218 to 242) with drain-then-swap, 8,510" in said
+
+
+def test_many_comparisons_need_larger_differences() -> None:
+    one, other, _ = samples.strategies().points
+    other.metrics["harmed_excess"] = replace(other.metrics["harmed_excess"], parts=[222.0, 232.0, 230.0, 236.0])
+    assert certainly_less(one, other, "harmed_excess")
+    assert not certainly_less(one, other, "harmed_excess", comparisons=10)
+
+
+def test_one_replication_claims_no_order() -> None:
+    points = samples.strategies().points
+    for point in points:
+        metric = point.metrics["harmed_excess"]
+        point.metrics["harmed_excess"] = replace(metric, lo=None, hi=None, parts=[metric.value])
+    said = sweep_answer(points, TERMS).headline
+    assert said.endswith("Without an interval this may be chance: set run.replications=4 to compare them.")
 
 
 def test_what_another_point_lacks_is_not_certainly_less() -> None:
@@ -75,62 +113,55 @@ def test_crashes_say_what_was_lost_and_where_it_went() -> None:
     said = sweep_answer(run.points, TERMS)
     text = " ".join(said.details)
     assert said.headline == (
-        "Time to notice 5 s instead of 0 s harms 0 (0 to 0) more requests with reroute, 20 (20 to 20) with lose "
-        "(of 57,000)."
+        "Least impact with reroute: with time to notice 5 s, the crash affects 5 (4.8 to 5.2) requests beyond the "
+        "usual (5 late), against 145 (138 to 152) with lose."
     )
-    assert "The fault adds least with reroute." in said.details
-    assert "with time to notice 5 s: 5 of 57,000, 0.00877 % (5 slow) with reroute; 145 of 57,000" in text
-    assert "(140 lost, 5 slow) with lose" in text  # lost ones have failed: they aren't told twice
+    assert (
+        "With lose, the crash affects 125 (119 to 131) requests beyond the usual with time to notice 0 s, 145 (138 to "
+        "152) with 5 s." in text
+    )
     assert "Lost: lowest with lose, time to notice 0 s, 120" in text
     assert not any(s.startswith("Failed") for s in said.details)
     assert "Rerouted requests take on average 9 s" in text
     alone = answer(run.points[-1], TERMS)
+    assert alone.headline.endswith("beyond the usual: 140 lost, 5 late.")  # lost ones have failed, and count once
     assert "140 requests were lost with their replica; 0 were sent to another one." in alone.details
     assert any("8 s on average, against 2 s usually" in s for s in alone.details)
 
 
-def stalls(lengths: tuple[str, ...] = ("0 s", "60 s")) -> list[Point]:
-    """More slots are slower without a fault, and less harmed by one."""
+def stalls() -> list[Point]:
+    """More slots are slower without a fault, and less affected by one."""
     points = []
-    for length in lengths:
+    for length in ("0 s", "60 s"):
         for slots, usual, more in ((32, 360, 657), (100, 484, 8)):
-            harmed = usual + (more if length == "60 s" else 0)
+            many = usual + (more if length == "60 s" else 0)
             swept = {"faults.0.lasts": length, "cache.gpu.slots": slots}
-            point = samples.changed_point(swept, harmed=harmed, rollout=False, harm={"slow": harmed})
-            point.metrics["harmed_excess"] = samples.metric("harmed_excess", harmed - usual + 10, 0.05)
-            impact = replace(impact_of(point), requests_before=30_000, slow_before=usual // 2)
-            points.append(replace(point, impact=impact))
+            points.append(samples.changed_point(swept, harmed=many, usual=usual, rollout=False, harm={"slow": many}))
     return points
 
 
-def test_a_sweep_tells_what_a_fault_adds_and_not_that_none_harms_least() -> None:
+def test_designs_are_compared_by_the_impact_of_the_worst_fault() -> None:
     said = sweep_answer(stalls(), TERMS)
     assert said.headline == (
-        "Length of the fault 60 s harms 657 (657 to 657) more requests with 32 GPU slots, 8 (8 to 8) with 100 GPU "
-        "slots (of 57,000)."
+        "Least impact with 100 GPU slots: with length of the fault 60 s, the fault affects 8 (7.6 to 8.4) requests "
+        "beyond the usual (8 late), against 657 (624 to 690) with 32 GPU slots."
     )
-    assert "The fault adds least with 100 GPU slots." in said.details
-    assert "Without the fault it is 360 with 32 GPU slots, 484 with 100 GPU slots." in said.details
-    assert not any("Fewest" in sentence for sentence in (said.headline, *said.details))
-    noisy = stalls()
-    for i, counts in enumerate(([90.0, 90, 90, 90], [121.0, 121, 121, 121], [400.0, 90, 90, 90], [121.0, 130, 0, 121])):
-        metrics = noisy[i].metrics
-        metrics["harmed"] = replace(metrics["harmed"], parts=list(counts))
-    assert "It is not certain in which of these designs the fault adds least." in sweep_answer(noisy, TERMS).details
+    assert (
+        "With 32 GPU slots, the fault affects 0 requests beyond the usual with length of the fault 0 s, 657 (624 to "
+        "690) with 60 s." in said.details
+    )
 
 
-def test_designs_under_one_fault_are_ranked_by_harm_beyond_the_usual() -> None:
-    points = [p for p in stalls() if p.set["faults.0.lasts"] == "60 s"]
-    for point in points:
-        del point.set["faults.0.lasts"]
-    said = sweep_answer(points, TERMS).headline
-    assert said.startswith("Fewest requests are harmed beyond those that are slow anyway with 100 GPU slots: 18 ")
-
-
-def test_one_fault_is_told_against_the_usual_too() -> None:
-    point = stalls()[2]
-    text = " ".join(answer(point, TERMS).details)
-    assert "Before the fault, 0.6 % of the requests were already slow. Beyond that share, 667" in text
+def test_what_misses_the_slo_is_not_recommended() -> None:
+    points = stalls()
+    slow = points[3].metrics["ttft_p99_s"]
+    points[3].metrics["ttft_p99_s"] = replace(slow, value=9.0, lo=8.5, hi=9.5)
+    said = sweep_answer(points, TERMS)
+    assert said.headline.startswith("Least impact within the SLO, with 32 GPU slots: with length of the fault 60 s, ")
+    assert (
+        "With length of the fault 60 s, the SLO is not met with 100 GPU slots, which affects 8 (7.6 to 8.4) requests."
+        in said.details
+    )
 
 
 def test_who_never_got_an_answer_is_told_first() -> None:
@@ -142,15 +173,16 @@ def test_who_never_got_an_answer_is_told_first() -> None:
     capacity = replace(point.capacity, compute=ComputeUse(0.2, 1.3), faults=faults)
     point = replace(point, impact=impact, capacity=capacity)
     said = answer(point, TERMS)
-    assert said.headline.endswith("(5,000 slow); 4,960 of the slow ones had no answer when the run ended.")
     text = " ".join(said.details)
+    assert said.headline.startswith("The SLO is not met, and the fault affected 5,000 (4,750 to 5,250) of 57,000")
+    assert "4,960 late requests had no answer when the run ended." in said.details
     assert "Of the 7,000 requests after it began, 4,990 had no answer when the run ended." in text
     assert "take longest" not in text
     assert (said.binding, said.verdict) == ("fault", "not met")
     assert said.binding_sentence == "Replicas were down for 33.3 % of their time, and requests waited for that."
     assert "The SLO is not met: 4,960 of 57,000 requests were late and had no answer yet." in text
     point = replace(point, impact=replace(impact_of(point), slow=None, slow_unanswered=None))
-    assert "; 4,990 had no answer when the run ended, and no target" in answer(point, {}).headline
+    assert "4,990 had no answer when the run ended, and no target in the slo" in " ".join(answer(point, {}).details)
     few = samples.changed_point(harmed=5000, rollout=False, harm={"slow": 5000, "slow_unanswered": 500})
     assert answer(few, TERMS).verdict == "met"  # 0.9 % may be late
 
@@ -187,9 +219,11 @@ def test_what_may_be_luck_is_no_extreme() -> None:
 
 def test_misrouting_says_how_many_wrong_answers_were_caught() -> None:
     (point,) = samples.misrouted().points
-    assert answer(point, TERMS).headline == (
-        "2,092 of 57,000 requests did not reach their own adapter: 1,077 wrong answers went unnoticed, 1,020 "
-        "were noticed, and 1,020 requests were sent again."
+    said = answer(point, TERMS)
+    assert said.headline.endswith("of 57,000 requests beyond the usual: 1,080 unnoticed wrong answers, 30 late.")
+    assert (
+        "2,090 of 57,000 requests did not reach their own adapter: 1,080 wrong answers went unnoticed, 1,020 were "
+        "noticed, and 1,020 requests were sent again." in said.details
     )
 
 
@@ -212,14 +246,15 @@ def test_tables_show_only_what_the_scenario_has() -> None:
     names = [row[0] for row in metrics_table(point).rows]
     assert {"failed", "lost", "rerouted", "load skew of replicas"} <= set(names)
     assert not {"rollout duration", "misrouted", "p99 TTFT during"} & set(names)
-    harm = impact_table(point, "")
-    assert harm is not None
-    assert [row[:2] for row in harm.rows] == [
+    table = impact_table(point, "")
+    assert table is not None
+    assert [row[:2] for row in table.rows] == [
         ["lost with their replica", "3"],
         ["sent to another replica", "0"],
         ["failed, for any reason", "3"],
         ["late by the SLO, answered or not", "0"],
         ["affected in any of these ways", "220 (209 to 231)"],
+        ["affected beyond the usual", "220 (209 to 231)"],
     ]
     plain = samples.make_point()
     assert "failed" not in [row[0] for row in metrics_table(plain).rows]
@@ -227,16 +262,15 @@ def test_tables_show_only_what_the_scenario_has() -> None:
     assert side_by_side(samples.rates().points, make_axes(samples.rates().points), {}) is None
 
 
-def test_the_terminal_names_harm() -> None:
+def test_the_terminal_names_the_impact() -> None:
     run = samples.strategies()
     table = terminal_table(run.points, make_axes(run.points), TERMS)
-    assert "requests harmed" in table.head
-    assert table.rows[2][table.head.index("requests harmed")] == "8,512"
+    assert table.rows[2][table.head.index("affected beyond the usual")] == "8,512"
 
 
-def test_composition_tells_nobody_twice() -> None:
+def test_composition_counts_no_request_twice() -> None:
     point = samples.changed_point(harm={"lost": 2, "failed_loads": 1, "failed": 7, "slow": 5})
-    assert composition(point) == "5 slow, 4 failed, 2 lost, 1 failed loads"
+    assert composition(point) == "5 late, 4 failed, 2 lost, 1 failed loads"
 
 
 def test_events_close_together_share_a_label() -> None:
@@ -262,6 +296,18 @@ def test_charts_mark_events_and_draw_versions() -> None:
     still = samples.rates()
     assert version_chart(still.points, make_axes(still.points)) is None
     assert moments_chart(still.points, make_axes(still.points)) is None
+
+
+def test_the_impact_is_drawn_by_design_and_by_how_bad_the_fault_is() -> None:
+    points = stalls()
+    chart = impact_chart(points, make_axes(points))
+    assert chart is not None
+    assert "32 goes from 0 at 0 s to 657 at 60 s. 100 goes from 0 at 0 s to 8 at 60 s." in chart.desc
+    assert chart.table.rows[0] == ["0 s", "0", "0"]
+    assert chart.table.rows[1][1].startswith("657")
+    still = samples.rates().points
+    assert impact_chart(still, make_axes(still)) is None
+    assert impact_chart(samples.rollout().points, []) is None
 
 
 def test_what_is_so_from_the_start_has_no_moment() -> None:

@@ -20,7 +20,7 @@ from reports.text.comparison_text import as_json, details, headline
 from reports.text.deltas import change_cell, interval_words, relative_cell, signed
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
-from sim.results.point import SUMMED, Point
+from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 
 SAME = {"requests": "a", "draws": "b"}
@@ -30,7 +30,7 @@ def run(*points: Point, name: str = "x", slo: dict[str, str] | None = None, **mo
     for point in points:
         for key, metric in point.metrics.items():
             if metric.value is not None:
-                total = metric.unit in SUMMED or key in ("preemptions", "evictions")
+                total = key in ("completed", "unfinished", "refused", "failed", "preemptions", "evictions")
                 parts: list[float | None] = [metric.value * f / (3 if total else 1) for f in (0.99, 1.0, 1.01)]
                 point.metrics[key] = replace(metric, parts=parts)
     manifest = samples.manifest(kind="run", status="finished")
@@ -106,7 +106,7 @@ def test_the_answer_is_one_sentence() -> None:
         "be much worse in p99 TTFT 288 ms → 240 ms (−48 ms, 95 %: −566 to +470 ms)"
     )
     assert ALL["open"].word == "open"
-    assert headline(ALL["rollouts"]).startswith("No, B is worse than A: requests harmed 220 → 4,000")
+    assert headline(ALL["rollouts"]).startswith("No, B is worse than A: affected beyond the usual 220 → 4,000")
 
 
 def test_the_slo_is_judged_on_both_sides() -> None:
@@ -134,7 +134,7 @@ def test_overload_and_the_slo_decide_before_any_change() -> None:
 
 def test_without_an_slo_latencies_and_misses_decide() -> None:
     assert ALL["mixed"].judged == ("ttft_p99_s", "e2e_p99_s", "miss_ratio")
-    assert ALL["rollouts"].judged == ("harmed", "rollout_e2e_p99_s", "e2e_p99_s")
+    assert ALL["rollouts"].judged == ("harmed_excess", "rollout_e2e_p99_s", "e2e_p99_s")
 
 
 def test_slo_terms_come_first_and_zero_counts_are_left_out() -> None:

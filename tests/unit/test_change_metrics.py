@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.results.changes.baseline_impact import usual_impact, with_impact
 from sim.results.changes.change_metrics import PEAK_SPAN_S, sessions_of_both
 from sim.results.changes.change_summary import event_cuts, mark_words, replica_rows, timeline_latencies, version_mix
 from sim.results.leaps import GAP_BINS
@@ -176,19 +177,50 @@ def test_who_has_no_answer_is_late_once_it_has_waited_beyond_a_target() -> None:
     assert found["slo_attainment"].value == 35 / 36
 
 
-def test_harm_is_told_against_what_is_slow_anyway() -> None:
-    # Measured: 16 that came before 20 s, of which 2 are slow, and 20 later, of which 5 are: 2.5 were to be expected.
-    slow = {i: i + 9.0 for i in (5, 6, 20, 21, 22, 23, 24)}
-    one, other = recording(finished_s=slow), recording()
-    found = metrics(one, faults=frozenset({"storage-stall"}), strategies=(), faults_from_s=20.0)
-    assert values(found, "harmed", "harmed_excess") == [7, round(5 - 20 * 2 / 16)]
-    pair = metrics(one, other, faults=frozenset({"storage-stall"}), strategies=(), faults_from_s=20.0)["harmed_excess"]
-    assert pair.lo is not None
-    assert pair.lo < 0, "fewer than usual may be slow, too: the interval doesn't end at 0"
-    always = metrics(recording(facts={"during_from_s": math.inf}), faults=frozenset({"misrouting"}))["harmed_excess"]
-    assert (always.value, always.note) == (None, "nothing was measured before the first rollout or fault")
-    point = summarise([one], facts(faults=frozenset({"crash"}), strategies=(), faults_from_s=20.0), {}, [])
-    assert (impact_of(point).requests_before, impact_of(point).slow_before) == (16, 2)
+def with_baseline(changed: list[Recording], baseline: list[Recording], **given: Any) -> Point:
+    known = facts(**given)
+    return with_impact(
+        summarise(changed, known, {}, []), changed, known, [usual_impact(one, known) for one in baseline]
+    )
+
+
+def test_the_impact_is_the_difference_to_the_same_traffic_without_the_change() -> None:
+    # Request 0 came in the warm-up. 5 and 6 are late anyway; because of the change 20 to 22 are late, 6 and 30 stale.
+    late_anyway = {0: 90.0, 5: 14.0, 6: 15.0}
+    usual = recording(finished_s=late_anyway)
+    changed = recording(finished_s={**late_anyway, **dict.fromkeys((20, 21, 22), 60.0)}, marks={6: STALE, 30: STALE})
+    point = with_baseline([changed], [usual])
+    assert values(point.metrics, "harmed", "harmed_excess") == [6, 5]
+    assert impact_of(point).beyond == {"stale": 2, "slow": 3}  # they add up, though 6 would be late anyway
+    same = with_baseline([usual], [usual])
+    assert (same.metrics["harmed_excess"].value, impact_of(same).beyond) == (0, {})
+    helps = with_baseline([usual], [recording(finished_s={**late_anyway, 20: 60.0})])
+    assert (helps.metrics["harmed_excess"].value, impact_of(helps).beyond) == (-1, {"slow": -1})
+    assert Point.from_json(point.to_json()) == point
+
+
+def test_the_impact_is_that_of_one_replication() -> None:
+    usual, one, other = recording(), recording(marks={9: STALE}), recording(marks={9: STALE, 11: STALE, 12: STALE})
+    point = with_baseline([one, other], [usual, usual])
+    found = point.metrics["harmed_excess"]
+    assert (found.value, found.parts) == (2, [1, 3])
+    assert found.lo == pytest.approx(2 - T975[1], rel=1e-4), "a change may help, so the interval isn't cut at 0"
+    assert impact_of(point).beyond == {"stale": 2}
+
+
+def test_without_a_baseline_nothing_is_called_usual() -> None:
+    point = summarise([recording(finished_s={20: 60.0})], facts(), {}, [])
+    assert values(point.metrics, "harmed", "harmed_excess") == [1, None]
+    assert point.metrics["harmed_excess"].note == "the same traffic without the rollouts and faults was not simulated"
+
+
+def test_counts_of_older_versions_were_sums() -> None:
+    point = summarise([recording(marks={9: STALE}), recording(marks={9: STALE, 11: STALE})], facts(), {}, [])
+    data = point.to_json()
+    del data["harm"]["replications"]
+    for name in ("harmed", "stale_after_cutover"):
+        data["metrics"][name] |= {key: 2 * data["metrics"][name][key] for key in ("value", "lo", "hi")}
+    assert Point.from_json(data) == point
 
 
 def test_rerouted_requests_say_how_long_they_take() -> None:
@@ -219,7 +251,7 @@ def test_harmed_counts_each_request_once_and_slow_ones_too() -> None:
     marks = {10: MIXED | WRONG_SERVED, 11: REROUTED, 12: LOST, 13: WRONG_DETECTED}
     one = recording(marks=marks, status={12: FAILED}, finished_s={10: 99.0, 20: 22.5})
     found = metrics(one, faults=frozenset({"crash", "misrouting"}))
-    # 10 (mixed, wrong and slow), 12 (failed), 20 (slow); sent elsewhere or noticed is no harm where the answer is right
+    # 10 (mixed, wrong and slow), 12 (failed), 20 (slow); sent elsewhere or noticed has none if the answer is right
     assert found["harmed"].value == 3
     assert metrics(one, slo={}, faults=frozenset({"crash"}))["harmed"].value == 2
     assert values(found, "rerouted", "lost", "failed", "wrong_adapter_served", "wrong_adapter_detected") == [
@@ -250,9 +282,9 @@ def test_what_the_scenario_has_not_is_no_zero() -> None:
 def test_intervals_come_from_the_spread_of_replications() -> None:
     two = recording(marks={10: MIXED, 11: MIXED}), recording(marks=dict.fromkeys(range(10, 16), MIXED))
     found = metrics(*two)["mixed_version_responses"]
-    # counts 2 and 6: mean 4, standard error 2; of the sum twice that
-    assert found.value == 8
-    assert (found.lo, found.hi) == (0.0, pytest.approx(8 + 2 * T975[1] * 2, rel=1e-4))
+    # counts 2 and 6: mean 4, standard error 2
+    assert found.value == 4
+    assert (found.lo, found.hi) == (0.0, pytest.approx(4 + T975[1] * 2, rel=1e-4))
     took = [recording(facts={"rollout_duration_s": seconds}) for seconds in (5.0, 6.0, 7.0)]
     duration = metrics(*took)["rollout_duration_s"]
     half = T975[2] / math.sqrt(3)

@@ -70,12 +70,18 @@ def test_parts_are_paired_around_the_change_of_the_whole() -> None:
 
 
 def test_totals_are_sums_of_their_parts() -> None:
-    found = difference_of(point("harmed", 6, [1.0, 2.0, 3.0]), point("harmed", 12, [3.0, 4.0, 5.0]), "harmed")
+    found = difference_of(point("evictions", 6, [1.0, 2.0, 3.0]), point("evictions", 12, [3.0, 4.0, 5.0]), "evictions")
     assert found is not None
     assert (found.change, found.lo, found.hi, found.word) == (6, 6, 6, WORSE)
-    wider = difference_of(point("harmed", 6, [1.0, 2.0, 3.0]), point("harmed", 12, [2.0, 4.0, 6.0]), "harmed")
+    wider = difference_of(point("evictions", 6, [1.0, 2.0, 3.0]), point("evictions", 12, [2.0, 4.0, 6.0]), "evictions")
     assert wider is not None
     assert wider.hi == pytest.approx(6 + 3 * 4.302652729911275 / math.sqrt(3))
+
+
+def test_counts_of_a_change_are_means_of_their_parts() -> None:
+    found = difference_of(point("harmed", 2, [1.0, 2.0, 3.0]), point("harmed", 4, [2.0, 4.0, 6.0]), "harmed")
+    assert found is not None
+    assert (found.change, found.hi) == (2, pytest.approx(2 + 4.302652729911275 / math.sqrt(3)))
 
 
 def test_other_traffic_or_other_parts_are_independent() -> None:

@@ -89,7 +89,7 @@ def test_what_was_avoided_is_the_same_traffic_with_the_version_out(file: Path) -
     versions = gone.version_mix["versions"]
     assert max(versions["2"]) == 1.0
     assert gone.impact is not None
-    assert 0 < held.answered.value < held.requests == gone.impact.requests
+    assert 0 < held.answered.value < held.requests == gone.impact.requests / gone.impact.replications
     assert held.by_rollout == [held.answered]
     assert (held.metrics["rollout_loads"].change or 0) > 0
 
@@ -195,7 +195,7 @@ def test_the_gate_can_be_swept(file: Path) -> None:
     assert held.held_back
     told = sweep_answer(data.points, {"ttft_p99_s": 1.0})
     assert told.headline.startswith("Held back at 1 of 2 points: rollouts.0, v2 shows underfitting (likely). ")
-    assert "With none: requests harmed" in " ".join(told.details)
+    assert "With none, the rollout " in " ".join(told.details)
     assert "What holding it back avoided" in build_report(data)
 
 
@@ -293,7 +293,7 @@ def test_the_report_says_what_was_held_and_why(file: Path) -> None:
     told = answer(point, {"ttft_p99_s": 1.0})
     value, total = held_back(point).answered.value, held_back(point).requests
     assert told.headline.startswith("Held back: rollouts.0, v2 shows underfitting (likely). The version ")
-    assert f"held back would have answered {value:,} of {total:,} requests" in told.headline
+    assert f"held back would have answered {value:,.0f} of {total:,} requests" in told.headline
     assert told.details[0].startswith("Had it gone out in the meantime: p99 TTFT ")
     assert any(
         warning.startswith("rollouts.0 is held back: v2 shows underfitting (likely): the training loss was ")

@@ -149,7 +149,7 @@ def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
 
 
 def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_only: bool) -> None:
-    from reports.answers.change_findings import is_changed
+    from reports.answers.change_findings import has_clear_impact
     from reports.axes import make_axes
     from reports.tables.metric_tables import (
         base_model_table,
@@ -169,7 +169,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         table = matrix or terminal_table(points, axes, terms)
     else:
         table = grouped_table(points[0], terms) if key_only else metrics_table(points[0])
-    about_slo = terms and len(points) == 1 and not is_changed(points)  # else the headline is of something else
+    about_slo = terms and len(points) == 1 and not has_clear_impact(points[0])  # a mark would say that all is well
     found = verdict(points[0], terms) if about_slo else None
     say_result(loaded.scenario.name, answer.headline, points, found)
     for sentence in (answer.binding_sentence, answer.headroom, *answer.details, traffic_sentence(points)):
