@@ -160,7 +160,8 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     if len(points) > 1:
         table = terminal_table(points, axes, terms)
     else:
-        table = grouped_table(points[0], terms) if key_only else metrics_table(points[0])
+        load = None if data.headroom is None else data.headroom.load
+        table = grouped_table(points[0], terms, load) if key_only else metrics_table(points[0])
     about_slo = terms and len(points) == 1 and not is_changed(points)  # else the headline is of something else
     found = verdict(points[0], terms) if about_slo else None
     say_result(loaded.scenario.name, answer.headline, points, found)
