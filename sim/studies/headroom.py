@@ -46,7 +46,7 @@ BRACKET, NARROW = 1.25, 1.08
 """Ratio of the ends of a bracket at which it is narrow enough for more requests, and for interpolation."""
 Strains = Mapping[str, float]
 """Value over target by term, and how near the traffic is to saturation as ``queues``; above 1 a term fails."""
-_LONGEST = 4
+_LONGEST = 2
 """How many times as many requests a simulation has at most where traffic changes with time."""
 _FULL_BATCHES = 12
 """Requests of the overloaded simulation, over all batch slots of the fleet: the first and last batches aren't full."""
@@ -101,8 +101,7 @@ class _Traffic:
         """Whether traffic changes with time, so that a multiple of it must last as long to be alike."""
         workload = self.scenario.workload
         moving = (OnOffArrivals, PiecewiseArrivals, DiurnalArrivals, MmppArrivals)
-        parts = (workload.sessions, workload.drift, workload.churn)
-        return isinstance(workload.arrivals, moving) or any(part is not None for part in parts)
+        return isinstance(workload.arrivals, moving) or workload.drift is not None or workload.churn is not None
 
     def world(self, multiple: float, requests: int) -> World:
         """Return the world at a multiple of the traffic.
@@ -155,7 +154,13 @@ class _Search:
             return Headroom(CLOSED_LOOP)
         if not self._traffic.closed:
             self._saturation = self._find_saturation()
-        edge = self._find_edge()
+        try:
+            edge = self._find_edge()
+        except InputError:  # such as more sessions at a time than can be simulated
+            held = [probe.multiple for probe in self.probes if probe.strain <= 1]
+            if not held:
+                raise
+            edge = Edge(ALWAYS, lo=max(held))
         return Headroom(
             edge.outcome,
             edge.multiple,
@@ -326,7 +331,7 @@ def find_edge(strains: Strained, least: float, most: float, *, top_fails: bool) 
     if fails(at):
         lo, hi = at / 2, at
         while fails(lo):
-            if lo < least:
+            if lo <= least:
                 return Edge(NEVER, hi=lo)
             lo, hi = lo / 2, lo
     else:

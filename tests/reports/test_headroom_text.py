@@ -8,10 +8,10 @@ import pytest
 import samples
 
 from reports.text.headroom_text import headroom_sentences, times_words
-from sim.results.model import Capacity, SlotUse
+from sim.results.model import BatchSlotUse, Capacity, SlotUse
 from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom
 
-SHORT = replace(samples.make_point(), capacity=Capacity(slots=SlotUse(0.3)))
+SHORT = replace(samples.make_point(), capacity=Capacity(slots=SlotUse(0.3), seats=BatchSlotUse(0.0)))
 FOUND_ABOVE = Headroom(FOUND, 1.43, 1.4, 1.5, "ttft_p99_s", saturation=4.0, failing=SHORT)
 
 
