@@ -58,6 +58,8 @@ _MOST = 40_000
 _COMPARABLE, _MOST_CORRECTED = 1.5, 1.25
 """Strain up to which today's point and a short simulation of it are alike, and the largest correction between them:
 near saturation both depend on how long they are."""
+_STEEP = 3.0
+"""Strain above which the least multiple that fails is beyond a steep edge."""
 _COUNTS = ("completed", "unfinished", "refused", "failed")
 
 
@@ -221,9 +223,11 @@ class _Search:
         """Return by term how far a simulation of today's traffic is from today's point, which has more requests.
 
         Multiples of the traffic have the same requests, and so nearly the same error: of a p99 of times, which
-        depends on a few long answers, most of it.
+        depends on a few long answers, most of it. A term that grows steeply crosses its target at nearly the same
+        multiple whatever its error.
         """
-        if not self._terms or _requests(today) < FINE:
+        steep = min((probe.strain for probe in self.probes if probe.strain > 1), default=1.0) > _STEEP
+        if not self._terms or steep or _requests(today) < FINE:
             return {}
         point, _, _ = self._simulate(1.0, FINE)
         found = {}
