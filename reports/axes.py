@@ -52,6 +52,11 @@ class Axis:
         return self.kind != "category"
 
     @property
+    def counted(self) -> bool:
+        """Whether the key follows its value in words: ``64 GPU slots``."""
+        return self.kind == "number" and self.words in COUNTED
+
+    @property
     def log(self) -> bool:
         """Whether the values span so much that a logarithmic axis reads better."""
         return self.numeric and self.places[0] > 0 and self.places[-1] > _LOG_SPAN * self.places[0]
@@ -104,7 +109,7 @@ class Axis:
     def phrase(self, value: Any) -> str:
         """Return a value with its key in words: ``64 GPU slots``, ``arrival rate 25/s``."""
         label = self.label(value)
-        if self.words in COUNTED and self.kind == "number":
+        if self.counted:
             return f"{label} {self.words.removesuffix('s') if label == '1' else self.words}"
         return f"{self.words} {label}"
 

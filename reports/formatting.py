@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sim.results.point import SHARES, SUMMED, UNITS, Metric
+from sim.results.point import COUNTS, SHARES, UNITS, Metric
 from sim.spec.units import human_bytes, human_seconds, parse_seconds, parse_share
 
 RATIOS = SHARES
@@ -51,8 +51,8 @@ METRIC_WORDS = {
     "prefix_hit_ttft_mean_s": "mean TTFT with a prefix hit",
     "prefix_miss_ttft_mean_s": "mean TTFT without",
     "replica_load_skew": "load skew of replicas",
-    "harmed": "requests harmed",
-    "harmed_excess": "harmed beyond the usual",
+    "harmed": "affected requests",
+    "harmed_excess": "affected beyond the usual",
     "mixed_version_responses": "mixed-version responses",
     "sessions_saw_both": "sessions that saw both versions",
     "sessions_went_back": "sessions that went back",
@@ -248,9 +248,9 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
     # A bound many times the value says more in its own unit: "87 ms to 1.9 s".
     if metric.unit == "B":
         return f"{human_bytes(lower)} to {human_bytes(upper)}"
-    if metric.unit in SUMMED:
+    if metric.unit in COUNTS:
         return f"{lower:,.0f} to {upper:,.0f}"
-    if metric.unit not in ("s", "B") and metric.unit not in SUMMED and abs(like) < _TINY:
+    if metric.unit not in ("s", "B") and metric.unit not in COUNTS and abs(like) < _TINY:
         return f"{number(low)} to {number(high)}" if high >= _TINY else ""
     if metric.unit == "s" and low <= 0 < high and metric.value > 0:
         return f"up to {human_seconds(upper)}"

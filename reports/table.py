@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reports.axes import Axis, spread
 from reports.formatting import calibration, interval, metric_words, show
@@ -21,7 +21,9 @@ class Table:
     :ivar rows: cells as text; the first of each row is its header.
     :ivar note: what was left out, if anything was.
     :ivar words: columns that hold words rather than numbers; they align left.
-    :ivar verdicts: for each row, the verdict on the SLO that the column ``verdict_column`` shows; empty: none does.
+    :ivar verdicts: the verdict on the SLO that a cell shows, by row and column.
+    :ivar optional: columns that a terminal too narrow for all of them leaves out, the first one first.
+    :ivar keys: columns that name a row; a terminal that is still too narrow repeats them.
     """
 
     caption: str
@@ -29,8 +31,9 @@ class Table:
     rows: list[list[str]]
     note: str = ""
     words: tuple[int, ...] = ()
-    verdicts: tuple[str, ...] = ()
-    verdict_column: int = -1
+    verdicts: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    optional: tuple[int, ...] = ()
+    keys: int = 1
 
 
 def numbers_table(caption: str, axis: Axis, points: Sequence[Point], names: Sequence[str]) -> Table:

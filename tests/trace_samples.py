@@ -85,6 +85,111 @@ a2,f1,5161.25,42.25
 a1,f2,5162.0,0.0
 """
 
+LOG = b"""\
+ts,model,prompt_tokens,completion_tokens,status
+2025-03-04T09:00:02.500Z,sql,120,210,200
+2025-03-04T09:00:01Z,mail,410,64,200
+2025-03-04T09:00:02Z,mail,388,0,429
+2025-03-04T10:00:04.250+01:00,legal,930,402,200
+"""
+# nginx: the combined format, and fields with names behind it. The line is written when the request ends.
+NGINX = b"""\
+10.0.0.7 - - [04/Mar/2025:10:00:03 +0100] "POST /lora/mail/v1/chat/completions HTTP/1.1" 200 512 "-" "py/1" rt=2.000 in=410 out=64
+10.0.0.7 - - [04/Mar/2025:09:00:04 +0000] "GET /health HTTP/1.1" 200 2 "-" "kube-probe/1.3" rt=0.001 in=- out=-
+10.0.0.8 - - [04/Mar/2025:10:00:04 +0100] "POST /lora/sql/v1/completions HTTP/1.1" 200 900 "-" "py/1" rt=1.500 in=120 out=210
+10.0.0.8 - - [04/Mar/2025:10:00:05 +0100] "POST /lora/sql/v1/completions HTTP/1.1" 503 20 "-" "py/1" rt=0.010 in=- out=-
+10.0.0.8 - - [04/Mar/2025:10:00:09 +0100] "POST /lora/legal/v1/completions HTTP/1.1" 200 900 "-" "py/1" rt=4.750 in=930 out=402
+"""
+ENVOY = b"""\
+[2025-03-04T09:00:01.000Z] "POST /v1/completions HTTP/1.1" 200 - via_upstream - "-" 99 812 2000 "py/1" model=mail in=410 out=64
+[2025-03-04T09:00:02.500Z] "POST /v1/completions HTTP/1.1" 200 - via_upstream - "-" 99 1612 1500 "py/1" model=sql in=120 out=210
+[2025-03-04T09:00:04.250Z] "POST /v1/completions HTTP/1.1" 200 - via_upstream - "-" 99 1612 1500 "py/1" model=legal in=930 out=402
+"""
+VLLM = b"""\
+(APIServer pid=7) INFO 03-04 09:00:00 [api_server.py:1971] Starting vLLM API server on http://0.0.0.0:8000
+(APIServer pid=7) DEBUG 03-04 09:00:01 [logger.py:40] Request cmpl-1 details: prompt: 'Dear, [all]', prompt_token_ids: [1, 2, 3], prompt_embeds shape: None.
+(APIServer pid=7) INFO 03-04 09:00:01 [logger.py:48] Received request cmpl-1: params: SamplingParams(n=1, temperature=0.0, stop=[]), lora_request: LoRARequest(lora_name='mail', lora_int_id=1, lora_path='/a/mail').
+(APIServer pid=7) DEBUG 03-04 09:00:02 [logger.py:40] Request cmpl-2 details: prompt: 'x', prompt_token_ids: [1], prompt_embeds shape: None.
+(APIServer pid=7) INFO 03-04 09:00:02 [logger.py:48] Received request cmpl-2: params: SamplingParams(n=1, temperature=0.0, stop=[]), lora_request: None.
+(APIServer pid=7) INFO 03-04 09:00:03 [logger.py:76] Generated response cmpl-1: output: 'Hi', output_token_ids: [5, 6], finish_reason: stop
+(APIServer pid=7) INFO:     10.0.0.7:49152 - "POST /v1/completions HTTP/1.1" 200 OK
+(APIServer pid=7) INFO 03-04 09:00:04 [logger.py:76] Generated response cmpl-2: output: 'a', output_token_ids: [7], finish_reason: length
+"""
+LITELLM_ROWS = (
+    ("2025-03-04T09:00:02.500000Z", "sql", 120, 210, "success"),
+    ("2025-03-04T09:00:01Z", "mail", 410, 64, "success"),
+    ("2025-03-04T09:00:03Z", "mail", 0, 0, "failure"),
+    ("2025-03-04T09:00:04.250Z", "legal", 930, 402, "success"),
+)
+LITELLM = json.dumps(
+    [
+        {
+            "request_id": f"chatcmpl-{number}",
+            "call_type": "acompletion",
+            "startTime": time,
+            "endTime": "2025-03-04T09:01:00Z",
+            "model": model,
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": prompt + output,
+            "status": status,
+            "metadata": {"user_api_key_alias": "team-a"},
+        }
+        for number, (time, model, prompt, output, status) in enumerate(LITELLM_ROWS)
+    ],
+    indent=2,
+).encode()
+
+
+def _span(nanoseconds: int, model: str, prompt: int, output: int) -> dict[str, object]:
+    values = {"gen_ai.request.model": {"stringValue": model}, "gen_ai.operation.name": {"stringValue": "chat"}}
+    usage = {"input_tokens": prompt, "output_tokens": output}
+    values |= {f"gen_ai.usage.{name}": {"intValue": str(count)} for name, count in usage.items()}
+    return {
+        "traceId": "5b8efff798038103d269b633813fc60c",
+        "spanId": "eee19b7ec3c1b174",
+        "name": f"chat {model}",
+        "startTimeUnixNano": str(nanoseconds),
+        "endTimeUnixNano": str(nanoseconds + 10**9),
+        "attributes": [{"key": key, "value": value} for key, value in values.items()],
+    }
+
+
+def _export(*spans: dict[str, object]) -> str:
+    return json.dumps({"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {}, "spans": spans}]}]})
+
+
+_NINE = 1_741_078_800 * 10**9
+# As the collector's file exporter writes them: one export a line. The span of the web framework is no request.
+OTEL = "\n".join(
+    (
+        _export(_span(_NINE + 2_500_000_000, "sql", 120, 210), {"name": "POST", "attributes": []}),
+        _export(_span(_NINE + 1_000_000_000, "mail", 410, 64)),
+        _export(_span(_NINE + 4_250_000_000, "legal", 930, 402)),
+    )
+).encode()
+LANGFUSE_ROWS = (
+    ("GENERATION", "2025-03-04T09:00:02.500Z", "sql", 120, 210),
+    ("SPAN", "2025-03-04T09:00:02.100Z", None, 0, 0),
+    ("GENERATION", "2025-03-04T09:00:01.000Z", "mail", 410, 64),
+    ("GENERATION", "2025-03-04T09:00:04.250Z", "legal", 930, 402),
+)
+LANGFUSE = b"".join(
+    json.dumps(
+        {
+            "id": f"o{number}",
+            "traceId": "t1",
+            "type": kind,
+            "startTime": time,
+            "endTime": None,
+            "providedModelName": model,
+            "usageDetails": {"input": prompt, "output": output, "total": prompt + output},
+        }
+    ).encode()
+    + b"\n"
+    for number, (kind, time, model, prompt, output) in enumerate(LANGFUSE_ROWS)
+)
+
 
 def parquet() -> bytes:
     """Return the plain CSV as Parquet, with numbers as numbers and a null session."""
@@ -115,5 +220,21 @@ SAMPLES = {
     "servegen-windows": WINDOWS,
     "azure-functions": FUNCTIONS,
     "azure-functions-2021": FUNCTIONS_2021,
+    "log": LOG,
+    "log.nginx": NGINX,
+    "log.envoy": ENVOY,
+    "log.vllm": VLLM,
+    "log.litellm": LITELLM,
+    "log.otel": OTEL,
+    "log.langfuse": LANGFUSE,
 }
+LOG_SETTINGS: dict[str, dict[str, object]] = {
+    "log.nginx": {
+        "columns": {"adapter": "path", "input": "in", "output": "out", "duration": "rt"},
+        "adapter_from": "/lora/([^/]+)/",
+    },
+    "log.envoy": {"columns": {"input": "in", "output": "out"}},
+}
+"""What samples of logs need that their columns' names don't say."""
+
 """Files by format; what follows a dot is another way to write the same format."""

@@ -28,7 +28,7 @@ from calibrate.kernels.overhead_fit import (  # noqa: E402
     predict_points,
 )
 from calibrate.kernels.replayed_points import ReplayedPoint, replay_points  # noqa: E402
-from calibrate.kernels.serving_points import serving_points  # noqa: E402
+from calibrate.kernels.serving_points import DeploymentGroup, serving_points  # noqa: E402
 
 PAGE = ROOT / "docs" / "validation.md"
 BEGIN, END = "<!-- written by tools/overheads.py -->", "<!-- end of what tools/overheads.py writes -->"
@@ -65,9 +65,9 @@ def _progress(done: int, total: int) -> None:
         print(f"{done} of {total} points", file=sys.stderr)
 
 
-def _simulated(replayed: list[ReplayedPoint], refused: list[tuple[str, str, str, str, int]]) -> str:
+def _simulated(replayed: list[ReplayedPoint], refused: list[DeploymentGroup]) -> str:
     """Return the errors of the simulator on all points of deployments that judge."""
-    groups: dict[tuple[str, str, str, str, int], list[ReplayedPoint]] = defaultdict(list)
+    groups: dict[DeploymentGroup, list[ReplayedPoint]] = defaultdict(list)
     for each in replayed:
         groups[each.point.group].append(each)
     every = [each for found in groups.values() for each in found]
@@ -180,9 +180,10 @@ def _coefficients(fit: OverheadFit) -> str:
     )
 
 
-def _is_hopper(group: tuple[str, str, str, str, int]) -> bool:
+def _is_hopper(group: DeploymentGroup) -> bool:
     """Return whether it is a dense model under vLLM or TensorRT-LLM on H100 or H200."""
-    return group[1] in ("h100-80gb", "h200") and group[0] != "sglang" and group[3] not in EXPERTS_ALONE
+    hopper = group.card in ("h100-80gb", "h200")
+    return hopper and group.engine != "sglang" and group.weights not in EXPERTS_ALONE
 
 
 def _summary(what: str, errors: list[DeploymentError]) -> str:
@@ -203,7 +204,7 @@ def _row(each: DeploymentError) -> str:
     )
 
 
-def _cells(group: tuple[str, str, str, str, int]) -> str:
+def _cells(group: DeploymentGroup) -> str:
     engine, card, model, weights, gpus = group
     return f"| {ENGINES[engine]} | {card} | {model} | {weights} | {gpus} |"
 

@@ -25,7 +25,7 @@ from scipy.optimize import lsq_linear
 from calibrate.kernels.engine_overhead import EngineOverhead
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE, KernelTables
 from calibrate.kernels.loop_schedule import LoopSteps, loop_steps
-from calibrate.kernels.serving_points import ServingPoint
+from calibrate.kernels.serving_points import DeploymentGroup, ServingPoint
 from sim.errors import InputError
 from sim.studies.fidelity.least_squares import significant
 
@@ -62,7 +62,7 @@ class DeploymentError:
     :ivar first: signed errors of the time to the first token.
     """
 
-    group: tuple[str, str, str, str, int]
+    group: DeploymentGroup
     role: str
     token: Floats
     first: Floats
@@ -81,7 +81,7 @@ def predict_points(
 ) -> list[PredictedPoint]:
     """Return the sums of every point's steps; points of deployments that the tables refuse are left out."""
     found = []
-    steps_of: dict[tuple[str, str, str, str, int], Callable[[int, int, int, int, int], float] | None] = {}
+    steps_of: dict[DeploymentGroup, Callable[[int, int, int, int, int], float] | None] = {}
     for done, point in enumerate(points, 1):
         if point.group not in steps_of:
             try:
@@ -101,7 +101,7 @@ def fit_overheads(points: Sequence[PredictedPoint], *, swapped: bool = False) ->
     :param swapped: calibrate on the deployments that judge, and judge by those that calibrate. Nothing was ever chosen
         for this split, so it confirms the other.
     """
-    every: dict[tuple[str, str, str, str, int], list[PredictedPoint]] = defaultdict(list)
+    every: dict[DeploymentGroup, list[PredictedPoint]] = defaultdict(list)
     for each in points:
         every[each.point.group].append(each)
     roles = roles_of({group: len(found) for group, found in every.items()})
@@ -132,14 +132,13 @@ def covered(errors: Floats, spread: float) -> float:
     return float(np.mean(np.abs(np.log1p(errors)) <= Q90 * spread))
 
 
-def levels(group: tuple[str, str, str, str, int]) -> tuple[str, str, str]:
+def levels(group: DeploymentGroup) -> tuple[str, str, str]:
     """Return the levels of a deployment, the most specific first; experts say nothing about dense models."""
-    engine, card, _, weights, _ = group
-    every_format = f"{engine}/{weights}" if weights in EXPERTS_ALONE else engine
-    return f"{engine}/{weights}/{card}", f"{engine}/{weights}", every_format
+    by_format = f"{group.engine}/{group.weights}"
+    return f"{by_format}/{group.card}", by_format, by_format if group.weights in EXPERTS_ALONE else group.engine
 
 
-def roles_of(counts: dict[tuple[str, str, str, str, int], int]) -> dict[tuple[str, str, str, str, int], str]:
+def roles_of(counts: dict[DeploymentGroup, int]) -> dict[DeploymentGroup, str]:
     """Return what each deployment does, from the number of its points."""
     roles = dict.fromkeys(counts, "listed")
     seen: dict[str, int] = defaultdict(int)
@@ -152,12 +151,12 @@ def roles_of(counts: dict[tuple[str, str, str, str, int], int]) -> dict[tuple[st
 
 def _overhead(
     level: str,
-    chosen: dict[tuple[str, str, str, str, int], list[PredictedPoint]],
-    judging: Sequence[tuple[str, str, str, str, int]],
+    chosen: dict[DeploymentGroup, list[PredictedPoint]],
+    judging: Sequence[DeploymentGroup],
 ) -> EngineOverhead:
     calibrating = [group for group in chosen if group not in judging]
     coefficients = significant(_fit(_joined(chosen, calibrating)), 5)
-    cards = sorted({group[1] for group in chosen})
+    cards = sorted({group.card for group in chosen})
     engine, *rest = level.split("/")
     what = " with ".join([ENGINES[engine], *(f"{weights} weights" for weights in rest[:1])])
     if len(rest) == 2 or len(cards) == 1:
@@ -184,7 +183,7 @@ def _overhead(
         per_sequence_s=sequence_s,
         prefill_step_s=prefill_s,
         outside_s=outside_s,
-        models=tuple(sorted({group[2] for group in chosen})),
+        models=tuple(sorted({group.model for group in chosen})),
         spread=round(spread, 4),
         error=f"base model under {what}: TPOT off by {median:.1%} (median) and {ninety:.1%} (90 % of points) on {how}",
         source=f"engine overhead of {what}, fitted on {count} measured points of {_deployments(calibrating)} "
@@ -192,13 +191,13 @@ def _overhead(
     )
 
 
-def _deployments(groups: Sequence[tuple[str, str, str, str, int]]) -> str:
+def _deployments(groups: Sequence[DeploymentGroup]) -> str:
     return "1 deployment" if len(groups) == 1 else f"{len(groups)} deployments"
 
 
 def _joined(
-    groups: dict[tuple[str, str, str, str, int], list[PredictedPoint]],
-    names: Iterable[tuple[str, str, str, str, int]],
+    groups: dict[DeploymentGroup, list[PredictedPoint]],
+    names: Iterable[DeploymentGroup],
 ) -> list[PredictedPoint]:
     return [each for name in names for each in groups[name]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import CARDS
@@ -36,6 +37,16 @@ _LONG = 9416
 _SYSTEMS = {card.system: card for card in CARDS.values()}
 
 
+class DeploymentGroup(NamedTuple):
+    """One deployment, of which the table has several points."""
+
+    engine: str
+    card: str
+    model: str
+    weights: str
+    gpus: int
+
+
 @dataclass(frozen=True, slots=True)
 class ServingPoint:
     """One measured closed loop.
@@ -61,10 +72,10 @@ class ServingPoint:
         return self.loop.clients * each <= tokens
 
     @property
-    def group(self) -> tuple[str, str, str, str, int]:
-        """Engine, card, model, weights and GPUs: points of one deployment share its errors."""
+    def group(self) -> DeploymentGroup:
+        """The deployment: its points share its errors."""
         each = self.deployment
-        return each.engine, each.card.name, each.model.name, each.weights, each.tensor_parallel
+        return DeploymentGroup(each.engine, each.card.name, each.model.name, each.weights, each.tensor_parallel)
 
 
 def serving_points() -> tuple[list[ServingPoint], int]:

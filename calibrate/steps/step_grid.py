@@ -176,12 +176,12 @@ FULL = Extent(
     slot_ranks=256 * 16,
 )
 QUICK = Extent(
-    batches=(1, 4, 16, 32, 64),
+    batches=(1, 8, 32, 64),
     contexts=(64, 512),
-    distinct=(1, 2, 4, 8, 16),
-    slots=(8, 16, 32),
-    ranks=(8, 16, 32),
-    prompts=(16, 64, 256, 1024),
+    distinct=(1, 4, 16),
+    slots=(8, 32),
+    ranks=(8, 32),
+    prompts=(16, 128, 1024),
     random=12,
     kv_tokens=40_000,
     slot_ranks=32 * 32,

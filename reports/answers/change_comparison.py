@@ -1,20 +1,28 @@
-"""Points of a sweep of rollouts, faults or routers compared: where a metric is lowest, and whether that is certain."""
+"""Points of a sweep of rollouts, faults or routers compared: where a metric is lowest, and whether that is certain.
+
+Where a difference may be chance, the points are in one group: no order among them is claimed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from reports.answers.change_findings import has_rollout, impact_of, value_of
-from reports.answers.severity import FaultSeries, growing
+from reports.answers.change_findings import impact_of, impact_parts, value_of
 from reports.axes import Axis, in_order
+from sim.results.model import WRONG_KINDS
 from sim.results.point import Point
+from sim.results.verdict import NOT_MET, verdict
 
 MANY_POINTS = 6
 """Points up to which each is listed in a sentence."""
 _NOTABLE = (1.05, 100.0)
 """Between these, how many times as many loads another router needs is a factor that says something."""
+_SOME = 0.5
+"""Requests of a replication from which a kind of impact is there."""
+_ERROR = 0.025
+"""How often a 95 % interval lies above the truth."""
 
 
 class Contrast(Enum):
@@ -39,21 +47,18 @@ class Extremes:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Which point has least of something, and which has most.
+    """Where the impact is least.
 
-    :ivar name: the metric.
-    :ivar close: points that have not certainly more than the best one, in order; empty where that is not known.
+    :ivar name: the metric: requests beyond the usual, or all of them where nothing shows what is usual.
+    :ivar best: the point with the least, then those that have not certainly more.
+    :ivar rest: those that certainly have more, least first.
+    :ivar certain: whether anything is known of the differences; if not, ``rest`` has all others.
     """
 
     name: str
-    best: Point
-    worst: Point
-    close: tuple[Point, ...]
-
-    @property
-    def equal(self) -> bool:
-        """Whether all points have the same."""
-        return value_of(self.best, self.name) == value_of(self.worst, self.name)
+    best: tuple[Point, ...]
+    rest: tuple[Point, ...]
+    certain: bool
 
 
 @dataclass(frozen=True)
@@ -71,29 +76,29 @@ class RouterRanking:
     close: tuple[Point, ...]
 
 
-@dataclass(frozen=True)
-class LeastAdded:
-    """In which design a fault harms the fewest additional requests.
-
-    :ivar close: designs in which it does not certainly harm more; ``certain``: whether it does in at least one.
-    """
-
-    best: FaultSeries
-    close: tuple[FaultSeries, ...]
-    certain: bool
-
-
 def any_value(points: Sequence[Point], name: str) -> bool:
     """Return whether a metric is not 0 at some point."""
     return any(value_of(point, name) for point in points)
 
 
-def certainly_less(one: Point, other: Point, name: str) -> bool:
-    """Return whether a metric is lower at one point, by the interval of the difference."""
+def certainly_less(one: Point, other: Point, name: str, comparisons: int = 1) -> bool | None:
+    """Return whether a metric is lower at one point, by the interval of the difference; None where it has none.
+
+    :param comparisons: how many differences are judged together. Each interval is as much wider as it takes for all of
+        them to hold in 95 % of cases (Bonferroni).
+    """
     from sim.results.pairs import difference_of
 
     found = difference_of(one, other, name)
-    return found is not None and found.lo is not None and found.lo > 0
+    if found is None or found.change is None or found.lo is None:
+        return None
+    half = found.change - found.lo
+    if comparisons > 1 and half > 0:
+        from scipy.special import stdtrit  # it is heavy, and few answers need it
+
+        degrees = max(1, len(one.metrics[name].parts) - 1)
+        half *= float(stdtrit(degrees, 1 - _ERROR / comparisons) / stdtrit(degrees, 1 - _ERROR))
+    return found.change - half > 0
 
 
 def find_extremes(points: Sequence[Point], name: str) -> Extremes | None:
@@ -118,12 +123,38 @@ def _contrast(low: Point, high: Point, name: str) -> Contrast:
     return Contrast.CLEAR_IN_PAIRS if certainly_less(low, high, name) else Contrast.UNCLEAR
 
 
+def impact_name(points: Sequence[Point]) -> str:
+    """Return the metric of the impact: beyond the usual, where that is known at every point."""
+    return "harmed_excess" if all(value_of(p, "harmed_excess") is not None for p in points) else "harmed"
+
+
 def rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> Ranking:
-    """Return where fewest and most requests are harmed: beyond those that are slow anyway, where that is known."""
-    beyond = not has_rollout(points) and all(value_of(p, "harmed_excess") is not None for p in points)
-    name = "harmed_excess" if beyond else "harmed"
-    ordered = sorted(in_order(points, axes), key=lambda p: value_of(p, name) or 0.0)
-    return Ranking(name, ordered[0], ordered[-1], _not_certainly_more(ordered[0], ordered, name))
+    """Return where the impact is least, and where it is not certainly more."""
+    name = impact_name(points)
+    first, *others = sorted(in_order(points, axes), key=lambda p: value_of(p, name) or 0.0)
+    pairs = len(points) * (len(points) - 1) // 2  # the best is chosen from the data, so each pair may be the one
+    more = [certainly_less(first, other, name, pairs) for other in others]
+    if None in more:
+        return Ranking(name, (first,), tuple(others), certain=False)
+    ties = [other for other, found in zip(others, more, strict=True) if not found]
+    return Ranking(name, (first, *ties), tuple(other for other in others if other not in ties), certain=True)
+
+
+def meeting(points: Sequence[Point], slo_terms: Mapping[str, float]) -> list[Point]:
+    """Return the points that may meet the SLO; all of them where none does."""
+    return [point for point in points if verdict(point, slo_terms) != NOT_MET] or list(points)
+
+
+def telling_kinds(points: Sequence[Point]) -> list[tuple[Point, str, float]]:
+    """Return what some of these points do to requests and others don't: the point, the kind, and how many."""
+    found = {kind: [dict(impact_parts(p)).get(kind, 0.0) for p in points] for kind in WRONG_KINDS}
+    return [
+        (point, kind, counts[i])
+        for kind, counts in found.items()
+        if min(counts) < _SOME <= max(counts)
+        for i, point in enumerate(points)
+        if counts[i] >= _SOME
+    ]
 
 
 def _not_certainly_more(best: Point, points: Sequence[Point], name: str) -> tuple[Point, ...]:
@@ -150,29 +181,6 @@ def rank_routers(points: Sequence[Point], axes: Sequence[Axis]) -> RouterRanking
     return RouterRanking(best, other, factor, _not_certainly_more(best, known, name))
 
 
-def points_at_worst(points: Sequence[Point], axes: Sequence[Axis]) -> list[Point]:
-    """Return the points at which the fault is worst, one for each design; none where there are too many to list."""
-    worse = growing(axes)
-    worst = [p for p in in_order(points, axes) if all(a.index(p) == len(a.values) - 1 for a in worse)]
-    return worst if len(worst) <= MANY_POINTS else []
-
-
-def shown_designs(designs: Sequence[FaultSeries]) -> list[FaultSeries]:
-    """Return the designs to list: all of them, or those with the least and the most additional requests."""
-    if len(designs) <= MANY_POINTS:
-        return list(designs)
-    return sorted(designs, key=lambda design: design.added(-1).count)[:: len(designs) - 1]
-
-
-def least_added(designs: Sequence[FaultSeries]) -> LeastAdded | None:
-    """Return in which design the worst fault adds least; None for a single design."""
-    if len(designs) < 2:
-        return None
-    best = min(designs, key=lambda design: design.added(-1).count)
-    close = tuple(d for d in designs if d is not best and not best.adds_less(d))
-    return LeastAdded(best, close, len(close) < len(designs) - 1)
-
-
 def rerouted_points(points: Sequence[Point]) -> list[Point]:
     """Return the points to list for requests that were sent to another replica: all, or the first and the last."""
     known = [p for p in points if value_of(p, "rerouted_e2e_mean_s") is not None]
@@ -191,7 +199,6 @@ def compared_metrics(points: Sequence[Point], latency: str) -> list[tuple[str, l
     ]
 
 
-def late_counts(points: Sequence[Point]) -> list[int] | None:
+def late_counts(points: Sequence[Point]) -> list[float] | None:
     """Return how many requests are late at each point; None where some point has no targets to judge by."""
-    late = [impact_of(p).slow for p in points]
-    return None if None in late else [count or 0 for count in late]
+    return None if any(impact_of(p).slow is None for p in points) else [impact_of(p).mean("slow") for p in points]

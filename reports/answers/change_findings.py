@@ -3,52 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis
-from sim.results.model import Impact
+from sim.results.model import WRONG_KINDS, Impact
 from sim.results.point import Point
 
 MANY = 0.05
 """Share of unanswered requests from which the latencies of the others no longer show what happened."""
-KINDS_OF_IMPACT = (
-    "mixed",
-    "stale",
-    "refused_by_rollout",
-    "wrong_served",
-    "old_prefix",
-    "lost",
-    "failed_loads",
-    "failed",
-    "slow",
-)
-"""Fields of ``Impact`` that make a request a harmed one; ``failed`` counts those that fail for other reasons here."""
-
-
-@dataclass(frozen=True)
-class SlowBefore:
-    """How many requests are slow without any rollout or fault.
-
-    :ivar share: of the requests that came before the first one.
-    """
-
-    share: float
-    by_rollout: bool
 
 
 @dataclass(frozen=True)
 class Aftermath:
     """What happened to the requests that came after the first event.
 
-    :ivar came: how many; ``unanswered``: those of them without an answer when the run ended.
+    :ivar came: how many in a replication; ``unanswered``: those of them without an answer when the run ended.
     :ivar stuck: whether so many had none that latencies no longer show what happened.
     :ivar worst_s: the longest mean E2E in a span of the timeline, at ``worst_at_s``; ``usual_s``: the median span's.
         None where the timeline has too few.
     """
 
-    came: int
-    unanswered: int
+    came: float
+    unanswered: float
     stuck: bool
     worst_s: float | None = None
     worst_at_s: float | None = None
@@ -65,12 +42,33 @@ def impact_of(point: Point) -> Impact:
     return point.impact or Impact()
 
 
-def impact_parts(point: Point) -> list[tuple[str, int]]:
-    """Return the kinds of impact on the requests of a point and their counts, most frequent first."""
+def impact_parts(point: Point) -> list[tuple[str, float]]:
+    """Return the kinds of impact of a point, and how many requests of a replication each concerns, most frequent first.
+
+    They are those beyond the usual, where that is known.
+    """
     impact = impact_of(point)
-    others = max(0, impact.failed - impact.lost - impact.failed_loads)
-    found = [(key, others if key == "failed" else getattr(impact, key) or 0) for key in KINDS_OF_IMPACT]
-    return sorted(((key, count) for key, count in found if count), key=lambda pair: -pair[1])
+    found = {kind: impact.mean(kind) for kind in (*WRONG_KINDS, "slow")} if impact.beyond is None else impact.beyond
+    return sorted(((kind, count) for kind, count in found.items() if count > 0), key=lambda pair: -pair[1])
+
+
+def has_clear_impact(point: Point) -> bool:
+    """Return whether a rollout or fault certainly did something to requests: wrong answers count as they are."""
+    if any(kind in WRONG_KINDS for kind, _ in impact_parts(point)):
+        return True
+    metric = point.metrics.get("harmed_excess")
+    return metric is not None and metric.lo is not None and metric.lo > 0
+
+
+def per_event(point: Point) -> Point:
+    """Return a point whose refused and failed requests are those of one replication, as all others of a change are."""
+    count, metrics = impact_of(point).replications, dict(point.metrics)
+    for name in ("refused", "failed"):
+        if name in metrics:
+            metric = metrics[name]
+            value, low, high = (None if end is None else end / count for end in (metric.value, metric.lo, metric.hi))
+            metrics[name] = replace(metric, value=value, lo=low, hi=high, parts=[])  # the parts add up to the total
+    return replace(point, metrics=metrics)
 
 
 def has_rollout(points: Sequence[Point]) -> bool:
@@ -100,18 +98,11 @@ def latency_name(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str
     return name if name in ("ttft_p99_s", "e2e_p99_s") else "ttft_p99_s"
 
 
-def slow_before(points: Sequence[Point]) -> SlowBefore | None:
-    """Return how many requests are slow before any rollout or fault: these are not its doing. None if none are."""
-    before = sum(impact_of(point).requests_before or 0 for point in points)
-    slow = sum(impact_of(point).slow_before or 0 for point in points)
-    return SlowBefore(slow / before, has_rollout(points)) if before and slow else None
-
-
 def aftermath(point: Point) -> Aftermath:
     """Return what happened to the requests that came after the first event."""
     impact = impact_of(point)
-    came = impact.requests - (impact.requests_before or 0)
-    unanswered = impact.unanswered_after or 0
+    came = (impact.requests - (impact.requests_before or 0)) / impact.replications
+    unanswered = (impact.unanswered_after or 0) / impact.replications
     if unanswered > MANY * came:
         return Aftermath(came, unanswered, stuck=True)
     begins = min((event["t_s"] for event in point.events if event["t_s"] > 0), default=0.0)

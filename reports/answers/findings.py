@@ -6,6 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from reports.answers.change_comparison import Contrast, find_extremes, rank_impact
+from reports.answers.change_findings import has_rollout, is_changed
+from reports.answers.severity import growing
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, make_axes
 from sim.results.point import Point
@@ -16,6 +19,8 @@ from sim.results.verdict import (
 
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
+_VISIBLE = 0.03
+"""Share of a value by which it must differ between points to be drawn."""
 BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
 """Last words of keys that one buys: for these the question is how much is enough."""
 
@@ -100,10 +105,34 @@ def find_boundary(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
 
 
 def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
-    """Return the point whose numbers a reader wants first: the edge of the SLO, else the slowest."""
+    """Return the point that the key numbers are of, which is the one to choose where there is a choice.
+
+    That is the edge of the SLO; the rollout with the least impact; the best of several policies, engines or GPUs; else
+    the slowest point that meets the SLO.
+    """
     axes = make_axes(points)
+    if has_rollout(points) and not growing(axes):
+        return rank_impact([point for point in points if point.impact], axes).best[0]
+    if axes and not any(axis.numeric for axis in axes) and not is_changed(points):
+        return fastest_point(points, slo_terms)
     edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 and slo_terms else None
     return edge or tightest_point(points, slo_terms)
+
+
+def fastest_point(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
+    """Return the fastest point that meets the SLO, or the fastest of all where none does."""
+    good, name = [point for point in points if verdict(point, slo_terms) == MET], main_metric(points, slo_terms)
+    known = [point for point in good or points if name in point.metrics and point.metrics[name].value is not None]
+    return min(known, key=lambda point: point.metrics[name].value or 0.0) if known else points[0]
+
+
+def varies(points: Sequence[Point], name: str) -> bool:
+    """Return whether a metric differs between points by more than chance, and by enough to be seen in a chart."""
+    found = find_extremes(points, name)
+    if found is None or found.contrast in (Contrast.EQUAL, Contrast.UNCLEAR):
+        return False
+    low, high = (point.metrics[name].value or 0.0 for point in (found.low, found.high))
+    return high - low > _VISIBLE * abs(high)
 
 
 def tightest_point(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from reports.answers.change_comparison import impact_name
 from reports.answers.change_findings import has_rollout, is_changed, latency_name
 from reports.axes import Axis, make_axes
 from reports.formatting import read_terms
@@ -246,7 +247,7 @@ def _judged(pairs: Sequence[Pair], slo: Mapping[str, float]) -> tuple[str, ...]:
     wanted = list(slo) or ["ttft_p99_s", "e2e_p99_s", "miss_ratio"]
     if is_changed(points):
         during = [f"rollout_{latency_name(points, slo)}"] if has_rollout(points) else []
-        wanted = ["harmed", *during, *(slo or ["e2e_p99_s"])]
+        wanted = [impact_name(points), *during, *(slo or ["e2e_p99_s"])]
     wanted += [name for name in ("refused", "failed") if any(_is_lacking(point, name) for point in points)]
     if slo:
         return tuple(dict.fromkeys([*slo, *wanted]))
@@ -278,7 +279,7 @@ def key_metrics(comparison: Comparison) -> list[str]:
         "loader_utilization",
         "throughput_rps",
         "slo_attainment",
-        "harmed",
+        "harmed_excess",
         "rollout_ttft_p99_s",
         "replica_load_skew",
         "refused",

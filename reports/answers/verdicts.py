@@ -14,6 +14,7 @@ from sim.results.verdict import (
     is_overloaded,
     lacks_answers,
     late_verdict,
+    term_verdict,
     verdict,
 )
 
@@ -31,6 +32,14 @@ def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
         if any((metric := point.metrics.get(name)) and metric.value is not None for point in points):
             return name
     return targets[0] if targets else "e2e_p99_s"
+
+
+def missed_term(point: Point, slo_terms: Mapping[str, float]) -> str | None:
+    """Return the first term of the SLO that decides a verdict other than met; None where no term does."""
+    found = verdict(point, slo_terms)
+    if found not in (NOT_MET, UNCLEAR):
+        return None
+    return next((name for name, target in slo_terms.items() if term_verdict(point, name, target) == found), None)
 
 
 class Doubt(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reports.axes import Axis, in_order, point_words, shorten, spread
+from reports.axes import Axis, in_order, spread
 from reports.charts.axis_ticks import (
     nice_linear,
     scale_rows,
@@ -17,6 +17,7 @@ from reports.charts.axis_ticks import (
     x_title,
     y_title,
 )
+from reports.charts.hover import column_tips, row_tips
 from reports.charts.svg import COLOURS, WIDTH, Chart, drawing, hatched, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import percent
@@ -47,8 +48,11 @@ def _stages(points: Sequence[Point]) -> list[tuple[str, str, str]]:
     ]
 
 
-def breakdown_chart(point: Point) -> Chart | None:
-    """Draw the stages of the mean request one after the other, each starting where the last one ended."""
+def breakdown_chart(point: Point, where: str) -> Chart | None:
+    """Draw the stages of the mean request one after the other, each starting where the last one ended.
+
+    :param where: which of several points it is, in words.
+    """
     stages = _stages([point])
     total = sum(point.breakdown.values())
     if not stages or not total > 0:
@@ -59,6 +63,7 @@ def breakdown_chart(point: Point) -> Chart | None:
     largest = max(rows, key=lambda row: float(row[2].split()[0]))
     desc = f"Mean time of a request by stage, {human_seconds(total)} in all. The largest is {largest[0]}: {largest[2]}."
     title = "Where does the time go?"
+    table = Table("Mean time by stage", ["stage", "time", "share"], rows)
     with drawing(66 + 48 * len(stages)) as figure:
         ax = place(figure, 112, 14, 138, 52)
         start = 0.0
@@ -75,9 +80,9 @@ def breakdown_chart(point: Point) -> Chart | None:
         set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks])
         scale_rows(ax, [words for _, words, _ in stages])
         x_title(ax, "mean time since arrival")
-        svg = to_svg(figure, "breakdown", title, desc)
-    caption = f"The mean request, {human_seconds(total)} from arrival to last token, stage by stage."
-    return Chart("breakdown", title, caption, desc, svg, Table("Mean time by stage", ["stage", "time", "share"], rows))
+        svg = to_svg(figure, "breakdown", title, desc, row_tips(ax, range(len(rows)), table))
+    caption = f"The mean request{where}, {human_seconds(total)} from arrival to last token, stage by stage."
+    return Chart("breakdown", title, caption, desc, svg, table)
 
 
 def breakdown_sweep_chart(points: Sequence[Point], axis: Axis) -> Chart | None:
@@ -100,6 +105,7 @@ def breakdown_sweep_chart(points: Sequence[Point], axis: Axis) -> Chart | None:
     share = known[-1].breakdown[last[0]] / (sum(known[-1].breakdown.values()) or 1.0)
     desc = f"Mean time by stage against {axis.words}; at {axis.point_label(known[-1])}, {percent(share)} is {last[1]}."
     title = "Where does the time go?"
+    table = Table(f"Mean time by stage and {axis.words}", head, rows, table_note(len(known), len(shown)))
     room = WIDTH - 58 - 134
     below = slanted(axis, room)
     with drawing(round(330 + below)) as figure:
@@ -111,9 +117,9 @@ def breakdown_sweep_chart(points: Sequence[Point], axis: Axis) -> Chart | None:
         end_labels(ax, ends, "area")
         y_title(ax, "mean latency")
         x_title(ax, axis.words, below)
-        svg = to_svg(figure, "breakdown", title, desc)
+        tips = column_tips([ax], [axis.place(p) for p in shown], table)
+        svg = to_svg(figure, "breakdown", title, desc, tips)
     caption = "Mean seconds of a request, stage by stage; the top edge is mean E2E."
-    table = Table(f"Mean time by stage and {axis.words}", head, rows, table_note(len(known), len(shown)))
     return Chart("breakdown", title, caption, desc, svg, table)
 
 
@@ -143,34 +149,3 @@ def _stack(
             ends.append((words, colour, (top[-1] + base[-1]) / 2))
         base = top
     return ends
-
-
-def breakdown_bars_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
-    """Draw the stages of up to ten points as bars below each other; for sweeps of several keys."""
-    known = spread([p for p in in_order(points, axes) if p.breakdown], 10)
-    stages = _stages(known)
-    if not known or not stages:
-        return None
-    labels = [shorten(", ".join(axis.short_label(p, 14) for axis in axes), 26) for p in known]
-    head = ["point", *(words for _, words, _ in stages)]
-    rows = [[point_words(p, axes), *(human_seconds(p.breakdown.get(key, 0.0)) for key, _, _ in stages)] for p in known]
-    title = "Where does the time go?"
-    desc = f"Mean time by stage for {len(known)} points, evenly spaced over the sweep."
-    top = max(sum(p.breakdown.values()) for p in known)
-    with drawing(66 + 26 * len(known)) as figure:
-        ax = place(figure, 24 + 6.4 * max(map(len, labels)), 14, 30, 52)
-        left = [0.0] * len(known)
-        for key, _, colour in stages:
-            part = [p.breakdown.get(key, 0.0) for p in known]
-            ax.barh(range(len(known)), part, 0.66, left=left, **hatched(colour))
-            left = [a + b for a, b in zip(left, part, strict=True)]
-        ax.set_xlim(0, top * 1.02)
-        ticks = nice_linear(0, top, 5)
-        set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks])
-        scale_rows(ax, labels)
-        x_title(ax, f"mean latency; rows are {', '.join(axis.words for axis in axes)}")
-        svg = to_svg(figure, "breakdown", title, desc)
-    legend = [(words, next(f"var(--{c})" for k, (_, c) in STAGES.items() if k == key)) for key, words, _ in stages]
-    styles = [STAGES[key][1] for key, *_ in stages]
-    caption = f"Mean seconds of a request, stage by stage, at {len(known)} points of the sweep."
-    return Chart("breakdown", title, caption, desc, svg, Table("Mean time by stage", head, rows), legend, styles)

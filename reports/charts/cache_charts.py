@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from reports.answers.cache_findings import CLAIRVOYANT
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_log, scale_y, set_ticks, x_title, y_title
+from reports.charts.hover import column_tips
 from reports.charts.svg import COLOURS, SERIES, Chart, drawing, legend_style, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number, percent
@@ -46,21 +47,17 @@ def orders_chart(result: CacheResult) -> Chart:
         ("shuffled (dashed)", curve.shuffled, "s2", SERIES[1], "--"),
         ("independent draws (Che, dotted)", curve.independent, "s6", SERIES[5], ":"),
     )
+    shown = spread(list(zip(curve.capacities, curve.real, curve.shuffled, curve.independent, strict=True)), _ROWS)
+    rows = [[capacity_words(result, c), *map(percent, ratios)] for c, *ratios in shown]
+    head = ["capacity", *(label for label, *_ in lines)]
+    table = Table("LRU's miss ratio", head, rows, "lru_curve.csv has every point of the curve.")
     with drawing(_HEIGHT) as figure:
         ax = place(figure, _LEFT, _TOP, _RIGHT, _BOTTOM)
         for _, values, _, colour, style in lines:
             ax.plot(curve.capacities, values, style, color=colour)
         seen = [float(value) for _, values, *_ in lines for value in values]
         _axes(ax, result, curve.capacities.tolist(), seen, "requests that miss")
-        svg = to_svg(figure, ident, title, desc)
-    rows = [
-        [capacity_words(result, c), percent(real), percent(shuffled), percent(draws)]
-        for c, real, shuffled, draws in spread(
-            list(zip(curve.capacities, curve.real, curve.shuffled, curve.independent, strict=True)), _ROWS
-        )
-    ]
-    head = ["capacity", *(label for label, *_ in lines)]
-    table = Table("LRU's miss ratio", head, rows, "lru_curve.csv has every point of the curve.")
+        svg = to_svg(figure, ident, title, desc, column_tips([ax], [float(c) for c, *_ in shown], table))
     legend = [(label, f"var(--{name})") for label, _, name, *_ in lines]
     return Chart(ident, title, caption, desc, svg, table, legend, [legend_style(style) for *_, style in lines])
 
@@ -82,6 +79,8 @@ def policies_chart(result: CacheResult, *, of_bytes: bool) -> Chart:
             else "a strong reference where sizes differ, but not a bound."
         )
     desc, curve = _policies_desc(result, lines, what), result.curve
+    rows = [[policy, *(percent(value) for value in values)] for policy, values in lines]
+    table = Table(title, ["policy", *(capacity_words(result, c) for c in result.capacities)], rows)
     with drawing(_HEIGHT) as figure:
         ax = place(figure, _LEFT, _TOP, _LABELS, _BOTTOM)
         ends: list[tuple[float, tuple[str, str, float], str, str]] = []
@@ -110,9 +109,9 @@ def policies_chart(result: CacheResult, *, of_bytes: bool) -> Chart:
         _ticks(ax, result, _apart(result.capacities))
         ends.sort(key=lambda end: end[0])  # labels of lines that end together are in the order of the lines before that
         end_labels(ax, [end[1] for end in ends], "both", [end[2] for end in ends], [end[3] for end in ends])
-        svg = to_svg(figure, ident, title, desc)
-    rows = [[policy, *(percent(value) for value in values)] for policy, values in lines]
-    table = Table(title, ["policy", *(capacity_words(result, c) for c in result.capacities)], rows)
+        turned = [list(column) for column in zip(table.head[1:], *(row[1:] for row in rows), strict=True)]
+        by_capacity = Table("", ["", *result.policies], turned)
+        svg = to_svg(figure, ident, title, desc, column_tips([ax], [float(c) for c in result.capacities], by_capacity))
     return Chart(ident, title, caption, desc, svg, table)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, y_title
+from reports.charts.hover import Tip, column_tips
 from reports.charts.svg import COLOURS, SERIES, Chart, dash_of, drawing, hatched, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.charts.timeline_chart import LATENCIES, draw_events, event_marks, time_axis
@@ -51,6 +52,8 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
     ]
     desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(parts)}."
     begins = min(time for p in some for time in _event_times(p))
+    picked = spread(_within(some[0], "loads_per_s", shown)[0], _ROWS)
+    tips: list[Tip] = []
     with drawing(_PANEL * len(panels) + 48) as figure:
         for i, (key, what) in enumerate(panels):
             ax = place(figure, 58, 34 + _PANEL * i, 150, 48 + _PANEL * (len(panels) - 1 - i))
@@ -58,12 +61,13 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
             time_axis(ax, start, end, last=i == len(panels) - 1)
             draw_events(ax, [(begins, "begin")], named=i == 0)
             y_title(ax, what)
-        svg = to_svg(figure, "moments", title, desc)
+            tips += column_tips([ax], picked, _moments_table(some, labels, panels[i : i + 1], picked))
+        svg = to_svg(figure, "moments", title, desc, tips)
     caption = (
         "First replication of each point, the same traffic in all. Each p99 is taken over five short spans, none of "
         "them beyond the time at which something began."
     )
-    return Chart("moments", title, caption, desc, svg, _moments_table(some, labels, panels, shown))
+    return Chart("moments", title, caption, desc, svg, _moments_table(some, labels, panels, picked))
 
 
 def _peak_words(point: Point, key: str, what: str, shown: _Times) -> str:
@@ -112,16 +116,14 @@ def _lines(ax: Axes, points: Sequence[Point], labels: Sequence[str], key: str, s
 
 
 def _moments_table(
-    points: Sequence[Point], labels: Sequence[str], panels: Sequence[tuple[str, str]], shown: _Times
+    points: Sequence[Point], labels: Sequence[str], panels: Sequence[tuple[str, str]], times: Sequence[float]
 ) -> Table:
-    times, _ = _within(points[0], "loads_per_s", shown)
-    picked = spread(range(len(times)), _ROWS)
     columns, head = [], ["time"]
     for key, what in panels:
         for point, label in zip(points, labels, strict=True):
             head.append(f"{label}: {what}")
             columns.append((key, point.timeline.t_s, point.timeline.column(key)))
-    rows = [[human_seconds(times[i]), *(_cell(key, t, c, times[i]) for key, t, c in columns)] for i in picked]
+    rows = [[human_seconds(time), *(_cell(key, t, c, time) for key, t, c in columns)] for time in times]
     return Table("Around the events, first replication of each point", head, rows)
 
 
@@ -150,6 +152,8 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
     title = "Which version answers?"
     desc = "Shares of arrivals by the version of their first token. " + " ".join(_mix_words(p, axes) for p in some)
     strip = 150 if len(some) == 1 else _STRIP + 34
+    picked = spread(some[0].version_mix["t_s"], _ROWS)
+    tips: list[Tip] = []
     with drawing(strip * len(some) + 48 + 6) as figure:
         for i, point in enumerate(some):
             ax = place(figure, 58, 34 + strip * i, 24, 54 + strip * (len(some) - 1 - i))
@@ -158,13 +162,14 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
             time_axis(ax, times[0], times[-1], last=i == len(some) - 1)
             draw_events(ax, event_marks(point.events, times[0], times[-1]), named=len(some) == 1)
             y_title(ax, _strip_title(point, axes) if axes else "share of arrivals", 0 if axes else 46)
-        svg = to_svg(figure, "versions", title, desc)
+            tips += column_tips([ax], picked, _mix_table([point], axes, names, picked))
+        svg = to_svg(figure, "versions", title, desc, tips)
     caption = (
         "First replication: shares of the requests that arrive in a short span, by the version of their first token."
     )
     legend = [(_version_words(name), _CSS_OF.get(name, f"var(--{_colour(name)})")) for name in names]
     styles = [_colour(name) for name in names]
-    return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names), legend, styles)
+    return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names, picked), legend, styles)
 
 
 def _strip_title(point: Point, axes: Sequence[Axis]) -> str:
@@ -196,9 +201,7 @@ def _mix_words(point: Point, axes: Sequence[Axis]) -> str:
     return f"{start}{', '.join(f'{percent(share)} {_version_words(name)}' for name, share in last.items())}."
 
 
-def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[str]) -> Table:
-    times = points[0].version_mix["t_s"]
-    picked = spread(range(len(times)), _ROWS)
+def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[str], times: Sequence[float]) -> Table:
     columns, head = [], ["time"]
     for point in points:
         for name in names:
@@ -206,7 +209,7 @@ def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[st
                 head.append(f"{_strip_title(point, axes)}: {_version_words(name)}" if axes else _version_words(name))
                 columns.append((point.version_mix["t_s"], point.version_mix["versions"][name]))
     rows = []
-    for i in picked:
-        shares = [_value_at(middles, column, times[i]) for middles, column in columns]
-        rows.append([human_seconds(times[i]), *("–" if share is None else percent(share) for share in shares)])
+    for time in times:
+        shares = [_value_at(middles, column, time) for middles, column in columns]
+        rows.append([human_seconds(time), *("–" if share is None else percent(share) for share in shares)])
     return Table("Shares of arrivals by version", head, rows, "The rest is version 1.")

@@ -10,6 +10,7 @@ from reports.axes import Axis, shorten, spread
 from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, scale_rows, seconds_tick, set_ticks, x_title
 from reports.charts.breakdown_charts import STAGES
 from reports.charts.distribution_charts import Curve, measured_quantiles, quantile_chart
+from reports.charts.hover import row_tips
 from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, to_svg
 from reports.charts.sweep_charts import Line, YAxis, line_chart
 from reports.formatting import RATIOS, metric_words, percent, show
@@ -140,7 +141,8 @@ def dots_chart(heading: Heading, dots: Sequence[Dot], tick: Callable[[float], st
         set_ticks(ax, "x", ticks, [tick(value) for value in ticks])
         scale_rows(ax, [dot.label for dot in dots])
         x_title(ax, what)
-        svg = to_svg(figure, heading.ident, heading.title, desc)
+        lines = Table("", ["", "", ""], [[dot.label, dot.text, dot.word] for dot in dots])
+        svg = to_svg(figure, heading.ident, heading.title, desc, row_tips(ax, range(len(dots)), lines))
     return Chart(heading.ident, heading.title, heading.caption, desc, svg, table, legend=_LEGEND)
 
 
@@ -204,7 +206,7 @@ def stages_chart(pair: Pair) -> Chart | None:
         for name, (key, _) in zip(names, stages, strict=True)
     ]
     totals = [human_seconds(sum(part.values())) for part in parts]
-    rows.append(["in all", *totals])
+    table = Table("Mean time by stage", ["stage", "A", "B"], [*rows, ["in all", *totals]])
     title = "Where does the time go, in A and in B?"
     desc = " ".join(f"{name}: {a} in A, {b} in B." for name, a, b in rows)
     with drawing(66 + 52 * len(stages)) as figure:
@@ -225,6 +227,6 @@ def stages_chart(pair: Pair) -> Chart | None:
         set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks])
         scale_rows(ax, names)
         x_title(ax, "mean time")
-        svg = to_svg(figure, "stages", title, desc)
+        svg = to_svg(figure, "stages", title, desc, row_tips(ax, range(len(stages)), Table("", table.head, rows)))
     caption = f"The mean request, stage by stage: {totals[0]} in A, {totals[1]} in B. No intervals."
-    return Chart("stages", title, caption, desc, svg, Table("Mean time by stage", ["stage", "A", "B"], rows))
+    return Chart("stages", title, caption, desc, svg, table)

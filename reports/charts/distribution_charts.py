@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import draw_grid, nice_log, seconds_tick, set_ticks, x_title, y_title
+from reports.charts.hover import row_tips
 from reports.charts.svg import COLOURS, SERIES, Chart, dash_of, drawing, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.table import Table
@@ -25,6 +26,7 @@ LATENCIES = {
 }
 
 
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 Curve = tuple[str, str, list[float], list[float]]
 """Label, colour, quantiles and seconds."""
 
@@ -56,15 +58,20 @@ def _curves(points: Sequence[Point], axes: Sequence[Axis]) -> list[Curve]:
     return curves
 
 
-def cdf_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
-    """Draw latency quantiles up to the far tail: four latencies of one point, or one of up to six points."""
+def cdf_chart(points: Sequence[Point], axes: Sequence[Axis], where: str = "") -> Chart | None:
+    """Draw latency quantiles up to the far tail: four latencies of one point, or one of up to six points.
+
+    :param where: which point it is, in words, where others have no curve.
+    """
     some = spread([p for p in in_order(points, axes) if p.cdf.get("q")], len(SERIES))
     curves = [curve for curve in _curves(some, axes) if any(value > 0 for value in curve[3])]
     if not curves:
         return None
     what = "latency" if len(some) == 1 else "TTFT" if some[0].cdf.get("ttft_s") else "E2E"
-    caption = f"{what} by {', '.join(axis.words for axis in axes)}." if len(some) > 1 else ""
-    return quantile_chart("cdf", "How slow are the slowest requests?", caption, what, curves)
+    by = f"{what} by {', '.join(axis.words for axis in axes)}." if len(some) > 1 else ""
+    return quantile_chart(
+        "cdf", "How slow are the slowest requests?", by or (where and f"Requests{where}."), what, curves
+    )
 
 
 def quantile_chart(ident: str, title: str, caption: str, what: str, curves: Sequence[Curve]) -> Chart:
@@ -78,6 +85,7 @@ def quantile_chart(ident: str, title: str, caption: str, what: str, curves: Sequ
     high = max(max(curve[3]) for curve in curves)
     low = max(min(min(v for v in curve[3] if v > 0) for curve in curves), high / 1e5)
     desc = f"Share of requests served within a time, for {', '.join(curve[0] for curve in curves)}."
+    table = _cdf_table(curves, what)
     with drawing(330) as figure:
         ax = place(figure, 58, 36, 136, 52)
         for _, colour, quantiles, values in curves:
@@ -96,9 +104,9 @@ def quantile_chart(ident: str, title: str, caption: str, what: str, curves: Sequ
         _curve_labels(ax, curves)
         y_title(ax, "share of requests within")
         x_title(ax, what)
-        svg = to_svg(figure, ident, title, desc)
+        svg = to_svg(figure, ident, title, desc, row_tips(ax, [_tail(q) for q in _QUANTILES], table))
     reading = "Further up means further into the tail: each labelled line is a tenth as many requests as the one below."
-    return Chart(ident, title, f"{caption} {reading}".strip(), desc, svg, _cdf_table(curves, what))
+    return Chart(ident, title, f"{caption} {reading}".strip(), desc, svg, table)
 
 
 def _curve_labels(ax: Axes, curves: Sequence[Curve]) -> None:
@@ -110,7 +118,7 @@ def _curve_labels(ax: Axes, curves: Sequence[Curve]) -> None:
 
 def _cdf_table(curves: Sequence[Curve], what: str) -> Table:
     rows = []
-    for wanted in (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999):
+    for wanted in _QUANTILES:
         cells = []
         for _, _, quantiles, values in curves:
             at = min(range(len(quantiles)), key=lambda i: abs(quantiles[i] - wanted))

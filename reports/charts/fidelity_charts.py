@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from reports.charts.agreement import BAND, draw_agreement, is_within
 from reports.charts.axis_ticks import count_tick, nice_log, scale_log, seconds_tick
+from reports.charts.hover import column_tips, spot_tips
 from reports.charts.svg import COLOURS, SERIES, Chart, drawing, legend_style, place, to_svg
 from reports.table import Table
 
@@ -22,6 +22,8 @@ REGIME_COLOURS = {
 }
 """CSS variable, stand-in colour and marker of each regime: regimes differ in shape as well."""
 
+BAND = 1.25
+"""Factor up to which a prediction lies inside the band."""
 _SIDE, _LEFT, _TOP, _RIGHT, _BOTTOM = 430, 66, 20, 16, 52
 
 
@@ -38,12 +40,27 @@ class SlotRun(Protocol):
     def predicted(self) -> Mapping[str, float]: ...
 
 
-def scatter_chart(name: str, title: str, what: str, points: Sequence[tuple[float, float, str]], table: Table) -> Chart:
+def is_within(measured: float, predicted: float) -> bool:
+    """Return whether a prediction lies inside the band."""
+    return 1 / BAND <= predicted / measured <= BAND
+
+
+def draw_agreement(ax: Axes, low: float, high: float) -> None:
+    """Draw the line of equal values and the band around it."""
+    ends = [low, high]
+    below, above = [end / BAND for end in ends], [end * BAND for end in ends]
+    ax.fill_between(ends, below, above, color=COLOURS["muted"], alpha=0.16, linewidth=0)
+    ax.plot(ends, ends, color=COLOURS["muted"], linewidth=1)
+
+
+def scatter_chart(
+    name: str, title: str, what: str, points: Sequence[tuple[float, float, str, str]], table: Table
+) -> Chart:
     """Draw predicted against measured values, both on logarithmic axes.
 
-    :param points: measured, predicted, regime.
+    :param points: measured, predicted, regime, and what the run is called.
     """
-    within = sum(is_within(measured, predicted) for measured, predicted, _ in points)
+    within = sum(is_within(measured, predicted) for measured, predicted, *_ in points)
     caption = (
         f"One mark a run. On the line prediction and measurement agree; the band is a factor of {BAND} either way and "
         f"holds {within / len(points):.0%} of {len(points):,} runs."
@@ -52,20 +69,25 @@ def scatter_chart(name: str, title: str, what: str, points: Sequence[tuple[float
     scale = 1e-3 if name.endswith("_ms") else 1.0
     tick = seconds_tick if name.endswith("_ms") else count_tick
     ident = f"scatter-{name.replace('_', '-')}"
-    values = [value * scale for measured, predicted, _ in points for value in (measured, predicted)]
+    values = [value * scale for measured, predicted, *_ in points for value in (measured, predicted)]
     low, high = min(values) / 1.3, max(values) * 1.3
     with drawing(_SIDE + 30, _SIDE + 60) as figure:
         ax = place(figure, _LEFT, _TOP, _RIGHT, _BOTTOM)
         draw_agreement(ax, low, high)
         for regime, (_, colour, marker) in REGIME_COLOURS.items():
-            some = [(measured * scale, predicted * scale) for measured, predicted, r in points if r == regime]
+            some = [(measured * scale, predicted * scale) for measured, predicted, r, _ in points if r == regime]
             if some:
                 ax.plot(*zip(*some, strict=True), marker, color=colour, markersize=4.2, alpha=0.7, markeredgewidth=0)
         scale_log(ax, "x", low, high, tick)
         scale_log(ax, "y", low, high, tick)
         ax.grid()
         _titles(ax, f"measured {what}", f"predicted {what}")
-        svg = to_svg(figure, ident, title, desc)
+        marks = [(measured * scale, predicted * scale) for measured, predicted, *_ in points]
+        said = [
+            (label, f"measured {tick(float(f'{m:.3g}'))}", f"predicted {tick(float(f'{p:.3g}'))}")
+            for (*_, label), (m, p) in zip(points, marks, strict=True)
+        ]
+        svg = to_svg(figure, ident, title, desc, spot_tips(ax, marks, said))
     legend = [(regime, f"var(--{variable})") for regime, (variable, _, _) in REGIME_COLOURS.items()]
     styles = [legend_style("", marker) for _, _, marker in REGIME_COLOURS.values()]
     return Chart(ident, title, caption, desc, svg, table, legend, styles)
@@ -97,6 +119,7 @@ def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
     ]
     desc = f"{title} " + " ".join(f"{row[0]} slots: measured {row[1]}, predicted {row[2]}." for row in rows)
     values = [value for _, ys, _, _ in lines for value in ys]
+    table = Table(title, head, rows)
     with drawing(300) as figure:
         ax = place(figure, _LEFT, 30, 24, _BOTTOM)
         for label, ys, colour, style in lines:
@@ -112,10 +135,10 @@ def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
         ax.set_ylim(low, high)
         ax.grid(axis="y")
         _titles(ax, "slots", "p50 TTFT")
-        svg = to_svg(figure, ident, title, desc)
+        svg = to_svg(figure, ident, title, desc, column_tips([ax], slots, table))
     legend = [("measured", "var(--s2)"), ("predicted", "var(--s1)")]
     styles = [legend_style("-", "o"), legend_style("--", "s")]
-    return Chart(ident, title, caption, desc, svg, Table(title, head, rows), legend, styles)
+    return Chart(ident, title, caption, desc, svg, table, legend, styles)
 
 
 def _thinned(slots: Sequence[int]) -> list[str]:

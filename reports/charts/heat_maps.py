@@ -1,4 +1,4 @@
-"""Heat maps of a sweep along two keys, with the border of the SLO."""
+"""Heat maps of a sweep along two keys: which pairs of values meet the SLO, and the metric that decides."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports.axes import Axis
+from reports.axes import Axis, point_words
 from reports.charts.axis_ticks import set_ticks, x_title, y_title
+from reports.charts.hover import cell_tips
 from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, drawing, place, to_svg
 from reports.charts.sweep_charts import has_values, unserved_note
 from reports.formatting import RATIOS, metric_words, show
 from reports.table import Table, cell
 from sim.results.point import Point
-from sim.results.verdict import MET, term_verdict
+from sim.results.verdict import MET, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,16 +31,18 @@ Scale = tuple[float, float, bool]
 
 @dataclass(frozen=True)
 class Facet:
-    """One of several heat maps with one colour scale.
+    """What one heat map shows, maybe one of several with one colour scale.
 
+    :ivar scale_over: the points whose values span the colours of all of them.
+    :ivar chosen: the point that is recommended; its cell has a star.
     :ivar ident: prefix of its ids.
     :ivar where: the values of further keys, for the title.
-    :ivar scale_over: the points whose values span the colours of all of them.
     """
 
-    ident: str
-    where: str
     scale_over: Sequence[Point]
+    chosen: Point
+    ident: str = "heat"
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class HeatMap:
     :ivar across: the key along x; ``up`` that along y.
     :ivar name: the metric.
     :ivar met: the cells that certainly meet the SLO.
+    :ivar chosen: the cell with the star, if it has one.
     """
 
     grid: Grid
@@ -56,6 +60,7 @@ class HeatMap:
     up: Axis
     name: str
     met: set[tuple[int, int]]
+    chosen: tuple[int, int] | None
     scale: Scale
 
 
@@ -65,48 +70,51 @@ def heat_chart(
     up: Axis,
     name: str,
     slo_terms: Mapping[str, float],
-    facet: Facet | None = None,
+    facet: Facet,
 ) -> Chart | None:
-    """Draw one metric as coloured cells, one a pair of values, and outline the cells that meet the SLO."""
+    """Draw one metric as coloured cells, one a pair of values, and outline the cells that meet the whole SLO."""
     if not has_values(points, name):
         return None
     grid = {(across.index(p), up.index(p)): p for p in points}
-    facet = facet or Facet(f"heat-{name.replace('_', '-')}", "", points)
-    ident, where = facet.ident, facet.where
     words = metric_words(name)
-    target = slo_terms.get(name)
     pair = f"{across.words} and {up.words}"
-    title = (
-        f"How does {words} change with {pair}{where}?"
-        if target is None
-        else f"Which {pair} keep {words} within its SLO{where}?"
-    )
-    met = {at for at, p in grid.items() if target is not None and term_verdict(p, name, target) == MET}
+    question = f"Which {pair} meet the SLO" if slo_terms else f"How does {words} change with {pair}"
+    title = f"{question}{facet.where}?"
+    verdicts = {at: verdict(p, slo_terms) for at, p in grid.items()}
+    met = {at for at, word in verdicts.items() if word == MET}
+    chosen = next((at for at, p in grid.items() if p is facet.chosen), None)
     desc = f"{words} by {across.words} and {up.words}. {_extremes(grid, across, up, name)}"
-    caption = _caption(len(met), len(grid), None if target is None else show(name, target))
+    caption = _caption(words, len(met), len(grid), judged=bool(slo_terms))
+    if chosen is not None:
+        caption += f" ★ {point_words(facet.chosen, [across, up])}: the key numbers are of this cell."
     if any(not p.metrics[name].settled for p in points if _value(p, name) is not None):
         caption += " ? marks unsettled values."
     caption += unserved_note(points, name)
-    if target is not None:
-        desc += f" {len(met)} of {len(grid)} cells meet the SLO of {show(name, target)}."
+    if slo_terms:
+        desc += f" {len(met)} of {len(grid)} cells meet the SLO."
     known = [value for p in facet.scale_over if (value := _value(p, name)) is not None]
-    svg = _draw(HeatMap(grid, across, up, name, met, _steps(known, name)), (ident, title, desc))
+    heat = HeatMap(grid, across, up, name, met, chosen, _steps(known, name))
+    judged = {at: [f"SLO {word}"] for at, word in verdicts.items()} if slo_terms else {}
+    said = [
+        (at, (point_words(p, [across, up]), f"{words} {cell(p, name)}", *judged.get(at, []))) for at, p in grid.items()
+    ]
+    svg = _draw(heat, (facet.ident, title, desc), said)
     head = [f"{up.words} ＼ {across.words}", *(across.label(value) for value in across.values)]
     rows = []
     for j, value in enumerate(up.values):
         found = [grid.get((i, j)) for i in range(len(across.values))]
         rows.append([up.label(value), *("–" if p is None else cell(p, name) for p in found)])
-    return Chart(ident, title, caption, desc, svg, Table(f"{words} by {across.words} and {up.words}", head, rows))
+    return Chart(facet.ident, title, caption, desc, svg, Table(f"{words} by {across.words} and {up.words}", head, rows))
 
 
-def _caption(met: int, cells: int, target: str | None) -> str:
+def _caption(words: str, met: int, cells: int, *, judged: bool) -> str:
     """Return how colours and hatches read."""
-    colours = "The strip below the chart is the colour scale."
-    if target is None:
+    colours = f"Colours: {words}, as in the strip below."
+    if not judged:
         return colours
     if met in (0, cells):
-        return f"{'No cell certainly meets' if met == 0 else 'Every cell meets'} the SLO of {target}. {colours}"
-    return f"Hatched: cells that don't certainly meet the SLO of {target}. {colours}"
+        return f"{'No cell certainly meets' if met == 0 else 'Every cell meets'} the SLO. {colours}"
+    return f"Hatched cells do not certainly meet the SLO. {colours}"
 
 
 def _value(point: Point, name: str) -> float | None:
@@ -137,13 +145,13 @@ def _level(value: float, scale: Scale) -> int:
     return min(HEAT_STEPS - 1, int(share * HEAT_STEPS))
 
 
-def _draw(heat: HeatMap, about: tuple[str, str, str]) -> str:
+def _draw(heat: HeatMap, about: tuple[str, str, str], said: Sequence[tuple[tuple[int, int], tuple[str, ...]]]) -> str:
     grid, across, up, name, scale = heat.grid, heat.across, heat.up, heat.name, heat.scale
     columns, rows = len(across.values), len(up.values)
     left = 22 + _LETTER * max(map(len, up.short_labels(18)))
     width = (WIDTH - left - 16) / columns
     height = min(40.0, max(300.0 / rows, 4.0))
-    texts = {at: _text(point, name) for at, point in grid.items()}
+    texts = {at: f"{'★ ' if at == heat.chosen else ''}{_text(point, name)}" for at, point in grid.items()}
     written = height >= 18 and max(len(t) for t in texts.values()) * _LETTER + 6 <= width
     with drawing(round(34 + height * rows + 96)) as figure:
         ax = place(figure, left, 34, 16, 96)
@@ -155,9 +163,10 @@ def _draw(heat: HeatMap, about: tuple[str, str, str]) -> str:
                 continue
             level = _level(value, scale)
             ax.fill([i, i + 1, i + 1, i], [j, j, j + 1, j + 1], color=HEAT[level], linewidth=0)
-            if written:
+            if written or (i, j) == heat.chosen:
                 ink = COLOURS["ink"] if level < _INVERSE else COLOURS["heat-ink"]
-                ax.text(i + 0.5, j + 0.5, texts[i, j], color=ink, ha="center", va="center_baseline")
+                text = texts[i, j] if written else "★"
+                ax.text(i + 0.5, j + 0.5, text, color=ink, ha="center", va="center_baseline")
         if heat.met:
             _outline(ax, heat)
             _hatch(ax, heat)
@@ -165,7 +174,7 @@ def _draw(heat: HeatMap, about: tuple[str, str, str]) -> str:
         y_title(ax, up.words, min(46, left - 4))
         x_title(ax, across.words)
         _draw_scale(place(figure, left, 34 + height * rows + 58, 16, 26), scale, name)
-        return to_svg(figure, *about)
+        return to_svg(figure, *about, cell_tips(ax, said))
 
 
 def _text(point: Point, name: str) -> str:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from reports.charts.agreement import BAND, draw_agreement, is_within
 from reports.charts.axis_ticks import scale_log, seconds_tick, x_title, y_title
+from reports.charts.fidelity_charts import BAND, draw_agreement, is_within
+from reports.charts.hover import row_tips, spot_tips
 from reports.charts.svg import SERIES, Chart, drawing, place, to_svg
 from reports.table import Table
 from sim.spec.units import human_seconds
-
-if TYPE_CHECKING:
-    pass
 
 _SIDE, _LEFT, _TOP, _RIGHT, _BOTTOM = 430, 66, 30, 16, 52
 _MOST_MARKS = 3000
@@ -52,7 +49,8 @@ def request_scatter(ident: str, title: str, what: str, points: Sequence[tuple[in
         ax.grid(True)
         y_title(ax, f"predicted {what}", _LEFT - 8)
         x_title(ax, f"measured {what}")
-        svg = to_svg(figure, ident, title, desc)
+        said = [(f"request {n}", f"measured {human_seconds(m)}", f"predicted {human_seconds(p)}") for n, m, p in shown]
+        svg = to_svg(figure, ident, title, desc, spot_tips(ax, [(m, p) for _, m, p in shown], said))
     return Chart(ident, title, caption, desc, svg, _worst(what, points))
 
 
@@ -68,6 +66,7 @@ def distributions(
     rows = [[f"{q:.0%}", *(human_seconds(_quantile(run, q)) for run in (*measured, predicted))] for q in _QUANTILES]
     names = ["measured", "measured again"][: len(measured)]
     desc = f"{title} " + " ".join(f"{row[0]} of requests: measured {row[1]}, predicted {row[-1]}." for row in rows)
+    table = Table(title, ["requests", *names, "predicted"], rows)
     caption = "The share of requests that took at most this long."
     if len(measured) > 1:
         caption += " No prediction can be closer than two measured runs of the same requests are to each other."
@@ -90,9 +89,8 @@ def distributions(
         ax.grid(True)
         y_title(ax, "requests")
         x_title(ax, what)
-        svg = to_svg(figure, ident, title, desc)
+        svg = to_svg(figure, ident, title, desc, row_tips(ax, _QUANTILES, table))
     legend = [(" and ".join(names), "var(--s2)"), ("predicted (dashed)", "var(--s1)")]
-    table = Table(title, ["requests", *names, "predicted"], rows)
     return Chart(ident, title, caption, desc, svg, table, legend, ["line", "dashed"])
 
 

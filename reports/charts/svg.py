@@ -8,11 +8,12 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from reports.charts.hover import Tip
 from reports.table import Table
 
 if TYPE_CHECKING:
@@ -169,15 +170,17 @@ def place(figure: Figure, left: float, top: float, right: float, bottom: float) 
     return figure.add_axes(box)
 
 
-def to_svg(figure: Figure, ident: str, title: str, desc: str) -> str:
-    """Return a figure as inline SVG; call it inside ``drawing``."""
+def to_svg(figure: Figure, ident: str, title: str, desc: str, tips: Sequence[Tip]) -> str:
+    """Return a figure as inline SVG, with the values that its parts show; call it inside ``drawing``."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     FigureCanvasSVG(figure)
     target = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(target, format="svg", transparent=True, metadata=nothing)
-    return inline(target.getvalue(), ident, title, desc)
+    text = inline(target.getvalue(), ident, title, desc)
+    width, height = figure.get_figwidth() * 72, figure.get_figheight() * 72
+    return text.replace("</svg>", "".join(tip.svg(width, height) for tip in tips) + "</svg>")
 
 
 def inline(text: str, ident: str, title: str, desc: str) -> str:
@@ -198,8 +201,9 @@ def inline(text: str, ident: str, title: str, desc: str) -> str:
     text = re.sub(r' transform="rotate\(-0 [^"]*\)"| style=""', "", text)
     text = re.sub(r">\s+<", "><", re.sub(r"<g>\s*</g>", "", text))
     head = (
-        f'<svg viewBox="{box[1] if box else ""}" role="img" aria-labelledby="{ident}-t {ident}-d" '
-        f'preserveAspectRatio="xMidYMid meet"><title id="{ident}-t">{html.escape(title)}</title>'
+        # A title element would show up as a tooltip on top of the values of the chart's parts.
+        f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{html.escape(title)}" '
+        f'aria-describedby="{ident}-d" preserveAspectRatio="xMidYMid meet">'
         f'<desc id="{ident}-d">{html.escape(desc)}</desc>'
     )
     return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from reports.answers.bottleneck import is_fixed
 from reports.axes import Axis, in_order, spread
 from reports.charts.axis_ticks import scale_x, scale_y, slanted, x_title, y_title
+from reports.charts.hover import column_tips
 from reports.charts.svg import (
     COLOURS,
     SERIES,
@@ -24,7 +25,8 @@ from reports.charts.svg import (
     place_labels,
     to_svg,
 )
-from reports.formatting import RATIOS, metric_words, percent, show
+from reports.formatting import RATIOS as SHARES
+from reports.formatting import metric_words, percent, show
 from reports.table import MOST_ROWS, Table, brackets_note, cell, numbers_table, table_note
 from sim.results.point import UNITS, Metric, Point
 from sim.results.verdict import unserved
@@ -32,6 +34,13 @@ from sim.results.verdict import unserved
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LATENCIES = ("ttft_p99_s", "e2e_p99_s")
+RATIOS = {
+    "miss_ratio": ("misses", SERIES[1]),
+    "delayed_hit_ratio": ("delayed hits", SERIES[4]),
+    "loader_utilization": ("loader busy", SERIES[0]),
+}
+"""What the chart of ratios shows: label and colour by metric."""
 HEIGHT = 330
 LEFT, TOP, RIGHT, BOTTOM = 58, 36, 134, 52
 _MOST_MARKERS = 40
@@ -137,7 +146,7 @@ def _pale(
         )
         for m, low, high in ends
     ]
-    highest = 1.0 if name in RATIOS else math.inf
+    highest = 1.0 if name in SHARES else math.inf
     return [low for low, _ in drawn], [min(high, highest) for _, high in drawn]
 
 
@@ -145,7 +154,7 @@ def _bounds(name: str, metric: Metric) -> tuple[float, float]:
     """Return the interval as drawn: the value itself where there is none, shares between 0 and 1."""
     value = float(metric.value or 0.0)
     low, high = value if metric.lo is None else metric.lo, value if metric.hi is None else metric.hi
-    return (max(low, 0.0), min(high, 1.0)) if name in RATIOS else (low, high)
+    return (max(low, 0.0), min(high, 1.0)) if name in SHARES else (low, high)
 
 
 def end_labels(
@@ -188,8 +197,13 @@ class YAxis:
     targets: Mapping[str, float] = field(default_factory=dict)
 
 
-def line_chart(heading: Heading, axis: Axis, y_axis: YAxis, lines: Sequence[Line], table: Table) -> Chart:
-    """Draw metrics along one axis, with interval bands and SLO lines."""
+def line_chart(
+    heading: Heading, axis: Axis, y_axis: YAxis, lines: Sequence[Line], table: Table, chosen: Point | None = None
+) -> Chart:
+    """Draw metrics along one axis, with interval bands and SLO lines.
+
+    :param chosen: the point that the key numbers are of; it gets a star.
+    """
     room = WIDTH - LEFT - RIGHT
     below = slanted(axis, room)
     desc = f"{y_axis.what} against {axis.words}. {_describe(axis, lines)}"
@@ -205,6 +219,16 @@ def line_chart(heading: Heading, axis: Axis, y_axis: YAxis, lines: Sequence[Line
         scale_x(ax, axis, room)
         for at in set(targets.values()):
             ax.axhline(at, color=COLOURS["slo"], linewidth=1.4, linestyle=(0, (5, 3)), zorder=3)
+        if chosen is not None:
+            ax.axvline(axis.place(chosen), color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+            ax.annotate(
+                "★",
+                (axis.place(chosen), 1),
+                (4, -1),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                va="top",
+            )
         ends = [(label, COLOURS["slo"], at) for label, at in targets.items()]
         for line in lines:
             known = [p for p in line.points if has_values([p], line.name)]
@@ -214,7 +238,8 @@ def line_chart(heading: Heading, axis: Axis, y_axis: YAxis, lines: Sequence[Line
         end_labels(ax, ends, "marker" if not axis.numeric else "line" if many else "both")
         y_title(ax, y_axis.what)
         x_title(ax, axis.words, below)
-        svg = to_svg(figure, heading.ident, heading.title, desc)
+        xs = [axis.place(p) for p in spread(lines[0].points, MOST_ROWS)]
+        svg = to_svg(figure, heading.ident, heading.title, desc, column_tips([ax], xs, table))
     return Chart(heading.ident, heading.title, heading.caption, desc, svg, table)
 
 
@@ -232,10 +257,10 @@ def _describe(axis: Axis, lines: Sequence[Line]) -> str:
     return " ".join(sentences)
 
 
-def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float]) -> Chart | None:
-    """Draw p99 TTFT and E2E against a swept key, with the SLO."""
+def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], chosen: Point) -> Chart | None:
+    """Draw p99 TTFT and E2E against a swept key, with the SLO and a star at the point that the key numbers are of."""
     ordered = in_order(points, [axis])
-    names = [name for name in ("ttft_p99_s", "e2e_p99_s") if has_values(points, name)]
+    names = [name for name in LATENCIES if has_values(points, name)]
     if len(names) > 1 and "ttft_p99_s" not in slo_terms and all(map(is_fixed, points)):
         names = names[1:]  # the first token is the whole answer
     if not names:
@@ -251,22 +276,17 @@ def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
     caption = f"{_bands_words(points, axis, names)}{bands_note(points)}"
     if slo_terms and not targets:
         caption += " The SLO is about another metric."
-    caption += unserved_note(points)
+    caption += f"{unserved_note(points)} ★ {axis.point_phrase(chosen)}: the key numbers are of this point."
     table = numbers_table(f"p99 latency by {axis.words}", axis, ordered, names)
     title = f"How does p99 latency change with {axis.words}?"
     heading = Heading("latency", title, caption)
-    return line_chart(heading, axis, YAxis("p99 latency", "s", targets), lines, table)
+    return line_chart(heading, axis, YAxis("p99 latency", "s", targets), lines, table, chosen)
 
 
 def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float]) -> Chart | None:
     """Draw miss and delayed-hit ratio, and how busy the loader is, against a swept key."""
     ordered = in_order(points, [axis])
-    wanted = (
-        ("miss_ratio", "misses", SERIES[1]),
-        ("delayed_hit_ratio", "delayed hits", SERIES[4]),
-        ("loader_utilization", "loader busy", SERIES[0]),
-    )
-    lines = [Line(label, colour, name, ordered) for name, label, colour in wanted if has_values(points, name)]
+    lines = [Line(*how, name, ordered) for name, how in RATIOS.items() if has_values(points, name)]
     if not lines:
         return None
     target = slo_terms.get("miss_ratio")

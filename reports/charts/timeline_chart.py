@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports.axes import spread
 from reports.charts.axis_ticks import count_tick, draw_grid, nice_linear, seconds_tick, set_ticks, x_title, y_title
+from reports.charts.hover import column_tips
 from reports.charts.svg import COLOURS, Chart, drawing, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number
@@ -25,6 +26,7 @@ LATENCIES = ("ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s")
 _DASHES = ("-", (0, (4, 1.2)))
 """Styles of the lines of a strip, which are two at most."""
 _EACH = 104
+_ROWS = 60
 _APART = 0.03
 """Events closer than this share of the axis get one label."""
 _MOST_NAMED = 4
@@ -59,14 +61,18 @@ def timeline_chart(point: Point, where: str) -> Chart | None:
     ]
     desc = f"First replication over {human_seconds(times[-1])}, in spans: {', '.join(peaks)}."
     marks = event_marks(point.events, times[0], times[-1])
+    picked = spread(range(len(times)), _ROWS)
+    table = _numbers(values, picked, panels)
     with drawing(_EACH * len(panels) + 48) as figure:
+        strips = []
         for i, (what, series) in enumerate(panels):
             ax = place(figure, 58, 34 + _EACH * i, 142, 48 + _EACH * (len(panels) - 1 - i))
+            strips.append(ax)
             _panel(ax, values, times, what, series, last=i == len(panels) - 1)
             draw_events(ax, marks, named=i == 0)
-        svg = to_svg(figure, "timeline", title, desc)
+        svg = to_svg(figure, "timeline", title, desc, column_tips(strips, [times[i] for i in picked], table))
     caption = f"First replication{where}, warm-up included; means over short spans.{_events_words(point.events)}"
-    return Chart("timeline", title, caption, desc, svg, _numbers(values, times, panels))
+    return Chart("timeline", title, caption, desc, svg, table)
 
 
 def _number(key: str, value: float | None) -> float:
@@ -88,9 +94,9 @@ def _name(key: str, label: str, what: str) -> str:
 
 
 def _numbers(
-    values: dict[str, list[float]], times: Sequence[float], panels: Sequence[tuple[str, Sequence[Series]]]
+    values: dict[str, list[float]], picked: Sequence[int], panels: Sequence[tuple[str, Sequence[Series]]]
 ) -> Table:
-    picked = spread(range(len(times)), 25)
+    times = values["t_s"]
     series = [(key, _name(key, label, what)) for what, some in panels for key, label, _ in some]
     rows = []
     for i in picked:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reports.charts.axis_ticks import draw_grid, set_ticks
+from reports.charts.hover import row_tips
 from reports.charts.svg import COLOURS, Chart, drawing, place, to_svg
 from reports.formatting import metric_words
 from reports.table import Table
@@ -51,17 +52,18 @@ def tornado_chart(
     title = f"Which change moves {words} most?"
     parts = [f"{row.label} ×{_ratio(found):.3g} ({found.word})" for row, found in known]
     desc = f"How many times larger {words} gets than {before.removeprefix('as ')}: {'; '.join(parts)}."
-    with drawing(_ROW * len(known) + 56) as figure:
-        ax = place(figure, labels, 14, 56, 40)
-        _bars(ax, known)
-        svg = to_svg(figure, "tornado", title, desc)
-    caption = f"Times {words} {before}, under the same traffic; whiskers: 95 %. Hollow: no clear difference."
     head = ["change", "change of the value", "95 % interval", "verdict"]
     lines = [
         [row.label, signed(name, found.change or 0.0, found.unit), bounds_words(name, found), found.word]
         for row, found in known
     ]
-    return Chart("tornado", title, caption, desc, svg, Table(f"Change of {words}", head, lines, words=(3,)))
+    table = Table(f"Change of {words}", head, lines, words=(3,))
+    with drawing(_ROW * len(known) + 56) as figure:
+        ax = place(figure, labels, 14, 56, 40)
+        _bars(ax, known)
+        svg = to_svg(figure, "tornado", title, desc, row_tips(ax, range(len(known)), table))
+    caption = f"Times {words} {before}, under the same traffic; whiskers: 95 %. Hollow: no clear difference."
+    return Chart("tornado", title, caption, desc, svg, table)
 
 
 def remedy_rows(rows: Sequence[RemedyRow]) -> tuple[list[RemedyRow], int]:

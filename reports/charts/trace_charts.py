@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_linear, nice_log, scale_y, set_ticks, x_title, y_title
+from reports.charts.hover import column_tips
 from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Heading, drawing, legend_style, place, to_svg
 from reports.formatting import number, percent
 from reports.table import Table
@@ -144,7 +145,7 @@ def slots_chart(
         scale_y(ax, [ratio for line in lines for ratio in line.ratios], "share")
         y_title(ax, "requests that miss")
         x_title(ax, "slots")
-        svg = to_svg(figure, heading.ident, heading.title, desc)
+        svg = to_svg(figure, heading.ident, heading.title, desc, column_tips([ax], slots, table))
     legend = [(line.label, f"var(--s{line.series})") for line in lines]
     styles = [legend_style(line.style, line.marker) for line in lines]
     return Chart(heading.ident, heading.title, heading.caption, desc, svg, table, legend, styles)
@@ -176,6 +177,14 @@ def rate_chart(facts: TraceFacts) -> Chart | None:
         f"{word} {number(rate)} at {human_seconds(times[rates.index(rate)])}"
         for word, rate in (("lowest", min(rates)), ("highest", max(rates)))
     )
+    shown = spread(list(zip(times, rates, strict=True)), _MOST_ROWS)
+    rows = [[human_seconds(t), f"{number(rate)}/s"] for t, rate in shown]
+    note = (
+        ""
+        if len(rows) == len(times)
+        else f"{len(rows)} of {len(times)} spans, evenly spaced; trace.json has all of them."
+    )
+    table = Table("Rate over time", ["middle of the span", "rate"], rows, note)
     with drawing(_HEIGHT, WIDTH) as figure:
         ax = place(figure, _LEFT, _TOP, _RIGHT, _BOTTOM)
         ax.axhspan(low, high, color=COLOURS["muted"], alpha=0.16, linewidth=0)
@@ -187,16 +196,7 @@ def rate_chart(facts: TraceFacts) -> Chart | None:
         scale_y(ax, [*rates, high], "count")
         y_title(ax, "requests/s")
         x_title(ax, f"{unit} since the first request")
-        svg = to_svg(figure, "rate", title, desc)
-    rows = [
-        [human_seconds(t), f"{number(rate)}/s"] for t, rate in spread(list(zip(times, rates, strict=True)), _MOST_ROWS)
-    ]
-    note = (
-        ""
-        if len(rows) == len(times)
-        else f"{len(rows)} of {len(times)} spans, evenly spaced; trace.json has all of them."
-    )
-    table = Table("Rate over time", ["middle of the span", "rate"], rows, note)
+        svg = to_svg(figure, "rate", title, desc, column_tips([ax], [t for t, _ in shown], table))
     legend = [("rate", "var(--s1)"), ("mean (dashed)", "currentColor")]
     return Chart("rate", title, caption, desc, svg, table, legend, ["line", "dashed"])
 

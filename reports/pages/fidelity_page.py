@@ -63,7 +63,7 @@ def _charts(runs: Sequence[Compared]) -> list[Chart]:
     charts = []
     for name, title in questions.items():
         points = [
-            (run.measured[name], run.predicted[name], run.regime)
+            (run.measured[name], run.predicted[name], run.regime, f"{run.label}, {run.slots} slots")
             for run in runs
             if run.measured[name] > 0 and run.predicted[name] > 0
         ]

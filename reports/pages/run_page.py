@@ -14,7 +14,7 @@ from reports.answers.plan_reading import PlanReading, is_plan, shown_metrics
 from reports.answers.priced_remedies import is_priced
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, make_axes, point_words
-from reports.charts.chart_selection import choose_charts
+from reports.charts.chart_selection import choose_charts, unchanged
 from reports.charts.tornado_chart import remedy_rows, tornado_chart
 from reports.formatting import metric_words, read_terms, show
 from reports.pages import method
@@ -26,6 +26,8 @@ from reports.tables.remedy_tables import remedy_tables, vetted_table
 from reports.tables.what_if_table import what_if_table
 from reports.text import answer_text
 from reports.text.answer_text import Answer
+from reports.text.change_text import badge_words
+from reports.text.deltas import unchanged_sentence
 from reports.text.plan_text import plan_answer
 from reports.text.remedy_text import badge, cures_answer
 from reports.text.setup_text import setup_line
@@ -41,8 +43,7 @@ FILE = "report.html"
 _WITHOUT_POINTS = {
     **dict.fromkeys(("answer", "badge", "groups", "metrics", "traffic", "capacity", "replicas")),
     **dict.fromkeys(("tiles", "charts", "warnings", "swept", "changes"), ()),
-    "where": "",
-    "setup": "",
+    **dict.fromkeys(("where", "setup", "unchanged"), ""),
     "is_changed": False,
 }
 """What a run shows of which no point has finished yet."""
@@ -122,30 +123,30 @@ def _results(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str,
     """Return what follows from the points: the answer, and what is shown at the point it is about."""
     points, manifest = run.points, run.manifest
     axes = make_axes(points)
-    focus = (
-        points[0] if not axes else PlanReading(run).chosen if is_plan(manifest) else findings.sweep_focus(points, terms)
-    )
+    planned = is_plan(manifest)
+    focus = PlanReading(run).chosen if planned else findings.sweep_focus(points, terms) if axes else points[0]
     assert focus is not None, "a finished plan has a best point"
     where = f" at {point_words(focus, axes)}" if axes else ""
     content: dict[str, Any] = {
         "answer": answer,
         "badge": _badge(points, terms, answer.verdict),
         "where": where,
-        "setup": setup_line([focus] if is_plan(manifest) else points),
+        "setup": setup_line([focus] if planned else points),
         "facts_of": "",
         "swept": [(axis.words, axis.key, len(axis.values)) for axis in axes],
         "tiles": metric_tables.make_tiles(focus, terms),
-        "warnings": _warnings(points),
+        "warnings": _warnings([focus] if planned else points),
         "is_changed": is_changed(points) or is_held(points),
         "changes": _changes(points, axes, terms, focus, where),
-        "charts": choose_charts(points, axes, terms, focus),
+        "charts": choose_charts(points, axes, terms, focus, planned=planned),
+        "unchanged": unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms))),
         "replicas": change_tables.replicas_table(focus, where),
         "groups": metric_tables.groups_table(focus, where),
         "metrics": metric_tables.points_table(points, axes, terms) if axes else metric_tables.metrics_table(points[0]),
         "capacity": metric_tables.capacity_table(focus),
         "traffic": metric_tables.traffic_table(focus),
     }
-    if is_plan(manifest):
+    if planned:
         content |= _plan(run, terms, answer)
         tornado = tornado_chart(run.what_if, main_metric([focus], terms))
     elif is_priced(manifest):
@@ -154,7 +155,8 @@ def _results(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str,
         tornado = tornado_chart(rows, main_metric([focus], terms), "as it is", width)
     else:
         return content
-    return content | {"charts": [*([] if tornado is None else [tornado]), *content["charts"]]}
+    place = 1 if planned else 0  # the main chart of a plan shows the designs that it chose from
+    return content | {"charts": [*content["charts"][:place], *filter(None, [tornado]), *content["charts"][place:]]}
 
 
 def _plan(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str, Any]:
@@ -210,6 +212,8 @@ def _badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str
         return "◐", f"SLO met at {good} of {len(points):,} points", "partly"
     words = {MET: "SLO met", NOT_MET: "SLO not met", UNCLEAR: "Unclear", NO_SLO: "No SLO given"}[word]
     everywhere = " at every point" if len(points) > 1 and word == MET else ""
+    if word == MET and (impact := badge_words(points)):
+        return "◐", f"{words}{everywhere}, but {impact}", "partly"
     return {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}[word], words + everywhere, word.replace(" ", "-")
 
 

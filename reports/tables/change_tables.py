@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
+from reports.answers.change_findings import compares_routers, has_rollout, is_changed, per_event, value_of
 from reports.axes import Axis, in_order, spread
 from reports.formatting import percent, show
 from reports.table import Table, point_rows, table_note
+from reports.text.change_text import rounded, with_bounds
 from reports.text.metric_text import with_interval
 from sim.results.point import UNITS, Point
 from sim.spec.units import human_seconds
@@ -43,9 +44,10 @@ _METRIC_OF = {
     "slow": "harmed",
 }
 """Metric that says whether a kind of impact is possible; rows without one are shown where they are not zero."""
+_AFFECTED = {"harmed": "affected in any of these ways", "harmed_excess": "affected beyond the usual"}
 _COUNTS = (
-    "harmed",
     "harmed_excess",
+    "harmed",
     "mixed_version_responses",
     "stale_after_cutover",
     "refused",
@@ -88,24 +90,22 @@ def impact_table(point: Point, where: str) -> Table | None:
     impact = point.impact
     if impact is None:
         return None
-    total = max(1, impact.requests)
+    total = max(1, impact.requests) / impact.replications
     rows = []
     for key, words in _IMPACT_ROWS.items():
-        count = int(value_of(point, "misrouted") or 0) if key == "misrouted" else getattr(impact, key)
+        every = getattr(impact, key, None)
+        count = value_of(point, "misrouted") or 0 if key == "misrouted" else every and every / impact.replications
         metric = point.metrics.get(_METRIC_OF.get(key, ""))
         if count is not None and (count or (metric is not None and metric.applies)):
-            rows.append([words, f"{count:,}", percent(count / total)])
-    harmed = point.metrics["harmed"]
-    rows.append(
-        [
-            "affected in any of these ways",
-            with_interval("harmed", harmed),
-            percent((harmed.value or 0) / total),
-        ]
-    )
+            rows.append([words, rounded(count), percent(count / total)])
+    for name, words in _AFFECTED.items():
+        metric = point.metrics.get(name)
+        if metric is not None and metric.value is not None:
+            rows.append([words, with_bounds(metric), percent(metric.value / total)])
     note = (
-        f"Of {total:,} measured requests of all replications; a request may be in several rows. Being sent again, sent "
-        "to another replica or noticed does not count as harmed; such a request counts as late if it took too long."
+        f"Of {total:,.0f} measured requests, the mean of {impact.replications} replication(s); a request may be in "
+        "several rows. The usual is the same traffic without the rollouts and faults. A request that was noticed, sent "
+        "again or sent to another replica is affected only if it took too long."
     )
     return Table(f"What happened to requests{where}", ["", "requests", "share"], rows, note)
 
@@ -119,12 +119,14 @@ def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
     names.append("replica_load_skew")
     names = [name for name in names if any(value_of(p, name) for p in points)]
     shown = spread(in_order(points, axes), _MOST_POINTS)
+    if is_changed(points):
+        shown = [per_event(point) for point in shown]
     head, rows = point_rows(shown, axes, slo_terms, names)
     if len(axes) == 1 and len(shown) <= 6:  # few enough to be columns
         rows = [list(row) for row in zip(head, *rows, strict=True)]
         head, rows = rows[0], rows[1:]
     note = table_note(len(points), len(shown))
-    counted = "Counts are sums over all replications, with 95 % intervals; all points get the same traffic."
+    counted = "Counts are means over the replications, with 95 % intervals; all points get the same traffic."
     return Table("Side by side, on the same traffic", head, rows, f"{note} {counted}".strip())
 
 

@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reports.answers.bottleneck import is_fixed, limits
+from reports.answers.change_comparison import impact_name
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
+from reports.answers.verdicts import main_metric, missed_term
 from reports.axes import Axis, in_order, spread
 from reports.formatting import calibration, interval, metric_words, percent, show, size_words
 from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.tables.change_tables import shown_metrics
-from reports.text.metric_text import remark
+from reports.text.metric_text import matrix_note, remark, verdict_words
 from sim.results.point import Metric, Point
-from sim.results.verdict import NOT_MET, UNCLEAR, term_verdict, verdict
+from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds
 
 GROUPS = {
@@ -79,7 +81,8 @@ class Tile:
 
 def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
     """Return the key numbers of a point; SLO terms come first."""
-    changed = (*(["harmed"] if is_changed([point]) else []), *(ROLLOUT_TILES if has_rollout([point]) else []))
+    during = ROLLOUT_TILES if has_rollout([point]) else ()
+    changed = (impact_name([point]), *during) if is_changed([point]) else ()
     names = [*slo_terms, *(name for name in (*changed, *TILES) if name not in slo_terms)]
     tiles = []
     if is_fixed(point) and "ttft_p99_s" not in slo_terms:
@@ -148,7 +151,7 @@ def metrics_table(point: Point) -> Table:
         head, rows = head[:-1], [row[:-1] for row in rows]
     note = f"calibration: {calibration_note(point)}" if drawn else ""
     caption = "Every metric with its 95 % interval" + (" and its calibration interval" if drawn else "")
-    return Table(caption, head, rows, note, words=(4 if drawn else 3,))
+    return Table(caption, head, rows, note, words=(4 if drawn else 3,), optional=(3,) if drawn else (), keys=2)
 
 
 def grouped_table(point: Point, slo_terms: Mapping[str, float], load: float | None = None) -> Table:
@@ -158,7 +161,8 @@ def grouped_table(point: Point, slo_terms: Mapping[str, float], load: float | No
     """
     placed = {name for names in GROUPS.values() for name in names}
     groups = {**GROUPS, "SLO": tuple(name for name in slo_terms if name not in placed)}
-    rows, verdicts = [], []
+    rows: list[list[str]] = []
+    verdicts = {}
     for group, names in groups.items():
         first = True
         if group == "load" and load is not None:
@@ -172,15 +176,16 @@ def grouped_table(point: Point, slo_terms: Mapping[str, float], load: float | No
             value = "–" if metric.value is None else show(name, metric.value, metric.unit)
             settled = "" if metric.settled or metric.value is None else " *"
             target = show(name, slo_terms[name]) if name in slo_terms else ""
+            if name in slo_terms:
+                verdicts[len(rows), 4] = term_verdict(point, name, slo_terms[name])
             rows.append([group if first else "", metric_words(name), value + settled, interval(name, metric), target])
-            verdicts.append(term_verdict(point, name, slo_terms[name]) if name in slo_terms else "")
             first = False
     left = len(metrics_table(point).rows) - len(rows) + (load is not None)
     note = f"{left} more with --all, and in the report"
     if any(row[2].endswith("*") for row in rows):
         note = f"* unsettled: --all says why. {note}"
     head = ["", "metric", "value", "95 % interval", "SLO"]
-    return Table("Key metrics", head, rows, note, words=(1,), verdicts=tuple(verdicts), verdict_column=4)
+    return Table("Key metrics", head, rows, note, words=(1,), verdicts=verdicts, optional=(3,), keys=2)
 
 
 def _calibration_cell(name: str, metric: Metric) -> str:
@@ -213,11 +218,8 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
     """Return one row for each point with what decides: narrow enough for a terminal, without intervals."""
     rest: tuple[str, ...] = ("miss_ratio", "loader_utilization", "throughput_rps")
     if is_changed(points):
-        rest = (
-            ("harmed", "rollout_ttft_p99_s", "rollout_peak_loads_per_s")
-            if has_rollout(points)
-            else ("harmed", "failed")
-        )
+        during = ("rollout_ttft_p99_s", "rollout_peak_loads_per_s") if has_rollout(points) else ()
+        rest = (impact_name([point for point in points if point.impact]), *during)
     elif compares_routers(points, axes):
         rest = ("miss_ratio", "loads_per_request", "replica_load_skew")
     wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest, "prefix_hit_ratio"])
@@ -225,31 +227,57 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
         wanted.pop("ttft_p99_s", None)  # the first token is the whole answer
     names = [name for name in wanted if any(value_of(p, name) is not None for p in points)]
     head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names), "limit"]
-    rows = []
+    keys = len(axes)
+    rows: list[list[str]] = []
+    verdicts = {}
     for point in in_order(points, axes):
-        metrics = [(name, point.metrics.get(name)) for name in names]
-        cells = [
-            "–"
-            if m is None or not m.applies
-            else show(name, m.value, m.unit) + ("" if m.settled or m.value is None else " *")
-            for name, m in metrics
-        ]
-        judged = [verdict(point, slo_terms)] if slo_terms else []
-        rows.append([*(axis.point_label(point) for axis in axes), *judged, *cells, _limit_cell(point, slo_terms)])
-    starred = any("*" in cell for row in rows for cell in row)
-    note = "* unsettled: the report says why" if starred else ""
-    verdicts = tuple(verdict(point, slo_terms) for point in in_order(points, axes)) if slo_terms else ()
-    return Table("Points", head, rows, note, verdicts=verdicts, verdict_column=len(axes) if slo_terms else -1)
+        if slo_terms:
+            verdicts[len(rows), keys] = verdict(point, slo_terms)
+        judged = [verdict_words(point, slo_terms)] if slo_terms else []
+        cells = [_short_cell(point, name) for name in names]
+        limit = limits(point)[0].name
+        labels = [axis.point_label(point) for axis in axes]
+        rows.append([*labels, *judged, *cells, "–" if limit == "none" else limit])
+    # A narrow terminal keeps the verdict, the first metric, and the limit.
+    optional = tuple(range(len(head) - 2, keys + bool(slo_terms), -1))
+    words = tuple(index for index, axis in enumerate(axes) if not axis.numeric)
+    return Table("Points", head, rows, _starred(rows), words, verdicts, optional, keys)
 
 
-def _limit_cell(point: Point, slo_terms: Mapping[str, float]) -> str:
-    """Return what limits a point; where nothing is near its limit, the term of the SLO that it misses."""
-    name = limits(point)[0].name
-    words = {term: term_verdict(point, term, target) for term, target in slo_terms.items()}
-    missed = next((term for term in words if words[term] == verdict(point, slo_terms)), None)
-    if name != "none" or missed is None or words[missed] not in (NOT_MET, UNCLEAR):
-        return name
-    return f"none ({metric_words(missed)} {'too high' if words[missed] == NOT_MET else 'unclear'})"
+def matrix_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table | None:
+    """Return a sweep of two keys as rows and columns, with the verdict and the main metric in each cell.
+
+    None where other metrics matter more (rollouts and faults), or there are not two keys. The verdicts are marks, so
+    this needs a terminal that shows them.
+    """
+    if len(axes) != 2 or is_changed(points):
+        return None
+    down, across = axes
+    name = main_metric(points, slo_terms)
+    rows = [[down.label(value), *["–"] * len(across.values)] for value in down.values]
+    verdicts = {}
+    for point in points:
+        row, column = down.index(point), 1 + across.index(point)
+        found = missed_term(point, slo_terms)
+        rows[row][column] = _short_cell(point, name) + ("" if found in (None, name) else f" ({metric_words(found)})")
+        if slo_terms:
+            verdicts[row, column] = verdict(point, slo_terms)
+    head = [down.words, *map(across.label, across.values)]
+    note = matrix_note(metric_words(name), across.words, slo_terms)
+    return Table("Points", head, rows, f"{note} {_starred(rows)}".strip(), verdicts=verdicts)
+
+
+def _short_cell(point: Point, name: str) -> str:
+    """Return a value without its interval, and a star if it is unsettled."""
+    metric = point.metrics.get(name)
+    if metric is None or not metric.applies:
+        return "–"
+    starred = "" if metric.settled or metric.value is None else " *"
+    return show(name, metric.value, metric.unit) + starred
+
+
+def _starred(rows: Sequence[Sequence[str]]) -> str:
+    return "* unsettled: the report says why" if any(" *" in cell for row in rows for cell in row) else ""
 
 
 def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], names: Sequence[str]) -> Table:

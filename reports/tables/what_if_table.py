@@ -37,8 +37,8 @@ def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | No
     ]
     note = ". ".join(sentences)
     head = ["change", "SLO", *(metric_words(name) for name in names)]
-    verdicts = tuple(row.verdict or "" for row in rows)
-    return Table("What if? One change at a time", head, lines, f"{note}.", (1,), verdicts, verdict_column=1)
+    verdicts = {(index, 1): row.verdict for index, row in enumerate(rows) if row.verdict}
+    return Table("What if? One change at a time", head, lines, f"{note}.", (1,), verdicts)
 
 
 def what_if_cell(name: str, found: MetricChange | None) -> str:

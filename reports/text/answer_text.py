@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from reports.answers.bottleneck import limits
 from reports.answers.change_findings import is_changed
-from reports.answers.findings import BOUGHT, Boundary, Cliff, find_boundary, find_cliff, slowest_point, tightest_point
+from reports.answers.findings import BOUGHT, Boundary, Cliff, find_boundary, find_cliff, slowest_point, sweep_focus
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, make_axes, point_words
 from reports.formatting import metric_words, show
-from reports.text.change_text import change_sentences, compare
+from reports.text.change_text import change_sentences, compare, impact_headline
 from reports.text.confidence_text import confidence
 from reports.text.headroom_text import headroom_sentences
 from reports.text.held_back_text import held_back_sentences
@@ -134,9 +134,12 @@ def answer(
     binding, *others = limits(point)
     details = _details(point, slo_terms, shown)
     details += [f"Also near its limit: {other.name}. {limit_sentence(other, point)}" for other in others]
-    changed = [*held_back_sentences([point]), *change_sentences(point, slo_terms)]
-    if changed:
-        headline, details = changed[0], [*changed[1:], headline, *details]
+    details = [*change_sentences(point, slo_terms), *details]
+    if point.impact is not None:
+        word = NO_SLO if found == NO_SLO else grade(met_probability(point, slo_terms))
+        headline, details = impact_headline(point, word, _OPENINGS.get(word, "")), [headline, *details]
+    if held := held_back_sentences([point]):
+        headline, details = held[0], [*held[1:], headline, *details]
     word, reason = confidence(point, slo_terms, assumed=assumed)
     sentence = limit_sentence(binding, point)
     more = headroom_sentences(headroom)
@@ -160,22 +163,39 @@ def boundary_words(found: Boundary, axis: Axis) -> str:
     what, total = axis.words, len(found.points)
     if not found.met:
         unsure = [p for p, word in zip(found.points, found.verdicts, strict=True) if word == UNCLEAR]
-        tail = f"; unclear at {_listed(axis, unsure)}" if unsure else ""
-        return f"no value of {what} that was tried certainly meets the SLO{tail}"
-    if len(found.met) == total == 2 and not axis.numeric:
-        one, other = (axis.point_label(point) for point in found.points)
-        return f"the SLO is met with {what} {one} and with {other}"
+        if len(unsure) == total:
+            return f"it is unclear whether the SLO is met {_tried(found, axis, 'any')}"
+        if unsure:
+            return (
+                f"the SLO is not certainly met {_tried(found, axis, 'any')}; it is unclear with {_listed(axis, unsure)}"
+            )
+        return f"the SLO is not met {_tried(found, axis, 'any')}"
     if len(found.met) == total:
-        return f"every {what if not axis.numeric else f'value of {what} that was'} tried meets the SLO"
+        return f"the SLO is met {_tried(found, axis, 'every')}"
     if found.edge is None or found.beyond is None:
         if len(found.met) > 4:
             return f"the SLO is met with {len(found.met)} of {total} values of {what}"
         listed = _listed(axis, [found.points[i] for i in found.met])
-        return f"the SLO is met with {what} {listed}, {_other_words(found, axis)}"
+        return f"the SLO is met with {listed}, {_other_words(found, axis)}"
     next_word = "it isn't" if found.verdicts[found.beyond] == NOT_MET else "that is unclear"
     limit = axis.point_phrase(found.points[found.edge])
     side = f"up to {limit}" if found.edge < found.beyond else f"from {limit} on"
     return f"the SLO is met {side}; at {axis.point_label(found.points[found.beyond])} {next_word}"
+
+
+def _tried(found: Boundary, axis: Axis, each: str) -> str:
+    """Return all values of an axis in words: ``at every value tried, 8 to 128 GPU slots``.
+
+    :param each: ``every`` or ``any``.
+    """
+    low, high = found.points[0], found.points[-1]
+    if len(found.points) == 2:
+        return f"with {_listed(axis, found.points, last='or')}"
+    if not axis.numeric:
+        return f"with {each} {axis.words} tried"
+    if axis.counted:
+        return f"at {each} value tried, {axis.point_label(low)} to {axis.point_phrase(high)}"
+    return f"at {each} {axis.words} tried, {axis.point_label(low)} to {axis.point_label(high)}"
 
 
 def _other_words(found: Boundary, axis: Axis) -> str:
@@ -187,9 +207,14 @@ def _other_words(found: Boundary, axis: Axis) -> str:
     return f"{word} with {axis.point_label(found.points[others[0]])}"
 
 
-def _listed(axis: Axis, points: Sequence[Point], most: int = 6) -> str:
+def _listed(axis: Axis, points: Sequence[Point], *, last: str = "and", most: int = 6) -> str:
+    """Return values with their key in words: ``16, 32 and 64 GPU slots``, ``arrival rate 25/s and 26/s``."""
     labels = [axis.point_label(point) for point in points]
-    return ", ".join(labels) if len(labels) <= most else f"{', '.join(labels[:most])} and {len(labels) - most} more"
+    words = axis.words.removesuffix("s") if labels == ["1"] else axis.words
+    if len(labels) > most:
+        labels = [*labels[:most], f"{len(labels) - most} more"]
+    text = f" {last} ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
+    return f"{text} {words}" if axis.counted else f"{words} {text}"
 
 
 def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, assumed: bool = False) -> Answer:
@@ -203,10 +228,10 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
     slo_first = bool(slo_terms) and not is_changed(points) and len(axes) > 1
     with_range = not changed or slo_first  # what changed says more than the range of one metric
     if len(axes) == 1:
-        headline, details, edge = _one_axis(points, axes[0], slo_terms, name, with_range=with_range)
+        headline, details = _one_axis(points, axes[0], slo_terms, name, with_range=with_range)
     else:
-        headline, details, edge = _many_axes(points, axes, slo_terms, with_range=with_range)
-    focus = edge or tightest_point(points, slo_terms)
+        headline, details = _many_axes(points, axes, slo_terms, with_range=with_range)
+    focus = sweep_focus(points, slo_terms)
     said = answer(focus, slo_terms, assumed=assumed)
     where = point_words(focus, axes)
     worst = slowest_point([p for p in points if verdict(p, slo_terms) != MET] or points, name)
@@ -263,8 +288,8 @@ def _range_sentence(points: Sequence[Point], axes: Sequence[Axis], name: str) ->
 
 def _one_axis(
     points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], name: str, *, with_range: bool
-) -> tuple[str, list[str], Point | None]:
-    """Return headline, details and the point at the edge of the SLO.
+) -> tuple[str, list[str]]:
+    """Return headline and details.
 
     :param with_range: whether to say from what to what the metric goes; without it and an SLO there is no headline.
     """
@@ -272,27 +297,27 @@ def _one_axis(
     details = [cliff_sentence(cliff, axis, name)] if cliff is not None else []
     spread = _range_sentence(points, [axis], name) if with_range else ""
     if not slo_terms:
-        return spread, details, None
+        return spread, details
     found = find_boundary(points, axis, slo_terms)
     headline, edge = boundary_words(found, axis), found.edge_point
     if edge is not None and name in slo_terms:
         details.insert(0, f"There, {term_sentence(edge, name, slo_terms[name])}.")
     if cliff is None and spread:
         details.append(spread)
-    return f"{capital(headline)}.", details, edge
+    return f"{capital(headline)}.", details
 
 
 def _many_axes(
     points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], *, with_range: bool
-) -> tuple[str, list[str], Point | None]:
+) -> tuple[str, list[str]]:
     name = main_metric(points, slo_terms)
     if not slo_terms:
-        return _range_sentence(points, axes, name) if with_range else "", [], None
+        return _range_sentence(points, axes, name) if with_range else "", []
     good = sum(verdict(point, slo_terms) == MET for point in points)
     unsure = sum(verdict(point, slo_terms) == UNCLEAR for point in points)
     tail = f"; {unsure:,} {'is' if unsure == 1 else 'are'} unclear" if unsure else ""
     if good == len(points):
-        return f"All {good:,} combinations meet the SLO.", [], None
+        return f"All {good:,} combinations meet the SLO.", []
     headline = f"{good:,} of {len(points):,} combinations meet{'s' if good == 1 else ''} the SLO{tail}."
     details = []
     if len(axes) == 2:
@@ -305,4 +330,4 @@ def _many_axes(
                 found = rows.setdefault(boundary_words(find_boundary(row, inner, slo_terms), inner), [])
                 found.append(outer.label(value) if found else outer.phrase(value))
         details += [f"With {' and '.join(values)}, {words}." for words, values in rows.items()]
-    return headline, details, None
+    return headline, details

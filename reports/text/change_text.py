@@ -1,4 +1,7 @@
-"""What rollouts, faults and routers did, in sentences: what the top box says of such scenarios."""
+"""What rollouts, faults and routers did, in sentences: what the top box says of such scenarios.
+
+Counts are those of one rollout or fault: means over the replications.
+"""
 
 from __future__ import annotations
 
@@ -7,83 +10,142 @@ from collections.abc import Mapping, Sequence
 from reports.answers.change_comparison import (
     MANY_POINTS,
     Contrast,
+    Ranking,
     any_value,
     compared_metrics,
     find_extremes,
+    impact_name,
     late_counts,
-    least_added,
-    points_at_worst,
+    meeting,
     rank_impact,
     rank_routers,
     rerouted_points,
-    shown_designs,
+    telling_kinds,
 )
 from reports.answers.change_findings import (
     aftermath,
     compares_routers,
+    has_clear_impact,
     has_rollout,
     impact_of,
     impact_parts,
     is_changed,
     latency_name,
+    per_event,
     rollouts_begun,
-    slow_before,
     value_of,
 )
-from reports.answers.severity import FaultSeries, fault_series, growing, never_happens
+from reports.answers.severity import FaultSeries, fault_series, growing
 from reports.axes import Axis, in_order
-from reports.formatting import metric_words, percent, show
+from reports.formatting import metric_words, show
 from reports.text.metric_text import capital, why, with_interval
 from sim.results.point import Metric, Point
+from sim.results.verdict import MET, NO_SLO, PROBABLY_MET
 from sim.spec.units import human_bytes, human_seconds
 
 IMPACT_WORDS = {
     "mixed": "mixed versions",
-    "stale": "stale",
-    "refused_by_rollout": "refused by the rollout",
+    "stale": "stale answers",
+    "refused_by_rollout": "refused",
     "wrong_served": "unnoticed wrong answers",
     "old_prefix": "old prefixes",
     "lost": "lost",
     "failed_loads": "failed loads",
     "failed": "failed",
-    "slow": "slow",
+    "slow": "late",
 }
 """The kinds of impact on a request, in words."""
+_DOES = {
+    "mixed": "mixes versions in {n} answers",
+    "stale": "leaves {n} stale answers",
+    "refused_by_rollout": "refuses {n} requests",
+    "wrong_served": "lets {n} wrong answers pass",
+    "old_prefix": "reuses {n} old prefixes",
+    "lost": "loses {n} requests",
+    "failed_loads": "fails {n} requests with their loads",
+    "failed": "fails {n} requests",
+}
+"""What a design does to requests, by the kind of impact."""
+
+
+def rounded(count: float) -> str:
+    """Return a count to read: three digits, and whole from ten on."""
+    if abs(count) < 10:
+        return f"{count:.1f}".removesuffix(".0").replace("-0", "0" if round(count, 1) == 0 else "-0")
+    return f"{float(f'{count:.3g}'):,.0f}"
+
+
+def with_bounds(metric: Metric) -> str:
+    """Return a mean count with its interval, rounded alike."""
+    text = rounded(metric.value or 0.0)
+    if metric.lo is None or metric.hi is None or metric.lo == metric.hi:
+        return text
+    return f"{text} ({rounded(metric.lo)} to {rounded(metric.hi)})"
 
 
 def composition(point: Point) -> str:
-    """Return what harmed the requests of a point, most frequent first: ``108 slow, 95 mixed versions``."""
-    return ", ".join(f"{count:,} {IMPACT_WORDS[kind]}" for kind, count in impact_parts(point))
+    """Return what the impact of a point consists of, most frequent first: ``108 late, 95 mixed versions``."""
+    parts = [(kind, count) for kind, count in impact_parts(point) if count >= _LEAST] or impact_parts(point)
+    return ", ".join(f"{rounded(count)} {IMPACT_WORDS[kind]}" for kind, count in parts)
 
 
-def harmed_words(point: Point) -> str:
-    """Return how many requests were harmed, of how many, and by what."""
-    count, total = int(value_of(point, "harmed") or 0), impact_of(point).requests
-    if not count:
-        return f"none of {total:,}"
-    return f"{count:,} of {total:,}, {percent(count / max(total, 1))} ({composition(point)})"
+_LEAST = 0.05
+"""Requests of a replication below which a kind of impact rounds to none."""
 
 
-def _without_answer(point: Point) -> list[str]:
-    """Return how many had no answer when the run ended: those late by then, or, without targets to judge by, all."""
-    unanswered, late = impact_of(point).unanswered, impact_of(point).slow_unanswered
-    if late is None and unanswered:
-        return [
-            f"{unanswered:,} had no answer when the run ended, and no target in the slo says which of them are late"
-        ]
-    if not late:
-        return []
-    if late == value_of(point, "harmed"):
-        return ["none of them had an answer when the run ended"]
-    return [f"{late:,} of the slow ones had no answer when the run ended"]
+def cause_words(points: Sequence[Point]) -> str:
+    """Return what changed: ``the rollout``."""
+    if has_rollout(points):
+        return "the rollouts" if any(rollouts_begun(point) > 1 for point in points) else "the rollout"
+    return "the crash" if all(value_of(p, "lost") is not None for p in points) else "the fault"
+
+
+def badge_words(points: Sequence[Point]) -> str:
+    """Return what a badge says of the impact next to the verdict; empty where none is clear."""
+    clear = [point for point in points if has_clear_impact(point)]
+    if not clear:
+        return ""
+    name = impact_name(clear)
+    worst = max(clear, key=lambda point: value_of(point, name) or 0.0)
+    kind, count = (impact_parts(worst) or [("slow", value_of(worst, name) or 0.0)])[0]
+    return f"{'up to ' if len(points) > 1 else ''}about {rounded(count)} {_answers(kind)}"
+
+
+def _answers(kind: str) -> str:
+    words = IMPACT_WORDS[kind]
+    return f"{words} requests" if kind in ("refused_by_rollout", "lost", "failed", "slow") else words
+
+
+def impact_headline(point: Point, found: str, opening: str) -> str:
+    """Return whether the SLO is met and what the change did, in one sentence.
+
+    :param found: the grade on the SLO; ``opening``: it in words.
+    """
+    said = _impact_clause(point)
+    if found == NO_SLO:
+        return f"{capital(said)}."
+    contrast = has_clear_impact(point) and found in (MET, PROBABLY_MET)
+    return f"{opening}, {'but' if contrast else 'and'} {said}."
+
+
+def _impact_clause(point: Point) -> str:
+    """Return what a change did: ``the rollout affected 63 (50 to 76) of 39,000 requests: 60 stale answers``."""
+    cause, metric = cause_words([point]), point.metrics[impact_name([point])]
+    total = f"{impact_of(point).requests / impact_of(point).replications:,.0f} requests"
+    beyond = " beyond the usual" if impact_name([point]) == "harmed_excess" else ""
+    if not has_clear_impact(point) and beyond:
+        if not metric.value:
+            return f"{cause} affected none of {total}{beyond}"
+        return f"{cause} had no clear impact: {with_bounds(metric)} of {total} affected{beyond}"
+    parts = composition(point)
+    return f"{cause} affected {with_bounds(metric)} of {total}{beyond}{f': {parts}' if parts else ''}"
 
 
 def change_sentences(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
-    """Return what rollouts and faults did to one point, the most important first; nothing where there are none."""
+    """Return more of what rollouts and faults did to one point, the most important first; nothing without any."""
     if point.impact is None:
         return []
-    harmed = "; ".join([f"Requests harmed: {harmed_words(point)}", *_without_answer(point)])
-    said = [*_identity(point), f"{harmed}.", *_slow_anyway([point])]
+    said = [*_identity(point), *_without_answer(point), *_usual(point)]
     if has_rollout([point]):
         said += _rollout(point, slo_terms)
     elif value_of(point, "wrong_adapter_served") is None and (peak := _afterwards(point)) is not None:
@@ -91,18 +153,28 @@ def change_sentences(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     return said + _faults(point)
 
 
-def _slow_anyway(points: Sequence[Point]) -> list[str]:
-    """Return how many requests were slow before any rollout or fault: not all slow ones are its doing."""
-    found = slow_before(points)
-    if found is None:
+def _without_answer(point: Point) -> list[str]:
+    """Return how many had no answer when the run ended: those late by then, or, without targets to judge by, all."""
+    impact = impact_of(point)
+    late = impact.slow_unanswered
+    if late is None and impact.unanswered:
+        count = rounded(impact.unanswered / impact.replications)
+        return [f"{count} had no answer when the run ended, and no target in the slo says which of them are late."]
+    return [f"{rounded(late / impact.replications)} late requests had no answer when the run ended."] if late else []
+
+
+def _usual(point: Point) -> list[str]:
+    """Return how many requests are late without the rollout or fault, too."""
+    every, beyond = value_of(point, "harmed"), value_of(point, "harmed_excess")
+    if every is None:
         return []
-    what = "rollout" if found.by_rollout else "fault"
-    said = f"Before the {what}, {percent(found.share)} of the requests were already slow"
-    (metric,) = [p.metrics.get("harmed_excess") for p in points] if len(points) == 1 else (None,)
-    if metric is None or metric.value is None:
-        return [f"{said}."]
-    more = with_interval("harmed_excess", metric)
-    return [f"{said}. Beyond that share, {more} of the later requests were harmed."]
+    if beyond is None:
+        late = impact_of(point).mean("slow")
+        state = point.metrics["harmed_excess"].state if "harmed_excess" in point.metrics else None
+        reason = "" if state is None else f" ({why('harmed_excess', state)})"
+        return [f"Some of the {rounded(late)} late requests may be late anyway{reason}."] if late else []
+    usual = every - beyond
+    return [f"Without {cause_words([point])}, {rounded(usual)} requests are late anyway."] if usual >= _LEAST else []
 
 
 def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
@@ -131,7 +203,9 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
         said.append(f"Old versions kept alongside new ones take up to {human_bytes(extra)} of GPU memory.")
     both, back = value_of(point, "sessions_saw_both"), value_of(point, "sessions_went_back")
     if both:
-        said.append(f"{both:,.0f} sessions saw both versions; {back or 0:,.0f} of them went back to the older one.")
+        said.append(
+            f"{rounded(both)} sessions saw both versions; {rounded(back or 0)} of them went back to the older one."
+        )
     return said
 
 
@@ -145,10 +219,11 @@ def _identity(point: Point) -> list[str]:
     wrong, noticed, again = (value_of(point, n) for n in ("wrong_adapter_served", "wrong_adapter_detected", "retried"))
     if wrong is None:
         return []
+    total = impact_of(point).requests / impact_of(point).replications
     return [
-        f"{value_of(point, 'misrouted') or 0:,.0f} of {impact_of(point).requests:,} requests did not reach their own "
-        f"adapter: {wrong:,.0f} wrong answers went unnoticed, {noticed or 0:,.0f} were noticed, and "
-        f"{again or 0:,.0f} requests were sent again."
+        f"{rounded(value_of(point, 'misrouted') or 0)} of {total:,.0f} requests did not reach their own adapter: "
+        f"{rounded(wrong)} wrong answers went unnoticed, {rounded(noticed or 0)} were noticed, and "
+        f"{rounded(again or 0)} requests were sent again."
     ]
 
 
@@ -156,13 +231,17 @@ def _faults(point: Point) -> list[str]:
     said = []
     lost, rerouted = value_of(point, "lost"), value_of(point, "rerouted")
     if lost is not None and rerouted is not None:
-        said.append(f"{lost:,.0f} requests were lost with their replica; {rerouted:,.0f} were sent to another one.")
+        said.append(
+            f"{rounded(lost)} requests were lost with their replica; {rounded(rerouted)} were sent to another one."
+        )
     said += _rerouted([point], [])
     impact = impact_of(point)
     if impact.failed_loads:
-        said.append(f"{impact.failed_loads:,} requests failed because their adapter could not be loaded.")
+        failed = rounded(impact.mean("failed_loads"))
+        said.append(f"{failed} requests failed because their adapter could not be loaded.")
     if impact.old_prefix:
-        said.append(f"{impact.old_prefix:,} requests found a prefix that an older version had computed.")
+        found = rounded(impact.mean("old_prefix"))
+        said.append(f"{found} requests found a prefix that an older version had computed.")
     return said
 
 
@@ -170,7 +249,10 @@ def _afterwards(point: Point) -> str | None:
     """Return what happened to those that came after the first event: unanswered, or slowest when."""
     found = aftermath(point)
     if found.stuck:
-        return f"Of the {found.came:,} requests after it began, {found.unanswered:,} had no answer when the run ended."
+        return (
+            f"Of the {rounded(found.came)} requests after it began, {rounded(found.unanswered)} had no answer when the "
+            "run ended."
+        )
     if found.worst_s is None or found.worst_at_s is None or found.usual_s is None:
         return None
     return (
@@ -182,10 +264,10 @@ def _afterwards(point: Point) -> str | None:
 def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
     """Return what a sweep says of rollouts, faults or routers, the most important first; nothing where it has none."""
     if is_changed(points):
-        changed = [point for point in points if point.impact]  # rollouts that were held back changed nothing
+        changed = [per_event(point) for point in points if point.impact]  # held-back rollouts changed nothing
         if len(changed) == 1 < len(points):
-            headline, *more = change_sentences(changed[0], slo_terms)
-            return [f"With {label_of(changed[0], axes)}: {headline[:1].lower()}{headline[1:]}", *more]
+            where = label_of(changed[0], axes)
+            return [f"With {where}, {_impact_clause(changed[0])}.", *change_sentences(changed[0], slo_terms)]
         return _compare_impact(changed, axes, slo_terms)
     if compares_routers(points, axes):
         return _compare_routers(points, axes)
@@ -198,50 +280,90 @@ def label_of(point: Point, axes: Sequence[Axis]) -> str:
 
 
 def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    if growing(axes):  # how bad the fault is isn't a choice
-        said = growing_impact(points, axes) or _rank_impact(points, axes)
-        if not any(never_happens(axis) for axis in growing(axes)):  # there, the difference to the healthy point says it
-            said += [*_at_worst(points, axes), *_slow_anyway(points)]
-    else:
-        said = _rank_impact(points, axes) + _slow_anyway(points)
+    series = fault_series(points, axes) if growing(axes) else []
+    said = _compare_series(series, axes, slo_terms) if series else _recommend(points, axes, slo_terms)
     ordered = in_order(points, axes)
     if has_rollout(points):
-        rollouts = _compare_rollouts(ordered, axes, slo_terms)
-        # Names are strategies, whose impact differs in kind. With a quantity, the same impact is larger or smaller.
-        said = [*rollouts, *said] if all(axis.numeric for axis in axes) else [*said, *rollouts]
+        said += _compare_rollouts(ordered, axes, slo_terms)
     else:
-        said += _compare_faults(ordered, axes, slo_terms)
-    return [*_wrong_answers(ordered, axes), *said]
-
-
-def _at_worst(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return the impact in each design where the fault is worst."""
-    worse = growing(axes)
-    others = [axis for axis in axes if axis not in worse]
-    worst = points_at_worst(points, axes)
-    if not worst:
-        return []
-    phrases = [f"{harmed_words(p)}{f' with {label_of(p, others)}' if others else ''}" for p in worst]
-    return [f"In all, with {label_of(worst[0], worse)}: {'; '.join(phrases)}."]
-
-
-def _rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return with what fewest and most requests are harmed: beyond what is slow anyway, where that is known."""
-    found = rank_impact(points, axes)
-    beyond = found.name == "harmed_excess"
-    if found.equal:
-        return [f"The same number of requests is harmed at every point: {harmed_words(found.best)}."]
-
-    def described(point: Point) -> str:
-        excess = f"{with_interval(found.name, point.metrics[found.name])}; in all " if beyond else ""
-        return f"{label_of(point, axes)}: {excess}{harmed_words(point)}"
-
-    more = " beyond those that are slow anyway" if beyond else ""
-    said = [f"Fewest requests are harmed{more} with {described(found.best)}. Most with {described(found.worst)}."]
-    if found.close:
-        close = _listed([label_of(p, axes) for p in found.close])
-        said.append(f"Not certainly fewer than with {close}: the interval of the difference reaches 0.")
+        said += [*_wrong_answers(ordered, axes), *_compare_faults(ordered, axes, slo_terms)]
     return said
+
+
+def _recommend(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+    """Return which designs to choose: those with the least impact, among those that may meet the SLO."""
+    some = meeting(points, slo_terms)
+    found = rank_impact(some, axes)
+    said = [_recommendation(found, axes), *_what_differs(found, axes)]
+    if left := [point for point in in_order(points, axes) if point not in some]:
+        phrases = [f"{label_of(p, axes)} ({with_bounds(p.metrics[found.name])} affected)" for p in left]
+        said.append(f"The SLO is not met with {_listed(phrases)}.")
+    return said
+
+
+def _recommendation(found: Ranking, axes: Sequence[Axis]) -> str:
+    """Return the designs with the least impact, and how much more the others have."""
+    cause = cause_words((*found.best, *found.rest))
+    beyond = " beyond the usual" if found.name == "harmed_excess" else ""
+    first, per = found.best[0], cause.removeprefix("the ").removesuffix("s")
+
+    def counts(points: Sequence[Point]) -> str:
+        return "; ".join(f"{label_of(p, axes)} {with_bounds(p.metrics[found.name])}" for p in points[:MANY_POINTS])
+
+    if not found.certain:
+        return (
+            f"Least impact with {counts([first])}; then {counts(found.rest)} affected requests per {per}{beyond}. "
+            "Too few replications for an interval: set run.replications=4 to see which differences are certain."
+        )
+    if len(found.best) == 1:
+        parts = composition(first)
+        said = f"{capital(label_of(first, axes))} has the least impact: {cause} affects "
+        said += f"{with_bounds(first.metrics[found.name])} requests{beyond}{f' ({parts})' if parts else ''}"
+        return f"{said}. More with {counts(found.rest)}." if found.rest else f"{said}."
+    values = [value_of(p, found.name) or 0.0 for p in found.best]
+    few, many = rounded(values[0]), rounded(max(values))
+    between = f"{few if few == many else f'{few} to {many}'} affected requests per {per}{beyond}"
+    if not found.rest:
+        return f"No clear difference between {_listed([label_of(p, axes) for p in found.best])}: {between}."
+    worse = "; ".join(
+        f"{with_bounds(p.metrics[found.name])} with {label_of(p, axes)} ({composition(p)})"
+        for p in found.rest[:MANY_POINTS]
+    )
+    which = [label_of(p, axes) for p in (found.rest if len(found.rest) < len(found.best) else found.best)]
+    start = f"Any but {_listed(which)}" if len(found.rest) < len(found.best) else capital(_listed(which, "or"))
+    return f"{start}: {between}, without a clear difference. More: {worse}."
+
+
+def _what_differs(found: Ranking, axes: Sequence[Axis]) -> list[str]:
+    """Return what only some of the best designs do to requests, since their numbers alone don't tell them apart."""
+    telling = telling_kinds(found.best) if len(found.best) > 1 else []
+    phrases = [
+        f"{label_of(point, axes)} {_DOES[kind].format(n=f'about {rounded(count)}')}" for point, kind, count in telling
+    ]
+    return [f"{capital('; '.join(phrases))}."] if phrases and len(phrases) <= MANY_POINTS else []
+
+
+def _compare_series(series: Sequence[FaultSeries], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+    """Return the impact of a fault as it becomes worse, and in which design the worst one has the least."""
+    name, others = impact_name([p for each in series for p in each.points]), series[0].others
+    worst = [each.points[-1] for each in series]
+    step = label_of(worst[0], growing(axes))
+    said = []
+    if len(series) > 1:
+        first, *more = _recommend(worst, others, slo_terms)
+        said += [f"With {step}: {first}", *more]
+    beyond = " beyond the usual" if name == "harmed_excess" else ""
+    shown = series if len(series) <= MANY_POINTS else [series[0], series[-1]]
+    for each in shown:
+        counts = [f"{with_bounds(p.metrics[name])} with {label_of(p, growing(axes))}" for p in each.points]
+        design = label_of(each.points[0], others)
+        start = f"With {design}, {cause_words(worst)}" if design else capital(cause_words(worst))
+        said.append(f"{start} affects {', '.join(counts)} (requests{beyond}, of {_total(worst[0])}).")
+    return said
+
+
+def _total(point: Point) -> str:
+    return f"{impact_of(point).requests / impact_of(point).replications:,.0f}"
 
 
 def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
@@ -250,11 +372,11 @@ def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
         return []
     if len(points) > MANY_POINTS:
         return extremes(points, axes, "wrong_adapter_served")
-    phrases = [f"{value_of(p, 'wrong_adapter_served') or 0:,.0f} with {label_of(p, axes)}" for p in points]
+    phrases = [f"{rounded(value_of(p, 'wrong_adapter_served') or 0)} with {label_of(p, axes)}" for p in points]
     said = f"Unnoticed wrong answers: {', '.join(phrases)}"
     late = late_counts(points)
     if late is not None:
-        said += f"; late: {', '.join(f'{count:,}' for count in late)} (in the same order)"
+        said += f"; late: {', '.join(map(rounded, late))} (in the same order)"
     return [f"{said}."]
 
 
@@ -359,75 +481,11 @@ def _per_thousand(point: Point) -> str:
     return with_interval("loads_per_request", Metric(value, low, high))
 
 
-def _listed(labels: Sequence[str]) -> str:
-    """Return labels as a list in a sentence, cut where there are many."""
+def _listed(labels: Sequence[str], word: str = "and") -> str:
+    """Return labels as a list in a sentence, cut where there are many.
+
+    :param word: before the last one.
+    """
     if len(labels) > MANY_POINTS:
         return f"{', '.join(labels[:MANY_POINTS])} and {len(labels) - MANY_POINTS} more"
-    return " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
-
-
-def growing_impact(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return how many more requests a worse fault harms in each design, the worst first, and where it adds least."""
-    worse, designs = growing(axes), fault_series(points, axes)
-    if not designs:
-        return []
-    shown = shown_designs(designs)
-    total = first.requests if (first := designs[0].points[0].impact) is not None else 0
-    last = len(designs[0].points) - 1
-    said = [
-        f"{capital(_step(shown[0].points[last], shown[0].points[0], worse))} harms {_each(shown, last)} (of {total:,})."
-    ]
-    if last > 1:
-        steps = [
-            f"{worse[0].point_label(designs[0].points[step])}: {_values(shown, step)}"
-            for step in range(last - 1, 0, -1)
-        ]
-        said.append(f"{capital('; '.join(steps))}{' (in the same order)' if len(shown) > 1 else ''}.")
-    found = least_added(designs)
-    if found is not None and not found.certain:
-        said.append("It is not certain in which of these designs the fault adds least.")
-    elif found is not None:
-        close = ", ".join(_design(design) for design in found.close)
-        hedge = f", not certainly less than with {close}" if close else ""
-        said.append(f"The fault adds least with {_design(found.best)}{hedge}.")
-    return said + _anyway(shown, worse)
-
-
-def _design(series: FaultSeries) -> str:
-    """Return what else is swept, in words; empty where nothing is."""
-    return label_of(series.points[0], series.others)
-
-
-def _added(series: FaultSeries, step: int) -> str:
-    """Return how many more requests a step harms than the mildest fault, with the interval."""
-    added = series.added(step)
-    if added.lo is None or added.hi is None:
-        return f"{added.count:,}"
-    return f"{added.count:,} ({added.lo:,.0f} to {added.hi:,.0f})"
-
-
-def _step(worst: Point, mildest: Point, worse: Sequence[Axis]) -> str:
-    """Return the worst fault against the mildest, in words: ``time to notice 30 s instead of 0 s``."""
-    said = [
-        axis.point_phrase(worst) + ("" if never_happens(axis) else f" instead of {axis.point_label(mildest)}")
-        for axis in worse
-    ]
-    return ", ".join(said)
-
-
-def _each(designs: Sequence[FaultSeries], step: int) -> str:
-    found = [f"{_added(d, step)} more requests" if i == 0 else _added(d, step) for i, d in enumerate(designs)]
-    return ", ".join(f"{text} with {_design(d)}" if d.others else text for text, d in zip(found, designs, strict=True))
-
-
-def _values(designs: Sequence[FaultSeries], step: int) -> str:
-    return ", ".join(_added(design, step) for design in designs)
-
-
-def _anyway(designs: Sequence[FaultSeries], worse: Sequence[Axis]) -> list[str]:
-    """Return how many are slow where the fault never happens."""
-    if len(worse) != 1 or not never_happens(worse[0]):
-        return []
-    healthy = [(int(design.points[0].metrics["harmed"].value or 0), _design(design)) for design in designs]
-    phrases = ", ".join(f"{count:,} with {label}" if label else f"{count:,}" for count, label in healthy)
-    return [f"Without the fault it is {phrases}."]
+    return f" {word} ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from reports.formatting import RATIOS, percent, show
+from reports.answers.change_comparison import find_extremes
+from reports.axes import Axis
+from reports.formatting import RATIOS, metric_words, percent, show
 from sim.results.model import MetricChange
 from sim.results.pairs import BETTER, LESS, MORE, WORSE, Difference
+from sim.results.point import Point
 
 CLEAR_WORDS = {BETTER: "better", WORSE: "worse", MORE: "more", LESS: "less"}
 """Verdicts of a clear difference, in short."""
@@ -70,3 +74,15 @@ def relative_cell(difference: Difference | None) -> str:
     if text == "0 %":
         return text
     return f"{'−' if difference.relative < 0 else '+'}{text}"
+
+
+def unchanged_sentence(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[str]) -> str:
+    """Return which metrics differ too little between points to be drawn; empty where there are none."""
+    said = []
+    for name in names:
+        found = find_extremes(points, name)
+        if found is not None:
+            low, high = (show(name, point.metrics[name].value) for point in (found.low, found.high))
+            said.append(f"{metric_words(name)} ({low if low == high else f'{low} to {high}'})")
+    swept = " and ".join(axis.words for axis in axes)
+    return f"These hardly change with {swept}, so they have no chart: {', '.join(said)}." if said else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from reports.answers.verdicts import missed_term
 from reports.formatting import calibration, interval, metric_words, percent, show
 from sim.results.metric_state import Cause, Kind, State
 from sim.results.point import Metric, Point
@@ -23,6 +24,7 @@ from sim.results.verdict import (
     out_of_hand,
     unserved,
     value_verdict,
+    verdict,
     verdict_word,
 )
 
@@ -32,7 +34,7 @@ _CAUSES: Mapping[Cause, str] = {
     Cause.NO_REQUESTS: "not enough data",
     Cause.FEW_REQUESTS: "not enough data: {found:,} requests were measured, {needed:,} are needed",
     Cause.NONE_REROUTED: "no request was rerouted and completed",
-    Cause.NOTHING_BEFORE: "nothing was measured before the first rollout or fault",
+    Cause.NO_BASELINE: "the same traffic without the rollouts and faults was not simulated",
     Cause.FEW_SECTIONS: "the run is too short for an interval; run more requests",
     Cause.SMALL_SECTIONS: "the run is too short: some sections have fewer than {needed} requests; run more requests",
     Cause.FEW_CYCLES: "the run is too short for a reliable {metric}; run {more} requests",
@@ -122,6 +124,21 @@ def term_sentence(point: Point, name: str, target: float) -> str:
             f"served, so that does not show whether the target of {show(name, target)} is met"
         )
     return f"{words} is {with_interval(name, metric)}{hedge}, {side} {show(name, target)} target"
+
+
+def verdict_words(point: Point, slo_terms: Mapping[str, float]) -> str:
+    """Return the verdict on a point, and the term that decides it: ``not met: p99 TTFT``."""
+    found, name = verdict(point, slo_terms), missed_term(point, slo_terms)
+    if name is not None:
+        lacking = lacks_answers(point, name, slo_terms[name])
+        return f"{found}: {'unserved requests' if lacking else metric_words(name)}"
+    return f"{found}: requests late without an answer" if found == NOT_MET else found
+
+
+def matrix_note(metric: str, across: str, slo_terms: Mapping[str, float]) -> str:
+    """Return what the columns, the cells and the marks of a matrix are."""
+    marks = " ✓ meets the SLO, ✗ misses it (in brackets: another term that fails), ? is unclear." if slo_terms else ""
+    return f"Columns: {across}. Cells: {metric}.{marks} points.csv has every metric."
 
 
 def says_unserved(point: Point, name: str, target: float) -> bool:

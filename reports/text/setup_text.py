@@ -9,23 +9,36 @@ from sim.results.point import Point
 from sim.spec.engines import engine_words
 from sim.spec.units import human_bytes
 
+_MOST_NAMED = 2
+"""Profiles that are named; of more, only how many there are."""
+_ASSUMED_KEYS = {"GPU": "fleet.gpu", "base model": "adapters.base_model"}
+
 
 def setup_line(points: Sequence[Point]) -> str:
     """Return on what the points were simulated; where they differ, every value. Empty: they don't say."""
-    setups = [point.setup for point in points if point.setup is not None]
+    return setup_words([point.setup for point in points if point.setup is not None])
+
+
+def setup_words(setups: Sequence[Setup]) -> str:
+    """Return on what points are simulated, and what was assumed for them."""
     profiles = _profiles(setups)
-    assumed = _listed(each.assumed for each in setups)
+    shares = list(dict.fromkeys(each.share for each in setups if each.share))
     parts = [
         _listed(each.device for each in setups),
         _listed(each.model for each in setups),
         _listed(engine_words(each.engine) for each in setups),
-        f"profile {profiles}" if profiles else "all times given by the scenario" if setups else "",
-        f"assumed, as the scenario names none: {assumed}" if assumed else "",
-        _listed(
-            f"{gpu_words(each.share.replicas, each.share.gpus)}; {_held(each.share)}" for each in setups if each.share
-        ),
+        profiles or ("all times given by the scenario" if setups else ""),
+        _assumed(setups),
+        f"{gpu_words(shares[0].replicas, shares[0].gpus)}; {_held(shares[0])}" if len(shares) == 1 else "",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _assumed(setups: Sequence[Setup]) -> str:
+    """Return what was assumed because the scenario doesn't name it, and the keys that name it."""
+    names = list(dict.fromkeys(name for each in setups for name in each.assumed.split(", ") if name))
+    keys = " and ".join(_ASSUMED_KEYS.get(name, name) for name in names)
+    return f"{' and '.join(names)} assumed (set {keys})" if names else ""
 
 
 def gpu_words(replicas: int, gpus: int) -> str:
@@ -45,10 +58,20 @@ def _profiles(setups: Iterable[Setup]) -> str:
     """Return the profiles with their status and why they were chosen, those with the same together."""
     names: dict[str, list[str]] = {}
     for each in setups:
-        if each.profile:
-            names.setdefault("; ".join(filter(None, (each.status, each.chosen))), []).append(each.profile)
-    return ", ".join(f"{_listed(each)} ({said})" for said, each in names.items())
+        if each.profile and each.profile not in (known := names.setdefault(_origin(each), [])):
+            known.append(each.profile)
+    parts = []
+    for origin, found in names.items():
+        which = f"profile {_listed(found)}" if len(found) <= _MOST_NAMED else f"{len(found)} profiles"
+        parts.append(f"{which} ({origin})")
+    return ", ".join(parts)
+
+
+def _origin(setup: Setup) -> str:
+    return "; ".join(filter(None, (setup.status, setup.chosen)))
 
 
 def _listed(words: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(word for word in words if word))
+    """Return each word once: ``a``, ``a or b``, ``a, b or c``."""
+    *first, last = dict.fromkeys(word for word in words if word) or [""]
+    return f"{', '.join(first)} or {last}" if first else last

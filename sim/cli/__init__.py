@@ -39,7 +39,6 @@ app = typer.Typer(
     name="loraplan",
     help="Capacity planning for multi-LoRA LLM serving. Start with: loraplan run quickstart",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for command in (
@@ -122,7 +121,7 @@ def _exit_code(arguments: list[str], debug: bool, confined: bool) -> int:
     session = Session(confined)
     try:
         check_surroundings()
-        code = app(arguments, standalone_mode=False, obj=session)
+        code = app(arguments, prog_name="loraplan", standalone_mode=False, obj=session)
         sys.stdout.flush()  # here, so that a disk that is full is an error of the command
         if code == INTERRUPTED:  # newer typer makes an exit code of Ctrl-C, older ones raise
             return _interrupted(session)

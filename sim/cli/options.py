@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from sim.cli.completion import complete_assignment, complete_scenario
+
 if TYPE_CHECKING:
     from sim.spec.scenario_file import LoadedScenario
 
@@ -30,9 +32,15 @@ class Session:
 
 
 ScenarioArgument = Annotated[
-    str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a bundled one.")
+    str,
+    typer.Argument(
+        metavar="SCENARIO", help="A scenario file, or the name of a bundled one.", autocompletion=complete_scenario
+    ),
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a value: a.b.c=value. Repeatable.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a value: a.b.c=value. Repeatable.", autocompletion=complete_assignment),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Replace run.seed.", min=0)]
 OutOption = Annotated[
     Path | None, typer.Option(help="Run directory; unset: runs/NAME, with -sweep or -plan behind it.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +78,21 @@ def say_json(data: Any) -> None:
     print(_escaped(to_json(data), lambda letter: letter == letter.encode(encoding, "replace").decode(encoding)))
 
 
+_PIPE_WIDTH = 10_000
+"""Columns of a pipe: no table is cut or broken there."""
+
+
 def print_rich(renderable: Any) -> None:
     """Print a rich object to stdout; a pipe gets full width, so that nothing is cut off."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    console.print(renderable)
+    width = width_of_terminal()
+    console = Console(width=width or _PIPE_WIDTH, highlight=False)
+    with nullcontext() if width else console.capture() as captured:
+        console.print(renderable)
+    if captured is not None:
+        for line in captured.get().splitlines():
+            print(line.rstrip())
 
 
 def message(text: str, quiet: bool) -> None:
@@ -134,21 +143,25 @@ def progress_bar(quiet: bool, doing: str = "simulating") -> Iterator[Callable[[i
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def rich_table(table: Table, keys: int = 1) -> TerminalTable:
-    """Return a report's table for the terminal.
-
-    :param keys: columns that name a row.
-    """
-    cells = [[one_line(str(cell)) for cell in row] for row in table.rows]
-    head = [one_line(str(name)) for name in table.head]
-    return TerminalTable(head, cells, keys, table.words, table.verdicts, table.verdict_column)
-
-
-def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> TerminalTable:
-    """Return a table for the terminal: the first column to the left, the others to the right."""
-    return TerminalTable(
-        [one_line(str(name)) for name in head], [[one_line(str(cell)) for cell in row] for row in rows]
+def rich_table(table: Table) -> TerminalTable:
+    """Return a report's table for the terminal."""
+    return rich_rows(
+        table.head,
+        table.rows,
+        keys=table.keys,
+        words=table.words,
+        verdicts=table.verdicts,
+        optional=table.optional,
     )
+
+
+def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]], **how: Any) -> TerminalTable:
+    """Return a table for the terminal: the first column to the left, the others to the right.
+
+    :param how: what else ``TerminalTable`` takes.
+    """
+    cells = [[one_line(str(cell)) for cell in row] for row in rows]
+    return TerminalTable([one_line(str(name)) for name in head], cells, **how)
 
 
 def file_stem(file: Path) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.text import Text
 
 LEAST_WIDTH = 40
 """Columns below which nothing is laid out more narrowly."""
@@ -88,11 +89,14 @@ def style_of(verdict: str | None) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class TerminalTable:
-    """A table for rich. On a terminal that is too narrow its columns follow in parts, each with those that name a row.
+    """A table for rich. A terminal that is too narrow leaves out columns that can be spared, and says which.
+
+    Where that is not enough, columns follow in parts, each with those that name a row.
 
     :ivar keys: how many columns name a row.
-    :ivar words: columns that hold words rather than numbers; on a terminal they align left.
-    :ivar verdicts: for each row, the verdict that the column ``verdict_column`` says; "": none.
+    :ivar words: columns that hold words rather than numbers; they align left.
+    :ivar verdicts: the verdict that a cell shows, by row and column; a terminal gives it a mark and a colour.
+    :ivar optional: columns that can be spared, the first one first.
     :ivar fits: whether to fit it to the terminal; without one it stays in one piece.
     """
 
@@ -100,8 +104,8 @@ class TerminalTable:
     rows: Sequence[Sequence[str]]
     keys: int = 1
     words: Sequence[int] = ()
-    verdicts: Sequence[str] = ()
-    verdict_column: int = -1
+    verdicts: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    optional: Sequence[int] = ()
     fits: bool = field(default_factory=lambda: width_of_terminal() is not None)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -111,29 +115,47 @@ class TerminalTable:
         if not self.fits:
             yield self._part(list(range(len(self.head))), {})
             return
-        for number, (columns, widths) in enumerate(self._parts(options.max_width)):
+        ranges = {index: self._range(index) for index in range(len(self.head))}
+        spared = self._spared(ranges, options.max_width)
+        kept = {index: each for index, each in ranges.items() if index not in spared}
+        for number, columns in enumerate(self._parts(kept, options.max_width)):
             if number:
                 yield Text()
-            yield self._part(columns, widths)
+            yield self._part(columns, _widths({each: ranges[each] for each in columns}, options.max_width))
+        if spared:
+            names = ", ".join(self.head[index] for index in sorted(spared))
+            for line in wrapped(f"A wider terminal also shows: {names}", options.max_width):
+                yield Text(line, style="dim")
 
-    def _parts(self, width: int) -> list[tuple[list[int], dict[int, int]]]:
-        """Return the columns of each part, and their widths."""
-        ranges = [self._range(index) for index in range(len(self.head))]
-        keys = list(range(min(self.keys, len(self.head))))
+    def _spared(self, ranges: Mapping[int, tuple[int, int]], width: int) -> list[int]:
+        """Return the columns to leave out: as few as let the others fit, or all that can be spared."""
+        spared: list[int] = []
+        for index in self.optional:
+            if sum(least + _GAP for each, (least, _) in ranges.items() if each not in spared) - _GAP <= width:
+                break
+            spared.append(index)
+        return spared
+
+    def _parts(self, ranges: Mapping[int, tuple[int, int]], width: int) -> list[list[int]]:
+        """Return the columns of each part."""
+        keys = [index for index in ranges if index < self.keys]
         parts = [list(keys)]
-        for index in range(len(keys), len(self.head)):
+        for index in ranges:
+            if index in keys:
+                continue
             taken = sum(ranges[each][0] + _GAP for each in parts[-1])
             if len(parts[-1]) > len(keys) and taken + ranges[index][0] > width:
                 parts.append(list(keys))
             parts[-1].append(index)
-        return [(columns, _widths({each: ranges[each] for each in columns}, width)) for columns in parts]
+        return parts
 
     def _range(self, index: int) -> tuple[int, int]:
         """Return the least and the most columns that a column takes: numbers don't wrap, many words do."""
         from rich.cells import cell_len
 
         cells = [row[index] for row in self.rows if index < len(row)]
-        longest = max(map(cell_len, cells), default=0) + (_MARK if index == self.verdict_column else 0)
+        mark = _MARK if any(column == index for _, column in self.verdicts) else 0
+        longest = max(map(cell_len, cells), default=0) + mark
         words = max((cell_len(word) for cell in cells for word in cell.split()), default=0)
         header = max(map(cell_len, self.head[index].split()), default=0)
         return max(header, min(longest, max(_PROSE, words))), max(longest, cell_len(self.head[index]))
@@ -143,19 +165,24 @@ class TerminalTable:
         from rich.text import Text
 
         result = Table(box=None, pad_edge=False, header_style="bold", show_header=any(self.head))
+        judged = {column for _, column in self.verdicts}
         for index in columns:
-            left = index == 0 or (self.fits and index in (*self.words, self.verdict_column))
-            justify: Any = "left" if left else "right"
+            justify: Any = "left" if index == 0 or index in self.words or index in judged else "right"
             result.add_column(Text(self.head[index]), justify=justify, width=widths.get(index))
         for number, row in enumerate(self.rows):
-            cells = [Text(row[index]) for index in columns if index < len(row)]
             if self.keys not in columns and not any(row[index] for index in columns[self.keys :]):
                 continue  # a part further down has nothing to say of this row
-            if self.fits and self.verdict_column in columns and number < len(self.verdicts):
-                style, mark = style_of(self.verdicts[number])
-                cells[columns.index(self.verdict_column)] = Text(f"{mark} {row[self.verdict_column]}".strip(), style)
-            result.add_row(*cells)
+            result.add_row(*(self._cell(number, index) for index in columns if index < len(row)))
         return result
+
+    def _cell(self, row: int, column: int) -> Text:
+        from rich.text import Text
+
+        text = self.rows[row][column]
+        if not self.fits or (row, column) not in self.verdicts:
+            return Text(text)
+        style, mark = style_of(self.verdicts[row, column])
+        return Text(f"{mark} {text}".strip(), style)
 
 
 def _widths(ranges: Mapping[int, tuple[int, int]], width: int) -> dict[int, int]:

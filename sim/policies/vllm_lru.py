@@ -68,6 +68,14 @@ class VllmLruCache(AdapterCache):
             self._host_count += 1
             self._idle[adapter] = self._host_idle[adapter] = None
 
+    def copy_to_host(self, adapters: Sequence[int]) -> None:
+        """Fill the rest of host memory before the run; all adapters count as touched before those in slots."""
+        for adapter in adapters[: self.host_slots - self._host_count]:
+            self._in_host[adapter] = True
+            self._host_count += 1
+            self._host_idle[adapter] = None
+            self._host_idle.move_to_end(adapter, last=False)
+
     def serve_base_model(self) -> int:
         """Add an entry for requests without an adapter, always resident in a slot of its own; return its number.
 

@@ -42,7 +42,7 @@ class Cause(Enum):
         "not enough data: {found:,} requests were measured, {needed:,} are needed",
     )
     NONE_REROUTED = (Kind.NOT_MEASURED, "no request was rerouted and completed")
-    NOTHING_BEFORE = (Kind.NOT_MEASURED, "nothing was measured before the first rollout or fault")
+    NO_BASELINE = (Kind.NOT_MEASURED, "the same traffic without the rollouts and faults was not simulated")
     FEW_SECTIONS = (Kind.RUN_TOO_SHORT, "the run is too short for an interval; run more requests")
     SMALL_SECTIONS = (
         Kind.RUN_TOO_SHORT,
@@ -125,7 +125,6 @@ OLD_NOTES = {
     Cause.WIDE_OVER_REPLICATIONS: "95 % interval wider than ±10%: run more replications",
     Cause.FEW_REQUESTS: "not enough data: {found:,} measured requests, {needed:,} are needed",
     Cause.NONE_REROUTED: "not enough data: no request was rerouted and completed",
-    Cause.NOTHING_BEFORE: "nothing measured before the first rollout or fault",
     Cause.FEW_SECTIONS: "too few sections for an interval",
     Cause.SMALL_SECTIONS: "fewer than {needed} requests in a section: run more requests",
     Cause.FEW_CYCLES: "the queue swung {found:,} times, {needed:,} are needed: run more requests",

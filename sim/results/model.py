@@ -185,6 +185,10 @@ class Capacity:
         return Capacity(**parts, faults=data.get("faults", {}))
 
 
+WRONG_KINDS = ("mixed", "stale", "refused_by_rollout", "wrong_served", "old_prefix", "lost", "failed_loads", "failed")
+"""Counts of ``Impact`` whose requests got a mixed, stale or wrong answer, or none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Impact:
     """What rollouts and faults did to the measured requests of all replications. A request may be in several counts.
@@ -196,6 +200,10 @@ class Impact:
     :ivar unanswered: unfinished when the run ended; ``slow_unanswered``: those of them that are late by then.
     :ivar requests_before, slow_before: that came before the first rollout or fault that begins at some time;
         ``unanswered_after``: that came from it on. None where everything is there from the start.
+    :ivar replications: over which the counts are summed; in each, the rollouts and faults happen once.
+    :ivar beyond: by kind, how many more requests of a replication it affects than there are in the same traffic without
+        rollouts and faults; ``slow`` counts those that are not affected in another way. None where that traffic was not
+        simulated.
     """
 
     requests: int = 0
@@ -216,6 +224,13 @@ class Impact:
     requests_before: int | None = None
     unanswered_after: int | None = None
     slow_before: int | None = None
+    replications: int = 1
+    beyond: dict[str, float] | None = None
+
+    def mean(self, kind: str) -> float:
+        """Return how many requests of a kind there are in a replication; ``failed``: for other reasons."""
+        others = self.lost + self.failed_loads if kind == "failed" else 0
+        return max(0, (getattr(self, kind) or 0) - others) / self.replications
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts; of those that may be absent only ``slow`` says so."""

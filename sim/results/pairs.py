@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sim.results.point import SUMMED, Metric, Point
+from sim.results.point import Metric, Point
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,8 +100,10 @@ DIRECTIONS: dict[str, Direction] = {
 
 _ALIKE = 1e-6
 """Values that differ by less than this share are equal: parts are kept with seven digits."""
-_TOTALS = frozenset({"preemptions", "evictions", "prefix_blocks_evicted"})
-"""Sums over all parts whose unit doesn't say so."""
+_TOTALS = frozenset(
+    {"completed", "unfinished", "refused", "failed", "preemptions", "evictions", "prefix_blocks_evicted"}
+)
+"""Sums over all parts; other values are means of them, or the like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ def difference_of(one: Point, other: Point, name: str) -> Difference | None:
     change = after.value - before.value
     if abs(change) <= _ALIKE * max(abs(before.value), abs(after.value)):
         change = 0.0
-    total = unit in SUMMED or name in _TOTALS
+    total = name in _TOTALS
     half = _paired_half(change, before, after, total) if same_draws(one, other) else None
     paired = half is not None
     if half is None:

@@ -8,7 +8,7 @@ from which reports are written without simulating.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sim.results.metric_state import SETTLED, TRUSTED, Kind, State, stored_state
@@ -83,8 +83,8 @@ ONLY_WITH_PREFIX_CACHE = frozenset(name for name in UNITS if name.startswith("pr
 ALWAYS_THERE = tuple(name for name in UNITS if name not in ONLY_WITH_PREFIX_CACHE)
 """Metrics that every point has."""
 
-SUMMED = frozenset({"requests", "sessions", "loads"})
-"""Units of counts that are sums over all replications."""
+COUNTS = frozenset({"requests", "sessions", "loads"})
+"""Units of counts: exact for their run. Of rollouts and faults they are means over the replications."""
 
 SHARES = frozenset(
     {
@@ -129,7 +129,7 @@ class Metric:
     @property
     def settled(self) -> bool:
         """Whether there is nothing to doubt; a count is exact for its run, so it needs no interval."""
-        exact = self.state.kind is Kind.ONE_REPLICATION and self.unit in SUMMED
+        exact = self.state.kind is Kind.ONE_REPLICATION and self.unit in COUNTS
         return exact or self.state.kind in TRUSTED
 
     @property
@@ -267,8 +267,11 @@ class Point:
         known = {one.name for one in fields(Point)}
         given = {key: value for key, value in data.items() if key in known}
         harm, held = data.get("harm"), data.get("held")
+        metrics = {name: Metric.from_json(one, parts.get(name)) for name, one in data["metrics"].items()}
+        if harm and "replications" not in harm:
+            harm, metrics = _from_totals(harm, metrics)
         given |= {
-            "metrics": {name: Metric.from_json(one, parts.get(name)) for name, one in data["metrics"].items()},
+            "metrics": metrics,
             "late": {
                 name: LateShare(one["target"], Metric.from_json(one["share"]))
                 for name, one in data.get("late", {}).items()
@@ -284,6 +287,27 @@ class Point:
 
 _KEYS = {"impact": "harm", "held_back": "held"}
 """Fields that files have another name for."""
+
+
+_MEAN_COUNTS = frozenset(name for name, unit in UNITS.items() if unit in COUNTS) - {
+    "completed",
+    "unfinished",
+    "refused",
+    "failed",
+}
+"""Counts of what rollouts and faults do: means over the replications."""
+
+
+def _from_totals(harm: dict[str, Any], metrics: dict[str, Metric]) -> tuple[dict[str, Any], dict[str, Metric]]:
+    """Return the impact of a point of an older version, whose counts were sums over the replications."""
+    count = len(metrics["harmed"].parts) or 1 if "harmed" in metrics else 1
+    found = dict(metrics)
+    for name in _MEAN_COUNTS & metrics.keys():
+        value, low, high = (
+            None if end is None else end / count for end in (metrics[name].value, metrics[name].lo, metrics[name].hi)
+        )
+        found[name] = replace(metrics[name], value=value, lo=low, hi=high)
+    return {**harm, "replications": count}, found
 
 
 def _plain(value: Any) -> Any:

@@ -105,7 +105,7 @@ MODES = Registry(
                     "with admission per-adapter, loads start at an adapter's turn",
                 ),
                 Need({"cache.pinned": Only(0)}, _TURN),
-                Need({"cache.warm": Only(0)}, _TURN),
+                Need({"cache.warm": Only(0, "steady")}, _TURN),
                 Need({"cache.prefetch": Only("none")}, "admission per-adapter loads ahead anyway"),
             ),
         ),

@@ -86,7 +86,7 @@ class LoadedScenario:
     def rows(self) -> list[tuple[str, str, str]]:
         """Return (key, value, origin) of every value, defaults included, in the order of the sections."""
         dumped = self.scenario.model_dump(mode="json", by_alias=True)
-        return [(key, _text(value), self._origin_text(key)) for key, value in _leaves(dumped, "")]
+        return [(key, value_text(value), self._origin_text(key)) for key, value in _leaves(dumped, "")]
 
     def _origin_text(self, key: str) -> str:
         if key in self.origins:
@@ -136,7 +136,7 @@ def resolved_values(data: Mapping[str, Any]) -> dict[str, str]:
         values = Scenario.model_validate(data, context=Given(any_name=True)).model_dump(mode="json", by_alias=True)
     except ValidationError:
         values = dict(data)
-    return {key: _text(value) for key, value in _leaves(values, "")}
+    return {key: value_text(value) for key, value in _leaves(values, "")}
 
 
 def _find(source: str, folder: Path) -> tuple[Path, str]:
@@ -330,13 +330,14 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Return a value as a scenario file would write it."""
     if value is None:
         return "unset"
     if isinstance(value, list):
-        return f"[{', '.join(_text(item) for item in value)}]"
+        return f"[{', '.join(value_text(item) for item in value)}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_text(item)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {value_text(item)}' for key, item in value.items())}}}"
     if isinstance(value, float):
         return f"{value:.10g}"
     return str(value) if value != "" else '""'

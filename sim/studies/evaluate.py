@@ -13,6 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.results.calibration import MIN_DRAWS, ReplicationValues, values_of_replication, with_calibration
+from sim.results.changes.baseline_impact import UsualImpact, usual_impact, with_impact
 from sim.results.changes.held_back_counterfactual import WithheldVersions, avoided
 from sim.results.model import Setup
 from sim.results.point import Metric, Point
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 MAX_DRAWS = 8
 """Draws of a profile to simulate, at most. With 8, Student's t is 18 % above the normal quantile."""
 
-REPLICATION, DRAW, COUNTERFACTUAL = "replication", "draw", "counterfactual"
+REPLICATION, DRAW, COUNTERFACTUAL, BASELINE = "replication", "draw", "counterfactual", "baseline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,14 @@ class Design:
 
     :ivar world: the simulated world.
     :ivar counterfactual: the world in which rollouts that are held back go out; None where none is held back.
+    :ivar baseline: the world without the rollouts and faults; None where there are none.
     :ivar held_back: the rollouts that are held back.
     """
 
     scenario: Scenario
     world: World
     counterfactual: World | None = None
+    baseline: World | None = None
     held_back: tuple[Vetting, ...] = ()
 
     @property
@@ -80,7 +83,8 @@ class EvaluationOptions:
     :ivar set: swept keys and values that made the design.
     :ivar replications: None: as many as the scenario says.
     :ivar draws: simulate draws of the profile, for calibration intervals.
-    :ivar counterfactual: simulate the impact that holding rollouts back avoided.
+    :ivar counterfactual: simulate the same traffic without the rollouts and faults, for their impact, and with the
+        rollouts that are held back, for what that avoided.
     :ivar requests: keep the request table of the first replication.
     """
 
@@ -114,7 +118,7 @@ def make_design(scenario: Scenario) -> Design:
     :raises InputError: if it can't be simulated.
     """
     worlds = build_worlds(scenario)
-    return Design(scenario, worlds.happens, worlds.counterfactual, worlds.held_back)
+    return Design(scenario, worlds.happens, worlds.counterfactual, worlds.baseline, worlds.held_back)
 
 
 def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:
@@ -123,12 +127,13 @@ def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:
     parts = [Part(REPLICATION, place) for place in range(count)]
     if options.draws:
         parts += [Part(DRAW, place) for place in range(len(design.draws))]
-    if options.counterfactual and design.counterfactual is not None:
-        parts += [Part(COUNTERFACTUAL, place) for place in range(count)]
+    if options.counterfactual:
+        for kind, world in ((COUNTERFACTUAL, design.counterfactual), (BASELINE, design.baseline)):
+            parts += [Part(kind, place) for place in range(count if world is not None else 0)]
     return parts
 
 
-def simulate_part(design: Design, part: Part) -> Recording | ReplicationValues:
+def simulate_part(design: Design, part: Part) -> Recording | ReplicationValues | UsualImpact:
     """Simulate one part.
 
     A draw meets the traffic of a replication that is also simulated with the profile's own costs. All parts are cut
@@ -143,6 +148,9 @@ def simulate_part(design: Design, part: Part) -> Recording | ReplicationValues:
     if part.kind == COUNTERFACTUAL:
         assert design.counterfactual is not None, "a rollout is held back"
         return simulate(design.counterfactual, place, sections)
+    if part.kind == BASELINE:
+        assert design.baseline is not None, "something changes"
+        return usual_impact(simulate(design.baseline, place, sections), facts_of(world))
     return simulate(world, place, sections)
 
 
@@ -192,6 +200,9 @@ def evaluate(
         drawn = [results[part] for part in parts if part.kind == DRAW]
         if drawn:
             point = _calibrated(point, design, recordings, drawn)
+        usual = [results[part] for part in parts if part.kind == BASELINE]
+        if usual:
+            point = with_impact(point, recordings, facts_of(design.world), usual)
         without = [results[part] for part in parts if part.kind == COUNTERFACTUAL]
         if without:
             point = _with_held_back(point, design, recordings, without)
@@ -203,12 +214,16 @@ def evaluate(
     return Outcome(replace(point, cost=cost, setup=setup_of(design.world)), table, longer)
 
 
-def evaluate_scenario(scenario: Scenario, options: EvaluationOptions | None = None) -> Outcome:
-    """Evaluate a scenario in this process, doubling the run while ``run.half_width`` asks for it."""
-    longer: Scenario | None = scenario
-    while longer is not None:
-        outcome = evaluate(make_design(longer), options or EvaluationOptions())
-        longer = outcome.longer
+def evaluate_scenario(
+    scenario: Scenario, options: EvaluationOptions | None = None, known: dict[Part, Any] | None = None
+) -> Outcome:
+    """Evaluate a scenario in this process, doubling the run while ``run.half_width`` asks for it.
+
+    :param known: results of parts of this scenario that were simulated before.
+    """
+    outcome = evaluate(make_design(scenario), options or EvaluationOptions(), known=known)
+    while outcome.longer is not None:
+        outcome = evaluate(make_design(outcome.longer), options or EvaluationOptions())
     return outcome
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,20 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, ScenarioError
+from sim.results.model import Setup
 from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import RunStore
 from sim.spec.files.tree import files_of
 from sim.spec.scenario import Scenario
-from sim.spec.scenario_file import LoadedScenario
+from sim.spec.scenario_file import LoadedScenario, value_text
 from sim.studies.backends.pool import Pool
 from sim.studies.evaluate import (
+    BASELINE,
     Design,
     EvaluationOptions,
     Outcome,
+    Part,
     evaluate,
     evaluate_scenario,
     make_design,
     on_pool,
+    setup_of,
+    simulate_part,
 )
 from sim.studies.execution import Execution, Progress
 from sim.studies.headroom import find_headroom
@@ -102,16 +108,17 @@ def run_study(
     return StudyOutcome(out, [done[key] for key in keys], reused)
 
 
-def check_points(loaded: LoadedScenario) -> list[str]:
-    """Check the scenario and every point of its ``sweep`` block; return notes for the user.
+def check_points(loaded: LoadedScenario) -> tuple[list[str], list[Setup]]:
+    """Check the scenario and every point of its ``sweep`` block.
 
+    :return: notes for the user, and on what each point would be simulated.
     :raises InputError: saying what is wrong, and where.
     """
     sets = grid(loaded) if loaded.scenario.sweep else []
-    notes = list(_build(loaded, {}).world.notes)
-    for set_ in sets:
-        notes += _build(loaded.with_values(set_), set_).world.notes
-    return list(dict.fromkeys(notes))
+    worlds = [_build(loaded, {}).world]
+    worlds += [_build(loaded.with_values(set_), set_).world for set_ in sets]
+    notes = [note for world in worlds for note in world.notes]
+    return list(dict.fromkeys(notes)), [setup_of(world) for world in worlds]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,8 @@ class PointTask:
     :ivar set: swept keys and values; ``inputs``: hashes of the files it reads, by key.
     :ivar work: requests to simulate in total, including draws of the profile; ``replications``: how many there are.
     :ivar design: with its worlds; None where workers build them.
+    :ivar baseline: what its baseline follows from, as text; empty where nothing changes. Points with the same one share
+        its simulation.
     """
 
     index: int
@@ -131,6 +140,7 @@ class PointTask:
     replications: int
     profile: dict[str, Any] | None
     design: Design | None
+    baseline: str = ""
 
     @property
     def options(self) -> EvaluationOptions:
@@ -149,7 +159,13 @@ def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> PointTas
         if world.profile.draws:
             profile["draws"] = len(world.profile.draws)
     inputs = input_digests(point, world.profile_sha256)
-    return PointTask(index, point, set_, inputs, _size(design), design.replications, profile, design)
+    baseline = "" if design.baseline is None else f"{_told(design.baseline.scenario)} {inputs}"
+    return PointTask(index, point, set_, inputs, _size(design), design.replications, profile, design, baseline)
+
+
+def _told(scenario: Scenario) -> str:
+    """Return everything in a scenario that its numbers depend on."""
+    return scenario.model_dump_json(exclude={"name", "description", "sweep"})
 
 
 def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:
@@ -157,7 +173,8 @@ def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:
         return make_design(point.scenario)
     except InputError as error:
         if set_ and error.file is None:
-            error.hint = "; ".join(filter(None, [error.hint, f"at the point {dict(set_)}"]))
+            where = ", ".join(f"{key}={value_text(value)}" for key, value in set_.items())
+            error.hint = "; ".join(filter(None, [error.hint, f"at the point {where}"]))
         raise point.locate(error) from None
 
 
@@ -180,9 +197,13 @@ def _points(tasks: list[PointTask], pool: Pool) -> Iterator[tuple[int, Outcome]]
     A worker that got a world instead of a scenario returns it after each doubling of the run: only this machine has
     the files to build a longer world from.
     """
+    baselines = _shared_baselines(tasks, pool)
     todo = [(place, task.point.scenario) for place, task in enumerate(tasks)]
     while todo:
-        arguments = ((place, to_worker(scenario, pool), tasks[place].options) for place, scenario in todo)
+        arguments = (
+            (place, to_worker(scenario, pool), tasks[place].options, baselines.get(tasks[place].baseline, {}))
+            for place, scenario in todo
+        )
         todo = []
         for place, outcome in pool.unordered(_point_task, arguments):
             if outcome.longer is None:
@@ -191,19 +212,44 @@ def _points(tasks: list[PointTask], pool: Pool) -> Iterator[tuple[int, Outcome]]
                 todo.append((place, outcome.longer))
 
 
+def _shared_baselines(tasks: list[PointTask], pool: Pool) -> dict[str, dict[Part, Any]]:
+    """Simulate once what several points have as their baseline: all strategies of a rollout have the same one."""
+    sharing = Counter(task.baseline for task in tasks if task.point.scenario.run.half_width is None)
+    first = {task.baseline: task for task in reversed(tasks) if task.baseline and sharing[task.baseline] > 1}
+    arguments = [
+        (key, to_worker(task.point.scenario, pool), Part(BASELINE, place))
+        for key, task in first.items()
+        for place in range(task.replications)
+    ]
+    found: dict[str, dict[Part, Any]] = {key: {} for key in first}
+    for key, part, usual in pool.unordered(_baseline_task, arguments):
+        found[key][part] = usual
+    return found
+
+
+def _baseline_task(key: str, what: Scenario | Design, part: Part) -> tuple[str, Part, Any]:
+    return key, part, simulate_part(what if isinstance(what, Design) else make_design(what), part)
+
+
 def to_worker(scenario: Scenario, pool: Pool) -> Scenario | Design:
     """Return what a worker simulates: a built design if the worker may lack files that the scenario reads."""
     reads_files = pool.away and any(files_of(scenario.model_dump()))
     return make_design(scenario) if reads_files else scenario
 
 
-def _point_task(place: int, what: Scenario | Design, options: EvaluationOptions) -> tuple[int, Outcome]:
-    return place, evaluate(what, options) if isinstance(what, Design) else evaluate_scenario(what, options)
+def _point_task(
+    place: int, what: Scenario | Design, options: EvaluationOptions, known: dict[Part, Any]
+) -> tuple[int, Outcome]:
+    known = dict(known)
+    if isinstance(what, Design):
+        return place, evaluate(what, options, known=known)
+    return place, evaluate_scenario(what, options, known)
 
 
 def _size(design: Design) -> float:
-    traffic = design.world.traffic
-    return (traffic.expected_requests() or 0) * (design.replications + len(design.draws))
+    worlds = 1 + (design.baseline is not None)
+    requests = design.world.traffic.expected_requests() or 0
+    return requests * (design.replications * worlds + len(design.draws))
 
 
 def manifest_of(loaded: LoadedScenario, plan: list[PointTask], keys: list[str], command: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from sim.spec.sections.laws import (
     TokenLaw,
     lognormal_sigma,
 )
-from sim.traffic.traces.bad_rows import listed
+from sim.traffic.tables.bad_rows import listed
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

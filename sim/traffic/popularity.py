@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sim.errors import TraceError
 from sim.reading import open_text
 from sim.spec.sections.popularity_laws import Popularity, WeightsPopularity
-from sim.traffic.traces.bad_rows import shown
+from sim.traffic.tables.bad_rows import shown
 from sim.traffic.traces.rows import MAX_NAME_BYTES
 
 Floats = NDArray[np.float64]

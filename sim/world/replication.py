@@ -38,6 +38,7 @@ from sim.world.rollouts.active_rollouts import NoRollouts, make_rollouts
 from sim.world.routing.in_flight import InFlight
 from sim.world.routing.router_state import RouterState, make_router
 from sim.world.routing.router_views import ViewRefresher
+from sim.world.steady_start import SteadyStart
 from sim.world.times import request_times
 from sim.world.world import World
 
@@ -154,6 +155,7 @@ class ReplicaMaker:
         self._rollouts = rollouts
         self._hooks = hooks
         self._wrap_server = wrap_server
+        self._steady = SteadyStart(world, replication) if world.scenario.cache.starts_full else None
         self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
         self._cache_listeners: list[FleetCacheListener] = [*router_state.cache_listeners(), *rollouts.cache_listeners()]
 
@@ -167,6 +169,8 @@ class ReplicaMaker:
         place = self._made[index] * scenario.fleet.replicas + index
         self._made[index] += 1
         draws = ReplicaDraws(scenario.run.seed, self._replication, place)
+        if self._steady is not None and not restarted:
+            world = replace(world, warm=self._steady.last_used(index, draws))
 
         timing = make_load_timing(world, index, draws)
         context = LoadContext(clock, recorder, index, self._rollouts.versions(index), timing)

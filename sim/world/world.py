@@ -22,8 +22,9 @@ class World:
     :ivar kv_tokens: KV cache of one replica in tokens, rounded down to blocks; None for engine ``fixed``.
     :ivar weights: slots or bytes that each adapter takes of ``capacity``.
     :ivar adapter_blocks: KV blocks that each adapter takes, if adapters share memory with the KV cache.
-    :ivar pinned: adapters that are resident from the start and never leave; ``warm``: adapters that are resident at the
-        start, as far as there is room. Both have the most popular first.
+    :ivar pinned: adapters that are resident from the start and never leave, the most popular first.
+    :ivar warm: adapters that are resident at the start, as far as there is room, the last used first. Where caches
+        start full, each replica gets its own (``steady_start``).
     :ivar population: every adapter that caches may hold: those of the traffic, then new versions with names of their
         own.
     :ivar notes: sentences for the user.

@@ -93,10 +93,10 @@ def test_fewer_layers_are_scaled_to_all() -> None:
 
 
 def test_scaled_steps_whose_output_head_was_not_timed_are_left_out() -> None:
-    specs = [*GRID, *(one for one in heads(GRID) if one.sequences != 16)]
+    specs = [*GRID, *(one for one in heads(GRID) if one.sequences != 32)]
     steps = timed_steps(*samples(specs, layers=4))
-    assert set(steps.column("sequences")) == {one.sequences for one in GRID} - {16}
-    assert 16 in timed_steps(*samples(specs)).column("sequences"), "nothing is scaled where all layers were timed"
+    assert set(steps.column("sequences")) == {one.sequences for one in GRID} - {32}
+    assert 32 in timed_steps(*samples(specs)).column("sequences"), "nothing is scaled where all layers were timed"
 
 
 def test_graphs_count_where_there_are_any() -> None:

@@ -136,7 +136,7 @@ def test_without_a_terminal_a_table_is_one_piece() -> None:
 
     console = Console(width=200)
     with console.capture() as captured:
-        console.print(TerminalTable(["a", *["b c"] * 9], [["1", *["2"] * 9]], verdicts=["met"], verdict_column=1))
+        console.print(TerminalTable(["a", *["b c"] * 9], [["1", *["2"] * 9]], verdicts={(0, 1): "met"}))
     assert captured.get().count("\n") == 2
     assert "✓" not in captured.get()
 
@@ -201,8 +201,13 @@ def test_marks_and_colours_need_a_terminal_that_takes_them(
     quiet = terminal(*run, missed).out
     assert quiet.replace("\x1b[1m", "").startswith("✗ small: ")
     assert "31m" not in quiet
-    swept = plain(terminal("sweep", "small.yaml", "--quiet").out)
-    assert {"✓ met", "✗ not met"} <= set(re.findall(r"[✓✗?] (?:met|not met|unclear)", swept))
+    matrix = plain(terminal("sweep", "small.yaml", "--quiet").out)
+    assert re.search(r"\nGPU slots +round-robin +random *\n8 +✗ .*\(miss ratio\) +✗ .*\n60 +✓ \d.* ✓ \d", matrix)
+    swept = plain(terminal("sweep", "small.yaml", "--quiet", "--over", "cache.gpu.slots=8,60").out)
+    assert re.findall(r"\n\d+ +([✓✗?] (?:met|not met: miss ratio|unclear))", swept) == [
+        "✗ not met: miss ratio",
+        "✓ met",
+    ]
     monkeypatch.setattr(streams._Guard, "isatty", lambda guard: False)
     for command in (run[:-1], ["sweep", "small.yaml", "--quiet"]):
         piped = terminal(*command).out
@@ -215,8 +220,10 @@ def test_a_point_without_a_limit_names_the_term_that_it_misses(
     monkeypatch.setattr(streams._Guard, "isatty", lambda guard: False)
     ended = loraplan("sweep", "small.yaml", "--quiet", "--over", "cache.gpu.slots=8,60")
     missed, met = (line for line in ended.out.splitlines() if re.match(r"(8|60) +(not )?met", line))
-    assert missed.endswith(" none (miss ratio too high)")
-    assert met.endswith(" none")
+    assert re.match(r"8 +not met: miss ratio ", missed)
+    assert re.match(r"60 +met ", met)
+    assert missed.endswith(" –")
+    assert met.endswith(" –")
 
 
 def test_a_headline_about_harm_has_no_mark(terminal: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

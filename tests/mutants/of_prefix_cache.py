@@ -88,7 +88,7 @@ PREFIX_CACHE = (
     Mutant(
         "evicted-too-late",
         _STORE,
-        "            self._queue.leave(free)\n        if len(requests) > 1",
+        "            self._queue.evict(free)\n        if len(requests) > 1",
         "            pass\n        if len(requests) > 1",
         "blocks become free before the ones that decodes took are evicted",
         (TWIN,),
@@ -112,7 +112,7 @@ PREFIX_CACHE = (
     Mutant(
         "preempted-before-decodes-take-theirs",
         _STORE,
-        "        self._queue.leave(self._free)  # decodes take their blocks before the request frees its own\n",
+        "        self._queue.evict(self._free)  # decodes take their blocks before the request frees its own\n",
         "",
         "decodes take the blocks of the request that is preempted, and cached ones stay",
         (TWIN,),

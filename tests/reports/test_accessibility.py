@@ -142,10 +142,12 @@ PAGES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("name", ["cache", "fidelity", "serve", "trace", "thousand-3", "compare", "plan"])
-def test_every_chart_asks_a_question(name: str, tmp_path: Path) -> None:
+def test_every_chart_asks_a_question_and_shows_values_to_the_pointer(name: str, tmp_path: Path) -> None:
     PAGES[name](tmp_path / "report.html")
-    titles = re.findall(r"<figcaption><h3>(.*?)</h3>", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    titles = re.findall(r"<figcaption><h3>(.*?)</h3>", text)
     assert titles
+    assert all('<g class="tip">' in svg for svg in re.findall(r"<svg.*?</svg>", text, flags=re.S))
     assert all(title.count("?") == 1 and title.endswith("?") for title in titles)
 
 

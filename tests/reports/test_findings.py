@@ -175,13 +175,20 @@ def slots_sweep(p99s: dict[int, float]) -> list[Point]:
     ("p99s", "headline"),
     [
         ({16: 9.0, 32: 3.0, 64: 0.5, 128: 0.4}, "The SLO is met from 64 GPU slots on; at 32 it isn't."),
-        ({16: 0.5, 32: 0.4}, "Every value of GPU slots that was tried meets the SLO."),
-        ({16: 5.0, 32: 1.0}, "No value of GPU slots that was tried certainly meets the SLO; unclear at 32."),
-        ({16: 0.4, 32: 5.0, 64: 0.4}, "The SLO is met with GPU slots 16, 64, not with 32."),
-        ({16: 0.4, 32: 1.0, 64: 0.4}, "The SLO is met with GPU slots 16, 64, unclear with 32."),
+        ({16: 0.5, 32: 0.4}, "The SLO is met with 16 or 32 GPU slots."),
+        ({16: 0.5, 32: 0.4, 64: 0.3}, "The SLO is met at every value tried, 16 to 64 GPU slots."),
+        ({16: 5.0, 32: 4.0, 64: 3.0}, "The SLO is not met at any value tried, 16 to 64 GPU slots."),
+        (
+            {16: 5.0, 32: 1.0, 64: 1.0},
+            "The SLO is not certainly met at any value tried, 16 to 64 GPU slots; it is unclear with 32 and 64 GPU "
+            "slots.",
+        ),
+        ({16: 1.0, 32: 1.0}, "It is unclear whether the SLO is met with 16 or 32 GPU slots."),
+        ({16: 0.4, 32: 5.0, 64: 0.4}, "The SLO is met with 16 and 64 GPU slots, not with 32."),
+        ({16: 0.4, 32: 1.0, 64: 0.4}, "The SLO is met with 16 and 64 GPU slots, unclear with 32."),
         (
             {16: 0.4, 32: 1.0, 64: 0.4, 96: 5.0, 128: 0.4},
-            "The SLO is met with GPU slots 16, 64, 128, not certainly with the others.",
+            "The SLO is met with 16, 64 and 128 GPU slots, not certainly with the others.",
         ),
     ],
 )
@@ -191,9 +198,7 @@ def test_sweep_boundary(p99s: dict[int, float], headline: str) -> None:
 
 def test_both_of_two_settings_meet_the_slo() -> None:
     points = [samples.make_point({"cache.eviction": name}, p99=0.4) for name in ("lru", "sieve")]
-    assert (
-        sweep_answer(points, {"e2e_p99_s": 1.0}).headline == "The SLO is met with eviction policy lru and with sieve."
-    )
+    assert sweep_answer(points, {"e2e_p99_s": 1.0}).headline == "The SLO is met with eviction policy lru or sieve."
 
 
 def test_no_cliff_where_intervals_overlap_or_nothing_is_steep() -> None:

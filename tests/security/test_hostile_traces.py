@@ -21,7 +21,8 @@ from sim.studies.fidelity.measured_runs import read_lengths, read_runs
 from sim.traffic import popularity
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights
-from sim.traffic.traces import client_lengths, rows, text_files
+from sim.traffic.tables import text_files
+from sim.traffic.traces import client_lengths, rows
 from sim.traffic.traces.read import read_trace
 
 HEAD = b"timestamp_s,adapter_id,input_tokens,output_tokens\n"

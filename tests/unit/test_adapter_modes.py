@@ -156,7 +156,7 @@ def fits(s: Scenario) -> bool:
         return False
     if blocking and storage.loaders > 1:
         return False
-    if queues != cycle or (queues and (blocking or cache.pinned > 0 or cache.warm > 0)):
+    if queues != cycle or (queues and (blocking or cache.pinned > 0 or cache.warm == 1)):
         return False
     if not {"none": True, "vllm-0.8-scraped": vllm, "s-lora": gpu.unified}[fleet.front_end]:
         return False
@@ -197,7 +197,7 @@ DRAWN: dict[str, tuple[Any, ...]] = {
     ),
     "cache.host": ({"slots": 2}, {"slots": 8}, {"size": "1 GB"}, {"fill": "arrival"}, {"fill": "start"}),
     "cache.pinned": (0, 1),
-    "cache.warm": (0, 1),
+    "cache.warm": (0, 1, "steady"),
     "cache.prefetch": ("none", "queued"),
     "storage.mode": ("overlap", "blocking"),
     "storage.loaders": (1, 2),

@@ -49,8 +49,8 @@ def test_bundled_scenarios_are_found_by_name(folder: Path) -> None:
     child = write(Path("child.yaml"), "extends: weighted\nname: child\n")
     assert load_scenario(str(child)).data["workload"]["popularity"]["file"] == f"{folder}/traces/w.csv"
     assert refusal("plane") == (
-        "no file and no bundled scenario is called 'plane' (allowed: a YAML file or one of plain, weighted); "
-        "did you mean 'plain'?"
+        "no file and no bundled scenario is called 'plane' (allowed: a YAML file, or a name from loraplan scenarios "
+        "list); did you mean 'plain'?"
     )
 
 

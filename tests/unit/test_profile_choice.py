@@ -175,7 +175,7 @@ def test_the_second_line_names_what_was_assumed() -> None:
     point = evaluate_scenario(small).point
     assert setup_line([point]) == (
         "NVIDIA H200 · llama-3.1-8b · vllm (rules of 0.31 and 0.32) · profile h200/llama-3.1-8b/vllm-0.24.0 "
-        "(derived; nearest version of the engine) · assumed, as the scenario names none: base model"
+        "(derived; nearest version of the engine) · base model assumed (set adapters.base_model)"
     )
     assert Setup(**point.setup.to_json()) == point.setup
 

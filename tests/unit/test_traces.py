@@ -17,8 +17,9 @@ import trace_samples as samples
 
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
+from sim.traffic.tables.text_files import open_table
+from sim.traffic.traces.data import ReadOptions
 from sim.traffic.traces.read import TraceData, format_of, read_trace
-from sim.traffic.traces.text_files import open_table
 
 
 def read(folder: Path, content: bytes, limit: int | None = None, **settings: object) -> TraceData:
@@ -31,7 +32,7 @@ def read(folder: Path, content: bytes, limit: int | None = None, **settings: obj
 def test_each_format_is_told_by_its_columns(tmp_path: Path, name: str) -> None:
     (tmp_path / "t").write_bytes(samples.SAMPLES[name])
     with open_table(str(tmp_path / "t")) as table:
-        assert format_of(table) == name.partition(".")[0]
+        assert format_of(table, "auto", ReadOptions(("t",), None)) == name.partition(".")[0]
 
 
 def test_every_format_has_a_sample() -> None:

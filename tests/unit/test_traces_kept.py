@@ -10,10 +10,10 @@ import pytest
 import trace_samples as samples
 
 from sim.spec.sections.trace_source import Trace
-from sim.traffic.traces.bad_rows import BadRows
-from sim.traffic.traces.blocks import RowBlock
+from sim.traffic.tables.bad_rows import BadRows
+from sim.traffic.tables.blocks import RowBlock
+from sim.traffic.tables.text_files import CsvTable
 from sim.traffic.traces.read import TraceData, read_trace
-from sim.traffic.traces.text_files import CsvTable
 
 
 def read(folder: Path, content: bytes) -> TraceData:

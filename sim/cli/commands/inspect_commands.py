@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cells import one_line
+from sim.cli.completion import complete_scenario
 from sim.cli.options import QuietOption, ScenarioArgument, SetOption, session_of
-from sim.cli.output import message, print_rich, say
+from sim.cli.output import message, print_rich, rich_rows, say
 
 if TYPE_CHECKING:
     from sim.spec.scenario_file import LoadedScenario
@@ -41,11 +41,12 @@ def check(
     ] = False,
 ) -> None:
     """Say whether a scenario can be simulated, and what is wrong with it if not."""
+    from reports.text.setup_text import setup_words
     from sim.spec.scenario_file import load_scenario
     from sim.studies.sweep import check_points
 
     loaded = load_scenario(scenario, set_ or [], confined=session_of(context).confined)
-    notes = check_points(loaded)
+    notes, setups = check_points(loaded)
     if loaded.scenario.plan is not None:
         from sim.studies.planning.plan_study import check_plan
 
@@ -54,19 +55,11 @@ def check(
         _print_resolved(loaded)
     for note in notes:
         message(f"note: {note}", False)
-    say(f"{scenario}: ok")
+    say(f"{scenario}: ok", f"  {setup_words(setups)}")
 
 
 def _print_resolved(loaded: LoadedScenario) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("key", "value", "from"):
-        table.add_column(name, overflow="fold")
-    for row in loaded.rows():
-        table.add_row(*(Text(one_line(cell)) for cell in row))
-    print_rich(table)
+    print_rich(rich_rows(("key", "value", "from"), loaded.rows(), words=(1, 2)))
 
 
 def schema() -> None:
@@ -78,20 +71,14 @@ def schema() -> None:
 
 def list_scenarios() -> None:
     """List the bundled scenarios."""
-    from rich.table import Table
-
     from sim.spec.scenario_file import bundled_scenarios
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("scenario", no_wrap=True)
-    table.add_column("what it shows")
-    for entry in bundled_scenarios():
-        table.add_row(entry.name, entry.description)
-    print_rich(table)
+    rows = [(entry.name, entry.description) for entry in bundled_scenarios()]
+    print_rich(rich_rows(("scenario", "what it shows"), rows, words=(1,)))
 
 
 def copy_bundled(
-    name: Annotated[str, typer.Argument(help="A bundled scenario.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A bundled scenario.", autocompletion=complete_scenario)],
     destination: Annotated[Path, typer.Argument(help="A new file, or a folder.")] = Path("."),
 ) -> None:
     """Copy a bundled scenario to edit it."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sim.cli.completion import complete_assignment
 from sim.cli.options import NoHeadroomOption, StudyOptions, takes
 from sim.cli.output import (
     command_line,
@@ -21,13 +21,13 @@ from sim.cli.output import (
     say_json,
     say_result,
 )
+from sim.cli.ranges import parse_range
 from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
     from sim.results.run_directory.study_records import EvaluationRecord
 
-_RANGE = re.compile(r"([^=]+)=(.+?)\.\.(.+?)(?::([^:]+))?")
 NONE_MEETS = 1
 
 
@@ -36,9 +36,15 @@ def plan(
     options: StudyOptions,
     minimize: Annotated[
         list[str] | None,
-        typer.Option(help="Find the smallest value: KEY=a..b, with steps KEY=a..b:step. Twice: both, the first first."),
+        typer.Option(
+            help="Find the smallest value of KEY=a..b or KEY=a..b:step. Twice: two keys, the dearer first.",
+            autocompletion=complete_assignment,
+        ),
     ] = None,
-    maximize: Annotated[list[str] | None, typer.Option(help="Find the largest value: KEY=a..b[:step].")] = None,
+    maximize: Annotated[
+        list[str] | None,
+        typer.Option(help="Find the largest value of KEY=a..b or KEY=a..b:step.", autocompletion=complete_assignment),
+    ] = None,
     what_if: Annotated[
         bool, typer.Option("--what-if", help="Also say what one change at a time would do at the answer.")
     ] = False,
@@ -125,20 +131,20 @@ def _question(minimize: list[str], maximize: list[str]) -> list[str]:
     name, texts = ("minimize", minimize) if minimize else ("maximize", maximize)
     parts = []
     for text in texts:
-        match = _RANGE.fullmatch(text)
-        if match is None:
+        found = parse_range(text)
+        if found is None:
             raise InputError(
                 "not a key and its range",
                 key=f"--{name}",
                 got=text,
-                allowed="KEY=a..b or KEY=a..b:step",
+                allowed="KEY=a..b or KEY=a..b:step, such as cache.gpu.slots=8..64:8",
                 hint="a list of values goes into the scenario: plan: {values: [8, 16]}",
             )
-        parts.append([part.strip() if part else None for part in match.groups()])
+        parts.append(found)
     keys, lows, highs, steps = zip(*parts, strict=True)
     if len(parts) == 1:
-        found = [f"plan.{name}={keys[0]}", f"plan.range=[{lows[0]}, {highs[0]}]"]
-        return [*found, f"plan.step={steps[0]}"] if steps[0] else found
+        question = [f"plan.{name}={keys[0]}", f"plan.range=[{lows[0]}, {highs[0]}]"]
+        return [*question, f"plan.step={steps[0]}"] if steps[0] else question
     ranges = ", ".join(f"[{low}, {high}]" for low, high in zip(lows, highs, strict=True))
-    found = [f"plan.{name}=[{', '.join(map(str, keys))}]", f"plan.range=[{ranges}]"]
-    return [*found, f"plan.step=[{', '.join(step or 'null' for step in steps)}]"] if any(steps) else found
+    question = [f"plan.{name}=[{', '.join(keys)}]", f"plan.range=[{ranges}]"]
+    return [*question, f"plan.step=[{', '.join(step or 'null' for step in steps)}]"] if any(steps) else question

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.completion import complete_profile
 from sim.cli.options import JsonOption, QuietOption
 from sim.cli.output import make_folder, message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
+    from sim.cli.terminal import TerminalTable
     from sim.spec.profile import Profile
     from sim.studies.profile_listing import ProfileRow
 
@@ -43,21 +45,22 @@ def list_profiles(
     if json:
         say_json({"profiles": [asdict(row) for row in rows]})
         return
-    say(*_table(rows), "", *_LEGEND)
+    print_rich(_table(rows))
+    say("", *_LEGEND)
 
 
 _LEGEND = (
-    "TPOT ±: how far a decode step of 32 sequences with 16 adapters may be off (90 %), by the profile's",
-    "own draws; ? is not known.",
-    "A scenario picks one by fleet.gpu, adapters.base_model, fleet.engine; fleet.profile names one.",
-    "All about one: loraplan profiles show NAME. Another GPU or model: loraplan profiles build --help",
+    "TPOT ±: how far the profile's predictions of a decode step (32 sequences, 16 adapters) may be off, as a 90 % "
+    "interval over its draws; ? means unknown.",
+    "A scenario selects a profile by fleet.gpu, adapters.base_model and fleet.engine, or names one in fleet.profile.",
+    "One profile in full: loraplan profiles show NAME. For another GPU or model: loraplan profiles build --help",
 )
 _LONGEST = 16
 
 
-def _table(rows: Sequence[ProfileRow]) -> list[str]:
-    """Return a line for each profile that fits into a terminal, and the head."""
-    cells = [("profile", "GPU", "model", "TP", "engine", "status", "TPOT ±")]
+def _table(rows: Sequence[ProfileRow]) -> TerminalTable:
+    """Return a row for each profile; its name says most, so a narrow terminal can do without the columns next to it."""
+    cells = []
     for row in rows:
         weights = "" if row.weights in ("bf16", "fp16") else f" {row.weights}"
         error = "?" if row.tpot_error is None else f"{100 * row.tpot_error:.0f} %"
@@ -65,19 +68,15 @@ def _table(rows: Sequence[ProfileRow]) -> list[str]:
         device = row.gpu or row.device
         shown = device if len(device) <= _LONGEST else f"{device[: _LONGEST - 1]}…"
         cells.append((row.name, shown, f"{row.model}{weights}", str(row.gpus), engine, row.status, error))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numbers = (3, 6)
-    return [
-        "  ".join(
-            cell.rjust(width) if place in numbers else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    ]
+    head = ["profile", "GPU", "model", "TP", "engine", "status", "TPOT ±"]
+    return rich_rows(head, cells, words=(1, 2, 4, 5), optional=(1, 2, 4))
 
 
 def show_profile(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A bundled profile, or the path of one.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A bundled profile, or the path of one.", autocompletion=complete_profile),
+    ],
     json: JsonOption = False,
 ) -> None:
     """Show a profile: every coefficient with its unit and source, where it comes from, and its errors."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.completion import complete_assignment
 from sim.cli.options import CheckOption, NoHeadroomOption, OverwriteOption, StudyOptions, takes
 from sim.cli.output import (
     command_line,
@@ -22,7 +23,8 @@ from sim.cli.output import (
     say_json,
     say_result,
 )
-from sim.cli.terminal import width_of_terminal
+from sim.cli.ranges import parse_range
+from sim.cli.terminal import has_marks, width_of_terminal
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
@@ -55,7 +57,11 @@ def sweep(
     options: StudyOptions,
     over: Annotated[
         list[str] | None,
-        typer.Option("--over", help="Values to try: key=v1,v2,v3. Repeatable; in place of the sweep: block."),
+        typer.Option(
+            "--over",
+            help="Values to try: KEY=v1,v2,v3 or KEY=a..b:step. Repeatable.",
+            autocompletion=complete_assignment,
+        ),
     ] = None,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
@@ -148,6 +154,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     from reports.tables.metric_tables import (
         base_model_table,
         grouped_table,
+        matrix_table,
         metrics_table,
         terminal_table,
         traffic_sentence,
@@ -158,7 +165,8 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     points, terms = data.points, loaded.scenario.slo.terms()
     axes = make_axes(points)
     if len(points) > 1:
-        table = terminal_table(points, axes, terms)
+        matrix = matrix_table(points, axes, terms) if width_of_terminal() is not None and has_marks() else None
+        table = matrix or terminal_table(points, axes, terms)
     else:
         load = None if data.headroom is None else data.headroom.load
         table = grouped_table(points[0], terms, load) if key_only else metrics_table(points[0])
@@ -169,7 +177,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         if sentence:
             say(f"  {sentence}")
     say(f"  Confidence: {answer.confidence}. {capital(answer.reason)}", "")
-    print_rich(rich_table(table, len(axes) or 2))
+    print_rich(rich_table(table))
     if table.note:
         say(table.note)
     groups = base_model_table(points[0]) if len(points) == 1 else None
@@ -193,16 +201,35 @@ def _axes(texts: list[str]) -> dict[str, list[Any]]:
 
 
 def _parse_over(text: str) -> tuple[str, list[Any]]:
-    """Return the key and values of ``--over key=v1,v2``; values are YAML, so lists and mappings work too."""
+    """Return the key and values of ``--over key=v1,v2`` or ``key=a..b:step``.
+
+    Values are YAML, so lists and mappings work too.
+    """
+    key, equals, values = text.partition("=")
+    if not equals or not key.strip() or not values.strip():
+        allowed = "key=v1,v2,v3 or key=a..b:step"
+        raise InputError("not a key and its values", key="--over", got=text, allowed=allowed)
+    found = parse_range(text)
+    if found is None:
+        return key.strip(), _yaml_list(key, values)
+    from sim.studies.planning.candidates import values_between
+
+    option = f"--over {found.key}"
+    if found.step is None:
+        hint = f"such as {text}:10%, or a fixed distance with the range's unit"
+        raise InputError("a range needs a step", key=option, got=values, hint=hint)
+    low, high, step = _yaml_list(key, f"{found.low}, {found.high}, {found.step}")
+    return found.key, values_between([low, high], step, option, option)
+
+
+def _yaml_list(key: str, values: str) -> list[Any]:
     from sim.spec.files.tree import plain
     from sim.spec.files.yaml_tree import parse_yaml
 
-    key, equals, values = text.partition("=")
-    if not equals or not key.strip() or not values.strip():
-        raise InputError("not a key and its values", key="--over", got=text, allowed="key=v1,v2,v3")
     try:
         node = parse_yaml(f"[{values}]", "--over")
     except ScenarioError as error:
-        raise InputError(error.problem, key=f"--over {key}", got=values, allowed="v1,v2,v3") from None
+        raise InputError(error.problem, key=f"--over {key}", got=values, allowed="v1,v2,v3 or a..b:step") from None
     assert node is not None, "brackets are a list"
-    return key.strip(), plain(node)
+    found: list[Any] = plain(node)
+    return found

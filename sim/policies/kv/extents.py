@@ -12,7 +12,22 @@ Key = tuple[int, int, int]
 base model before those of the adapter, which is 0 except with activated LoRA."""
 
 
-class Extent:
+class Entry:
+    """An entry of the free queue: blocks that stand next to each other.
+
+    :ivar end: the end (exclusive) of its blocks.
+    :ivar before: blocks just before it that no request can find.
+    :ivar previous, following: its neighbours in the queue.
+    """
+
+    __slots__ = ("before", "end", "following", "previous")
+    end: int
+    before: int
+    previous: Entry
+    following: Entry
+
+
+class Extent(Entry):
     """Cached blocks ``first`` to ``end`` (exclusive) of a path of runs; those up to ``cover`` are in use.
 
     All users hold its first blocks, up to different ends. So what is free is at the end, and the last blocks became
@@ -29,7 +44,7 @@ class Extent:
     :ivar outdated: whether weights that have been replaced since computed it, or its first blocks.
     """
 
-    __slots__ = ("cover", "end", "first", "forgotten", "key", "next", "outdated", "runs", "segments", "twin", "users")
+    __slots__ = ("cover", "first", "forgotten", "key", "next", "outdated", "runs", "segments", "twin", "users")
 
     def __init__(self, key: Key, runs: tuple[Run, ...], first: int, end: int, twin: bool = False) -> None:
         self.key = key
@@ -136,17 +151,15 @@ Spans = list[tuple[Extent, int]]
 end of its blocks in each."""
 
 
-class Segment:
+class Segment(Entry):
     """Blocks ``first`` to ``end`` (exclusive) that stand next to each other in the free queue, the last one first.
 
-    :ivar extent: their extent, if it stands for others; None: no request can find them, and only their number counts.
-    :ivar cached: whether they count as cached.
+    :ivar extent: their extent, if they have content; it stands for others itself.
     """
 
-    __slots__ = ("cached", "end", "extent", "first")
+    __slots__ = ("extent", "first")
 
-    def __init__(self, extent: Extent | None, first: int, end: int, cached: bool) -> None:
+    def __init__(self, extent: Extent | None, first: int, end: int) -> None:
         self.extent = extent
         self.first = first
         self.end = end
-        self.cached = cached

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Iterator
 
-from sim.policies.kv.extents import Extent, Segment
+from sim.policies.kv.extents import Entry, Extent, Segment
 from sim.policies.kv.known_blocks import KnownBlocks
 
 
@@ -12,9 +12,8 @@ class FreeQueue:
     """Free blocks, the next to be taken first: cached ones, and with ``uncached_last`` all others too.
 
     Which physical block holds what does not matter. Otherwise a block without content always stands before all cached
-    ones, so that only cached blocks are kept here. While there are more of them than free blocks, the first has been
-    evicted. Blocks are only added at the end, so ``leave`` counts what is evicted from the head, and ``settle`` drops
-    it later, before a request looks for content.
+    ones, so that only cached blocks are kept here. While there are more of them than free blocks, the first are to be
+    evicted: ``evict`` does it before blocks are added, and before a request looks for content.
 
     :ivar blocks: number of blocks in the queue.
     :ivar evicted: cached blocks that were used for something else.
@@ -23,47 +22,51 @@ class FreeQueue:
     def __init__(self, known: KnownBlocks, total: int, *, uncached_last: bool) -> None:
         self.blocks = 0
         self.evicted = 0
-        self.entries: OrderedDict[Extent | Segment, None] = OrderedDict()
         self._known = known
-        self._uncached_last = uncached_last
-        self._gone = 0  # blocks at the head that are evicted, and still there
-        self._last: Segment | None = None  # the last entry, if it is no extent's; in the queue, or empty
+        self._end = end = Entry()  # its neighbours are the last entry and the first one
+        end.before = 0
+        end.previous = end.following = end
         if uncached_last:
-            self._append(Segment(None, 0, total, False), total)
+            self._append(Segment(None, 0, total))
+            self.blocks = total
 
-    def _append(self, segment: Segment, blocks: int) -> None:
-        self._last = segment
-        self.entries[segment] = None
-        self.blocks += blocks
+    def _append(self, entry: Entry) -> None:
+        end = self._end
+        last = end.previous
+        entry.before = end.before
+        entry.previous = last
+        entry.following = end
+        last.following = end.previous = entry
+        end.before = 0
+
+    def _remove(self, entry: Entry) -> None:
+        previous, following = entry.previous, entry.following
+        following.before += entry.before
+        previous.following = following
+        following.previous = previous
 
     def append_extent(self, extent: Extent, end: int) -> None:
         """Append the blocks of an extent from its ``cover`` to ``end`` (exclusive), which were its last ones in use."""
-        first = extent.cover
         if end == extent.end:
-            self.entries[extent] = None
+            self._append(extent)
         else:
-            segment = Segment(extent, first, end, True)
+            segment = Segment(extent, extent.cover, end)
             extent.segments.append(segment)
-            self.entries[segment] = None
-        self._last = None
-        self.blocks += end - first
+            self._append(segment)
+        self.blocks += end - extent.cover
 
     def append_uncached(self) -> None:
         """Append a block without content, where such blocks go to the end."""
-        self._append(Segment(None, 0, 1, False), 1)
+        self._append(Segment(None, 0, 1))
+        self.blocks += 1
 
     def append_unknown(self, blocks: int) -> None:
         """Append cached blocks that no request can find."""
-        last = self._last
-        if last is not None and last.cached and last.end:
-            last.end += blocks
-            self.blocks += blocks
-        else:
-            self._append(Segment(None, 0, blocks, True), blocks)
+        self._end.before += blocks
+        self.blocks += blocks
 
     def take_out(self, extent: Extent, end: int) -> None:
         """Take the free blocks of an extent up to ``end``, which are used again, out of the queue."""
-        assert not self._gone, "the blocks have just been looked up"
         self.blocks -= end - extent.cover
         segments = extent.segments
         while segments:
@@ -72,69 +75,78 @@ class FreeQueue:
                 segment.first = end
                 return
             segments.pop()
-            del self.entries[segment]
+            self._remove(segment)
             if segment.end == end:
                 return
         if end == extent.end:
-            del self.entries[extent]
+            self._remove(extent)
 
-    def leave(self, free: int) -> None:
+    def evict(self, free: int) -> None:
         """Evict blocks from the head until no more than ``free`` are left."""
         gone = self.blocks - free if free > 0 else self.blocks
-        if gone > 0:
-            self.blocks -= gone
-            self._gone += gone
-            if self._uncached_last:
-                self.settle()
-            else:
-                self.evicted += gone  # all of them are cached
+        if gone <= 0:
+            return
+        self.blocks -= gone
+        self.evicted += gone
+        entry = self._end.following
+        while gone > entry.before:
+            gone -= entry.before
+            entry.before = 0
+            gone -= self._evict_from(entry, gone)
+            entry = self._end.following
+        entry.before -= gone
 
-    def settle(self) -> None:
-        """Drop what is evicted, so that no request finds it."""
-        entries, gone = self.entries, self._gone
-        self._gone = 0
-        while gone:
-            entry = next(iter(entries))
-            if isinstance(entry, Extent):
-                extent: Extent | None = entry
-                first, cached = entry.first_queued(), True
-            else:
-                extent, first, cached = entry.extent, entry.first, entry.cached
-            blocks = entry.end - first
-            if blocks > gone:
-                blocks = gone
-            else:
-                del entries[entry]
-            gone -= blocks
-            entry.end -= blocks
-            if self._uncached_last and cached:
-                self.evicted += blocks
-            if extent is None:
-                continue
-            if entry is not extent:
-                extent.end = entry.end
-                if entry.end == first:
+    def _evict_from(self, entry: Entry, most: int) -> int:
+        """Evict the last blocks of the first entry, no more than ``most``; return how many."""
+        if isinstance(entry, Extent):
+            extent: Extent | None = entry
+            first = entry.first_queued()
+        else:
+            assert isinstance(entry, Segment)
+            extent, first = entry.extent, entry.first
+        blocks = entry.end - first
+        if blocks > most:
+            blocks = most
+        entry.end = end = entry.end - blocks
+        if end == first:
+            self._remove(entry)
+            entry.following = self._end  # so that what is gone does not keep others in memory
+        if extent is None:
+            self.evicted -= blocks  # they were not cached
+        else:
+            if extent is not entry:
+                extent.end = end
+                if end == first:
                     extent.segments.pop(0)
-            if extent.end == extent.first and not extent.forgotten:
+            if end == extent.first and not extent.forgotten:
                 self._known.remove(extent)
+        return blocks
+
+    def _entries(self) -> Iterator[Entry]:
+        entry = self._end.following
+        while entry is not self._end:
+            yield entry
+            entry = entry.following
 
     def check_integrity(self, extents: set[Extent]) -> set[Extent]:
         """Assert that these extents have their free blocks here; return them and all others that have some.
 
         :param extents: those that are known or in use.
         """
-        queued = [entry for entry in self.entries if isinstance(entry, Extent)]
-        segments = [entry for entry in self.entries if isinstance(entry, Segment)]
+        entries = list(self._entries())
+        queued = {entry for entry in entries if isinstance(entry, Extent)}
+        segments = [entry for entry in entries if isinstance(entry, Segment)]
         found = extents.union(queued, [segment.extent for segment in segments if segment.extent is not None])
-        blocks = sum(segment.end - segment.first for segment in segments)
+        blocks = sum(entry.before for entry in (*entries, self._end))
+        blocks += sum(segment.end - segment.first for segment in segments)
         for extent in found:
             block = extent.first_queued()
-            assert (block < extent.end) == (extent in self.entries)
+            assert (block < extent.end) == (extent in queued)
             blocks += extent.end - block
             assert extent.segments == [segment for segment in segments if segment.extent is extent]
             for segment in extent.segments:
                 assert segment.end == block > segment.first
                 block = segment.first
             assert block == extent.cover
-        assert self.blocks + self._gone == blocks
+        assert self.blocks == blocks
         return found

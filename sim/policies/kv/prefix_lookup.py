@@ -98,10 +98,8 @@ class PrefixLookup(ExactCount):
 
     def settle(self) -> None:
         """Evict what has been taken from the free queue since the last call."""
-        queue = self._queue
-        if queue.blocks > self._free:
-            queue.leave(self._free)
-        queue.settle()
+        if self._queue.blocks > self._free:
+            self._queue.evict(self._free)
 
     @property
     def evicted_blocks(self) -> int:

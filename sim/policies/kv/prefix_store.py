@@ -74,7 +74,7 @@ class PrefixStore(PrefixLookup):
                 self.tokens += tokens
                 self._phases[(tokens - 1 - step) % self.size] += 1
         self._free -= self._needed_next()
-        self._queue.leave(self._free)
+        self._queue.evict(self._free)
 
     def lose(self, indices: set[int]) -> None:
         """Let no request find what these running ones hold, or compute from now on."""
@@ -193,13 +193,13 @@ class PrefixStore(PrefixLookup):
     # Give back ------------------------------------------------------------------------------------------------------
 
     def before_preemption(self) -> KvStore:
-        self._queue.leave(self._free)  # decodes take their blocks before the request frees its own
+        self._queue.evict(self._free)  # decodes take their blocks before the request frees its own
         return self
 
     def give_back(self, requests: list[Request]) -> None:
         free = self._free + self._needed_next()
         if self._queue.blocks > free:
-            self._queue.leave(free)
+            self._queue.evict(free)
         if len(requests) > 1 and (self._held or self._unfilled):
             requests = sorted(requests, key=self._place_of)
         for request in requests:
@@ -230,7 +230,6 @@ class PrefixStore(PrefixLookup):
         left = self._free_text(request, spans, full) if text >= 0 else NOT_FREED
         if left == NOT_FREED:
             if text >= 0 or last_step != self._step:
-                self._queue.settle()
                 self._fill(request, full, own=True)
                 spans = self._held.get(index)
             left = spans[-1][1] if spans else 0
@@ -253,7 +252,6 @@ class PrefixStore(PrefixLookup):
         if other_turn is request:
             del self._unfilled[text]
         elif other_turn is not None:
-            self._queue.settle()
             self._fill_text(text)
         if self._shares_base or request.index in self._lost:
             return NOT_FREED
@@ -295,7 +293,7 @@ class PrefixStore(PrefixLookup):
     # Evict, outdate and forget --------------------------------------------------------------------------------------
 
     def note_peak(self, steps: int) -> None:
-        self._queue.leave(self._free - self._needed(steps - 1))
+        self._queue.evict(self._free - self._needed(steps - 1))
         self._count_peak(self.tokens + steps * self.decoding)
 
     def _extents_of(self, adapter: int) -> list[Extent]:

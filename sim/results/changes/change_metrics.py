@@ -1,7 +1,8 @@
 """Metrics of what changes while traffic flows: rollouts, faults, and how evenly replicas are loaded.
 
-A rollout is one event, not a stream that could be cut into sections: intervals come from the spread between
-replications. Each of them sees other traffic, and designs see the same.
+A rollout is one event, not a stream that could be cut into sections. So its counts are those of one rollout: means
+over the replications, with intervals from the spread between them. Each replication sees other traffic, and designs
+see the same.
 """
 
 from __future__ import annotations
@@ -65,37 +66,29 @@ def change_metrics(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
         "refused": _ended(m, status == REFUSED),
         "failed": _ended(m, status == FAILED),
         "replica_load_skew": _skew(m),
-        **_harmed(m, slow),
+        **_affected(m, slow),
         **_rollouts(m),
         **_faults(m),
     }
 
 
-def _harmed(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
+def _affected(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
     """Return the requests with a mixed, stale, wrong or late answer, or none; each counts once.
 
-    Also by how much their number exceeds that of the late ones to be expected anyway: the share of requests before the
-    first rollout or fault, applied to those that come after it.
+    How many of them there would be anyway, only a simulation of the baseline shows (``baseline_impact``).
     """
     if not m.facts.strategies and not m.facts.faults:
         return {
             name: Metric(None, unit="requests", state=State(Cause.NO_CHANGE)) for name in ("harmed", "harmed_excess")
         }
-    harmed = ((m.column("marks") & _HARMFUL) > 0) | (m.column("status") == FAILED)
-    late = np.zeros_like(harmed) if slow is None else slow
-    harmed = harmed | late
-    before, replication = before_changes(m), replication_of(m)
+    affected = wrong_ones(m) if slow is None else wrong_ones(m) | slow
+    beyond = Metric(None, unit="requests", state=State(Cause.NO_BASELINE))
+    return {"harmed": counted(m, affected), "harmed_excess": beyond}
 
-    def each(where: Mask) -> Floats:
-        return np.bincount(replication[where], minlength=m.replications).astype(np.float64)
 
-    came = each(before)
-    if np.any(came == 0):
-        excess = Metric(None, unit="requests", state=State(Cause.NOTHING_BEFORE))
-    else:
-        beyond = each(harmed & ~before) - each(~before) * each(late & before) / came
-        excess = summed(beyond, "requests", least=-math.inf)
-    return {"harmed": counted(m, harmed), "harmed_excess": excess}
+def wrong_ones(m: MeasuredRequests) -> Mask:
+    """Return which measured requests got a mixed, stale or wrong answer, or none."""
+    return np.asarray(((m.column("marks") & _HARMFUL) > 0) | (m.column("status") == FAILED))
 
 
 def before_changes(m: MeasuredRequests) -> Mask:
@@ -114,27 +107,35 @@ def replication_of(m: MeasuredRequests) -> NDArray[np.int64]:
 
 
 def counted(m: MeasuredRequests, where: Mask, unit: str = "requests") -> Metric:
-    """Return how many measured requests these are, in all replications together."""
-    each = np.bincount(replication_of(m)[where], minlength=m.replications)
-    return summed(each.astype(np.float64), unit)
+    """Return how many measured requests these are in a replication."""
+    return mean_count(by_replication(m, where), unit)
+
+
+def by_replication(m: MeasuredRequests, where: Mask) -> Floats:
+    """Return how many measured requests these are in each replication."""
+    return np.bincount(replication_of(m)[where], minlength=m.replications).astype(np.float64)
 
 
 def _ended(m: MeasuredRequests, where: Mask) -> Metric:
-    """Return how many requests ended in a way; if nothing changes, with the sections of a short run as parts."""
-    metric = counted(m, where)
+    """Return how many requests ended in a way in all replications; if nothing changes, with the sections of a short
+    run as parts."""
+    each = by_replication(m, where)
+    mean, count = mean_count(each, "requests"), len(each)
+    ends = [None if end is None else end * count for end in (mean.lo, mean.hi)]
+    metric = replace(mean, value=round(each.sum()), lo=ends[0], hi=ends[1])
     if m.replications < ENOUGH_REPLICATIONS and not m.facts.strategies and not m.facts.faults:
         return replace(metric, parts=kept(m.count(where)))
     return metric
 
 
-def summed(each: Floats, unit: str, least: float = 0.0) -> Metric:
-    """Return the sum of one count a replication, with an interval from their spread, which ends at ``least``."""
-    total = float(each.sum())
-    half = half_width(total / len(each), each)
+def mean_count(each: Floats, unit: str, least: float = 0.0) -> Metric:
+    """Return the mean of one count a replication, with an interval from their spread, which ends at ``least``."""
+    mean = float(each.mean())
+    half = half_width(mean, each)
     if half is None:
-        return Metric(round(total), unit=unit, state=State(Cause.ONE_REPLICATION) if total else SETTLED)
-    half *= len(each)
-    return Metric(round(total), max(least, total - half), total + half, unit, parts=kept(each))
+        state = State(Cause.ONE_REPLICATION) if mean else SETTLED
+        return Metric(mean, unit=unit, state=state, parts=kept(each))
+    return Metric(mean, max(least, mean - half), mean + half, unit, parts=kept(each))
 
 
 def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.inf) -> Metric:
@@ -262,7 +263,7 @@ def window_metrics(m: MeasuredRequests) -> dict[str, Metric]:
         peaks = np.array([_peak(s, b - a) for s, (a, b) in zip(starts, spans, strict=True)])
         found[f"{side}_peak_loads_per_s"] = spread_over(float(peaks.mean()), peaks, "1/s")
         if side == "rollout":
-            found["rollout_loads"] = summed(np.array([float(len(s)) for s in starts]), "loads")
+            found["rollout_loads"] = mean_count(np.array([float(len(s)) for s in starts]), "loads")
     return found
 
 
@@ -316,7 +317,7 @@ def _sessions(m: MeasuredRequests) -> dict[str, Metric]:
         [sessions_of_both({n: c[k] for n, c in r.requests.items()}) for r in m.recordings for k in [r.section_of >= 0]],
         dtype=np.float64,
     )
-    return {name: summed(counts[:, i], "sessions") for i, name in enumerate(names)}
+    return {name: mean_count(counts[:, i], "sessions") for i, name in enumerate(names)}
 
 
 def sessions_of_both(requests: dict[str, NDArray[np.generic]]) -> tuple[int, int]:

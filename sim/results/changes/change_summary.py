@@ -201,7 +201,7 @@ def impact_of(m: MeasuredRequests) -> Impact | None:
     if not m.facts.strategies and not m.facts.faults:
         return None
     marks = m.column("marks")
-    counts = {name: int(((marks & mark) > 0).sum()) for name, mark in _IMPACT.items()}
+    counts: dict[str, Any] = {name: int(((marks & mark) > 0).sum()) for name, mark in _IMPACT.items()}
     slow, unanswered, before = slow_ones(m), m.column("status") == UNFINISHED, before_changes(m)
     since = bool(before.any() or m.facts.strategies)
 
@@ -210,6 +210,7 @@ def impact_of(m: MeasuredRequests) -> Impact | None:
 
     return Impact(
         requests=len(marks),
+        replications=m.replications,
         **counts,
         failed=int((m.column("status") == FAILED).sum()),
         slow=late(np.ones_like(unanswered)),

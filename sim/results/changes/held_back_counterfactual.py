@@ -67,7 +67,8 @@ def avoided(
         for name, d in found.items()
         if d is not None
     }
-    return HeldBack(rollouts, len(m.section), _count(_answered(m, held)), [_count(metric) for metric in each], changes)
+    requests = round(len(m.section) / m.replications)
+    return HeldBack(rollouts, requests, _count(_answered(m, held)), [_count(metric) for metric in each], changes)
 
 
 def _answered(m: MeasuredRequests, held: Sequence[WithheldVersions]) -> Metric:

@@ -43,14 +43,14 @@ def bundled_scenarios() -> list[BundledScenario]:
 def bundled_path(name: str) -> Path:
     """Return the file of a bundled scenario.
 
-    :raises ScenarioError: if there is none of that name; it lists those there are.
+    :raises ScenarioError: if there is none of that name;
     """
     names = [path.stem for path in sorted(bundled_folder().glob("*.yaml"))]
     if name in names:
         return bundled_folder() / f"{name}.yaml"
     raise ScenarioError(
         f"no file and no bundled scenario is called {name!r}",
-        allowed=f"a YAML file or one of {', '.join(names)}" if names else "a YAML file",
+        allowed="a YAML file, or a name from loraplan scenarios list",
         hint=did_you_mean(name, names),
     )
 

@@ -152,10 +152,10 @@ def with_absolute_files(node: Node, folder: Path, path: str = "", confines: Path
     if isinstance(value, dict):
         children = {key: with_absolute_files(child, folder, join(path, key), confines) for key, child in value.items()}
         return replace(node, value=children)
-    if isinstance(value, list) and any(isinstance(child.value, dict) for child in value):
+    key = without_indexes(path).removeprefix(_FLEETS)
+    if isinstance(value, list) and (key in FILE_KEYS or any(isinstance(child.value, dict) for child in value)):
         children_of = [with_absolute_files(child, folder, join(path, i), confines) for i, child in enumerate(value)]
         return replace(node, value=children_of)
-    key = without_indexes(path).removeprefix(_FLEETS)
     if isinstance(value, str) and key in FILE_KEYS and (key != "fleet.profile" or is_path(value)):
         return replace(node, value=str(absolute_file(value, node.origin, folder, path, confines)))
     return node

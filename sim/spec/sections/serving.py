@@ -262,13 +262,20 @@ class Cache(Strict):
     pinned: NonNegativeInt = 0
     """Number of most popular adapters that are in GPU memory from the start and never evicted. There must be room for
     one more adapter."""
-    warm: NonNegativeInt = 0
+    warm: NonNegativeInt | Literal["steady"] = 0
     """Number of most popular adapters, after the pinned ones, that are in GPU memory at the start, up to the first that
-    does not fit; they may be evicted. Loads before the start take no time and are not counted."""
+    does not fit; they may be evicted. ``steady``: GPU and host memory start full, with the adapters that were used last
+    before the start. Their order is drawn by popularity. A short run then shows what a long one would. Loads before the
+    start take no time and are not counted. ``loraplan plan`` uses ``steady`` unless the scenario sets this key."""
     prefetch: Literal["none", "queued"] = "none"
     """``queued``: with loads that start at admission and overlap with steps, idle loaders load the adapters of queued
     requests, in queue order, into free room or in place of adapters that neither running nor queued requests need. A
     request that finds its adapter resident is a hit; one that arrives during the load is a delayed hit."""
+
+    @property
+    def starts_full(self) -> bool:
+        """Whether GPU and host memory are full at the start."""
+        return self.warm == "steady"
 
     @field_validator("eviction")
     @classmethod

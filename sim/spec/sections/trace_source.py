@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -31,6 +33,7 @@ TRACE_FORMATS = Registry(
         TraceFormat("auto", "told by the columns.", has_lengths_file=True),
         TraceFormat("csv", _COLUMNS, f"{_READ}:CSV"),
         TraceFormat("parquet", "the same columns.", f"{_READ}:PARQUET"),
+        TraceFormat("log", "a log of requests, in any order; see ``columns``.", f"{_READ}:LOG"),
         TraceFormat("azure-llm-2023", "Azure's LLM inference traces.", f"{_FORMATS}:AZURE_LLM"),
         TraceFormat("mooncake", "Mooncake's traces.", f"{_FORMATS}:MOONCAKE"),
         TraceFormat("burstgpt", "BurstGPT.", f"{_FORMATS}:BURSTGPT"),
@@ -45,12 +48,50 @@ TRACE_FORMATS = Registry(
 )
 
 
+NO_COLUMN = "none"
+"""Stands for a column of a log that there is none."""
+
+TimeUnit = Literal["s", "ms", "us", "ns"]
+
+
+class LogColumns(Strict):
+    """Which columns of a log hold what; the others are found by their names, and a note says which."""
+
+    time: str | None = None
+    """When a request came: ISO 8601, the times of access logs, or a number since 1970 or any other origin."""
+    unit: TimeUnit | None = None
+    """Of times that are numbers. Unset, the first one decides: seconds since 1970 have ten digits, milliseconds 13."""
+    duration: str | None = None
+    """Seconds that are taken from the time, for logs that have the time at which a request ended. The name of a column
+    in milliseconds ends in ``ms``."""
+    adapter: str | None = None
+    """The adapter's name; an empty cell is a request to the base model. ``none``: ``popularity`` draws adapters."""
+    input: str | None = None
+    """Prompt tokens. ``none``, with ``output: none``: ``tokens`` draws the lengths."""
+    output: str | None = None
+    """Output tokens."""
+    session: str | None = None
+    """The conversation. ``none``: the log has no sessions."""
+    status: str | None = None
+    """How a request ended: rows of failed ones are left out and counted. ``none``: all count."""
+
+    @model_validator(mode="after")
+    def _both_lengths(self) -> LogColumns:
+        if (self.input == NO_COLUMN) != (self.output == NO_COLUMN):
+            raise located(
+                "output" if self.input == NO_COLUMN else "input",
+                "lengths are drawn for prompts and outputs together",
+                allowed="input: none and output: none, or a column for each",
+            )
+        return self
+
+
 class Trace(Strict):
     """Recorded requests, replayed with their own times, adapters and lengths."""
 
-    file: str
-    """A file in one of the formats, perhaps gzipped; relative to the scenario (or to the working directory, if given by
-    ``--set``)."""
+    file: str | tuple[str, ...]
+    """A file in one of the formats, perhaps compressed (gzip, zstd); relative to the scenario (or to the working
+    directory, if given by ``--set``). Of a log, several files: ``[access.log.1.gz, access.log]``."""
     format: str = Field(
         default="auto",
         description=TRACE_FORMATS.described(
@@ -67,6 +108,13 @@ class Trace(Strict):
     fraction keeps that share of the sessions). It changes the order of requests, and so loses part of the locality."""
     hash_block: PositiveInt = Field(default=512, le=65536)
     """Tokens of a block in the column ``hash_ids``; Mooncake's have 512."""
+    columns: LogColumns | None = None
+    """Of a log."""
+    base_model: str | None = None
+    """The name of the base model in a log's column of adapters: requests for it need no adapter."""
+    adapter_from: str | None = None
+    """A regular expression that finds the adapter's name in that column: its first group, or all of it. Rows in which
+    it finds nothing are left out and counted."""
     skip_bad: bool = False
     """Leave out rows that can't be used and count them, instead of stopping at the first."""
 
@@ -74,6 +122,30 @@ class Trace(Strict):
     @classmethod
     def _format(cls, value: str) -> str:
         return TRACE_FORMATS.check(value)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files, one or several."""
+        return (self.file,) if isinstance(self.file, str) else self.file
+
+    @field_validator("adapter_from")
+    @classmethod
+    def _pattern(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise located("", f"not a regular expression: {error}", got=value) from None
+        return value
+
+    @model_validator(mode="after")
+    def _only_of_logs(self) -> Trace:
+        given = {"columns": self.columns, "base_model": self.base_model, "adapter_from": self.adapter_from}
+        for key, value in given.items():
+            if value is not None and self.format not in ("auto", "log"):
+                raise located(key, "only a log has this", got=f"format {self.format}", allowed="format log or auto")
+        if not self.files or (len(self.files) > 1 and self.format not in ("auto", "log")):
+            raise located("file", "only a log has several files", got=f"format {self.format}", allowed="one file")
+        return self
 
     @model_validator(mode="after")
     def _lengths_of_windows(self) -> Trace:

@@ -47,30 +47,34 @@ def variables(plan: Plan) -> list[Variable]:
     found = []
     for i, (key, ends, step) in enumerate(zip(keys, ranges, steps, strict=True)):
         where = "" if len(keys) == 1 else f".{i}"
-        values = _values(ends, step, where)
+        values = values_between(ends, step, f"plan.range{where}", f"plan.step{where}")
         found.append(Variable(key, tuple(values if plan.direction == "minimize" else reversed(values))))
     return found
 
 
-def _values(ends: Sequence[Any], step: Any, where: str) -> list[Any]:
-    """Return all values from the first to the last end, rising."""
-    (low, unit), (high, other) = (_parse(end, f"plan.range{where}") for end in ends)
+def values_between(ends: Sequence[Any], step: Any, key: str, step_key: str) -> list[Any]:
+    """Return all values from the first to the last end, rising.
+
+    :param key: of the range, as errors name it; ``step_key``: of its step.
+    :raises ScenarioError: where a range makes no sense.
+    """
+    (low, unit), (high, other) = (_parse(end, key) for end in ends)
     if unit != other:
         raise ScenarioError(
             "both ends of a range need the same unit",
-            key=f"plan.range{where}",
+            key=key,
             got=list(ends),
             hint=f"write {_text(low, unit)} and the other end in {unit or 'plain numbers'}, too",
         )
     if not low < high:
-        raise ScenarioError("a range must rise", key=f"plan.range{where}", got=list(ends), hint="write [low, high]")
+        raise ScenarioError("a range must rise", key=key, got=list(ends), hint="write [low, high]")
     if low < 0:
-        raise ScenarioError("a range must start at 0 or above", key=f"plan.range{where}", got=list(ends))
+        raise ScenarioError("a range must start at 0 or above", key=key, got=list(ends))
     whole = not unit and all(isinstance(end, int) for end in ends)
-    growth, width = _step(step, low, high, unit, f"plan.step{where}", whole=whole)
+    growth, width = _step(step, low, high, unit, step_key, whole=whole)
     if (math.log(high / low) / math.log1p(growth) if growth else (high - low) / width) > MOST_VALUES:
         raise ScenarioError(
-            "too many values", key=f"plan.step{where}", got=step, allowed=f"up to {MOST_VALUES:,}", hint="a larger step"
+            "too many values", key=step_key, got=step, allowed=f"up to {MOST_VALUES:,}", hint="a larger step"
         )
     numbers = _growing(low, high, growth, whole=whole) if growth else _even(low, high, width)
     return [int(number) if whole else _text(number, unit) for number in numbers]
@@ -102,7 +106,7 @@ def _step(step: Any, low: float, high: float, unit: str, key: str, *, whole: boo
             return 0.0, 1.0
         if low > 0:
             return GROWTH, 0.0
-        raise ScenarioError("a range from 0 needs a step", key=key.replace("step", "range"), hint="give plan.step")
+        raise ScenarioError("a range from 0 needs a step", key=key.replace("step", "range"), hint="add a step")
     number, own = _parse(step, key)
     if number <= 0:
         raise ScenarioError("a step must be above zero", key=key, got=step)

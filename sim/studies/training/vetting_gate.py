@@ -20,6 +20,7 @@ from sim.results.model import HeldBackRollout
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import NamedPrefixes
 from sim.spec.sections.rollout_strategies import Rollout
+from sim.studies.baseline import baseline_of
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS
 from sim.training.logs.training_log import LOG_LIMIT, STATE, find_log
 from sim.training.vet_adapters import vet_path
@@ -73,11 +74,13 @@ class Worlds:
 
     :ivar happens: the world without the rollouts that are held back.
     :ivar counterfactual: the world in which they go out; None where none is held back.
+    :ivar baseline: the world in which nothing changes; None where nothing does anyway.
     :ivar held_back: the rollouts that are held back.
     """
 
     happens: World
     counterfactual: World | None
+    baseline: World | None
     held_back: tuple[Vetting, ...]
 
 
@@ -91,7 +94,8 @@ def build_worlds(scenario: Scenario) -> Worlds:
     happens = build_world(released.scenario)
     if released.notes:
         happens = replace(happens, notes=(*happens.notes, *released.notes))
-    return Worlds(happens, counterfactual, released.held_back)
+    baseline = baseline_of(released.scenario)
+    return Worlds(happens, counterfactual, None if baseline is None else build_world(baseline), released.held_back)
 
 
 def build(scenario: Scenario) -> World:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from sim.errors import InputError, TraceError
 from sim.spec.sections.trace_source import TRACE_FORMATS
 from sim.traffic.request import BASE_MODEL
+from sim.traffic.tables.text_files import open_table
 from sim.traffic.traces.data import ReadOptions
 from sim.traffic.traces.read import format_named, format_of
 from sim.traffic.traces.rows import MAX_BYTES
-from sim.traffic.traces.text_files import open_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,9 @@ def read_adapter_sequence(
     """
     if adapter_size is not None and not 1 <= adapter_size <= MAX_BYTES:
         raise InputError("no size of an adapter", key="--adapter-size", got=adapter_size, allowed=f"1 to {MAX_BYTES:,}")
+    ask = ReadOptions(files=(file,), limit=None, skip_bad=skip_bad, adapters_only=True)
     with open_table(file) as table:
-        name = format_of(table, format)
+        name = format_of(table, format, ask)
         if not format_named(name).adapters:
             raise TraceError(
                 "this format names no adapters",
@@ -60,7 +61,7 @@ def read_adapter_sequence(
                 allowed=", ".join(other for other in TRACE_FORMATS.names[1:] if format_named(other).adapters),
                 hint="a scenario can draw them: workload.trace with workload.popularity",
             )
-        data = format_named(name).read(table, ReadOptions(file=file, limit=None, skip_bad=skip_bad, adapters_only=True))
+        data = format_named(name).read(table, ask)
     assert data.adapter is not None, "the format says that it names adapters"
     sizes = data.adapter_bytes
     if adapter_size is not None:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from sim.errors import TraceError
 from sim.rng import stream
 from sim.spec.sections.laws import MAX_TOKENS
-from sim.traffic.traces.bad_rows import BadRows
-from sim.traffic.traces.blocks import BLOCK_ROWS
+from sim.traffic.tables.bad_rows import BadRows
+from sim.traffic.tables.blocks import BLOCK_ROWS
+from sim.traffic.tables.text_files import open_table
 from sim.traffic.traces.data import Floats, Ints32
 from sim.traffic.traces.formats import check_columns, no_rows
 from sim.traffic.traces.rows import MAX_NAME_BYTES, Names, Rows, kept
-from sim.traffic.traces.text_files import open_table
 
 STATISTICS = ("mean", "p50", "p90", "p99")
 SHARES = np.array([0.5, 0.9, 0.99])

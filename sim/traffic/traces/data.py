@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
+from sim.spec.sections.trace_source import LogColumns
 from sim.traffic.request import BASE_MODEL
 from sim.traffic.shared_text import SharedText
 
@@ -38,6 +39,7 @@ class TraceData:
     :ivar notes: notes for the user, such as ignored columns.
     :ivar skipped: reason → rows left out.
     :ivar text: which tokens of prompts requests share, or None where the trace doesn't say.
+    :ivar columns: of a log, what was read as what: the fields of ``workload.trace.columns``.
     :ivar text_by_user: whether copies of the trace, which stand for other users, share nothing of it.
     """
 
@@ -52,6 +54,7 @@ class TraceData:
     skipped: dict[str, int] = field(default_factory=dict)
     text: SharedText | None = None
     text_by_user: bool = False
+    columns: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -93,16 +96,18 @@ class TraceData:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """Everything, besides the files, that decides what a reader returns.
+    """Everything that decides what a reader returns.
 
+    :ivar files: of which only a log has several.
     :ivar limit: the most requests to return.
     :ivar seed: for formats that give rates or counts instead of single requests.
     :ivar rate_scale: factor on the rates and counts of such formats.
     :ivar hash_block: tokens of a block in the column ``hash_ids``.
-    :ivar adapters_only: read only adapters, so that plain tables need no times and no lengths.
+    :ivar adapters_only: read only adapters, so that plain tables and logs need no times and no lengths.
+    :ivar columns, base_model, adapter_from: of a log, as in ``workload.trace``.
     """
 
-    file: str
+    files: tuple[str, ...]
     limit: int | None
     seed: int = 1
     rate_scale: float = 1.0
@@ -110,6 +115,14 @@ class ReadOptions:
     hash_block: int = 512
     skip_bad: bool = False
     adapters_only: bool = False
+    columns: LogColumns | None = None
+    base_model: str | None = None
+    adapter_from: str | None = None
+
+    @property
+    def file(self) -> str:
+        """The first of its files, for messages."""
+        return self.files[0]
 
 
 def too_many(file: str, count: float) -> TraceError:

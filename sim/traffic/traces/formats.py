@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.traffic.request import BASE_MODEL
-from sim.traffic.traces.bad_rows import BadRows, listed, shown
-from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, TraceTable
+from sim.traffic.tables.bad_rows import BadRows, listed, shown
+from sim.traffic.tables.blocks import BLOCK_CELLS, BLOCK_ROWS, TraceTable
 from sim.traffic.traces.data import (
     MAX_REQUESTS,
     Floats,
@@ -26,6 +26,8 @@ from sim.traffic.traces.data import (
     too_many,
 )
 from sim.traffic.traces.growing_array import GrowingArray
+from sim.traffic.traces.log_columns import LogRules, is_milliseconds
+from sim.traffic.traces.log_times import EXAMPLES, ISO, UNITS, TimeStyle, numbers, style_of
 from sim.traffic.traces.rows import MAX_BYTES, Names, Rows, TimeOrder, hashes, kept
 from sim.traffic.traces.text_columns import TEXT_COLUMNS, TextReader, text_columns
 
@@ -38,9 +40,10 @@ class Layout:
     """Which columns of a format hold what.
 
     :ivar adapter: the columns that name the adapter together; () where none does.
-    :ivar per_second: units of the time column in a second; "dates" for ISO 8601.
+    :ivar per_second: units of the time column in a second; "dates" for ISO 8601; "any": the first time decides.
     :ivar minus: a column in seconds that is taken from the time (ends become starts).
     :ivar no_output: what an output of 0 tokens means.
+    :ivar log: what a log says beyond its columns.
     :ivar unsorted: whether rows may come in any order.
     :ivar size, session: columns that a file may have.
     :ivar texts: whether it may have columns that say what requests share (``text_columns.py``).
@@ -48,7 +51,7 @@ class Layout:
     """
 
     time: str | None
-    per_second: float | Literal["dates"] = 1.0
+    per_second: float | Literal["dates", "any"] = 1.0
     minus: str | None = None
     adapter: tuple[str, ...] = ()
     prompt: str | None = None
@@ -59,6 +62,7 @@ class Layout:
     session: str | None = None
     texts: bool = False
     others: tuple[str, ...] = ()
+    log: LogRules | None = None
 
     def needed(self) -> tuple[str, ...]:
         """Return the columns that a file must have."""
@@ -67,7 +71,8 @@ class Layout:
 
     def used(self, header: Sequence[str]) -> tuple[str, ...]:
         """Return the columns that are read from a file with this header."""
-        optional = (self.size, self.session, *(TEXT_COLUMNS if self.texts else ()))
+        status = None if self.log is None else self.log.columns.get("status")
+        optional = (self.size, self.session, status, *(TEXT_COLUMNS if self.texts else ()))
         return (*self.needed(), *(column for column in optional if column is not None and column in header))
 
 
@@ -76,6 +81,7 @@ def plain(header: Sequence[str]) -> Layout:
     identity = "adapter_id" if "adapter_id" in header else "tenant_id"
     return Layout(
         time="timestamp_s",
+        per_second="any",
         adapter=(identity,),
         prompt="input_tokens",
         output="output_tokens",
@@ -160,16 +166,20 @@ class _Reader:
         self._texts = texts
         self._names = Names(file)
         self._origin: Any = None
+        self._style = ISO if layout.per_second == "dates" else None
         self._sizes: Ints = np.zeros(0, dtype=np.int64)
         self._resized: set[int] = set()
 
     def take(self, rows: Rows, parts: _Parts) -> None:
         """Check a block and keep its good rows."""
-        layout = self._layout
+        layout, log = self._layout, self._layout.log
+        if log is not None:
+            log.leave_out(rows)
         seconds = self._seconds(rows) if layout.time is not None else None
         # A request that leaves a single column of names empty is for the base model.
         optional = len(layout.adapter) == 1
-        cells = rows.names(layout.adapter, self._names, optional=optional) if layout.adapter else ()
+        rename = None if log is None else log.names
+        cells = rows.names(layout.adapter, self._names, optional=optional, rename=rename) if layout.adapter else ()
         prompt = rows.tokens(layout.prompt) if layout.prompt else None
         output = self._output(rows) if layout.output else None
         if prompt is not None and output is not None and layout.output is not None:
@@ -206,24 +216,32 @@ class _Reader:
     def _seconds(self, rows: Rows) -> Floats:
         layout = self._layout
         assert layout.time is not None
-        if layout.per_second == "dates":
-            return self._dates(rows, layout.time)
-        seconds = rows.seconds(layout.time, layout.per_second)
+        if self._style is None and layout.per_second == "any":
+            unit = "" if layout.log is None else layout.log.unit
+            self._style = numbers(unit) if unit else style_of(rows.texts(layout.time))
+        style = self._style
+        if style is None and layout.log is not None:
+            style = ISO  # whose error says what times can be
+        if style is not None and not style.unit:
+            seconds = self._dates(rows, layout.time, style)
+        else:
+            fixed = 1.0 if isinstance(layout.per_second, str) else layout.per_second
+            seconds = rows.seconds(layout.time, fixed if style is None else UNITS[style.unit])
         if layout.minus is not None:
             allowed = "seconds, 0 or more"
-            seconds = seconds - rows.numbers(layout.minus, least=0, most=1e9, allowed=allowed)
+            duration = rows.numbers(layout.minus, least=0, most=1e9, allowed=allowed)
+            seconds = seconds - duration / (1e3 if layout.log is not None and is_milliseconds(layout.minus) else 1)
         return seconds
 
-    def _dates(self, rows: Rows, column: str) -> Floats:
+    def _dates(self, rows: Rows, column: str, style: TimeStyle) -> Floats:
         """Return seconds since the first date of the file; exact to 100 ns, which seconds since 1970 are not."""
         import pandas as pd
 
-        cells = rows.texts(column)
-        # pandas also takes words such as "now" for a date.
-        dates = [cell if cell[:1].isdigit() and cell.isascii() else "" for cell in map(str.strip, cells)]
-        times = pd.to_datetime(pd.Series(dates, dtype=object), errors="coerce", format="ISO8601", utc=True)
+        dates = pd.Series(style.dates(rows.texts(column)), dtype=object)
+        times = pd.to_datetime(dates, errors="coerce", format=style.date_format, utc=True)
         bad = ~times.dt.year.between(*YEARS).to_numpy(dtype=np.bool_)
-        rows.refuse(bad, column, "not a time", "2023-11-16 18:15:46.6805900")
+        allowed = "2023-11-16 18:15:46.6805900" if self._layout.per_second == "dates" else EXAMPLES
+        rows.refuse(bad, column, "not a time", allowed)
         times = times.where(~bad).dt.as_unit("ns")
         if self._origin is None and not bad.all():
             self._origin = times[int(np.argmin(bad))]
@@ -273,6 +291,9 @@ class _Reader:
         if layout.unsorted and len(arrival):
             order = np.argsort(arrival, kind="stable")[: ask.limit]
             arrival = arrival[order]
+            prompt = None if prompt is None else prompt[order]
+            output = None if output is None else output[order]
+            session = None if session is None else _numbered(session[order])
             if adapter is not None:
                 adapter, names = in_use(adapter[order], names)
         if len(arrival):
@@ -280,6 +301,11 @@ class _Reader:
             notes += ties_note(ask.file, arrival)
             if not layout.unsorted:
                 notes += silence_note(ask.file, arrival, self._order.longest_s, self._order.longest_row)
+        style, log = self._style, layout.log
+        if log is not None:
+            notes += log.notes(ask.file, style, names)
+        elif layout.per_second == "any" and style is not None and style.unit != "s":
+            notes.append(f"{ask.file}: times are {style.words}")
         if self._resized:
             who = f"{len(self._resized):,} adapters have" if len(self._resized) > 1 else "1 adapter has"
             notes.append(f"{ask.file}: {who} several sizes; the last one counts")
@@ -295,14 +321,18 @@ class _Reader:
             skipped=dict(bad_rows.skipped),
             text=None if self._texts is None else self._texts.finish(),
             text_by_user=self._texts is not None and self._texts.by_user,
+            columns={} if log is None else log.said(style),
         )
 
 
 def in_use(adapter: Ints32, names: tuple[str, ...]) -> tuple[Ints32, tuple[str, ...]]:
     """Number adapters anew by their first appearance, and drop the names of those that don't appear."""
-    codes = _numbered(adapter)
-    order = np.empty(int(codes.max()) + 1, dtype=np.int64)
-    order[codes] = adapter
+    import pandas as pd
+
+    named = adapter != BASE_MODEL
+    numbered, order = pd.factorize(adapter[named])
+    codes = np.full(len(adapter), BASE_MODEL, dtype=np.int32)
+    codes[named] = numbered
     return codes, tuple(names[index] for index in order.tolist())
 
 
@@ -323,7 +353,6 @@ def check_columns(table: TraceTable, file: str, needed: Sequence[str], used: Seq
         if column not in header:
             wanted = "adapter_id or tenant_id" if column == "tenant_id" else column
             allowed = ", ".join(needed).replace("tenant_id", "adapter_id or tenant_id")
-            other = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
             near = get_close_matches(column.lower(), [name.lower() for name in header], n=1)
             named = next((name for name in header if near and name.lower() == near[0]), None)
             hint = f"the file has {shown(named)!r}: rename it" if named is not None else None
@@ -333,7 +362,7 @@ def check_columns(table: TraceTable, file: str, needed: Sequence[str], used: Seq
                 line=1,
                 got=listed(header),
                 allowed=allowed,
-                hint=f"cells are separated by commas, not by {other!r}" if other else hint,
+                hint=hint,
             )
     for column in used:
         if header.count(column) > 1:

@@ -9,13 +9,14 @@ from functools import lru_cache, partial
 
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
-from sim.traffic.traces.blocks import TraceTable
+from sim.traffic.tables.blocks import TraceTable
+from sim.traffic.tables.parquet import ParquetTable
+from sim.traffic.tables.text_files import open_tables
 from sim.traffic.traces.data import ReadOptions, TraceData
 from sim.traffic.traces.formats import Layout, plain, read_rows
-from sim.traffic.traces.parquet import ParquetTable
+from sim.traffic.traces.log_columns import find_columns
 from sim.traffic.traces.scales import faster, with_population
 from sim.traffic.traces.text_columns import TEXT_COLUMNS
-from sim.traffic.traces.text_files import open_table
 from sim.traffic.traces.windows import FUNCTION_COLUMN, read_function_counts, read_windows
 
 __all__ = ["Format", "TraceData", "format_named", "format_of", "read_trace"]
@@ -53,6 +54,25 @@ def _read_parquet(table: TraceTable, ask: ReadOptions) -> TraceData:
     return read_rows(table, _plain(table, ask), ask)
 
 
+def _read_log(table: TraceTable, ask: ReadOptions) -> TraceData:
+    rules = find_columns(table.header, ask)
+    column = rules.columns.get
+    adapter = column("adapter")
+    layout = Layout(
+        time=column("time"),
+        per_second="any",
+        minus=column("duration"),
+        adapter=() if adapter is None else (adapter,),
+        prompt=None if ask.adapters_only else column("input"),
+        output=None if ask.adapters_only else column("output"),
+        no_output="failed",
+        unsorted=True,
+        session=column("session"),
+        log=rules,
+    )
+    return read_rows(table, layout, ask)
+
+
 def _plain(table: TraceTable, ask: ReadOptions) -> Layout:
     """Return our own layout; where only adapters are wanted, of the other columns those that are there."""
     layout = plain(table.header)
@@ -69,6 +89,7 @@ def _plain(table: TraceTable, ask: ReadOptions) -> Layout:
 
 CSV = Format(frozenset(), _read_csv)
 PARQUET = Format(frozenset(), _read_parquet)
+LOG = Format(frozenset(), _read_log)
 SERVEGEN_WINDOWS = Format(frozenset(("client_id", "timestamp_s", "rate_rps")), read_windows, drawn=True)
 AZURE_FUNCTIONS = Format(frozenset((FUNCTION_COLUMN, "1")), read_function_counts, drawn=True)
 
@@ -83,8 +104,8 @@ def format_named(name: str) -> Format:
     return found
 
 
-def format_of(table: TraceTable, asked: str = "auto") -> str:
-    """Return the name of a table's format: the one asked for, or the first whose columns it has.
+def format_of(table: TraceTable, asked: str, ask: ReadOptions) -> str:
+    """Return the name of a table's format: the one asked for, or the first whose columns it has; else it is a log.
 
     :raises TraceError: for a name that is none.
     """
@@ -92,10 +113,14 @@ def format_of(table: TraceTable, asked: str = "auto") -> str:
         raise TRACE_FORMATS.unknown(asked, "format", kind=TraceError)
     if asked != "auto":
         return asked
+    if ask.columns is not None or ask.base_model is not None or ask.adapter_from is not None or len(ask.files) > 1:
+        return "log"
     for name in TRACE_FORMATS.names[1:]:
         marks = format_named(name).marks
         if marks and marks <= set(table.header):
             return name
+    if not set(_plain(table, ask).needed()) <= set(table.header):
+        return "log"
     return "parquet" if isinstance(table, ParquetTable) else "csv"
 
 
@@ -105,26 +130,29 @@ def read_trace(trace: Trace, limit: int | None = None, *, seed: int = 1) -> Trac
     :param seed: decides offsets of ``population_scale``, and requests that are made from rates and counts.
     :raises TraceError: naming file, row, column, value and what is allowed.
     """
-    with open_table(trace.file) as table:
-        name = format_of(table, trace.format)
-    if trace.lengths_file is not None and not TRACE_FORMATS[name].has_lengths_file:
-        raise TraceError("only servegen-windows has a lengths file", file=trace.file, got=f"format {name}")
     ask = ReadOptions(
-        file=trace.file,
+        files=trace.files,
         limit=limit,
         lengths_file=trace.lengths_file,
         hash_block=trace.hash_block,
         skip_bad=trace.skip_bad,
+        columns=trace.columns,
+        base_model=trace.base_model,
+        adapter_from=trace.adapter_from,
     )
+    with open_tables(ask.files) as table:
+        name = format_of(table, trace.format, ask)
+    if trace.lengths_file is not None and not TRACE_FORMATS[name].has_lengths_file:
+        raise TraceError("only servegen-windows has a lengths file", file=ask.file, got=f"format {name}")
     if format_named(name).drawn:
         return faster(_kept(name, replace(ask, seed=seed, rate_scale=trace.population_scale)), trace.time_scale)
     # The limit counts requests after scaling: of a trace with copies all rows are needed.
     data = _kept(name, ask if trace.population_scale == 1 else replace(ask, limit=None))
-    return faster(with_population(data, trace.population_scale, limit, seed, trace.file), trace.time_scale)
+    return faster(with_population(data, trace.population_scale, limit, seed, ask.file), trace.time_scale)
 
 
 def _kept(name: str, ask: ReadOptions) -> TraceData:
-    files = (ask.file,) if ask.lengths_file is None else (ask.file, ask.lengths_file)
+    files = ask.files if ask.lengths_file is None else (*ask.files, ask.lengths_file)
     return _read(name, ask, tuple(map(_state, files)))
 
 
@@ -140,5 +168,5 @@ def _state(file: str) -> tuple[int, int]:
 @lru_cache(maxsize=2)
 def _read(name: str, ask: ReadOptions, states: tuple[tuple[int, int], ...]) -> TraceData:
     """Read a trace once per state of its files: a sweep builds many worlds from it. Two, as a trace may take 1.2 GB."""
-    with open_table(ask.file) as table:
+    with open_tables(ask.files) as table:
         return format_named(name).read(table, ask)

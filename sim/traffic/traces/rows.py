@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from sim.errors import TraceError
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.request import BASE_MODEL
-from sim.traffic.traces.bad_rows import BadRows
-from sim.traffic.traces.blocks import Floats, Ints, RowBlock
+from sim.traffic.tables.bad_rows import BadRows
+from sim.traffic.tables.blocks import Floats, Ints, RowBlock
 
 Mask = NDArray[np.bool_]
 Ints32 = NDArray[np.int32]
+
+Rename = Callable[[Sequence[str]], Mapping[str, str | None]]
 
 MAX_BYTES = 10**11
 """Bytes of an adapter: none has 100 GB, and the bytes of 50 million requests add up in int64 (5e18 of 9.2e18)."""
@@ -123,16 +125,22 @@ class Rows:
     def seconds(self, column: str, per_second: float = 1) -> Floats:
         """Return a column of times in seconds, from a column that counts ``per_second`` units per second."""
         numbers, most = self.numbers(column), MAX_SECONDS * per_second
-        hint = "times in ms, µs or ns must be converted" if per_second == 1 else None
+        hint = "times in ms, µs or ns must be converted, or named: --columns unit=ms" if per_second == 1 else None
         self.refuse(np.abs(numbers) > most, column, "not a usable time", f"up to {most:g}", hint)
         return np.where(np.abs(numbers) > most, 0.0, numbers) / per_second
 
-    def names(self, columns: tuple[str, ...], names: Names, *, optional: bool = False) -> Sequence[str]:
+    def names(
+        self, columns: tuple[str, ...], names: Names, *, optional: bool = False, rename: Rename | None = None
+    ) -> Sequence[str]:
         """Return the adapter names of the rows (several columns joined by /), refusing bad ones.
 
         :param optional: a row may leave its name out, which is then empty.
+        :param rename: gives the name for each cell; None: the cell is the name.
         """
         parts = [self.texts(column) for column in columns]
+        if rename is not None:
+            name_of = rename(parts[0])
+            parts[0] = [name_of[cell] or "" for cell in parts[0]]
         if optional and any(map(str.isspace, set(parts[0]))):
             parts = [["" if cell.isspace() else cell for cell in part] for part in parts]
         for column, cells in zip(columns, parts, strict=True):

@@ -88,6 +88,8 @@ def vllm_cache(world: World, draws: ReplicaDraws) -> VllmLruCache:
     hashes = draws.stream("set-order").integers(2**61 - 1, size=adapters)
     cache = VllmLruCache(adapters, slots, host_slots, SetOrder(hashes.tolist()))
     cache.warm_up(world.warm)
+    if world.scenario.cache.starts_full:
+        cache.copy_to_host(world.warm[slots:])
     return cache
 
 
@@ -100,7 +102,8 @@ def gpu_cache(world: World, context: EvictionContext) -> GpuCache:
         cache: GpuCache = SlotForBaseModel(world.weights, world.capacity, eviction, pinned=world.pinned)
     else:
         cache = GpuCache(world.weights, world.capacity, eviction, base_model_slot=base, pinned=world.pinned)
-    cache.warm_up(world.warm)
+    if scenario.cache.eviction != "cycle":  # there, adapters come at their turn
+        cache.warm_up(world.warm)
     return cache
 
 
@@ -123,7 +126,7 @@ def host_tier(world: World, cache: GpuCache) -> HostTier:
         later = set(range(len(world.traffic.population), count)) - set(world.pinned)
         return AllInHost(later)  # new versions with names of their own
     copies = HostCache(*_capacity(host, world.population))
-    for adapter in reversed(world.pinned + _there(world.warm, cache)):
+    for adapter in reversed(world.pinned + _copied(world, cache)):
         copies.insert(adapter)  # they were loaded through host memory
     return copies
 
@@ -147,7 +150,7 @@ def fetched_copies(world: World, cache: AdapterCache) -> GpuCache:
         )
     _check_pinned(_heaviest(world.pinned, weights, world.rollout_plan), weights, capacity, "cache.host")
     fetched = GpuCache(weights, capacity, Lru(EvictionContext(weights, capacity)), pinned=world.pinned)
-    fetched.warm_up(_there(world.warm, cache))
+    fetched.warm_up(_copied(world, cache))
     return fetched
 
 
@@ -180,7 +183,8 @@ def pinned_and_warm(
     :raises ScenarioError: if there are fewer adapters than pins, or pinned ones leave no room for another adapter.
     """
     cache = scenario.cache
-    if not (cache.pinned or cache.warm):
+    number = 0 if cache.warm == "steady" else cache.warm  # the steady state differs between replicas
+    if not (cache.pinned or number):
         return (), ()
     full = traffic.population.full.tolist()
     hottest: list[int] = [a for a in traffic.hottest().tolist() if not full[a]]
@@ -190,11 +194,17 @@ def pinned_and_warm(
         )
     pinned = tuple(hottest[: cache.pinned])
     _check_pinned(_heaviest(pinned, weights, rollout_plan), weights, capacity, "cache.gpu")
-    return pinned, tuple(hottest[cache.pinned : cache.pinned + cache.warm])
+    return pinned, tuple(hottest[cache.pinned : cache.pinned + number])
 
 
-def _there(adapters: tuple[int, ...], cache: AdapterCache) -> tuple[int, ...]:
-    return tuple(adapter for adapter in adapters if cache.state[adapter] == RESIDENT)
+def _copied(world: World, cache: AdapterCache) -> tuple[int, ...]:
+    """Return the adapters of which host memory has copies at the start, as far as there is room: the last used first.
+
+    In the steady state that includes adapters that have left ``cache`` again.
+    """
+    if world.scenario.cache.starts_full:
+        return world.warm
+    return tuple(adapter for adapter in world.warm if cache.state[adapter] == RESIDENT)
 
 
 def _capacity(spec: GpuCacheSpec | HostCacheSpec, population: Population) -> tuple[list[int], int]:

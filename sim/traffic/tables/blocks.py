@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.traffic.traces.bad_rows import BadRows
+from sim.traffic.tables.bad_rows import BadRows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Tables in files: detects the kind of a file, and reads CSV and JSON lines, gzipped or not."""
+"""Tables in files: detects the kind of a file, and reads CSV and JSON, compressed or not."""
 
 from __future__ import annotations
 
@@ -6,28 +6,65 @@ import contextlib
 import csv
 import gzip
 import io
-import json
 import os
+import re
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from operator import itemgetter
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from sim.errors import TraceError
 from sim.reading import BLOCK_BYTES, ROW_BYTES, Bounded, open_regular
-from sim.traffic.traces.bad_rows import BadRows
-from sim.traffic.traces.blocks import Column, RowBlock, TextColumn, TraceTable, text_of
-from sim.traffic.traces.parquet import ParquetTable
+from sim.traffic.tables.bad_rows import BadRows, listed
+from sim.traffic.tables.blocks import Column, RowBlock, TextColumn, TraceTable, text_of
+from sim.traffic.tables.json_records import Found, cell_of, columns_of, records_by_line, records_of_document
+from sim.traffic.tables.line_tables import ACCESS_LINE, HEAD_LINES, VLLM_LINE, AccessTable, VllmTable
+from sim.traffic.tables.parquet import ParquetTable
 
 MOST_LINES = 10
 """Lines that a malformed row may span; beyond that, an unclosed quote has probably swallowed other rows."""
 MAX_COLUMNS = 10_000
 """Columns of a table, at most; the widest known format has 1,444."""
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+@contextlib.contextmanager
+def open_tables(files: Sequence[str]) -> Iterator[TraceTable]:
+    """Open files of one kind as one table.
+
+    :raises TraceError: as ``open_table`` does, perhaps while it is read.
+    """
+    if len(files) == 1:
+        with open_table(files[0]) as table:
+            yield table
+        return
+    with contextlib.ExitStack() as stack:
+        yield _SeveralFiles(files, stack)
+
+
+class _SeveralFiles:
+    """Tables one after the other, with the header of the first."""
+
+    def __init__(self, files: Sequence[str], stack: contextlib.ExitStack) -> None:
+        self._stack, self._rest = stack, list(files)
+        self._table = stack.enter_context(open_table(self._rest.pop(0)))
+        self.header = self._table.header
+
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
+        while (block := self._table.read(columns, count, bad_rows)) is None and self._rest:
+            bad_rows.place = self._rest.pop(0)
+            self._stack.close()
+            self._table = self._stack.enter_context(open_table(bad_rows.place))
+            missing = [name for name in columns if name not in self._table.header]
+            if missing:
+                got = listed(list(self._table.header))
+                hint = "files that are read together have the same columns"
+                raise TraceError(f"column {missing[0]} is missing", file=bad_rows.place, got=got, hint=hint)
+        return block
 
 
 @contextlib.contextmanager
@@ -40,14 +77,11 @@ def open_table(file: str) -> Iterator[TraceTable]:
         if not stat.S_ISREG(os.stat(file).st_mode):
             raise TraceError("not a file", file=file)
         with open_regular(file) as raw:
-            if raw.read(4) == b"PAR1":
+            start = raw.peek(4)[:4]
+            if start == b"PAR1":
                 yield ParquetTable(file, raw)
-                return
-            raw.seek(0)
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            with gzip.GzipFile(fileobj=raw) if packed else contextlib.nullcontext(raw) as plain:
-                yield _text_table(file, plain)  # type: ignore[arg-type]  # a GzipFile is read like a file
+            else:
+                yield _text_table(file, _unpacked(raw, start))
     except FileNotFoundError:
         raise TraceError("no such trace", file=file, hint="paths in a scenario are relative to its file") from None
     except _DAMAGED as error:
@@ -56,19 +90,43 @@ def open_table(file: str) -> Iterator[TraceTable]:
         raise TraceError("the trace can't be read", file=file, got=error.strerror or str(error)) from error
 
 
-def _text_table(file: str, raw: IO[bytes]) -> TraceTable:
-    head = raw.read(4096)
-    raw.seek(0)
+def _unpacked(raw: io.BufferedReader, start: bytes) -> gzip.GzipFile | io.BufferedReader:
+    if start[:2] == b"\x1f\x8b":
+        return gzip.GzipFile(fileobj=raw)
+    if start == b"\x28\xb5\x2f\xfd":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
+    return raw
+
+
+def _text_table(file: str, raw: gzip.GzipFile | io.BufferedReader) -> TraceTable:
+    head = raw.peek(4096)[:4096]
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head.count(0) > len(head) // 4:
         raise TraceError("not UTF-8 text", file=file, got="what looks like UTF-16", hint="save it as UTF-8")
-    if not head.removeprefix(b"\xef\xbb\xbf").strip():
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start:
         raise TraceError("the trace is empty", file=file)
-    is_json = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+    is_csv = not (start[:1] in (b"{", b"[") or ACCESS_LINE.match(start) or VLLM_LINE.match(start))
     # Bytes that are no UTF-8 become lone surrogates, so that the error can name their row.
-    newline = "\n" if is_json else ""
-    bounded = Bounded(raw, lambda: _too_long(file), rows=True)
+    bounded = Bounded(raw, lambda: _too_long(file), rows=True)  # type: ignore[arg-type]  # a GzipFile is read like a file
+    newline = "" if is_csv else "\n"
     text = io.TextIOWrapper(bounded, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
-    return JsonTable(file, text, bounded) if is_json else CsvTable(file, text, bounded)
+    if is_csv:
+        return CsvTable(file, text, bounded, _delimiter(start))
+    if ACCESS_LINE.match(start):
+        return AccessTable(text, bounded)
+    if VLLM_LINE.match(start):
+        return VllmTable(text, bounded)
+    if start[:1] == b"[" or start.split(b"\n")[0].strip() == b"{":
+        return JsonTable(file, records_of_document(text, bounded, file), bounded)
+    return JsonTable(file, records_by_line(text, bounded), bounded)
+
+
+def _delimiter(start: bytes) -> str:
+    """Return what stands between the cells of a header: a comma, unless it has none."""
+    header = re.split(rb"[\r\n]", start, maxsplit=1)[0]
+    return "," if b"," in header else next((mark for mark in ";\t|" if mark.encode() in header), ",")
 
 
 def _too_long(file: str) -> TraceError:
@@ -79,10 +137,10 @@ def _too_long(file: str) -> TraceError:
 
 
 class CsvTable:
-    """Comma-separated text with a header."""
+    """Text with a header and with commas, semicolons, tabs or bars between its cells."""
 
-    def __init__(self, file: str, text: IO[str], source: Bounded) -> None:
-        self._reader = csv.reader(text, skipinitialspace=True)
+    def __init__(self, file: str, text: IO[str], source: Bounded, delimiter: str = ",") -> None:
+        self._reader = csv.reader(text, skipinitialspace=True, delimiter=delimiter)
         self._source = source
         self.header: tuple[str, ...] = ()
         try:
@@ -158,20 +216,19 @@ def _even(rows: list[list[str]], lines: list[int], width: int, bad_rows: BadRows
 
 
 class JsonTable:
-    """JSON lines: one object a line; the keys of the first are the header."""
+    """Records in JSON; the header has the keys of the first ones, with dots where tables are nested."""
 
-    def __init__(self, file: str, text: IO[str], source: Bounded) -> None:
-        self._lines = enumerate(text, start=1)
-        self._source = source
-        self._first: list[tuple[int, str]] = []
-        for number, line in self._lines:
-            if line.strip():
-                self._first = [(number, line)]
+    def __init__(self, file: str, records: Iterable[Found], source: Bounded) -> None:
+        every = iter(records)
+        head = list(islice(every, 1))
+        if head and head[0].record is None and head[0].left_out is None:
+            raise TraceError("not a line of JSON", file=file, line=head[0].line, allowed="one object a line")
+        for each in islice(every, HEAD_LINES - 1):
+            head.append(each)
+            if source.block_bytes > BLOCK_BYTES:
                 break
-        record = _record(self._first[0][1]) if self._first else None
-        if record is None:
-            raise TraceError("not a line of JSON", file=file, line=1, allowed="one object a line")
-        self.header = tuple(record)
+        self._records, self._source = chain(head, every), source
+        self.header = tuple(dict.fromkeys(name for each in head if each.record for name in columns_of(each.record)))
         check_width(self.header, file)
 
     def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
@@ -179,30 +236,23 @@ class JsonTable:
         cells: dict[str, list[str]] = {name: [] for name in columns}
         seen, source = False, self._source
         source.block_bytes = 0
-        for number, line in islice(self._take(), count):
+        for number, record, text, left_out in islice(self._records, count):
             seen = True
-            source.row_bytes = 0
-            record = _record(line)
-            if record is None:
-                if line.strip():
-                    bad_rows.rows += 1
-                    got = line.rstrip()[:80]
-                    bad_rows.add(TraceError("not a line of JSON", line=number, got=got, allowed="one object a line"))
-                continue
-            lines.append(number)
-            for name in columns:
-                cells[name].append(text_of(record.get(name)))
+            bad_rows.rows += 1
+            if left_out is not None:
+                bad_rows.leave_out(left_out, 1)
+            elif record is None:
+                got = text.rstrip()[:80]
+                bad_rows.add(TraceError("not a line of JSON", line=number, got=got, allowed="one object a line"))
+            else:
+                lines.append(number)
+                for name in columns:
+                    cells[name].append(text_of(cell_of(record, name)))
             if source.block_bytes > BLOCK_BYTES:
                 break
-        bad_rows.rows += len(lines)
         if not seen:
             return None
         return RowBlock(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})
-
-    def _take(self) -> Iterator[tuple[int, str]]:
-        while self._first:
-            yield self._first.pop()
-        yield from self._lines
 
 
 def check_width(header: Sequence[str], file: str) -> None:
@@ -212,11 +262,3 @@ def check_width(header: Sequence[str], file: str) -> None:
     """
     if len(header) > MAX_COLUMNS:
         raise TraceError("too many columns", file=file, got=f"{len(header):,}", allowed=f"up to {MAX_COLUMNS:,}")
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None

@@ -23,14 +23,15 @@ def listed(names: list[str], most: int = 8) -> str:
 
 
 class BadRows:
-    """Collect what is wrong with the rows of one file.
+    """Collect what is wrong with the rows of a trace.
 
+    :ivar place: the file that is being read, of those that a trace has.
     :ivar rows: rows seen, good and bad.
     :ivar skipped: reason → rows left out; includes reasons that are no error, such as a failed request.
     """
 
     def __init__(self, file: str, skip_bad: bool) -> None:
-        self.file = file
+        self.file = self.place = file
         self.rows = 0
         self.skipped: Counter[str] = Counter()
         self._skip_bad = skip_bad
@@ -44,8 +45,9 @@ class BadRows:
             self._rows_when_found = self.rows
         self._bad += count
         self.skipped[error.problem] += count
-        if self._first is None or (error.line or 0) < (self._first.line or 0):
-            error.file = self.file
+        first = self._first
+        if first is None or (first.file == self.place and (error.line or 0) < (first.line or 0)):
+            error.file = self.place
             error.got = None if error.got is None else shown(str(error.got))
             self._first = error
 
@@ -65,12 +67,22 @@ class BadRows:
         :raises TraceError: for the first bad row, unless bad rows are skipped and others are left.
         """
         if self._first is not None and (not self._skip_bad or kept == 0):
-            more = f"{self._bad - 1:,} more bad rows" if self._bad > 2 else "1 more bad row" if self._bad == 2 else ""
-            more = f"at least {more}" if more and self.hopeless else more
-            help_ = "no row is left" if self._skip_bad else "skip_bad (--skip-bad) leaves such rows out"
-            self._first.hint = "; ".join(part for part in (self._first.hint, more, help_) if part)
+            self._first.hint = "; ".join(part for part in (self._first.hint, self._others(kept)) if part)
             raise self._first
         if not self.skipped:
             return ()
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())
         return (f"{self.file}: left out {self.skipped.total():,} of {self.rows:,} rows: {reasons}",)
+
+    def _others(self, kept: int) -> str:
+        """Return how many more rows are bad, and what leaves them out where that leaves most of the trace."""
+        if self._skip_bad:
+            return "no row is left"
+        count = f"at least {self._bad - 1:,}" if self.hopeless else f"{self._bad - 1:,}"
+        if kept == 0 and self._bad > 1:
+            same = len(self.skipped) == 1
+            return f"{count} more rows have the same problem: every row" if same else f"{count} more rows are bad: all"
+        more = "" if self._bad == 1 else "1 more bad row; " if self._bad == 2 else f"{count} more bad rows; "
+        if self._bad > kept:
+            return f"{more}most rows are bad, so their cause matters more than --skip-bad"
+        return f"{more}skip_bad (--skip-bad) leaves such rows out"

@@ -1,0 +1,169 @@
+"""Logs whose lines are text: access logs of nginx, Apache and Envoy, and vLLM's log of requests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
+
+import numpy as np
+
+from sim.errors import TraceError
+from sim.reading import BLOCK_BYTES, Bounded
+from sim.traffic.tables.bad_rows import BadRows
+from sim.traffic.tables.blocks import RowBlock, TextColumn
+
+HEAD_LINES = 100
+"""Lines that say which names a log gives to its fields."""
+
+_FIELD = re.compile(r'([A-Za-z_][\w.-]*)=(?:"((?:[^"\\]|\\.)*)"|(\S*))|\[([^\]]*)\]|"((?:[^"\\]|\\.)*)"|(\S+)')
+_COMBINED = ("remote_addr", "ident", "user", "time", "request", "status", "bytes", "referer", "user_agent")
+# https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage, "Default format string"
+_ENVOY = ("start_time", "request", "response_code", "response_flags")
+_ENVOY_REST = (
+    *("bytes_received", "bytes_sent", "duration_ms", "upstream_service_time_ms", "x_forwarded_for", "user_agent"),
+    *("request_id", "authority", "upstream_host"),
+)
+
+ACCESS_LINE = re.compile(rb'^(\[\d{4}-\d\d-\d\dT[^\]]*\] "|\S+ \S+ [^\[\n]*\[\d\d/[A-Z][a-z]{2}/\d{4}:[^\]]*\])')
+"""What an access log begins with."""
+_VLLM = r"(?:INFO|DEBUG|WARNING|ERROR) \d\d-\d\d \d\d:\d\d:\d\d "
+VLLM_LINE = re.compile(rb"^(\d{4}-\d\d-\d\dT\S+ )?(\([^)]*\) )?" + _VLLM.encode())
+"""What a log of vLLM begins with, perhaps behind the time that kubectl logs --timestamps writes."""
+
+
+class AccessTable:
+    """An access log; names of its fields follow from its first lines.
+
+    Fields written as ``name=value`` have that name. The others have those of the combined format, or of Envoy's default
+    format, or their place: ``field_10``. ``method`` and ``path`` are parts of the request.
+    """
+
+    def __init__(self, text: Iterable[str], source: Bounded) -> None:
+        lines = ((number, line) for number, line in enumerate(text, start=1) if line.strip())
+        head = list(islice(lines, HEAD_LINES))
+        self._lines = chain(head, lines)
+        self._source = source
+        named, places = _fields(head[0][1])
+        for _, line in head[1:]:
+            named |= _fields(line)[0]
+        count = len(places)
+        first: tuple[str, ...] = _COMBINED
+        if head[0][1].lstrip().startswith("["):
+            first = (*_ENVOY, *_ENVOY_REST) if count == len(_ENVOY) + len(_ENVOY_REST) else _ENVOY
+        self._places = tuple(first[i] if i < len(first) else f"field_{i + 1}" for i in range(count))
+        self.header: tuple[str, ...] = (*self._places, "method", "path", *(name for name in named))
+
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
+        lines: list[int] = []
+        cells: dict[str, list[str]] = {name: [] for name in columns}
+        seen, source = False, self._source
+        source.block_bytes = 0
+        for number, line in islice(self._lines, count):
+            seen, source.row_bytes = True, 0
+            bad_rows.rows += 1
+            named, places = _fields(line)
+            if len(places) < len(self._places):
+                got, allowed = str(len(places)), f"{len(self._places)}, as in the first line"
+                bad_rows.add(TraceError("fields are missing", line=number, got=got, allowed=allowed))
+                continue
+            named |= dict(zip(self._places, places, strict=False))
+            method, _, rest = named.get("request", "").partition(" ")
+            named["method"], named["path"] = method, rest.partition(" ")[0]
+            lines.append(number)
+            for name in columns:
+                cell = named.get(name, "")
+                cells[name].append("" if cell == "-" else cell)
+            if source.block_bytes > BLOCK_BYTES:
+                break
+        return _block(lines, cells) if seen else None
+
+
+class VllmTable:
+    """vLLM's log of requests: a row for every request received, with what other lines say of it.
+
+    Token ids are there if vLLM was started with ``--enable-log-requests``, ``--enable-log-outputs`` and, from 0.11 on,
+    ``VLLM_LOGGING_LEVEL=DEBUG``. A column of lengths that no line gives is absent.
+    """
+
+    def __init__(self, text: Iterable[str], source: Bounded) -> None:
+        found = _VllmRequests()
+        for number, line in enumerate(text, start=1):
+            source.row_bytes = 0
+            found.take(number, line)
+        self._lines, self._cells = found.lines, found.cells
+        lengths = [name for name in ("input_tokens", "output_tokens") if any(found.cells[name])]
+        self.header: tuple[str, ...] = ("time", "lora_name", *lengths)
+        self._row = 0
+
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
+        part = slice(self._row, self._row + count)
+        lines = self._lines[part]
+        self._row += len(lines)
+        bad_rows.rows += len(lines)
+        return _block(lines, {name: self._cells[name][part] for name in columns}) if lines else None
+
+
+class _VllmRequests:
+    """The requests of a log of vLLM, collected line by line: three lines speak of each."""
+
+    _LINE = re.compile(
+        rf"^(?:(?P<iso>\d{{4}}-\d\d-\d\dT\S+) )?(?:\([^)]*\) )?(?P<clock>{_VLLM})\S+ "
+        r"(?P<what>Received request|Request|Generated response) (?P<id>[^\s:]+)(?P<rest>.*)"
+    )
+    _LORA = re.compile(r"lora_request: (?:None|LoRARequest\(lora_name='((?:[^'\\]|\\.)*)')")
+    _PROMPT = re.compile(r"prompt_token_ids: \[([^\]]*)\]")
+    _OUTPUT = re.compile(r"output_token_ids: \[([^\]]*)\]")
+
+    def __init__(self) -> None:
+        self.lines: list[int] = []
+        self.cells: dict[str, list[str]] = {name: [] for name in ("time", "lora_name", "input_tokens", "output_tokens")}
+        self._prompts: dict[str, str] = {}
+        self._rows: dict[str, int] = {}
+        self._year, self._month = 2000, 0
+
+    def take(self, number: int, line: str) -> None:
+        found = self._LINE.match(line)
+        if found is None:
+            return
+        name, rest = found["id"], found["rest"]
+        if found["what"] == "Received request":
+            lora = self._LORA.search(rest)
+            self._rows[name] = len(self.lines)
+            self.lines.append(number)
+            values = (found["iso"] or self._dated(found["clock"]), (lora and lora[1]) or "")
+            lengths = (_count(self._PROMPT.search(rest)) or self._prompts.pop(name, ""), "")
+            for column, value in zip(self.cells, (*values, *lengths), strict=True):
+                self.cells[column].append(value)
+        elif found["what"] == "Request":  # its details come first
+            self._prompts[name] = _count(self._PROMPT.search(rest))
+        elif name in self._rows and "(streaming delta)" not in rest:
+            self.cells["output_tokens"][self._rows.pop(name)] = _count(self._OUTPUT.search(rest))
+
+    def _dated(self, clock: str) -> str:
+        """Return the time with a year, of which vLLM writes none: only differences count."""
+        day, time = clock.split()[1:]
+        month = int(day[:2])
+        self._year += month < self._month - 6
+        self._month = month
+        return f"{self._year}-{day} {time}"
+
+
+def _count(ids: re.Match[str] | None) -> str:
+    return "" if ids is None or not ids[1].strip() else str(ids[1].count(",") + 1)
+
+
+def _fields(line: str) -> tuple[dict[str, str], list[str]]:
+    """Return the fields of a line that have names, and the others in their order."""
+    named: dict[str, str] = {}
+    places: list[str] = []
+    for name, quoted, bare, bracket, text, word in _FIELD.findall(line):
+        if name:
+            named[name] = quoted or bare
+        else:
+            places.append(bracket or text or word)
+    return named, places
+
+
+def _block(lines: list[int], cells: dict[str, list[str]]) -> RowBlock:
+    return RowBlock(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})

@@ -1,0 +1,228 @@
+"""Which columns of a log hold what: as the user says, or by their names, and then a note says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sim.errors import TraceError, did_you_mean
+from sim.spec.sections.trace_source import NO_COLUMN
+from sim.traffic.tables.bad_rows import listed, shown
+from sim.traffic.traces.data import ReadOptions
+from sim.traffic.traces.log_times import TimeStyle
+from sim.traffic.traces.rows import Mask, Rows
+
+_PLAIN = {"time": "timestamp_s", "adapter": "adapter_id", "input": "input_tokens", "output": "output_tokens"}
+"""Our own names, which are no guesses, by role."""
+
+_ENDS = ("endtime", "endtimeunixnano", "completedat", "timelocal", "timeiso8601", "msec")
+"""Names of times at which a request has ended: nginx writes its line then."""
+_NAMES = {
+    "time": (
+        *("timestamps", "starttime", "starttimeunixnano", "arrivaltime", "arrivaltimestamp", "requesttimestamp"),
+        *("timestamp", "time", "ts", "datetime", "date", "createdat", "created", "receivedat"),
+        *_ENDS,
+    ),
+    "adapter": (
+        *("adapterid", "adapter", "adaptername", "loraadapter", "loraname", "lora", "loraid"),
+        *("genai.request.model", "requestmodel", "model", "modelname", "providedmodelname", "modelid"),
+        *("tenantid", "tenant", "customerid", "customer"),
+    ),
+    "input": (
+        *("inputtokens", "prompttokens", "numinputtokens", "numprompttokens", "ninputtokens", "nprompttokens"),
+        *("inputlength", "promptlength", "inputlen", "promptlen", "contexttokens", "requesttokens", "tokensin"),
+        *("inputtokencount", "prompttokencount", "usagedetails.input", "usage.input"),
+    ),
+    "output": (
+        *("outputtokens", "completiontokens", "numoutputtokens", "numcompletiontokens", "noutputtokens"),
+        *("generatedtokens", "responsetokens", "outputlength", "outputlen", "completionlength", "completionlen"),
+        *("tokensout", "outputtokencount", "completiontokencount", "usagedetails.output", "usage.output"),
+    ),
+    "session": ("sessionid", "conversationid", "genai.conversation.id"),
+    "status": ("status", "statuscode", "responsecode", "httpstatus", "responsestatus"),
+    "duration": ("requesttime",),
+}
+"""Names of columns by role, in lower case, without underscores and dashes; the first that a header has is taken."""
+
+_FAILED = re.compile(r"^(?:[13-5]\d\d|.*(?:fail|err|cancel|timeout|timed.?out|abort|reject).*)$", re.IGNORECASE)
+"""Status codes of HTTP other than 2xx, and words for what went wrong."""
+
+_BASE_MODEL = re.compile(
+    r"(?:.*/)?(?:meta-)?(?:llama|qwen|mistral|mixtral|gemma|phi|deepseek|gpt-oss|falcon|granite|yi|olmo)"
+    r"[\w.]*(?:-[\w.]+)*?-?\d+(?:\.\d+)?b(?:-(?:instruct|chat|it|base|hf|fp8|awq|gptq|int[48]|w\w+|v[\d.]+|\d{4}))*",
+    re.IGNORECASE,
+)
+"""Names of well-known base models, without what tuners append."""
+
+
+@dataclass(slots=True)
+class LogRules:
+    """The columns of a log by role, and what its rows mean.
+
+    :ivar columns: role → column, without roles that have none.
+    :ivar guessed: roles whose column was found by its name.
+    :ivar drawn: roles that the log has no column for.
+    :ivar unit: of times that are numbers; empty: the first one decides.
+    """
+
+    columns: dict[str, str]
+    guessed: tuple[str, ...]
+    drawn: tuple[str, ...]
+    unit: str
+    base_model: str | None
+    pattern: re.Pattern[str] | None
+    _reasons: dict[str, str] = field(default_factory=dict)
+    _seen_base: bool = False
+
+    def leave_out(self, rows: Rows) -> None:
+        """Leave out rows of failed requests, and rows in which the pattern finds no adapter."""
+        if status := self.columns.get("status"):
+            cells = rows.texts(status)
+            failed = {cell for cell in set(cells) if _FAILED.match(cell.strip())}
+            if failed:
+                mask = np.fromiter((cell in failed for cell in cells), np.bool_, len(cells))
+                self._drop(rows, mask, status, "failed requests")
+        if self.pattern is not None:
+            column = self.columns["adapter"]
+            names = self.names(rows.texts(column))
+            found = {cell for cell, name in names.items() if name is not None}
+            cells = rows.texts(column)
+            mask = np.fromiter((cell not in found for cell in cells), np.bool_, len(cells))
+            self._drop(rows, mask, column, "rows in which adapter_from finds no adapter")
+
+    def names(self, cells: Sequence[str]) -> dict[str, str | None]:
+        """Return the adapter's name for every cell; empty for the base model, None where the pattern finds none."""
+        found: dict[str, str | None] = {}
+        for cell in set(cells):
+            name: str | None = cell
+            if self.pattern is not None and cell:
+                match = self.pattern.search(cell)
+                name = None if match is None else (match[1] if self.pattern.groups else match[0]) or ""
+            if self.base_model is not None and name is not None and name.strip() == self.base_model:
+                self._seen_base, name = True, ""
+            found[cell] = name
+        return found
+
+    def said(self, style: TimeStyle | None) -> dict[str, str]:
+        """Return the fields of ``workload.trace.columns`` that read the log again without guessing."""
+        unit = style.unit if style is not None else ""
+        return {**self.columns, **dict.fromkeys(self.drawn, NO_COLUMN), **({"unit": unit} if unit else {})}
+
+    def _drop(self, rows: Rows, mask: Mask, column: str, what: str) -> None:
+        if not mask.any():
+            return
+        # One reason for all rows, with the first example: reasons are counted.
+        example = shown(rows.texts(column)[int(np.argmax(mask))])[:40] or "an empty cell"
+        rows.leave_out(mask, self._reasons.setdefault(what, f"{what} ({column} such as {example})"))
+
+    def notes(self, file: str, style: TimeStyle | None, names: Sequence[str]) -> Iterator[str]:
+        """Yield what was read as what, and what looks wrong about the names.
+
+        :param style: of the times.
+        """
+        if self.guessed:
+            said = ", ".join(f"{role} = {shown(column)}" for role, column in self.columns.items())
+            how = f"; times are {style.words}" if style is not None else ""
+            yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(self.guessed)}; --columns changes that"
+        if self.base_model is not None:
+            if not self._seen_base:
+                near = did_you_mean(self.base_model, names)
+                yield f"{file}: no row is for the base model {shown(self.base_model)}" + (f"; {near}" if near else "")
+            return
+        bases = [name for name in names if _BASE_MODEL.fullmatch(name)]
+        if bases and len(bases) < len(names):
+            yield (
+                f"{file}: {listed(bases)} looks like the base model, but counts as an adapter; "
+                f"--base-model {shown(bases[0])} makes its rows requests to the base model"
+            )
+
+
+def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
+    """Return the columns of a log by role.
+
+    :raises TraceError: where a role has no column, or could have several.
+    """
+    given = {} if ask.columns is None else ask.columns.model_dump(exclude_none=True, exclude={"unit"})
+    optional = {"session", "status", "duration", *(("time", "input", "output") if ask.adapters_only else ())}
+    columns: dict[str, str] = {}
+    guessed, drawn = [], []
+    for role in ("time", "duration", "adapter", "input", "output", "session", "status"):
+        column = given.get(role)
+        if column == NO_COLUMN and role != "time":
+            drawn.append(role)
+        elif column is not None:
+            columns[role] = _there(column, header, ask.file, role)
+        elif role == "duration" and _bare(columns.get("time", "")) not in _ENDS:
+            continue  # the time is that of the beginning
+        elif (found := _guess(role, header, ask.file)) is not None:
+            columns[role] = found
+            if found not in (_PLAIN.get(role), "tenant_id", "session_id"):
+                guessed.append(role)
+        elif role not in optional:
+            raise _missing(role, header, ask.file)
+    if ask.adapter_from is not None and "adapter" not in columns:
+        raise TraceError("adapter_from needs a column to look in", file=ask.file, key="columns.adapter", got=NO_COLUMN)
+    unit = "" if ask.columns is None else ask.columns.unit or ""
+    pattern = None if ask.adapter_from is None else re.compile(ask.adapter_from)
+    return LogRules(columns, tuple(guessed), tuple(drawn), unit, ask.base_model, pattern)
+
+
+def is_milliseconds(column: str) -> bool:
+    """Return whether a duration is in milliseconds, by its name."""
+    return _bare(column).endswith("ms")
+
+
+def _guess(role: str, header: Sequence[str], file: str) -> str | None:
+    """Return the column whose name is the first in the list; one that stands alone before one in a table.
+
+    :raises TraceError: for several.
+    """
+    plain = {"adapter": ("adapter_id", "tenant_id")}.get(role, (_PLAIN.get(role, ""),))
+    for name in plain:
+        if name in header:
+            return name
+    for wanted in _NAMES[role]:
+        bare = {column: _bare(column) for column in dict.fromkeys(header)}
+        alone = [column for column, name in bare.items() if name == wanted]
+        found = alone or [column for column, name in bare.items() if name.endswith(f".{wanted}")]
+        if len(found) > 1:
+            hint = f"choose one: --columns {role}={shown(found[0])}"
+            raise TraceError(f"several columns may hold the {role}", file=file, got=listed(found), hint=hint)
+        if found:
+            return found[0]
+    return None
+
+
+def _there(column: str, header: Sequence[str], file: str, role: str) -> str:
+    if column in header:
+        return column
+    raise TraceError(
+        "the file has no such column",
+        file=file,
+        line=1,
+        key=f"columns.{role}",
+        got=column,
+        allowed=listed(list(header)),
+        hint=did_you_mean(column, header),
+    )
+
+
+def _missing(role: str, header: Sequence[str], file: str) -> TraceError:
+    lengths = f"--columns input={NO_COLUMN},output={NO_COLUMN} draws lengths from workload.tokens"
+    instead = {"adapter": f"--columns adapter={NO_COLUMN} draws adapters from workload.popularity"}
+    without = {"input": lengths, "output": lengths, **instead}.get(role)
+    name = "adapter_id or tenant_id" if role == "adapter" else _PLAIN[role]
+    return TraceError(
+        f"column {name} is missing",
+        file=file,
+        line=1,
+        got=listed(list(header)),
+        hint="; ".join(part for part in (f"say which column holds it: --columns {role}=NAME", without) if part),
+    )
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]", "", name.lower())

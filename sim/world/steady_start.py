@@ -1,0 +1,51 @@
+"""Which adapters each replica used last before the start, for caches that start full (``cache.warm: steady``)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.policies.routing import View
+from sim.world.replica_draws import ReplicaDraws
+from sim.world.routing.router_state import make_router
+from sim.world.world import World
+
+
+class SteadyStart:
+    """The recent past of a fleet: independent requests, drawn by popularity.
+
+    A router that splits adapters is asked where it would send each of them in an idle fleet.
+    """
+
+    def __init__(self, world: World, replication: int) -> None:
+        traffic = world.traffic
+        self._shares = np.where(traffic.population.full[: traffic.places], 0.0, traffic.shares())
+        self._shares[list(world.pinned)] = 0.0
+        self._owner: NDArray[np.int64] | None = None
+        if world.scenario.router_policy.splits_adapters and world.scenario.fleet.replicas > 1:
+            self._owner = _owners(world, replication)
+
+    def last_used(self, replica: int, draws: ReplicaDraws) -> tuple[int, ...]:
+        """Return the adapters of a replica, the last used first; those that are never requested are left out.
+
+        Going back in time, independent requests meet adapters in the order of exponential times at the rates of their
+        shares, and so the first of them are what an LRU cache holds.
+        """
+        asked = self._shares > 0 if self._owner is None else (self._shares > 0) & (self._owner == replica)
+        used = np.flatnonzero(asked)
+        ages = draws.stream("steady-start").exponential(size=len(self._shares))[used] / self._shares[used]
+        return tuple(used[np.argsort(ages, kind="stable")].tolist())
+
+
+def _owners(world: World, replication: int) -> NDArray[np.int64]:
+    """Return to which replica each adapter's requests go as long as the fleet is idle."""
+    replicas, adapters = world.scenario.fleet.replicas, len(world.population)
+    idle = View(
+        loads=[0] * replicas,
+        up=list(range(replicas)),
+        resident=[0] * adapters,
+        running=[0] * adapters,
+        inside=[{} for _ in range(replicas)],
+    )
+    router = make_router(world, idle, replication)
+    return np.array([router.choose(adapter, adapter) for adapter in range(world.traffic.places)])

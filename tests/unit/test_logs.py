@@ -1,0 +1,257 @@
+"""Logs as gateways and engines write them: which column holds what, times, base requests, and what is said about it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import trace_samples as samples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.errors import TraceError
+from sim.spec.sections.trace_source import Trace
+from sim.traffic.traces.log_times import style_of
+from sim.traffic.traces.read import TraceData, read_trace
+
+HEADER = "ts,model,prompt_tokens,completion_tokens\n"
+SAME = ("log", "log.nginx", "log.envoy", "log.litellm", "log.otel", "log.langfuse")
+"""Samples with the same three requests."""
+
+
+def read(folder: Path, content: bytes | str, **settings: object) -> TraceData:
+    file = folder / "t"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_trace(Trace.model_validate({"file": str(file), **settings}))
+
+
+def error_of(folder: Path, content: bytes | str, **settings: object) -> str:
+    with pytest.raises(TraceError) as raised:
+        read(folder, content, **settings)
+    return str(raised.value).removeprefix(f"{folder}/")
+
+
+def rows(data: TraceData) -> list[tuple[float, str, int, int]]:
+    assert data.adapter is not None
+    assert data.prompt_tokens is not None
+    assert data.output_tokens is not None
+    names = [data.names[index] if index >= 0 else "" for index in data.adapter.tolist()]
+    return list(
+        zip(data.arrival_s.tolist(), names, data.prompt_tokens.tolist(), data.output_tokens.tolist(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_logs_of_every_kind_say_the_same(tmp_path: Path, name: str) -> None:
+    data = read(tmp_path, samples.SAMPLES[name], **samples.LOG_SETTINGS.get(name, {}))
+    expected = [(0.0, "mail", 410, 64), (1.5, "sql", 120, 210), (3.25, "legal", 930, 402)]
+    # nginx counts whole seconds: its times are those of the ends, less how long each request took.
+    assert rows(data) == expected
+
+
+def test_the_log_of_vllm(tmp_path: Path) -> None:
+    assert rows(read(tmp_path, samples.VLLM)) == [(0.0, "mail", 3, 2), (1.0, "", 1, 1)]
+    stamped = b"".join(
+        b"2025-03-04T09:00:00.%dZ %s\n" % (number, line) for number, line in enumerate(samples.VLLM.splitlines())
+    )
+    assert [row[0] for row in rows(read(tmp_path, stamped))] == [0.0, pytest.approx(0.2)], "kubectl's time is finer"
+    short = b"\n".join(line for line in samples.VLLM.splitlines() if b"Generated" not in line)
+    assert "column output_tokens is missing (got time, lora_name, input_tokens)" in error_of(tmp_path, short)
+
+
+def test_new_year_in_the_log_of_vllm(tmp_path: Path) -> None:
+    lines = samples.VLLM.replace(b"03-04 09:00:01", b"12-31 23:59:59").replace(b"03-04 09:00:02", b"01-01 00:00:01")
+    assert [row[0] for row in rows(read(tmp_path, lines))] == [0.0, 2.0]
+
+
+TIMES = {
+    "dates": ("2025-03-04T09:00:00Z", "2025-03-04 09:00:01.5", "ISO 8601"),
+    "a comma before the fraction": ('"2025-03-04 09:00:00,000"', '"2025-03-04 09:00:01,500"', "ISO 8601"),
+    "slashes": ("2025/03/04 09:00:00", "2025/03/04 09:00:01.5", "ISO 8601"),
+    "zones": ("2025-03-04T09:00:00+00:00", "2025-03-04T10:00:01.5+01:00", "ISO 8601"),
+    "seconds": ("1741078800", "1741078801.5", "seconds"),
+    "milliseconds": ("1741078800000", "1741078801500", "milliseconds"),
+    "microseconds": ("1741078800000000", "1741078801500000", "microseconds"),
+    "nanoseconds": ("1741078800000000000", "1741078801500000000", "nanoseconds"),
+}
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_times(tmp_path: Path, case: str) -> None:
+    first, second, words = TIMES[case]
+    data = read(tmp_path, f"{HEADER}{second},b,5,5\n{first},a,5,5\n")
+    assert data.names == ("a", "b"), "in the order of time, not of the file"
+    assert data.arrival_s[1] == pytest.approx(1.5, abs=1e-6)
+    assert f"times are {words}. " in data.notes[0]
+
+
+@given(st.integers(10**9, 10**10 - 1), st.sampled_from(("s", "ms", "us", "ns")))
+def test_units_since_1970_are_told_apart(seconds: int, unit: str) -> None:
+    """From 2001 to 2286, all four."""
+    style = style_of(["", "now", str(seconds * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit])])
+    assert style is not None
+    assert style.unit == unit
+
+
+def test_a_plain_trace_may_have_dates(tmp_path: Path) -> None:
+    plain = "timestamp_s,adapter_id,input_tokens,output_tokens\n"
+    data = read(tmp_path, plain + "2025-03-04T09:00:00Z,a,5,5\n2025-03-04T09:00:02Z,b,5,5\n")
+    assert data.arrival_s.tolist() == [0, 2]
+    assert data.notes == (f"{tmp_path}/t: times are ISO 8601",)
+    assert read(tmp_path, plain + "0.5,a,5,5\n2.5,b,5,5\n").notes == ()
+
+
+def test_every_guess_is_told_and_names_given_are_no_guesses(tmp_path: Path) -> None:
+    content = f"{HEADER}1741078800,a,5,7\n1741078801,b,5,7\n"
+    (note,) = read(tmp_path, content).notes
+    assert note == (
+        f"{tmp_path}/t: read as a log with time = ts, adapter = model, input = prompt_tokens, "
+        "output = completion_tokens; times are seconds. Guessed: time, adapter, input, output; --columns changes that"
+    )
+    columns = {"time": "ts", "adapter": "model", "output": "prompt_tokens", "input": "completion_tokens"}
+    data = read(tmp_path, content, columns=columns)
+    assert data.notes == ()
+    assert rows(data)[0] == (0.0, "a", 7, 5)
+    assert data.columns == {**columns, "unit": "s"}
+    again = read(tmp_path, content, columns=data.columns)
+    assert rows(again) == rows(data)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ("ts", "time", "start_time", "model", "adapter", "request.model", "response.model", "prompt_tokens")
+            + ("usage.prompt_tokens", "completion_tokens", "output_len", "status", "session_id", "x", "tenant_id")
+        ),
+        min_size=1,
+        unique=True,
+    )
+)
+def test_no_guess_is_silent(header: list[str]) -> None:
+    """Whatever columns a log has: each that is used was named by us, or a note names it."""
+    from sim.traffic.traces.data import ReadOptions
+    from sim.traffic.traces.log_columns import find_columns
+
+    try:
+        rules = find_columns(header, ReadOptions(("t",), None))
+    except TraceError:
+        return
+    said = " ".join(rules.notes("t", None, ()))
+    for role, column in rules.columns.items():
+        assert column in header
+        assert f"{role} = {column}" in said or column in ("tenant_id", "session_id")
+    assert len(set(rules.columns.values())) == len(rules.columns)
+
+
+def test_nested_keys_and_their_order(tmp_path: Path) -> None:
+    content = "".join(
+        json.dumps({"t": 5 - n, "body": {"model": "ab"[n % 2], "usage": {"in.put": n + 1, "o": 2}}}) + "\n"
+        for n in range(3)
+    )
+    columns = {"time": "t", "adapter": "body.model", "input": "body.usage.in.put", "output": "body.usage.o"}
+    assert rows(read(tmp_path, content, columns=columns)) == [(0.0, "a", 3, 2), (1.0, "b", 2, 2), (2.0, "a", 1, 2)]
+
+
+def test_base_requests(tmp_path: Path) -> None:
+    content = f"{HEADER}1,meta-llama/Llama-3.1-8B-Instruct,5,5\n2,mail,5,5\n3,,5,5\n"
+    data = read(tmp_path, content)
+    assert data.names == ("meta-llama/Llama-3.1-8B-Instruct", "mail")
+    assert data.notes[1] == (
+        f"{tmp_path}/t: meta-llama/Llama-3.1-8B-Instruct looks like the base model, but counts as an adapter; "
+        "--base-model meta-llama/Llama-3.1-8B-Instruct makes its rows requests to the base model"
+    )
+    data = read(tmp_path, content, base_model="meta-llama/Llama-3.1-8B-Instruct")
+    assert data.names == ("mail",)
+    assert data.base_share == pytest.approx(2 / 3)
+    assert len(data.notes) == 1
+    wrong = read(tmp_path, content, base_model="meta-llama/Llama-3.1-8B")
+    assert "no row is for the base model" in wrong.notes[1]
+    assert "did you mean 'meta-llama/Llama-3.1-8B-Instruct'?" in wrong.notes[1]
+
+
+def test_names_by_a_pattern(tmp_path: Path) -> None:
+    content = f"{HEADER}1,ft:llama:org:mail:x1,5,5\n2,ft:llama:org:sql:x2,5,5\n3,gpt-4,5,5\n"
+    data = read(tmp_path, content, adapter_from=r"^ft:[^:]+:org:([^:]+)")
+    assert data.names == ("mail", "sql")
+    assert data.skipped == {"rows in which adapter_from finds no adapter (model such as gpt-4)": 1}
+    nothing = error_of(tmp_path, content, adapter_from="^lora")
+    assert "no row is left (got rows in which adapter_from finds no adapter (model such as ft:llama" in nothing
+    with pytest.raises(ValueError, match="not a regular expression"):
+        Trace(file="t", adapter_from="(")
+
+
+def test_lengths_and_adapters_from_a_law_only_when_said_so(tmp_path: Path) -> None:
+    content = "ts,model\n1,a\n2,b\n"
+    assert error_of(tmp_path, content) == (
+        "t:1: column input_tokens is missing (got ts, model); say which column holds it: --columns input=NAME; "
+        "--columns input=none,output=none draws lengths from workload.tokens"
+    )
+    data = read(tmp_path, content, columns={"input": "none", "output": "none"})
+    assert (data.prompt_tokens, data.names) == (None, ("a", "b"))
+    bare = read(tmp_path, content, columns={"input": "none", "output": "none", "adapter": "none"})
+    assert bare.adapter is None
+    assert "--columns adapter=none draws adapters" in error_of(tmp_path, "ts,prompt_tokens,output_tokens\n1,5,5\n")
+
+
+def test_errors_say_what_mends_them(tmp_path: Path) -> None:
+    content = HEADER + "".join(f"Tuesday {n},a,5,5\n" for n in range(5000))
+    assert error_of(tmp_path, content) == (
+        "t:2: ts: not a time (got Tuesday 0, allowed: 2023-11-16 18:15:46.68, 16/Nov/2023:18:15:46 +0000, or seconds, "
+        "ms, µs or ns since 1970 (columns.unit says which)); 4,999 more rows have the same problem: every row"
+    )
+    assert error_of(tmp_path, f"{HEADER}1,a,5,5\n", columns={"input": "prompt"}) == (
+        "t:1: columns.input: the file has no such column (got prompt, allowed: ts, model, prompt_tokens, "
+        "completion_tokens); did you mean 'prompt_tokens'?"
+    )
+    two = "ts,request.model,response.model,prompt_tokens,completion_tokens\n1,a,a,5,5\n"
+    two = error_of(tmp_path, "ts,a.model,b.model,prompt_tokens,completion_tokens\n1,a,a,5,5\n")
+    assert two == (
+        "t: several columns may hold the adapter (got a.model, b.model); choose one: --columns adapter=a.model"
+    )
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda content: pa.compress(content, "zstd", asbytes=True)])
+def test_several_files_some_of_them_packed(tmp_path: Path, pack: object) -> None:
+    lines = [f"{1741078800 + n},{'ab'[n % 2]},{n + 1},5\n" for n in range(9)]
+    (tmp_path / "old").write_bytes(pack((HEADER + "".join(lines[:5])).encode()))  # type: ignore[operator]
+    (tmp_path / "new").write_text(HEADER + "".join(lines[5:]))
+    files = [str(tmp_path / "new"), str(tmp_path / "old")]
+    whole = rows(read(tmp_path, HEADER + "".join(lines)))
+    assert rows(read_trace(Trace.model_validate({"file": files}))) == whole
+    (tmp_path / "old").write_text("ts,model,prompt_tokens,completion_tokens\n1741078800,a,5,5\n1741078801,a,x,5\n")
+    with pytest.raises(TraceError, match=f"{tmp_path}/old:3: prompt_tokens: not a usable number"):
+        read_trace(Trace.model_validate({"file": files}))
+    (tmp_path / "old").write_text("ts,model\n1741078800,a\n")
+    with pytest.raises(TraceError, match=f"{tmp_path}/old: column prompt_tokens is missing"):
+        read_trace(Trace.model_validate({"file": files}))
+
+
+def test_damaged_zstd_is_refused(tmp_path: Path) -> None:
+    content = pa.compress((HEADER + "1,a,5,5\n" * 5000).encode(), "zstd", asbytes=True)
+    assert error_of(tmp_path, content[: len(content) // 2])
+    assert error_of(tmp_path, content[:9] + b"\0" * 40)
+
+
+def test_a_document_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [
+        {"ts": n, "model": "é{]" * (n % 3 + 1), "prompt_tokens": n + 1, "completion_tokens": 1} for n in range(20)
+    ]
+    whole = rows(read(tmp_path, "".join(json.dumps(each) + "\n" for each in records)))
+    for piece in (1, 7, 100):
+        monkeypatch.setattr("sim.traffic.tables.json_records._PIECE", piece)
+        for text in (json.dumps(records), json.dumps(records, indent=1), json.dumps({"data": records}, indent=1)):
+            assert rows(read(tmp_path, text)) == whole
+    broken = json.dumps(records, indent=1).replace('"ts": 7', '"ts": ')
+    assert error_of(tmp_path, broken).startswith("t:44: not JSON (got {")
+
+
+def test_rows_in_any_order_keep_their_own_lengths(tmp_path: Path) -> None:
+    order = np.random.default_rng(5).permutation(500)
+    lines = [f"{n},{f'a{n % 7}' if n % 5 else ''},{n + 1},{2 * n + 1}\n" for n in range(500)]
+    shuffled = rows(read(tmp_path, HEADER + "".join(lines[n] for n in order)))
+    assert shuffled == rows(read(tmp_path, HEADER + "".join(lines)))
+    assert shuffled[3] == (3.0, "a3", 4, 7)
