@@ -154,14 +154,21 @@ def metrics_table(point: Point) -> Table:
     return Table(caption, head, rows, note, words=(4 if drawn else 3,), optional=(3,) if drawn else (), keys=2)
 
 
-def grouped_table(point: Point, slo_terms: Mapping[str, float]) -> Table:
-    """Return the metrics of ``GROUPS`` and those of the SLO, with targets and verdicts: what fits a terminal."""
+def grouped_table(point: Point, slo_terms: Mapping[str, float], load: float | None = None) -> Table:
+    """Return the metrics of ``GROUPS`` and those of the SLO, with targets and verdicts: what fits a terminal.
+
+    :param load: the traffic as a share of what full batches could serve, where that is known.
+    """
     placed = {name for names in GROUPS.values() for name in names}
     groups = {**GROUPS, "SLO": tuple(name for name in slo_terms if name not in placed)}
     rows: list[list[str]] = []
     verdicts = {}
     for group, names in groups.items():
         first = True
+        if group == "load" and load is not None:
+            rows.append([group, "load of full batches", percent(load), "", ""])
+            verdicts.append("")
+            first = False
         for name in names:
             metric = point.metrics.get(name)
             if metric is None or (metric.value is None and name not in slo_terms):
@@ -173,7 +180,7 @@ def grouped_table(point: Point, slo_terms: Mapping[str, float]) -> Table:
                 verdicts[len(rows), 4] = term_verdict(point, name, slo_terms[name])
             rows.append([group if first else "", metric_words(name), value + settled, interval(name, metric), target])
             first = False
-    left = len(metrics_table(point).rows) - len(rows)
+    left = len(metrics_table(point).rows) - len(rows) + (load is not None)
     note = f"{left} more with --all, and in the report"
     if any(row[2].endswith("*") for row in rows):
         note = f"* unsettled: --all says why. {note}"

@@ -168,7 +168,8 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         matrix = matrix_table(points, axes, terms) if width_of_terminal() is not None and has_marks() else None
         table = matrix or terminal_table(points, axes, terms)
     else:
-        table = grouped_table(points[0], terms) if key_only else metrics_table(points[0])
+        load = None if data.headroom is None else data.headroom.load
+        table = grouped_table(points[0], terms, load) if key_only else metrics_table(points[0])
     about_slo = terms and len(points) == 1 and not has_clear_impact(points[0])  # a mark would say that all is well
     found = verdict(points[0], terms) if about_slo else None
     say_result(loaded.scenario.name, answer.headline, points, found)
