@@ -5,6 +5,7 @@ A pipe gets none of this: each sentence stays on one line there, and each table 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -28,6 +29,7 @@ _GAP = 2
 """Columns between two columns of a table."""
 _MARK = 2
 """Columns of a mark and the space behind it."""
+_WITHOUT_LINKS = ("", "dumb", "linux")
 _STYLES = {"met": ("green", "✓"), "not met": ("red", "✗"), "unclear": ("yellow", "?")}
 
 
@@ -79,6 +81,11 @@ def has_marks() -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def has_links() -> bool:
+    """Return whether stdout leads to a terminal that shows links, or at least passes over them."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in _WITHOUT_LINKS
 
 
 def style_of(verdict: str | None) -> tuple[str, str]:

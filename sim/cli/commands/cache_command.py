@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import QuietOption, takes
-from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, say, say_json
+from sim.cli.output import (
+    file_stem,
+    make_folder,
+    message,
+    print_rich,
+    progress_bar,
+    rich_table,
+    say,
+    say_file,
+    say_json,
+)
 from sim.errors import InputError
 from sim.spec.policies import CACHE_DEFAULTS
 
@@ -116,7 +126,7 @@ def _print(result: CacheResult, written: Sequence[tuple[str, Path]]) -> None:
         say(text)
     say("")
     for label, path in written:
-        say(f"{label:7} {path}")
+        say_file(f"{label:7} ", path)
 
 
 def _write(folder: Path, trace: Path, result: CacheResult, notes: Sequence[str]) -> list[tuple[str, Path]]:

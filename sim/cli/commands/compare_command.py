@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import QuietOption
-from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, say, say_json
+from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, say, say_file, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,7 +68,10 @@ def _show(comparison: Comparison, runs: tuple[Path, Path], out: Path | None, *, 
         say_json(as_json(comparison))
     else:
         _print(comparison)
-        say("", *(() if folder is None else (f"report  {folder / PAGE}", f"data    {folder / DATA}")))
+        say("")
+        if folder is not None:
+            say_file("report  ", folder / PAGE)
+            say_file("data    ", folder / DATA)
     return bool(worse_terms(comparison))
 
 

@@ -9,7 +9,7 @@ import typer
 
 from sim.cli.completion import complete_scenario
 from sim.cli.options import QuietOption, ScenarioArgument, SetOption, session_of
-from sim.cli.output import message, print_rich, rich_rows, say
+from sim.cli.output import message, print_rich, rich_rows, say, say_file
 
 if TYPE_CHECKING:
     from sim.spec.scenario_file import LoadedScenario
@@ -29,7 +29,7 @@ def report(
     if data.manifest.get("status") != "finished":
         done, total = len(data.points), data.manifest.get("points_total", "?")
         message(f"note: this run is not finished: {done} of {total} points", quiet)
-    say(page)
+    say_file("", page)
 
 
 def check(

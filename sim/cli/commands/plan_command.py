@@ -18,6 +18,7 @@ from sim.cli.output import (
     rich_table,
     say,
     say_command,
+    say_file,
     say_json,
     say_result,
 )
@@ -85,9 +86,9 @@ def plan(
                 say(f"  {sentence}")
         say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}", "")
         _print_what_if(data)
-        say(f"report    {page}")
+        say_file("report    ", page)
         if planned.feasible:
-            say(f"scenario  {planned.path / RECOMMENDED}")
+            say_file("scenario  ", planned.path / RECOMMENDED)
             for engine, line in planned.record.flags.items():
                 say_command(f"{engine:<9} ", line)
             if planned.record.no_flags:

@@ -19,8 +19,10 @@ from sim.cli.output import (
     progress_bar,
     rich_table,
     say,
+    say_file,
     say_json,
     say_result,
+    workers_of,
 )
 from sim.cli.ranges import parse_range
 from sim.cli.terminal import has_marks, width_of_terminal
@@ -107,8 +109,9 @@ def _simulate(
     with blamed_on(finished.path) if finished.reused else nullcontext():
         page = (current_report(finished.path) if finished.unchanged else None) or write_report(data, answer)
     if not options.json:
-        tables = f"{finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}"
-        say("", f"report  {page}", f"tables  {tables}")
+        say("")
+        say_file("report  ", page)
+        say(f"tables  {finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}")
     _notes(finished, options.quiet)
     if check and not _meets_slo(loaded, finished.points):
         raise typer.Exit(1)
@@ -125,7 +128,7 @@ def _run_study(
     from sim.studies.execution import Execution
     from sim.studies.sweep import run_study
 
-    with opened as pool, progress_bar(options.quiet) as progress:
+    with opened as pool, progress_bar(options.quiet, workers=workers_of(options.jobs)) as progress:
         return run_study(loaded, sets, folder, Execution(pool, command_line(), progress), overwrite=overwrite)
 
 

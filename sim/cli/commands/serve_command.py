@@ -6,8 +6,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption, session_of, takes
-from sim.cli.output import make_folder, message, print_rich, rich_table, say, say_json
+from sim.cli.output import make_folder, message, print_rich, progress_bar, rich_table, say, say_file, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -118,7 +116,7 @@ def serve(options: ServeArguments) -> None:
         tuple(options.set_ or ()),
     )
     try:
-        with _bar(quiet) as progress:
+        with progress_bar(quiet, "serving") as progress:
             result = serve(loaded, how, folder, lambda text: message(text, quiet), progress)
     except KeyboardInterrupt:
         kept = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in folder.glob("requests-*.jsonl"))
@@ -151,22 +149,6 @@ def _folder(folder: Path, profile: Path, *, fit: bool) -> Path:
     return folder
 
 
-@contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show on a terminal how many requests of a run have ended, nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("serving"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Few refreshes: the client's stamps are made in this process.
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1) as bar:
-        task = bar.add_task("serving", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _print(loaded: LoadedScenario, result: ServeResult, *, json: bool, quiet: bool) -> None:
     from reports.pages.serve_page import write_page
     from reports.tables.serve_tables import metrics_table
@@ -178,7 +160,8 @@ def _print(loaded: LoadedScenario, result: ServeResult, *, json: bool, quiet: bo
         table = metrics_table(result.summary)
         print_rich(rich_table(table))
         say(table.note, "")
-        say(f"report    {page}", f"requests  {result.folder / 'requests.parquet'}")
+        say_file("report    ", page)
+        say_file("requests  ", result.folder / "requests.parquet")
         if result.summary["profile"]["fitted"]:
             say(f"profile   {result.folder / 'profile.json'}")
     for sentence in _notes(result.summary):

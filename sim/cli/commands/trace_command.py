@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import QuietOption, takes
-from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, say, say_json
+from sim.cli.output import (
+    file_stem,
+    make_folder,
+    message,
+    print_rich,
+    progress_bar,
+    rich_table,
+    say,
+    say_file,
+    say_json,
+)
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -147,4 +157,4 @@ def _print(study: TraceStudy, written: list[tuple[str, Path]]) -> None:
                 say(table.note)
     say("")
     for label, path in written:
-        say(f"{label:8} {path}")
+        say_file(f"{label:8} ", path)

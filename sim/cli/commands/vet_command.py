@@ -17,6 +17,7 @@ from sim.cli.output import (
     rich_rows,
     rich_table,
     say,
+    say_file,
     say_json,
     say_result,
 )
@@ -146,7 +147,8 @@ def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
         say("", table.caption)
         print_rich(rich_table(table))
         say(table.note)
-    say("", f"report  {priced.path / FILE}")
+    say("")
+    say_file("report  ", priced.path / FILE)
     for warning in priced.point.warnings:
         message(f"note: {warning}", quiet)
 
