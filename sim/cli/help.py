@@ -14,10 +14,10 @@ from sim.cli.terminal import width_of_terminal, wrapped
 
 SIMULATE, RESULTS, EXECUTION = "What to simulate", "What to print and keep", "How to run it"
 """Groups of options, as ``rich_help_panel`` of an option names them."""
+_ORDER = (SIMULATE, "Options", RESULTS, EXECUTION)
 _PIPE_WIDTH = 100
 _WIDEST = 24
 """Columns of an option from which its description starts on the next line."""
-_METAVARS = {"integer": "N", "integer range": "N", "float": "N", "path": "PATH"}
 
 
 class CommandHelp(TyperCommand):
@@ -83,9 +83,9 @@ def _options(options: Iterable[Any]) -> Iterator[str]:
         panel = getattr(option, "rich_help_panel", None)
         rows = panels.setdefault(panel if isinstance(panel, str) else "Options", [])
         rows.append((_option(option), f"{option.help or ''}{_default(option)}"))
-    for title, rows in panels.items():
+    for title in sorted(panels, key=lambda each: _ORDER.index(each) if each in _ORDER else len(_ORDER)):
         yield from ("", title)
-        yield from _rows(rows)
+        yield from _rows(panels[title])
     if rare:
         yield from ("", f"Also, in docs/commands.md: {', '.join(rare)}")
 
@@ -116,7 +116,7 @@ def _option(param: Any) -> str:
     names = ", ".join(param.opts)
     if param.is_flag:
         return names
-    return f"{names} {param.metavar or _METAVARS.get(param.type.name, 'TEXT')}"
+    return f"{names} {param.metavar or str(param.name).strip('_').upper()}"
 
 
 def _default(param: Any) -> str:

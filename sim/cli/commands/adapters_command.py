@@ -49,7 +49,10 @@ class AdaptersOptions:
 
 @takes(AdaptersOptions)
 def adapters(options: AdaptersOptions) -> None:
-    """Count PEFT adapter folders by their headers: ranks, modules, sizes, and what an engine would make of them."""
+    """Count PEFT adapters by their headers: ranks, modules and sizes, and whether an engine serves them as they are.
+
+    Example: loraplan adapters my-adapters --engine vllm-0.32
+    """
     from sim.training.files.census import take_census
     from sim.training.files.duplicates import find_copies
     from sim.training.files.engine_checks import ServingTarget, check_census, check_serving_target

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import QuietOption, takes
+from sim.cli.options import JsonOption, QuietOption, takes
 from sim.cli.output import (
     file_stem,
     make_folder,
@@ -58,13 +58,16 @@ class CacheOptions:
     out: Annotated[
         Path | None, typer.Option(help="Folder for results; unset: runs/cache-NAME, and none with --json.")
     ] = None
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    json: JsonOption = False
     quiet: QuietOption = False
 
 
 @takes(CacheOptions)
 def cache(options: CacheOptions) -> None:
-    """Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
+    """Replay a trace's requests, without times, on caches of several policies and sizes: what misses, and why.
+
+    Example: loraplan cache trace.csv --slots 16,32,64
+    """
     from sim.policies.replay.cache_replay import replayable
     from sim.policies.replay.overflow import check_byte_sums
     from sim.studies.traces.cache_study import CacheSizes, study_cache

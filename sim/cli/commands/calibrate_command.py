@@ -73,7 +73,10 @@ class SamplingOptions:
 def steps(
     options: SamplingOptions, part: StepParts = None, layers: LayersOption = None, backend: BackendOption = None
 ) -> None:
-    """Time forward steps of a model's shapes with LoRA, over batch size, adapters, ranks, slots and KV."""
+    """Time forward steps of a model's shapes with LoRA, over batch size, adapters, ranks, slots and KV.
+
+    Example: loraplan calibrate steps base-decode --quick
+    """
     ends_at = _begin(options)
     _end_where_cut_short(_time_steps(options, ends_at, layers, backend, part), options.quiet)
     target = f"--model {options.model} --device {options.device} --out {options.out}"
@@ -82,7 +85,10 @@ def steps(
 
 @takes(SamplingOptions)
 def loads(options: SamplingOptions, part: LoadParts = None) -> None:
-    """Time adapter loads in stages: from disk, to the GPU, into slots, one and several at a time."""
+    """Time adapter loads in stages: from disk, to the GPU, into slots, one and several at a time.
+
+    Example: loraplan calibrate loads --quick
+    """
     ends_at = _begin(options)
     _end_where_cut_short(_time_loads(options, ends_at, part), options.quiet)
     message(f"next: loraplan calibrate fit {options.out} --out {options.out / PROFILE}", options.quiet)
@@ -90,7 +96,10 @@ def loads(options: SamplingOptions, part: LoadParts = None) -> None:
 
 @takes(SamplingOptions)
 def everything(options: SamplingOptions, layers: LayersOption = None) -> None:
-    """Time steps and loads, and fit a profile to them: OUT/profile.json."""
+    """Time steps and loads, and fit a profile to them: OUT/profile.json.
+
+    Example: loraplan calibrate all --quick
+    """
     from sim.cli.commands.fit_command import fit
 
     ends_at = _begin(options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import QuietOption
+from sim.cli.options import JsonOption, QuietOption
 from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, say, say_file, say_json
 from sim.errors import InputError
 
@@ -32,10 +32,13 @@ def compare(
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if B is clearly worse in any term of the SLO.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two runs: what differs, what changes with it, and whether that is more than chance."""
+    """Compare two runs: what differs, what changes with it, and whether that is more than chance.
+
+    Example: loraplan compare runs/quickstart runs/more-slots
+    """
     from reports.answers.run_comparison import compare_runs
     from reports.text.comparison_text import caution_sentences
     from sim.results.run_directory.store import blamed_on

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.commands.fit_command import MeasuredTable, predict_runs
-from sim.cli.options import JobsOption, QuietOption, takes
+from sim.cli.options import JobsOption, JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError
 
@@ -41,13 +41,16 @@ class FidelityOptions:
     ] = None
     out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/fidelity-NAME.")] = None
     jobs: JobsOption = -1
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    json: JsonOption = False
     quiet: QuietOption = False
 
 
 @takes(FidelityOptions)
 def fidelity(options: FidelityOptions) -> None:
-    """Predict measured runs of a real server, or replay a record of a real engine step by step."""
+    """Predict measured runs of a real server, or replay a record of a real engine step by step.
+
+    Example: loraplan fidelity runs.csv
+    """
     if options.runs is not None:
         if options.record is not None or options.fit_on is not None:
             raise InputError(

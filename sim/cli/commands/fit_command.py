@@ -163,6 +163,8 @@ def fit(
 
     DIR has either samples that `loraplan calibrate steps` and `loads` took, or tables of published measurements
     (docs/validation.md).
+
+    Example: loraplan calibrate fit runs/calibration
     """
     from calibrate.fit.fit_report import HEAD, as_json, closing, hold_out_rows
     from calibrate.published.profile_from_runs import write_profile

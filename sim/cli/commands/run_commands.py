@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.completion import complete_assignment
+from sim.cli.help import RESULTS, SIMULATE
 from sim.cli.options import CheckOption, OverwriteOption, StudyOptions, takes
 from sim.cli.output import (
     command_line,
@@ -41,12 +42,15 @@ if TYPE_CHECKING:
 def run(
     options: StudyOptions,
     all_: Annotated[
-        bool, typer.Option("--all", help="Every metric, also on a terminal, which shows key ones.")
+        bool, typer.Option("--all", help="Print every metric, not only the main ones.", rich_help_panel=RESULTS)
     ] = False,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Simulate one scenario; write a run directory with a report; print the answer."""
+    """Simulate one scenario, print the answer and write a report.
+
+    Example: loraplan run quickstart --set cache.gpu.slots=64
+    """
     key_only = width_of_terminal() is not None and not all_
     _simulate(options, options.load(), [{}], check=check, overwrite=overwrite, key_only=key_only)
 
@@ -59,13 +63,18 @@ def sweep(
         typer.Option(
             "--over",
             help="Values to try: KEY=v1,v2,v3 or KEY=a..b:step. Repeatable.",
+            metavar="KEY=VALUES",
             autocompletion=complete_assignment,
+            rich_help_panel=SIMULATE,
         ),
     ] = None,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Simulate a grid of values in parallel. An interrupted sweep resumes."""
+    """Simulate every combination of some values, in parallel. An interrupted sweep resumes.
+
+    Example: loraplan sweep quickstart --over cache.gpu.slots=8..64:8
+    """
     from sim.studies.sweep import grid
 
     axes = _axes(over or [])

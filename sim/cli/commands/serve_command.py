@@ -42,18 +42,19 @@ class ServeArguments:
     launch: Annotated[str | None, typer.Option(help="Start a server here: vllm.")] = None
     url: Annotated[str | None, typer.Option(help="Drive the OpenAI-compatible server at this address.")] = None
     adapters: Annotated[
-        str | None, typer.Option(help="With --url: what adapter {} is called there; unset: as the server lists them.")
+        str | None,
+        typer.Option(help="With --url: adapter names there, {} being the number. Default: as the server lists them."),
     ] = None
     fit: Annotated[bool, typer.Option("--fit", help="Measure costs over the API first, and predict from them.")] = False
-    profile: Annotated[str | None, typer.Option(help="Predict from this profile; unset: the scenario's.")] = None
-    repeat: Annotated[int, typer.Option(help="Identical runs: what they differ by is the noise.", min=1)] = 2
-    stall: Annotated[float, typer.Option(help="Give up when the server sends no token for so many seconds.")] = 60.0
+    profile: Annotated[str | None, typer.Option(help="Predict from this profile. Default: the scenario's.")] = None
+    repeat: Annotated[int, typer.Option(help="Identical runs; their differences show the noise.", min=1)] = 2
+    stall: Annotated[float, typer.Option(help="Give up after so many seconds without a token.", hidden=True)] = 60.0
     server_python: Annotated[
-        Path | None, typer.Option(help="With --launch: the python of an environment with vLLM; unset: .vllm-venv.")
+        Path | None, typer.Option(help="With --launch: Python with vLLM. Default: that of .vllm-venv.", hidden=True)
     ] = None
     set_: SetOption = None
     seed: SeedOption = None
-    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/serve-NAME.")] = None
+    out: Annotated[Path | None, typer.Option(help="Folder for results. Default: runs/serve-NAME.")] = None
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False
     quiet: QuietOption = False
 
@@ -88,7 +89,10 @@ class ServeArguments:
 
 @takes(ServeArguments)
 def serve(options: ServeArguments) -> None:
-    """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md)."""
+    """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md).
+
+    Example: loraplan calibrate serve serve-tiny --launch vllm
+    """
     from sim.spec.profile_choice import profile_choice
     from sim.spec.scenario_file import load_scenario
 

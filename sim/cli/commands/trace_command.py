@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import QuietOption, takes
+from sim.cli.options import JsonOption, QuietOption, takes
 from sim.cli.output import (
     file_stem,
     make_folder,
@@ -55,13 +55,16 @@ class TraceOptions:
     out: Annotated[
         Path | None, typer.Option(help="Folder for results; unset: runs/trace-NAME, and none with --json.")
     ] = None
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    json: JsonOption = False
     quiet: QuietOption = False
 
 
 @takes(TraceOptions)
 def trace(options: TraceOptions) -> None:
-    """Diagnose a trace (bursts, popularity, locality) and write a scenario whose traffic is like it."""
+    """Describe a trace (bursts, popularity, locality) and write a scenario with similar traffic.
+
+    Example: loraplan trace trace.csv
+    """
     from sim.studies.traces.trace_study import study_trace
     from sim.traffic.traces.read import read_trace
 

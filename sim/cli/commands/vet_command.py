@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import FINISHED_POINTS, QuietOption, SetOption, session_of, takes
+from sim.cli.options import FINISHED_POINTS, JsonOption, QuietOption, SetOption, session_of, takes
 from sim.cli.output import (
     command_line,
     message,
@@ -60,13 +60,16 @@ class VetOptions:
         bool,
         typer.Option("--check", help="Exit with 1 if anything likely or certain was found, or one can't be judged."),
     ] = False
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    json: JsonOption = False
     quiet: QuietOption = False
 
 
 @takes(VetOptions)
 def vet(options: VetOptions) -> None:
-    """Read adapters' training logs: what went wrong, on which evidence, and what would remedy it."""
+    """Read training logs of adapters: what went wrong, the evidence, and what would fix it.
+
+    Example: loraplan vet my-adapters/support
+    """
     from sim.training.logs.thresholds import parse_thresholds
     from sim.training.vet_adapters import vet_path
     from sim.training.vet_text import as_json
