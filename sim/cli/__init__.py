@@ -199,5 +199,5 @@ def _explain(error: Exception) -> int:
             message(f"error: {line}", quiet=False)
         return error.exit_code
     said = f"{type(error).__name__}: {error}"
-    message(f"error: a failure inside loraplan: {said}; --debug shows where", quiet=False)
+    message(f"error: internal failure: {said}; run it again with --debug to see where", quiet=False)
     return 3

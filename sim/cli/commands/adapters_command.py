@@ -29,10 +29,10 @@ class AdaptersOptions:
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with PEFT adapters in it or below.")]
     engine: Annotated[str | None, typer.Option(help="Check them against an engine's preset, such as vllm-0.32.")] = None
     max_rank: Annotated[
-        int | None, typer.Option(help="The engine's largest rank; unset: what the adapters need.", min=1)
+        int | None, typer.Option(help="The engine's largest rank. Default: what the adapters need.", min=1)
     ] = None
     base_model: Annotated[
-        str | None, typer.Option(help="The base model that is served; unset: what most adapters name.")
+        str | None, typer.Option(help="The base model that is served. Default: what most adapters name.")
     ] = None
     write: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a scenario with these adapters and their true sizes.")

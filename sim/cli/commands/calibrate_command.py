@@ -23,12 +23,14 @@ ModelOption = Annotated[str, typer.Option(help="Base model whose shapes are time
 DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda: the first visible GPU.")]
 SamplesOption = Annotated[Path, typer.Option(help="Folder for the samples; an interrupted suite resumes there.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="A small grid, in about two minutes for steps and loads.")]
-LayersOption = Annotated[int | None, typer.Option(help="Decoder layers to time; unset: all. Fewer are scaled.", min=1)]
+LayersOption = Annotated[
+    int | None, typer.Option(help="Decoder layers to time; fewer are scaled. Default: all.", min=1)
+]
 BackendOption = Annotated[
     list[str] | None,
-    typer.Option(help="grouped_mm, bmm, loop, triton, vllm; the first is fitted. Unset: all that run."),
+    typer.Option(help="grouped_mm, bmm, loop, triton, vllm; the first is fitted. Default: all that run."),
 ]
-SamplesSeedOption = Annotated[int, typer.Option(help="Of the order of visits and the random batches.", min=0)]
+SamplesSeedOption = Annotated[int, typer.Option(help="Seed of the measuring order and the random batches.", min=0)]
 OverwriteSamplesOption = Annotated[
     bool, typer.Option("--overwrite", help="Start over: remove the samples in the folder.")
 ]
@@ -43,13 +45,13 @@ StepParts = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PART]...",
-        help="What to time, in this order: base-decode, lora-decode, prefill, backends, eager. Unset: all, mixed.",
+        help="What to time, in this order: base-decode, lora-decode, prefill, backends, eager. Default: all, mixed.",
     ),
 ]
 LoadParts = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[PART]...", help="What to time, in this order: whole, concurrent, stages. Unset: all, mixed."
+        metavar="[PART]...", help="What to time, in this order: whole, concurrent, stages. Default: all, mixed."
     ),
 ]
 

@@ -25,9 +25,9 @@ _SHOWN = 12
 
 def compare(
     one: Annotated[Path, typer.Argument(metavar="A", help="A run directory, such as runs/quickstart.")],
-    other: Annotated[Path, typer.Argument(metavar="B", help="Another one: is it better than A?")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="The run directory to compare with A.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the page; unset: runs/compare-A-B, and none with --json.")
+        Path | None, typer.Option(help="Folder for the page. Default: runs/compare-A-B, and none with --json.")
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if B is clearly worse in any term of the SLO.")

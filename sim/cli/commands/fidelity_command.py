@@ -34,12 +34,12 @@ class FidelityOptions:
         Path | None, typer.Option(help="Fit costs to this record, and predict --record; both in real time.")
     ] = None
     lengths: Annotated[
-        Path | None, typer.Option(help="Histograms of lengths; unset: sharegpt_lengths.json next to RUNS.csv.")
+        Path | None, typer.Option(help="Histograms of lengths. Default: sharegpt_lengths.json next to RUNS.csv.")
     ] = None
     profile_dir: Annotated[
-        Path | None, typer.Option(help="Folder with a profile MODEL.json for each model; unset: the bundled ones.")
+        Path | None, typer.Option(help="Folder with a profile MODEL.json for each model. Default: the bundled ones.")
     ] = None
-    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/fidelity-NAME.")] = None
+    out: Annotated[Path | None, typer.Option(help="Folder for results. Default: runs/fidelity-NAME.")] = None
     jobs: JobsOption = -1
     json: JsonOption = False
     quiet: QuietOption = False
@@ -62,7 +62,7 @@ def fidelity(options: FidelityOptions) -> None:
         predict_runs(table, json=options.json, quiet=options.quiet)
         return
     if options.record is None and options.fit_on is not None:
-        raise InputError("costs fitted for nothing", key="--record", hint="give the record to predict")
+        raise InputError("--fit-on needs a record to predict", key="--record", hint="give --record FILE")
     if options.record is None:
         raise InputError(
             "there is nothing to compare with",

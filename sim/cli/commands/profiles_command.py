@@ -160,8 +160,8 @@ def build_profile(
     weights: Annotated[
         str, typer.Option("--weights", help="Format of the weights: bf16, fp8, fp8-block, int8, int4, nvfp4.")
     ] = "bf16",
-    name: Annotated[str | None, typer.Option("--name", help="What to call the model of a config.json.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The profile to write; unset: profiles/NAME.json.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the model in a config.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The profile to write. Default: profiles/NAME.json.")] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -144,7 +144,7 @@ def _run_study(
 def _notes(finished: StudyOutcome, quiet: bool) -> None:
     if finished.reused:
         count = f"{finished.reused} of {len(finished.points)} points" if len(finished.points) > 1 else "the results"
-        message(f"note: {count} were there from an earlier run; --overwrite simulates them again", quiet)
+        message(f"note: {count} come from an earlier run; --overwrite simulates again", quiet)
     for warning in dict.fromkeys(warning for point in finished.points for warning in point.warnings):
         message(f"note: {warning}", quiet)
 

@@ -65,7 +65,7 @@ class ServeArguments:
         """
         if (self.launch is None) == (self.url is None):
             raise InputError(
-                "which server?",
+                "give one server",
                 key="--launch",
                 got="both --launch and --url" if self.url else None,
                 allowed="--launch vllm to start one, or --url http://host:8000",
@@ -176,7 +176,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     notes = [*summary["notes"]]
     if any(summary["failed"]):
         words = "; ".join(summary["problems"])
-        notes.append(f"{sum(summary['failed'])} requests were not served and count nowhere: {words}")
+        notes.append(f"{sum(summary['failed'])} requests were not served and are in no metric: {words}")
     if summary["late_p99_s"] > 0.01:
         notes.append(
             f"1 % of the requests were sent more than {summary['late_p99_s'] * 1e3:.0f} ms late: this machine was "

@@ -42,7 +42,7 @@ class TraceOptions:
     format_: Annotated[str, typer.Option("--format", help="Format of the trace; auto: recognised by its columns.")] = (
         "auto"
     )
-    requests: Annotated[int | None, typer.Option(help="Read at most so many requests.", min=1)] = None
+    requests: Annotated[int | None, typer.Option(help="Read at most this many requests.", min=1)] = None
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")] = (
         False
     )
@@ -53,7 +53,7 @@ class TraceOptions:
         Path | None, typer.Option(help="Only write the trace as plain .csv or .parquet to this file.")
     ] = None
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results; unset: runs/trace-NAME, and none with --json.")
+        Path | None, typer.Option(help="Folder for results. Default: runs/trace-NAME, and none with --json.")
     ] = None
     json: JsonOption = False
     quiet: QuietOption = False

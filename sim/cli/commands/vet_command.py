@@ -49,7 +49,7 @@ class VetOptions:
         int | None, typer.Option(help="Examples that were trained on, where the log doesn't say.", min=1)
     ] = None
     threshold: Annotated[
-        list[str] | None, typer.Option(help="Draw a line elsewhere: name=value, such as small_rank=8. Repeatable.")
+        list[str] | None, typer.Option(help="Change a threshold: NAME=VALUE, such as small_rank=8. Repeatable.")
     ] = None
     scenario: Annotated[
         str | None,
@@ -58,7 +58,7 @@ class VetOptions:
     set_: SetOption = None
     check: Annotated[
         bool,
-        typer.Option("--check", help="Exit with 1 if anything likely or certain was found, or one can't be judged."),
+        typer.Option("--check", help="Exit with 1 if a problem is likely or certain, or an adapter can't be judged."),
     ] = False
     json: JsonOption = False
     quiet: QuietOption = False
@@ -141,7 +141,7 @@ def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
     from sim.results.run_directory.store import read_run
 
     if priced is None:
-        say("", "No remedy that was found changes what serving costs, so there is nothing to price.")
+        say("", "None of the remedies changes what serving costs, so there is nothing to price.")
         return
     data = read_run(priced.path)
     say("")
@@ -174,7 +174,7 @@ def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
     if unknown:
         say("", f"can't be judged: {', '.join(unknown[:_SHOWN])}{', …' if len(unknown) > _SHOWN else ''}")
     if any(one.notes for one in found):
-        message("note: what could not be judged, and why, stands in --json, or behind each adapter vetted alone", quiet)
+        message("note: --json says what could not be judged, and why", quiet)
 
 
 def _print_one(one: Vetted, quiet: bool) -> None:
