@@ -48,7 +48,7 @@ def wrapped(line: str, width: int) -> list[str]:
     """
     indent = len(line) - len(line.lstrip(" "))
     label = _LABEL.match(line, indent)
-    hang = label.end() if label and label.end() <= width // 3 else indent + 2
+    hang = label.end() if label and label.end() <= width * 2 // 5 else indent + 2
     text = line if label is None else line[: label.end()].replace(" ", _GLUE) + line[label.end() :]
     found = textwrap.wrap(
         _UNIT.sub(_GLUE, text),

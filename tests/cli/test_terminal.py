@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,23 @@ def test_a_headline_about_harm_has_no_mark(terminal: CommandLine, monkeypatch: p
     stall = "faults=[{kind: storage-stall, at: 60 s, lasts: 5 s}]"
     shown = plain(terminal("run", "small.yaml", "--quiet", "--set", "cache.gpu.slots=60", "--set", stall).out)
     assert shown.startswith("small: Requests harmed: ")
+
+
+# Snapshots
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 200])
+def test_snapshots_fit_and_are_what_commands_print(
+    terminal: CommandLine, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "terminal_snapshots.py"))
+    text = (tool["SNAPSHOTS"] / f"{width}-columns.txt").read_text(encoding="utf-8")
+    parts = dict(part.split("\n", 1) for part in re.split(r"(?m)^\$ loraplan ", text)[1:])
+    assert list(parts) == [*tool["QUICK"], *tool["SIMULATING"]]
+    for command, shown in parts.items():
+        assert [line for line in shown.splitlines() if not fits(line, width)] == [], command
+    monkeypatch.setenv("COLUMNS", str(width))
+    for command in tool["QUICK"]:
+        ended = terminal(*command.split())
+        both = ended.err + ended.out
+        assert parts[command].strip("\n") == tool["plain"](both).strip("\n"), command
