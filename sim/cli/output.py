@@ -131,7 +131,7 @@ def progress_bar(quiet: bool, doing: str = "simulating", workers: int = 1) -> It
 
     :param workers: how many tasks run at a time.
     """
-    if quiet or not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda done, total: None
         return
     from rich.console import Console

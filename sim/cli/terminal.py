@@ -50,6 +50,11 @@ def wrapped(line: str, width: int) -> list[str]:
     label = _LABEL.match(line, indent)
     hang = label.end() if label and label.end() <= width * 2 // 5 else indent + 2
     text = line if label is None else line[: label.end()].replace(" ", _GLUE) + line[label.end() :]
+    return _broken(text, width, hang)
+
+
+def _broken(text: str, width: int, hang: int = 0) -> list[str]:
+    """Return text as lines, broken between words and not before a unit; those after the first are indented."""
     found = textwrap.wrap(
         _UNIT.sub(_GLUE, text),
         width,
@@ -179,17 +184,17 @@ class TerminalTable:
         for number, row in enumerate(self.rows):
             if self.keys not in columns and not any(row[index] for index in columns[self.keys :]):
                 continue  # a part further down has nothing to say of this row
-            result.add_row(*(self._cell(number, index) for index in columns if index < len(row)))
+            result.add_row(*(self._cell(number, index, widths.get(index)) for index in columns if index < len(row)))
         return result
 
-    def _cell(self, row: int, column: int) -> Text:
+    def _cell(self, row: int, column: int, width: int | None) -> Text:
         from rich.text import Text
 
-        text = self.rows[row][column]
-        if not self.fits or (row, column) not in self.verdicts:
-            return Text(text)
-        style, mark = style_of(self.verdicts[row, column])
-        return Text(f"{mark} {text}".strip(), style)
+        text, style = self.rows[row][column], ""
+        if self.fits and (row, column) in self.verdicts:
+            style, mark = style_of(self.verdicts[row, column])
+            text = f"{mark} {text}".strip()
+        return Text(text if width is None else "\n".join(_broken(text, width)), style)
 
 
 def _widths(ranges: Mapping[int, tuple[int, int]], width: int) -> dict[int, int]:

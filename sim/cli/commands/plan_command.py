@@ -95,7 +95,7 @@ def plan(
         for sentence in (*said.details, said.binding_sentence, said.headroom):
             if sentence:
                 say(f"  {sentence}")
-        say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}", "")
+        say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}.", "")
         _print_what_if(data)
         say_file("report    ", page)
         if planned.feasible:

@@ -184,7 +184,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     for sentence in (answer.binding_sentence, answer.headroom, *answer.details, traffic_sentence(points)):
         if sentence:
             say(f"  {sentence}")
-    say(f"  Confidence: {answer.confidence}. {capital(answer.reason)}", "")
+    say(f"  Confidence: {answer.confidence}. {capital(answer.reason)}.", "")
     print_rich(rich_table(table))
     if table.note:
         say(table.note)
