@@ -23,7 +23,7 @@ LEAST_WIDTH = 40
 _UNIT = re.compile(r"(?<=\d) (?=(?:[µmk]?s|min|h|d|%|[kMGT]i?B|pp)(?![\w]))")
 _LABEL = re.compile(r"\S+(?: \S+)? {2,}(?=\S)")
 _GLUE = "\N{NO-BREAK SPACE}"
-_PROSE = 36
+_PROSE = 24
 """Width of a cell from which its column may wrap, if it has several words."""
 _GAP = 2
 """Columns between two columns of a table."""
@@ -198,9 +198,15 @@ class TerminalTable:
 
 
 def _widths(ranges: Mapping[int, tuple[int, int]], width: int) -> dict[int, int]:
-    """Return widths between least and most; what is left goes to those first that need the least more."""
+    """Return widths between least and most; what is left goes to those first that need the least more.
+
+    Where the least is too much, the widest column gets what is left.
+    """
     found = {index: least for index, (least, _) in ranges.items()}
     left = width - sum(found.values()) - _GAP * (len(found) - 1)
+    if left < 0:
+        widest = max(found, key=lambda index: found[index])
+        found[widest] = max(1, found[widest] + left)
     for index, (least, most) in sorted(ranges.items(), key=lambda item: item[1][1] - item[1][0]):
         more = max(0, min(left, most - least))
         found[index] += more
