@@ -5,12 +5,11 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,7 +32,7 @@ from sim.cli.help import CommandHelp, GroupHelp
 from sim.cli.options import Session
 from sim.cli.output import message, say
 from sim.cli.streams import check_surroundings, guarded_streams, working_folder_exists
-from sim.errors import InputError, LoraplanError
+from sim.errors import InputError, LoraplanError, did_you_mean
 
 INTERRUPTED = 130
 
@@ -172,22 +171,30 @@ def _interrupted(session: Session) -> int:
     return INTERRUPTED
 
 
-def _hint_on_option(name: str) -> str | None:
-    """Return what a scenario has for an option of an engine that loraplan itself doesn't have."""
+def _explain_usage(error: Any) -> None:
+    """Say what is wrong with a command line, what was probably meant, and where its options are listed."""
     from sim.spec.engine_flags.flag_hints import flag_hint
 
-    hint = flag_hint(name) if name else None
-    return f"{hint}; values of a scenario are changed with --set KEY=VALUE" if hint else None
+    option, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
+    command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "loraplan"
+    problem = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":  # of click, or of typer's own copy
+        for line in problem.splitlines():
+            message(line, quiet=False)
+        return
+    if known:
+        near = did_you_mean(option or "", known)
+        problem = f"{error.message}; {near}" if near else error.message
+    elif option and (hint := flag_hint(option)):
+        # What a scenario has for an option of an engine that loraplan itself doesn't have.
+        problem = f"{problem}; {hint}; values of a scenario are changed with --set KEY=VALUE"
+    message(f"error: {problem}", quiet=False)
+    message(f"{command} --help shows how to call it", quiet=False)
 
 
 def _explain(error: Exception) -> int:
     if hasattr(error, "format_message") and hasattr(error, "show"):  # a usage error of click, or of typer's own copy
-        usage = io.StringIO()
-        error.show(usage)
-        for line in usage.getvalue().splitlines():
-            message(line, quiet=False)
-        if hint := _hint_on_option(getattr(error, "option_name", "")):
-            message(hint, quiet=False)
+        _explain_usage(error)
         return 2
     if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.strerror:
         # Whatever stands in the way of a file is the user's to change, and they need its name.

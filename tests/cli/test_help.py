@@ -113,6 +113,16 @@ def test_a_wrong_name_suggests_the_nearest(loraplan: CommandLine, words: tuple[s
     assert not all(each.name in ended.err for each in bundled_scenarios())
 
 
+def test_a_group_without_a_command_shows_its_help(loraplan: CommandLine) -> None:
+    ended = loraplan("scenarios")
+    assert ended.err.startswith("Example: loraplan scenarios list\n\nList and copy the bundled scenarios.\n")
+
+
+def test_a_wrong_call_says_where_the_options_are(loraplan: CommandLine) -> None:
+    ended = loraplan("run", "quickstart", "--bogus")
+    assert ended.err == "error: No such option: --bogus\nloraplan run --help shows how to call it\n"
+
+
 def test_check_says_on_what_a_scenario_runs_and_what_is_assumed(loraplan: CommandLine) -> None:
     lines = loraplan("check", "quickstart").out.splitlines()
     assert lines[0] == "quickstart: ok"
