@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reports.answers.change_comparison import Contrast, find_extremes, rank_impact
+from reports.answers.change_comparison import Contrast, find_extremes
 from reports.answers.change_findings import has_rollout, is_changed
 from reports.answers.severity import growing
 from reports.answers.verdicts import main_metric
@@ -19,7 +19,7 @@ from sim.results.verdict import (
 
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
-_VISIBLE = 0.03
+_VISIBLE = 0.1
 """Share of a value by which it must differ between points to be drawn."""
 BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
 """Last words of keys that one buys: for these the question is how much is enough."""
@@ -112,7 +112,8 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     """
     axes = make_axes(points)
     if has_rollout(points) and not growing(axes):
-        return rank_impact([point for point in points if point.impact], axes).best
+        changed = in_order([point for point in points if point.impact], axes)
+        return min(changed, key=lambda point: point.metrics[impact_metric(changed)].value or 0.0)
     if axes and not any(axis.numeric for axis in axes) and not is_changed(points):
         return fastest_point(points, slo_terms)
     edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 and slo_terms else None
@@ -124,6 +125,14 @@ def fastest_point(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Po
     good, name = [point for point in points if verdict(point, slo_terms) == MET], main_metric(points, slo_terms)
     known = [point for point in good or points if name in point.metrics and point.metrics[name].value is not None]
     return min(known, key=lambda point: point.metrics[name].value or 0.0) if known else points[0]
+
+
+def impact_metric(points: Sequence[Point]) -> str:
+    """Return the metric of the impact of rollouts and faults: beyond the usual, where every point knows that."""
+    known = all(
+        point.metrics["harmed_excess"].value is not None for point in points if "harmed_excess" in point.metrics
+    )
+    return "harmed_excess" if known and all("harmed_excess" in point.metrics for point in points) else "harmed"
 
 
 def varies(points: Sequence[Point], name: str) -> bool:
