@@ -292,8 +292,10 @@ def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, flo
         return None
     target = slo_terms.get("miss_ratio")
     targets = {} if target is None else {f"SLO {show('miss_ratio', target)}": target}
-    title = "How often must an adapter be loaded, and how busy is the loader?"
-    caption = "Misses and delayed hits as shares of admitted requests for adapters; the loader as a share of time."
+    busy = any(line.name == "loader_utilization" for line in lines)
+    title = f"How often must an adapter be loaded{', and how busy is the loader' if busy else ''}?"
+    caption = "Misses and delayed hits as shares of admitted requests for adapters"
+    caption += "; the loader as a share of time." if busy else "."
     caption += bands_note(points)
     names = [line.name for line in lines]
     table = numbers_table(f"Miss ratio, delayed hits and loader by {axis.words}", axis, ordered, names)
