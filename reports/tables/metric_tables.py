@@ -109,7 +109,7 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
 def groups_table(point: Point, where: str) -> Table | None:
     """Return one row for the base model and one for all adapters, if both are asked for, one for each kind of adapter,
     and one for each band of popularity."""
-    if not point.groups:
+    if not point.groups or point.traffic.get("base_share") == 1.0:
         return None
     base = "the base model and all adapters, then " if point.traffic.get("base_share") else ""
     note = f"Groups: {base}by kind, then by popularity; no intervals."
@@ -117,8 +117,8 @@ def groups_table(point: Point, where: str) -> Table | None:
 
 
 def base_model_table(point: Point) -> Table | None:
-    """Return one row for the base model and one for all adapters; None where no request is for the base model."""
-    if not point.traffic.get("base_share"):
+    """Return one row for the base model and one for all adapters; None where all are for one of these."""
+    if point.traffic.get("base_share", 0.0) in (0.0, 1.0):
         return None
     return _rows_of_groups(point.groups[:2], "Requests to the base model and to adapters", "no intervals")
 
@@ -162,12 +162,11 @@ def grouped_table(point: Point, slo_terms: Mapping[str, float], load: float | No
     placed = {name for names in GROUPS.values() for name in names}
     groups = {**GROUPS, "SLO": tuple(name for name in slo_terms if name not in placed)}
     rows: list[list[str]] = []
-    verdicts = {}
+    verdicts: dict[tuple[int, int], str] = {}
     for group, names in groups.items():
         first = True
         if group == "load" and load is not None:
             rows.append([group, "load of full batches", percent(load), "", ""])
-            verdicts.append("")
             first = False
         for name in names:
             metric = point.metrics.get(name)
