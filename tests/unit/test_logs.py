@@ -205,7 +205,8 @@ def test_names_by_a_pattern(tmp_path: Path) -> None:
 def test_lengths_and_adapters_from_a_law_only_when_said_so(tmp_path: Path) -> None:
     content = "ts,model\n1,a\n2,b\n"
     assert error_of(tmp_path, content) == (
-        "t:1: column input_tokens is missing (got ts, model); say which column holds it: --columns input=NAME; "
+        "t:1: columns are missing: input_tokens, output_tokens (got ts, model); say which columns hold them: "
+        "--columns input=NAME,output=NAME; "
         "--columns input=none,output=none draws lengths from workload.tokens"
     )
     data = read(tmp_path, content, columns={"input": "none", "output": "none"})
@@ -219,7 +220,7 @@ def test_errors_say_what_mends_them(tmp_path: Path) -> None:
     content = HEADER + "".join(f"Tuesday {n},a,5,5\n" for n in range(5000))
     assert error_of(tmp_path, content) == (
         "t:2: ts: not a time (got Tuesday 0, allowed: 2023-11-16 18:15:46.68, 16/Nov/2023:18:15:46 +0000, or seconds, "
-        "ms, µs or ns since 1970 (columns.unit says which)); 4,999 more rows have the same problem: every row"
+        "ms, µs or ns since 1970 (columns.unit says which)); all 5,000 rows have this problem"
     )
     assert error_of(tmp_path, f"{HEADER}1,a,5,5\n", columns={"input": "prompt"}) == (
         "t:1: columns.input: the file has no such column (got prompt, allowed: ts, model, prompt_tokens, "
