@@ -20,6 +20,7 @@ from sim.cli.commands import (
     compare_command,
     fidelity_command,
     fit_command,
+    init_command,
     inspect_commands,
     plan_command,
     profiles_command,
@@ -51,6 +52,7 @@ for command in (
     fidelity_command.fidelity,
 ):
     app.command()(command)
+app.command()(init_command.init)
 app.command()(inspect_commands.schema)
 app.command()(compare_command.compare)
 app.command()(cache_command.cache)

@@ -54,9 +54,6 @@ def write_scenario(study: TraceStudy, trace: TraceData, name: str, folder: Path,
 
 def write_replay(source: Trace, trace: TraceData, folder: Path, requests: int | None) -> Path:
     """Write the scenario that replays the recorded requests, with the columns of a log as they were read."""
-    known = source.model_copy(update={"columns": LogColumns(**trace.columns), "format": "log"} if trace.columns else {})
-    given = known.model_dump(exclude_none=True, exclude_defaults=True, exclude={"file"})
-    files = [os.path.relpath(Path(file).resolve(), folder.resolve()) for file in source.files]
     name = Path(source.files[0]).name
     lines = [
         f"# The requests of {_one_line(name)} as they were recorded, written by loraplan trace.",
@@ -64,15 +61,27 @@ def write_replay(source: Trace, trace: TraceData, folder: Path, requests: int | 
         f"name: {_scenario_name(name, 'replay')}",
         "workload:",
         *([f"  requests: {requests}"] if requests is not None else ()),
-        "  trace:",
-        f"    file: {json.dumps(files if len(files) > 1 else files[0], ensure_ascii=False)}",
-        *(f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in given.items()),
-        *(_TOKENS if trace.prompt_tokens is None else ()),
-        *((_POPULARITY, "adapters:", f"  {_UNNAMED}") if trace.adapter is None else ("adapters:",)),
+        *replay_lines(source, trace, folder),
+        "adapters:",
+        *([f"  {_UNNAMED}"] if trace.adapter is None else ()),
         _RANK,
     ]
     write_text(folder / REPLAY, "\n".join(lines) + "\n")
     return folder / REPLAY
+
+
+def replay_lines(source: Trace, trace: TraceData, folder: Path) -> list[str]:
+    """Return the lines below ``workload`` that replay a trace, for a scenario in a folder."""
+    known = source.model_copy(update={"columns": LogColumns(**trace.columns), "format": "log"} if trace.columns else {})
+    given = known.model_dump(exclude_none=True, exclude_defaults=True, exclude={"file"})
+    files = [os.path.relpath(Path(file).resolve(), folder.resolve()) for file in source.files]
+    return [
+        "  trace:",
+        f"    file: {json.dumps(files if len(files) > 1 else files[0], ensure_ascii=False)}",
+        *(f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in given.items()),
+        *(_TOKENS if trace.prompt_tokens is None else ()),
+        *([_POPULARITY] if trace.adapter is None else ()),
+    ]
 
 
 def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
