@@ -80,8 +80,9 @@ _EDGE = re.compile(rb"[,{}:]")
 @st.composite
 def broken(draw: st.DrawFn) -> bytes:
     """Draw a valid trace with a few of its cells and bytes replaced."""
-    name = draw(st.sampled_from(sorted(samples.SAMPLES)))
-    content = samples.SAMPLES[name]
+    every = samples.SAMPLES | samples.LOGS
+    name = draw(st.sampled_from(sorted(every)))
+    content = every[name]
     packed = name.endswith(".gz") and draw(st.booleans())
     content = gzip.decompress(content) if packed else content
     if name not in ("parquet", "csv.gz") or packed:

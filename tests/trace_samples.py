@@ -1,5 +1,7 @@
 """Small valid traces of every format, as the bytes of their files."""
 
+# ruff: noqa: E501 - a line of a log is a line
+
 from __future__ import annotations
 
 import gzip
@@ -221,19 +223,26 @@ SAMPLES = {
     "azure-functions": FUNCTIONS,
     "azure-functions-2021": FUNCTIONS_2021,
     "log": LOG,
-    "log.nginx": NGINX,
-    "log.envoy": ENVOY,
-    "log.vllm": VLLM,
     "log.litellm": LITELLM,
     "log.otel": OTEL,
     "log.langfuse": LANGFUSE,
 }
+LOGS = {
+    "nginx": NGINX,
+    "envoy": ENVOY,
+    "vllm": VLLM,
+    "csv": LOG,
+    "litellm": LITELLM,
+    "otel": OTEL,
+    "langfuse": LANGFUSE,
+}
+"""Logs by what writes them."""
 LOG_SETTINGS: dict[str, dict[str, object]] = {
-    "log.nginx": {
+    "nginx": {
         "columns": {"adapter": "path", "input": "in", "output": "out", "duration": "rt"},
         "adapter_from": "/lora/([^/]+)/",
     },
-    "log.envoy": {"columns": {"input": "in", "output": "out"}},
+    "envoy": {"columns": {"input": "in", "output": "out"}},
 }
 """What samples of logs need that their columns' names don't say."""
 

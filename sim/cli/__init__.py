@@ -20,6 +20,7 @@ from sim.cli.commands import (
     compare_command,
     fidelity_command,
     fit_command,
+    init_command,
     inspect_commands,
     plan_command,
     profiles_command,
@@ -64,7 +65,7 @@ for panel, commands in {
         compare_command.compare,
         inspect_commands.report,
     ),
-    SCENARIOS: (inspect_commands.check, inspect_commands.schema),
+    SCENARIOS: (init_command.init, inspect_commands.check, inspect_commands.schema),
     OBSERVE: (trace_command.trace, cache_command.cache, adapters_command.adapters, vet_command.vet),
     COSTS: (fidelity_command.fidelity,),
 }.items():

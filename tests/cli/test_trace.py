@@ -53,7 +53,7 @@ def test_it_says_what_the_trace_is_like_and_writes_a_page_and_a_scenario(lorapla
     assert "of the same ones shuffled" in ended.out
     assert "ruled out" in ended.out
     assert "\\x" not in ended.out, "a no-break space comes out as an escape"
-    assert ended.out.splitlines()[-2].split() == ["scenario", str(folder / "traffic.yaml")]
+    assert ended.out.splitlines()[-3].split() == ["scenario", str(folder / "traffic.yaml")]
     written = json.loads((folder / "trace.json").read_text(encoding="utf-8"))
     assert written == facts(loraplan, recorded)
     assert written["requests"] == 3000
@@ -139,9 +139,49 @@ def test_a_trace_without_adapters_gives_arrivals_and_lengths(loraplan: CommandLi
     assert found["fit"]["chosen"] == "independent"
 
 
+def log_of(file: str, count: int = 300) -> None:
+    rows = [f"{1741078800 + 3 * n},{('base', 'a', 'b')[n % 3]},{10 + n % 7},{20 + n % 5}" for n in range(count)]
+    Path(file).write_text("\n".join(["ts,model,n_in,n_out", *rows, ""]))
+
+
+def test_a_log_is_read_and_the_replay_reads_it_without_guessing(loraplan: CommandLine) -> None:
+    log_of("gateway.csv")
+    columns = ("--columns", "input=n_in,output=n_out", "--base-model", "base")
+    ended = loraplan("trace", "gateway.csv", *columns)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert "read as a log with time = ts, adapter = model, input = n_in, output = n_out; times are seconds" in said
+    assert "Guessed: time, adapter; --columns changes that" in said
+    replay = load_scenario("runs/trace-gateway/replay.yaml").scenario
+    assert replay.workload.trace is not None
+    assert replay.workload.trace.columns is not None
+    read = read_trace(replay.workload.trace)
+    assert read.notes == ()
+    assert (len(read), read.names, read.base_share) == (300, ("a", "b"), pytest.approx(1 / 3))
+    few = loraplan("trace", "gateway.csv", *columns, "--requests", "60", "--out", "few")
+    assert few.code == 0
+    assert loraplan("check", "few/replay.yaml").code == 0
+    assert loraplan("run", "few/replay.yaml").code == 0
+
+
+def test_several_logs_without_lengths_give_a_replay_that_runs(loraplan: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for day in ("1", "2"):
+        stamps = [f"2025-03-0{day} 10:{n // 60:02}:{n % 60:02},{'ab'[n % 2]}" for n in range(120)]
+        (tmp_path / "logs" / f"{day}.csv").write_text("\n".join(["when,lora", *stamps, ""]))
+    ended = loraplan("trace", "logs/2.csv", "logs/1.csv", "--columns", "time=when,input=none,output=none")
+    assert ended.code == 0, ended.err
+    text = Path("runs/trace-2/replay.yaml").read_text(encoding="utf-8")
+    assert 'file: ["../../logs/2.csv", "../../logs/1.csv"]' in text
+    assert loraplan("check", "runs/trace-2/replay.yaml").code == 0
+    data = read_trace(load_scenario("runs/trace-2/replay.yaml").scenario.workload.trace or Trace(file=""))
+    assert len(data) == 240
+    assert data.arrival_s[-1] == 24 * 3600 + 119
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_converted_trace_says_the_same(loraplan: CommandLine, recorded: str, suffix: str) -> None:
-    ended = loraplan("trace", recorded, "--convert", f"plain{suffix}")
+    ended = loraplan("trace", recorded, "--out", f"plain{suffix}")
     assert (ended.code, ended.out.strip()) == (0, f"plain{suffix}")
     before, after = (read_trace(Trace(file=file)) for file in (recorded, f"plain{suffix}"))
     assert before.names == after.names
@@ -156,12 +196,21 @@ def test_a_converted_trace_says_the_same(loraplan: CommandLine, recorded: str, s
         (["recorded.csv", "--format", "azur"], "--format: unknown format (got azur"),
         (["recorded.csv", "--fit", "0%"], "--fit: nothing to fit"),
         (["recorded.csv", "--fit", "half"], "--fit: not a share"),
-        (["recorded.csv", "--convert", "x.xlsx"], "--convert: not a format to convert to (got x.xlsx"),
         (["recorded.csv", "--format", "azure-llm-2023"], "recorded.csv:1"),
-        (["recorded.csv", "--out", "recorded.csv"], "--out"),
+        (["recorded.csv", "--out", "there/recorded"], "there"),
+        (
+            ["recorded.csv", "--columns", "tiem=timestamp_s"],
+            "--columns: Extra inputs are not permitted (got tiem",
+        ),
+        (["recorded.csv", "--columns", "timestamp_s"], "--columns: not a role and a column (got timestamp_s, allowed"),
+        (["recorded.csv", "--columns", "time=ts"], "columns.time: the file has no such column (got ts, allowed"),
+        (["recorded.csv", "--columns", "input=none"], "--columns: lengths are drawn for prompts and outputs together"),
+        (["recorded.csv", "--adapter-from", "("], "--adapter-from: not a regular expression"),
+        (["recorded.csv", "--base-model", "x", "--format", "csv"], "--base-model: only a log has this"),
     ],
 )
 def test_what_cant_be_used_is_refused(loraplan: CommandLine, recorded: str, arguments: list[str], words: str) -> None:
+    Path("there").write_text("a file")
     ended = loraplan("trace", *arguments)
     assert ended.code == 2
     assert ended.err.startswith("error: ")
@@ -183,7 +232,7 @@ def test_bad_rows_are_refused_by_line_or_left_out_and_counted(loraplan: CommandL
 
 def test_an_unnamed_trace_is_not_converted(loraplan: CommandLine) -> None:
     Path("m.csv").write_text("timestamp,input_length,output_length\n0,5,5\n")
-    ended = loraplan("trace", "m.csv", "--convert", "x.csv")
+    ended = loraplan("trace", "m.csv", "--out", "x.csv")
     assert ended.code == 2
     assert "names no adapters" in ended.err
     assert not Path("x.csv").exists()

@@ -34,7 +34,7 @@ def trace_cases(draw: st.DrawFn) -> Case:
         lines = [["cache", "t", "--json", *size, *policy, *more]]
     elif command == "convert":
         name = draw(st.sampled_from(("c.csv", "c.parquet", "c.csv.gz", "c")))
-        lines = [["trace", "t", "--convert", name, *more], ["trace", name, "--json"]]
+        lines = [["trace", "t", "--out", name, *more], ["trace", name, "--json"]]
     else:
         rows = draw(
             st.sampled_from(("", ", skip_bad: true", ", rate_scale: 2", ", population_scale: 0.5", ", offset: 1 s"))

@@ -18,9 +18,11 @@ from sim.spec.sections.trace_source import Trace
 from sim.traffic.traces.log_times import style_of
 from sim.traffic.traces.read import TraceData, read_trace
 
+COLUMNS = (
+    *("ts", "time", "start_time", "model", "adapter", "request.model", "response.model", "tenant_id", "prompt_tokens"),
+    *("usage.prompt_tokens", "completion_tokens", "output_len", "status", "session_id", "x"),
+)
 HEADER = "ts,model,prompt_tokens,completion_tokens\n"
-SAME = ("log", "log.nginx", "log.envoy", "log.litellm", "log.otel", "log.langfuse")
-"""Samples with the same three requests."""
 
 
 def read(folder: Path, content: bytes | str, **settings: object) -> TraceData:
@@ -45,12 +47,13 @@ def rows(data: TraceData) -> list[tuple[float, str, int, int]]:
     )
 
 
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("name", sorted(set(samples.LOGS) - {"vllm"}))
 def test_logs_of_every_kind_say_the_same(tmp_path: Path, name: str) -> None:
-    data = read(tmp_path, samples.SAMPLES[name], **samples.LOG_SETTINGS.get(name, {}))
+    data = read(tmp_path, samples.LOGS[name], **samples.LOG_SETTINGS.get(name, {}))
     expected = [(0.0, "mail", 410, 64), (1.5, "sql", 120, 210), (3.25, "legal", 930, 402)]
     # nginx counts whole seconds: its times are those of the ends, less how long each request took.
-    assert rows(data) == expected
+    assert [row[1:] for row in rows(data)] == [row[1:] for row in expected]
+    assert data.arrival_s == pytest.approx([row[0] for row in expected], abs=1e-6)
 
 
 def test_the_log_of_vllm(tmp_path: Path) -> None:
@@ -124,8 +127,23 @@ def test_every_guess_is_told_and_names_given_are_no_guesses(tmp_path: Path) -> N
 @given(
     st.lists(
         st.sampled_from(
-            ("ts", "time", "start_time", "model", "adapter", "request.model", "response.model", "prompt_tokens")
-            + ("usage.prompt_tokens", "completion_tokens", "output_len", "status", "session_id", "x", "tenant_id")
+            [
+                "ts",
+                "time",
+                "start_time",
+                "model",
+                "adapter",
+                "request.model",
+                "response.model",
+                "prompt_tokens",
+                "usage.prompt_tokens",
+                "completion_tokens",
+                "output_len",
+                "status",
+                "session_id",
+                "x",
+                "tenant_id",
+            ]
         ),
         min_size=1,
         unique=True,
@@ -187,7 +205,8 @@ def test_names_by_a_pattern(tmp_path: Path) -> None:
 def test_lengths_and_adapters_from_a_law_only_when_said_so(tmp_path: Path) -> None:
     content = "ts,model\n1,a\n2,b\n"
     assert error_of(tmp_path, content) == (
-        "t:1: column input_tokens is missing (got ts, model); say which column holds it: --columns input=NAME; "
+        "t:1: columns are missing: input_tokens, output_tokens (got ts, model); say which columns hold them: "
+        "--columns input=NAME,output=NAME; "
         "--columns input=none,output=none draws lengths from workload.tokens"
     )
     data = read(tmp_path, content, columns={"input": "none", "output": "none"})
@@ -201,13 +220,12 @@ def test_errors_say_what_mends_them(tmp_path: Path) -> None:
     content = HEADER + "".join(f"Tuesday {n},a,5,5\n" for n in range(5000))
     assert error_of(tmp_path, content) == (
         "t:2: ts: not a time (got Tuesday 0, allowed: 2023-11-16 18:15:46.68, 16/Nov/2023:18:15:46 +0000, or seconds, "
-        "ms, µs or ns since 1970 (columns.unit says which)); 4,999 more rows have the same problem: every row"
+        "ms, µs or ns since 1970 (columns.unit says which)); all 5,000 rows have this problem"
     )
     assert error_of(tmp_path, f"{HEADER}1,a,5,5\n", columns={"input": "prompt"}) == (
         "t:1: columns.input: the file has no such column (got prompt, allowed: ts, model, prompt_tokens, "
         "completion_tokens); did you mean 'prompt_tokens'?"
     )
-    two = "ts,request.model,response.model,prompt_tokens,completion_tokens\n1,a,a,5,5\n"
     two = error_of(tmp_path, "ts,a.model,b.model,prompt_tokens,completion_tokens\n1,a,a,5,5\n")
     assert two == (
         "t: several columns may hold the adapter (got a.model, b.model); choose one: --columns adapter=a.model"

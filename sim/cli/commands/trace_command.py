@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from sim.traffic.traces.data import TraceData
 
 FACTS, PAGE = "trace.json", "report.html"
+PLAIN = (".csv", ".parquet")
+"""Endings of ``--out`` that ask for a plain file."""
 SEED = 1
 """Of shuffles and of the generated traffic: the same trace gives the same answer."""
 
@@ -38,10 +41,22 @@ SEED = 1
 class TraceOptions:
     """The argument and the options of ``loraplan trace``."""
 
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A trace of any format (docs/traces.md).")]
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="A trace or a log (docs/traces.md); of a log, also several.")
+    ]
     format_: Annotated[str, typer.Option("--format", help="Format of the trace; auto: recognised by its columns.")] = (
         "auto"
     )
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="Which columns of a log hold what: time=ts,adapter=model,input=n_in,output=n_out."),
+    ] = None
+    base_model: Annotated[
+        str | None, typer.Option(help="A log's name of the base model, whose requests need no adapter.")
+    ] = None
+    adapter_from: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Find the adapter's name in a log's column: its first group.")
+    ] = None
     requests: Annotated[int | None, typer.Option(help="Read at most this many requests.", min=1)] = None
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")] = (
         False
@@ -49,11 +64,12 @@ class TraceOptions:
     fit: Annotated[
         str, typer.Option(help="Share of the trace's time that traffic is fitted to; the rest checks it.")
     ] = "50%"
-    convert: Annotated[
-        Path | None, typer.Option(help="Only write the trace as plain .csv or .parquet to this file.")
-    ] = None
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results. Default: runs/trace-NAME, and none with --json.")
+        Path | None,
+        typer.Option(
+            help="Folder for results. Default: runs/trace-NAME, and none with --json. NAME.csv or NAME.parquet: only "
+            "write the trace as such a file, with the columns of docs/traces.md."
+        ),
     ] = None
     json: JsonOption = False
     quiet: QuietOption = False
@@ -69,32 +85,77 @@ def trace(options: TraceOptions) -> None:
     from sim.traffic.traces.read import read_trace
 
     share = _share(options.fit)
-    source = _source(options.file, options.format_, options.skip_bad)
+    source = _source(options)
     data = read_trace(source, options.requests)
-    if options.convert is not None:
-        _convert(data, options.convert)
-        say(options.convert)
+    if options.out is not None and options.out.suffix in PLAIN:
+        for note in data.notes:
+            message(f"note: {note}", options.quiet)
+        _convert(data, options.out)
+        say(options.out)
         return
-    folder = options.out or (None if options.json else Path("runs") / f"trace-{file_stem(options.file)}")
+    folder = options.out or (None if options.json else Path("runs") / f"trace-{file_stem(options.files[0])}")
     if folder is not None:
         make_folder(folder)
     with progress_bar(options.quiet, "fitting") as progress:
-        study = study_trace(data, str(options.file), fit_share=share, seed=SEED, progress=progress)
+        study = study_trace(data, source.files[0], fit_share=share, seed=SEED, progress=progress)
     for note in study.facts.notes:
         message(f"note: {note}", options.quiet)
-    written = [] if folder is None else _write(folder, options.file, study, data)
+    written = [] if folder is None else _write(folder, source, study, data, options.requests)
     if options.json:
         say_json(study.facts.to_json())
         return
     _print(study, written)
 
 
-def _source(file: Path, format_: str, skip_bad: bool) -> Trace:
+def _source(options: TraceOptions) -> Trace:
+    """Return the trace as a scenario has it.
+
+    :raises InputError: naming the option that can't be used.
+    """
+    from pydantic import ValidationError
+
     from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
 
-    if format_ not in TRACE_FORMATS:
-        raise TRACE_FORMATS.unknown(format_, "--format")
-    return Trace.model_validate({"file": str(file), "format": format_, "skip_bad": skip_bad})
+    if options.format_ not in TRACE_FORMATS:
+        raise TRACE_FORMATS.unknown(options.format_, "--format")
+    files = [str(file) for file in options.files]
+    given = {
+        "file": files if len(files) > 1 else files[0],
+        "format": options.format_,
+        "columns": _columns(options.columns or []) or None,
+        "base_model": options.base_model,
+        "adapter_from": options.adapter_from,
+        "skip_bad": options.skip_bad,
+    }
+    try:
+        return Trace.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        context = first.get("ctx", {})
+        place = [str(part) for part in first["loc"]][:2] or [str(context.get("key", "file"))]
+        raise InputError(
+            str(context.get("problem", first["msg"])),
+            key=f"--{place[0].replace('_', '-')}",
+            got=context.get("got", first["input"]) if len(place) < 2 else place[1],
+            allowed=context.get("allowed") or (_roles() if place[0] == "columns" else None),
+        ) from None
+
+
+def _columns(given: list[str]) -> dict[str, str]:
+    """Return the column of each role: ``time=ts,adapter=model``; a name may have commas of its own."""
+    found = {}
+    for part in (part for text in given for part in re.split(r",(?=\w+=)", text)):
+        role, equals, column = part.partition("=")
+        if not equals or not column:
+            raise InputError("not a role and a column", key="--columns", got=part, allowed=f"time=NAME; {_roles()}")
+        found[role.strip()] = column
+    return found
+
+
+def _roles() -> str:
+    from sim.spec.sections.trace_source import LogColumns
+
+    return ", ".join(LogColumns.model_fields)
 
 
 def _share(text: str) -> float:
@@ -114,29 +175,30 @@ def _share(text: str) -> float:
 
 def _convert(data: TraceData, target: Path) -> None:
     from sim.results.run_directory.result_files import write_atomically
-    from sim.traffic.traces.export import SUFFIXES, check_plain, write_plain
+    from sim.traffic.traces.export import check_plain, write_plain
 
-    if target.suffix not in SUFFIXES:
-        raise InputError("not a format to convert to", key="--convert", got=target.name, allowed=", ".join(SUFFIXES))
     check_plain(data)
     write_atomically(target, lambda out: write_plain(data, out, target.suffix))
 
 
-def _write(folder: Path, file: Path, study: TraceStudy, data: TraceData) -> list[tuple[str, Path]]:
+def _write(
+    folder: Path, source: Trace, study: TraceStudy, data: TraceData, requests: int | None
+) -> list[tuple[str, Path]]:
     from reports.pages.trace_page import TracePage, write_page
     from sim.results.run_directory.result_files import digest_file, write_json
-    from sim.studies.traces.trace_scenario import write_scenario
+    from sim.studies.traces.trace_scenario import write_replay, write_scenario
     from sim.version import __version__
 
+    file = Path(source.files[0])
     write_json(folder / FACTS, study.facts.to_json())
-    written = [("facts", folder / FACTS)]
+    written = [("replay", write_replay(source, data, folder, requests)), ("facts", folder / FACTS)]
     scenario = None
     if study.model is not None:
         path = write_scenario(study, data, file_stem(file), folder, seed=SEED)
         scenario = path.read_text(encoding="utf-8")
         written.insert(0, ("scenario", path))
     provenance = [
-        ("Trace", f"{file.name}, sha256 {digest_file(file)[:12]}"),
+        *(("Trace", f"{Path(each).name}, sha256 {digest_file(Path(each))[:12]}") for each in source.files),
         ("Seed", str(SEED)),
         ("Version", f"loraplan {__version__}"),
     ]

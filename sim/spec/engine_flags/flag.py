@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ COUNTED = "a scenario counts adapters; it does not list them"
 EACH_ITS_OWN = "each replica has its own adapters and queue; router.policy distributes the requests"
 TOKENS = "in tokens"
 QUANTIZED = "int8 and nf4 only"
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 FROM_WEIGHTS = "a share of what weights leave free, while cache.gpu.size is in bytes"
 
 
@@ -45,6 +47,12 @@ Written = Callable[[Replica], object]
 """The value of an option for a replica; True: an option without a value; False: its opposite; None: it is left out."""
 
 
+Given = Mapping[str, Sequence[str]]
+"""The options of a command line, by ``bare`` name, each with the words behind it."""
+Reads = Callable[[Sequence[str], Given], Mapping[str, object]]
+"""What an option means: values by key, from the words behind it and the other options; empty: nothing of ours."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Flag(Entry):
     """An option of an engine, and what a scenario has for it.
@@ -54,16 +62,26 @@ class Flag(Entry):
     :ivar sets: the keys, each with a value where the option means that value: ``fleet.batching: mixed``.
     :ivar also: other names. Dashes, underscores and capital letters make no difference.
     :ivar written: its value in a command line; None: command lines leave it to the user.
+    :ivar reads: what it means where a command line has it; None: its one value is that of its key.
+    :ivar unset: what the engine takes without it, where a scenario's own default is another.
     """
 
     sets: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     written: Written | None = None
+    reads: Reads | None = None
+    unset: object = None
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys without values."""
         return tuple(setting.partition(": ")[0] for setting in self.sets)
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it stands without a value."""
+        first = self.name.lower().lstrip("-").partition("-")[0]
+        return first in ("enable", "disable", "fully", "async") or any(": " in setting for setting in self.sets)
 
     def text(self, replica: Replica) -> str | None:
         """Return the option as the command line of a replica has it; None: it has none."""
@@ -82,6 +100,43 @@ class EngineFlags(Entry):
 
     flags: Registry[Flag]
     command: str = ""
+
+
+def bare(name: str) -> str:
+    """Return a name as all its spellings have it: ``--max-loras``, ``max_loras``, ``maxLoras`` and ``MAX_LORAS``."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+    return re.sub(r"[-_\s]+", "-", apart).strip("-")
+
+
+def whole_number(words: Sequence[str]) -> int | None:
+    """Return the whole number that an option has; None: none. vLLM also writes 8k and 8K: 8,000 and 8,192."""
+    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([kKmM]?)", words[0]) if words else None
+    if found is None:
+        return None
+    return int(float(found[1]) * {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}[found[2]])
+
+
+def means_nothing(words: Sequence[str], given: Given) -> Mapping[str, object]:
+    """Read an option whose value no key can hold; ``about`` says why."""
+    return {}
+
+
+def counted(words: Sequence[str], given: Given) -> Mapping[str, object]:
+    """Read a list of adapters."""
+    return {"adapters.count": len(words)} if words else {}
+
+
+def modules(words: Sequence[str], given: Given) -> Mapping[str, object]:
+    """Read names of modules: ``q_proj`` is q."""
+    names = [word.removesuffix("_proj") for part in words for word in part.split(",")]
+    if names in (["all"], ["all-linear"]):
+        return {"adapters.targets": "all-linear"}
+    return {"adapters.targets": names} if names and set(names) <= set(PROJECTIONS) else {}
+
+
+def chosen(key: str, **values: str) -> Reads:
+    """Return a reader of an option with a few values, each of which has a value of a key."""
+    return lambda words, given: {key: values[words[0]]} if words and words[0] in values else {}
 
 
 def value_at(key: str) -> Written:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
-from sim.spec.engine_flags.flag import Flag
+from sim.spec.engine_flags.flag import Flag, bare
 from sim.spec.engine_flags.flag_tables import FLAGS
 
 _MOST_HINTS = 3
@@ -28,9 +27,9 @@ def flag_hint(key: str, value: object = None) -> str | None:
 
 def _hint(name: str) -> str | None:
     groups: dict[tuple[str, ...], list[tuple[str, Flag]]] = {}
-    for engine, flag in _by_name().get(_bare(name), ()):
+    for engine, flag in _by_name().get(bare(name), ()):
         groups.setdefault(flag.sets or (flag.about,), []).append((engine, flag))
-    return "; ".join(_sentence(group, _bare(name)) for group in groups.values()) or None
+    return "; ".join(_sentence(group, bare(name)) for group in groups.values()) or None
 
 
 def _sentence(group: list[tuple[str, Flag]], name: str) -> str:
@@ -39,7 +38,7 @@ def _sentence(group: list[tuple[str, Flag]], name: str) -> str:
     flag = group[0][1]
     whose = f"{engines[0]}'s {flag.name}"
     if len(engines) > 1:
-        shared = next(each for each in (flag.name, *flag.also) if _bare(each) == name)
+        shared = next(each for each in (flag.name, *flag.also) if bare(each) == name)
         whose = f"{shared} of {', '.join(engines[:-1])} and {engines[-1]}"
     if not flag.sets:
         return f"{whose} has no equivalent here: {flag.about}"
@@ -59,10 +58,4 @@ def _by_name() -> dict[str, list[tuple[str, Flag]]]:
 
 def _names(flag: Flag) -> Iterator[str]:
     for name in (flag.name, *flag.also):
-        yield _bare(name)
-
-
-def _bare(name: str) -> str:
-    """Return a name as all its spellings have it: ``--max-loras``, ``max_loras``, ``maxLoras`` and ``MAX_LORAS``."""
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
-    return re.sub(r"[-_\s]+", "-", apart).strip("-")
+        yield bare(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from sim.spec.engine_flags.flag import (
     BY_PROFILE,
     COUNTED,
@@ -13,21 +15,28 @@ from sim.spec.engine_flags.flag import (
     NO_SPLIT,
     NOT_SPLIT,
     OF_PROFILE,
+    PROJECTIONS,
     QUANTIZED,
     EngineFlags,
     Flag,
+    Given,
     Replica,
     always,
+    chosen,
+    counted,
     largest_rank,
+    means_nothing,
+    modules,
     tensor_parallel,
     value_at,
     where,
+    whole_number,
 )
 from sim.spec.registry import Registry
 
 _EVICTIONS = ("lru", "fifo")
 """What SGLang takes for ``--lora-eviction-policy``."""
-_PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+_PROJECTIONS = {name: f"{name}_proj" for name in PROJECTIONS}
 
 
 def _target_modules(replica: Replica) -> str:
@@ -40,6 +49,17 @@ def _target_modules(replica: Replica) -> str:
 def _eviction(replica: Replica) -> str | None:
     eviction = replica.scenario.cache.eviction
     return eviction if eviction in _EVICTIONS else None
+
+
+def _chunk(words: Sequence[str], given: Given) -> Mapping[str, object]:
+    size = whole_number(words)
+    return {"fleet.chunked_prefill": False} if size is not None and size < 0 else _prefill_tokens(words, given)
+
+
+def _prefill_tokens(words: Sequence[str], given: Given) -> Mapping[str, object]:
+    limits = (whole_number(given.get(name, ())) for name in ("chunked-prefill-size", "max-prefill-tokens"))
+    positive = [limit for limit in limits if limit is not None and limit > 0]
+    return {"fleet.max_num_batched_tokens": min(positive)} if positive else {}
 
 
 def _kv_tokens(replica: Replica) -> int | None:
@@ -60,6 +80,7 @@ SGLANG = EngineFlags(
                 "with cache.gpu.base_model_slot, the base model takes one of them",
                 sets=("cache.gpu.slots",),
                 written=value_at("cache.gpu.slots"),
+                unset=8,
             ),
             Flag(
                 "--max-lora-rank",
@@ -67,7 +88,7 @@ SGLANG = EngineFlags(
                 sets=("adapters.rank",),
                 written=largest_rank,
             ),
-            Flag("--lora-target-modules", sets=("adapters.targets",), written=_target_modules),
+            Flag("--lora-target-modules", sets=("adapters.targets",), written=_target_modules, reads=modules),
             Flag("--max-loaded-loras", sets=("cache.host.slots",), written=value_at("cache.host.slots")),
             Flag("--lora-eviction-policy", sets=("cache.eviction",), written=_eviction),
             Flag(
@@ -80,10 +101,17 @@ SGLANG = EngineFlags(
                 "-1: fleet.chunked_prefill false",
                 sets=("fleet.max_num_batched_tokens",),
                 written=value_at("fleet.max_num_batched_tokens"),
+                reads=_chunk,
             ),
             Flag("--context-length", sets=("fleet.max_model_len",), written=value_at("fleet.max_model_len")),
-            Flag("--model-path", OF_PROFILE, sets=("fleet.profile", "adapters.base_model"), also=("--model",)),
-            Flag("--lora-paths", COUNTED, sets=("adapters.count",)),
+            Flag(
+                "--model-path",
+                OF_PROFILE,
+                sets=("fleet.profile", "adapters.base_model"),
+                also=("--model",),
+                reads=means_nothing,
+            ),
+            Flag("--lora-paths", COUNTED, sets=("adapters.count",), reads=counted),
             Flag(
                 "--enable-lora-overlap-loading",
                 sets=("storage.mode: overlap", "fleet.load_at: admission"),
@@ -91,7 +119,12 @@ SGLANG = EngineFlags(
             ),
             Flag("--lora-drain-wait-threshold", "adapters are not drained for others that starve"),
             Flag("--lora-backend", "kernels cost what the profile says"),
-            Flag("--max-prefill-tokens", "the smaller of both limits", sets=("fleet.max_num_batched_tokens",)),
+            Flag(
+                "--max-prefill-tokens",
+                "the smaller of it and --chunked-prefill-size",
+                sets=("fleet.max_num_batched_tokens",),
+                reads=_prefill_tokens,
+            ),
             Flag(
                 "--enable-mixed-chunk",
                 sets=("fleet.batching: mixed",),
@@ -101,12 +134,13 @@ SGLANG = EngineFlags(
                 "--mem-fraction-static",
                 "SGLang's share holds weights and KV cache, loraplan's all that the engine uses",
                 sets=("fleet.gpu_memory_utilization",),
+                reads=means_nothing,
             ),
             Flag("--max-total-tokens", sets=("fleet.kv_tokens",), written=_kv_tokens),
             Flag("--page-size", sets=("fleet.block_size",), written=value_at("fleet.block_size")),
             Flag("--kv-cache-dtype", KV_FORMAT),
-            Flag("--dtype", OF_PROFILE, sets=("fleet.profile",)),
-            Flag("--quantization", QUANTIZED, sets=("adapters.base_quantization",)),
+            Flag("--dtype", OF_PROFILE, sets=("fleet.profile",), reads=means_nothing),
+            Flag("--quantization", QUANTIZED, sets=("adapters.base_quantization",), reads=means_nothing),
             Flag(
                 "--disable-radix-cache",
                 sets=("fleet.prefix_caching: false",),
@@ -128,7 +162,11 @@ SGLANG = EngineFlags(
             Flag("--pp-size", NOT_SPLIT, also=("--pipeline-parallel-size", "--pp")),
             Flag("--ep-size", NOT_SPLIT, also=("--expert-parallel-size", "--ep")),
             Flag("--dp-size", EACH_ITS_OWN, sets=("fleet.replicas",), also=("--data-parallel-size", "--dp")),
-            Flag("--load-balance-method", sets=("router.policy",)),
+            Flag(
+                "--load-balance-method",
+                sets=("router.policy",),
+                reads=chosen("router.policy", round_robin="round-robin"),
+            ),
             Flag("--speculative-algorithm", NO_SPECULATION),
             Flag("--disaggregation-mode", NO_SPLIT),
         ),

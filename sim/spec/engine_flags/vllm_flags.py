@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from sim.spec.engine_flags.flag import (
     BY_PROFILE,
     COUNTED,
@@ -17,13 +19,19 @@ from sim.spec.engine_flags.flag import (
     TOKENS,
     EngineFlags,
     Flag,
+    Given,
     Replica,
     always,
+    chosen,
+    counted,
     largest_rank,
+    means_nothing,
+    modules,
     profile,
     tensor_parallel,
     value_at,
     where,
+    whole_number,
 )
 from sim.spec.needs import value_of
 from sim.spec.registry import Registry
@@ -56,6 +64,11 @@ def _kv_blocks(replica: Replica) -> int | None:
     return None if fleet.kv_tokens is None else fleet.kv_tokens // fleet.block_size
 
 
+def _tokens_of_blocks(words: Sequence[str], given: Given) -> Mapping[str, object]:
+    blocks, size = whole_number(words), whole_number(given.get("block-size", ()))
+    return {"fleet.kv_tokens": blocks * (size or 16)} if blocks else {}
+
+
 def _host_slots(replica: Replica) -> int | None:
     """Return how many adapters vLLM keeps in host memory: unset, as many as on the GPU."""
     return value_of(replica.scenario, "cache.host.slots") or replica.scenario.cache.gpu.slots
@@ -68,7 +81,7 @@ VLLM = EngineFlags(
         "option of vLLM",
         (
             Flag("--enable-lora", EVERY_SCENARIO, written=always),
-            Flag("--max-loras", sets=("cache.gpu.slots",), written=value_at("cache.gpu.slots")),
+            Flag("--max-loras", sets=("cache.gpu.slots",), written=value_at("cache.gpu.slots"), unset=1),
             Flag(
                 "--max-lora-rank",
                 "the largest rank of all adapters; vLLM pads slots to it",
@@ -93,13 +106,24 @@ VLLM = EngineFlags(
                 sets=("fleet.gpu_memory_utilization",),
                 written=_memory_share,
             ),
-            Flag("--model", OF_PROFILE, sets=("fleet.profile", "adapters.base_model"), also=("model_tag",)),
-            Flag("--lora-modules", COUNTED, sets=("adapters.count",)),
-            Flag("--lora-dtype", sets=("adapters.dtype",)),
+            Flag(
+                "--model",
+                OF_PROFILE,
+                sets=("fleet.profile", "adapters.base_model"),
+                also=("model_tag",),
+                reads=means_nothing,
+            ),
+            Flag("--lora-modules", COUNTED, sets=("adapters.count",), reads=counted),
+            Flag(
+                "--lora-dtype",
+                sets=("adapters.dtype",),
+                reads=chosen("adapters.dtype", float16="fp16", half="fp16", bfloat16="bf16", float32="fp32"),
+            ),
             Flag(
                 "--lora-target-modules",
                 "the modules that adapters have; vLLM leaves out those that it is not given",
                 sets=("adapters.targets",),
+                reads=modules,
             ),
             Flag(
                 "--fully-sharded-loras",
@@ -123,11 +147,18 @@ VLLM = EngineFlags(
                 "blocks × fleet.block_size",
                 sets=("fleet.kv_tokens",),
                 written=_kv_blocks,
+                reads=_tokens_of_blocks,
             ),
-            Flag("--kv-cache-memory-bytes", TOKENS, sets=("fleet.kv_tokens",)),
+            Flag("--kv-cache-memory-bytes", TOKENS, sets=("fleet.kv_tokens",), reads=means_nothing),
             Flag("--kv-cache-dtype", KV_FORMAT),
-            Flag("--dtype", OF_PROFILE, sets=("fleet.profile",)),
-            Flag("--quantization", QUANTIZED, sets=("adapters.base_quantization",), also=("-q",)),
+            Flag("--dtype", OF_PROFILE, sets=("fleet.profile",), reads=means_nothing),
+            Flag(
+                "--quantization",
+                QUANTIZED,
+                sets=("adapters.base_quantization",),
+                also=("-q",),
+                reads=chosen("adapters.base_quantization", bitsandbytes="nf4"),
+            ),
             Flag(
                 "--enable-chunked-prefill",
                 sets=("fleet.chunked_prefill",),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +13,22 @@ from typing import Any
 
 from sim.results.run_directory.result_files import write_text
 from sim.rng import stream
+from sim.spec.sections.trace_source import LogColumns, Trace
 from sim.studies.traces.trace_study import TraceStudy
 from sim.studies.traces.traffic_fit import weights_text, workload_of
 from sim.traffic.fits.length_fit import by_adapter, correlation
 from sim.traffic.traces.data import TraceData
 
-SCENARIO, ADAPTERS, LENGTHS = "traffic.yaml", "adapters.csv", "lengths.csv"
+SCENARIO, REPLAY, ADAPTERS, LENGTHS = "traffic.yaml", "replay.yaml", "adapters.csv", "lengths.csv"
 _MOST_LENGTHS = 20_000
 _UNNAMED = "count: 100"
+_RANK = "  rank: 16   # the trace has no ranks: choose one"
+_POPULARITY = "  popularity: {law: zipf, exponent: 0.9}   # the trace names no adapters: choose a law"
+_TOKENS = (
+    "  tokens:   # the trace has no lengths: choose laws",
+    "    prompt: {law: lognormal, mean: 600, p99: 5400, max: 8192}",
+    "    output: {law: lognormal, mean: 155, p99: 870, max: 4096}",
+)
 _NO_TEXT = (
     "# The trace's requests share text, and these share none, so a prefix cache finds nothing. To keep that text,",
     "# replay the trace (workload.trace: {file: ...}) or describe it (workload.prefix, workload.sessions.history).",
@@ -40,6 +50,38 @@ def write_scenario(study: TraceStudy, trace: TraceData, name: str, folder: Path,
         write_text(folder / LENGTHS, _lengths(trace, part.rows, seed))
     write_text(folder / SCENARIO, scenario_text(study, trace, name))
     return folder / SCENARIO
+
+
+def write_replay(source: Trace, trace: TraceData, folder: Path, requests: int | None) -> Path:
+    """Write the scenario that replays the recorded requests, with the columns of a log as they were read."""
+    name = Path(source.files[0]).name
+    lines = [
+        f"# The requests of {_one_line(name)} as they were recorded, written by loraplan trace.",
+        "schema_version: 1",
+        f"name: {_scenario_name(name, 'replay')}",
+        "workload:",
+        *([f"  requests: {requests}"] if requests is not None else ()),
+        *replay_lines(source, trace, folder),
+        "adapters:",
+        *([f"  {_UNNAMED}"] if trace.adapter is None else ()),
+        _RANK,
+    ]
+    write_text(folder / REPLAY, "\n".join(lines) + "\n")
+    return folder / REPLAY
+
+
+def replay_lines(source: Trace, trace: TraceData, folder: Path) -> list[str]:
+    """Return the lines below ``workload`` that replay a trace, for a scenario in a folder."""
+    known = source.model_copy(update={"columns": LogColumns(**trace.columns), "format": "log"} if trace.columns else {})
+    given = known.model_dump(exclude_none=True, exclude_defaults=True, exclude={"file"})
+    files = [os.path.relpath(Path(file).resolve(), folder.resolve()) for file in source.files]
+    return [
+        "  trace:",
+        f"    file: {json.dumps(files if len(files) > 1 else files[0], ensure_ascii=False)}",
+        *(f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in given.items()),
+        *(_TOKENS if trace.prompt_tokens is None else ()),
+        *([_POPULARITY] if trace.adapter is None else ()),
+    ]
 
 
 def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
@@ -68,7 +110,7 @@ def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
     for key, value in workload.items():
         lines.append(f"  {key}: {_flow(value)}")
     if not named:
-        lines.append("  popularity: {law: zipf, exponent: 0.9}   # the trace names no adapters: choose a law")
+        lines.append(_POPULARITY)
     if trace.prompt_tokens is not None and trace.output_tokens is not None:
         prompt, output = trace.prompt_tokens[part.rows], trace.output_tokens[part.rows]
         between = by_adapter(prompt, output, part.adapter) if named else 0.0
@@ -92,7 +134,7 @@ def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
             f"    - {{share: {1 - float(base):.6f}, rank: 16}}   # the trace has no ranks: choose one",
         ]
     else:
-        lines.append("  rank: 16   # the trace has no ranks: choose one")
+        lines.append(_RANK)
     return "\n".join(lines) + "\n"
 
 
@@ -135,9 +177,9 @@ def _flow(value: Any) -> str:
     return str(value)
 
 
-def _scenario_name(name: str) -> str:
+def _scenario_name(name: str, what: str = "like") -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
-    return f"like-{stem or 'trace'}"[:64].rstrip("-._")
+    return f"{what}-{stem or 'trace'}"[:64].rstrip("-._")
 
 
 def _one_line(text: str) -> str:

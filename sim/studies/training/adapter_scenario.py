@@ -84,7 +84,6 @@ def scenario_text(
     :param model: our name of the base model, None where no profile is of it.
     :param costs: the line of ``fleet`` that gives its costs, None where there are none.
     """
-    kinds = kinds_of(served)
     name = _scenario_name(root)
     lines = [
         f"# {len(served):,} adapters counted by loraplan adapters; counts and sizes are those of the files.",
@@ -96,8 +95,7 @@ def scenario_text(
     ]
     if model is not None:
         lines.append(f"  base_model: {model}")
-    lines += [f"  count: {len(served)}", *_dtype(served), "  mix:"]
-    lines += [_kind(kind, len(served)) for kind in kinds]
+    lines += adapter_lines(served)
     engine = target.engine if target.engine not in (None, "fixed") else None
     lines += ["fleet:", f"  {costs or f'gpu: {DEFAULT_GPU}'}"]
     if engine is not None:
@@ -106,6 +104,12 @@ def scenario_text(
         lines += ["cache:", f"  gpu: {{slots: {min(SLOTS, len(served))}}}"]
     lines += ["slo: {ttft_p99: 1 s, e2e_p99: 20 s}   # and your own here"]
     return "\n".join(lines) + "\n"
+
+
+def adapter_lines(served: Sequence[Entry]) -> list[str]:
+    """Return the lines below ``adapters`` that describe these adapters: how many, their format, and their kinds."""
+    kinds = [_kind(kind, len(served)) for kind in kinds_of(served)]
+    return [f"  count: {len(served)}", *_dtype(served), "  mix:", *kinds]
 
 
 def _kind(kind: MixKind, total: int) -> str:

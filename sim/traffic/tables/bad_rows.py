@@ -81,7 +81,7 @@ class BadRows:
         count = f"at least {self._bad - 1:,}" if self.hopeless else f"{self._bad - 1:,}"
         if kept == 0 and self._bad > 1:
             same = len(self.skipped) == 1
-            return f"{count} more rows have the same problem: every row" if same else f"{count} more rows are bad: all"
+            return f"all {self._bad:,} rows have this problem" if same else f"all {self._bad:,} rows are bad"
         more = "" if self._bad == 1 else "1 more bad row; " if self._bad == 2 else f"{count} more bad rows; "
         if self._bad > kept:
             return f"{more}most rows are bad, so their cause matters more than --skip-bad"

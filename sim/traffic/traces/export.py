@@ -27,7 +27,7 @@ def check_plain(trace: TraceData) -> None:
         what = "names no adapters" if trace.adapter is None else "has no lengths"
         raise InputError(
             f"the trace {what}, which a plain trace needs",
-            key="--convert",
+            key="--out",
             hint="simulate it as it is: workload.popularity and workload.tokens give what it lacks",
         )
 
@@ -61,7 +61,7 @@ def write_plain(trace: TraceData, out: BinaryIO, suffix: str) -> None:
     elif suffix == ".parquet":
         _write_parquet(trace, out)
     else:
-        raise InputError("not a format to convert to", key="--convert", got=suffix, allowed=", ".join(SUFFIXES))
+        raise InputError("not a format to convert to", key="--out", got=suffix, allowed=", ".join(SUFFIXES))
 
 
 def _blocks(trace: TraceData) -> Iterator[dict[str, Any]]:

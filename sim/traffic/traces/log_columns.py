@@ -148,7 +148,7 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
     given = {} if ask.columns is None else ask.columns.model_dump(exclude_none=True, exclude={"unit"})
     optional = {"session", "status", "duration", *(("time", "input", "output") if ask.adapters_only else ())}
     columns: dict[str, str] = {}
-    guessed, drawn = [], []
+    guessed, drawn, missing = [], [], []
     for role in ("time", "duration", "adapter", "input", "output", "session", "status"):
         column = given.get(role)
         if column == NO_COLUMN and role != "time":
@@ -162,7 +162,9 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
             if found not in (_PLAIN.get(role), "tenant_id", "session_id"):
                 guessed.append(role)
         elif role not in optional:
-            raise _missing(role, header, ask.file)
+            missing.append(role)
+    if missing:
+        raise _missing(missing, header, ask.file)
     if ask.adapter_from is not None and "adapter" not in columns:
         raise TraceError("adapter_from needs a column to look in", file=ask.file, key="columns.adapter", got=NO_COLUMN)
     unit = "" if ask.columns is None else ask.columns.unit or ""
@@ -210,18 +212,17 @@ def _there(column: str, header: Sequence[str], file: str, role: str) -> str:
     )
 
 
-def _missing(role: str, header: Sequence[str], file: str) -> TraceError:
-    lengths = f"--columns input={NO_COLUMN},output={NO_COLUMN} draws lengths from workload.tokens"
-    instead = {"adapter": f"--columns adapter={NO_COLUMN} draws adapters from workload.popularity"}
-    without = {"input": lengths, "output": lengths, **instead}.get(role)
-    name = "adapter_id or tenant_id" if role == "adapter" else _PLAIN[role]
-    return TraceError(
-        f"column {name} is missing",
-        file=file,
-        line=1,
-        got=listed(list(header)),
-        hint="; ".join(part for part in (f"say which column holds it: --columns {role}=NAME", without) if part),
-    )
+def _missing(roles: Sequence[str], header: Sequence[str], file: str) -> TraceError:
+    """Return the error for roles without a column, which says how to name them all, or do without."""
+    names = ["adapter_id or tenant_id" if role == "adapter" else _PLAIN[role] for role in roles]
+    them = "column holds it" if len(roles) == 1 else "columns hold them"
+    hints = [f"say which {them}: --columns {','.join(f'{role}=NAME' for role in roles)}"]
+    if "adapter" in roles:
+        hints.append(f"--columns adapter={NO_COLUMN} draws adapters from workload.popularity")
+    if "input" in roles or "output" in roles:
+        hints.append(f"--columns input={NO_COLUMN},output={NO_COLUMN} draws lengths from workload.tokens")
+    problem = f"column {names[0]} is missing" if len(names) == 1 else f"columns are missing: {', '.join(names)}"
+    return TraceError(problem, file=file, line=1, got=listed(list(header)), hint="; ".join(hints))
 
 
 def _bare(name: str) -> str:

@@ -1,0 +1,165 @@
+"""``loraplan init``: a first scenario from what the user has."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cli.options import QuietOption, takes
+from sim.cli.output import message, say
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.spec.engine_flags.command_reading import Setting
+    from sim.studies.drafting.draft import Draft
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """The options of ``loraplan init``."""
+
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The scenario to write; it must not exist.")] = Path(
+        "scenario.yaml"
+    )
+    from_vllm: Annotated[
+        str | None,
+        typer.Option(
+            "--from-vllm", "--from-sglang", metavar="TEXT", help='A command line: "vllm serve MODEL --enable-lora".'
+        ),
+    ] = None
+    from_manifest: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A Kubernetes manifest, or values of the vLLM production stack.")
+    ] = None
+    from_trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A trace or a log, whose requests the scenario replays.")
+    ] = None
+    from_adapters: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder of PEFT adapters, with their ranks and sizes.")
+    ] = None
+    gpu: Annotated[str | None, typer.Option(help="The GPU, such as h100-80gb.")] = None
+    quiet: QuietOption = False
+
+
+@takes(InitOptions)
+def init(options: InitOptions) -> None:
+    """Draft a scenario from a command line, a manifest, a log, a folder of adapters, or a few questions."""
+    from sim.spec.engine_flags.command_reading import Setting, read_command
+    from sim.studies.drafting.draft import Draft, write_draft
+    from sim.studies.training.adapter_scenario import check_target
+
+    check_target(options.out)
+    draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", options.out.stem).strip("-._")[:64] or "scenario")
+    if options.gpu is not None:
+        draft.add([Setting("fleet.gpu", _gpu(options.gpu), "--gpu")])
+    if options.from_trace is not None:
+        _add_trace(draft, options.from_trace, options)
+    if options.from_adapters is not None:
+        _add_adapters(draft, options.from_adapters)
+    if options.from_manifest is not None:
+        _add_manifest(draft, options.from_manifest)
+    if options.from_vllm is not None:
+        draft.add_command(read_command(options.from_vllm))
+    if not (options.from_vllm or options.from_manifest or options.from_trace or options.from_adapters):
+        if not sys.stdin.isatty():
+            allowed = "--from-vllm, --from-manifest, --from-trace or --from-adapters; on a terminal, questions"
+            raise InputError("nothing to draft a scenario from", allowed=allowed)
+        draft.add(_answers())
+    for note in write_draft(draft, options.out):
+        message(f"note: {note}", options.quiet)
+    say(f"scenario {options.out}", f"next     loraplan run {options.out}")
+
+
+def _gpu(name: str) -> str:
+    from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
+
+    found = gpu_named(name)
+    if found is None:
+        raise InputError("unknown GPU", key="--gpu", got=name, allowed=", ".join(GPUS), hint=unknown_gpu_hint(name))
+    return found.name
+
+
+def _add_trace(draft: Draft, file: Path, options: InitOptions) -> None:
+    from sim.spec.sections.trace_source import Trace
+    from sim.studies.traces.trace_scenario import replay_lines
+    from sim.traffic.traces.read import read_trace
+
+    source = Trace(file=str(file))
+    data = read_trace(source)
+    for note in data.notes:
+        message(f"note: {note}", options.quiet)
+    draft.lines["workload"] = replay_lines(source, data, options.out.parent)
+    draft.names_adapters = data.adapter is not None
+    draft.comments.append(f"The requests are those of {file.name}.")
+
+
+def _add_adapters(draft: Draft, folder: Path) -> None:
+    from sim.spec.engine_flags.command_reading import Setting
+    from sim.studies.training.adapter_scenario import adapter_lines
+    from sim.training.files.base_model_names import known_model
+    from sim.training.files.census import take_census
+    from sim.training.files.engine_checks import ServingTarget, is_served, served_base
+
+    census = take_census(folder, lambda done, total: None)
+    base = served_base(census.entries, ServingTarget(None, None, None))
+    served = [entry for entry in census.entries if is_served(entry, base)]
+    if not served:
+        raise InputError("no adapter can be read", key="--from-adapters", got=str(folder))
+    lines = adapter_lines(served)
+    draft.lines["adapters"] = [line for line in lines if not (draft.names_adapters and line.startswith("  count:"))]
+    draft.comments.append(f"The adapters are the {len(served):,} in {folder.name}, with the sizes of their files.")
+    if model := known_model(base or ""):
+        draft.add([Setting("adapters.base_model", model, "what the adapters name")])
+
+
+def _add_manifest(draft: Draft, file: Path) -> None:
+    from sim.spec.engine_flags.command_reading import Setting, read_command
+    from sim.studies.drafting.manifests import read_manifest
+
+    first, *others = read_manifest(file)
+    draft.add_command(read_command(first.words))
+    if first.replicas is not None:
+        draft.add([Setting("fleet.replicas", first.replicas, f"replicas in {file.name}")])
+    if first.gpu is not None:
+        draft.add([Setting("fleet.gpu", first.gpu, f"what {file.name} asks for")])
+    if others:
+        draft.comments.append(f"{file.name} starts {len(others)} more engines; this is the first.")
+
+
+def _answers() -> list[Setting]:
+    """Ask for what a plan needs most, and return it."""
+    from rich.prompt import FloatPrompt, IntPrompt, Prompt
+
+    from sim.spec.engine_flags.command_reading import Setting
+    from sim.spec.gpus import GPUS
+    from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
+
+    say("Enter takes the default. All answers can be changed in the file.")
+    mine = "your answer"
+    gpu = Prompt.ask("GPU of a replica", choices=list(GPUS), default=DEFAULT_GPU)
+    model = Prompt.ask("Base model, as on Hugging Face or short", default=DEFAULT_MODEL)
+    engine = Prompt.ask("Engine, perhaps with its version (vllm, vllm-0.12, sglang)", default="vllm")
+    replicas = IntPrompt.ask("Replicas behind the router", default=1)
+    count = IntPrompt.ask("Adapters that requests ask for", default=100)
+    rank = IntPrompt.ask("Their LoRA rank", default=16)
+    slots = IntPrompt.ask("Adapters in GPU memory at once (--max-loras, --max-loras-per-batch)", default=8)
+    rate = FloatPrompt.ask("Requests per second, of all adapters", default=6.0)
+    prompt = IntPrompt.ask("Prompt tokens of a request, on average", default=300)
+    output = IntPrompt.ask("Output tokens of a request, on average", default=120)
+    values: dict[str, object] = {
+        "fleet.gpu": gpu,
+        "adapters.base_model": model,
+        "fleet.engine": engine,
+        "fleet.replicas": replicas,
+        "adapters.count": count,
+        "adapters.rank": rank,
+        "cache.gpu.slots": slots,
+        "workload.arrivals": {"process": "poisson", "rate": f"{rate:g}/s"},
+        "workload.tokens.prompt": {"law": "lognormal", "mean": prompt, "p99": 6 * prompt},
+        "workload.tokens.output": {"law": "lognormal", "mean": output, "p99": 6 * output},
+    }
+    return [Setting(key, value, mine) for key, value in values.items()]

@@ -1,0 +1,186 @@
+"""Drafts a scenario from settings with their origin, and leaves out those that can't be simulated, with the reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sim.errors import InputError, ScenarioError, SeveralErrors
+from sim.results.run_directory.result_files import write_text
+from sim.spec.engine_flags.command_reading import EngineCommand, Setting
+from sim.spec.profile_choice import DEFAULT_GPU
+from sim.spec.scenario_file import load_scenario
+from sim.studies.sweep import check_points
+
+EXAMPLE = "an example: put your own here"
+_SECTIONS = ("workload", "adapters", "fleet", "cache", "storage", "router", "slo")
+_TRAFFIC = (
+    Setting("workload.requests", 20000, EXAMPLE),
+    Setting("workload.arrivals", {"process": "poisson", "rate": "6/s"}, f"{EXAMPLE}; loraplan trace reads your log"),
+    Setting("workload.popularity", {"law": "zipf", "exponent": 0.9}, EXAMPLE),
+    Setting("workload.tokens.prompt", {"law": "lognormal", "mean": 300, "p99": 2000, "max": 4096}, EXAMPLE),
+    Setting("workload.tokens.output", {"law": "lognormal", "mean": 120, "p99": 600, "max": 2048}, EXAMPLE),
+)
+_ADAPTERS = (Setting("adapters.count", 100, EXAMPLE), Setting("adapters.rank", 16, EXAMPLE))
+_GOALS = (Setting("slo.ttft_p99", "1 s", EXAMPLE), Setting("slo.e2e_p99", "20 s", EXAMPLE))
+_MOST_TRIES = 8
+
+
+@dataclass(slots=True)
+class Draft:
+    """What is known of a deployment.
+
+    :ivar name: of the scenario.
+    :ivar settings: by key; the first that was given counts.
+    :ivar lines: whole sections that a reader wrote, by section: they are in place of examples.
+    :ivar comments: what the command line says that no key holds.
+    :ivar names_adapters: whether a trace says which adapters there are.
+    """
+
+    name: str
+    settings: dict[str, Setting] = field(default_factory=dict)
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    comments: list[str] = field(default_factory=list)
+    names_adapters: bool = False
+
+    def add(self, settings: Sequence[Setting]) -> None:
+        """Take settings whose key has none yet, and that no whole section contradicts."""
+        for setting in settings:
+            section = setting.key.partition(".")[0]
+            ours = section in self.lines and not (section == "adapters" and setting.key == "adapters.base_model")
+            if not ours:
+                self.settings.setdefault(setting.key, setting)
+
+    def add_command(self, command: EngineCommand) -> None:
+        """Take what a command line says."""
+        self.add([Setting("fleet.engine", command.engine, f"a command line of {command.name}"), *command.settings])
+        if command.model:
+            self.add([Setting("adapters.base_model", command.model, "the command line's model")])
+        if not command.loras:
+            self.comments.append("The command line doesn't enable LoRA; this scenario serves adapters all the same.")
+        self.comments += [f"Not translated: {said}: {why}" for said, why in command.untranslated]
+        self.comments += [f"Unknown option: {said}" for said in command.unknown]
+        if command.of_server:
+            self.comments.append(f"Of the server, without effect here: {' '.join(command.of_server)}")
+        missing = [key for key in ("max_num_seqs", "max_num_batched_tokens") if f"fleet.{key}" not in self.settings]
+        if missing:
+            keys = " and ".join(f"fleet.{key}" for key in missing)
+            self.comments.append(
+                f"The command line leaves {keys} to {command.name}, whose default depends on its version and GPU; "
+                "set what its log prints at the start."
+            )
+
+    def complete(self) -> None:
+        """Fill what is not known with examples."""
+        self.add([Setting("fleet.gpu", DEFAULT_GPU, "not given: yours may be another (loraplan profiles list)")])
+        if "workload" not in self.lines:
+            self.add(_TRAFFIC)
+        if "adapters" not in self.lines:
+            self.add(_ADAPTERS[1:] if self.names_adapters else _ADAPTERS)
+        self.add(_GOALS)
+
+
+def write_draft(draft: Draft, path: Path) -> list[str]:
+    """Write the scenario, without what can't be simulated, and return notes on that.
+
+    A setting that the checks refuse stays as a comment, with the reason.
+    """
+    draft.complete()
+    refused: dict[str, str] = {}
+    for _ in range(_MOST_TRIES):
+        write_text(path, scenario_text(draft, refused))
+        try:
+            check_points(load_scenario(str(path), []))
+        except InputError as error:
+            first = error.errors[0] if isinstance(error, SeveralErrors) else error
+            key = next((key for key in _named(first) if key in draft.settings and key not in refused), None)
+            if key is None:
+                return [
+                    *_notes(draft, refused),
+                    f"the scenario is written, but can't be simulated as it stands: {error}",
+                ]
+            refused[key] = "; ".join(part for part in (first.problem, first.hint) if part)
+        else:
+            break
+    return _notes(draft, refused)
+
+
+def scenario_text(draft: Draft, refused: dict[str, str]) -> str:
+    """Return the text of the scenario file: every value has a comment that says where it comes from.
+
+    :param refused: by key, why a setting is commented out.
+    """
+    lines = [
+        "# Drafted by loraplan init. Every value says where it comes from.",
+        *(f"# {_one_line(comment)}" for comment in draft.comments),
+        "schema_version: 1",
+        f"name: {draft.name}",
+    ]
+    for section in _SECTIONS:
+        own = [setting for key, setting in draft.settings.items() if key.partition(".")[0] == section]
+        body = [*_yaml(own, refused), *draft.lines.get(section, ())]
+        if any(not line.lstrip().startswith("#") for line in body):
+            lines += [f"{section}:", *body]
+        else:
+            lines += [line.strip() for line in body]
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(settings: Sequence[Setting], refused: dict[str, str]) -> Iterator[str]:
+    """Yield the lines below a section; keys of one table stand together."""
+    above: tuple[str, ...] = ()
+    for setting in sorted(settings, key=lambda each: each.key.split(".")[1:-1]):
+        _, *tables, last = setting.key.split(".")
+        if setting.key in refused:
+            yield (
+                f"  # {'.'.join([*tables, last])}: {_flow(setting.value)}   # {_one_line(setting.said)}; left out: "
+                + (_one_line(refused[setting.key]))
+            )
+            continue
+        for depth, table in enumerate(tables):
+            if tuple(tables[: depth + 1]) != above[: depth + 1]:
+                yield f"{'  ' * (depth + 1)}{table}:"
+        above = tuple(tables)
+        yield f"{'  ' * (len(tables) + 1)}{last}: {_flow(setting.value)}   # {_one_line(setting.said)}"
+
+
+def _named(error: InputError) -> Iterator[str]:
+    """Yield the keys that an error may be about: its own, and those that hold it."""
+    key = error.key or ""
+    yield key
+    if isinstance(error, ScenarioError) and "profile" in error.problem:
+        # There is no profile for this model, this number of GPUs, or this GPU: leave out the most specific.
+        yield from ("adapters.base_model", "fleet.tensor_parallel", "fleet.gpu")
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
+
+
+def _notes(draft: Draft, refused: dict[str, str]) -> list[str]:
+    left_out = [f"left out {key} ({draft.settings[key].said}): {why}" for key, why in refused.items()]
+    return [*draft.comments, *left_out]
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z0-9][\w./ -]*", value) and value.lower() not in (
+            "true",
+            "false",
+            "null",
+            "yes",
+            "no",
+        )
+        return value if plain and not re.fullmatch(r"[\d.]+", value) else json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)

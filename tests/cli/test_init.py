@@ -1,0 +1,282 @@
+"""``loraplan init``: what a command line, a manifest, a log and a folder of adapters become; every draft can be run."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.errors import InputError
+from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
+from sim.spec.engine_flags.command_reading import read_command
+from sim.spec.engine_flags.flag import bare
+from sim.spec.engine_flags.flag_tables import FLAGS
+from sim.spec.files.bundled import bundled_scenarios
+from sim.spec.needs import value_of
+from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import load_scenario
+
+VLLM = (
+    "vllm serve meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras 12 --max_lora_rank=32 --max-cpu-loras 64 "
+    "--max-model-len 8k --no-enable-prefix-caching --port 8000 --quantization fp8 --max-num-seq 128"
+)
+
+
+def drafted(loraplan: CommandLine, *arguments: str) -> Scenario:
+    ended = loraplan("init", "--out", "mine.yaml", *arguments)
+    assert ended.code == 0, ended.err
+    checked = loraplan("check", "mine.yaml")
+    assert checked.code == 0, checked.err
+    return load_scenario("mine.yaml").scenario
+
+
+def test_a_command_line_becomes_a_scenario_that_runs(loraplan: CommandLine) -> None:
+    ended = loraplan("init", "--out", "mine.yaml", "--from-vllm", VLLM)
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines() == ["scenario mine.yaml", "next     loraplan run mine.yaml"]
+    scenario = load_scenario("mine.yaml").scenario
+    keys = ("cache.gpu.slots", "cache.host.slots", "adapters.rank", "fleet.max_model_len", "fleet.prefix_caching")
+    assert [value_of(scenario, key) for key in keys] == [12, 64, 32, 8000, False]
+    assert scenario.adapters.base_model == "meta-llama/Llama-3.1-8B-Instruct"
+    for part in (
+        "Not translated: --quantization fp8: int8 and nf4 only",
+        "Unknown option: --max-num-seq 128 (did you mean '--max-num-seqs'?)",
+        "Of the server, without effect here: --port 8000",
+    ):
+        assert f"note: {part}" in ended.err
+        assert f"# {part}" in Path("mine.yaml").read_text(encoding="utf-8")
+    assert loraplan("run", "mine.yaml", "--set", "workload.requests=200", "--set", "run.replications=1").code == 0
+
+
+def test_every_value_says_where_it_comes_from(loraplan: CommandLine) -> None:
+    drafted(loraplan, "--from-vllm", VLLM)
+    for line in Path("mine.yaml").read_text(encoding="utf-8").splitlines():
+        table_or_head = re.fullmatch(r"\s*[\w-]+:", line) or line.startswith(("#", "schema_version", "name"))
+        assert table_or_head or re.search(r"   # \S", line), line
+
+
+def test_what_cant_be_simulated_stays_as_a_comment(loraplan: CommandLine) -> None:
+    scenario = drafted(loraplan, "--from-vllm", "vllm serve my/own-3b -tp 4 --max-loras 4")
+    assert (scenario.adapters.base_model, scenario.fleet.tensor_parallel) == (None, None)
+    text = Path("mine.yaml").read_text(encoding="utf-8")
+    assert "# base_model: my/own-3b   # the command line's model; left out: there is no profile of my/own-3b" in text
+    assert "# tensor_parallel: 4   # -tp 4; left out: there is no profile" in text
+    assert "doesn't enable LoRA" in text
+
+
+def bundled() -> list[Scenario]:
+    found = [load_scenario(each.name).scenario for each in bundled_scenarios()]
+    return [scenario for scenario in found if not why_no_flags(scenario)]
+
+
+def test_command_lines_that_loraplan_writes_are_read_back() -> None:
+    """What ``plan`` recommends, as a command line, means the values that were simulated."""
+    scenarios = bundled()
+    assert len(scenarios) > 5
+    for scenario in scenarios:
+        for text in engine_flags(scenario, 100_000).values():
+            read = read_command(text)
+            assert not read.unknown
+            assert not read.of_server
+            for setting in read.settings:
+                meant = value_of(scenario, setting.key)
+                if setting.key not in ("adapters.rank", "adapters.targets") and meant is not None:
+                    assert setting.value == meant, (scenario.name, setting)
+
+
+@pytest.mark.parametrize("engine", ["vLLM", "SGLang"])
+def test_every_option_of_the_tables_is_known_and_read(engine: str) -> None:
+    start = {"vLLM": "vllm serve m", "SGLang": "python -m sglang.launch_server --model-path m"}[engine]
+    for flag in FLAGS[engine].flags:
+        value = "" if flag.is_switch else "7"
+        for name in (flag.name, *(each for each in flag.also if each.startswith("-"))):
+            read = read_command(f"{start} {name} {value}")
+            assert not read.unknown, name
+            assert not read.of_server, name
+            meant = {setting.key for setting in read.settings}
+            assert (
+                meant & set(flag.keys)
+                or any(bare(name) in bare(said) for said, _ in read.untranslated)
+                or (flag.name in ("--model", "--model-path", "--enable-lora", "--chunked-prefill-size"))
+            ), name
+
+
+SGLANG = "python3 -m sglang.launch_server --model-path {} --lora-paths a=/a b=/b c=/c --max-loras-per-batch 4"
+COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "an image with its version": (
+        "docker run --gpus all -p 8000:8000 vllm/vllm-openai:v0.10.1 --model m --lora-modules a=/a b=/b",
+        "vllm-0.10.1",
+        {"adapters.count": 2, "cache.gpu.slots": 1},
+    ),
+    "a module": ("python -m vllm.entrypoints.openai.api_server --max-loras=3", "vllm", {"cache.gpu.slots": 3}),
+    "lines": ("HF_TOKEN=x vllm serve m \\\n  --max-loras 3 \\\n  --block-size 32", "vllm", {"fleet.block_size": 32}),
+    "blocks": (
+        "vllm serve m --num-gpu-blocks-override 100 --block-size 32",
+        "vllm",
+        {"fleet.kv_tokens": 3200},
+    ),
+    "modules of adapters": (
+        "vllm serve m --lora-target-modules q_proj v_proj",
+        "vllm",
+        {"adapters.targets": ["q", "v"]},
+    ),
+    "sglang": (
+        SGLANG.format("m") + " --chunked-prefill-size -1 --disable-radix-cache",
+        "sglang",
+        {"adapters.count": 3, "fleet.chunked_prefill": False, "fleet.prefix_caching": False},
+    ),
+    "the smaller of two limits": (
+        SGLANG.format("m") + " --chunked-prefill-size 4096 --max-prefill-tokens 16384",
+        "sglang",
+        {"fleet.max_num_batched_tokens": 4096},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_command_lines(case: str) -> None:
+    text, engine, values = COMMANDS[case]
+    read = read_command(text)
+    found = {setting.key: setting.value for setting in read.settings}
+    assert read.engine == engine
+    assert found | values == found
+    assert read_command(shlex.split(text.replace("\\\n", " "))) == read
+
+
+WORDS = (
+    "vllm",
+    "serve",
+    "sglang.launch_server",
+    "-",
+    "--",
+    "--=",
+    "-tp",
+    "--max-loras",
+    "--no-",
+    "8k",
+    "=",
+    "'",
+    "--a=b=c",
+)
+
+
+@given(st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=8)), max_size=8))
+def test_any_words_are_read_or_refused(words: list[str]) -> None:
+    for text in (" ".join(words), ["vllm", "serve", *words]):
+        with contextlib.suppress(InputError):
+            read_command(text)
+
+
+DEPLOYMENT = """\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: llm}
+spec:
+  replicas: 3
+  template:
+    spec:
+      nodeSelector: {nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3}
+      containers:
+        - name: proxy
+          image: envoyproxy/envoy:v1.31
+          args: ["-c", "/etc/envoy.yaml"]
+        - name: server
+          image: vllm/vllm-openai:v0.12.0
+          command: ["vllm", "serve", "meta-llama/Llama-3.1-8B-Instruct"]
+          args: ["--enable-lora", "--max-loras", "6"]
+---
+kind: Service
+"""
+SHELL = """\
+spec:
+  containers:
+    - command: ["/bin/sh", "-c"]
+      args:
+        - |
+          export X=1; exec vllm serve meta-llama/Llama-3.1-8B-Instruct \\
+            --enable-lora --max-loras 6
+"""
+CHART = """\
+servingEngineSpec:
+  modelSpec:
+    - name: llama
+      repository: vllm/vllm-openai
+      modelURL: meta-llama/Llama-3.1-8B-Instruct
+      replicaCount: 2
+      requestGPU: 1
+      vllmConfig:
+        enableLora: true
+        maxModelLen: 4096
+        enablePrefixCaching: false
+        extraArgs: ["--max-loras", "6"]
+"""
+
+
+@pytest.mark.parametrize(("text", "replicas"), [(DEPLOYMENT, 3), (SHELL, 1), (CHART, 2)])
+def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
+    Path("llm.yaml").write_text(text)
+    scenario = drafted(loraplan, "--from-manifest", "llm.yaml", "--gpu", "h100")
+    assert scenario.adapters.base_model == "meta-llama/Llama-3.1-8B-Instruct"
+    assert (scenario.cache.gpu.slots, scenario.fleet.replicas, scenario.fleet.gpu) == (6, replicas, "h100-80gb")
+    if text is DEPLOYMENT:
+        assert "fleet:\n" in Path("mine.yaml").read_text(encoding="utf-8")
+        assert scenario.fleet.engine.startswith("vllm-0.")
+    if text is CHART:
+        assert (scenario.fleet.max_model_len, scenario.fleet.prefix_caching) == (4096, False)
+
+
+def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
+    rows = [f"{1741078800 + 3 * n},{'ab'[n % 2]},{10 + n % 7},{20 + n % 5}" for n in range(60)]
+    Path("log.csv").write_text("\n".join(["ts,model,prompt_tokens,completion_tokens", *rows, ""]))
+    assert loraplan("adapters", "fleet", "--example").code == 0
+    ended = loraplan("init", "--out", "mine.yaml", "--from-trace", "log.csv", "--from-adapters", "fleet")
+    assert ended.code == 0, ended.err
+    assert "Guessed: time, adapter, input, output" in ended.err
+    scenario = load_scenario("mine.yaml").scenario
+    assert scenario.workload.trace is not None
+    assert scenario.workload.trace.columns is not None
+    assert len(scenario.adapters.mix) > 1
+    assert loraplan("check", "mine.yaml").code == 0
+    assert loraplan("run", "mine.yaml").code == 0
+
+
+def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = loraplan("init", "--out", "mine.yaml")
+    assert ended.code == 2
+    assert "nothing to draft a scenario from" in ended.err
+    monkeypatch.setattr("sim.cli.commands.init_command.sys.stdin.isatty", lambda: True, raising=False)
+    answers = iter(["h200", "qwen2.5-7b", "vllm", "2", "40", "32", "10", "3.5", "200", "50"])
+    monkeypatch.setattr("rich.prompt.PromptBase.get_input", lambda *arguments, **options: next(answers))
+    scenario = drafted(loraplan)
+    assert (scenario.fleet.gpu, scenario.fleet.replicas, scenario.adapters.count) == ("h200", 2, 40)
+    assert (scenario.adapters.rank, scenario.cache.gpu.slots) == (32, 10)
+    assert "rate: 3.5/s}   # your answer" in Path("mine.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--from-vllm", "ollama run llama3"], "no command line of vLLM or SGLang (got ollama run llama3"),
+        (["--from-vllm", "vllm serve 'x"], "not a command line"),
+        (["--from-manifest", "no.yaml"], "the manifest can't be read"),
+        (["--from-manifest", "chart.yaml"], "not YAML"),
+        (["--from-manifest", "other.yaml"], "no container starts vLLM or SGLang"),
+        (["--from-trace", "other.yaml"], "other.yaml"),
+        (["--gpu", "h1000"], "--gpu: unknown GPU"),
+        (["--from-vllm", "vllm serve m", "--out", "other.yaml"], "already exists and is not overwritten"),
+    ],
+)
+def test_what_cant_be_used_is_refused(loraplan: CommandLine, arguments: list[str], words: str) -> None:
+    Path("chart.yaml").write_text("a: {{ .Values.b }}\n  - c: {{")
+    Path("other.yaml").write_text("kind: Service\n")
+    ended = loraplan("init", "--out", "mine.yaml", *arguments)
+    assert ended.code == 2
+    assert words in ended.err
+    assert not Path("mine.yaml").exists()
