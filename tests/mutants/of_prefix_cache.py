@@ -40,8 +40,8 @@ PREFIX_CACHE = (
     Mutant(
         "younger-twin-is-found",
         _KNOWN,
-        "return twins[0] if twins else None",
-        "return twins[-1] if twins else None",
+        "for twin in self.twins.get(key, ()):\n",
+        "for twin in reversed(self.twins.get(key, [])):\n",
         "of two equal blocks the younger one is shared",
         (TWIN,),
     ),
@@ -147,6 +147,14 @@ PREFIX_CACHE = (
         "        if text in self._unfilled:\n            self.settle()\n            self._fill_text(text)\n",
         "",
         "a turn that comes before the last one has ended does not find its prompt",
+        ("tests/unit/test_prefix_store.py",),
+    ),
+    Mutant(
+        "cut-extents-change-places",
+        _QUEUE,
+        "for part in (rest, extent):",
+        "for part in (extent, rest):",
+        "the first blocks of a twin are evicted before the rest of it",
         ("tests/unit/test_prefix_store.py",),
     ),
     Mutant(

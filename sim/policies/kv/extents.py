@@ -36,7 +36,7 @@ class Extent(Entry):
 
     :ivar key: of its first block; its other blocks have the same adapter.
     :ivar runs: the runs of its blocks, from that of the first on; the last ones may have been evicted.
-    :ivar twin: whether it is a single block that was filled while an equal one was known.
+    :ivar twin: whether its blocks were filled while equal ones were known; it then has a single run.
     :ivar users: number of users by the end of their blocks.
     :ivar segments: free blocks before those that the extent stands for, in the order of the free queue.
     :ivar next: another extent with this key; the two have no block in common.
@@ -86,9 +86,26 @@ class Extent(Entry):
             self.cover = max(users) if users else self.first
         return self.cover
 
+    def split(self, block: int) -> Extent:
+        """Cut a twin before a block, and return the rest of it. Its entries in the free queue stay as they are."""
+        rest = Extent(self.key, self.runs, block, self.end, self.twin)
+        rest.outdated, rest.cover = self.outdated, max(self.cover, block)
+        rest.users = {end: count for end, count in self.users.items() if end > block}
+        for end, count in rest.users.items():
+            del self.users[end]
+            self.users[block] = self.users.get(block, 0) + count
+        self.end, self.cover = block, min(self.cover, block)
+        return rest
+
     def first_queued(self) -> int:
         """Return the first of the blocks that the extent itself stands for in the free queue; ``end`` if none."""
         return self.segments[0].end if self.segments else self.cover
+
+    def new_segment(self, first: int, end: int) -> Segment:
+        """Return a segment for free blocks before all others of this extent."""
+        segment = Segment(self, first, end)
+        self.segments.append(segment)
+        return segment
 
     def holds(self, run: int, block: int, size: int) -> bool:
         """Return whether it goes on to this block, and the block belongs to this run.

@@ -49,7 +49,7 @@ class PrefixLookup(ExactCount):
                     return self._find(request)
                 end = extent.runs[0][0]
                 block = self._found_of(extent, min((end if end < run_end else run_end) // size, limit))
-            if known.twins and (adapter, key, 0, block) in known.twins:
+            if known.twins and (adapter, key, 0) in known.twins:
                 return self._find(request)
         if text >= 0 and block >= shared_blocks:
             extent = known.first.get((adapter, text, 0))
@@ -58,7 +58,7 @@ class PrefixLookup(ExactCount):
                     return self._find(request)
                 if extent.first == block < limit:
                     block = self._found_of(extent, limit)
-            if known.twins and (adapter, text, 0, block) in known.twins:
+            if known.twins and (adapter, text, 0) in known.twins:
                 return self._find(request)
         return block * size
 
@@ -77,6 +77,11 @@ class PrefixLookup(ExactCount):
         self.settle()
         path = self._path(request, own=request.preemptions > 0)
         self._found = found = self._known.walk(request, path, (request.to_prefill - 1) // self.size)
+        block = 0
+        for place, (extent, end) in enumerate(found):
+            if extent.first < block:
+                found[place] = self._split(extent, block), end
+            block = end
         self._found_index = request.index
         self._found_idle = sum([end - extent.cover for extent, end in found if end > extent.cover])
         return found[-1][1] * self.size if found else 0
@@ -95,6 +100,10 @@ class PrefixLookup(ExactCount):
     @abstractmethod
     def _fill_text(self, text: int) -> None:
         """Make known the prompt of the running request of this conversation, if there is one."""
+
+    @abstractmethod
+    def _split(self, twin: Extent, block: int) -> Extent:
+        """Cut a twin before a block, so that a request can use its other blocks only; return the extent of these."""
 
     def settle(self) -> None:
         """Evict what has been taken from the free queue since the last call."""

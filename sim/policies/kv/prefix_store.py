@@ -131,6 +131,16 @@ class PrefixStore(PrefixLookup):
         if cached and any(extent.outdated for extent, _ in self._found):
             self._outdated_hits.add(request.index)
 
+    def _split(self, twin: Extent, block: int) -> Extent:
+        rest = self._queue.split(twin, block)
+        self._known.add_rest(twin, rest)
+        for spans in self._held.values():
+            for place, (extent, end) in enumerate(spans):
+                if extent is twin and end > block:
+                    spans[place : place + 1] = [(twin, block), (rest, end)]
+                    break
+        return rest
+
     def _fill_text(self, text: int) -> None:
         """Make known the prompt of the running request of this conversation, if there is one."""
         request = self._unfilled.pop(text, None)
@@ -163,12 +173,11 @@ class PrefixStore(PrefixLookup):
             if equal is not None:
                 # Equal blocks stay next to each other, and the older one is found.
                 end = min(base if block < base < full else full, path[at][0] // size, equal.end_of_run(block, size))
-                while block < end:
-                    extent = Extent(key, (path[at],), block, block + 1, True)
-                    known.add(extent)
-                    block += 1
-                    spans.append((extent, block))
-                    extent.use(block)
+                extent = Extent(key, (path[at],), block, end, True)
+                extent.use(end)
+                known.add(extent)
+                spans.append((extent, end))
+                block = end
                 continue
             end = base if block < base < full else full
             if block < shared < end:
@@ -257,7 +266,7 @@ class PrefixStore(PrefixLookup):
             return NOT_FREED
         known, key = self._known, (request.adapter, text, 0)
         extent, end = spans[-1] if spans else (None, 0)
-        if known.twins and (request.adapter, text, 0, end) in known.twins:
+        if known.twins and key in known.twins:
             return NOT_FREED
         other = known.first.get(key)
         if extent is not None and extent.key == key and not extent.twin:
