@@ -56,8 +56,8 @@ PREFIX_CACHE = (
     Mutant(
         "ended-in-any-order",
         _STORE,
-        "requests = sorted(requests, key=self._place_of)",
-        "requests = sorted(requests, key=self._place_of, reverse=True)",
+        "requests = sorted(requests, key=_place)",
+        "requests = sorted(requests, key=_place, reverse=True)",
         "requests that end in one step free their blocks in another order",
         (TWIN,),
     ),
@@ -120,7 +120,7 @@ PREFIX_CACHE = (
     Mutant(
         "cover-shrinks-too-far",
         _EXTENTS,
-        "self.cover = max(users) if users else self.first",
+        "self.cover = ends[-1] if ends else self.first",
         "self.cover = self.first",
         "blocks become free that another request still uses",
         (TWIN,),
@@ -136,8 +136,8 @@ PREFIX_CACHE = (
     Mutant(
         "overlapping-turns-fill-the-same-blocks",
         _STORE,
-        "                if other.first == end:\n",
-        "                if other.first < 0:\n",
+        "or extent.end != end or extent.next is not None:\n",
+        "or extent.end != end:\n",
         "a turn that ends after a later one fills blocks that are known already",
         (TWIN,),
     ),
@@ -160,8 +160,8 @@ PREFIX_CACHE = (
     Mutant(
         "evicted-blocks-are-found",
         _LOOKUP,
-        "        if end > extent.cover:\n            self.settle()\n",
-        "        if end > extent.cover:\n",
+        "                self._queue.evict(self._free)\n            if end",
+        "                pass\n            if end",
         "a request finds blocks that have been evicted",
         (TWIN,),
     ),

@@ -24,8 +24,7 @@ class PrefixLookup(ExactCount):
         # By key, the running request of a conversation whose prompt is scheduled. Only later turns can find more of its
         # blocks than it has found itself, so they are made known when one of these comes, or when it ends.
         self._unfilled: dict[int, Request] = {}
-        self._found: Spans = []  # by the last lookup, of this request:
-        self._found_index = -1
+        self._found: Spans = []  # by the last lookup
         self._found_idle = 0  # those of its blocks that nobody uses
 
     def cached_tokens(self, request: Request) -> int:
@@ -38,7 +37,7 @@ class PrefixLookup(ExactCount):
         # The common case: one shared run at most. The rest does the same as _find.
         adapter, size, known = request.adapter, self.size, self._known
         limit = (request.to_prefill - 1) // size
-        self._found, self._found_index, self._found_idle = [], request.index, 0
+        self._found, self._found_idle = [], 0
         block = shared_blocks = 0
         if shared:
             run_end, key = shared[0]
@@ -65,7 +64,8 @@ class PrefixLookup(ExactCount):
     def _found_of(self, extent: Extent, end: int) -> int:
         """Note that an extent is found up to ``end``, or to its own end; return that."""
         if end > extent.cover:
-            self.settle()
+            if self._queue.blocks > self._free:
+                self._queue.evict(self._free)
             if end > extent.end:
                 end = extent.end
             self._found_idle += end - extent.cover
@@ -82,7 +82,6 @@ class PrefixLookup(ExactCount):
             if extent.first < block:
                 found[place] = self._split(extent, block), end
             block = end
-        self._found_index = request.index
         self._found_idle = sum([end - extent.cover for extent, end in found if end > extent.cover])
         return found[-1][1] * self.size if found else 0
 
