@@ -31,6 +31,7 @@ class Request:
     :ivar chunk: prompt tokens that it computes in the step under way, if it prefills; unset before its first step.
     :ivar context: KV tokens that it holds; for a decoding request, those at the start of decoding.
     :ivar generated: output tokens before its current prefill: 0 unless it was preempted.
+    :ivar place: its place among all admissions to its batch, for a KV store that needs it; otherwise unset.
     :ivar last_step: value of the scheduler's decode counter after its last token; -1 while not decoding.
     :ivar last_token_s: time of a preempted request's last token; unset before.
     :ivar session: number of its session, if any; set only if rollouts or faults need it.
@@ -47,12 +48,13 @@ class Request:
     __slots__ = (
         "adapter", "admitted_s", "arrival_s", "asked_s", "cached_tokens", "chunk", "claimed", "context",
         "first_token_s", "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s",
-        "load_s", "load_wait_s", "outcome", "output_tokens", "preemptions", "prompt_tokens", "service_s", "session",
-        "shared", "text_key", "tier", "to_prefill",
+        "load_s", "load_wait_s", "outcome", "output_tokens", "place", "preemptions", "prompt_tokens", "service_s",
+        "session", "shared", "text_key", "tier", "to_prefill",
     )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
     chunk: int
     last_token_s: float
+    place: int
     session: int | None
 
     def __init__(

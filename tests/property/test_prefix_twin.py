@@ -204,20 +204,26 @@ def test_what_is_forgotten_is_found_by_nobody(block: int) -> None:
 
 
 def run(
-    rules: Rules, adapters: int, coming: list[Coming], kv: KvStore, *, preempts: bool = False
+    rules: Rules,
+    adapters: int,
+    coming: list[Coming],
+    kv: KvStore,
+    *,
+    preempts: bool = False,
+    simulated: type[Simulated] = Simulated,
 ) -> tuple[list[dict[int, int]], dict[int, int]]:
     """Simulate to the end, step by step; return the tokens of each step and what requests found cached, in order."""
-    simulated, arrivals, steps, found = Simulated(rules, adapters, kv), Arrivals(coming), [], dict[int, int]()
+    replica, arrivals, steps, found = simulated(rules, adapters, kv), Arrivals(coming), [], dict[int, int]()
     left = len(coming)
     while left:
         assert len(steps) < STEPS
         for one in arrivals.due(len(steps)):
-            simulated.push(one.request)
-        scheduled, cached, preempted = simulated.compose()
+            replica.push(one.request)
+        scheduled, cached, preempted = replica.compose()
         assert preempts or not preempted
         steps.append(scheduled)
         found |= cached
-        for index in simulated.complete(1) if scheduled else ():
+        for index in replica.complete(1) if scheduled else ():
             left -= 1
             arrivals.ended(index, len(steps))
     return steps, found
@@ -328,3 +334,56 @@ def test_turns_that_overlap_keep_the_store_whole(seed: int) -> None:
         at_step[one.request.index] = step
         coming[place] = replace(one, at_step=step, after=None)
     run(rules, traffic.adapters, coming, prefix_store(rules, traffic.adapters), preempts=True)
+
+
+def overlapping_turns(random: Random) -> tuple[Rules, list[Coming]]:
+    """Return turns of two conversations that often overlap, so that many blocks are filled twice."""
+    size, longest = random.choice((1, 1, 2)), random.choice((8, 16, 32))
+    prefix = random.choice((0, random.randint(1, longest)))
+    coming, at_step = list[Coming](), 0
+    for index in range(30):
+        at_step += random.choice((0, 0, 1, 2, 3, 8))
+        prompt, answer = prefix + random.randint(1, longest * size), random.randint(1, longest)
+        request = Request(index, 0.0, 0, prompt, answer)
+        request.shared, request.text_key = ((prefix, 0),) if prefix else (), random.choice((1, 1, 2))
+        coming.append(Coming(request, Job(index, 0, [0] * prompt, [0] * answer), at_step))
+    most = max(len(one.job.prompt) + len(one.job.answer) for one in coming)
+    rules = Rules(
+        blocks=-(-most // size) + random.choice((3, 10, 30)),
+        size=size,
+        max_seqs=random.choice((2, 4, 8)),
+        max_tokens=1_000,
+        max_loras=1,
+        whole_prompt=True,
+        uncached_last=random.random() < 0.3,
+    )
+    return rules, coming
+
+
+class CutUp(Simulated):
+    """Cuts twins of its store into single blocks now and then."""
+
+    cuts = steps = 0
+
+    def compose(self) -> tuple[dict[int, int], dict[int, int], list[int]]:
+        store = self.scheduler.kv
+        assert isinstance(store, PrefixStore)
+        CutUp.steps += 1
+        for extent in store._known.extents() if CutUp.steps % 8 == 0 else ():
+            while extent.twin and extent.end - extent.first > 1:
+                store._split(extent, extent.end - 1)
+                CutUp.cuts += 1
+        return super().compose()
+
+
+def test_twins_in_one_extent_are_the_same_as_single_blocks() -> None:
+    before = CutUp.cuts
+    for seed in range(12):
+        results = []
+        for simulated in (Simulated, CutUp):
+            rules, coming = overlapping_turns(Random(seed))
+            store = prefix_store(rules, 1)
+            ran = run(rules, 1, coming, store, preempts=True, simulated=simulated)
+            results.append((ran, store.evicted_blocks, store.peak_share()))
+        assert results[0] == results[1]
+    assert CutUp.cuts - before > 300

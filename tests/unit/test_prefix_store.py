@@ -6,6 +6,9 @@ import pytest
 
 from sim.policies.admission import ReadyQueue
 from sim.policies.costs import StepCosts
+from sim.policies.kv.extents import Extent
+from sim.policies.kv.free_queue import FreeQueue
+from sim.policies.kv.known_blocks import KnownBlocks
 from sim.policies.kv.kv_store import KvStore
 from sim.policies.kv.prefix_store import PrefixStore
 from sim.policies.kv.until_preemption import CountUntilPreemption
@@ -141,3 +144,35 @@ def test_a_turn_finds_the_prompt_of_the_turn_that_still_runs(shared: int) -> Non
     last.shared, last.text_key = first.shared, 7
     replica.run_until_empty()
     assert last.cached_tokens == 240, "of 249 tokens, all but those of the last block"
+
+
+def blocks_left(users: tuple[int, ...], staying: tuple[int, ...], cut: int) -> list[int]:
+    """Evict block by block what users of an extent of ten blocks have left, with a block between; return what is known.
+
+    :param users: where the blocks of those end that leave, in this order; ``staying``: of those that stay.
+    :param cut: cut the extent before this block; 0: leave it whole.
+    """
+    known = KnownBlocks(1, 0, -1)
+    queue, extent = FreeQueue(known, 100, uncached_last=False), Extent((0, 0, 0), ((10, 0),), 0, 10, twin=True)
+    known.add(extent)
+    for end in users + staying:
+        extent.use(end)
+    for end in users:
+        if extent.leave(end) < end:
+            queue.append_extent(extent, end)
+            queue.append_unknown(1)
+    if cut:
+        known.add_rest(extent, queue.split(extent, cut))
+    left = []
+    while queue.blocks:
+        queue.check_integrity(known.check_integrity())
+        queue.evict(queue.blocks - 1)
+        left.append(sum(one.end - one.first for one in known.extents()))
+    return left
+
+
+@pytest.mark.parametrize("staying", [(), (3,), (8, 2), (10,)])
+def test_blocks_keep_their_places_in_the_free_queue_when_their_extent_is_cut(staying: tuple[int, ...]) -> None:
+    for users in ((10,), (10, 7, 4), (10, 9, 3)):
+        whole = blocks_left(users, staying, 0)
+        assert all(blocks_left(users, staying, cut) == whole for cut in range(1, 10))

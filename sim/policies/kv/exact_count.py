@@ -51,11 +51,12 @@ class ExactCount(KvStore):
         self._extra_prefills -= self._found_in_use.pop(index, 0)
 
     def grow(self, steps: int) -> None:
+        step = self._step
         if steps == 1:
-            self._free -= self._phases[(-2 - self._step) % self.size]
+            self._free -= self._phases[(-2 - step) % self.size]
         elif steps:
             self._free -= self._needed(steps)
-        self._step += steps
+        self._step = step + steps
         self.tokens = tokens = self.tokens + steps * self.decoding
         if tokens > self._peak_tokens:
             self._count_peak(tokens)

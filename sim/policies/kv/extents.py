@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 
 Run = tuple[int, int]
@@ -36,15 +36,15 @@ class Extent(Entry):
 
     :ivar key: of its first block; its other blocks have the same adapter.
     :ivar runs: the runs of its blocks, from that of the first on; the last ones may have been evicted.
-    :ivar twin: whether it is a single block that was filled while an equal one was known.
-    :ivar users: number of users by the end of their blocks.
+    :ivar twin: whether its blocks were filled while equal ones were known; it then has a single run.
+    :ivar ends: the end of the blocks of each user, in order.
     :ivar segments: free blocks before those that the extent stands for, in the order of the free queue.
     :ivar next: another extent with this key; the two have no block in common.
     :ivar forgotten: whether its content can no longer be found.
     :ivar outdated: whether weights that have been replaced since computed it, or its first blocks.
     """
 
-    __slots__ = ("cover", "first", "forgotten", "key", "next", "outdated", "runs", "segments", "twin", "users")
+    __slots__ = ("cover", "ends", "first", "forgotten", "key", "next", "outdated", "runs", "segments", "twin")
 
     def __init__(self, key: Key, runs: tuple[Run, ...], first: int, end: int, twin: bool = False) -> None:
         self.key = key
@@ -52,7 +52,7 @@ class Extent(Entry):
         self.first = self.cover = first
         self.end = end
         self.twin = twin
-        self.users: dict[int, int] = {}
+        self.ends: list[int] = []
         self.segments: list[Segment] = []
         self.next: Extent | None = None
         self.forgotten = False
@@ -60,35 +60,44 @@ class Extent(Entry):
 
     def use(self, end: int) -> None:
         """Add a user of the blocks up to ``end``."""
-        users = self.users
-        users[end] = users.get(end, 0) + 1
-        if end > self.cover:
+        if end < self.cover:
+            insort(self.ends, end)
+        else:
+            self.ends.append(end)
             self.cover = end
 
-    def lengthen(self, end: int, new_end: int) -> None:
-        """Add blocks up to ``new_end`` for a user of all blocks so far, which end at ``end``."""
-        users = self.users
-        count = users.pop(end)
-        if count > 1:
-            users[end] = count - 1
-        users[new_end] = 1
-        self.end = self.cover = new_end
+    def lengthen(self, end: int) -> None:
+        """Add blocks up to ``end`` for a user of all blocks so far."""
+        self.ends[-1] = self.end = self.cover = end
 
     def leave(self, end: int) -> int:
         """Remove a user of the blocks up to ``end``; return the end of the blocks that others use."""
-        users = self.users
-        count = users[end]
-        if count > 1:
-            users[end] = count - 1
-            return self.cover
-        del users[end]
+        ends = self.ends
         if end == self.cover:
-            self.cover = max(users) if users else self.first
+            ends.pop()
+            self.cover = ends[-1] if ends else self.first
+        else:
+            del ends[bisect_left(ends, end)]
         return self.cover
+
+    def split(self, block: int) -> Extent:
+        """Cut a twin before a block, and return the rest of it. Its entries in the free queue stay as they are."""
+        rest = Extent(self.key, self.runs, block, self.end, self.twin)
+        rest.outdated, rest.cover = self.outdated, max(self.cover, block)
+        rest.ends = [end for end in self.ends if end > block]
+        self.ends = [min(end, block) for end in self.ends]
+        self.end, self.cover = block, min(self.cover, block)
+        return rest
 
     def first_queued(self) -> int:
         """Return the first of the blocks that the extent itself stands for in the free queue; ``end`` if none."""
         return self.segments[0].end if self.segments else self.cover
+
+    def new_segment(self, first: int, end: int) -> Segment:
+        """Return a segment for free blocks before all others of this extent."""
+        segment = Segment(self, first, end)
+        self.segments.append(segment)
+        return segment
 
     def holds(self, run: int, block: int, size: int) -> bool:
         """Return whether it goes on to this block, and the block belongs to this run.

@@ -27,17 +27,16 @@ class FreeQueue:
         end.before = 0
         end.previous = end.following = end
         if uncached_last:
-            self._append(Segment(None, 0, total))
+            self._insert(Segment(None, 0, total), end)
             self.blocks = total
 
-    def _append(self, entry: Entry) -> None:
-        end = self._end
-        last = end.previous
-        entry.before = end.before
-        entry.previous = last
-        entry.following = end
-        last.following = end.previous = entry
-        end.before = 0
+    def _insert(self, entry: Entry, following: Entry) -> None:
+        previous = following.previous
+        entry.before = following.before
+        entry.previous = previous
+        entry.following = following
+        previous.following = following.previous = entry
+        following.before = 0
 
     def _remove(self, entry: Entry) -> None:
         previous, following = entry.previous, entry.following
@@ -47,17 +46,13 @@ class FreeQueue:
 
     def append_extent(self, extent: Extent, end: int) -> None:
         """Append the blocks of an extent from its ``cover`` to ``end`` (exclusive), which were its last ones in use."""
-        if end == extent.end:
-            self._append(extent)
-        else:
-            segment = Segment(extent, extent.cover, end)
-            extent.segments.append(segment)
-            self._append(segment)
-        self.blocks += end - extent.cover
+        first = extent.cover
+        self._insert(extent if end == extent.end else extent.new_segment(first, end), self._end)
+        self.blocks += end - first
 
     def append_uncached(self) -> None:
         """Append a block without content, where such blocks go to the end."""
-        self._append(Segment(None, 0, 1))
+        self._insert(Segment(None, 0, 1), self._end)
         self.blocks += 1
 
     def append_unknown(self, blocks: int) -> None:
@@ -80,6 +75,24 @@ class FreeQueue:
                 return
         if end == extent.end:
             self._remove(extent)
+
+    def split(self, extent: Extent, block: int) -> Extent:
+        """Cut an extent before a block, and return the rest of it; free blocks keep their places."""
+        segments, first = extent.segments, extent.first_queued()
+        extent.segments = []
+        if first < extent.end:
+            own = Segment(extent, first, extent.end)
+            self._insert(own, extent)
+            self._remove(extent)
+            segments = [own, *segments]
+        rest = extent.split(block)
+        for segment in segments:
+            for part in (rest, extent):
+                first, end = max(segment.first, part.first), min(segment.end, part.end)
+                if first < end:
+                    self._insert(part if end == part.end else part.new_segment(first, end), segment)
+            self._remove(segment)
+        return rest
 
     def evict(self, free: int) -> None:
         """Evict blocks from the head until no more than ``free`` are left."""

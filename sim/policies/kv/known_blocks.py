@@ -15,14 +15,15 @@ class KnownBlocks:
     """The extents that can be found.
 
     :ivar first: the first extent of each key; others are linked to it.
-    :ivar twins: single blocks that were filled while an equal one was known, by key and block, the oldest first.
+    :ivar twins: those that were filled while equal blocks were known, by key, the oldest first. An extent that is no
+        twin has only blocks that were not known, so none begins within a twin.
     :param size: tokens of a block.
     :param invocation_tokens, base_model: as in ``PrefixStore``.
     """
 
     def __init__(self, size: int, invocation_tokens: int, base_model: int) -> None:
         self.first: dict[Key, Extent] = {}
-        self.twins: dict[tuple[int, int, int, int], list[Extent]] = {}
+        self.twins: dict[Key, list[Extent]] = {}
         self._size = size
         self._invocation_tokens = invocation_tokens
         self._base_model = base_model
@@ -63,25 +64,38 @@ class KnownBlocks:
                 block = most
             if block > extent.end:
                 block = extent.end
+            if extent.twin:
+                block = min(block, self._oldest_until(extent, spans[-1][1] if spans else 0))
             spans.append((extent, block))
             while at > first and path[at - 1][0] // size > block:
                 at -= 1  # the last blocks of the extent have been evicted
         return spans
 
     def find(self, key: Key, block: int) -> Extent | None:
-        """Return the known extent that begins with this block: the oldest one, if there are twins."""
+        """Return the known extent that begins with this block, or else the oldest twin that has it."""
         extent = self.first.get(key)
         while extent is not None and extent.first != block:
             extent = extent.next
         if extent is None and self.twins:
-            twins = self.twins.get((*key, block))
-            return twins[0] if twins else None
+            for twin in self.twins.get(key, ()):
+                if twin.first <= block < twin.end:
+                    return twin
         return extent
+
+    def _oldest_until(self, twin: Extent, block: int) -> int:
+        """Return where the blocks of a twin end (exclusive) that are the oldest, as this one of them is."""
+        end = twin.end
+        for other in self.twins[twin.key]:
+            if other is twin:
+                break
+            if block < other.first < end:
+                end = other.first
+        return end
 
     def add(self, extent: Extent) -> None:
         """Let an extent be found."""
         if extent.twin:
-            self.twins.setdefault((*extent.key, extent.first), []).append(extent)
+            self.twins.setdefault(extent.key, []).append(extent)
         else:
             extent.next = self.first.get(extent.key)
             self.first[extent.key] = extent
@@ -90,11 +104,10 @@ class KnownBlocks:
         """Let an extent no longer be found."""
         key = extent.key
         if extent.twin:
-            place = (*key, extent.first)
-            twins = self.twins[place]
+            twins = self.twins[key]
             twins.remove(extent)
             if not twins:
-                del self.twins[place]
+                del self.twins[key]
             return
         before = self.first[key]
         if before is not extent:
@@ -106,6 +119,11 @@ class KnownBlocks:
             del self.first[key]
         else:
             self.first[key] = extent.next
+
+    def add_rest(self, twin: Extent, rest: Extent) -> None:
+        """Let the rest of a twin that has been cut be found."""
+        twins = self.twins[twin.key]
+        twins.insert(twins.index(twin), rest)
 
     def extents(self) -> list[Extent]:
         found = [extent for first in self.first.values() for extent in first.chain()]

@@ -24,8 +24,7 @@ class PrefixLookup(ExactCount):
         # By key, the running request of a conversation whose prompt is scheduled. Only later turns can find more of its
         # blocks than it has found itself, so they are made known when one of these comes, or when it ends.
         self._unfilled: dict[int, Request] = {}
-        self._found: Spans = []  # by the last lookup, of this request:
-        self._found_index = -1
+        self._found: Spans = []  # by the last lookup
         self._found_idle = 0  # those of its blocks that nobody uses
 
     def cached_tokens(self, request: Request) -> int:
@@ -38,7 +37,7 @@ class PrefixLookup(ExactCount):
         # The common case: one shared run at most. The rest does the same as _find.
         adapter, size, known = request.adapter, self.size, self._known
         limit = (request.to_prefill - 1) // size
-        self._found, self._found_index, self._found_idle = [], request.index, 0
+        self._found, self._found_idle = [], 0
         block = shared_blocks = 0
         if shared:
             run_end, key = shared[0]
@@ -49,7 +48,7 @@ class PrefixLookup(ExactCount):
                     return self._find(request)
                 end = extent.runs[0][0]
                 block = self._found_of(extent, min((end if end < run_end else run_end) // size, limit))
-            if known.twins and (adapter, key, 0, block) in known.twins:
+            if known.twins and (adapter, key, 0) in known.twins:
                 return self._find(request)
         if text >= 0 and block >= shared_blocks:
             extent = known.first.get((adapter, text, 0))
@@ -58,14 +57,15 @@ class PrefixLookup(ExactCount):
                     return self._find(request)
                 if extent.first == block < limit:
                     block = self._found_of(extent, limit)
-            if known.twins and (adapter, text, 0, block) in known.twins:
+            if known.twins and (adapter, text, 0) in known.twins:
                 return self._find(request)
         return block * size
 
     def _found_of(self, extent: Extent, end: int) -> int:
         """Note that an extent is found up to ``end``, or to its own end; return that."""
         if end > extent.cover:
-            self.settle()
+            if self._queue.blocks > self._free:
+                self._queue.evict(self._free)
             if end > extent.end:
                 end = extent.end
             self._found_idle += end - extent.cover
@@ -77,7 +77,11 @@ class PrefixLookup(ExactCount):
         self.settle()
         path = self._path(request, own=request.preemptions > 0)
         self._found = found = self._known.walk(request, path, (request.to_prefill - 1) // self.size)
-        self._found_index = request.index
+        block = 0
+        for place, (extent, end) in enumerate(found):
+            if extent.first < block:
+                found[place] = self._split(extent, block), end
+            block = end
         self._found_idle = sum([end - extent.cover for extent, end in found if end > extent.cover])
         return found[-1][1] * self.size if found else 0
 
@@ -95,6 +99,10 @@ class PrefixLookup(ExactCount):
     @abstractmethod
     def _fill_text(self, text: int) -> None:
         """Make known the prompt of the running request of this conversation, if there is one."""
+
+    @abstractmethod
+    def _split(self, twin: Extent, block: int) -> Extent:
+        """Cut a twin before a block, so that a request can use its other blocks only; return the extent of these."""
 
     def settle(self) -> None:
         """Evict what has been taken from the free queue since the last call."""

@@ -52,7 +52,6 @@ class PrefixStore(PrefixLookup):
         self._uncached_last = uncached_last
         self._held: dict[int, Spans] = {}  # by index, of requests that hold blocks which can be found
         self._lost: set[int] = set()  # requests of which no other can find what they compute from now on
-        self._place: dict[int, int] = {}  # of each running request among all admissions, by index
         self._admissions = 0
         self._any_outdated = False
         self._outdated_hits = set[int]()  # requests inside that found outdated content, by index
@@ -67,7 +66,7 @@ class PrefixStore(PrefixLookup):
         self._step, self._free, self._peak_tokens = step, free, peak_tokens
         self._queue = FreeQueue(self._known, free, uncached_last=self._uncached_last)
         for request in running.values():
-            self._admissions = self._place[request.index] = self._admissions + 1
+            self._admissions = request.place = self._admissions + 1
             if request.last_step >= 0:
                 tokens = held_tokens(request, step)
                 self.decoding += 1
@@ -84,13 +83,12 @@ class PrefixStore(PrefixLookup):
 
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
         size, context = self.size, request.context
-        assert not cached or request.index == self._found_index, "the request was looked up just before"
         idle = self._found_idle if cached else 0
         left = -context % size  # tokens that still fit into its last block
         if room_for > left and idle - (left - room_for) // size > self._free:
             return False
         if not context:
-            self._admissions = self._place[request.index] = self._admissions + 1
+            self._admissions = request.place = self._admissions + 1
             if request.preemptions:
                 self.again_tokens += request.to_prefill
                 self.again_cached_tokens += cached
@@ -131,6 +129,16 @@ class PrefixStore(PrefixLookup):
         if cached and any(extent.outdated for extent, _ in self._found):
             self._outdated_hits.add(request.index)
 
+    def _split(self, twin: Extent, block: int) -> Extent:
+        rest = self._queue.split(twin, block)
+        self._known.add_rest(twin, rest)
+        for spans in self._held.values():
+            for place, (extent, end) in enumerate(spans):
+                if extent is twin and end > block:
+                    spans[place : place + 1] = [(twin, block), (rest, end)]
+                    break
+        return rest
+
     def _fill_text(self, text: int) -> None:
         """Make known the prompt of the running request of this conversation, if there is one."""
         request = self._unfilled.pop(text, None)
@@ -163,12 +171,11 @@ class PrefixStore(PrefixLookup):
             if equal is not None:
                 # Equal blocks stay next to each other, and the older one is found.
                 end = min(base if block < base < full else full, path[at][0] // size, equal.end_of_run(block, size))
-                while block < end:
-                    extent = Extent(key, (path[at],), block, block + 1, True)
-                    known.add(extent)
-                    block += 1
-                    spans.append((extent, block))
-                    extent.use(block)
+                extent = Extent(key, (path[at],), block, end, True)
+                extent.use(end)
+                known.add(extent)
+                spans.append((extent, end))
+                block = end
                 continue
             end = base if block < base < full else full
             if block < shared < end:
@@ -176,7 +183,7 @@ class PrefixStore(PrefixLookup):
             last = bisect_left(path, (end * size,))
             if spans and block != shared and self._may_extend(spans[-1], key):
                 extent, _ = spans.pop()
-                extent.lengthen(block, end)
+                extent.lengthen(end)
                 extent.runs = path[bisect_left(path, ((extent.first + 1) * size,)) : last + 1]
             else:
                 extent = Extent(key, path[at : last + 1], block, end)
@@ -201,12 +208,9 @@ class PrefixStore(PrefixLookup):
         if self._queue.blocks > free:
             self._queue.evict(free)
         if len(requests) > 1 and (self._held or self._unfilled):
-            requests = sorted(requests, key=self._place_of)
+            requests = sorted(requests, key=_place)
         for request in requests:
             self._release(request)
-
-    def _place_of(self, request: Request) -> int:
-        return self._place[request.index]
 
     def _release(self, request: Request) -> None:
         """Free the blocks of a request, the last one first."""
@@ -239,7 +243,6 @@ class PrefixStore(PrefixLookup):
         if spans:
             self._leave(spans, left)
             del self._held[index]
-        del self._place[index]
         if self._lost:
             self._lost.discard(index)
 
@@ -256,20 +259,16 @@ class PrefixStore(PrefixLookup):
         if self._shares_base or request.index in self._lost:
             return NOT_FREED
         known, key = self._known, (request.adapter, text, 0)
-        extent, end = spans[-1] if spans else (None, 0)
-        if known.twins and (request.adapter, text, 0, end) in known.twins:
+        if known.twins and key in known.twins:
             return NOT_FREED
-        other = known.first.get(key)
-        if extent is not None and extent.key == key and not extent.twin:
-            if extent.end != end:
-                return NOT_FREED
-            while other is not None:
-                if other.first == end:
-                    return NOT_FREED  # a later turn, which came before this one ended, has filled the next block
-                other = other.next
+        last, end = spans[-1] if spans else (None, 0)
+        extent = known.first.get(key)
+        if extent is not None:
+            if extent is not last or extent.end != end or extent.next is not None:
+                return NOT_FREED  # a later turn, which came before this one ended, may have filled the next block
             extent.end = full
             return full
-        if other is not None or full <= end or end != (request.shared[-1][0] // self.size if request.shared else 0):
+        if full <= end or end != (request.shared[-1][0] // self.size if request.shared else 0):
             return NOT_FREED
         extent = known.first[key] = Extent(key, ((NO_END, text),), end, full)
         self._queue.append_extent(extent, full)
@@ -336,7 +335,7 @@ class PrefixStore(PrefixLookup):
 
     def check_integrity(self) -> None:
         held = {request.index: self._tokens_of(request) for request in self.running.values()}
-        assert held.keys() == self._place.keys() >= self._held.keys()
+        assert held.keys() >= self._held.keys()
         assert all(self.running[request.index] is request for request in self._unfilled.values())
         users: dict[Extent, list[int]] = {}
         for index, spans in self._held.items():
@@ -354,5 +353,9 @@ class PrefixStore(PrefixLookup):
         for extent in self._queue.check_integrity(known.union(users)):
             assert extent in known or extent.forgotten
             ends = users.get(extent, [])
-            assert extent.users == {end: ends.count(end) for end in ends}
+            assert extent.ends == sorted(ends)
             assert extent.cover == max(ends, default=extent.first)
+
+
+def _place(request: Request) -> int:
+    return request.place
