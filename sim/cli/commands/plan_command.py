@@ -24,7 +24,7 @@ from sim.cli.output import (
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.results.run_directory.store import RunData
+    from reports.table import Table
     from sim.results.run_directory.study_records import EvaluationRecord
 
 _RANGE = re.compile(r"([^=]+)=(.+?)\.\.(.+?)(?::([^:]+))?")
@@ -44,8 +44,11 @@ def plan(
     ] = False,
 ) -> None:
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
+    from reports.answers.plan_reading import PlanReading, shown_metrics
     from reports.formatting import metric_words, percent, show
     from reports.pages.run_page import write_report
+    from reports.tables.plan_tables import frontier_table
+    from reports.tables.what_if_table import what_if_table
     from reports.text.plan_text import plan_answer, plan_json
     from sim.results.run_directory.store import blamed_on, read_run
     from sim.results.verdict import MET, NOT_MET
@@ -56,7 +59,7 @@ def plan(
 
     def show_evaluation(entry: EvaluationRecord) -> None:
         values = ", ".join(f"{key} {value}" for key, value in entry.set.items())
-        runs = f"{entry.replications} replication{'s' if entry.replications != 1 else ''}"
+        runs = f"{entry.replications} × {entry.requests or 0:,} requests"
         seen = metric_words(entry.term) + ("" if entry.value is None else f" {show(entry.term, entry.value)}")
         if entry.unserved is not None:
             seen = f"{percent(entry.unserved)} of the requests refused or failed"
@@ -78,7 +81,8 @@ def plan(
             if sentence:
                 say(f"  {sentence}")
         say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}", "")
-        _print_what_if(data)
+        _print_table(frontier_table(data))
+        _print_table(what_if_table(data.what_if, shown_metrics(PlanReading(data).terms)))
         say(f"report    {page}")
         if planned.feasible:
             say(f"scenario  {planned.path / RECOMMENDED}")
@@ -92,12 +96,7 @@ def plan(
         raise typer.Exit(NONE_MEETS)
 
 
-def _print_what_if(data: RunData) -> None:
-    """Print the table of changes, if any were tried."""
-    from reports.answers.plan_reading import PlanReading, shown_metrics
-    from reports.tables.what_if_table import what_if_table
-
-    table = what_if_table(data.what_if, shown_metrics(PlanReading(data).terms))
+def _print_table(table: Table | None) -> None:
     if table is None:
         return
     print_rich(rich_table(table))
