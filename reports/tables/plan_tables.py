@@ -8,6 +8,7 @@ from reports.answers.plan_reading import PlanReading
 from reports.axes import make_axis
 from reports.formatting import metric_words, percent, show
 from reports.table import Table
+from sim.results.verdict import verdict_word
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
