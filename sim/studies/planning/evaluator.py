@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 from sim.errors import InputError, ScenarioError, SeveralErrors
@@ -59,7 +60,8 @@ TIMES = (1, 4, 16)
 REPLICATIONS = 2
 """Replications of each evaluation, at most: two cores simulate them at the same time."""
 NEAR = 2.0
-"""A design that misses a target by more than this factor is ruled out whatever the draws of the profile say."""
+"""A design that misses a target by more than this factor is ruled out whatever the draws of the profile say, and
+before the run is long enough for a settled value."""
 SMALL_EVALUATION = 30_000
 """Simulated requests below which starting worker processes costs more than they save."""
 MOST_BYTES = 1_000_000_000
@@ -279,7 +281,7 @@ class DesignEvaluator:
 
         They make a verdict less certain, never more.
         """
-        word, score = verdict(point, self.terms, self._sure()), self._score(point)
+        word, score = verdict_word(self._probability(point), self._sure()), self._score(point)
         return (not first or last) and (word == MET or (word == NOT_MET and score < NEAR) or (word == UNCLEAR and last))
 
     def _with_draws(self, design: PlanDesign, point: Point) -> Point:
@@ -312,7 +314,7 @@ class DesignEvaluator:
         point = design.point
         assert point is not None, "it was simulated"
         score, sure = self._score(point), self._sure()
-        probability = met_probability(point, self.terms)
+        probability = self._probability(point)
         word = verdict_word(probability, sure)
         missing = next((name for name in self.terms if point.metrics[name].value is None), None)
         if missing is not None and word != NOT_MET:
@@ -331,6 +333,18 @@ class DesignEvaluator:
             return Judgement(UNCLEAR, score, final=only_costs, probability=probability)
         score = min(score, 1.0) if word == MET else max(score, 1 + _CLOSE)
         return Judgement(word, score, probability=probability)
+
+    def _probability(self, point: Point) -> float:
+        """Return how likely a design meets the SLO; twice as much error is assumed where one burst may decide.
+
+        That is where every term that it misses is unsettled and near its target.
+        """
+        probability = met_probability(point, self.terms)
+        missed = [name for name, target in self.terms.items() if _strain(point, name, target) > 1]
+        if not missed or self._score(point) >= NEAR or any(point.metrics[name].settled for name in missed):
+            return probability
+        normal = NormalDist()
+        return normal.cdf(normal.inv_cdf(min(max(probability, 1e-300), 0.5)) / 2)
 
     def _worst(self, point: Point) -> str:
         """Return the term that is furthest above its target, or least below it."""
