@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from reports.answers.bottleneck import Limit, largest_stage, limits
 from reports.axes import make_axis
 from reports.formatting import read_terms
+from sim.results.calibration import without_calibration
 from sim.results.point import Point
-from sim.results.verdict import NOT_MET, UNCLEAR, lacks_answers, term_verdict
+from sim.results.verdict import NOT_MET, UNCLEAR, lacks_answers, term_verdict, verdict
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
@@ -62,6 +63,13 @@ def missed_terms(read: PlanReading, point: Point) -> list[str]:
     """Return the terms that a point does not certainly meet, those that it certainly misses first."""
     words = {n: term_verdict(point, n, target) for n, target in read.terms.items()}
     return [name for word in (NOT_MET, UNCLEAR) for name in words if words[name] == word]
+
+
+def open_by_costs(read: PlanReading) -> bool:
+    """Return whether all open verdicts would be clear if the profile's costs were certain."""
+    points = [point for point in read.points if point.set in read.record.doubtful]
+    certain = [verdict(without_calibration(point), read.terms) for point in points if point.calibration]
+    return bool(certain) and len(certain) == len(points) and UNCLEAR not in certain
 
 
 def tightest_term(read: PlanReading) -> str:

@@ -21,7 +21,7 @@ from reports.pages import method
 from reports.pages.page import Page
 from reports.tables import change_tables, metric_tables
 from reports.tables.held_back_table import held_table
-from reports.tables.plan_tables import formulas_table, search_table
+from reports.tables.plan_tables import formulas_table, frontier_table, search_table
 from reports.tables.remedy_tables import remedy_tables, vetted_table
 from reports.tables.what_if_table import what_if_table
 from reports.text import answer_text
@@ -164,6 +164,7 @@ def _plan(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str, An
     record = run.plan
     badges = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
     tables = [
+        frontier_table(run),
         what_if_table(run.what_if, shown_metrics(terms)),
         search_table(run),
         formulas_table(run),

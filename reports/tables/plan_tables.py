@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reports.answers.plan_reading import PlanReading
+from reports.axes import make_axis
 from reports.formatting import metric_words, percent, show
 from reports.table import Table
+from sim.results.verdict import verdict_word
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
 
 
 _MOST_ROWS = 200
+RECOMMENDED = "recommended"
+_P = "p is the probability of meeting the SLO."
 
 
 def search_table(data: RunData) -> Table | None:
@@ -27,14 +31,64 @@ def search_table(data: RunData) -> Table | None:
         if look.unserved is not None:
             term, seen = "refused or failed", percent(look.unserved)
         score = percent(look.score) if look.score is not None else ""
-        rows.append([str(number), read.phrase(look.set), term, seen, score, look.word, f"{look.replications}"])
+        likely = "" if look.probability is None else f"{look.probability:.2f}"
+        runs = f"{look.replications}" if look.requests is None else f"{look.replications} × {look.requests:,}"
+        rows.append([str(number), read.phrase(look.set), term, seen, score, look.word, likely, runs])
     share = record.simulated_requests / max(1, record.every_candidate_requests)
     note = (
         f"{record.simulated_requests:,} requests were simulated, {percent(share)} of what one run of each of the "
         f"{record.candidates:,} candidates would take."
     )
-    head = ["evaluation", "design", "worst term", "value", "of its target", "verdict", "replications"]
+    head = ["evaluation", "design", "worst term", "value", "of its target", "verdict", "p", "requests"]
     return Table("How the search went", head, rows, note, words=(1, 2, 5))
+
+
+def frontier_table(data: RunData) -> Table | None:
+    """Return the designs to choose from: by value of the first of two variables, or by fleet; None where there is one.
+
+    The recommended one is marked.
+    """
+    read = PlanReading(data)
+    record = read.record
+    if record.fleets:
+        return _fleets_table(read)
+    if len(record.frontier) < 2:
+        return None
+    keys = record.keys
+    axes = [make_axis(key, read.points) for key in keys]
+    rows = [
+        [
+            *(axis.label(row.set[key]) for axis, key in zip(axes, keys, strict=True)),
+            row.verdict,
+            f"{row.probability:.2f}",
+            RECOMMENDED if row.set == record.answer else "",
+        ]
+        for row in record.frontier
+    ]
+    head = [*(axis.words for axis in axes), "SLO", "p", ""]
+    extreme = "largest" if record.direction == "maximize" else "smallest"
+    note = f"Each row has the {extreme} second value for the first. {_P}"
+    verdicts = {(number, 2): verdict_word(row.probability) for number, row in enumerate(record.frontier)}
+    return Table("What is enough", head, rows, note, words=(2, 4), verdicts=verdicts, keys=2)
+
+
+def _fleets_table(read: PlanReading) -> Table:
+    record = read.record
+    grades = {tuple(sorted(grade.set.items())): grade for grade in record.grades}
+    rows = []
+    for fleet in record.fleets:
+        cells = [fleet.fleet, f"{fleet.price:,.2f}"]
+        if fleet.total is None:
+            rows.append([*cells, "–", "–", fleet.word, "–", ""])
+            continue
+        count = (fleet.replicas or 0) + fleet.full_replicas
+        grade = grades.get((("fleet", fleet.fleet), ("fleet.replicas", fleet.replicas)))
+        likely = "–" if grade is None else f"{grade.probability:.2f}"
+        mark = RECOMMENDED if fleet.fleet == record.answer.get("fleet") else ""
+        rows.append([*cells, f"{count * fleet.gpus}", f"{fleet.total:,.2f}", fleet.word, likely, mark])
+    head = ["fleet", "price per GPU hour", "GPUs", "price per hour", "SLO", "p", ""]
+    note = f"Each row has the fewest replicas of its fleet. A fleet that costs more is not searched further. {_P}"
+    return Table("What each fleet costs", head, rows, note, words=(4, 6))
 
 
 def formulas_table(data: RunData) -> Table | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from reports.answers.plan_reading import (
@@ -11,6 +12,7 @@ from reports.answers.plan_reading import (
     find_binding,
     missed_terms,
     nearest_unserved,
+    open_by_costs,
     room_to_target,
     safety_step,
 )
@@ -27,7 +29,7 @@ from sim.results.verdict import MET, NOT_MET, UNCLEAR, out_of_hand
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
-    from sim.results.run_directory.study_records import PlanRecord
+    from sim.results.run_directory.study_records import GradeRecord, PlanRecord
 
 
 def plan_answer(data: RunData) -> Answer:
@@ -65,6 +67,9 @@ def plan_json(data: RunData) -> dict[str, Any]:
         "simulated_requests": record.simulated_requests,
         "certain": record.certain,
         "unclear": record.doubtful,
+        "grades": [asdict(each) for each in record.grades],
+        "probable": asdict(record.probable) if record.probable is not None else {},
+        "frontier": [asdict(each) for each in record.frontier],
         "best": read.chosen.set,
         "reason": said.reason,
         "flags": record.flags,
@@ -81,6 +86,8 @@ def _headline(read: PlanReading) -> str:
         assert read.chosen is not None, "checked by the caller"
         searched = _range_words(read)
         unclear = "" if record.certain else " certainly"
+        if record.probable is not None:
+            return f"No {searched}{unclear} meets the SLO; {_graded(read, record.probable)} probably does."
         return f"No {searched}{unclear} meets the SLO; nearest is {read.phrase(read.chosen.set)}."
     answer = record.answer
     if record.fleets:
@@ -89,17 +96,53 @@ def _headline(read: PlanReading) -> str:
             f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)}"
             f"{_in_gpus(answer)} of "
             f"{answer['fleet']} for {_money(total)} an hour: "
-            f"the cheapest of {len(record.fleets)} fleets that meets the SLO."
+            f"the cheapest of {len(record.fleets)} fleets that {'meets' if record.certain else 'certainly meets'} "
+            f"the SLO{_or_probably(read)}."
         )
     phrase = capital(read.phrase(answer))
     most = record.direction == "maximize"
     several = phrase[0].isdigit() and phrase.split()[0] != "1"
     if record.question.get("values"):
-        return f"{phrase} is the first of {record.candidates} that meets the SLO."
+        meets = "meets" if record.certain else "certainly meets"
+        return f"{phrase} is the first of {record.candidates} that {meets} the SLO{_or_probably(read)}."
+    if not record.certain and most:
+        return f"{phrase} certainly {'meet' if several else 'meets'} the SLO{_or_probably(read)}."
+    if not record.certain:
+        return f"{phrase} {'are' if several else 'is'} certainly enough{_or_probably(read)}."
     if most:
         what = "are the most that meet" if several else "is the largest that meets"
         return f"{phrase} {what} the SLO{_of_range(read)}."
     return f"{phrase} {'are' if several else 'is'} enough: the smallest that meets the SLO{_of_range(read)}."
+
+
+def _or_probably(read: PlanReading) -> str:
+    """Return the more wanted design that probably meets the SLO; empty where there is none."""
+    likely = read.record.probable
+    if likely is None or read.chosen is None or likely.set == read.chosen.set:
+        return ""
+    return f", {_graded(read, likely)} probably"
+
+
+def _graded(read: PlanReading, grade: GradeRecord) -> str:
+    return f"{read.phrase(grade.set)} ({_likely(grade.probability)})"
+
+
+def _likely(probability: float) -> str:
+    """Return a probability as ``p = 0.87``."""
+    if probability < 0.005:
+        return "p < 0.01"
+    return "p > 0.99" if probability > 0.995 else f"p = {probability:.2f}"
+
+
+def _too_close(read: PlanReading) -> str:
+    """Name the designs whose verdict is open, with the probability that each meets the SLO; of older files, without."""
+    grades = [next((g for g in read.record.grades if g.set == set_), None) for set_ in read.record.doubtful[:4]]
+    named = [
+        read.phrase(set_) if grade is None else _graded(read, grade)
+        for set_, grade in zip(read.record.doubtful, grades, strict=False)
+    ]
+    said = f"Too close to call: {'; '.join(named)}."
+    return f"{said} p is the probability of meeting the SLO." if any(grades) else said
 
 
 def _and_full(count: int) -> str:
@@ -147,8 +190,7 @@ def _details(read: PlanReading) -> list[str]:
     if not read.feasible and bad:
         said.append("More requests arrive there than are served, so its numbers depend on how long the run is.")
     if not read.feasible and record.doubtful:
-        maybe = "; ".join(read.phrase(set_) for set_ in record.doubtful[:4])
-        said.append(f"Too close to call: {maybe}.")
+        said.append(_too_close(read))
     for row in record.fleets:
         total = ""
         if row.total is not None:
@@ -159,8 +201,7 @@ def _details(read: PlanReading) -> list[str]:
             total = f"{fleet}, {_money(row.total)} an hour"
         said.append(f"{row.fleet} at {_money(row.price)} per GPU hour: {total or row.word}.")
     if read.feasible and record.doubtful:
-        maybe = "; ".join(read.phrase(set_) for set_ in record.doubtful[:4])
-        said.append(f"Too close to call: {maybe} may do as well.")
+        said.append(_too_close(read))
     if read.feasible and not record.edge_key and not record.doubtful:
         said.append(_at_the_end(read))
     said += [_other_edge(read), _unserved(read), _next_step(read), _left_out(read)]
@@ -286,7 +327,9 @@ def _confidence(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
     record = read.record
     assert read.chosen is not None, "checked by the caller"
     if not record.certain:
-        return "low", "the call is too close for the requests that were simulated: longer runs would decide"
+        if open_by_costs(read):
+            return "low", "the measurements behind the profile leave the call open, and longer runs can't decide it"
+        return "low", "the call is too close for the requests that were simulated; raise workload.requests to decide it"
     level = percent(record.confidence)
     word, reason = confidence(read.chosen, read.terms, assumed=assumed)
     if not read.feasible:

@@ -31,9 +31,9 @@ def verdict_word(probability: float, sure: float = SURE) -> str:
     return MET if probability >= sure else NOT_MET if probability <= 1 - sure else UNCLEAR
 
 
-def grade(probability: float) -> str:
+def grade(probability: float, sure: float = SURE) -> str:
     """Return the verdict with "probably" where it is likely, but not certain."""
-    word = verdict_word(probability)
+    word = verdict_word(probability, sure)
     if word != UNCLEAR:
         return word
     return PROBABLY_MET if probability >= PROBABLE else PROBABLY_NOT if probability <= 1 - PROBABLE else UNCLEAR

@@ -216,6 +216,13 @@ def evaluate(
     return Outcome(replace(point, cost=cost, setup=setup_of(design.world)), table, longer)
 
 
+def values_of_draws(design: Design, run: Runner) -> tuple[ReplicationValues, ...]:
+    """Return what each draw of the profile says, on the traffic of the design's replications in turn."""
+    parts = [Part(DRAW, place) for place in range(len(design.draws))]
+    drawn = dict(run(design, parts))
+    return tuple(drawn[part] for part in parts)
+
+
 def evaluate_scenario(
     scenario: Scenario, options: EvaluationOptions | None = None, known: dict[Part, Any] | None = None
 ) -> Outcome:

@@ -27,7 +27,7 @@ from sim.cli.ranges import parse_range
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.results.run_directory.store import RunData
+    from reports.table import Table
     from sim.results.run_directory.study_records import EvaluationRecord
 
 NONE_MEETS = 1
@@ -63,8 +63,11 @@ def plan(
 
     Example: loraplan plan quickstart --minimize cache.gpu.slots=8..64
     """
+    from reports.answers.plan_reading import PlanReading, shown_metrics
     from reports.formatting import metric_words, percent, show
     from reports.pages.run_page import write_report
+    from reports.tables.plan_tables import frontier_table
+    from reports.tables.what_if_table import what_if_table
     from reports.text.plan_text import plan_answer, plan_json
     from sim.results.run_directory.store import blamed_on, read_run
     from sim.results.verdict import MET, NOT_MET
@@ -75,7 +78,7 @@ def plan(
 
     def show_evaluation(entry: EvaluationRecord) -> None:
         values = ", ".join(f"{key} {value}" for key, value in entry.set.items())
-        runs = f"{entry.replications} replication{'s' if entry.replications != 1 else ''}"
+        runs = f"{entry.replications} × {entry.requests or 0:,} requests"
         seen = metric_words(entry.term) + ("" if entry.value is None else f" {show(entry.term, entry.value)}")
         if entry.unserved is not None:
             seen = f"{percent(entry.unserved)} of the requests refused or failed"
@@ -103,8 +106,9 @@ def plan(
         for sentence in (*said.details, said.binding_sentence, said.headroom):
             if sentence:
                 say(f"  {sentence}")
-        say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}.", "")
-        _print_what_if(data)
+        say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}", "")
+        _print_table(frontier_table(data))
+        _print_table(what_if_table(data.what_if, shown_metrics(PlanReading(data).terms)))
         say_file("report    ", page)
         if planned.feasible:
             say_file("scenario  ", planned.path / RECOMMENDED)
@@ -118,12 +122,7 @@ def plan(
         raise typer.Exit(NONE_MEETS)
 
 
-def _print_what_if(data: RunData) -> None:
-    """Print the table of changes, if any were tried."""
-    from reports.answers.plan_reading import PlanReading, shown_metrics
-    from reports.tables.what_if_table import what_if_table
-
-    table = what_if_table(data.what_if, shown_metrics(PlanReading(data).terms))
+def _print_table(table: Table | None) -> None:
     if table is None:
         return
     print_rich(rich_table(table))

@@ -18,6 +18,7 @@ class EvaluationRecord:
 
     :ivar word: the verdict; ``score``: the worst term, value over target; None where it is infinite.
     :ivar unserved: share of the requests that were refused or failed, where that makes its term the worst.
+    :ivar probability: how likely it meets the SLO; ``requests``: simulated in each replication. None in older files.
     """
 
     set: dict[str, Any]
@@ -27,6 +28,20 @@ class EvaluationRecord:
     term: str
     value: float | None
     unserved: float | None = None
+    probability: float | None = None
+    requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GradeRecord:
+    """How likely a design meets the SLO.
+
+    :ivar verdict: ``met``, ``probably met``, ``unclear``, ``probably not met`` or ``not met``.
+    """
+
+    set: dict[str, Any]
+    verdict: str
+    probability: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +91,9 @@ class PlanRecord:
         there is none. The edge is the more wanted neighbour that does not do.
     :ivar edge_refused, edge_refused_key: why the edge can't be built, and the key that stands in the way.
     :ivar doubtful: values of designs too close to call.
+    :ivar grades: every design that was simulated, the most wanted first; ``probable``: the first of them that at least
+        probably meets the SLO; None where none does.
+    :ivar frontier: with two variables, the smallest second value by value of the first, where any is enough.
     :ivar refused: the first of the ``refused_count`` designs of the search that are not possible.
     :ivar looks: designs that were evaluated, in order (files call them so).
     :ivar flags: command lines by engine; ``no_flags``: why there are none; empty where there are, or where nothing is
@@ -100,6 +118,9 @@ class PlanRecord:
     edge_refused_key: str | None = None
     beyond_key: str | None = None
     doubtful: list[dict[str, Any]] = field(default_factory=list)
+    grades: list[GradeRecord] = field(default_factory=list)
+    probable: GradeRecord | None = None
+    frontier: list[GradeRecord] = field(default_factory=list)
     refused: list[RefusedDesign] = field(default_factory=list)
     refused_count: int = 0
     fleets: list[FleetRecord] = field(default_factory=list)
@@ -121,13 +142,16 @@ class PlanRecord:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> PlanRecord:
         """Return the record of a run directory; of an unfinished plan it has only the question."""
-        formulas = data.get("formulas")
+        formulas, probable = data.get("formulas"), data.get("probable")
         return known_fields(
             PlanRecord,
             {
                 **data,
                 "refused": [known_fields(RefusedDesign, row) for row in data.get("refused", [])],
                 "fleets": [known_fields(FleetRecord, row) for row in data.get("fleets", [])],
+                "grades": [known_fields(GradeRecord, row) for row in data.get("grades", [])],
+                "probable": known_fields(GradeRecord, probable) if probable else None,
+                "frontier": [known_fields(GradeRecord, row) for row in data.get("frontier", [])],
                 "looks": [known_fields(EvaluationRecord, row) for row in data.get("looks", [])],
                 "formulas": known_fields(FormulaRecord, formulas) if formulas else None,
             },

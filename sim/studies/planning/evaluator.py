@@ -1,58 +1,104 @@
-"""Evaluates one design of a plan: as many replications as its verdict needs, each simulated once.
+"""Evaluates one design of a plan: a short run first, and longer ones where its verdict needs them.
 
-All designs meet the same traffic in the same replication, so they differ in the design alone.
+All designs meet the same traffic with the same effort, so they differ in the design alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 from sim.errors import InputError, ScenarioError, SeveralErrors
-from sim.results.calibration import without_calibration
+from sim.results.calibration import (
+    ReplicationValues,
+    values_of_replication,
+    with_calibration,
+    without_calibration,
+)
 from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
-from sim.results.run_directory.study_records import EvaluationRecord
+from sim.results.run_directory.study_records import EvaluationRecord, GradeRecord
 from sim.results.verdict import (
     MET,
     NOT_MET,
     UNCLEAR,
     allowed,
+    grade,
     is_overloaded,
     lacks_answers,
     late_share,
+    met_probability,
     unserved,
     verdict,
+    verdict_word,
 )
+from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
+from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
 from sim.studies.backends.pool import Pool
-from sim.studies.evaluate import REPLICATION, Design, EvaluationOptions, Part, Runner, evaluate, on_pool
+from sim.studies.evaluate import (
+    REPLICATION,
+    Design,
+    EvaluationOptions,
+    Part,
+    evaluate,
+    facts_of,
+    on_pool,
+    values_of_draws,
+)
 from sim.studies.planning.search import Judgement
 from sim.studies.study_identity import code_version, input_digests
 from sim.studies.training.vetting_gate import build
 from sim.world.world import World
 
-DOUBLINGS = 3
-"""How often the replications of the scenario are doubled where the call is close."""
-FIRST_REPLICATIONS = 2
-"""Replications of a first, cheap evaluation."""
+TIMES = (1, 4, 16)
+"""By effort, how many times longer the runs are than the scenario's."""
+REPLICATIONS = 2
+"""Replications of each evaluation, at most: two cores simulate them at the same time."""
+NEAR = 2.0
+"""A design that misses a target by more than this factor is ruled out whatever the draws of the profile say, and
+before the run is long enough for a settled value."""
 SMALL_EVALUATION = 30_000
 """Simulated requests below which starting worker processes costs more than they save."""
 MOST_BYTES = 1_000_000_000
-"""Recordings kept for more replications of the same design; beyond that the oldest are simulated again if needed."""
+"""Recordings kept for the requests of the answer; beyond that the oldest are simulated again if needed."""
 _CLOSE = 1e-9
 
 
-def replications_by_effort(world: World) -> list[int]:
-    """Return how many replications each effort takes; a trace comes only once."""
-    if world.traffic.replayed:
-        return [1]
-    base = world.scenario.run.replications
-    first = [FIRST_REPLICATIONS] if base > FIRST_REPLICATIONS else []
-    return [*first, *(base * 2**doubling for doubling in range(DOUBLINGS + 1))]
+def efforts_of(world: World) -> tuple[int, ...]:
+    """Return how many times as much as at first is simulated with each effort; a trace comes only once."""
+    return TIMES[:1] if world.traffic.replayed else TIMES
+
+
+def grows(scenario: Scenario) -> bool:
+    """Return whether a longer run shows more of the same: nothing happens at times that the scenario sets."""
+    by_the_clock = isinstance(scenario.workload.arrivals, (DiurnalArrivals, PiecewiseArrivals))
+    return not (scenario.rollouts or scenario.faults or by_the_clock)
+
+
+def longer(loaded: LoadedScenario, times: int) -> LoadedScenario:
+    """Return a scenario as an effort simulates it: longer, or repeated where a longer run would be another question.
+
+    A trace stays as it is.
+    """
+    scenario, workload = loaded.scenario, loaded.scenario.workload
+    if workload.trace is not None:
+        return loaded
+    replications = min(REPLICATIONS, scenario.run.replications)
+    values: dict[str, Any] = {"run.replications": replications}
+    if not grows(scenario):
+        values["run.replications"] = replications * times
+    elif workload.requests is not None:
+        values["workload.requests"] = workload.requests * times
+    elif workload.duration is not None:
+        values["workload.duration"] = f"{workload.duration * times!r} s"
+    if scenario.run.half_width is not None:
+        values["run.half_width"] = None  # the plan says how long the runs are
+    return loaded.with_values(values)
 
 
 @dataclass(slots=True)
@@ -62,33 +108,29 @@ class PlanDesign:
     :ivar set: keys and values that make it.
     :ivar refused: why it can't be built, such as slots that exceed GPU memory or host memory; None where it can.
     :ivar loaded: its scenario; where its values make none, that of the plan.
-    :ivar built: with its world; None where it can't be built.
-    :ivar parts: simulated replications and draws that are still in memory.
-    :ivar point: over the replications of the last evaluation; ``key``: the name of its file.
-    :ivar counted: its requests that the search has counted; ``dropped``: replications removed to save memory.
+    :ivar built: as the first effort simulates it; None where it can't be built.
+    :ivar simulated: its scenario as the last evaluation simulated it.
+    :ivar short: what each replication of the first effort says; draws meet the same traffic.
+    :ivar drawn: what draws of the profile say, once they were simulated.
+    :ivar point: of the last evaluation; ``key``: the name of its file.
     """
 
     set: dict[str, Any]
     loaded: LoadedScenario
     built: Design | None
     refused: InputError | None = None
-    parts: dict[Part, Any] = field(default_factory=dict)
+    simulated: LoadedScenario | None = None
+    short: tuple[ReplicationValues, ...] = ()
+    drawn: tuple[ReplicationValues, ...] = ()
     point: Point | None = None
     key: str = ""
     effort: int = -1
     judgement: Judgement | None = None
-    counted: int = 0
-    dropped: int = 0
 
     @property
     def world(self) -> World | None:
         """Its world; None where it can't be built."""
         return None if self.built is None else self.built.world
-
-    @property
-    def recordings(self) -> list[Recording]:
-        """Replications in memory."""
-        return [result for part, result in self.parts.items() if part.kind == REPLICATION]
 
 
 class DesignEvaluator:
@@ -120,7 +162,7 @@ class DesignEvaluator:
         self.terms = loaded.scenario.slo.terms()
         self.log: list[EvaluationRecord] = []
         self.requests = 0
-        self._recent: list[PlanDesign] = []
+        self._first: dict[str, Recording] = {}  # first replications by name of the point, the oldest first
 
     def design(self, set_: Mapping[str, Any], named: Mapping[str, Any] | None = None) -> PlanDesign:
         """Return the design with these values.
@@ -143,111 +185,141 @@ class DesignEvaluator:
     def evaluate(self, design: PlanDesign, effort: int) -> Judgement:
         """Simulate the replications of an effort, and judge.
 
-        :param effort: place in ``replications_by_effort``; beyond its end, the last.
+        :param effort: place in ``efforts_of``; beyond its end, the last.
         :raises InputError: if no effort could decide, such as for an SLO on a metric that the engine lacks.
         """
         if design.refused is not None:
-            return Judgement(NOT_MET, math.inf, final=True)
+            return Judgement(NOT_MET, math.inf, final=True, probability=0.0)
         assert design.built is not None, "it was built"
-        by_effort = replications_by_effort(design.built.world)
-        effort = min(effort, len(by_effort) - 1)
+        efforts = efforts_of(design.built.world)
+        effort = min(effort, len(efforts) - 1)
         if design.judgement is not None and (design.effort >= effort or design.judgement.final):
             return design.judgement
-        replications = by_effort[effort]
-        self._simulate(design, replications, with_draws=replications >= design.built.replications)
+        last = effort == len(efforts) - 1
+        self._simulate(design, efforts[effort], last=last)
         design.effort = effort
-        design.judgement = judgement = self._judge(design, last=effort == len(by_effort) - 1)
-        assert design.point is not None, "it was simulated"
-        term = self._worst(design.point)
-        lost, total = unserved(design.point)
-        value, share = design.point.metrics[term].value, None
-        if lacks_answers(design.point, term, self.terms[term]):
-            share = lost / total
-        entry = EvaluationRecord(design.set, replications, judgement.word, judgement.score, term, value, share)
+        design.judgement = judgement = self._judge(design, last=last)
+        self._note(design, judgement)
+        return judgement
+
+    def _note(self, design: PlanDesign, judgement: Judgement) -> None:
+        """Log an evaluation."""
+        point = design.point
+        assert point is not None, "it was simulated"
+        term = self._worst(point)
+        lost, total = unserved(point)
+        entry = EvaluationRecord(
+            design.set,
+            int(point.cost["replications"]),
+            judgement.word,
+            judgement.score,
+            term,
+            point.metrics[term].value,
+            lost / total if lacks_answers(point, term, self.terms[term]) else None,
+            judgement.probability,
+            round(point.cost["requests"] / point.cost["replications"]),
+        )
         self.log.append(entry)
         self._on_evaluation(entry)
-        return judgement
+
+    def grade(self, design: PlanDesign) -> GradeRecord:
+        """Return how likely a design that was evaluated meets the SLO."""
+        assert design.judgement is not None, "it was evaluated"
+        probability = design.judgement.probability
+        return GradeRecord(design.set, grade(probability, self._sure()), round(probability, 3))
 
     def first_recording(self, design: PlanDesign) -> Recording:
         """Return the first replication, simulating it again where only its point was kept."""
-        first = Part(REPLICATION, 0)
-        if first not in design.parts:
-            assert design.built is not None, "it was evaluated"
-            design.parts.update(self._run(design)(design.built, [first]))
-        recording: Recording = design.parts[first]
-        return recording
+        if design.key not in self._first:
+            assert design.simulated is not None, "it was evaluated"
+            built = _built(design.simulated)
+            self._first[design.key] = dict(self._run(built, [Part(REPLICATION, 0)]))[Part(REPLICATION, 0)]
+        return self._first[design.key]
 
     def _make(self, set_: dict[str, Any], named: dict[str, Any]) -> PlanDesign:
         loaded = self._loaded
         try:
             loaded = loaded.with_values(set_) if set_ else loaded
-            world = build(loaded.scenario)
+            built = _built(longer(loaded, TIMES[0]))
         except InputError as error:
             return PlanDesign(
                 named, loaded, None, refused=error.errors[0] if isinstance(error, SeveralErrors) else error
             )
-        return PlanDesign(named, loaded, Design(loaded.scenario, world))
+        return PlanDesign(named, loaded, built)
 
-    def _simulate(self, design: PlanDesign, replications: int, *, with_draws: bool) -> None:
-        """Give the design a point of so many replications, from an earlier search if one kept it."""
+    def _simulate(self, design: PlanDesign, times: int, *, last: bool) -> None:
+        """Give the design a point of an effort, from an earlier search if one kept it."""
         assert design.built is not None, "it was built"
-        built = design.built
-        values = {"replications": replications}
-        inputs = input_digests(design.loaded, built.world.profile_sha256)
-        key = point_key(design.loaded.data, values, code_version(), inputs)
-        draws = len(built.draws) if with_draws else 0
+        loaded = longer(design.loaded, times)
+        inputs = input_digests(loaded, design.built.world.profile_sha256)
+        key = point_key(loaded.data, {"plan": True}, code_version(), inputs)
         point = self._store.load_point(key)
         if point is None:
-            before = set(design.parts)
-            options = EvaluationOptions(design.set, replications, draws=with_draws, counterfactual=False)
-            point = evaluate(built, options, self._run(design), design.parts).point
-            self._count_again(design, before)
-            self._drop_oldest(design)
-            point = replace(point, cost={**point.cost, "replications": replications})
+            built = design.built if times == TIMES[0] else _built(loaded)
+            point = self._simulated(design, built, key)
+            if self._needs_draws(point, first=times == TIMES[0], last=last):
+                point = self._with_draws(design, point)
             self._store.save_point(key, point)
-        total = round(point.cost["requests"] * (1 + draws / replications))
-        self.requests += max(0, total - design.counted)
-        design.counted = max(total, design.counted)
-        design.point, design.key = point, key
+        self.requests += round(point.cost["searched"])
+        design.simulated, design.point, design.key = loaded, point, key
 
-    def _run(self, design: PlanDesign) -> Runner:
-        """Return a runner for parts of a design: on the pool if the work is long enough to start worker processes."""
-        assert design.world is not None, "it was built"
-        traffic = design.world.traffic
-        each = traffic.expected_requests() or 0
+    def _simulated(self, design: PlanDesign, built: Design, key: str) -> Point:
+        """Return the point of a design with the profile's own costs."""
+        replications, parts = built.replications, dict[Part, Any]()
+        options = EvaluationOptions(design.set, replications, draws=False, counterfactual=False)
+        point = evaluate(built, options, self._run, parts).point
+        if built is design.built:
+            facts = facts_of(built.world)
+            design.short = tuple(values_of_replication(recording, facts) for recording in parts.values())
+        self._first[key] = parts[Part(REPLICATION, 0)]
+        self._drop_oldest()
+        cost = {**point.cost, "replications": replications, "searched": point.cost["requests"]}
+        return replace(point, cost=cost)
 
-        def run(built: Design, parts: Sequence[Part]) -> Iterable[tuple[Part, Any]]:
-            return on_pool(self._pool.for_workload(each * len(parts), SMALL_EVALUATION))(built, parts) if parts else ()
+    def _needs_draws(self, point: Point, *, first: bool, last: bool) -> bool:
+        """Return whether the draws of the profile may change the verdict, and no longer run will be asked for.
 
-        return run
+        They make a verdict less certain, never more.
+        """
+        word, score = verdict_word(self._probability(point), self._sure()), self._score(point)
+        return (not first or last) and (word == MET or (word == NOT_MET and score < NEAR) or (word == UNCLEAR and last))
 
-    def _count_again(self, design: PlanDesign, before: set[Part]) -> None:
-        """Count the requests of replications that were dropped and simulated once more."""
-        again = [
-            result
-            for part, result in design.parts.items()
-            if part not in before and part.kind == REPLICATION and part.place < design.dropped
-        ]
-        self.requests += sum(len(recording.section_of) for recording in again)
+    def _with_draws(self, design: PlanDesign, point: Point) -> Point:
+        """Return a point with calibration intervals, from draws in runs as short as those of the first effort."""
+        built = design.built
+        assert built is not None, "it was built"
+        if not built.draws:
+            return point
+        cost = 0.0
+        if not design.drawn:
+            if not design.short:  # its point was kept by an interrupted search
+                self._simulated(design, built, design.key)
+            design.drawn = values_of_draws(built, self._run)
+            cost = len(design.drawn) * (built.world.traffic.expected_requests() or 0.0)
+        assert built.world.profile is not None, "draws belong to a profile"
+        point = with_calibration(point, design.short, design.drawn, len(built.world.profile.draws))
+        return replace(point, cost={**point.cost, "searched": point.cost["searched"] + cost})
 
-    def _drop_oldest(self, design: PlanDesign) -> None:
-        """Drop the replications of the designs evaluated longest ago, once all together take too much memory."""
-        self._recent = [other for other in self._recent if other is not design] + [design]
-        while len(self._recent) > 1 and sum(map(_bytes, self._recent)) > MOST_BYTES:
-            oldest = self._recent.pop(0)
-            oldest.dropped = max(oldest.dropped, len(oldest.recordings))
-            oldest.parts = {part: result for part, result in oldest.parts.items() if part.kind != REPLICATION}
+    def _run(self, built: Design, parts: Sequence[Part]) -> Iterable[tuple[Part, Any]]:
+        """Simulate parts of a design: on the pool if the work is long enough to start worker processes."""
+        each = built.world.traffic.expected_requests() or 0
+        return on_pool(self._pool.for_workload(each * len(parts), SMALL_EVALUATION))(built, parts) if parts else ()
+
+    def _drop_oldest(self) -> None:
+        """Drop the recordings made longest ago, once all together take too much memory."""
+        while len(self._first) > 1 and sum(map(_bytes, self._first.values())) > MOST_BYTES:
+            del self._first[next(iter(self._first))]
 
     def _judge(self, design: PlanDesign, *, last: bool) -> Judgement:
         point = design.point
         assert point is not None, "it was simulated"
-        score = self._score(point)
-        sure = self._sure()
-        word = verdict(point, self.terms, sure)
+        score, sure = self._score(point), self._sure()
+        probability = self._probability(point)
+        word = verdict_word(probability, sure)
         missing = next((name for name in self.terms if point.metrics[name].value is None), None)
         if missing is not None and word != NOT_MET:
             if not last:
-                return Judgement(UNCLEAR, score)
+                return Judgement(UNCLEAR, score, probability=probability)
             note = point.metrics[missing].note or "not enough data"
             raise InputError(
                 f"can't decide whether {missing} meets its target: {note}",
@@ -255,11 +327,24 @@ class DesignEvaluator:
                 hint="simulate more requests (workload.requests), or leave the term out",
             )
         if word == UNCLEAR and is_overloaded(point):  # perhaps only because the run is short
-            return Judgement(UNCLEAR, max(score, 1 + _CLOSE))
+            return Judgement(UNCLEAR, max(score, 1 + _CLOSE), probability=probability)
         if word == UNCLEAR:
             only_costs = bool(point.calibration) and verdict(without_calibration(point), self.terms, sure) != UNCLEAR
-            return Judgement(UNCLEAR, score, final=only_costs)
-        return Judgement(word, min(score, 1.0) if word == MET else max(score, 1 + _CLOSE))
+            return Judgement(UNCLEAR, score, final=only_costs, probability=probability)
+        score = min(score, 1.0) if word == MET else max(score, 1 + _CLOSE)
+        return Judgement(word, score, probability=probability)
+
+    def _probability(self, point: Point) -> float:
+        """Return how likely a design meets the SLO; twice as much error is assumed where one burst may decide.
+
+        That is where every term that it misses is unsettled and near its target.
+        """
+        probability = met_probability(point, self.terms)
+        missed = [name for name, target in self.terms.items() if _strain(point, name, target) > 1]
+        if not missed or self._score(point) >= NEAR or any(point.metrics[name].settled for name in missed):
+            return probability
+        normal = NormalDist()
+        return normal.cdf(normal.inv_cdf(min(max(probability, 1e-300), 0.5)) / 2)
 
     def _worst(self, point: Point) -> str:
         """Return the term that is furthest above its target, or least below it."""
@@ -272,11 +357,10 @@ class DesignEvaluator:
     def _sure(self) -> float:
         """Return the probability at which each verdict is certain enough for the confidence of the plan.
 
-        The answer is wrong if the verdict on it or on its more wanted neighbour is wrong. Each is evaluated up to five
-        times, and each evaluation may err to one side (Bonferroni).
+        The answer is wrong if the verdict on it or on its more wanted neighbour is wrong. Each is evaluated up to
+        three times, and each evaluation may err to one side (Bonferroni).
         """
-        evaluations = DOUBLINGS + 2
-        return 1 - (1 - self._confidence) / (2 * evaluations)
+        return 1 - (1 - self._confidence) / (2 * len(TIMES))
 
 
 def _strain(point: Point, name: str, target: float) -> float:
@@ -317,9 +401,10 @@ def check_terms(loaded: LoadedScenario) -> None:
         )
 
 
-def _bytes(design: PlanDesign) -> int:
-    kept = 0
-    for recording in design.recordings:
-        columns = [*recording.requests.values(), *recording.loads.values(), recording.section_of, recording.gap_counts]
-        kept += sum(column.nbytes for column in columns)
-    return kept
+def _built(loaded: LoadedScenario) -> Design:
+    return Design(loaded.scenario, build(loaded.scenario))
+
+
+def _bytes(recording: Recording) -> int:
+    columns = [*recording.requests.values(), *recording.loads.values(), recording.section_of, recording.gap_counts]
+    return sum(column.nbytes for column in columns)

@@ -20,6 +20,7 @@ from sim.results.run_directory.result_files import json_ready, write_text
 from sim.results.run_directory.run_folder import MANIFEST, read_manifest
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
+from sim.results.verdict import PROBABLE
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, why_no_flags
 from sim.spec.files.yaml_text import yaml_text
 from sim.spec.profile_choice import profile_of
@@ -86,6 +87,7 @@ def make_plan(
     """
     started = time.perf_counter()
     execution = execution or Execution()
+    loaded = starts_full(loaded)
     plan, axes, first = check_plan(loaded)
     question = json_ready(plan.model_dump(mode="json", exclude_none=True))
     folder = out or free_folder(loaded, question)
@@ -137,6 +139,12 @@ def make_plan(
         evaluator.requests,
         store.resumed,
     )
+
+
+def starts_full(loaded: LoadedScenario) -> LoadedScenario:
+    """Return a scenario whose caches start full unless it says otherwise: short runs then show the steady state."""
+    given = "warm" in (loaded.data.get("cache") or {})
+    return loaded if given else loaded.with_values({"cache.warm": "steady"})
 
 
 def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScenario]:
@@ -318,6 +326,20 @@ def _in_order(designs: list[PlanDesign], axes: list[Variable], plan: Plan) -> li
     return sorted(designs, key=place)
 
 
+def _most_wanted_first(designs: list[PlanDesign], axes: list[Variable], plan: Plan) -> list[PlanDesign]:
+    """Return designs by what the plan wants: by price, or by the first variable and then the second."""
+    fleets = {fleet.name: fleet for fleet in plan.fleets}
+
+    def place(design: PlanDesign) -> list[float]:
+        if not fleets:
+            return [axis.values.index(design.set[axis.key]) for axis in axes]
+        fleet = fleets[design.set["fleet"]]
+        count = design.set["fleet.replicas"] + full_replicas(design)
+        return [fleet.price * gpus_of_replica(fleet, design.loaded) * count]
+
+    return sorted(designs, key=place)
+
+
 def _record(
     plan: Plan, axes: list[Variable], found: SearchResult, evaluator: DesignEvaluator, loaded: LoadedScenario
 ) -> PlanRecord:
@@ -335,10 +357,11 @@ def _record(
     chosen = found.answer or found.best
     assert chosen.world is not None, "it was evaluated"
     candidates = math.prod(len(axis.values) for axis in axes) * max(1, len(plan.fleets))
-    each = chosen.point.cost["requests"] / chosen.point.cost["replications"] if chosen.point is not None else 0.0
+    each = chosen.world.traffic.expected_requests() or 0
     every = each * (1 if chosen.world.traffic.replayed else loaded.scenario.run.replications)
     refused = [design for design in evaluator.all_designs() if design.refused is not None and design is not found.edge]
     formulas = screen(chosen.world)
+    grades = [evaluator.grade(design) for design in _most_wanted_first(evaluator.designs(), axes, plan)]
     return PlanRecord(
         question=plan.model_dump(mode="json", exclude_none=True),
         direction=plan.direction,
@@ -356,6 +379,9 @@ def _record(
         edge_refused=None if found.edge is None or found.edge.refused is None else found.edge.refused.problem,
         beyond_key=found.beyond.key if found.beyond is not None and found.beyond.point is not None else None,
         doubtful=[design.set for design in found.doubtful],
+        grades=grades,
+        probable=next((grade for grade in grades if grade.probability >= PROBABLE), None),
+        frontier=[evaluator.grade(design) for design in found.frontier],
         edge_refused_key=None if found.edge is None or found.edge.refused is None else found.edge.refused.key,
         refused=[RefusedDesign(design.set, _reason(design.refused)) for design in refused[:3]],
         refused_count=len(refused),
@@ -384,8 +410,6 @@ def _reason(error: InputError | None) -> str:
 
 
 def _recommended(design: PlanDesign) -> str:
-    """Return the scenario of the answer, to run and sweep, with the replications that decided on it."""
-    assert design.point is not None, "it was evaluated"
-    data = {key: value for key, value in design.loaded.data.items() if key not in ("plan", "sweep")}
-    data["run"] = {**data.get("run", {}), "replications": int(design.point.cost["replications"])}
-    return yaml_text(data)
+    """Return the scenario of the answer, to run and sweep, as long as the run that decided on it."""
+    assert design.simulated is not None, "it was evaluated"
+    return yaml_text({key: value for key, value in design.simulated.data.items() if key not in ("plan", "sweep")})

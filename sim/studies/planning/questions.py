@@ -14,11 +14,13 @@ from sim.spec.profile_choice import profile_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import PRICE, FleetChoice, Plan
 from sim.studies.planning.candidates import Variable
-from sim.studies.planning.evaluator import DOUBLINGS, DesignEvaluator, PlanDesign
+from sim.studies.planning.evaluator import TIMES, DesignEvaluator, PlanDesign
 from sim.studies.planning.screen import Screened, screen
 from sim.studies.planning.search import STEER, Judgement, Search
 
-EFFORTS = DOUBLINGS + 2
+EFFORTS = len(TIMES)
+MOST_FURTHER = 4
+"""Values of the first of two variables, after that of the answer, for which the smallest second value is found."""
 _SCREENED = 12
 """Candidates screened by formulas to find where the search begins."""
 
@@ -34,6 +36,7 @@ class SearchResult:
     :ivar beyond: the design after the answer, if it was evaluated.
     :ivar doubtful: designs whose verdict stayed unclear.
     :ivar fleets: in a plan for a price, one row for each fleet.
+    :ivar frontier: with two variables, by value of the first that may be enough, the design with the smallest second.
     """
 
     answer: PlanDesign | None
@@ -43,6 +46,7 @@ class SearchResult:
     beyond: PlanDesign | None = None
     doubtful: list[PlanDesign] = field(default_factory=list)
     fleets: list[FleetRecord] = field(default_factory=list)
+    frontier: list[PlanDesign] = field(default_factory=list)
 
 
 class _FixedValues:
@@ -120,9 +124,29 @@ def _two(outer: Variable, inner: Variable, evaluator: DesignEvaluator) -> Search
             evaluator, inner, min(judgements, key=lambda i: judgements[i].score)
         )
     for index in found.doubtful:
-        unclear = [i for i, each in searches[index].judgements.items() if each.word == UNCLEAR]
-        result.doubtful += [fixing(index).design(evaluator, inner, i) for i in unclear[:1]]
+        judged = searches[index].judgements
+        unclear = [i for i, each in judged.items() if each.word == UNCLEAR]
+        likeliest = sorted(unclear, key=lambda i: -judged[i].probability)
+        result.doubtful += [fixing(index).design(evaluator, inner, i) for i in likeliest[:1]]
+    result.frontier = [*result.doubtful, *([] if result.answer is None else [result.answer])]
+    if result.answer is not None:
+        enough = inner.values.index(result.answer.set[inner.key])
+        for value in outer.values[chosen + 1 : chosen + 1 + MOST_FURTHER]:
+            if enough == 0:
+                break
+            more = _smallest(Variable(inner.key, inner.values[: enough + 1]), evaluator, {outer.key: value}, enough)
+            if more is not None:
+                result.frontier.append(more)
+                enough = inner.values.index(more.set[inner.key])
     return result
+
+
+def _smallest(axis: Variable, evaluator: DesignEvaluator, fixed: dict[str, Any], start: int) -> PlanDesign | None:
+    """Return the design with the first value that meets the SLO, or seems to, as far as little effort shows."""
+    at = partial(_FixedValues(fixed).design, evaluator, axis)
+    edge = Search(len(axis.values), lambda index, effort: evaluator.evaluate(at(index), effort), STEER + 1, start).run()
+    likely = [i for i in (*edge.doubtful, edge.answer) if i is not None and edge.judgements[i].hopeful]
+    return at(min(likely)) if likely else None
 
 
 def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> SearchResult:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sim.results.verdict import MET, NOT_MET, UNCLEAR
+from sim.results.verdict import MET, NO_DATA, NOT_MET, PROBABLE, UNCLEAR
 
 STEER = 1
 """Effort up to which a verdict is made surer while the edge is far; beyond it, the estimate gives the direction."""
@@ -25,11 +25,13 @@ class Judgement:
     :ivar word: ``met``, ``not met`` or ``unclear``.
     :ivar score: the worst of the SLO's terms, value over target: above 1 misses it. Infinite: it can't be built.
     :ivar final: whether the word stays the same with more effort.
+    :ivar probability: how likely it meets the SLO.
     """
 
     word: str
     score: float
     final: bool = False
+    probability: float = NO_DATA
 
     @property
     def hopeful(self) -> bool:
@@ -123,6 +125,7 @@ class Search:
             judgement.word,
             judgement.score,
             final=sure and (judgement.word != UNCLEAR or judgement.final or effort >= self._most),
+            probability=judgement.probability,
         )
 
     def _judge(self, index: int, effort: int = 0) -> Judgement:
@@ -226,6 +229,8 @@ class Search:
                 break
             if left not in doubtful:
                 doubtful.append(left)
+            if self.judgements[left].probability <= 1 - PROBABLE:
+                break  # those before it are even less likely
             tried += 1
             left -= 1 if tried <= _WIDE_DOUBT else tried
         left = max(left, -1)
