@@ -134,3 +134,12 @@ def test_a_search_says_whether_anything_will_do() -> None:
     assert (nothing.word, nothing.final) == (NOT_MET, True)
     unsure = Search(8, World(lambda index: 1.0, resolution=1.0).evaluate, EFFORTS).possible(4)
     assert (unsure.word, unsure.final) == (UNCLEAR, True)
+
+
+def test_a_candidate_that_looked_good_in_a_short_run_does_not_hide_the_next() -> None:
+    def evaluate(index: int, effort: int) -> Judgement:
+        if index:
+            return Judgement(MET, 0.8)
+        return Judgement(UNCLEAR, 0.95 if effort < EFFORTS - 1 else 1.8)
+
+    assert Search(3, evaluate, EFFORTS).possible(EFFORTS - 1).word == MET

@@ -114,11 +114,12 @@ class Search:
             self._found = self._first_hopeful()
         found = self._best() if self._found is None else self._found
         if self._found is not None and effort > STEER:
-            while self._sure(found) == NOT_MET:
-                self._found = self._descend()
-                if self._found is None:
+            while self._sure(found) != MET and not self.judgements[found].hopeful:
+                other = self._descend()
+                if other is None or other == found:  # the best there is, and it doesn't meet the SLO or stays unclear
+                    self._found = other
                     break
-                found = self._found
+                self._found = found = other
         judgement = self.judgements[found]
         sure = self._found is None or effort > STEER
         return Judgement(
