@@ -20,6 +20,8 @@ MANY_POINTS = 6
 """Points up to which each is listed in a sentence."""
 _NOTABLE = (1.05, 100.0)
 """Between these, how many times as many loads another router needs is a factor that says something."""
+_MANY_TIMES = 10.0
+"""How many times the least impact a design has that is to be avoided, whatever the order among the others."""
 SOME = 0.5
 """Requests of a replication from which a kind of impact is there."""
 _ERROR = 0.025
@@ -60,6 +62,22 @@ class Ranking:
     best: tuple[Point, ...]
     rest: tuple[Point, ...]
     certain: bool
+
+    @property
+    def choice(self) -> tuple[Point, ...]:
+        """The points to choose from: the best, and those close to it if others have many times the impact.
+
+        With more replications ever smaller differences become certain. They still don't matter next to one of an order
+        of magnitude.
+        """
+        least = max(1.0, value_of(self.best[0], self.name) or 0.0)
+        near = [p for p in self.rest if (value_of(p, self.name) or 0.0) < _MANY_TIMES * least]
+        return self.best if len(near) == len(self.rest) else (*self.best, *near)
+
+    @property
+    def others(self) -> tuple[Point, ...]:
+        """The points to avoid, least impact first."""
+        return tuple(point for point in self.rest if point not in self.choice)
 
 
 @dataclass(frozen=True)
