@@ -80,6 +80,9 @@ schema: $(VENV)/.installed ## rewrite the JSON Schema of scenario files
 pictures: $(VENV)/.installed ## the pictures of the README, from real reports; needs a Chromium
 	$(BIN)/python tools/pictures.py
 
+terminal: $(VENV)/.installed ## docs/terminal/: what terminals of four widths show
+	$(BIN)/python tools/terminal_snapshots.py
+
 lab-kit: $(VENV)/.installed ## one archive that calibrates a GPU on a machine without a network (docs/calibrate.md)
 	$(BIN)/python tools/lab_kit.py $(foreach version,$(LAB_PYTHON),--python $(version))
 

@@ -126,7 +126,7 @@ def measure(
     by key) and ``untimed`` (how many configurations miss a visit); ``log.cut_short`` says whether time ran out.
 
     :returns: the flags, in words.
-    :raises InputError: if not one configuration could be timed.
+    :raises InputError: if no configuration could be timed.
     """
     parts = [work.configurations] if work.parts is None else work.parts
     chosen = {one.key for part in parts for one in part}
@@ -196,12 +196,12 @@ class _Visits:
     def flags(self) -> list[str]:
         """Return what a reader of the samples must know, and note it in the log.
 
-        :raises InputError: if not one configuration could be timed.
+        :raises InputError: if no configuration could be timed.
         """
         suite, counts = self._work.configurations, _counts(self._log.visits)
         if self.skipped and not any(one.key in counts for one in suite):
             raise InputError(
-                f"not one configuration could be timed: {next(iter(self.skipped.values()))}",
+                f"no configuration could be timed: {next(iter(self.skipped.values()))}",
                 key="--model",
                 hint="choose a smaller model or fewer layers",
             )

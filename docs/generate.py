@@ -487,7 +487,7 @@ def _argument(param: Any) -> str:
 
 def _option(param: Any) -> str:
     names = "`, `".join(param.opts)
-    return f"`{names}`" if param.is_flag else f"`{names} {str(param.name).strip('_').upper()}`"
+    return f"`{names}`" if param.is_flag else f"`{names} {param.metavar or str(param.name).strip('_').upper()}`"
 
 
 def _default_of(param: Any) -> str:

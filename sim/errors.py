@@ -95,7 +95,7 @@ class OutputError(InputError):
 
 
 class SeveralErrors(InputError):
-    """Carry every problem found in one file, so that a user mends them in one go."""
+    """Carry every problem found in one file, so that the user can fix them all at once."""
 
     def __init__(self, errors: list[InputError]) -> None:
         super().__init__(errors[0].problem)

@@ -25,7 +25,6 @@ class Results:
 
     :ivar path: the run directory; a temporary one where no ``out`` was given, gone with this object.
     :ivar points: one for every combination of swept values; one for a run.
-    :ivar headroom: at what multiple of the traffic the SLO fails; None where that was not simulated.
     """
 
     def __init__(self, data: RunData, *, kept: bool) -> None:
@@ -34,8 +33,12 @@ class Results:
             weakref.finalize(self, shutil.rmtree, data.path.parent, ignore_errors=True)
         self.path = data.path
         self.points: list[Point] = data.points
-        self.headroom: Headroom | None = data.headroom
         self._terms = _terms(data)
+
+    @property
+    def headroom(self) -> Headroom | None:
+        """At what multiple of the traffic the SLO fails; None where that was not simulated."""
+        return self._data.headroom
 
     @property
     def point(self) -> Point:

@@ -1,9 +1,13 @@
-"""Count how often the printed 95 % intervals hold, on queues whose true values are known.
+"""Count how often the printed 95 % intervals hold, where the true values are known.
 
-``python tests/bench_coverage.py --out FILE [--runs 200] [--first-seed 2001] [--requests 20000 2000] [--load .5 ...]``:
-every run is one point as ``loraplan run`` makes it, with a seed of its own and 5 replications, and becomes a line of
-FILE. An interrupted run resumes; ``--table`` prints the tables of what is there. M/M/1 and
-M/D/1 are known in closed form, cache-thrash from long runs of its own (``--references`` of ``--long`` requests a load).
+``python tests/bench_coverage.py --out FILE [--runs 200] [--first-seed 2001] [--requests 20000 5000] [--load .5 ...]``:
+every run has a seed of its own and 5 replications, and becomes a line of FILE. An interrupted run resumes; ``--table``
+prints the tables of what is there.
+
+Queues with one server are sample paths (``queue_paths``), a hundred times quicker than the simulator, and the same
+statistics. M/M/1, M/D/1 and most others are known in closed form. cache-thrash and quickstart are simulated as
+``loraplan run`` does it. Their true values, and the quantiles of M/LN/1, are from long runs (``--references`` of
+``--long`` requests a load).
 
 Lines of another version of the simulator are left out. References have seeds of their own: 1,000,001 and on.
 """
@@ -20,20 +24,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from known_queues import md1, mm1
+from queue_paths import QUEUES, path
 from scipy.stats import binomtest
 
+from sim.results.point import Metric
+from sim.results.statistics import Sampled, sections_per_replication
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.studies.evaluate import evaluate_scenario
+from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.study_identity import code_version
 
-SCENARIOS = ("M/M/1", "M/D/1", "cache-thrash")
-LOADS = (0.5, 0.7, 0.8, 0.9, 0.93, 0.97)
-METRICS = ("miss_ratio", "queue_mean_s", "queue_p99_s", "e2e_mean_s", "e2e_p50_s", "e2e_p99_s")
-SERVICE_S = 0.01
+SIMULATED = ("cache-thrash", "quickstart")
+SCENARIOS = (*QUEUES, *SIMULATED)
+LOADS = (0.5, 0.7, 0.8, 0.9)
+METRICS = ("miss_ratio", "queue_mean_s", "queue_p99_s", "ttft_p99_s", "e2e_mean_s", "e2e_p50_s", "e2e_p99_s")
 LOAD_S, MISSES = 0.035, 0.8
 """cache-thrash: a load takes 35 ms on average, and nearly 80 % of the requests miss: the load is that of the loader."""
+SATURATED_RPS = 10.0
+"""quickstart: at about this rate its 32 slots are always in use, and queues grow."""
+WARMUP, REPLICATIONS = {"quickstart": 0.4}, 5
+"""quickstart starts with cold slots, and near saturation the queue of that start lasts: it has a longer warm-up."""
 FIRST_REFERENCE = 1_000_001
 
 
@@ -50,38 +60,51 @@ class Task:
     def reference(self) -> bool:
         return self.seed >= FIRST_REFERENCE
 
+    @property
+    def replications(self) -> int:
+        return 1 if self.reference else REPLICATIONS
+
+
+def needs_reference(scenario: str) -> bool:
+    """Return whether something of it is known from long runs alone."""
+    return scenario in (*SIMULATED, "M/LN/1")
+
 
 def scenario_of(task: Task) -> Scenario:
-    """Return what a user would have written: default replications, warm-up and sections."""
-    if task.scenario == "cache-thrash":
-        rate = f"workload.arrivals.rate={task.load / (LOAD_S * MISSES)!r}/s"
-        replications = f"run.replications={1 if task.reference else 5}"
-        sets = [rate, f"workload.requests={task.requests}", replications]
-        return load_scenario("cache-thrash", sets, task.seed).scenario
-    time = {"M/M/1": {"law": "exponential", "mean": "10 ms"}, "M/D/1": {"law": "fixed", "value": "10 ms"}}[
-        task.scenario
-    ]
-    return Scenario.model_validate(
-        {
-            "schema_version": 1,
-            "name": "queue",
-            "workload": {
-                "requests": task.requests,
-                "arrivals": {"process": "poisson", "rate": f"{task.load / SERVICE_S!r}/s"},
-            },
-            "adapters": {"count": 1, "size": "1 MB"},
-            "cache": {"gpu": {"slots": 1}},
-            "fleet": {"engine": "fixed", "service": time},
-            "storage": {"load": {"law": "fixed", "value": "1 ms"}},
-            "run": {"seed": task.seed},
-        }
-    )
+    """Return what a user would have written: default replications and sections."""
+    rate = task.load / (LOAD_S * MISSES) if task.scenario == "cache-thrash" else task.load * SATURATED_RPS
+    sets = {
+        "workload.arrivals.rate": f"{rate!r}/s",
+        "workload.requests": task.requests,
+        "run.replications": task.replications,
+        "run.warmup": WARMUP.get(task.scenario, 0.05),
+    }
+    return load_scenario(task.scenario, [f"{key}={value}" for key, value in sets.items()], task.seed).scenario
+
+
+def drawn(task: Task) -> dict[str, Metric]:
+    """Return the metrics of sample paths, with the warm-up and the sections of a run."""
+    rng = np.random.default_rng([task.seed, sum(map(ord, task.scenario)), round(task.load * 100), task.requests])
+    paths = path(QUEUES[task.scenario], task.load, (task.replications, task.requests), rng)
+    sections, first = sections_per_replication(task.replications), task.requests // 20
+    count = task.requests - first
+    section = np.concatenate([np.arange(count) * sections // count + i * sections for i in range(task.replications)])
+    found = {}
+    for name, values in zip(("queue", "e2e"), paths, strict=True):
+        sample = Sampled(values[:, first:].ravel(), section, sections, task.replications)
+        found[f"{name}_mean_s"] = sample.mean("s")
+        found[f"{name}_p99_s"] = sample.quantile(0.99, "s")
+    found["e2e_p50_s"] = sample.quantile(0.5, "s")
+    return found
 
 
 def simulated(task: Task) -> dict[str, Any]:
-    """Simulate one run; return its line."""
-    metrics = evaluate_scenario(scenario_of(task)).point.metrics
-    kept = {name: [(m := metrics[name]).value, m.lo, m.hi, m.settled, m.note] for name in METRICS}
+    """Simulate one run, or draw its sample paths; return its line."""
+    if task.scenario in QUEUES:
+        metrics = drawn(task)
+    else:
+        metrics = evaluate_scenario(scenario_of(task), EvaluationOptions(draws=False)).point.metrics
+    kept = {name: [(m := metrics[name]).value, m.lo, m.hi, m.settled, m.note] for name in METRICS if name in metrics}
     return {"scenario": task.scenario, "load": task.load, "requests": task.requests, "seed": task.seed, "metrics": kept}
 
 
@@ -97,9 +120,9 @@ def tasks(
     found, runs = [], len(seeds)
     for index, seed in enumerate(seeds):
         found += [Task(s, load, n, seed) for s in scenarios for load in loads for n in requests]
-        if "cache-thrash" in scenarios and index * references // runs < (index + 1) * references // runs:
+        if index * references // runs < (index + 1) * references // runs:
             reference = FIRST_REFERENCE + index * references // runs
-            found += [Task("cache-thrash", load, long, reference) for load in loads]
+            found += [Task(s, load, long, reference) for s in scenarios if needs_reference(s) for load in loads]
     return found
 
 
@@ -167,22 +190,19 @@ class Cell:
 
 def truths(found: list[dict[str, Any]], scenario: str, load: float) -> dict[str, tuple[float, float]]:
     """Return each known value with its standard error."""
-    if scenario == "M/M/1":
-        return {name: (value, 0.0) for name, value in mm1(load, SERVICE_S).items()}
-    if scenario == "M/D/1":
-        known = {name: (value, 0.0) for name, value in md1(load, SERVICE_S).items()}
-        if load == 0.5:
-            del known["e2e_p50_s"]  # exactly half don't wait at all: the median is anything up to the next wait
-        return known
+    known = QUEUES[scenario].known(load) if scenario in QUEUES else {}
+    closed = {name: (value, 0.0) for name, value in known.items() if value}
+    if (scenario, load) == ("M/D/1", 0.5):
+        del closed["e2e_p50_s"]  # exactly half don't wait at all: the median is anything up to the next wait
     long = [
         line["metrics"]
         for line in found
         if line["seed"] >= FIRST_REFERENCE and (line["scenario"], line["load"]) == (scenario, load)
     ]
     if len(long) < 2:
-        return {}
-    values = {name: np.array([metrics[name][0] for metrics in long]) for name in METRICS}
-    return {name: (float(v.mean()), float(v.std(ddof=1) / np.sqrt(len(v)))) for name, v in values.items()}
+        return closed
+    values = {name: np.array([metrics[name][0] for metrics in long]) for name in METRICS if name in long[0]}
+    return {name: (float(v.mean()), float(v.std(ddof=1) / np.sqrt(len(v)))) for name, v in values.items()} | closed
 
 
 def cell(printed: list[tuple[float | None, float | None, float | None, bool]], truth: float, error: float) -> Cell:
@@ -220,7 +240,7 @@ def rows(found: list[dict[str, Any]]) -> Rows:
         group: {
             name: cell([tuple(metrics[name][:4]) for metrics in groups[group]], *true)
             for name, true in truths(found, group[0], group[1]).items()
-            if name in METRICS
+            if name in groups[group][0]
         }
         for group in order
     }
@@ -250,11 +270,11 @@ def print_tables(table: Rows, details: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="finished runs, one JSON line each")
-    parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=SCENARIOS)
+    parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=("M/M/1", "M/D/1", "M/LN/1", *SIMULATED))
     parser.add_argument("--load", nargs="+", type=float, default=LOADS)
-    parser.add_argument("--requests", nargs="+", type=int, default=(20_000, 2_000), help="of each replication")
+    parser.add_argument("--requests", nargs="+", type=int, default=(20_000, 5_000), help="of each replication")
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--first-seed", type=int, default=2001, help="the rule saw 1 to 72 and 2001 to 2068")
+    parser.add_argument("--first-seed", type=int, default=2001, help="the rule was chosen on others")
     parser.add_argument("--references", type=int, default=8)
     parser.add_argument("--long", type=int, default=1_000_000, help="requests of a reference")
     parser.add_argument("--jobs", type=int, default=1)

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from sim.spec.scenario_file import load_scenario
 from sim.studies import headroom
+from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
 from sim.studies.headroom import find_headroom
 
 NAMES = (
@@ -66,8 +67,10 @@ def bisected(name: str, start: float) -> float:
 def rows(names: tuple[str, ...]) -> Iterator[str]:
     """Yield the rows of the table."""
     for name in names:
+        scenario = load_scenario(name).scenario
+        today = evaluate(make_design(scenario), EvaluationOptions(draws=False)).point
         started = time.process_time()
-        found = find_headroom(load_scenario(name).scenario)
+        found = find_headroom(scenario, today)
         took_s = time.process_time() - started
         if found.multiple is None:
             yield f"| {name} | {found.outcome} | | | {found.term} | {took_s:.1f} s |"

@@ -115,12 +115,13 @@ def build_profile(deployment: Deployment, command: str) -> Built:
 def build_command(deployment: Deployment, model: str | None = None) -> list[str]:
     """Return the command that builds the profile of a deployment.
 
-    :param model: as the user gave it; unset: by its name.
+    :param model: the ``config.json`` that describes the model, which then is called by its name; unset: a known model.
     """
     gpus = ["--tp", str(deployment.tensor_parallel)] if deployment.tensor_parallel > 1 else []
     engine = ["--engine", deployment.engine] if deployment.engine != "vllm" else []
     weights = ["--weights", deployment.weights] if deployment.weights != "bf16" else []
-    what = ["--gpu", deployment.card.name, "--model", model or deployment.model.name]
+    name = deployment.model.name
+    what = ["--gpu", deployment.card.name, "--model", *([name] if model is None else [model, "--name", name])]
     return ["loraplan", "profiles", "build", *what, *gpus, *engine, *weights]
 
 

@@ -106,7 +106,7 @@ class AnswerReader:
             return True
         self._interim += 1
         if self._answer.status == 101 or self._interim > _INTERIM:
-            raise Broken(f"the answer never comes: HTTP {self._answer.status}")
+            raise Broken(f"no final answer came: HTTP {self._answer.status}")
         return True
 
     def _begin_body(self, kept_alive: bool) -> None:

@@ -18,14 +18,14 @@ from sim.results.verdict import NOT_MET, verdict
 
 MANY_POINTS = 6
 """Points up to which each is listed in a sentence."""
-_NOTABLE = (1.05, 100.0)
-"""Between these, how many times as many loads another router needs is a factor that says something."""
 _MANY_TIMES = 10.0
 """How many times the least impact a design has that is to be avoided, whatever the order among the others."""
 SOME = 0.5
 """Requests of a replication from which a kind of impact is there."""
 _ERROR = 0.025
 """How often a 95 % interval lies above the truth."""
+_AS_FAST = 1.1
+"""A router whose latency is at most this many times the lowest is called as fast."""
 
 
 class Contrast(Enum):
@@ -82,17 +82,16 @@ class Ranking:
 
 @dataclass(frozen=True)
 class RouterRanking:
-    """Which router needs the fewest loads per request.
+    """Which routers are fastest.
 
-    :ivar other: the point to compare the best with: round-robin's, or the one with the most loads.
-    :ivar factor: how many times as many loads the other needs; None where it says little.
-    :ivar close: points that need not certainly more than the best one.
+    :ivar name: the latency that they are compared by.
+    :ivar best: the fastest point, then those that are not certainly slower, or hardly; all where no other is.
+    :ivar other: the point to compare them with: round-robin's, or the slowest; None where all are as fast.
     """
 
-    best: Point
-    other: Point
-    factor: float | None
-    close: tuple[Point, ...]
+    name: str
+    best: tuple[Point, ...]
+    other: Point | None
 
 
 def any_value(points: Sequence[Point], name: str) -> bool:
@@ -182,28 +181,18 @@ def telling_kinds(points: Sequence[Point]) -> list[tuple[Point, str, float]]:
     ]
 
 
-def _not_certainly_more(best: Point, points: Sequence[Point], name: str) -> tuple[Point, ...]:
-    if not best.metrics[name].parts:
-        return ()
-    return tuple(p for p in points if p is not best and not certainly_less(best, p, name))
-
-
-def rank_routers(points: Sequence[Point], axes: Sequence[Axis]) -> RouterRanking | None:
-    """Return which router needs the fewest loads; None where fewer than two points have something to route."""
-    name = "loads_per_request"
+def rank_routers(points: Sequence[Point], axes: Sequence[Axis], name: str) -> RouterRanking | None:
+    """Return which routers have the lowest latency; None where fewer than two points have something to route."""
     known = [p for p in in_order(points, axes) if value_of(p, name) is not None]
     # With one replica there is nothing to route.
     known = [p for p in known if value_of(p, "replica_load_skew") is not None] or known
     if len(known) < 2:
         return None
-    best = min(known, key=lambda p: value_of(p, name) or 0.0)
-    other = next((p for p in known if "round-robin" in p.set.values()), best)
-    if other is best:
-        other = max(known, key=lambda p: value_of(p, name) or 0.0)
-    few, many = value_of(best, name) or 0.0, value_of(other, name) or 0.0
-    low, high = _NOTABLE
-    factor = many / few if few > 0 and low * few < many < high * few else None
-    return RouterRanking(best, other, factor, _not_certainly_more(best, known, name))
+    first, *others = sorted(known, key=lambda p: value_of(p, name) or 0.0)
+    near = _AS_FAST * (value_of(first, name) or 0.0)
+    slower = [p for p in others if (value_of(p, name) or 0.0) > near and certainly_less(first, p, name)]
+    other = next((p for p in slower if "round-robin" in p.set.values()), slower[-1] if slower else None)
+    return RouterRanking(name, tuple(p for p in (first, *others) if p not in slower), other)
 
 
 def rerouted_points(points: Sequence[Point]) -> list[Point]:

@@ -18,7 +18,7 @@ from sim.results.verdict import (
 
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
-_VISIBLE = 0.03
+_VISIBLE = 0.1
 """Share of a value by which it must differ between points to be drawn."""
 BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
 """Last words of keys that one buys: for these the question is how much is enough."""

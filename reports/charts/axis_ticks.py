@@ -76,7 +76,10 @@ def scale_y(ax: Axes, values: Sequence[float], kind: str, *, from_zero: bool = T
         ticks = nice_log(low, high)
     else:
         top = 1.08 * high
-        low, high = 0.0 if from_zero else min(values), min(top, 1.0) if kind == "share" and high <= 1 else top
+        low, high = (
+            min(0.0, *values) if from_zero else min(values),
+            min(top, 1.0) if kind == "share" and high <= 1 else top,
+        )
         ticks = nice_linear(low, high)
     ax.set_ylim(low, high)
     set_ticks(ax, "y", ticks, [TICKS[kind](tick) for tick in ticks])

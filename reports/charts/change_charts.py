@@ -34,6 +34,10 @@ _Times = tuple[float, float]
 _AROUND = 0.4
 """Room before the first event and after the last, as a share of the time between them; at least of the whole run."""
 _LEAST = 0.12
+_APART = 0.2
+"""Share of the peak by which lines must differ somewhere to be drawn."""
+_SAME = 0.03
+"""Strips of versions whose shares never differ by more are drawn once."""
 _VERSION_COLOURS = ("s6", "s1", "s2", "s4", "s3", "s5")
 _CSS_OF = {"none": "var(--slo)"}
 
@@ -70,7 +74,9 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
     shown = start, end = _around(some)
     labels = [shorten(", ".join(axis.short_label(p, 16) for axis in axes), 18) for p in some]
     title = "How slow are requests while it happens?"
-    panels = [(key, what) for key, what in _PANELS if any(_peak(p, key, shown) for p in some)]
+    panels = [(key, what) for key, what in _PANELS if _differs(some, key, shown)]
+    if not panels:
+        return None
     parts = [
         f"{label} up to {', '.join(_peak_words(p, key, what, shown) for key, what in panels)}"
         for label, p in zip(labels, some, strict=True)
@@ -123,6 +129,13 @@ def _peak(point: Point, key: str, shown: _Times) -> float:
     return max((v for v in _within(point, key, shown)[1] if not math.isnan(v)), default=0.0)
 
 
+def _differs(points: Sequence[Point], key: str, shown: _Times) -> bool:
+    """Return whether the lines of several points are ever apart by a part of their peak that one can see."""
+    spans = zip(*(_within(point, key, shown)[1] for point in points), strict=False)
+    known = [[v for v in values if not math.isnan(v)] for values in spans]
+    return max((max(v) - min(v) for v in known if v), default=0.0) > _APART * max(_peak(p, key, shown) for p in points)
+
+
 def _lines(ax: Axes, points: Sequence[Point], labels: Sequence[str], key: str, shown: _Times, *, named: bool) -> None:
     top, ends = 0.0, []
     for point, label, colour in zip(points, labels, SERIES, strict=False):
@@ -170,12 +183,19 @@ def _value_at(times: Sequence[float], column: Sequence[float | None], time: floa
 
 def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
     """Draw which version answers the requests that arrive, as stacked areas: one strip a point (at most six)."""
-    some = spread([p for p in in_order(points, axes) if p.version_mix.get("versions")], len(SERIES))
-    if not some:
+    alike: list[list[Point]] = []
+    for point in (p for p in in_order(points, axes) if p.version_mix.get("versions")):
+        same = next((group for group in alike if _same_mix(group[0], point)), None)
+        alike.append([point]) if same is None else same.append(point)
+    if not alike:
         return None
+    alike = spread(alike, len(SERIES))
+    some = [group[0] for group in alike]
     names = sorted({name for p in some for name in p.version_mix["versions"]}, key=lambda n: (n == "none", n))
     title = "Which version answers?"
-    desc = "Shares of arrivals by the version of their first token. " + " ".join(_mix_words(p, axes) for p in some)
+    desc = "Shares of arrivals by the version of their first token. " + " ".join(
+        _mix_words(group, axes) for group in alike
+    )
     strip = 150 if len(some) == 1 else _STRIP + 34
     picked = spread(some[0].version_mix["t_s"], _ROWS)
     tips: list[Tip] = []
@@ -186,7 +206,7 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
             times = point.version_mix["t_s"]
             time_axis(ax, times[0], times[-1], last=i == len(some) - 1)
             draw_events(ax, event_marks(point.events, times[0], times[-1]), named=len(some) == 1)
-            y_title(ax, _strip_title(point, axes) if axes else "share of arrivals", 0 if axes else 46)
+            y_title(ax, _strip_title(alike[i], axes) if axes else "share of arrivals", 0 if axes else 46)
             tips += column_tips([ax], picked, _mix_table([point], axes, names, picked))
         svg = to_svg(figure, "versions", title, desc, tips)
     caption = (
@@ -197,8 +217,20 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
     return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names, picked), legend, styles)
 
 
-def _strip_title(point: Point, axes: Sequence[Axis]) -> str:
-    return shorten(", ".join(axis.short_label(point, 40) for axis in axes), 60)
+def _same_mix(one: Point, other: Point) -> bool:
+    """Return whether the same versions answer at both points, at all times."""
+    mixes = one.version_mix["versions"], other.version_mix["versions"]
+    if len(one.version_mix["t_s"]) != len(other.version_mix["t_s"]):
+        return False
+    nothing = [0.0] * len(one.version_mix["t_s"])
+    pairs = (
+        zip(mixes[0].get(name, nothing), mixes[1].get(name, nothing), strict=True) for name in {**mixes[0], **mixes[1]}
+    )
+    return all(abs(a - b) <= _SAME for shares in pairs for a, b in shares)
+
+
+def _strip_title(points: Sequence[Point], axes: Sequence[Axis]) -> str:
+    return shorten("; ".join(", ".join(axis.short_label(point, 40) for axis in axes) for point in points), 78)
 
 
 def _version_words(name: str) -> str:
@@ -220,9 +252,9 @@ def _stack(ax: Axes, mix: dict[str, Any], names: Sequence[str]) -> None:
     set_ticks(ax, "y", [0, 0.5, 1], [percent(tick) for tick in (0, 0.5, 1)])
 
 
-def _mix_words(point: Point, axes: Sequence[Axis]) -> str:
-    last = {name: shares[-2] for name, shares in point.version_mix["versions"].items()}
-    start = f"{_strip_title(point, axes)} ends with " if axes else "At the end "
+def _mix_words(points: Sequence[Point], axes: Sequence[Axis]) -> str:
+    last = {name: shares[-2] for name, shares in points[0].version_mix["versions"].items()}
+    start = f"{_strip_title(points, axes)} ends with " if axes else "At the end "
     return f"{start}{', '.join(f'{percent(share)} {_version_words(name)}' for name, share in last.items())}."
 
 
@@ -231,7 +263,7 @@ def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[st
     for point in points:
         for name in names:
             if name in point.version_mix["versions"] and name != "1":
-                head.append(f"{_strip_title(point, axes)}: {_version_words(name)}" if axes else _version_words(name))
+                head.append(f"{_strip_title([point], axes)}: {_version_words(name)}" if axes else _version_words(name))
                 columns.append((point.version_mix["t_s"], point.version_mix["versions"][name]))
     rows = []
     for time in times:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from reports.answers.change_findings import is_changed
 from reports.answers.findings import varies
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, point_words, spread
@@ -32,9 +33,11 @@ def choose_charts(
     """
     where = f" at {point_words(focus, axes)}" if axes else ""
     rest = [breakdown_chart(focus, where), cdf_chart([focus], [], where), timeline_chart(focus, where)]
-    impact, changed = impact_chart(points, axes), [moments_chart(points, axes), version_chart(points, axes)]
+    changed = [moments_chart(points, axes), version_chart(points, axes)]
     if not axes and focus.events:
         found = [rest[2], *changed, *rest[:2]]
+    elif is_changed(points):
+        found = [impact_chart(points, axes), *changed, rest[2]]
     elif len(axes) == 1:
         axis = axes[0]
         flat = unchanged(points, axes, slo_terms)
@@ -44,12 +47,12 @@ def choose_charts(
         ]
         if not planned and any(varies(points, name) for name in _TIMES):
             rest[:2] = [breakdown_sweep_chart(points, axis), cdf_chart(points, axes)]
-        found = [impact, sweeps[0], *changed, sweeps[1], *rest]
+        found = [*sweeps, *rest]
     elif axes:
         several = (
             _two_keys(points, axes, slo_terms, focus) if len(axes) == 2 else _facets(points, axes, slo_terms, focus)
         )
-        found = [impact, *several[:1], *changed, *several[1:], *rest]
+        found = [*several, *rest]
     else:
         found = rest
     return [chart for chart in found if chart is not None]
@@ -58,8 +61,10 @@ def choose_charts(
 def unchanged(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> set[str]:
     """Return the metrics that would have a chart if all of its lines were not equal."""
     groups: list[Sequence[str]] = []
+    if is_changed(points):
+        return set()
     if len(axes) == 1:
-        groups = [LATENCIES, tuple(RATIOS)]
+        groups = [LATENCIES, *((name,) for name in RATIOS)]
     elif len(axes) == 2 and not all(axis.numeric for axis in axes):
         groups = [(_latency(points, slo_terms),), ("miss_ratio",)]
     return {name for group in groups if not any(varies(points, each) for each in group) for name in group}

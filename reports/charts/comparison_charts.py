@@ -15,6 +15,7 @@ from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, 
 from reports.charts.sweep_charts import Line, YAxis, line_chart
 from reports.formatting import RATIOS, metric_words, percent, show
 from reports.table import Table, numbers_table
+from reports.text.comparison_text import side_names
 from reports.text.deltas import change_cell, relative_cell
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import UNITS
@@ -28,6 +29,8 @@ _MOST_DOTS = 24
 _FARTHEST = 2.0
 """Relative changes are drawn up to this; beyond it an arrow points on."""
 _LEFT, _RIGHT = 158, 92
+_LABEL = 15
+"""Letters that fit at the end of a line."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,13 @@ def charts_of(comparison: Comparison) -> list[Chart]:
     axes = comparison.axes
     if len(comparison.pairs) == 1:
         (pair,) = comparison.pairs
-        found = [changes_chart(pair, key_metrics(comparison)), *_latencies(pair), stages_chart(pair)]
+        found = [changes_chart(pair, key_metrics(comparison)), *_latencies(comparison, pair), stages_chart(pair)]
         return [chart for chart in found if chart is not None]
     charts: list[Chart | None] = []
     for name in comparison.judged:
-        if len(axes) == 1:
-            charts.append(curves_chart(comparison, axes[0], name))
-        charts.append(points_chart(comparison, axes, name))
+        if any(pair.differences[name].word in _COLOUR_OF for pair in comparison.pairs if name in pair.differences):
+            one = len(axes) == 1
+            charts.append(curves_chart(comparison, axes[0], name) if one else points_chart(comparison, axes, name))
     return [chart for chart in charts if chart is not None]
 
 
@@ -163,14 +166,15 @@ def _ticks(name: str) -> Callable[[float], str]:
 def curves_chart(comparison: Comparison, axis: Axis, name: str) -> Chart | None:
     """Draw a metric of both runs over the swept key, with bands and the SLO."""
     sides = [sorted(side, key=axis.index) for side in zip(*((p.one, p.other) for p in comparison.pairs), strict=True)]
-    lines = [Line(label, colour, name, side) for label, colour, side in zip("AB", (A, B), sides, strict=True)]
+    labels = [shorten(label, _LABEL) for label in side_names(comparison)]
+    lines = [Line(label, colour, name, side) for label, colour, side in zip(labels, (A, B), sides, strict=True)]
     if not any(point.metrics[name].value is not None for side in sides for point in side):
         return None
     words, target = metric_words(name), comparison.terms.get(name)
     targets = {} if target is None else {f"SLO {show(name, target)}": target}
     both = [numbers_table("", axis, side, [name]).rows for side in sides]
     rows = [[a[0], a[1], b[1]] for a, b in zip(*both, strict=True)]
-    table = Table(f"{words} by {axis.words}", [axis.words, "A", "B"], rows)
+    table = Table(f"{words} by {axis.words}", [axis.words, *side_names(comparison)], rows)
     kind = "share" if name in RATIOS else "s" if UNITS[name] == "s" else "count"
     assert kind in TICKS, "an axis has ticks"
     title = f"How does {words} change with {axis.words}, in A and in B?"
@@ -179,14 +183,16 @@ def curves_chart(comparison: Comparison, axis: Axis, name: str) -> Chart | None:
     return line_chart(heading, axis, YAxis(words, kind, targets), lines, table)
 
 
-def _latencies(pair: Pair) -> list[Chart]:
-    charts = []
+def _latencies(comparison: Comparison, pair: Pair) -> list[Chart]:
+    """Return the distributions of the latencies whose p99 clearly differs."""
+    charts, (one, other) = [], (shorten(label, _LABEL) for label in side_names(comparison))
     for key, words in (("ttft_s", "TTFT"), ("e2e_s", "E2E")):
+        found = pair.differences.get(key.replace("_s", "_p99_s"))
         curves: list[Curve] = []
-        for label, colour, point in (("A", A, pair.one), ("B", B, pair.other)):
+        for label, colour, point in ((one, A, pair.one), (other, B, pair.other)):
             if point.cdf.get(key) and any(value for value in point.cdf[key]):
                 curves.append((label, colour, *measured_quantiles(point, key)))
-        if len(curves) == 2:
+        if len(curves) == 2 and found is not None and found.word in _COLOUR_OF:
             title = f"How is {words} distributed, in A and in B?"
             charts.append(quantile_chart(f"cdf-{key.removesuffix('_s')}", title, "", words, curves))
     return charts

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _MOST = 120
 """Parts of a chart that have a value to show; of more, evenly spaced ones."""
-_LINE, _GAP, _SPOT = 16, 8, 6
+_LINE, _GAP, _SPOT = 18, 8, 6
 """Height of a line of text, its distance from the part, and half the width of a mark, in chart units."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from reports.answers.bottleneck import is_fixed
+from reports.answers.findings import varies
 from reports.axes import Axis, in_order, spread
 from reports.charts.axis_ticks import scale_x, scale_y, slanted, x_title, y_title
 from reports.charts.hover import column_tips
@@ -28,7 +29,7 @@ from reports.charts.svg import (
 from reports.formatting import RATIOS as SHARES
 from reports.formatting import metric_words, percent, show
 from reports.table import MOST_ROWS, Table, brackets_note, cell, numbers_table, table_note
-from sim.results.point import UNITS, Metric, Point
+from sim.results.point import COUNTS, UNITS, Metric, Point
 from sim.results.verdict import unserved
 
 if TYPE_CHECKING:
@@ -286,13 +287,15 @@ def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
 def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float]) -> Chart | None:
     """Draw miss and delayed-hit ratio, and how busy the loader is, against a swept key."""
     ordered = in_order(points, [axis])
-    lines = [Line(*how, name, ordered) for name, how in RATIOS.items() if has_values(points, name)]
+    lines = [Line(*how, name, ordered) for name, how in RATIOS.items() if varies(points, name)]
     if not lines:
         return None
     target = slo_terms.get("miss_ratio")
     targets = {} if target is None else {f"SLO {show('miss_ratio', target)}": target}
-    title = "How often must an adapter be loaded, and how busy is the loader?"
-    caption = "Misses and delayed hits as shares of admitted requests for adapters; the loader as a share of time."
+    busy = any(line.name == "loader_utilization" for line in lines)
+    title = f"How often must an adapter be loaded{', and how busy is the loader' if busy else ''}?"
+    caption = "Misses and delayed hits as shares of admitted requests for adapters"
+    caption += "; the loader as a share of time." if busy else "."
     caption += bands_note(points)
     names = [line.name for line in lines]
     table = numbers_table(f"Miss ratio, delayed hits and loader by {axis.words}", axis, ordered, names)
@@ -301,17 +304,33 @@ def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, flo
 
 
 def family_chart(
-    points: Sequence[Point], axis: Axis, other: Axis, slo_terms: Mapping[str, float], name: str
+    points: Sequence[Point], axis: Axis, other: Axis | None, slo_terms: Mapping[str, float], name: str
 ) -> Chart | None:
-    """Draw one metric against a swept key, one line a value of a second key (at most six)."""
-    if not has_values(points, name) or len(other.values) > len(SERIES):
+    """Draw one metric against a swept key, one line a value of a second key if there is one (at most six)."""
+    if not has_values(points, name) or (other is not None and len(other.values) > len(SERIES)):
         return None
-    lines = []
-    labels = other.short_labels(15)
-    for i in range(len(other.values)):
-        row = in_order([p for p in points if other.index(p) == i], [axis])
-        lines.append(Line(labels[i], SERIES[i], name, row))
-    title = f"How does {metric_words(name)} change with {axis.words}, for each {other.words}?"
+    words = metric_words(name)
+    count = UNITS[name] in COUNTS
+    title = (
+        f"How many requests are affected, by {axis.words}" if count else f"How does {words} change with {axis.words}"
+    )
+    if other is None:
+        lines = [Line(words, SERIES[0], name, in_order(points, [axis]))]
+        table = numbers_table(f"{words} by {axis.words}", axis, lines[0].points, [name])
+    else:
+        labels = other.short_labels(15)
+        rows = [in_order([p for p in points if other.index(p) == i], [axis]) for i in range(len(other.values))]
+        lines = [Line(label, colour, name, row) for label, colour, row in zip(labels, SERIES, rows, strict=False)]
+        table = _family_table(points, axis, other, name)
+        title += f" and {other.words}" if count else f", for each {other.words}"
+    targets = {f"SLO {show(name, slo_terms[name])}": slo_terms[name]} if name in slo_terms else {}
+    caption = f"{_bands_words(points, axis, [name])}{bands_note(points)}{unserved_note(points, name)}"
+    kind = "share" if name in SHARES else "count" if count else "s"
+    heading = Heading(f"family-{name.replace('_', '-')}", f"{title}?", caption)
+    return line_chart(heading, axis, YAxis(words, kind, targets), lines, table)
+
+
+def _family_table(points: Sequence[Point], axis: Axis, other: Axis, name: str) -> Table:
     head = [axis.words, *(f"{other.words} {other.label(value)}" for value in other.values)]
     found = {(axis.index(p), other.index(p)): p for p in points}
     rows = []
@@ -320,9 +339,4 @@ def family_chart(
         rows.append([axis.label(value), *("–" if p is None else cell(p, name) for p in row_points)])
     shown = spread(rows, MOST_ROWS)
     note = f"{table_note(len(rows), len(shown))} {brackets_note(points)}".strip()
-    table = Table(f"{metric_words(name)} by {axis.words} and {other.words}", head, shown, note)
-    targets = {f"SLO {show(name, slo_terms[name])}": slo_terms[name]} if name in slo_terms else {}
-    caption = f"{_bands_words(points, axis, [name])}{bands_note(points)}{unserved_note(points, name)}"
-    kind = "share" if name == "miss_ratio" else "s"
-    heading = Heading(f"family-{name.replace('_', '-')}", title, caption)
-    return line_chart(heading, axis, YAxis(metric_words(name), kind, targets), lines, table)
+    return Table(f"{metric_words(name)} by {axis.words} and {other.words}", head, shown, note)

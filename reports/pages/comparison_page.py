@@ -11,14 +11,14 @@ from reports.pages import method
 from reports.pages.page import Page
 from reports.table import Table
 from reports.tables.comparison_tables import all_table, differs_table, key_table
-from reports.text.comparison_text import caution_sentences, details, headline
+from reports.text.comparison_text import caution_sentences, change_phrase, details, headline, side_names
 from reports.text.setup_text import setup_line
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE
 from sim.results.run_directory.store import RunData
 
 _BADGES = {
-    BETTER: ("✓", "B is better", "met"),
-    WORSE: ("✕", "B is worse", "not-met"),
+    BETTER: ("✓", "Better", "met"),
+    WORSE: ("✕", "Worse", "not-met"),
     OPEN: ("?", "Open", "unclear"),
     UNCLEAR: ("?", "No clear difference", "unclear"),
     NOT_COMPARABLE: ("–", "Not comparable", "no-SLO"),
@@ -34,14 +34,18 @@ def write_page(comparison: Comparison, path: Path, command: str) -> Path:
         "details": details(comparison),
         "badge": _BADGES.get(comparison.word, ("◐", "Better in one, worse in another", "partly")),
         "judged": ", ".join(_judged_words(comparison)),
-        "sides": [(letter, _name(run), _side_words(run)) for letter, run in sides],
+        "sides": [
+            (letter, _name(run) if name == letter else name, _side_words(run))
+            for (letter, run), name in zip(sides, side_names(comparison), strict=True)
+        ],
         "differs": differs_table(comparison),
         "key": key_table(comparison),
         "all": all_table(comparison) if len(comparison.pairs) == 1 else None,
         "charts": charts_of(comparison),
         "made": _made_table(comparison),
     }
-    name = f"{_name(comparison.other)} against {_name(comparison.one)}"
+    one, other = _name(comparison.one), _name(comparison.other)
+    name = f"{other} against {one}" if one != other else f"{other}: {change_phrase(comparison) or 'twice the same'}"
     return Page("compare.html.j2", name, command, content, notes=caution_sentences(comparison)).write(path)
 
 
@@ -50,7 +54,7 @@ def _name(run: RunData) -> str:
 
 
 def _side_words(run: RunData) -> str:
-    name = " · ".join(filter(None, (str(run.manifest.get("name", "")), setup_line(run.points))))
+    name = " · ".join(filter(None, (str(run.path), str(run.manifest.get("name", "")), setup_line(run.points))))
     count = f", {len(run.points)} points" if len(run.points) > 1 else ""
     return f"{name}{count}"
 

@@ -133,7 +133,7 @@ _PROCESSES = {
     "gamma": "gamma gaps at a constant mean rate",
     "weibull": "Weibull gaps at a constant mean rate",
     "on-off": "an on-off process at a constant mean rate",
-    "piecewise": "a rate that goes through steps again and again",
+    "piecewise": "a rate that repeats a sequence of steps",
     "diurnal": "a rate that follows a sine",
     "mmpp": "a rate that jumps between states at random times",
 }

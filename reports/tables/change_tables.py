@@ -30,6 +30,7 @@ _IMPACT_ROWS = {
     "failed": "failed, for any reason",
     "slow": "late by the SLO, answered or not",
 }
+_OF_ADAPTERS = ("miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loads_per_request")
 _METRIC_OF = {
     "mixed": "mixed_version_responses",
     "stale": "stale_after_cutover",
@@ -82,6 +83,8 @@ def shown_metrics(points: Sequence[Point]) -> list[str]:
     names = [name for name in UNITS if any(name in p.metrics and p.metrics[name].applies for p in points)]
     if not is_changed(points) and not any(value_of(point, "failed") for point in points):
         names = [name for name in names if name != "failed"]
+    if all(point.traffic.get("base_share") == 1.0 for point in points):  # nothing can miss
+        names = [name for name in names if name not in _OF_ADAPTERS]
     return names
 
 

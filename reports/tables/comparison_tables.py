@@ -96,4 +96,5 @@ def terminal_table(comparison: Comparison) -> Table:
     shown = spread(rows, _MOST_IN_TERMINAL)
     if len(shown) < len(rows):
         note += f" {len(shown)} of {len(rows)} rows, evenly spaced; the page has more."
-    return Table(table.caption, head, shown, note.strip())
+    last = len(head) - 1
+    return Table(table.caption, head, shown, note.strip(), words=(last,), optional=(last - 2, last - 1))

@@ -27,4 +27,4 @@ def held_table(point: Point, where: str) -> Table | None:
         f"Held back: {why}. Both columns are the same traffic over all replications; “during” runs from the start of "
         "the rollout to the end of its observation."
     )
-    return Table(f"What holding it back avoided{where}", ["", "held back", "had it gone out", "change"], rows, note)
+    return Table(f"What holding it back avoided{where}", ["", "held back", "if rolled out", "change"], rows, note)

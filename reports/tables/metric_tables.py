@@ -109,7 +109,7 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
 def groups_table(point: Point, where: str) -> Table | None:
     """Return one row for the base model and one for all adapters, if both are asked for, one for each kind of adapter,
     and one for each band of popularity."""
-    if not point.groups:
+    if not point.groups or point.traffic.get("base_share") == 1.0:
         return None
     base = "the base model and all adapters, then " if point.traffic.get("base_share") else ""
     note = f"Groups: {base}by kind, then by popularity; no intervals."
@@ -117,8 +117,8 @@ def groups_table(point: Point, where: str) -> Table | None:
 
 
 def base_model_table(point: Point) -> Table | None:
-    """Return one row for the base model and one for all adapters; None where no request is for the base model."""
-    if not point.traffic.get("base_share"):
+    """Return one row for the base model and one for all adapters; None where all are for one of these."""
+    if point.traffic.get("base_share", 0.0) in (0.0, 1.0):
         return None
     return _rows_of_groups(point.groups[:2], "Requests to the base model and to adapters", "no intervals")
 
@@ -154,14 +154,20 @@ def metrics_table(point: Point) -> Table:
     return Table(caption, head, rows, note, words=(4 if drawn else 3,), optional=(3,) if drawn else (), keys=2)
 
 
-def grouped_table(point: Point, slo_terms: Mapping[str, float]) -> Table:
-    """Return the metrics of ``GROUPS`` and those of the SLO, with targets and verdicts: what fits a terminal."""
+def grouped_table(point: Point, slo_terms: Mapping[str, float], load: float | None = None) -> Table:
+    """Return the metrics of ``GROUPS`` and those of the SLO, with targets and verdicts: what fits a terminal.
+
+    :param load: the traffic as a share of what full batches could serve, where that is known.
+    """
     placed = {name for names in GROUPS.values() for name in names}
     groups = {**GROUPS, "SLO": tuple(name for name in slo_terms if name not in placed)}
     rows: list[list[str]] = []
-    verdicts = {}
+    verdicts: dict[tuple[int, int], str] = {}
     for group, names in groups.items():
         first = True
+        if group == "load" and load is not None:
+            rows.append([group, "load of full batches", percent(load), "", ""])
+            first = False
         for name in names:
             metric = point.metrics.get(name)
             if metric is None or (metric.value is None and name not in slo_terms):
@@ -173,7 +179,7 @@ def grouped_table(point: Point, slo_terms: Mapping[str, float]) -> Table:
                 verdicts[len(rows), 4] = term_verdict(point, name, slo_terms[name])
             rows.append([group if first else "", metric_words(name), value + settled, interval(name, metric), target])
             first = False
-    left = len(metrics_table(point).rows) - len(rows)
+    left = len(metrics_table(point).rows) - len(rows) + (load is not None)
     note = f"{left} more with --all, and in the report"
     if any(row[2].endswith("*") for row in rows):
         note = f"* unsettled: --all says why. {note}"

@@ -38,7 +38,8 @@ def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | No
     note = ". ".join(sentences)
     head = ["change", "SLO", *(metric_words(name) for name in names)]
     verdicts = {(index, 1): row.verdict for index, row in enumerate(rows) if row.verdict}
-    return Table("What if? One change at a time", head, lines, f"{note}.", (1,), verdicts)
+    optional = tuple(range(len(head) - 1, 2, -1))
+    return Table("What if? One change at a time", head, lines, f"{note}.", (1,), verdicts, optional)
 
 
 def what_if_cell(name: str, found: MetricChange | None) -> str:

@@ -202,7 +202,7 @@ def _other_words(found: Boundary, axis: Axis) -> str:
     """Return how values stand that don't certainly meet the SLO; the value and its verdict where there is one."""
     others = [i for i in range(len(found.points)) if i not in found.met]
     if len(others) > 1:
-        return "not certainly with the others"
+        return "not met or unclear with the others"
     word = "not" if found.verdicts[others[0]] == NOT_MET else "unclear"
     return f"{word} with {axis.point_label(found.points[others[0]])}"
 

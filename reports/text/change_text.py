@@ -266,7 +266,7 @@ def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[st
             return [f"With {where}, {_impact_clause(changed[0])}.", *change_sentences(changed[0], slo_terms)]
         return _compare_impact(changed, axes, slo_terms)
     if compares_routers(points, axes):
-        return _compare_routers(points, axes)
+        return _compare_routers(points, axes, slo_terms)
     return []
 
 
@@ -465,28 +465,23 @@ def _value(point: Point, name: str) -> str:
     return with_interval(name, metric) + ("" if metric.settled else ", unsettled")
 
 
-def _compare_routers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    found = rank_routers(points, axes)
+def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+    """Return which routers to choose, and what they save."""
+    found = rank_routers(points, axes, latency_name(points, slo_terms))
     if found is None:
         return []
-    ordered, best, other = in_order(points, axes), found.best, found.other
-    times = f", {found.factor:.2g} times as many" if found.factor is not None else ""
-    said = [
-        f"Fewest loads with {label_of(best, axes)}: {_per_thousand(best)} per 1,000 requests, at a load skew of "
-        f"{_value(best, 'replica_load_skew')}. With {label_of(other, axes)}: {_per_thousand(other)}{times}, at "
-        f"{_value(other, 'replica_load_skew')}."
-    ]
-    if found.close:
-        close = _listed([label_of(p, axes) for p in found.close])
-        said.append(f"Not certainly fewer loads than with {close}: the interval of the difference reaches 0.")
-    return said + extremes(ordered, axes, "ttft_p99_s") + extremes(ordered, axes, "replica_load_skew")
-
-
-def _per_thousand(point: Point) -> str:
-    """Return loads of a thousand requests, with their interval."""
-    metric = point.metrics["loads_per_request"]
-    low, value, high = (None if v is None else 1000 * v for v in (metric.lo, metric.value, metric.hi))
-    return with_interval("loads_per_request", Metric(value, low, high))
+    ordered, words = in_order(points, axes), metric_words(found.name)
+    low, high = (show(found.name, value_of(point, found.name)) for point in (found.best[0], found.best[-1]))
+    range_ = low if low == high else f"{low} to {high}"
+    if found.other is None:
+        said = f"The router makes no clear difference: {words} is {range_} with all of them."
+    else:
+        *some, last = [label_of(point, axes) for point in found.best[:MANY_POINTS]]
+        said = (
+            f"Use {' or '.join(filter(None, [', '.join(some), last]))}: {words} is {range_} instead of "
+            f"{show(found.name, value_of(found.other, found.name))} with {label_of(found.other, axes)}."
+        )
+    return [said, *extremes(ordered, axes, "loads_per_request"), *extremes(ordered, axes, "replica_load_skew")]
 
 
 def _listed(labels: Sequence[str], word: str = "and") -> str:

@@ -19,7 +19,7 @@ from reports.answers.run_comparison import (
     key_metrics,
     worse_terms,
 )
-from reports.formatting import metric_words, number, show
+from reports.formatting import COUNTED, key_words, metric_words, number, show
 from reports.text.change_text import label_of
 from reports.text.deltas import change_cell, change_words, relative_cell
 from reports.text.metric_text import capital
@@ -28,8 +28,42 @@ from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NOT_MET, verdict
 
-_LISTED, _NAMED = 5, 9
-"""Metrics and points that a sentence names."""
+_LISTED, _NAMED, _PHRASED = 5, 9, 3
+"""Metrics, points and changes that a sentence names."""
+
+
+def change_phrase(comparison: Comparison) -> str:
+    """Return what B has instead of A's: ``64 GPU slots instead of 32``; empty where the designs are the same."""
+    said = [f"{_valued(key, b)} instead of {a}" for key, a, b in _design_changes(comparison)]
+    if len(said) > _PHRASED:
+        said = [*said[: _PHRASED - 1], f"{len(said) - _PHRASED + 1} more changes"]
+    return _listed(said)
+
+
+def side_names(comparison: Comparison) -> tuple[str, str]:
+    """Return what tells the sides apart: ``32 GPU slots`` and ``64 GPU slots`` if one value differs, else A and B."""
+    found = _design_changes(comparison)
+    if len(found) != 1:
+        return "A", "B"
+    ((key, a, b),) = found
+    return _valued(key, a), _valued(key, b)
+
+
+def _design_changes(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """Return the keys of the design that differ: an engine alone, as it changes further keys; none that are swept."""
+    rows = [
+        row
+        for row in comparison.changed
+        if not row[0].startswith("run.") and not any(value.startswith("swept: ") for value in row[1:])
+    ]
+    return [row for row in rows if row[0] == "fleet.engine"] or rows
+
+
+def _valued(key: str, value: str) -> str:
+    words, value = key_words(key), "no value" if value in ("unset", "–") else value
+    if words in COUNTED:
+        return f"{value} {words.removesuffix('s') if value == '1' else words}"
+    return f"{words} {value}"
 
 
 def traffic_sentence(comparison: Comparison) -> str:
@@ -87,9 +121,10 @@ def caution_sentences(comparison: Comparison) -> list[str]:
     return said
 
 
-def _why(pair: Pair) -> str:
+def _why(comparison: Comparison, pair: Pair) -> str:
     """Return what decides between two points more than any difference; empty where nothing does."""
-    better, worse = ("A", "B") if pair.decided == WORSE else ("B", "A")
+    a, b = side_names(comparison)
+    better, worse = (a, b) if pair.decided == WORSE else (b, a)
     return {
         OVERLOAD: f"with {worse} more requests arrive than are served",
         SLO: f"the SLO is met with {better} alone",
@@ -98,7 +133,7 @@ def _why(pair: Pair) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """Return in one sentence whether B is better than A."""
+    """Return in one sentence whether B is better than A, by what B has instead of A's."""
     if len(comparison.pairs) > 1:
         return _headline_of_many(comparison)
     (pair,) = comparison.pairs
@@ -106,44 +141,55 @@ def headline(comparison: Comparison) -> str:
     better, worse = ([n for n in comparison.judged if is_word(pair, n, w)] for w in (BETTER, WORSE))
     if pair.decided:
         names = better if word == BETTER else worse
-        start = "Yes, B is better than A" if word == BETTER else "No, B is worse than A"
-        return f"{start}: {_why(pair)}{'; ' if names else ''}{_values(pair, names, short=True)}."
+        also = "; " if names else ""
+        return f"{_opening(comparison, word)}: {_why(comparison, pair)}{also}{_values(pair, names, short=True)}."
     if word == OPEN:
         clear, side = (better, BETTER) if better else (worse, WORSE)
         doubts, than = pair.doubts(comparison.judged, side), "worse" if better else "better"
+        change = change_phrase(comparison)
+        which = f"anything improves with {change}" if change else "B is better than A"
         return (
-            f"It is unclear whether B is better than A: it is {side} in {_values(pair, clear, short=True)}, but may be "
+            f"It is unclear whether {which}: it is {side} in {_values(pair, clear, short=True)}, but may be "
             f"much {than} in {_values(pair, doubts)}."
         )
     if word == MIXED:
         good, bad = (_values(pair, names, short=True) for names in (better, worse))
-        return f"It depends: B is better in {good}, but worse in {bad}."
-    if word == BETTER:
-        return f"Yes, B is better than A: {_values(pair, better, short=len(better) > 1)}."
-    if word == WORSE:
-        return f"No, B is worse than A: {_values(pair, worse, short=len(worse) > 1)}."
+        change = change_phrase(comparison)
+        which = f"with {change}," if change else "B is"
+        return f"It depends: {which} better in {good}, but worse in {bad}."
+    if word in (BETTER, WORSE):
+        clear = better if word == BETTER else worse
+        return f"{_opening(comparison, word)}: {_values(pair, clear, short=len(clear) > 1)}."
     names = [name for name in comparison.judged if name in pair.differences]
     if word == UNCLEAR:
         known = [name for name in names if pair.differences[name].word == UNCLEAR]
+        change = change_phrase(comparison)
+        which = f"with {change}" if change else "between A and B"
         if all(pair.differences[name].change == 0 for name in known):
-            return (
-                f"B is neither better nor worse than A: {_names(known)} {'are' if len(known) > 1 else 'is'} the same."
-            )
-        return f"No clear difference between A and B: {_values(pair, known, short=len(known) > 1)}."
+            return f"No difference {which}: {_names(known)} {'are' if len(known) > 1 else 'is'} the same."
+        return f"No clear difference {which}: {_values(pair, known, short=len(known) > 1)}."
     return f"A and B can't be compared: {_names(names) or 'every metric that decides'} has no value in one of them."
+
+
+def _opening(comparison: Comparison, word: str) -> str:
+    """Return whether B is better, as the start of a sentence."""
+    change = change_phrase(comparison)
+    if change:
+        return f"{'Better' if word == BETTER else 'Worse'} with {change}"
+    return "Yes, B is better than A" if word == BETTER else "No, B is worse than A"
 
 
 def _headline_of_many(comparison: Comparison) -> str:
     words = [pair.word(comparison.judged) for pair in comparison.pairs]
     total = len(words)
     counts = {word: words.count(word) for word in (BETTER, WORSE, MIXED, OPEN, UNCLEAR, NOT_COMPARABLE)}
-    names = _names(comparison.judged)
-    if counts[BETTER] == total:
-        return f"Yes, B is better than A at all {total} points: {_reasons(comparison, BETTER)}."
-    if counts[WORSE] == total:
-        return f"No, B is worse than A at all {total} points: {_reasons(comparison, WORSE)}."
+    names, change = _names(comparison.judged), change_phrase(comparison)
+    for word in (BETTER, WORSE):
+        if counts[word] == total:
+            return f"{_opening(comparison, word)} at all {total} points: {_reasons(comparison, word)}."
     if counts[UNCLEAR] == total:
-        return f"No clear difference between A and B at any of {total} points in {names}."
+        which = f"with {change}" if change else "between A and B"
+        return f"No clear difference {which} at any of {total} points in {names}."
     if counts[NOT_COMPARABLE] == total:
         return f"A and B can't be compared: {names} have no value at any of {total} points."
     parts = (
@@ -157,13 +203,13 @@ def _headline_of_many(comparison: Comparison) -> str:
     phrases = ", ".join(f"{words} at {count}" for count, words in parts if count)
     mostly = "Mostly yes" if counts[BETTER] * 2 > total else "At some points"
     start = {BETTER: mostly, WORSE: "No", OPEN: "It is unclear"}.get(comparison.word, "It depends")
-    return f"{start}: of {total} points B is {phrases}, by {names}."
+    return f"{start}: {f'with {change}, it' if change else 'B'} is {phrases} of {total} points, by {names}."
 
 
 def _reasons(comparison: Comparison, word: str) -> str:
     """Return why all points have this word: overload and the SLO first, then metrics."""
     total = len(comparison.pairs)
-    counts = Counter(_why(pair) for pair in comparison.pairs if pair.decided)
+    counts = Counter(_why(comparison, pair) for pair in comparison.pairs if pair.decided)
     phrases = [f"{why}{'' if count == total else f' at {count}'}" for why, count in counts.most_common()]
     return "; ".join([*phrases, *filter(None, [_clear(comparison, word)])])
 
@@ -213,6 +259,7 @@ def _verdicts(comparison: Comparison) -> list[str]:
     if not comparison.terms:
         return []
     judged = [[verdict(p, comparison.terms) for p in side] for side in _sides(comparison)]
+    one, other = side_names(comparison)
     if len(comparison.pairs) == 1:
         (a,), (b,) = judged
         if a == b:
@@ -221,9 +268,9 @@ def _verdicts(comparison: Comparison) -> list[str]:
                 if a in (MET, NOT_MET)
                 else "It is unclear with both whether the SLO is met."
             ]
-        return [f"The SLO is {a} with A, {b} with B."]
+        return [f"The SLO is {a} with {one}, {b} with {other}."]
     met = [side.count(MET) for side in judged]
-    return [f"The SLO is met at {met[0]} of {len(judged[0])} points with A, at {met[1]} with B."]
+    return [f"The SLO is met at {met[0]} of {len(judged[0])} points with {one}, at {met[1]} with {other}."]
 
 
 def _sides(comparison: Comparison) -> tuple[list[Point], list[Point]]:
@@ -241,7 +288,7 @@ def _in_addition(comparison: Comparison, pair: Pair) -> list[str]:
             n for n in key_metrics(comparison) if is_word(pair, n, word) and (against or n not in comparison.judged)
         ]
         if names:
-            said.append(f"In addition, B is clearly {words} in {_values(pair, names[:_LISTED], short=True)}.")
+            said.append(f"Also clearly {words}: {_values(pair, names[:_LISTED], short=True)}.")
     return said
 
 
@@ -313,7 +360,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "set": pair.set,
                 "answer": pair.word(comparison.judged),
-                "why": _why(pair),
+                "why": _why(comparison, pair),
                 "traffic": pair.traffic,
                 "slo_one": verdict(pair.one, comparison.terms),
                 "slo_other": verdict(pair.other, comparison.terms),

@@ -17,15 +17,15 @@ _REASONS: Mapping[Doubt, str] = {
         "with {found.overloaded} of {found.draws} draws of the profile's costs more requests arrive than can be served"
     ),
     Doubt.DRAWS_WIDE: (
-        "the calibration interval of {metric} is ±{half}: the measurements behind the profile leave that much open"
+        "the calibration interval of {metric} is ±{half}, because the profile's own measurements are uncertain"
     ),
     Doubt.DRAWS_MISSING: "{metric} has no calibration interval: a single replication is too short for one",
     Doubt.UNSETTLED: "{metric} is {unsettled}",
     Doubt.ONLY_DRAWS_UNCLEAR: (
-        "only the calibration interval reaches across the target; more measurements of the costs would decide, "
-        "a longer run would not"
+        "only the calibration interval includes the target: measure the costs more precisely; a longer run does not "
+        "help"
     ),
-    Doubt.UNCLEAR: "an interval lies on both sides of its target; a longer run would decide",
+    Doubt.UNCLEAR: "an interval includes its target; run more requests",
     Doubt.ASSUMED: "the intervals are narrow, but the costs behind them are assumed, not measured",
     Doubt.WIDE: "the interval of {metric} is ±{found.half:.0%}",
     Doubt.NOTHING: "every interval is narrow and settled",

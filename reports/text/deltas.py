@@ -85,4 +85,5 @@ def unchanged_sentence(points: Sequence[Point], axes: Sequence[Axis], names: Seq
             low, high = (show(name, point.metrics[name].value) for point in (found.low, found.high))
             said.append(f"{metric_words(name)} ({low if low == high else f'{low} to {high}'})")
     swept = " and ".join(axis.words for axis in axes)
-    return f"These hardly change with {swept}, so they have no chart: {', '.join(said)}." if said else ""
+    hardly = "it hardly changes" if len(said) == 1 else "they hardly change"
+    return f"Not drawn, because {hardly} with {swept}: {', '.join(said)}." if said else ""

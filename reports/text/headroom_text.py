@@ -16,7 +16,10 @@ def headroom_sentences(found: Headroom | None) -> str:
         return ""
     if found.outcome == CLOSED_LOOP:
         return "A closed loop has headroom only against an SLO: its clients wait for their answers. Add an slo."
-    load = f"Today's traffic is {percent(found.load)} of what full batches could serve." if found.load else ""
+    batches = found.failing is not None and found.failing.capacity.seats is not None
+    load = (
+        f"Today's traffic is {percent(found.load)} of what full batches could serve." if found.load and batches else ""
+    )
     without = f"The search leaves out {' and '.join(found.without)}." if found.without else ""
     return " ".join(part for part in (_multiple(found), _limit(found), load, without) if part)
 

@@ -25,7 +25,7 @@ def held_back_sentences(points: Sequence[Point]) -> list[str]:
     where = "" if len(found) == len(points) else f" at {len(found)} of {len(points):,} points"
     return [
         f"Held back{where}: {'; '.join(why_held_back(row) for row in held.rollouts)}. {_answered(held)}",
-        f"Had it gone out in the meantime: {_changes(held)}.",
+        f"If it had been rolled out: {_changes(held)}.",
     ]
 
 

@@ -29,7 +29,7 @@ from sim.results.verdict import (
 )
 
 _CAUSES: Mapping[Cause, str] = {
-    Cause.WIDE: "the 95 % interval is wider than ±10 %; run more requests or replications",
+    Cause.WIDE: "the 95 % interval is wider than ±10 %; {longer}",
     Cause.WIDE_OVER_REPLICATIONS: "the 95 % interval is wider than ±10 %; run more replications",
     Cause.NO_REQUESTS: "not enough data",
     Cause.FEW_REQUESTS: "not enough data: {found:,} requests were measured, {needed:,} are needed",
@@ -37,8 +37,7 @@ _CAUSES: Mapping[Cause, str] = {
     Cause.NO_BASELINE: "the same traffic without the rollouts and faults was not simulated",
     Cause.FEW_SECTIONS: "the run is too short for an interval; run more requests",
     Cause.SMALL_SECTIONS: "the run is too short: some sections have fewer than {needed} requests; run more requests",
-    Cause.FEW_CYCLES: "the run is too short for a reliable {metric}; run {more} requests",
-    Cause.FEW_CYCLES_OF_MEANS: "the run is too short for a reliable {metric}; run {more} requests",
+    Cause.FEW_EFFECTIVE: "the run is too short for a reliable {metric}; {longer}",
     Cause.ONE_REPLICATION: "one replication gives no interval",
     Cause.LOADER_BUSY: "the loader is busy {busy} of the time, close to saturation",
     Cause.SERVER_BUSY: "the server is busy {busy} of the time, close to saturation",
@@ -60,17 +59,23 @@ _CAUSES: Mapping[Cause, str] = {
 
 def why(name: str, state: State) -> str:
     """Return why a metric has no value or can't be trusted, and what to do about it; empty where there is nothing."""
-    more = f"about {state.needed / state.found:.2g} times as many" if state.found else "many more"
     return _CAUSES.get(state.cause, "").format(
         metric=metric_words(name),
         found=state.found,
         needed=state.needed,
         others=state.others,
         some=state.found or "none",
-        more=more,
+        longer=_longer(state),
         busy=percent(state.share),
         text=state.text,
     )
+
+
+def _longer(state: State) -> str:
+    """Return how long the run must be."""
+    if state.requests:
+        return f"run about {state.requests:,} requests"
+    return f"run about {state.times_longer:.2g} times as long" if state.times_longer else "run more requests"
 
 
 def missing(name: str, metric: Metric | None) -> str:
@@ -85,7 +90,12 @@ _NOT_ENOUGH = "not enough data"
 
 
 def unsettled(name: str, metric: Metric) -> str:
-    """Return ``unsettled``, and why."""
+    """Return ``unsettled``, why, and the option that makes the run long enough."""
+    option = f" (--set workload.requests={metric.state.requests})" if metric.state.requests else ""
+    return _unsettled(name, metric) + option
+
+
+def _unsettled(name: str, metric: Metric) -> str:
     said = why(name, metric.state)
     return f"unsettled: {said}" if said else "unsettled"
 
@@ -94,7 +104,7 @@ def remark(name: str, metric: Metric) -> str:
     """Return what a table says next to a value, or in its place."""
     if metric.value is None:
         return why(name, metric.state) or _NOT_ENOUGH
-    return why(name, metric.state) if metric.settled else unsettled(name, metric)
+    return why(name, metric.state) if metric.settled else _unsettled(name, metric)
 
 
 def with_interval(name: str, metric: Metric) -> str:

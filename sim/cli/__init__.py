@@ -5,11 +5,11 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -28,52 +28,80 @@ from sim.cli.commands import (
     trace_command,
     vet_command,
 )
+from sim.cli.help import CommandHelp, GroupHelp
 from sim.cli.options import Session
 from sim.cli.output import message, say
 from sim.cli.streams import check_surroundings, guarded_streams, working_folder_exists
-from sim.errors import InputError, LoraplanError
+from sim.errors import InputError, LoraplanError, did_you_mean
 
 INTERRUPTED = 130
 
+ANSWER, SCENARIOS, OBSERVE, COSTS = (
+    "Answer a question",
+    "Scenarios",
+    "Traces and adapters of yours",
+    "Costs of a GPU, a model and an engine",
+)
+"""Groups of commands in ``--help``."""
+
+
+def _group(help_: str) -> typer.Typer:
+    return typer.Typer(cls=GroupHelp, help=help_, no_args_is_help=True)
+
+
 app = typer.Typer(
     name="loraplan",
-    help="Capacity planning for multi-LoRA LLM serving. Start with: loraplan run quickstart",
+    cls=GroupHelp,
+    help="Capacity planning for multi-LoRA LLM serving.\n\nExample: loraplan run quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (
-    run_commands.run,
-    run_commands.sweep,
-    plan_command.plan,
-    inspect_commands.report,
-    inspect_commands.check,
-    fidelity_command.fidelity,
-):
-    app.command()(command)
-app.command()(inspect_commands.schema)
-app.command()(compare_command.compare)
-app.command()(cache_command.cache)
-app.command()(trace_command.trace)
-app.command()(adapters_command.adapters)
-app.command()(vet_command.vet)
-scenarios_app = typer.Typer(help="List and copy the bundled scenarios.", no_args_is_help=True)
-scenarios_app.command("list")(inspect_commands.list_scenarios)
-scenarios_app.command("copy")(inspect_commands.copy_bundled)
-app.add_typer(scenarios_app, name="scenarios")
-profiles_app = typer.Typer(
-    help="List, inspect and build profiles: the costs of a GPU, a model and an engine.", no_args_is_help=True
+for panel, commands in {
+    ANSWER: (
+        run_commands.run,
+        run_commands.sweep,
+        plan_command.plan,
+        compare_command.compare,
+        inspect_commands.report,
+    ),
+    SCENARIOS: (inspect_commands.check, inspect_commands.schema),
+    OBSERVE: (trace_command.trace, cache_command.cache, adapters_command.adapters, vet_command.vet),
+    COSTS: (fidelity_command.fidelity,),
+}.items():
+    for command in commands:
+        app.command(cls=CommandHelp, rich_help_panel=panel)(command)
+scenarios_app = _group("List and copy the bundled scenarios.\n\nExample: loraplan scenarios list")
+profiles_app = _group("List, show and build profiles.\n\nExample: loraplan profiles list h100 qwen")
+calibrate_app = _group(
+    "Measure a GPU or a server, and write profiles from the measurements.\n\nExample: loraplan calibrate all --quick"
 )
-profiles_app.command("list")(profiles_command.list_profiles)
-profiles_app.command("show")(profiles_command.show_profile)
-profiles_app.command("build")(profiles_command.build_profile)
-app.add_typer(profiles_app, name="profiles")
-calibrate_app = typer.Typer(help="Write the profiles that predictions are made from.", no_args_is_help=True)
-calibrate_app.command("all")(calibrate_command.everything)
-calibrate_app.command("steps")(calibrate_command.steps)
-calibrate_app.command("loads")(calibrate_command.loads)
-calibrate_app.command("fit")(fit_command.fit)
-calibrate_app.command("serve")(serve_command.serve)
-app.add_typer(calibrate_app, name="calibrate")
+_MEMBERS: tuple[tuple[typer.Typer, dict[str, Callable[..., None]]], ...] = (
+    (scenarios_app, {"list": inspect_commands.list_scenarios, "copy": inspect_commands.copy_bundled}),
+    (
+        profiles_app,
+        {
+            "list": profiles_command.list_profiles,
+            "show": profiles_command.show_profile,
+            "build": profiles_command.build_profile,
+        },
+    ),
+    (
+        calibrate_app,
+        {
+            "all": calibrate_command.everything,
+            "steps": calibrate_command.steps,
+            "loads": calibrate_command.loads,
+            "fit": fit_command.fit,
+            "serve": serve_command.serve,
+        },
+    ),
+)
+for group, named in _MEMBERS:
+    for name, member in named.items():
+        group.command(name, cls=CommandHelp)(member)
+app.add_typer(scenarios_app, name="scenarios", rich_help_panel=SCENARIOS)
+app.add_typer(profiles_app, name="profiles", rich_help_panel=COSTS)
+app.add_typer(calibrate_app, name="calibrate", rich_help_panel=COSTS)
 
 
 def version(value: bool) -> None:
@@ -90,15 +118,19 @@ def root(
     version_: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; also behind any command.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. Works with any command.")] = False,
     confined: Annotated[
         bool,
         typer.Option(
-            "--confined", help="For a stranger's scenario: refuse files outside its folder; also behind any command."
+            "--confined",
+            help="For scenarios that you don't trust: refuse files outside their folder. Works with any command.",
         ),
     ] = False,
 ) -> None:
-    """Capacity planning for multi-LoRA LLM serving. Start with: loraplan run quickstart."""
+    """Capacity planning for multi-LoRA LLM serving.
+
+    Example: loraplan run quickstart
+    """
 
 
 def main() -> None:
@@ -139,22 +171,30 @@ def _interrupted(session: Session) -> int:
     return INTERRUPTED
 
 
-def _hint_on_option(name: str) -> str | None:
-    """Return what a scenario has for an option of an engine that loraplan itself doesn't have."""
+def _explain_usage(error: Any) -> None:
+    """Say what is wrong with a command line, what was probably meant, and where its options are listed."""
     from sim.spec.engine_flags.flag_hints import flag_hint
 
-    hint = flag_hint(name) if name else None
-    return f"{hint}; values of a scenario are changed with --set KEY=VALUE" if hint else None
+    option, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
+    command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "loraplan"
+    problem = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":  # of click, or of typer's own copy
+        for line in problem.splitlines():
+            message(line, quiet=False)
+        return
+    if known:
+        near = did_you_mean(option or "", known)
+        problem = f"{error.message}; {near}" if near else error.message
+    elif option and (hint := flag_hint(option)):
+        # What a scenario has for an option of an engine that loraplan itself doesn't have.
+        problem = f"{problem}; {hint}; values of a scenario are changed with --set KEY=VALUE"
+    message(f"error: {problem}", quiet=False)
+    message(f"{command} --help shows how to call it", quiet=False)
 
 
 def _explain(error: Exception) -> int:
     if hasattr(error, "format_message") and hasattr(error, "show"):  # a usage error of click, or of typer's own copy
-        usage = io.StringIO()
-        error.show(usage)
-        for line in usage.getvalue().splitlines():
-            message(line, quiet=False)
-        if hint := _hint_on_option(getattr(error, "option_name", "")):
-            message(hint, quiet=False)
+        _explain_usage(error)
         return 2
     if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.strerror:
         # Whatever stands in the way of a file is the user's to change, and they need its name.
@@ -166,5 +206,5 @@ def _explain(error: Exception) -> int:
             message(f"error: {line}", quiet=False)
         return error.exit_code
     said = f"{type(error).__name__}: {error}"
-    message(f"error: a failure inside loraplan: {said}; --debug shows where", quiet=False)
+    message(f"error: internal failure: {said}; run it again with --debug to see where", quiet=False)
     return 3

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from sim.cli.completion import complete_assignment, complete_scenario
+from sim.cli.help import EXECUTION, RESULTS, SIMULATE
 
 if TYPE_CHECKING:
     from sim.spec.scenario_file import LoadedScenario
@@ -39,31 +40,53 @@ ScenarioArgument = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a value: a.b.c=value. Repeatable.", autocompletion=complete_assignment),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a value of the scenario. Repeatable.",
+        autocompletion=complete_assignment,
+        rich_help_panel=SIMULATE,
+    ),
 ]
-SeedOption = Annotated[int | None, typer.Option(help="Replace run.seed.", min=0)]
+SeedOption = Annotated[int | None, typer.Option(help="Replace run.seed.", min=0, hidden=True, rich_help_panel=SIMULATE)]
 OutOption = Annotated[
-    Path | None, typer.Option(help="Run directory; unset: runs/NAME, with -sweep or -plan behind it.")
+    Path | None,
+    typer.Option(help="Run directory. Default: runs/NAME, NAME-sweep or NAME-plan.", rich_help_panel=RESULTS),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no messages, only results and errors.")]
-CheckOption = Annotated[bool, typer.Option("--check", help="Exit with 1 unless the SLO is met.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=RESULTS)]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", help="Print results and errors only, no progress.", rich_help_panel=RESULTS)
+]
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="Exit with 1 unless the SLO is met.", rich_help_panel=RESULTS)
+]
 NoHeadroomOption = Annotated[
-    bool, typer.Option("--no-headroom", help="Don't simulate how much more traffic fits; saves a few seconds.")
+    bool,
+    typer.Option(
+        "--no-headroom",
+        help="Skip the search for how much more traffic fits; saves a few seconds.",
+        rich_help_panel=SIMULATE,
+    ),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Simulate again what the run directory has.")]
-JobsOption = Annotated[int, typer.Option(help="Worker processes; -1: one for each core.", min=-1)]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Simulate again what the run directory already has.", rich_help_panel=EXECUTION),
+]
+JobsOption = Annotated[
+    int, typer.Option(help="Worker processes; -1 means one for each core.", min=-1, rich_help_panel=EXECUTION)
+]
 BackendOption = Annotated[
     list[str] | None,
     typer.Option(
         "--backend",
         "--address",
-        metavar="TEXT",
-        help="Where to simulate: local (default), dask, ray; or the address of a cluster: tcp://host:8786 (Dask), "
-        "ray://host:10001.",
+        metavar="WHERE",
+        help="Where to simulate: local (the default), dask, ray, or a cluster's address such as tcp://host:8786 (Dask) "
+        "or ray://host:10001.",
+        rich_help_panel=EXECUTION,
     ),
 ]
-"""One option with two names: what is given says by itself whether it is a backend or an address."""
+"""One option with two names: the value shows whether it is a backend or an address."""
 
 
 def session_of(context: typer.Context) -> Session:

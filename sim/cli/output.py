@@ -6,6 +6,7 @@ names of adapters and notes may come from strangers, also those in the middle of
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.cells import one_line
-from sim.cli.terminal import TerminalTable, style_of, width_of_terminal, wrapped, wrapped_command
+from sim.cli.terminal import TerminalTable, has_links, style_of, width_of_terminal, wrapped, wrapped_command
+from sim.cli.time_left import TimeLeft
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,6 +67,14 @@ def say_result(name: str, headline: str, points: Sequence[Point], verdict: str |
         say(f"  {line}")
 
 
+def say_file(label: str, path: Path) -> None:
+    """Print a path behind its label; terminals that know links (OSC 8) open it on a click."""
+    text = one_line(str(path))
+    if has_links():
+        text = f"\033]8;;{path.resolve().as_uri()}\033\\{text}\033]8;;\033\\"
+    print(f"{label}{text}")
+
+
 def say_command(label: str, command: str) -> None:
     """Print a command behind its label; a terminal gets it in lines that a shell reads as one."""
     text, width = one_line(command), width_of_terminal()
@@ -110,10 +120,18 @@ def pool_of(backend: list[str] | None, jobs: int, quiet: bool) -> AbstractContex
     return open_pool(choose_backend(backend or []), jobs, lambda text: message(text, quiet))
 
 
+def workers_of(jobs: int) -> int:
+    """Return how many tasks ``--jobs`` runs at a time on this machine."""
+    return jobs if jobs > 0 else os.cpu_count() or 1
+
+
 @contextmanager
-def progress_bar(quiet: bool, doing: str = "simulating") -> Iterator[Callable[[int, int], None]]:
-    """Show a bar with an estimate of the time left on a terminal, nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
+def progress_bar(quiet: bool, doing: str = "simulating", workers: int = 1) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with an estimate of the time left on a terminal, nothing elsewhere.
+
+    :param workers: how many tasks run at a time.
+    """
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda done, total: None
         return
     from rich.console import Console
@@ -121,26 +139,36 @@ def progress_bar(quiet: bool, doing: str = "simulating") -> Iterator[Callable[[i
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         Task,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
     from rich.text import Text
+
+    left = TimeLeft(workers)
 
     class Count(MofNCompleteColumn):
         def render(self, task: Task) -> Text:
             return Text() if task.total is None else super().render(task)
 
-    class Left(TimeRemainingColumn):
+    class Left(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text() if task.total is None else Text.assemble("left ", super().render(task))
+            seconds = left.seconds()
+            if task.total is None or seconds is None:
+                return Text()
+            return Text(f"about {round(seconds) // 60}:{round(seconds) % 60:02d} left")
+
+    def report(done: int, total: int) -> None:
+        left.report(done, total)
+        bar.update(task, completed=done, total=total)
 
     # A search doesn't know how much there is to do: then the bar says how long it has been at it, and no more.
     columns = (TextColumn(doing), BarColumn(), TimeElapsedColumn(), Count(), Left())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # Few refreshes: some of what is timed is timed in this process.
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as bar:
         task = bar.add_task(doing, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield report
 
 
 def rich_table(table: Table) -> TerminalTable:

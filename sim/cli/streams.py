@@ -78,7 +78,8 @@ def _guarded(stream: TextIO | None, name: str | None, errors: str) -> Any:
         io.BufferedWriter(_Guard(getattr(binary, "raw", binary), name)),
         encoding=stream.encoding,
         errors=errors,
-        line_buffering=getattr(stream, "line_buffering", False),
+        # A stream that writes through, as stderr does, would still wait in the buffer below.
+        line_buffering=getattr(stream, "line_buffering", False) or getattr(stream, "write_through", False),
         write_through=getattr(stream, "write_through", False),
     )
 

@@ -5,6 +5,7 @@ A pipe gets none of this: each sentence stays on one line there, and each table 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -22,12 +23,13 @@ LEAST_WIDTH = 40
 _UNIT = re.compile(r"(?<=\d) (?=(?:[µmk]?s|min|h|d|%|[kMGT]i?B|pp)(?![\w]))")
 _LABEL = re.compile(r"\S+(?: \S+)? {2,}(?=\S)")
 _GLUE = "\N{NO-BREAK SPACE}"
-_PROSE = 36
+_PROSE = 24
 """Width of a cell from which its column may wrap, if it has several words."""
 _GAP = 2
 """Columns between two columns of a table."""
 _MARK = 2
 """Columns of a mark and the space behind it."""
+_WITHOUT_LINKS = ("", "dumb", "linux")
 _STYLES = {"met": ("green", "✓"), "not met": ("red", "✗"), "unclear": ("yellow", "?")}
 
 
@@ -46,8 +48,13 @@ def wrapped(line: str, width: int) -> list[str]:
     """
     indent = len(line) - len(line.lstrip(" "))
     label = _LABEL.match(line, indent)
-    hang = label.end() if label and label.end() <= width // 3 else indent + 2
+    hang = label.end() if label and label.end() <= width * 2 // 5 else indent + 2
     text = line if label is None else line[: label.end()].replace(" ", _GLUE) + line[label.end() :]
+    return _broken(text, width, hang)
+
+
+def _broken(text: str, width: int, hang: int = 0) -> list[str]:
+    """Return text as lines, broken between words and not before a unit; those after the first are indented."""
     found = textwrap.wrap(
         _UNIT.sub(_GLUE, text),
         width,
@@ -79,6 +86,11 @@ def has_marks() -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def has_links() -> bool:
+    """Return whether stdout leads to a terminal that shows links, or at least passes over them."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in _WITHOUT_LINKS
 
 
 def style_of(verdict: str | None) -> tuple[str, str]:
@@ -172,23 +184,29 @@ class TerminalTable:
         for number, row in enumerate(self.rows):
             if self.keys not in columns and not any(row[index] for index in columns[self.keys :]):
                 continue  # a part further down has nothing to say of this row
-            result.add_row(*(self._cell(number, index) for index in columns if index < len(row)))
+            result.add_row(*(self._cell(number, index, widths.get(index)) for index in columns if index < len(row)))
         return result
 
-    def _cell(self, row: int, column: int) -> Text:
+    def _cell(self, row: int, column: int, width: int | None) -> Text:
         from rich.text import Text
 
-        text = self.rows[row][column]
-        if not self.fits or (row, column) not in self.verdicts:
-            return Text(text)
-        style, mark = style_of(self.verdicts[row, column])
-        return Text(f"{mark} {text}".strip(), style)
+        text, style = self.rows[row][column], ""
+        if self.fits and (row, column) in self.verdicts:
+            style, mark = style_of(self.verdicts[row, column])
+            text = f"{mark} {text}".strip()
+        return Text(text if width is None else "\n".join(_broken(text, width)), style)
 
 
 def _widths(ranges: Mapping[int, tuple[int, int]], width: int) -> dict[int, int]:
-    """Return widths between least and most; what is left goes to those first that need the least more."""
+    """Return widths between least and most; what is left goes to those first that need the least more.
+
+    Where the least is too much, the widest column gets what is left.
+    """
     found = {index: least for index, (least, _) in ranges.items()}
     left = width - sum(found.values()) - _GAP * (len(found) - 1)
+    if left < 0:
+        widest = max(found, key=lambda index: found[index])
+        found[widest] = max(1, found[widest] + left)
     for index, (least, most) in sorted(ranges.items(), key=lambda item: item[1][1] - item[1][0]):
         more = max(0, min(left, most - least))
         found[index] += more

@@ -34,7 +34,7 @@ class Cause(Enum):
     """Why a metric has no value, no interval, or one that can't be trusted; with the note that files have for it."""
 
     NONE = (Kind.SETTLED, "")
-    WIDE = (Kind.WIDE, "the 95 % interval is wider than ±10 %; run more requests or replications")
+    WIDE = (Kind.WIDE, "the 95 % interval is wider than ±10 %; {longer}")
     WIDE_OVER_REPLICATIONS = (Kind.WIDE, "the 95 % interval is wider than ±10 %; run more replications")
     NO_REQUESTS = (Kind.TOO_FEW_REQUESTS, "not enough data")
     FEW_REQUESTS = (
@@ -48,10 +48,9 @@ class Cause(Enum):
         Kind.RUN_TOO_SHORT,
         "the run is too short: some sections have fewer than {needed} requests; run more requests",
     )
-    FEW_CYCLES = (Kind.RUN_TOO_SHORT, "the run is too short for a reliable value; use {more} requests")
-    FEW_CYCLES_OF_MEANS = (
+    FEW_EFFECTIVE = (
         Kind.RUN_TOO_SHORT,
-        "the run is too short for a reliable value (judged by means of 16 requests); use {more} requests",
+        "the effective sample size is {found:,}, {needed:,} are needed; {longer}",
     )
     ONE_REPLICATION = (Kind.ONE_REPLICATION, "one replication gives no interval")
     LOADER_BUSY = (Kind.NEAR_SATURATION, "the loader is busy {share:.1%} of the time, close to saturation")
@@ -83,9 +82,12 @@ class Cause(Enum):
 class State:
     """How far a metric can be trusted, and why not further.
 
-    :ivar found, needed: what there is, and what it takes: requests, requests in a section, cycles, replications.
+    :ivar found, needed: what there is, and what it takes: requests, requests in a section, effective sample size,
+        replications.
     :ivar others: replications in which a rollout was rolled back.
     :ivar share: of the time that a part is busy.
+    :ivar times: as ``times_longer``, where ``found`` and ``needed`` don't say it.
+    :ivar requests: ``workload.requests`` for such a run; None where a trace or a duration gives the length.
     :ivar text: of a cause that this version doesn't know.
     """
 
@@ -94,6 +96,8 @@ class State:
     needed: int = 0
     others: int = 0
     share: float = 0.0
+    times: float | None = None
+    requests: int | None = None
     text: str = ""
 
     @property
@@ -102,19 +106,31 @@ class State:
         return self.cause.kind
 
     @property
+    def times_longer(self) -> float | None:
+        """How many times as long the run must be for a settled value, about; None where that is unknown."""
+        if self.cause is Cause.FEW_EFFECTIVE and self.found:
+            return self.needed / self.found
+        return self.times
+
+    @property
     def note(self) -> str:
         """The text that ``summary.json`` and the files of points have for it."""
-        more = f"about {self.needed / self.found:.2g} times as many" if self.found else "many more"
-        return self.cause.note.format(**self._numbers(), more=more)
+        longer = "run more requests"
+        if self.requests:
+            longer = f"run about {self.requests:,} requests"
+        elif self.times_longer:
+            longer = f"run about {self.times_longer:.2g} times as long"
+        return self.cause.note.format(**self._numbers(), longer=longer)
 
     def to_json(self) -> dict[str, Any]:
         """Return the cause and those numbers that say something, as plain data."""
         return {"cause": self.cause.name, **{name: value for name, value in self._numbers().items() if value}}
 
     def _numbers(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("found", "needed", "others", "share", "text")}
+        return {name: getattr(self, name) for name in _NUMBERS}
 
 
+_NUMBERS = ("found", "needed", "others", "share", "times", "requests", "text")
 SETTLED = State()
 TRUSTED = frozenset({Kind.SETTLED, Kind.NOT_MEASURED, Kind.NOT_APPLICABLE})
 """Kinds of states in which there is nothing to doubt: the value is sound, or none is to be expected."""
@@ -127,10 +143,7 @@ OLD_NOTES = {
     Cause.NONE_REROUTED: "not enough data: no request was rerouted and completed",
     Cause.FEW_SECTIONS: "too few sections for an interval",
     Cause.SMALL_SECTIONS: "fewer than {needed} requests in a section: run more requests",
-    Cause.FEW_CYCLES: "the queue swung {found:,} times, {needed:,} are needed: run more requests",
-    Cause.FEW_CYCLES_OF_MEANS: (
-        "the queue swung {found:,} times (means of 16 requests), {needed:,} are needed: run more requests"
-    ),
+    Cause.FEW_EFFECTIVE: "the queue swung {found:,} times, {needed:,} are needed: run more requests",
     Cause.ONE_REPLICATION: "one replication: no interval",
     Cause.LOADER_BUSY: "the loader is busy {share:.1%} of the time: near saturation",
     Cause.SERVER_BUSY: "the server is busy {share:.1%} of the time: near saturation",
@@ -138,6 +151,9 @@ OLD_NOTES = {
     Cause.NO_TARGET: "the scenario's slo has no target for single requests",
 }
 """Notes of versions that kept no states. These texts stay as they are: run directories have them."""
+
+_RENAMED = {"FEW_CYCLES": "FEW_EFFECTIVE", "FEW_CYCLES_OF_MEANS": "FEW_EFFECTIVE"}
+"""Causes in files of versions that counted something else than the effective sample size."""
 
 _FIELD = re.compile(r"\\\{(\w+)[^{}]*\\\}")
 _DIGITS = {"found": r"[\d,]+", "needed": r"[\d,]+", "others": r"[\d,]+", "share": r"[\d.]+%"}
@@ -151,10 +167,10 @@ def stored_state(data: dict[str, Any] | None, note: str, value: float | None, *,
 
     :param data: what ``State.to_json`` gave; None in files of those versions.
     """
-    if data is not None and data.get("cause") in Cause.__members__:
-        numbers = {name: data[name] for name in ("found", "needed", "others", "share", "text") if name in data}
-        return State(Cause[data["cause"]], **numbers)
-    for cause, pattern in _PATTERNS.items():
+    cause_name = "" if data is None else _RENAMED.get(data.get("cause", ""), data.get("cause", ""))
+    if data is not None and cause_name in Cause.__members__:
+        return State(Cause[cause_name], **{name: data[name] for name in _NUMBERS if name in data})
+    for cause, pattern in _PATTERNS:
         match = pattern.fullmatch(note)
         if match is not None and not (cause is Cause.NONE and not settled):
             return State(cause, **{name: _number(name, text) for name, text in match.groupdict().items()})
@@ -169,4 +185,10 @@ def _number(name: str, text: str) -> Any:
     return float(text[:-1]) / 100 if name == "share" else int(text.replace(",", ""))
 
 
-_PATTERNS = {cause: _pattern(note) for cause, note in OLD_NOTES.items()}
+_OTHER_NOTES = (
+    (
+        Cause.FEW_EFFECTIVE,
+        "the queue swung {found:,} times (means of 16 requests), {needed:,} are needed: run more requests",
+    ),
+)
+_PATTERNS = [(cause, _pattern(note)) for cause, note in (*OLD_NOTES.items(), *_OTHER_NOTES)]

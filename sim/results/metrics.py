@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,7 +16,16 @@ from sim.results.point import UNITS, Metric
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts, judge_of, slow_ones
 from sim.results.served import attainment
-from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_FOR_P99, estimate, histogram_quantile, kept, ratio
+from sim.results.statistics import (
+    ENOUGH_FOR_SHARE,
+    ENOUGH_REPLICATIONS,
+    MIN_FOR_P99,
+    by_size,
+    estimate,
+    histogram_quantile,
+    kept,
+    ratio,
+)
 from sim.traffic.request import DELAYED_HIT, HIT, MISS
 
 BUSY = 0.95
@@ -36,28 +46,48 @@ def measure(
             for name, metric in metrics.items()
             if UNITS[name] == "s" and name != "rollout_duration_s" and metric.value is not None
         }
-    return {name: metrics[name] for name in UNITS if name in metrics}, m
+    return {name: _with_requests(metrics[name], facts.requests) for name in UNITS if name in metrics}, m
+
+
+def _with_requests(metric: Metric, requests: int | None) -> Metric:
+    """Return a metric with the number of requests for a run that is long enough, rounded up to two digits."""
+    times = metric.state.times_longer
+    if times is None or requests is None:
+        return metric
+    needed = requests * times
+    step = 10.0 ** (math.floor(math.log10(needed)) - 1)
+    return replace(metric, state=replace(metric.state, requests=math.ceil(needed / step) * math.ceil(step)))
 
 
 def _cache(m: MeasuredRequests) -> dict[str, Metric]:
-    outcome, admitted = m.column("outcome"), m.admitted_with_adapter
-    total = m.count(admitted)
-    sizes = m.facts.size_bytes[m.column("adapter")].astype(np.float64)
-    missed = admitted & (outcome == MISS)
-    started, _ = m.loads("all")
     _, busy = m.loads("from storage")
     places = m.facts.loaders * m.facts.own_replicas
-    names = {"miss_ratio": MISS, "delayed_hit_ratio": DELAYED_HIT, "hit_ratio": HIT}
     return {
-        **{
-            name: ratio(m.count(admitted & (outcome == o)), total, m.sections, "1", highest=1)
-            for name, o in names.items()
-        },
-        "byte_miss_ratio": ratio(m.count(missed, sizes), m.count(admitted, sizes), m.sections, "1", highest=1),
-        "loads_per_request": ratio(started, total, m.sections, "1"),
+        **_ratios(m),
         "loader_utilization": ratio(busy, m.spans * places, m.sections, "1", highest=1),
         "load_wait_mean_s": m.sampled(m.column("load_wait_s")[m.completed]).mean("s"),
     }
+
+
+def _ratios(m: MeasuredRequests) -> dict[str, Metric]:
+    """Return what is counted over the admitted requests for adapters."""
+    outcome, admitted = m.column("outcome"), m.admitted_with_adapter
+    total, count = m.count(admitted), int(admitted.sum())
+    names = {"miss_ratio": MISS, "delayed_hit_ratio": DELAYED_HIT, "hit_ratio": HIT}
+    if 0 < count < m.least_for_ratio:
+        few = Metric(None, unit="1", state=State(Cause.FEW_REQUESTS, count, m.least_for_ratio))
+        return dict.fromkeys((*names, "byte_miss_ratio", "loads_per_request"), few)
+    found = {}
+    for name, chosen in names.items():
+        share = ratio(m.count(admitted & (outcome == chosen)), total, m.sections, "1", highest=1)
+        series = m.sampled((outcome[admitted] == chosen).astype(np.float64), admitted)
+        found[name] = by_size(share, series.by_replication(), ENOUGH_FOR_SHARE, is_share=True)
+    sizes = m.facts.size_bytes[m.column("adapter")].astype(np.float64)
+    missed = admitted & (outcome == MISS)
+    started, _ = m.loads("all")
+    found["byte_miss_ratio"] = ratio(m.count(missed, sizes), m.count(admitted, sizes), m.sections, "1", highest=1)
+    found["loads_per_request"] = ratio(started, total, m.sections, "1")
+    return found
 
 
 def _latency(m: MeasuredRequests) -> dict[str, Metric]:

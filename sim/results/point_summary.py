@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from sim.results.changes.change_summary import (
     timeline_latencies,
     version_mix,
 )
+from sim.results.intervals.initial_transient import initial_transient
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure
 from sim.results.model import (
@@ -36,7 +38,7 @@ from sim.results.point import LateShare, Metric, Point
 from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares, unserved_counts
-from sim.results.statistics import MIN_SECTION_P99
+from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99
 from sim.results.traffic_digest import traffic_ids
 from sim.traffic.popularity import concentration
 from sim.traffic.request import BASE_MODEL, DELAYED_HIT, FROM_STORAGE, MISS
@@ -97,7 +99,11 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
         groups=_groups(m),
         capacity=capacity,
         traffic=_traffic(m),
-        warnings=[*warnings, *_warnings(capacity, impact or Impact(), metrics, facts.refusals)],
+        warnings=[
+            *warnings,
+            *_warnings(capacity, impact or Impact(), metrics, facts.refusals),
+            *(_start_warnings(m) if load is None or load < 1 else ()),
+        ],
         replicas=replica_rows(recordings[0], facts),
         events=event_rows(recordings[0]),
         version_mix=version_mix(recordings[0], _SPANS) if facts.strategies else {},
@@ -418,6 +424,31 @@ def _warnings(capacity: Capacity, impact: Impact, metrics: dict[str, Metric], re
     if failed:
         some = f"{failed:,.0f} request{'s' if failed > 1 else ''}"
         yield f"{some} failed: {_failures(impact, int(failed))}"
+
+
+def _start_warnings(m: MeasuredRequests) -> Iterator[str]:
+    """Yield which ``run.warmup`` would leave out a start of the run that is still measured.
+
+    Without replications a start can't be told from a long queue by chance.
+    """
+    if not m.facts.steady or m.replications < ENOUGH_REPLICATIONS:
+        return
+    missed = (m.column("outcome")[m.admitted_with_adapter] == MISS).astype(np.float64)
+    series = {
+        "latencies": m.sampled(m.seconds("finished_s", "arrival_s")),
+        "misses": m.sampled(missed, m.admitted_with_adapter),
+    }
+    for what, sample in series.items():
+        end = initial_transient(sample.by_replication())
+        if end is not None:
+            requests = len(m.recordings[0].section_of)
+            measured = len(m.section) / (requests * m.replications)
+            warmup = math.ceil(20 * (1 - measured * (1 - end))) / 20
+            yield (
+                f"{what} differ at the start of the run, which the warm-up should cover: set run.warmup to "
+                f"{warmup:.0%} or run more requests"
+            )
+            return
 
 
 def _failures(impact: Impact, failed: int) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sim.results.leaps import seconds_by_section
 from sim.results.records import COMPLETED, UNFINISHED, Recording
-from sim.results.statistics import MIN_FOR_P99, Sampled
+from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled
 from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.traffic.request import BASE_MODEL, FROM_STORAGE
 
@@ -56,6 +56,8 @@ class ScenarioFacts:
     :ivar broken: when replicas are down or storage is slow.
     :ivar full_replicas: the last of ``replicas`` that serve full models; loaders and slots are of the others.
     :ivar closed_loop: the closed loop that requests come from; None where they arrive whatever becomes of others.
+    :ivar requests: ``workload.requests``; None where a trace or a duration gives the length of the run.
+    :ivar steady: whether the traffic and the fleet stay the same throughout.
     :ivar max_model_len: tokens of the longest request that is taken; None: what the KV cache holds.
     """
 
@@ -80,6 +82,8 @@ class ScenarioFacts:
     max_model_len: int | None = None
     storage_blocks: bool = False
     closed_loop: ClosedArrivals | None = None
+    requests: int | None = None
+    steady: bool = False
 
     @property
     def own_replicas(self) -> int:
@@ -94,11 +98,13 @@ class MeasuredRequests:
     :ivar spans: seconds of each section.
     :ivar completed, admitted: which requests got their last token, or at least a place in a batch.
     :ivar for_base: which requests are for the base model; ``admitted_with_adapter``: the other admitted ones.
+    :ivar least_for_ratio: admitted requests below which there is no miss ratio.
     :param least_for_p99: completed requests below which there is no p99.
     """
 
     def __init__(self, recordings: list[Recording], facts: ScenarioFacts, least_for_p99: int = MIN_FOR_P99) -> None:
         self.least_for_p99 = least_for_p99
+        self.least_for_ratio = least_for_p99 * MIN_FOR_RATIO // MIN_FOR_P99
         self.recordings = recordings
         self.facts = facts
         self.sections = len(recordings[0].bounds) - 1

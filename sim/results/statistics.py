@@ -9,12 +9,14 @@ replications is taken as well, and the wider of the two intervals is printed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.intervals.effective_size import effective_size
 from sim.results.intervals.student_t import student
 from sim.results.intervals.wilson import NORMAL, wilson
 from sim.results.metric_state import SETTLED, Cause, State
@@ -25,6 +27,7 @@ Ints = NDArray[np.int64]
 
 MIN_SECTIONS = 20
 MIN_FOR_P99 = 1000
+MIN_FOR_RATIO = 100
 MIN_FOR_REST = 20
 MIN_SECTION_P99 = 100
 """Measured requests a section needs, or its own p99 is little more than its maximum."""
@@ -32,25 +35,14 @@ WIDE = 0.10
 """A half-width above this share of the value leaves a metric unsettled."""
 ENOUGH_REPLICATIONS = 5
 """Replications from which on the spread between them counts too."""
-CYCLES = 1000
-CYCLES_P99 = 3500
-"""Cycles that a mean or median, and a p99, need before a half-width is believed (docs/statistics.md).
+ENOUGH, ENOUGH_FOR_P99, ENOUGH_FOR_SHARE = 2000, 6000, 400
+"""Effective sample sizes from which half-widths are believed: of means and medians, of p99, and of shares.
 
-Of exponential times, half-widths are 5 to 9 % of the value there; with far fewer cycles one is below ``WIDE`` only by
-chance.
+With fewer, those that pass for narrow are from runs without their share of long queues, and their values are too low as
+well. At these sizes half-widths are usually about 5 % of the value (docs/statistics.md).
 """
 NARROW = 0.04
-"""Half-widths below this share of the value need fewer cycles, by the square: such values vary little."""
-INDEPENDENT = 1.125
-"""Up to this many times as many cycles in independent values (a little more by chance), no cycles are required."""
-STRIDES = {1: (1.0, 1.5), 16: (0.5, 2.25)}
-"""Cycles are counted of requests and of means of 16, because each hit that passes a queue of misses counts as a cycle.
-
-The first value is the share of the cycles that is needed: such means cycle half as often in a busy queue. The second is
-how many times as many cycles independent values would have where all of that share is needed: such means depend on each
-other a little wherever requests do."""
-MIN_STRIDES = 500
-"""Values below which their cycles mean nothing: independent values have about 60."""
+"""Half-widths below this share of the value need a smaller effective sample size, in proportion: they vary little."""
 _DIGITS = 7
 """Significant digits of parts."""
 NARROW_SHARE = 0.005
@@ -92,7 +84,8 @@ def estimate(
     if half is None:
         return Metric(value, unit=unit, state=State(Cause.FEW_SECTIONS))
     parts = kept(by_replication if len(by_replication) >= ENOUGH_REPLICATIONS else by_section)
-    state = _state_of(value, half, is_share=highest == 1)
+    width = _width(value, half, is_share=highest == 1)
+    state = _wide(width**2) if width > 1 else SETTLED
     return Metric(value, max(0.0, value - half), min(highest, value + half), unit, state, parts=parts)
 
 
@@ -104,10 +97,35 @@ def _wider_half(value: float, by_section: Floats, by_replication: Floats) -> flo
     return half
 
 
-def _state_of(value: float, half: float, *, is_share: bool) -> State:
-    """Return whether a half-width is narrow enough for a settled value."""
-    wide = half > WIDE * abs(value) and not (is_share and half <= NARROW_SHARE)
-    return State(Cause.WIDE) if wide else SETTLED
+def _width(value: float, half: float, *, is_share: bool) -> float:
+    """Return a half-width as a multiple of what a settled value may have."""
+    most = max(WIDE * abs(value), NARROW_SHARE if is_share else 0.0)
+    return 0.0 if not half else half / most if most else math.inf
+
+
+def _wide(times: float) -> State:
+    """Return that an interval is too wide, unless the run is as many times as long."""
+    return State(Cause.WIDE, times=times if math.isfinite(times) else None)
+
+
+def by_size(metric: Metric, replications: Sequence[Floats], enough: float, *, is_share: bool = False) -> Metric:
+    """Return a metric, unsettled unless its effective sample size is large enough.
+
+    :param replications: values of which it is the mean; of a quantile, which values exceed it.
+    :param enough: effective sample size for a half-width of ``NARROW`` or more.
+    """
+    if metric.value is None or metric.lo is None or metric.hi is None:
+        return metric
+    width = _width(metric.value, max(metric.hi - metric.value, metric.value - metric.lo), is_share=is_share)
+    size = effective_size(replications)
+    missing = enough / size
+    # In a longer run the half-width is smaller too, and with it what is needed.
+    times = min(missing, math.sqrt(missing) * width * WIDE / NARROW)
+    if metric.state.cause is Cause.WIDE:
+        return replace(metric, state=_wide(max(times, width**2)))
+    if times <= 1:
+        return metric
+    return replace(metric, state=State(Cause.FEW_EFFECTIVE, round(size), math.ceil(size * times)))
 
 
 class Sampled:
@@ -132,105 +150,48 @@ class Sampled:
         self._values = values
         self._edges = np.searchsorted(section, np.arange(sections * replications + 1))
         self._sections = sections
-        self._replications = replications
         self._least_for_p99 = least_for_p99
-        self._cycles: list[QueueCycles] | None = None
 
     def __len__(self) -> int:
         return len(self._values)
 
     def mean(self, unit: str) -> Metric:
         """Return the mean, with its interval."""
-        return self._estimate(lambda part: float(np.mean(part)), unit, MIN_FOR_REST, 1)
+        metric = self._estimate(lambda part: float(np.mean(part)), unit, MIN_FOR_REST)
+        if not metric.value:
+            return metric
+        # The error of a mean is in proportion to the standard deviation, which a few values make up in a heavy tail.
+        scv = float(np.var(self._values)) / metric.value**2
+        return by_size(metric, self.by_replication(), ENOUGH * max(1.0, scv))
 
     def quantile(self, q: float, unit: str) -> Metric:
         """Return a quantile, with its interval; none where too few requests were measured."""
         tail = q >= 0.99
-        return self._estimate(
-            lambda part: float(np.quantile(part, q)),
-            unit,
-            self._least_for_p99 if tail else MIN_FOR_REST,
-            MIN_SECTION_P99 if tail else 1,
-            tail=tail,
-        )
+        least, least_each = (self._least_for_p99, MIN_SECTION_P99) if tail else (MIN_FOR_REST, 1)
+        metric = self._estimate(lambda part: float(np.quantile(part, q)), unit, least, least_each)
+        if metric.value is None:
+            return metric
+        beyond = [(values > metric.value).astype(np.float64) for values in self.by_replication()]
+        return by_size(metric, beyond, ENOUGH_FOR_P99 if tail else ENOUGH)
+
+    def by_replication(self) -> list[Floats]:
+        """Return the values of each replication."""
+        edges = self._edges[:: self._sections]
+        return [self._values[a:b] for a, b in pairwise(edges)]
 
     def quantiles(self, q: list[float]) -> list[float]:
         """Return quantiles over everything, for drawing."""
         return [float(x) for x in np.quantile(self._values, q)] if len(self) else []
 
-    @property
-    def cycles(self) -> list[QueueCycles]:
-        """The cycles of requests, and of means of 16 (``STRIDES``)."""
-        if self._cycles is None:
-            means = (self._values[: len(self) // n * n].reshape(-1, n).mean(axis=1) for n in STRIDES if len(self) >= n)
-            self._cycles = [cycles_of(each) for each in means]
-        return self._cycles
-
-    def _estimate(
-        self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int, *, tail: bool = False
-    ) -> Metric:
+    def _estimate(self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int = 1) -> Metric:
         if len(self) < least:
             return Metric(None, unit=unit, state=State(Cause.FEW_REQUESTS, len(self), least))
-        parts = [self._values[a:b] for a, b in zip(self._edges[:-1], self._edges[1:], strict=True)]
-        steps = range(0, len(self._edges) - 1, self._sections)
-        whole = [self._values[self._edges[i] : self._edges[i + self._sections]] for i in steps]
-        metric = estimate(statistic(self._values), _each(statistic, parts), _each(statistic, whole), unit)
-        if not metric.settled:
-            return metric
-        if min(map(len, parts)) < least_each:
+        parts = [self._values[a:b] for a, b in pairwise(self._edges)]
+        whole = _each(statistic, self.by_replication())
+        metric = estimate(statistic(self._values), _each(statistic, parts), whole, unit)
+        if metric.settled and min(map(len, parts)) < least_each:
             return replace(metric, state=State(Cause.SMALL_SECTIONS, needed=least_each))
-        return replace(metric, state=self._state_by_cycles(metric, tail=tail))
-
-    def _state_by_cycles(self, metric: Metric, *, tail: bool) -> State:
-        """Return the state of a settled metric, unsettled if requests depend on each other and the run has few cycles.
-
-        Where half-widths are usually wide, those that pass for narrow come from runs without their share of long
-        queues, and their values are too low as well. The half-width doesn't show that, but the number of cycles does,
-        because it varies little.
-
-        :param tail: whether it is a p99.
-        """
-        assert metric.value is not None
-        assert metric.hi is not None
-        half = (metric.hi - metric.value) / metric.value if metric.value else 0.0
-        needed = (CYCLES_P99 if tail else CYCLES) * min(1.0, half / NARROW) ** 2
-        for found, (share, dependent) in zip(self.cycles, STRIDES.values(), strict=False):
-            depend = (found.independent / max(1, found.count) - INDEPENDENT) / (dependent - INDEPENDENT)
-            least = round(share * needed * min(1.0, depend))
-            if found.values >= MIN_STRIDES and found.count < least:
-                cause = Cause.FEW_CYCLES if found is self.cycles[0] else Cause.FEW_CYCLES_OF_MEANS
-                return State(cause, found.count, least)
-        return metric.state
-
-
-@dataclass(frozen=True, slots=True)
-class QueueCycles:
-    """How often values go from their lowest quarter to their highest: a queue has emptied and filled again.
-
-    :ivar independent: how often they would if they didn't depend on each other; one in eight, unless many are equal:
-        half of the waits may be 0.
-    :ivar values: how many there are.
-    """
-
-    count: int
-    independent: float
-    values: int
-
-
-def needs_longer_run(metric: Metric) -> bool:
-    """Return whether a metric is unsettled because the run has too few cycles; a longer run has more."""
-    return metric.state.cause in (Cause.FEW_CYCLES, Cause.FEW_CYCLES_OF_MEANS)
-
-
-def cycles_of(values: Floats) -> QueueCycles:
-    """Count the cycles of values in their order."""
-    low, high = np.quantile(values, [0.25, 0.75])
-    # A quarter may be equal to the highest of all; where all are equal, all are low.
-    side = (values >= high if high > low else values > high).astype(np.int8) - (values <= low)
-    side = side[side != 0]
-    highs = int(np.count_nonzero(side > 0))
-    independent = highs * (len(side) - highs) / len(side)
-    return QueueCycles(int(np.count_nonzero((side[1:] > 0) & (side[:-1] < 0))), independent, len(values))
+        return metric
 
 
 def _each(statistic: Callable[[Floats], float], parts: list[Floats]) -> Floats:
@@ -278,8 +239,9 @@ def share_of_requests(over: Floats, under: Floats, tail: Floats, sections: int) 
         state = SETTLED
     else:
         low, high, state = min(metric.lo, low), max(metric.hi, high), metric.state
-    if state == SETTLED:
-        state = _state_of(metric.value, max(metric.value - low, high - metric.value), is_share=True)
+    width = _width(metric.value, max(metric.value - low, high - metric.value), is_share=True)
+    if width > 1 and state.cause in (Cause.NONE, Cause.WIDE):
+        state = _wide(width**2)
     return replace(metric, lo=low, hi=high, state=state)
 
 

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sim.results.calibration import MIN_DRAWS, ReplicationValues, values_of_replication, with_calibration
 from sim.results.changes.baseline_impact import UsualImpact, usual_impact, with_impact
 from sim.results.changes.held_back_counterfactual import WithheldVersions, avoided
+from sim.results.metric_state import Cause
 from sim.results.model import Setup
 from sim.results.point import Metric, Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.sample_data import FaultWindow, ScenarioFacts
-from sim.results.statistics import needs_longer_run, sections_per_replication
+from sim.results.statistics import sections_per_replication
 from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario import Scenario
+from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
 from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
 from sim.world.memory.gpu_split import gpu_share
@@ -285,7 +287,7 @@ def doubled(scenario: Scenario, point: Point) -> Scenario | None:
 
 
 def is_too_short(scenario: Scenario, point: Point) -> bool:
-    """Return whether the interval of p99 E2E is wider than ``run.half_width`` allows, or has too few cycles behind it.
+    """Return whether p99 E2E has a wider interval than ``run.half_width`` allows, or too small a sample for it.
 
     Stopping at the first narrow interval would favour chance.
     """
@@ -293,7 +295,7 @@ def is_too_short(scenario: Scenario, point: Point) -> bool:
     if run.half_width is None or workload.requests is None or workload.trace is not None:
         return False
     metric = point.metrics["e2e_p99_s"]
-    return _is_too_wide(metric, run.half_width) or needs_longer_run(metric)
+    return _is_too_wide(metric, run.half_width) or metric.state.cause is Cause.FEW_EFFECTIVE
 
 
 def _is_too_wide(metric: Metric, half_width: float) -> bool:
@@ -353,8 +355,17 @@ def facts_of(world: World) -> ScenarioFacts:
         full_replicas=world.replicas - scenario.fleet.replicas,
         max_model_len=scenario.fleet.max_model_len,
         closed_loop=world.traffic.closed_loop,
+        requests=None if world.traffic.replayed else scenario.workload.requests,
+        steady=_is_steady(scenario),
         storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
     )
+
+
+def _is_steady(scenario: Scenario) -> bool:
+    """Return whether traffic and fleet stay the same throughout, so that only the start of a run differs."""
+    arrivals = scenario.workload.arrivals
+    changing = arrivals is None or isinstance(arrivals, (DiurnalArrivals, PiecewiseArrivals))
+    return not (changing or scenario.rollouts or scenario.faults)
 
 
 def _broken(scenario: Scenario) -> Iterator[FaultWindow]:

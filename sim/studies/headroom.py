@@ -33,7 +33,7 @@ from sim.world.build import build_world
 from sim.world.replication import simulate
 from sim.world.world import World
 
-COARSE, FINE = 4_000, 12_000
+COARSE, FINE = 4_000, 10_000
 """Requests of a simulation that brackets the multiple, and of one that locates it."""
 WARMUP = 0.3
 """Share of the requests at the start that is not measured: caches start cold, and queues empty."""
@@ -46,7 +46,7 @@ BRACKET, NARROW = 1.25, 1.08
 """Ratio of the ends of a bracket at which it is narrow enough for more requests, and for interpolation."""
 Strains = Mapping[str, float]
 """Value over target by term, and how near the traffic is to saturation as ``queues``; above 1 a term fails."""
-_LONGEST = 4
+_LONGEST = 2
 """How many times as many requests a simulation has at most where traffic changes with time."""
 _FULL_BATCHES = 12
 """Requests of the overloaded simulation, over all batch slots of the fleet: the first and last batches aren't full."""
@@ -55,6 +55,11 @@ _OVERLOADED = 4_000
 _OVERLOADS = (32.0, 512.0, 8192.0, 131072.0)
 """Multiples that are tried until one is far more than the fleet can serve."""
 _MOST = 40_000
+_COMPARABLE, _MOST_CORRECTED = 1.5, 1.25
+"""Strain up to which today's point and a short simulation of it are alike, and the largest correction between them:
+near saturation both depend on how long they are."""
+_STEEP = 3.0
+"""Strain above which the least multiple that fails is beyond a steep edge."""
 _COUNTS = ("completed", "unfinished", "refused", "failed")
 
 
@@ -98,8 +103,7 @@ class _Traffic:
         """Whether traffic changes with time, so that a multiple of it must last as long to be alike."""
         workload = self.scenario.workload
         moving = (OnOffArrivals, PiecewiseArrivals, DiurnalArrivals, MmppArrivals)
-        parts = (workload.sessions, workload.drift, workload.churn)
-        return isinstance(workload.arrivals, moving) or any(part is not None for part in parts)
+        return isinstance(workload.arrivals, moving) or workload.drift is not None or workload.churn is not None
 
     def world(self, multiple: float, requests: int) -> World:
         """Return the world at a multiple of the traffic.
@@ -141,6 +145,7 @@ class _Search:
         self._terms = traffic.scenario.slo.terms()
         known = today is not None and all(today.metrics[name].value is not None for name in self._terms)
         self._today = today if known else None
+        self._corrections: dict[str, float] | None = None
         self._saturation: float | None = None
         self.probes: list[Probe] = []
         self._failing: tuple[float, World, Recording] | None = None
@@ -151,7 +156,13 @@ class _Search:
             return Headroom(CLOSED_LOOP)
         if not self._traffic.closed:
             self._saturation = self._find_saturation()
-        edge = self._find_edge()
+        try:
+            edge = self._find_edge()
+        except InputError:  # such as more sessions at a time than can be simulated
+            held = [probe.multiple for probe in self.probes if probe.strain <= 1]
+            if not held:
+                raise
+            edge = Edge(ALWAYS, lo=max(held))
         return Headroom(
             edge.outcome,
             edge.multiple,
@@ -200,28 +211,54 @@ class _Search:
         """Simulate a multiple of the traffic, unless it is today's and known."""
         if multiple == 1 and self._today is not None:
             return self._judge(multiple, self._today)
-        world = self._traffic.world(multiple, FINE if fine else COARSE)
+        if fine and self._today is not None and self._corrections is None:
+            self._corrections = self._compare(self._today)
+        point, world, recording = self._simulate(multiple, FINE if fine else COARSE)
+        strains = self._judge(multiple, point)
+        if max(strains.values()) > 1 and (self._failing is None or fine or multiple <= self._failing[0]):
+            self._failing = (multiple, world, recording)
+        return strains
+
+    def _compare(self, today: Point) -> dict[str, float]:
+        """Return by term how far a simulation of today's traffic is from today's point, which has more requests.
+
+        Multiples of the traffic have the same requests, and so nearly the same error: of a p99 of times, which
+        depends on a few long answers, most of it. A term that grows steeply crosses its target at nearly the same
+        multiple whatever its error.
+        """
+        steep = min((probe.strain for probe in self.probes if probe.strain > 1), default=1.0) > _STEEP
+        if not self._terms or steep or _requests(today) < FINE:
+            return {}
+        point, _, _ = self._simulate(1.0, FINE)
+        found = {}
+        for name, target in self._terms.items():
+            own, exact = (_term_strain(each, name, target) for each in (point, today))
+            if 0 < exact <= _COMPARABLE and 0 < own <= _COMPARABLE:
+                found[name] = min(max(exact / own, 1 / _MOST_CORRECTED), _MOST_CORRECTED)
+        return found
+
+    def _simulate(self, multiple: float, requests: int) -> tuple[Point, World, Recording]:
+        world = self._traffic.world(multiple, requests)
         recording = simulate(world, 0, SECTIONS)
         if self._terms:
             metrics, late, _ = measure_alone(recording, facts_of(world))
             point = Point({}, metrics, late=late)
         else:
             point = summarise([recording], facts_of(world), {}, [])
-        strains = self._judge(multiple, point)
-        if max(strains.values()) > 1 and (self._failing is None or fine or multiple <= self._failing[0]):
-            self._failing = (multiple, world, recording)
-        return strains
+        return point, world, recording
 
     def _judge(self, multiple: float, point: Point) -> Strains:
         """Return the strains of a point; without an SLO the loaders' load counts too, which misses may take first."""
-        strains = {name: _term_strain(point, name, target) for name, target in self._terms.items()}
+        corrections = {} if point is self._today else self._corrections or {}
+        strains = {
+            name: _term_strain(point, name, target) * corrections.get(name, 1.0) for name, target in self._terms.items()
+        }
         loads = [0.0 if self._saturation is None else multiple / self._saturation]
         if not self._terms:
             loads.append(point.capacity.loader.offered_load or 0.0)
         strains[QUEUES] = max(loads)
         term = max(strains, key=lambda name: strains[name])
-        requests = sum(point.metrics[name].value or 0.0 for name in _COUNTS)
-        self.probes.append(Probe(multiple, round(requests), strains[term], term))
+        self.probes.append(Probe(multiple, _requests(point), strains[term], term))
         return strains
 
     def _failing_point(self) -> Point | None:
@@ -255,6 +292,11 @@ def _served(recording: Recording) -> float:
         if last > first and times[last] > times[first]:
             rates.append((last - first) / float(times[last] - times[first]) * len(finished) / len(times))
     return min(rates, default=math.inf)
+
+
+def _requests(point: Point) -> int:
+    """Return how many requests were measured."""
+    return round(sum(point.metrics[name].value or 0.0 for name in _COUNTS))
 
 
 def _term_strain(point: Point, name: str, target: float) -> float:
@@ -293,7 +335,7 @@ def find_edge(strains: Strained, least: float, most: float, *, top_fails: bool) 
     if fails(at):
         lo, hi = at / 2, at
         while fails(lo):
-            if lo < least:
+            if lo <= least:
                 return Edge(NEVER, hi=lo)
             lo, hi = lo / 2, lo
     else:

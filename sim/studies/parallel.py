@@ -56,6 +56,22 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
         raise
 
 
+def start_workers(jobs: int) -> None:
+    """Start the worker processes and let them import the simulator.
+
+    Only then does the work start, and with it the clock by which the time left is estimated.
+    """
+    from joblib import cpu_count
+
+    workers = cpu_count() if jobs < 0 else jobs
+    for _ in unordered(_import_simulator, [()] * workers, jobs):
+        pass
+
+
+def _import_simulator() -> None:
+    import sim.studies.evaluate  # noqa: F401
+
+
 def end_with_parent(parent: int) -> None:
     """Make this process end soon after its parent, even if the parent was killed.
 

@@ -49,7 +49,7 @@ def finished_study(
     """
     try:
         data = read_finished(out)
-        if data is None or (headroom and data.headroom is None):
+        if data is None or (headroom and not data.manifest.get("headroom")):
             return None
         inputs = [digests_of(loaded.with_values(set_) if set_ else loaded) for set_ in sets]
     except InputError:

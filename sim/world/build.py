@@ -97,7 +97,7 @@ def build_world(scenario: Scenario) -> World:
         )
     if scenario.cache.pinned and (scenario.workload.churn or scenario.workload.drift):
         notes.append(
-            "pinned adapters are those that are popular at the start; they keep their places as popularity moves on"
+            "pinned adapters are those that are popular at the start; they stay pinned when popularity changes"
         )
     notes += _begins_unseen(scenario, traffic) + _client_notes(traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
@@ -182,9 +182,8 @@ def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
     if not early:
         return []
     return [
-        f"{' and '.join(early)} begin{'s' if len(early) == 1 else ''} in the warm-up, so what follows at once isn't "
-        f"measured, and there is no time before to compare with; begin after {human_seconds(measured_s)}, or lower "
-        "run.warmup"
+        f"{' and '.join(early)} begin{'s' if len(early) == 1 else ''} in the warm-up, so the first effects are not "
+        f"measured and there is no baseline; begin after {human_seconds(measured_s)}, or lower run.warmup"
     ]
 
 

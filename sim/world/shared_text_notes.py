@@ -23,7 +23,7 @@ def shared_text_notes(scenario: Scenario, traffic: Traffic, kv_tokens: int | Non
     fleet = scenario.fleet
     if scenario.router_policy.reads_text and fleet.replicas > 1 and not traffic.shares_text:
         raise ScenarioError(
-            "this router goes by the text that requests share, and here they share none",
+            "this router routes by shared text, but these requests share none",
             key="router.policy",
             got=scenario.router.policy,
             hint=f"give {SHARING}",

@@ -282,7 +282,7 @@ def test_a_failure_inside_is_one_line_and_debug_shows_it(
     monkeypatch.setattr("sim.studies.sweep.make_design", broken)
     ended = loraplan("run", "quickstart")
     assert ended.code == 3
-    assert ended.err == "error: a failure inside loraplan: ZeroDivisionError: oh; --debug shows where\n"
+    assert ended.err == "error: internal failure: ZeroDivisionError: oh; run it again with --debug to see where\n"
 
 
 @pytest.mark.parametrize(

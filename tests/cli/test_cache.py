@@ -137,7 +137,7 @@ def test_the_command_meets_libcachesim(loraplan: CommandLine, shared: Path) -> N
     [
         (["--policy", "sive"], "error: --policy: unknown eviction policy (got sive, allowed: lru, fifo, "),
         (["--policy", "sive"], "did you mean 'sieve'?"),
-        (["--policy", "lru,,fifo"], "error: --policy: nothing stands between two commas"),
+        (["--policy", "lru,,fifo"], "error: --policy: there is nothing between two commas"),
         (["--policy", "vllm-lru"], "error: --policy: this policy decides by what runs in a batch"),
         (["--capacity", "10"], "error: --capacity: a size needs its unit (got 10, allowed: a size such as 50 MB"),
         (["--capacity", "2GB,ten"], "error: --capacity: not a size (got ten"),

@@ -47,15 +47,20 @@ def compared(loraplan: CommandLine, one: Path, other: Path, *options: str) -> di
 def test_more_slots_are_better_and_fewer_worse(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
     ended = loraplan("compare", str(runs / "small"), str(runs / "large"))
     assert ended.code == 0
-    assert "Yes, B is better than A: p99 E2E" in ended.out
+    assert "Better with 400 GPU slots instead of 200: p99 E2E" in ended.out
     assert re.search(r"cache\.gpu\.slots +200 +400", ended.out)
     assert re.search(r"p99 E2E, SLO 400 ms .* clearly better", ended.out)
     assert "A and B met the same requests at the same times" in ended.out
     assert ended.err == ""
     page = tmp_path / "runs/compare-small-large/report.html"
     assert str(page.relative_to(tmp_path)) in ended.out
-    assert "Yes, B is better than A" in page.read_text(encoding="utf-8")
-    assert loraplan("compare", str(runs / "large"), str(runs / "small")).out.count("No, B is worse than A") == 1
+    assert "Better with 400 GPU slots instead of 200" in page.read_text(encoding="utf-8")
+    assert (
+        loraplan("compare", str(runs / "large"), str(runs / "small")).out.count(
+            "Worse with 200 GPU slots instead of 400"
+        )
+        == 1
+    )
 
 
 def test_json_has_every_metric_and_stable_keys(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
@@ -102,7 +107,7 @@ def test_check_fails_only_where_an_slo_term_is_clearly_worse(loraplan: CommandLi
 
 def test_a_run_beside_itself_does_not_differ(loraplan: CommandLine, runs: Path) -> None:
     ended = loraplan("compare", str(runs / "small"), str(runs / "small"))
-    assert "B is neither better nor worse than A: p99 E2E is the same." in ended.out
+    assert "No difference between A and B: p99 E2E is the same." in ended.out
     assert "The scenarios don't differ." in ended.out
     assert ended.err == "note: A and B are the same run.\n"
     assert loraplan("compare", str(runs / "small"), str(runs / "small"), "--quiet").err == ""

@@ -252,7 +252,7 @@ def test_a_file_that_is_no_record_is_one_line(loraplan: CommandLine, content: by
         (("runs.csv", "--record", "r.json.gz"), "--record: give either measured runs or a record, not both (got r"),
         (("--record", "nowhere.json.gz"), "nowhere.json.gz: can't read the record (got No such file or directory)"),
         (("--record", "."), "can't read the record"),
-        (("--fit-on", "r.json.gz"), "--record: costs fitted for nothing; give the record to predict"),
+        (("--fit-on", "r.json.gz"), "--record: --fit-on needs a record to predict; give --record FILE"),
         (("--record", "r.json.gz", "--out", "o"), "--lengths, --profile-dir and --out go with RUNS.csv (got o"),
         (("--record", "r.json.gz", "--fit-on", "nowhere"), "nowhere: can't read the record"),
         (

@@ -225,6 +225,7 @@ def test_a_model_that_loraplan_does_not_know_is_built_and_simulated(tmp_path: Pa
     assert built.code == 0, built.err
     assert json.loads(built.out)["name"] == "l40s/ours-fp8-tp2/vllm-0.24.0"
     profile, _ = load_profile("./p.json")
+    assert "--model config.json --name ours --tp 2" in profile.provenance.command
     assert base_shape(profile) == ModelShape(6144, 16384, 40, 48, 8, vocab=152064, qkv_bias=True)
     linear, rest = 40 * base_shape(profile).linear_parameters(), 2 * 152064 * 6144 + 81 * 6144 + 40 * 64 * 128
     assert profile.memory.weights_bytes == linear + 2 * rest

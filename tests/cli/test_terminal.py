@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,36 @@ def test_a_table_too_wide_goes_on_below_with_its_first_column(width: int) -> Non
             assert text.count(f" {cell}") == 1, "no cell is cut or broken"
 
 
+def test_a_number_and_its_unit_stay_on_one_line_of_a_cell() -> None:
+    from rich.console import Console
+
+    cell = "104 ms (better: −41.4 ms to −29.9 ms)"
+    for width in range(40, 60):
+        console = Console(width=width, highlight=False)
+        with console.capture() as captured:
+            console.print(TerminalTable(["change of something", "p99"], [["rank 16, all layers", cell]], fits=True))
+        lines = captured.get().splitlines()
+        assert not [line for line in lines if re.search(r"  ms\b", line)], width
+        assert all(len(line.rstrip()) <= width for line in lines)
+
+
+def test_columns_that_can_be_spared_are_left_out_and_named() -> None:
+    from rich.console import Console
+
+    table = TerminalTable(["name", "one", "two", "three"], [["n" * 20, *["12345678"] * 3]], optional=(1, 3), fits=True)
+    shown = {}
+    for width in (60, 42, 32):
+        console = Console(width=width, highlight=False)
+        with console.capture() as captured:
+            console.print(table)
+        shown[width] = captured.get()
+    assert shown[60].split() == ["name", "one", "two", "three", "n" * 20, *["12345678"] * 3]
+    assert shown[42].splitlines()[0].split() == ["name", "two", "three"]
+    assert shown[42].splitlines()[-1].rstrip() == "A wider terminal also shows: one"
+    assert shown[32].splitlines()[0].split() == ["name", "two"]
+    assert "one, three" in " ".join(shown[32].split())
+
+
 def test_without_a_terminal_a_table_is_one_piece() -> None:
     from rich.console import Console
 
@@ -232,3 +263,23 @@ def test_a_headline_about_an_impact_has_no_mark(terminal: CommandLine, monkeypat
     lost = "faults=[{kind: misrouting, probability: 50%}]"
     shown = plain(terminal("run", "small.yaml", "--quiet", "--set", "cache.gpu.slots=60", "--set", lost).out)
     assert re.match(r"small: The SLO is (probably )?met, but the fault affected ", shown), shown
+
+
+# Snapshots
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 200])
+def test_snapshots_fit_and_are_what_commands_print(
+    terminal: CommandLine, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "terminal_snapshots.py"))
+    text = (tool["SNAPSHOTS"] / f"{width}-columns.txt").read_text(encoding="utf-8")
+    parts = dict(part.split("\n", 1) for part in re.split(r"(?m)^\$ loraplan ", text)[1:])
+    assert list(parts) == [*tool["QUICK"], *tool["SIMULATING"]]
+    for command, shown in parts.items():
+        assert [line for line in shown.splitlines() if not fits(line, width)] == [], command
+    monkeypatch.setenv("COLUMNS", str(width))
+    for command in tool["QUICK"]:
+        ended = terminal(*command.split())
+        both = ended.err + ended.out
+        assert parts[command].strip("\n") == tool["plain"](both).strip("\n"), command

@@ -45,7 +45,7 @@ def test_a_healthy_adapter_costs_nothing(loraplan: CommandLine) -> None:
     write_adapter(Path("fine"), LEARNED)
     ended = loraplan("vet", "fine", "--scenario", "retrain-1000-adapters")
     assert ended.code == 0
-    assert ended.out.endswith("No remedy that was found changes what serving costs, so there is nothing to price.\n")
+    assert ended.out.endswith("None of the remedies changes what serving costs, so there is nothing to price.\n")
     assert not Path("runs").exists()
     assert json.loads(loraplan("vet", "fine", "--scenario", "retrain-1000-adapters", "--json").out)["priced"] is None
 

@@ -104,8 +104,7 @@ def _no_constant(text: str) -> None:
 
 def _unexplained(err: str) -> list[str]:
     errors = [text for text in err.splitlines() if text.startswith("error: ")]
-    usage = "Usage:" in err or err.startswith("Error: ")  # Typer's own
-    if not errors and not usage:
+    if not errors and "Usage:" not in err:  # the help of a command without its arguments
         return [f"exit code 2 without a reason: {err[:300]!r}"]
     return [f"an error of one word: {text!r}" for text in errors if " " not in text.removeprefix("error: ").strip()]
 

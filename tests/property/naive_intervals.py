@@ -56,6 +56,7 @@ from naive_parts import (
     Part,
     Replication,
     Request,
+    admitted,
     completed,
     e2e_s,
     has_targets,
@@ -69,6 +70,7 @@ from scipy.stats import t as student_t
 
 SECTIONS_IN_ALL = 20
 MIN_REQUESTS_MEAN = 20
+MIN_REQUESTS_RATIO = 100
 MIN_REPLICATIONS_AS_SECTIONS = 5
 NORMAL = 1.959964
 RARE = 0.01
@@ -112,6 +114,8 @@ RATIOS: dict[str, Statistic] = {
     "replica_load_skew": replica_load_skew,
 }
 HISTOGRAMS: dict[str, Statistic] = {"itl_p99_s": itl_p99_s}
+OF_CACHE = ("miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loads_per_request")
+"""Counted over the admitted requests for adapters."""
 OF_TOKENS = ("tpot_mean_s", "itl_mean_s", "itl_p99_s", "output_tokens_per_s")
 """Engine ``fixed`` has no tokens."""
 SHARES = (
@@ -390,6 +394,7 @@ class SecondCount:
     def usual(self) -> dict[str, Counted]:
         """What is not a count, nor of rollouts and faults."""
         here = len(completed(self.wholes))
+        served = len(admitted(self.wholes))
         counted = {}
         for name, statistic in MEANS.items():
             if self.facts.fixed_engine and name in OF_TOKENS:
@@ -407,7 +412,8 @@ class SecondCount:
                 continue
             if name == "replica_load_skew" and self.facts.base_replicas == 1:
                 continue
-            counted[name] = self.attainment() if name == "slo_attainment" else self.of_sections(name, statistic, True)
+            enough = name not in OF_CACHE or not 0 < served < MIN_REQUESTS_RATIO
+            counted[name] = self.attainment() if name == "slo_attainment" else self.of_sections(name, statistic, enough)
         return counted
 
     def counts(self) -> dict[str, Counted]:

@@ -112,15 +112,15 @@ def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iter
             continue
         if name not in GAPS_IN_BINS and not (near(theirs.low, ours.lo) and near(theirs.high, ours.hi)):
             yield f"{name}: {ours.lo} to {ours.hi}, counted {theirs.low} to {theirs.high}"
-        if ours.value is not None and theirs.settled != ours.settled and not (theirs.settled and cycles_may_lack(ours)):
+        if ours.value is not None and theirs.settled != ours.settled and not (theirs.settled and is_small(ours)):
             yield f"{name}: settled {ours.settled}, counted {theirs.settled} ({ours.note})"
         if ours.parts and not parts_agree(name, ours.parts, theirs):
             yield f"{name}: parts {ours.parts}, counted {theirs.in_sections} or {theirs.in_replications}"
 
 
-def cycles_may_lack(metric: Metric) -> bool:
-    """Whether a metric is unsettled for want of cycles, which aren't counted here."""
-    return metric.state.cause in (Cause.FEW_CYCLES, Cause.FEW_CYCLES_OF_MEANS)
+def is_small(metric: Metric) -> bool:
+    """Whether a metric is unsettled for its effective sample size, which isn't counted here."""
+    return metric.state.cause is Cause.FEW_EFFECTIVE
 
 
 def same_value(name: str, exact: float | None, value: float | None) -> bool:

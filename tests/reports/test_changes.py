@@ -235,12 +235,23 @@ def test_misrouting_says_how_many_wrong_answers_were_caught() -> None:
     )
 
 
-def test_routers_are_compared_by_loads_and_skew() -> None:
+def test_routers_are_compared_by_latency_then_by_loads_and_skew() -> None:
     run = samples.routers()
     said = sweep_answer(run.points, TERMS)
-    assert said.headline.startswith("Fewest loads with affinity-residency: 10 (9.8")
-    assert "per 1,000 requests, at a load skew of 1.3" in said.headline
-    assert "With round-robin: 400 (394 to 406), 40 times as many, at 1 (" in said.headline
+    assert (
+        said.headline
+        == "Use affinity-residency or hash: p99 TTFT is 99 ms to 105 ms instead of 685 ms with round-robin."
+    )
+    assert said.details[0].startswith("Loads per request: lowest with affinity-residency, 0.01 (")
+    assert said.details[1].startswith("Load skew of replicas: lowest with round-robin, 1 (")
+    same = [
+        replace(point, metrics={**point.metrics, "ttft_p99_s": run.points[0].metrics["ttft_p99_s"]})
+        for point in run.points
+    ]
+    assert (
+        sweep_answer(same, TERMS).headline
+        == "The router makes no clear difference: p99 TTFT is 685 ms with all of them."
+    )
     table = side_by_side(run.points, make_axes(run.points), TERMS)
     assert table is not None
     assert table.head == ["router policy", "round-robin", "hash", "affinity-residency"]
@@ -290,7 +301,12 @@ def test_charts_mark_events_and_draw_versions() -> None:
     run = samples.strategies()
     axes = make_axes(run.points)
     timeline = timeline_chart(run.points[0], "")
-    versions, moments = version_chart(run.points, axes), moments_chart(run.points, axes)
+    versions = version_chart(run.points, axes)
+    assert moments_chart(run.points, axes) is None  # all lines are equal
+    first, second, *others = run.points
+    slow = [None if value is None else 4 * value for value in second.timeline.ttft_p99_s]
+    slower = replace(second, timeline=replace(second.timeline, ttft_p99_s=slow))
+    moments = moments_chart([first, slower, *others], axes)
     assert timeline is not None
     assert versions is not None
     assert moments is not None
@@ -298,8 +314,12 @@ def test_charts_mark_events_and_draw_versions() -> None:
     assert "p99 TTFT by arrival" in timeline.table.head
     assert timeline.table.rows[0][timeline.table.head.index("p99 TTFT by arrival")] == "–"
     assert [words for words, _ in versions.legend] == ["version 1", "version 2", "refused or failed"]
-    assert "lazy-reread ends with 0 % version 1, 99 % version 2, 1 % refused or failed." in versions.desc
-    assert "drain-then-swap up to 800 ms p99 TTFT by arrival" in moments.desc
+    assert (
+        "in-place; drain-then-swap; lazy-reread ends with 0 % version 1, 99 % version 2, 1 % refused or failed."
+        in versions.desc
+    )
+    assert "drain-then-swap up to 3.2 s p99 TTFT by arrival" in moments.desc
+    assert "E2E" not in moments.desc
     assert moments_chart(run.points, []) is None
     still = samples.rates()
     assert version_chart(still.points, make_axes(still.points)) is None

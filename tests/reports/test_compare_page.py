@@ -13,10 +13,10 @@ from one_script import without_script
 from test_report import LOADING, Page
 
 from reports.answers.run_comparison import Comparison, compare_runs, key_metrics, worse_terms
-from reports.charts.comparison_charts import charts_of
+from reports.charts.comparison_charts import charts_of, points_chart
 from reports.pages.comparison_page import write_page
 from reports.tables.comparison_tables import key_table, terminal_table
-from reports.text.comparison_text import as_json, details, headline
+from reports.text.comparison_text import as_json, change_phrase, details, headline, side_names
 from reports.text.deltas import change_cell, interval_words, relative_cell, signed
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
@@ -88,15 +88,13 @@ def test_the_answer_is_one_sentence() -> None:
     assert headline(single(p99=0.4, slo={"e2e_p99": "1 s"})).startswith(
         "No, B is worse than A: p99 E2E 300 ms → 400 ms"
     )
-    assert (
-        headline(ALL["same"]) == "B is neither better nor worse than A: p99 TTFT, p99 E2E and miss ratio are the same."
-    )
+    assert headline(ALL["same"]) == "No difference between A and B: p99 TTFT, p99 E2E and miss ratio are the same."
     assert headline(ALL["mixed"]) == (
         "It depends: B is better in p99 TTFT 288 ms → 192 ms (−33.3 %), p99 E2E 300 ms → 200 ms (−33.3 %), but worse "
         "in miss ratio 80 % → 90 % (+12.5 %)."
     )
     assert headline(ALL["swept"]).startswith(
-        "It depends: of 3 points B is better at 1, worse at 1, not clearly different at 1, by p99 TTFT, p99 E2E"
+        "It depends: B is better at 1, worse at 1, not clearly different at 1 of 3 points, by p99 TTFT, p99 E2E"
     )
     assert headline(ALL["names"]) == (
         "Yes, B is better than A at all 2 points: p99 TTFT, p99 E2E; nowhere clearly in miss ratio."
@@ -107,6 +105,26 @@ def test_the_answer_is_one_sentence() -> None:
     )
     assert ALL["open"].word == "open"
     assert headline(ALL["rollouts"]).startswith("No, B is worse than A: affected beyond the usual 220 → 4,000")
+
+
+def test_the_headline_says_what_differs() -> None:
+    better, many = ALL["better"], ALL["names"]
+    slots = (("cache.gpu.slots", "32", "64"),)
+    assert headline(replace(better, changed=slots)).startswith("Better with 64 GPU slots instead of 32: p99 E2E 300 ms")
+    assert headline(replace(many, changed=slots)).startswith("Better with 64 GPU slots instead of 32 at all 2 points")
+    assert side_names(replace(better, changed=slots)) == ("32 GPU slots", "64 GPU slots")
+    two = (*slots, ("cache.eviction", "lru", "sieve"), ("run.seed", "1", "2"))
+    assert (
+        change_phrase(replace(better, changed=two))
+        == "64 GPU slots instead of 32 and eviction policy sieve instead of lru"
+    )
+    assert side_names(replace(better, changed=two)) == ("A", "B")
+    engine = (("fleet.engine", "vllm-0.8", "sglang"), ("cache.eviction", "vllm-lru", "lru"))
+    assert change_phrase(replace(better, changed=engine)) == "engine sglang instead of vllm-0.8"
+    lost = replace(single(p99=0.5, slo={"e2e_p99": "400 ms"}), changed=slots)
+    assert headline(lost).startswith(
+        "Worse with 64 GPU slots instead of 32: the SLO is met with 32 GPU slots alone; p99"
+    )
 
 
 def test_the_slo_is_judged_on_both_sides() -> None:
@@ -125,7 +143,7 @@ def test_overload_and_the_slo_decide_before_any_change() -> None:
     )
     lost = single(p99=0.5, miss=0.7, slo={"e2e_p99": "400 ms", "miss_ratio": "90%"})
     assert headline(lost).startswith("No, B is worse than A: the SLO is met with A alone; p99 E2E 300 ms → 500 ms")
-    assert any(text.startswith("In addition, B is clearly better in miss ratio 80 % → 70 %") for text in details(lost))
+    assert any(text.startswith("Also clearly better: miss ratio 80 % → 70 %") for text in details(lost))
     assert as_json(lost)["points"][0]["why"] == "the SLO is met with A alone"
     # A time that an overloaded run has is worse, however wide its interval.
     full = replace(ALL["overload"], terms={"ttft_p99_s": 10.0, "miss_ratio": 1.0})
@@ -175,11 +193,14 @@ def test_charts_share_axes() -> None:
     idents = [chart.ident for chart in charts_of(ALL["better"])]
     assert idents == ["changes", "cdf-ttft", "cdf-e2e", "stages"]
     swept_ = charts_of(ALL["swept"])
-    assert [chart.ident for chart in swept_][:2] == ["curves-ttft-p99-s", "change-ttft-p99-s"]
+    assert [chart.ident for chart in swept_][:2] == ["curves-ttft-p99-s", "curves-e2e-p99-s"]
     assert "A goes from 288 ms" in swept_[0].desc
     assert "B goes from 192 ms" in swept_[0].desc
     assert [row[0] for row in swept_[1].table.rows] == ["25", "26", "33"]
-    dots = next(chart for chart in charts_of(ALL["many"]) if chart.ident.startswith("change-"))
+    assert charts_of(swept(other=(0.3, 0.3, 0.3))) == []
+    many = ALL["many"]
+    dots = points_chart(many, many.axes, "ttft_p99_s")
+    assert dots is not None
     assert "24 of 60 points" in dots.caption
     assert len(dots.table.rows) == 60
 

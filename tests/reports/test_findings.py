@@ -13,6 +13,7 @@ import samples
 from reports.answers.bottleneck import limits
 from reports.answers.findings import find_cliff, sweep_focus
 from reports.axes import make_axes
+from reports.tables.metric_tables import base_model_table, metrics_table
 from reports.text.answer_text import answer, sweep_answer
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
@@ -66,6 +67,14 @@ def test_shares_of_requests_say_so_where_others_ask_for_the_base_model() -> None
     assert any(" of requests miss and start a load" in said for said in answer(made, {}).details)
     mixed = replace(made, traffic={**made.traffic, "base_share": 0.4})
     assert any("50 % of requests for adapters miss and start a load" in said for said in answer(mixed, {}).details)
+
+
+def test_misses_are_left_out_where_no_request_is_for_an_adapter() -> None:
+    made = samples.make_point()
+    assert "miss ratio" in [row[0] for row in metrics_table(made).rows]
+    alone = replace(made, traffic={**made.traffic, "base_share": 1.0})
+    assert not {"miss ratio", "hit ratio", "loads per request"} & {row[0] for row in metrics_table(alone).rows}
+    assert base_model_table(alone) is None
 
 
 def blocking(**changes: float | None) -> Point:

@@ -8,16 +8,16 @@ import pytest
 import samples
 
 from reports.text.headroom_text import headroom_sentences, times_words
-from sim.results.model import SlotUse
+from sim.results.model import BatchSlotUse, Capacity, SlotUse
 from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom
 
-SHORT = replace(samples.make_point(), capacity=replace(samples.make_point().capacity, slots=SlotUse(0.3)))
+SHORT = replace(samples.make_point(), capacity=Capacity(slots=SlotUse(0.3), seats=BatchSlotUse(0.0)))
 FOUND_ABOVE = Headroom(FOUND, 1.43, 1.4, 1.5, "ttft_p99_s", saturation=4.0, failing=SHORT)
 
 
 def test_it_says_what_fails_where_and_why() -> None:
     assert headroom_sentences(FOUND_ABOVE) == (
-        "P99 TTFT misses its target at about 1.4 times the traffic. What limits it there: slots. During 30 % of the "
+        "p99 TTFT misses its target at about 1.4 times the traffic. What limits it there: slots. During 30 % of the "
         "time every slot was in use by a running request while others waited. Today's traffic is 25 % of what full "
         "batches could serve."
     )

@@ -483,7 +483,7 @@ def test_lies_in_a_run_are_counted_and_kept(server: HostileServer, serve: Serve,
     server.answers["/v1/completions"], server.good_for = chunks(EVENTS[what][0]), 4 + 20
     code, said = serve("--json")
     assert code == 0, said
-    assert "10 requests were not served and count nowhere" in said
+    assert "10 requests were not served and are in no metric" in said
     rows = [json.loads(line) for line in Path("runs/serve-short/requests-1.jsonl").read_text().splitlines()]
     assert sum(row["status"] == "broken" for row in rows) == 10
     json.loads(Path("runs/serve-short/comparison.json").read_text())

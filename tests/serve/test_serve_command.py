@@ -204,7 +204,7 @@ def test_refused_requests_are_counted(
     server.token_s = 0.0
     done = serve(loraplan, server, "--set", "workload.arrivals.rate=20/s")
     assert done.code == 0
-    assert "requests were not served and count nowhere: HTTP 429: no room for anybody" in done.err
+    assert "requests were not served and are in no metric: HTTP 429: no room for anybody" in done.err
     refused = [row for row in kept() if row["status"] == "refused"]
     assert 5 <= len(refused) <= 15
 
@@ -214,7 +214,7 @@ def test_answers_that_break_off_are_counted(loraplan: CommandLine, server: FakeS
     server.breaks_with = error
     done = serve(loraplan, server)
     assert done.code == 0, done.err
-    assert "10 requests were not served and count nowhere: no room" in done.err
+    assert "10 requests were not served and are in no metric: no room" in done.err
     assert sum(row["status"] == "broken" for row in kept()) == 10
 
 
@@ -264,8 +264,8 @@ def test_a_kept_file_that_cannot_be_made(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "--launch: which server?"),
-        (("--launch", "vllm", "--url", "http://h:1"), "which server? (got both"),
+        ((), "--launch: give one server"),
+        (("--launch", "vllm", "--url", "http://h:1"), "give one server (got both"),
         (("--launch", "sglang"), "can't start this (got sglang, allowed: vllm); others: by --url"),
         (("--url", "h:80", "--fit"), "--url: this is not the URL of a server"),
         (("--url", "http://h:1", "--fit", "--profile", "p.json"), "either fit a profile or give one"),

@@ -36,8 +36,8 @@ LOADS = {
     "tier": [FROM_STORAGE, FROM_STORAGE, FROM_HOST, FROM_STORAGE],
     "replica": [0, 0, 0, 0],
 }
-REPLICATIONS = 8
-"""All the same: a mean needs 20 requests."""
+REPLICATIONS = 25
+"""All the same: a miss ratio needs 100 requests."""
 
 
 def recording() -> Recording:

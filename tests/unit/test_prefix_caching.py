@@ -337,7 +337,7 @@ def refused(folder: Path, *changes: str) -> str:
         ),
         (
             ("workload.prefix=null", "fleet.replicas=2", "router.policy=affinity-prefix"),
-            "router.policy: this router goes by the text that requests share, and here they share none",
+            "router.policy: this router routes by shared text, but these requests share none",
         ),
     ],
 )

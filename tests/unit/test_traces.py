@@ -154,7 +154,7 @@ def test_a_silence_and_ties_are_told(tmp_path: Path) -> None:
     times = [float(i) for i in range(400)] + [40_000.0 + i for i in range(100)]
     text = "timestamp_s,adapter_id,input_tokens,output_tokens\n" + "".join(f"{t},a,1,1\n" for t in times)
     data = read(tmp_path, text.encode())
-    assert data.notes == (f"{tmp_path}/t: the longest silence, 3.96e+04 s, ends with row 402",)
+    assert data.notes == (f"{tmp_path}/t: the longest gap without requests, 3.96e+04 s, ends with row 402",)
     assert text.splitlines()[401].startswith("40000.0")
     tied = "timestamp_s,adapter_id,input_tokens,output_tokens\n" + "".join(f"{i // 5},a,1,1\n" for i in range(12))
     assert read(tmp_path, tied.encode()).notes == (f"{tmp_path}/t: 12 of 12 requests share their time with another",)

@@ -128,7 +128,7 @@ def test_rows_are_counted_in_lines_of_the_file(tmp_path: Path) -> None:
         (HEADER.replace(b"output_tokens", b"input_tokens") + GOOD, "t:1: column output_tokens is missing"),
         (
             HEADER.replace(b"\n", b",input_tokens\n") + b"1,a,5,5,5\n",
-            "t:1: input_tokens: a column stands twice in the header",
+            "t:1: input_tokens: a column occurs twice in the header",
         ),
         (b'{"timestamp_s": 1,', "t:1: not a line of JSON"),
         (b"PAR1 and no more", "t: the Parquet file can't be read"),

@@ -294,7 +294,7 @@ def test_the_report_says_what_was_held_and_why(file: Path) -> None:
     value, total = held_back(point).answered.value, held_back(point).requests
     assert told.headline.startswith("Held back: rollouts.0, v2 shows underfitting (likely). The version ")
     assert f"held back would have answered {value:,.0f} of {total:,} requests" in told.headline
-    assert told.details[0].startswith("Had it gone out in the meantime: p99 TTFT ")
+    assert told.details[0].startswith("If it had been rolled out: p99 TTFT ")
     assert any(
         warning.startswith("rollouts.0 is held back: v2 shows underfitting (likely): the training loss was ")
         for warning in point.warnings

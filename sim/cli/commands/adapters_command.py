@@ -29,10 +29,10 @@ class AdaptersOptions:
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with PEFT adapters in it or below.")]
     engine: Annotated[str | None, typer.Option(help="Check them against an engine's preset, such as vllm-0.32.")] = None
     max_rank: Annotated[
-        int | None, typer.Option(help="The engine's largest rank; unset: what the adapters need.", min=1)
+        int | None, typer.Option(help="The engine's largest rank. Default: what the adapters need.", min=1)
     ] = None
     base_model: Annotated[
-        str | None, typer.Option(help="The base model that is served; unset: what most adapters name.")
+        str | None, typer.Option(help="The base model that is served. Default: what most adapters name.")
     ] = None
     write: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a scenario with these adapters and their true sizes.")
@@ -49,7 +49,10 @@ class AdaptersOptions:
 
 @takes(AdaptersOptions)
 def adapters(options: AdaptersOptions) -> None:
-    """Count PEFT adapter folders by their headers: ranks, modules, sizes, and what an engine would make of them."""
+    """Count PEFT adapters by their headers: ranks, modules and sizes, and whether an engine serves them as they are.
+
+    Example: loraplan adapters my-adapters --engine vllm-0.32
+    """
     from sim.training.files.census import take_census
     from sim.training.files.duplicates import find_copies
     from sim.training.files.engine_checks import ServingTarget, check_census, check_serving_target

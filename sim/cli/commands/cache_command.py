@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import QuietOption, takes
-from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, say, say_json
+from sim.cli.options import JsonOption, QuietOption, takes
+from sim.cli.output import (
+    file_stem,
+    make_folder,
+    message,
+    print_rich,
+    progress_bar,
+    rich_table,
+    say,
+    say_file,
+    say_json,
+)
 from sim.errors import InputError
 from sim.spec.policies import CACHE_DEFAULTS
 
@@ -30,31 +40,34 @@ class CacheOptions:
 
     trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace that names the adapter of each request.")]
     policy: Annotated[
-        str | None, typer.Option(help=f"Eviction policies, with commas between; unset: {','.join(CACHE_DEFAULTS)}.")
+        str | None, typer.Option(help=f"Eviction policies, with commas between. Default: {','.join(CACHE_DEFAULTS)}.")
     ] = None
     capacity: Annotated[
-        str | None, typer.Option(help="Sizes, such as 2GB,10GB; unset: a spread of what all adapters take.")
+        str | None, typer.Option(help="Cache sizes, such as 2GB,10GB. Default: a range up to what all adapters take.")
     ] = None
     slots: Annotated[
         str | None, typer.Option(help="Sizes in slots instead, such as 16,32: one adapter each, whatever its size.")
     ] = None
     adapter_size: Annotated[
-        str | None, typer.Option(help="Size of every adapter, such as 50MB; unset: the trace's adapter_bytes.")
+        str | None, typer.Option(help="Size of every adapter, such as 50MB. Default: the trace's adapter_bytes.")
     ] = None
     format_: Annotated[str, typer.Option("--format", help="Format of the trace (docs/traces.md).")] = "auto"
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")] = (
         False
     )
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results; unset: runs/cache-NAME, and none with --json.")
+        Path | None, typer.Option(help="Folder for results. Default: runs/cache-NAME, and none with --json.")
     ] = None
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    json: JsonOption = False
     quiet: QuietOption = False
 
 
 @takes(CacheOptions)
 def cache(options: CacheOptions) -> None:
-    """Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
+    """Replay a trace's requests, without times, on caches of several policies and sizes: what misses, and why.
+
+    Example: loraplan cache trace.csv --slots 16,32,64
+    """
     from sim.policies.replay.cache_replay import replayable
     from sim.policies.replay.overflow import check_byte_sums
     from sim.studies.traces.cache_study import CacheSizes, study_cache
@@ -116,7 +129,7 @@ def _print(result: CacheResult, written: Sequence[tuple[str, Path]]) -> None:
         say(text)
     say("")
     for label, path in written:
-        say(f"{label:7} {path}")
+        say_file(f"{label:7} ", path)
 
 
 def _write(folder: Path, trace: Path, result: CacheResult, notes: Sequence[str]) -> list[tuple[str, Path]]:
@@ -163,7 +176,7 @@ def _words(key: str, text: str) -> list[str]:
     """Return what stands between the commas, each once, in order."""
     words = [word.strip() for word in text.split(",")]
     if not all(words):
-        raise InputError("nothing stands between two commas", key=key, got=text, allowed="a list such as a,b,c")
+        raise InputError("there is nothing between two commas", key=key, got=text, allowed="a list such as a,b,c")
     return list(dict.fromkeys(words))
 
 

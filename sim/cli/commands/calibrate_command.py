@@ -23,12 +23,14 @@ ModelOption = Annotated[str, typer.Option(help="Base model whose shapes are time
 DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda: the first visible GPU.")]
 SamplesOption = Annotated[Path, typer.Option(help="Folder for the samples; an interrupted suite resumes there.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="A small grid, in about a minute for steps and loads.")]
-LayersOption = Annotated[int | None, typer.Option(help="Decoder layers to time; unset: all. Fewer are scaled.", min=1)]
+LayersOption = Annotated[
+    int | None, typer.Option(help="Decoder layers to time; fewer are scaled. Default: all.", min=1)
+]
 BackendOption = Annotated[
     list[str] | None,
-    typer.Option(help="grouped_mm, bmm, loop, triton, vllm; the first is fitted. Unset: all that run."),
+    typer.Option(help="grouped_mm, bmm, loop, triton, vllm; the first is fitted. Default: all that run."),
 ]
-SamplesSeedOption = Annotated[int, typer.Option(help="Of the order of visits and the random batches.", min=0)]
+SamplesSeedOption = Annotated[int, typer.Option(help="Seed of the measuring order and the random batches.", min=0)]
 OverwriteSamplesOption = Annotated[
     bool, typer.Option("--overwrite", help="Start over: remove the samples in the folder.")
 ]
@@ -43,13 +45,13 @@ StepParts = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PART]...",
-        help="What to time, in this order: base-decode, lora-decode, prefill, backends, eager. Unset: all, mixed.",
+        help="What to time, in this order: base-decode, lora-decode, prefill, backends, eager. Default: all, mixed.",
     ),
 ]
 LoadParts = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[PART]...", help="What to time, in this order: whole, concurrent, stages. Unset: all, mixed."
+        metavar="[PART]...", help="What to time, in this order: whole, concurrent, stages. Default: all, mixed."
     ),
 ]
 
@@ -73,7 +75,10 @@ class SamplingOptions:
 def steps(
     options: SamplingOptions, part: StepParts = None, layers: LayersOption = None, backend: BackendOption = None
 ) -> None:
-    """Time forward steps of a model's shapes with LoRA, over batch size, adapters, ranks, slots and KV."""
+    """Time forward steps of a model's shapes with LoRA, over batch size, adapters, ranks, slots and KV.
+
+    Example: loraplan calibrate steps base-decode --quick
+    """
     ends_at = _begin(options)
     _end_where_cut_short(_time_steps(options, ends_at, layers, backend, part), options.quiet)
     target = f"--model {options.model} --device {options.device} --out {options.out}"
@@ -82,7 +87,10 @@ def steps(
 
 @takes(SamplingOptions)
 def loads(options: SamplingOptions, part: LoadParts = None) -> None:
-    """Time adapter loads in stages: from disk, to the GPU, into slots, one and several at a time."""
+    """Time adapter loads in stages: from disk, to the GPU, into slots, one and several at a time.
+
+    Example: loraplan calibrate loads --quick
+    """
     ends_at = _begin(options)
     _end_where_cut_short(_time_loads(options, ends_at, part), options.quiet)
     message(f"next: loraplan calibrate fit {options.out} --out {options.out / PROFILE}", options.quiet)
@@ -90,7 +98,10 @@ def loads(options: SamplingOptions, part: LoadParts = None) -> None:
 
 @takes(SamplingOptions)
 def everything(options: SamplingOptions, layers: LayersOption = None) -> None:
-    """Time steps and loads, and fit a profile to them: OUT/profile.json."""
+    """Time steps and loads, and fit a profile to them: OUT/profile.json.
+
+    Example: loraplan calibrate all --quick
+    """
     from sim.cli.commands.fit_command import fit
 
     ends_at = _begin(options)

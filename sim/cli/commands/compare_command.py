@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import QuietOption
-from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, say, say_json
+from sim.cli.options import JsonOption, QuietOption
+from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, say, say_file, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,17 +25,20 @@ _SHOWN = 12
 
 def compare(
     one: Annotated[Path, typer.Argument(metavar="A", help="A run directory, such as runs/quickstart.")],
-    other: Annotated[Path, typer.Argument(metavar="B", help="Another one: is it better than A?")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="The run directory to compare with A.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the page; unset: runs/compare-A-B, and none with --json.")
+        Path | None, typer.Option(help="Folder for the page. Default: runs/compare-A-B, and none with --json.")
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if B is clearly worse in any term of the SLO.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two runs: what differs, what changes with it, and whether that is more than chance."""
+    """Compare two runs: what differs, what changes with it, and whether that is more than chance.
+
+    Example: loraplan compare runs/quickstart runs/more-slots
+    """
     from reports.answers.run_comparison import compare_runs
     from reports.text.comparison_text import caution_sentences
     from sim.results.run_directory.store import blamed_on
@@ -68,7 +71,10 @@ def _show(comparison: Comparison, runs: tuple[Path, Path], out: Path | None, *, 
         say_json(as_json(comparison))
     else:
         _print(comparison)
-        say("", *(() if folder is None else (f"report  {folder / PAGE}", f"data    {folder / DATA}")))
+        say("")
+        if folder is not None:
+            say_file("report  ", folder / PAGE)
+            say_file("data    ", folder / DATA)
     return bool(worse_terms(comparison))
 
 

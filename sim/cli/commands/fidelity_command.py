@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.commands.fit_command import MeasuredTable, predict_runs
-from sim.cli.options import JobsOption, QuietOption, takes
+from sim.cli.options import JobsOption, JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError
 
@@ -34,20 +34,23 @@ class FidelityOptions:
         Path | None, typer.Option(help="Fit costs to this record, and predict --record; both in real time.")
     ] = None
     lengths: Annotated[
-        Path | None, typer.Option(help="Histograms of lengths; unset: sharegpt_lengths.json next to RUNS.csv.")
+        Path | None, typer.Option(help="Histograms of lengths. Default: sharegpt_lengths.json next to RUNS.csv.")
     ] = None
     profile_dir: Annotated[
-        Path | None, typer.Option(help="Folder with a profile MODEL.json for each model; unset: the bundled ones.")
+        Path | None, typer.Option(help="Folder with a profile MODEL.json for each model. Default: the bundled ones.")
     ] = None
-    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/fidelity-NAME.")] = None
+    out: Annotated[Path | None, typer.Option(help="Folder for results. Default: runs/fidelity-NAME.")] = None
     jobs: JobsOption = -1
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    json: JsonOption = False
     quiet: QuietOption = False
 
 
 @takes(FidelityOptions)
 def fidelity(options: FidelityOptions) -> None:
-    """Predict measured runs of a real server, or replay a record of a real engine step by step."""
+    """Predict measured runs of a real server, or replay a record of a real engine step by step.
+
+    Example: loraplan fidelity runs.csv
+    """
     if options.runs is not None:
         if options.record is not None or options.fit_on is not None:
             raise InputError(
@@ -59,7 +62,7 @@ def fidelity(options: FidelityOptions) -> None:
         predict_runs(table, json=options.json, quiet=options.quiet)
         return
     if options.record is None and options.fit_on is not None:
-        raise InputError("costs fitted for nothing", key="--record", hint="give the record to predict")
+        raise InputError("--fit-on needs a record to predict", key="--record", hint="give --record FILE")
     if options.record is None:
         raise InputError(
             "there is nothing to compare with",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import JobsOption, QuietOption
-from sim.cli.output import message, print_rich, progress_bar, rich_rows, rich_table, say, say_json
+from sim.cli.output import message, print_rich, progress_bar, rich_rows, rich_table, say, say_file, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ def predict_runs(measured: MeasuredTable, *, json: bool, quiet: bool) -> None:
     if comparison is not None:
         say("", f"{comparison.caption}:")
         print_rich(rich_table(comparison))
-    say("", f"report  {path}", f"table   {folder / TABLE}")
+    say("")
+    say_file("report  ", path)
+    say_file("table   ", folder / TABLE)
     if errors["calibration_runs"]:
         message(
             f"note: {errors['calibration_runs']} runs calibrated the profiles and are left out of all errors", quiet
@@ -161,6 +163,8 @@ def fit(
 
     DIR has either samples that `loraplan calibrate steps` and `loads` took, or tables of published measurements
     (docs/validation.md).
+
+    Example: loraplan calibrate fit runs/calibration
     """
     from calibrate.fit.fit_report import HEAD, as_json, closing, hold_out_rows
     from calibrate.published.profile_from_runs import write_profile

@@ -9,7 +9,7 @@ import typer
 
 from sim.cli.completion import complete_scenario
 from sim.cli.options import QuietOption, ScenarioArgument, SetOption, session_of
-from sim.cli.output import message, print_rich, rich_rows, say
+from sim.cli.output import message, print_rich, rich_rows, say, say_file
 
 if TYPE_CHECKING:
     from sim.spec.scenario_file import LoadedScenario
@@ -19,7 +19,10 @@ def report(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/quickstart.")],
     quiet: QuietOption = False,
 ) -> None:
-    """Rebuild the report of a run without simulating."""
+    """Rebuild the report of a run without simulating.
+
+    Example: loraplan report runs/quickstart
+    """
     from reports.pages.run_page import write_report
     from sim.results.run_directory.store import blamed_on, read_run
 
@@ -29,7 +32,7 @@ def report(
     if data.manifest.get("status") != "finished":
         done, total = len(data.points), data.manifest.get("points_total", "?")
         message(f"note: this run is not finished: {done} of {total} points", quiet)
-    say(page)
+    say_file("", page)
 
 
 def check(
@@ -40,7 +43,10 @@ def check(
         bool, typer.Option("--resolved", help="Print every value, defaults included, and where it comes from.")
     ] = False,
 ) -> None:
-    """Say whether a scenario can be simulated, and what is wrong with it if not."""
+    """Check a scenario without simulating it: what is wrong, on what it would run, and what is assumed.
+
+    Example: loraplan check my-scenario.yaml
+    """
     from reports.text.setup_text import setup_words
     from sim.spec.scenario_file import load_scenario
     from sim.studies.sweep import check_points
@@ -63,14 +69,20 @@ def _print_resolved(loaded: LoadedScenario) -> None:
 
 
 def schema() -> None:
-    """Print the JSON Schema of scenario files, for editors."""
+    """Print the JSON Schema of scenario files, for editors.
+
+    Example: loraplan schema > scenario.schema.json
+    """
     from sim.spec.files.schema import schema_text
 
     say(*schema_text().splitlines(), wraps=False)
 
 
 def list_scenarios() -> None:
-    """List the bundled scenarios."""
+    """List the bundled scenarios.
+
+    Example: loraplan scenarios list
+    """
     from sim.spec.scenario_file import bundled_scenarios
 
     rows = [(entry.name, entry.description) for entry in bundled_scenarios()]
@@ -81,7 +93,10 @@ def copy_bundled(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A bundled scenario.", autocompletion=complete_scenario)],
     destination: Annotated[Path, typer.Argument(help="A new file, or a folder.")] = Path("."),
 ) -> None:
-    """Copy a bundled scenario to edit it."""
+    """Copy a bundled scenario to edit it.
+
+    Example: loraplan scenarios copy quickstart my-scenario.yaml
+    """
     from sim.spec.scenario_file import copy_scenario
 
     say(copy_scenario(name, destination))

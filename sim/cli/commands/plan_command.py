@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.completion import complete_assignment
+from sim.cli.help import SIMULATE
 from sim.cli.options import NoHeadroomOption, StudyOptions, takes
 from sim.cli.output import (
     command_line,
@@ -18,6 +19,7 @@ from sim.cli.output import (
     rich_table,
     say,
     say_command,
+    say_file,
     say_json,
     say_result,
 )
@@ -38,19 +40,29 @@ def plan(
         list[str] | None,
         typer.Option(
             help="Find the smallest value of KEY=a..b or KEY=a..b:step. Twice: two keys, the dearer first.",
+            metavar="KEY=RANGE",
             autocompletion=complete_assignment,
+            rich_help_panel=SIMULATE,
         ),
     ] = None,
     maximize: Annotated[
         list[str] | None,
-        typer.Option(help="Find the largest value of KEY=a..b or KEY=a..b:step.", autocompletion=complete_assignment),
+        typer.Option(
+            help="Find the largest value of KEY=a..b or KEY=a..b:step.",
+            metavar="KEY=RANGE",
+            autocompletion=complete_assignment,
+            rich_help_panel=SIMULATE,
+        ),
     ] = None,
     what_if: Annotated[
-        bool, typer.Option("--what-if", help="Also say what one change at a time would do at the answer.")
+        bool, typer.Option("--what-if", help="Also try one change at a time at the answer.", rich_help_panel=SIMULATE)
     ] = False,
     no_headroom: NoHeadroomOption = False,
 ) -> None:
-    """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
+    """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does.
+
+    Example: loraplan plan quickstart --minimize cache.gpu.slots=8..64
+    """
     from reports.formatting import metric_words, percent, show
     from reports.pages.run_page import write_report
     from reports.text.plan_text import plan_answer, plan_json
@@ -91,11 +103,11 @@ def plan(
         for sentence in (*said.details, said.binding_sentence, said.headroom):
             if sentence:
                 say(f"  {sentence}")
-        say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}", "")
+        say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}.", "")
         _print_what_if(data)
-        say(f"report    {page}")
+        say_file("report    ", page)
         if planned.feasible:
-            say(f"scenario  {planned.path / RECOMMENDED}")
+            say_file("scenario  ", planned.path / RECOMMENDED)
             for engine, line in planned.record.flags.items():
                 say_command(f"{engine:<9} ", line)
             if planned.record.no_flags:

@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 
 def list_profiles(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[WORD]...", help="Only those with these words, such as h100 qwen.")
+        list[str] | None,
+        typer.Argument(metavar="[WORD]...", help="Only profiles with these words, such as h100 qwen."),
     ] = None,
-    gpu: Annotated[str, typer.Option(help="Only those of this GPU, such as h100-80gb.")] = "",
-    model: Annotated[str, typer.Option(help="Only those of this base model, such as qwen2.5-14b.")] = "",
-    status: Annotated[str, typer.Option(help="Only those that are measured, derived or assumed.")] = "",
+    gpu: Annotated[str, typer.Option(help="Show only profiles of this GPU, such as h100-80gb.")] = "",
+    model: Annotated[str, typer.Option(help="Show only profiles of this base model, such as qwen2.5-14b.")] = "",
+    status: Annotated[str, typer.Option(help="Show only profiles that are measured, derived or assumed.")] = "",
     folder: Annotated[
-        Path | None, typer.Option("--from", metavar="DIR", help="A folder of profiles; unset: those of loraplan.")
+        Path | None, typer.Option("--from", metavar="DIR", help="A folder of profiles. Default: the bundled ones.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """List the profiles that there are: GPU, model, GPUs of a replica, engine, status, error.
+    """List profiles: GPU, model, GPUs per replica, engine, status and error.
 
     Example: loraplan profiles list h100 qwen
     """
@@ -79,7 +80,10 @@ def show_profile(
     ],
     json: JsonOption = False,
 ) -> None:
-    """Show a profile: every coefficient with its unit and source, where it comes from, and its errors."""
+    """Show a profile: its coefficients with units and sources, how it was made, and its errors.
+
+    Example: loraplan profiles show h100-64gb/llama-3.1-8b/vllm-0.8.5
+    """
     from sim.spec.profile import load_profile
     from sim.studies.profile_listing import coefficients, profile_row
 
@@ -156,8 +160,8 @@ def build_profile(
     weights: Annotated[
         str, typer.Option("--weights", help="Format of the weights: bf16, fp8, fp8-block, int8, int4, nvfp4.")
     ] = "bf16",
-    name: Annotated[str | None, typer.Option("--name", help="What to call the model of a config.json.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The profile to write; unset: profiles/NAME.json.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the model in a config.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The profile to write. Default: profiles/NAME.json.")] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.completion import complete_assignment
+from sim.cli.help import RESULTS, SIMULATE
 from sim.cli.options import CheckOption, NoHeadroomOption, OverwriteOption, StudyOptions, takes
 from sim.cli.output import (
     command_line,
@@ -20,8 +21,10 @@ from sim.cli.output import (
     progress_bar,
     rich_table,
     say,
+    say_file,
     say_json,
     say_result,
+    workers_of,
 )
 from sim.cli.ranges import parse_range
 from sim.cli.terminal import has_marks, width_of_terminal
@@ -40,13 +43,16 @@ if TYPE_CHECKING:
 def run(
     options: StudyOptions,
     all_: Annotated[
-        bool, typer.Option("--all", help="Every metric, also on a terminal, which shows key ones.")
+        bool, typer.Option("--all", help="Print every metric, not only the main ones.", rich_help_panel=RESULTS)
     ] = False,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
     no_headroom: NoHeadroomOption = False,
 ) -> None:
-    """Simulate one scenario; write a run directory with a report; print the answer."""
+    """Simulate one scenario, print the answer and write a report.
+
+    Example: loraplan run quickstart --set cache.gpu.slots=64
+    """
     key_only = width_of_terminal() is not None and not all_
     asked = _Asked(check=check, overwrite=overwrite, headroom=not no_headroom, key_only=key_only)
     _simulate(options, options.load(), [{}], asked)
@@ -60,13 +66,18 @@ def sweep(
         typer.Option(
             "--over",
             help="Values to try: KEY=v1,v2,v3 or KEY=a..b:step. Repeatable.",
+            metavar="KEY=VALUES",
             autocompletion=complete_assignment,
+            rich_help_panel=SIMULATE,
         ),
     ] = None,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Simulate a grid of values in parallel. An interrupted sweep resumes."""
+    """Simulate every combination of some values, in parallel. An interrupted sweep resumes.
+
+    Example: loraplan sweep quickstart --over cache.gpu.slots=8..64:8
+    """
     from sim.studies.sweep import grid
 
     axes = _axes(over or [])
@@ -104,7 +115,8 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
     # Looked for here too: a study that is finished needs no simulator, and importing it takes as long as all the rest.
     finished = None if asked.overwrite else finished_study(loaded, sets, folder, headroom=asked.headroom)
     if finished is None:
-        with opened as pool, progress_bar(options.quiet) as progress:
+        workers = workers_of(options.jobs)
+        with opened as pool, progress_bar(options.quiet, workers=workers) as progress:
             finished = _run_study(loaded, sets, folder, Execution(pool, command_line(), progress), asked)
     with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
         data = read_run(finished.path)
@@ -117,8 +129,9 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
     with blamed_on(finished.path) if finished.reused else nullcontext():
         page = (current_report(finished.path) if finished.unchanged else None) or write_report(data, answer)
     if not options.json:
-        tables = f"{finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}"
-        say("", f"report  {page}", f"tables  {tables}")
+        say("")
+        say_file("report  ", page)
+        say(f"tables  {finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}")
     _notes(finished, options.quiet)
     if asked.check and not _meets_slo(loaded, finished.points):
         raise typer.Exit(1)
@@ -135,7 +148,7 @@ def _run_study(
 def _notes(finished: StudyOutcome, quiet: bool) -> None:
     if finished.reused:
         count = f"{finished.reused} of {len(finished.points)} points" if len(finished.points) > 1 else "the results"
-        message(f"note: {count} were there from an earlier run; --overwrite simulates them again", quiet)
+        message(f"note: {count} come from an earlier run; --overwrite simulates again", quiet)
     for warning in dict.fromkeys(warning for point in finished.points for warning in point.warnings):
         message(f"note: {warning}", quiet)
 
@@ -168,14 +181,15 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         matrix = matrix_table(points, axes, terms) if width_of_terminal() is not None and has_marks() else None
         table = matrix or terminal_table(points, axes, terms)
     else:
-        table = grouped_table(points[0], terms) if key_only else metrics_table(points[0])
+        load = None if data.headroom is None else data.headroom.load
+        table = grouped_table(points[0], terms, load) if key_only else metrics_table(points[0])
     about_slo = terms and len(points) == 1 and not has_clear_impact(points[0])  # a mark would say that all is well
     found = verdict(points[0], terms) if about_slo else None
     say_result(loaded.scenario.name, answer.headline, points, found)
     for sentence in (answer.binding_sentence, answer.headroom, *answer.details, traffic_sentence(points)):
         if sentence:
             say(f"  {sentence}")
-    say(f"  Confidence: {answer.confidence}. {capital(answer.reason)}", "")
+    say(f"  Confidence: {answer.confidence}. {capital(answer.reason)}.", "")
     print_rich(rich_table(table))
     if table.note:
         say(table.note)

@@ -6,8 +6,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption, session_of, takes
-from sim.cli.output import make_folder, message, print_rich, rich_table, say, say_json
+from sim.cli.output import make_folder, message, print_rich, progress_bar, rich_table, say, say_file, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,18 +42,19 @@ class ServeArguments:
     launch: Annotated[str | None, typer.Option(help="Start a server here: vllm.")] = None
     url: Annotated[str | None, typer.Option(help="Drive the OpenAI-compatible server at this address.")] = None
     adapters: Annotated[
-        str | None, typer.Option(help="With --url: what adapter {} is called there; unset: as the server lists them.")
+        str | None,
+        typer.Option(help="With --url: adapter names there, {} being the number. Default: as the server lists them."),
     ] = None
     fit: Annotated[bool, typer.Option("--fit", help="Measure costs over the API first, and predict from them.")] = False
-    profile: Annotated[str | None, typer.Option(help="Predict from this profile; unset: the scenario's.")] = None
-    repeat: Annotated[int, typer.Option(help="Identical runs: what they differ by is the noise.", min=1)] = 2
-    stall: Annotated[float, typer.Option(help="Give up when the server sends no token for so many seconds.")] = 60.0
+    profile: Annotated[str | None, typer.Option(help="Predict from this profile. Default: the scenario's.")] = None
+    repeat: Annotated[int, typer.Option(help="Identical runs; their differences show the noise.", min=1)] = 2
+    stall: Annotated[float, typer.Option(help="Give up after so many seconds without a token.", hidden=True)] = 60.0
     server_python: Annotated[
-        Path | None, typer.Option(help="With --launch: the python of an environment with vLLM; unset: .vllm-venv.")
+        Path | None, typer.Option(help="With --launch: Python with vLLM. Default: that of .vllm-venv.", hidden=True)
     ] = None
     set_: SetOption = None
     seed: SeedOption = None
-    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/serve-NAME.")] = None
+    out: Annotated[Path | None, typer.Option(help="Folder for results. Default: runs/serve-NAME.")] = None
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False
     quiet: QuietOption = False
 
@@ -66,7 +65,7 @@ class ServeArguments:
         """
         if (self.launch is None) == (self.url is None):
             raise InputError(
-                "which server?",
+                "give one server",
                 key="--launch",
                 got="both --launch and --url" if self.url else None,
                 allowed="--launch vllm to start one, or --url http://host:8000",
@@ -90,7 +89,10 @@ class ServeArguments:
 
 @takes(ServeArguments)
 def serve(options: ServeArguments) -> None:
-    """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md)."""
+    """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md).
+
+    Example: loraplan calibrate serve serve-tiny --launch vllm
+    """
     from sim.spec.profile_choice import profile_choice
     from sim.spec.scenario_file import load_scenario
 
@@ -118,7 +120,7 @@ def serve(options: ServeArguments) -> None:
         tuple(options.set_ or ()),
     )
     try:
-        with _bar(quiet) as progress:
+        with progress_bar(quiet, "serving") as progress:
             result = serve(loaded, how, folder, lambda text: message(text, quiet), progress)
     except KeyboardInterrupt:
         kept = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in folder.glob("requests-*.jsonl"))
@@ -151,22 +153,6 @@ def _folder(folder: Path, profile: Path, *, fit: bool) -> Path:
     return folder
 
 
-@contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show on a terminal how many requests of a run have ended, nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("serving"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Few refreshes: the client's stamps are made in this process.
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1) as bar:
-        task = bar.add_task("serving", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _print(loaded: LoadedScenario, result: ServeResult, *, json: bool, quiet: bool) -> None:
     from reports.pages.serve_page import write_page
     from reports.tables.serve_tables import metrics_table
@@ -178,7 +164,8 @@ def _print(loaded: LoadedScenario, result: ServeResult, *, json: bool, quiet: bo
         table = metrics_table(result.summary)
         print_rich(rich_table(table))
         say(table.note, "")
-        say(f"report    {page}", f"requests  {result.folder / 'requests.parquet'}")
+        say_file("report    ", page)
+        say_file("requests  ", result.folder / "requests.parquet")
         if result.summary["profile"]["fitted"]:
             say(f"profile   {result.folder / 'profile.json'}")
     for sentence in _notes(result.summary):
@@ -189,7 +176,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     notes = [*summary["notes"]]
     if any(summary["failed"]):
         words = "; ".join(summary["problems"])
-        notes.append(f"{sum(summary['failed'])} requests were not served and count nowhere: {words}")
+        notes.append(f"{sum(summary['failed'])} requests were not served and are in no metric: {words}")
     if summary["late_p99_s"] > 0.01:
         notes.append(
             f"1 % of the requests were sent more than {summary['late_p99_s'] * 1e3:.0f} ms late: this machine was "

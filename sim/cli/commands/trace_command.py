@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import QuietOption, takes
-from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, say, say_json
+from sim.cli.options import JsonOption, QuietOption, takes
+from sim.cli.output import (
+    file_stem,
+    make_folder,
+    message,
+    print_rich,
+    progress_bar,
+    rich_table,
+    say,
+    say_file,
+    say_json,
+)
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +42,7 @@ class TraceOptions:
     format_: Annotated[str, typer.Option("--format", help="Format of the trace; auto: recognised by its columns.")] = (
         "auto"
     )
-    requests: Annotated[int | None, typer.Option(help="Read at most so many requests.", min=1)] = None
+    requests: Annotated[int | None, typer.Option(help="Read at most this many requests.", min=1)] = None
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")] = (
         False
     )
@@ -43,15 +53,18 @@ class TraceOptions:
         Path | None, typer.Option(help="Only write the trace as plain .csv or .parquet to this file.")
     ] = None
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results; unset: runs/trace-NAME, and none with --json.")
+        Path | None, typer.Option(help="Folder for results. Default: runs/trace-NAME, and none with --json.")
     ] = None
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    json: JsonOption = False
     quiet: QuietOption = False
 
 
 @takes(TraceOptions)
 def trace(options: TraceOptions) -> None:
-    """Diagnose a trace (bursts, popularity, locality) and write a scenario whose traffic is like it."""
+    """Describe a trace (bursts, popularity, locality) and write a scenario with similar traffic.
+
+    Example: loraplan trace trace.csv
+    """
     from sim.studies.traces.trace_study import study_trace
     from sim.traffic.traces.read import read_trace
 
@@ -147,4 +160,4 @@ def _print(study: TraceStudy, written: list[tuple[str, Path]]) -> None:
                 say(table.note)
     say("")
     for label, path in written:
-        say(f"{label:8} {path}")
+        say_file(f"{label:8} ", path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import FINISHED_POINTS, QuietOption, SetOption, session_of, takes
+from sim.cli.options import FINISHED_POINTS, JsonOption, QuietOption, SetOption, session_of, takes
 from sim.cli.output import (
     command_line,
     message,
@@ -17,6 +17,7 @@ from sim.cli.output import (
     rich_rows,
     rich_table,
     say,
+    say_file,
     say_json,
     say_result,
 )
@@ -48,7 +49,7 @@ class VetOptions:
         int | None, typer.Option(help="Examples that were trained on, where the log doesn't say.", min=1)
     ] = None
     threshold: Annotated[
-        list[str] | None, typer.Option(help="Draw a line elsewhere: name=value, such as small_rank=8. Repeatable.")
+        list[str] | None, typer.Option(help="Change a threshold: NAME=VALUE, such as small_rank=8. Repeatable.")
     ] = None
     scenario: Annotated[
         str | None,
@@ -57,15 +58,18 @@ class VetOptions:
     set_: SetOption = None
     check: Annotated[
         bool,
-        typer.Option("--check", help="Exit with 1 if anything likely or certain was found, or one can't be judged."),
+        typer.Option("--check", help="Exit with 1 if a problem is likely or certain, or an adapter can't be judged."),
     ] = False
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    json: JsonOption = False
     quiet: QuietOption = False
 
 
 @takes(VetOptions)
 def vet(options: VetOptions) -> None:
-    """Read adapters' training logs: what went wrong, on which evidence, and what would remedy it."""
+    """Read training logs of adapters: what went wrong, the evidence, and what would fix it.
+
+    Example: loraplan vet my-adapters/support
+    """
     from sim.training.logs.thresholds import parse_thresholds
     from sim.training.vet_adapters import vet_path
     from sim.training.vet_text import as_json
@@ -137,7 +141,7 @@ def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
     from sim.results.run_directory.store import read_run
 
     if priced is None:
-        say("", "No remedy that was found changes what serving costs, so there is nothing to price.")
+        say("", "None of the remedies changes what serving costs, so there is nothing to price.")
         return
     data = read_run(priced.path)
     say("")
@@ -146,7 +150,8 @@ def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
         say("", table.caption)
         print_rich(rich_table(table))
         say(table.note)
-    say("", f"report  {priced.path / FILE}")
+    say("")
+    say_file("report  ", priced.path / FILE)
     for warning in priced.point.warnings:
         message(f"note: {warning}", quiet)
 
@@ -169,7 +174,7 @@ def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
     if unknown:
         say("", f"can't be judged: {', '.join(unknown[:_SHOWN])}{', …' if len(unknown) > _SHOWN else ''}")
     if any(one.notes for one in found):
-        message("note: what could not be judged, and why, stands in --json, or behind each adapter vetted alone", quiet)
+        message("note: --json says what could not be judged, and why", quiet)
 
 
 def _print_one(one: Vetted, quiet: bool) -> None:

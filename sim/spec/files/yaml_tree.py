@@ -115,7 +115,7 @@ class _Walk:
             name = self._text(key)
             if name in result:
                 first = result[name].origin.line
-                raise self._refuse(f"the key {name!r} stands here twice", key, hint=f"the first is in line {first}")
+                raise self._refuse(f"the key {name!r} occurs twice", key, hint=f"the first is in line {first}")
             result[name] = self.node(value, depth + 1, line)
         return result
 

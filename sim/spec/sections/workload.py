@@ -208,7 +208,7 @@ class Adapters(Strict):
         if places and len(self.mix) > 1 and not any(kind.share > 0 for kind in self.mix if kind.kind != "base"):
             raise located(
                 f"mix.{places[0]}.share",
-                "all requests are for the base model, so the other kinds are never asked for",
+                "all requests are for the base model, so no request is for the other kinds",
                 got=f"{self.mix[places[0]].share:.0%}",
                 allowed="below 100%",
                 hint="give them a share, or remove them",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from sim.studies.parallel import unordered
+from sim.studies.parallel import start_workers, unordered
 
 Task = Callable[..., Any]
 
@@ -40,9 +40,15 @@ class Local:
 
     def __init__(self, jobs: int = -1) -> None:
         self._jobs = jobs
+        self._started = False
 
     def unordered(self, task: Task, arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         return unordered(task, list(arguments), self._jobs)
 
     def for_workload(self, requests: float, least: int) -> Pool:
-        return Local(1) if requests < least else self
+        if requests < least:
+            return Local(1)
+        if not self._started:
+            start_workers(self._jobs)
+            self._started = True
+        return self

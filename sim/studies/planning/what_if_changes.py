@@ -199,7 +199,7 @@ def _loading(scenario: Scenario) -> Iterator[Change]:
             "loading",
             f"{2 * storage.loaders} loaders",
             {"storage.loaders": 2 * storage.loaders},
-            "loads at the same time share no bandwidth in this version, so this result is too optimistic",
+            "concurrent loads do not share bandwidth in this version, so this result is too optimistic",
         )
         if scenario.fleet.engine == "continuous":
             yield Change(

@@ -147,8 +147,8 @@ def ties_note(file: str, arrival_s: Floats) -> Iterable[str]:
 
 
 def silence_note(file: str, arrival_s: Floats, longest_s: float, row: int) -> Iterable[str]:
-    """Yield a note on the longest silence, if it looks like a gap in the recording."""
+    """Yield a note on the longest gap without requests, if it looks like a gap in the recording."""
     count, span = len(arrival_s), float(arrival_s[-1])
     # n independent gaps reach about 1 + ln n times their mean.
     if longest_s > SILENCE * (1 + np.log(count)) * span / count and longest_s > span / 100:
-        yield f"{file}: the longest silence, {longest_s:,.4g} s, ends with row {row}"
+        yield f"{file}: the longest gap without requests, {longest_s:,.4g} s, ends with row {row}"

@@ -366,7 +366,7 @@ def check_columns(table: TraceTable, file: str, needed: Sequence[str], used: Seq
             )
     for column in used:
         if header.count(column) > 1:
-            raise TraceError("a column stands twice in the header", key=column, file=file, line=1)
+            raise TraceError("a column occurs twice in the header", key=column, file=file, line=1)
 
 
 def no_rows(file: str, bad_rows: BadRows) -> TraceError:

@@ -86,7 +86,7 @@ class StaleMapMisrouting(MisroutingFault):
         self._known_s = [min(spec.at + delay, self.ends_s) for delay in spec.propagation.ppf(drawn).tolist()]
         self.ends_s = max(self._known_s)
         self.words = (
-            f"{len(self._reached)} adapters have changed places; routers hear of it within "
+            f"{len(self._reached)} adapters have swapped places; routers learn of it within "
             f"{human_seconds(self.ends_s - spec.at)}"
         )
 
@@ -149,7 +149,7 @@ def check_misrouting_faults(scenario: Scenario, traffic: Traffic) -> None:
             traffic.places, spec.share, _exchange_key(scenario.run.seed, number)
         ):
             raise ScenarioError(
-                "fewer than two adapters can't change places",
+                "swapping places needs at least two adapters",
                 key=f"faults.{number}.share",
                 got=f"{spec.share:.3g} of {traffic.places}",
                 allowed=f"at least {2 / traffic.places:.2%}" if traffic.places > 1 else "two adapters or more",

@@ -219,7 +219,7 @@ def storage_notes(scenario: Scenario) -> list[str]:
     if host is None or host.fill != "start" or not any(isinstance(fault, StorageFault) for fault in scenario.faults):
         return []
     return [
-        "all adapters are in host memory from the start: faults of storage concern only the new versions that a swap "
+        "all adapters are in host memory from the start, so storage faults affect only new versions that a swap "
         "fetches; set cache.host.fill to load or arrival"
     ]
 
@@ -245,13 +245,14 @@ def _words(fault: StorageFault) -> tuple[str, str]:
     if isinstance(fault, SlowStorage):
         return f"loads from storage take {fault.factor:g} times as long", "storage is as fast as before"
     if isinstance(fault, StorageStall):
-        return "nothing comes from storage", "storage goes on"
+        return "storage stalls", "storage works again"
     if isinstance(fault, FailingLoads):
         return (
             f"{100 * fault.probability:.3g} % of the loads from storage fail",
-            "loads from storage don't fail any more",
+            "loads from storage no longer fail",
         )
     return (
-        f"{100 * fault.share:.3g} % of the adapters lie behind a network, {fault.delay.mean():.3g} s away on average",
-        "the network delays nothing any more",
+        f"{100 * fault.share:.3g} % of the adapters come over a network, with a mean delay of "
+        f"{fault.delay.mean():.3g} s",
+        "the network no longer delays loads",
     )

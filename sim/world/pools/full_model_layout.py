@@ -116,7 +116,7 @@ def full_model_notes(found: FullModelFleet | None, base_replicas: int) -> list[s
     if spec.serve == "swap" and spec.load is None:
         notes.append(
             "loads of whole models take their size over the bandwidth that the profile has for adapters from storage: "
-            "assumed, for nobody measured loads that large; fleet.full_models.load gives another time"
+            "an assumption, since loads that large were not measured; fleet.full_models.load gives another time"
         )
     return notes
 

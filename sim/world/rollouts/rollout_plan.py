@@ -79,7 +79,7 @@ def plan_rollouts(scenario: Scenario, traffic: Traffic) -> RolloutPlan:
         again = next((name for name in names if name in gated), None)
         if again is not None:
             raise ScenarioError(
-                "an earlier rollout of the same adapter has a gate, and may have gone back",
+                "an earlier rollout of the same adapter has a gate, and may have been rolled back",
                 key=f"rollouts.{number}",
                 got=f"after rollouts.{gated[again]}",
                 hint="remove its gate, or this rollout",

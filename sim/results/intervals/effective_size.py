@@ -1,0 +1,40 @@
+"""Effective sample size: how many independent values say as much of a mean as values that depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+BLOCKS = 1000
+"""Means of consecutive values that a replication is reduced to, about. The sum of their autocovariances is that of the
+values, but takes shorter transforms."""
+
+
+def effective_size(replications: Sequence[Floats] | Floats) -> float:
+    """Return the effective sample size of the mean over all replications, at most the number of values.
+
+    It is n times the variance of a value over the sum of its autocovariances at all lags. That sum is estimated by the
+    initial monotone sequence (Geyer, Practical Markov Chain Monte Carlo, Statistical Science 7, 1992, section 3.3):
+    sums of neighbouring pairs are added up to the first that is not positive, and none counts more than the one before.
+
+    :param replications: values in the order of their requests.
+    """
+    replications = [values for values in replications if len(values)]
+    count = sum(map(len, replications))
+    mean = sum(float(values.sum()) for values in replications) / count
+    variance = sum(float(np.square(values - mean).sum()) for values in replications) / count
+    size = max(1, count // (BLOCKS * len(replications)))
+    blocks = [values[: len(values) // size * size].reshape(-1, size).mean(axis=1) - mean for values in replications]
+    longest = max(map(len, blocks))
+    length = 1 << (2 * longest - 1).bit_length()
+    spectrum = sum(np.square(np.abs(np.fft.rfft(each, length))) for each in blocks)
+    covariances = np.fft.irfft(spectrum, length)[: longest // 2 * 2] / sum(map(len, blocks))
+    pairs = covariances[::2] + covariances[1::2]
+    ends = np.flatnonzero(pairs <= 0)
+    pairs = np.minimum.accumulate(pairs[: ends[0]] if len(ends) else pairs)
+    total = size * (2 * float(pairs.sum()) - float(covariances[0])) if len(pairs) else 0.0
+    return min(float(count), count * variance / total) if total > 0 else float(count)
