@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from reports.answers.change_findings import impact_of, impact_parts, value_of
+from reports.answers.change_findings import SOME, impact_of, impact_parts, value_of
 from reports.answers.severity import fault_series, growing
 from reports.axes import Axis, in_order
 from sim.results.model import WRONG_KINDS
@@ -20,8 +20,6 @@ MANY_POINTS = 6
 """Points up to which each is listed in a sentence."""
 _MANY_TIMES = 10.0
 """How many times the least impact a design has that is to be avoided, whatever the order among the others."""
-SOME = 0.5
-"""Requests of a replication from which a kind of impact is there."""
 _ERROR = 0.025
 """How often a 95 % interval lies above the truth."""
 _AS_FAST = 1.1

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 from reports.answers.change_comparison import (
     MANY_POINTS,
-    SOME,
     Contrast,
     Ranking,
     any_value,
@@ -24,6 +23,7 @@ from reports.answers.change_comparison import (
     telling_kinds,
 )
 from reports.answers.change_findings import (
+    SOME,
     aftermath,
     compares_routers,
     has_clear_impact,
@@ -108,6 +108,8 @@ def badge_words(points: Sequence[Point]) -> str:
 
 def _answers(kind: str) -> str:
     words = IMPACT_WORDS[kind]
+    if kind == "mixed":
+        return f"answers of {words}"
     return f"{words} requests" if kind in ("refused_by_rollout", "lost", "failed", "slow") else words
 
 

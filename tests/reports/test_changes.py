@@ -49,6 +49,10 @@ def test_a_change_without_a_clear_impact_is_called_so() -> None:
         "The SLO is met, and the rollout had no clear impact: 3 (−4 to 10) of 57,000 requests affected beyond the "
         "usual."
     )
+    point.metrics["harmed_excess"] = Metric(3.0, unit="requests")  # of one replication, against its own baseline
+    assert answer(point, TERMS).headline == (
+        "The SLO is met, but the rollout affected 3 of 57,000 requests beyond the usual: 3 late."
+    )
     point.metrics["harmed_excess"] = Metric(0.0, unit="requests")
     assert answer(point, {}).headline == "The rollout affected none of 57,000 requests beyond the usual."
 
