@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from reports.answers.change_findings import impact_of, impact_parts, value_of
+from reports.answers.change_findings import SOME, impact_of, impact_parts, value_of
 from reports.answers.severity import fault_series, growing
 from reports.axes import Axis, in_order
 from sim.results.model import WRONG_KINDS
@@ -18,8 +18,8 @@ from sim.results.verdict import NOT_MET, verdict
 
 MANY_POINTS = 6
 """Points up to which each is listed in a sentence."""
-SOME = 0.5
-"""Requests of a replication from which a kind of impact is there."""
+_MANY_TIMES = 10.0
+"""How many times the least impact a design has that is to be avoided, whatever the order among the others."""
 _ERROR = 0.025
 """How often a 95 % interval lies above the truth."""
 _AS_FAST = 1.1
@@ -60,6 +60,22 @@ class Ranking:
     best: tuple[Point, ...]
     rest: tuple[Point, ...]
     certain: bool
+
+    @property
+    def choice(self) -> tuple[Point, ...]:
+        """The points to choose from: the best, and those close to it if others have many times the impact.
+
+        With more replications ever smaller differences become certain. They still don't matter next to one of an order
+        of magnitude.
+        """
+        least = max(1.0, value_of(self.best[0], self.name) or 0.0)
+        near = [p for p in self.rest if (value_of(p, self.name) or 0.0) < _MANY_TIMES * least]
+        return self.best if len(near) == len(self.rest) else (*self.best, *near)
+
+    @property
+    def others(self) -> tuple[Point, ...]:
+        """The points to avoid, least impact first."""
+        return tuple(point for point in self.rest if point not in self.choice)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from sim.results.point import Point
 MANY = 0.05
 """Share of unanswered requests from which the latencies of the others no longer show what happened."""
 
+SOME = 0.5
+"""Requests of a replication from which a kind of impact is there."""
+
 
 @dataclass(frozen=True)
 class Aftermath:
@@ -53,11 +56,14 @@ def impact_parts(point: Point) -> list[tuple[str, float]]:
 
 
 def has_clear_impact(point: Point) -> bool:
-    """Return whether a rollout or fault certainly did something to requests: wrong answers count as they are."""
-    if any(kind in WRONG_KINDS for kind, _ in impact_parts(point)):
+    """Return whether a rollout or fault did something to requests that is no chance.
+
+    Wrong answers count as they are, and so does the difference of a single replication to its baseline.
+    """
+    if any(kind in WRONG_KINDS and count >= SOME for kind, count in impact_parts(point)):
         return True
     metric = point.metrics.get("harmed_excess")
-    return metric is not None and metric.lo is not None and metric.lo > 0
+    return metric is not None and ((metric.value or 0.0) >= SOME if metric.lo is None else metric.lo > 0)
 
 
 def per_event(point: Point) -> Point:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 from reports.answers.change_comparison import (
     MANY_POINTS,
-    SOME,
     Contrast,
     Ranking,
     any_value,
@@ -24,6 +23,7 @@ from reports.answers.change_comparison import (
     telling_kinds,
 )
 from reports.answers.change_findings import (
+    SOME,
     aftermath,
     compares_routers,
     has_clear_impact,
@@ -108,6 +108,8 @@ def badge_words(points: Sequence[Point]) -> str:
 
 def _answers(kind: str) -> str:
     words = IMPACT_WORDS[kind]
+    if kind == "mixed":
+        return f"answers of {words}"
     return f"{words} requests" if kind in ("refused_by_rollout", "lost", "failed", "slow") else words
 
 
@@ -316,25 +318,28 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, *, within: 
     first, cause = found.best[0], cause_words((*found.best, *found.rest))
     beyond = " beyond the usual" if found.name == "harmed_excess" else ""
     where, per = f"with {step}, " if step else "", cause.removeprefix("the ").removesuffix("s")
-    more = ", ".join(f"{with_bounds(p.metrics[found.name])} with {label_of(p, axes)}" for p in found.rest[:MANY_POINTS])
-    own, what = f"{with_bounds(first.metrics[found.name])} requests{beyond}", _in_brackets(composition(first))
-    if len(found.best) == 1:
+    counts = [f"{with_bounds(p.metrics[found.name])} with {label_of(p, axes)}" for p in found.others[:MANY_POINTS]]
+    more = f", against {', '.join(counts)}" if counts else ""
+    own, hedge = with_bounds(first.metrics[found.name]), "" if found.certain else f" {_NO_INTERVAL}"
+    if len(found.choice) == 1:
         said = f"Least impact{' within the SLO,' if within else ''} with {label_of(first, axes)}: "
-        said += f"{where}{cause} affects {own}{what}{f', against {more}' if more else ''}."
-        return said if found.certain else f"{said} {_NO_INTERVAL}"
-    few, many = (rounded(choose(value_of(p, found.name) or 0.0 for p in found.best)) for choose in (min, max))
+        return f"{said}{where}{cause} affects {own} requests{beyond}{_in_brackets(composition(first))}{more}.{hedge}"
+    few, many = (rounded(choose(value_of(p, found.name) or 0.0 for p in found.choice)) for choose in (min, max))
     between = f"{where}{few if few == many else f'{few} to {many}'} affected requests per {per}{beyond}"
-    labels = [label_of(p, axes) for p in found.best]
-    if not found.rest:
+    labels = [label_of(p, axes) for p in found.choice]
+    if not found.others:
         return f"No clear difference between {_listed(labels)}: {between}."
     start = capital(_listed(labels, "or"))
-    if len(found.rest) < len(found.best) and not within:
-        start = f"Any but {_listed([label_of(p, axes) for p in found.rest])}"
-    worst = _in_brackets(composition(found.rest[-1])) if len(found.rest) == 1 else ""
-    return f"{start}: {between}, without a clear difference, against {more}{worst}."
+    if len(found.others) < len(found.choice) and not within:
+        start = f"Any but {_listed([label_of(p, axes) for p in found.others])}"
+    worst = _in_brackets(composition(found.others[-1])) if len(found.others) == 1 else ""
+    if found.choice == found.best:
+        return f"{start}: {between}, without a clear difference{more}{worst}."
+    least = f" Of these, least with {_listed([label_of(p, axes) for p in found.best])}." if found.certain else hedge
+    return f"{start}: {between}{more}{worst}.{least}"
 
 
-_NO_INTERVAL = "Without an interval this may be chance: set run.replications=4 to compare them."
+_NO_INTERVAL = "Small differences may be chance: set run.replications=4 for intervals."
 
 
 def _in_brackets(text: str) -> str:
@@ -342,8 +347,8 @@ def _in_brackets(text: str) -> str:
 
 
 def _what_differs(found: Ranking, axes: Sequence[Axis]) -> list[str]:
-    """Return what only some of the best designs do to requests, since their numbers alone don't tell them apart."""
-    telling = telling_kinds(found.best) if len(found.best) > 1 else []
+    """Return what only some of the designs to choose from do to requests."""
+    telling = telling_kinds(found.choice) if len(found.choice) > 1 else []
     phrases = [
         f"{label_of(point, axes)} {_DOES[kind].format(n=f'about {rounded(count)}')}" for point, kind, count in telling
     ]

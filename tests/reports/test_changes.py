@@ -49,6 +49,10 @@ def test_a_change_without_a_clear_impact_is_called_so() -> None:
         "The SLO is met, and the rollout had no clear impact: 3 (−4 to 10) of 57,000 requests affected beyond the "
         "usual."
     )
+    point.metrics["harmed_excess"] = Metric(3.0, unit="requests")  # of one replication, against its own baseline
+    assert answer(point, TERMS).headline == (
+        "The SLO is met, but the rollout affected 3 of 57,000 requests beyond the usual: 3 late."
+    )
     point.metrics["harmed_excess"] = Metric(0.0, unit="requests")
     assert answer(point, {}).headline == "The rollout affected none of 57,000 requests beyond the usual."
 
@@ -82,10 +86,17 @@ def test_strategies_without_a_clear_difference_are_not_ranked() -> None:
     assert "SLO met at every point, but up to about 8,510 stale answers" in build_report(run)
 
 
-def test_a_strategy_that_certainly_does_least_is_named_alone() -> None:
+def test_small_differences_do_not_matter_next_to_large_ones() -> None:
     said = sweep_answer(samples.strategies().points, TERMS).headline
-    assert said.startswith("Least impact with in-place: the rollout affects 220 (209 to 231) requests beyond the ")
-    assert "(125 late, 95 mixed versions), against 230 (218 to 242) with drain-then-swap, 8,510" in said
+    assert said == (
+        "Any but lazy-reread: 220 to 230 affected requests per rollout beyond the usual, against 8,510 (8,090 to "
+        "8,940) with lazy-reread (8,510 stale answers). Of these, least with in-place."
+    )
+    two = samples.strategies().points[:2]
+    assert sweep_answer(two, TERMS).headline == (
+        "Least impact with in-place: the rollout affects 220 (209 to 231) requests beyond the usual (125 late, 95 "
+        "mixed versions), against 230 (218 to 242) with drain-then-swap."
+    )
 
 
 def test_many_comparisons_need_larger_differences() -> None:
@@ -101,7 +112,8 @@ def test_one_replication_claims_no_order() -> None:
         metric = point.metrics["harmed_excess"]
         point.metrics["harmed_excess"] = replace(metric, lo=None, hi=None, parts=[metric.value])
     said = sweep_answer(points, TERMS).headline
-    assert said.endswith("Without an interval this may be chance: set run.replications=4 to compare them.")
+    assert "least" not in said
+    assert said.endswith(" Small differences may be chance: set run.replications=4 for intervals.")
 
 
 def test_what_another_point_lacks_is_not_certainly_less() -> None:
