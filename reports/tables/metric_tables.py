@@ -167,7 +167,6 @@ def grouped_table(point: Point, slo_terms: Mapping[str, float], load: float | No
         first = True
         if group == "load" and load is not None:
             rows.append([group, "load of full batches", percent(load), "", ""])
-            verdicts.append("")
             first = False
         for name in names:
             metric = point.metrics.get(name)
