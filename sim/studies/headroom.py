@@ -178,7 +178,7 @@ class _Search:
             self._term_at(edge.hi),
             self._saturation,
             probes=tuple(self.probes),
-            failing=self._failing_point(),
+            failing=self._failing_point(edge),
         )
 
     def _find_edge(self) -> Edge:
@@ -268,12 +268,15 @@ class _Search:
         self.probes.append(Probe(multiple, _requests(point), strains[term], term))
         return strains
 
-    def _failing_point(self) -> Point | None:
+    def _failing_point(self, edge: Edge) -> Point | None:
         """Return what says what limits the traffic where it fails, without what only charts need."""
-        if self._failing is None:
+        if edge.hi == 1 and self._today is not None:
+            point = self._today
+        elif self._failing is not None:
+            _, world, recording = self._failing
+            point = summarise([recording], facts_of(world), {}, [])
+        else:
             return None
-        _, world, recording = self._failing
-        point = summarise([recording], facts_of(world), {}, [])
         return Point(
             {},
             point.metrics,
