@@ -43,7 +43,7 @@ def bisected(name: str, start: float) -> float:
     :param start: the multiple that is tried first.
     """
     scenario = load_scenario(name, seed=SEED).scenario
-    traffic = headroom._Traffic.of(scenario.model_copy(update={"rollouts": (), "faults": ()}))
+    traffic = headroom._Traffic.of(headroom.steady(scenario))
     requests = 10 * traffic.requests
 
     def fails(multiple: float) -> bool:

@@ -35,8 +35,8 @@ from sim.world.world import World
 
 COARSE, FINE = 4_000, 10_000
 """Requests of a simulation that brackets the multiple, and of one that locates it."""
-WARMUP = 0.3
-"""Share of the requests at the start that is not measured: caches start cold, and queues empty."""
+WARMUP = 0.2
+"""Share of the requests at the start that is not measured: queues start empty."""
 SECTIONS = 20
 LEAST = 1 / 64
 """The smallest multiple that is tried."""
@@ -73,9 +73,16 @@ def find_headroom(scenario: Scenario, today: Point | None = None) -> Headroom:
     :raises InputError: if the scenario can't be simulated.
     """
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
-    steady = scenario.model_copy(update={"rollouts": (), "faults": ()})
-    search = _Search(_Traffic.of(steady), None if without else today)
+    search = _Search(_Traffic.of(steady(scenario)), None if without else today)
     return replace(search.find(), without=without)
+
+
+def steady(scenario: Scenario) -> Scenario:
+    """Return a scenario without what happens at given times, and with full caches at the start unless it says more."""
+    cache = scenario.cache
+    if "warm" not in cache.model_fields_set:
+        cache = cache.model_copy(update={"warm": "steady"})
+    return scenario.model_copy(update={"rollouts": (), "faults": (), "cache": cache})
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +178,7 @@ class _Search:
             self._term_at(edge.hi),
             self._saturation,
             probes=tuple(self.probes),
-            failing=self._failing_point(),
+            failing=self._failing_point(edge),
         )
 
     def _find_edge(self) -> Edge:
@@ -261,12 +268,15 @@ class _Search:
         self.probes.append(Probe(multiple, _requests(point), strains[term], term))
         return strains
 
-    def _failing_point(self) -> Point | None:
+    def _failing_point(self, edge: Edge) -> Point | None:
         """Return what says what limits the traffic where it fails, without what only charts need."""
-        if self._failing is None:
+        if edge.hi == 1 and self._today is not None:
+            point = self._today
+        elif self._failing is not None:
+            _, world, recording = self._failing
+            point = summarise([recording], facts_of(world), {}, [])
+        else:
             return None
-        _, world, recording = self._failing
-        point = summarise([recording], facts_of(world), {}, [])
         return Point(
             {},
             point.metrics,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,24 +22,35 @@ class Ended:
 
 
 class CommandLine:
-    """Call ``loraplan`` as from a shell; the folder it works in is a temporary one."""
+    """Call ``loraplan`` as from a shell; the folder it works in is a temporary one.
+
+    :ivar headroom: whether runs and plans search for headroom, which takes longer than the runs of most tests.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch = monkeypatch
         self._capsys = capsys
+        self.headroom = False
 
     def __call__(self, *arguments: str) -> Ended:
-        self._monkeypatch.setattr(sys, "argv", ["loraplan", *arguments])
+        given = arguments if self.headroom else without_headroom(arguments)
+        self._monkeypatch.setattr(sys, "argv", ["loraplan", *given])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         out, err = self._capsys.readouterr()
         return Ended(int(stopped.value.code or 0), out, err)
 
 
+def without_headroom(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a command that doesn't search for headroom."""
+    searches = arguments[:1] in (("run",), ("plan",))
+    return [*arguments, "--no-headroom"] if searches else list(arguments)
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start ``loraplan`` as a process group of its own, so that signals reach it as from a terminal."""
     return subprocess.Popen(
-        [sys.executable, "-m", "sim.cli", *arguments],
+        [sys.executable, "-m", "sim.cli", *without_headroom(arguments)],
         cwd=folder,
         text=True,
         start_new_session=True,

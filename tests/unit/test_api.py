@@ -42,6 +42,23 @@ def test_a_run_that_is_there_is_read(tmp_path: Path) -> None:
     assert again.value("e2e_mean_s") == first.value("e2e_mean_s")
 
 
+def test_headroom_is_added_to_a_run_that_lacks_it(tmp_path: Path) -> None:
+    def run(*, headroom: bool) -> loraplan.Results:
+        return loraplan.run("cache-thrash", SMALL, headroom=headroom, out=tmp_path / "run", jobs=1)
+
+    without = run(headroom=False)
+    assert without.headroom is None
+    assert without.answer.headroom == ""
+    assert "headroom" not in json.loads((tmp_path / "run/summary.json").read_text())
+    found = run(headroom=True)
+    assert found.headroom is not None
+    assert "times the traffic" in found.answer.headroom
+    assert json.loads((tmp_path / "run/summary.json").read_text())["headroom"] == found.headroom.summary()
+    again = run(headroom=True)
+    assert again.headroom == found.headroom
+    assert again.value("e2e_mean_s") == without.value("e2e_mean_s")
+
+
 def test_a_temporary_run_lives_as_long_as_its_result() -> None:
     result = loraplan.run("quickstart", SMALL, jobs=1)
     path = result.path

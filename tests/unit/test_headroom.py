@@ -140,7 +140,9 @@ def test_todays_point_decides_on_which_side_of_1_it_is() -> None:
         scenario, replace(point, metrics={**point.metrics, "e2e_mean_s": replace(metric, value=0.041)})
     )
     assert found.multiple is not None
-    assert found.multiple < 1
+    assert found.multiple < found.hi == 1
+    assert found.failing is not None
+    assert found.failing.metrics["e2e_mean_s"].value == 0.041
 
 
 def test_a_headroom_reads_what_it_wrote(found: Headroom) -> None:
