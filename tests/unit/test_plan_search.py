@@ -128,6 +128,22 @@ def test_a_first_look_that_was_wrong_is_found_out_at_the_edge(word: str) -> None
     assert (result.answer, result.before) == (edge, edge - 1)
 
 
+def test_the_search_stops_at_a_neighbour_that_is_probably_not_enough() -> None:
+    """What lies before it is even less likely, so effort there would tell nothing new."""
+    chances = {5: 1.0, 4: 0.9, 3: 0.1}
+    judged: list[int] = []
+
+    def evaluate(index: int, effort: int) -> Judgement:
+        judged.append(index)
+        chance = chances.get(index, 0.0)
+        return Judgement(MET if chance == 1 else UNCLEAR, 1 if chance > 0.5 else 1.1, probability=chance)
+
+    result = Search(6, evaluate, EFFORTS, start=5).run()
+    assert (result.answer, result.doubtful) == (5, [3, 4])
+    assert judged.count(3) > 1
+    assert 2 not in judged
+
+
 def test_a_search_says_whether_anything_will_do() -> None:
     assert Search(32, World(lambda index: 2.0 - 0.05 * index).evaluate, EFFORTS).possible(0).hopeful
     nothing = Search(32, World(lambda index: 3.0 - 0.05 * index).evaluate, EFFORTS).possible(4)
