@@ -1,8 +1,8 @@
 """Check the answers of plans against long runs with another seed.
 
-``python tests/bench_plan.py [--seeds 20] [--shorter 1] [--jobs -1] [NAME ...]``: a table with a row for each plan. Every plan is
-repeated with several seeds. What it says of its answer, of the more wanted neighbour and of the design that probably
-meets the SLO is compared with a run of ten times the requests.
+``python tests/bench_plan.py [--seeds 20] [--shorter 1] [--jobs -1] [NAME ...]``: a table with a row for each plan.
+Every plan is repeated with several seeds. What it says of its answer, of the more wanted neighbour and of the design
+that probably meets the SLO is compared with a run of ten times the requests.
 """
 
 from __future__ import annotations
