@@ -183,6 +183,13 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= _TINY else f"below {_TINY:g}"
 
 
+def likelihood(probability: float) -> str:
+    """Return a probability with two digits; one near an end as a bound."""
+    if probability < 0.005:
+        return "< 0.01"
+    return "> 0.99" if probability > 0.995 else f"{probability:.2f}"
+
+
 def percent(share: float) -> str:
     """Return a share as a percentage of three digits: ``0.7991`` → ``"79.9 %"``."""
     text = f"{share * 100:.3g}"

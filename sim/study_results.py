@@ -164,6 +164,15 @@ class PlanResults(Results):
         return pd.DataFrame([{**look.pop("set"), **look} for look in [dict(each) for each in looks]])
 
     @property
+    def grades(self) -> pd.DataFrame:
+        """How likely each design that was simulated meets the SLO, the most wanted first."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [{**each.set, "verdict": each.verdict, "probability": each.probability} for each in self._data.plan.grades]
+        )
+
+    @property
     def what_if(self) -> pd.DataFrame:
         """One row for each change and metric that was tried: change, metric, one, other, lo, hi, word."""
         import pandas as pd

@@ -9,7 +9,7 @@ from reports.axes import make_axes
 from reports.formatting import read_terms
 from reports.pages.page import template
 from reports.tables.metric_tables import metrics_table, terminal_table
-from reports.tables.plan_tables import search_table
+from reports.tables.plan_tables import frontier_table, search_table
 from reports.text.answer_text import Answer
 from reports.text.setup_text import setup_line
 
@@ -22,7 +22,7 @@ def snippet(run: RunData, answer: Answer) -> str:
     terms = read_terms((run.manifest.get("scenario") or {}).get("slo"))
     points = run.points
     if is_plan(run.manifest):
-        table = search_table(run)
+        table = frontier_table(run) or search_table(run)
         points = [chosen] if (chosen := PlanReading(run).chosen) is not None else points
     elif len(run.points) == 1:
         table = metrics_table(run.points[0])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from reports.answers.plan_reading import PlanReading
 from reports.axes import make_axis
-from reports.formatting import metric_words, percent, show
+from reports.formatting import likelihood, metric_words, percent, show
 from reports.table import Table
 from sim.results.verdict import verdict_word
 
@@ -31,7 +31,7 @@ def search_table(data: RunData) -> Table | None:
         if look.unserved is not None:
             term, seen = "refused or failed", percent(look.unserved)
         score = percent(look.score) if look.score is not None else ""
-        likely = "" if look.probability is None else f"{look.probability:.2f}"
+        likely = "" if look.probability is None else likelihood(look.probability)
         runs = f"{look.replications}" if look.requests is None else f"{look.replications} × {look.requests:,}"
         rows.append([str(number), read.phrase(look.set), term, seen, score, look.word, likely, runs])
     share = record.simulated_requests / max(1, record.every_candidate_requests)
@@ -60,7 +60,7 @@ def frontier_table(data: RunData) -> Table | None:
         [
             *(axis.label(row.set[key]) for axis, key in zip(axes, keys, strict=True)),
             row.verdict,
-            f"{row.probability:.2f}",
+            likelihood(row.probability),
             RECOMMENDED if row.set == record.answer else "",
         ]
         for row in record.frontier
@@ -83,7 +83,7 @@ def _fleets_table(read: PlanReading) -> Table:
             continue
         count = (fleet.replicas or 0) + fleet.full_replicas
         grade = grades.get((("fleet", fleet.fleet), ("fleet.replicas", fleet.replicas)))
-        likely = "–" if grade is None else f"{grade.probability:.2f}"
+        likely = "–" if grade is None else likelihood(grade.probability)
         mark = RECOMMENDED if fleet.fleet == record.answer.get("fleet") else ""
         rows.append([*cells, f"{count * fleet.gpus}", f"{fleet.total:,.2f}", fleet.word, likely, mark])
     head = ["fleet", "price per GPU hour", "GPUs", "price per hour", "SLO", "p", ""]

@@ -17,7 +17,7 @@ from reports.answers.plan_reading import (
     safety_step,
 )
 from reports.axes import make_axis
-from reports.formatting import metric_words, percent, show
+from reports.formatting import likelihood, metric_words, percent, show
 from reports.text.answer_text import Answer
 from reports.text.confidence_text import confidence
 from reports.text.headroom_text import headroom_sentences
@@ -124,14 +124,8 @@ def _or_probably(read: PlanReading) -> str:
 
 
 def _graded(read: PlanReading, grade: GradeRecord) -> str:
-    return f"{read.phrase(grade.set)} ({_likely(grade.probability)})"
-
-
-def _likely(probability: float) -> str:
-    """Return a probability as ``p = 0.87``."""
-    if probability < 0.005:
-        return "p < 0.01"
-    return "p > 0.99" if probability > 0.995 else f"p = {probability:.2f}"
+    p = likelihood(grade.probability)
+    return f"{read.phrase(grade.set)} (p {'' if p[0] in '<>' else '= '}{p})"
 
 
 def _too_close(read: PlanReading) -> str:

@@ -34,7 +34,7 @@ run: {{seed: 1, replications: 3}}
 """
 
 
-def write(folder: Path, rest: str, requests: int = 2000, name: str = "small.yaml") -> str:
+def write(folder: Path, rest: str, requests: int = 800, name: str = "small.yaml") -> str:
     path = folder / name
     idealised = "" if "\nfleet:" in f"\n{rest}" else "\nfleet: {engine: continuous}\n"
     text = SMALL.format(requests=requests, rest=rest + idealised)
@@ -63,7 +63,9 @@ def test_the_smallest_cache_is_found_and_can_be_run(loraplan: CommandLine, tmp_p
     assert found["metrics"]["miss_ratio"]["hi"] <= 0.38
     # The recommended scenario gives the numbers that the plan decided on.
     again = json.loads(loraplan("run", "found/recommended.yaml", "--json", "--check").out)
-    assert again["points"][0]["metrics"]["miss_ratio"]["value"] == found["metrics"]["miss_ratio"]["value"]
+    for end in ("value", "lo", "hi"):
+        assert again["points"][0]["metrics"]["miss_ratio"][end] == found["metrics"]["miss_ratio"][end]
+    assert load_scenario("found/recommended.yaml").scenario.cache.warm == "steady"
     fewer = f"cache.gpu.slots={slots - 4}"
     assert loraplan("run", "found/recommended.yaml", "--check", "--set", fewer).code == 1
     assert found["setup"]["profile"] == "h100-64gb/llama-3.1-8b/assumed"
@@ -193,11 +195,19 @@ def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     assert found["confidence"] == "low"
     assert found["unclear"]
     assert all(row["cache.gpu.slots"] < found["answer"]["cache.gpu.slots"] for row in found["unclear"])
+    assert f"{found['answer']['cache.gpu.slots']} GPU slots are certainly enough" in ended.out
+    assert "the smallest that meets" not in ended.out
+    grades = {each["set"]["cache.gpu.slots"]: each for each in found["grades"]}
+    assert list(grades) == sorted(grades), "the most wanted first"
+    assert grades[found["answer"]["cache.gpu.slots"]]["verdict"] == "met"
+    assert all(0.005 < grades[row["cache.gpu.slots"]]["probability"] < 0.995 for row in found["unclear"])
+    likely = [slots for slots, each in grades.items() if each["probability"] >= 0.8]
+    assert found["probable"]["set"]["cache.gpu.slots"] == likely[0]
 
 
 def test_a_saturated_start_is_left_behind(loraplan: CommandLine, tmp_path: Path) -> None:
     rest = "slo: {ttft_p99: 2 s}\nplan: {minimize: fleet.replicas, range: [1, 32]}"
-    ended = loraplan("plan", write(tmp_path, rest, 3000), "--set", "workload.arrivals.rate=200/s", "--json")
+    ended = loraplan("plan", write(tmp_path, rest), "--set", "workload.arrivals.rate=200/s", "--json")
     found = answered(ended)
     assert found["feasible"]
     assert found["answer"]["fleet.replicas"] > 2
@@ -221,6 +231,14 @@ def test_two_variables_are_made_small_one_after_the_other(loraplan: CommandLine,
     found = answered(ended)
     assert set(found["answer"]) == {"fleet.replicas", "cache.gpu.slots"}
     assert found["metrics"]["miss_ratio"]["hi"] <= 0.5
+    rows = [row["set"] for row in found["frontier"]]
+    assert found["answer"] in rows
+    further = rows[rows.index(found["answer"]) :]
+    replicas, slots = ([row[key] for row in further] for key in ("fleet.replicas", "cache.gpu.slots"))
+    assert len(further) > 1
+    assert replicas == sorted(set(replicas))
+    assert slots == sorted(slots, reverse=True), "more replicas never need more slots"
+    assert "What is enough" in (tmp_path / "runs/small-plan/report.html").read_text()
 
 
 def test_the_cheapest_of_several_fleets_is_found(loraplan: CommandLine, tmp_path: Path) -> None:
@@ -289,13 +307,24 @@ def test_draws_are_held_against_the_traffic_that_they_met(tmp_path: Path, replic
     )
     loaded = load_scenario(write(tmp_path, rest, requests=600), [f"run.replications={replications}"])
     planned = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
-    assert max(look.replications for look in planned.record.looks) > replications, "some call is close"
-    sure = [point for point in planned.points if point.cost["replications"] >= replications]
+    assert max(look.requests or 0 for look in planned.record.looks) > 600, "some call is close"
+    sure = [point for point in planned.points if point.calibration]
     assert len(sure) > 1
     for point in sure:
         assert point.calibration["draws"] == 5
         metric = point.metrics["miss_ratio"]
         assert metric.calibration_lo == metric.calibration_hi == metric.value
+
+
+def test_a_plan_starts_full_unless_the_scenario_says_otherwise(tmp_path: Path) -> None:
+    """Half the requests of so short a run would be the first for their adapter."""
+    rest = "slo: {miss_ratio: 60%}\nplan: {minimize: cache.gpu.slots, values: [40]}\n"
+    misses = []
+    for overrides in ([], ["cache.warm=0"]):
+        loaded = load_scenario(write(tmp_path, rest, requests=100), ["run.warmup=0%", *overrides])
+        planned = make_plan(loaded, tmp_path / f"run-{len(overrides)}", Execution(Local(1)))
+        misses.append(planned.point.metrics["miss_ratio"].value or 0.0)
+    assert misses[0] < misses[1]
 
 
 def test_a_seed_repeats_a_plan_whatever_the_number_of_workers(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def test_a_plan_gives_what_it_found_and_how() -> None:
     assert found.feasible
     assert found.found == {"cache.gpu.slots": found.point.set["cache.gpu.slots"]}
     assert {"cache.gpu.slots", "word", "replications"} <= set(found.looks.columns)
+    assert found.grades["cache.gpu.slots"].is_monotonic_increasing
+    assert found.grades["probability"].between(0, 1).all()
     assert found.what_if.empty
     assert "GPU slots are enough" in found._repr_html_()
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.results.verdict import MET, NOT_MET, UNCLEAR
-from sim.studies.planning.search import Edge, Judgement, Search
+from sim.studies.planning.search import STEER, Edge, Judgement, Search
 
 EFFORTS = 5
 COSTS = (2, 5, 10, 20, 40)
@@ -126,6 +126,22 @@ def test_a_first_look_that_was_wrong_is_found_out_at_the_edge(word: str) -> None
 
     result = Search(64, evaluate, EFFORTS, start=edge).run()
     assert (result.answer, result.before) == (edge, edge - 1)
+
+
+def test_the_search_stops_at_a_neighbour_that_is_probably_not_enough() -> None:
+    """What lies before it is even less likely, so effort there would tell nothing new."""
+    chances = {5: 1.0, 4: 0.9, 3: 0.1}
+    spent: dict[int, int] = {}
+
+    def evaluate(index: int, effort: int) -> Judgement:
+        spent[index] = effort
+        chance = chances.get(index, 0.0)
+        return Judgement(MET if chance == 1 else UNCLEAR, 1 if chance > 0.5 else 1.1, probability=chance)
+
+    result = Search(6, evaluate, EFFORTS, start=5).run()
+    assert (result.answer, result.doubtful) == (5, [3, 4])
+    assert spent[3] == EFFORTS - 1
+    assert max(spent.get(index, 0) for index in (0, 1, 2)) <= STEER
 
 
 def test_a_search_says_whether_anything_will_do() -> None:

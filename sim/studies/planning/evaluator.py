@@ -292,10 +292,11 @@ class DesignEvaluator:
             return point
         cost = 0.0
         if not design.drawn:
-            if not design.short:  # its point was kept by an interrupted search
-                self._simulated(design, built, design.key)
+            if not design.short:  # the first effort was skipped, or an interrupted search kept its point
+                short = self._simulated(design, built, design.key)
+                cost += short.cost["searched"] if design.effort < 0 else 0.0
             design.drawn = values_of_draws(built, self._run)
-            cost = len(design.drawn) * (built.world.traffic.expected_requests() or 0.0)
+            cost += len(design.drawn) * (built.world.traffic.expected_requests() or 0.0)
         assert built.world.profile is not None, "draws belong to a profile"
         point = with_calibration(point, design.short, design.drawn, len(built.world.profile.draws))
         return replace(point, cost={**point.cost, "searched": point.cost["searched"] + cost})

@@ -381,7 +381,7 @@ def _record(
         doubtful=[design.set for design in found.doubtful],
         grades=grades,
         probable=next((grade for grade in grades if grade.probability >= PROBABLE), None),
-        frontier=[evaluator.grade(design) for design in found.frontier],
+        frontier=[evaluator.grade(design) for design in _most_wanted_first(found.frontier, axes, plan)],
         edge_refused_key=None if found.edge is None or found.edge.refused is None else found.edge.refused.key,
         refused=[RefusedDesign(design.set, _reason(design.refused)) for design in refused[:3]],
         refused_count=len(refused),

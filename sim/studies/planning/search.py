@@ -230,8 +230,9 @@ class Search:
                 break
             if left not in doubtful:
                 doubtful.append(left)
-            if self.judgements[left].probability <= 1 - PROBABLE:
-                break  # those before it are even less likely
+            if self.judgements[left].probability <= 1 - PROBABLE:  # those before it are even less likely
+                left = max((i for i, each in self.judgements.items() if i < left and each.word == NOT_MET), default=-1)
+                break
             tried += 1
             left -= 1 if tried <= _WIDE_DOUBT else tried
         left = max(left, -1)
