@@ -218,7 +218,10 @@ class DesignEvaluator:
         each = traffic.expected_requests() or 0
 
         def run(built: Design, parts: Sequence[Part]) -> Iterable[tuple[Part, Any]]:
-            return on_pool(self._pool.for_workload(each * len(parts), SMALL_EVALUATION))(built, parts) if parts else ()
+            if not parts:
+                return ()
+            pool = self._pool.for_workload(each * len(parts), SMALL_EVALUATION, len(parts))
+            return on_pool(pool)(built, parts)
 
         return run
 
