@@ -12,7 +12,7 @@ COMPILE := HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(FAST)/python -m pip --quiet --d
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema pictures lab-kit clean
+.PHONY: help demo test test-vllm vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema pictures terminal lab-kit clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is

@@ -93,7 +93,7 @@ def check_chart(fit: FitCheck | None) -> Chart | None:
     )
     caption = (
         f"Fitted to the first {plural(fit.requests_fitted, 'request')}, compared with the "
-        f"{number(fit.requests_checked)} after them, which the fit has not seen."
+        f"{number(fit.requests_checked)} after them, which the fit did not use."
     )
     heading = Heading("check", "Does fitted traffic miss as often as the trace?", caption)
     return slots_chart(heading, fit.slots, lines, check_curve_table(fit))

@@ -152,7 +152,7 @@ def check_table(facts: TraceFacts) -> Table | None:
             ]
         )
     head = ["", "trace", "fitted traffic", *(["independent draws"] if fit.slots else []), "fitted − trace"]
-    note = f"Trace: the {plural(fit.requests_checked, 'request')} that the fit has not seen."
+    note = f"Trace: the {plural(fit.requests_checked, 'request')} that the fit did not use."
     if any(value.unit == "tokens" for value in fit.values):
         note += " Tokens: fitted traffic draws those of the first part again."
     return Table("Fitted traffic and the rest of the trace", head, rows, note)

@@ -184,7 +184,8 @@ def _explain_usage(error: Any) -> None:
             message(line, quiet=False)
         return
     if known:
-        near = did_you_mean(option or "", known)
+        near = did_you_mean((option or "").lstrip("-"), [each.lstrip("-") for each in known])
+        near = near and near.replace("'", "'--", 1)
         problem = f"{error.message}; {near}" if near else error.message
     elif option and (hint := flag_hint(option)):
         # What a scenario has for an option of an engine that loraplan itself doesn't have.

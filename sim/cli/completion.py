@@ -31,4 +31,6 @@ def complete_assignment(incomplete: str) -> list[str]:
 
     keys = dict.fromkeys(known_keys(Scenario))
     sections = {key.rpartition(".")[0] for key in keys}
-    return [f"{key}=" for key in keys if key.startswith(incomplete) and key not in sections]
+    found = [f"{key}=" for key in keys if key.startswith(incomplete) and key not in sections]
+    # A shell puts a space behind a single candidate; with two it stops behind what they share.
+    return [*found, f"{found[0]}VALUE"] if len(found) == 1 else found

@@ -21,9 +21,9 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
     :param jobs: worker processes; -1: one for each core; 1: this process, in order.
     :raises LoraplanError: if a worker died (out of memory, killed).
     """
-    from joblib import Parallel, cpu_count, delayed
+    from joblib import Parallel, delayed
 
-    workers = min(len(arguments), cpu_count() if jobs < 0 else jobs)
+    workers = min(len(arguments), _cores(jobs))
     if workers <= 1:
         for each in arguments:
             yield task(*each)
@@ -56,16 +56,19 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
         raise
 
 
-def start_workers(jobs: int) -> None:
-    """Start the worker processes and let them import the simulator.
+def start_workers(tasks: int, jobs: int) -> None:
+    """Start the worker processes for so many tasks, and let them import the simulator.
 
     Only then does the work start, and with it the clock by which the time left is estimated.
     """
+    for _ in unordered(_import_simulator, [()] * min(tasks, _cores(jobs)), jobs):
+        pass
+
+
+def _cores(jobs: int) -> int:
     from joblib import cpu_count
 
-    workers = cpu_count() if jobs < 0 else jobs
-    for _ in unordered(_import_simulator, [()] * workers, jobs):
-        pass
+    return int(cpu_count()) if jobs < 0 else jobs
 
 
 def _import_simulator() -> None:

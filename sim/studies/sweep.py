@@ -180,7 +180,8 @@ def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:
 
 def _simulate_all(tasks: list[PointTask], pool: Pool, progress: Progress) -> Iterator[tuple[PointTask, Outcome]]:
     """Yield outcomes as they come: parallel over points, or over replications and draws where there is one point."""
-    pool = pool.for_workload(sum(task.work for task in tasks), SMALL_RUN)
+    count = len(tasks) if len(tasks) > 1 else sum(task.replications for task in tasks)
+    pool = pool.for_workload(sum(task.work for task in tasks), SMALL_RUN, count)
     if len(tasks) == 1 and tasks[0].point.scenario.run.half_width is None:
         design = tasks[0].design or make_design(tasks[0].point.scenario)
         yield tasks[0], evaluate(design, tasks[0].options, on_pool(pool, progress))

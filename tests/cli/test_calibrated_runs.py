@@ -69,7 +69,7 @@ def test_a_sweep_that_goes_on_keeps_them(loraplan: CommandLine, tmp_path: Path, 
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     (tmp_path / "out/points" / f"{manifest['point_keys'][1]}.json").unlink()
     again = loraplan(*(word for word in sweep if word != "--quiet"))
-    assert "1 of 2 points were there" in again.err
+    assert "1 of 2 points come" in again.err
     for name in ("summary.json", "points.csv"):
         assert (tmp_path / "out" / name).read_bytes() == tables[name]
     assert loraplan("report", "out").code == 0

@@ -77,4 +77,4 @@ def test_a_signal_leaves_no_worker_behind_and_any_backend_goes_on(
         time.sleep(0.1)
     again = loraplan(*SWEEP, "--out", "out")  # on this machine
     assert again.code == 0
-    assert "of 12 points were there from an earlier run" in again.err
+    assert "of 12 points come from an earlier run" in again.err

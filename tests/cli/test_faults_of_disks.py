@@ -111,7 +111,7 @@ def test_a_clock_that_jumps_changes_nothing(loraplan: CommandLine, tmp_path: Pat
     for file in (tmp_path / "out").rglob("*"):
         os.utime(file, (now + jump_s, now + jump_s))
     again = loraplan(*(word for word in SWEEP if word != "--quiet"))
-    assert "3 of 3 points were there" in again.err
+    assert "3 of 3 points come" in again.err
     assert (first.code, first.out) == (again.code, again.out)
 
 

@@ -52,8 +52,11 @@ def test_a_shell_completes_scenarios_profiles_and_keys(loraplan: CommandLine, mo
     Path("quick-one.yaml").write_text("name: one\n")
     assert completed(loraplan, monkeypatch, "run", "qui") == ["quickstart", "quick-one.yaml"]
     assert completed(loraplan, monkeypatch, "scenarios", "copy", "thou") == ["thousand-adapters"]
-    assert completed(loraplan, monkeypatch, "run", "--set", "cache.gpu.sl") == ["cache.gpu.slots="]
-    assert completed(loraplan, monkeypatch, "sweep", "--over", "fleet.repl") == ["fleet.replicas="]
+    assert completed(loraplan, monkeypatch, "run", "--set", "cache.gpu.sl") == [
+        "cache.gpu.slots=",
+        "cache.gpu.slots=VALUE",
+    ]
+    assert completed(loraplan, monkeypatch, "sweep", "--over", "fleet.repl")[0] == "fleet.replicas="
     shown = completed(loraplan, monkeypatch, "profiles", "show", "h100-64gb/llama")
     assert "h100-64gb/llama-3.1-8b/vllm-0.8.5" in shown
     assert all(name.startswith("h100-64gb/llama") for name in shown)

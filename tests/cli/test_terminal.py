@@ -105,7 +105,7 @@ def test_what_goes_on_below_leaves_out_rows_without_content() -> None:
     from rich.console import Console
 
     rows = [[f"metric {row}", "1.5 ms", "a remark of many words " * 3 if row == 2 else ""] for row in range(4)]
-    console = Console(width=50, highlight=False)
+    console = Console(width=40, highlight=False)
     with console.capture() as captured:
         console.print(TerminalTable(["metric", "value", "remark"], rows, words=(2,), fits=True))
     text = captured.get()

@@ -291,7 +291,7 @@ def test_a_report_says_what_swaps_cost(swapping: Any) -> None:
     assert where.rows[-1][-1] == "1 replica"
     notes = " ".join(point.warnings)
     assert (
-        "1 replica serves full models (a pool that swaps 2 full models), beside 2 of the base model: 3 replicas"
+        "1 replica serves full models (a pool that swaps 2 full models), in addition to 2 of the base model: 3 replicas"
         in notes
     )
     assert "assumed, for nobody measured loads that large" in notes

@@ -22,6 +22,7 @@ from sim.cli.output import (
     say_file,
     say_json,
     say_result,
+    workers_of,
 )
 from sim.cli.ranges import parse_range
 from sim.errors import InputError
@@ -85,7 +86,10 @@ def plan(
         message(f"  {values}: {entry.word} ({seen}; {runs})", options.quiet or options.json)
 
     quiet = options.quiet
-    with pool_of(options.backend, options.jobs, quiet) as pool, progress_bar(quiet, "planning") as progress:
+    with (
+        pool_of(options.backend, options.jobs, quiet) as pool,
+        progress_bar(quiet, "planning", workers_of(options.jobs)) as progress,
+    ):
         execution = Execution(pool, command_line(), progress)
         planned = make_plan(
             loaded,

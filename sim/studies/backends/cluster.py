@@ -82,7 +82,7 @@ class Cluster:
         self._on_note = on_note
         self._workers_seen_s = time.monotonic()
 
-    def for_workload(self, requests: float, least: int) -> Pool:
+    def for_workload(self, requests: float, least: int, tasks: int) -> Pool:
         return self
 
     def unordered(self, task: Task, arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:

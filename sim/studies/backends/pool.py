@@ -25,8 +25,11 @@ class Pool(Protocol):
         """
         ...
 
-    def for_workload(self, requests: float, least: int) -> Pool:
-        """Return the pool that finishes so many simulated requests soonest; below ``least`` perhaps this process."""
+    def for_workload(self, requests: float, least: int, tasks: int) -> Pool:
+        """Return the pool that finishes so many simulated requests soonest; below ``least`` perhaps this process.
+
+        :param tasks: how many there are. Workers for them are up when this returns.
+        """
         ...
 
 
@@ -45,10 +48,10 @@ class Local:
     def unordered(self, task: Task, arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         return unordered(task, list(arguments), self._jobs)
 
-    def for_workload(self, requests: float, least: int) -> Pool:
+    def for_workload(self, requests: float, least: int, tasks: int) -> Pool:
         if requests < least:
             return Local(1)
         if not self._started:
-            start_workers(self._jobs)
+            start_workers(tasks, self._jobs)
             self._started = True
         return self

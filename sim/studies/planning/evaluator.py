@@ -303,8 +303,10 @@ class DesignEvaluator:
 
     def _run(self, built: Design, parts: Sequence[Part]) -> Iterable[tuple[Part, Any]]:
         """Simulate parts of a design: on the pool if the work is long enough to start worker processes."""
-        each = built.world.traffic.expected_requests() or 0
-        return on_pool(self._pool.for_workload(each * len(parts), SMALL_EVALUATION))(built, parts) if parts else ()
+        if not parts:
+            return ()
+        requests = len(parts) * (built.world.traffic.expected_requests() or 0)
+        return on_pool(self._pool.for_workload(requests, SMALL_EVALUATION, len(parts)))(built, parts)
 
     def _drop_oldest(self) -> None:
         """Drop the recordings made longest ago, once all together take too much memory."""

@@ -110,7 +110,7 @@ def full_model_notes(found: FullModelFleet | None, base_replicas: int) -> list[s
     how = f"a pool that swaps {of}" if not found.homes else f"{spec.replicas} for each of {of}"
     verb = "replicas serve" if found.replicas > 1 else "replica serves"
     notes = [
-        f"{found.replicas} {verb} full models ({how}), beside {base_replicas} of the base model: "
+        f"{found.replicas} {verb} full models ({how}), in addition to {base_replicas} of the base model: "
         f"{found.replicas + base_replicas} replicas in all, each with GPUs of its own"
     ]
     if spec.serve == "swap" and spec.load is None:
