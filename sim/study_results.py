@@ -42,9 +42,12 @@ class Results:
 
     @property
     def point(self) -> Point:
-        """The point of a run; of a sweep or a plan, the one whose numbers one wants first."""
+        """The point of a run; of a plan its answer; of a sweep the one to choose where there is a choice."""
         from reports.answers.findings import sweep_focus
+        from reports.answers.plan_reading import PlanReading, is_plan
 
+        if is_plan(self._data.manifest) and (chosen := PlanReading(self._data).chosen) is not None:
+            return chosen
         return self.points[0] if len(self.points) == 1 else sweep_focus(self.points, self._terms)
 
     @property

@@ -43,11 +43,9 @@ class Picture:
 REPORT = Picture(
     "report",
     "quickstart",
-    "nav, main > section:not(.answer, [aria-labelledby='tiles-h'], #charts), footer, figure:not(#latency), details",
+    "nav, main > section:not(.answer, [aria-labelledby='tiles-h']), footer, .lead-chart > div, details",
 )
-CLIFF = Picture(
-    "cliff", "cache-thrash", "header, main > :not(#charts), footer, #charts > h2, figure:not(#latency), details"
-)
+CLIFF = Picture("cliff", "cache-thrash", "header, main > :not(.lead-chart), footer, .lead-chart > div, details")
 
 
 def main() -> int:

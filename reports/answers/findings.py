@@ -18,10 +18,12 @@ from sim.results.verdict import (
 
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
-_VISIBLE = 0.1
+VISIBLE = 0.1
 """Share of a value by which it must differ between points to be drawn."""
 BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
 """Last words of keys that one buys: for these the question is how much is enough."""
+_DEMANDED = ("rate", "concurrency", "count", "cv")
+"""Last words of keys that traffic demands: for these the question is how much can be served."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,19 @@ def find_boundary(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
 def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
     """Return the point that the key numbers are of, which is the one to choose where there is a choice.
 
-    That is the edge of the SLO; of rollouts and faults the design with the least impact; the best of several policies,
-    engines or GPUs; else the slowest point that meets the SLO.
+    That is the edge of the SLO: of several keys the least that serves the most demand. Of rollouts and faults it is the
+    design with the least impact, of policies, engines or GPUs the fastest, and else the slowest point that meets the
+    SLO.
     """
     axes = make_axes(points)
     if is_changed(points):
         return recommended([point for point in points if point.impact], axes, slo_terms)
     if axes and not any(axis.numeric for axis in axes):
         return fastest_point(points, slo_terms)
+    good = [point for point in points if slo_terms and verdict(point, slo_terms) == MET]
+    demanded, bought = ([a for a in axes if a.key.rsplit(".", 1)[-1] in kind] for kind in (_DEMANDED, BOUGHT))
+    if good and len(axes) > 1 and len(demanded) + len(bought) == len(axes):
+        return min(good, key=lambda p: ([-axis.index(p) for axis in demanded], [axis.index(p) for axis in bought]))
     edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 and slo_terms else None
     return edge or tightest_point(points, slo_terms)
 
@@ -131,7 +138,7 @@ def varies(points: Sequence[Point], name: str) -> bool:
     if found is None or found.contrast in (Contrast.EQUAL, Contrast.UNCLEAR):
         return False
     low, high = (point.metrics[name].value or 0.0 for point in (found.low, found.high))
-    return high - low > _VISIBLE * abs(high)
+    return high - low > VISIBLE * abs(high)
 
 
 def tightest_point(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:

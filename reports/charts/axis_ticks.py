@@ -33,7 +33,12 @@ def count_tick(value: float) -> str:
     return f"{value:,.6g}" if abs(value) < 1e5 else f"{value:,.0f}"
 
 
-TICKS: dict[str, Callable[[float], str]] = {"s": seconds_tick, "share": percent, "count": count_tick}
+TICKS: dict[str, Callable[[float], str]] = {
+    "s": seconds_tick,
+    "share": percent,
+    "count": count_tick,
+    "requests": count_tick,
+}
 """How the ticks of an axis read, by what it shows."""
 
 
@@ -69,7 +74,8 @@ def scale_y(ax: Axes, values: Sequence[float], kind: str, *, from_zero: bool = T
     """
     positive = [value for value in values if value > 0]
     high = max(values, default=1.0) or 1.0
-    log = bool(positive) and kind == "s" and max(positive) > _LOG_SPAN * min(positive)
+    may = kind == "s" or (kind == "requests" and len(positive) == len(values))
+    log = bool(positive) and may and max(positive) > _LOG_SPAN * min(positive)
     if log:
         low, high = min(positive) / 1.25, max(positive) * 1.25
         ax.set_yscale("log")

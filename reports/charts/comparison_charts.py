@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from reports.answers.findings import VISIBLE
 from reports.answers.run_comparison import Comparison, Pair, key_metrics
 from reports.axes import Axis, shorten, spread
 from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, scale_rows, seconds_tick, set_ticks, x_title
@@ -184,7 +185,7 @@ def curves_chart(comparison: Comparison, axis: Axis, name: str) -> Chart | None:
 
 
 def _latencies(comparison: Comparison, pair: Pair) -> list[Chart]:
-    """Return the distributions of the latencies whose p99 clearly differs."""
+    """Return the distributions of the latencies whose p99 clearly differs, by enough to be seen."""
     charts, (one, other) = [], (shorten(label, _LABEL) for label in side_names(comparison))
     for key, words in (("ttft_s", "TTFT"), ("e2e_s", "E2E")):
         found = pair.differences.get(key.replace("_s", "_p99_s"))
@@ -192,7 +193,7 @@ def _latencies(comparison: Comparison, pair: Pair) -> list[Chart]:
         for label, colour, point in ((one, A, pair.one), (other, B, pair.other)):
             if point.cdf.get(key) and any(value for value in point.cdf[key]):
                 curves.append((label, colour, *measured_quantiles(point, key)))
-        if len(curves) == 2 and found is not None and found.word in _COLOUR_OF:
+        if len(curves) == 2 and found is not None and found.word in _COLOUR_OF and abs(found.relative or 1.0) > VISIBLE:
             title = f"How is {words} distributed, in A and in B?"
             charts.append(quantile_chart(f"cdf-{key.removesuffix('_s')}", title, "", words, curves))
     return charts

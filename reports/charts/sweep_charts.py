@@ -315,7 +315,7 @@ def family_chart(
         f"How many requests are affected, by {axis.words}" if count else f"How does {words} change with {axis.words}"
     )
     if other is None:
-        lines = [Line(words, SERIES[0], name, in_order(points, [axis]))]
+        lines = [Line("affected" if count else words, SERIES[0], name, in_order(points, [axis]))]
         table = numbers_table(f"{words} by {axis.words}", axis, lines[0].points, [name])
     else:
         labels = other.short_labels(15)
@@ -325,7 +325,7 @@ def family_chart(
         title += f" and {other.words}" if count else f", for each {other.words}"
     targets = {f"SLO {show(name, slo_terms[name])}": slo_terms[name]} if name in slo_terms else {}
     caption = f"{_bands_words(points, axis, [name])}{bands_note(points)}{unserved_note(points, name)}"
-    kind = "share" if name in SHARES else "count" if count else "s"
+    kind = "share" if name in SHARES else "requests" if count else "s"
     heading = Heading(f"family-{name.replace('_', '-')}", f"{title}?", caption)
     return line_chart(heading, axis, YAxis(words, kind, targets), lines, table)
 

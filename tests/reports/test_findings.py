@@ -11,7 +11,7 @@ import pytest
 import samples
 
 from reports.answers.bottleneck import limits
-from reports.answers.findings import find_cliff, sweep_focus
+from reports.answers.findings import find_cliff, sweep_focus, varies
 from reports.axes import make_axes
 from reports.tables.metric_tables import base_model_table, metrics_table
 from reports.text.answer_text import answer, sweep_answer
@@ -203,6 +203,26 @@ def slots_sweep(p99s: dict[int, float]) -> list[Point]:
 )
 def test_sweep_boundary(p99s: dict[int, float], headline: str) -> None:
     assert sweep_answer(slots_sweep(p99s), {"e2e_p99_s": 1.0}).headline == headline
+
+
+def test_the_key_numbers_are_of_the_point_to_choose() -> None:
+    """Of several keys the least that serves the most demand; of policies the fastest; else the edge of the SLO."""
+    p99s = {(16, "4/s"): 0.4, (32, "4/s"): 0.3, (16, "6/s"): 5.0, (32, "6/s"): 0.5, (64, "6/s"): 0.4, (64, "8/s"): 5.0}
+    points = [
+        samples.make_point({"cache.gpu.slots": slots, "workload.arrivals.rate": rate}, p99=p99)
+        for (slots, rate), p99 in p99s.items()
+    ]
+    assert sweep_focus(points, {"e2e_p99_s": 1.0}).set == {"cache.gpu.slots": 32, "workload.arrivals.rate": "6/s"}
+    policies = [samples.make_point({"cache.eviction": name}, p99=p99) for name, p99 in (("lru", 0.9), ("sieve", 0.4))]
+    assert sweep_focus(policies, {"e2e_p99_s": 1.0}).set == {"cache.eviction": "sieve"}
+    slots = slots_sweep({16: 5.0, 32: 0.4, 64: 0.3})
+    assert sweep_focus(slots, {"e2e_p99_s": 1.0}).set == {"cache.gpu.slots": 32}
+
+
+def test_a_metric_varies_if_the_difference_is_certain_and_can_be_seen() -> None:
+    assert varies(slots_sweep({16: 1.0, 32: 2.0}), "e2e_p99_s")
+    assert not varies(slots_sweep({16: 1.0, 32: 1.0}), "e2e_p99_s")
+    assert not varies(slots_sweep({16: 1.0, 32: 1.08}), "e2e_p99_s")
 
 
 def test_both_of_two_settings_meet_the_slo() -> None:
