@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
@@ -167,6 +167,7 @@ WORDS = (
 )
 
 
+@settings(max_examples=50)
 @given(st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=8)), max_size=8))
 def test_any_words_are_read_or_refused(words: list[str]) -> None:
     for text in (" ".join(words), ["vllm", "serve", *words]):

@@ -66,6 +66,12 @@ def test_the_log_of_vllm(tmp_path: Path) -> None:
     assert "column output_tokens is missing (got time, lora_name, input_tokens)" in error_of(tmp_path, short)
 
 
+def test_a_log_of_vllm_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.traffic.tables.line_tables.MOST_LETTERS", 1000)
+    line = "INFO 03-04 09:00:01 [logger.py:48] Received request cmpl-{}: params: 1, lora_request: None.\n"
+    assert "the log of vLLM is too long" in error_of(tmp_path, "".join(map(line.format, range(200))))
+
+
 def test_new_year_in_the_log_of_vllm(tmp_path: Path) -> None:
     lines = samples.VLLM.replace(b"03-04 09:00:01", b"12-31 23:59:59").replace(b"03-04 09:00:02", b"01-01 00:00:01")
     assert [row[0] for row in rows(read(tmp_path, lines))] == [0.0, 2.0]
