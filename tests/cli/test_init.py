@@ -239,7 +239,7 @@ def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
     assert loraplan("adapters", "fleet", "--example").code == 0
     ended = loraplan("init", "--out", "mine.yaml", "--from-trace", "log.csv", "--from-adapters", "fleet")
     assert ended.code == 0, ended.err
-    assert "Guessed: time, adapter, input, output" in ended.err
+    assert "Guessed: time, adapter, input, output, unit" in ended.err
     scenario = load_scenario("mine.yaml").scenario
     assert scenario.workload.trace is not None
     assert scenario.workload.trace.columns is not None
