@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
@@ -167,6 +167,7 @@ WORDS = (
 )
 
 
+@settings(max_examples=50)
 @given(st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=8)), max_size=8))
 def test_any_words_are_read_or_refused(words: list[str]) -> None:
     for text in (" ".join(words), ["vllm", "serve", *words]):
@@ -238,7 +239,7 @@ def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
     assert loraplan("adapters", "fleet", "--example").code == 0
     ended = loraplan("init", "--out", "mine.yaml", "--from-trace", "log.csv", "--from-adapters", "fleet")
     assert ended.code == 0, ended.err
-    assert "Guessed: time, adapter, input, output" in ended.err
+    assert "Guessed: time, adapter, input, output, unit" in ended.err
     scenario = load_scenario("mine.yaml").scenario
     assert scenario.workload.trace is not None
     assert scenario.workload.trace.columns is not None

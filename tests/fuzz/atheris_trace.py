@@ -17,12 +17,12 @@ from harness import fuzz, shortened
 if "--corpus" not in sys.argv:
     import atheris
 
-    with atheris.instrument_imports(include=["sim.traffic.traces"]):
+    with atheris.instrument_imports(include=["sim.traffic.tables", "sim.traffic.traces"]):
         from sim.traffic.traces import read
 else:
     from sim.traffic.traces import read
 
-from trace_samples import SAMPLES
+from trace_samples import LOGS, SAMPLES
 
 from sim.errors import InputError
 from sim.spec.sections.trace_source import Trace
@@ -36,4 +36,4 @@ def read_both(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    fuzz(read_both, shortened(SAMPLES.values()), "t")
+    fuzz(read_both, shortened([*SAMPLES.values(), *LOGS.values()]), "t")

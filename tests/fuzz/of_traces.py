@@ -7,12 +7,21 @@ from cases import Case
 from hypothesis import strategies as st
 from of_scenarios import SMALL
 
+LOG_OPTIONS = (
+    ["--columns", "adapter=path,input=in,output=out,duration=rt", "--adapter-from", "/lora/([^/]+)/"],
+    ["--columns", "input=none,output=none", "--base-model", "mail"],
+    ["--columns", "unit=ms"],
+    ["--adapter-from", "."],
+    ["--format", "log"],
+)
+
 
 @st.composite
 def trace_cases(draw: st.DrawFn) -> Case:
     """A trace, described, replayed or simulated."""
     files: dict[str, bytes | None] = {"t": draw(broken())}
     more = draw(st.sampled_from(([], [], ["--skip-bad"])))
+    log = draw(st.sampled_from(([], [], *LOG_OPTIONS)))
     command = draw(st.sampled_from(("trace", "trace", "cache", "cache", "convert", "check", "run")))
     if command == "trace":
         lines = [
@@ -21,6 +30,7 @@ def trace_cases(draw: st.DrawFn) -> Case:
                 "t",
                 "--json",
                 *more,
+                *log,
                 *draw(st.sampled_from(([], ["--fit", "50%"], ["--fit", "0"], ["--requests", "2"]))),
             ]
         ]

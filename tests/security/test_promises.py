@@ -38,7 +38,8 @@ from sim.spec.sections.trace_source import Trace
 from sim.traffic import lengths, popularity
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights
-from sim.traffic.traces import data, formats, parquet, rows, text_files
+from sim.traffic.tables import parquet, text_files
+from sim.traffic.traces import data, formats, rows
 from sim.traffic.traces.read import read_trace
 from sim.training.files import safetensors_header
 from sim.training.logs import training_log

@@ -66,6 +66,12 @@ def test_the_log_of_vllm(tmp_path: Path) -> None:
     assert "column output_tokens is missing (got time, lora_name, input_tokens)" in error_of(tmp_path, short)
 
 
+def test_a_log_of_vllm_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.traffic.tables.line_tables.MOST_LETTERS", 1000)
+    line = "INFO 03-04 09:00:01 [logger.py:48] Received request cmpl-{}: params: 1, lora_request: None.\n"
+    assert "the log of vLLM is too long" in error_of(tmp_path, "".join(map(line.format, range(200))))
+
+
 def test_new_year_in_the_log_of_vllm(tmp_path: Path) -> None:
     lines = samples.VLLM.replace(b"03-04 09:00:01", b"12-31 23:59:59").replace(b"03-04 09:00:02", b"01-01 00:00:01")
     assert [row[0] for row in rows(read(tmp_path, lines))] == [0.0, 2.0]
@@ -113,15 +119,19 @@ def test_every_guess_is_told_and_names_given_are_no_guesses(tmp_path: Path) -> N
     (note,) = read(tmp_path, content).notes
     assert note == (
         f"{tmp_path}/t: read as a log with time = ts, adapter = model, input = prompt_tokens, "
-        "output = completion_tokens; times are seconds. Guessed: time, adapter, input, output; --columns changes that"
+        "output = completion_tokens; times are seconds. "
+        "Guessed: time, adapter, input, output, unit; --columns changes that"
     )
     columns = {"time": "ts", "adapter": "model", "output": "prompt_tokens", "input": "completion_tokens"}
     data = read(tmp_path, content, columns=columns)
-    assert data.notes == ()
     assert rows(data)[0] == (0.0, "a", 7, 5)
+    assert [note.partition("Guessed: ")[2] for note in data.notes] == ["unit; --columns changes that"]
     assert data.columns == {**columns, "unit": "s"}
     again = read(tmp_path, content, columns=data.columns)
     assert rows(again) == rows(data)
+    assert again.notes == ()
+    slow = read(tmp_path, content, columns={**columns, "unit": "ms"})
+    assert slow.arrival_s == pytest.approx([0, 0.001], abs=1e-6)
 
 
 @given(
@@ -185,7 +195,7 @@ def test_base_requests(tmp_path: Path) -> None:
     data = read(tmp_path, content, base_model="meta-llama/Llama-3.1-8B-Instruct")
     assert data.names == ("mail",)
     assert data.base_share == pytest.approx(2 / 3)
-    assert len(data.notes) == 1
+    assert len(data.notes) == 1, "that which says what was guessed"
     wrong = read(tmp_path, content, base_model="meta-llama/Llama-3.1-8B")
     assert "no row is for the base model" in wrong.notes[1]
     assert "did you mean 'meta-llama/Llama-3.1-8B-Instruct'?" in wrong.notes[1]

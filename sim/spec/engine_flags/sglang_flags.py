@@ -121,7 +121,7 @@ SGLANG = EngineFlags(
             Flag("--lora-backend", "kernels cost what the profile says"),
             Flag(
                 "--max-prefill-tokens",
-                "the smaller of it and --chunked-prefill-size",
+                "the smaller of both limits",
                 sets=("fleet.max_num_batched_tokens",),
                 reads=_prefill_tokens,
             ),

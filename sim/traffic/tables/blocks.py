@@ -65,7 +65,9 @@ class RowBlock:
 class TraceTable(Protocol):
     """A file with named columns."""
 
-    header: tuple[str, ...]
+    @property
+    def header(self) -> tuple[str, ...]:
+        """The names of the columns."""
 
     def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
         """Return the next rows, at most ``count`` and perhaps none of them good; None at the end of the file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import chain, islice
 
 import numpy as np
@@ -15,6 +16,9 @@ from sim.traffic.tables.blocks import RowBlock, TextColumn
 
 HEAD_LINES = 100
 """Lines that say which names a log gives to its fields."""
+
+MOST_REQUESTS, MOST_LETTERS = 20_000_000, 1 << 29
+"""Of a log of vLLM, which is read whole since several lines speak of a request: at most these. They take 6 GB."""
 
 _FIELD = re.compile(r'([A-Za-z_][\w.-]*)=(?:"((?:[^"\\]|\\.)*)"|(\S*))|\[([^\]]*)\]|"((?:[^"\\]|\\.)*)"|(\S+)')
 _COMBINED = ("remote_addr", "ident", "user", "time", "request", "status", "bytes", "referer", "user_agent")
@@ -86,22 +90,33 @@ class VllmTable:
     ``VLLM_LOGGING_LEVEL=DEBUG``. A column of lengths that no line gives is absent.
     """
 
-    def __init__(self, text: Iterable[str], source: Bounded) -> None:
-        found = _VllmRequests()
-        for number, line in enumerate(text, start=1):
-            source.row_bytes = 0
-            found.take(number, line)
-        self._lines, self._cells = found.lines, found.cells
-        lengths = [name for name in ("input_tokens", "output_tokens") if any(found.cells[name])]
-        self.header: tuple[str, ...] = ("time", "lora_name", *lengths)
+    def __init__(self, text: Iterable[str], source: Bounded, file: str) -> None:
+        self._text, self._source, self._file = text, source, file
         self._row = 0
+
+    @cached_property
+    def _found(self) -> _VllmRequests:
+        found = _VllmRequests()
+        for number, line in enumerate(self._text, start=1):
+            self._source.row_bytes = 0
+            found.take(number, line)
+            if len(found.lines) > MOST_REQUESTS or found.letters > MOST_LETTERS:
+                allowed = f"up to {MOST_REQUESTS:,} requests, and names and ids of {MOST_LETTERS:,} letters together"
+                raise TraceError("the log of vLLM is too long", file=self._file, line=number, allowed=allowed)
+        return found
+
+    @cached_property
+    def header(self) -> tuple[str, ...]:
+        """Its columns, for which the whole log is read."""
+        lengths = [name for name in ("input_tokens", "output_tokens") if any(self._found.cells[name])]
+        return ("time", "lora_name", *lengths)
 
     def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
         part = slice(self._row, self._row + count)
-        lines = self._lines[part]
+        lines = self._found.lines[part]
         self._row += len(lines)
         bad_rows.rows += len(lines)
-        return _block(lines, {name: self._cells[name][part] for name in columns}) if lines else None
+        return _block(lines, {name: self._found.cells[name][part] for name in columns}) if lines else None
 
 
 class _VllmRequests:
@@ -120,6 +135,8 @@ class _VllmRequests:
         self.cells: dict[str, list[str]] = {name: [] for name in ("time", "lora_name", "input_tokens", "output_tokens")}
         self._prompts: dict[str, str] = {}
         self._rows: dict[str, int] = {}
+        self._same: dict[str, str] = {}
+        self.letters = 0
         self._year, self._month = 2000, 0
 
     def take(self, number: int, line: str) -> None:
@@ -129,16 +146,27 @@ class _VllmRequests:
         name, rest = found["id"], found["rest"]
         if found["what"] == "Received request":
             lora = self._LORA.search(rest)
+            prompt = self._prompts.pop(name, "")
             self._rows[name] = len(self.lines)
+            self.letters += len(name)
             self.lines.append(number)
-            values = (found["iso"] or self._dated(found["clock"]), (lora and lora[1]) or "")
-            lengths = (_count(self._PROMPT.search(rest)) or self._prompts.pop(name, ""), "")
-            for column, value in zip(self.cells, (*values, *lengths), strict=True):
-                self.cells[column].append(value)
+            time = found["iso"] or self._dated(found["clock"])
+            cells = (time, (lora and lora[1]) or "", _count(self._PROMPT.search(rest)) or prompt, "")
+            for column, cell in zip(self.cells, cells, strict=True):
+                self.cells[column].append(self._one(cell))
         elif found["what"] == "Request":  # its details come first
             self._prompts[name] = _count(self._PROMPT.search(rest))
+            self.letters += len(name)
         elif name in self._rows and "(streaming delta)" not in rest:
-            self.cells["output_tokens"][self._rows.pop(name)] = _count(self._OUTPUT.search(rest))
+            self.cells["output_tokens"][self._rows.pop(name)] = self._one(_count(self._OUTPUT.search(rest)))
+            self.letters -= 2 * len(name)
+
+    def _one(self, cell: str) -> str:
+        """Return one string for equal cells: a log of a million requests has few."""
+        if cell not in self._same:
+            self.letters += len(cell)
+            self._same[cell] = cell
+        return self._same[cell]
 
     def _dated(self, clock: str) -> str:
         """Return the time with a year, of which vLLM writes none: only differences count."""

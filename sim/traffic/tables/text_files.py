@@ -117,7 +117,7 @@ def _text_table(file: str, raw: gzip.GzipFile | io.BufferedReader) -> TraceTable
     if ACCESS_LINE.match(start):
         return AccessTable(text, bounded)
     if VLLM_LINE.match(start):
-        return VllmTable(text, bounded)
+        return VllmTable(text, bounded, file)
     if start[:1] == b"[" or start.split(b"\n")[0].strip() == b"{":
         return JsonTable(file, records_of_document(text, bounded, file), bounded)
     return JsonTable(file, records_by_line(text, bounded), bounded)

@@ -123,10 +123,11 @@ class LogRules:
 
         :param style: of the times.
         """
-        if self.guessed:
+        guessed = (*self.guessed, "unit") if style is not None and style.unit and not self.unit else self.guessed
+        if guessed:
             said = ", ".join(f"{role} = {shown(column)}" for role, column in self.columns.items())
             how = f"; times are {style.words}" if style is not None else ""
-            yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(self.guessed)}; --columns changes that"
+            yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(guessed)}; --columns changes that"
         if self.base_model is not None:
             if not self._seen_base:
                 near = did_you_mean(self.base_model, names)

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
 from sim.traffic.tables.blocks import TraceTable
+from sim.traffic.tables.line_tables import AccessTable, VllmTable
 from sim.traffic.tables.parquet import ParquetTable
 from sim.traffic.tables.text_files import open_tables
 from sim.traffic.traces.data import ReadOptions, TraceData
@@ -113,7 +114,8 @@ def format_of(table: TraceTable, asked: str, ask: ReadOptions) -> str:
         raise TRACE_FORMATS.unknown(asked, "format", kind=TraceError)
     if asked != "auto":
         return asked
-    if ask.columns is not None or ask.base_model is not None or ask.adapter_from is not None or len(ask.files) > 1:
+    given = (ask.columns, ask.base_model, ask.adapter_from)
+    if any(each is not None for each in given) or len(ask.files) > 1 or isinstance(table, AccessTable | VllmTable):
         return "log"
     for name in TRACE_FORMATS.names[1:]:
         marks = format_named(name).marks
