@@ -47,7 +47,10 @@ class InitOptions:
 
 @takes(InitOptions)
 def init(options: InitOptions) -> None:
-    """Draft a scenario from a command line, a manifest, a log, a folder of adapters, or a few questions."""
+    """Draft a scenario from a command line, a manifest, a log, a folder of adapters, or a few questions.
+
+    Example: loraplan init --from-vllm "vllm serve MODEL --enable-lora"
+    """
     from sim.spec.engine_flags.command_reading import Setting, read_command
     from sim.studies.drafting.draft import Draft, write_draft
     from sim.studies.training.adapter_scenario import check_target
