@@ -205,7 +205,7 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
             _stack(ax, point.version_mix, names)
             times = point.version_mix["t_s"]
             time_axis(ax, times[0], times[-1], last=i == len(some) - 1)
-            draw_events(ax, event_marks(point.events, times[0], times[-1]), named=len(some) == 1)
+            draw_events(ax, event_marks(point.events, times[0], times[-1]), named=not axes)
             y_title(ax, _strip_title(alike[i], axes) if axes else "share of arrivals", 0 if axes else 46)
             tips += column_tips([ax], picked, _mix_table([point], axes, names, picked))
         svg = to_svg(figure, "versions", title, desc, tips)

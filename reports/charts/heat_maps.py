@@ -104,7 +104,14 @@ def heat_chart(
     for j, value in enumerate(up.values):
         found = [grid.get((i, j)) for i in range(len(across.values))]
         rows.append([up.label(value), *("–" if p is None else cell(p, name) for p in found)])
-    return Chart(facet.ident, title, caption, desc, svg, Table(f"{words} by {across.words} and {up.words}", head, rows))
+    return Chart(
+        facet.ident,
+        title,
+        caption,
+        desc,
+        svg,
+        Table(f"{words} by {across.words} and {up.words}{facet.where}", head, rows),
+    )
 
 
 def _caption(words: str, met: int, cells: int, *, judged: bool) -> str:

@@ -58,7 +58,9 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
         else "One run: use --repeat 2 to see how much of the error is noise."
     )
     note += f" Loads: {loads_from(summary)}."
-    return Table("Measured and predicted", ["metric", "measured", "predicted", "error", "noise", "aim"], rows, note)
+    return Table(
+        "Metrics, measured and predicted", ["metric", "measured", "predicted", "error", "noise", "aim"], rows, note
+    )
 
 
 def show_value(name: str, value: float | None) -> str:
@@ -110,7 +112,7 @@ def server_table(summary: Mapping[str, Any]) -> Table | None:
         return None
     head = ["metric", *(f"run {number}" for number in range(1, len(runs) + 1))]
     note = "From its metrics page: gauges read every 2 seconds, means of its histograms."
-    return Table("What the server reports", head, rows, note)
+    return Table("Counters of the server", head, rows, note)
 
 
 def _reported(name: str, value: float | None) -> str:

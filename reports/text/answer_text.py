@@ -167,7 +167,7 @@ def boundary_words(found: Boundary, axis: Axis) -> str:
             return f"it is unclear whether the SLO is met {_tried(found, axis, 'any')}"
         if unsure:
             return (
-                f"the SLO is not certainly met {_tried(found, axis, 'any')}; it is unclear with {_listed(axis, unsure)}"
+                f"the SLO is not certainly met {_tried(found, axis, 'any')}; it is unclear with {_labels(axis, unsure)}"
             )
         return f"the SLO is not met {_tried(found, axis, 'any')}"
     if len(found.met) == total:
@@ -207,14 +207,18 @@ def _other_words(found: Boundary, axis: Axis) -> str:
     return f"{word} with {axis.point_label(found.points[others[0]])}"
 
 
-def _listed(axis: Axis, points: Sequence[Point], *, last: str = "and", most: int = 6) -> str:
+def _listed(axis: Axis, points: Sequence[Point], *, last: str = "and") -> str:
     """Return values with their key in words: ``16, 32 and 64 GPU slots``, ``arrival rate 25/s and 26/s``."""
+    text = _labels(axis, points, last)
+    words = axis.words.removesuffix("s") if text == "1" else axis.words
+    return f"{text} {words}" if axis.counted else f"{words} {text}"
+
+
+def _labels(axis: Axis, points: Sequence[Point], last: str = "and", most: int = 6) -> str:
     labels = [axis.point_label(point) for point in points]
-    words = axis.words.removesuffix("s") if labels == ["1"] else axis.words
     if len(labels) > most:
         labels = [*labels[:most], f"{len(labels) - most} more"]
-    text = f" {last} ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
-    return f"{text} {words}" if axis.counted else f"{words} {text}"
+    return f" {last} ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
 
 
 def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, assumed: bool = False) -> Answer:

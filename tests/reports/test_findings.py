@@ -189,8 +189,7 @@ def slots_sweep(p99s: dict[int, float]) -> list[Point]:
         ({16: 5.0, 32: 4.0, 64: 3.0}, "The SLO is not met at any value tried, 16 to 64 GPU slots."),
         (
             {16: 5.0, 32: 1.0, 64: 1.0},
-            "The SLO is not certainly met at any value tried, 16 to 64 GPU slots; it is unclear with 32 and 64 GPU "
-            "slots.",
+            "The SLO is not certainly met at any value tried, 16 to 64 GPU slots; it is unclear with 32 and 64.",
         ),
         ({16: 1.0, 32: 1.0}, "It is unclear whether the SLO is met with 16 or 32 GPU slots."),
         ({16: 0.4, 32: 5.0, 64: 0.4}, "The SLO is met with 16 and 64 GPU slots, not with 32."),
