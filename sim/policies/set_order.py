@@ -24,25 +24,29 @@ class SetOrder(TouchOrder):
     """
 
     def __init__(self, keys: Sequence[int]) -> None:
-        adapter_of = {key: adapter for adapter, key in enumerate(keys)}
-        assert len(adapter_of) == len(keys), "two adapters share a hash"
-        self._key_of, self._adapter_of = keys.__getitem__, adapter_of.__getitem__
-        self._last: tuple[list[int], set[int]] = ([], set())
+        # Objects, because compiled code would make new numbers of them all the time.
+        self._key_of: list[object] = list(keys)
+        self._adapter_of: dict[object, int] = {key: adapter for adapter, key in enumerate(keys)}
+        assert len(self._adapter_of) == len(keys), "two adapters share a hash"
+        self._last: tuple[list[int], set[object]] = ([], set())
 
     def __call__(self, batch: list[int]) -> list[int]:
-        return list(map(self._adapter_of, self._keys(batch)))
+        adapter_of = self._adapter_of
+        return [adapter_of[key] for key in self._keys(batch)]
 
     def subset(self, some: Collection[int], batch: list[int]) -> list[int]:
         if len(some) < 2:
             return list(some)
-        wanted = set(map(self._key_of, some))
-        return list(map(self._adapter_of, filter(wanted.__contains__, self._keys(batch))))
+        key_of, adapter_of = self._key_of, self._adapter_of
+        wanted = {key_of[adapter] for adapter in some}
+        return [adapter_of[key] for key in self._keys(batch) if key in wanted]
 
-    def _keys(self, batch: list[int]) -> set[int]:
+    def _keys(self, batch: list[int]) -> set[object]:
         """Return the set of a batch's keys, cached for the last batch.
 
         Batches are compared by identity, so a list must not be changed between calls.
         """
         if self._last[0] is not batch:
-            self._last = batch, set(map(self._key_of, batch))
+            key_of = self._key_of
+            self._last = batch, {key_of[adapter] for adapter in batch}
         return self._last[1]

@@ -88,8 +88,8 @@ PREFIX_CACHE = (
     Mutant(
         "evicted-too-late",
         _STORE,
-        "            self._queue.evict(free)\n        if len(requests) > 1",
-        "            pass\n        if len(requests) > 1",
+        "            self._queue.evict(self._free + self._needed_next())\n",
+        "            pass\n",
         "blocks become free before the ones that decodes took are evicted",
         (TWIN,),
     ),
@@ -136,9 +136,9 @@ PREFIX_CACHE = (
     Mutant(
         "overlapping-turns-fill-the-same-blocks",
         _STORE,
-        "or extent.end != end or extent.next is not None:\n",
-        "or extent.end != end:\n",
-        "a turn that ends after a later one fills blocks that are known already",
+        "if extent is not last or extent.end != end:\n",
+        "if extent is not last:\n",
+        "a turn that ends after a later one takes its blocks for its own",
         (TWIN,),
     ),
     Mutant(

@@ -146,8 +146,8 @@ def test_a_turn_finds_the_prompt_of_the_turn_that_still_runs(shared: int) -> Non
     assert last.cached_tokens == 240, "of 249 tokens, all but those of the last block"
 
 
-def blocks_left(users: tuple[int, ...], staying: tuple[int, ...], cut: int) -> list[int]:
-    """Evict block by block what users of an extent of ten blocks have left, with a block between; return what is known.
+def blocks_left(users: tuple[int, ...], staying: tuple[int, ...], cut: int) -> list[list[int]]:
+    """Evict block by block what users of an extent of ten blocks have left, with a block between; return those known.
 
     :param users: where the blocks of those end that leave, in this order; ``staying``: of those that stay.
     :param cut: cut the extent before this block; 0: leave it whole.
@@ -167,7 +167,7 @@ def blocks_left(users: tuple[int, ...], staying: tuple[int, ...], cut: int) -> l
     while queue.blocks:
         queue.check_integrity(known.check_integrity())
         queue.evict(queue.blocks - 1)
-        left.append(sum(one.end - one.first for one in known.extents()))
+        left.append(sorted(block for one in known.extents() for block in range(one.first, one.end)))
     return left
 
 

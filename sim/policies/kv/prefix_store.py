@@ -204,9 +204,8 @@ class PrefixStore(PrefixLookup):
         return self
 
     def give_back(self, requests: list[Request]) -> None:
-        free = self._free + self._needed_next()
-        if self._queue.blocks > free:
-            self._queue.evict(free)
+        if self._queue.blocks > self._free:
+            self._queue.evict(self._free + self._needed_next())
         if len(requests) > 1 and (self._held or self._unfilled):
             requests = sorted(requests, key=_place)
         for request in requests:
@@ -264,7 +263,7 @@ class PrefixStore(PrefixLookup):
         last, end = spans[-1] if spans else (None, 0)
         extent = known.first.get(key)
         if extent is not None:
-            if extent is not last or extent.end != end or extent.next is not None:
+            if extent is not last or extent.end != end:
                 return NOT_FREED  # a later turn, which came before this one ended, may have filled the next block
             extent.end = full
             return full
