@@ -68,8 +68,8 @@ def missed_terms(read: PlanReading, point: Point) -> list[str]:
 def open_by_costs(read: PlanReading) -> bool:
     """Return whether all open verdicts would be clear if the profile's costs were certain."""
     points = [point for point in read.points if point.set in read.record.doubtful]
-    certain = [verdict(without_calibration(point), read.terms) for point in points if point.calibration]
-    return bool(certain) and len(certain) == len(points) and UNCLEAR not in certain
+    settled = all(point.calibration and point.metrics[name].settled for point in points for name in read.terms)
+    return bool(points) and settled and UNCLEAR not in [verdict(without_calibration(p), read.terms) for p in points]
 
 
 def tightest_term(read: PlanReading) -> str:

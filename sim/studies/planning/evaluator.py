@@ -269,8 +269,8 @@ class DesignEvaluator:
         options = EvaluationOptions(design.set, replications, draws=False, counterfactual=False)
         point = evaluate(built, options, self._run, parts).point
         if built is design.built:
-            facts = facts_of(built.world)
-            design.short = tuple(values_of_replication(recording, facts) for recording in parts.values())
+            recordings = [parts[Part(REPLICATION, place)] for place in range(replications)]
+            design.short = tuple(values_of_replication(each, facts_of(built.world)) for each in recordings)
         self._first[key] = parts[Part(REPLICATION, 0)]
         self._drop_oldest()
         cost = {**point.cost, "replications": replications, "searched": point.cost["requests"]}
