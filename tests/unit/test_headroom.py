@@ -11,6 +11,7 @@ from strategies import build
 
 from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom
 from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import evaluate_scenario
 from sim.studies.headroom import LEAST, NARROW, Strains, find_edge, find_headroom
 
@@ -78,6 +79,13 @@ def test_without_an_slo_it_is_where_the_server_is_full() -> None:
     assert found.multiple == pytest.approx(1 / (RATE * SERVICE_S), rel=0.01)
     assert found.load == pytest.approx(RATE * SERVICE_S, rel=0.01)
     assert (found.outcome, found.term) == (FOUND, QUEUES)
+
+
+def test_without_an_slo_a_loader_may_be_full_before() -> None:
+    """Of uniform requests for 1,000 adapters, 80 % miss a cache of 200, and each load takes 35 ms on average."""
+    found = find_headroom(load_scenario("cache-thrash", ["slo=null"]).scenario)
+    assert found.multiple == pytest.approx(1 / (26 * 0.8 * 0.035), rel=0.04)
+    assert found.saturation == pytest.approx(100 / 26, rel=0.01)
 
 
 def test_of_one_server_with_exponential_services_it_is_known() -> None:
