@@ -62,6 +62,10 @@ def test_the_log_of_vllm(tmp_path: Path) -> None:
         b"2025-03-04T09:00:00.%dZ %s\n" % (number, line) for number, line in enumerate(samples.VLLM.splitlines())
     )
     assert [row[0] for row in rows(read(tmp_path, stamped))] == [0.0, pytest.approx(0.2)], "kubectl's time is finer"
+    tricky = samples.VLLM.replace(b"Dear, [all]", b"prompt_token_ids: [1] lora_request: None").replace(
+        b"'Hi'", b"'ids: [3,4'"
+    )
+    assert rows(read(tmp_path, tricky)) == rows(read(tmp_path, samples.VLLM)), "prompts may hold anything"
     short = b"\n".join(line for line in samples.VLLM.splitlines() if b"Generated" not in line)
     assert "column output_tokens is missing (got time, lora_name, input_tokens)" in error_of(tmp_path, short)
 
@@ -199,6 +203,26 @@ def test_base_requests(tmp_path: Path) -> None:
     wrong = read(tmp_path, content, base_model="meta-llama/Llama-3.1-8B")
     assert "no row is for the base model" in wrong.notes[1]
     assert "did you mean 'meta-llama/Llama-3.1-8B-Instruct'?" in wrong.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_base"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", True),
+        ("Qwen/Qwen2.5-7B", True),
+        ("qwen3-32b", True),
+        ("mistralai/Mistral-7B-Instruct-v0.2", True),
+        ("openai/gpt-oss-120b", True),
+        ("llama-3.1-8b-sql-lora", False),
+        ("mail", False),
+        ("customer-7b", False),
+        ("llama-" + "1" * 1000, False),
+        ("llama" + "-1" * 300 + "-x", False),
+    ],
+)
+def test_names_of_base_models(tmp_path: Path, name: str, is_base: bool) -> None:
+    notes = read(tmp_path, f"{HEADER}1,{name},5,5\n2,other,5,5\n").notes
+    assert any("looks like the base model" in note for note in notes) == is_base
 
 
 def test_names_by_a_pattern(tmp_path: Path) -> None:
