@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import Trace
+from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 from sim.traffic.traces.log_times import style_of
 from sim.traffic.traces.read import TraceData, read_trace
 
@@ -307,3 +308,13 @@ def test_rows_in_any_order_keep_their_own_lengths(tmp_path: Path) -> None:
     shuffled = rows(read(tmp_path, HEADER + "".join(lines[n] for n in order)))
     assert shuffled == rows(read(tmp_path, HEADER + "".join(lines)))
     assert shuffled[3] == (3.0, "a3", 4, 7)
+
+
+def test_a_cache_needs_only_the_adapters_of_a_log(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("ts,model,prompt_tokens\n1741078802,b,x\n1741078801,a,\n1741078803,a,5\n")
+    found = read_adapter_sequence(str(tmp_path / "t"))
+    assert [found.names[index] for index in found.adapter.tolist()] == ["a", "b", "a"], "in the order of time"
+    assert found.notes[1].endswith(
+        "read as a log with time = ts, adapter = model; times are seconds. Guessed: time, adapter, unit; "
+        "loraplan trace --columns ... --out FILE.csv changes that"
+    )

@@ -62,6 +62,7 @@ class LogRules:
     :ivar columns: role → column, without roles that have none.
     :ivar guessed: roles whose column was found by its name.
     :ivar drawn: roles that the log has no column for.
+    :ivar mend: the option that changes what was guessed.
     :ivar unit: of times that are numbers; empty: the first one decides.
     """
 
@@ -71,6 +72,7 @@ class LogRules:
     unit: str
     base_model: str | None
     pattern: re.Pattern[str] | None
+    mend: str
     _reasons: dict[str, str] = field(default_factory=dict)
     _seen_base: bool = False
 
@@ -124,7 +126,7 @@ class LogRules:
         if guessed:
             said = ", ".join(f"{role} = {shown(column)}" for role, column in self.columns.items())
             how = f"; times are {style.words}" if style is not None else ""
-            yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(guessed)}; --columns changes that"
+            yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(guessed)}; {self.mend} changes that"
         if self.base_model is not None:
             if not self._seen_base:
                 near = did_you_mean(self.base_model, names)
@@ -144,10 +146,11 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
     :raises TraceError: where a role has no column, or could have several.
     """
     given = {} if ask.columns is None else ask.columns.model_dump(exclude_none=True, exclude={"unit"})
-    optional = {"session", "status", "duration", *(("time", "input", "output") if ask.adapters_only else ())}
+    optional = {"session", "status", "duration", *(("time",) if ask.adapters_only else ())}
+    roles = ("time", "duration", "adapter", *(() if ask.adapters_only else ("input", "output", "session")), "status")
     columns: dict[str, str] = {}
     guessed, drawn, missing = [], [], []
-    for role in ("time", "duration", "adapter", "input", "output", "session", "status"):
+    for role in roles:
         column = given.get(role)
         if column == NO_COLUMN and role != "time":
             drawn.append(role)
@@ -167,7 +170,8 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
         raise TraceError("adapter_from needs a column to look in", file=ask.file, key="columns.adapter", got=NO_COLUMN)
     unit = "" if ask.columns is None else ask.columns.unit or ""
     pattern = None if ask.adapter_from is None else re.compile(ask.adapter_from)
-    return LogRules(columns, tuple(guessed), tuple(drawn), unit, ask.base_model, pattern)
+    mend = "loraplan trace --columns ... --out FILE.csv" if ask.adapters_only else "--columns"
+    return LogRules(columns, tuple(guessed), tuple(drawn), unit, ask.base_model, pattern, mend)
 
 
 def is_milliseconds(column: str) -> bool:
