@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sim.spec.sections.laws import TokenLaw
+from sim.spec.sections.laws import FixedTokens, TokenLaw
+from sim.spec.sections.workload import Tokens
 from sim.traffic.lengths import LengthPairs, TokenLengths
 
 LAWS = [
@@ -62,3 +63,12 @@ def test_a_histogram_may_be_stretched_to_a_mean() -> None:
 def test_a_histogram_that_says_nothing_is_refused(data: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         law(data)
+
+
+def test_a_bare_number_is_a_fixed_length() -> None:
+    tokens = Tokens.model_validate({"prompt": 500, "output": {"law": "fixed", "value": 20}})
+    assert tokens.prompt == FixedTokens(law="fixed", value=500)
+    assert tokens == Tokens.model_validate(tokens.model_dump())
+    for bad in (0, -1, 1.5, True, "500", 10**8):
+        with pytest.raises(ValueError, match="prompt"):
+            Tokens.model_validate({"prompt": bad})

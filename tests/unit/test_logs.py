@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import Trace
+from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 from sim.traffic.traces.log_times import style_of
 from sim.traffic.traces.read import TraceData, read_trace
 
@@ -62,6 +63,10 @@ def test_the_log_of_vllm(tmp_path: Path) -> None:
         b"2025-03-04T09:00:00.%dZ %s\n" % (number, line) for number, line in enumerate(samples.VLLM.splitlines())
     )
     assert [row[0] for row in rows(read(tmp_path, stamped))] == [0.0, pytest.approx(0.2)], "kubectl's time is finer"
+    tricky = samples.VLLM.replace(b"Dear, [all]", b"prompt_token_ids: [1] lora_request: None").replace(
+        b"'Hi'", b"'ids: [3,4'"
+    )
+    assert rows(read(tmp_path, tricky)) == rows(read(tmp_path, samples.VLLM)), "prompts may hold anything"
     short = b"\n".join(line for line in samples.VLLM.splitlines() if b"Generated" not in line)
     assert "column output_tokens is missing (got time, lora_name, input_tokens)" in error_of(tmp_path, short)
 
@@ -201,6 +206,26 @@ def test_base_requests(tmp_path: Path) -> None:
     assert "did you mean 'meta-llama/Llama-3.1-8B-Instruct'?" in wrong.notes[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "is_base"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", True),
+        ("Qwen/Qwen2.5-7B", True),
+        ("qwen3-32b", True),
+        ("mistralai/Mistral-7B-Instruct-v0.2", True),
+        ("openai/gpt-oss-120b", True),
+        ("llama-3.1-8b-sql-lora", False),
+        ("mail", False),
+        ("customer-7b", False),
+        ("llama-" + "1" * 1000, False),
+        ("llama" + "-1" * 300 + "-x", False),
+    ],
+)
+def test_names_of_base_models(tmp_path: Path, name: str, is_base: bool) -> None:
+    notes = read(tmp_path, f"{HEADER}1,{name},5,5\n2,other,5,5\n").notes
+    assert any("looks like the base model" in note for note in notes) == is_base
+
+
 def test_names_by_a_pattern(tmp_path: Path) -> None:
     content = f"{HEADER}1,ft:llama:org:mail:x1,5,5\n2,ft:llama:org:sql:x2,5,5\n3,gpt-4,5,5\n"
     data = read(tmp_path, content, adapter_from=r"^ft:[^:]+:org:([^:]+)")
@@ -283,3 +308,13 @@ def test_rows_in_any_order_keep_their_own_lengths(tmp_path: Path) -> None:
     shuffled = rows(read(tmp_path, HEADER + "".join(lines[n] for n in order)))
     assert shuffled == rows(read(tmp_path, HEADER + "".join(lines)))
     assert shuffled[3] == (3.0, "a3", 4, 7)
+
+
+def test_a_cache_needs_only_the_adapters_of_a_log(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("ts,model,prompt_tokens\n1741078802,b,x\n1741078801,a,\n1741078803,a,5\n")
+    found = read_adapter_sequence(str(tmp_path / "t"))
+    assert [found.names[index] for index in found.adapter.tolist()] == ["a", "b", "a"], "in the order of time"
+    assert found.notes[1].endswith(
+        "read as a log with time = ts, adapter = model; times are seconds. Guessed: time, adapter, unit; "
+        "loraplan trace --columns ... --out FILE.csv changes that"
+    )

@@ -253,7 +253,17 @@ class HistogramTokens(Strict):
         return self.mean / float(weights @ (edges[1:] + edges[:-1]) / 2)
 
 
-TokenLaw = Annotated[
+_TokenLaw = Annotated[
     FixedTokens | UniformTokens | GeometricTokens | LognormalTokens | EmpiricalTokens | HistogramTokens,
     Field(discriminator="law"),
 ]
+
+
+def _law_of_number(value: Any) -> Any:
+    """Return the law that a bare number stands for: always so many tokens."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"law": "fixed", "value": value} if is_number else value
+
+
+TokenLaw = Annotated[_TokenLaw, BeforeValidator(_law_of_number, json_schema_input_type=_TokenLaw | TokenCount)]
+"""A law of token counts; a bare number stands for ``law: fixed``."""

@@ -17,10 +17,12 @@ from sim.traffic.tables.blocks import RowBlock, TextColumn
 HEAD_LINES = 100
 """Lines that say which names a log gives to its fields."""
 
+MOST_LETTERS_OF_LINE = 1 << 16
+"""Of a line of an access log; nginx and Envoy refuse requests whose first lines are longer than 8 or 60 kB."""
 MOST_REQUESTS, MOST_LETTERS = 20_000_000, 1 << 29
 """Of a log of vLLM, which is read whole since several lines speak of a request: at most these. They take 6 GB."""
 
-_FIELD = re.compile(r'([A-Za-z_][\w.-]*)=(?:"((?:[^"\\]|\\.)*)"|(\S*))|\[([^\]]*)\]|"((?:[^"\\]|\\.)*)"|(\S+)')
+_FIELD = re.compile(r'([A-Za-z_][\w.-]*)=(?:"((?:[^"\\]|\\.)*)"|(\S*))|\[([^\]]{0,200})\]|"((?:[^"\\]|\\.)*)"|(\S+)')
 _COMBINED = ("remote_addr", "ident", "user", "time", "request", "status", "bytes", "referer", "user_agent")
 # https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage, "Default format string"
 _ENVOY = ("start_time", "request", "response_code", "response_flags")
@@ -66,7 +68,7 @@ class AccessTable:
         for number, line in islice(self._lines, count):
             seen, source.row_bytes = True, 0
             bad_rows.rows += 1
-            named, places = _fields(line)
+            named, places = _fields(line) if len(line) <= MOST_LETTERS_OF_LINE else ({}, [])
             if len(places) < len(self._places):
                 got, allowed = str(len(places)), f"{len(self._places)}, as in the first line"
                 bad_rows.add(TraceError("fields are missing", line=number, got=got, allowed=allowed))
@@ -126,9 +128,7 @@ class _VllmRequests:
         rf"^(?:(?P<iso>\d{{4}}-\d\d-\d\dT\S+) )?(?:\([^)]*\) )?(?P<clock>{_VLLM})\S+ "
         r"(?P<what>Received request|Request|Generated response) (?P<id>[^\s:]+)(?P<rest>.*)"
     )
-    _LORA = re.compile(r"lora_request: (?:None|LoRARequest\(lora_name='((?:[^'\\]|\\.)*)')")
-    _PROMPT = re.compile(r"prompt_token_ids: \[([^\]]*)\]")
-    _OUTPUT = re.compile(r"output_token_ids: \[([^\]]*)\]")
+    _LORA = re.compile(r"lora_request: LoRARequest\(lora_name='((?:[^'\\]|\\.)*)'")
 
     def __init__(self) -> None:
         self.lines: list[int] = []
@@ -145,20 +145,20 @@ class _VllmRequests:
             return
         name, rest = found["id"], found["rest"]
         if found["what"] == "Received request":
-            lora = self._LORA.search(rest)
+            lora = self._LORA.match(rest, max(0, rest.rfind("lora_request: ")))
             prompt = self._prompts.pop(name, "")
             self._rows[name] = len(self.lines)
             self.letters += len(name)
             self.lines.append(number)
             time = found["iso"] or self._dated(found["clock"])
-            cells = (time, (lora and lora[1]) or "", _count(self._PROMPT.search(rest)) or prompt, "")
+            cells = (time, (lora and lora[1]) or "", _count("prompt_token_ids: [", rest) or prompt, "")
             for column, cell in zip(self.cells, cells, strict=True):
                 self.cells[column].append(self._one(cell))
         elif found["what"] == "Request":  # its details come first
-            self._prompts[name] = _count(self._PROMPT.search(rest))
+            self._prompts[name] = _count("prompt_token_ids: [", rest)
             self.letters += len(name)
         elif name in self._rows and "(streaming delta)" not in rest:
-            self.cells["output_tokens"][self._rows.pop(name)] = self._one(_count(self._OUTPUT.search(rest)))
+            self.cells["output_tokens"][self._rows.pop(name)] = self._one(_count("output_token_ids: [", rest))
             self.letters -= 2 * len(name)
 
     def _one(self, cell: str) -> str:
@@ -177,8 +177,12 @@ class _VllmRequests:
         return f"{self._year}-{day} {time}"
 
 
-def _count(ids: re.Match[str] | None) -> str:
-    return "" if ids is None or not ids[1].strip() else str(ids[1].count(",") + 1)
+def _count(label: str, text: str) -> str:
+    """Return how many ids the last list behind a label has; empty: none. A prompt before it may hold anything."""
+    begin = text.rfind(label)
+    end = text.find("]", begin)
+    ids = text[begin + len(label) : end] if 0 <= begin < end else ""
+    return str(ids.count(",") + 1) if ids.strip() else ""
 
 
 def _fields(line: str) -> tuple[dict[str, str], list[str]]:

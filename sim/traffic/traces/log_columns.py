@@ -47,15 +47,12 @@ _NAMES = {
 }
 """Names of columns by role, in lower case, without underscores and dashes; the first that a header has is taken."""
 
-_FAILED = re.compile(r"^(?:[13-5]\d\d|.*(?:fail|err|cancel|timeout|timed.?out|abort|reject).*)$", re.IGNORECASE)
+_FAILED = re.compile(r"^[13-5]\d\d$|fail|error|cancel|timed? ?-?_?out|abort|reject", re.IGNORECASE)
 """Status codes of HTTP other than 2xx, and words for what went wrong."""
 
-_BASE_MODEL = re.compile(
-    r"(?:.*/)?(?:meta-)?(?:llama|qwen|mistral|mixtral|gemma|phi|deepseek|gpt-oss|falcon|granite|yi|olmo)"
-    r"[\w.]*(?:-[\w.]+)*?-?\d+(?:\.\d+)?b(?:-(?:instruct|chat|it|base|hf|fp8|awq|gptq|int[48]|w\w+|v[\d.]+|\d{4}))*",
-    re.IGNORECASE,
-)
-"""Names of well-known base models, without what tuners append."""
+_FAMILIES = re.compile(r"llama|qwen|mistral|mixtral|gemma|phi|deepseek|gpt-oss|falcon|granite|olmo")
+_TUNED = ("instruct", "chat", "it", "base", "hf", "fp8", "awq", "gptq", "int4", "int8")
+"""What makers append to the size of a base model; more than this is a tuner's."""
 
 
 @dataclass(slots=True)
@@ -65,6 +62,7 @@ class LogRules:
     :ivar columns: role → column, without roles that have none.
     :ivar guessed: roles whose column was found by its name.
     :ivar drawn: roles that the log has no column for.
+    :ivar mend: the option that changes what was guessed.
     :ivar unit: of times that are numbers; empty: the first one decides.
     """
 
@@ -74,6 +72,7 @@ class LogRules:
     unit: str
     base_model: str | None
     pattern: re.Pattern[str] | None
+    mend: str
     _reasons: dict[str, str] = field(default_factory=dict)
     _seen_base: bool = False
 
@@ -81,7 +80,7 @@ class LogRules:
         """Leave out rows of failed requests, and rows in which the pattern finds no adapter."""
         if status := self.columns.get("status"):
             cells = rows.texts(status)
-            failed = {cell for cell in set(cells) if _FAILED.match(cell.strip())}
+            failed = {cell for cell in set(cells) if _FAILED.search(cell.strip()[:100])}
             if failed:
                 mask = np.fromiter((cell in failed for cell in cells), np.bool_, len(cells))
                 self._drop(rows, mask, status, "failed requests")
@@ -127,13 +126,13 @@ class LogRules:
         if guessed:
             said = ", ".join(f"{role} = {shown(column)}" for role, column in self.columns.items())
             how = f"; times are {style.words}" if style is not None else ""
-            yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(guessed)}; --columns changes that"
+            yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(guessed)}; {self.mend} changes that"
         if self.base_model is not None:
             if not self._seen_base:
                 near = did_you_mean(self.base_model, names)
                 yield f"{file}: no row is for the base model {shown(self.base_model)}" + (f"; {near}" if near else "")
             return
-        bases = [name for name in names if _BASE_MODEL.fullmatch(name)]
+        bases = [name for name in names if _is_base(name)]
         if bases and len(bases) < len(names):
             yield (
                 f"{file}: {listed(bases)} looks like the base model, but counts as an adapter; "
@@ -147,10 +146,11 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
     :raises TraceError: where a role has no column, or could have several.
     """
     given = {} if ask.columns is None else ask.columns.model_dump(exclude_none=True, exclude={"unit"})
-    optional = {"session", "status", "duration", *(("time", "input", "output") if ask.adapters_only else ())}
+    optional = {"session", "status", "duration", *(("time",) if ask.adapters_only else ())}
+    roles = ("time", "duration", "adapter", *(() if ask.adapters_only else ("input", "output", "session")), "status")
     columns: dict[str, str] = {}
     guessed, drawn, missing = [], [], []
-    for role in ("time", "duration", "adapter", "input", "output", "session", "status"):
+    for role in roles:
         column = given.get(role)
         if column == NO_COLUMN and role != "time":
             drawn.append(role)
@@ -170,7 +170,8 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
         raise TraceError("adapter_from needs a column to look in", file=ask.file, key="columns.adapter", got=NO_COLUMN)
     unit = "" if ask.columns is None else ask.columns.unit or ""
     pattern = None if ask.adapter_from is None else re.compile(ask.adapter_from)
-    return LogRules(columns, tuple(guessed), tuple(drawn), unit, ask.base_model, pattern)
+    mend = "loraplan trace --columns ... --out FILE.csv" if ask.adapters_only else "--columns"
+    return LogRules(columns, tuple(guessed), tuple(drawn), unit, ask.base_model, pattern, mend)
 
 
 def is_milliseconds(column: str) -> bool:
@@ -224,6 +225,14 @@ def _missing(roles: Sequence[str], header: Sequence[str], file: str) -> TraceErr
         hints.append(f"--columns input={NO_COLUMN},output={NO_COLUMN} draws lengths from workload.tokens")
     problem = f"column {names[0]} is missing" if len(names) == 1 else f"columns are missing: {', '.join(names)}"
     return TraceError(problem, file=file, line=1, got=listed(list(header)), hint="; ".join(hints))
+
+
+def _is_base(name: str) -> bool:
+    """Return whether a name is that of a well-known base model: a family, a size, and what its maker appends."""
+    words = name.rpartition("/")[2].lower().removeprefix("meta-").split("-")
+    sizes = [place for place, word in enumerate(words) if re.fullmatch(r"\d{1,4}(\.\d{1,2})?b", word)]
+    known = _FAMILIES.match("-".join(words[:2]))
+    return bool(known and sizes) and all(word in _TUNED or word[:1] in "v0123456789" for word in words[sizes[0] + 1 :])
 
 
 def _bare(name: str) -> str:
