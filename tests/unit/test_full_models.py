@@ -294,7 +294,7 @@ def test_a_report_says_what_swaps_cost(swapping: Any) -> None:
         "1 replica serves full models (a pool that swaps 2 full models), in addition to 2 of the base model: 3 replicas"
         in notes
     )
-    assert "assumed, for nobody measured loads that large" in notes
+    assert "an assumption, since loads that large were not measured" in notes
     data = {"scenario": {"fleet": {"full_models": {"serve": "swap"}}, "adapters": {"base_quantization": "nf4"}}}
     assert any("it is loaded whole" in line for line in modelled(data))
     assert any("kept in nf4" in line for line in assumed(data))
