@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from reports.formatting import calibration, interval, metric_words, percent, show
-from sim.results.metric_state import Cause, Kind, State
+from sim.results.metric_state import MANY_TIMES, Cause, Kind, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import (
     MET,
@@ -71,6 +71,8 @@ def _longer(state: State) -> str:
     """Return how long the run must be."""
     if state.requests:
         return f"run about {state.requests:,} requests"
+    if state.times_longer and state.times_longer > MANY_TIMES:
+        return f"run more than {MANY_TIMES} times as long"
     return f"run about {state.times_longer:.2g} times as long" if state.times_longer else "run more requests"
 
 
