@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from reports.answers.verdicts import missed_term
 from reports.formatting import calibration, interval, metric_words, percent, show
-from sim.results.metric_state import Cause, Kind, State
+from sim.results.metric_state import MANY_TIMES, Cause, Kind, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import (
     MET,
@@ -75,6 +75,8 @@ def _longer(state: State) -> str:
     """Return how long the run must be."""
     if state.requests:
         return f"run about {state.requests:,} requests"
+    if state.times_longer and state.times_longer > MANY_TIMES:
+        return f"run more than {MANY_TIMES} times as long"
     return f"run about {state.times_longer:.2g} times as long" if state.times_longer else "run more requests"
 
 

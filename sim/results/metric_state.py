@@ -78,6 +78,10 @@ class Cause(Enum):
         self.note = note
 
 
+MANY_TIMES = 100
+"""Times as long a run beyond which an estimate of how long it must be means little."""
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """How far a metric can be trusted, and why not further.
@@ -118,6 +122,8 @@ class State:
         longer = "run more requests"
         if self.requests:
             longer = f"run about {self.requests:,} requests"
+        elif self.times_longer and self.times_longer > MANY_TIMES:
+            longer = f"run more than {MANY_TIMES} times as long"
         elif self.times_longer:
             longer = f"run about {self.times_longer:.2g} times as long"
         return self.cause.note.format(**self._numbers(), longer=longer)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sim.results.changes.change_metrics import change_metrics
 from sim.results.leaps import gap_bin_edges
-from sim.results.metric_state import Cause, State
+from sim.results.metric_state import MANY_TIMES, Cause, State
 from sim.results.point import UNITS, Metric
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts, judge_of, slow_ones
@@ -52,7 +52,7 @@ def measure(
 def _with_requests(metric: Metric, requests: int | None) -> Metric:
     """Return a metric with the number of requests for a run that is long enough, rounded up to two digits."""
     times = metric.state.times_longer
-    if times is None or requests is None:
+    if times is None or times > MANY_TIMES or requests is None:
         return metric
     needed = requests * times
     step = 10.0 ** (math.floor(math.log10(needed)) - 1)

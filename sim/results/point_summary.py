@@ -445,8 +445,8 @@ def _start_warnings(m: MeasuredRequests) -> Iterator[str]:
             measured = len(m.section) / (requests * m.replications)
             warmup = math.ceil(20 * (1 - measured * (1 - end))) / 20
             yield (
-                f"{what} differ at the start of the run, which the warm-up should cover: set run.warmup to "
-                f"{warmup:.0%} or run more requests"
+                f"{what} settle only after the warm-up, so the start of the run is in the results: set "
+                f"run.warmup={warmup:.0%} or run more requests"
             )
             return
 

@@ -18,6 +18,7 @@ from sim.results.intervals.initial_transient import initial_transient
 from sim.results.metric_state import Cause, Kind, State
 from sim.results.point import Metric
 from sim.results.statistics import ENOUGH, ENOUGH_FOR_P99, NARROW, Sampled, by_size, estimate
+from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import doubled, evaluate_scenario
 
 RUNS = 6
@@ -213,3 +214,12 @@ def test_sample_paths_of_other_queues_are_those_of_their_closed_forms(name: str)
             error = each.std(ddof=1) / math.sqrt(len(each))
             assert abs(each.mean() - known[metric]) < 5 * error, metric
             assert error < 0.03 * known[metric], "few enough errors that a wrong form is seen"
+
+
+def test_a_run_whose_start_outlasts_its_warm_up_says_which_warm_up_it_needs() -> None:
+    """The cache is empty at first, so more requests wait for loads."""
+    for warmup, warned in (("5%", True), ("40%", False)):
+        sets = ["workload.requests=1500", "workload.arrivals.rate=18/s", "cache.gpu.size=20 GB", f"run.warmup={warmup}"]
+        warnings = evaluate_scenario(load_scenario("cache-thrash", sets, seed=1).scenario).point.warnings
+        text = "latencies settle only after the warm-up, so the start of the run is in the results: set run.warmup=30%"
+        assert any(warning.startswith(text) for warning in warnings) == warned
