@@ -55,8 +55,8 @@ def _with_requests(metric: Metric, requests: int | None) -> Metric:
     if times is None or times > MANY_TIMES or requests is None:
         return metric
     needed = requests * times
-    step = 10.0 ** (math.floor(math.log10(needed)) - 1)
-    return replace(metric, state=replace(metric.state, requests=math.ceil(needed / step) * math.ceil(step)))
+    step = int(10 ** max(0, math.floor(math.log10(needed)) - 1))
+    return replace(metric, state=replace(metric.state, requests=math.ceil(needed / step) * step))
 
 
 def _cache(m: MeasuredRequests) -> dict[str, Metric]:

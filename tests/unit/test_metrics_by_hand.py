@@ -131,3 +131,11 @@ def test_shares_of_time_in_which_something_lacked_are_of_all_replicas() -> None:
     assert capacity["seats"]["blocked_share"] == pytest.approx(1.0 / 16)
     assert capacity["kv"]["blocked_share"] == pytest.approx(1.5 / 16)
     assert capacity["slots"]["blocked_share"] == pytest.approx((0.5 + 0.5) / 16)
+
+
+def test_a_miss_ratio_of_few_requests_is_withheld() -> None:
+    metrics = summarise([recording() for _ in range(REPLICATIONS - 1)], FACTS, {}, []).metrics
+    for name in ("miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loads_per_request"):
+        assert metrics[name].value is None
+        assert metrics[name].note == "not enough data: 96 requests were measured, 100 are needed"
+    assert metrics["throughput_rps"].value is not None
