@@ -85,7 +85,7 @@ def build_world(scenario: Scenario) -> World:
         notes.append("no request is for an adapter, so LoRA is off: slots take no memory, and steps have no LoRA costs")
     if profile and scenario.storage.loaders > 1 and not scenario.storage.load:
         notes.append(
-            "loads at the same time share no bandwidth in this version, "
+            "concurrent loads do not share bandwidth in this version, "
             "so results with several loaders are too optimistic"
         )
     served = int(np.count_nonzero(~population.full)) if population.full_kinds else len(population)
