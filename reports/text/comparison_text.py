@@ -121,9 +121,12 @@ def caution_sentences(comparison: Comparison) -> list[str]:
     return said
 
 
-def _why(comparison: Comparison, pair: Pair) -> str:
-    """Return what decides between two points more than any difference; empty where nothing does."""
-    a, b = side_names(comparison)
+def _why(names: tuple[str, str], pair: Pair) -> str:
+    """Return what decides between two points more than any difference; empty where nothing does.
+
+    :param names: of the two sides.
+    """
+    a, b = names
     better, worse = (a, b) if pair.decided == WORSE else (b, a)
     return {
         OVERLOAD: f"with {worse} more requests arrive than are served",
@@ -141,8 +144,8 @@ def headline(comparison: Comparison) -> str:
     better, worse = ([n for n in comparison.judged if is_word(pair, n, w)] for w in (BETTER, WORSE))
     if pair.decided:
         names = better if word == BETTER else worse
-        also = "; " if names else ""
-        return f"{_opening(comparison, word)}: {_why(comparison, pair)}{also}{_values(pair, names, short=True)}."
+        why = "; ".join(filter(None, [_why(side_names(comparison), pair), _values(pair, names, short=True)]))
+        return f"{_opening(comparison, word)}: {why}."
     if word == OPEN:
         clear, side = (better, BETTER) if better else (worse, WORSE)
         doubts, than = pair.doubts(comparison.judged, side), "worse" if better else "better"
@@ -209,7 +212,7 @@ def _headline_of_many(comparison: Comparison) -> str:
 def _reasons(comparison: Comparison, word: str) -> str:
     """Return why all points have this word: overload and the SLO first, then metrics."""
     total = len(comparison.pairs)
-    counts = Counter(_why(comparison, pair) for pair in comparison.pairs if pair.decided)
+    counts = Counter(_why(side_names(comparison), pair) for pair in comparison.pairs if pair.decided)
     phrases = [f"{why}{'' if count == total else f' at {count}'}" for why, count in counts.most_common()]
     return "; ".join([*phrases, *filter(None, [_clear(comparison, word)])])
 
@@ -360,7 +363,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "set": pair.set,
                 "answer": pair.word(comparison.judged),
-                "why": _why(comparison, pair),
+                "why": _why(("A", "B"), pair),
                 "traffic": pair.traffic,
                 "slo_one": verdict(pair.one, comparison.terms),
                 "slo_other": verdict(pair.other, comparison.terms),
