@@ -116,6 +116,7 @@ def build_world(scenario: Scenario) -> World:
         adapter_blocks=_adapter_blocks(scenario, profile, population),
         pinned=pinned,
         warm=warm,
+        shares=traffic.shares() if scenario.cache.starts_full else None,
         notes=tuple(notes),
         full=full,
         base_weights=weights_kept,

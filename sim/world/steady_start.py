@@ -18,8 +18,8 @@ class SteadyStart:
     """
 
     def __init__(self, world: World, replication: int) -> None:
-        traffic = world.traffic
-        self._shares = np.where(traffic.population.full[: traffic.places], 0.0, traffic.shares())
+        assert world.shares is not None, "caches start full"
+        self._shares = np.where(world.traffic.population.full[: world.traffic.places], 0.0, world.shares)
         self._shares[list(world.pinned)] = 0.0
         self._owner: NDArray[np.int64] | None = None
         if world.scenario.router_policy.splits_adapters and world.scenario.fleet.replicas > 1:

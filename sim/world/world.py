@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sim.policies.base_weights import BaseWeights
 from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Scenario
@@ -24,7 +27,8 @@ class World:
     :ivar adapter_blocks: KV blocks that each adapter takes, if adapters share memory with the KV cache.
     :ivar pinned: adapters that are resident from the start and never leave, the most popular first.
     :ivar warm: adapters that are resident at the start, as far as there is room, the last used first. Where caches
-        start full, each replica gets its own (``steady_start``).
+        start full, each replica gets its own (``steady_start``), from ``shares``: those of the requests by adapter.
+        Workers elsewhere may lack the file that these are read from. None where caches don't start full.
     :ivar population: every adapter that caches may hold: those of the traffic, then new versions with names of their
         own.
     :ivar notes: sentences for the user.
@@ -47,6 +51,7 @@ class World:
     adapter_blocks: list[int] = field(default_factory=list)
     pinned: tuple[int, ...] = ()
     warm: tuple[int, ...] = ()
+    shares: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = field(default=())
     rollout_plan: RolloutPlan | None = None
     full: FullModelFleet | None = None
