@@ -239,7 +239,8 @@ def line_chart(
         end_labels(ax, ends, "marker" if not axis.numeric else "line" if many else "both")
         y_title(ax, y_axis.what)
         x_title(ax, axis.words, below)
-        xs = [axis.place(p) for p in spread(lines[0].points, MOST_ROWS)]
+        places = {axis.index(p): axis.place(p) for line in lines for p in line.points}  # some lines may lack a value
+        xs = spread([places[index] for index in sorted(places)], MOST_ROWS)
         svg = to_svg(figure, heading.ident, heading.title, desc, column_tips([ax], xs, table))
     return Chart(heading.ident, heading.title, heading.caption, desc, svg, table)
 
