@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from reports.answers.bottleneck import Limit, largest_stage, limits
 from reports.axes import make_axis
 from reports.formatting import read_terms
-from sim.results.calibration import without_calibration
 from sim.results.point import Point
 from sim.results.verdict import NOT_MET, UNCLEAR, lacks_answers, term_verdict, verdict
 
@@ -69,7 +68,7 @@ def open_by_costs(read: PlanReading) -> bool:
     """Return whether all open verdicts would be clear if the profile's costs were certain."""
     points = [point for point in read.points if point.set in read.record.doubtful]
     settled = all(point.calibration and point.metrics[name].settled for point in points for name in read.terms)
-    return bool(points) and settled and UNCLEAR not in [verdict(without_calibration(p), read.terms) for p in points]
+    return bool(points) and settled and UNCLEAR not in [verdict(p.without_calibration(), read.terms) for p in points]
 
 
 def tightest_term(read: PlanReading) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from sim.results.metric_state import Kind
@@ -99,7 +99,7 @@ def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bo
         if metric.value is not None and not metric.settled:
             return Confidence("low", Doubt.UNSETTLED, name, metric)
     if verdict(point, slo_terms) == UNCLEAR:
-        only_draws = verdict(_without_draws(point), slo_terms) != UNCLEAR
+        only_draws = verdict(point.without_calibration(), slo_terms) != UNCLEAR
         return Confidence("medium", Doubt.ONLY_DRAWS_UNCLEAR if only_draws else Doubt.UNCLEAR)
     if assumed:
         return Confidence("medium", Doubt.ASSUMED, assumed=True)
@@ -137,9 +137,3 @@ def _calibration_half(metric: Metric) -> float | None:
     if not metric.value or metric.calibration_lo is None or metric.calibration_hi is None:
         return None
     return (metric.calibration_hi - metric.calibration_lo) / 2 / abs(metric.value)
-
-
-def _without_draws(point: Point) -> Point:
-    """Return the point as it would be for a profile without draws."""
-    plain = {n: replace(m, calibration_lo=None, calibration_hi=None) for n, m in point.metrics.items()}
-    return replace(point, metrics=plain, calibration={})

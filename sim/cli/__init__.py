@@ -57,7 +57,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for panel, commands in {
+for panel, members in {
     ANSWER: (
         run_commands.run,
         run_commands.sweep,
@@ -69,7 +69,7 @@ for panel, commands in {
     OBSERVE: (trace_command.trace, cache_command.cache, adapters_command.adapters, vet_command.vet),
     COSTS: (fidelity_command.fidelity,),
 }.items():
-    for command in commands:
+    for command in members:
         app.command(cls=CommandHelp, rich_help_panel=panel)(command)
 scenarios_app = _group("List and copy the bundled scenarios.\n\nExample: loraplan scenarios list")
 profiles_app = _group("List, show and build profiles.\n\nExample: loraplan profiles list h100 qwen")
@@ -183,13 +183,13 @@ def _explain_usage(error: Any) -> None:
         for line in problem.splitlines():
             message(line, quiet=False)
         return
-    if known:
+    if option and (hint := flag_hint(option)):
+        # What a scenario has for an option of an engine that loraplan itself doesn't have.
+        problem = f"{error.message}; {hint}; values of a scenario are changed with --set KEY=VALUE"
+    elif known:
         near = did_you_mean((option or "").lstrip("-"), [each.lstrip("-") for each in known])
         near = near and near.replace("'", "'--", 1)
         problem = f"{error.message}; {near}" if near else error.message
-    elif option and (hint := flag_hint(option)):
-        # What a scenario has for an option of an engine that loraplan itself doesn't have.
-        problem = f"{problem}; {hint}; values of a scenario are changed with --set KEY=VALUE"
     message(f"error: {problem}", quiet=False)
     message(f"{command} --help shows how to call it", quiet=False)
 

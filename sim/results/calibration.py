@@ -87,14 +87,6 @@ def with_calibration(
     )
 
 
-def without_calibration(point: Point) -> Point:
-    """Return the point as it would be if the profile's costs were certain."""
-    metrics = {
-        name: replace(metric, calibration_lo=None, calibration_hi=None) for name, metric in point.metrics.items()
-    }
-    return replace(point, metrics=metrics, calibration={})
-
-
 def _calibrated(name: str, metric: Metric, values: Sequence[tuple[float | None, float | None]]) -> Metric:
     """Return a metric with its calibration interval, where every pair of replication and draw has a value."""
     known = [(before, after) for before, after in values if before is not None and after is not None]

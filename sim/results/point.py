@@ -256,6 +256,11 @@ class Point:
                 del data[name]
         return data
 
+    def without_calibration(self) -> Point:
+        """Return the point as it would be if the profile's costs were certain."""
+        plain = {name: replace(m, calibration_lo=None, calibration_hi=None) for name, m in self.metrics.items()}
+        return replace(self, metrics=plain, calibration={})
+
     def metrics_json(self) -> dict[str, Any]:
         """Return the metrics as plain data."""
         return {name: metric.to_json(calibrated=bool(self.calibration)) for name, metric in self.metrics.items()}

@@ -24,7 +24,7 @@ from calibrate.kernels.overhead_fit import (
     roles_of,
 )
 from calibrate.kernels.replayed_points import replay, replay_points
-from calibrate.kernels.serving_points import ServingPoint, point_of
+from calibrate.kernels.serving_points import DeploymentGroup, ServingPoint, point_of
 from sim.errors import InputError
 
 
@@ -161,8 +161,8 @@ def test_another_card_is_judged_by_leaving_each_card_out() -> None:
 
 
 def test_small_deployments_neither_calibrate_nor_judge() -> None:
-    def group(gpus: int) -> tuple[str, str, str, str, int]:
-        return "vllm", "h200", "llama-3.1-8b", "fp8", gpus
+    def group(gpus: int) -> DeploymentGroup:
+        return DeploymentGroup("vllm", "h200", "llama-3.1-8b", "fp8", gpus)
 
     roles = roles_of({group(1): 12, group(2): 11, group(4): 30, group(8): 12})
     assert [roles[group(gpus)] for gpus in (1, 2, 4, 8)] == ["calibrates", "listed", "judges", "calibrates"]

@@ -140,7 +140,7 @@ HEADER = "timestamp_s,tenant_id,input_tokens,output_tokens\n"
         (HEADER + "1,a,5,99999999999\n", "t.csv:2: output_tokens: not a token count"),
         (
             "time,adapter,in,out\n1,a,5,5\n",
-            "t.csv:1: column timestamp_s is missing (got time, adapter, in, out, allowed: timestamp_s, adapter_id or",
+            "t.csv:1: columns are missing: input_tokens, output_tokens (got time, adapter, in, out",
         ),
         ("timestamp_s,input_tokens,output_tokens\n1,5,5\n", "t.csv:1: column adapter_id or tenant_id is missing"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nlater,5,5\n", "t.csv:2: TIMESTAMP: not a time (got later"),

@@ -15,7 +15,8 @@ def test_a_sweep_over_gpus_gets_a_profile_for_each(loraplan: CommandLine) -> Non
     assert swept.code == 0, swept.err
     second = swept.out.splitlines()[1]
     assert second.endswith(
-        " · profile l40s/qwen3-8b/vllm-0.24.0, h100-80gb/qwen3-8b/vllm-0.24.0 (derived; nearest version of the engine)"
+        " · profile l40s/qwen3-8b/vllm-0.24.0 or h100-80gb/qwen3-8b/vllm-0.24.0 "
+        "(derived; nearest version of the engine)"
     ), "profiles that were chosen for the same reason share one"
     points = json.loads(loraplan("sweep", "quickstart", *over, *SMALL, "--out", "run", "--json").out)["points"]
     slow, fast = (point["metrics"]["tpot_mean_s"]["value"] for point in points)

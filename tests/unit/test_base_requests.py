@@ -92,7 +92,7 @@ def traffic(one: Scenario, replication: int = 0) -> dict[str, np.ndarray]:
         ([{**BASE, "rank": 8}, {"share": 0.7}], "adapters.mix.0.rank", "no adapter, and so no rank"),
         ([{**BASE, "targets": ["q"]}, {"share": 0.7}], "adapters.mix.0.targets", "no adapter, and so no targets"),
         ([{**BASE, "size": "1 MB"}, {"share": 0.7}], "adapters.mix.0.size", "no adapter, and so no size"),
-        ([{"share": 1.0, "kind": "base"}, {"share": 0.0}], "adapters.mix.0.share", "other kinds are never asked for"),
+        ([{"share": 1.0, "kind": "base"}, {"share": 0.0}], "adapters.mix.0.share", "no request is for the other kinds"),
         ([{"share": 0.5, "kind": "base"}], "adapters.mix", "the shares of a mix add up to 100%"),
         ([BASE, {"share": 0.6}], "adapters.mix", "the shares of a mix add up to 100%"),
     ],

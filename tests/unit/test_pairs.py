@@ -72,7 +72,7 @@ def test_parts_are_paired_around_the_change_of_the_whole() -> None:
 def test_totals_are_sums_of_their_parts() -> None:
     found = difference_of(point("evictions", 6, [1.0, 2.0, 3.0]), point("evictions", 12, [3.0, 4.0, 5.0]), "evictions")
     assert found is not None
-    assert (found.change, found.lo, found.hi, found.word) == (6, 6, 6, WORSE)
+    assert (found.change, found.lo, found.hi, found.word) == (6, 6, 6, MORE)
     wider = difference_of(point("evictions", 6, [1.0, 2.0, 3.0]), point("evictions", 12, [2.0, 4.0, 6.0]), "evictions")
     assert wider is not None
     assert wider.hi == pytest.approx(6 + 3 * 4.302652729911275 / math.sqrt(3))

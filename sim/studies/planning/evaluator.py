@@ -16,7 +16,6 @@ from sim.results.calibration import (
     ReplicationValues,
     values_of_replication,
     with_calibration,
-    without_calibration,
 )
 from sim.results.point import Point
 from sim.results.records import Recording
@@ -332,7 +331,7 @@ class DesignEvaluator:
         if word == UNCLEAR and is_overloaded(point):  # perhaps only because the run is short
             return Judgement(UNCLEAR, max(score, 1 + _CLOSE), probability=probability)
         if word == UNCLEAR:
-            only_costs = bool(point.calibration) and verdict(without_calibration(point), self.terms, sure) != UNCLEAR
+            only_costs = bool(point.calibration) and verdict(point.without_calibration(), self.terms, sure) != UNCLEAR
             return Judgement(UNCLEAR, score, final=only_costs, probability=probability)
         score = min(score, 1.0) if word == MET else max(score, 1 + _CLOSE)
         return Judgement(word, score, probability=probability)
