@@ -281,3 +281,19 @@ def test_what_cant_be_used_is_refused(loraplan: CommandLine, arguments: list[str
     assert ended.code == 2
     assert words in ended.err
     assert not Path("mine.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "vllm serve --trust-remote-code org/base --enable-lora --max-loras 8",
+        "vllm serve org/base --disable-log-requests --enable-lora --max-loras 8",
+        "sh -c 'cd /models && exec vllm serve org/base --enable-lora --max-loras 8'",
+        ["vllm/vllm-openai:v0.19.0", "/bin/sh", "-c", "vllm serve org/base --enable-lora --max-loras 8"],
+    ],
+)
+def test_the_model_is_found_behind_switches_and_within_shells(command: str | list[str]) -> None:
+    read = read_command(command)
+    assert (read.model, read.loras, read.unknown) == ("org/base", True, ())
+    assert next(each.value for each in read.settings if each.key == "cache.gpu.slots") == 8
+    assert read.engine == ("vllm" if isinstance(command, str) else "vllm-0.19.0")

@@ -249,3 +249,12 @@ def test_requests_to_the_base_model_are_counted_and_kept(loraplan: CommandLine, 
     assert facts(loraplan, "mixed.csv")["base_share"] == 0.25
     adapters = load_scenario("runs/trace-mixed/traffic.yaml", []).scenario.adapters
     assert adapters.base_share == 0.25
+
+
+def test_a_trace_is_never_written_over_a_file(loraplan: CommandLine, tmp_path: Path) -> None:
+    text = "timestamp_s,adapter_id,input_tokens,output_tokens\n1,a,5,5\n"
+    (tmp_path / "log.csv").write_text(text)
+    ended = loraplan("trace", "log.csv", "--out", "log.csv")
+    assert ended.code == 2
+    assert "--out: the file exists (got log.csv)" in ended.err
+    assert (tmp_path / "log.csv").read_text() == text

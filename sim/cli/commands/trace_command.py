@@ -86,12 +86,15 @@ def trace(options: TraceOptions) -> None:
 
     share = _share(options.fit)
     source = _source(options)
+    plain = options.out if options.out is not None and options.out.suffix in PLAIN else None
+    if plain is not None and plain.exists():  # it may be the log itself
+        raise InputError("the file exists", key="--out", got=str(plain), hint="choose another name, or remove the file")
     data = read_trace(source, options.requests)
-    if options.out is not None and options.out.suffix in PLAIN:
+    if plain is not None:
         for note in data.notes:
             message(f"note: {note}", options.quiet)
-        _convert(data, options.out)
-        say(options.out)
+        _convert(data, plain)
+        say(plain)
         return
     folder = options.out or (None if options.json else Path("runs") / f"trace-{file_stem(options.files[0])}")
     if folder is not None:

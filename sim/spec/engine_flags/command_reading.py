@@ -23,6 +23,9 @@ _SERVING = re.compile(
     r"metric|uds|middleware|revision|hf-|cuda-graph|compilation|enforce-eager"
 )
 """Options of a server that are not about what it can serve, or how fast."""
+_SWITCHES = re.compile(r"(enable|disable)-.*|trust-remote-code|enforce-eager|skip-tokenizer-init|allow-credentials")
+"""Options outside the tables that take no value: the word behind one of them may be the model."""
+_SHELL = re.compile(r"(^|/)(ba|da|z)?sh$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ def read_command(text: str | Sequence[str]) -> EngineCommand:
     """
     try:
         words = shlex.split(text.replace("\\\n", " "), comments=True) if isinstance(text, str) else list(text)
+        words = _without_shell(words)
     except ValueError as error:
         raise InputError("not a command line", got=str(text)[:80], hint=str(error)) from None
     for place, word in enumerate(words):
@@ -89,6 +93,16 @@ def read_command(text: str | Sequence[str]) -> EngineCommand:
         got=" ".join(words)[:80],
         allowed='"vllm serve MODEL --enable-lora ..." or "python -m sglang.launch_server --model-path MODEL ..."',
     )
+
+
+def _without_shell(words: list[str]) -> list[str]:
+    """Return the words of ``sh -c "cd /models && exec vllm serve ..."`` that start the engine; else all as they are."""
+    for place, word in enumerate(words[:-2]):
+        if _SHELL.search(word) and re.fullmatch(r"-\w*c", words[place + 1]):
+            parts = [shlex.split(part) for part in re.split(r"&&|\|\||;|\n", words[place + 2].replace("\\\n", " "))]
+            found = next((part for part in parts if starts_engine(part)), parts[-1])
+            return [*words[:place], *found[found[:1] == ["exec"] :], *words[place + 3 :]]
+    return words
 
 
 def _read(table: EngineFlags, engine: str, words: list[str]) -> EngineCommand:
@@ -151,7 +165,9 @@ def _options(flags: dict[str, Flag], words: Sequence[str]) -> tuple[dict[str, li
 
 def _is_switch(flags: dict[str, Flag], name: str) -> bool:
     flag = flags.get(name) or flags.get(name.removeprefix("no-"))
-    return name.startswith("no-") or (flag is not None and flag.is_switch)
+    if flag is None:
+        return name.startswith("no-") or _SWITCHES.fullmatch(name) is not None
+    return name.startswith("no-") or flag.is_switch
 
 
 def _meaning(flag: Flag, name: str, values: list[str], given: dict[str, list[str]]) -> dict[str, object]:
