@@ -305,7 +305,7 @@ def _one_axis(
     found = find_boundary(points, axis, slo_terms)
     headline, edge = boundary_words(found, axis), found.edge_point
     if edge is not None and name in slo_terms:
-        details.insert(0, f"There, {term_sentence(edge, name, slo_terms[name])}.")
+        details.insert(0, f"At {axis.point_phrase(edge)}, {term_sentence(edge, name, slo_terms[name])}.")
     if cliff is None and spread:
         details.append(spread)
     return f"{capital(headline)}.", details

@@ -56,6 +56,8 @@ IMPACT_WORDS = {
     "slow": "late",
 }
 """The kinds of impact on a request, in words."""
+_FEW = 4
+"""Replications from which on designs are ranked: the intervals of fewer say too little."""
 _DOES = {
     "mixed": "mixes versions in {n} answers",
     "stale": "leaves {n} stale answers",
@@ -327,6 +329,8 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, *, within: 
     few, many = (rounded(choose(value_of(p, found.name) or 0.0 for p in found.choice)) for choose in (min, max))
     between = f"{where}{few if few == many else f'{few} to {many}'} affected requests per {per}{beyond}"
     labels = [label_of(p, axes) for p in found.choice]
+    if not found.others and few != many and len(first.metrics[found.name].parts) < _FEW:
+        return f"Too few replications to rank {_listed(labels)}: {between}. Set run.replications to {_FEW} or more."
     if not found.others:
         return f"No clear difference between {_listed(labels)}: {between}."
     start = capital(_listed(labels, "or"))

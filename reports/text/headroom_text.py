@@ -52,7 +52,7 @@ def _limit(found: Headroom) -> str:
     limit = limits(point)[0]
     why = limit_sentence(limit, point)
     if limit.name == "none":
-        return f"Nothing queues there: {_steps(point)}."
+        return f"No queue decides there: {_steps(point)}."
     return f"What limits it there: {limit.name}. {why}"
 
 

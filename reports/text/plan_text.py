@@ -135,7 +135,7 @@ def _too_close(read: PlanReading) -> str:
         read.phrase(set_) if grade is None else _graded(read, grade)
         for set_, grade in zip(read.record.doubtful, grades, strict=False)
     ]
-    said = f"Too close to call: {'; '.join(named)}."
+    said = f"Not certain either way: {'; '.join(named)}."
     return f"{said} p is the probability of meeting the SLO." if any(grades) else said
 
 

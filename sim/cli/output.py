@@ -150,7 +150,7 @@ def progress_bar(quiet: bool, doing: str = "simulating", workers: int = 1) -> It
 
     class Count(MofNCompleteColumn):
         def render(self, task: Task) -> Text:
-            return Text() if task.total is None else super().render(task)
+            return super().render(task) if task.total else Text()
 
     class Left(ProgressColumn):
         def render(self, task: Task) -> Text:

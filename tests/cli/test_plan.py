@@ -188,7 +188,7 @@ def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     name = write(tmp_path, rest, requests=600)
     ended = loraplan("plan", name)
     assert ended.code == 0
-    assert "Too close to call: " in ended.out
+    assert "Not certain either way: " in ended.out
     assert "Confidence: low. The call is too close" in ended.out
     found = answered(loraplan("plan", name, "--json"))
     assert not found["certain"]

@@ -67,14 +67,18 @@ def values_between(ends: Sequence[Any], step: Any, key: str, step_key: str) -> l
             hint=f"write {_text(low, unit)} and the other end in {unit or 'plain numbers'}, too",
         )
     if not low < high:
-        raise ScenarioError("a range must rise", key=key, got=list(ends), hint="write [low, high]")
+        raise ScenarioError("a range must rise", key=key, got=list(ends), hint="write the lower end first")
     if low < 0:
         raise ScenarioError("a range must start at 0 or above", key=key, got=list(ends))
     whole = not unit and all(isinstance(end, int) for end in ends)
     growth, width = _step(step, low, high, unit, step_key, whole=whole)
     if (math.log(high / low) / math.log1p(growth) if growth else (high - low) / width) > MOST_VALUES:
         raise ScenarioError(
-            "too many values", key=step_key, got=step, allowed=f"up to {MOST_VALUES:,}", hint="a larger step"
+            "too many values",
+            key=step_key,
+            got=f"{_text(low, unit)} to {_text(high, unit)} in steps of {step}",
+            allowed=f"up to {MOST_VALUES:,}",
+            hint="a larger step",
         )
     numbers = _growing(low, high, growth, whole=whole) if growth else _even(low, high, width)
     return [int(number) if whole else _text(number, unit) for number in numbers]
