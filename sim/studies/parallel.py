@@ -72,7 +72,8 @@ def _cores(jobs: int) -> int:
 
 
 def _import_simulator() -> None:
-    import sim.studies.evaluate  # noqa: F401
+    import sim.results.calibration
+    import sim.world.replication  # noqa: F401
 
 
 def end_with_parent(parent: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sim.errors import InputError, ScenarioError, SeveralErrors
+from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_reading import EngineCommand, Setting
 from sim.spec.profile_choice import DEFAULT_GPU
@@ -148,13 +148,16 @@ def _yaml(settings: Sequence[Setting], refused: dict[str, str]) -> Iterator[str]
         yield f"{'  ' * (len(tables) + 1)}{last}: {_flow(setting.value)}   # {_one_line(setting.said)}"
 
 
+_CHOOSE_PROFILE = ("adapters.base_model", "fleet.tensor_parallel", "fleet.gpu")
+"""Keys that choose the profile, the most specific first."""
+
+
 def _named(error: InputError) -> Iterator[str]:
     """Yield the keys that an error may be about: its own, and those that hold it."""
     key = error.key or ""
     yield key
-    if isinstance(error, ScenarioError) and "profile" in error.problem:
-        # There is no profile for this model, this number of GPUs, or this GPU: leave out the most specific.
-        yield from ("adapters.base_model", "fleet.tensor_parallel", "fleet.gpu")
+    if key in _CHOOSE_PROFILE:  # none fits all of them: leave out the most specific
+        yield from _CHOOSE_PROFILE
     while "." in key:
         key = key.rpartition(".")[0]
         yield key
