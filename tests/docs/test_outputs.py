@@ -95,7 +95,8 @@ def test_a_page_is_rewritten_but_for_what_it_leaves_out(tmp_path: Path) -> None:
     after, problems = outputs.rewritten(page, list(outputs.replay(page, tmp_path / "work", long=False)))
     before = page.read_text(encoding="utf-8")
     assert after == before.replace("slow.yaml 99.5 %", "cache-thrash.yaml").replace(
-        "check cache-thrash.yaml\n", "check cache-thrash.yaml\ncache-thrash.yaml: ok\n"
+        "check cache-thrash.yaml\n",
+        "check cache-thrash.yaml\ncache-thrash.yaml: ok\n  fixed · all times given by the scenario\n",
     )
     assert [problem.splitlines()[0] for problem in problems] == ["7: exits with 2, not 3: loraplan check nothing"]
     assert list(outputs.stale_prose(before, after)) == [(1, "99.5 %")]
