@@ -285,6 +285,10 @@ def test_intervals_come_from_the_spread_of_replications() -> None:
     # counts 2 and 6: mean 4, standard error 2
     assert found.value == 4
     assert (found.lo, found.hi) == (0.0, pytest.approx(4 + T975[1] * 2, rel=1e-4))
+    one, three = recording(status={10: REFUSED}), recording(status=dict.fromkeys(range(10, 13), REFUSED))
+    refused = metrics(one, three)["refused"]
+    # a sum, of 1 and 3: 4, standard error 2
+    assert (refused.value, refused.hi) == (4, pytest.approx(4 + T975[1] * 2, rel=1e-4))
     took = [recording(facts={"rollout_duration_s": seconds}) for seconds in (5.0, 6.0, 7.0)]
     duration = metrics(*took)["rollout_duration_s"]
     half = T975[2] / math.sqrt(3)
