@@ -57,7 +57,8 @@ def run_answer(run: RunData) -> Answer:
         return cures_answer(run)
     terms, assumed = _terms(run), method.is_assumed(run.manifest)
     if len(run.points) == 1:
-        return answer_text.answer(run.points[0], terms, assumed=assumed, headroom=run.headroom)
+        cold = not ((run.manifest.get("scenario") or {}).get("cache") or {}).get("warm")
+        return answer_text.answer(run.points[0], terms, assumed=assumed, cold=cold, headroom=run.headroom)
     return answer_text.sweep_answer(run.points, terms, assumed=assumed)
 
 

@@ -120,19 +120,31 @@ def _details(point: Point, slo_terms: Mapping[str, float], shown: str | None) ->
     return found
 
 
+_COLD = "The caches start empty, which may be the reason. To start with full caches: --set cache.warm=steady."
+
+
 def answer(
-    point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False, headroom: Headroom | None = None
+    point: Point,
+    slo_terms: Mapping[str, float],
+    *,
+    assumed: bool = False,
+    cold: bool = False,
+    headroom: Headroom | None = None,
 ) -> Answer:
     """Return the answer of one point.
 
     :param slo_terms: targets by metric name, as ``Slo.terms()`` or ``read_terms`` give them.
     :param assumed: whether the costs come from a profile that was not measured.
+    :param cold: whether its caches started empty.
     :param headroom: how much more traffic fits, where that was simulated.
     """
     found = verdict(point, slo_terms)
     headline, shown = _headline(point, slo_terms, found)
     binding, *others = limits(point)
     details = _details(point, slo_terms, shown)
+    missed = point.metrics.get("miss_ratio")
+    if cold and found in (NOT_MET, UNCLEAR) and missed is not None and missed.value:
+        details.append(_COLD)
     details += [f"Also near its limit: {other.name}. {limit_sentence(other, point)}" for other in others]
     details = [*change_sentences(point, slo_terms), *details]
     if point.impact is not None:

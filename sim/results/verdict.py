@@ -42,10 +42,11 @@ def grade(probability: float, sure: float = SURE) -> str:
 def metric_probability(metric: Metric | None, target: float) -> float:
     """Return how likely a value is within its target, by its intervals alone; for an SLO see ``term_probability``.
 
-    The error is normal, for times and rates in the logarithm: intervals of such values are far from symmetric once
-    they are wide. The calibration interval is an independent error, so the two add up as squares. An unsettled
-    value only errs more on the side of the target: queues grow with a longer run, they don't shrink. So there its
-    half-width doubles, to at least a quarter of the value, while a value beyond the target counts as it is.
+    The error is normal; that of times and rates is normal in the logarithm, since wide intervals of such values are far
+    from symmetric. The calibration interval is an independent error, so the two add up as squares. Unsettled values
+    are too low more often than too high, because longer runs see longer queues. So if such a value is within the
+    target, its half-width is doubled, and is at least a quarter of the value. A value beyond the target counts as it
+    is.
     """
     if metric is None or metric.value is None:
         return NO_DATA
@@ -68,12 +69,12 @@ def metric_probability(metric: Metric | None, target: float) -> float:
 
 
 def offered(point: Point) -> float | None:
-    """Return the highest offered load, to the loader or to the replicas; at 1 or more, queues grow for ever."""
+    """Return the highest offered load, to the loader or to the replicas; at 1 or more, queues grow without limit."""
     return point.capacity.offered_load
 
 
 def is_overloaded(point: Point) -> bool:
-    """Return whether more arrives than can ever be served."""
+    """Return whether more requests arrive than can be served."""
     load = offered(point)
     return load is not None and load >= 1
 
@@ -116,6 +117,21 @@ def late_share(point: Point, name: str, target: float) -> Metric | None:
         return None
     value = (lost + (total - lost) * _share_beyond(point, name, target)) / total
     return Metric(value, *wilson(value, total))
+
+
+def strain(point: Point, name: str, target: float) -> float:
+    """Return a term's value over its target, or late requests over those allowed to be late, whichever is more.
+
+    Above 1 the term is missed. Without refused or failed requests, both say the same.
+    """
+    late, value = late_share(point, name, target), _over(point.metrics[name].value, target)
+    return value if late is None else max(value, _over(late.value, allowed(name)))
+
+
+def _over(value: float | None, target: float) -> float:
+    if value is None:
+        return 1.0
+    return value / target if target > 0 else math.inf if value > 0 else 0.0
 
 
 def unserved(point: Point) -> tuple[float, float]:
@@ -181,7 +197,7 @@ def term_verdict(point: Point, name: str, target: float, sure: float = SURE) -> 
 
 
 def lacks_answers(point: Point, name: str, target: float) -> bool:
-    """Return whether it is for want of answers that a term isn't certainly met: most late requests have none."""
+    """Return whether a term isn't certainly met because requests go unserved: at least half of the late ones do."""
     late = late_share(point, name, target)
     if late is None or not late.value or late_verdict(point, name, target) == MET:
         return False
@@ -190,10 +206,10 @@ def lacks_answers(point: Point, name: str, target: float) -> bool:
 
 
 def certainly_late(point: Point, slo_terms: Mapping[str, float]) -> bool:
-    """Return whether so many wait in vain when the run ends that one of the p99 targets is missed, whatever comes.
+    """Return whether enough requests were late and unanswered at the end of the run to miss a p99 target.
 
-    Of points of older versions, which don't say for which target: more than 1 % of all for each of them, and one of
-    these has its 1 %.
+    Points of newer versions count them by target (``late_share``). Older ones don't say which target they miss, so
+    there must be more than 1 % of all requests for each of the targets: one of these then has its 1 %.
     """
     single = [name for name in slo_terms if name in ("ttft_p99_s", "e2e_p99_s", "queue_p99_s")]
     if point.late or not single or "tpot_mean_s" in slo_terms:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from sim.errors import InputError, ScenarioError, SeveralErrors, did_you_mean
+from sim.errors import InputError, ScenarioError, SeveralErrors, UnknownKeyError, did_you_mean
 from sim.spec.engine_flags.flag_hints import flag_hint
 from sim.spec.engines import preset_value
 from sim.spec.files import tree
@@ -119,6 +119,8 @@ def load_scenario(
     root = _read(path, name, (), confines)
     nodes = dict(_parse_override(text) for text in overrides)
     for key in tree.tags_first(nodes):
+        if nodes[key].value is None:
+            _check_removed(key)
         root = tree.assign(root, key, tree.with_absolute_files(nodes[key], Path.cwd(), key))
     if seed is not None:
         root = tree.assign(root, "run.seed", Node(seed, _SEED))
@@ -227,6 +229,16 @@ def _parse_override(text: str) -> tuple[str, Node]:
             file="--set",
         )
     return key, tree.planted(tree.plain(node), _SET)
+
+
+def _check_removed(key: str) -> None:
+    """Refuse to remove a key that scenarios don't have: what is removed never comes to the check of all keys."""
+    known, path = set(known_keys(Scenario)), without_indexes(key)
+    parents = [path[:place] for place, letter in enumerate(path) if letter == "."]
+    below = next((parent for parent in reversed(parents) if parent in known), None)
+    free = below is not None and not any(each.startswith(f"{below}.") for each in known)  # such as sweep: any keys
+    if path not in known and not free:
+        raise UnknownKeyError("unknown key", key=key, hint=_suggest(path, known), file="--set")
 
 
 def _checked(root: Node, source: str, given: Given) -> LoadedScenario:

@@ -19,7 +19,7 @@ from sim.results.point import Point
 from sim.results.point_summary import measure_alone, summarise
 from sim.results.records import Recording
 from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom, Probe
-from sim.results.verdict import allowed, late_share
+from sim.results.verdict import strain
 from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import (
     ClosedArrivals,
@@ -239,7 +239,7 @@ class _Search:
         point, _, _ = self._simulate(1.0, FINE)
         found = {}
         for name, target in self._terms.items():
-            own, exact = (_term_strain(each, name, target) for each in (point, today))
+            own, exact = (strain(each, name, target) for each in (point, today))
             if 0 < exact <= _COMPARABLE and 0 < own <= _COMPARABLE:
                 found[name] = min(max(exact / own, 1 / _MOST_CORRECTED), _MOST_CORRECTED)
         return found
@@ -258,7 +258,7 @@ class _Search:
         """Return the strains of a point; without an SLO the loaders' load counts too, which misses may take first."""
         corrections = {} if point is self._today else self._corrections or {}
         strains = {
-            name: _term_strain(point, name, target) * corrections.get(name, 1.0) for name, target in self._terms.items()
+            name: strain(point, name, target) * corrections.get(name, 1.0) for name, target in self._terms.items()
         }
         loads = [0.0 if self._saturation is None else multiple / self._saturation]
         if not self._terms:
@@ -307,13 +307,6 @@ def _served(recording: Recording) -> float:
 def _requests(point: Point) -> int:
     """Return how many requests were measured."""
     return round(sum(point.metrics[name].value or 0.0 for name in _COUNTS))
-
-
-def _term_strain(point: Point, name: str, target: float) -> float:
-    """Return a term's value over its target, or late requests over those allowed, whichever is more."""
-    late, value = late_share(point, name, target), point.metrics[name].value
-    own = 0.0 if value is None else value / target if target > 0 else math.inf if value > 0 else 0.0
-    return own if late is None or late.value is None else max(own, late.value / allowed(name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,6 +203,8 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("plann", "quickstart"), "No such command 'plann'"),
         (("run",), "Missing argument"),
         (("run", "quickstart", "--bogus"), "No such option: --bogus"),
+        (("check", "quickstart", "--set", "slo.bogus="), "--set: slo.bogus: unknown key"),
+        (("check", "quickstart", "--set", "bogus=null"), "--set: bogus: unknown key"),
         (
             ("run", "quickstart", "--max-loras", "8"),
             "--max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here; values",

@@ -19,6 +19,10 @@ from sim.spec.engine_flags.command_reading import read_command
 from sim.spec.engine_flags.flag import bare
 from sim.spec.engine_flags.flag_tables import FLAGS
 from sim.spec.files.bundled import bundled_scenarios
+from sim.spec.files.problems import known_keys
+from sim.spec.files.tree import plain
+from sim.spec.files.yaml_text import flow_text
+from sim.spec.files.yaml_tree import parse_yaml
 from sim.spec.needs import value_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
@@ -172,7 +176,24 @@ WORDS = (
 def test_any_words_are_read_or_refused(words: list[str]) -> None:
     for text in (" ".join(words), ["vllm", "serve", *words]):
         with contextlib.suppress(InputError):
-            read_command(text)
+            read = read_command(text)
+            assert read.model in " ".join(words)
+            assert {each.key for each in read.settings} <= set(known_keys(Scenario))
+
+
+FLOW = st.one_of(
+    st.sampled_from(("12/s", "5%", "40 GB", "1e5", "0x1f", "2025-01-01", "1_000", "off", "a ", "x: y", "")),
+    st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=6),
+    st.booleans(),
+    st.integers(-9, 99),
+)
+
+
+@given(st.dictionaries(st.sampled_from(("a", "b")), st.one_of(FLOW, st.lists(FLOW, max_size=3))))
+def test_values_on_one_line_are_read_as_they_were(value: dict[str, object]) -> None:
+    node = parse_yaml(flow_text(value), "a draft")
+    assert node is not None
+    assert plain(node) == value
 
 
 DEPLOYMENT = """\

@@ -256,3 +256,12 @@ def test_words_need_no_heavy_import() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_an_slo_missed_from_a_cold_start_says_how_to_start_warm() -> None:
+    hint = "--set cache.warm=steady"
+    late = samples.make_point(p99=3.0)
+    assert hint in " ".join(answer(late, {"e2e_p99_s": 1.0}, cold=True).details)
+    assert hint not in " ".join(answer(late, {"e2e_p99_s": 1.0}).details), "the caches started full"
+    assert hint not in " ".join(answer(samples.make_point(), {"e2e_p99_s": 1.0}, cold=True).details), "the SLO is met"
+    assert hint not in " ".join(answer(samples.make_point(p99=3.0, miss=0.0), {"e2e_p99_s": 1.0}, cold=True).details)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_reading import EngineCommand, Setting
+from sim.spec.files.yaml_text import flow_text
 from sim.spec.profile_choice import DEFAULT_GPU
 from sim.spec.scenario_file import load_scenario
 from sim.studies.sweep import check_points
@@ -137,7 +135,7 @@ def _yaml(settings: Sequence[Setting], refused: dict[str, str]) -> Iterator[str]
         _, *tables, last = setting.key.split(".")
         if setting.key in refused:
             yield (
-                f"  # {'.'.join([*tables, last])}: {_flow(setting.value)}   # {_one_line(setting.said)}; left out: "
+                f"  # {'.'.join([*tables, last])}: {flow_text(setting.value)}   # {_one_line(setting.said)}; left out: "
                 + (_one_line(refused[setting.key]))
             )
             continue
@@ -145,7 +143,7 @@ def _yaml(settings: Sequence[Setting], refused: dict[str, str]) -> Iterator[str]
             if tuple(tables[: depth + 1]) != above[: depth + 1]:
                 yield f"{'  ' * (depth + 1)}{table}:"
         above = tuple(tables)
-        yield f"{'  ' * (len(tables) + 1)}{last}: {_flow(setting.value)}   # {_one_line(setting.said)}"
+        yield f"{'  ' * (len(tables) + 1)}{last}: {flow_text(setting.value)}   # {_one_line(setting.said)}"
 
 
 _CHOOSE_PROFILE = ("adapters.base_model", "fleet.tensor_parallel", "fleet.gpu")
@@ -166,23 +164,6 @@ def _named(error: InputError) -> Iterator[str]:
 def _notes(draft: Draft, refused: dict[str, str]) -> list[str]:
     left_out = [f"left out {key} ({draft.settings[key].said}): {why}" for key, why in refused.items()]
     return [*draft.comments, *left_out]
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z0-9][\w./ -]*", value) and value.lower() not in (
-            "true",
-            "false",
-            "null",
-            "yes",
-            "no",
-        )
-        return value if plain and not re.fullmatch(r"[\d.]+", value) else json.dumps(value, ensure_ascii=False)
-    return json.dumps(value)
 
 
 def _one_line(text: str) -> str:

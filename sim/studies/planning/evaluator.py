@@ -25,12 +25,11 @@ from sim.results.verdict import (
     MET,
     NOT_MET,
     UNCLEAR,
-    allowed,
     grade,
     is_overloaded,
     lacks_answers,
-    late_share,
     met_probability,
+    strain,
     unserved,
     verdict,
     verdict_word,
@@ -342,7 +341,7 @@ class DesignEvaluator:
         That is where every term that it misses is unsettled and near its target.
         """
         probability = met_probability(point, self.terms)
-        missed = [name for name, target in self.terms.items() if _strain(point, name, target) > 1]
+        missed = [name for name, target in self.terms.items() if strain(point, name, target) > 1]
         if not missed or self._score(point) >= NEAR or any(point.metrics[name].settled for name in missed):
             return probability
         normal = NormalDist()
@@ -350,11 +349,11 @@ class DesignEvaluator:
 
     def _worst(self, point: Point) -> str:
         """Return the term that is furthest above its target, or least below it."""
-        return max(self.terms, key=lambda name: _strain(point, name, self.terms[name]))
+        return max(self.terms, key=lambda name: strain(point, name, self.terms[name]))
 
     def _score(self, point: Point) -> float:
         """Return the worst term, value over target; above 1 misses it."""
-        return max(_strain(point, name, target) for name, target in self.terms.items())
+        return max(strain(point, name, target) for name, target in self.terms.items())
 
     def _sure(self) -> float:
         """Return the probability at which each verdict is certain enough for the confidence of the plan.
@@ -363,21 +362,6 @@ class DesignEvaluator:
         three times, and each evaluation may err to one side (Bonferroni).
         """
         return 1 - (1 - self._confidence) / (2 * len(TIMES))
-
-
-def _strain(point: Point, name: str, target: float) -> float:
-    """Return a term's value over its target, or late requests over those allowed to be late, whichever is more.
-
-    Without refused or failed requests, both say the same.
-    """
-    late, value = late_share(point, name, target), _over(point.metrics[name].value, target)
-    return value if late is None else max(value, _over(late.value, allowed(name)))
-
-
-def _over(value: float | None, target: float) -> float:
-    if value is None:
-        return 1.0
-    return value / target if target > 0 else math.inf if value > 0 else 0.0
 
 
 def check_terms(loaded: LoadedScenario) -> None:

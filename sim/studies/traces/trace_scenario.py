@@ -7,12 +7,11 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sim.results.run_directory.result_files import write_text
 from sim.rng import stream
+from sim.spec.files.yaml_text import flow_text
 from sim.spec.sections.trace_source import LogColumns, Trace
 from sim.studies.traces.trace_study import TraceStudy
 from sim.studies.traces.traffic_fit import weights_text, workload_of
@@ -108,7 +107,7 @@ def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
         f"  duration: {facts.span_s:.6g} s",
     ]
     for key, value in workload.items():
-        lines.append(f"  {key}: {_flow(value)}")
+        lines.append(f"  {key}: {flow_text(value)}")
     if not named:
         lines.append(_POPULARITY)
     if trace.prompt_tokens is not None and trace.output_tokens is not None:
@@ -164,17 +163,6 @@ def _lengths(trace: TraceData, rows: slice, seed: int) -> str:
     writer.writerow(["input_tokens", "output_tokens"])
     writer.writerows(zip(trace.prompt_tokens[chosen].tolist(), trace.output_tokens[chosen].tolist(), strict=True))
     return out.getvalue()
-
-
-def _flow(value: Any) -> str:
-    """Return a value as YAML on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return str(value)
 
 
 def _scenario_name(name: str, what: str = "like") -> str:
