@@ -200,7 +200,7 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
         )
     extra = value_of(point, "extra_resident_bytes_peak")
     if extra:
-        said.append(f"Old versions kept alongside new ones take up to {human_bytes(extra)} of GPU memory.")
+        said.append(f"During the rollout, old versions take up to {human_bytes(extra)} of extra GPU memory.")
     both, back = value_of(point, "sessions_saw_both"), value_of(point, "sessions_went_back")
     if both:
         said.append(
@@ -354,7 +354,7 @@ def _what_differs(found: Ranking, axes: Sequence[Axis]) -> list[str]:
     """Return what only some of the designs to choose from do to requests."""
     telling = telling_kinds(found.choice) if len(found.choice) > 1 else []
     phrases = [
-        f"{label_of(point, axes)} {_DOES[kind].format(n=f'about {rounded(count)}')}" for point, kind, count in telling
+        f"{label_of(point, axes)} {_DOES[kind].format(n=f'about {max(1.0, count):,.0f}')}" for point, kind, count in telling
     ]
     return [f"{capital('; '.join(phrases))}."] if phrases and len(phrases) <= MANY_POINTS else []
 

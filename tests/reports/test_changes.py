@@ -36,7 +36,7 @@ def test_a_rollout_says_what_it_did_and_what_it_cost() -> None:
     assert "p99 TTFT is 400 ms (380 to 420) for requests that come during the rollout, against 200 ms" in text
     assert "The rollout is complete after 6 s" in text
     assert "Loads peak at 27.2/s over ten seconds, against 18.4/s before." in text
-    assert "take up to 533 MB of GPU memory" in text
+    assert "take up to 533 MB of extra GPU memory" in text
     assert "2,950 sessions saw both versions; 2 of them went back" in text
     assert any(sentence.startswith("The SLO is met") for sentence in said.details)
     assert said.verdict == "met"
