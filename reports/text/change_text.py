@@ -354,7 +354,8 @@ def _what_differs(found: Ranking, axes: Sequence[Axis]) -> list[str]:
     """Return what only some of the designs to choose from do to requests."""
     telling = telling_kinds(found.choice) if len(found.choice) > 1 else []
     phrases = [
-        f"{label_of(point, axes)} {_DOES[kind].format(n=f'about {max(1.0, count):,.0f}')}" for point, kind, count in telling
+        f"{label_of(point, axes)} {_DOES[kind].format(n=f'about {max(1.0, count):,.0f}')}"
+        for point, kind, count in telling
     ]
     return [f"{capital('; '.join(phrases))}."] if phrases and len(phrases) <= MANY_POINTS else []
 
