@@ -574,8 +574,8 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
         properties = models[name]["properties"]
-        tag = next((tag for tag in TAGS if "const" in properties.get(tag, {})), None)
-        return f"`{properties[tag]['const']}`" if tag else "section"
+        tag = next((tag for tag in TAGS if tag in models[name].get("required", ())), None)
+        return _type(properties[tag], models) if tag else "section"
     if field.get("type") == "array":
         inner = _type(field["items"], models) if field.get("items") else ""
         if "oneOf" in field.get("items", {}):
@@ -631,7 +631,8 @@ def _law_tables(models: dict[str, Any]) -> list[str]:
             model = models[name]
             tag = next(tag for tag in TAGS if tag in model["properties"])
             own = [item for item in model["properties"].items() if item[0] != tag]
-            word = f"`{tag}: {model['properties'][tag]['const']}`"
+            names = model["properties"][tag]
+            word = " or ".join(f"`{tag}: {name}`" for name in names.get("enum", [names.get("const")]))
             about = str(model.get("description", ""))
             rows.append([word, "", "", "", about])
             for one, field in own:

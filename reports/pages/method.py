@@ -131,6 +131,7 @@ def _base_weights(adapters: Mapping[str, Any]) -> list[str]:
 _PROCESSES = {
     "poisson": "a Poisson process at a constant rate",
     "gamma": "gamma gaps at a constant mean rate",
+    "bursty": "bursts: gamma gaps at a constant mean rate",
     "weibull": "Weibull gaps at a constant mean rate",
     "on-off": "an on-off process at a constant mean rate",
     "piecewise": "a rate that repeats a sequence of steps",

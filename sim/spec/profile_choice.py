@@ -20,6 +20,7 @@ from sim.spec.sibling_profiles import sibling_profile
 
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
+from sim.spec.units import human_bytes
 
 DEFAULT_GPU = "h100-80gb"
 DEFAULT_MODEL = "llama-3.1-8b"
@@ -95,7 +96,8 @@ def has_profile(gpu: str, model: str, engine: str) -> bool:
 def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
     """Return the profile of a scenario, and the SHA-256 of its file; None if all its times are given.
 
-    With ``fleet.tensor_parallel``, it is the sibling of that profile for so many GPUs.
+    With ``fleet.tensor_parallel``, it is the sibling of that profile for so many GPUs; with ``fleet.gpu_memory``, its
+    GPUs have so much memory.
 
     :raises ScenarioError: if there is no such profile, or it can't be read.
     """
@@ -103,7 +105,12 @@ def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
     loads_given = storage.load is not None and (not scenario.has_host_tier or storage.host_load is not None)
     if scenario.fleet.engine == "fixed" and loads_given:
         return None, ""
-    return load_profile(profile_choice(scenario).name)
+    profile, digest = load_profile(profile_choice(scenario).name)
+    if (of_gpu := scenario.fleet.gpu_memory) is not None:
+        memory = profile.memory.model_copy(update={"total_bytes": of_gpu * profile.tensor_parallel})
+        device = f"{profile.device} (with {human_bytes(of_gpu)})"
+        profile = profile.model_copy(update={"memory": memory, "device": device})
+    return profile, digest
 
 
 def base_model_of(scenario: Scenario, profile: Profile | None) -> str:

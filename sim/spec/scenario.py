@@ -30,6 +30,7 @@ from sim.spec.sections.serving import (
     Storage,
 )
 from sim.spec.sections.workload import Adapters, Targets, Workload
+from sim.spec.times_of_day import counted_from_start
 from sim.spec.units import Seconds, Share
 
 __all__ = [
@@ -144,8 +145,8 @@ class Scenario(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_preset(cls, data: Any) -> Any:
-        return fill(data)
+    def _fill_in(cls, data: Any) -> Any:
+        return counted_from_start(fill(data))
 
     @model_validator(mode="after")
     def _remember(self, info: ValidationInfo) -> Scenario:

@@ -26,6 +26,7 @@ BYTES = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+TIME_OF_DAY_PATTERN = r"^([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?$"
 _NUMBER = r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)"
 _QUANTITY = re.compile(rf"\s*{_NUMBER}\s*([A-Za-zµ%]*)\s*")
 _RATE = re.compile(rf"\s*{_NUMBER}\s*/\s*([A-Za-zµ]+)\s*")
@@ -197,6 +198,18 @@ _SHARE_SCHEMA = WithJsonSchema(
 Seconds = Annotated[
     float, BeforeValidator(parse_seconds), PlainSerializer(format_seconds, return_type=str), WithJsonSchema(TIME_SCHEMA)
 ]
+Moment = Annotated[
+    float,
+    BeforeValidator(parse_seconds),
+    PlainSerializer(format_seconds, return_type=str),
+    WithJsonSchema(
+        {
+            "anyOf": [TIME_SCHEMA, {"type": "string", "pattern": TIME_OF_DAY_PATTERN}],
+            "examples": TIME_SCHEMA["examples"],
+        }
+    ),
+]
+"""Seconds since the start of the run. A file may give a time of day instead: ``sim.spec.times_of_day``."""
 Bytes = Annotated[
     int, BeforeValidator(parse_bytes), Field(gt=0), PlainSerializer(format_bytes, return_type=str), _SIZE_SCHEMA
 ]

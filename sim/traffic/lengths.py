@@ -18,7 +18,6 @@ from sim.spec.sections.laws import (
     HistogramTokens,
     LognormalTokens,
     TokenLaw,
-    lognormal_sigma,
 )
 from sim.traffic.tables.bad_rows import listed
 
@@ -50,7 +49,7 @@ class TokenLengths:
             return law.high * law.stretch()
         if law.max is not None:
             return law.max
-        return law.mean if law.law == "geometric" else law.p99
+        return law.mean if law.law == "geometric" else law.quantile_99()
 
     def draw(self, rng: np.random.Generator, count: int) -> Ints:
         """Return ``count`` token counts, int64."""
@@ -133,8 +132,8 @@ def together(prompt: Ints, output: Ints) -> tuple[Ints, Ints]:
 
 
 def _lognormal(law: LognormalTokens, scores: Floats) -> Ints:
-    sigma = lognormal_sigma(law.mean, law.p99)
-    return _cut(np.ceil(np.exp(math.log(law.mean) - sigma**2 / 2 + sigma * scores)).astype(np.int64), law.max)
+    mu, sigma = law.shape()
+    return _cut(np.ceil(np.exp(mu + sigma * scores)).astype(np.int64), law.max)
 
 
 def _from_histogram(law: HistogramTokens, shares: Floats) -> Ints:

@@ -48,7 +48,7 @@ def check(path: Path) -> None:
         ("{strategy: in-place, at: 5}", "rollouts.0.at: "),
         (
             "{strategy: in-place, at: 1 s, adapter: 3, share: 10%}",
-            "rollouts.0.share: give one adapter, or a share of all (got adapter 3 and a share)",
+            "rollouts.0.share: give one adapter, a share of all, or a count (got adapter 3 and share 10%)",
         ),
         ("{strategy: in-place, at: 1 s, share: 0%}", "rollouts.0.share: out of range (got 0%"),
         ("{strategy: in-place, at: 1 s, share: 120%}", "rollouts.0.share: "),

@@ -269,7 +269,7 @@ def _tagged(kind: Any) -> tuple[str, dict[str, type[BaseModel]]] | None:
     tag = next((tag for tag in TAGS if all(tag in member.model_fields for member in members)), None)
     if tag is None:
         return None
-    return tag, {str(_literals(member.model_fields[tag].annotation)[0]): member for member in members}
+    return tag, {str(value): member for member in members for value in _literals(member.model_fields[tag].annotation)}
 
 
 def _branch(label: str, members: Sequence[Any]) -> Any:

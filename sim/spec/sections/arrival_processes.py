@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 
 from sim.spec.base import Strict
 from sim.spec.sections.laws import FixedTime, TimeOrLaw
-from sim.spec.units import Rate, Seconds, Share
+from sim.spec.units import Moment, Rate, Seconds, Share
 
 
 class _Process(Strict):
@@ -33,10 +33,10 @@ class PoissonArrivals(_Process):
 
 
 class GammaArrivals(_Renewal):
-    """Gamma gaps: ``cv`` above 1 is burstier than Poisson, below 1 more regular."""
+    """Gamma gaps: ``cv`` above 1 is burstier than Poisson, below 1 more regular. ``process: bursty`` is the same."""
 
-    process: Literal["gamma"]
-    cv: float = Field(ge=0.01, le=100)
+    process: Literal["gamma", "bursty"]
+    cv: float = Field(default=4.0, ge=0.01, le=100)
     """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty. With ``per: adapter``, a third column of the
     weights file can give each adapter its own."""
 
@@ -90,7 +90,7 @@ class DiurnalArrivals(_Modulated):
     """Amplitude of the rate around its mean, as a share of the mean."""
     period: Seconds = Field(default=86400.0, gt=0)
     """From peak to peak."""
-    peak_at: Seconds = 50400.0
+    peak_at: Moment = 50400.0
     """Time of the first peak; the run begins at 0."""
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt
 
 from sim.spec.base import Strict, located
 from sim.spec.sections.laws import TimeLaw
-from sim.spec.units import Seconds, Share
+from sim.spec.units import Moment, Seconds, Share
 
 
 class Crash(Strict):
@@ -17,7 +17,7 @@ class Crash(Strict):
     kind: Literal["crash"]
     replica: NonNegativeInt
     """Which one; the first is 0."""
-    at: Seconds
+    at: Moment
     """When it dies."""
     down: Seconds | None = Field(default=None, gt=0)
     """How long until it serves again; unset: never."""
@@ -32,7 +32,7 @@ class SlowStorage(Strict):
     """Loads from storage take longer for a while, including loads in flight."""
 
     kind: Literal["slow-storage"]
-    at: Seconds
+    at: Moment
     """When it begins."""
     lasts: Seconds = Field(ge=0)
     """How long; 0: never, as the baseline of a sweep."""
@@ -46,7 +46,7 @@ class StorageStall(Strict):
     """Storage delivers nothing for a while; loads in flight pause and then continue."""
 
     kind: Literal["storage-stall"]
-    at: Seconds
+    at: Moment
     """When it begins."""
     lasts: Seconds = Field(ge=0)
     """How long; 0: never, as the baseline of a sweep."""
@@ -60,7 +60,7 @@ class FailingLoads(Strict):
     kind: Literal["failing-loads"]
     probability: Share
     """Probability that an attempt fails; 0: none does."""
-    at: Seconds = Field(default=0.0, ge=0)
+    at: Moment = Field(default=0.0, ge=0)
     """When it begins."""
     lasts: Seconds | None = Field(default=None, ge=0)
     """How long; 0: never; unset: to the end."""
@@ -78,7 +78,7 @@ class NetworkDelay(Strict):
     kind: Literal["network-delay"]
     delay: TimeLaw
     """The delay that is added to a load."""
-    at: Seconds = Field(default=0.0, ge=0)
+    at: Moment = Field(default=0.0, ge=0)
     """When it begins, for loads that start from then on."""
     lasts: Seconds | None = Field(default=None, ge=0)
     """How long; 0: never; unset: to the end."""
@@ -106,7 +106,7 @@ class IdentityFault(Strict):
     If several apply to a request, the first one listed decides.
     """
 
-    at: Seconds = Field(default=0.0, ge=0)
+    at: Moment = Field(default=0.0, ge=0)
     """When it begins."""
     lasts: Seconds | None = Field(default=None, ge=0)
     """How long; 0: never; unset: to the end."""

@@ -29,28 +29,44 @@ MAX_TOKENS = 10_000_000
 
 TokenCount = Annotated[int, Field(gt=0, le=MAX_TOKENS)]
 
-_Z99 = 2.3263478740408408  # standard normal quantile at 0.99
+_QUANTILES = {"p50": 0.0, "p90": 1.2815515655446004, "p99": 2.3263478740408408}
+"""Standard normal quantiles."""
 
 
-def lognormal_sigma(mean: float, p99: float) -> float:
-    """Return sigma of the log-normal law with this mean and 99 % quantile.
+def lognormal_shape(given: Mapping[str, float | None]) -> tuple[float, float]:
+    """Return mu and sigma of the log-normal law with two of its mean, p50, p90 and p99.
 
-    From ln p99 = mu + z sigma and ln mean = mu + sigma²/2; the smaller root is the one where the tail
-    grows with sigma. No such law exists for p99 above 14.97 times the mean.
+    From ln p = mu + z sigma for quantiles, and ln mean = mu + sigma²/2. Mean and p90 or p99 leave two roots: the
+    smaller sigma is the one where the tail grows with sigma.
+
+    :raises PydanticCustomError: if not two are given, or no such law exists.
     """
-    inner = _Z99**2 - 2 * math.log(p99 / mean)
-    return _Z99 - math.sqrt(inner)
-
-
-def _check_tail(mean: float, p99: float) -> None:
-    limit = math.exp(_Z99**2 / 2)
-    if not mean < p99 <= limit * mean:
+    known = {name: value for name in ("mean", *_QUANTILES) if (value := given.get(name)) is not None}
+    if len(known) != 2:
+        raise located("", "a log-normal law is given by two figures", got=", ".join(known), allowed=_TWO)
+    (first, low), (second, high) = known.items()
+    z = _QUANTILES[second]
+    if first != "mean":
+        if not low < high:
+            raise located(second, f"{second} must be above {first}", got=high, allowed=f"above {low:g}")
+        sigma = math.log(high / low) / (z - _QUANTILES[first])
+        return math.log(low) - _QUANTILES[first] * sigma, sigma
+    mean, quantile = low, high
+    if second == "p50" and not quantile < mean:
+        raise located("p50", "no log-normal law has this mean and p50", got=quantile, allowed="below the mean")
+    limit = math.exp(z**2 / 2)
+    if second != "p50" and not mean < quantile <= limit * mean:
         raise located(
-            "p99",
-            "no log-normal law has this mean and p99",
-            got=p99,
+            second,
+            f"no log-normal law has this mean and {second}",
+            got=quantile,
             allowed=f"above the mean and at most {limit:.2f} times it",
         )
+    sigma = abs(z - math.sqrt(z**2 - 2 * math.log(quantile / mean)))
+    return math.log(mean) - sigma**2 / 2, sigma
+
+
+_TWO = "two of mean, p50, p90 and p99"
 
 
 class FixedTime(Strict):
@@ -108,28 +124,38 @@ class UniformTime(Strict):
 
 
 class LognormalTime(Strict):
-    """Times with a long tail, given by mean and 99 % quantile."""
+    """Times with a long tail, given by two of mean, median (p50), p90 and p99."""
 
     law: Literal["lognormal"]
-    mean_time: Seconds = Field(alias="mean", gt=0)
+    mean_time: Seconds | None = Field(default=None, alias="mean", gt=0)
     """The mean."""
-    p99: Seconds = Field(gt=0)
+    p50: Seconds | None = Field(default=None, gt=0)
+    """The median."""
+    p90: Seconds | None = Field(default=None, gt=0)
+    """90 % quantile."""
+    p99: Seconds | None = Field(default=None, gt=0)
     """99 % quantile."""
 
     @model_validator(mode="after")
     def _exists(self) -> LognormalTime:
-        _check_tail(self.mean_time, self.p99)
+        self._shape()
         return self
+
+    def _shape(self) -> tuple[float, float]:
+        return lognormal_shape({"mean": self.mean_time, "p50": self.p50, "p90": self.p90, "p99": self.p99})
 
     def ppf(self, u: Floats) -> Floats:
         import numpy as np
         from scipy.special import ndtri
 
-        sigma = lognormal_sigma(self.mean_time, self.p99)
-        return np.asarray(np.exp(math.log(self.mean_time) - sigma**2 / 2 + sigma * ndtri(u)))
+        mu, sigma = self._shape()
+        return np.asarray(np.exp(mu + sigma * ndtri(u)))
 
     def mean(self) -> float:
-        return self.mean_time
+        if self.mean_time is not None:
+            return self.mean_time
+        mu, sigma = self._shape()
+        return math.exp(mu + sigma**2 / 2)
 
 
 TimeLaw = Annotated[FixedTime | ExponentialTime | UniformTime | LognormalTime, Field(discriminator="law")]
@@ -188,20 +214,33 @@ class GeometricTokens(Strict):
 
 
 class LognormalTokens(Strict):
-    """Token counts with a long tail, given by mean and 99 % quantile; rounded up, at least 1."""
+    """Token counts with a long tail, given by two of mean, median (p50), p90 and p99; rounded up, at least 1."""
 
     law: Literal["lognormal"]
-    mean: float = Field(gt=0, le=MAX_TOKENS)
+    mean: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
     """Mean tokens (before the cut at ``max``)."""
-    p99: float = Field(gt=0, le=MAX_TOKENS)
+    p50: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
+    """The median."""
+    p90: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
+    """90 % quantile."""
+    p99: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
     """99 % quantile."""
     max: TokenCount | None = None
     """Longer draws are cut to this many tokens."""
 
     @model_validator(mode="after")
     def _exists(self) -> LognormalTokens:
-        _check_tail(self.mean, self.p99)
+        self.shape()
         return self
+
+    def shape(self) -> tuple[float, float]:
+        """Return mean and standard deviation of the logarithm."""
+        return lognormal_shape({"mean": self.mean, "p50": self.p50, "p90": self.p90, "p99": self.p99})
+
+    def quantile_99(self) -> float:
+        """Return the number of tokens that 99 % of requests stay below."""
+        mu, sigma = self.shape()
+        return self.p99 if self.p99 is not None else math.exp(mu + _QUANTILES["p99"] * sigma)
 
 
 class EmpiricalTokens(Strict):

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_
 
 from sim.spec.base import Strict, located
 from sim.spec.sections.laws import TimeLaw
-from sim.spec.units import Bytes, Seconds, Share, format_seconds, format_share
+from sim.spec.units import Bytes, Moment, Seconds, Share, format_seconds, format_share
 
 STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread")
 
@@ -64,13 +64,15 @@ class Rollout(Strict):
     ``unload-then-load``: requests are refused from the unload call until the last running one has ended and the new
     weights are loaded. ``drain-then-swap``: they wait instead. ``lazy-reread``: the files are overwritten; every
     replica keeps its copies in GPU and host memory until it reads the files again."""
-    at: Seconds
+    at: Moment
     """When it begins."""
     adapter: Annotated[NonNegativeInt | str | None, BeforeValidator(_one_adapter)] = None
     """One adapter: its number (0 is the most popular under most laws), or its name where a trace or a weights file
-    gives names. Without ``adapter`` and ``share``: all adapters at the start of the run."""
+    gives names. Without ``adapter``, ``share`` and ``count``: all adapters at the start of the run."""
     share: Share | None = Field(default=None, gt=0, le=1)
-    """A random share of all adapters. The shares of several rollouts take different adapters."""
+    """A random share of all adapters. Several rollouts with a ``share`` or a ``count`` take different adapters."""
+    count: PositiveInt | None = Field(default=None, le=10_000_000)
+    """So many random adapters, in place of a share."""
     stages: tuple[Share, ...] = Field(default=(1.0,), min_length=1, max_length=100)
     """Stages, rising to 100 %. ``new-name``: share of the requests that routers send to the new version: one stage is
     blue-green, several are a canary. The others: share of the replicas that have the new version."""
@@ -106,8 +108,11 @@ class Rollout(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Rollout:
-        if self.adapter is not None and self.share is not None:
-            raise located("share", "give one adapter, or a share of all", got=f"adapter {self.adapter} and a share")
+        given = [key for key in ("adapter", "share", "count") if getattr(self, key) is not None]
+        if len(given) > 1:
+            shown = {"adapter": self.adapter, "share": format_share(self.share or 0.0), "count": self.count}
+            got = " and ".join(f"{key} {shown[key]}" for key in given)
+            raise located(given[-1], "give one adapter, a share of all, or a count", got=got)
         for before, after in zip((0.0, *self.stages), self.stages, strict=False):
             if not before < after <= 1:
                 raise located("stages", "stages rise from above 0 % to 100 %", got=_percents(self.stages))
@@ -132,6 +137,16 @@ class Rollout(Strict):
         if self.gate is not None and self.spread:
             raise located("gate", "a gate judges all adapters of a rollout together", got=f"spread {self.spread:g} s")
         return self
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether it rolls out all adapters."""
+        return self.adapter is None and not self.drawn
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its adapters are drawn at random."""
+        return self.share is not None or self.count is not None
 
     @property
     def planned_s(self) -> float:
@@ -168,12 +183,9 @@ def check_rollouts(rollouts: tuple[Rollout, ...]) -> None:
             )
     for i, rollout in enumerate(rollouts):
         for j, other in enumerate(rollouts[:i]):
-            everything = (rollout.adapter is None and rollout.share is None) or (
-                other.adapter is None and other.share is None
-            )
-            if (everything or (rollout.adapter is not None and rollout.adapter == other.adapter)) and overlap(
-                rollout, other
-            ):
+            everything = rollout.takes_all or other.takes_all
+            same = everything or (rollout.adapter is not None and rollout.adapter == other.adapter)
+            if same and overlap(rollout, other):
                 named = next((r.adapter for r in (rollout, other) if r.adapter is not None), None)
                 who = "all adapters" if named is None else f"adapter {named}"
                 problem, got, hint = overlap_words(i, j, rollouts, who)
@@ -198,7 +210,7 @@ def overlap_words(i: int, j: int, rollouts: tuple[Rollout, ...], who: str) -> tu
         begins = format_seconds(rollout.at)
         when = f"from {begins} to {format_seconds(ends)}" if ends > rollout.at else f"at {begins}"
         spans.append(f"rollouts.{k} {when}{', propagation included' if rollout.propagation is not None else ''}")
-    drawn = " (a share is drawn by run.seed)" if any(rollouts[k].share is not None for k in (i, j)) else ""
+    drawn = " (a share or a count is drawn by run.seed)" if any(rollouts[k].drawn for k in (i, j)) else ""
     return (
         f"rolls out {who} while another rollout does{drawn}",
         "; ".join(spans),

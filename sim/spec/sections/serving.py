@@ -27,6 +27,7 @@ _BATCHING_KEYS = (
     "kv_check",
     "reserved_kv_blocks",
     "passed_requests",
+    "gpu_memory",
     "gpu_memory_utilization",
     "tensor_parallel",
     "fully_sharded_loras",
@@ -90,6 +91,9 @@ class Fleet(Strict):
     max_model_len: PositiveInt | None = None
     """Longest request, prompt and answer, in tokens: longer ones are refused, and the KV cache must be large enough for
     one. Unset: limited by the KV cache."""
+    gpu_memory: Bytes | None = Field(default=None, gt=0)
+    """Memory of one GPU, for a card that differs from the profile's in this alone, such as ``96 GB``; unset: the
+    profile's."""
     gpu_memory_utilization: Share | None = None
     """Share of the GPU's memory that the engine may use; unset: the profile's."""
     admission: Literal["skip", "stop", "per-adapter"] = "skip"

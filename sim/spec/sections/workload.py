@@ -12,6 +12,7 @@ from sim.spec.sections.laws import MAX_TOKENS, LognormalTokens, TokenLaw
 from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, Sessions, UniformPopularity
 from sim.spec.sections.shared_prefix import SharedPrefix
 from sim.spec.sections.trace_source import Trace
+from sim.spec.times_of_day import TimeOfDay
 from sim.spec.units import Bytes, Seconds, Share
 
 
@@ -38,6 +39,9 @@ class Workload(Strict):
     scaling."""
     duration: Seconds | None = Field(default=None, gt=0)
     """Simulate this long instead; requests that have not ended by then count as unfinished."""
+    start: TimeOfDay | None = None
+    """Time of day at which the run begins, such as ``08:00``. The ``at`` of rollouts and faults and the ``peak_at`` of
+    ``diurnal`` arrivals may then be times of day as well; one before the start is the next day's."""
     arrivals: Arrivals | None = None
     """When requests arrive. Not with a trace."""
     popularity: Popularity = UniformPopularity(law="uniform")

@@ -87,6 +87,14 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
             got=longest,
             allowed=f"up to {max(whole, 0):,} tokens on {profile.device}",
         )
+    if whole < fleet.max_num_batched_tokens and fleet.gpu_memory is not None:
+        return ScenarioError(
+            f"so much memory is too little for the weights of {profile.model} and a KV cache",
+            key="fleet.gpu_memory",
+            got=human_bytes(fleet.gpu_memory),
+            hint=f"its weights take {human_bytes(profile.memory.weights_bytes)} on {profile.tensor_parallel} GPU"
+            + "s" * (profile.tensor_parallel > 1),
+        )
     if whole < fleet.max_num_batched_tokens and fleet.gpu_memory_utilization is not None:
         return ScenarioError(
             f"this share of {profile.device} is too small for the weights of {profile.model} and a KV cache",

@@ -126,7 +126,7 @@ def with_new_versions(
 def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[int, ...]]:
     """Return the adapters of each rollout, as numbered in the traffic."""
     ranked: list[int] = []
-    if any(rollout.share is not None for rollout in scenario.rollouts):
+    if any(rollout.drawn for rollout in scenario.rollouts):
         key = stream_key(scenario.run.seed, 0, "rollout-share")
         ranked = sorted(range(present), key=lambda adapter: uniform_draw(key, adapter))
     low = 0.0
@@ -134,6 +134,17 @@ def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[in
     for number, rollout in enumerate(scenario.rollouts):
         if rollout.adapter is not None:
             chosen.append((_find(rollout.adapter, traffic, present, number),))
+        elif rollout.count is not None:
+            names = sorted(ranked[round(low * present) :][: rollout.count])
+            if len(names) < rollout.count:
+                raise ScenarioError(
+                    "there are fewer adapters that no other rollout takes",
+                    key=f"rollouts.{number}.count",
+                    got=rollout.count,
+                    allowed=f"up to {len(names)}" if names else "none is left",
+                )
+            chosen.append(tuple(names))
+            low += rollout.count / present
         elif rollout.share is not None:
             high = low + rollout.share
             # In the order of their numbers, so that with a spread popular adapters begin among the others.

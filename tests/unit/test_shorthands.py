@@ -1,0 +1,118 @@
+"""What people write first: laws by two figures, bursts by their name, times of day, counts of adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+from scenario_samples import BASE, base, refusal, write
+from scipy.stats import lognorm
+
+from sim.spec.scenario_file import load_scenario
+from sim.spec.sections.laws import LognormalTime, LognormalTokens, TokenLaw
+from sim.traffic.lengths import TokenLengths
+from sim.world.build import build_world
+
+__all__ = ["base"]  # a fixture, used by its name
+
+SHAPE = lognorm(s=0.7, scale=200.0)
+FIGURES = {"mean": SHAPE.mean(), "p50": 200.0, "p90": SHAPE.ppf(0.9), "p99": SHAPE.ppf(0.99)}
+ROLLOUT = "rollouts: [{{strategy: in-place, at: {at}, {who}}}]\n"
+
+
+@pytest.mark.parametrize("given", [(a, b) for a in FIGURES for b in FIGURES if a < b])
+def test_any_two_figures_give_the_same_log_normal_law(given: tuple[str, str]) -> None:
+    two = {name: float(FIGURES[name]) for name in given}
+    mu, sigma = LognormalTokens(law="lognormal", **two).shape()
+    assert (mu, sigma) == pytest.approx((np.log(200), 0.7))
+    seconds = {name: f"{value} s" for name, value in two.items()}
+    time = LognormalTime.model_validate({"law": "lognormal", **seconds})
+    assert time.mean() == pytest.approx(SHAPE.mean())
+    assert time.ppf(np.array([0.5, 0.9])) == pytest.approx([200, FIGURES["p90"]])
+
+
+@pytest.mark.parametrize(
+    ("law", "said"),
+    [
+        ("{law: lognormal, mean: 300}", "given by two figures (got mean, allowed: two of mean, p50, p90 and p99)"),
+        ("{law: lognormal}", "given by two figures"),
+        ("{law: lognormal, mean: 300, p50: 200, p99: 900}", "got mean, p50, p99"),
+        ("{law: lognormal, p50: 300, p99: 200}", "p99 must be above p50 (got 200, allowed: above 300)"),
+        ("{law: lognormal, mean: 300, p50: 300}", "no log-normal law has this mean and p50"),
+        ("{law: lognormal, mean: 100, p90: 300}", "at most 2.27 times it"),
+        ("{law: lognormal, mean: 100, p99: 1500}", "at most 14.97 times it"),
+    ],
+)
+def test_what_is_no_log_normal_law_is_refused(base: Path, law: str, said: str) -> None:
+    text = refusal(base, f"workload.tokens.prompt={law}")
+    assert "workload.tokens.prompt" in text
+    assert said in text
+
+
+def test_the_longest_answer_of_a_law_by_its_median_is_its_p99() -> None:
+    law = TypeAdapter(TokenLaw).validate_python({"law": "lognormal", "p50": 200, "p90": float(FIGURES["p90"])})
+    assert TokenLengths(law).longest == pytest.approx(FIGURES["p99"])
+
+
+def test_bursty_is_gamma_with_a_cv_of_4(base: Path) -> None:
+    named, spelt = (
+        next(iter(build_world(load_scenario(str(base), [f"workload.arrivals={law}"]).scenario).traffic.chunks(0)))
+        for law in ("{process: bursty, rate: 12/s}", "{process: gamma, rate: 12/s, cv: 4}")
+    )
+    assert np.array_equal(named.arrival_s, spelt.arrival_s)
+
+
+@pytest.mark.parametrize(
+    ("start", "at", "seconds"), [("08:00", "12:00", 14400), ("23:59:30", "00:00", 30), ("8:00", "08:00:05", 5)]
+)
+def test_a_time_of_day_counts_from_the_start(base: Path, start: str, at: str, seconds: float) -> None:
+    text = BASE.replace("  requests: 1000\n", f'  duration: 1 d\n  start: "{start}"\n')
+    changes = ROLLOUT.format(at=f'"{at}"', who="adapter: 3") + f'faults: [{{kind: crash, at: "{at}", replica: 0}}]\n'
+    scenario = load_scenario(str(write(base.parent / "day.yaml", text + changes))).scenario
+    assert scenario.rollouts[0].at == seconds
+    assert getattr(scenario.faults[0], "at") == seconds  # noqa: B009 - faults of other kinds have none
+
+
+def test_the_peak_of_a_day_may_be_a_time_of_day(base: Path) -> None:
+    overrides = ["workload.start=06:00", "workload.arrivals={process: diurnal, rate: 2/s, peak_at: '14:00'}"]
+    arrivals = load_scenario(str(base), overrides).scenario.workload.arrivals
+    assert getattr(arrivals, "peak_at") == 8 * 3600  # noqa: B009 - other processes have none
+
+
+def test_a_time_of_day_needs_a_start(base: Path) -> None:
+    path = write(base.parent / "day.yaml", BASE + ROLLOUT.format(at='"12:00"', who="adapter: 3"))
+    said = refusal(path)
+    assert said.startswith(f"{path}:{BASE.count(chr(10)) + 1}: rollouts.0.at: a time of day needs to know when the run")
+    assert "not a time of day (got 25:00" in refusal(base, "workload.start=25:00")
+
+
+def test_so_many_adapters_are_rolled_out_and_no_other_rollout_takes_them(base: Path) -> None:
+    several = "rollouts:\n" + "".join(
+        f"  - {{strategy: in-place, at: 1 s, {who}}}\n" for who in ("count: 5", "share: 20%", "count: 75")
+    )
+    world = build_world(load_scenario(str(write(base.parent / "several.yaml", BASE + several))).scenario)
+    taken = [set(planned.names) for planned in world.rollout_plan.rollouts]
+    assert [len(each) for each in taken] == [5, 20, 75]
+    assert len(set.union(*taken)) == 100
+
+
+def test_more_adapters_than_are_left_are_refused(base: Path) -> None:
+    several = "rollouts:\n" + "".join(
+        f"  - {{strategy: in-place, at: 1 s, {who}}}\n" for who in ("share: 20%", "count: 81")
+    )
+    loaded = load_scenario(str(write(base.parent / "several.yaml", BASE + several)))
+    with pytest.raises(Exception, match=r"fewer adapters that no other rollout takes \(got 81, allowed: up to 80\)"):
+        build_world(loaded.scenario)
+    both = write(base.parent / "both.yaml", BASE + ROLLOUT.format(at="1 s", who="count: 5, share: 5%"))
+    assert "give one adapter, a share of all, or a count (got share 5% and count 5)" in refusal(both)
+
+
+def test_a_card_with_more_memory_has_a_larger_kv_cache(base: Path) -> None:
+    plain, larger = (
+        build_world(load_scenario(str(base), overrides).scenario) for overrides in ([], ["fleet.gpu_memory=96 GB"])
+    )
+    assert larger.kv_tokens > plain.kv_tokens
+    with pytest.raises(Exception, match=r"so much memory is too little for the weights of llama-3.1-8b"):
+        build_world(load_scenario(str(base), ["fleet.gpu_memory=12 GB"]).scenario)
