@@ -230,13 +230,13 @@ servingEngineSpec:
   modelSpec:
     - name: llama
       repository: vllm/vllm-openai
+      tag: v0.12.0
+      enableLoRA: true
       modelURL: meta-llama/Llama-3.1-8B-Instruct
       replicaCount: 2
       requestGPU: 1
       vllmConfig:
-        enableLora: true
         maxModelLen: 4096
-        enablePrefixCaching: false
         extraArgs: ["--max-loras", "6"]
 """
 
@@ -252,6 +252,8 @@ def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
         assert scenario.fleet.engine.startswith("vllm-0.")
     if text is CHART:
         assert (scenario.fleet.max_model_len, scenario.fleet.prefix_caching) == (4096, False)
+        assert scenario.fleet.engine == "vllm-0.12.0"
+        assert "doesn't enable LoRA" not in Path("mine.yaml").read_text(encoding="utf-8")
 
 
 def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
@@ -267,6 +269,17 @@ def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
     assert len(scenario.adapters.mix) > 1
     assert loraplan("check", "mine.yaml").code == 0
     assert loraplan("run", "mine.yaml").code == 0
+
+
+def test_a_log_is_read_as_the_options_say(loraplan: CommandLine) -> None:
+    Path("log.csv").write_text("when,route,n,m\n1741078800,/lora/a,5,7\n1741078802,/lora/b,6,8\n1741078803,base,9,9\n")
+    columns = ("--columns", "time=when,adapter=route,input=n,output=m", "--base-model", "base")
+    scenario = drafted(loraplan, "--from-trace", "log.csv", *columns)
+    assert scenario.workload.trace is not None
+    assert scenario.workload.trace.base_model == "base"
+    pattern = ("--columns", "time=when,adapter=route,input=n,output=m", "--adapter-from", "/lora/(.+)")
+    Path("mine.yaml").unlink()
+    assert drafted(loraplan, "--from-trace", "log.csv", *pattern).workload.trace.adapter_from == "/lora/(.+)"  # type: ignore[union-attr]
 
 
 def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,6 +305,9 @@ def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypat
         (["--from-manifest", "other.yaml"], "no container starts vLLM or SGLang"),
         (["--from-trace", "other.yaml"], "other.yaml"),
         (["--gpu", "h1000"], "--gpu: unknown GPU"),
+        (["--from-vllm", "vllm serve m --max-loras 0"], "--max-loras: not a number above zero (got 0)"),
+        (["--from-vllm", "vllm serve m --max-loras eight"], "--max-loras: not a number above zero (got eight)"),
+        (["--from-vllm", "vllm serve m", "--base-model", "b"], "--base-model: it says how a log is read (allowed"),
         (["--from-vllm", "vllm serve m", "--out", "other.yaml"], "already exists and is not overwritten"),
     ],
 )

@@ -200,8 +200,10 @@ def test_a_converted_trace_says_the_same(loraplan: CommandLine, recorded: str, s
         (["recorded.csv", "--out", "there/recorded"], "there"),
         (
             ["recorded.csv", "--columns", "tiem=timestamp_s"],
-            "--columns: Extra inputs are not permitted (got tiem",
+            "--columns: no such role (got tiem=timestamp_s, allowed: time, unit",
         ),
+        (["recorded.csv", "--columns", "time=a,time=b"], "--columns: time is given twice (got a and b)"),
+        (["recorded.csv", "--columns", "time=a,unit=h"], "--columns: can't be used (got unit=h, allowed: 's', 'ms'"),
         (["recorded.csv", "--columns", "timestamp_s"], "--columns: not a role and a column (got timestamp_s, allowed"),
         (["recorded.csv", "--columns", "time=ts"], "columns.time: the file has no such column (got ts, allowed"),
         (["recorded.csv", "--columns", "input=none"], "--columns: lengths are drawn for prompts and outputs together"),

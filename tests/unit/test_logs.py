@@ -82,10 +82,11 @@ def test_new_year_in_the_log_of_vllm(tmp_path: Path) -> None:
     assert [row[0] for row in rows(read(tmp_path, lines))] == [0.0, 2.0]
 
 
+NO_ZONE = "ISO 8601 without a zone, taken as UTC"
 TIMES = {
-    "dates": ("2025-03-04T09:00:00Z", "2025-03-04 09:00:01.5", "ISO 8601"),
-    "a comma before the fraction": ('"2025-03-04 09:00:00,000"', '"2025-03-04 09:00:01,500"', "ISO 8601"),
-    "slashes": ("2025/03/04 09:00:00", "2025/03/04 09:00:01.5", "ISO 8601"),
+    "dates": ("2025-03-04T09:00:00Z", "2025-03-04 09:00:01.5", NO_ZONE),
+    "a comma before the fraction": ('"2025-03-04 09:00:00,000"', '"2025-03-04 09:00:01,500"', NO_ZONE),
+    "slashes": ("2025/03/04 09:00:00", "2025/03/04 09:00:01.5", NO_ZONE),
     "zones": ("2025-03-04T09:00:00+00:00", "2025-03-04T10:00:01.5+01:00", "ISO 8601"),
     "seconds": ("1741078800", "1741078801.5", "seconds"),
     "milliseconds": ("1741078800000", "1741078801500", "milliseconds"),
@@ -101,6 +102,12 @@ def test_times(tmp_path: Path, case: str) -> None:
     assert data.names == ("a", "b"), "in the order of time, not of the file"
     assert data.arrival_s[1] == pytest.approx(1.5, abs=1e-6)
     assert f"times are {words}. " in data.notes[0]
+
+
+def test_json_records_may_begin_with_failures_that_have_no_token_counts(tmp_path: Path) -> None:
+    failed = [f'{{"ts": {1741078800 + n}, "model": "a", "status": 429}}' for n in range(500)]
+    good = '{"ts": 1741080000, "model": "a", "status": 200, "usage": {"prompt_tokens": 5, "completion_tokens": 7}}'
+    assert rows(read(tmp_path, "\n".join([*failed, good]) + "\n")) == [(0.0, "a", 5, 7)]
 
 
 @given(st.integers(10**9, 10**10 - 1), st.sampled_from(("s", "ms", "us", "ns")))

@@ -152,7 +152,7 @@ def test_what_makes_no_sense_is_refused_with_its_line(base: Path, rollout: str, 
         (
             "at: 1 s, share: 100%",
             "at: 1 s, adapter: 4",
-            "rolls out adapter 4 while another rollout does (a share is drawn by run.seed) (got ",
+            "rolls out adapter 4 while another rollout does (a share or a count is drawn by run.seed) (got ",
         ),
         # Not everybody has heard of the first one when the second begins.
         (

@@ -16,7 +16,7 @@ from sim.spec.scenario_file import load_scenario
 
 __all__ = ["base"]  # a fixture, used by its name
 
-PROCESSES = "poisson, gamma, weibull, on-off, piecewise, diurnal, mmpp, closed"
+PROCESSES = "poisson, gamma, bursty, weibull, on-off, piecewise, diurnal, mmpp, closed"
 
 
 # What can't be read as YAML
@@ -205,7 +205,7 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
             "rollouts: [x]\ncache:",
             "13: rollouts.0: must be a section with keys of its own (got x, allowed: "
             "the keys strategy, "
-            "at, adapter, share, stages, dwell, gate, spread, propagation, sticky, keep_old, rank, ...)",
+            "at, adapter, share, count, stages, dwell, gate, spread, propagation, sticky, keep_old, ...)",
         ),
         (
             "cache:",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sim.cli.log_options import AdapterFromOption, BaseModelOption, ColumnsOption, trace_source
 from sim.cli.options import QuietOption, takes
 from sim.cli.output import message, say
 from sim.errors import InputError
@@ -36,8 +37,12 @@ class InitOptions:
         Path | None, typer.Option(metavar="FILE", help="A Kubernetes manifest, or values of the vLLM production stack.")
     ] = None
     from_trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A trace or a log, whose requests the scenario replays.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A trace or a log, whose requests the scenario replays; of a log, several."),
     ] = None
+    columns: ColumnsOption = None
+    base_model: BaseModelOption = None
+    adapter_from: AdapterFromOption = None
     from_adapters: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder of PEFT adapters, with their ranks and sizes.")
     ] = None
@@ -59,8 +64,10 @@ def init(options: InitOptions) -> None:
     draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", options.out.stem).strip("-._")[:64] or "scenario")
     if options.gpu is not None:
         draft.add([Setting("fleet.gpu", _gpu(options.gpu), "--gpu")])
-    if options.from_trace is not None:
+    if options.from_trace:
         _add_trace(draft, options.from_trace, options)
+    elif unread := [key for key in ("columns", "base_model", "adapter_from") if getattr(options, key)]:
+        raise InputError("it says how a log is read", key=f"--{unread[0].replace('_', '-')}", allowed="--from-trace")
     if options.from_adapters is not None:
         _add_adapters(draft, options.from_adapters)
     if options.from_manifest is not None:
@@ -86,18 +93,17 @@ def _gpu(name: str) -> str:
     return found.name
 
 
-def _add_trace(draft: Draft, file: Path, options: InitOptions) -> None:
-    from sim.spec.sections.trace_source import Trace
+def _add_trace(draft: Draft, files: list[Path], options: InitOptions) -> None:
     from sim.studies.traces.trace_scenario import replay_lines
     from sim.traffic.traces.read import read_trace
 
-    source = Trace(file=str(file))
+    source = trace_source(files, options)
     data = read_trace(source)
     for note in data.notes:
         message(f"note: {note}", options.quiet)
     draft.lines["workload"] = replay_lines(source, data, options.out.parent)
     draft.names_adapters = data.adapter is not None
-    draft.comments.append(f"The requests are those of {file.name}.")
+    draft.comments.append(f"The requests are those of {', '.join(file.name for file in files)}.")
 
 
 def _add_adapters(draft: Draft, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sim.cli.log_options import AdapterFromOption, BaseModelOption, ColumnsOption, trace_source
 from sim.cli.options import JsonOption, QuietOption, takes
 from sim.cli.output import (
     file_stem,
@@ -47,16 +47,9 @@ class TraceOptions:
     format_: Annotated[str, typer.Option("--format", help="Format of the trace; auto: recognised by its columns.")] = (
         "auto"
     )
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(help="Which columns of a log hold what: time=ts,adapter=model,input=n_in,output=n_out."),
-    ] = None
-    base_model: Annotated[
-        str | None, typer.Option(help="A log's name of the base model, whose requests need no adapter.")
-    ] = None
-    adapter_from: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Find the adapter's name in a log's column: its first group.")
-    ] = None
+    columns: ColumnsOption = None
+    base_model: BaseModelOption = None
+    adapter_from: AdapterFromOption = None
     requests: Annotated[int | None, typer.Option(help="Read at most this many requests.", min=1)] = None
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")] = (
         False
@@ -85,7 +78,7 @@ def trace(options: TraceOptions) -> None:
     from sim.traffic.traces.read import read_trace
 
     share = _share(options.fit)
-    source = _source(options)
+    source = trace_source(options.files, options, format_=options.format_, skip_bad=options.skip_bad)
     plain = options.out if options.out is not None and options.out.suffix in PLAIN else None
     if plain is not None and plain.exists():  # it may be the log itself
         raise InputError("the file exists", key="--out", got=str(plain), hint="choose another name, or remove the file")
@@ -108,57 +101,6 @@ def trace(options: TraceOptions) -> None:
         say_json(study.facts.to_json())
         return
     _print(study, written)
-
-
-def _source(options: TraceOptions) -> Trace:
-    """Return the trace as a scenario has it.
-
-    :raises InputError: naming the option that can't be used.
-    """
-    from pydantic import ValidationError
-
-    from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
-
-    if options.format_ not in TRACE_FORMATS:
-        raise TRACE_FORMATS.unknown(options.format_, "--format")
-    files = [str(file) for file in options.files]
-    given = {
-        "file": files if len(files) > 1 else files[0],
-        "format": options.format_,
-        "columns": _columns(options.columns or []) or None,
-        "base_model": options.base_model,
-        "adapter_from": options.adapter_from,
-        "skip_bad": options.skip_bad,
-    }
-    try:
-        return Trace.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        context = first.get("ctx", {})
-        place = [str(part) for part in first["loc"]][:2] or [str(context.get("key", "file"))]
-        raise InputError(
-            str(context.get("problem", first["msg"])),
-            key=f"--{place[0].replace('_', '-')}",
-            got=context.get("got", first["input"]) if len(place) < 2 else place[1],
-            allowed=context.get("allowed") or (_roles() if place[0] == "columns" else None),
-        ) from None
-
-
-def _columns(given: list[str]) -> dict[str, str]:
-    """Return the column of each role: ``time=ts,adapter=model``; a name may have commas of its own."""
-    found = {}
-    for part in (part for text in given for part in re.split(r",(?=\w+=)", text)):
-        role, equals, column = part.partition("=")
-        if not equals or not column:
-            raise InputError("not a role and a column", key="--columns", got=part, allowed=f"time=NAME; {_roles()}")
-        found[role.strip()] = column
-    return found
-
-
-def _roles() -> str:
-    from sim.spec.sections.trace_source import LogColumns
-
-    return ", ".join(LogColumns.model_fields)
 
 
 def _share(text: str) -> float:

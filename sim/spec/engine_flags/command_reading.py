@@ -181,7 +181,12 @@ def _meaning(flag: Flag, name: str, values: list[str], given: dict[str, list[str
         if any(value for _, value in pairs):
             return {} if off else {key: _scalar(value) for key, value in pairs}
         return {pairs[0][0]: not off}
-    return {pairs[0][0]: _scalar(values[0])} if values and values[0] not in ("auto", "None") else {}
+    if not values or values[0] in ("auto", "None", "-1"):
+        return {}
+    number = _scalar(values[0])
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not number > 0:
+        raise InputError("not a number above zero", key=flag.name, got=values[0])
+    return {pairs[0][0]: number}
 
 
 def _scalar(word: str) -> object:

@@ -69,7 +69,8 @@ def _deployments(value: Any, replicas: int | None, gpu: str | None, depth: int) 
         return
     count = value.get("replicas", value.get("replicaCount"))
     replicas = count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else replicas
-    words = _chart_words(value) if isinstance(value.get("vllmConfig"), Mapping) else _container_words(value)
+    is_chart = "modelURL" in value or isinstance(value.get("vllmConfig"), Mapping)
+    words = _chart_words(value) if is_chart else _container_words(value)
     if starts_engine(words):
         yield Deployment(tuple(words), replicas, _gpu(value) or gpu)
         return
@@ -91,14 +92,24 @@ def _container_words(container: Mapping[str, Any]) -> list[str]:
 
 
 def _chart_words(spec: Mapping[str, Any]) -> list[str]:
-    """Return the command line that the chart of the vLLM production stack makes of a model's values."""
-    words = ["vllm", "serve", str(spec.get("modelURL", ""))]
-    for key, value in spec["vllmConfig"].items():
+    """Return the command line that the chart of the vLLM production stack makes of a model's values.
+
+    Source: ``helm/templates/deployment-vllm-multi.yaml`` of vllm-project/production-stack. Unless the values enable it,
+    it turns prefix caching off.
+    """
+    image = [f"{spec['repository']}:{spec['tag']}"] if "repository" in spec and "tag" in spec else []
+    words = [*image, "vllm", "serve", str(spec.get("modelURL", ""))]
+    if spec.get("enableLoRA") is True:
+        words.append("--enable-lora")
+    config = spec.get("vllmConfig")
+    if not isinstance(config, Mapping):
+        return words
+    for key, value in {"enablePrefixCaching": False, **config}.items():
         if key == "extraArgs" and isinstance(value, list):
             words += [str(word) for word in value]
         elif value is True or value is False:
             words.append(f"--{'' if value else 'no-'}{_dashed(str(key))}")
-        elif isinstance(value, (str, int, float)) and key not in ("v1", "hf_token"):
+        elif isinstance(value, (str, int, float)) and key not in ("v0", "v1", "hf_token"):
             words.append(f"--{_dashed(str(key))}={value}")
     return words
 

@@ -22,11 +22,13 @@ from sim.reading import BLOCK_BYTES, ROW_BYTES, Bounded, open_regular
 from sim.traffic.tables.bad_rows import BadRows, listed
 from sim.traffic.tables.blocks import Column, RowBlock, TextColumn, TraceTable, text_of
 from sim.traffic.tables.json_records import Found, cell_of, columns_of, records_by_line, records_of_document
-from sim.traffic.tables.line_tables import ACCESS_LINE, HEAD_LINES, VLLM_LINE, AccessTable, VllmTable
+from sim.traffic.tables.line_tables import ACCESS_LINE, VLLM_LINE, AccessTable, VllmTable
 from sim.traffic.tables.parquet import ParquetTable
 
 MOST_LINES = 10
 """Lines that a malformed row may span; beyond that, an unclosed quote has probably swallowed other rows."""
+_HEAD_RECORDS = 10_000
+"""Records in JSON whose keys make the header: a log may begin with failed requests, which have no token counts."""
 MAX_COLUMNS = 10_000
 """Columns of a table, at most; the widest known format has 1,444."""
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
@@ -223,7 +225,7 @@ class JsonTable:
         head = list(islice(every, 1))
         if head and head[0].record is None and head[0].left_out is None:
             raise TraceError("not a line of JSON", file=file, line=head[0].line, allowed="one object a line")
-        for each in islice(every, HEAD_LINES - 1):
+        for each in islice(every, _HEAD_RECORDS - 1):
             head.append(each)
             if source.block_bytes > BLOCK_BYTES:
                 break

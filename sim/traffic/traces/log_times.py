@@ -14,6 +14,7 @@ EXAMPLES = (
 )
 
 _ISO = re.compile(r"\d{4}[-/]\d\d[-/]\d\d")
+_ZONE = re.compile(r"\d\d:\d\d.*(Z|UTC|[+-]\d\d:?(\d\d)?)$")
 _ACCESS_LOG = re.compile(r"\d\d/[A-Z][a-z]{2}/\d{4}:")
 
 
@@ -38,6 +39,7 @@ class TimeStyle:
 
 
 ISO = TimeStyle("ISO 8601", date_format="ISO8601")
+ISO_WITHOUT_ZONE = TimeStyle("ISO 8601 without a zone, taken as UTC", date_format="ISO8601")
 ACCESS_LOG = TimeStyle("dates of access logs", date_format="%d/%b/%Y:%H:%M:%S %z")
 
 
@@ -53,7 +55,7 @@ def style_of(cells: Sequence[str]) -> TimeStyle | None:
     """
     for cell in map(str.strip, cells):
         if _ISO.match(cell):
-            return ISO
+            return ISO if _ZONE.search(cell) else ISO_WITHOUT_ZONE
         if _ACCESS_LOG.match(cell):
             return ACCESS_LOG
         try:
