@@ -30,9 +30,14 @@ AdapterFromOption = Annotated[
 class LogOptions(Protocol):
     """Options of a command that reads logs."""
 
-    columns: list[str] | None
-    base_model: str | None
-    adapter_from: str | None
+    @property
+    def columns(self) -> list[str] | None: ...
+
+    @property
+    def base_model(self) -> str | None: ...
+
+    @property
+    def adapter_from(self) -> str | None: ...
 
 
 def trace_source(files: Sequence[Path], options: LogOptions, *, format_: str = "auto", skip_bad: bool = False) -> Trace:

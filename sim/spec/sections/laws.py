@@ -43,7 +43,8 @@ def lognormal_shape(given: Mapping[str, float | None]) -> tuple[float, float]:
     """
     known = {name: value for name in ("mean", *_QUANTILES) if (value := given.get(name)) is not None}
     if len(known) != 2:
-        raise located("", "a log-normal law is given by two figures", got=", ".join(known), allowed=_TWO)
+        hint = "null removes one that the file gives" if len(known) > 2 else ""
+        raise located("", "a log-normal law is given by two figures", got=", ".join(known), allowed=_TWO, hint=hint)
     (first, low), (second, high) = known.items()
     z = _QUANTILES[second]
     if first != "mean":
