@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from calibrate.kernels.engine_overhead import write_overheads  # noqa: E402
+from calibrate.kernels.engine_overhead import EngineOverhead, write_overheads  # noqa: E402
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE  # noqa: E402
 from calibrate.kernels.overhead_fit import (  # noqa: E402
     DeploymentError,
@@ -26,6 +27,7 @@ from calibrate.kernels.overhead_fit import (  # noqa: E402
     fit_overheads,
     levels,
     predict_points,
+    widened,
 )
 from calibrate.kernels.replayed_points import ReplayedPoint, replay_points  # noqa: E402
 from calibrate.kernels.serving_points import DeploymentGroup, serving_points  # noqa: E402
@@ -37,6 +39,9 @@ _CLASS = "| engine | card | model | weights | GPUs |"
 
 
 _HOPPER = "Dense models under vLLM and TensorRT-LLM on H100 and H200"
+_OTHER_CARDS = "Dense models under vLLM and TensorRT-LLM on B200"
+_SGLANG = "Dense models under SGLang"
+_EXPERTS = "gpt-oss-120b, a mixture of experts"
 
 
 def main() -> int:
@@ -47,6 +52,10 @@ def main() -> int:
     write_overheads(fit.overheads)
     judging = {each.group for each in fit.errors if each.role == "judges"}
     replayed = replay_points(point for point in points if point.group in judging)
+    overheads = widened(fit.overheads, {group: _errors(found)[0] for group, found in _by_group(replayed).items()})
+    write_overheads(overheads)
+    fit = replace(fit, overheads=overheads)
+    replayed = [replace(each, spread=_spread_of(each, overheads)) for each in replayed]
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
@@ -67,11 +76,11 @@ def _progress(done: int, total: int) -> None:
 
 def _simulated(replayed: list[ReplayedPoint], refused: list[DeploymentGroup]) -> str:
     """Return the errors of the simulator on all points of deployments that judge."""
-    groups: dict[DeploymentGroup, list[ReplayedPoint]] = defaultdict(list)
-    for each in replayed:
-        groups[each.point.group].append(each)
+    groups = _by_group(replayed)
     every = [each for found in groups.values() for each in found]
-    hopper = [each for each in every if _is_hopper(each.point.group)]
+    classes: dict[str, list[ReplayedPoint]] = {name: [] for name in (_HOPPER, _OTHER_CARDS, _SGLANG, _EXPERTS)}
+    for each in every:
+        classes[_class_of(each.point.group)].append(each)
     rows = []
     for group, found in sorted(groups.items()):
         token, first = _errors(found)
@@ -94,7 +103,7 @@ def _simulated(replayed: list[ReplayedPoint], refused: list[DeploymentGroup]) ->
             "`loraplan profiles build` makes:",
             "",
             _told("All", every),
-            _told(_HOPPER, hopper),
+            *(_told(name, found) for name, found in classes.items() if found),
             "",
             f"{_CLASS} points | beyond KV | TPOT error | 90 % below | bias | TTFT error | bias | 90 % interval "
             "| covers | TPOT | TTFT |",
@@ -106,6 +115,19 @@ def _simulated(replayed: list[ReplayedPoint], refused: list[DeploymentGroup]) ->
             f"the KV cache. The last columns mark with ! what is off by more than {FLAG:.0%}.",
         ]
     )
+
+
+def _by_group(replayed: Iterable[ReplayedPoint]) -> dict[DeploymentGroup, list[ReplayedPoint]]:
+    groups: dict[DeploymentGroup, list[ReplayedPoint]] = defaultdict(list)
+    for each in replayed:
+        groups[each.point.group].append(each)
+    return groups
+
+
+def _spread_of(replayed: ReplayedPoint, overheads: Mapping[str, EngineOverhead]) -> float:
+    """Return the spread of a point's profile, of its card's level where that was fitted."""
+    level = levels(replayed.point.group)[0]
+    return overheads[level].spread if level in overheads else replayed.spread
 
 
 def _told(what: str, found: list[ReplayedPoint]) -> str:
@@ -180,10 +202,17 @@ def _coefficients(fit: OverheadFit) -> str:
     )
 
 
+def _class_of(group: DeploymentGroup) -> str:
+    """Return the class of deployments by which errors are summed up."""
+    if group.weights in EXPERTS_ALONE:
+        return _EXPERTS
+    if group.engine == "sglang":
+        return _SGLANG
+    return _HOPPER if group.card in ("h100-80gb", "h200") else _OTHER_CARDS
+
+
 def _is_hopper(group: DeploymentGroup) -> bool:
-    """Return whether it is a dense model under vLLM or TensorRT-LLM on H100 or H200."""
-    hopper = group.card in ("h100-80gb", "h200")
-    return hopper and group.engine != "sglang" and group.weights not in EXPERTS_ALONE
+    return _class_of(group) == _HOPPER
 
 
 def _summary(what: str, errors: list[DeploymentError]) -> str:

@@ -22,6 +22,7 @@ from calibrate.kernels.overhead_fit import (
     covered,
     fit_overheads,
     roles_of,
+    widened,
 )
 from calibrate.kernels.replayed_points import replay, replay_points
 from calibrate.kernels.serving_points import DeploymentGroup, ServingPoint, point_of
@@ -280,6 +281,17 @@ def test_what_an_interval_covers() -> None:
     errors = np.array([-0.2, -0.05, 0.0, 0.05, 0.2])
     assert covered(errors, 0.1) == 0.6  # 1.645 standard deviations reach from -15 to +18 %
     assert covered(errors, 0.2) == 1.0
+
+
+def test_an_interval_is_widened_to_the_simulators_errors_and_never_narrowed() -> None:
+    points = [each for gpus in (1, 2) for each in points_of((1.0, 0.001, 0, 0, 0), "h100", gpus, noise=0.1)]
+    fit = fit_overheads(points)
+    level, judging = "vllm/bf16/h100-80gb", next(each.group for each in fit.errors if each.role == "judges")
+    errors = np.linspace(-0.3, 0.3, 100)
+    wider = widened(fit.overheads, {judging: errors})
+    assert covered(errors, wider[level].spread) == pytest.approx(0.9, abs=0.01)
+    assert wider["vllm"] == fit.overheads["vllm"], "of another card, each card predicted from the others says more"
+    assert widened(fit.overheads, {judging: errors / 100}) == fit.overheads
 
 
 def test_points_without_a_profile_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
