@@ -24,7 +24,7 @@ from sim.results.statistics import sections_per_replication
 from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
-from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
+from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
 from sim.world.memory.gpu_split import gpu_share
 from sim.world.replication import simulate
@@ -258,7 +258,6 @@ def _with_held_back(point: Point, design: Design, happened: Sequence[Recording],
     """
     world = design.counterfactual
     assert world is not None, "a rollout is held back"
-    assert world.rollout_plan is not None, "it has a place among the rollouts"
     waves = {wave.number: wave for wave in world.rollout_plan.rollouts}
     back = []
     for each in design.held_back:
@@ -381,8 +380,8 @@ def _broken(scenario: Scenario) -> Iterator[FaultWindow]:
         if isinstance(fault, Crash):
             yield FaultWindow(fault.kind, fault.at, fault.at + (fault.down or inf), 1 / scenario.fleet.replicas)
         elif isinstance(fault, (SlowStorage, StorageStall, FailingLoads, NetworkDelay)):
-            to_s = inf if fault.lasts is None else fault.at + fault.lasts
-            yield FaultWindow(fault.kind, fault.at, to_s, 1.0 if fault.replica is None else 1 / scenario.fleet.replicas)
+            share = 1.0 if fault.replica is None else 1 / scenario.fleet.replicas
+            yield FaultWindow(fault.kind, fault.at, ends_s(fault), share)
 
 
 def _refusals(world: World) -> str:

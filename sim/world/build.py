@@ -58,14 +58,13 @@ def build_world(scenario: Scenario) -> World:
     _check_times(scenario, traffic)
     check_misrouting_faults(scenario, traffic)
     check_stale_prefixes(scenario, prefix_cache=scenario.fleet.prefix_caching and traffic.shares_text)
-    rollout_plan = plan_rollouts(scenario, traffic) if scenario.rollouts else None
+    rollout_plan = plan_rollouts(scenario, traffic)
     full = lay_out_full_models(scenario, profile, traffic)
     weights_kept = None if profile is None else base_weights(scenario.adapters, profile)
     if profile and weights_kept:
         profile = weights_kept.apply(profile)
     population = traffic.population.without_full()
-    if rollout_plan is not None:
-        population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
+    population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan)
     if profile is not None and not fixed:
@@ -202,8 +201,10 @@ def _client_notes(traffic: Traffic) -> list[str]:
 def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:
     """Return notes on assumptions about quantised base weights, and on memory that they do not change."""
     tokens = scenario.fleet.kv_tokens
-    if kept is None or tokens is None:
-        return [] if kept is None else list(kept.notes)
+    if not kept:
+        return []
+    if not tokens:
+        return list(kept.notes)
     given = f"fleet.kv_tokens gives the KV cache ({tokens:,} tokens): quantised base weights don't enlarge it"
     return [*kept.notes, given]
 

@@ -156,8 +156,7 @@ def _slots(scenario: Scenario, population: Population) -> int:
     gpu = scenario.cache.gpu
     if gpu.unified:
         return 0
-    if gpu.slots is not None:
+    if gpu.slots:
         return gpu.slots
-    assert gpu.size is not None, "a cache has slots or a size"
     sizes = population.size_bytes[~population.full] if population.full_kinds else population.size_bytes
-    return max(1, int(gpu.size / float(sizes.mean()))) if len(sizes) else 1
+    return max(1, int((gpu.size or 0) / float(sizes.mean()))) if len(sizes) else 1

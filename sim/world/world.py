@@ -15,7 +15,7 @@ from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.pools.full_model_layout import FullModelFleet
-from sim.world.rollouts.rollout_plan import RolloutPlan
+from sim.world.rollouts.rollout_plan import NO_ROLLOUTS, RolloutPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class World:
     :ivar population: every adapter that caches may hold: those of the traffic, then new versions with names of their
         own.
     :ivar notes: sentences for the user.
-    :ivar rollout_plan: adapters and versions of all rollouts; None: there are none.
+    :ivar rollout_plan: adapters and versions of all rollouts.
     :ivar full: the replicas of full models; None: there are none. In all other fields, full models are adapters without
         size or requests.
     :ivar base_weights: format of the base model's weights, if it differs from the profile's; ``profile`` already
@@ -53,7 +53,7 @@ class World:
     warm: tuple[int, ...] = ()
     shares: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = field(default=())
-    rollout_plan: RolloutPlan | None = None
+    rollout_plan: RolloutPlan = NO_ROLLOUTS
     full: FullModelFleet | None = None
     base_weights: BaseWeights | None = None
 

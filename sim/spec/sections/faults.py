@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
@@ -176,6 +177,11 @@ Fault = Annotated[
     | NamedPrefixes,
     Field(discriminator="kind"),
 ]
+
+
+def ends_s(fault: StorageFault | Misidentity) -> float:
+    """Return when a fault ends; infinite where it lasts to the end of the run."""
+    return inf if fault.lasts is None else fault.at + fault.lasts
 
 
 def never_happens(fault: Fault) -> bool:

@@ -148,9 +148,7 @@ def population_of(adapters: Adapters, world: World) -> Population:
     """Return other adapters in place of those of a world, with the new versions that its rollouts bring."""
     model = _model(world)
     population = populate_as(adapters, world, len(world.traffic.population))
-    return (
-        population if world.rollout_plan is None else with_new_versions(population, world.rollout_plan, adapters, model)
-    )
+    return with_new_versions(population, world.rollout_plan, adapters, model)
 
 
 def bytes_of(kind: AdapterKind, adapters: Adapters, world: World) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from math import inf
 
 from sim.errors import ScenarioError
 from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
 from sim.rng import stream, stream_key, uniform_draw
 from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import BaseModelAnswers, Misrouting, StaleMap, never_happens
+from sim.spec.sections.faults import BaseModelAnswers, Misrouting, StaleMap, ends_s, never_happens
 from sim.spec.units import human_seconds
 from sim.traffic.generate import Traffic
 from sim.traffic.request import Request
@@ -34,7 +33,7 @@ class MisroutingFault(ABC):
         self.number = number
         self.detector = spec.detector
         self.begins_s = spec.at
-        self.ends_s = inf if spec.lasts is None else spec.at + spec.lasts
+        self.ends_s = ends_s(spec)
         self.words, self.never = "", never_happens(spec)
         self._check_key = stream_key(seed, replication, f"answer-check-{number}")
 

@@ -114,7 +114,6 @@ def make_stale_prefixes(world: World, replication: int) -> StalePrefixes:
     named = [(number, spec) for number, spec in enumerate(world.scenario.faults) if isinstance(spec, NamedPrefixes)]
     updated: set[int] = set()
     if named:
-        assert world.rollout_plan is not None, "checked by the scenario"
         for planned in world.rollout_plan.rollouts:
             if not planned.new_adapters:
                 updated.update(planned.adapters)

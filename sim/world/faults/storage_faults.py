@@ -15,7 +15,15 @@ import numpy as np
 from sim.results.records import Event
 from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import FailingLoads, NetworkDelay, SlowStorage, StorageFault, StorageStall, never_happens
+from sim.spec.sections.faults import (
+    FailingLoads,
+    NetworkDelay,
+    SlowStorage,
+    StorageFault,
+    StorageStall,
+    ends_s,
+    never_happens,
+)
 from sim.world.replica.ports import Attempts, LoadTiming
 from sim.world.replica_draws import ReplicaDraws
 from sim.world.world import World
@@ -192,7 +200,7 @@ def make_load_timing(world: World, replica: int, draws: ReplicaDraws) -> LoadTim
     for i, fault in storage_faults(world):
         if fault.replica is not None and fault.replica != replica:
             continue
-        end_s = inf if fault.lasts is None else fault.at + fault.lasts
+        end_s = ends_s(fault)
         if isinstance(fault, NetworkDelay):
             keys = (stream_key(seed, replication, f"{name}-{i}") for name in ("remote", "network-delay"))
             delays.append(Delay(fault.at, end_s, _one(fault), fault.share, *keys))
@@ -205,7 +213,7 @@ def make_load_timing(world: World, replica: int, draws: ReplicaDraws) -> LoadTim
             windows.append((fault.at, end_s, fault.factor if isinstance(fault, SlowStorage) else inf))
     if not (windows or delays or failures):
         return LoadTiming()
-    original = world.rollout_plan.original.tolist() if world.rollout_plan else ()
+    original = world.rollout_plan.original.tolist()
     return StorageFaults(StorageSpeed(windows), delays, failures, original, draws.place)
 
 
@@ -235,8 +243,8 @@ def note_storage(world: World, events: list[Event], stopped_s: float) -> None:
         where = "all replicas" if fault.replica is None else f"replica {fault.replica}"
         began, over = _words(fault)
         events.append(Event(fault.at, "fault", f"faults.{i}: {began} ({where})"))
-        if fault.lasts is not None:
-            events.append(Event(fault.at + fault.lasts, "over", f"faults.{i}: {over} ({where})"))
+        if ends_s(fault) < inf:
+            events.append(Event(ends_s(fault), "over", f"faults.{i}: {over} ({where})"))
     events[:] = sorted((event for event in events if event.time_s <= stopped_s), key=lambda event: event.time_s)
 
 

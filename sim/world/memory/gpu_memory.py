@@ -44,7 +44,7 @@ def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Populatio
         raise ScenarioError(
             "a step of this profile takes no time", key="fleet.profile", got=fleet.profile or profile.name
         )
-    if fleet.kv_tokens is not None:
+    if fleet.kv_tokens:
         least = fleet.block_size * (1 + fleet.reserved_kv_blocks)
         if fleet.kv_tokens < least:
             raise ScenarioError(
@@ -53,7 +53,7 @@ def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Populatio
         tokens = fleet.kv_tokens
     else:
         tokens = _left(scenario, profile, population, gpu.slots, gpu.size)
-    needed = fleet.max_num_batched_tokens if fleet.kv_tokens is None else 0
+    needed = 0 if fleet.kv_tokens else fleet.max_num_batched_tokens
     if max(needed, fleet.max_model_len or 0) > tokens:
         raise _too_little(scenario, profile, population, tokens)
     return (tokens // fleet.block_size - fleet.reserved_kv_blocks) * fleet.block_size
@@ -87,7 +87,7 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
             got=longest,
             allowed=f"up to {max(whole, 0):,} tokens on {profile.device}",
         )
-    if whole < fleet.max_num_batched_tokens and fleet.gpu_memory is not None:
+    if whole < fleet.max_num_batched_tokens and fleet.gpu_memory:
         return ScenarioError(
             f"so much memory is too little for the weights of {profile.model} and a KV cache",
             key="fleet.gpu_memory",
@@ -146,7 +146,7 @@ def _advice(scenario: Scenario, profile: Profile, population: Population) -> str
     needed = max(fleet.max_num_batched_tokens, fleet.max_model_len or 0)
     if _left(scenario, profile, population, None, 0) < needed:
         return f"nothing: {profile.device} is full with the weights of {profile.model}"
-    if gpu.slots is None:
+    if not gpu.slots:
         free = _left(scenario, profile, population, None, 0) - needed
         return f"up to {human_bytes(free * profile.memory.kv_bytes_per_token)} on {profile.device}"
     low, high = 0, gpu.slots

@@ -19,7 +19,7 @@ def check_gpus(scenario: Scenario) -> None:
     :raises ScenarioError: key ``fleet.tensor_parallel``.
     """
     gpus, named = scenario.fleet.tensor_parallel, scenario.fleet.profile
-    if gpus is None or gpus == 1:
+    if not gpus or gpus == 1:
         return
     if named is None:
         model, made_for = scenario.adapters.base_model or DEFAULT_MODEL, None
@@ -88,7 +88,7 @@ def split_notes(scenario: Scenario, profile: Profile) -> list[str]:
             "fleet.fully_sharded_loras changes slots and memory only: step costs are those without it, whose exchanges "
             "between GPUs are fewer"
         )
-    if scenario.cache.gpu.size is not None or scenario.cache.gpu.unified:
+    if not scenario.cache.gpu.slots or scenario.cache.gpu.unified:
         notes.append(
             f"each adapter takes its exact size once over the {profile.tensor_parallel} GPUs of a replica; engines "
             "that keep a side of it whole on every GPU need more"

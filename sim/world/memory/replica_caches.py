@@ -174,12 +174,12 @@ def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int],
 
 
 def pinned_and_warm(
-    scenario: Scenario, traffic: Traffic, weights: Sequence[int], capacity: int, rollout_plan: RolloutPlan | None
+    scenario: Scenario, traffic: Traffic, weights: Sequence[int], capacity: int, rollout_plan: RolloutPlan
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the pinned and the warm adapters, the most popular first.
 
     :param weights: what each adapter takes of ``capacity``.
-    :param rollout_plan: versions that adapters will have, if there are rollouts.
+    :param rollout_plan: versions that adapters will have.
     :raises ScenarioError: if there are fewer adapters than pins, or pinned ones leave no room for another adapter.
     """
     cache = scenario.cache
@@ -208,16 +208,15 @@ def _copied(world: World, cache: AdapterCache) -> tuple[int, ...]:
 
 
 def _capacity(spec: GpuCacheSpec | HostCacheSpec, population: Population) -> tuple[list[int], int]:
-    if spec.slots is not None:
+    if spec.slots:
         return [1] * len(population), spec.slots
-    assert spec.size is not None, "a cache has slots or a size"
-    return population.size_bytes.tolist(), spec.size
+    return population.size_bytes.tolist(), spec.size or 0
 
 
-def _heaviest(pinned: Sequence[int], weights: Sequence[int], rollout_plan: RolloutPlan | None) -> list[int]:
+def _heaviest(pinned: Sequence[int], weights: Sequence[int], rollout_plan: RolloutPlan) -> list[int]:
     """Return the largest version of each pinned adapter: each version has the pin in turn."""
     heaviest = {adapter: adapter for adapter in pinned}
-    for adapter, name in enumerate(() if rollout_plan is None else rollout_plan.original.tolist()):
+    for adapter, name in enumerate(rollout_plan.original.tolist()):
         if name in heaviest and weights[adapter] > weights[heaviest[name]]:
             heaviest[name] = adapter
     return list(heaviest.values())

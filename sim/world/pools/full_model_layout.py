@@ -127,7 +127,7 @@ def _kv_tokens(scenario: Scenario, profile: Profile, sizes: list[int]) -> int:
     assert fleet.full_models is not None, "called only if there are full models"
     resident = min(fleet.full_models.places, max(1, len(sizes)))
     reserved = fleet.reserved_kv_blocks * fleet.block_size
-    if fleet.kv_tokens is not None:
+    if fleet.kv_tokens:
         return fleet.kv_tokens // fleet.block_size * fleet.block_size - reserved
     largest = max(sizes, default=0)
     memory = profile.memory.model_copy(update={"weights_bytes": max(1, largest * resident)})

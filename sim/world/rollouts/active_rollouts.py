@@ -319,7 +319,7 @@ def make_rollouts(
 ) -> NoRollouts:
     """Return the rollouts of one replication."""
     rollout_plan, scenario = world.rollout_plan, world.scenario
-    if rollout_plan is None:
+    if not rollout_plan.rollouts:
         return NoRollouts()
     seed, replicas = scenario.run.seed, scenario.fleet.replicas
     costs = scenario, world.profile, world.population

@@ -44,13 +44,17 @@ class RolloutPlan:
     """All rollouts of a scenario.
 
     :ivar rollouts: in order of time.
-    :ivar original: (n,) by number in the caches, the number in the traffic.
+    :ivar original: (n,) by number in the caches, the number in the traffic; empty without rollouts, where they agree.
     :ivar initial_versions: by number in the caches, the version at the start, if it is not 1.
     """
 
     rollouts: tuple[PlannedRollout, ...]
     original: NDArray[np.int64]
     initial_versions: dict[int, int]
+
+
+NO_ROLLOUTS = RolloutPlan((), np.arange(0), {})
+"""The plan of a scenario without rollouts."""
 
 
 def note_missing_stages(planned: PlannedRollout, begun: int, note: Callable[[str, str], None]) -> None:
@@ -65,6 +69,8 @@ def plan_rollouts(scenario: Scenario, traffic: Traffic) -> RolloutPlan:
 
     :raises ScenarioError: for an unknown adapter, or one with two rollouts at the same time.
     """
+    if not scenario.rollouts:
+        return NO_ROLLOUTS
     present = traffic.places  # adapters that arrive by churn have their final version
     chosen = _choose(scenario, traffic, present)
     _check_overlaps(scenario.rollouts, chosen, traffic.names)
@@ -104,18 +110,20 @@ def with_new_versions(
     population: Population, rollout_plan: RolloutPlan, adapters: Adapters, base_model: str | ModelShape
 ) -> Population:
     """Return the population with an entry for every new version that has a name of its own."""
+    if not rollout_plan.rollouts:
+        return population
     picked = rollout_plan.original
     sizes, ranks = population.size_bytes[picked], population.rank[picked]
     tensors, slot_bytes = population.tensors[picked], population.slot_bytes
     for planned in rollout_plan.rollouts:
         new_adapters, rollout = list(planned.new_adapters), planned.rollout
-        if rollout.rank is not None:
+        if rollout.rank:
             mix = tuple(kind.model_copy(update={"rank": rollout.rank}) for kind in adapters.mix)
             raised = adapters.model_copy(update={"rank": rollout.rank, "mix": mix})
             repopulated = populate(raised, base_model, len(population))
             sizes[new_adapters], ranks[new_adapters] = repopulated.size_bytes[picked[new_adapters]], rollout.rank
             slot_bytes = max(slot_bytes, repopulated.slot_bytes)
-        if rollout.size is not None:
+        if rollout.size:
             sizes[new_adapters] = rollout.size
             slot_bytes = max(slot_bytes, rollout.size)
     return replace(
