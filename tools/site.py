@@ -53,7 +53,7 @@ def main() -> int:
         ]
         ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if ended.returncode:
-            print(_COLOUR.sub("", ended.stdout), file=sys.stderr)
+            print(_COLOUR.sub("", ended.stdout).partition("Traceback")[0], file=sys.stderr)
             return 1
         for path in SITE.glob("*.html"):
             path.write_text(path.read_text(encoding="utf-8").replace(SHIM, OWN_SHIM), encoding="utf-8")

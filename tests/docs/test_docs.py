@@ -166,7 +166,7 @@ def test_generated_tables_are_current() -> None:
 def test_the_adapter_table_is_what_the_shapes_give() -> None:
     rows = re.findall(
         r"^\| ([a-z0-9.\-, ]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$",
-        (ROOT / "docs" / "model.md").read_text(encoding="utf-8"),
+        (ROOT / "docs" / "model-adapters.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
     seen = set()
