@@ -80,7 +80,7 @@ schema: $(VENV)/.installed ## rewrite the JSON Schema of scenario files
 docs: $(VENV)/.installed-docs ## the documentation site, in site/: dead links are errors, search works without a server
 	$(BIN)/python tools/site.py
 
-pictures: $(VENV)/.installed ## the pictures of the README, from real reports; needs a Chromium
+pictures: $(VENV)/.installed ## the pictures of README and docs/, from real runs; needs a Chromium
 	$(BIN)/python tools/pictures.py
 
 terminal: $(VENV)/.installed ## docs/terminal/: what terminals of four widths show

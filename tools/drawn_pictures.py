@@ -77,10 +77,12 @@ def tiers(target: Path) -> None:
         )
         found = f"{_percent(share[tier])} of the requests\nfound their adapter here"
         axes.text(x + 10, 5.6, found, ha="center", va="top", size=9.5, color=MUTED, linespacing=1.4)
-    for x, tier, colour in ((23.4, "storage", RED), (57.4, "host", ORANGE)):
-        axes.annotate("", (x + 11.2, 17.5), (x, 17.5), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2.2})
-        axes.text(x + 5.6, 19.2, _time(load[tier]), ha="center", va="bottom", size=12, weight="bold", color=colour)
-        axes.text(x + 5.6, 15.6, "to a slot", ha="center", va="top", size=9, color=MUTED)
+    for left, tier, colour in ((23.4, "storage", RED), (57.4, "host", ORANGE)):
+        axes.annotate(
+            "", (left + 11.2, 17.5), (left, 17.5), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2.2}
+        )
+        axes.text(left + 5.6, 19.2, _time(load[tier]), ha="center", va="bottom", size=12, weight="bold", color=colour)
+        axes.text(left + 5.6, 15.6, "to a slot", ha="center", va="top", size=9, color=MUTED)
     axes.text(
         2, 30.5, "Where an adapter can be, and how long it takes into a slot", size=13, weight="bold", va="center"
     )
@@ -195,14 +197,7 @@ def _time(seconds: float) -> str:
 
 def _canvas(width: float, height: float, rows: int = 1) -> tuple[Figure, Any]:
     mpl.use("Agg")
-    colours = {
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "axes.edgecolor": RULE,
-    }
-    with mpl.rc_context(colours):
+    with mpl.rc_context({"text.color": INK, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED}):
         figure, axes = plt.subplots(rows, 1, figsize=(width, height), layout="constrained", sharex=rows > 1)
     figure.set_facecolor(PAPER)
     each: Axes

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 from collections.abc import Iterable
 from importlib.metadata import distribution
@@ -13,6 +15,9 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from ruamel.yaml import YAML
+
+from sim.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = ("--no-headroom", "--set", "workload.requests=300", "--set", "run.replications=2")
@@ -84,3 +89,41 @@ def test_a_wheel_from_the_source_archive_runs_in_an_empty_folder_with_the_core_d
     printed = output(place / "bin" / "loraplan", "run", "quickstart", *FEW, cwd=empty)
     assert printed.startswith("quickstart: ")
     assert (empty / "runs" / "quickstart" / "report.html").stat().st_size > 50_000
+
+
+def container_lines() -> list[list[str]]:
+    """Return the words of each instruction of the Containerfile."""
+    text = (ROOT / "Containerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def test_the_image_gets_what_the_wheel_is_built_from_and_runs_as_nobody_in_particular() -> None:
+    lines = container_lines()
+    copied = [word for first, *rest in lines if first == "COPY" and not rest[0].startswith("--") for word in rest[:-1]]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert set(copied) == {*wheel["only-include"], "pyproject.toml", "hatch_build.py", "README.md", "LICENSE"}
+    seen = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert seen[0] == "*"
+    assert {line[1:] for line in seen if line.startswith("!")} == set(copied)
+    last = lines[max(at for at, words in enumerate(lines) if words[0] == "FROM") :]
+    (user,) = [words[1] for words in last if words[0] == "USER"]
+    assert int(user.partition(":")[0]) > 0
+
+
+@pytest.mark.slow
+def test_the_image_runs_where_there_is_a_builder(tmp_path: Path) -> None:
+    builder = next((name for name in ("podman", "docker") if shutil.which(name)), None)
+    if builder is None or subprocess.run([builder, "info"], capture_output=True, check=False).returncode:
+        pytest.skip("no podman or docker here")
+    subprocess.run([builder, "build", "-q", "-f", "Containerfile", "-t", "loraplan-test", "."], cwd=ROOT, check=True)
+    command = [builder, "run", "--rm", "--network", "none", "loraplan-test"]
+    ended = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert ended.stdout == f"loraplan {__version__} (compiled)\n"
+
+
+def test_the_citation_names_this_version() -> None:
+    cited = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == __version__
+    assert cited["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= set(cited), "what the format requires"

@@ -23,7 +23,7 @@ def test_what_is_wrong_with_a_navigation_is_named(tmp_path: Path, monkeypatch: p
     kept = site.CONFIGURATION.read_text(encoding="utf-8")
     changed = tmp_path / "mkdocs.yml"
     changed.write_text(
-        kept.replace("Plan: plan.md", "Plan: plans.md").replace("index.md", "index.md # plan.md\n  - tutorial.md"),
+        kept.replace("Plan: plan.md", "Plan: plans.md").replace("Home: index.md", "Home: index.md # plan.md\n  - tutorial.md"),
         encoding="utf-8",
     )
     monkeypatch.setattr(site, "CONFIGURATION", changed)
