@@ -12,7 +12,7 @@ COMPILE := HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(FAST)/python -m pip --quiet --d
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema pictures terminal lab-kit clean
+.PHONY: help demo test test-vllm vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema docs pictures terminal lab-kit clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -77,7 +77,10 @@ a11y: $(VENV)/.installed-test ## reports in a headless Chromium: axe-core, keybo
 schema: $(VENV)/.installed ## rewrite the JSON Schema of scenario files
 	$(BIN)/loraplan schema > scenarios/schema/scenario.schema.json
 
-pictures: $(VENV)/.installed ## the pictures of the README, from real reports; needs a Chromium
+docs: $(VENV)/.installed-docs ## the documentation site, in site/: dead links are errors, search works without a server
+	$(BIN)/python tools/site.py
+
+pictures: $(VENV)/.installed ## the pictures of README and docs/, from real runs; needs a Chromium
 	$(BIN)/python tools/pictures.py
 
 terminal: $(VENV)/.installed ## docs/terminal/: what terminals of four widths show
@@ -87,7 +90,7 @@ lab-kit: $(VENV)/.installed ## one archive that calibrates a GPU on a machine wi
 	$(BIN)/python tools/lab_kit.py $(foreach version,$(LAB_PYTHON),--python $(version))
 
 clean: ## remove the virtual environments, what was built and caches
-	rm -rf $(VENV) $(VLLM_VENV) $(FAST_VENV) build dist tests/a11y/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(FAST_VENV) build dist site .cache tests/a11y/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "loraplan needs Python 3.11 or newer with venv (python3 --version says: $$(python3 --version 2>&1))"; exit 1; }
@@ -99,6 +102,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 # The CPU build requires torchaudio and torchcodec, but fails to start with the ones it gets; text needs neither.

@@ -6,6 +6,7 @@ the regions are written. ``--check`` writes nothing and fails where a region is 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -164,13 +165,13 @@ METRICS = {
     ),
     "harmed": (
         "Affected requests: with a mixed or stale answer, a wrong answer that was not noticed, or an old prefix, and "
-        "those that were refused by a rollout, failed, or were [late](#who-is-late). Each counts once.",
+        "those that were refused by a rollout, failed, or were [late](verdict.md#who-is-late). Each counts once.",
         "measured",
         "count",
     ),
     "harmed_excess": (
         "Affected requests beyond those of the same traffic without rollouts and faults "
-        "([how](#beyond-the-usual)). Below 0 if fewer are late than without.",
+        "([how](verdict.md#beyond-the-usual)). Below 0 if fewer are late than without.",
         "measured",
         "count",
     ),
@@ -278,12 +279,17 @@ def main() -> int:
 def pages() -> dict[Path, str]:
     """Return the text that every page with generated regions should have."""
     makers: dict[str, tuple[str, Callable[[], str]]] = {
-        "scenario": ("scenario.md", scenario_tables),
+        "scenario": ("scenario.md", scenario_table),
+        **{
+            f"scenario-{page}": (f"scenario-{page}.md", functools.partial(scenario_sections, page))
+            for page in SCENARIO_PAGES
+        },
         "metrics": ("metrics.md", metric_table),
-        "profiles": ("profiles.md", profile_sections),
+        "profiles": ("profile-sources.md", profile_sections),
+        "built-profiles": ("profiles.md", built_profiles),
         "commands": ("commands.md", command_sections),
         "engine-rules": ("adapters.md", engine_rules),
-        "adapter-modes": ("engines.md", mode_tables),
+        "adapter-modes": ("engine-modes.md", mode_tables),
         "engine-versions": ("engines.md", version_table),
         "options-to-keys": ("engine-flags.md", option_tables),
         "keys-to-options": ("engine-flags.md", key_table),
@@ -498,28 +504,62 @@ def _default_of(param: Any) -> str:
 # The scenario reference: a walk over the JSON Schema that the models give.
 
 
-def scenario_tables() -> str:
-    """Return one table for each section of a scenario, in the order of the file."""
-    from sim.spec.files.schema import scenario_schema
-
-    models = scenario_schema()["$defs"]
-    parts = []
-    for path, name in _sections(models):
-        model = models[name]
-        title = f"`{path}`" if path else "Top level"
-        rows = [_field_row(path, key, field, model, models) for key, field in model["properties"].items()]
-        about = " ".join(str(model.get("description", "")).replace("``", "`").split())
-        parts.append(f"## {title}\n\n{about}\n\n" + table(["key", "type", "default", "meaning"], rows))
-    return "\n\n".join(["", *parts, *_law_tables(models), ""])
-
+SCENARIO_PAGES = {
+    "workload": ("workload", ()),
+    "laws": ("", ("arrivals", "popularity", "prompt", "service")),
+    "adapters": ("adapters", ()),
+    "fleet": ("fleet", ()),
+    "cache": ("cache", ()),
+    "storage": ("storage", ()),
+    "router": ("router", ()),
+    "rollouts": ("rollouts", ()),
+    "faults": ("", ("faults",)),
+    "slo": ("slo", ()),
+    "run": ("run", ()),
+    "plan": ("plan", ()),
+}
+"""For each page ``scenario-NAME.md``: the key whose sections it has, and the laws."""
 
 _LAWS = {
     "arrivals": "Arrival processes",
     "popularity": "Popularity laws",
-    "service": "Time laws",
     "prompt": "Token laws",
-    "faults": "Faults",
+    "service": "Time laws",
+    "faults": "Kinds of faults",
 }
+
+
+def scenario_table() -> str:
+    """Return the table of a scenario's top level, with links to the page of each section."""
+    from sim.spec.files.schema import scenario_schema
+
+    models = scenario_schema()["$defs"]
+    model = models["Scenario"]
+    rows = [_field_row("", key, field, model, models) for key, field in model["properties"].items()]
+    for row in rows:
+        key = row[0].strip("`")
+        if key in SCENARIO_PAGES:
+            row[0] = f"[{row[0]}](scenario-{key}.md)"
+        elif "section" in row[1]:
+            raise SystemExit(f"the section {key!r} has no page: add one to SCENARIO_PAGES")
+    return "\n" + table(["key", "type", "default", "meaning"], rows) + "\n"
+
+
+def scenario_sections(page: str) -> str:
+    """Return the tables of one page of the scenario reference: its sections in the order of the file, then its laws."""
+    from sim.spec.files.schema import scenario_schema
+
+    models = scenario_schema()["$defs"]
+    parts = []
+    key, laws = SCENARIO_PAGES[page]
+    for path, name in _sections(models):
+        if not key or path.partition(".")[0].removesuffix("[]") != key:
+            continue
+        model = models[name]
+        rows = [_field_row(path, one, field, model, models) for one, field in model["properties"].items()]
+        about = " ".join(str(model.get("description", "")).replace("``", "`").split())
+        parts.append(f"## `{path}`\n\n{about}\n\n" + table(["key", "type", "default", "meaning"], rows))
+    return "\n\n".join(["", *parts, *(_law_table(models, law) for law in laws), ""])
 
 
 def _sections(models: dict[str, Any], name: str = "Scenario", path: str = "") -> Iterator[tuple[str, str]]:
@@ -564,7 +604,7 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
     if example in _UNIT_OF_EXAMPLE:
         return f"{_UNIT_OF_EXAMPLE[example]}, such as `{example}`"
     if "pattern" in field:
-        return f"text such as `{example}`"
+        return f"text such as `{example}`" if example else "text"
     options = field.get("anyOf") or field.get("oneOf")
     if options:
         if any("5%" in part.get("examples", ()) for part in options):
@@ -615,36 +655,36 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _law_tables(models: dict[str, Any]) -> list[str]:
-    parts = []
-    places = {
-        "arrivals": "Workload",
-        "popularity": "Workload",
-        "service": "Fleet",
-        "prompt": "Tokens",
-        "faults": "Scenario",
-    }
-    for key, title in _LAWS.items():
-        rows = []
-        kinds = models[places[key]]["properties"][key]
-        for name in _referred(kinds.get("items", kinds)):
-            model = models[name]
-            tag = next(tag for tag in TAGS if tag in model["properties"])
-            own = [item for item in model["properties"].items() if item[0] != tag]
-            names = model["properties"][tag]
-            word = " or ".join(f"`{tag}: {name}`" for name in names.get("enum", [names.get("const")]))
-            about = str(model.get("description", ""))
-            rows.append([word, "", "", "", about])
-            for one, field in own:
-                rows.append(["", *_field_row("", one, field, model, models)])
-                listed = field.get("items", {}).get("$ref", "").rpartition("/")[2]
-                section = [ref for ref in _referred(field) if not models[ref]["properties"].keys() & set(TAGS)]
-                for ref, path in ((listed, f"{one}[]"), (section[0] if len(section) == 1 else "", one)):
-                    inner = models[ref]["properties"].items() if ref else ()
-                    rows += [["", *_field_row(path, key, item, models[ref], models)] for key, item in inner]
-        first = "kind" if key == "faults" else "law"
-        parts.append(f"## {title}\n\n" + table([first, "key", "type", "default", "meaning"], rows))
-    return parts
+_PLACES = {
+    "arrivals": "Workload",
+    "popularity": "Workload",
+    "service": "Fleet",
+    "prompt": "Tokens",
+    "faults": "Scenario",
+}
+"""The model in which each kind of law can be found."""
+
+
+def _law_table(models: dict[str, Any], key: str) -> str:
+    rows = []
+    kinds = models[_PLACES[key]]["properties"][key]
+    for name in _referred(kinds.get("items", kinds)):
+        model = models[name]
+        tag = next(tag for tag in TAGS if tag in model["properties"])
+        own = [item for item in model["properties"].items() if item[0] != tag]
+        names = model["properties"][tag]
+        word = " or ".join(f"`{tag}: {name}`" for name in names.get("enum", [names.get("const")]))
+        about = str(model.get("description", ""))
+        rows.append([word, "", "", "", about])
+        for one, field in own:
+            rows.append(["", *_field_row("", one, field, model, models)])
+            listed = field.get("items", {}).get("$ref", "").rpartition("/")[2]
+            section = [ref for ref in _referred(field) if not models[ref]["properties"].keys() & set(TAGS)]
+            for ref, path in ((listed, f"{one}[]"), (section[0] if len(section) == 1 else "", one)):
+                inner = models[ref]["properties"].items() if ref else ()
+                rows += [["", *_field_row(path, part, item, models[ref], models)] for part, item in inner]
+    first = "kind" if key == "faults" else "law"
+    return f"## {_LAWS[key]}\n\n" + table([first, "key", "type", "default", "meaning"], rows)
 
 
 # The metrics, in the order in which tables print them.
@@ -679,17 +719,31 @@ def metric_table() -> str:
 # The bundled profiles, with the source of every number.
 
 
-def profile_sections() -> str:
-    """Return a section for each bundled profile, and one table for those that are built from kernel tables."""
+def _profiles() -> tuple[list[Any], list[Any]]:
+    """Return the bundled profiles with sources of their own, and those built from kernel tables."""
     from sim.spec.profile import bundled_profiles, load_profile
 
-    parts, built = [], []
-    for name in bundled_profiles():
-        profile, _ = load_profile(name)
-        if profile.provenance is not None and profile.provenance.command.startswith("loraplan profiles build"):
-            surrogate = profile.error.partition(";")[0].removeprefix("step costs reproduce the kernel tables ")
-            built.append([f"`{name}`", profile.device, profile.model, str(profile.tensor_parallel), surrogate])
-            continue
+    own: list[Any] = []
+    built: list[Any] = []
+    for profile in (load_profile(name)[0] for name in bundled_profiles()):
+        made = profile.provenance is not None and profile.provenance.command.startswith("loraplan profiles build")
+        (built if made else own).append(profile)
+    return own, built
+
+
+def built_profiles() -> str:
+    """Return one table of the profiles that are built from kernel tables."""
+    rows = []
+    for profile in _profiles()[1]:
+        surrogate = profile.error.partition(";")[0].removeprefix("step costs reproduce the kernel tables ")
+        rows.append([f"`{profile.name}`", profile.device, profile.model, str(profile.tensor_parallel), surrogate])
+    return "\n" + table(["profile", "device", "model", "GPUs", "step costs against the kernel tables"], rows) + "\n"
+
+
+def profile_sections() -> str:
+    """Return a section for each bundled profile that is not built from kernel tables."""
+    parts = []
+    for profile in _profiles()[0]:
         data = json.loads(profile.model_dump_json())
         lines = [
             f"- status: **{profile.status}**",
@@ -698,13 +752,14 @@ def profile_sections() -> str:
             f"- {profile.description}",
             f"- error: {profile.error}",
         ]
-        rows = [[f"`{key}`", _number(data, key), source] for key, source in _number_sources(data, profile.sources)]
+        numbers = _number_sources(data, profile.sources)
+        sources = list(dict.fromkeys(source for _, source in numbers))
+        rows = [[f"`{key}`", _number(data, key), str(sources.index(source) + 1)] for key, source in numbers]
         if profile.provenance is not None:
             lines += _provenance(profile.provenance)
-        parts.append("\n".join([f"## {name}", "", *lines, "", table(["number", "value", "source"], rows)]))
-    if built:
-        head = ["profile", "device", "model", "GPUs", "step costs against the kernel tables"]
-        parts.append("\n".join(["## Built from kernel tables", "", table(head, built)]))
+        listed = "\n".join(f"{at}. {source}" for at, source in enumerate(sources, 1))
+        head = ["number", "value", "source"]
+        parts.append("\n".join([f"## {profile.name}", "", *lines, "", table(head, rows), "", "Sources:", "", listed]))
     return "\n\n".join(["", *parts, ""])
 
 

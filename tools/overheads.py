@@ -1,7 +1,8 @@
 """Fit what engines add to their kernels: ``python tools/overheads.py`` (needs the extra ``kernels``).
 
 Writes ``calibrate/kernels/overheads.json``, which ``loraplan profiles build`` reads, then replays the measured points
-that did not calibrate with the simulator and built profiles, and writes the tables of errors in docs/validation.md.
+that did not calibrate with the simulator and built profiles, and writes the tables of docs/validation-profiles.md and
+docs/validation-overheads.md.
 Takes about three minutes.
 """
 
@@ -32,7 +33,8 @@ from calibrate.kernels.overhead_fit import (  # noqa: E402
 from calibrate.kernels.replayed_points import ReplayedPoint, replay_points  # noqa: E402
 from calibrate.kernels.serving_points import DeploymentGroup, serving_points  # noqa: E402
 
-PAGE = ROOT / "docs" / "validation.md"
+PAGE = ROOT / "docs" / "validation-profiles.md"
+FIT_PAGE = ROOT / "docs" / "validation-overheads.md"
 BEGIN, END = "<!-- written by tools/overheads.py -->", "<!-- end of what tools/overheads.py writes -->"
 FLAG = 0.3
 _CLASS = "| engine | card | model | weights | GPUs |"
@@ -45,7 +47,7 @@ _EXPERTS = "gpt-oss-120b, a mixture of experts"
 
 
 def main() -> int:
-    """Fit, replay, and write both files."""
+    """Fit, replay, and write the three files."""
     points, others = serving_points()
     predicted = predict_points(points, progress=_progress)
     fit, swapped = fit_overheads(predicted), fit_overheads(predicted, swapped=True)
@@ -56,17 +58,20 @@ def main() -> int:
     write_overheads(overheads)
     fit = replace(fit, overheads=overheads)
     replayed = [replace(each, spread=_spread_of(each, overheads)) for each in replayed]
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
     count = (
         f"{len(points):,} of the {len(points) + others:,} points are of dense models or of gpt-oss-120b, on one "
         "replica; the others are of other mixtures of experts, or split prompts and answers over servers."
     )
     refused = sorted(judging - {each.point.group for each in replayed})
-    parts = [count, _simulated(replayed, refused), _schedule(fit), _swapped(fit, swapped), _coefficients(fit)]
-    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}", encoding="utf-8")
+    _write(PAGE, [count, _simulated(replayed, refused)])
+    _write(FIT_PAGE, [_schedule(fit), _swapped(fit, swapped), _coefficients(fit)])
     return 0
+
+
+def _write(page: Path, parts: list[str]) -> None:
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}", encoding="utf-8")
 
 
 def _progress(done: int, total: int) -> None:

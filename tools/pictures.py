@@ -1,8 +1,9 @@
-"""Make the pictures of the README: run ``python tools/pictures.py``.
+"""Make the pictures of the README and of docs/: run ``python tools/pictures.py``.
 
-Each picture is a part of a real report: a bundled scenario is swept, and a headless Chromium takes a screenshot of the
-report with everything else hidden. The sweeps take about two minutes of one core. ``--runs DIR`` keeps their run
-directories, and a second run with the same DIR only takes the screenshots.
+Some are parts of a real report: a bundled scenario is swept, and a headless Chromium takes a screenshot of the report
+with everything else hidden, and perhaps with numbers on its parts. The sweeps take about two minutes of one core.
+``--runs DIR`` keeps their run directories, and a second run with the same DIR only takes the screenshots. The
+others are drawn from the requests of a run (``tools/drawn_pictures.py``); these need no browser.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import drawn_pictures
 from PIL import Image, ImageChops  # installed with matplotlib
 
 import loraplan
@@ -33,11 +35,13 @@ class Picture:
     """A part of the report of a swept scenario.
 
     :ivar hidden: CSS selector of what the picture leaves out.
+    :ivar numbered: CSS selectors of the parts that get a number, from 1 on.
     """
 
     name: str
     scenario: str
     hidden: str
+    numbered: tuple[str, ...] = ()
 
 
 REPORT = Picture(
@@ -46,22 +50,56 @@ REPORT = Picture(
     "nav, main > section:not(.answer, [aria-labelledby='tiles-h']), footer, .lead-chart > div, details",
 )
 CLIFF = Picture("cliff", "cache-thrash", "header, main > :not(.lead-chart), footer, .lead-chart > div, details")
+ANNOTATED = Picture(
+    "report-annotated",
+    "quickstart",
+    REPORT.hidden,
+    (
+        ".setup",
+        ".verdict",
+        ".headline",
+        ".facts > div:nth-child(1) dt",
+        ".facts > div:nth-child(2) dt",
+        "#tiles-h",
+        ".tiles li:first-child .t-bounds:nth-of-type(3)",
+        ".lead-chart h3",
+    ),
+)
+SCREENSHOTS = {picture.name: picture for picture in (REPORT, CLIFF, ANNOTATED)}
+DRAWN = {
+    "tiers": drawn_pictures.tiers,
+    "request": drawn_pictures.request_timeline,
+    "rollout": drawn_pictures.rollout,
+}
+_NUMBER = (
+    "content: '{}'; display: inline-block; min-width: 1.5em; margin-right: .5em; border-radius: 1em; "
+    "background: #90294c; color: #fff; font: bold 14px/1.5 sans-serif; text-align: center"
+)
 
 
 def main() -> int:
     """Make the pictures named, or all."""
-    parser = argparse.ArgumentParser(description="Make the pictures of the README.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="report or cliff; default: both")
+    parser = argparse.ArgumentParser(description="Make the pictures of the README and of docs/.")
+    names = [*SCREENSHOTS, *DRAWN]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--runs", type=Path, help="where the run directories are kept; default: nowhere")
     options = parser.parse_args()
+    wanted = options.names or names
+    if unknown := sorted(set(wanted) - set(names)):
+        parser.error(f"no picture is called {unknown[0]}; there are {', '.join(names)}")
     browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
+    if browser is None and set(wanted) & set(SCREENSHOTS):
         print("no Chromium found; install one, for example with: apt-get install chromium", file=sys.stderr)
         return 2
-    pictures = [picture for picture in (REPORT, CLIFF) if not options.names or picture.name in options.names]
+    PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for picture in pictures:
-            print(make_picture(picture, browser, options.runs or Path(folder), Path(folder)))
+        for name in wanted:
+            if name in DRAWN:
+                DRAWN[name](PICTURES / f"{name}.png")
+            else:
+                assert browser is not None
+                make_picture(SCREENSHOTS[name], browser, options.runs or Path(folder), Path(folder))
+            print(PICTURES / f"{name}.png")
     return 0
 
 
@@ -69,12 +107,11 @@ def make_picture(picture: Picture, browser: str, runs: Path, work: Path) -> Path
     """Sweep the picture's scenario and write the picture; return its path."""
     report = loraplan.sweep(picture.scenario, out=runs / picture.scenario).report()
     page, shot = work / f"{picture.name}.html", work / f"{picture.name}.png"
-    style = (
-        f"<style>{picture.hidden} {{ display: none }} .grid {{ display: block }} body {{ padding-top: 2em }}</style>"
-    )
+    rules = [f"{picture.hidden} {{ display: none }} .grid {{ display: block }} body {{ padding-top: 2em }}"]
+    rules += [f"{part}::before {{ {_NUMBER.format(at)} }}" for at, part in enumerate(picture.numbered, 1)]
+    style = f"<style>{' '.join(rules)}</style>"
     page.write_text(report.read_text(encoding="utf-8").replace("</head>", f"{style}</head>", 1), encoding="utf-8")
     take_screenshot(browser, page, shot)
-    PICTURES.mkdir(exist_ok=True)
     target = PICTURES / f"{picture.name}.png"
     with Image.open(shot) as image:
         cropped(image.convert("RGB")).quantize(COLOURS).save(target, optimize=True)

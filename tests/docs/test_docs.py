@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from scripts import ROOT, script
+from typer.main import get_command
 
+from sim.cli import app
 from sim.spec.scenario_file import load_scenario
 from sim.studies.sweep import grid
 from sim.traffic.adapters import SHAPES, parameters_per_rank
@@ -77,6 +79,29 @@ def test_every_output_can_be_compared() -> None:
         and not any(line.startswith(("error: ", "note: ")) for line in command.shown)
     ]
     assert not hidden, "only the exit code of these counts: show a line of what they print"
+
+
+def test_commands_that_no_test_runs_have_options_that_exist() -> None:
+    """Those in plain blocks need a GPU, a cluster, or files that are not here."""
+    found = 0
+    for page in PAGES:
+        for block in outputs.BLOCK.finditer(page.read_text(encoding="utf-8")):
+            if block["kind"] == "console":
+                continue
+            for line in block["body"].splitlines():
+                words = shlex.split(line, comments=True) if line.startswith("loraplan ") else []
+                if not words or "[OPTIONS]" in words:
+                    continue
+                command: Any = get_command(app)
+                options = {option for param in command.params for option in param.opts}
+                for word in words[1:]:
+                    command = getattr(command, "commands", {}).get(word, command)
+                    options |= {option for param in command.params for option in param.opts}
+                given = {word.partition("=")[0] for word in words if word.startswith("--")}
+                assert not hasattr(command, "commands") or given, f"{page.name}: no such command: {line}"
+                assert given <= options, f"{page.name}: no such option: {line}"
+                found += 1
+    assert found >= 30
 
 
 def test_commands_of_the_reference_table_are_valid() -> None:
@@ -166,7 +191,7 @@ def test_generated_tables_are_current() -> None:
 def test_the_adapter_table_is_what_the_shapes_give() -> None:
     rows = re.findall(
         r"^\| ([a-z0-9.\-, ]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$",
-        (ROOT / "docs" / "model.md").read_text(encoding="utf-8"),
+        (ROOT / "docs" / "model-adapters.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
     seen = set()

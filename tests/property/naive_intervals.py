@@ -1,4 +1,4 @@
-"""Values of metrics in all parts of a run, and their intervals: docs/metrics.md, "How the interval is made".
+"""Values of metrics in all parts of a run, and their intervals: docs/verdict.md, "How the interval is made".
 
 Plain loops, written from the documents alone; see ``naive_metrics``.
 """

@@ -1,7 +1,7 @@
 """Measured runs of S-LoRA: a table with a row a run, whose arrivals and adapters are known exactly.
 
-The columns are those of ``slora/runs.csv`` (docs/validation.md). The client was seeded, so each run is replayed as a
-trace.
+The columns are those of ``slora/runs.csv`` (docs/validation-slora.md). The client was seeded, so each run is
+replayed as a trace.
 """
 
 from __future__ import annotations

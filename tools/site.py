@@ -1,0 +1,125 @@
+"""Build the documentation site into site/: run ``python tools/site.py``, or ``make docs``.
+
+The pages are written for GitHub, so their links lead to files. For the site they are copied to build/pages, with the
+pages of the repository's root next to those of docs/, and links between the two folders are shortened. Zensical then
+builds them; a dead link or anchor is an error. Two things it does not check are checked here: every page has its place
+in the navigation, and no built page fetches anything from elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGURATION = ROOT / "mkdocs.yml"
+STAGED = ROOT / "build" / "pages"
+SITE = ROOT / "site"
+ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+"""Pages outside docs/ that the site has too. The README is not: index.md is the home of the site."""
+OTHERS = ("*.html", "pictures/*", "assets/*")
+"""Files of docs/ that pages link to, show or run."""
+SHIM = "https://unpkg.com/iframe-worker/shim"
+OWN_SHIM = "assets/iframe-worker.js"
+"""What lets search work in pages opened from a folder: Zensical fetches it, and docs/ has a copy."""
+
+_LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+_CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+_NAVIGATION = re.compile(r"[\w-]+\.md")
+_TAG = re.compile(r"<(?:script|img|iframe|link)\b[^>]*>")
+_ELSEWHERE = re.compile(r"(?:src|href)=[\"']?(?:https?:)?//")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def main() -> int:
+    """Build the site and return the exit code."""
+    problems = [*navigation_problems()]
+    if not problems:
+        stage()
+        shutil.rmtree(SITE, ignore_errors=True)
+        command = [
+            sys.executable,
+            "-m",
+            "zensical",
+            "build",
+            "--strict",
+            "--clean",
+            "--config-file",
+            str(CONFIGURATION),
+        ]
+        ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if ended.returncode:
+            print(_COLOUR.sub("", ended.stdout).partition("Traceback")[0], file=sys.stderr)
+            return 1
+        for path in SITE.glob("*.html"):
+            path.write_text(path.read_text(encoding="utf-8").replace(SHIM, OWN_SHIM), encoding="utf-8")
+        problems = [*fetches()]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        print(f"{(SITE / 'index.html').relative_to(ROOT)}: {len(pages())} pages")
+    return 1 if problems else 0
+
+
+def pages() -> dict[str, Path]:
+    """Return the file of every page of the site, by its name there."""
+    found = {path.name: path for path in sorted((ROOT / "docs").glob("*.md"))}
+    return found | {name.lower(): ROOT / name for name in ROOT_PAGES}
+
+
+def navigation_problems() -> Iterator[str]:
+    """Yield what is wrong with the navigation in mkdocs.yml."""
+    lines = CONFIGURATION.read_text(encoding="utf-8").partition("\nnav:\n")[2].splitlines()
+    named = [name for line in lines for name in _NAVIGATION.findall(line.partition("#")[0])]
+    there = pages()
+    for name in there:
+        if name not in named:
+            yield f"mkdocs.yml: {name} is not in nav; add it where a reader would look for it"
+    for name in named:
+        if name not in there:
+            yield f"mkdocs.yml: nav names {name}, which does not exist"
+    for name in sorted({name for name in named if named.count(name) > 1}):
+        yield f"mkdocs.yml: nav names {name} more than once"
+
+
+def stage() -> None:
+    """Copy the pages, and what they show, to where the site is built from."""
+    shutil.rmtree(STAGED, ignore_errors=True)
+    STAGED.mkdir(parents=True)
+    for name, path in pages().items():
+        (STAGED / name).write_text(for_site(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for pattern in OTHERS:
+        for path in (ROOT / "docs").glob(pattern):
+            target = STAGED / path.relative_to(ROOT / "docs")
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def for_site(text: str) -> str:
+    """Return a page with links as they are where all pages lie in one folder."""
+    parts = _CODE.split(text)
+    return "".join(part if at % 2 else _LINK.sub(lambda link: _moved(link[0]), part) for at, part in enumerate(parts))
+
+
+def _moved(target: str) -> str:
+    for name in ROOT_PAGES:
+        for written in (f"../{name}", name):
+            if target.partition("#")[0] == written:
+                return target.replace(written, name.lower(), 1)
+    return target.removeprefix("docs/")
+
+
+def fetches() -> Iterator[str]:
+    """Yield what built pages would fetch from elsewhere."""
+    for path in sorted(SITE.glob("*.html")):
+        for tag in _TAG.findall(path.read_text(encoding="utf-8")):
+            if _ELSEWHERE.search(tag):
+                yield f"{path.name} fetches from elsewhere: {tag}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
