@@ -40,6 +40,7 @@ def test_what_is_wrong_with_a_navigation_is_named(tmp_path: Path, monkeypatch: p
         ("[plan](docs/plan.md#what-if)", "[plan](plan.md#what-if)"),
         ("![a](pictures/a.png) [b](https://example.org/docs/b.md)",) * 2,
         ("`[x](../CHANGELOG.md)`",) * 2,
+        ("<!-- file: a/b.yaml -->\n```yaml\nx: 1\n```", '```yaml title="a/b.yaml"\nx: 1\n```'),
         ("```console\n$ loraplan run [x](docs/a.md)\n```",) * 2,
     ],
 )
