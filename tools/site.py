@@ -1,9 +1,10 @@
 """Build the documentation site into site/: run ``python tools/site.py``, or ``make docs``.
 
 The pages are written for GitHub, so their links lead to files. For the site they are copied to build/pages, with the
-pages of the repository's root next to those of docs/, and links between the two folders are shortened. Zensical then
-builds them; a dead link or anchor is an error. Two things it does not check are checked here: every page has its place
-in the navigation, and no built page fetches anything from elsewhere.
+pages of the repository's root next to those of docs/, links between the two folders are shortened, and files that a
+reader writes get their names as titles. Zensical then builds them; a dead link or anchor is an error. Two things it
+does not check are checked here: every page has its place in the navigation, and no built page fetches anything from
+elsewhere.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ OWN_SHIM = "assets/iframe-worker.js"
 
 _LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"^<!-- file: (.*?) -->\n```(\w+)$", re.MULTILINE)
 _NAVIGATION = re.compile(r"[\w-]+\.md")
 _TAG = re.compile(r"<(?:script|img|iframe|link)\b[^>]*>")
 _ELSEWHERE = re.compile(r"(?:src|href)=[\"']?(?:https?:)?//")
@@ -100,9 +102,10 @@ def stage() -> None:
 
 
 def for_site(text: str) -> str:
-    """Return a page with links as they are where all pages lie in one folder."""
+    """Return a page with links as they are where all pages lie in one folder, and with titles above files."""
     parts = _CODE.split(text)
-    return "".join(part if at % 2 else _LINK.sub(lambda link: _moved(link[0]), part) for at, part in enumerate(parts))
+    moved = (part if at % 2 else _LINK.sub(lambda link: _moved(link[0]), part) for at, part in enumerate(parts))
+    return _FILE.sub(r'```\2 title="\1"', "".join(moved))
 
 
 def _moved(target: str) -> str:

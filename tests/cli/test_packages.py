@@ -97,7 +97,7 @@ def container_lines() -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def test_the_image_gets_what_the_wheel_is_built_from_and_runs_as_nobody_in_particular() -> None:
+def test_the_image_gets_what_the_wheel_is_built_from_and_runs_without_root() -> None:
     lines = container_lines()
     copied = [word for first, *rest in lines if first == "COPY" and not rest[0].startswith("--") for word in rest[:-1]]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -160,8 +160,15 @@ def test_the_readme_is_short_and_its_pictures_are_small() -> None:
     assert len(text.split()) <= 900
     pictures = [ROOT / target for target in _LINK.findall(text) if target.endswith(".png")]
     assert len(pictures) == 2
-    for picture in pictures:
-        assert picture.stat().st_size < 300_000, picture.name
+    for picture in (ROOT / "docs" / "pictures").iterdir():
+        assert picture.stat().st_size < 200_000, picture.name
+
+
+def test_pages_can_be_read_in_one_sitting() -> None:
+    """A page is about one subject; longer ones are cut. The design is read by developers, with the code beside it."""
+    whole = {"CHANGELOG.md", "design.md", "statistics.md"}
+    words = {page.name: len(page.read_text(encoding="utf-8").split()) for page in PAGES if page.name not in whole}
+    assert {name: count for name, count in words.items() if count >= 4000} == {}
 
 
 def test_pages_name_no_machine() -> None:

@@ -22,10 +22,8 @@ def test_every_page_has_one_place_in_the_navigation() -> None:
 def test_what_is_wrong_with_a_navigation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = site.CONFIGURATION.read_text(encoding="utf-8")
     changed = tmp_path / "mkdocs.yml"
-    changed.write_text(
-        kept.replace("Plan: plan.md", "Plan: plans.md").replace("Home: index.md", "Home: index.md # plan.md\n  - tutorial.md"),
-        encoding="utf-8",
-    )
+    wrong = kept.replace("Plan: plan.md", "Plan: plans.md").replace("Home: index.md", "Home: index.md\n  - tutorial.md")
+    changed.write_text(wrong, encoding="utf-8")
     monkeypatch.setattr(site, "CONFIGURATION", changed)
     assert list(site.navigation_problems()) == [
         "mkdocs.yml: plan.md is not in nav; add it where a reader would look for it",
@@ -42,6 +40,7 @@ def test_what_is_wrong_with_a_navigation_is_named(tmp_path: Path, monkeypatch: p
         ("[plan](docs/plan.md#what-if)", "[plan](plan.md#what-if)"),
         ("![a](pictures/a.png) [b](https://example.org/docs/b.md)",) * 2,
         ("`[x](../CHANGELOG.md)`",) * 2,
+        ("<!-- file: a/b.yaml -->\n```yaml\nx: 1\n```", '```yaml title="a/b.yaml"\nx: 1\n```'),
         ("```console\n$ loraplan run [x](docs/a.md)\n```",) * 2,
     ],
 )
