@@ -67,12 +67,13 @@ def prepare_manifests(emit: list[str], adapters: Path | None, loaded: LoadedScen
         if adapters is not None:
             raise InputError("only manifests list adapters", key="--adapters", hint="give --emit too")
         return Manifests()
+    from sim.studies.deploying.adapter_list import list_adapters
     from sim.studies.deploying.emission import check_emission, parse_emissions
-    from sim.training.files.census import take_census
 
     emissions = tuple(parse_emissions(emit))
     for each in emissions:
         check_emission(each, loaded.scenario)
-    if adapters is not None:
-        take_census(adapters)
+    plan = loaded.scenario.plan
+    if adapters is not None and not (plan and any(key.startswith("adapters.") for key in plan.keys)):
+        list_adapters(adapters, loaded.scenario)  # a plan that looks for their number or rank is checked at its end
     return Manifests(emissions, adapters)

@@ -222,8 +222,13 @@ def make_deployment(
         lora=not scenario.adapters.base_alone,
         adapters=tuple(adapters),
         run=_reference(scenario, data, point),
-        remarks=tuple(beyond_flags(scenario)),
+        remarks=tuple(beyond_flags(_one_replica(scenario))),
     )
+
+
+def _one_replica(scenario: Scenario) -> Scenario:
+    """Return the scenario of one replica: manifests say how many there are."""
+    return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"replicas": 1})})
 
 
 def _reference(scenario: Scenario, data: RunData, point: Point) -> RunReference:

@@ -12,7 +12,9 @@ from sim.reading import open_regular
 from sim.results.run_directory.result_files import write_text
 from sim.studies.deploying.compose_file import compose_file
 from sim.studies.deploying.deployment import Deployment, check_deployment, engine_of
+from sim.studies.deploying.kserve import inference_service_file
 from sim.studies.deploying.kubernetes import deployment_file
+from sim.studies.deploying.llm_d import check_router, picker_file, pool_file, servers_file
 from sim.studies.deploying.shell_script import shell_script
 from sim.version import __version__
 
@@ -31,10 +33,12 @@ class ManifestKind:
 
     :ivar files: what writes each file, by its name.
     :ivar engines: those that have such a manifest.
+    :ivar check: refuses what else such a manifest can't say.
     """
 
     files: Mapping[str, Writer]
     engines: tuple[str, ...] = ("vLLM", "SGLang")
+    check: Callable[[Scenario], None] = lambda scenario: None
 
 
 KINDS: Mapping[str, ManifestKind] = {
@@ -42,6 +46,12 @@ KINDS: Mapping[str, ManifestKind] = {
     "sglang": ManifestKind({"serve.sh": shell_script}, ("SGLang",)),
     "compose": ManifestKind({"compose.yaml": compose_file}),
     "k8s": ManifestKind({"deployment.yaml": deployment_file}),
+    "kserve": ManifestKind({"inference-service.yaml": inference_service_file}),
+    "llm-d": ManifestKind(
+        {"deployment.yaml": servers_file, "pool.yaml": pool_file, "endpoint-picker.yaml": picker_file},
+        ("vLLM",),
+        check_router,
+    ),
 }
 
 
@@ -90,6 +100,7 @@ def check_emission(emission: Emission, scenario: Scenario) -> None:
             allowed=", ".join(name for name, each in KINDS.items() if engine in each.engines),
             hint=f"or simulate it: --set fleet.engine={kind.engines[0].lower()}",
         )
+    kind.check(scenario)
     _check_folder(emission)
 
 

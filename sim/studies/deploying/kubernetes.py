@@ -16,12 +16,16 @@ _PRODUCT = "nvidia.com/gpu.product"
 
 def deployment_file(found: Deployment, head: list[str]) -> str:
     """Return the Deployment and the Service in one file."""
-    return yaml_documents([*head, *_hints(found)], [deployment_object(found), _service(found)])
+    return yaml_documents([*head, *deployment_hints(found)], [deployment_object(found), _service(found)])
 
 
-def _hints(found: Deployment) -> list[str]:
+def deployment_hints(found: Deployment, *, routed: bool = False) -> list[str]:
+    """Return lines for the top of a file with its pods.
+
+    :param routed: whether a router distributes the requests as was simulated.
+    """
     lines = []
-    if found.replicas > 1 and found.router not in ("random", "round-robin"):
+    if not routed and found.replicas > 1 and found.router not in ("random", "round-robin"):
         lines.append(f"A Service spreads connections at random; the run had router.policy {found.router}.")
     if found.adapters:
         lines.append(f"Put the adapters into the volume claim {found.name}-adapters.")

@@ -15,6 +15,9 @@ def shell_script(found: Deployment, head: list[str]) -> str:
     """Return the script, with the run behind every option."""
     program, *rest = found.program
     lines = [f"{shlex.join(['set', '--', *rest, *found.model_words()])} # {found.model_note}"]
+    if found.replicas > 1:
+        many = f"{found.replicas} replicas behind a router with policy {found.router}"
+        head = [*head, f"It starts one of {many}; give each a --port and GPUs of its own."]
     if found.adapters:
         head = [*head, f"It finds the adapters in the folder named by ADAPTERS; unset: ./{ADAPTERS_HERE}."]
         lines.insert(0, f'ADAPTERS="${{ADAPTERS:-./{ADAPTERS_HERE}}}"')
