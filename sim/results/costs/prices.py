@@ -26,7 +26,9 @@ def priced(point: Point, price: float | None) -> Point:
     if price is not None:
         metrics |= {name: _times(metric, price) for name, metric in usage.metrics.items()}
         month = metrics["usd_per_month"].value or 0.0
-        groups = [{**row, GROUP_COST: share * month} for row, share in zip(groups, usage.group_tokens, strict=True)]
+        if len(groups) == len(usage.group_tokens):
+            shares = zip(groups, usage.group_tokens, strict=True)
+            groups = [{**row, GROUP_COST: share * month} for row, share in shares]
     ordered = {name: metrics[name] for name in UNITS if name in metrics}
     return replace(point, metrics=ordered, groups=groups, usage=replace(usage, price=price))
 
