@@ -25,8 +25,8 @@ test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-vllm: $(VENV)/.installed-test vllm-env ## compare predictions with a real vLLM, on this CPU
-	$(BIN)/python -m pytest tests/serve/test_real_vllm.py
+test-vllm: $(VENV)/.installed-test vllm-env ## compare predictions with a real vLLM, on this CPU; it parses what is emitted
+	$(BIN)/python -m pytest tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py
 
 vllm-env: $(VLLM_VENV)/.installed ## install vLLM's CPU build into an environment of its own (3 GB)
 

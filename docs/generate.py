@@ -256,6 +256,17 @@ METRICS = {
         "completed",
         "replications",
     ),
+    "usd_per_m_tokens": (
+        "[Cost](costs.md) of the measured time at `fleet.price`, over prompt and output tokens of the requests that "
+        "end in it, times a million. Absent without a price, as the other costs are.",
+        "time",
+        "ratio",
+    ),
+    "usd_per_m_input_tokens": ("The same cost over prompt tokens alone.", "time", "ratio"),
+    "usd_per_m_output_tokens": ("The same cost over output tokens alone.", "time", "ratio"),
+    "usd_per_request": ("The same cost over the requests.", "time", "ratio"),
+    "usd_per_month": ("`fleet.price` × GPUs × 730 hours.", "time", "none"),
+    "idle_usd_per_month": ("The part of it in which GPUs compute nothing: 1 − `gpu_utilization`.", "time", "ratio"),
 }
 """Each metric's definition, what it is taken over, and how its interval is made."""
 
@@ -707,6 +718,7 @@ def metric_table() -> str:
         "sessions": "sessions",
         "loads": "loads",
         "B": "bytes",
+        "USD": "US dollars",
     }
     rows = []
     for name, (definition, over, interval) in METRICS.items():

@@ -76,6 +76,12 @@ METRIC_WORDS = {
     "rerouted": "rerouted",
     "lost": "lost",
     "rerouted_e2e_mean_s": "mean E2E of rerouted",
+    "usd_per_m_tokens": "cost per million tokens",
+    "usd_per_m_input_tokens": "cost per million input tokens",
+    "usd_per_m_output_tokens": "cost per million output tokens",
+    "usd_per_request": "cost per request",
+    "usd_per_month": "cost a month",
+    "idle_usd_per_month": "idle GPUs a month",
 }
 """Metrics in the words of style.md."""
 
@@ -96,6 +102,7 @@ KEY_WORDS = {
     "fleet.profile": "profile",
     "fleet.gpu": "GPU",
     "fleet.full_models": "full models",
+    "fleet.price": "price of a GPU hour",
     "fleet.tensor_parallel": "GPUs per replica",
     "fleet.fully_sharded_loras": "fully sharded LoRA",
     "fleet.gpu_memory_utilization": "GPU memory utilization",
@@ -190,6 +197,16 @@ def likelihood(probability: float) -> str:
     return "> 0.99" if probability > 0.995 else f"{probability:.2f}"
 
 
+def money(amount: float) -> str:
+    """Return US dollars, whole from 100 on, cents from 1 on, else three digits: ``"$1,825"``, ``"$0.412"``."""
+    size = abs(amount)
+    if size >= 99.995 or size == 0:
+        text = f"{size:,.0f}"
+    else:
+        text = f"{size:.2f}" if size >= 0.9995 else f"{size:.{2 - math.floor(math.log10(size))}f}"
+    return f"{'−' if amount < 0 else ''}${text}"
+
+
 def percent(share: float) -> str:
     """Return a share as a percentage of three digits: ``0.7991`` → ``"79.9 %"``."""
     text = f"{share * 100:.3g}"
@@ -210,6 +227,8 @@ def show(name: str, value: float | None, unit: str | None = None) -> str:
         return f"{number(value)}/s"
     if unit == "B":
         return human_bytes(value)
+    if unit == "USD":
+        return money(value)
     return percent(value) if name in RATIOS else number(value)
 
 
@@ -258,6 +277,8 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
         return f"{human_bytes(lower)} to {human_bytes(upper)}"
     if metric.unit in COUNTS:
         return f"{lower:,.0f} to {upper:,.0f}"
+    if metric.unit == "USD":
+        return f"{money(lower)} to {money(upper)}"
     if metric.unit not in ("s", "B") and metric.unit not in COUNTS and abs(like) < _TINY:
         return f"{number(low)} to {number(high)}" if high >= _TINY else ""
     if metric.unit == "s" and low <= 0 < high and metric.value > 0:

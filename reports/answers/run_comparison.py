@@ -285,6 +285,8 @@ def key_metrics(comparison: Comparison) -> list[str]:
         "refused",
         "failed",
         "unfinished",
+        "usd_per_m_tokens",
+        "usd_per_month",
     ]
     found = dict.fromkeys([*comparison.judged, *more])
     some = {name for pair in comparison.pairs for name, d in pair.differences.items() if _is_shown(d)}

@@ -15,6 +15,7 @@ from reports.formatting import calibration, interval, metric_words, percent, sho
 from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.tables.change_tables import shown_metrics
 from reports.text.metric_text import matrix_note, remark, verdict_words
+from sim.results.costs.prices import GROUP_COST
 from sim.results.point import Metric, Point
 from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds
@@ -25,6 +26,7 @@ GROUPS = {
     "E2E": ("e2e_p99_s",),
     "cache": ("miss_ratio",),
     "load": ("throughput_rps", "loader_utilization"),
+    "cost": ("usd_per_m_tokens", "usd_per_m_output_tokens", "usd_per_request", "usd_per_month", "idle_usd_per_month"),
 }
 """The metrics that a terminal shows of one point, by what they are about."""
 TILES = (
@@ -35,6 +37,7 @@ TILES = (
     "prefix_hit_ratio",
     "loader_utilization",
     "throughput_rps",
+    "usd_per_m_tokens",
 )
 ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
 _KEY_COLUMNS = (
@@ -47,6 +50,8 @@ _KEY_COLUMNS = (
     "throughput_rps",
     "slo_attainment",
     "unfinished",
+    "usd_per_m_tokens",
+    "usd_per_month",
 )
 _RESOURCES = {
     "loader": "loader",
@@ -57,6 +62,8 @@ _RESOURCES = {
     "full_models": "loads of whole models",
 }
 """What a point can run out of, by its key in ``Point.capacity``."""
+_COSTS = ("usd_per_m_tokens", "usd_per_month")
+"""What tables of several points show of costs."""
 _ALL_METRICS_UP_TO = 40
 _ALL_ACROSS_UP_TO = 8
 _MOST_POINTS = 1000
@@ -126,13 +133,18 @@ def base_model_table(point: Point) -> Table | None:
 def _rows_of_groups(groups: Sequence[Mapping[str, Any]], caption: str, note: str) -> Table:
     wanted = ("miss_ratio", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
     names = tuple(n for n in wanted if any(row.get(n) is not None for row in groups))
+    costs = any(row.get(GROUP_COST) is not None for row in groups)
     head = ["group", "adapters", "adapter size", "requests", *(metric_words(name) for name in names)]
+    if costs:
+        head.append(metric_words(GROUP_COST))
+        note = f"{note.rstrip('.')}. Costs are shared out by prompt and output tokens."
     rows = []
     for row in groups:
         numbers = [f"{row[key]:,.0f}" if row.get(key) is not None else "–" for key in ("adapters", "requests")]
         cells = [show(name, row[name]) if row.get(name) is not None else "–" for name in names]
         size = size_words(row.get("adapter_bytes")) if row.get("adapters") else "–"
-        rows.append([str(row["group"]), numbers[0], size, numbers[1], *cells])
+        cost = [show(GROUP_COST, row.get(GROUP_COST))] if costs else []
+        rows.append([str(row["group"]), numbers[0], size, numbers[1], *cells, *cost])
     return Table(caption, head, rows, note)
 
 
@@ -221,7 +233,7 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
         rest = (impact_name([point for point in points if point.impact]), *during)
     elif compares_routers(points, axes):
         rest = ("miss_ratio", "loads_per_request", "replica_load_skew")
-    wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest, "prefix_hit_ratio"])
+    wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest, "prefix_hit_ratio", *_COSTS])
     if all(is_fixed(point) for point in points):
         wanted.pop("ttft_p99_s", None)  # the first token is the whole answer
     names = [name for name in wanted if any(value_of(p, name) is not None for p in points)]

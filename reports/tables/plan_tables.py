@@ -77,7 +77,7 @@ def _fleets_table(read: PlanReading) -> Table:
     grades = {tuple(sorted(grade.set.items())): grade for grade in record.grades}
     rows = []
     for fleet in record.fleets:
-        cells = [fleet.fleet, f"{fleet.price:,.2f}"]
+        cells = [fleet.fleet, f"${fleet.price:,.2f}"]
         if fleet.total is None:
             rows.append([*cells, "–", "–", fleet.word, "–", ""])
             continue
@@ -85,7 +85,7 @@ def _fleets_table(read: PlanReading) -> Table:
         grade = grades.get((("fleet", fleet.fleet), ("fleet.replicas", fleet.replicas)))
         likely = "–" if grade is None else likelihood(grade.probability)
         mark = RECOMMENDED if fleet.fleet == record.answer.get("fleet") else ""
-        rows.append([*cells, f"{count * fleet.gpus}", f"{fleet.total:,.2f}", fleet.word, likely, mark])
+        rows.append([*cells, f"{count * fleet.gpus}", f"${fleet.total:,.2f}", fleet.word, likely, mark])
     head = ["fleet", "price per GPU hour", "GPUs", "price per hour", "SLO", "p", ""]
     note = f"Each row has the fewest replicas of its fleet. A fleet that costs more is not searched further. {_P}"
     return Table("What each fleet costs", head, rows, note, words=(4, 6))

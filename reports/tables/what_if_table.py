@@ -10,6 +10,9 @@ from reports.text.deltas import CLEAR_WORDS, bounds_words
 from sim.results.model import MetricChange
 from sim.results.run_directory.study_records import WhatIfRow
 
+COSTS = ("usd_per_m_tokens",)
+"""Metrics that the table ends with, where there is a price."""
+
 
 def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | None:
     """Return each change with its effect on every metric; None where nothing was tried.
@@ -18,6 +21,8 @@ def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | No
     """
     if not rows:
         return None
+    base: Mapping[str, MetricChange] = next((row.metrics for row in rows if row.metrics), {})
+    names = [*names, *(name for name in COSTS if name in base and name not in names)]
     lines = []
     for row in rows:
         if row.refused:
@@ -27,7 +32,6 @@ def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | No
         lines.append([row.label, row.verdict or "", *cells])
     refused = [f"{row.label}: {row.refused}" for row in rows if row.refused]
     notes = [f"{row.label}: {row.note}" for row in rows if row.note]
-    base: Mapping[str, MetricChange] = next((row.metrics for row in rows if row.metrics), {})
     known = [name for name in names if name in base and base[name].one is not None]
     sentences = [
         "As planned: " + ", ".join(f"{metric_words(name)} {show(name, base[name].one)}" for name in known),

@@ -16,6 +16,7 @@ from reports.axes import Axis, make_axes, point_words
 from reports.formatting import metric_words, show
 from reports.text.change_text import change_sentences, compare, impact_headline
 from reports.text.confidence_text import confidence
+from reports.text.cost_text import cheapest_sentence, cost_sentences
 from reports.text.headroom_text import headroom_sentences
 from reports.text.held_back_text import held_back_sentences
 from reports.text.limit_text import limit_sentence, limit_words, overload_words
@@ -153,6 +154,7 @@ def answer(
     if held := held_back_sentences([point]):
         headline, details = held[0], [*held[1:], headline, *details]
     word, reason = confidence(point, slo_terms, assumed=assumed)
+    details += cost_sentences(point, None if headroom is None else headroom.load)
     sentence = limit_sentence(binding, point)
     more = headroom_sentences(headroom)
     return Answer(headline, details, found, limit_words(binding), sentence, more, word, reason)
@@ -262,6 +264,8 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
     wobbly = sum(not metric.settled for metric in known)
     if wobbly:
         details.append(f"At {wobbly} of {len(points):,} points {metric_words(name)} is unsettled.")
+    if cheapest := cheapest_sentence(points, slo_terms):
+        details.append(cheapest)
     if changed and slo_first:
         details += changed
     elif changed:

@@ -14,7 +14,7 @@ from sim.results.point import Point
 
 CLEAR_WORDS = {BETTER: "better", WORSE: "worse", MORE: "more", LESS: "less"}
 """Verdicts of a clear difference, in short."""
-_AMOUNT = re.compile(r"^[−+]?[\d.,]+(e[-+]?\d+)?")
+_AMOUNT = re.compile(r"^[−+]?\$?[\d.,]+(e[-+]?\d+)?")
 
 
 def signed(name: str, value: float, unit: str) -> str:
@@ -25,7 +25,7 @@ def signed(name: str, value: float, unit: str) -> str:
     else:
         text = show(name, abs(value), unit)
     sign = "−" if value < 0 else "+"
-    return text if value == 0 or text.startswith("0 ") or text == "0" else f"{sign}{text}"
+    return text if value == 0 or text.startswith("0 ") or text in ("0", "$0") else f"{sign}{text}"
 
 
 def bounds_words(name: str, found: MetricChange) -> str:

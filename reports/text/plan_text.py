@@ -20,6 +20,7 @@ from reports.axes import make_axis
 from reports.formatting import likelihood, metric_words, percent, show
 from reports.text.answer_text import Answer
 from reports.text.confidence_text import confidence
+from reports.text.cost_text import cost_sentences
 from reports.text.headroom_text import headroom_sentences
 from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import capital, term_sentence, unserved_words
@@ -38,7 +39,8 @@ def plan_answer(data: RunData) -> Answer:
     assert read.chosen is not None, "a finished plan has a best point"
     word, reason = _confidence(read, assumed=data.costs_assumed)
     binding, sentence = _binding(read)
-    details = _details(read)
+    load = None if data.headroom is None else data.headroom.load
+    details = [*_details(read), *cost_sentences(read.chosen, load)]
     found = MET if read.feasible else NOT_MET if read.record.certain else UNCLEAR
     return Answer(
         _headline(read),
@@ -336,4 +338,4 @@ def _count(count: int, what: str) -> str:
 
 
 def _money(amount: float) -> str:
-    return f"{amount:,.2f}".removesuffix(".00")
+    return f"${amount:,.2f}".removesuffix(".00")

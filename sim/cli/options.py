@@ -14,6 +14,7 @@ from sim.cli.completion import complete_assignment, complete_scenario
 from sim.cli.help import EXECUTION, RESULTS, SIMULATE
 
 if TYPE_CHECKING:
+    from sim.cli.manifests import Manifests
     from sim.spec.scenario_file import LoadedScenario
 
 FINISHED_POINTS = "finished points are kept; run the same command to resume"
@@ -65,7 +66,27 @@ NoHeadroomOption = Annotated[
     typer.Option(
         "--no-headroom",
         help="Skip the search for how much more traffic fits; saves a few seconds.",
+        hidden=True,
         rich_help_panel=SIMULATE,
+    ),
+]
+EmitOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--emit",
+        metavar="KIND=DIR",
+        help="Write manifests into a folder, such as k8s=deploy. Repeatable.",
+        rich_help_panel=RESULTS,
+    ),
+]
+AdaptersOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapters",
+        metavar="FOLDER",
+        help="With --emit: the PEFT adapters that servers register when they start. Default: none, clients load them.",
+        hidden=True,
+        rich_help_panel=RESULTS,
     ),
 ]
 OverwriteOption = Annotated[
@@ -126,6 +147,23 @@ class StudyOptions:
             confined=session.confined,
             check_points=check_points,
         )
+
+
+@dataclass(frozen=True)
+class DeployableOptions(StudyOptions):
+    """The same for commands whose answer is one fleet, which can be deployed."""
+
+    emit: EmitOption = None
+    adapters: AdaptersOption = None
+
+    def manifests(self, loaded: LoadedScenario) -> Manifests:
+        """Return what ``--emit`` asks for, checked before anything is simulated.
+
+        :raises InputError: if it can't be written.
+        """
+        from sim.cli.manifests import prepare_manifests
+
+        return prepare_manifests(self.emit or [], self.adapters, loaded)
 
 
 def takes(options: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.intervals.student_t import student
-from sim.results.point import COUNTS, SHARES, Metric, Point
+from sim.results.point import COUNTS, ONLY_WITH_PRICE, SHARES, Metric, Point
 from sim.results.point_summary import measure_alone
 from sim.results.records import Recording
 from sim.results.sample_data import ScenarioFacts
@@ -67,9 +67,9 @@ def with_calibration(
     return replace(
         point,
         metrics={
-            # Counts are exact for their run.
+            # Counts are exact for their run; draws are not priced.
             name: metric
-            if metric.unit in COUNTS
+            if metric.unit in COUNTS or name in ONLY_WITH_PRICE
             else _calibrated(name, metric, [(before.values[name], after.values[name]) for before, after in pairs])
             for name, metric in point.metrics.items()
         },

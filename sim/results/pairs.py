@@ -89,6 +89,12 @@ _LOWER = frozenset(
         "wrong_adapter_served",
         "old_prefix_served",
         "lost",
+        "usd_per_m_tokens",
+        "usd_per_m_input_tokens",
+        "usd_per_m_output_tokens",
+        "usd_per_request",
+        "usd_per_month",
+        "idle_usd_per_month",
     }
 )
 DIRECTIONS: dict[str, Direction] = {

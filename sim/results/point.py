@@ -75,12 +75,20 @@ UNITS = {
     "rerouted": "requests",
     "lost": "requests",
     "rerouted_e2e_mean_s": "s",
+    "usd_per_m_tokens": "USD",
+    "usd_per_m_input_tokens": "USD",
+    "usd_per_m_output_tokens": "USD",
+    "usd_per_request": "USD",
+    "usd_per_month": "USD",
+    "idle_usd_per_month": "USD",
 }
 """Every metric and its unit, in the order in which tables print them."""
 
 ONLY_WITH_PREFIX_CACHE = frozenset(name for name in UNITS if name.startswith("prefix_"))
 """Metrics that a point lacks unless its replicas have a prefix cache and its requests something to share."""
-ALWAYS_THERE = tuple(name for name in UNITS if name not in ONLY_WITH_PREFIX_CACHE)
+ONLY_WITH_PRICE = frozenset(name for name, unit in UNITS.items() if unit == "USD")
+"""Metrics that a point lacks unless its scenario says what a GPU costs (``fleet.price``)."""
+ALWAYS_THERE = tuple(name for name in UNITS if name not in ONLY_WITH_PREFIX_CACHE | ONLY_WITH_PRICE)
 """Metrics that every point has."""
 
 COUNTS = frozenset({"requests", "sessions", "loads"})
@@ -175,11 +183,45 @@ class LateShare:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """How many GPU hours requests and tokens take, whatever an hour costs.
+
+    :ivar gpus: of the whole fleet.
+    :ivar metrics: costs at a price of 1 for a GPU and an hour; every name of ``ONLY_WITH_PRICE``.
+    :ivar group_tokens: by row of ``Point.groups``: its share of the tokens of all completed requests.
+    :ivar price: of a GPU, in US dollars per hour, that the point's costs are from; None: it has no costs.
+    """
+
+    gpus: int
+    metrics: dict[str, Metric]
+    group_tokens: list[float] = field(default_factory=list)
+    price: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        metrics = {
+            name: {**metric.kept(calibrated=False), "parts": list(metric.parts)}
+            for name, metric in self.metrics.items()
+        }
+        return {"gpus": self.gpus, "metrics": metrics, "group_tokens": list(self.group_tokens), "price": self.price}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Usage:
+        """Return the usage of a stored point."""
+        metrics = {
+            name: Metric.from_json({key: value for key, value in one.items() if key != "parts"}, one.get("parts"))
+            for name, one in data["metrics"].items()
+        }
+        return Usage(data["gpus"], metrics, data.get("group_tokens", []), data.get("price"))
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
     """Everything a report needs to know of one point.
 
     :ivar set: swept keys and their values, ``{}`` for a single run.
-    :ivar metrics: every name of ``UNITS``, but ``ONLY_WITH_PREFIX_CACHE`` where they don't apply.
+    :ivar metrics: every name of ``UNITS``, but ``ONLY_WITH_PREFIX_CACHE`` where they don't apply, and
+        ``ONLY_WITH_PRICE`` without a price.
     :ivar setup: device, model, engine and profile; None: an older version simulated it.
     :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
         quantiles over all measured requests; a latency the engine lacks is an empty list.
@@ -189,7 +231,8 @@ class Point:
         says which wait lies where.
     :ivar groups: rows ``{"group", "adapters", "adapter_bytes", "requests", "request_share", "miss_ratio", "ttft_p50_s",
         "ttft_p99_s", "e2e_p99_s"}``: for the base model and for all adapters, if there are requests to the base model;
-        by kind of adapter, if there are several; by popularity (hottest 1 %, next 9 %, rest).
+        by kind of adapter, if there are several; by popularity (hottest 1 %, next 9 %, rest). With a price also
+        ``"usd_per_month"``: its part of the fleet's cost, by its share of the tokens.
     :ivar capacity: what could limit it, and how far each part is used.
     :ivar traffic: ``{"requests", "adapters", "rate_rps", "base_share" (only where above 0), "top_1pct", "top_10pct",
         "top_20pct", "effective_adapters"}`` of what was simulated.
@@ -212,6 +255,7 @@ class Point:
     :ivar unserved: measured requests of all replications: ``{"requests", "refused", "failed", "too_long",
         "longest_tokens", "limit_tokens"}``; too long: refused at arrival for their tokens, with the most that one of
         them has, and how many ``fleet.max_model_len`` or the KV cache allows; ``{}`` where every one was served.
+    :ivar usage: what costs follow from (``sim.results.costs``); None: an older version simulated it.
     """
 
     set: dict[str, Any]
@@ -234,6 +278,7 @@ class Point:
     late: dict[str, LateShare] = field(default_factory=dict)
     unserved: dict[str, int] = field(default_factory=dict)
     setup: Setup | None = None
+    usage: Usage | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write, without the parts that most points have nothing of.
@@ -286,6 +331,7 @@ class Point:
             "impact": Impact.from_json(harm) if harm else None,
             "held_back": HeldBack.from_json(held) if held else None,
             "setup": Setup.from_json(data["setup"]) if data.get("setup") else None,
+            "usage": Usage.from_json(data["usage"]) if data.get("usage") else None,
         }
         return Point(**given)
 

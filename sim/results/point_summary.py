@@ -20,6 +20,7 @@ from sim.results.changes.change_summary import (
     timeline_latencies,
     version_mix,
 )
+from sim.results.costs.measured_usage import measured_usage, tokens_of
 from sim.results.intervals.initial_transient import initial_transient
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure
@@ -34,7 +35,7 @@ from sim.results.model import (
     SlotUse,
     Timeline,
 )
-from sim.results.point import LateShare, Metric, Point
+from sim.results.point import LateShare, Metric, Point, Usage
 from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares, unserved_counts
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 Floats = NDArray[np.float64]
+Groups = list[tuple[str, NDArray[np.bool_] | None]]
+"""Groups of requests by name, each with its adapters; None: the base model."""
 
 _Q = [
     0.0,
@@ -89,14 +92,14 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
     """
     metrics, m = measure(recordings, facts)
     capacity, impact = _capacity(m, metrics), impact_of(m)
-    load = capacity.offered_load
+    load, groups = capacity.offered_load, _groups(m)
     return Point(
         set=set_,
         metrics=_overloaded(metrics) if load is not None and load >= 1 else metrics,
         cdf=_cdf(m),
         timeline=_timeline(recordings[0]),
         breakdown=_breakdown(m),
-        groups=_groups(m),
+        groups=[_group(m, name, chosen) for name, chosen in groups],
         capacity=capacity,
         traffic=_traffic(m),
         warnings=[
@@ -111,6 +114,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
         traffic_ids=traffic_ids(recordings, facts),
         late={} if is_served(m) else late_shares(m),
         unserved=unserved_counts(m),
+        usage=_usage(m, metrics, groups),
     )
 
 
@@ -237,24 +241,37 @@ def _breakdown(m: MeasuredRequests) -> dict[str, float]:
     return {name: 0.0 if abs(seconds) < rounding else seconds for name, seconds in stages.items()}
 
 
-def _groups(m: MeasuredRequests) -> list[dict[str, Any]]:
-    """Return rows for the base model and for all adapters if both are asked for, rows by kind of adapter, and rows by
-    popularity as seen in the run."""
+def _groups(m: MeasuredRequests) -> Groups:
+    """Return groups by name, each with its adapters (None: the base model): the base model and all adapters if both are
+    asked for, kinds of adapters, and popularity as seen in the run."""
     facts = m.facts
     count = len(facts.size_bytes)
-    rows = []
+    found: Groups = []
     if m.for_base.any():
-        rows += [_group(m, "base model", None), _group(m, "adapters", np.ones(count, dtype=np.bool_))]
+        found += [("base model", None), ("adapters", np.ones(count, dtype=np.bool_))]
     if len(facts.kind_names) > 1:
-        rows += [_group(m, name, facts.kind == i) for i, name in enumerate(facts.kind_names)]
+        found += [(name, facts.kind == i) for i, name in enumerate(facts.kind_names)]
     if count >= 10:
         asked = np.bincount(m.column("adapter")[~m.for_base], minlength=count)
         place = np.empty(count, dtype=np.int64)
         place[np.argsort(-asked, kind="stable")] = np.arange(count)
         top, next_ = max(1, round(count * 0.01)), max(2, round(count * 0.1))
         bands = (("hottest 1 %", 0, top), ("next 9 %", top, next_), ("other 90 %", next_, count))
-        rows += [_group(m, name, (place >= a) & (place < b)) for name, a, b in bands]
-    return rows
+        found += [(name, (place >= a) & (place < b)) for name, a, b in bands]
+    return found
+
+
+def _inside(m: MeasuredRequests, chosen: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Return which requests belong to a group of adapters, or to the base model."""
+    return m.for_base if chosen is None else np.asarray(~m.for_base & chosen[m.column("adapter")])
+
+
+def _usage(m: MeasuredRequests, metrics: dict[str, Metric], groups: Groups) -> Usage:
+    """Return the usage, with the share of the tokens that each group has."""
+    tokens = tokens_of(m)
+    whole = float(tokens.sum())
+    shares = [float(tokens[_inside(m, chosen)].sum()) / whole if whole else 0.0 for _, chosen in groups]
+    return replace(measured_usage(m, metrics["gpu_utilization"]), group_tokens=shares)
 
 
 def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None) -> dict[str, Any]:
@@ -262,7 +279,7 @@ def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None) -> 
 
     :param chosen: (adapters,) whose requests it has; None: those of the base model.
     """
-    inside = m.for_base if chosen is None else ~m.for_base & chosen[m.column("adapter")]
+    inside = _inside(m, chosen)
     done = m.completed & inside
     admitted = m.admitted_with_adapter & inside
     sizes = np.empty(0) if chosen is None else m.facts.size_bytes[chosen]

@@ -58,6 +58,7 @@ class ScenarioFacts:
     :ivar closed_loop: the closed loop that requests come from; None where they arrive whatever becomes of others.
     :ivar requests: ``workload.requests``; None where a trace or a duration gives the length of the run.
     :ivar steady: whether the traffic and the fleet stay the same throughout.
+    :ivar gpus: of all replicas.
     :ivar max_model_len: tokens of the longest request that is taken; None: what the KV cache holds.
     """
 
@@ -84,6 +85,7 @@ class ScenarioFacts:
     closed_loop: ClosedArrivals | None = None
     requests: int | None = None
     steady: bool = False
+    gpus: int = 1
 
     @property
     def own_replicas(self) -> int:

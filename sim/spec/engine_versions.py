@@ -115,6 +115,20 @@ def has_version(name: str) -> bool:
     return found is not None and found[2] is not None
 
 
+def release_of(name: str) -> str | None:
+    """Return the release to install for the rules of an engine's name: ``0.32.0`` for ``vllm``.
+
+    Of a name without a version it is the newest with these rules.
+
+    :return: three numbers; None: the engine has no versions here.
+    """
+    written, row = _WRITTEN.fullmatch(name.lower()), versions_of(name)
+    if written is None or row is None:
+        return None
+    number = written[2] or re.findall(_NUMBERS, row.words)[-1]
+    return ".".join([*number.split("."), "0", "0"][: max(3, number.count(".") + 1)])
+
+
 def nearest_version(name: str) -> Versions:
     """Return the row of a version of vLLM, also of one without a preset; the newest for what is none."""
     found = _LOOSE.fullmatch(_bare(name))

@@ -29,6 +29,9 @@ BYTES = {
 TIME_OF_DAY_PATTERN = r"^([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?$"
 _NUMBER = r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)"
 _QUANTITY = re.compile(rf"\s*{_NUMBER}\s*([A-Za-zµ%]*)\s*")
+_PRICE = re.compile(rf"\s*(?:\$|USD)?\s*{_NUMBER}\s*(?:\$|USD)?\s*(?:(?:/|per )\s*(?:GPU[ -]?)?(?:h|hour))?\s*")
+MOST_EXPENSIVE = 1e6
+"""US dollars for a GPU and an hour, at most."""
 _RATE = re.compile(rf"\s*{_NUMBER}\s*/\s*([A-Za-zµ]+)\s*")
 
 
@@ -113,6 +116,24 @@ def parse_share(value: object) -> float:
     if not 0 <= share <= 1:
         raise _refuse("a share lies between 0 and 1", value, allowed)
     return share
+
+
+def parse_price(value: object) -> float:
+    """Return a price in US dollars per GPU and hour: ``2.5``, ``"2.50 USD/h"`` and ``"$2.50/h"`` → 2.5."""
+    allowed = "US dollars per GPU hour such as 2.50, 2.50 USD/h or $2.50/h; above 0 and up to 1,000,000"
+    if isinstance(value, str):
+        match = _PRICE.fullmatch(value)
+        if match is None:
+            hint = "convert it; or give the number alone, if all your prices have the same currency"
+            raise _refuse("not a price", value, allowed, hint if re.search(r"\d", value) else "")
+        price = float(match[1])
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        price = float(min(max(value, -1), 10**9))  # whole numbers may be beyond any float
+    else:
+        raise _refuse("not a price", value, allowed)
+    if not 0 < price <= MOST_EXPENSIVE:
+        raise _refuse("not a price", value, allowed)
+    return price
 
 
 def _trim(number: float) -> str:
@@ -218,5 +239,17 @@ Rate = Annotated[
     BeforeValidator(parse_rate),
     PlainSerializer(format_rate, return_type=str),
     _schema(r"^\s*[0-9.eE+-]+\s*/\s*(ms|s|min|h|d)\s*$", "12/s"),
+]
+Price = Annotated[
+    float,
+    BeforeValidator(parse_price),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_EXPENSIVE},
+                {"type": "string", "pattern": r"^\s*(\$|USD)?\s*[0-9.eE+-]+", "examples": ["2.50 USD/h"]},
+            ]
+        }
+    ),
 ]
 Share = Annotated[float, BeforeValidator(parse_share), PlainSerializer(format_share, return_type=str), _SHARE_SCHEMA]

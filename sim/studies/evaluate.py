@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sim.results.calibration import MIN_DRAWS, ReplicationValues, values_of_replication, with_calibration
 from sim.results.changes.baseline_impact import UsualImpact, usual_impact, with_impact
 from sim.results.changes.held_back_counterfactual import WithheldVersions, avoided
+from sim.results.costs.prices import priced
 from sim.results.metric_state import Cause
 from sim.results.model import Setup
 from sim.results.point import Metric, Point
@@ -213,7 +214,8 @@ def evaluate(
         "requests": float(sum(len(recording.section_of) for recording in recordings)),
         "wall_s": time.perf_counter() - started,
     }
-    return Outcome(replace(point, cost=cost, setup=setup_of(design.world)), table, longer)
+    point = priced(replace(point, cost=cost, setup=setup_of(design.world)), design.scenario.fleet.price)
+    return Outcome(point, table, longer)
 
 
 def values_of_draws(design: Design, run: Runner) -> tuple[ReplicationValues, ...]:
@@ -363,6 +365,7 @@ def facts_of(world: World) -> ScenarioFacts:
         closed_loop=world.traffic.closed_loop,
         requests=None if world.traffic.replayed else scenario.workload.requests,
         steady=_is_steady(scenario),
+        gpus=world.replicas * (1 if world.profile is None else world.profile.tensor_parallel),
         storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
     )
 

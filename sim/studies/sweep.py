@@ -92,7 +92,12 @@ def run_study(
     plan = [task if len(sets) == 1 else replace(task, design=None) for task in tasks]
     keys = study_keys(loaded, sets, [task.inputs for task in plan])
     with RunStore.create(out, manifest_of(loaded, plan, keys, execution.command), overwrite) as store:
-        done = {key: point for key in keys if (point := store.load_point(key)) is not None}
+        prices = [task.point.scenario.fleet.price for task in plan]
+        done = {
+            key: point
+            for key, price in zip(keys, prices, strict=True)
+            if (point := store.load_priced(key, price)) is not None
+        }
         if not store.has_requests_of(keys[0]):
             done.pop(keys[0], None)  # the first point's requests are missing: simulate it again
         reused = len(done)
@@ -104,8 +109,15 @@ def run_study(
                 done[keys[task.index]] = outcome.point
                 store.save_point(keys[task.index], outcome.point)
             if headroom:
-                store.update({"headroom": json_ready(find_headroom(loaded.scenario, done[keys[0]]).to_json())})
+                found = None if todo else _headroom_of(store.previous, keys)
+                found = found or json_ready(find_headroom(loaded.scenario, done[keys[0]]).to_json())
+                store.update({"headroom": found})
     return StudyOutcome(out, [done[key] for key in keys], reused)
+
+
+def _headroom_of(manifest: Mapping[str, Any] | None, keys: list[str]) -> Any:
+    """Return the headroom of an earlier run with the same points, which differs in its price or its name; else None."""
+    return manifest.get("headroom") if manifest is not None and manifest.get("point_keys") == keys else None
 
 
 def check_points(loaded: LoadedScenario) -> tuple[list[str], list[Setup]]:

@@ -9,7 +9,7 @@ import typer
 
 from sim.cli.completion import complete_assignment
 from sim.cli.help import SIMULATE
-from sim.cli.options import NoHeadroomOption, StudyOptions, takes
+from sim.cli.options import DeployableOptions, NoHeadroomOption, takes
 from sim.cli.output import (
     command_line,
     message,
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 NONE_MEETS = 1
 
 
-@takes(StudyOptions)
+@takes(DeployableOptions)
 def plan(
-    options: StudyOptions,
+    options: DeployableOptions,
     minimize: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,10 +72,12 @@ def plan(
     from reports.text.plan_text import plan_answer, plan_json
     from sim.results.run_directory.store import blamed_on, read_run
     from sim.results.verdict import MET, NOT_MET
+    from sim.spec.scenario_file import load_scenario
     from sim.studies.execution import Execution
     from sim.studies.planning.plan_study import RECOMMENDED, make_plan
 
     loaded = options.load(*_question(minimize or [], maximize or []))
+    manifests = options.manifests(loaded)
 
     def show_evaluation(entry: EvaluationRecord) -> None:
         values = ", ".join(f"{key} {value}" for key, value in entry.set.items())
@@ -123,7 +125,12 @@ def plan(
             if planned.record.flags and planned.record.beyond_flags:
                 say(f"also set  {'; '.join(planned.record.beyond_flags)}")
     if not planned.feasible:
+        if manifests.emissions:
+            message("note: nothing is emitted, because nothing meets the SLO", quiet)
         raise typer.Exit(NONE_MEETS)
+    if manifests.emissions:
+        chosen = load_scenario(str(planned.path / RECOMMENDED)).scenario
+        manifests.write_and_say(chosen, data, planned.point, json=options.json, quiet=quiet)
 
 
 def _print_table(table: Table | None) -> None:

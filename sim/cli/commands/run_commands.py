@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,8 @@ import typer
 
 from sim.cli.completion import complete_assignment
 from sim.cli.help import RESULTS, SIMULATE
-from sim.cli.options import CheckOption, NoHeadroomOption, OverwriteOption, StudyOptions, takes
+from sim.cli.manifests import Manifests
+from sim.cli.options import CheckOption, DeployableOptions, NoHeadroomOption, OverwriteOption, StudyOptions, takes
 from sim.cli.output import (
     command_line,
     message,
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     from sim.studies.study_identity import StudyOutcome
 
 
-@takes(StudyOptions)
+@takes(DeployableOptions)
 def run(
-    options: StudyOptions,
+    options: DeployableOptions,
     all_: Annotated[
         bool, typer.Option("--all", help="Print every metric, not only the main ones.", rich_help_panel=RESULTS)
     ] = False,
@@ -54,8 +55,10 @@ def run(
     Example: loraplan run quickstart --set cache.gpu.slots=64
     """
     key_only = width_of_terminal() is not None and not all_
-    asked = _Asked(check=check, overwrite=overwrite, headroom=not no_headroom, key_only=key_only)
-    _simulate(options, options.load(), [{}], asked)
+    loaded = options.load()
+    manifests = options.manifests(loaded)
+    asked = _Asked(check, overwrite, headroom=not no_headroom, key_only=key_only, manifests=manifests)
+    _simulate(options, loaded, [{}], asked)
 
 
 @takes(StudyOptions)
@@ -82,7 +85,7 @@ def sweep(
 
     axes = _axes(over or [])
     loaded = options.load(check_points=not axes)
-    _simulate(options, loaded, grid(loaded, axes), _Asked(check=check, overwrite=overwrite))
+    _simulate(options, loaded, grid(loaded, axes), _Asked(check, overwrite))
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,14 @@ class _Asked:
     :ivar overwrite: simulate again what the run directory has.
     :ivar headroom: simulate how much more traffic fits.
     :ivar key_only: print key metrics alone.
+    :ivar manifests: what to emit.
     """
 
     check: bool
     overwrite: bool
     headroom: bool = False
     key_only: bool = False
+    manifests: Manifests = field(default_factory=Manifests)
 
 
 def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str, Any]], asked: _Asked) -> None:
@@ -132,6 +137,8 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
         say("")
         say_file("report  ", page)
         say(f"tables  {finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}")
+    if asked.manifests.emissions:
+        asked.manifests.write_and_say(loaded.scenario, data, finished.points[0], json=options.json, quiet=options.quiet)
     _notes(finished, options.quiet)
     if asked.check and not _meets_slo(loaded, finished.points):
         raise typer.Exit(1)

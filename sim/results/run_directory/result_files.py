@@ -18,7 +18,7 @@ from sim.reading import MANIFEST_BYTES, brackets_fit, open_regular, read_regular
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
 
-# What can change without changing a result: a sweep that grows keeps the points it has.
+# What can change without changing a result, as can fleet.price: a sweep that grows keeps the points it has.
 _NOT_HASHED = ("name", "description", "sweep", "plan")
 
 
@@ -167,7 +167,14 @@ def _cell(value: Any) -> str:
 
 
 def _simulated(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in data.items() if key not in _NOT_HASHED}
+    """Return the part of a scenario that its simulation depends on: a price is put on what was simulated."""
+    found = {key: value for key, value in data.items() if key not in _NOT_HASHED}
+    fleet = found.get("fleet")
+    if isinstance(fleet, Mapping) and "price" in fleet:
+        found["fleet"] = {key: value for key, value in fleet.items() if key != "price"}
+        if not found["fleet"]:
+            del found["fleet"]
+    return found
 
 
 def _digest(value: Any) -> str:

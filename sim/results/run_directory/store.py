@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import LoraplanError, OutputError
 from sim.reading import POINT_BYTES, open_regular
+from sim.results.costs.prices import priced
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.result_files import (
@@ -80,13 +81,14 @@ class RunStore:
 
     :ivar path: the folder.
     :ivar manifest: as it stands in ``manifest.json``.
-    :ivar resumed: whether an earlier run of the same scenario left its points here.
+    :ivar previous: the manifest of an earlier run of the same scenario, which left its points here; None: there was
+        none.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], lock: int | None, resumed: bool) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: int | None, previous: dict[str, Any] | None) -> None:
         self.path = path
         self.manifest = manifest
-        self.resumed = resumed
+        self.previous = previous
         self._lock = lock
 
     @classmethod
@@ -108,12 +110,17 @@ class RunStore:
             point_keys = list(manifest.get("point_keys", ()))
             start = {"schema_version": SCHEMA_VERSION, "status": "running", "points_done": 0}
             full = {**manifest, **start, "points_total": manifest.get("points_total", len(point_keys))}
-            store = cls(out, {**full, "point_keys": point_keys}, lock, previous is not None)
+            store = cls(out, {**full, "point_keys": point_keys}, lock, previous)
             store.update()
         except BaseException:
             release_lock(lock)
             raise
         return store
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an earlier run of the same scenario left its points here."""
+        return self.previous is not None
 
     def __enter__(self) -> RunStore:
         return self
@@ -141,6 +148,16 @@ class RunStore:
     def load_point(self, key: str) -> Point | None:
         """Return a kept point, or None where there is none or its file is damaged: it is simulated again."""
         return _load_point(self.path, key)
+
+    def load_priced(self, key: str, price: float | None) -> Point | None:
+        """Return a kept point with the costs of a price, and keep it so; None as for ``load_point``."""
+        point = self.load_point(key)
+        if point is None:
+            return None
+        found = priced(point, price)
+        if found is not point:
+            self.save_point(key, found)
+        return found
 
     def has_requests_of(self, key: str) -> bool:
         """Return whether ``requests.parquet`` is there and holds the requests of this point."""

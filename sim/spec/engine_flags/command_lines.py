@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sim.spec.engine_flags.flag import EngineFlags, Replica
@@ -30,6 +31,47 @@ _RULES = (
 """Keys that say how an engine works, rather than what it runs on or what it serves."""
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenOption:
+    """An option as a command line has it.
+
+    :ivar text: the option with its value, such as ``--max-loras 32``.
+    :ivar keys: the keys of the scenario that it follows from; empty where every scenario has it.
+    """
+
+    text: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCommand:
+    """The command that starts one replica as it was simulated.
+
+    :ivar engine: whose command it is, such as ``vLLM``.
+    :ivar start: the words before the options; ``MODEL`` stands for the base model's path or name.
+    """
+
+    engine: str
+    start: str
+    options: tuple[WrittenOption, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole command line."""
+        return " ".join([self.start, *(option.text for option in self.options)])
+
+
+def engine_commands(scenario: Scenario, kv_tokens: int | None) -> tuple[EngineCommand, ...]:
+    """Return the commands that start one replica as it was simulated; none where ``why_no_flags``.
+
+    :param kv_tokens: tokens for which the replica had a KV cache.
+    """
+    if why_no_flags(scenario):
+        return ()
+    replica = Replica(scenario, kv_tokens)
+    return tuple(_command(FLAGS[name], replica) for name in ENGINES[scenario.fleet.engine].flags)
+
+
 def engine_flags(scenario: Scenario, kv_tokens: int | None) -> dict[str, str]:
     """Return the command line that starts one replica as it was simulated, by engine; none where ``why_no_flags``.
 
@@ -37,16 +79,15 @@ def engine_flags(scenario: Scenario, kv_tokens: int | None) -> dict[str, str]:
 
     :param kv_tokens: tokens for which the replica had a KV cache.
     """
-    if why_no_flags(scenario):
-        return {}
-    replica = Replica(scenario, kv_tokens)
-    return {name: _command_line(FLAGS[name], replica) for name in ENGINES[scenario.fleet.engine].flags}
+    return {command.engine: command.text for command in engine_commands(scenario, kv_tokens)}
 
 
-def _command_line(engine: EngineFlags, replica: Replica) -> str:
+def _command(engine: EngineFlags, replica: Replica) -> EngineCommand:
     without_lora = replica.scenario.adapters.base_alone
-    written = [flag.text(replica) for flag in engine.flags if not (without_lora and "lora" in flag.name.lower())]
-    return " ".join([engine.command, *(text for text in written if text is not None)])
+    flags = [flag for flag in engine.flags if not (without_lora and "lora" in flag.name.lower())]
+    texts = ((flag.text(replica), flag.keys) for flag in flags)
+    options = tuple(WrittenOption(text, keys) for text, keys in texts if text is not None)
+    return EngineCommand(engine.name, engine.command, options)
 
 
 def why_no_flags(scenario: Scenario) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, PositiveInt, model_validator
 
 from sim.spec.base import Strict, located
-from sim.spec.units import Share
+from sim.spec.units import Price, Share
 
 PRICE = "price"
 """The value of ``minimize`` in a plan for the cheapest of several fleets."""
@@ -30,8 +30,8 @@ class FleetChoice(Strict):
 
     name: str = Field(min_length=1, max_length=64)
     """Its name in the answer."""
-    price: float = Field(gt=0, le=1e6)
-    """Price of one GPU per hour, in any currency."""
+    price: Price
+    """What one of its GPUs costs for an hour, in US dollars; it takes the place of ``fleet.price``."""
     gpus: PositiveInt | None = Field(default=None, le=1024)
     """GPUs of one replica; unset: those of the profile (tensor parallelism)."""
     set: dict[str, Any] = Field(default_factory=dict)

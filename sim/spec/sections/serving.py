@@ -12,7 +12,7 @@ from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw
-from sim.spec.units import Bytes, Seconds, Share
+from sim.spec.units import Bytes, Price, Seconds, Share
 
 _BATCHING_KEYS = (
     "admission",
@@ -44,6 +44,9 @@ class Fleet(Strict):
     gpu: str | None = Field(default=None, json_schema_extra={"examples": list(GPUS)})
     """The GPU, such as ``h100-80gb``, ``h200``, ``b200``, ``a100-80gb`` or ``l40s``. With ``adapters.base_model`` and
     ``engine`` it picks the profile: the nearest version of the engine, measured before derived before assumed."""
+    price: Price | None = None
+    """What one GPU costs for an hour, in US dollars: ``2.50``, ``2.50 USD/h`` or ``$2.50/h``. Costs are shown where it
+    is given (docs/costs.md). It changes no result: another price needs no new simulation."""
     profile: str | None = None
     """Where step, load and memory costs come from: a bundled name or a path to a profile. Unset: the profile that
     ``gpu``, ``adapters.base_model`` and ``engine`` pick."""

@@ -138,6 +138,7 @@ class DesignEvaluator:
     :param pool: simulates replications.
     :param confidence: of the two verdicts at the edge together.
     :param on_evaluation: called with every evaluation.
+    :ivar loaded: the scenario.
     :ivar log: all evaluations so far.
     :ivar requests: simulated so far, including those of kept points: the cost of the search from scratch.
     """
@@ -151,7 +152,7 @@ class DesignEvaluator:
         confidence: float,
         on_evaluation: Callable[[EvaluationRecord], None],
     ) -> None:
-        self._loaded = loaded
+        self.loaded = loaded
         self._store = store
         self._pool = pool
         self._confidence = confidence
@@ -235,7 +236,7 @@ class DesignEvaluator:
         return self._first[design.key]
 
     def _make(self, set_: dict[str, Any], named: dict[str, Any]) -> PlanDesign:
-        loaded = self._loaded
+        loaded = self.loaded
         try:
             loaded = loaded.with_values(set_) if set_ else loaded
             built = _built(longer(loaded, TIMES[0]))
@@ -251,7 +252,7 @@ class DesignEvaluator:
         loaded = longer(design.loaded, times)
         inputs = input_digests(loaded, design.built.world.profile_sha256)
         key = point_key(loaded.data, {"plan": True}, code_version(), inputs)
-        point = self._store.load_point(key)
+        point = self._store.load_priced(key, loaded.scenario.fleet.price)
         if point is None:
             built = design.built if times == TIMES[0] else _built(loaded)
             point = self._simulated(design, built, key)

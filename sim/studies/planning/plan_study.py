@@ -123,7 +123,9 @@ def make_plan(
             }
         )
         if headroom:
-            store.update({"headroom": json_ready(find_headroom(chosen.loaded.scenario, chosen.point).to_json())})
+            known = _headroom_of(store.previous, chosen.key)
+            known = known or json_ready(find_headroom(chosen.loaded.scenario, chosen.point).to_json())
+            store.update({"headroom": known})
         if and_what_if:
             rows, requests = what_if(chosen.loaded, store, execution)
             store.update({"what_if": json_ready([row.to_json() for row in rows]), "what_if_requests": requests})
@@ -139,6 +141,13 @@ def make_plan(
         evaluator.requests,
         store.resumed,
     )
+
+
+def _headroom_of(manifest: Mapping[str, Any] | None, key: str) -> Any:
+    """Return the headroom that an earlier search of this question found for the same point; else None."""
+    record = (manifest or {}).get("plan") or {}
+    same = key in (record.get("answer_key"), record.get("best_key"))
+    return (manifest or {}).get("headroom") if same else None
 
 
 def starts_full(loaded: LoadedScenario) -> LoadedScenario:

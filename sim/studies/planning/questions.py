@@ -50,11 +50,14 @@ class SearchResult:
 
 
 class _FixedValues:
-    """The values that all designs of one search share: keys and values, or a fleet with its name."""
+    """The values that all designs of one search share.
 
-    def __init__(self, fixed: Mapping[str, Any] | FleetChoice) -> None:
-        self.set: Mapping[str, Any] = fixed.set if isinstance(fixed, FleetChoice) else fixed
-        self._name = {"fleet": fixed.name} if isinstance(fixed, FleetChoice) else fixed
+    :param named: the values that tables show instead, if others.
+    """
+
+    def __init__(self, fixed: Mapping[str, Any], named: Mapping[str, Any] | None = None) -> None:
+        self.set = fixed
+        self._name = fixed if named is None else named
 
     def design(self, evaluator: DesignEvaluator, axis: Variable, index: int) -> PlanDesign:
         """Return the design with these values and one more."""
@@ -157,7 +160,8 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
     rows: list[FleetRecord] = []
     doubtful: list[PlanDesign] = []
     for fleet in plan.fleets:
-        first = _FixedValues(fleet).design(evaluator, replicas, 0)
+        fixed = _values_of(fleet, evaluator.loaded)
+        first = fixed.design(evaluator, replicas, 0)
         gpus = gpus_of_replica(fleet, first.loaded)
         each = fleet.price * gpus
         rows.append(FleetRecord(fleet.name, fleet.price, gpus, word="dearer with its first replica"))
@@ -165,7 +169,7 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
         affordable = Variable(replicas.key, tuple(n for n in replicas.values if (n + full) * each < least))
         if not affordable.values:
             continue
-        found = _one(affordable, evaluator, _FixedValues(fleet))
+        found = _one(affordable, evaluator, fixed)
         doubtful += found.doubtful
         nearest = found.best if nearest is None or _score(found.best) < _score(nearest) else nearest
         if found.answer is None:
@@ -181,6 +185,15 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
         best = SearchResult(None, nearest)
     best.doubtful, best.fleets = doubtful, rows
     return best
+
+
+def _values_of(fleet: FleetChoice, loaded: LoadedScenario) -> _FixedValues:
+    """Return the values of a kind of fleet; its price is that of what its profile has for one GPU."""
+    price = fleet.price
+    if fleet.gpus is not None:
+        profile, _ = profile_of(loaded.with_values(fleet.set).scenario)
+        price *= fleet.gpus / (1 if profile is None else profile.tensor_parallel)
+    return _FixedValues({**fleet.set, "fleet.price": price}, {"fleet": fleet.name})
 
 
 def gpus_of_replica(fleet: FleetChoice, loaded: LoadedScenario) -> int:

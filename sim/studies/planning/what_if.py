@@ -25,6 +25,8 @@ from sim.world.world import World
 
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
 """Metrics that every what-if reports, in addition to those of the SLO."""
+COSTS = ("usd_per_m_tokens",)
+"""Those that it reports where there is a price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,9 @@ def try_changes(
 def rows_of(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> list[WhatIfRow]:
     """Return the effect of each change against the unchanged design, which is the first of those evaluated."""
     terms = loaded.scenario.slo.terms()
-    names = list(dict.fromkeys([*terms, *ALWAYS]))
     base = evaluated[0].point
     assert base is not None, "it was simulated"
+    names = list(dict.fromkeys([*terms, *ALWAYS, *(name for name in COSTS if name in base.metrics)]))
     rows = []
     for each in evaluated[1:]:
         change, point = each.change, each.point
@@ -122,7 +124,11 @@ def memory_of(world: World) -> dict[str, Any]:
 def _points(evaluated: Sequence[ChangedDesign], store: RunStore, execution: Execution) -> list[ChangedDesign]:
     """Return every design with its point; simulate those without one, and equal designs only once."""
     designs = {each.key: each.design for each in evaluated if each.design is not None}
-    found = {key: point for key in designs if (point := store.load_point(key)) is not None}
+    found = {
+        key: point
+        for key, design in designs.items()
+        if (point := store.load_priced(key, design.scenario.fleet.price)) is not None
+    }
     execution.on_progress(len(found), len(designs))
     todo = [(key, design) for key, design in designs.items() if key not in found]
     arguments = ((place, to_worker(design.scenario, execution.pool)) for place, (_, design) in enumerate(todo))

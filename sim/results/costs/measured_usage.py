@@ -1,0 +1,62 @@
+"""How many GPU hours requests and tokens take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sim.results.metric_state import Cause, State
+from sim.results.point import UNITS, Metric, Usage
+from sim.results.sample_data import MeasuredRequests
+from sim.results.statistics import ratio
+
+HOURS_PER_MONTH = 730.0
+"""A twelfth of a year of 365 days."""
+_SECONDS_PER_HOUR = 3600.0
+_MILLION = 1e6
+_ROUNDING = 1e-9
+"""Share of idle time that floating-point arithmetic alone leaves."""
+
+
+def measured_usage(m: MeasuredRequests, busy: Metric) -> Usage:
+    """Return the usage of all replications, as costs at a price of 1 per GPU hour.
+
+    All GPUs are paid for all the time, whether they compute or not.
+
+    :param busy: the share of the time in which GPUs compute.
+    """
+    hours = m.spans * m.facts.gpus / _SECONDS_PER_HOUR
+    by_finish = {"usd_per_request": m.by_finish()}
+    if not m.facts.fixed:
+        prompts, answers = (m.by_finish(weight=name) / _MILLION for name in ("prompt_tokens", "output_tokens"))
+        by_finish |= {
+            "usd_per_m_tokens": prompts + answers,
+            "usd_per_m_input_tokens": prompts,
+            "usd_per_m_output_tokens": answers,
+        }
+    nothing = Metric(None, unit="USD", state=State(Cause.NO_TOKENS))
+    metrics = dict.fromkeys(("usd_per_m_tokens", "usd_per_m_input_tokens", "usd_per_m_output_tokens"), nothing)
+    metrics |= {name: ratio(hours, counts, m.sections, "USD") for name, counts in by_finish.items()}
+    month = m.facts.gpus * HOURS_PER_MONTH
+    parts: list[float | None] = [month] * len(busy.parts)
+    metrics["usd_per_month"] = Metric(month, month, month, "USD", parts=parts)
+    metrics["idle_usd_per_month"] = _idle(busy, month)
+    return Usage(m.facts.gpus, {name: metrics[name] for name in UNITS if name in metrics})
+
+
+def tokens_of(m: MeasuredRequests) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Return the prompt and output tokens of every measured request that completed; 0 for the others."""
+    tokens = m.column("prompt_tokens") + m.column("output_tokens")
+    return np.where(m.completed, tokens, 0).astype(np.float64)
+
+
+def _idle(busy: Metric, month: float) -> Metric:
+    """Return what the time without computing takes of a month."""
+
+    def idle(share: float | None) -> float | None:
+        return None if share is None else (0.0 if 1 - share < _ROUNDING else (1 - share) * month)
+
+    return replace(
+        busy, value=idle(busy.value), lo=idle(busy.hi), hi=idle(busy.lo), unit="USD", parts=[*map(idle, busy.parts)]
+    )

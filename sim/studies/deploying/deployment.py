@@ -1,0 +1,246 @@
+"""What a manifest starts: the engine, replicas and options of one run, each with where it comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sim.errors import InputError
+from sim.results.point import Point
+from sim.results.verdict import NO_SLO, verdict
+from sim.spec.engine_flags.command_lines import EngineCommand, beyond_flags, engine_commands, why_no_flags
+from sim.spec.engine_versions import release_of
+from sim.spec.engines import ENGINES
+from sim.spec.gpus import gpu_named
+from sim.spec.profile_choice import profile_of
+
+if TYPE_CHECKING:
+    from sim.results.run_directory.store import RunData
+    from sim.spec.scenario import Scenario
+    from sim.studies.deploying.adapter_list import ListedAdapter
+
+MODEL = "MODEL"
+"""Stands for the base model where the scenario names neither a repository nor a path."""
+PORT = 8000
+ADAPTERS_FOLDER = "/adapters"
+"""Where containers have the folder of adapters."""
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_MOST_LETTERS = 50
+"""Of a scenario's name: Kubernetes allows 63, and names of parts append to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """How an engine is installed and watched.
+
+    :ivar image: its container image without the tag.
+    :ivar adapters_option: the option that lists adapters, each as ``name=path``.
+    :ivar runtime_loading: environment that lets a running server load further adapters.
+    :ivar load_path: the HTTP path that loads one.
+    """
+
+    image: str
+    adapters_option: str
+    runtime_loading: Mapping[str, str]
+    load_path: str
+    health: str = "/health"
+
+
+SERVERS = {
+    # docs.vllm.ai: deployment/docker.html, features/lora.html (dynamic serving).
+    "vLLM": Server(
+        "vllm/vllm-openai", "--lora-modules", {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}, "/v1/load_lora_adapter"
+    ),
+    # docs.sglang.ai: get_started/install.html, advanced_features/lora.html (dynamic LoRA loading).
+    "SGLang": Server("lmsysorg/sglang", "--lora-paths", {}, "/load_lora_adapter"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunReference:
+    """The run that numbers of a manifest come from.
+
+    :ivar command: ``plan`` or ``run``; ``digest``: of what its scenario simulates.
+    :ivar verdict: on the SLO; ``setup``: device, model, engine, profile and its status.
+    """
+
+    command: str
+    name: str
+    digest: str
+    verdict: str
+    setup: str
+
+    def of(self, what: str) -> str:
+        """Return the comment of a number: the key it follows from, and the run."""
+        return f"{what}; {self.command} {self.name} {self.digest}, {self.verdict}"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What a manifest starts.
+
+    :ivar engine: ``vLLM`` or ``SGLang``; ``release``: the version whose rules were simulated.
+    :ivar command: starts one replica. ``model``: in place of ``MODEL``; that itself if the scenario names none.
+    :ivar gpus: of one replica; ``gpu``: as its driver calls it.
+    :ivar adapters: those to register at the start; empty: all are loaded while the server runs.
+    :ivar remarks: what the simulated fleet has and no manifest can say.
+    """
+
+    name: str
+    engine: str
+    release: str
+    command: EngineCommand
+    model: str
+    replicas: int
+    gpus: int
+    gpu: str
+    router: str
+    lora: bool
+    adapters: tuple[ListedAdapter, ...]
+    run: RunReference
+    remarks: tuple[str, ...]
+
+    @property
+    def server(self) -> Server:
+        """How its engine is installed and watched."""
+        return SERVERS[self.engine]
+
+    @property
+    def image(self) -> str:
+        """The container image of the release that was simulated."""
+        return f"{self.server.image}:v{self.release}"
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Environment variables of the server."""
+        return self.server.runtime_loading if self.lora and not self.adapters else {}
+
+    @property
+    def model_note(self) -> str:
+        """What to know of the base model."""
+        if self.model == MODEL:
+            return "replace MODEL with the base model's repository or path"
+        return self.run.of("adapters.base_model")
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        """The words that start the server, without the model."""
+        return tuple(word for word in self.command.start.split() if word != MODEL and word != "--model-path")
+
+    def model_words(self) -> tuple[str, ...]:
+        """Return the words that name the model."""
+        return ("--model-path", self.model) if "--model-path" in self.command.start else (self.model,)
+
+    def options(self, adapters_in: str) -> list[tuple[list[str], str]]:
+        """Return the options after the model: the words of each and its comment.
+
+        :param adapters_in: the folder in which the server finds the adapters.
+        """
+        found = [
+            (option.text.split(), self.run.of(" and ".join(option.keys)) if option.keys else "")
+            for option in self.command.options
+        ]
+        if self.adapters:
+            named = [f"{each.name}={adapters_in}/{each.folder}".removesuffix("/.") for each in self.adapters]
+            found.append(([self.server.adapters_option, *named], "from --adapters"))
+        return found
+
+
+def check_deployment(scenario: Scenario) -> None:
+    """Refuse a scenario that has no manifest, before it is simulated.
+
+    :raises InputError: saying what stands in the way.
+    """
+    if reason := why_no_flags(scenario):
+        raise InputError(
+            "nothing is emitted for what no server follows", key="--emit", got=scenario.fleet.engine, hint=reason
+        )
+    if scenario.fleet.full_models is not None:
+        raise InputError(
+            "full models have no manifest: each is a deployment of its own",
+            key="--emit",
+            got="fleet.full_models",
+            hint="plan them apart from the adapters",
+        )
+    name = scenario.name
+    if _NAME.fullmatch(name) is None or len(name) > _MOST_LETTERS:
+        plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_MOST_LETTERS].strip("-")
+        better = plain if _NAME.fullmatch(plain) else f"fleet-{plain}"[:_MOST_LETTERS].strip("-")
+        raise InputError(
+            "Kubernetes refuses this name",
+            key="name",
+            got=name,
+            allowed=f"lower-case letters, digits and dashes, a letter first, at most {_MOST_LETTERS} characters",
+            hint=f"--set name={better}",
+        )
+    profile, _ = profile_of(scenario)
+    if profile is not None and gpu_named(profile.device) is None:
+        raise InputError(
+            "manifests are written for known GPUs, and this profile is of another device",
+            key="--emit",
+            got=profile.device,
+            hint="loraplan profiles list shows profiles of GPUs",
+        )
+
+
+def engine_of(scenario: Scenario) -> str:
+    """Return whose command line starts a scenario's replicas: ``vLLM`` or ``SGLang``."""
+    (engine,) = ENGINES[scenario.fleet.engine].flags
+    return engine
+
+
+def make_deployment(
+    scenario: Scenario, data: RunData, point: Point, adapters: Sequence[ListedAdapter] = ()
+) -> Deployment:
+    """Return what starts the fleet of a point.
+
+    :param scenario: of the point.
+    :raises InputError: as ``check_deployment``.
+    """
+    check_deployment(scenario)
+    kv = point.capacity.kv
+    (command,) = engine_commands(scenario, None if kv is None else kv.tokens)
+    profile, _ = profile_of(scenario)
+    assert profile is not None, "only engine fixed does without"
+    gpu = gpu_named(profile.device)
+    release = release_of(scenario.fleet.engine)
+    assert gpu is not None, "checked"
+    assert release is not None, "engines with a command line have versions"
+    named = scenario.adapters.base_model or ""
+    return Deployment(
+        name=scenario.name,
+        engine=command.engine,
+        release=release,
+        command=command,
+        model=named if "/" in named else MODEL,
+        replicas=scenario.fleet.replicas,
+        gpus=profile.tensor_parallel,
+        gpu=gpu.label,
+        router=scenario.router.policy,
+        lora=not scenario.adapters.base_alone,
+        adapters=tuple(adapters),
+        run=_reference(scenario, data, point),
+        remarks=tuple(beyond_flags(_one_replica(scenario))),
+    )
+
+
+def _one_replica(scenario: Scenario) -> Scenario:
+    """Return the scenario of one replica: manifests say how many there are."""
+    return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"replicas": 1})})
+
+
+def _reference(scenario: Scenario, data: RunData, point: Point) -> RunReference:
+    found = verdict(point, scenario.slo.terms())
+    planned = data.manifest.get("kind") == "plan"
+    if found == NO_SLO:
+        words = "no SLO"
+    elif planned:
+        words = "SLO met" if data.plan.certain else "SLO met, smaller values undecided"
+    else:
+        words = f"SLO {found}"
+    setup = point.setup
+    profile = "" if setup is None else f"{setup.device}, {setup.model}, profile {setup.profile} ({setup.status})"
+    name, digest = str(data.manifest.get("name")), str(data.manifest.get("scenario_hash"))
+    return RunReference("plan" if planned else "run", name, digest, words, profile)

@@ -1,0 +1,166 @@
+"""``--emit KIND=DIR``: which manifests there are, and how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sim.errors import InputError, OutputError, did_you_mean
+from sim.reading import open_regular
+from sim.results.run_directory.result_files import write_text
+from sim.studies.deploying.compose_file import compose_file
+from sim.studies.deploying.deployment import Deployment, check_deployment, engine_of
+from sim.studies.deploying.kserve import inference_service_file
+from sim.studies.deploying.kubernetes import deployment_file
+from sim.studies.deploying.llm_d import check_router, picker_file, pool_file, servers_file
+from sim.studies.deploying.shell_script import shell_script
+from sim.version import __version__
+
+if TYPE_CHECKING:
+    from sim.spec.scenario import Scenario
+
+Writer = Callable[[Deployment, list[str]], str]
+"""Makes a file of what a run simulated; the lines are the comment at its top."""
+_MARK = "Written by loraplan"
+_FIRST_BYTES = 400
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestKind:
+    """One kind of manifests.
+
+    :ivar files: what writes each file, by its name.
+    :ivar engines: those that have such a manifest.
+    :ivar check: refuses what else such a manifest can't say.
+    """
+
+    files: Mapping[str, Writer]
+    engines: tuple[str, ...] = ("vLLM", "SGLang")
+    check: Callable[[Scenario], None] = lambda scenario: None
+
+
+KINDS: Mapping[str, ManifestKind] = {
+    "vllm": ManifestKind({"serve.sh": shell_script}, ("vLLM",)),
+    "sglang": ManifestKind({"serve.sh": shell_script}, ("SGLang",)),
+    "compose": ManifestKind({"compose.yaml": compose_file}),
+    "k8s": ManifestKind({"deployment.yaml": deployment_file}),
+    "kserve": ManifestKind({"inference-service.yaml": inference_service_file}),
+    "llm-d": ManifestKind(
+        {"deployment.yaml": servers_file, "pool.yaml": pool_file, "endpoint-picker.yaml": picker_file},
+        ("vLLM",),
+        check_router,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """One ``--emit``: a kind of manifests and the folder for them."""
+
+    kind: str
+    folder: Path
+
+
+def parse_emissions(texts: list[str]) -> list[Emission]:
+    """Return what the options ask for.
+
+    :raises InputError: if one is no kind of manifest and its folder, or two have the same folder.
+    """
+    found: list[Emission] = []
+    for text in texts:
+        kind, equals, folder = text.partition("=")
+        if not equals or not folder.strip() or kind not in KINDS:
+            raise InputError(
+                "not a kind of manifest and its folder",
+                key="--emit",
+                got=text,
+                allowed=f"KIND=DIR, with a KIND of {', '.join(KINDS)}",
+                hint=did_you_mean(kind, KINDS) if kind not in KINDS else f"such as {kind}=deploy/",
+            )
+        if any(Path(folder).resolve() == each.folder.resolve() for each in found):
+            raise InputError("two kinds of manifests have the same folder", key="--emit", got=folder)
+        found.append(Emission(kind, Path(folder)))
+    return found
+
+
+def check_emission(emission: Emission, scenario: Scenario) -> None:
+    """Refuse what can't be emitted, before anything is simulated.
+
+    :raises InputError: if the scenario has no such manifest, or the folder holds files of others.
+    """
+    check_deployment(scenario)
+    engine, kind = engine_of(scenario), KINDS[emission.kind]
+    if engine not in kind.engines:
+        raise InputError(
+            f"this scenario simulates {engine}, and nothing is emitted for an engine that was not simulated",
+            key="--emit",
+            got=emission.kind,
+            allowed=", ".join(name for name, each in KINDS.items() if engine in each.engines),
+            hint=f"or simulate it: --set fleet.engine={kind.engines[0].lower()}",
+        )
+    kind.check(scenario)
+    _check_folder(emission)
+
+
+def emit(emission: Emission, deployment: Deployment) -> list[Path]:
+    """Write the files of one kind and return their paths; only files of the same kind are overwritten.
+
+    :raises OutputError: if the folder holds other files, or can't be written.
+    """
+    _check_folder(emission)
+    run = deployment.run
+    head = [
+        f"{_first_line(emission.kind)}(version {__version__}) from {run.command} {run.name}, digest {run.digest}: "
+        f"{run.verdict}.",
+        f"Simulated: {deployment.engine} {deployment.release} on {run.setup}.",
+        *(f"Not in this file: {remark}." for remark in deployment.remarks),
+        *_adapter_lines(deployment),
+    ]
+    texts = {name: write(deployment, head) for name, write in KINDS[emission.kind].files.items()}
+    try:
+        emission.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError("can't make this folder", file=str(emission.folder), got=error.strerror) from None
+    for name, text in texts.items():
+        write_text(emission.folder / name, text)
+    return [emission.folder / name for name in texts]
+
+
+def _adapter_lines(deployment: Deployment) -> list[str]:
+    if deployment.adapters or not deployment.lora:
+        return []
+    into = " into every replica" if deployment.replicas > 1 else ""
+    path = deployment.server.load_path
+    lines = [f"Adapters are not listed: load each{into} with POST {path}, or give --adapters FOLDER."]
+    if deployment.environment:
+        lines.append("Clients can then load any file: keep the port inside your network.")
+    return lines
+
+
+def _first_line(kind: str) -> str:
+    return f"{_MARK} --emit {kind} "
+
+
+def _check_folder(emission: Emission) -> None:
+    """Refuse a folder with files that no earlier emission of this kind wrote."""
+    folder = emission.folder
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OutputError("is not a folder", file=str(folder), hint="give another DIR")
+    for file in sorted(folder.iterdir()) if folder.exists() else []:
+        ours = file.name in KINDS[emission.kind].files and _is_ours(file, emission.kind)
+        if not ours:
+            raise OutputError(
+                f"this folder holds a file that --emit {emission.kind} did not write",
+                file=str(folder),
+                got=file.name,
+                hint="give an empty or a new folder",
+            )
+
+
+def _is_ours(file: Path, kind: str) -> bool:
+    if file.is_symlink() or not file.is_file():
+        return False
+    with open_regular(file) as opened:
+        return _first_line(kind).encode() in opened.read(_FIRST_BYTES)

@@ -1,0 +1,223 @@
+"""``--emit``: manifests are valid, say where their numbers come from, and start what was simulated."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine
+from jsonschema import Draft202012Validator
+from ruamel.yaml import YAML
+
+from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_sparse
+from calibrate.loads.synthetic_adapters import adapter_config
+from sim.spec.engine_flags.command_lines import engine_flags
+from sim.spec.scenario_file import load_scenario
+from sim.studies.deploying.emission import KINDS
+
+SCHEMAS = Path(__file__).with_name("manifest_schemas")
+QUICK = (
+    "--set",
+    "workload.requests=300",
+    "--set",
+    "run.replications=1",
+    "--set",
+    "run.warmup=0",
+    "--jobs",
+    "1",
+    "--quiet",
+)
+ROUTED = ("--set", "fleet.replicas=2", "--set", "router.policy=affinity-activity")
+
+
+def add_adapters(folder: Path, count: int = 3, rank: int = 8) -> None:
+    for number in range(count):
+        start, size = header_of(MODEL, rank, ("q", "v"), "bf16")
+        write_sparse(folder / f"tone-{number}", start, size, adapter_config(BASE, rank, ("q", "v")), number)
+
+
+def documents(folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob("*.yaml"))
+    return [each for file in files for each in YAML(typ="safe").load_all(file.read_text(encoding="utf-8"))]
+
+
+def problems(document: dict[str, Any]) -> list[str]:
+    schema = json.loads((SCHEMAS / f"{document.get('kind', 'compose').lower()}.json").read_text())
+    return [f"{'.'.join(map(str, e.path))}: {e.message}" for e in Draft202012Validator(schema).iter_errors(document)]
+
+
+def uncommented(text: str) -> list[str]:
+    """Return the lines in which a number stands without a comment: as a value, or behind an option."""
+    numbers = re.compile(r"(^|[\s=:'\"])\d[\d.]*[smhMG]?i?['\"]?\s*$")
+    bodies = [line for line in text.splitlines() if not line.startswith("#")]
+    return [line for line in bodies if numbers.search(line)]
+
+
+@pytest.fixture(params=["plain", "two replicas and adapters", "two GPUs"])
+def emitted(request: pytest.FixtureRequest, loraplan: CommandLine, tmp_path: Path) -> Path:
+    kinds = [part for kind in KINDS if kind != "sglang" for part in ("--emit", f"{kind}={kind}")]
+    run = ("run", "quickstart", *QUICK)
+    if request.param == "two replicas and adapters":
+        add_adapters(tmp_path / "adapters")
+        run = (*run, *ROUTED, "--set", "adapters.count=3", "--adapters", "adapters")
+    elif request.param == "two GPUs":
+        run = (
+            "run",
+            "plan-70b-tensor-parallel",
+            *QUICK,
+            "--set",
+            "fleet.replicas=1",
+            "--set",
+            "fleet.tensor_parallel=2",
+        )
+    ended = loraplan(*run, *kinds)
+    assert ended.code == 0, ended.err
+    return tmp_path
+
+
+def test_every_manifest_is_valid_and_every_number_has_a_comment(emitted: Path) -> None:
+    for kind in ("compose", "k8s", "kserve", "llm-d"):
+        found = documents(emitted / kind)
+        assert found
+        assert [problem for document in found for problem in problems(document)] == []
+        for file in (emitted / kind).iterdir():
+            text = file.read_text(encoding="utf-8")
+            assert text.startswith(f"# Written by loraplan --emit {kind} ")
+            assert uncommented(text) == []
+    assert uncommented((emitted / "vllm" / "serve.sh").read_text(encoding="utf-8")) == []
+
+
+def test_a_wrong_manifest_is_noticed(loraplan: CommandLine, tmp_path: Path) -> None:
+    assert loraplan("run", "quickstart", *QUICK, "--emit", "k8s=k8s").code == 0
+    deployment, _ = documents(tmp_path / "k8s")
+    deployment["spec"]["replicas"] = "two"
+    deployment["spec"]["template"]["spec"]["containers"][0]["imagee"] = "x"
+    assert len(problems(deployment)) == 2
+    assert uncommented("a:\n  replicas: 2\n- '0'\nset -- --max-loras 32\nok: 3 # why") == [
+        "  replicas: 2",
+        "- '0'",
+        "set -- --max-loras 32",
+    ]
+
+
+def started_by_script(script: Path, folder: Path) -> list[str]:
+    """Return the words with which a script starts its server."""
+    fake = folder / "bin" / "vllm"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
+    fake.chmod(0o755)
+    environment = {"PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", str(script)], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split("\n")[:-1]
+
+
+def test_every_kind_starts_what_plan_prints(emitted: Path) -> None:
+    (run,) = (emitted / "runs").iterdir()
+    scenario = load_scenario("quickstart").with_values({}).scenario
+    if "70b" in run.name:
+        scenario = load_scenario("plan-70b-tensor-parallel", ["fleet.tensor_parallel=2", "plan="]).scenario
+    wanted = engine_flags(scenario, None)["vLLM"].split()[3:]
+    script = started_by_script(emitted / "vllm" / "serve.sh", emitted)
+    assert script[:2] == ["serve", "MODEL"] or script[1].startswith("meta-llama/")
+    assert script[2 : 2 + len(wanted)] == wanted
+    container = documents(emitted / "k8s")[0]["spec"]["template"]["spec"]["containers"][0]
+    assert [word for each in container["args"][1:] for word in each.split("=", 1)][: len(wanted)] == wanted
+    compose = next(iter(documents(emitted / "compose")[0]["services"].values()))
+    assert compose["command"] == container["args"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == (2 if "70b" in run.name else 1)
+    listed = [word for word in container["args"] if word.startswith("tone-")]
+    env = {each["name"]: each.get("value") for each in container["env"]}
+    assert (env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "True") == (not listed)
+    assert listed in ([], [f"tone-{n}=/adapters/tone-{n}" for n in range(3)])
+
+
+def test_init_reads_its_own_manifest_back(loraplan: CommandLine, tmp_path: Path) -> None:
+    assert loraplan("run", "quickstart", *QUICK, "--emit", "k8s=k8s").code == 0
+    ended = loraplan("init", "--out", "back.yaml", "--from-manifest", "k8s/deployment.yaml", "--gpu", "h100-64gb")
+    assert ended.code == 0, ended.err
+    back, given = load_scenario("back.yaml").scenario, load_scenario("quickstart").scenario
+    assert (back.cache.gpu.slots, back.cache.host.slots) == (given.cache.gpu.slots, given.cache.host.slots)  # type: ignore[union-attr]
+    assert back.fleet.max_num_seqs == given.fleet.max_num_seqs
+
+
+def test_a_plan_emits_its_answer_and_says_so(loraplan: CommandLine, tmp_path: Path) -> None:
+    question = ("plan", "quickstart", *QUICK, "--minimize", "cache.gpu.slots=8..128:40")
+    loose = ("--set", "slo.ttft_p99=60 s", "--set", "slo.e2e_p99=300 s", "--set", "slo.miss_ratio=100%")
+    ended = loraplan(*question, *loose, "--emit", "k8s=k8s")
+    assert ended.code == 0, ended.err
+    text = (tmp_path / "k8s/deployment.yaml").read_text()
+    digest = json.loads((tmp_path / "runs/quickstart-plan/manifest.json").read_text())["scenario_hash"]
+    assert f"--max-loras=8 # cache.gpu.slots; plan quickstart {digest}, SLO met" in text
+    tight = ("--set", "slo.ttft_p99=1 ms", "--emit", "k8s=other")
+    none = loraplan(*[word for word in question if word != "--quiet"], *tight)
+    assert (none.code, (tmp_path / "other").exists()) == (1, False)
+    assert "nothing is emitted" in none.err
+
+
+def test_a_second_emit_overwrites_its_own_files_only(loraplan: CommandLine, tmp_path: Path) -> None:
+    first = loraplan("run", "quickstart", *QUICK, "--emit", "k8s=out")
+    assert first.code == 0
+    assert loraplan("run", "quickstart", *QUICK, "--emit", "k8s=out", "--set", "cache.gpu.slots=16").code == 0
+    assert "--max-loras=16" in (tmp_path / "out/deployment.yaml").read_text()
+    kept = (tmp_path / "out/deployment.yaml").read_text()
+    for name, kind in (("notes.txt", "k8s"), ("deployment.yaml", "k8s"), ("deployment.yaml", "llm-d")):
+        if name == "notes.txt" or kind == "k8s":
+            (tmp_path / "out" / name).write_text("mine")
+        else:
+            (tmp_path / "out" / name).write_text(kept)
+        ended = loraplan("run", "quickstart", *QUICK, "--emit", f"{kind}=out")
+        assert ended.code == 2
+        assert f"this folder holds a file that --emit {kind} did not write (got {name})" in ended.err
+        (tmp_path / "out/notes.txt").unlink(missing_ok=True)
+        (tmp_path / "out/deployment.yaml").write_text(kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--emit", "k8s"], "--emit: not a kind of manifest and its folder (got k8s, allowed: KIND=DIR"),
+        (["--emit", "kserv=x"], "did you mean 'kserve'"),
+        (["--emit", "k8s=x", "--emit", "kserve=x"], "two kinds of manifests have the same folder"),
+        (["--emit", "sglang=x"], "this scenario simulates vLLM, and nothing is emitted for an engine that was not"),
+        (["--emit", "vllm=x", "--set", "fleet.engine=sglang", "--set", "cache.gpu.slots=16"], "simulates SGLang"),
+        (["--emit", "k8s=x", "--set", "fleet.engine=continuous"], "engine continuous is idealised"),
+        (["--emit", "k8s=x", "--set", "name=My_Run.1"], "Kubernetes refuses this name (got My_Run.1"),
+        (["--emit", "k8s=x", "--set", "name=9lives"], "--set name=fleet-9lives"),
+        (["--emit", "llm-d=x", "--set", "fleet.replicas=2"], "--set router.policy=affinity-activity"),
+        (["--adapters", "x"], "only manifests list adapters"),
+        (["--emit", "k8s=x", "--adapters", "none"], "none"),
+        (["--emit", "k8s=x", "--adapters", "fleet"], "another number of adapters was simulated (got 3 in fleet"),
+        (["--emit", "k8s=x", "--adapters", "fleet", "--set", "adapters.count=3", "--set", "adapters.rank=4"], "rank 8"),
+        (["--emit", "k8s=x", "--adapters", "spaced", "--set", "adapters.count=1"], "command lines can't hold"),
+    ],
+)
+def test_what_cannot_be_emitted_says_why(loraplan: CommandLine, tmp_path: Path, options: list[str], said: str) -> None:
+    if "fleet" in options:
+        add_adapters(tmp_path / "fleet")
+    if "spaced" in options:
+        add_adapters(tmp_path / "spaced" / "of mine", 1)
+    ended = loraplan("run", "quickstart", *QUICK, *options)
+    assert ended.code == 2
+    assert said in ended.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_manifest_on_the_page_is_what_is_emitted(loraplan: CommandLine, tmp_path: Path) -> None:
+    page = (SCHEMAS.parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```yaml\n( +image:.*?)```", page, re.DOTALL)[0].splitlines()
+    model = "adapters.base_model=meta-llama/Llama-3.1-8B-Instruct"
+    run = ("run", "quickstart", *QUICK, "--set", model, "--set", "cache.gpu.slots=24", "--set", "name=tone-adapters")
+    assert loraplan(*run, "--emit", "k8s=deploy").code == 0
+    emitted = (tmp_path / "deploy/deployment.yaml").read_text(encoding="utf-8").splitlines()
+
+    def without_run(line: str) -> str:
+        return re.sub(r"; (plan|run) tone-adapters [0-9a-f]{16}, .*$", "", line)
+
+    known = [without_run(line) for line in emitted]
+    assert len(shown) > 5
+    assert [line for line in shown if without_run(line) not in known] == []

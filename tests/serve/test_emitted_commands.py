@@ -1,0 +1,117 @@
+"""Every vLLM command that is emitted is accepted by vLLM's own parser, with the values that were simulated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine
+from ruamel.yaml import YAML
+
+from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_sparse
+from calibrate.loads.synthetic_adapters import adapter_config
+from sim.results.run_directory.store import read_run
+
+PYTHON = Path(__file__).resolve().parents[2] / ".vllm-venv" / "bin" / "python"
+PARSER = Path(__file__).with_name("vllm_parser.py")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON.exists(), reason="no vLLM here: 'make vllm-env' installs its CPU build"),
+]
+QUICK = ("--set", "workload.requests=300", "--set", "run.replications=1", "--set", "run.warmup=0", "--jobs", "1")
+NONE_CAN_MISS = ("--set", "slo.miss_ratio=")
+RUNS: dict[str, tuple[str, ...]] = {
+    "plain": ("quickstart",),
+    "adapters": ("quickstart", "--set", "adapters.count=2", "--adapters", "adapters"),
+    "limits": ("quickstart", "--set", "fleet.max_model_len=8192", "--set", "fleet.kv_tokens=160000"),
+    "rank": ("quickstart", "--set", "adapters.rank=20", "--set", "fleet.prefix_caching=false"),
+    "base": (
+        "quickstart",
+        "--set",
+        "adapters.mix=[{kind: base, share: 100%}]",
+        "--set",
+        "adapters.rank=",
+        *NONE_CAN_MISS,
+    ),
+    "gpus": ("plan-70b-tensor-parallel", "--set", "fleet.replicas=1", "--set", "fleet.fully_sharded_loras=true"),
+}
+KINDS = ("vllm", "compose", "k8s", "kserve", "llm-d")
+
+
+def words_of(folder: Path, kind: str) -> list[str]:
+    """Return the words after ``vllm serve`` of an emitted manifest."""
+    if kind == "vllm":
+        fake = folder / "fake" / "vllm"
+        fake.parent.mkdir()
+        fake.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
+        fake.chmod(0o755)
+        environment = {"PATH": f"{fake.parent}:{os.environ['PATH']}"}
+        script = str(folder / kind / "serve.sh")
+        done = subprocess.run(["sh", script], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.split("\n")[1:-1]
+    files = sorted((folder / kind).glob("*.yaml"))
+    found = [each for file in files for each in YAML(typ="safe").load_all(file.read_text(encoding="utf-8"))]
+    return next(filter(None, map(_arguments, found)))
+
+
+def _arguments(value: Any) -> list[str]:
+    """Return the arguments of the first container below a value, or of a Compose service."""
+    if isinstance(value, dict):
+        for key in ("args", "command"):
+            if isinstance(value.get(key), list) and "serve" not in value[key]:
+                return [str(word) for word in value[key]]
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return next(filter(None, map(_arguments, below)), [])
+
+
+def test_vllm_takes_every_emitted_command(loraplan: CommandLine, tmp_path: Path) -> None:
+    for number in range(2):
+        start, size = header_of(MODEL, 8, ("q", "v"), "bf16")
+        write_sparse(tmp_path / f"adapters/t{number}", start, size, adapter_config(BASE, 8, ("q", "v")), number)
+    commands, wanted = [], []
+    for name, run in RUNS.items():
+        emits = [part for kind in KINDS for part in ("--emit", f"{kind}={name}/{kind}")]
+        ended = loraplan("run", *run, *QUICK, "--out", f"runs/{name}", *emits)
+        assert ended.code == 0, (name, ended.err)
+        commands += [words_of(tmp_path / name, kind) for kind in KINDS]
+        wanted += [read_run(tmp_path / "runs" / name).manifest["scenario"]] * len(KINDS)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(PYTHON), str(PARSER)],
+        input=json.dumps(commands),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    parsed = json.loads(done.stdout.splitlines()[-1])
+    assert len(parsed) == len(commands)
+    for words, found, scenario in zip(commands, parsed, wanted, strict=True):
+        assert "error" not in found, (words, found)
+        assert found["model_tag"] == words[0]
+        if not found["enable_lora"]:
+            assert not any("lora" in word for word in words)
+            continue
+        assert found["max_loras"] == scenario["cache"]["gpu"]["slots"]
+        assert found["max_cpu_loras"] == scenario["cache"]["host"]["slots"]
+        assert found["max_lora_rank"] >= scenario["adapters"]["rank"]
+        assert found["tensor_parallel_size"] == scenario["fleet"].get("tensor_parallel", 1)
+        assert found["max_model_len"] == scenario["fleet"].get("max_model_len")
+    listed = [[name for name, _ in found["lora_modules"]] for found in parsed]
+    assert listed == [["t0", "t1"] if name == "adapters" else [] for name in RUNS for _ in KINDS]
+
+
+def test_a_command_that_vllm_refuses_is_noticed() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    wrong = json.dumps([["m", "--max-loras", "many"], ["m", "--no-such-option"], ["m", "--max-lora-rank=20"]])
+    done = subprocess.run(
+        [str(PYTHON), str(PARSER)], input=wrong, env=environment, capture_output=True, text=True, check=True
+    )
+    assert ["error" in found for found in json.loads(done.stdout.splitlines()[-1])] == [True, True, True]
