@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from calibrate.serve.ladder import DecodeBatch, JoiningRequest, Ladder, TimedLoad
-from calibrate.serve.serve_prediction import FRONT_END
 from calibrate.serve.server_errors import ServerError
 from sim.rng import stream
-from sim.spec.profile import Profile
+from sim.spec.profile import FRONT_END, Profile
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.least_squares import (
     DRAWS,

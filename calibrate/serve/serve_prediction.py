@@ -16,7 +16,6 @@ from calibrate.serve.planned_requests import PlannedRequest
 from sim.results.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording
 from sim.results.statistics import histogram_quantile
-from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.traffic.request import MISS
@@ -28,9 +27,6 @@ Floats = NDArray[np.float64]
 
 ORDERS = 8
 """Simulations, each with another iteration order of adapter sets and other random load times."""
-
-FRONT_END = "front_end_s"
-"""Key of ``provenance.device`` in a profile fitted over the API: seconds that a request spends outside the engine."""
 
 _APART_S = 10.0  # so far apart are the requests that touch every adapter before the traffic
 
@@ -50,14 +46,6 @@ class ServePrediction:
     notes: tuple[str, ...]
 
 
-def front_end_seconds(profile: Profile) -> float:
-    """Return the seconds between client and engine in a profile, 0 without any."""
-    try:
-        return float(profile.provenance.device.get(FRONT_END, 0.0)) if profile.provenance else 0.0
-    except ValueError:
-        return 0.0
-
-
 def predict(
     loaded: LoadedScenario, planned: Sequence[PlannedRequest], count: int, sent_s: Floats, settings: Mapping[str, Any]
 ) -> ServePrediction:
@@ -72,7 +60,7 @@ def predict(
     with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
         world = build_world(scenario_of(loaded, planned, count, sent_s, settings, Path(folder)))
     assert world.profile is not None, "engine fixed was refused before"
-    outside_s = front_end_seconds(world.profile)
+    outside_s = world.profile.front_end_s
     first = len(world.population)
     runs = [simulate(world, order, 1) for order in range(ORDERS)]
     pairs = [_times(run, first, outside_s) for run in runs]

@@ -16,7 +16,7 @@ from calibrate.serve.client import COMPLETE, served_models
 from calibrate.serve.connection import Host, run_or_stop
 from calibrate.serve.drive import Driver, LiveRun
 from calibrate.serve.planned_requests import PlannedRequest, longest_request, plan_requests
-from calibrate.serve.serve_prediction import ServePrediction, front_end_seconds, predict
+from calibrate.serve.serve_prediction import ServePrediction, predict
 from calibrate.serve.server_errors import ServerError
 from calibrate.serve.server_metrics import ObservedRun, observed_between, over_run, read_page
 from sim.errors import InputError
@@ -323,7 +323,7 @@ def _conclude(job: ServeStudy, measured: ServerMeasurement) -> ServeResult:
             "status": used.status,
             "sha256": digest,
             "fitted": job.options.fit,
-            "front_end_s": front_end_seconds(used),
+            "front_end_s": used.front_end_s,
         },
         "notes": [*notes, *prediction.notes],
     }

@@ -22,6 +22,7 @@ from sim.cli.commands import (
     fit_command,
     init_command,
     inspect_commands,
+    observe_command,
     plan_command,
     profiles_command,
     run_commands,
@@ -66,7 +67,13 @@ for panel, members in {
         inspect_commands.report,
     ),
     SCENARIOS: (init_command.init, inspect_commands.check, inspect_commands.schema),
-    OBSERVE: (trace_command.trace, cache_command.cache, adapters_command.adapters, vet_command.vet),
+    OBSERVE: (
+        trace_command.trace,
+        observe_command.observe,
+        cache_command.cache,
+        adapters_command.adapters,
+        vet_command.vet,
+    ),
     COSTS: (fidelity_command.fidelity,),
 }.items():
     for command in members:

@@ -251,6 +251,10 @@ class Draw(Strict):
     """Load costs of this draw."""
 
 
+FRONT_END = "front_end_s"
+"""Key of ``provenance.device`` in a profile fitted to what clients measure: seconds that a request spends outside the
+engine."""
+
 UNFIT = "don't plan with them"
 """How the status note of a profile ends whose class of deployments is off too far."""
 
@@ -307,6 +311,14 @@ class Profile(Strict):
     def unfit_to_plan(self) -> bool:
         """Whether its class of deployments is off too far to plan with, as its status note ends."""
         return self.status_note.endswith(UNFIT)
+
+    @property
+    def front_end_s(self) -> float:
+        """Seconds of a request between client and engine; 0 where none were measured."""
+        try:
+            return float(self.provenance.device.get(FRONT_END, 0.0)) if self.provenance else 0.0
+        except ValueError:
+            return 0.0
 
     @property
     def stated(self) -> str:

@@ -11,7 +11,6 @@ from calibrate.serve.client import SentRequest
 from calibrate.serve.ladder import DecodeBatch, JoiningRequest, Ladder, TimedLoad, held_up
 from calibrate.serve.ladder_fit import MeasuredServer, fit_profile, fit_steps, public_command, resampled
 from calibrate.serve.planned_requests import PlannedRequest
-from calibrate.serve.serve_prediction import front_end_seconds
 from calibrate.serve.server_errors import ServerError
 from sim.spec.scenario import Scenario
 from sim.traffic.generate import Traffic
@@ -91,7 +90,7 @@ def test_a_profile_says_what_it_is_from() -> None:
     assert profile.conditions.engine == "vllm 0.32.0 (cpu)"
     assert profile.name == "vllm-0.32.0-cpu/tiny/fitted"
     assert profile.hold_out[0].mean < 0.05
-    assert front_end_seconds(profile) == pytest.approx(OUTSIDE, abs=1e-3)
+    assert profile.front_end_s == pytest.approx(OUTSIDE, abs=1e-3)
     assert profile.memory.total_bytes > 4096 * profile.memory.kv_bytes_per_token
     assert len(profile.draws) == 16
     for pick in (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.commands.bench_command import BenchFiles, predict_benchmarks
 from sim.cli.commands.fit_command import MeasuredTable, predict_runs
 from sim.cli.options import JobsOption, JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
@@ -25,7 +26,19 @@ class FidelityOptions:
     """The argument and the options of ``loraplan fidelity``."""
 
     runs: Annotated[
-        Path | None, typer.Argument(metavar="RUNS.csv", help="Predict the measured runs of this table.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Predict these measured runs: results of vllm bench serve, GuideLLM, AIPerf, GenAI-Perf or "
+            "inference-perf (.json), or a table RUNS.csv.",
+        ),
+    ] = None
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="Of results: the server that was measured, a scenario with its fleet and adapters."),
+    ] = None
+    profile: Annotated[
+        str | None, typer.Option(help="Of results: predict from this profile. Default: the scenario's.")
     ] = None
     record: Annotated[
         Path | None, typer.Option(help="Replay this record of an engine's steps, and compare every step.")
@@ -49,25 +62,30 @@ class FidelityOptions:
 def fidelity(options: FidelityOptions) -> None:
     """Predict measured runs of a real server, or replay a record of a real engine step by step.
 
-    Example: loraplan fidelity runs.csv
+    Example: loraplan fidelity bench.json --scenario my-scenario.yaml
     """
-    if options.runs is not None:
+    if options.runs:
         if options.record is not None or options.fit_on is not None:
             raise InputError(
                 "give either measured runs or a record, not both",
                 key="--record",
                 got=str(options.record or options.fit_on),
             )
-        table = MeasuredTable(options.runs, options.lengths, options.profile_dir, options.out, options.jobs)
-        predict_runs(table, json=options.json, quiet=options.quiet)
+        _predict(options, options.runs)
         return
+    if options.scenario or options.profile:
+        raise InputError(
+            "goes with results of benchmarks",
+            key="--scenario" if options.scenario else "--profile",
+            got=options.scenario or options.profile,
+        )
     if options.record is None and options.fit_on is not None:
         raise InputError("--fit-on needs a record to predict", key="--record", hint="give --record FILE")
     if options.record is None:
         raise InputError(
             "there is nothing to compare with",
-            key="RUNS.csv",
-            allowed="a table of measured runs, or --record with a record of an engine's steps",
+            key="FILE",
+            allowed="results of a benchmark, a table of measured runs, or --record with a record of an engine's steps",
         )
     if options.lengths or options.profile_dir or options.out:
         raise InputError(
@@ -76,6 +94,32 @@ def fidelity(options: FidelityOptions) -> None:
             got=str(options.lengths or options.profile_dir or options.out),
         )
     _compare_record(options.record, options.fit_on, json=options.json, quiet=options.quiet)
+
+
+def _predict(options: FidelityOptions, files: list[Path]) -> None:
+    """Predict results of benchmarks, or the runs of a table."""
+    from sim.studies.benchmarks.bench_files import is_bench_file
+
+    if all(map(is_bench_file, files)):
+        if options.lengths or options.profile_dir or options.out:
+            raise InputError(
+                "--lengths, --profile-dir and --out go with RUNS.csv",
+                key="FILE",
+                got=str(options.lengths or options.profile_dir or options.out),
+            )
+        results = BenchFiles(files, options.scenario, options.profile)
+        predict_benchmarks(results, json=options.json, quiet=options.quiet)
+        return
+    if len(files) > 1:
+        raise InputError("one table at a time, or results (.json)", key="FILE", got=", ".join(map(str, files)))
+    if options.scenario or options.profile:
+        raise InputError(
+            "a table names its models; --profile-dir gives other profiles",
+            key="--scenario" if options.scenario else "--profile",
+            got=options.scenario or options.profile,
+        )
+    table = MeasuredTable(files[0], options.lengths, options.profile_dir, options.out, options.jobs)
+    predict_runs(table, json=options.json, quiet=options.quiet)
 
 
 def _compare_record(file: Path, fit_on: Path | None, *, json: bool, quiet: bool) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import JobsOption, QuietOption
+from sim.cli.commands.bench_command import BenchFiles, fit_to_benchmarks
+from sim.cli.options import JobsOption, QuietOption, takes
 from sim.cli.output import message, print_rich, progress_bar, rich_rows, rich_table, say, say_file, say_json
 from sim.errors import InputError
 
@@ -149,40 +150,80 @@ def _model(run: MeasuredRun) -> str:
     return f"engine {run.engine} behind the front end {run.front_end}; {how}"
 
 
-def fit(
+@dataclass(frozen=True)
+class FitOptions:
+    """The argument and the options of ``loraplan calibrate fit``."""
+
+    out: Annotated[Path, typer.Option(help="The profile to write.")]
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of samples, or of tables of published measurements.")
-    ],
-    out: Annotated[Path, typer.Option(help="The profile to write.")],
-    model: Annotated[str | None, typer.Option(help="Base model, such as llama-3.1-8b; tables have several.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    jobs: JobsOption = -1,
-    quiet: QuietOption = False,
-) -> None:
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Folder of samples, or of tables of published measurements."),
+    ] = None
+    model: Annotated[str | None, typer.Option(help="Base model, such as llama-3.1-8b; tables have several.")] = None
+    from_bench: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Correct a profile by this result of a benchmark instead. Repeatable."),
+    ] = None
+    scenario: Annotated[
+        str | None, typer.Option(help="With --from-bench: the server, a scenario with its fleet and adapters.")
+    ] = None
+    profile: Annotated[
+        str | None, typer.Option(help="With --from-bench: the profile to correct. Default: the scenario's.")
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False
+    jobs: JobsOption = -1
+    quiet: QuietOption = False
+
+
+@takes(FitOptions)
+def fit(options: FitOptions) -> None:
     """Fit a profile to measurements, and say how well it predicts what it was not fitted on.
 
     DIR has either samples that `loraplan calibrate steps` and `loads` took, or tables of published measurements
-    (docs/validation.md).
+    (docs/validation.md). With `--from-bench`, a profile is corrected by results of benchmarks (docs/benchmarks.md).
 
-    Example: loraplan calibrate fit runs/calibration
+    Example: loraplan calibrate fit runs/calibration --out profile.json
     """
     from calibrate.fit.fit_report import HEAD, as_json, closing, hold_out_rows
     from calibrate.published.profile_from_runs import write_profile
 
-    if jobs == 0:
+    if options.jobs == 0:
         raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
-    _make(out.parent)
-    if out.is_dir():
-        raise InputError("a folder, not a file", key="--out", got=str(out))
-    if out.exists() and not is_profile(out):
-        raise InputError("this file is no profile: it is not replaced", key="--out", got=str(out))
-    profile = _fitted(folder, model, out.name, jobs, quiet)
+    out = check_profile_target(options.out)
+    if options.from_bench:
+        if options.folder is not None or options.model is not None:
+            raise InputError("give either a folder or --from-bench", key="DIR", got=str(options.folder))
+        results = BenchFiles(options.from_bench, options.scenario, options.profile)
+        fit_to_benchmarks(results, out, json=options.json, quiet=options.quiet)
+        return
+    if options.scenario or options.profile:
+        raise InputError(
+            "goes with --from-bench",
+            key="--scenario" if options.scenario else "--profile",
+            got=options.scenario or options.profile,
+        )
+    if options.folder is None:
+        raise InputError("nothing to fit", key="DIR", allowed="a folder, or --from-bench with a result of a benchmark")
+    profile = _fitted(options.folder, options.model, out.name, options.jobs, options.quiet)
     write_profile(profile, out)
-    if json:
+    if options.json:
         say_json({**as_json(profile), "file": str(out)})
         return
     print_rich(rich_rows(HEAD, hold_out_rows(profile.hold_out)))
     say("", *closing(profile), "", f"profile  {out}")
+
+
+def check_profile_target(out: Path, key: str = "--out") -> Path:
+    """Make the folder of a profile that is to be written, and return its path.
+
+    :raises InputError: if it can't be written, or is something else than a profile.
+    """
+    _make(out.parent)
+    if out.is_dir():
+        raise InputError("a folder, not a file", key=key, got=str(out))
+    if out.exists() and not is_profile(out):
+        raise InputError("this file is no profile: it is not replaced", key=key, got=str(out))
+    return out
 
 
 def is_profile(file: Path) -> bool:

@@ -56,14 +56,14 @@ def init(options: InitOptions) -> None:
 
     Example: loraplan init --from-vllm "vllm serve MODEL --enable-lora"
     """
-    from sim.spec.engine_flags.command_reading import Setting, read_command
+    from sim.spec.engine_flags.command_reading import read_command
     from sim.studies.drafting.draft import Draft, write_draft
     from sim.studies.training.adapter_scenario import check_target
 
     check_target(options.out)
     draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", options.out.stem).strip("-._")[:64] or "scenario")
     if options.gpu is not None:
-        draft.add([Setting("fleet.gpu", _gpu(options.gpu), "--gpu")])
+        draft.add([gpu_setting(options.gpu)])
     if options.from_trace:
         _add_trace(draft, options.from_trace, options)
     elif unread := [key for key in ("columns", "base_model", "adapter_from") if getattr(options, key)]:
@@ -82,6 +82,16 @@ def init(options: InitOptions) -> None:
     for note in write_draft(draft, options.out):
         message(f"note: {note}", options.quiet)
     say(f"scenario {options.out}", f"next     loraplan run {options.out}")
+
+
+def gpu_setting(name: str) -> Setting:
+    """Return what ``--gpu`` means.
+
+    :raises InputError: for an unknown GPU.
+    """
+    from sim.spec.engine_flags.command_reading import Setting
+
+    return Setting("fleet.gpu", _gpu(name), "--gpu")
 
 
 def _gpu(name: str) -> str:

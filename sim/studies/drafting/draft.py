@@ -37,6 +37,8 @@ class Draft:
     :ivar lines: whole sections that a reader wrote, by section: they are in place of examples.
     :ivar comments: what the command line says that no key holds.
     :ivar names_adapters: whether a trace says which adapters there are.
+    :ivar made_by: the command that drafts it.
+    :ivar extends: the scenario that it builds on, as the file names it; nothing is filled with examples then.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Draft:
     lines: dict[str, list[str]] = field(default_factory=dict)
     comments: list[str] = field(default_factory=list)
     names_adapters: bool = False
+    made_by: str = "loraplan init"
+    extends: str | None = None
 
     def add(self, settings: Sequence[Setting]) -> None:
         """Take settings whose key has none yet, and that no whole section contradicts."""
@@ -74,6 +78,8 @@ class Draft:
 
     def complete(self) -> None:
         """Fill what is not known with examples."""
+        if self.extends is not None:
+            return
         self.add([Setting("fleet.gpu", DEFAULT_GPU, "not given: yours may be another (loraplan profiles list)")])
         if "workload" not in self.lines:
             self.add(_TRAFFIC)
@@ -113,9 +119,10 @@ def scenario_text(draft: Draft, refused: dict[str, str]) -> str:
     :param refused: by key, why a setting is commented out.
     """
     lines = [
-        "# Drafted by loraplan init. Every value says where it comes from.",
+        f"# Drafted by {draft.made_by}. Every value says where it comes from.",
         *(f"# {_one_line(comment)}" for comment in draft.comments),
         "schema_version: 1",
+        *([f"extends: {flow_text(draft.extends)}"] if draft.extends is not None else ()),
         f"name: {draft.name}",
     ]
     for section in _SECTIONS:

@@ -1,0 +1,230 @@
+"""Corrects a profile's step costs by what a server did under one or more loads.
+
+A few means tell too little to fit every coefficient. They tell how much slower or faster steps are than the profile
+says, so all coefficients get one factor. Loads whose batches differ in size also tell the fixed seconds of a step
+apart from the rest; then these are fitted too. What TTFT has beyond the steps is a constant of every request, between
+client and engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.rng import stream
+from sim.spec.profile import Draw, Profile, StepCost
+from sim.studies.benchmarks.bench_prediction import predicted_values
+from sim.studies.fidelity.predicted_service import predict_service
+from sim.world.world import World
+
+Floats = NDArray[np.float64]
+
+SIMULATIONS = 4
+MODEL_ERROR = 0.02
+"""Relative error of the simulation itself, beside that of the measurement: no value is fitted closer."""
+DRAWS = 16
+NORMAL = 1.96
+_ROUNDS, _HALVINGS = 6, 4
+_ENOUGH = 0.01
+"""Less than that off the sum of squares is no progress."""
+_MOST_LOG = 3.0
+_APART = 1.5
+"""Loads tell the fixed seconds of a step if their mean batches differ by this factor."""
+_BY_DECODE = ("tpot_mean_s", "itl_mean_s", "tpot_p50_s", "itl_p50_s")
+_BY_FIRST = ("ttft_p50_s", "ttft_mean_s")
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredLoad:
+    """A server under one load.
+
+    :ivar world: the simulated one, with the costs of the profile that is corrected.
+    :ivar measured: by metric such as ``tpot_mean_s``, in seconds; ``half_widths`` of their 95 % intervals.
+    """
+
+    name: str
+    world: World
+    measured: Mapping[str, float]
+    half_widths: Mapping[str, float]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What is fitted: one time of decoding, and one of the first token."""
+        found = (next((name for name in names if self._usable(name)), None) for names in (_BY_DECODE, _BY_FIRST))
+        return tuple(name for name in found if name is not None)
+
+    def _usable(self, name: str) -> bool:
+        return self.measured.get(name, 0.0) > 0
+
+    def deviation(self, name: str) -> float:
+        """Return the relative standard deviation of a measured value, the simulation's own error included."""
+        return math.hypot(self.half_widths.get(name, 0.0) / NORMAL / self.measured[name], MODEL_ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class FittedNumber:
+    """A number and the half-width of its 95 % interval."""
+
+    value: float
+    half_width: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedTarget:
+    """A fitted value before and after the correction: predicted over measured, minus 1."""
+
+    load: str
+    metric: str
+    measured: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCorrection:
+    """The correction.
+
+    :ivar factor: of every coefficient of a step.
+    :ivar fixed_s: of a step; None: the loads can't tell it from the rest, and the factor is for it too.
+    :ivar front_end_s: of a request, between client and engine.
+    :ivar draws: factor and fixed seconds drawn from their joint distribution.
+    """
+
+    factor: FittedNumber
+    fixed_s: FittedNumber | None
+    front_end_s: FittedNumber
+    checked: tuple[CheckedTarget, ...]
+    draws: tuple[tuple[float, float | None], ...]
+
+    def step(self, profile: Profile) -> StepCost:
+        """Return the corrected costs of a step."""
+        return scaled_step(profile.step, self.factor.value, None if self.fixed_s is None else self.fixed_s.value)
+
+
+def scaled_step(step: StepCost, factor: float, fixed_s: float | None) -> StepCost:
+    """Return step costs times a factor; the fixed seconds replaced, if they are given."""
+    data = _times(step.model_dump(mode="json"), factor)
+    data["tokens"] = [(tokens, seconds * factor) for tokens, seconds in step.tokens]
+    if fixed_s is not None:
+        data["fixed_s"] = fixed_s
+    return StepCost.model_validate(data)
+
+
+def _times(value: Any, factor: float) -> Any:
+    if isinstance(value, dict):
+        return {key: _times(item, factor) for key, item in value.items()}
+    return value * factor if isinstance(value, float) else value
+
+
+def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
+    """Fit the correction: weighted least squares of the logarithms of what was measured.
+
+    Every trial simulates all loads with the same random numbers. Intervals come from the slopes at the solution,
+    widened where the residuals are larger than the deviations explain.
+    """
+    targets = [(load, name) for load in loads for name in load.targets]
+    with_fixed = len(loads) > 1 and _batches_differ(loads)
+
+    def residuals(x: Floats) -> Floats:
+        found = _predicted(profile, loads, float(math.exp(x[0])), float(x[1]) if with_fixed else None, float(x[-1]))
+        return np.array(
+            [math.log(found[load.name, name] / load.measured[name]) / load.deviation(name) for load, name in targets]
+        )
+
+    fixed_s = profile.step.fixed_s
+    begin = [0.0, fixed_s, profile.front_end_s] if with_fixed else [0.0, profile.front_end_s]
+    steps = [0.03, max(0.05 * fixed_s, 1e-4), 5e-4] if with_fixed else [0.03, 5e-4]
+    before = residuals(np.array(begin))
+    solution, after, slopes = _solved(residuals, np.array(begin), np.array(steps))
+    covariance = _covariance(slopes, after, np.array(steps))
+    spread = NORMAL * np.sqrt(np.diag(covariance))
+    factor = math.exp(float(solution[0]))
+    return LoadCorrection(
+        factor=FittedNumber(factor, factor * float(spread[0])),
+        fixed_s=FittedNumber(float(solution[1]), float(spread[1])) if with_fixed else None,
+        front_end_s=FittedNumber(float(solution[-1]), float(spread[-1])),
+        checked=tuple(
+            CheckedTarget(
+                load.name,
+                name,
+                load.measured[name],
+                math.expm1(float(old) * load.deviation(name)),
+                math.expm1(float(new) * load.deviation(name)),
+            )
+            for (load, name), old, new in zip(targets, before, after, strict=True)
+        ),
+        draws=_draws(solution, covariance, with_fixed=with_fixed),
+    )
+
+
+def _solved(residuals: Callable[[Floats], Floats], begin: Floats, steps: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return the solution, its residuals, and their slopes; by Gauss-Newton with steps that are halved if they fail.
+
+    Slopes are differences over ``steps``, which are so wide that the jumps of a simulation don't show. All unknowns but
+    the first, a logarithm, are 0 or more.
+    """
+
+    def bounded(x: Floats) -> Floats:
+        return np.concatenate([np.clip(x[:1], -_MOST_LOG, _MOST_LOG), np.maximum(x[1:], 0.0)])
+
+    x, found = begin, residuals(begin)
+    slopes = _slopes(residuals, x, found, steps)
+    for _ in range(_ROUNDS):
+        change = -np.linalg.lstsq(slopes * steps, found, rcond=1e-6)[0] * steps
+        for _ in range(_HALVINGS):
+            tried = bounded(x + change)
+            there = residuals(tried)
+            if there @ there < found @ found:
+                break
+            change = change / 2
+        else:
+            break
+        gained = float(found @ found - there @ there)
+        x, found = tried, there
+        slopes = _slopes(residuals, x, found, steps)
+        if gained < _ENOUGH:
+            break
+    return x, found, slopes
+
+
+def _slopes(residuals: Callable[[Floats], Floats], x: Floats, there: Floats, steps: Floats) -> Floats:
+    columns = []
+    for place, step in enumerate(steps):
+        moved = x.copy()
+        moved[place] += step
+        columns.append((residuals(moved) - there) / step)
+    return np.stack(columns, axis=1)
+
+
+def _batches_differ(loads: Sequence[MeasuredLoad]) -> bool:
+    running = [predict_service(load.world, 1).running for load in loads]
+    return max(running) >= _APART * max(min(running), 1e-9)
+
+
+def _predicted(
+    profile: Profile, loads: Sequence[MeasuredLoad], factor: float, fixed_s: float | None, front_end_s: float
+) -> dict[tuple[str, str], float]:
+    costs = Draw(step=scaled_step(profile.step, factor, fixed_s), load=profile.load)
+    found: dict[tuple[str, str], float] = {}
+    for load in loads:
+        values = predicted_values(predict_service(load.world.with_costs(costs), SIMULATIONS, front_end_s))
+        found |= {(load.name, name): values[name] for name in load.targets}
+    return found
+
+
+def _covariance(jacobian: Floats, residuals: Floats, scale: Floats) -> Floats:
+    """Return the covariance of the solution; with as many unknowns as values, the deviations alone say it."""
+    scaled = jacobian * scale
+    free = len(residuals) - len(scale)
+    excess = max(1.0, float(residuals @ residuals) / free) if free > 0 else 1.0
+    return np.asarray(np.linalg.pinv(scaled.T @ scaled) * excess * np.outer(scale, scale))
+
+
+def _draws(solution: Floats, covariance: Floats, *, with_fixed: bool) -> tuple[tuple[float, float | None], ...]:
+    rows = stream(1, 0, "load-correction").multivariate_normal(solution, covariance, size=DRAWS, method="svd")
+    return tuple((math.exp(float(row[0])), max(float(row[1]), 0.0) if with_fixed else None) for row in rows)

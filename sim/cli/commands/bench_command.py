@@ -1,0 +1,208 @@
+"""The sides of ``loraplan fidelity`` and ``loraplan calibrate fit`` that read results of benchmark clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim.cli.output import command_line, message, print_rich, rich_rows, say, say_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from calibrate.fit.load_correction import LoadCorrection, MeasuredLoad
+    from sim.spec.profile import Profile
+    from sim.spec.scenario_file import LoadedScenario
+    from sim.studies.benchmarks.bench_prediction import BenchMetric, BenchPrediction
+    from sim.studies.benchmarks.bench_run import BenchRun
+
+
+@dataclass(frozen=True)
+class BenchFiles:
+    """Results of benchmarks, and the server that they are of.
+
+    :ivar scenario: with its fleet and adapters; None: one replica without adapters.
+    :ivar profile: in place of the scenario's.
+    """
+
+    files: Sequence[Path]
+    scenario: str | None
+    profile: str | None
+
+    def base(self) -> LoadedScenario | None:
+        """Return the scenario.
+
+        :raises InputError: with every problem found.
+        """
+        from sim.spec.scenario_file import load_scenario
+
+        return None if self.scenario is None else load_scenario(self.scenario)
+
+    def runs(self) -> list[BenchRun]:
+        """Return the runs of all files."""
+        from sim.studies.benchmarks.bench_files import read_bench
+
+        return [run for file in self.files for run in read_bench(file)]
+
+
+def predict_benchmarks(files: BenchFiles, *, json: bool, quiet: bool) -> None:
+    """Simulate every run of the files as its client loaded the server, and print both side by side."""
+    from sim.studies.benchmarks.bench_prediction import predict_bench
+
+    base = files.base()
+    predictions = [predict_bench(run, base, files.profile) for run in files.runs()]
+    if json:
+        say_json({"schema_version": 1, "runs": [_prediction_json(each) for each in predictions]})
+        return
+    for place, prediction in enumerate(predictions):
+        if place:
+            say("")
+        say(
+            f"{prediction.run.name}: {prediction.run.words}",
+            f"  profile {prediction.profile} ({prediction.profile_status}), rules of {prediction.engine}",
+            "",
+        )
+        print_rich(rich_rows(("", "measured", "± 95 %", "predicted", "error"), list(_rows(prediction.metrics))))
+    for note in dict.fromkeys(note for prediction in predictions for note in prediction.notes):
+        message(f"note: {note}", quiet)
+    again = " ".join(f"--from-bench {file}" for file in files.files)
+    options = "".join(
+        f" {name} {value}" for name, value in (("--scenario", files.scenario), ("--profile", files.profile)) if value
+    )
+    message(f"to correct the profile by this: loraplan calibrate fit {again}{options} --out profile.json", quiet)
+
+
+def _prediction_json(prediction: BenchPrediction) -> dict[str, Any]:
+    run = prediction.run
+    return {
+        "name": run.name,
+        "tool": run.tool,
+        "model": run.model,
+        "load": run.load.words,
+        "requests": run.completed,
+        "failed": run.failed,
+        "profile": prediction.profile,
+        "engine": prediction.engine,
+        "metrics": {
+            each.name: {
+                "measured": each.measured,
+                "half_width": each.half_width,
+                "predicted": each.predicted,
+                "error": each.error,
+            }
+            for each in prediction.metrics
+        },
+        "notes": list(prediction.notes),
+    }
+
+
+def _rows(metrics: Sequence[BenchMetric]) -> Iterator[tuple[str, ...]]:
+    for each in metrics:
+        width = "" if each.half_width is None or not each.measured else f"{each.half_width / each.measured:.1%}"
+        error = "" if each.error is None else f"{each.error:+.1%}"
+        yield metric_words(each.name), _value(each.name, each.measured), width, _value(each.name, each.predicted), error
+
+
+_RATES = {"requests_per_s": "requests/s", "output_tokens_per_s": "output tokens/s"}
+
+
+def metric_words(name: str) -> str:
+    """Return a metric such as ``ttft_p50_s`` in words."""
+    if name in _RATES:
+        return _RATES[name]
+    kind, which, _ = name.split("_")
+    return f"{which} {kind.upper()}"
+
+
+def _value(name: str, value: float) -> str:
+    from sim.spec.units import human_seconds
+
+    return f"{value:,.4g}" if name in _RATES else human_seconds(value)
+
+
+def fit_to_benchmarks(files: BenchFiles, out: Path, *, json: bool, quiet: bool) -> None:
+    """Correct a profile by the runs of the files, and write it."""
+    from calibrate.fit.load_correction import MeasuredLoad
+    from sim.studies.benchmarks.bench_prediction import bench_world
+
+    base, runs = files.base(), files.runs()
+    loads = [MeasuredLoad(run.name, bench_world(run, base, files.profile), run.measured, run.errors) for run in runs]
+    for load in loads:
+        if len(load.targets) < 2:
+            raise InputError(
+                "has no times of first tokens and of the tokens after them",
+                file=load.name,
+                allowed="TTFT, and TPOT or ITL: a streamed benchmark",
+            )
+    if len({load.name for load in loads}) < len(loads):
+        raise InputError("the same run twice", key="--from-bench", got=", ".join(load.name for load in loads))
+    profile, correction = write_correction(loads, files.files, out)
+    if json:
+        say_json({"file": str(out), **correction_json(profile, correction)})
+        return
+    say_correction(correction)
+    say("", f"profile  {out}")
+
+
+def write_correction(loads: Sequence[MeasuredLoad], files: Sequence[Path], out: Path) -> tuple[Profile, LoadCorrection]:
+    """Correct the profile of the first load by all loads, and write it.
+
+    :param files: what was measured.
+    """
+    from calibrate.fit.corrected_profile import corrected_profile
+    from calibrate.fit.load_correction import correct
+    from sim.results.run_directory.result_files import write_text
+
+    profile = loads[0].world.profile
+    assert profile is not None, "engine fixed has no tokens"
+    correction = correct(profile, loads)
+    done = corrected_profile(profile, correction, files, [load.name for load in loads], command_line())
+    write_text(out, done.model_dump_json(indent=2, exclude_none=True) + "\n")
+    return done, correction
+
+
+def say_correction(correction: LoadCorrection) -> None:
+    """Print what was corrected, and how close the profile is now."""
+    factor, fixed, outside = correction.factor, correction.fixed_s, correction.front_end_s
+    what = "steps take" if fixed is None else "steps, but for their fixed part, take"
+    say(f"{what} {factor.value:.3f} ± {factor.half_width:.3f} times what the profile says (95 %)")
+    if fixed is not None:
+        say(f"the fixed part of a step is {fixed.value * 1e3:.3g} ± {fixed.half_width * 1e3:.2g} ms")
+    say(f"a request spends {outside.value * 1e3:.3g} ± {outside.half_width * 1e3:.2g} ms outside the engine", "")
+    rows = [
+        (
+            each.load,
+            metric_words(each.metric),
+            _value(each.metric, each.measured),
+            f"{each.before:+.1%}",
+            f"{each.after:+.1%}",
+        )
+        for each in correction.checked
+    ]
+    print_rich(rich_rows(("run", "", "measured", "error before", "after"), rows))
+
+
+def correction_json(profile: Profile, correction: LoadCorrection) -> dict[str, Any]:
+    """Return a correction as plain data."""
+    fixed = correction.fixed_s
+    return {
+        "schema_version": 1,
+        "profile": profile.name,
+        "factor": {"value": correction.factor.value, "half_width": correction.factor.half_width},
+        "fixed_s": None if fixed is None else {"value": fixed.value, "half_width": fixed.half_width},
+        "front_end_s": {
+            "value": correction.front_end_s.value,
+            "half_width": correction.front_end_s.half_width,
+        },
+        "checked": [
+            {
+                "run": each.load,
+                "metric": each.metric,
+                "measured": each.measured,
+                "error_before": each.before,
+                "error_after": each.after,
+            }
+            for each in correction.checked
+        ],
+    }

@@ -1,0 +1,324 @@
+"""``loraplan observe``: traffic from an engine's metrics, and the metrics beside its simulation."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from sim.cli.commands.bench_command import say_correction
+from sim.cli.commands.init_command import gpu_setting
+from sim.cli.options import JsonOption, QuietOption, takes
+from sim.cli.output import message, print_rich, rich_rows, say, say_json
+from sim.errors import InputError, LoraplanError, ScenarioError
+
+if TYPE_CHECKING:
+    from calibrate.fit.load_correction import LoadCorrection
+    from sim.spec.scenario import Scenario
+    from sim.studies.dashboards.engine_metrics import Role
+    from sim.studies.dashboards.metric_files import MetricPage
+    from sim.studies.dashboards.observed_comparison import ComparedMetric, ObservedComparison
+    from sim.studies.dashboards.observed_draft import ObservedScenario
+    from sim.studies.dashboards.observed_service import ObservedService
+    from sim.studies.drafting.draft import Draft
+
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+_LIMIT_S = 30.0
+_SHORTEST_S = 1.0
+_FITTED: tuple[Role, ...] = ("itl", "ttft")
+_FIT_REQUESTS = 2_000
+
+
+@dataclass(frozen=True)
+class ObserveOptions:
+    """The options of ``loraplan observe``."""
+
+    prometheus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHERE",
+            help="A file with the text of /metrics, or the JSON of Prometheus' query_range, or a server's address. "
+            "Repeatable: of two texts, what happened in between.",
+        ),
+    ] = None
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="The time that the counts are for, such as 10min, if the files don't say it. Of an address: wait so "
+            "long, and read it twice.",
+        ),
+    ] = None
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="SCENARIO", help="A scenario of these servers; only its traffic is replaced."),
+    ] = None
+    from_vllm: Annotated[
+        str | None,
+        typer.Option(
+            "--from-vllm", "--from-sglang", metavar="TEXT", help='Their command line: "vllm serve MODEL --enable-lora".'
+        ),
+    ] = None
+    gpu: Annotated[str | None, typer.Option(help="Their GPU, such as h100-80gb.")] = None
+    fit_profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Correct the profile's step costs by the measured latencies, write it, and use it.",
+        ),
+    ] = None
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The scenario to write; it must not exist.")] = Path(
+        "observed.yaml"
+    )
+    json: JsonOption = False
+    quiet: QuietOption = False
+
+
+@takes(ObserveOptions)
+def observe(options: ObserveOptions) -> None:
+    """Write a scenario with the traffic that an engine's metrics show, and compare them with its simulation.
+
+    Example: loraplan observe --prometheus metrics.txt --base my-scenario.yaml
+    """
+    from sim.spec.scenario_file import load_scenario
+    from sim.studies.dashboards.metric_files import readings_of
+    from sim.studies.dashboards.observed_comparison import compare_observed
+    from sim.studies.dashboards.observed_draft import ObservedScenario, write_observed
+    from sim.studies.dashboards.observed_service import observed_service
+    from sim.studies.training.adapter_scenario import check_target
+
+    _check(options)
+    check_target(options.out)
+    base = None if options.base is None else load_scenario(options.base)
+    window_s = None if options.window is None else _window(options.window)
+    readings = readings_of(_pages(options.prometheus or [], window_s, options.quiet), window_s)
+    service = observed_service(readings)
+    observed = ObservedScenario(options.out, service, readings, base)
+    for note in write_observed(observed, _draft(options)):
+        message(f"note: {note}", options.quiet)
+    correction = None
+    try:
+        scenario = load_scenario(str(options.out)).scenario
+        if options.fit_profile is not None:
+            correction = _correct(options, observed, scenario, options.fit_profile)
+            write_observed(observed, _draft(options, options.fit_profile))
+            scenario = load_scenario(str(options.out)).scenario
+        comparison = compare_observed(service, scenario)
+    except InputError as error:
+        if not isinstance(error, ScenarioError):
+            raise
+        message(f"note: not simulated: {error}", options.quiet)  # the draft needs a hand
+        say(f"scenario {options.out}")
+        return
+    if options.json:
+        say_json(_as_json(options.out, service, comparison))
+        return
+    _print(service, readings.said, comparison, options)
+    if correction is not None:
+        say("")
+        say_correction(correction)
+    _say_next(options)
+
+
+def _check(options: ObserveOptions) -> None:
+    if not options.prometheus:
+        raise InputError(
+            "nothing to read",
+            key="--prometheus",
+            allowed="a file with the text of /metrics, JSON of /api/v1/query_range, or an address such as "
+            "http://host:8000",
+        )
+    if options.base is not None and (options.from_vllm is not None or options.gpu is not None):
+        given = "--from-vllm" if options.from_vllm is not None else "--gpu"
+        raise InputError("the base scenario says what the servers are", key=given, hint="leave out --base, or this")
+    addresses = [where for where in options.prometheus if _ADDRESS.match(where)]
+    if addresses and len(options.prometheus) > 1:
+        raise InputError("give one address, or files", key="--prometheus", got=", ".join(options.prometheus))
+
+
+def _window(text: str) -> float:
+    from sim.spec.units import parse_seconds
+
+    try:
+        seconds = parse_seconds(text)
+    except ValueError as error:
+        raise InputError(str(error), key="--window", got=text, allowed="a time such as 10min") from None
+    if seconds <= 0:
+        raise InputError("must be more than 0", key="--window", got=text, allowed="a time such as 10min")
+    return seconds
+
+
+def _pages(where: list[str], window_s: float | None, quiet: bool) -> list[MetricPage]:
+    from sim.studies.dashboards.metric_files import page_of_file
+
+    if not _ADDRESS.match(where[0]):
+        return [page_of_file(Path(file)) for file in where]
+    first = _fetched(where[0])
+    if window_s is None or first.content.lstrip()[:1] == b"{":
+        return [first]
+    message(f"reading {first.name} again in {window_s:g} s", quiet)
+    time.sleep(max(window_s - (time.time() - first.at_s), _SHORTEST_S))
+    return [first, _fetched(where[0])]
+
+
+def _fetched(url: str) -> MetricPage:
+    """Read an address once; without a path, that of ``/metrics``."""
+    from calibrate.serve.connection import Host, run_or_stop
+    from calibrate.serve.http_answer import Broken
+    from sim.studies.dashboards.metric_files import PAGE_BYTES, MetricPage
+
+    parts = urlsplit(url)
+    path = parts.path if parts.path not in ("", "/") else "/metrics"
+    target = f"{path}?{parts.query}" if parts.query else path
+    host = Host(f"{parts.scheme}://{parts.netloc}")
+
+    async def read() -> tuple[int, bytes]:
+        try:
+            return await host.get(target, _LIMIT_S, PAGE_BYTES)
+        finally:
+            await host.close()
+
+    try:
+        status, content = run_or_stop(read())
+    except (Broken, OSError) as error:
+        raise LoraplanError(f"{host.url}{target}: can't be read: {error}") from None
+    if status != 200:
+        raise InputError(
+            "no metrics at this address", key="--prometheus", got=f"{host.url}{target}: status {status}", allowed="200"
+        )
+    return MetricPage(f"{host.url}{path}", content, time.time(), is_file=False)
+
+
+def _draft(options: ObserveOptions, fitted: Path | None = None) -> Draft:
+    """Return a draft with what the user says of the servers.
+
+    :param fitted: the corrected profile, once it is there.
+    """
+    from sim.spec.engine_flags.command_reading import Setting, read_command
+    from sim.studies.drafting.draft import Draft
+
+    draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", options.out.stem).strip("-._")[:64] or "observed")
+    if fitted is not None:
+        path = os.path.relpath(fitted.resolve(), options.out.parent.resolve())
+        path = path if os.sep in path else f".{os.sep}{path}"
+        draft.add([Setting("fleet.profile", path, "corrected by these metrics")])
+    if options.gpu is not None:
+        draft.add([gpu_setting(options.gpu)])
+    if options.from_vllm is not None:
+        draft.add_command(read_command(options.from_vllm))
+    return draft
+
+
+def _correct(options: ObserveOptions, observed: ObservedScenario, scenario: Scenario, profile: Path) -> LoadCorrection:
+    """Correct the scenario's profile by the measured latencies, and write it.
+
+    :raises InputError: where the metrics have no latencies.
+    """
+    from calibrate.fit.load_correction import MeasuredLoad
+    from sim.cli.commands.bench_command import write_correction
+    from sim.cli.commands.fit_command import check_profile_target
+    from sim.studies.dashboards.observed_comparison import observed_world
+
+    check_profile_target(profile, "--fit-profile")
+    found = {role: observed.service.histograms.get(role) for role in _FITTED}
+    missing = [role for role, histogram in found.items() if histogram is None]
+    if missing:
+        raise InputError("these metrics lack latencies to correct by", key="--fit-profile", got=", ".join(missing))
+    means = {f"{role}_mean_s": histogram for role, histogram in found.items() if histogram is not None}
+    load = MeasuredLoad(
+        observed.readings.said,
+        observed_world(scenario, _FIT_REQUESTS),
+        {name: histogram.mean for name, histogram in means.items()},
+        {name: histogram.half_width() for name, histogram in means.items()},
+    )
+    files = [Path(where) for where in options.prometheus or [] if not _ADDRESS.match(where)]
+    return write_correction([load], files, profile)[1]
+
+
+def _as_json(path: Path, service: ObservedService, comparison: ObservedComparison) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "scenario": str(path),
+        "engine": service.engine,
+        "servers": service.servers,
+        "seconds": service.seconds,
+        "requests": service.finished,
+        "offered_rps": service.offered_rps,
+        "adapters": len(service.adapters.names),
+        "metrics": {
+            row.name: {
+                "measured": row.measured,
+                "simulated": row.simulated,
+                "error": row.error,
+                **({} if row.bucket is None else {"bucket": [row.bucket.low, row.bucket.high], "within": row.within}),
+            }
+            for row in comparison.rows
+        },
+        "notes": list(comparison.notes),
+    }
+
+
+def _print(service: ObservedService, said: str, comparison: ObservedComparison, options: ObserveOptions) -> None:
+    from sim.spec.units import human_seconds
+
+    say(
+        f"{service.finished:,.0f} requests in {human_seconds(service.seconds)}, {service.offered_rps:.3g}/s, "
+        f"from {service.servers} {'server' if service.servers == 1 else 'servers'} of {service.engine}",
+        f"  {said}",
+        "",
+    )
+    rows = [(_words(row), *_cells(row)) for row in comparison.rows]
+    print_rich(rich_rows(("", "measured", "between", "simulated", "difference"), rows))
+    say("")
+    for note in comparison.notes:
+        message(f"note: {note}", options.quiet)
+
+
+def _say_next(options: ObserveOptions) -> None:
+    if options.fit_profile is not None:
+        say("", f"profile  {options.fit_profile}")
+    say(f"scenario {options.out}", f"next     loraplan plan {options.out} --minimize cache.gpu.slots=1..16")
+
+
+_NAMES = {
+    "requests_per_s": "requests/s",
+    "output_tokens_per_s": "output tokens/s",
+    "in_flight": "requests under way",
+    "running": "running requests",
+    "waiting": "waiting requests",
+    "prefix_hits": "prompt tokens cached",
+}
+
+
+def _words(row: ComparedMetric) -> str:
+    if row.name in _NAMES:
+        return _NAMES[row.name]
+    kind, which, _ = row.name.split("_")
+    return f"{which} {kind.upper()}"
+
+
+def _cells(row: ComparedMetric) -> tuple[str, str, str, str]:
+    between = "" if row.bucket is None else f"{_edge(row.bucket.low)} … {_edge(row.bucket.high)}"
+    difference = "within" if row.within else "" if row.error is None else f"{row.error:+.1%}"
+    about = "≈ " if row.bucket is not None else ""
+    return f"{about}{_value(row, row.measured)}", between, _value(row, row.simulated), difference
+
+
+def _value(row: ComparedMetric, value: float) -> str:
+    from sim.spec.units import human_seconds
+
+    if row.unit == "s":
+        return human_seconds(value)
+    return f"{value:.1%}" if row.unit == "%" else f"{value:,.3g}"
+
+
+def _edge(seconds: float) -> str:
+    from sim.spec.units import human_seconds
+
+    return "∞" if seconds == float("inf") else human_seconds(seconds)

@@ -1,0 +1,1 @@
+"""Result files of benchmark clients: read, simulated, and compared."""

@@ -1,0 +1,103 @@
+"""Puts what metrics measured beside what the simulated scenario does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sim.spec.scenario import Scenario
+from sim.studies.dashboards.bucket_histogram import BucketQuantile
+from sim.studies.dashboards.observed_service import ObservedService
+from sim.studies.fidelity.predicted_service import Latency, PredictedService, predict_service
+from sim.world.build import build_world
+from sim.world.world import World
+
+SIMULATED_REQUESTS, REPLICATIONS = 5_000, 4
+QUANTILES = (0.5, 0.9, 0.99)
+
+_LATENCIES: tuple[Latency, ...] = ("ttft", "itl", "tpot", "e2e")
+"""Not the time in queue: vLLM's begins when the engine takes a request, after the step that was running."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedMetric:
+    """One row.
+
+    :ivar name: such as ``ttft_p50_s``; ``unit``: ``s``, ``1/s``, ``1`` or ``%``.
+    :ivar measured: the value; of a quantile, one that is interpolated within ``bucket``.
+    :ivar simulated: NaN where the simulation has none.
+    """
+
+    name: str
+    unit: str
+    measured: float
+    simulated: float
+    bucket: BucketQuantile | None = None
+
+    @property
+    def error(self) -> float | None:
+        """Simulated over measured, minus 1; None for a quantile whose bucket holds the simulated value."""
+        if self.within or not self.measured or not math.isfinite(self.simulated):
+            return None
+        return self.simulated / self.measured - 1
+
+    @property
+    def within(self) -> bool:
+        """Whether buckets can't tell the simulated value from the measured one."""
+        return self.bucket is not None and self.bucket.holds(self.simulated)
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedComparison:
+    """All rows, and what the simulation has to say.
+
+    :ivar notes: of the simulator, on the scenario.
+    """
+
+    rows: tuple[ComparedMetric, ...]
+    predicted: PredictedService
+    notes: tuple[str, ...]
+
+
+def observed_world(scenario: Scenario, requests: int = SIMULATED_REQUESTS) -> World:
+    """Return the world of a scenario of measured traffic, with so many requests at most."""
+    few = min(scenario.workload.requests or requests, requests)
+    workload = scenario.workload.model_copy(update={"requests": few, "duration": None})
+    return build_world(scenario.model_copy(update={"workload": workload}))
+
+
+def compare_observed(service: ObservedService, scenario: Scenario) -> ObservedComparison:
+    """Simulate a scenario of the measured traffic, and compare.
+
+    Engines take the time of a request from its arrival in the API server, so what a profile knows of the time between
+    client and engine counts for TTFT and E2E.
+    """
+    world = observed_world(scenario)
+    outside_s = 0.0 if world.profile is None else world.profile.front_end_s
+    predicted = predict_service(world, REPLICATIONS, outside_s)
+    return ObservedComparison(tuple(_rows(service, predicted)), predicted, world.notes)
+
+
+def _rows(service: ObservedService, predicted: PredictedService) -> Iterator[ComparedMetric]:
+    yield ComparedMetric("requests_per_s", "1/s", service.finished / service.seconds, predicted.requests_per_s)
+    if service.output_total is not None:
+        measured = service.output_total / service.seconds
+        yield ComparedMetric("output_tokens_per_s", "1/s", measured, predicted.output_tokens_per_s)
+    if service.in_flight is not None:
+        yield ComparedMetric("in_flight", "1", service.in_flight, predicted.running + predicted.waiting)
+    if service.running is not None:
+        yield ComparedMetric("running", "1", service.running, predicted.running)
+    if service.waiting is not None:
+        yield ComparedMetric("waiting", "1", service.waiting, predicted.waiting)
+    for kind in _LATENCIES:
+        histogram = service.histograms.get(kind)
+        if histogram is None:
+            continue
+        yield ComparedMetric(f"{kind}_mean_s", "s", histogram.mean, predicted.mean(kind))
+        for share in QUANTILES:
+            bucket = histogram.quantile(share)
+            simulated = predicted.quantile(kind, share)
+            yield ComparedMetric(f"{kind}_p{share * 100:.0f}_s", "s", bucket.value, simulated, bucket)
+    if service.prefix_hits is not None and predicted.prefix_hits is not None:
+        yield ComparedMetric("prefix_hits", "%", service.prefix_hits, predicted.prefix_hits)

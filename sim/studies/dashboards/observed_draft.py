@@ -1,0 +1,195 @@
+"""Turns what metrics tell into a scenario, in which every value says whether it was measured or is assumed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sim.results.run_directory.result_files import write_text
+from sim.spec.engine_flags.command_reading import Setting
+from sim.spec.profile_choice import DEFAULT_GPU
+from sim.spec.scenario_file import LoadedScenario
+from sim.studies.dashboards.observed_lengths import lengths_of, lengths_text
+from sim.studies.dashboards.observed_service import ObservedService
+from sim.studies.dashboards.readings import Readings
+from sim.studies.drafting.draft import Draft, write_draft
+
+REQUESTS = 20_000
+_FEWEST_CACHED = 0.01
+_ASSUMED_ADAPTERS = 100
+_TAIL = 5.0
+_KV_DIFFERS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedScenario:
+    """Where a scenario goes, and what it is made of.
+
+    :ivar base: the scenario that it builds on; None: fleet and adapters are drafted too.
+    :ivar lengths: the file for lengths, beside the scenario.
+    """
+
+    path: Path
+    service: ObservedService
+    readings: Readings
+    base: LoadedScenario | None
+
+    @property
+    def lengths(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}-lengths.csv")
+
+
+def write_observed(observed: ObservedScenario, draft: Draft) -> list[str]:
+    """Write the scenario and its lengths, and return notes.
+
+    :param draft: with what is known besides, such as a command line; metrics come after it for the fleet, before it
+        for the traffic.
+    """
+    service, readings = observed.service, observed.readings
+    draft.made_by = "loraplan observe"
+    draft.comments.insert(0, f"From {readings.said}. Time: {readings.timing}.")
+    draft.add([*_traffic(observed), *_lengths(observed)])
+    if observed.base is None:
+        draft.add([*_adapters(service), *_fleet(service)])
+    else:
+        draft.extends = _extended(observed.base, observed.path)
+        draft.add(_count_of(observed.base, service))
+        draft.comments += _differences(service, observed.base)
+    return write_draft(draft, observed.path)
+
+
+def _extended(base: LoadedScenario, path: Path) -> str:
+    source = Path(base.source)
+    return os.path.relpath(source.resolve(), path.parent.resolve()) if source.is_file() else base.source
+
+
+def _traffic(observed: ObservedScenario) -> Iterator[Setting]:
+    service = observed.service
+    if observed.base is not None and observed.base.scenario.workload.trace is not None:
+        yield Setting("workload.trace", None, "the traffic below replaces the trace")
+    if observed.base is None or observed.base.scenario.workload.requests is None:
+        yield Setting("workload.requests", REQUESTS, "how much to simulate: choose")
+    grown = service.offered - service.finished
+    more = f" and {grown:+,.0f} under way" if abs(grown) >= 1 else ""
+    ended = f"{service.finished:,.0f} requests ended{more} in {service.seconds:,.0f} s"
+    said = f"measured: {ended}; assumed: independent users"
+    yield Setting("workload.arrivals", {"process": "poisson", "rate": f"{service.offered_rps:.6g}/s"}, said)
+    shares = service.adapters.shares
+    if shares:
+        groups = [{"adapters": 1, "weight": float(share)} for share in sorted(shares.values(), reverse=True)]
+        yield Setting(
+            "workload.popularity",
+            {"law": "groups", "groups": groups},
+            "measured: how often each adapter had a running request; assumed: answers of all are equally long",
+        )
+    elif observed.base is None:
+        yield Setting(
+            "workload.popularity",
+            {"law": "zipf", "exponent": 0.9},
+            "assumed: the metrics don't say which adapter a request was for; a log does (loraplan trace)",
+        )
+
+
+def _lengths(observed: ObservedScenario) -> Iterator[Setting]:
+    service = observed.service
+    prompt, output = (service.histograms.get(role) for role in ("prompt_tokens", "output_tokens"))
+    if prompt is None or output is None:
+        yield from _assumed_lengths(service)
+        return
+    prefix = _prefix_tokens(service, prompt.mean)
+    prompts, outputs = lengths_of(prompt, "prompt"), lengths_of(output, "output")
+    write_text(observed.lengths, lengths_text(prompts.without(prefix), outputs))
+    inside = "assumed: how they lie within the buckets"
+    for key, column, histogram in (("prompt", "input_tokens", prompt), ("output", "output_tokens", output)):
+        yield Setting(
+            f"workload.tokens.{key}",
+            {"law": "empirical", "file": observed.lengths.name, "column": column},
+            f"measured: mean {histogram.mean:,.1f} tokens, and the histogram; {inside}",
+        )
+    yield Setting("workload.tokens.correlation", 0, "assumed: long prompts have answers like all others")
+    if prefix:
+        yield Setting(
+            "workload.prefix",
+            {"shared_by": "adapter", "tokens": prefix},
+            f"measured: {service.prefix_hits:.1%} of the prompt tokens were cached; assumed: they are a text at the "
+            "start of every prompt, one for each adapter, and the other tokens are not shared",
+        )
+
+
+def _prefix_tokens(service: ObservedService, mean: float) -> int:
+    """Return the tokens of a shared text that would give the measured hits; 0 where there were hardly any."""
+    hits = service.prefix_hits
+    return round(hits * mean) if hits is not None and hits >= _FEWEST_CACHED else 0
+
+
+def _assumed_lengths(service: ObservedService) -> Iterator[Setting]:
+    """Yield laws from means alone; without any, the examples of every draft stay."""
+    keys: tuple[Literal["prompt", "output"], ...] = ("prompt", "output")
+    for key in keys:
+        mean = service.mean_tokens(key)
+        if mean is not None and mean >= 1:
+            yield Setting(
+                f"workload.tokens.{key}",
+                {"law": "lognormal", "mean": round(mean, 1), "p99": round(_TAIL * mean, 1)},
+                f"measured: the mean; assumed: a p99 of {_TAIL:g} times it (SGLang tells more with "
+                "--collect-tokens-histogram)",
+            )
+
+
+def _adapters(service: ObservedService) -> Iterator[Setting]:
+    yield from _count(service)
+    if not service.adapters.names:
+        yield Setting("adapters.count", _ASSUMED_ADAPTERS, "assumed: the metrics name no adapter")
+    yield Setting("adapters.rank", 16, "assumed: metrics have no ranks")
+
+
+def _count(service: ObservedService) -> Iterator[Setting]:
+    names = service.adapters.names
+    if service.adapters.shares:
+        said = "measured: adapters with a request when the metrics were read"
+        yield Setting("adapters.count", len(service.adapters.shares), said)
+    elif names:
+        yield Setting("adapters.count", len(names), "measured: names of adapters; assumed: there are no others")
+
+
+def _count_of(base: LoadedScenario, service: ObservedService) -> list[Setting]:
+    """Return the count of adapters where measured weights fix it, or the base has none."""
+    needed = bool(service.adapters.shares) or base.scenario.adapters.count is None
+    mixed = base.scenario.adapters.base_alone
+    return list(_count(service)) if needed and not mixed else []
+
+
+def _fleet(service: ObservedService) -> Iterator[Setting]:
+    yield Setting("fleet.engine", service.engine, "measured: whose metrics these are; assumed: the newest version")
+    yield Setting("fleet.gpu", DEFAULT_GPU, "assumed: metrics don't name the GPU (--gpu)")
+    if service.servers > 1:
+        yield Setting("fleet.replicas", service.servers, "measured: servers whose metrics these are")
+    if service.kv_tokens is not None:
+        yield Setting("fleet.kv_tokens", service.kv_tokens, "measured: the server's KV cache")
+    if service.block_size is not None:
+        yield Setting("fleet.block_size", service.block_size, "measured: cache_config_info")
+    if service.prefix_caching:
+        yield Setting("fleet.prefix_caching", True, "measured: cache_config_info")
+    if service.adapters.slots is not None:
+        yield Setting("cache.gpu.slots", service.adapters.slots, "measured: max_lora")
+    else:
+        yield Setting("cache.gpu.slots", 8, "assumed: the metrics name no max_lora")
+
+
+def _differences(service: ObservedService, base: LoadedScenario) -> Iterator[str]:
+    """Yield in what the servers are not those of the scenario."""
+    scenario = base.scenario
+    slots = service.adapters.slots
+    if slots is not None and scenario.cache.gpu.slots != slots:
+        yield f"The server has max_lora {slots}; cache.gpu.slots of {base.source} is {scenario.cache.gpu.slots}."
+    tokens, known = scenario.fleet.kv_tokens, service.kv_tokens
+    if known is not None and tokens is not None and abs(tokens / known - 1) > _KV_DIFFERS:
+        yield f"The server has {known:,} KV tokens; fleet.kv_tokens of {base.source} is {tokens:,}."
+    if service.prefix_caching is not None and scenario.fleet.prefix_caching != service.prefix_caching:
+        yield f"The server {'caches' if service.prefix_caching else 'does not cache'} prefixes, unlike {base.source}."
+    if service.servers != scenario.fleet.replicas:
+        replicas = scenario.fleet.replicas
+        yield f"The metrics are of {service.servers} servers; fleet.replicas of {base.source} is {replicas}."

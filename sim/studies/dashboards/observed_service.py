@@ -1,0 +1,268 @@
+"""What readings say of the traffic that servers had, and of how they served it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sim.errors import InputError
+from sim.studies.dashboards.bucket_histogram import BucketHistogram
+from sim.studies.dashboards.engine_metrics import (
+    CACHE_CONFIG,
+    LORA_INFO,
+    SGLANG_KV_TOKENS,
+    SGLANG_SLOTS,
+    Role,
+    counter_name,
+    engine_of,
+    gauge_name,
+    histogram_name,
+)
+from sim.studies.dashboards.metrics_text import Labels
+from sim.studies.dashboards.readings import Readings
+
+ABORTED = ("abort", "error")
+"""Values of ``finished_reason`` of requests that did not end with an answer."""
+
+ENOUGH_READINGS = 20
+"""Readings whose mean says something of a gauge between them."""
+
+_SERVER = ("instance", "pod", "engine", "tp_rank", "dp_rank")
+_MOST_KV_TOKENS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedAdapters:
+    """Adapters, as ``vllm:lora_requests_info`` names them.
+
+    :ivar names: those that were seen with a request, sorted.
+    :ivar shares: of the readings, by adapter: in how many it had a request; empty where there are too few readings.
+    :ivar slots: ``max_lora``.
+    """
+
+    names: tuple[str, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
+    slots: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedService:
+    """What metrics tell.
+
+    :ivar engine: ``vllm`` or ``sglang``.
+    :ivar servers: engines whose metrics these are.
+    :ivar seconds: the time that counts refer to.
+    :ivar finished: requests that ended with an answer; ``aborted``: that did not.
+    :ivar offered: requests that came in that time: those that ended, and by how much more are under way now.
+    :ivar in_flight: mean requests under way, by Little's law from the sum of their times; None without these.
+    :ivar running, waiting, kv_usage: means of readings, the first two of all servers together; None of few readings,
+        which tell what was at these moments alone.
+    :ivar prompt_total, output_total: tokens of all requests.
+    :ivar histograms: by role; latencies in seconds.
+    :ivar prefix_hits: share of prompt tokens that were found cached; None without a prefix cache.
+    :ivar kv_tokens, block_size, prefix_caching: of one server's KV cache, where they are told.
+    """
+
+    engine: str
+    servers: int
+    seconds: float
+    finished: float
+    aborted: float
+    offered: float
+    in_flight: float | None
+    running: float | None
+    waiting: float | None
+    kv_usage: float | None
+    preemptions: float | None
+    prompt_total: float | None
+    output_total: float | None
+    histograms: Mapping[Role, BucketHistogram]
+    prefix_hits: float | None
+    adapters: ObservedAdapters
+    kv_tokens: int | None
+    block_size: int | None
+    prefix_caching: bool | None
+
+    @property
+    def offered_rps(self) -> float:
+        """Requests per second that came."""
+        return self.offered / self.seconds
+
+    def mean_tokens(self, which: Literal["prompt", "output"]) -> float | None:
+        """Return mean tokens of a request's prompt or answer; None where nothing tells them."""
+        histogram = self.histograms.get("prompt_tokens" if which == "prompt" else "output_tokens")
+        if histogram is not None:
+            return histogram.mean
+        total = self.prompt_total if which == "prompt" else self.output_total
+        return None if total is None else total / self.finished
+
+
+def observed_service(readings: Readings) -> ObservedService:
+    """Return what readings tell.
+
+    :raises InputError: where they lack what no traffic can be described without.
+    """
+    names = readings.names
+    engine = engine_of(names)
+    assert engine is not None, "readings have metrics of an engine"
+    if readings.seconds is None or readings.seconds <= 0:
+        raise InputError(
+            "nothing says over what time these counts grew",
+            key="--window",
+            allowed="two readings, or process_start_time_seconds in one",
+            hint="say how long the server has run: --window 2h",
+        )
+    finished_name = counter_name("finished", names)
+    if finished_name is None:
+        raise _missing("the count of finished requests", "vllm:request_success_total or sglang:num_requests_total")
+    aborted = sum(
+        readings.growth((finished_name, labels))
+        for labels in readings.labels_of(finished_name)
+        if dict(labels).get("finished_reason") in ABORTED
+    )
+    finished = readings.total_growth(finished_name) - aborted
+    if finished < 1:
+        raise InputError("no request ended in this time", key=finished_name, got=finished, allowed="1 and more")
+    histograms = dict(_histograms(readings))
+    queries, hits = (_growth(readings, role) for role in ("prefix_queries", "prefix_hits"))
+    config = _cache_config(readings)
+    enough = len(readings.times) >= ENOUGH_READINGS
+    return ObservedService(
+        engine=engine,
+        servers=_servers(readings, finished_name),
+        seconds=readings.seconds,
+        finished=finished,
+        aborted=aborted,
+        offered=max(finished + _grown_queue(readings), 1.0),
+        in_flight=histograms["e2e"].total / readings.seconds if "e2e" in histograms else None,
+        running=_gauge(readings, "running") if enough else None,
+        waiting=_gauge(readings, "waiting") if enough else None,
+        kv_usage=_kv_usage(readings) if enough else None,
+        preemptions=_growth(readings, "preemptions"),
+        prompt_total=_growth(readings, "prompt_total"),
+        output_total=_growth(readings, "output_total"),
+        histograms=histograms,
+        prefix_hits=min(hits / queries, 1.0) if queries and hits is not None else None,
+        adapters=_adapters(readings),
+        kv_tokens=config[0],
+        block_size=config[1],
+        prefix_caching=config[2],
+    )
+
+
+def _missing(what: str, name: str) -> InputError:
+    return InputError(f"{what} is not among these metrics", key=name, hint="take the whole page of /metrics")
+
+
+def _growth(readings: Readings, role: Role) -> float | None:
+    name = counter_name(role, readings.names)
+    return None if name is None else readings.total_growth(name)
+
+
+def _gauge(readings: Readings, role: Role) -> float | None:
+    name = gauge_name(role, readings.names)
+    return None if name is None else readings.mean_gauge(name)
+
+
+def _kv_usage(readings: Readings) -> float | None:
+    name = gauge_name("kv_usage", readings.names)
+    total = None if name is None else readings.mean_gauge(name)
+    return None if name is None or total is None else total / max(1, len(set(readings.labels_of(name))))
+
+
+def _grown_queue(readings: Readings) -> float:
+    """Return by how much more requests are under way in the last reading than in the first."""
+    if readings.since_start:
+        return sum(_gauge(readings, role) or 0.0 for role in ("running", "waiting"))
+    grown = 0.0
+    for role in ("running", "waiting"):
+        name = gauge_name(role, readings.names)
+        for labels in readings.labels_of(name) if name else ():
+            points = readings.series[name, labels] if name else ()
+            grown += points[-1][1] - points[0][1]
+    return grown
+
+
+def _servers(readings: Readings, name: str) -> int:
+    chosen = gauge_name("running", readings.names) or name
+    return len({tuple(dict(labels).get(key) for key in _SERVER) for labels in readings.labels_of(chosen)})
+
+
+def _histograms(readings: Readings) -> Iterator[tuple[Role, BucketHistogram]]:
+    roles: tuple[Role, ...] = ("prompt_tokens", "output_tokens", "ttft", "itl", "tpot", "e2e")
+    for role in roles:
+        name = histogram_name(role, readings.names)
+        found = None if name is None else _histogram(readings, name)
+        if found is not None and found.count > 0:
+            yield role, found
+
+
+def _histogram(readings: Readings, name: str) -> BucketHistogram | None:
+    """Return the growth of a histogram, all series together; None for one without buckets."""
+    cumulative: dict[float, float] = {}
+    for labels in readings.labels_of(f"{name}_bucket"):
+        try:
+            bound = float(dict(labels).get("le", ""))
+        except ValueError:
+            continue
+        cumulative[bound] = cumulative.get(bound, 0.0) + readings.growth((f"{name}_bucket", labels))
+    count = readings.total_growth(f"{name}_count")
+    if not cumulative or count <= 0:
+        return None
+    cumulative[math.inf] = max(count, cumulative.get(math.inf, 0.0))
+    bounds = sorted(bound for bound in cumulative if not math.isnan(bound))
+    counts, below = [], 0.0
+    for bound in bounds:
+        counts.append(max(cumulative[bound] - below, 0.0))  # buckets of one scrape may be of different moments
+        below = max(below, cumulative[bound])
+    return BucketHistogram(tuple(bounds), tuple(counts), readings.total_growth(f"{name}_sum"))
+
+
+def _cache_config(readings: Readings) -> tuple[int | None, int | None, bool | None]:
+    """Return tokens and block size of the KV cache, and whether prefixes are cached."""
+    for labels in readings.labels_of(CACHE_CONFIG):
+        info = dict(labels)
+        size, blocks = (
+            int(text) if (text := info.get(key, "")).isascii() and text.isdigit() and len(text) < 11 else 0
+            for key in ("block_size", "num_gpu_blocks")
+        )
+        caching = {"True": True, "False": False}.get(info.get("enable_prefix_caching", ""))
+        tokens = size * blocks
+        return (tokens if 0 < tokens <= _MOST_KV_TOKENS else None), size or None, caching
+    for labels in readings.labels_of(SGLANG_KV_TOKENS):
+        return int(readings.last((SGLANG_KV_TOKENS, labels))) or None, None, None
+    return None, None, None
+
+
+def _adapters(readings: Readings) -> ObservedAdapters:
+    """Read the names of adapters and the number of slots.
+
+    At each time the series with the highest value is the current one; the others are what was before.
+    """
+    names: set[str] = set()
+    slots: list[int] = []
+    current: dict[tuple[float, Labels], tuple[float, Labels]] = {}
+    for labels in readings.labels_of(LORA_INFO):
+        info = dict(labels)
+        names |= _split(info.get("running_lora_adapters", "")) | _split(info.get("waiting_lora_adapters", ""))
+        if info.get("max_lora", "").isascii() and info.get("max_lora", "").isdigit():
+            slots.append(int(info["max_lora"][:9]))
+        server = tuple((key, info.get(key, "")) for key in _SERVER)
+        for at_s, value in readings.series[LORA_INFO, labels]:
+            if value > current.get((at_s, server), (-1.0, ()))[0]:
+                current[at_s, server] = value, labels
+    slots += [int(readings.last((SGLANG_SLOTS, labels))) for labels in readings.labels_of(SGLANG_SLOTS)]
+    counts: dict[str, int] = {}
+    for _, labels in current.values():
+        for name in _split(dict(labels).get("running_lora_adapters", "")):
+            counts[name] = counts.get(name, 0) + 1
+    total = sum(counts.values())
+    enough = len(current) >= ENOUGH_READINGS and total >= ENOUGH_READINGS
+    shares = {name: count / total for name, count in sorted(counts.items())} if enough else {}
+    return ObservedAdapters(tuple(sorted(names)), shares, max((slot for slot in slots if slot > 0), default=None))
+
+
+def _split(names: str) -> set[str]:
+    return {name for name in names.split(",") if name}

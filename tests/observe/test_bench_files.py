@@ -1,0 +1,176 @@
+"""Results of benchmark clients: what is read from each form, and what errors say."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim.errors import InputError
+from sim.studies.benchmarks.bench_files import read_bench
+from sim.studies.benchmarks.bench_run import BenchRun, ClosedLoad, OpenLoad
+
+
+def run_of(file: Path) -> BenchRun:
+    (run,) = read_bench(file)
+    return run
+
+
+def data_of(samples: Path, name: str) -> Any:
+    return json.loads((samples / name).read_text(encoding="utf-8"))
+
+
+def written(folder: Path, data: Any) -> Path:
+    file = folder / "result.json"
+    file.write_text(json.dumps(data), encoding="utf-8")
+    return file
+
+
+def test_vllm_bench_in_a_closed_loop(samples: Path) -> None:
+    run, data = run_of(samples / "vllm-closed.json"), data_of(samples, "vllm-closed.json")
+    assert (run.tool, run.load, run.completed, run.model) == ("vllm bench serve", ClosedLoad(4), 60, "base")
+    # latencies by row are what the tool itself concludes
+    for kind, said in (("ttft", "ttft"), ("tpot", "tpot"), ("itl", "itl")):
+        for which, name in (("mean", "mean"), ("p50", "median"), ("p99", "p99")):
+            assert run.measured[f"{kind}_{which}_s"] * 1e3 == pytest.approx(data[f"{name}_{said}_ms"], rel=2e-3)
+    assert run.measured["e2e_mean_s"] == pytest.approx(np.mean(data["latencies"]), rel=1e-4)
+    assert run.prompt.mean == pytest.approx(np.mean(data["input_lens"]))
+
+
+def test_vllm_bench_in_an_open_loop(samples: Path) -> None:
+    run = run_of(samples / "vllm-open.json")
+    assert run.load == OpenLoad(3.0)
+    assert run.rows is not None
+    assert run.rows.start_s[0] == 0
+    assert (np.diff(run.rows.start_s) >= 0).all()
+    assert len(run.rows.start_s) / run.rows.start_s[-1] == pytest.approx(3, rel=0.3)
+
+
+def test_vllm_bench_without_details(samples: Path, tmp_path: Path) -> None:
+    run, data = run_of(samples / "vllm-closed-12.json"), data_of(samples, "vllm-closed-12.json")
+    assert run.rows is None
+    assert run.measured["ttft_p99_s"] * 1e3 == pytest.approx(data["p99_ttft_ms"])
+    half_width = 1.96 * data["std_ttft_ms"] / 1e3 / math.sqrt(80)
+    assert run.errors["ttft_mean_s"] == pytest.approx(half_width)
+    both = tmp_path / "appended.json"
+    both.write_text("".join(json.dumps({**data, "max_concurrency": cap}) + "\n" for cap in (2, None)), encoding="utf-8")
+    assert [each.load for each in read_bench(both)] == [ClosedLoad(2), ClosedLoad(80)]
+    bursty = {**data, "request_rate": 5.0, "burstiness": 0.25}
+    assert run_of(written(tmp_path, bursty)).load == OpenLoad(5.0, 0.25, 12)
+
+
+def test_guidellm(samples: Path, tmp_path: Path) -> None:
+    run = run_of(samples / "guidellm.json")
+    assert (run.tool, run.load, run.completed, run.model) == ("GuideLLM", ClosedLoad(3), 24, "base")
+    metrics = data_of(samples, "guidellm.json")["benchmarks"][0]["metrics"]
+    for kind, name, scale in (
+        ("ttft", "time_to_first_token_ms", 1e-3),
+        ("tpot", "inter_token_latency_ms", 1e-3),
+        ("e2e", "request_latency", 1.0),
+    ):
+        wanted = metrics[name]["successful"]["mean"] * scale
+        assert run.measured[f"{kind}_mean_s"] == pytest.approx(wanted, rel=0.01 if kind != "tpot" else 0.1)
+    data = data_of(samples, "guidellm.json")
+    (benchmark,) = data["benchmarks"]
+    sampled = copy.deepcopy(benchmark)
+    sampled["requests"]["successful"] = sampled["requests"]["successful"][:3]  # GuideLLM can keep a sample of requests
+    sampled["config"]["strategy"] = {"type_": "poisson", "rate": 2.5, "max_concurrency": None}
+    old = copy.deepcopy(sampled)
+    old["args"] = {"strategy": {"type_": "constant", "rate": 2.0}}
+    del old["config"]
+    runs = read_bench(written(tmp_path, {**data, "benchmarks": [benchmark, sampled, old]}))
+    assert [each.load for each in runs] == [ClosedLoad(3), OpenLoad(2.5), OpenLoad(2.0, math.inf)]
+    assert runs[1].rows is None
+    assert runs[1].measured["ttft_p90_s"] == pytest.approx(
+        metrics["time_to_first_token_ms"]["successful"]["percentiles"]["p90"] / 1e3
+    )
+    assert runs[2].name == "result.json, run 3 of 3"
+
+
+def test_aiperf_and_genai_perf(samples: Path, tmp_path: Path) -> None:
+    new, old = run_of(samples / "aiperf.json"), run_of(samples / "genai-perf.json")
+    assert (new.tool, old.tool) == ("AIPerf", "GenAI-Perf")
+    assert new.load == old.load == ClosedLoad(4)
+    assert new.model == old.model == "base"
+    assert new.measured == old.measured
+    assert new.measured["ttft_p90_s"] == pytest.approx(0.060)
+    assert new.measured["tpot_mean_s"] == pytest.approx(0.0132)
+    assert new.prompt.p99 == 85
+    data = data_of(samples, "aiperf.json")
+    for phase, load in (
+        ({"type": "poisson", "rate": 4.0}, OpenLoad(4.0)),
+        ({"type": "gamma", "rate": 4.0, "smoothness": 2.0, "concurrency": 9}, OpenLoad(4.0, 2.0, 9)),
+        ({"type": "constant", "rate": 4.0}, OpenLoad(4.0, math.inf)),
+    ):
+        data["input_config"]["phases"] = [{"name": "profiling", **phase}]
+        assert run_of(written(tmp_path, data)).load == load
+    data["input_config"] = {"loadgen": {"request_rate": 3.0, "arrival_pattern": "constant"}}
+    assert run_of(written(tmp_path, data)).load == OpenLoad(3.0, math.inf)
+
+
+def test_inference_perf(samples: Path) -> None:
+    stage, rows = run_of(samples / "inference-perf-stage.json"), run_of(samples / "inference-perf-requests.json")
+    assert stage.tool == rows.tool == "inference-perf"
+    assert isinstance(stage.load, OpenLoad)
+    assert stage.load.rate_rps == pytest.approx(3, rel=0.05)
+    data = data_of(samples, "inference-perf-stage.json")["successes"]["latency"]
+    assert stage.measured["ttft_p50_s"] == data["time_to_first_token"]["median"]
+    assert (stage.completed, rows.completed) == (45, 30)
+    first = data_of(samples, "inference-perf-requests.json")[0]
+    assert rows.rows is not None
+    assert rows.rows.ttft_s[0] == pytest.approx(first["computed_metrics"]["time_to_first_token"], abs=1e-3)
+    assert rows.measured["ttft_mean_s"] == pytest.approx(stage.measured["ttft_mean_s"], rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"completed": None}, ["completed", "is missing in a result of vllm bench serve"]),
+        ({"total_input_tokens": "many"}, ["total_input_tokens", "got many", "a number"]),
+        ({"ttfts": [1.0]}, ["start_times", "lists of the same length"]),
+        ({"max_concurrency": -1}, ["max_concurrency", "0 to"]),
+        ({"itls": 3}, ["itls", "a list"]),
+    ],
+)
+def test_a_missing_field_is_named(samples: Path, tmp_path: Path, change: dict[str, Any], parts: list[str]) -> None:
+    file = written(tmp_path, {**data_of(samples, "vllm-closed.json"), **change})
+    with pytest.raises(InputError) as caught:
+        read_bench(file)
+    for part in (str(file), *parts):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("{}", ["is no result of a benchmark that is known", "GuideLLM", "vllm bench serve", "inference-perf"]),
+        ('{"a": 1}\n{"b"\n', ["result.json:2: is not JSON"]),
+        ("", ["is empty"]),
+        ("[1, 2]", ["is no result of a benchmark that is known", "list"]),
+        ('{"benchmarks": []}', ["has no run with a completed request"]),
+        ('{"benchmarks": [{"metrics": {}}]}', ["has no run with a completed request"]),
+        ('{"benchmarks": [3]}', ["benchmarks.0", "a table"]),
+        ("[" * 5000, ["too many brackets"]),
+    ],
+)
+def test_unknown_files_say_what_is_known(tmp_path: Path, content: str, parts: list[str]) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_bench(file)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_units_are_read_not_guessed(samples: Path, tmp_path: Path) -> None:
+    data = data_of(samples, "aiperf.json")
+    data["time_to_first_token"] |= {"unit": "us", "avg": 41_000.0}
+    assert run_of(written(tmp_path, data)).measured["ttft_mean_s"] == pytest.approx(0.041)
+    data["time_to_first_token"]["unit"] = "fortnights"
+    with pytest.raises(InputError, match=r"time_to_first_token\.unit.*fortnights"):
+        read_bench(written(tmp_path, data))

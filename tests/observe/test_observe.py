@@ -1,0 +1,327 @@
+"""``loraplan observe``: metrics of a real vLLM, of older ones and of SGLang become traffic, and are compared."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import CommandLine
+
+from sim.spec.scenario_file import load_scenario
+from sim.studies.dashboards.metric_files import MetricPage, readings_of
+from sim.studies.dashboards.observed_service import observed_service
+from sim.studies.fidelity.predicted_service import predict_service
+from sim.world.build import build_world
+
+START_S = 1_700_000_000.0
+
+
+def page(text: str, at_s: float = START_S, name: str = "m.txt", *, is_file: bool = False) -> MetricPage:
+    return MetricPage(name, text.encode(), at_s, is_file)
+
+
+def counted(requests: int, latency_s: float, tokens: int = 40) -> str:
+    """A page of vLLM V0 after so many equal requests."""
+    rows = [f'vllm:request_success_total{{finished_reason="stop",model_name="m"}} {requests}']
+    for name, value, bounds in (
+        ("vllm:request_prompt_tokens", tokens, (10, 50, 100)),
+        ("vllm:request_generation_tokens", tokens, (10, 50, 100)),
+        ("vllm:time_to_first_token_seconds", latency_s / 4, (0.1, 1, 10)),
+        ("vllm:time_per_output_token_seconds", latency_s / 100, (0.01, 0.1, 1)),
+        ("vllm:e2e_request_latency_seconds", latency_s, (1, 2, 5)),
+    ):
+        rows += [f'{name}_bucket{{le="{bound}"}} {requests if value <= bound else 0}' for bound in bounds]
+        rows += [f'{name}_bucket{{le="+Inf"}} {requests}', f"{name}_sum {requests * value}", f"{name}_count {requests}"]
+    return "\n".join(rows) + "\n"
+
+
+def test_two_pages_of_a_real_vllm_become_a_scenario(loraplan: CommandLine, samples: Path) -> None:
+    pages = [word for name in ("before", "after") for word in ("--prometheus", str(samples / f"vllm-{name}.txt"))]
+    ended = loraplan("observe", *pages, "--window", "7 s", "--base", "serve-tiny", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert (found["engine"], found["servers"], found["requests"]) == ("vllm", 1, 42)
+    assert found["offered_rps"] == pytest.approx(6)
+    assert found["metrics"]["requests_per_s"]["measured"] == pytest.approx(6)
+    assert loraplan("check", "observed.yaml").code == 0
+    scenario = load_scenario("observed.yaml").scenario
+    assert scenario.workload.arrivals is not None
+    assert scenario.workload.arrivals.rate == pytest.approx(6)
+    assert scenario.cache.gpu.slots == 8  # the base's, and the server's
+    lengths = np.loadtxt("observed-lengths.csv", delimiter=",", skiprows=1)
+    grown = {}
+    for column, name in ((0, "request_prompt_tokens"), (1, "request_generation_tokens")):
+        sums, counts = (
+            [
+                float(line.rsplit(" ", 1)[1])
+                for file in ("before", "after")
+                for line in (samples / f"vllm-{file}.txt").read_text().splitlines()
+                if line.startswith(f"vllm:{name}_{what}{{")
+            ]
+            for what in ("sum", "count")
+        )
+        grown[column] = (sums[1] - sums[0]) / (counts[1] - counts[0])
+    assert lengths.mean(axis=0) == pytest.approx([grown[0], grown[1]], rel=0.01)
+
+
+def test_without_a_base_every_value_says_where_it_comes_from(loraplan: CommandLine, samples: Path) -> None:
+    command = "vllm serve meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras 4 --max-lora-rank 32"
+    file = str(samples / "vllm-after.txt")
+    ended = loraplan(
+        "observe", "--prometheus", file, "--window", "30min", "--from-vllm", command, "--gpu", "h100", "--out", "o.yaml"
+    )
+    assert ended.code == 0, ended.err
+    lines = Path("o.yaml").read_text(encoding="utf-8").splitlines()
+    values = [line for line in lines if ":" in line and not line.lstrip().startswith("#")]
+    sections = (
+        "workload:",
+        "tokens:",
+        "adapters:",
+        "fleet:",
+        "cache:",
+        "gpu:",
+        "slo:",
+        "schema_version",
+        "name:",
+        "host:",
+    )
+    for line in values:
+        assert "#" in line or line.strip().startswith(sections), line
+    assert any("slots: 4" in line and "--max-loras 4" in line for line in lines)  # a command line comes first
+    assert any("exponent: 0.9" in line and "assumed" in line for line in lines)
+    assert any("kv_tokens: 524288" in line and "measured" in line for line in lines)
+    assert loraplan("check", "o.yaml").code == 0
+    assert "p50 TTFT" in ended.out
+    assert "…" in ended.out  # bounds of the bucket
+
+
+def test_a_profile_is_corrected_by_what_was_measured(loraplan: CommandLine, samples: Path) -> None:
+    pages = [word for name in ("before", "after") for word in ("--prometheus", str(samples / f"vllm-{name}.txt"))]
+    ended = loraplan(
+        "observe", *pages, "--window", "7 s", "--base", "serve-tiny", "--fit-profile", "fitted.json", "--json"
+    )
+    assert ended.code == 0, ended.err
+    metrics = json.loads(ended.out)["metrics"]
+    # by itself, the profile is a third too fast for that machine
+    assert metrics["itl_mean_s"]["simulated"] == pytest.approx(metrics["itl_mean_s"]["measured"], rel=0.05)
+    assert metrics["ttft_mean_s"]["simulated"] == pytest.approx(metrics["ttft_mean_s"]["measured"], rel=0.1)
+    assert load_scenario("observed.yaml").scenario.fleet.profile is not None
+    kept = json.loads((samples / "round-trip.json").read_text(encoding="utf-8"))
+    world = build_world(load_scenario("observed.yaml", [f"workload.arrivals.rate={kept['high_rps']}/s"]).scenario)
+    assert world.profile is not None
+    predicted = predict_service(world, 1, world.profile.front_end_s)
+    for kind in ("ttft", "e2e"):  # the other load that the same server was measured with
+        assert predicted.quantile(kind, 0.5) == pytest.approx(np.median(kept["high"][f"{kind}_p50_s"]), rel=0.2)
+
+
+def test_growth_is_between_two_pages_and_survives_a_restart() -> None:
+    first, last = page(counted(100, 1.0), name="a"), page(counted(160, 1.0), START_S + 30, "b")
+    found = observed_service(readings_of([first, last]))
+    assert (found.finished, found.seconds, found.offered_rps) == (60, 30, 2)
+    restarted = readings_of([first, page(counted(40, 1.0), START_S + 20, "b")])
+    assert observed_service(restarted).finished == 40
+    alone = readings_of([first], window_s=50)
+    assert observed_service(alone).offered_rps == 2
+
+
+def test_requests_under_way_count_as_offered() -> None:
+    waiting = 'vllm:num_requests_waiting{model_name="m"} '
+    pages = [
+        page(counted(0, 1.0) + f"{waiting}5\n", name="a"),
+        page(counted(100, 1.0) + f"{waiting}45\n", START_S + 10, "b"),
+    ]
+    found = observed_service(readings_of(pages))
+    assert found.offered == 140
+
+
+def test_aborted_requests_are_no_answers() -> None:
+    text = counted(100, 1.0) + 'vllm:request_success_total{finished_reason="abort"} 30\n'
+    found = observed_service(readings_of([page(text)], 10))
+    assert (found.finished, found.aborted) == (100, 30)
+
+
+def test_old_and_new_names_give_the_same() -> None:
+    old = counted(100, 1.0) + "vllm:gpu_cache_usage_perc 0.5\n"
+    new = old.replace("time_per_output_token_seconds", "inter_token_latency_seconds").replace("gpu_cache", "kv_cache")
+    plain = old.replace("request_success_total", "request_success")
+    found = [observed_service(readings_of([page(text)], 10)) for text in (old, new, plain)]
+    assert found[0] == found[1] == found[2]
+    assert found[0].histograms["itl"].mean == pytest.approx(0.01)
+
+
+def test_sglang_is_read() -> None:
+    text = (
+        counted(100, 1.0).replace("vllm:request_success_total", "sglang:num_requests_total").replace("vllm:", "sglang:")
+    )
+    text += "sglang:prompt_tokens_total 4000\nsglang:generation_tokens_total 2000\nsglang:cached_tokens_total 1000\n"
+    found = observed_service(readings_of([page(text)], 10))
+    assert found.engine == "sglang"
+    assert found.prefix_hits == 0.25
+    assert found.mean_tokens("output") == 20
+    assert found.histograms["ttft"].mean == pytest.approx(0.25)
+
+
+def answer(values: dict[float, dict[str, Any]]) -> str:
+    """What ``/api/v1/query_range`` gives for pages of the text format at these times."""
+    from sim.studies.dashboards.metrics_text import read_metrics
+
+    series: dict[Any, list[Any]] = {}
+    for at_s, text in values.items():
+        for sample in read_metrics(str(text)):
+            series.setdefault(sample.key, []).append([at_s, str(sample.value)])
+    result = [
+        {"metric": {"__name__": name, **dict(labels)}, "values": points} for (name, labels), points in series.items()
+    ]
+    return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": result}})
+
+
+def lora(running: str, at_s: float) -> str:
+    return (
+        f'vllm:lora_requests_info{{max_lora="4",running_lora_adapters="{running}",waiting_lora_adapters=""}} {at_s}\n'
+    )
+
+
+def test_range_queries_tell_means_and_popularity(loraplan: CommandLine) -> None:
+    pages = {}
+    for number in range(40):
+        at_s = START_S + 15 * number
+        names = "a,b" if number % 4 == 0 else "a"
+        info = lora(names, at_s) + lora("a" if names != "a" else "a,b", at_s - 15)  # the other series is of earlier
+        running = f'vllm:num_requests_running{{instance="x"}} {number % 3}\n'
+        running += 'vllm:num_requests_running{instance="y"} 1\n'
+        pages[at_s] = counted(10 * number, 1.0) + info + running
+    Path("q.json").write_text(answer(pages), encoding="utf-8")
+    found = observed_service(readings_of([page(Path("q.json").read_text(encoding="utf-8"))]))
+    assert (found.seconds, found.finished) == (585, 390)
+    assert found.servers == 2
+    assert found.running == pytest.approx(np.mean([number % 3 + 1 for number in range(40)]))
+    assert found.adapters.shares == pytest.approx({"a": 0.8, "b": 0.2})
+    assert found.adapters.slots == 4
+    ended = loraplan("observe", "--prometheus", "q.json")
+    assert ended.code == 0, ended.err
+    scenario = load_scenario("observed.yaml").scenario
+    assert (scenario.fleet.replicas, scenario.adapters.count, scenario.cache.gpu.slots) == (2, 2, 4)
+    assert scenario.workload.popularity.law == "groups"
+    assert "running requests" in ended.out
+
+
+def test_prefix_hits_become_a_shared_text(loraplan: CommandLine) -> None:
+    config = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="4096",enable_prefix_caching="True"} 1\n'
+    hits = "vllm:prefix_cache_queries_total 4000\nvllm:prefix_cache_hits_total 2000\n"
+    Path("m.txt").write_text(counted(100, 1.0) + config + hits, encoding="utf-8")
+    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "10 s", "--json")
+    assert ended.code == 0, ended.err
+    scenario = load_scenario("observed.yaml").scenario
+    assert scenario.fleet.prefix_caching
+    assert scenario.workload.prefix is not None
+    assert "prefix_hits" in json.loads(ended.out)["metrics"]
+
+
+def test_the_time_of_files_is_a_guess_that_is_named(loraplan: CommandLine) -> None:
+    for name, at_s, requests in (("a.txt", START_S, 0), ("b.txt", START_S + 100, 200)):
+        Path(name).write_text(counted(requests, 1.0), encoding="utf-8")
+        os.utime(name, (at_s, at_s))
+    ended = loraplan("observe", "--prometheus", "a.txt", "--prometheus", "b.txt")
+    assert ended.code == 0, ended.err
+    assert "200 requests in 100 s" in ended.out.replace("1.67 min", "100 s")
+    assert "when the files were last changed; --window corrects it" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "parts"),
+    [
+        ("hello\n", (), ["m.txt: has no metrics of vLLM or SGLang", "got hello", "query_range"]),
+        ("up 1\n", (), ["has no metrics of vLLM or SGLang"]),
+        ('{"status": "error", "error": "bad query"}', (), ["status: no answer of Prometheus", "got bad query"]),
+        ('{"status": "success", "data": {"resultType": "scalar"}}', (), ["data.resultType", "matrix"]),
+        (
+            '{"status": "success", "data": {"resultType": "matrix", "result": [{"metric": {}, "values": []}]}}',
+            (),
+            ["data.result[0].metric.__name__", "without rate()"],
+        ),
+        ("{", (), ["is not JSON"]),
+        ("vllm:num_requests_running 1\n", ("--window", "1min"), ["the count of finished requests"]),
+        (counted(0, 1.0), ("--window", "1min"), ["no request ended in this time"]),
+        (counted(5, 1.0), (), ["--window", "nothing says over what time"]),
+        (counted(5, 1.0), ("--window", "soon"), ["--window", "soon"]),
+        (counted(5, 1.0), ("--window", "0 s"), ["--window", "more than 0"]),
+        (counted(5, 1.0), ("--base", "serve-tiny", "--gpu", "h100"), ["--gpu: the base scenario says"]),
+    ],
+)
+def test_errors_name_what_is_wrong(
+    loraplan: CommandLine, content: str, arguments: tuple[str, ...], parts: list[str]
+) -> None:
+    Path("m.txt").write_text(content, encoding="utf-8")
+    ended = loraplan("observe", "--prometheus", "m.txt", *arguments)
+    assert ended.code == 2, ended.out
+    for part in parts:
+        assert part in ended.err
+    assert not Path("observed.yaml").exists()
+
+
+def test_what_is_not_there_or_no_choice(loraplan: CommandLine) -> None:
+    assert "nothing to read" in loraplan("observe").err
+    assert "no-such.txt" in loraplan("observe", "--prometheus", "no-such.txt").err
+    Path("m.txt").write_text(counted(5, 1.0), encoding="utf-8")
+    Path("q.json").write_text(answer({START_S: counted(5, 1.0)}), encoding="utf-8")  # type: ignore[dict-item]
+    assert "don't go together" in loraplan("observe", "--prometheus", "m.txt", "--prometheus", "q.json").err
+    os.utime("m.txt", (START_S, START_S))
+    shutil.copy2("m.txt", "n.txt")
+    assert "the same time" in loraplan("observe", "--prometheus", "m.txt", "--prometheus", "n.txt").err
+    Path("observed.yaml").write_text("mine", encoding="utf-8")
+    assert loraplan("observe", "--prometheus", "m.txt", "--window", "5 s").code == 2
+    assert Path("observed.yaml").read_text(encoding="utf-8") == "mine"
+
+
+@contextmanager
+def serving(pages: list[str], status: int = 200) -> Iterator[str]:
+    """Give these pages one after the other at an address; the last one again and again."""
+    left = list(pages)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            """Keep quiet."""
+
+        def do_GET(self) -> None:
+            body = (left.pop(0) if len(left) > 1 else left[0]).encode()
+            self.send_response(status if self.path == "/metrics" else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_live_server_is_read_twice(loraplan: CommandLine) -> None:
+    with serving([counted(10, 1.0), counted(14, 1.0)]) as url:
+        ended = loraplan("observe", "--prometheus", url, "--window", "1 s", "--base", "serve-tiny", "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["requests"] == 4
+    assert "reading" in ended.err
+
+
+def test_an_address_without_metrics_says_so(loraplan: CommandLine) -> None:
+    with serving(["nothing"], 404) as url:
+        ended = loraplan("observe", "--prometheus", url)
+        assert ended.code == 2
+        assert f"{url}/metrics: status 404" in ended.err
+    ended = loraplan("observe", "--prometheus", url)
+    assert ended.code == 3
+    assert "can't be read" in ended.err
