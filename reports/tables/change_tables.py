@@ -8,7 +8,7 @@ from reports.answers.change_findings import compares_routers, has_rollout, is_ch
 from reports.axes import Axis, in_order, spread
 from reports.formatting import percent, show
 from reports.table import Table, point_rows, table_note
-from reports.text.change_text import rounded, with_bounds
+from reports.text.changes.impact_text import rounded, with_bounds
 from reports.text.metric_text import with_interval
 from sim.results.point import UNITS, Point
 from sim.spec.units import human_seconds

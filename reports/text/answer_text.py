@@ -14,10 +14,11 @@ from reports.answers.findings import BOUGHT, Boundary, Cliff, find_boundary, fin
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, make_axes, point_words
 from reports.formatting import metric_words, show
-from reports.text.change_text import change_sentences, compare, impact_headline
+from reports.text.changes.change_comparison_text import compare
+from reports.text.changes.held_back_text import held_back_sentences
+from reports.text.changes.impact_text import change_sentences, impact_headline
 from reports.text.confidence_text import confidence
 from reports.text.headroom_text import headroom_sentences
-from reports.text.held_back_text import held_back_sentences
 from reports.text.limit_text import limit_sentence, limit_words, overload_words
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from sim.results.model import Impact
