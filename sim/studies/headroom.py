@@ -33,7 +33,7 @@ from sim.world.build import build_world
 from sim.world.replication import simulate
 from sim.world.world import World
 
-COARSE, FINE = 3_000, 6_000
+COARSE, FINE = 2_000, 5_000
 """Requests of a simulation that brackets the multiple, and of one that locates it; more where traffic is bursty."""
 WARMUP = 0.2
 """Share of the requests at the start that is not measured: queues start empty."""

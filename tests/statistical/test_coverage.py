@@ -225,7 +225,7 @@ def test_a_slow_part_behind_much_noise_is_not_enough() -> None:
     assert found.size > ENOUGH
     assert found.windows < WINDOWS
     assert autocorrelation(10 + noise).windows > WINDOWS
-    sections = 10 + 0.45 * np.tile([-1.0, 1.0], 10)
+    sections = 10 + 1.2 * np.tile([-1.0, 1.0], 10)
     metric = estimate(10.0, sections, np.array([10.0]), "s")
     assert metric.settled, "the half-width alone would pass"
     state = by_size(metric, sections, list(10 + slow + noise), ENOUGH).state

@@ -53,8 +53,7 @@ def run(
 
     Example: loraplan run quickstart --set cache.gpu.slots=64
     """
-    key_only = width_of_terminal() is not None and not all_
-    asked = _Asked(check=check, overwrite=overwrite, headroom=not no_headroom, key_only=key_only)
+    asked = _Asked(check=check, overwrite=overwrite, headroom=not no_headroom, key_only=not all_)
     _simulate(options, options.load(), [{}], asked)
 
 
