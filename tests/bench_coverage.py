@@ -246,25 +246,42 @@ def rows(found: list[dict[str, Any]]) -> Rows:
     }
 
 
-def print_tables(table: Rows, details: bool) -> None:
-    """Print coverage by scenario, load and metric; with ``details`` a row for each metric."""
+def print_tables(table: Rows) -> None:
+    """Print coverage by scenario, load and metric."""
     requests = None
     for (scenario, load, count), cells in table.items():
-        if count != requests and not details:
+        if count != requests:
             print(f"\n{count:,} requests a replication\n\n| scenario | load | runs |", " | ".join(METRICS), "|")
             print("|---" * (3 + len(METRICS)), end="|\n")
         requests = count
         runs = max((c.settled + c.marked + c.withheld for c in cells.values()), default=0)
-        if not details:
-            print("|", " | ".join([scenario, f"{load:g}", str(runs), *(str(cells.get(m, "")) for m in METRICS)]), "|")
-            continue
+        print("|", " | ".join([scenario, f"{load:g}", str(runs), *(str(cells.get(m, "")) for m in METRICS)]), "|")
+
+
+def print_details(table: Rows, least: int = 20) -> None:
+    """Print a row for every metric that is settled in ``least`` runs or more: coverage with its binomial interval."""
+    print("| scenario | load | requests | metric | settled | hold, % | 95 % interval of that | too low |")
+    print("|---" * 8, end="|\n")
+    total = held = 0
+    for (scenario, load, count), cells in table.items():
         for name, c in cells.items():
-            low, high = c.limits if c.settled else (0.0, 1.0)
-            print(
-                f"{scenario:12} {load:5g}{count:7} {name:12} settled {c.settled}: {c!s} %, {low:.1%} to {high:.1%}, "
-                f"{c.below} too low; marked {c.marked:4d}, {c.marked_held} hold; withheld {c.withheld}; "
-                f"half-width {c.half:.1%}"
+            if c.settled < least:
+                continue
+            low, high = (f"{limit:.1%}"[:-1] for limit in c.limits)
+            runs, share = c.settled + c.marked + c.withheld, f"{c.held[0] / c.settled:.1%}"[:-1]
+            cells_ = (
+                scenario,
+                f"{load:g}",
+                f"{count:,}",
+                name,
+                f"{c.settled} of {runs}",
+                share,
+                f"{low} to {high}",
+                c.below,
             )
+            print("|", " | ".join(map(str, cells_)), "|")
+            total, held = total + c.settled, held + c.held[0]
+    print(f"\n{held:,} of {total:,} hold")
 
 
 def main() -> None:
@@ -279,16 +296,16 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=1_000_000, help="requests of a reference")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="simulate nothing more")
-    parser.add_argument(
-        "--details", action="store_true", help="a row for every metric: limits, marked ones, half-widths"
-    )
+    parser.add_argument("--details", action="store_true", help="also a row for every metric, with binomial intervals")
     asked = parser.parse_args()
     if not asked.table:
         seeds = range(asked.first_seed, asked.first_seed + asked.runs)
         wanted = tasks(asked.scenario, asked.load, asked.requests, seeds, asked.references, asked.long)
         simulate(wanted, asked.out, asked.jobs)
     found = list(lines(asked.out))
-    print_tables(rows(found), asked.details)
+    print_tables(rows(found))
+    if asked.details:
+        print_details(rows(found))
 
 
 if __name__ == "__main__":

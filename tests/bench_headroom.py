@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from unittest.mock import patch
 
+from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies import headroom
 from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
@@ -43,11 +44,15 @@ def bisected(name: str, start: float) -> float:
     :param start: the multiple that is tried first.
     """
     scenario = load_scenario(name, seed=SEED).scenario
+    return bisected_scenario(scenario, start, 10 * headroom._Traffic.of(headroom.steady(scenario)).requests)
+
+
+def bisected_scenario(scenario: Scenario, start: float, requests: int) -> float:
+    """Return where the SLO of a scenario fails by one run of so many requests at each multiple."""
     traffic = headroom._Traffic.of(headroom.steady(scenario))
-    requests = 10 * traffic.requests
 
     def fails(multiple: float) -> bool:
-        with patch.multiple(headroom, FINE=requests, WARMUP=0.1, _MOST=10**9):
+        with patch.multiple(headroom, FINE=requests, WARMUP=0.1, _MOST=10**9, _BURSTIEST=1.0):
             return max(search._strains(multiple, fine=True).values()) > 1
 
     search = headroom._Search(traffic)

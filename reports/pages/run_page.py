@@ -26,7 +26,7 @@ from reports.tables.remedy_tables import remedy_tables, vetted_table
 from reports.tables.what_if_table import what_if_table
 from reports.text import answer_text
 from reports.text.answer_text import Answer
-from reports.text.change_text import badge_words
+from reports.text.changes.impact_text import badge_words
 from reports.text.deltas import unchanged_sentence
 from reports.text.plan_text import plan_answer
 from reports.text.remedy_text import badge, cures_answer

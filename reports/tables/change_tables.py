@@ -8,7 +8,7 @@ from reports.answers.change_findings import compares_routers, has_rollout, is_ch
 from reports.axes import Axis, in_order, spread
 from reports.formatting import percent, show
 from reports.table import Table, point_rows, table_note
-from reports.text.change_text import rounded, with_bounds
+from reports.text.changes.impact_text import rounded, with_bounds
 from reports.text.metric_text import with_interval
 from sim.results.point import UNITS, Point
 from sim.spec.units import human_seconds
@@ -106,11 +106,15 @@ def impact_table(point: Point, where: str) -> Table | None:
         if metric is not None and metric.value is not None:
             rows.append([words, with_bounds(metric), percent(metric.value / total)])
     note = (
-        f"Of {total:,.0f} measured requests, the mean of {impact.replications} replication(s); a request may be in "
+        f"Of {total:,.0f} measured requests, {_mean_of(impact.replications)}; a request may be in "
         "several rows. The usual is the same traffic without the rollouts and faults. A request that was noticed, sent "
         "again or sent to another replica is affected only if it took too long."
     )
     return Table(f"What happened to requests{where}", ["", "requests", "share"], rows, note)
+
+
+def _mean_of(replications: int) -> str:
+    return "in one replication" if replications == 1 else f"the mean of {replications} replications"
 
 
 def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reports.formatting import metric_words, show
 from reports.table import Table
-from reports.text.held_back_text import clear_change, count_bounds, why_held_back
+from reports.text.changes.held_back_text import clear_change, count_bounds, why_held_back
 from sim.results.point import Point
 
 

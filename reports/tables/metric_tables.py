@@ -368,7 +368,8 @@ def _use(values: Mapping[str, float | None]) -> str:
         value = values.get(key)
         if value is not None:
             load = values.get("offered_load")
-            return f"{percent(value)} {word}" + (f", offered load {load:.3g}" if load is not None else "")
+            used, offered = f"{percent(value)} {word}", "" if load is None else percent(load)
+            return used if offered in ("", percent(value)) else f"{used}, offered load {offered}"
     peak = values.get("in_use_peak")
     return "–" if peak is None else f"up to {peak:,.0f} wanted at once"
 

@@ -35,10 +35,10 @@ def search_table(data: RunData) -> Table | None:
         runs = f"{look.replications}" if look.requests is None else f"{look.replications} × {look.requests:,}"
         rows.append([str(number), read.phrase(look.set), term, seen, score, look.word, likely, runs])
     share = record.simulated_requests / max(1, record.every_candidate_requests)
-    note = (
-        f"{record.simulated_requests:,} requests were simulated, {percent(share)} of what one run of each of the "
-        f"{record.candidates:,} candidates would take."
-    )
+    note = f"{record.simulated_requests:,} requests were simulated"
+    if share < 1:
+        note += f", {percent(share)} of what one run of each of the {record.candidates:,} candidates would take"
+    note += "."
     head = ["evaluation", "design", "worst term", "value", "of its target", "verdict", "p", "requests"]
     return Table("How the search went", head, rows, note, words=(1, 2, 5))
 

@@ -14,11 +14,12 @@ from reports.answers.findings import BOUGHT, Boundary, Cliff, find_boundary, fin
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, make_axes, point_words
 from reports.formatting import metric_words, show
-from reports.text.change_text import change_sentences, compare, impact_headline
+from reports.text.changes.change_comparison_text import compare
+from reports.text.changes.held_back_text import held_back_sentences
+from reports.text.changes.impact_text import change_sentences, impact_headline
 from reports.text.confidence_text import confidence
 from reports.text.cost_text import cheapest_sentence, cost_sentences
-from reports.text.headroom_text import headroom_sentences
-from reports.text.held_back_text import held_back_sentences
+from reports.text.headroom_text import headroom_sentences, headroom_words
 from reports.text.limit_text import limit_sentence, limit_words, overload_words
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from sim.results.model import Impact
@@ -52,6 +53,7 @@ class Answer:
     :ivar headroom: at what multiple of the traffic the SLO fails; empty where that was not simulated.
     :ivar confidence: ``high``, ``medium`` or ``low``.
     :ivar reason: why that confidence.
+    :ivar headroom_words: the headroom in a few words.
     """
 
     headline: str
@@ -62,6 +64,7 @@ class Answer:
     headroom: str
     confidence: str
     reason: str
+    headroom_words: str = ""
 
 
 _OPENINGS = {
@@ -157,7 +160,9 @@ def answer(
     details += cost_sentences(point, None if headroom is None else headroom.load)
     sentence = limit_sentence(binding, point)
     more = headroom_sentences(headroom)
-    return Answer(headline, details, found, limit_words(binding), sentence, more, word, reason)
+    return Answer(
+        headline, details, found, limit_words(binding), sentence, more, word, reason, headroom_words(headroom)
+    )
 
 
 def cliff_sentence(cliff: Cliff, axis: Axis, name: str) -> str:
@@ -213,12 +218,12 @@ def _tried(found: Boundary, axis: Axis, each: str) -> str:
 
 
 def _other_words(found: Boundary, axis: Axis) -> str:
-    """Return how values stand that don't certainly meet the SLO; the value and its verdict where there is one."""
-    others = [i for i in range(len(found.points)) if i not in found.met]
-    if len(others) > 1:
-        return "not met or unclear with the others"
-    word = "not" if found.verdicts[others[0]] == NOT_MET else "unclear"
-    return f"{word} with {axis.point_label(found.points[others[0]])}"
+    """Return how values stand that don't certainly meet the SLO: ``not with 16, unclear with 64``."""
+    by_word: dict[str, list[Point]] = {}
+    for place, (point, word) in enumerate(zip(found.points, found.verdicts, strict=True)):
+        if place not in found.met:
+            by_word.setdefault("not" if word == NOT_MET else "unclear", []).append(point)
+    return ", ".join(f"{word} with {_labels(axis, points, 'or')}" for word, points in by_word.items())
 
 
 def _listed(axis: Axis, points: Sequence[Point], *, last: str = "and") -> str:

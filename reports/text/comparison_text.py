@@ -20,7 +20,7 @@ from reports.answers.run_comparison import (
     worse_terms,
 )
 from reports.formatting import COUNTED, key_words, metric_words, number, show
-from reports.text.change_text import label_of
+from reports.text.changes.impact_text import label_of
 from reports.text.deltas import change_cell, change_words, relative_cell
 from reports.text.metric_text import capital
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference

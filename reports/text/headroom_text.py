@@ -24,6 +24,18 @@ def headroom_sentences(found: Headroom | None) -> str:
     return " ".join(part for part in (_multiple(found), _limit(found), load, without) if part)
 
 
+def headroom_words(found: Headroom | None) -> str:
+    """Return the headroom in a few words: ``1.5 times the traffic``; empty where there is no number."""
+    if found is None or found.outcome == CLOSED_LOOP:
+        return ""
+    if found.outcome == NEVER:
+        return "None"
+    multiple = found.lo if found.outcome == ALWAYS else found.multiple
+    assert multiple is not None, "it was found"
+    start = "more than " if found.outcome == ALWAYS else "none: up to " if multiple < 1 else "up to "
+    return capital(f"{start}{times_words(multiple)} times the traffic")
+
+
 def times_words(multiple: float) -> str:
     """Return a multiple with the digits that a search to within a few percent has; one more near 1."""
     return f"{multiple:.2f}" if 0.9 <= multiple < 1.15 else f"{multiple:.2g}" if multiple < 10 else f"{multiple:,.0f}"

@@ -21,7 +21,7 @@ from reports.formatting import likelihood, metric_words, percent, show
 from reports.text.answer_text import Answer
 from reports.text.confidence_text import confidence
 from reports.text.cost_text import cost_sentences
-from reports.text.headroom_text import headroom_sentences
+from reports.text.headroom_text import headroom_sentences, headroom_words
 from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import capital, term_sentence, unserved_words
 from reports.text.setup_text import gpu_words
@@ -51,6 +51,7 @@ def plan_answer(data: RunData) -> Answer:
         _headroom(read, headroom_sentences(data.headroom)),
         word,
         reason,
+        headroom_words(data.headroom) if read.feasible else "",
     )
 
 

@@ -20,11 +20,11 @@ from sim.results.statistics import (
     ENOUGH_FOR_SHARE,
     ENOUGH_REPLICATIONS,
     MIN_FOR_P99,
-    by_size,
     estimate,
     histogram_quantile,
     kept,
     ratio,
+    share_by_size,
 )
 from sim.traffic.request import DELAYED_HIT, HIT, MISS
 
@@ -79,9 +79,9 @@ def _ratios(m: MeasuredRequests) -> dict[str, Metric]:
         return dict.fromkeys((*names, "byte_miss_ratio", "loads_per_request"), few)
     found = {}
     for name, chosen in names.items():
-        share = ratio(m.count(admitted & (outcome == chosen)), total, m.sections, "1", highest=1)
-        series = m.sampled((outcome[admitted] == chosen).astype(np.float64), admitted)
-        found[name] = by_size(share, series.by_replication(), ENOUGH_FOR_SHARE, is_share=True)
+        series = m.sampled((outcome[admitted] == chosen).astype(np.float64), admitted).by_replication()
+        over = m.count(admitted & (outcome == chosen))
+        found[name] = share_by_size(over, total, m.sections, series, ENOUGH_FOR_SHARE)
     sizes = m.facts.size_bytes[m.column("adapter")].astype(np.float64)
     missed = admitted & (outcome == MISS)
     started, _ = m.loads("all")

@@ -201,6 +201,7 @@ class Impact:
     :ivar requests_before, slow_before: that came before the first rollout or fault that begins at some time;
         ``unanswered_after``: that came from it on. None where everything is there from the start.
     :ivar replications: over which the counts are summed; in each, the rollouts and faults happen once.
+    :ivar faults: their kinds, in alphabetical order; () in files of versions that didn't keep them.
     :ivar beyond: by kind, how many more requests of a replication it affects than there are in the same traffic without
         rollouts and faults; ``slow`` counts those that are not affected in another way. None where that traffic was not
         simulated.
@@ -225,6 +226,7 @@ class Impact:
     unanswered_after: int | None = None
     slow_before: int | None = None
     replications: int = 1
+    faults: tuple[str, ...] = ()
     beyond: dict[str, float] | None = None
 
     def mean(self, kind: str) -> float:

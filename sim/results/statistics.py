@@ -2,8 +2,9 @@
 
 Requests of one run depend on each other: a p99 treated as if they didn't has an interval far too narrow. Here a
 run is cut into sections (consecutive parts), the statistic is taken in each, and Student's t over the sections
-gives the half-width around the whole-sample value. From five replications on, the spread between
-replications is taken as well, and the wider of the two intervals is printed.
+gives the half-width around the whole-sample value. That is right where sections are long enough to be independent of
+each other, as the effective sample size shows. Where it is too small or not known, the spread between replications
+is taken as well from five of them on, and the wider of the two intervals is printed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.intervals.effective_size import effective_size
+from sim.results.intervals.effective_size import autocorrelation
 from sim.results.intervals.student_t import student
 from sim.results.intervals.wilson import NORMAL, wilson
 from sim.results.metric_state import SETTLED, Cause, State
@@ -41,6 +42,12 @@ ENOUGH, ENOUGH_FOR_P99, ENOUGH_FOR_SHARE = 2000, 6000, 400
 With fewer, those that pass for narrow are from runs without their share of long queues, and their values are too low as
 well. At these sizes half-widths are usually about 5 % of the value (docs/statistics.md).
 """
+WINDOWS = 100
+"""Stretches that hardly depend on each other from which an effective sample size is believed: its own relative standard
+error is then 20 %. A queue may be in the run for a few long spells only, hidden in a value that varies much more from
+request to request."""
+CAUTION, CAUTIOUS_UNTIL = 1.3, 1.5
+"""How much wider an interval is whose effective sample size is just enough, and at how many times that no more."""
 NARROW = 0.04
 """Half-widths below this share of the value need a smaller effective sample size, in proportion: they vary little."""
 _DIGITS = 7
@@ -108,24 +115,59 @@ def _wide(times: float) -> State:
     return State(Cause.WIDE, times=times if math.isfinite(times) else None)
 
 
-def by_size(metric: Metric, replications: Sequence[Floats], enough: float, *, is_share: bool = False) -> Metric:
+def by_size(
+    metric: Metric, by_section: Floats, replications: Sequence[Floats], enough: float, *, is_share: bool = False
+) -> Metric:
     """Return a metric, unsettled unless its effective sample size is large enough.
 
+    If it is settled, sections are independent of each other, so its interval is theirs alone.
+
+    :param by_section: the statistic in each section of all replications.
     :param replications: values of which it is the mean; of a quantile, which values exceed it.
     :param enough: effective sample size for a half-width of ``NARROW`` or more.
     """
     if metric.value is None or metric.lo is None or metric.hi is None:
         return metric
-    width = _width(metric.value, max(metric.hi - metric.value, metric.value - metric.lo), is_share=is_share)
-    size = effective_size(replications)
-    missing = enough / size
+    found = autocorrelation(replications)
+    missing = max(enough / found.size, WINDOWS / found.windows)
+    half = (half_width(metric.value, by_section) or 0.0) * _caution(missing)
+    low, high = (
+        (max(0.0, metric.value - half), min(1.0, metric.value + half)) if is_share else skewed(metric.value, half)
+    )
+    width = _width(metric.value, (high - low) / 2, is_share=is_share)
     # In a longer run the half-width is smaller too, and with it what is needed.
     times = min(missing, math.sqrt(missing) * width * WIDE / NARROW)
-    if metric.state.cause is Cause.WIDE:
+    if width > 1:
         return replace(metric, state=_wide(max(times, width**2)))
-    if times <= 1:
-        return metric
-    return replace(metric, state=State(Cause.FEW_EFFECTIVE, round(size), math.ceil(size * times)))
+    if times > 1:
+        return replace(metric, state=State(Cause.FEW_EFFECTIVE, round(found.size), math.ceil(found.size * times)))
+    return replace(metric, lo=low, hi=high, state=SETTLED)
+
+
+def _caution(missing: float) -> float:
+    """Return how much wider the interval is of a value that may be settled by chance.
+
+    Where most runs are too short, those that aren't are the ones that missed the long queues. Rules that stop at such
+    a moment cover the truth less often than they say, and are mended by a wider interval (Singham and Schruben,
+    Finite-sample performance of absolute precision stopping rules, INFORMS Journal on Computing 24, 2012).
+
+    :param missing: what the effective sample size should be, over what it is.
+    """
+    left = (CAUTIOUS_UNTIL - 1 / missing) / (CAUTIOUS_UNTIL - 1)
+    return 1 + (CAUTION - 1) * min(1.0, max(0.0, left))
+
+
+def skewed(value: float, half: float) -> tuple[float, float]:
+    """Return the interval of a time whose standard error grows with the square of the time.
+
+    It does for queues near saturation: mean and quantiles grow with 1 / (1 - load), their standard error with its
+    square (Whitt, Planning queueing simulations, Management Science 35, 1989). A true value θ is inside where it is
+    no further than half · (θ / value)² from the value, so the interval reaches further up than down.
+    """
+    share = half / value if value > 0 else math.inf
+    if not 0 < share < 0.25:
+        return max(0.0, value - half), value + half
+    return value * (math.sqrt(1 + 4 * share) - 1) / (2 * share), value * (1 - math.sqrt(1 - 4 * share)) / (2 * share)
 
 
 class Sampled:
@@ -157,22 +199,25 @@ class Sampled:
 
     def mean(self, unit: str) -> Metric:
         """Return the mean, with its interval."""
-        metric = self._estimate(lambda part: float(np.mean(part)), unit, MIN_FOR_REST)
+        metric, by_section = self._estimate(lambda part: float(np.mean(part)), unit, MIN_FOR_REST)
         if not metric.value:
             return metric
         # The error of a mean is in proportion to the standard deviation, which a few values make up in a heavy tail.
         scv = float(np.var(self._values)) / metric.value**2
-        return by_size(metric, self.by_replication(), ENOUGH * max(1.0, scv))
+        return by_size(metric, by_section, self.by_replication(), ENOUGH * max(1.0, scv))
 
     def quantile(self, q: float, unit: str) -> Metric:
         """Return a quantile, with its interval; none where too few requests were measured."""
         tail = q >= 0.99
-        least, least_each = (self._least_for_p99, MIN_SECTION_P99) if tail else (MIN_FOR_REST, 1)
-        metric = self._estimate(lambda part: float(np.quantile(part, q)), unit, least, least_each)
+        least = self._least_for_p99 if tail else MIN_FOR_REST
+        metric, by_section = self._estimate(lambda part: float(np.quantile(part, q)), unit, least)
         if metric.value is None:
             return metric
         beyond = [(values > metric.value).astype(np.float64) for values in self.by_replication()]
-        return by_size(metric, beyond, ENOUGH_FOR_P99 if tail else ENOUGH)
+        metric = by_size(metric, by_section, beyond, ENOUGH_FOR_P99 if tail else ENOUGH)
+        if tail and metric.settled and np.diff(self._edges).min() < MIN_SECTION_P99:
+            return replace(metric, state=State(Cause.SMALL_SECTIONS, needed=MIN_SECTION_P99))
+        return metric
 
     def by_replication(self) -> list[Floats]:
         """Return the values of each replication."""
@@ -183,15 +228,13 @@ class Sampled:
         """Return quantiles over everything, for drawing."""
         return [float(x) for x in np.quantile(self._values, q)] if len(self) else []
 
-    def _estimate(self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int = 1) -> Metric:
+    def _estimate(self, statistic: Callable[[Floats], float], unit: str, least: int) -> tuple[Metric, Floats]:
+        """Return a statistic with the wider interval, and the statistic in each section."""
         if len(self) < least:
-            return Metric(None, unit=unit, state=State(Cause.FEW_REQUESTS, len(self), least))
-        parts = [self._values[a:b] for a, b in pairwise(self._edges)]
+            return Metric(None, unit=unit, state=State(Cause.FEW_REQUESTS, len(self), least)), np.empty(0)
+        by_section = _each(statistic, [self._values[a:b] for a, b in pairwise(self._edges)])
         whole = _each(statistic, self.by_replication())
-        metric = estimate(statistic(self._values), _each(statistic, parts), whole, unit)
-        if metric.settled and min(map(len, parts)) < least_each:
-            return replace(metric, state=State(Cause.SMALL_SECTIONS, needed=least_each))
-        return metric
+        return estimate(statistic(self._values), by_section, whole, unit), by_section
 
 
 def _each(statistic: Callable[[Floats], float], parts: list[Floats]) -> Floats:
@@ -209,6 +252,16 @@ def ratio(over: Floats, under: Floats, sections: int, unit: str, *, highest: flo
     if total <= 0:
         return Metric(None, unit=unit, state=State(Cause.NO_REQUESTS))
     return estimate(float(over.sum()) / total, *_ratios(over, under, sections), unit, highest=highest)
+
+
+def share_by_size(over: Floats, under: Floats, sections: int, replications: Sequence[Floats], enough: float) -> Metric:
+    """Return a share of requests, unsettled unless its effective sample size is large enough.
+
+    :param over, under: (replications x sections,) counts.
+    :param replications: 1 for each request that is part of it, else 0.
+    """
+    share = ratio(over, under, sections, "1", highest=1)
+    return by_size(share, _ratios(over, under, sections)[0], replications, enough, is_share=True)
 
 
 def _ratios(over: Floats, under: Floats, sections: int) -> tuple[Floats, Floats]:

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import NormalDist
 
 from sim.results.intervals.wilson import NORMAL, wilson
 from sim.results.model import Impact
@@ -22,6 +23,8 @@ NO_DATA = 0.5
 """Probability where there is no value: data for neither verdict."""
 UNSETTLED_MARGIN = 0.25
 """Share of its value that an unsettled metric must leave to its target, at least, to count as met."""
+NEAR = 2.0
+"""A value over its target up to which one burst may decide in the runs of a plan."""
 NO_INTERVAL = 1.0
 """Half-width, as a share of the value, where the run is too short for an interval."""
 
@@ -223,6 +226,21 @@ def met_probability(point: Point, slo_terms: Mapping[str, float]) -> float:
     if certainly_late(point, slo_terms):
         return 0.0
     return min((term_probability(point, name, target) for name, target in slo_terms.items()), default=1.0)
+
+
+def planning_probability(point: Point, slo_terms: Mapping[str, float]) -> float:
+    """Return how likely a point meets its SLO where a plan may rule it out: with more caution than a run's verdict.
+
+    The runs of a plan have few replications. Where every term that is missed is unsettled and near its target, one
+    burst may decide, so the error is taken to be twice as large.
+    """
+    probability = met_probability(point, slo_terms)
+    strains = {name: strain(point, name, target) for name, target in slo_terms.items()}
+    missed = [name for name, value in strains.items() if value > 1]
+    if not missed or max(strains.values()) >= NEAR or any(point.metrics[name].settled for name in missed):
+        return probability
+    normal = NormalDist()
+    return normal.cdf(normal.inv_cdf(min(max(probability, 1e-300), 0.5)) / 2)
 
 
 def verdict(point: Point, slo_terms: Mapping[str, float], sure: float = SURE) -> str:

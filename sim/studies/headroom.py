@@ -33,8 +33,8 @@ from sim.world.build import build_world
 from sim.world.replication import simulate
 from sim.world.world import World
 
-COARSE, FINE = 4_000, 10_000
-"""Requests of a simulation that brackets the multiple, and of one that locates it."""
+COARSE, FINE = 2_000, 5_000
+"""Requests of a simulation that brackets the multiple, and of one that locates it; more where traffic is bursty."""
 WARMUP = 0.2
 """Share of the requests at the start that is not measured: queues start empty."""
 SECTIONS = 20
@@ -48,6 +48,8 @@ Strains = Mapping[str, float]
 """Value over target by term, and how near the traffic is to saturation as ``queues``; above 1 a term fails."""
 _LONGEST = 2
 """How many times as many requests a simulation has at most where traffic changes with time."""
+_BURSTIEST = 4.0
+"""How many times as many a simulation has at most where gaps vary more than those of Poisson arrivals."""
 _FULL_BATCHES = 12
 """Requests of the overloaded simulation, over all batch slots of the fleet: the first and last batches aren't full."""
 _OVERLOADED = 4_000
@@ -112,15 +114,21 @@ class _Traffic:
         moving = (OnOffArrivals, PiecewiseArrivals, DiurnalArrivals, MmppArrivals)
         return isinstance(workload.arrivals, moving) or workload.drift is not None or workload.churn is not None
 
+    @property
+    def burstiness(self) -> float:
+        """How many requests say as much of a count of arrivals as one of Poisson arrivals does: the squared ``cv``."""
+        cv = getattr(self.scenario.workload.arrivals, "cv", 1.0)
+        return min(max(1.0, cv * cv), _BURSTIEST)
+
     def world(self, multiple: float, requests: int) -> World:
         """Return the world at a multiple of the traffic.
 
-        :param requests: at least; more where traffic changes with time or many clients send it, those of the trace
-            where it is one.
+        :param requests: at least; more where traffic is bursty or changes with time, or many clients send it, those of
+            the trace where it is one.
         """
         changed: dict[str, Any]
         workload, run = self.scenario.workload, self.scenario.run
-        warmup = WARMUP
+        warmup, requests = WARMUP, round(requests * self.burstiness)
         if workload.trace is not None:
             warmup, requests = run.warmup, min(self.requests, _MOST)
             trace = workload.trace.model_copy(update={"time_scale": workload.trace.time_scale * multiple})

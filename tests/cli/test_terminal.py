@@ -262,7 +262,7 @@ def test_a_headline_about_an_impact_has_no_mark(terminal: CommandLine, monkeypat
     monkeypatch.setenv("COLUMNS", "120")
     lost = "faults=[{kind: misrouting, probability: 50%}]"
     shown = plain(terminal("run", "small.yaml", "--quiet", "--set", "cache.gpu.slots=60", "--set", lost).out)
-    assert re.match(r"small: The SLO is (probably )?met, but the fault affected ", shown), shown
+    assert re.match(r"small: The SLO is (probably )?met, but the misrouting affected ", shown), shown
 
 
 # Snapshots

@@ -196,7 +196,7 @@ def slots_sweep(p99s: dict[int, float]) -> list[Point]:
         ({16: 0.4, 32: 1.0, 64: 0.4}, "The SLO is met with 16 and 64 GPU slots, unclear with 32."),
         (
             {16: 0.4, 32: 1.0, 64: 0.4, 96: 5.0, 128: 0.4},
-            "The SLO is met with 16, 64 and 128 GPU slots, not met or unclear with the others.",
+            "The SLO is met with 16, 64 and 128 GPU slots, unclear with 32, not with 96.",
         ),
     ],
 )

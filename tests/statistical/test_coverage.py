@@ -13,11 +13,22 @@ from known_queues import md1, mm1
 from queue_paths import QUEUES, path
 from scipy.signal import lfilter
 
-from sim.results.intervals.effective_size import effective_size
+from sim.results.intervals.effective_size import autocorrelation, effective_size
 from sim.results.intervals.initial_transient import initial_transient
 from sim.results.metric_state import Cause, Kind, State
 from sim.results.point import Metric
-from sim.results.statistics import ENOUGH, ENOUGH_FOR_P99, NARROW, Sampled, by_size, estimate
+from sim.results.statistics import (
+    CAUTION,
+    CAUTIOUS_UNTIL,
+    ENOUGH,
+    ENOUGH_FOR_P99,
+    NARROW,
+    WINDOWS,
+    Sampled,
+    by_size,
+    estimate,
+    skewed,
+)
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import doubled, evaluate_scenario
 
@@ -171,13 +182,55 @@ def test_a_heavy_tail_needs_more() -> None:
 def test_narrow_half_widths_need_fewer_in_proportion() -> None:
     values = autoregressive(0.0, (1, 500))
     for half, settled in ((NARROW / 8, True), (NARROW / 1.5, False)):
-        metric = estimate(1.0, 1 + half * np.tile([-1.0, 1.0], 10) * 2.0828, np.array([1.0]), "s")
+        sections = 1 + half * np.tile([-1.0, 1.0], 10) * 2.0828
+        metric = estimate(1.0, sections, np.array([1.0]), "s")
         assert metric.hi == pytest.approx(1 + half, rel=1e-3)
-        found = by_size(metric, list(values), ENOUGH)
+        found = by_size(metric, sections, list(values), ENOUGH)
         assert found.settled == settled
-        assert found.state.needed == (
-            0 if settled else pytest.approx(ENOUGH / 2 / 1.5 * math.sqrt(500 / ENOUGH) * 2, rel=0.01)
-        )
+        if settled:  # a quarter of the effective sample size is not enough, so the interval is as wide as it gets
+            assert found.hi == pytest.approx(skewed(1.0, CAUTION * half)[1], rel=1e-3)
+        else:
+            needed = ENOUGH / 2 * CAUTION / 1.5 * math.sqrt(500 / ENOUGH) * 2
+            assert found.state.needed == pytest.approx(needed, rel=0.02)
+
+
+def test_intervals_are_wider_where_the_sample_is_just_large_enough() -> None:
+    sections, values = 1 + 0.04 * np.tile([-1.0, 1.0], 10), [np.random.default_rng(1).exponential(size=30_000)]
+    metric = estimate(1.0, sections, np.array([1.0]), "s")
+    widths = []
+    for times in (1.0, 1.25, CAUTIOUS_UNTIL, 3.0):
+        found = by_size(metric, sections, values, effective_size(values) / times, is_share=True)
+        assert found.settled
+        assert found.lo is not None
+        widths.append(1 - found.lo)
+    plain = 1 - (metric.lo or 0.0)
+    assert widths == pytest.approx([plain * by for by in (CAUTION, (1 + CAUTION) / 2, 1.0, 1.0)], rel=1e-6)
+
+
+def test_an_interval_of_a_time_reaches_as_far_up_as_the_error_there() -> None:
+    """Of the true values at both ends, the standard error is that of the value times their square."""
+    for half in (0.01, 0.1, 0.2):
+        low, high = skewed(2.0, 2 * half)
+        assert 2.0 - low == pytest.approx(2 * half * (low / 2) ** 2)
+        assert high - 2.0 == pytest.approx(2 * half * (high / 2) ** 2)
+        assert high - 2.0 > 2.0 - low
+    assert skewed(1.0, 0.5) == (0.5, 1.5), "too wide to be settled"
+    assert skewed(0.0, 0.0) == (0.0, 0.0)
+
+
+def test_a_slow_part_behind_much_noise_is_not_enough() -> None:
+    """A few long spells decide the error of such a mean: its effective sample size is large, and hardly known."""
+    slow, noise = 0.1 * (autoregressive(0.999, (5, 20_000)) - 10), np.random.default_rng(2).normal(size=(5, 20_000))
+    found = autocorrelation(10 + slow + noise)
+    assert found.size > ENOUGH
+    assert found.windows < WINDOWS
+    assert autocorrelation(10 + noise).windows > WINDOWS
+    sections = 10 + 1.2 * np.tile([-1.0, 1.0], 10)
+    metric = estimate(10.0, sections, np.array([10.0]), "s")
+    assert metric.settled, "the half-width alone would pass"
+    state = by_size(metric, sections, list(10 + slow + noise), ENOUGH).state
+    assert state.cause is Cause.FEW_EFFECTIVE
+    assert state.times_longer == pytest.approx(WINDOWS / found.windows, rel=0.25)
 
 
 def test_a_start_is_seen_where_every_replication_has_it() -> None:

@@ -95,6 +95,9 @@ def test_questions_that_are_none_are_refused() -> None:
         loraplan.plan("quickstart", minimize={"cache.gpu.slots": (8,)})
     with pytest.raises(InputError, match="a plan needs exactly one of minimize and maximize"):
         loraplan.plan("quickstart", minimize={"a": (1, 2)}, maximize={"a": (1, 2)})
+    with pytest.raises(InputError, match=r"slo: an empty mapping changes nothing"):
+        loraplan.run("quickstart", {"slo": {}})
+    assert not loraplan.load_scenario("quickstart", {"slo": None}).scenario.slo.terms()
     with pytest.raises(InputError, match=r"unknown key .*did you mean 'slots'"):
         loraplan.run("quickstart", {"cache.gpu.slot": 8})
     with pytest.raises(AttributeError, match="has no attribute 'sleep'"):

@@ -234,6 +234,10 @@ def test_set_to_nothing_removes(base: Path) -> None:
         ("workload.requests=", "--set: workload.requests: the length of the run is missing; give requests"),
         ("workload.arrivals.process=gamma", "--set: workload.arrivals.rate: is missing; mean requests"),
         (".".join("a" * 5000) + "=1", "--set: not a dotted key"),
+        (
+            "cache={}",
+            "--set: cache: an empty mapping changes nothing, because mappings are merged (got {}); null instead",
+        ),
     ],
 )
 def test_set_refuses(base: Path, override: str, message: str) -> None:

@@ -54,10 +54,9 @@ def run(
 
     Example: loraplan run quickstart --set cache.gpu.slots=64
     """
-    key_only = width_of_terminal() is not None and not all_
     loaded = options.load()
     manifests = options.manifests(loaded)
-    asked = _Asked(check, overwrite, headroom=not no_headroom, key_only=key_only, manifests=manifests)
+    asked = _Asked(check, overwrite, headroom=not no_headroom, key_only=not all_, manifests=manifests)
     _simulate(options, loaded, [{}], asked)
 
 

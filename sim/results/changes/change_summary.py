@@ -211,6 +211,7 @@ def impact_of(m: MeasuredRequests) -> Impact | None:
     return Impact(
         requests=len(marks),
         replications=m.replications,
+        faults=tuple(sorted(m.facts.faults)),
         **counts,
         failed=int((m.column("status") == FAILED).sum()),
         slow=late(np.ones_like(unanswered)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,35 @@ BLOCKS = 1000
 values, but takes shorter transforms."""
 
 
+@dataclass(frozen=True, slots=True)
+class Autocorrelation:
+    """How much values depend on those before them.
+
+    :ivar size: the effective sample size of their mean.
+    :ivar windows: the number of values over the longest lag that counts: how many stretches there are that hardly
+        depend on each other. The relative standard error of ``size`` is 2 over the square root of this (Madras and
+        Sokal, The pivot algorithm, Journal of Statistical Physics 50, 1988, appendix C), and more for skewed values.
+    """
+
+    size: float
+    windows: float
+
+
 def effective_size(replications: Sequence[Floats] | Floats) -> float:
     """Return the effective sample size of the mean over all replications, at most the number of values.
 
-    It is n times the variance of a value over the sum of its autocovariances at all lags. That sum is estimated by the
-    initial monotone sequence (Geyer, Practical Markov Chain Monte Carlo, Statistical Science 7, 1992, section 3.3):
-    sums of neighbouring pairs are added up to the first that is not positive, and none counts more than the one before.
+    :param replications: values in the order of their requests.
+    """
+    return autocorrelation(replications).size
+
+
+def autocorrelation(replications: Sequence[Floats] | Floats) -> Autocorrelation:
+    """Return how much values depend on those before them, as it shows in the mean over all replications.
+
+    The effective size is n times the variance of a value over the sum of its autocovariances at all lags. That sum is
+    estimated by the initial monotone sequence (Geyer, Practical Markov Chain Monte Carlo, Statistical Science 7, 1992,
+    section 3.3): sums of neighbouring pairs are added up to the first that is not positive, and none counts more than
+    the one before.
 
     :param replications: values in the order of their requests.
     """
@@ -37,4 +61,5 @@ def effective_size(replications: Sequence[Floats] | Floats) -> float:
     ends = np.flatnonzero(pairs <= 0)
     pairs = np.minimum.accumulate(pairs[: ends[0]] if len(ends) else pairs)
     total = size * (2 * float(pairs.sum()) - float(covariances[0])) if len(pairs) else 0.0
-    return min(float(count), count * variance / total) if total > 0 else float(count)
+    windows = count / (2 * size * max(1, len(pairs)))
+    return Autocorrelation(min(float(count), count * variance / total) if total > 0 else float(count), windows)

@@ -234,6 +234,14 @@ def _dropped(path: str, base: Mapping[str, Node], over: Mapping[str, Node]) -> s
 
 def _assign(node: Node | None, parts: Sequence[str], value: Node, path: str) -> Node:
     if not parts:
+        if node is not None and node.value and isinstance(node.value, dict) and value.value == {}:
+            raise ScenarioError(
+                "an empty mapping changes nothing, because mappings are merged",
+                key=path,
+                got="{}",
+                hint="null instead of {} removes what is there",
+                file=value.origin.place,
+            )
         return value if node is None else merge(node, value, path)
     head, rest = parts[0], parts[1:]
     if node is None or node.value is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Any
 
 from sim.errors import InputError, ScenarioError, SeveralErrors
@@ -23,12 +22,13 @@ from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import EvaluationRecord, GradeRecord
 from sim.results.verdict import (
     MET,
+    NEAR,
     NOT_MET,
     UNCLEAR,
     grade,
     is_overloaded,
     lacks_answers,
-    met_probability,
+    planning_probability,
     strain,
     unserved,
     verdict,
@@ -57,9 +57,6 @@ TIMES = (1, 4, 16)
 """By effort, how many times longer the runs are than the scenario's."""
 REPLICATIONS = 2
 """Replications of each evaluation, at most: two cores simulate them at the same time."""
-NEAR = 2.0
-"""A design that misses a target by more than this factor is ruled out whatever the draws of the profile say, and
-before the run is long enough for a settled value."""
 SMALL_EVALUATION = 30_000
 """Simulated requests below which starting worker processes costs more than they save."""
 MOST_BYTES = 1_000_000_000
@@ -280,7 +277,7 @@ class DesignEvaluator:
 
         They make a verdict less certain, never more.
         """
-        word, score = verdict_word(self._probability(point), self._sure()), self._score(point)
+        word, score = verdict_word(planning_probability(point, self.terms), self._sure()), self._score(point)
         return (not first or last) and (word == MET or (word == NOT_MET and score < NEAR) or (word == UNCLEAR and last))
 
     def _with_draws(self, design: PlanDesign, point: Point) -> Point:
@@ -316,7 +313,7 @@ class DesignEvaluator:
         point = design.point
         assert point is not None, "it was simulated"
         score, sure = self._score(point), self._sure()
-        probability = self._probability(point)
+        probability = planning_probability(point, self.terms)
         word = verdict_word(probability, sure)
         missing = next((name for name in self.terms if point.metrics[name].value is None), None)
         if missing is not None and word != NOT_MET:
@@ -335,18 +332,6 @@ class DesignEvaluator:
             return Judgement(UNCLEAR, score, final=only_costs, probability=probability)
         score = min(score, 1.0) if word == MET else max(score, 1 + _CLOSE)
         return Judgement(word, score, probability=probability)
-
-    def _probability(self, point: Point) -> float:
-        """Return how likely a design meets the SLO; twice as much error is assumed where one burst may decide.
-
-        That is where every term that it misses is unsettled and near its target.
-        """
-        probability = met_probability(point, self.terms)
-        missed = [name for name, target in self.terms.items() if strain(point, name, target) > 1]
-        if not missed or self._score(point) >= NEAR or any(point.metrics[name].settled for name in missed):
-            return probability
-        normal = NormalDist()
-        return normal.cdf(normal.inv_cdf(min(max(probability, 1e-300), 0.5)) / 2)
 
     def _worst(self, point: Point) -> str:
         """Return the term that is furthest above its target, or least below it."""

@@ -1,4 +1,4 @@
-"""What rollouts, faults and routers did, in sentences: what the top box says of such scenarios.
+"""Rollout strategies, faults and routers compared, in sentences: what the top box says of a sweep of them.
 
 Counts are those of one rollout or fault: means over the replications.
 """
@@ -19,43 +19,34 @@ from reports.answers.change_comparison import (
     meeting,
     rank_impact,
     rank_routers,
-    rerouted_points,
     telling_kinds,
 )
 from reports.answers.change_findings import (
-    SOME,
-    aftermath,
     compares_routers,
-    has_clear_impact,
     has_rollout,
-    impact_of,
-    impact_parts,
     is_changed,
     latency_name,
     per_event,
-    rollouts_begun,
     value_of,
 )
 from reports.answers.severity import FaultSeries, fault_series, growing
 from reports.axes import Axis, in_order
 from reports.formatting import metric_words, show
-from reports.text.metric_text import capital, why, with_interval
-from sim.results.point import Metric, Point
-from sim.results.verdict import MET, NO_SLO, NOT_MET, PROBABLY_MET, verdict
-from sim.spec.units import human_bytes, human_seconds
+from reports.text.changes.impact_text import (
+    cause_of,
+    change_sentences,
+    composition,
+    impact_clause,
+    label_of,
+    rerouted_sentence,
+    rounded,
+    value_words,
+    with_bounds,
+)
+from reports.text.metric_text import capital
+from sim.results.point import Point
+from sim.results.verdict import NOT_MET, verdict
 
-IMPACT_WORDS = {
-    "mixed": "mixed versions",
-    "stale": "stale answers",
-    "refused_by_rollout": "refused",
-    "wrong_served": "unnoticed wrong answers",
-    "old_prefix": "old prefixes",
-    "lost": "lost",
-    "failed_loads": "failed loads",
-    "failed": "failed",
-    "slow": "late",
-}
-"""The kinds of impact on a request, in words."""
 _FEW = 4
 """Replications from which on designs are ranked: the intervals of fewer say too little."""
 _DOES = {
@@ -71,212 +62,17 @@ _DOES = {
 """What a design does to requests, by the kind of impact."""
 
 
-def rounded(count: float) -> str:
-    """Return a count to read: three digits, and whole from ten on."""
-    few = f"{round(count, 1) + 0.0:.1f}".removesuffix(".0")  # adding 0 turns −0 into 0
-    return (few if abs(count) < 10 else f"{float(f'{count:.3g}'):,.0f}").replace("-", "−")
-
-
-def with_bounds(metric: Metric) -> str:
-    """Return a mean count with its interval, rounded alike."""
-    text = rounded(metric.value or 0.0)
-    if metric.lo is None or metric.hi is None or metric.lo == metric.hi:
-        return text
-    return f"{text} ({rounded(metric.lo)} to {rounded(metric.hi)})"
-
-
-def composition(point: Point) -> str:
-    """Return what the impact of a point consists of, most frequent first: ``108 late, 95 mixed versions``."""
-    return ", ".join(f"{rounded(count)} {IMPACT_WORDS[kind]}" for kind, count in impact_parts(point) if count >= SOME)
-
-
-def cause_words(points: Sequence[Point]) -> str:
-    """Return what changed: ``the rollout``."""
-    if has_rollout(points):
-        return "the rollouts" if any(rollouts_begun(point) > 1 for point in points) else "the rollout"
-    return "the crash" if all(value_of(p, "lost") is not None for p in points) else "the fault"
-
-
-def badge_words(points: Sequence[Point]) -> str:
-    """Return what a badge says of the impact next to the verdict; empty where none is clear."""
-    clear = [point for point in points if has_clear_impact(point)]
-    if not clear:
-        return ""
-    name = impact_name(clear)
-    worst = max(clear, key=lambda point: value_of(point, name) or 0.0)
-    kind, count = (impact_parts(worst) or [("slow", value_of(worst, name) or 0.0)])[0]
-    return f"{'up to ' if len(points) > 1 else ''}about {rounded(count)} {_answers(kind)}"
-
-
-def _answers(kind: str) -> str:
-    words = IMPACT_WORDS[kind]
-    if kind == "mixed":
-        return f"answers of {words}"
-    return f"{words} requests" if kind in ("refused_by_rollout", "lost", "failed", "slow") else words
-
-
-def impact_headline(point: Point, found: str, opening: str) -> str:
-    """Return whether the SLO is met and what the change did, in one sentence.
-
-    :param found: the grade on the SLO; ``opening``: it in words.
-    """
-    said = _impact_clause(point)
-    if found == NO_SLO:
-        return f"{capital(said)}."
-    contrast = has_clear_impact(point) and found in (MET, PROBABLY_MET)
-    return f"{opening}, {'but' if contrast else 'and'} {said}."
-
-
-def _impact_clause(point: Point) -> str:
-    """Return what a change did: ``the rollout affected 63 (50 to 76) of 39,000 requests: 60 stale answers``."""
-    cause, metric = cause_words([point]), point.metrics[impact_name([point])]
-    total = f"{impact_of(point).requests / impact_of(point).replications:,.0f} requests"
-    beyond = " beyond the usual" if impact_name([point]) == "harmed_excess" else ""
-    if not has_clear_impact(point) and beyond:
-        if not metric.value:
-            return f"{cause} affected none of {total}{beyond}"
-        return f"{cause} had no clear impact: {with_bounds(metric)} of {total} affected{beyond}"
-    parts = composition(point)
-    return f"{cause} affected {with_bounds(metric)} of {total}{beyond}{f': {parts}' if parts else ''}"
-
-
-def change_sentences(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
-    """Return more of what rollouts and faults did to one point, the most important first; nothing without any."""
-    if point.impact is None:
-        return []
-    said = [*_identity(point), *_without_answer(point), *_usual(point)]
-    if has_rollout([point]):
-        said += _rollout(point, slo_terms)
-    elif value_of(point, "wrong_adapter_served") is None and (peak := _afterwards(point)) is not None:
-        said.append(peak)
-    return said + _faults(point)
-
-
-def _without_answer(point: Point) -> list[str]:
-    """Return how many had no answer when the run ended: those late by then, or, without targets to judge by, all."""
-    impact = impact_of(point)
-    late = impact.slow_unanswered
-    unanswered, late_ones = impact.unanswered / impact.replications, (late or 0) / impact.replications
-    if late is None and unanswered >= 1:
-        said = f"{rounded(unanswered)} had no answer when the run ended"
-        return [f"{said}, and no target in the slo says which of them are late."]
-    return [f"{rounded(late_ones)} late requests had no answer when the run ended."] if late_ones >= 1 else []
-
-
-def _usual(point: Point) -> list[str]:
-    """Return how many requests are late without the rollout or fault, too."""
-    every, beyond = value_of(point, "harmed"), value_of(point, "harmed_excess")
-    if every is None:
-        return []
-    if beyond is None:
-        late = impact_of(point).mean("slow")
-        state = point.metrics["harmed_excess"].state if "harmed_excess" in point.metrics else None
-        reason = "" if state is None else f" ({why('harmed_excess', state)})"
-        return [f"Some of the {rounded(late)} late requests may be late anyway{reason}."] if late else []
-    usual = every - beyond
-    return [f"{rounded(usual)} more are late, as they are without {cause_words([point])}."] if usual >= SOME else []
-
-
-def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
-    said = []
-    name = latency_name([point], slo_terms)
-    during, before = point.metrics[f"rollout_{name}"], point.metrics[f"before_{name}"]
-    if during.value is not None:
-        against = f", against {with_interval(name, before)} before" if before.value is not None else ""
-        said.append(
-            f"{capital(metric_words(name))} is {with_interval(name, during)} for requests that come during the "
-            f"rollout{against}."
-        )
-    took = point.metrics["rollout_duration_s"]
-    if took.value is not None:
-        said.append(f"{_subject(point)} complete after {with_interval('rollout_duration_s', took)}.")
-    else:
-        said.append(f"{_subject(point)} {why('rollout_duration_s', took.state)}.")
-    peak, usual = (value_of(point, f"{side}_peak_loads_per_s") for side in ("rollout", "before"))
-    if peak is not None and usual is not None:
-        said.append(
-            f"Loads peak at {show('rollout_peak_loads_per_s', peak)} over ten seconds, against "
-            f"{show('rollout_peak_loads_per_s', usual)} before."
-        )
-    extra = value_of(point, "extra_resident_bytes_peak")
-    if extra:
-        said.append(f"During the rollout, old versions take up to {human_bytes(extra)} of extra GPU memory.")
-    both, back = value_of(point, "sessions_saw_both"), value_of(point, "sessions_went_back")
-    if both:
-        said.append(
-            f"{rounded(both)} sessions saw both versions; {rounded(back or 0)} of them went back to the older one."
-        )
-    return said
-
-
-def _subject(point: Point) -> str:
-    """Return the subject of when it was complete; old run directories don't say how many rollouts there are."""
-    begun = rollouts_begun(point)
-    return "The rollout is" if begun == 1 else "All rollouts together are" if begun else "All rollouts are"
-
-
-def _identity(point: Point) -> list[str]:
-    wrong, noticed, again = (value_of(point, n) for n in ("wrong_adapter_served", "wrong_adapter_detected", "retried"))
-    if wrong is None:
-        return []
-    total = impact_of(point).requests / impact_of(point).replications
-    return [
-        f"{rounded(value_of(point, 'misrouted') or 0)} of {total:,.0f} requests did not reach their own adapter: "
-        f"{rounded(wrong)} wrong answers went unnoticed, {rounded(noticed or 0)} were noticed, and "
-        f"{rounded(again or 0)} requests were sent again."
-    ]
-
-
-def _faults(point: Point) -> list[str]:
-    said = []
-    lost, rerouted = value_of(point, "lost"), value_of(point, "rerouted")
-    if lost is not None and rerouted is not None:
-        said.append(
-            f"{rounded(lost)} requests were lost with their replica; {rounded(rerouted)} were sent to another one."
-        )
-    said += _rerouted([point], [])
-    impact = impact_of(point)
-    if impact.failed_loads:
-        failed = rounded(impact.mean("failed_loads"))
-        said.append(f"{failed} requests failed because their adapter could not be loaded.")
-    if impact.old_prefix:
-        found = rounded(impact.mean("old_prefix"))
-        said.append(f"{found} requests found a prefix that an older version had computed.")
-    return said
-
-
-def _afterwards(point: Point) -> str | None:
-    """Return what happened to those that came after the first event: unanswered, or slowest when."""
-    found = aftermath(point)
-    if found.stuck:
-        return (
-            f"Of the {rounded(found.came)} requests after it began, {rounded(found.unanswered)} had no answer when the "
-            "run ended."
-        )
-    if found.worst_s is None or found.worst_at_s is None or found.usual_s is None:
-        return None
-    return (
-        f"Latency peaks at about {human_seconds(found.worst_at_s)} into the run: {human_seconds(found.worst_s)} on "
-        f"average, against {human_seconds(found.usual_s)} usually (first replication)."
-    )
-
-
 def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
     """Return what a sweep says of rollouts, faults or routers, the most important first; nothing where it has none."""
     if is_changed(points):
         changed = [per_event(point) for point in points if point.impact]  # held-back rollouts changed nothing
         if len(changed) == 1 < len(points):
             where = label_of(changed[0], axes)
-            return [f"With {where}, {_impact_clause(changed[0])}.", *change_sentences(changed[0], slo_terms)]
+            return [f"With {where}, {impact_clause(changed[0])}.", *change_sentences(changed[0], slo_terms)]
         return _compare_impact(changed, axes, slo_terms)
     if compares_routers(points, axes):
         return _compare_routers(points, axes, slo_terms)
     return []
-
-
-def label_of(point: Point, axes: Sequence[Axis]) -> str:
-    """Return a point's swept values: quantities with their key in words, names as they are."""
-    return ", ".join(axis.point_phrase(point) if axis.numeric else axis.point_label(point) for axis in axes)
 
 
 def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
@@ -317,17 +113,17 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, *, within: 
 
     :param within: whether designs that miss the SLO have less, so that they need to be excluded in words.
     """
-    first, cause = found.best[0], cause_words((*found.best, *found.rest))
+    first, cause = found.best[0], cause_of((*found.best, *found.rest))
     beyond = " beyond the usual" if found.name == "harmed_excess" else ""
-    where, per = f"with {step}, " if step else "", cause.removeprefix("the ").removesuffix("s")
+    where = f"with {step}, " if step else ""
     counts = [f"{with_bounds(p.metrics[found.name])} with {label_of(p, axes)}" for p in found.others[:MANY_POINTS]]
     more = f", against {', '.join(counts)}" if counts else ""
     own, hedge = with_bounds(first.metrics[found.name]), "" if found.certain else f" {_NO_INTERVAL}"
     if len(found.choice) == 1:
         said = f"Least impact{' within the SLO,' if within else ''} with {label_of(first, axes)}: "
-        return f"{said}{where}{cause} affects {own} requests{beyond}{_in_brackets(composition(first))}{more}.{hedge}"
+        return f"{said}{where}{cause.affects} {own} requests{beyond}{_in_brackets(composition(first))}{more}.{hedge}"
     few, many = (rounded(choose(value_of(p, found.name) or 0.0 for p in found.choice)) for choose in (min, max))
-    between = f"{where}{few if few == many else f'{few} to {many}'} affected requests per {per}{beyond}"
+    between = f"{where}{few if few == many else f'{few} to {many}'} affected requests per {cause.per}{beyond}"
     labels = [label_of(p, axes) for p in found.choice]
     if not found.others and few != many and len(first.metrics[found.name].parts) < _FEW:
         return f"Too few replications to rank {_listed(labels)}: {between}. Set run.replications to {_FEW} or more."
@@ -372,7 +168,7 @@ def _compare_series(series: Sequence[FaultSeries], axes: Sequence[Axis], slo_ter
         first, *more = [f"{count} with {step}" for count, step in zip(counts, steps, strict=True)]
         design = f"With {label_of(each.points[0], others)}, " if others else ""
         listed = ", ".join([first.replace(" with", f" requests{beyond} with", 1), *more])
-        said.append(f"{capital(f'{design}{cause_words(worst)}')} affects {listed}.")
+        said.append(f"{capital(f'{design}{cause_of(worst).affects}')} {listed}.")
     return said
 
 
@@ -423,23 +219,13 @@ def _compare_faults(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Ma
     said = []
     for name, concerned in compared_metrics(points, latency_name(points, slo_terms)):
         said += _one_or_extremes(concerned, axes, name)
-    return said + _rerouted(points, axes)
+    return said + rerouted_sentence(points, axes)
 
 
 def _one_or_extremes(points: Sequence[Point], axes: Sequence[Axis], name: str) -> list[str]:
     if len(points) > 1:
         return extremes(points, axes, name)
-    return [f"{capital(metric_words(name))}: {_value(p, name)} with {label_of(p, axes)}." for p in points]
-
-
-def _rerouted(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return how long the requests take that restart on another replica, against all."""
-    some = rerouted_points(points)
-    if not some:
-        return []
-    phrases = [f"{_value(p, 'rerouted_e2e_mean_s')}{f' with {label_of(p, axes)}' if axes else ''}" for p in some]
-    usual = show("e2e_mean_s", value_of(some[0], "e2e_mean_s"))
-    return [f"Rerouted requests take on average {'; '.join(phrases)}; all requests take {usual}."]
+    return [f"{capital(metric_words(name))}: {value_words(p, name)} with {label_of(p, axes)}." for p in points]
 
 
 def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str = "") -> list[str]:
@@ -462,14 +248,9 @@ def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str
     paired = found.contrast is Contrast.CLEAR_IN_PAIRS
     hedge = " (clear in the same replications, though the intervals overlap)" if paired else ""
     return [
-        f"{words}: lowest with {label_of(low, axes)}, {_value(low, name)}; highest with {label_of(high, axes)}, "
-        f"{_value(high, name)}{tail}{hedge}."
+        f"{words}: lowest with {label_of(low, axes)}, {value_words(low, name)}; highest with {label_of(high, axes)}, "
+        f"{value_words(high, name)}{tail}{hedge}."
     ]
-
-
-def _value(point: Point, name: str) -> str:
-    metric: Metric = point.metrics[name]
-    return with_interval(name, metric) + ("" if metric.settled else ", unsettled")
 
 
 def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:

@@ -1,0 +1,1 @@
+"""What rollouts, faults and held-back rollouts did to requests, in sentences."""
