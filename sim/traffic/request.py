@@ -67,6 +67,8 @@ class Request:
         load_s: float = 0.0,
         host_load_s: float = 0.0,
         service_s: float = 0.0,
+        shared: tuple[tuple[int, int], ...] = (),
+        text_key: int = -1,
     ) -> None:
         self.index = self.key = index
         self.arrival_s = arrival_s
@@ -82,8 +84,9 @@ class Request:
         self.admitted_s = self.first_token_s = -1.0
         self.load_queue_s = self.load_wait_s = 0.0
         self.context = self.generated = self.preemptions = 0
-        self.last_step = self.text_key = -1
-        self.shared: tuple[tuple[int, int], ...] = ()
+        self.last_step = -1
+        self.shared = shared
+        self.text_key = text_key
         self.cached_tokens = 0
 
     def fresh_copy(self) -> Request:
@@ -97,8 +100,8 @@ class Request:
             self.load_s,
             self.host_load_s,
             self.service_s,
+            self.shared,
+            self.text_key,
         )
         fresh.session = self.session
-        fresh.shared = self.shared
-        fresh.text_key = self.text_key
         return fresh

@@ -60,11 +60,15 @@ class SharedText:
 
     def of_requests(self) -> Iterator[tuple[Runs, int]]:
         """Yield the runs of each request, and the key of its other tokens."""
-        rest, counts = self.rest.tolist(), np.diff(self.first)
+        return zip(self.runs_of_requests(), self.rest.tolist(), strict=True)
+
+    def runs_of_requests(self) -> Iterator[Runs]:
+        """Yield the runs of each request."""
+        counts = np.diff(self.first)
         runs = zip(self.ends.tolist(), self.keys.tolist(), strict=True)
         if len(counts) and counts.min() == counts.max() <= 1:
-            return zip(zip(runs) if counts[0] else repeat(()), rest, strict=False)
-        return zip((tuple(islice(runs, count)) for count in counts.tolist()), rest, strict=True)
+            return zip(runs) if counts[0] else repeat((), len(counts))
+        return (tuple(islice(runs, count)) for count in counts.tolist())
 
 
 def repeated_tokens(text: SharedText, adapter: NDArray[Any] | None) -> int:
@@ -75,7 +79,7 @@ def repeated_tokens(text: SharedText, adapter: NDArray[Any] | None) -> int:
     longest: dict[tuple[int, int], int] = {}  # by adapter and key, the farthest that a request has gone in this text
     adapters = repeat(0) if adapter is None else adapter.tolist()
     repeated = 0
-    for (runs, _), number in zip(text.of_requests(), adapters, strict=False):
+    for runs, number in zip(text.runs_of_requests(), adapters, strict=False):
         known = True
         begin = 0
         for end, key in runs:

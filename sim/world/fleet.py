@@ -17,7 +17,6 @@ from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, Request
-from sim.traffic.shared_text import SharedText
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.fleet_ports import FleetHooks
 from sim.world.replica.server import ReplicaTotals, Server
@@ -258,7 +257,8 @@ class Fleet:
             self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
         times = self._times
         adapter = np.where(chunk.adapter == BASE_MODEL, self._base_model, chunk.adapter)
-        requests = map(  # creates requests one by one, without a tuple of arguments for each
+        text = chunk.text if self._carry_text else None
+        self._requests = map(  # creates requests one by one, without a tuple of arguments for each
             Request,
             range(chunk.first, chunk.first + len(chunk)),
             chunk.arrival_s.tolist(),
@@ -268,8 +268,8 @@ class Fleet:
             times.load(chunk).tolist(),
             times.host_load(chunk).tolist(),
             times.service(chunk).tolist(),
+            *(() if text is None else (text.runs_of_requests(), text.rest.tolist())),
         )
-        self._requests = _with_text(requests, chunk.text) if self._carry_text and chunk.text is not None else requests
         return next(self._requests)
 
     def _mark_sections(self, chunk: Chunk) -> None:
@@ -349,10 +349,3 @@ def nothing_arrives(duration_s: float | None, remedy: str = "raise the rate") ->
         got=format_seconds(duration_s or 0.0),
         hint=f"simulate longer, or {remedy}",
     )
-
-
-def _with_text(requests: Iterator[Request], text: SharedText) -> Iterator[Request]:
-    """Yield requests that know which of their tokens others have too."""
-    for request, (runs, rest) in zip(requests, text.of_requests(), strict=True):
-        request.shared, request.text_key = runs, rest
-        yield request

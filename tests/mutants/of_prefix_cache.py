@@ -88,7 +88,7 @@ PREFIX_CACHE = (
     Mutant(
         "evicted-too-late",
         _STORE,
-        "            self._queue.evict(self._free + self._needed_next())\n",
+        "            self._queue.note_free(self._free + self._needed_next())\n",
         "            pass\n",
         "blocks become free before the ones that decodes took are evicted",
         (TWIN,),
@@ -112,7 +112,7 @@ PREFIX_CACHE = (
     Mutant(
         "preempted-before-decodes-take-theirs",
         _STORE,
-        "        self._queue.evict(self._free)  # decodes take their blocks before the request frees its own\n",
+        "        self._queue.note_free(self._free)  # decodes take their blocks before the request frees its own\n",
         "",
         "decodes take the blocks of the request that is preempted, and cached ones stay",
         (TWIN,),
@@ -160,9 +160,17 @@ PREFIX_CACHE = (
     Mutant(
         "evicted-blocks-are-found",
         _LOOKUP,
-        "                self._queue.evict(self._free)\n            if end",
+        "                self.settle()\n            if end",
         "                pass\n            if end",
         "a request finds blocks that have been evicted",
+        (TWIN,),
+    ),
+    Mutant(
+        "due-blocks-are-found",
+        _QUEUE,
+        "from_here_on <= free and from_here_on <= self.blocks - self.due",
+        "from_here_on <= free",
+        "a request finds blocks that were to be evicted when fewer were free than now",
         (TWIN,),
     ),
 )

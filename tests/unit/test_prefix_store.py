@@ -166,7 +166,8 @@ def blocks_left(users: tuple[int, ...], staying: tuple[int, ...], cut: int) -> l
     left = []
     while queue.blocks:
         queue.check_integrity(known.check_integrity())
-        queue.evict(queue.blocks - 1)
+        queue.note_free(queue.blocks - 1)
+        queue.evict()
         left.append(sorted(block for one in known.extents() for block in range(one.first, one.end)))
     return left
 

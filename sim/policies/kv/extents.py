@@ -26,6 +26,10 @@ class Entry:
     previous: Entry
     following: Entry
 
+    def first_queued(self) -> int:
+        """Return the first of its blocks; ``end`` if there are none."""
+        return self.end
+
 
 class Extent(Entry):
     """Cached blocks ``first`` to ``end`` (exclusive) of a path of runs; those up to ``cover`` are in use.
@@ -38,13 +42,26 @@ class Extent(Entry):
     :ivar runs: the runs of its blocks, from that of the first on; the last ones may have been evicted.
     :ivar twin: whether its blocks were filled while equal ones were known; it then has a single run.
     :ivar ends: the end of the blocks of each user, in order.
+    :ivar appended: blocks that had ever been appended to the free queue before the first of its free ones were.
     :ivar segments: free blocks before those that the extent stands for, in the order of the free queue.
     :ivar next: another extent with this key; the two have no block in common.
     :ivar forgotten: whether its content can no longer be found.
     :ivar outdated: whether weights that have been replaced since computed it, or its first blocks.
     """
 
-    __slots__ = ("cover", "ends", "first", "forgotten", "key", "next", "outdated", "runs", "segments", "twin")
+    __slots__ = (
+        "appended",
+        "cover",
+        "ends",
+        "first",
+        "forgotten",
+        "key",
+        "next",
+        "outdated",
+        "runs",
+        "segments",
+        "twin",
+    )
 
     def __init__(self, key: Key, runs: tuple[Run, ...], first: int, end: int, twin: bool = False) -> None:
         self.key = key
@@ -52,6 +69,7 @@ class Extent(Entry):
         self.first = self.cover = first
         self.end = end
         self.twin = twin
+        self.appended = 0
         self.ends: list[int] = []
         self.segments: list[Segment] = []
         self.next: Extent | None = None
@@ -83,7 +101,7 @@ class Extent(Entry):
     def split(self, block: int) -> Extent:
         """Cut a twin before a block, and return the rest of it. Its entries in the free queue stay as they are."""
         rest = Extent(self.key, self.runs, block, self.end, self.twin)
-        rest.outdated, rest.cover = self.outdated, max(self.cover, block)
+        rest.outdated, rest.cover, rest.appended = self.outdated, max(self.cover, block), self.appended
         rest.ends = [end for end in self.ends if end > block]
         self.ends = [min(end, block) for end in self.ends]
         self.end, self.cover = block, min(self.cover, block)
@@ -172,3 +190,6 @@ class Segment(Entry):
         self.extent = extent
         self.first = first
         self.end = end
+
+    def first_queued(self) -> int:
+        return self.first

@@ -13,15 +13,18 @@ class FreeQueue:
 
     Which physical block holds what does not matter. Otherwise a block without content always stands before all cached
     ones, so that only cached blocks are kept here. While there are more of them than free blocks, the first are to be
-    evicted: ``evict`` does it before blocks are added, and before a request looks for content.
+    evicted. ``note_free`` says so before blocks are added, and before a request looks for content. It leaves them where
+    they are, because many together are evicted at a lower cost; ``has`` finds out whether that can matter.
 
-    :ivar blocks: number of blocks in the queue.
-    :ivar evicted: cached blocks that were used for something else.
+    :ivar blocks: number of blocks in the queue; ``due``: the first of them, which are to be evicted.
     """
 
     def __init__(self, known: KnownBlocks, total: int, *, uncached_last: bool) -> None:
         self.blocks = 0
-        self.evicted = 0
+        self.due = 0
+        self._evicted = 0
+        self._appended = 0  # blocks ever appended
+        self._most_due = total // 16
         self._known = known
         self._end = end = Entry()  # its neighbours are the last entry and the first one
         end.before = 0
@@ -46,18 +49,25 @@ class FreeQueue:
 
     def append_extent(self, extent: Extent, end: int) -> None:
         """Append the blocks of an extent from its ``cover`` to ``end`` (exclusive), which were its last ones in use."""
-        first = extent.cover
-        self._insert(extent if end == extent.end else extent.new_segment(first, end), self._end)
-        self.blocks += end - first
+        blocks = end - extent.cover
+        if end == extent.end:
+            extent.appended = self._appended
+            self._insert(extent, self._end)
+        else:
+            self._insert(extent.new_segment(extent.cover, end), self._end)
+        self._appended += blocks
+        self.blocks += blocks
 
     def append_uncached(self) -> None:
         """Append a block without content, where such blocks go to the end."""
         self._insert(Segment(None, 0, 1), self._end)
+        self._appended += 1
         self.blocks += 1
 
     def append_unknown(self, blocks: int) -> None:
         """Append cached blocks that no request can find."""
         self._end.before += blocks
+        self._appended += blocks
         self.blocks += blocks
 
     def take_out(self, extent: Extent, end: int) -> None:
@@ -94,29 +104,54 @@ class FreeQueue:
             self._remove(segment)
         return rest
 
-    def evict(self, free: int) -> None:
-        """Evict blocks from the head until no more than ``free`` are left."""
-        gone = self.blocks - free if free > 0 else self.blocks
-        if gone <= 0:
-            return
-        self.blocks -= gone
-        self.evicted += gone
-        entry = self._end.following
-        while gone > entry.before:
-            gone -= entry.before
-            entry.before = 0
-            gone -= self._evict_from(entry, gone)
+    def note_free(self, free: int) -> None:
+        """Note that no more than ``free`` blocks are free, so that those before them are to be evicted."""
+        due = self.blocks - free if free > 0 else self.blocks
+        if due > self.due:
+            self.due = due
+            if due > self._most_due:
+                self.evict()
+
+    def has(self, extent: Extent, free: int) -> bool:
+        """Return whether an extent surely keeps all its free blocks, because enough others stand before them.
+
+        :param free: how many blocks are free now.
+        """
+        from_here_on = self._appended - extent.appended  # no more blocks than these can stand there
+        return from_here_on <= free and from_here_on <= self.blocks - self.due
+
+    def evict(self) -> None:
+        """Evict the blocks that are due."""
+        due, self.due = self.due, 0
+        self.blocks -= due
+        self._evicted += due
+        while due:
             entry = self._end.following
-        entry.before -= gone
+            before = entry.before
+            if due <= before:
+                entry.before = before - due
+                return
+            entry.before = 0
+            due -= before
+            due -= self._evict_from(entry, due)
+
+    @property
+    def evicted(self) -> int:
+        """Cached blocks that were used for something else, those that are due included."""
+        due, uncached = self.due, 0
+        for entry in self._entries():
+            due -= entry.before
+            if due <= 0:
+                break
+            blocks = entry.end - entry.first_queued()
+            if isinstance(entry, Segment) and entry.extent is None:
+                uncached += min(blocks, due)
+            due -= blocks
+        return self._evicted + self.due - uncached
 
     def _evict_from(self, entry: Entry, most: int) -> int:
         """Evict the last blocks of the first entry, no more than ``most``; return how many."""
-        if isinstance(entry, Extent):
-            extent: Extent | None = entry
-            first = entry.first_queued()
-        else:
-            assert isinstance(entry, Segment)
-            extent, first = entry.extent, entry.first
+        first = entry.first_queued()
         blocks = entry.end - first
         if blocks > most:
             blocks = most
@@ -124,15 +159,19 @@ class FreeQueue:
         if end == first:
             self._remove(entry)
             entry.following = self._end  # so that what is gone does not keep others in memory
-        if extent is None:
-            self.evicted -= blocks  # they were not cached
+        if isinstance(entry, Extent):
+            extent = entry
         else:
-            if extent is not entry:
-                extent.end = end
-                if end == first:
-                    extent.segments.pop(0)
-            if end == extent.first and not extent.forgotten:
-                self._known.remove(extent)
+            assert isinstance(entry, Segment)
+            if entry.extent is None:
+                self._evicted -= blocks  # they were not cached
+                return blocks
+            extent = entry.extent
+            extent.end = end
+            if end == first:
+                extent.segments.pop(0)
+        if end == extent.first and not extent.forgotten:
+            self._known.remove(extent)
         return blocks
 
     def _entries(self) -> Iterator[Entry]:

@@ -35,37 +35,37 @@ class PrefixLookup(ExactCount):
         if request.preemptions or self._shares_base or len(shared) > 1:
             return self._find(request) if shared or text >= 0 or request.preemptions else 0
         # The common case: one shared run at most. The rest does the same as _find.
-        adapter, size, known = request.adapter, self.size, self._known
+        adapter, size, first, twins = request.adapter, self.size, self._known.first, self._known.twins
         limit = (request.to_prefill - 1) // size
         self._found, self._found_idle = [], 0
-        block = shared_blocks = 0
+        block = 0
         if shared:
-            run_end, key = shared[0]
-            shared_blocks = run_end // size
-            extent = known.first.get((adapter, key, 0))
+            key = (adapter, shared[0][1], 0)
+            extent = first.get(key)
             if extent is not None:
-                if extent.first or extent.next is not None:
+                if extent.first or extent.next is not None or len(extent.runs) > 1:
                     return self._find(request)
-                end = extent.runs[0][0]
-                block = self._found_of(extent, min((end if end < run_end else run_end) // size, limit))
-            if known.twins and (adapter, key, 0) in known.twins:
+                block = shared[0][0] // size
+                block = self._found_of(extent, block if block < limit else limit)
+            if twins and key in twins:
                 return self._find(request)
-        if text >= 0 and block >= shared_blocks:
-            extent = known.first.get((adapter, text, 0))
+        if text >= 0 and (not shared or block >= shared[0][0] // size):
+            key = (adapter, text, 0)
+            extent = first.get(key)
             if extent is not None:
                 if extent.next is not None:
                     return self._find(request)
                 if extent.first == block < limit:
                     block = self._found_of(extent, limit)
-            if known.twins and (adapter, text, 0) in known.twins:
+            if twins and key in twins:
                 return self._find(request)
         return block * size
 
     def _found_of(self, extent: Extent, end: int) -> int:
         """Note that an extent is found up to ``end``, or to its own end; return that."""
         if end > extent.cover:
-            if self._queue.blocks > self._free:
-                self._queue.evict(self._free)
+            if not self._queue.has(extent, self._free):
+                self.settle()
             if end > extent.end:
                 end = extent.end
             self._found_idle += end - extent.cover
@@ -106,8 +106,8 @@ class PrefixLookup(ExactCount):
 
     def settle(self) -> None:
         """Evict what has been taken from the free queue since the last call."""
-        if self._queue.blocks > self._free:
-            self._queue.evict(self._free)
+        self._queue.note_free(self._free)
+        self._queue.evict()
 
     @property
     def evicted_blocks(self) -> int:

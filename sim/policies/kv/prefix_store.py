@@ -73,7 +73,7 @@ class PrefixStore(PrefixLookup):
                 self.tokens += tokens
                 self._phases[(tokens - 1 - step) % self.size] += 1
         self._free -= self._needed_next()
-        self._queue.evict(self._free)
+        self._queue.note_free(self._free)
 
     def lose(self, indices: set[int]) -> None:
         """Let no request find what these running ones hold, or compute from now on."""
@@ -98,7 +98,8 @@ class PrefixStore(PrefixLookup):
                 self._note_outdated(request, cached)
             if cached:
                 self._share(request.index, cached // size - idle)
-        self._free -= idle - (left - tokens) // size if tokens > left else idle
+        if tokens > left:  # as always when it joins
+            self._free -= idle - (left - tokens) // size
         if tokens + cached == request.to_prefill:
             if request.shared and cached + size <= request.shared[-1][0]:
                 shared = request.shared[-1][0] // size
@@ -143,7 +144,10 @@ class PrefixStore(PrefixLookup):
         """Make known the prompt of the running request of this conversation, if there is one."""
         request = self._unfilled.pop(text, None)
         if request is not None:
-            self._fill(request, request.context // self.size, own=False)
+            self._fill_prompt(request)
+
+    def _fill_prompt(self, request: Request) -> None:
+        self._fill(request, request.context // self.size, own=False)
 
     def _fill(self, request: Request, full: int, *, own: bool) -> None:
         """Make known the ``full`` first blocks of a request.
@@ -154,6 +158,7 @@ class PrefixStore(PrefixLookup):
         block = spans[-1][1] if spans else 0
         if block >= full or request.index in self._lost:
             return
+        self._queue.evict()
         if spans is None:
             spans = self._held[request.index] = []
         known, size = self._known, self.size
@@ -200,12 +205,12 @@ class PrefixStore(PrefixLookup):
     # Give back ------------------------------------------------------------------------------------------------------
 
     def before_preemption(self) -> KvStore:
-        self._queue.evict(self._free)  # decodes take their blocks before the request frees its own
+        self._queue.note_free(self._free)  # decodes take their blocks before the request frees its own
         return self
 
     def give_back(self, requests: list[Request]) -> None:
         if self._queue.blocks > self._free:
-            self._queue.evict(self._free + self._needed_next())
+            self._queue.note_free(self._free + self._needed_next())
         if len(requests) > 1 and (self._held or self._unfilled):
             requests = sorted(requests, key=_place)
         for request in requests:
@@ -250,11 +255,10 @@ class PrefixStore(PrefixLookup):
 
         Return how many of its first blocks are still to be freed. The last extent then ends with them.
         """
-        text, other_turn = request.text_key, self._unfilled.get(request.text_key)
-        if other_turn is request:
-            del self._unfilled[text]
-        elif other_turn is not None:
-            self._fill_text(text)
+        text = request.text_key
+        latest_turn = self._unfilled.pop(text, request)
+        if latest_turn is not request:
+            self._fill_prompt(latest_turn)
         if self._shares_base or request.index in self._lost:
             return NOT_FREED
         known, key = self._known, (request.adapter, text, 0)
@@ -291,7 +295,7 @@ class PrefixStore(PrefixLookup):
     # Evict, outdate and forget --------------------------------------------------------------------------------------
 
     def note_peak(self, steps: int) -> None:
-        self._queue.evict(self._free - self._needed(steps - 1))
+        self._queue.note_free(self._free - self._needed(steps - 1))
         self._count_peak(self.tokens + steps * self.decoding)
 
     def _extents_of(self, adapter: int) -> list[Extent]:
