@@ -18,6 +18,7 @@ from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_sparse
 from calibrate.loads.synthetic_adapters import adapter_config
 from sim.spec.engine_flags.command_lines import engine_flags
 from sim.spec.scenario_file import load_scenario
+from sim.studies.deploying.commented_yaml import comment_lines
 from sim.studies.deploying.emission import KINDS
 
 SCHEMAS = Path(__file__).with_name("manifest_schemas")
@@ -134,6 +135,32 @@ def test_every_kind_starts_what_plan_prints(emitted: Path) -> None:
     env = {each["name"]: each.get("value") for each in container["env"]}
     assert (env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "True") == (not listed)
     assert listed in ([], [f"tone-{n}=/adapters/tone-{n}" for n in range(3)])
+
+
+def test_no_name_of_a_stranger_ends_a_comment() -> None:
+    assert comment_lines(["a profile\nrm -rf /\r# x"]).count("\n") == 1
+    assert "\r" not in comment_lines(["a\rb"])
+
+
+def test_sglang_has_manifests_of_its_own(loraplan: CommandLine, tmp_path: Path) -> None:
+    add_adapters(tmp_path / "adapters")
+    engine = ("--set", "fleet.engine=sglang", "--set", "cache.host=", "--set", "adapters.count=3")
+    emits = [part for kind in ("sglang", "compose", "k8s", "kserve") for part in ("--emit", f"{kind}={kind}")]
+    ended = loraplan("run", "quickstart", *QUICK, *engine, "--adapters", "adapters", *emits)
+    assert ended.code == 0, ended.err
+    for kind in ("compose", "k8s", "kserve"):
+        found = documents(tmp_path / kind)
+        assert [problem for document in found for problem in problems(document)] == []
+        assert [line for file in (tmp_path / kind).iterdir() for line in uncommented(file.read_text())] == []
+    container = documents(tmp_path / "k8s")[0]["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "lmsysorg/sglang:v0.5.23"
+    assert container["command"] == ["python3", "-m", "sglang.launch_server"]
+    assert container["args"][:2] == ["--model-path", "MODEL"]
+    assert container["args"][-2:] == ["--host=0.0.0.0", "--port=8000"], "it listens on 127.0.0.1 by itself"
+    place = container["args"].index("--lora-paths")
+    assert container["args"][place + 1 : place + 4] == [f"tone-{n}=/adapters/tone-{n}" for n in range(3)]
+    script = (tmp_path / "sglang/serve.sh").read_text()
+    assert "--max-loras-per-batch 32 # cache.gpu.slots; run quickstart " in script
 
 
 def test_init_reads_its_own_manifest_back(loraplan: CommandLine, tmp_path: Path) -> None:

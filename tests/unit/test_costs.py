@@ -15,6 +15,7 @@ import loraplan
 import sim.studies.evaluate
 import sim.studies.headroom
 from reports.formatting import money, show
+from reports.tables.metric_tables import grouped_table, groups_table, metrics_table
 from reports.text.cost_text import cheapest_sentence, cost_sentences
 from sim.errors import InputError
 from sim.results.costs.prices import priced
@@ -60,6 +61,16 @@ def test_groups_share_the_cost_by_their_tokens() -> None:
     assert [row["usd_per_month"] for row in ON_PAPER.groups] == pytest.approx(
         [month * 51 / 192, month * (35 + 43 + 63) / 192]
     )
+
+
+def test_tables_show_costs_only_with_a_price() -> None:
+    for point, shown in ((ON_PAPER, True), (priced(ON_PAPER, None), False)):
+        groups = groups_table(point, "")
+        assert groups is not None
+        assert ("cost a month" in groups.head) == shown
+        assert any("$" in cell for row in groups.rows for cell in row) == shown
+        assert any(row[0] == "cost" for row in grouped_table(point, {}).rows) == shown
+        assert any("cost" in row[0] for row in metrics_table(point).rows) == shown
 
 
 def test_another_price_scales_every_part_and_no_price_shows_nothing() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sim.cells import one_line
+
 
 @dataclass(frozen=True, slots=True)
 class Noted:
@@ -37,8 +39,8 @@ def yaml_documents(head: Sequence[str], documents: Sequence[Mapping[str, Any]]) 
 
 
 def comment_lines(lines: Sequence[str]) -> str:
-    """Return lines as comments of YAML or of a shell."""
-    return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    """Return lines as comments of YAML or of a shell; none can end its comment, whatever a stranger's profile says."""
+    return "".join(f"# {one_line(line)}".rstrip() + "\n" for line in lines)
 
 
 def _node(value: Any) -> Any:

@@ -39,12 +39,14 @@ class Server:
     :ivar adapters_option: the option that lists adapters, each as ``name=path``.
     :ivar runtime_loading: environment that lets a running server load further adapters.
     :ivar load_path: the HTTP path that loads one.
+    :ivar listen: options with which it listens on every address of its container, at ``PORT``; empty: it does anyway.
     """
 
     image: str
     adapters_option: str
     runtime_loading: Mapping[str, str]
     load_path: str
+    listen: tuple[str, ...] = ()
     health: str = "/health"
 
 
@@ -54,7 +56,8 @@ SERVERS = {
         "vllm/vllm-openai", "--lora-modules", {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}, "/v1/load_lora_adapter"
     ),
     # docs.sglang.ai: get_started/install.html, advanced_features/lora.html (dynamic LoRA loading).
-    "SGLang": Server("lmsysorg/sglang", "--lora-paths", {}, "/load_lora_adapter"),
+    # server_args.py: host 127.0.0.1, port 30000.
+    "SGLang": Server("lmsysorg/sglang", "--lora-paths", {}, "/load_lora_adapter", ("--host=0.0.0.0", f"--port={PORT}")),
 }
 
 
@@ -127,7 +130,8 @@ class Deployment:
     @property
     def program(self) -> tuple[str, ...]:
         """The words that start the server, without the model."""
-        return tuple(word for word in self.command.start.split() if word != MODEL and word != "--model-path")
+        words = (word for word in self.command.start.split() if word not in (MODEL, "--model-path"))
+        return tuple("python3" if word == "python" else word for word in words)
 
     def model_words(self) -> tuple[str, ...]:
         """Return the words that name the model."""

@@ -73,7 +73,7 @@ def argument_lines(found: Deployment) -> list[Any]:
             lines.append(Noted("=".join(words), note))
         else:
             lines += [Noted(word, note) for word in words]
-    return lines
+    return [*lines, *(Noted(word, NOT_SIMULATED) for word in found.server.listen)]
 
 
 def _container(found: Deployment, name: str) -> dict[str, Any]:
