@@ -26,7 +26,8 @@ test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-vllm: $(VENV)/.installed-test vllm-env ## compare predictions with a real vLLM, on this CPU; it parses what is emitted
-	$(BIN)/python -m pytest tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py
+	$(BIN)/python -m pytest tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py \
+		tests/serve/test_observe_real_vllm.py
 
 vllm-env: $(VLLM_VENV)/.installed ## install vLLM's CPU build into an environment of its own (3 GB)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from calibrate.serve.connection import Host
 from calibrate.serve.http_answer import Broken
+from sim.studies.dashboards import metrics_text
 
 PAGE_BYTES = 8 << 20
 """Bytes of a metrics page, at most."""
@@ -21,15 +22,13 @@ PAGE_BYTES = 8 << 20
 PAGE_LIMIT_S = 10.0
 """Seconds that a page may take before and after the traffic, at most."""
 
+LINE_LETTERS = metrics_text.LINE_LETTERS
+"""Characters of a line of it, at most; longer ones are left out."""
+
 MOST_KV_TOKENS = 2**31 - 1
 """Tokens of KV cache that are believed, at most."""
 
-LINE_LETTERS = 64 << 10
-"""Characters of a line of it, at most; longer ones are left out."""
-
 _MOST = 1e15
-_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*+)(?:\{(.*)\})?\s+(\S+)")
-_LABEL = re.compile(r'(?<!\w)(\w+)="((?:[^"\\]|\\.)*+)"')
 _COUNT = re.compile(r"[0-9]{1,10}")
 _GAUGES = {
     "running": ("vllm:num_requests_running", "sglang:num_running_reqs"),
@@ -77,15 +76,12 @@ def parse_page(text: str, at: float) -> MetricsPage:
     """
     page = MetricsPage(at)
     known = {theirs: ours for names in (_GAUGES, _COUNTERS) for ours, all_ in names.items() for theirs in all_}
-    for line in text.splitlines():
-        found = _LINE.match(line) if len(line) <= LINE_LETTERS else None
-        if found is None:
-            continue
-        name, labels, value = found.groups()
-        if name in known:
-            _add(page.values, known[name], value)
+    for sample in metrics_text.read_metrics(text):
+        name, labels = sample.key
+        if name in known and sample.value <= _MOST:
+            page.values[known[name]] = page.values.get(known[name], 0.0) + sample.value
         elif name == "vllm:cache_config_info":
-            info = dict(_LABEL.findall(labels or ""))
+            info = dict(labels)
             size, blocks = info.get("block_size", ""), info.get("num_gpu_blocks", "")
             if _COUNT.fullmatch(size) and _COUNT.fullmatch(blocks):
                 tokens = int(size) * int(blocks)
@@ -94,13 +90,22 @@ def parse_page(text: str, at: float) -> MetricsPage:
     return page
 
 
-def _add(values: dict[str, float], name: str, text: str) -> None:
+async def fetch_page(url: str, limit_s: float, most: int) -> tuple[str, int, bytes]:
+    """Read an address once, and return which it was, the status and the body.
+
+    :param url: with a path and a query, or a server's, of which ``/metrics`` is read.
+    :param limit_s: seconds for all of it; ``most``: bytes of body.
+    :raises InputError: where that is no URL.
+    :raises Broken, OSError: where the server can't be reached, or sends what is not HTTP, or too much.
+    """
+    parts = urlsplit(url)
+    path = parts.path if parts.path not in ("", "/") else "/metrics"
+    host = Host(f"{parts.scheme}://{parts.netloc}")
     try:
-        value = float(text)
-    except ValueError:
-        return
-    if math.isfinite(value) and 0 <= value <= _MOST:
-        values[name] = values.get(name, 0.0) + value
+        status, body = await host.get(f"{path}?{parts.query}" if parts.query else path, limit_s, most)
+    finally:
+        await host.close()
+    return f"{host.url}{path}", status, body
 
 
 def over_run(pages: list[MetricsPage]) -> dict[str, float]:

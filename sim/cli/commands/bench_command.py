@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,13 @@ class BenchFiles:
 
     :ivar scenario: with its fleet and adapters; None: one replica without adapters.
     :ivar profile: in place of the scenario's.
+    :ivar set_: changes of the scenario, from ``--set``.
     """
 
     files: Sequence[Path]
     scenario: str | None
     profile: str | None
+    set_: Sequence[str] = ()
 
     def base(self) -> LoadedScenario | None:
         """Return the scenario.
@@ -37,7 +40,15 @@ class BenchFiles:
         """
         from sim.spec.scenario_file import load_scenario
 
-        return None if self.scenario is None else load_scenario(self.scenario)
+        if self.scenario is None and self.set_:
+            raise InputError("changes a scenario: give --scenario", key="--set", got=self.set_[0])
+        return None if self.scenario is None else load_scenario(self.scenario, self.set_)
+
+    @property
+    def options(self) -> str:
+        """What says which server it is, for a command that goes on with it."""
+        named = [("--scenario", self.scenario), ("--profile", self.profile), *(("--set", each) for each in self.set_)]
+        return shlex.join(word for name, value in named if value is not None for word in (name, value))
 
     def runs(self) -> list[BenchRun]:
         """Return the runs of all files."""
@@ -66,11 +77,8 @@ def predict_benchmarks(files: BenchFiles, *, json: bool, quiet: bool) -> None:
         print_rich(rich_rows(("", "measured", "± 95 %", "predicted", "error"), list(_rows(prediction.metrics))))
     for note in dict.fromkeys(note for prediction in predictions for note in prediction.notes):
         message(f"note: {note}", quiet)
-    again = " ".join(f"--from-bench {file}" for file in files.files)
-    options = "".join(
-        f" {name} {value}" for name, value in (("--scenario", files.scenario), ("--profile", files.profile)) if value
-    )
-    message(f"to correct the profile by this: loraplan calibrate fit {again}{options} --out profile.json", quiet)
+    again = shlex.join(word for file in files.files for word in ("--from-bench", str(file)))
+    message(f"to correct the profile by this: loraplan calibrate fit {again} {files.options} --out profile.json", quiet)
 
 
 def _prediction_json(prediction: BenchPrediction) -> dict[str, Any]:
@@ -141,7 +149,7 @@ def fit_to_benchmarks(files: BenchFiles, out: Path, *, json: bool, quiet: bool) 
     if json:
         say_json({"file": str(out), **correction_json(profile, correction)})
         return
-    say_correction(correction)
+    say_correction(correction, quiet)
     say("", f"profile  {out}")
 
 
@@ -162,7 +170,10 @@ def write_correction(loads: Sequence[MeasuredLoad], files: Sequence[Path], out: 
     return done, correction
 
 
-def say_correction(correction: LoadCorrection) -> None:
+_UNEXPLAINED = 0.15
+
+
+def say_correction(correction: LoadCorrection, quiet: bool) -> None:
     """Print what was corrected, and how close the profile is now."""
     factor, fixed, outside = correction.factor, correction.fixed_s, correction.front_end_s
     what = "steps take" if fixed is None else "steps, but for their fixed part, take"
@@ -181,6 +192,14 @@ def say_correction(correction: LoadCorrection) -> None:
         for each in correction.checked
     ]
     print_rich(rich_rows(("run", "", "measured", "error before", "after"), rows))
+    worst = max(correction.checked, key=lambda each: abs(each.after))
+    if abs(worst.after) > _UNEXPLAINED:
+        message(
+            f"warning: no factor explains this: {metric_words(worst.metric)} of {worst.load} stays off by "
+            f"{worst.after:+.0%}. Is the scenario what was measured? Check adapters.count, cache.gpu.slots, prefixes "
+            "that requests share, and whether the server was busy with other work",
+            quiet,
+        )
 
 
 def correction_json(profile: Profile, correction: LoadCorrection) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class FidelityOptions:
     profile: Annotated[
         str | None, typer.Option(help="Of results: predict from this profile. Default: the scenario's.")
     ] = None
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --scenario: change a value. Repeatable.", hidden=True),
+    ] = None
     record: Annotated[
         Path | None, typer.Option(help="Replay this record of an engine's steps, and compare every step.")
     ] = None
@@ -107,7 +111,7 @@ def _predict(options: FidelityOptions, files: list[Path]) -> None:
                 key="FILE",
                 got=str(options.lengths or options.profile_dir or options.out),
             )
-        results = BenchFiles(files, options.scenario, options.profile)
+        results = BenchFiles(files, options.scenario, options.profile, options.set_ or ())
         predict_benchmarks(results, json=options.json, quiet=options.quiet)
         return
     if len(files) > 1:

@@ -170,6 +170,10 @@ class FitOptions:
     profile: Annotated[
         str | None, typer.Option(help="With --from-bench: the profile to correct. Default: the scenario's.")
     ] = None
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --scenario: change a value of it. Repeatable."),
+    ] = None
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False
     jobs: JobsOption = -1
     quiet: QuietOption = False
@@ -193,7 +197,7 @@ def fit(options: FitOptions) -> None:
     if options.from_bench:
         if options.folder is not None or options.model is not None:
             raise InputError("give either a folder or --from-bench", key="DIR", got=str(options.folder))
-        results = BenchFiles(options.from_bench, options.scenario, options.profile)
+        results = BenchFiles(options.from_bench, options.scenario, options.profile, options.set_ or ())
         fit_to_benchmarks(results, out, json=options.json, quiet=options.quiet)
         return
     if options.scenario or options.profile:

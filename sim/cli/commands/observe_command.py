@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
@@ -122,7 +121,7 @@ def observe(options: ObserveOptions) -> None:
     _print(service, readings.said, comparison, options)
     if correction is not None:
         say("")
-        say_correction(correction)
+        say_correction(correction, options.quiet)
     _say_next(options)
 
 
@@ -169,30 +168,19 @@ def _pages(where: list[str], window_s: float | None, quiet: bool) -> list[Metric
 
 def _fetched(url: str) -> MetricPage:
     """Read an address once; without a path, that of ``/metrics``."""
-    from calibrate.serve.connection import Host, run_or_stop
+    from calibrate.serve.connection import run_or_stop, without_credentials
     from calibrate.serve.http_answer import Broken
+    from calibrate.serve.server_metrics import fetch_page
     from sim.studies.dashboards.metric_files import PAGE_BYTES, MetricPage
 
-    parts = urlsplit(url)
-    path = parts.path if parts.path not in ("", "/") else "/metrics"
-    target = f"{path}?{parts.query}" if parts.query else path
-    host = Host(f"{parts.scheme}://{parts.netloc}")
-
-    async def read() -> tuple[int, bytes]:
-        try:
-            return await host.get(target, _LIMIT_S, PAGE_BYTES)
-        finally:
-            await host.close()
-
     try:
-        status, content = run_or_stop(read())
+        name, status, content = run_or_stop(fetch_page(url, _LIMIT_S, PAGE_BYTES))
     except (Broken, OSError) as error:
-        raise LoraplanError(f"{host.url}{target}: can't be read: {error}") from None
+        raise LoraplanError(f"{without_credentials(url)}: can't be read: {error}") from None
     if status != 200:
-        raise InputError(
-            "no metrics at this address", key="--prometheus", got=f"{host.url}{target}: status {status}", allowed="200"
-        )
-    return MetricPage(f"{host.url}{path}", content, time.time(), is_file=False)
+        got = f"{name}: status {status}"
+        raise InputError("no metrics at this address", key="--prometheus", got=got, allowed="200")
+    return MetricPage(name, content, time.time(), is_file=False)
 
 
 def _draft(options: ObserveOptions, fitted: Path | None = None) -> Draft:

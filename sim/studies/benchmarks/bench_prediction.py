@@ -98,7 +98,11 @@ def _compared(run: BenchRun, predicted: PredictedService) -> Iterator[BenchMetri
 def _on_fleet(world: World) -> Iterator[str]:
     """Yield the simulator's notes, but those on how the file in between was read."""
     if not world.scenario.adapters.base_alone:
-        yield "a result doesn't say which adapter a request was for: the scenario's popularity draws it"
+        count = len(world.population)
+        yield (
+            "a result doesn't say which adapter a request was for: the scenario's popularity draws it from "
+            f"{count:,} {'adapter' if count == 1 else 'adapters'} (--set adapters.count=N, if the client used others)"
+        )
     yield from (note for note in world.notes if "requests.csv" not in note)
 
 

@@ -182,7 +182,9 @@ def _fleet(service: ObservedService) -> Iterator[Setting]:
 def _differences(service: ObservedService, base: LoadedScenario) -> Iterator[str]:
     """Yield in what the servers are not those of the scenario."""
     scenario = base.scenario
-    slots = service.adapters.slots
+    slots, names, count = service.adapters.slots, len(service.adapters.names), scenario.adapters.count
+    if names and count is not None and names != count and not service.adapters.shares:
+        yield f"The metrics name {names} adapters; adapters.count of {base.source} is {count}."
     if slots is not None and scenario.cache.gpu.slots != slots:
         yield f"The server has max_lora {slots}; cache.gpu.slots of {base.source} is {scenario.cache.gpu.slots}."
     tokens, known = scenario.fleet.kv_tokens, service.kv_tokens
