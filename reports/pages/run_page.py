@@ -32,7 +32,7 @@ from reports.text.plan_text import plan_answer
 from reports.text.remedy_text import badge, cures_answer
 from reports.text.setup_text import setup_line
 from sim.results.point import Point
-from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, verdict
+from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
 from sim.spec.files.yaml_text import yaml_text
 
 if TYPE_CHECKING:
@@ -213,6 +213,8 @@ def _badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str
     if len(points) > 1 and 0 < good < len(points):
         return "◐", f"SLO met at {good} of {len(points):,} points", "partly"
     words = {MET: "SLO met", NOT_MET: "SLO not met", UNCLEAR: "Unclear", NO_SLO: "No SLO given"}[word]
+    if word == UNCLEAR and len(points) == 1 and (graded := grade(met_probability(points[0], terms))) != UNCLEAR:
+        words = f"SLO {graded}"
     everywhere = " at every point" if len(points) > 1 and word == MET else ""
     if word == MET and (impact := badge_words(points)):
         return "◐", f"{words}{everywhere}, but {impact}", "partly"

@@ -56,20 +56,23 @@ def frontier_table(data: RunData) -> Table | None:
         return None
     keys = record.keys
     axes = [make_axis(key, read.points) for key in keys]
+    priced = any(row.price is not None for row in record.frontier)
     rows = [
         [
             *(axis.label(row.set[key]) for axis, key in zip(axes, keys, strict=True)),
+            *([f"{row.price:,.2f}" if row.price is not None else "–"] if priced else []),
             row.verdict,
             likelihood(row.probability),
             RECOMMENDED if row.set == record.answer else "",
         ]
         for row in record.frontier
     ]
-    head = [*(axis.words for axis in axes), "SLO", "p", ""]
+    head = [*(axis.words for axis in axes), *(["price per hour"] if priced else []), "SLO", "p", ""]
     extreme = "largest" if record.direction == "maximize" else "smallest"
     note = f"Each row has the {extreme} second value for the first. {_P}"
-    verdicts = {(number, 2): verdict_word(row.probability) for number, row in enumerate(record.frontier)}
-    return Table("What is enough", head, rows, note, words=(2, 4), verdicts=verdicts, keys=2)
+    slo = head.index("SLO")
+    verdicts = {(number, slo): verdict_word(row.probability) for number, row in enumerate(record.frontier)}
+    return Table("What is enough", head, rows, note, words=(slo, slo + 2), verdicts=verdicts, keys=2)
 
 
 def _fleets_table(read: PlanReading) -> Table:

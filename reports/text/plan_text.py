@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from reports.answers.plan_reading import (
@@ -70,9 +69,9 @@ def plan_json(data: RunData) -> dict[str, Any]:
         "simulated_requests": record.simulated_requests,
         "certain": record.certain,
         "unclear": record.doubtful,
-        "grades": [asdict(each) for each in record.grades],
-        "probable": asdict(record.probable) if record.probable is not None else {},
-        "frontier": [asdict(each) for each in record.frontier],
+        "grades": [each.to_json() for each in record.grades],
+        "probable": record.probable.to_json() if record.probable is not None else {},
+        "frontier": [each.to_json() for each in record.frontier],
         "best": read.chosen.set,
         "reason": said.reason,
         "flags": record.flags,

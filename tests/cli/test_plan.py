@@ -216,18 +216,9 @@ def test_a_saturated_start_is_left_behind(loraplan: CommandLine, tmp_path: Path)
 
 
 def test_two_variables_are_made_small_one_after_the_other(loraplan: CommandLine, tmp_path: Path) -> None:
-    name = write(tmp_path, "slo: {ttft_p99: 2 s, miss_ratio: 50%}")
-    ended = loraplan(
-        "plan",
-        name,
-        "--set",
-        "workload.arrivals.rate=60/s",
-        "--minimize",
-        "fleet.replicas=1..6",
-        "--minimize",
-        "cache.gpu.slots=8..64:8",
-        "--json",
-    )
+    plan = "{minimize: [fleet.replicas, cache.gpu.slots], range: [[1, 6], [8, 64]], step: [1, 8], price: 2.5}"
+    name = write(tmp_path, f"slo: {{ttft_p99: 2 s, miss_ratio: 50%}}\nplan: {plan}")
+    ended = loraplan("plan", name, "--set", "workload.arrivals.rate=60/s", "--json")
     found = answered(ended)
     assert set(found["answer"]) == {"fleet.replicas", "cache.gpu.slots"}
     assert found["metrics"]["miss_ratio"]["hi"] <= 0.5
@@ -238,7 +229,12 @@ def test_two_variables_are_made_small_one_after_the_other(loraplan: CommandLine,
     assert len(further) > 1
     assert replicas == sorted(set(replicas))
     assert slots == sorted(slots, reverse=True), "more replicas never need more slots"
-    assert "What is enough" in (tmp_path / "runs/small-plan/report.html").read_text()
+    assert [row["price"] for row in found["frontier"]] == [
+        2.5 * row["set"]["fleet.replicas"] for row in found["frontier"]
+    ]
+    page = (tmp_path / "runs/small-plan/report.html").read_text()
+    assert "What is enough" in page
+    assert "price per hour" in page
 
 
 def test_the_cheapest_of_several_fleets_is_found(loraplan: CommandLine, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import evaluate_scenario
-from sim.studies.headroom import LEAST, NARROW, Strains, find_edge, find_headroom
+from sim.studies.headroom import FINE, LEAST, NARROW, WARMUP, Strains, find_edge, find_headroom
 
 SERVICE_S = 0.01
 RATE = 40.0
@@ -95,6 +95,17 @@ def test_of_one_server_with_exponential_services_it_is_known() -> None:
     assert found.term == "e2e_mean_s"
     assert found.failing is not None
     assert found.failing.capacity.compute.utilization == pytest.approx(0.75, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "times"), [("process: poisson", 1), ("process: gamma, cv: 1.5", 2.25), ("process: gamma, cv: 8", 4)]
+)
+def test_bursty_traffic_is_simulated_for_longer(arrivals: str, times: float) -> None:
+    """A few bursts decide, and a short run meets too few of them."""
+    sets = [f"workload.arrivals={{{arrivals}, rate: 6/s}}", "workload.requests=1000"]
+    found = find_headroom(load_scenario("quickstart", sets).scenario)
+    finest = max(probe.requests for probe in found.probes)
+    assert finest == pytest.approx(FINE * times * (1 - WARMUP), rel=0.01)
 
 
 def test_a_tighter_target_leaves_less() -> None:

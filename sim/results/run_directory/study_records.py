@@ -37,11 +37,17 @@ class GradeRecord:
     """How likely a design meets the SLO.
 
     :ivar verdict: ``met``, ``probably met``, ``unclear``, ``probably not met`` or ``not met``.
+    :ivar price: of all its GPUs, per hour; None where the plan has no price.
     """
 
     set: dict[str, Any]
     verdict: str
     probability: float
+    price: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data, without a price where there is none."""
+        return {name: value for name, value in asdict(self).items() if name != "price" or value is not None}
 
 
 @dataclass(frozen=True, slots=True)

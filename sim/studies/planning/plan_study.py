@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +349,14 @@ def _most_wanted_first(designs: list[PlanDesign], axes: list[Variable], plan: Pl
     return sorted(designs, key=place)
 
 
+def _price(plan: Plan, design: PlanDesign) -> float | None:
+    """Return what all GPUs of a design cost per hour; None where the plan has no price."""
+    if plan.price is None or design.world is None:
+        return None
+    profile, _ = profile_of(design.loaded.scenario)
+    return plan.price * design.world.replicas * (1 if profile is None else profile.tensor_parallel)
+
+
 def _record(
     plan: Plan, axes: list[Variable], found: SearchResult, evaluator: DesignEvaluator, loaded: LoadedScenario
 ) -> PlanRecord:
@@ -390,7 +398,10 @@ def _record(
         doubtful=[design.set for design in found.doubtful],
         grades=grades,
         probable=next((grade for grade in grades if grade.probability >= PROBABLE), None),
-        frontier=[evaluator.grade(design) for design in _most_wanted_first(found.frontier, axes, plan)],
+        frontier=[
+            replace(evaluator.grade(design), price=_price(plan, design))
+            for design in _most_wanted_first(found.frontier, axes, plan)
+        ],
         edge_refused_key=None if found.edge is None or found.edge.refused is None else found.edge.refused.key,
         refused=[RefusedDesign(design.set, _reason(design.refused)) for design in refused[:3]],
         refused_count=len(refused),

@@ -174,7 +174,8 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
         nearest = found.best if nearest is None or _score(found.best) < _score(nearest) else nearest
         if found.answer is None:
             why = "none in the range" if best is None else "none that is cheaper"
-            rows[-1] = replace(rows[-1], word=f"{why} meets the SLO")
+            meets = "certainly meets" if found.doubtful else "meets"
+            rows[-1] = replace(rows[-1], word=f"{why} {meets} the SLO")
             continue
         count = found.answer.set[replicas.key]
         full = full_replicas(found.answer)
