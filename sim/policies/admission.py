@@ -32,7 +32,7 @@ class WaitingQueue(ABC):
     :ivar ready: requests that no scan has set aside, in the order of their keys.
     :ivar deferred: by adapter, requests that a scan has set aside, in the order of their keys. The scheduler reads both
         directly, without a call: no request waits if both are empty.
-    :ivar late: (key, request) of requests that ``bring_forward`` puts before those in ``ready`` when their turn comes.
+    :ivar late: a heap of the keys of requests that ``bring_forward`` puts into ``ready`` when their turn comes.
     :ivar over_limit: whether the last scan ended at a request over the adapter limit.
     :ivar unloaded: requests that joined the batch although their adapter is absent. The step that they joined loads it
         first; whoever does that empties the list.
@@ -47,7 +47,7 @@ class WaitingQueue(ABC):
     def __init__(self) -> None:
         self.ready: deque[Request] = deque()
         self.deferred: dict[int, list[Request]] = {}
-        self.late: list[tuple[int, Request]] = []
+        self.late: list[int] = []
         self.over_limit = False
         self.unloaded: list[Request] = []
         self._front = 0
@@ -123,6 +123,10 @@ class ReadyQueue(WaitingQueue):
 
     chooses = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._late_requests: dict[int, Request] = {}  # by key
+
     def push(self, request: Request) -> None:
         ready = self.ready
         if not ready or ready[-1].key < request.key:
@@ -130,7 +134,8 @@ class ReadyQueue(WaitingQueue):
         elif request.key < ready[0].key:
             ready.appendleft(request)
         else:
-            heappush(self.late, (request.key, request))
+            heappush(self.late, request.key)
+            self._late_requests[request.key] = request
 
     def next_candidate(self) -> Request | None:
         return self.ready[0] if self.ready else None
@@ -141,11 +146,11 @@ class ReadyQueue(WaitingQueue):
             self.bring_forward()
 
     def bring_forward(self) -> None:
-        if self.late[0][0] < self.ready[0].key:
-            self.ready.appendleft(heappop(self.late)[1])
+        if self.late[0] < self.ready[0].key:
+            self.ready.appendleft(self._late_requests.pop(heappop(self.late)))
 
     def all_requests(self) -> list[Request]:
-        return super().all_requests() + [request for _, request in self.late]
+        return super().all_requests() + list(self._late_requests.values())
 
     def size(self) -> int:
         return len(self.ready) + len(self.late)
