@@ -207,7 +207,7 @@ class Scheduler:
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
         ready, deferred, adapters, prefills = waiting.ready, waiting.deferred, self.adapters, self.decided.prefills
         chooses, caches, whole = self._chooses, self._caches, limits.whole_prompt
-        left, free_slots = budget, limits.num_seqs - len(running)
+        late, left, free_slots = waiting.late, budget, limits.num_seqs - len(running)
         if chooses:
             waiting.begin()
         if rule is not None:
@@ -248,6 +248,8 @@ class Scheduler:
                 waiting.take(request)
             else:
                 ready.popleft()  # the candidate was its first
+                if late:
+                    waiting.bring_forward()
             if rule is not None:
                 rule.joined(request)
             running[request.index] = request
