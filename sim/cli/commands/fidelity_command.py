@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.commands.bench_command import BenchFiles, predict_benchmarks
+from sim.cli.bench_results import BenchFiles, predict_benchmarks
 from sim.cli.commands.fit_command import MeasuredTable, predict_runs
 from sim.cli.options import JobsOption, JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json

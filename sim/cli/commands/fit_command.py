@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.commands.bench_command import BenchFiles, fit_to_benchmarks
+from sim.cli.bench_results import BenchFiles, fit_to_benchmarks
 from sim.cli.options import JobsOption, QuietOption, takes
 from sim.cli.output import message, print_rich, progress_bar, rich_rows, rich_table, say, say_file, say_json
 from sim.errors import InputError

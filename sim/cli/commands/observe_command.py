@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.commands.bench_command import say_correction
+from sim.cli.bench_results import say_correction
 from sim.cli.commands.init_command import gpu_setting
 from sim.cli.options import JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
@@ -209,7 +209,7 @@ def _correct(options: ObserveOptions, observed: ObservedScenario, scenario: Scen
     :raises InputError: where the metrics have no latencies.
     """
     from calibrate.fit.load_correction import MeasuredLoad
-    from sim.cli.commands.bench_command import write_correction
+    from sim.cli.bench_results import write_correction
     from sim.cli.commands.fit_command import check_profile_target
     from sim.studies.dashboards.observed_comparison import observed_world
 
