@@ -29,8 +29,8 @@ from sim.spec.sections.serving import (
     HostCache,
     Storage,
 )
+from sim.spec.sections.times_of_day import counted_from_start
 from sim.spec.sections.workload import Adapters, Targets, Workload
-from sim.spec.times_of_day import counted_from_start
 from sim.spec.units import Seconds, Share
 
 __all__ = [

@@ -11,8 +11,8 @@ from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals, MmppAr
 from sim.spec.sections.laws import MAX_TOKENS, LognormalTokens, TokenLaw
 from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, Sessions, UniformPopularity
 from sim.spec.sections.shared_prefix import SharedPrefix
+from sim.spec.sections.times_of_day import TimeOfDay
 from sim.spec.sections.trace_source import Trace
-from sim.spec.times_of_day import TimeOfDay
 from sim.spec.units import Bytes, Seconds, Share
 
 
