@@ -16,11 +16,18 @@ from reports.axes import Axis, make_axes, point_words
 from reports.formatting import metric_words, show
 from reports.text.change_text import change_sentences, compare, impact_headline
 from reports.text.confidence_text import confidence
-from reports.text.cost_text import cheapest_sentence, cost_sentences
 from reports.text.headroom_text import headroom_sentences
 from reports.text.held_back_text import held_back_sentences
 from reports.text.limit_text import limit_sentence, limit_words, overload_words
-from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
+from reports.text.metric_text import (
+    capital,
+    cheapest_sentence,
+    cost_sentences,
+    says_unserved,
+    term_sentence,
+    unserved_words,
+    with_interval,
+)
 from sim.results.model import Impact
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom

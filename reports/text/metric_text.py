@@ -1,4 +1,4 @@
-"""Sentences that are made from states and numbers: why a metric has no value, how far it is from its target.
+"""Sentences that are made from states and numbers: why a metric has no value, how far it is from its target, costs.
 
 Nothing else turns a state into words, and nothing reads these words to decide. Numbers get their units in
 ``reports.formatting``.
@@ -6,10 +6,12 @@ Nothing else turns a state into words, and nothing reads these words to decide. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from reports.answers.verdicts import missed_term
-from reports.formatting import calibration, interval, metric_words, percent, show
+from reports.axes import make_axes, point_words
+from reports.formatting import calibration, interval, metric_words, money, percent, show
+from sim.results.fleet_costs.prices import is_priced
 from sim.results.metric_state import MANY_TIMES, Cause, Kind, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import (
@@ -191,3 +193,46 @@ def unserved_words(point: Point) -> str:
 def capital(text: str) -> str:
     """Return a sentence's start with a capital; ``p99`` stays as it is."""
     return text[:1].upper() + text[1:] if not text.startswith("p99") else text
+
+
+def cost_sentences(point: Point, load: float | None = None) -> list[str]:
+    """Return what tokens, requests and months cost, and what idle GPUs do; none without a price.
+
+    :param load: the traffic as a share of what full batches could serve, where that is known.
+    """
+    usage = point.usage
+    if usage is None or usage.price is None:
+        return []
+    costs = {name: point.metrics[name].value for name in usage.metrics if name in point.metrics}
+    month, each = costs.get("usd_per_month") or 0.0, costs.get("usd_per_m_tokens")
+    fleet = f"{usage.gpus:,} GPU{'s' if usage.gpus != 1 else ''} at {money(usage.price)} an hour"
+    said = [f"{fleet} cost {money(month)} a month."] if usage.gpus != 1 else [f"{fleet} costs {money(month)} a month."]
+    if each is not None:
+        answers = show("usd_per_m_output_tokens", costs["usd_per_m_output_tokens"])
+        said.append(
+            f"That is {money(each)} per million tokens, prompts included, or {answers} per million output tokens."
+        )
+    elif costs.get("usd_per_request") is not None:
+        said.append(f"That is {show('usd_per_request', costs['usd_per_request'])} per request.")
+    idle = costs.get("idle_usd_per_month")
+    if idle is not None and month and round(idle / month, 3) > 0:
+        said.append(f"GPUs compute nothing for {percent(idle / month)} of the time: {money(idle)} a month.")
+    if load is not None and load < 1:
+        spare = money((1 - load) * month)
+        said.append(f"Capacity that this traffic leaves unused, up to full batches, costs {spare} a month.")
+    return said
+
+
+def cheapest_sentence(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
+    """Return which point of a sweep meets the SLO for the least money; empty without prices, or if none does."""
+    fit = [p for p in points if is_priced(p) and verdict(p, slo_terms) == MET]
+    costs = {point.metrics["usd_per_month"].value for point in points if is_priced(point)}
+    if not fit or len(costs) < 2:
+        return ""
+
+    def cost(point: Point) -> tuple[float, float]:
+        return point.metrics["usd_per_month"].value or 0.0, point.metrics["usd_per_m_tokens"].value or 0.0
+
+    best = min(fit, key=cost)
+    month = money(cost(best)[0])
+    return f"The cheapest point that meets the SLO is {point_words(best, make_axes(points))}, for {month} a month."

@@ -20,10 +20,9 @@ from reports.axes import make_axis
 from reports.formatting import likelihood, metric_words, percent, show
 from reports.text.answer_text import Answer
 from reports.text.confidence_text import confidence
-from reports.text.cost_text import cost_sentences
 from reports.text.headroom_text import headroom_sentences
 from reports.text.limit_text import limit_sentence
-from reports.text.metric_text import capital, term_sentence, unserved_words
+from reports.text.metric_text import capital, cost_sentences, term_sentence, unserved_words
 from reports.text.setup_text import gpu_words
 from sim.results.point import Point
 from sim.results.verdict import MET, NOT_MET, UNCLEAR, out_of_hand

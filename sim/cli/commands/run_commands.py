@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.completion import complete_assignment
+from sim.cli.emitting import Manifests
 from sim.cli.help import RESULTS, SIMULATE
-from sim.cli.manifests import Manifests
 from sim.cli.options import CheckOption, DeployableOptions, NoHeadroomOption, OverwriteOption, StudyOptions, takes
 from sim.cli.output import (
     command_line,
