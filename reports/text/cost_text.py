@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from reports.axes import make_axes, point_words
 from reports.formatting import money, percent, show
-from sim.results.costs.prices import is_priced
+from sim.results.fleet_costs.prices import is_priced
 from sim.results.point import Point
 from sim.results.verdict import MET, verdict
 

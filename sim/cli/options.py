@@ -14,7 +14,7 @@ from sim.cli.completion import complete_assignment, complete_scenario
 from sim.cli.help import EXECUTION, RESULTS, SIMULATE
 
 if TYPE_CHECKING:
-    from sim.cli.emitted_manifests import Manifests
+    from sim.cli.emitting import Manifests
     from sim.spec.scenario_file import LoadedScenario
 
 FINISHED_POINTS = "finished points are kept; run the same command to resume"
@@ -161,7 +161,7 @@ class DeployableOptions(StudyOptions):
 
         :raises InputError: if it can't be written.
         """
-        from sim.cli.emitted_manifests import prepare_manifests
+        from sim.cli.emitting import prepare_manifests
 
         return prepare_manifests(self.emit or [], self.adapters, loaded)
 

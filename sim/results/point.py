@@ -255,7 +255,7 @@ class Point:
     :ivar unserved: measured requests of all replications: ``{"requests", "refused", "failed", "too_long",
         "longest_tokens", "limit_tokens"}``; too long: refused at arrival for their tokens, with the most that one of
         them has, and how many ``fleet.max_model_len`` or the KV cache allows; ``{}`` where every one was served.
-    :ivar usage: what costs follow from (``sim.results.costs``); None: an older version simulated it.
+    :ivar usage: what costs follow from (``sim.results.fleet_costs``); None: an older version simulated it.
     """
 
     set: dict[str, Any]

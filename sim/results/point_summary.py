@@ -20,7 +20,7 @@ from sim.results.changes.change_summary import (
     timeline_latencies,
     version_mix,
 )
-from sim.results.costs.measured_usage import measured_usage, tokens_of
+from sim.results.fleet_costs.measured_usage import measured_usage, tokens_of
 from sim.results.intervals.initial_transient import initial_transient
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sim.results.calibration import MIN_DRAWS, ReplicationValues, values_of_replication, with_calibration
 from sim.results.changes.baseline_impact import UsualImpact, usual_impact, with_impact
 from sim.results.changes.held_back_counterfactual import WithheldVersions, avoided
-from sim.results.costs.prices import priced
+from sim.results.fleet_costs.prices import priced
 from sim.results.metric_state import Cause
 from sim.results.model import Setup
 from sim.results.point import Metric, Point

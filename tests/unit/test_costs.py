@@ -1,218 +1,59 @@
-"""Costs: on paper, for several GPUs per replica, and with another price without simulating."""
+"""What loads take and what is left of GPU memory, for numbers that can be added up by hand (docs/model.md)."""
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from test_metrics_by_hand import FACTS, recording
 
-import loraplan
-import sim.studies.evaluate
-import sim.studies.headroom
-from reports.formatting import money, show
-from reports.tables.metric_tables import grouped_table, groups_table, metrics_table
-from reports.text.cost_text import cheapest_sentence, cost_sentences
-from sim.errors import InputError
-from sim.results.costs.prices import priced
-from sim.results.pairs import difference_of
-from sim.results.point import ALWAYS_THERE, ONLY_WITH_PRICE, Metric, Point, Usage
-from sim.results.point_summary import summarise
-from sim.results.records import Recording
-from sim.results.run_directory.result_files import scenario_hash
-from sim.spec.scenario_file import load_scenario
-
-SMALL = {"workload.requests": 1500, "run.replications": 2}
-PROMPTS = np.array([10, 20, 30, 40, 50, 60])
+from sim.policies.costs import StepCosts, load_seconds, mean_residual, residual
+from sim.policies.kv.kv_memory import kv_tokens_left
+from sim.spec.profile import Memory, StepCost, TierCost
+from sim.traffic.adapters import Population
 
 
-def with_prompts() -> Recording:
-    plain = recording()
-    return replace(plain, requests={**plain.requests, "prompt_tokens": PROMPTS})
+def tier(**fields: Any) -> TierCost:
+    return TierCost.model_validate({"bandwidth_bytes_per_s": 1e9, **fields})
 
 
-TWO_KINDS = replace(FACTS, gpus=4, kind=np.array([0, 1, 1]), kind_names=("a", "b"))
-ON_PAPER = priced(summarise([with_prompts() for _ in range(25)], TWO_KINDS, {}, []), 3.6)
-FLEET_USD = 8 * 4 / 3600 * 3.6
-"""Of the 8 measured seconds of 4 GPUs."""
+def population(*adapters: tuple[int, int, int]) -> Population:
+    """Rank, tensors and bytes of each adapter."""
+    rank, tensors, size = (np.array(column) for column in zip(*adapters, strict=True))
+    return cast(Population, SimpleNamespace(rank=rank, tensors=tensors, size_bytes=size))
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("usd_per_request", FLEET_USD / 4),
-        ("usd_per_m_input_tokens", FLEET_USD / (10 + 30 + 40 + 50) * 1e6),
-        ("usd_per_m_output_tokens", FLEET_USD / (5 + 5 + 3 + 1) * 1e6),
-        ("usd_per_m_tokens", FLEET_USD / (130 + 14) * 1e6),
-        ("usd_per_month", 3.6 * 4 * 730),
-        ("idle_usd_per_month", 3.6 * 4 * 730 * (1 - 4 / 16)),
-    ],
-)
-def test_a_cost_is_what_paper_says(name: str, expected: float) -> None:
-    assert ON_PAPER.metrics[name].value == pytest.approx(expected, rel=1e-12)
+def test_a_load_is_opened_read_tensor_by_tensor_padded_and_transferred() -> None:
+    three = population((8, 100, 500_000_000), (16, 100, 1_000_000_000), (16, 20, 1_000_000_000))
+    assert load_seconds(tier(), three) == pytest.approx([0.5, 1.0, 1.0])
+    assert load_seconds(tier(open_s=0.25), three) == pytest.approx([0.75, 1.25, 1.25])
+    assert load_seconds(tier(per_tensor_s=0.01), three) == pytest.approx([1.5, 2.0, 1.2])
+    # Half of the tensors are B tensors; only the first adapter has a rank below that of its slot.
+    assert load_seconds(tier(per_padded_tensor_s=0.01), three) == pytest.approx([1.0, 1.0, 1.0])
 
 
-def test_groups_share_the_cost_by_their_tokens() -> None:
-    month = 3.6 * 4 * 730
-    assert [row["usd_per_month"] for row in ON_PAPER.groups] == pytest.approx(
-        [month * 51 / 192, month * (35 + 43 + 63) / 192]
+def test_a_step_pays_for_decoding_and_for_prompts_only_where_it_has_them() -> None:
+    costs = StepCosts(StepCost(fixed_s=1.0, decode_step_s=0.25, prefill_step_s=0.5), slots=0, max_tokens=100)
+    assert costs.step(8, 0, 0, 0, (8, 0, 0.0, 0, 0)) == 1.25
+    assert costs.step(8, 0, 0, 0, (1, 8, 0.0, 0, 0)) == 1.5
+    assert costs.step(8, 0, 0, 0, (2, 7, 0.0, 0, 0)) == 1.75
+
+
+def test_the_mean_factor_is_the_mean_of_the_factors_of_all_uniform_numbers() -> None:
+    uneven = tier(residual=(0.5, 1.0, 4.0))
+    assert residual(uneven, np.array([0.0, 0.25, 0.5, 0.75])) == pytest.approx([0.5, 0.75, 1.0, 2.5])
+    assert mean_residual(uneven) == pytest.approx((0.75 + 2.5) / 2)
+    every = (np.arange(10_000) + 0.5) / 10_000
+    assert mean_residual(uneven) == pytest.approx(float(residual(uneven, every).mean()))
+    assert mean_residual(tier(residual=(1.5,))) == 1.5
+
+
+def test_the_kv_cache_gets_what_weights_overhead_and_adapters_leave() -> None:
+    memory = Memory(
+        total_bytes=80_000, utilization=0.9, weights_bytes=16_000, overhead_bytes=4_000, kv_bytes_per_token=100
     )
-
-
-def test_tables_show_costs_only_with_a_price() -> None:
-    for point, shown in ((ON_PAPER, True), (priced(ON_PAPER, None), False)):
-        groups = groups_table(point, "")
-        assert groups is not None
-        assert ("cost a month" in groups.head) == shown
-        assert any("$" in cell for row in groups.rows for cell in row) == shown
-        assert any(row[0] == "cost" for row in grouped_table(point, {}).rows) == shown
-        assert any("cost" in row[0] for row in metrics_table(point).rows) == shown
-
-
-def test_another_price_scales_every_part_and_no_price_shows_nothing() -> None:
-    twice, none = priced(ON_PAPER, 7.2), priced(ON_PAPER, None)
-    for name in ONLY_WITH_PRICE:
-        one, other = ON_PAPER.metrics[name], twice.metrics[name]
-        assert (other.value, other.parts[0]) == pytest.approx((2 * (one.value or 0), 2 * (one.parts[0] or 0)))
-    assert none.metrics.keys() == set(ALWAYS_THERE)
-    assert "usd_per_month" not in none.groups[0]
-    assert cost_sentences(none) == []
-    assert priced(none, 3.6) == ON_PAPER
-    assert Point.from_json(json.loads(json.dumps(ON_PAPER.to_json()))).usage == ON_PAPER.usage
-    older = replace(none, usage=None)
-    assert priced(older, 2.0) is older
-
-
-def test_a_dearer_fleet_is_clearly_worse() -> None:
-    found = difference_of(ON_PAPER, priced(ON_PAPER, 7.2), "usd_per_month")
-    assert found is not None
-    assert (found.word, found.change) == ("clearly worse", pytest.approx(3.6 * 4 * 730))
-
-
-def test_a_run_adds_up() -> None:
-    point = loraplan.run("quickstart", {**SMALL, "fleet.price": "$3/h"}, jobs=1).point
-    value = {name: point.metrics[name].value or math.nan for name in point.metrics}
-    per_second = 3 / 3600
-    assert value["usd_per_request"] == pytest.approx(per_second / value["throughput_rps"])
-    assert value["usd_per_m_output_tokens"] == pytest.approx(1e6 * per_second / value["output_tokens_per_s"])
-    both = 1 / value["usd_per_m_input_tokens"] + 1 / value["usd_per_m_output_tokens"]
-    assert 1 / value["usd_per_m_tokens"] == pytest.approx(both)
-    assert sum(row["usd_per_month"] for row in point.groups[-3:]) == pytest.approx(3 * 730)
-
-
-def test_replicas_over_several_gpus_pay_for_each() -> None:
-    values = {**SMALL, "fleet.price": 2.0, "fleet.replicas": 3, "fleet.tensor_parallel": 2}
-    point = loraplan.run("plan-70b-tensor-parallel", values, jobs=1).point
-    assert point.usage is not None
-    assert (point.usage.gpus, point.metrics["usd_per_month"].value) == (6, 6 * 2.0 * 730)
-
-
-def test_another_price_needs_no_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "run"
-    plain = loraplan.run("quickstart", SMALL, out=out, jobs=1, headroom=True)
-    before = (out / "points.csv").read_text()
-    assert plain.point.metrics.keys() == set(ALWAYS_THERE)
-
-    def never(*given: object) -> None:
-        raise AssertionError("it simulates")
-
-    monkeypatch.setattr(sim.studies.evaluate, "simulate", never)
-    monkeypatch.setattr(sim.studies.headroom, "find_headroom", never)
-    monkeypatch.setattr("sim.studies.sweep.find_headroom", never)
-    for price in (2.5, 5):
-        found = loraplan.run("quickstart", {**SMALL, "fleet.price": price}, out=out, jobs=1, headroom=True)
-        assert found.point.metrics["usd_per_month"].value == price * 730
-        assert found.headroom == plain.headroom
-        assert f"usd_per_month,{price * 730:.1f}" in (out / "points.csv").read_text()
-    loraplan.run("quickstart", SMALL, out=out, jobs=1)
-    assert (out / "points.csv").read_text() == before
-
-
-def test_a_plan_is_priced_without_simulating_its_designs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {"slo.ttft_p99": "60 s", "slo.e2e_p99": "300 s", "slo.miss_ratio": None, **SMALL}
-    how = {"minimize": {"cache.gpu.slots": (8, 128, 40)}, "out": tmp_path / "plan", "jobs": 1}
-    loraplan.plan("quickstart", asked, **how)  # type: ignore[arg-type]
-    simulated: list[object] = []
-    real = sim.studies.evaluate.simulate
-    monkeypatch.setattr(sim.studies.evaluate, "simulate", lambda *given: (simulated.append(given[1]), real(*given))[1])
-    found = loraplan.plan("quickstart", {**asked, "fleet.price": 4}, **how)  # type: ignore[arg-type]
-    assert simulated == [0], "the requests of the answer are written anew, nothing else"
-    assert all(point.metrics["usd_per_month"].value == 4 * 730 for point in found.points)
-    assert any("$4.00 an hour" in sentence for sentence in found.answer.details)
-
-
-def test_fleets_of_a_plan_have_their_own_prices(tmp_path: Path) -> None:
-    fleets = [
-        {"name": "a", "price": 3, "gpus": 2, "set": {"fleet.gpu": "h100-64gb"}},
-        {"name": "b", "price": "$1/h", "set": {"fleet.gpu": "l40s"}},
-    ]
-    values = {
-        "workload.requests": 400,
-        "run.replications": 1,
-        "fleet.price": 99,
-        "slo.ttft_p99": "600 s",
-        "slo.e2e_p99": "600 s",
-        "plan": {"minimize": "price", "range": [1, 2], "fleets": fleets},
-    }
-    found = loraplan.plan("plan-cheapest-fleet", values, out=tmp_path / "plan", jobs=1)
-    months = {tuple(point.set.values()): point.metrics["usd_per_month"].value for point in found.points}
-    assert {fleet for fleet, _ in months} == {"a", "b"}
-    assert months == {(fleet, count): count * 730 * (6 if fleet == "a" else 1) for fleet, count in months}
-    count = found.found["fleet.replicas"]
-    assert found.found == {"fleet": "b", "fleet.replicas": count, "price": count}
-    assert f" of b for ${count} an hour" in found.answer.headline
-
-
-def test_the_cheapest_point_of_a_sweep_is_named() -> None:
-    def point(slots: int, replicas: int, ttft_s: float) -> Point:
-        month = Metric(730.0 * replicas, 730.0 * replicas, 730.0 * replicas, "USD", parts=[730.0 * replicas])
-        usage = Usage(replicas, dict.fromkeys(ONLY_WITH_PRICE, month))
-        metrics = {"ttft_p99_s": Metric(ttft_s, ttft_s * 0.99, ttft_s * 1.01, "s")}
-        return priced(Point({"fleet.replicas": replicas}, metrics, usage=usage), 2.0)
-
-    points = [point(8, 1, 3.0), point(8, 2, 0.5), point(8, 4, 0.2)]
-    said = cheapest_sentence(points, {"ttft_p99_s": 1.0})
-    assert said == "The cheapest point that meets the SLO is 2 replicas, for $2,920 a month."
-    assert cheapest_sentence(points, {"ttft_p99_s": 0.1}) == ""
-    assert cheapest_sentence([priced(each, None) for each in points], {"ttft_p99_s": 1.0}) == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "price"),
-    [("2.5", 2.5), ("$2.50/h", 2.5), ("2.50 USD/h", 2.5), ("USD 3 per GPU hour", 3), ("0.9 $ / GPU-h", 0.9)],
-)
-def test_prices_are_read_as_people_write_them(text: str, price: float) -> None:
-    assert load_scenario("quickstart", [f"fleet.price={text}"]).scenario.fleet.price == price
-
-
-@pytest.mark.parametrize("text", ["0", "-2", "3 EUR/h", "2.5/min", "2.5 USD/d", "cheap", "2e6", "[1]", "true"])
-def test_what_is_no_price_says_so(text: str) -> None:
-    with pytest.raises(InputError, match=r"fleet\.price: not a price \(got .*2\.50 USD/h"):
-        load_scenario("quickstart", [f"fleet.price={text}"])
-
-
-def test_a_price_names_no_other_run() -> None:
-    plain, dear = load_scenario("quickstart"), load_scenario("quickstart", ["fleet.price=9"])
-    assert scenario_hash(plain.data) == scenario_hash(dear.data)
-    assert scenario_hash({"fleet": {"price": 1}}) == scenario_hash({})
-
-
-@pytest.mark.parametrize(
-    ("amount", "text"),
-    [
-        (1825, "$1,825"),
-        (0.41234, "$0.412"),
-        (2.4, "$2.40"),
-        (99.999, "$100"),
-        (0.0001149, "$0.000115"),
-        (0, "$0"),
-        (-3, "−$3.00"),
-    ],
-)
-def test_money_reads_as_people_write_it(amount: float, text: str) -> None:
-    assert money(amount) == text
-    assert show("usd_per_month", amount) == text
+    assert kv_tokens_left(memory, 0) == (72_000 - 16_000 - 4_000) // 100
+    assert kv_tokens_left(memory, 2_050) == 499, "half a token is none"
+    assert kv_tokens_left(memory, 0, utilization=0.5) == 200
+    assert kv_tokens_left(memory, 60_000) == -80

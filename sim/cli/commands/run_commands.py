@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.completion import complete_assignment
-from sim.cli.emitted_manifests import Manifests
+from sim.cli.emitting import Manifests
 from sim.cli.help import RESULTS, SIMULATE
 from sim.cli.options import CheckOption, DeployableOptions, NoHeadroomOption, OverwriteOption, StudyOptions, takes
 from sim.cli.output import (

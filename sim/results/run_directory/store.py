@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import LoraplanError, OutputError
 from sim.reading import POINT_BYTES, open_regular
-from sim.results.costs.prices import priced
+from sim.results.fleet_costs.prices import priced
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.result_files import (
