@@ -233,7 +233,7 @@ def test_the_time_of_files_is_a_guess_that_is_named(loraplan: CommandLine) -> No
     ended = loraplan("observe", "--prometheus", "a.txt", "--prometheus", "b.txt")
     assert ended.code == 0, ended.err
     assert "200 requests in 100 s" in ended.out.replace("1.67 min", "100 s")
-    assert "when the files were last changed; --window corrects it" in ended.err
+    assert "by when the files were last changed; --window corrects it" in ended.out
 
 
 @pytest.mark.parametrize(
