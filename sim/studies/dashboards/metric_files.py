@@ -175,7 +175,10 @@ def _samples_of(page: MetricPage) -> Iterator[MetricSample]:
                 'query the metrics themselves, without rate(): {__name__=~"vllm:.*"}',
             )
         labels = tuple(sorted((str(name), str(value)) for name, value in metric.items() if name != "__name__"))
-        for point in series.get("values", [series["value"]] if "value" in series else []):
+        points = series.get("values", [series["value"]] if "value" in series else [])
+        if not isinstance(points, list):
+            raise wrong("no points", f"data.result[{place}].values", points, "a list of pairs")
+        for point in points:
             try:
                 at_s, value = float(point[0]), float(point[1])
             except (TypeError, ValueError, IndexError, KeyError):
