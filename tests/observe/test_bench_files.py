@@ -5,15 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import math
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sim.errors import InputError
 from sim.studies.benchmarks.bench_files import read_bench
 from sim.studies.benchmarks.bench_run import BenchRun, ClosedLoad, OpenLoad
+
+SAMPLES = Path(__file__).with_name("samples")
 
 
 def run_of(file: Path) -> BenchRun:
@@ -174,3 +180,44 @@ def test_units_are_read_not_guessed(samples: Path, tmp_path: Path) -> None:
     data["time_to_first_token"]["unit"] = "fortnights"
     with pytest.raises(InputError, match=r"time_to_first_token\.unit.*fortnights"):
         read_bench(written(tmp_path, data))
+
+
+STRANGE = (None, True, -1, 1e300, float("nan"), "", "x", [], {}, [[]], [None], {"a": 1}, [1, "x"], 10**400)
+
+
+def paths_of(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield where values are: all of tables, the first and last of lists."""
+    yield path
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from paths_of(value, (*path, key))
+    elif isinstance(data, list):
+        for place in {0, len(data) - 1} if data else ():
+            yield from paths_of(data[place], (*path, place))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_strange_values_are_errors_or_are_read(data: st.DataObject) -> None:
+    """Whatever one value of a file is: it is read, or an error names the file."""
+    name = data.draw(st.sampled_from(sorted(file.name for file in SAMPLES.glob("*.json") if "round" not in file.name)))
+    document = json.loads((SAMPLES / name).read_text(encoding="utf-8"))
+    path = data.draw(st.sampled_from(list(paths_of(document))))
+    strange = data.draw(st.sampled_from(STRANGE))
+    if path:
+        holder = document
+        for step in path[:-1]:
+            holder = holder[step]
+        holder[path[-1]] = strange
+    else:
+        document = strange
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / name
+        file.write_text(json.dumps(document), encoding="utf-8")
+        said, runs = str(file), []
+        try:
+            runs = read_bench(file)
+        except InputError as error:
+            said = str(error)
+    assert str(file) in said
+    assert all(math.isfinite(value) for run in runs for value in run.measured.values())

@@ -184,6 +184,11 @@ def answer(values: dict[float, dict[str, Any]]) -> str:
     return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": result}})
 
 
+def answer_of(series: Any) -> str:
+    """An answer with one series."""
+    return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": [series]}})
+
+
 def lora(running: str, at_s: float) -> str:
     return (
         f'vllm:lora_requests_info{{max_lora="4",running_lora_adapters="{running}",waiting_lora_adapters=""}} {at_s}\n'
@@ -233,7 +238,7 @@ def test_the_time_of_files_is_a_guess_that_is_named(loraplan: CommandLine) -> No
     ended = loraplan("observe", "--prometheus", "a.txt", "--prometheus", "b.txt")
     assert ended.code == 0, ended.err
     assert "200 requests in 100 s" in ended.out.replace("1.67 min", "100 s")
-    assert "when the files were last changed; --window corrects it" in ended.err
+    assert "by when the files were last changed; --window corrects it" in ended.out
 
 
 @pytest.mark.parametrize(
@@ -244,11 +249,21 @@ def test_the_time_of_files_is_a_guess_that_is_named(loraplan: CommandLine) -> No
         ('{"status": "error", "error": "bad query"}', (), ["status: no answer of Prometheus", "got bad query"]),
         ('{"status": "success", "data": {"resultType": "scalar"}}', (), ["data.resultType", "matrix"]),
         (
-            '{"status": "success", "data": {"resultType": "matrix", "result": [{"metric": {}, "values": []}]}}',
+            answer_of({"metric": {}, "values": []}),
             (),
             ["data.result[0].metric.__name__", "without rate()"],
         ),
         ("{", (), ["is not JSON"]),
+        (
+            answer_of({"metric": {"__name__": "a"}, "values": 3}),
+            (),
+            ["data.result[0].values", "a list of pairs"],
+        ),
+        (
+            answer_of({"metric": {"__name__": "a"}, "value": ["x", 1]}),
+            (),
+            ["data.result[0].values: no point"],
+        ),
         ("vllm:num_requests_running 1\n", ("--window", "1min"), ["the count of finished requests"]),
         (counted(0, 1.0), ("--window", "1min"), ["no request ended in this time"]),
         (counted(5, 1.0), (), ["--window", "nothing says over what time"]),

@@ -28,7 +28,7 @@ from sim.world.build import build_world
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".vllm-venv" / "bin" / "python"
 WANTED = 0.20
-LOW_RPS, HIGH_RPS, RUN_S, ROUNDS = 6, 12, 7, 4
+LOW_RPS, HIGH_RPS, RUN_S, ROUNDS = 6, 12, 7, 3
 LENGTHS = {"prompt": "{law: uniform, low: 30, high: 90}", "output": "{law: uniform, low: 10, high: 22}"}
 """Alike, so that medians of some seconds vary little."""
 

@@ -32,6 +32,8 @@ _LIMIT_S = 30.0
 _SHORTEST_S = 1.0
 _FITTED: tuple[Role, ...] = ("itl", "ttft")
 _FIT_REQUESTS = 2_000
+_WINDOW = "metrics"
+"""What the load is called that was read."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def observe(options: ObserveOptions) -> None:
     from sim.spec.scenario_file import load_scenario
     from sim.studies.dashboards.metric_files import readings_of
     from sim.studies.dashboards.observed_comparison import compare_observed
-    from sim.studies.dashboards.observed_draft import ObservedScenario, write_observed
+    from sim.studies.dashboards.observed_draft import ObservedScenario, source_of, write_observed
     from sim.studies.dashboards.observed_service import observed_service
     from sim.studies.training.adapter_scenario import check_target
 
@@ -118,7 +120,7 @@ def observe(options: ObserveOptions) -> None:
     if options.json:
         say_json(_as_json(options.out, service, comparison))
         return
-    _print(service, readings.said, comparison, options)
+    _print(service, source_of(readings), comparison, options)
     if correction is not None:
         say("")
         say_correction(correction, options.quiet)
@@ -220,7 +222,7 @@ def _correct(options: ObserveOptions, observed: ObservedScenario, scenario: Scen
         raise InputError("these metrics lack latencies to correct by", key="--fit-profile", got=", ".join(missing))
     means = {f"{role}_mean_s": histogram for role, histogram in found.items() if histogram is not None}
     load = MeasuredLoad(
-        observed.readings.said,
+        _WINDOW,
         observed_world(scenario, _FIT_REQUESTS),
         {name: histogram.mean for name, histogram in means.items()},
         {name: histogram.half_width() for name, histogram in means.items()},

@@ -122,12 +122,13 @@ def _rows(run: JsonFields) -> BenchRequests | None:
     start = np.array([row.number("request_start_time", "start_time") for row in found])
     order = np.argsort(start, kind="stable")
     e2e = np.array([_latency(row) for row in found])
+    ttft = np.array([row.number("time_to_first_token_ms") / 1e3 for row in found])
     return BenchRequests(
         start_s=(start - start.min())[order],
         prompt_tokens=np.array([row.number("prompt_tokens") for row in found])[order].astype(np.int64),
         output_tokens=np.array([row.number("output_tokens") for row in found])[order].astype(np.int64),
-        ttft_s=np.array([row.number("time_to_first_token_ms") / 1e3 for row in found])[order],
-        e2e_s=e2e[order],
+        ttft_s=ttft[order],
+        e2e_s=np.maximum(e2e, ttft)[order],
         gaps_s=np.zeros(0),
     )
 

@@ -33,7 +33,7 @@ _TAGS: dict[Kind, str] = {
 def is_inference_perf(data: object) -> bool:
     """Return whether JSON has this form."""
     if isinstance(data, list):
-        return bool(data) and isinstance(data[0], dict) and {"start_time", "end_time"} <= data[0].keys()
+        return bool(data) and all(isinstance(row, dict) and {"start_time", "end_time"} <= row.keys() for row in data)
     return isinstance(data, dict) and "load_summary" in data and "successes" in data
 
 
@@ -99,8 +99,8 @@ def read_inference_perf_requests(fields: JsonFields, name: str) -> BenchRun:
         output_tokens=np.array(
             [row.number("computed_metrics.output_tokens", "info.response_metrics.output_tokens") for row in good]
         )[order].astype(np.int64),
-        ttft_s=np.array([_first(row) for row in good])[order],
-        e2e_s=(end - start)[order],
+        ttft_s=np.maximum(np.array([_first(row) for row in good]), 0.0)[order],
+        e2e_s=np.maximum(end - start, 0.0)[order],
         gaps_s=np.concatenate([_gaps(row) for row in good]),
     )
     measured, errors = measures_of(rows)

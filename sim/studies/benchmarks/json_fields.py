@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +56,15 @@ class JsonFields:
         """Return a list of numbers."""
         return [self._number(f"{path}.{place}", value) for place, value in enumerate(self.items(path))]
 
+    def lists_of_numbers(self, path: str) -> list[list[float]]:
+        """Return a list of lists of numbers."""
+        found = []
+        for place, each in enumerate(self.items(path)):
+            if not isinstance(each, list):
+                raise self.wrong(f"{path}.{place}", each, "a list")
+            found.append([self._number(f"{path}.{place}.{at}", value) for at, value in enumerate(each)])
+        return found
+
     def number(self, *paths: str) -> float:
         """Return the first of several numbers that is there.
 
@@ -81,7 +89,7 @@ class JsonFields:
         return InputError(f"{problem} in {self.form}", file=self.file, key=self._path(path), got=got, allowed=allowed)
 
     def _number(self, path: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             raise self.wrong(path, value, "a number")
         if not 0 <= value <= MOST:
             raise self.wrong(path, value, f"0 to {MOST:g}")

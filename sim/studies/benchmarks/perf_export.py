@@ -74,8 +74,11 @@ def _tokens(fields: JsonFields, tag: str) -> TokenSummary:
 
 def _model(fields: JsonFields) -> str | None:
     """Return the model's name; AIPerf lists models, of which there is one in most runs."""
-    config = fields.data["input_config"]
-    names: Any = config.get("models") or config.get("model_names") or config.get("endpoint", {}).get("model_names")
+    config = fields.table("input_config")
+    listed = (config.data.get("models"), config.data.get("model_names"), config.data.get("endpoint"))
+    names: Any = next((each for each in listed if each), None)
+    if isinstance(names, dict) and "model_names" in names:
+        names = names["model_names"]
     while isinstance(names, dict | list) and names:
         names = names[0] if isinstance(names, list) else names.get("items") or names.get("name")
     return names if isinstance(names, str) else None

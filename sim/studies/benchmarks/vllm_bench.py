@@ -96,13 +96,14 @@ def _rows(fields: JsonFields) -> BenchRequests | None:
         return None
     start, ttft = np.array(fields.numbers("start_times")), np.array(fields.numbers("ttfts"))
     prompt, output = np.array(fields.numbers("input_lens")), np.array(fields.numbers("output_lens"))
-    gaps = fields.items("itls")
-    lengths = {len(start), len(ttft), len(prompt), len(output), len(gaps)}
+    gaps = fields.lists_of_numbers("itls")
+    sums = [sum(each) for each in gaps]
+    late = fields.numbers("latencies") if fields.has("latencies") else [a + b for a, b in zip(ttft, sums, strict=False)]
+    errors = fields.items("errors") if fields.has("errors") else [""] * len(start)
+    lengths = {len(each) for each in (start, ttft, prompt, output, gaps, late, errors)}
     if len(lengths) > 1:
         raise fields.wrong("start_times", f"lists of {sorted(lengths)} values", "lists of the same length")
-    sums = np.array([float(sum(each)) if isinstance(each, list) else 0.0 for each in gaps])
-    e2e = np.array(fields.numbers("latencies")) if fields.has("latencies") else ttft + sums
-    errors = fields.items("errors") if fields.has("errors") else [""] * len(start)
+    e2e = np.maximum(np.array(late), ttft)
     good = np.array([not error for error in errors]) & (output > 0)
     if not good.any():
         return None

@@ -105,7 +105,7 @@ def _from_text(pages: Sequence[MetricPage], window_s: float | None) -> Readings:
         ]
     timing = _timing(window_s, "the time stamps in the readings" if stamped else None, guessed=guessed)
     seconds = max(times) - min(times) if window_s is None else window_s
-    return Readings(gathered(rows), False, seconds, timing, f"{len(pages)} readings, {human_seconds(seconds)} apart")
+    return Readings(gathered(rows), False, seconds, timing, f"{len(pages)} readings and what happened in between")
 
 
 def _since_start(
@@ -115,9 +115,9 @@ def _since_start(
     seconds = window_s
     if seconds is None and began:
         seconds = at_s - min(began)
-    timing = _timing(window_s, "when its counters were made" if began and not guessed else None, guessed=guessed)
-    since = "" if seconds is None else f", {human_seconds(seconds)} before"
-    return Readings(gathered(rows), True, seconds, timing, f"{Path(page.name).name}: totals since the start{since}")
+    timing = _timing(window_s, "when its counters began" if began and not guessed else None, guessed=guessed)
+    said = f"one reading, {Path(page.name).name}: totals since the server's start"
+    return Readings(gathered(rows), True, seconds, timing, said)
 
 
 def _beginnings(rows: list[tuple[Key, float, float]], names: tuple[str, ...], at_s: float) -> list[float]:
@@ -127,10 +127,10 @@ def _beginnings(rows: list[tuple[Key, float, float]], names: tuple[str, ...], at
 
 def _timing(window_s: float | None, known: str | None, *, guessed: bool) -> str:
     if window_s is not None:
-        return "--window"
+        return "as --window says"
     if guessed:
-        return "when the files were last changed; --window corrects it"
-    return known or "when it was read"
+        return "by when the files were last changed; --window corrects it"
+    return f"by {known}" if known else "by when they were read"
 
 
 def _from_answers(pages: Sequence[MetricPage], window_s: float | None) -> Readings:
@@ -175,7 +175,10 @@ def _samples_of(page: MetricPage) -> Iterator[MetricSample]:
                 'query the metrics themselves, without rate(): {__name__=~"vllm:.*"}',
             )
         labels = tuple(sorted((str(name), str(value)) for name, value in metric.items() if name != "__name__"))
-        for point in series.get("values", [series["value"]] if "value" in series else []):
+        points = series.get("values", [series["value"]] if "value" in series else [])
+        if not isinstance(points, list):
+            raise wrong("no points", f"data.result[{place}].values", points, "a list of pairs")
+        for point in points:
             try:
                 at_s, value = float(point[0]), float(point[1])
             except (TypeError, ValueError, IndexError, KeyError):

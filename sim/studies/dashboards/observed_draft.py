@@ -12,6 +12,7 @@ from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_reading import Setting
 from sim.spec.profile_choice import DEFAULT_GPU
 from sim.spec.scenario_file import LoadedScenario
+from sim.spec.units import human_seconds
 from sim.studies.dashboards.observed_lengths import lengths_of, lengths_text
 from sim.studies.dashboards.observed_service import ObservedService
 from sim.studies.dashboards.readings import Readings
@@ -43,14 +44,14 @@ class ObservedScenario:
 
 
 def write_observed(observed: ObservedScenario, draft: Draft) -> list[str]:
-    """Write the scenario and its lengths, and return notes.
+    """Write the scenario and its lengths, and return notes beside ``source_of``.
 
     :param draft: with what is known besides, such as a command line; metrics come after it for the fleet, before it
         for the traffic.
     """
     service, readings = observed.service, observed.readings
     draft.made_by = "loraplan observe"
-    draft.comments.insert(0, f"From {readings.said}. Time: {readings.timing}.")
+    draft.comments.insert(0, source_of(readings))
     draft.add([*_traffic(observed), *_lengths(observed)])
     if observed.base is None:
         draft.add([*_adapters(service), *_fleet(service)])
@@ -58,7 +59,13 @@ def write_observed(observed: ObservedScenario, draft: Draft) -> list[str]:
         draft.extends = _extended(observed.base, observed.path)
         draft.add(_count_of(observed.base, service))
         draft.comments += _differences(service, observed.base)
-    return write_draft(draft, observed.path)
+    return [note for note in write_draft(draft, observed.path) if note != source_of(readings)]
+
+
+def source_of(readings: Readings) -> str:
+    """Return where readings come from, and how their time is known."""
+    time = "" if readings.seconds is None else f"; {human_seconds(readings.seconds)}, {readings.timing}"
+    return f"From {readings.said}{time}."
 
 
 def _extended(base: LoadedScenario, path: Path) -> str:

@@ -20,7 +20,7 @@ class Readings:
     :ivar series: points of every series, in order of time.
     :ivar since_start: whether counters are totals since the servers' start, because there is one reading only.
     :ivar seconds: the time that growth refers to; None where nothing says it.
-    :ivar timing: how that time is known, in words.
+    :ivar timing: how that time is known, in words such as ``as --window says``.
     :ivar said: where the readings come from, in words.
     """
 
