@@ -1,7 +1,7 @@
 """Compare answers to questions that users ask with long runs: ten times the requests, another seed.
 
-``python tests/bench_answers.py [NAME ...] [--requests 5000]`` prints the table of docs/statistics.md. The bundled plans
-have a benchmark of their own (``bench_plan.py``).
+``python tests/bench_answers.py [NAME ...] [--requests 5000]`` prints the table of docs/statistics.md.
+Bundled plans have their own benchmark (``bench_plan.py``).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ class TimeLeft:
     """Estimate the time left from the tasks that are done, and those under way.
 
     The clock starts when work does: at the last report that nothing is done yet. Tasks under way, one for each
-    worker, count in part. Between two reports the estimate counts down.
+    worker but the one that has just reported, count in part. Between two reports the estimate counts down.
 
     :param workers: how many tasks run at a time.
     :param clock: returns seconds.
@@ -31,7 +31,7 @@ class TimeLeft:
             self._started = now
             self._left_s = None
             return
-        under_way = min(self._workers, total - done) if self._workers > 1 else 0
+        under_way = min(self._workers - 1, total - done)  # one worker has just begun
         finished = done + _UNDER_WAY * under_way
         self._reported = now
         self._left_s = (now - self._started) * (total - finished) / finished

@@ -46,6 +46,16 @@ def test_equal_tasks_give_an_estimate_within_a_factor_of_two(workers: int, total
             assert truth / 2 <= estimate <= 2 * truth, (done, estimate, truth)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("steepest", [1 / 3, 3.0])
+def test_tasks_that_become_three_times_as_long_or_short_do_too(workers: int, steepest: float) -> None:
+    """As in a sweep of the arrival rate, whose last points are busy. From a tenth of the work to three quarters."""
+    durations = [1 + (steepest - 1) * i / 39 for i in range(40)]
+    for done, estimate, truth in estimates(durations, workers, start_s=1.0):
+        if sum(durations[:done]) >= sum(durations) / 10 and done <= 30:
+            assert truth / 2 <= estimate <= 2 * truth, (done, estimate, truth)
+
+
 def test_the_time_in_which_workers_start_does_not_count() -> None:
     assert estimates([2.0] * 10, 1, start_s=0.0) == estimates([2.0] * 10, 1, start_s=60.0)
 
