@@ -16,7 +16,7 @@ import sim.studies.evaluate
 import sim.studies.headroom
 from reports.formatting import money, show
 from reports.tables.metric_tables import grouped_table, groups_table, metrics_table
-from reports.text.metric_text import cheapest_sentence, cost_sentences
+from reports.text.cost_text import cheapest_sentence, cost_sentences
 from sim.errors import InputError
 from sim.results.fleet_costs.prices import priced
 from sim.results.pairs import difference_of
