@@ -301,8 +301,8 @@ RESULTS = (
     Mutant(
         "quantile-over-sections",
         _STATS,
-        "estimate(statistic(self._values), _each(statistic, parts)",
-        "estimate(float(np.nanmean(_each(statistic, parts))), _each(statistic, parts)",
+        "estimate(statistic(self._values), by_section,",
+        "estimate(float(np.nanmean(by_section)), by_section,",
         "the mean of the p99 of sections is lower than the p99",
         (*METRICS, INTERVALS),
     ),

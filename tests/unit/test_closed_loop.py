@@ -37,8 +37,8 @@ TIME = "a time such as 20 ms; units ns, us, µs, ms, s, min, h, d"
         ("{process: closed, concurrency: 2000000}", "concurrency: out of range (got 2000000, allowed: at most 1,000,0"),
         (
             "{process: closed, concurrency: 4, rate: 3/s}",
-            "rate: unknown key (allowed: process, concurrency, think); only process poisson, gamma, weibull, on-off, "
-            "piecewise, diurnal, mmpp have it",
+            "rate: unknown key (allowed: process, concurrency, think); only process poisson, gamma, bursty, weibull, "
+            "on-off, piecewise, diurnal, mmpp have it",
         ),
         ("{process: closed, concurrency: 4, per: adapter}", "per: unknown key (allowed: process, concurrency, think)"),
         ("{process: poisson, rate: 3/s, concurrency: 4}", "concurrency: unknown key (allowed: process, rate); only pr"),

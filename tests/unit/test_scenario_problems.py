@@ -79,7 +79,7 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
             "  requests: 1000",
             "  request: 1000",
             "5: workload.request: unknown key (allowed: requests, duration, "
-            "arrivals, popularity, sessions, drift, churn, tokens, prefix, trace); did you mean 'requests'?",
+            "start, arrivals, popularity, sessions, drift, churn, tokens, prefix, trace); did you mean 'requests'?",
         ),
         ("description: A", "descripton: A", "3: descripton: unknown key; did you mean 'description'?"),
         (
