@@ -23,6 +23,8 @@ whole models, and loads that block steps. The latter never queue for their loade
 late: they cost the batch its steps, and requests then seem to lack slots or compute."""
 BLOCKED = 0.05
 """A resource that made requests wait during this share of the time limits the point."""
+BLOCKED_FOR_P99 = 0.01
+"""The same where a p99 misses its target: one request in a hundred decides, and it came at such a time."""
 KV_MEMORY, BATCH_SLOTS = "KV memory", "batch slots (max_num_seqs)"
 _FAULTS = ("crash", "storage-stall", "failing-loads", "slow-storage")
 """Kinds of faults that keep requests from being served."""
@@ -146,7 +148,7 @@ def limits(point: Point) -> list[Limit]:
         return [Limit("fault", Evidence.FAULT, faults=_fault_shares(point))]
     loader, compute = _loader(point), _compute(point)
     found = [limit for limit in (_not_served(point), _swaps(point), loader) if limit is not None]
-    found += _blocked(point)
+    found += blocked(point)
     if compute is not None:
         found.append(compute)  # last: where batch slots, KV memory or slots run out, more of them help
     return found or [Limit("none", Evidence.NOTHING)]
@@ -194,12 +196,15 @@ def _loader(point: Point) -> Limit | None:
     return Limit("loader", evidence, busy or 0.0, stages_of(point).loader_queue_s, share)
 
 
-def _blocked(point: Point) -> list[Limit]:
-    """Return slots, KV memory and batch slots that made requests wait, the longest wait first."""
+def blocked(point: Point, least: float = BLOCKED) -> list[Limit]:
+    """Return slots, KV memory and batch slots that made requests wait, the longest wait first.
+
+    :param least: share of the time from which it counts.
+    """
     parts = {"slots": point.capacity.slots, KV_MEMORY: point.capacity.kv, BATCH_SLOTS: point.capacity.seats}
     shares = {name: part.blocked_share for name, part in parts.items() if part is not None}
     found = [
-        Limit(name, Evidence.BLOCKED, share) for name, share in shares.items() if share is not None and share >= BLOCKED
+        Limit(name, Evidence.BLOCKED, share) for name, share in shares.items() if share is not None and share >= least
     ]
     return sorted(found, key=lambda limit: -limit.value)
 

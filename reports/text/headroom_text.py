@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.answers.bottleneck import limits
+from reports.answers.bottleneck import BLOCKED_FOR_P99, blocked, limits
 from reports.formatting import metric_words, percent
 from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import capital
@@ -62,6 +62,8 @@ def _limit(found: Headroom) -> str:
     if found.term == "miss_ratio":
         return "What limits it there: the adapter cache. It holds too few of the requested adapters."
     limit = limits(point)[0]
+    if limit.name == "none" and "p99" in (found.term or ""):
+        limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
     why = limit_sentence(limit, point)
     if limit.name == "none":
         return f"No queue decides there: {_steps(point)}."

@@ -50,7 +50,8 @@ def _parse(value: object, units: dict[str, Any], what: str, example: str) -> flo
         unit = example.split()[-1]
         if isinstance(value, float) and not math.isfinite(value):
             raise _refuse(f"not a finite {what}", value, allowed)
-        raise _refuse(f"a {what} needs its unit", value, allowed, f"write {value} {unit}")
+        either = f"{value} s or {value} ms" if what == "time" else f"{value} {unit}"
+        raise _refuse(f"a {what} needs its unit", value, allowed, f"write {either}")
     match = _QUANTITY.fullmatch(value)
     if match is None:
         raise _refuse(f"not a {what}", value, allowed)

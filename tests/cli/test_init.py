@@ -282,6 +282,23 @@ def test_a_log_is_read_as_the_options_say(loraplan: CommandLine) -> None:
     assert drafted(loraplan, "--from-trace", "log.csv", *pattern).workload.trace.adapter_from == "/lora/(.+)"  # type: ignore[union-attr]
 
 
+def test_rows_of_the_model_that_is_served_are_requests_to_the_base_model(loraplan: CommandLine) -> None:
+    rows = [f"{1741078800 + n},{name},5,7" for n, name in enumerate(["a", "b", "org/base", "org/base"])]
+    Path("log.csv").write_text("\n".join(["ts,model,prompt_tokens,completion_tokens", *rows, ""]))
+    command = "vllm serve org/base --enable-lora"
+    scenario = drafted(loraplan, "--from-trace", "log.csv", "--from-vllm", command)
+    assert scenario.workload.trace is not None
+    assert scenario.workload.trace.base_model == "org/base"
+
+
+@pytest.mark.parametrize(("gpu", "batch"), [("h100-80gb", (1024, 8192)), ("a100-80gb", (256, 2048))])
+def test_what_a_command_line_leaves_to_vllm_is_vllms_default_on_that_gpu(
+    loraplan: CommandLine, gpu: str, batch: tuple[int, int]
+) -> None:
+    fleet = drafted(loraplan, "--gpu", gpu, "--from-vllm", "vllm serve llama-3.1-8b --enable-lora").fleet
+    assert (fleet.max_num_seqs, fleet.max_num_batched_tokens) == batch
+
+
 def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = loraplan("init", "--out", "mine.yaml")
     assert ended.code == 2

@@ -39,6 +39,16 @@ def test_other_outcomes(found: Headroom, words: str) -> None:
     assert words in headroom_sentences(found)
 
 
+def test_a_p99_is_limited_by_what_blocks_one_request_in_a_hundred() -> None:
+    """A mean would not notice it, but a p99 is decided by it."""
+    capacity = Capacity(slots=SlotUse(0.02), seats=BatchSlotUse(0.0))
+    rarely = replace(SHORT, capacity=capacity, breakdown={"decode_s": 1.0})
+    assert "What limits it there: slots. During 2 % of the time" in headroom_sentences(
+        replace(FOUND_ABOVE, failing=rarely)
+    )
+    assert "No queue decides there" in headroom_sentences(replace(FOUND_ABOVE, failing=rarely, term="e2e_mean_s"))
+
+
 def test_nothing_is_said_where_nothing_was_searched() -> None:
     assert headroom_sentences(None) == ""
 

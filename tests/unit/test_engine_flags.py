@@ -379,3 +379,13 @@ def test_command_lines_word_for_word(base: Path) -> None:
         "--enable-mixed-chunk --max-total-tokens 40000 --page-size 1 --disable-radix-cache"
     }
     assert engine_flags(load_scenario("base.yaml", ["fleet.engine=s-lora"]).scenario, KV) == {}
+
+
+@pytest.mark.parametrize(
+    ("named", "written"), [("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"), ("llama-3.1-8b", "MODEL")]
+)
+def test_a_command_line_names_the_repository_of_the_base_model(named: str, written: str) -> None:
+    scenario = load_scenario("quickstart").scenario
+    adapters = scenario.adapters.model_copy(update={"base_model": named})
+    line = engine_flags(scenario.model_copy(update={"adapters": adapters, "cache": scenario.cache}), None)["vLLM"]
+    assert line.startswith(f"vllm serve {written} --enable-lora")

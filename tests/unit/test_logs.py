@@ -118,6 +118,18 @@ def test_units_since_1970_are_told_apart(seconds: int, unit: str) -> None:
     assert style.unit == unit
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("# HELP up 1 if up\n# TYPE up gauge\nup 1\n", "loraplan observe reads it"),
+        ("\x00\x01abc,d\n", "this is no text"),
+    ],
+)
+def test_what_is_no_table_is_refused_by_what_it_is(tmp_path: Path, content: str, said: str) -> None:
+    with pytest.raises(TraceError, match=said):
+        read(tmp_path, content)
+
+
 def test_a_plain_trace_may_have_dates(tmp_path: Path) -> None:
     plain = "timestamp_s,adapter_id,input_tokens,output_tokens\n"
     data = read(tmp_path, plain + "2025-03-04T09:00:00Z,a,5,5\n2025-03-04T09:00:02Z,b,5,5\n")

@@ -65,7 +65,7 @@ def init(options: InitOptions) -> None:
     if options.gpu is not None:
         draft.add([gpu_setting(options.gpu)])
     if options.from_trace:
-        _add_trace(draft, options.from_trace, options)
+        _add_trace(draft, options.from_trace, options, _served_model(options))
     elif unread := [key for key in ("columns", "base_model", "adapter_from") if getattr(options, key)]:
         raise InputError("it says how a log is read", key=f"--{unread[0].replace('_', '-')}", allowed="--from-trace")
     if options.from_adapters is not None:
@@ -103,12 +103,30 @@ def _gpu(name: str) -> str:
     return found.name
 
 
-def _add_trace(draft: Draft, files: list[Path], options: InitOptions) -> None:
+def _served_model(options: InitOptions) -> str:
+    """Return the base model that a command line or a manifest serves; empty: none says it."""
+    from sim.spec.engine_flags.command_reading import read_command
+    from sim.studies.drafting.manifests import read_manifest
+
+    if options.from_manifest is not None:
+        return read_command(read_manifest(options.from_manifest)[0].words).model
+    return "" if options.from_vllm is None else read_command(options.from_vllm).model
+
+
+def _add_trace(draft: Draft, files: list[Path], options: InitOptions, model: str) -> None:
+    """Take the requests of a log.
+
+    :param model: the base model that is served; rows with its name are requests to it.
+    """
     from sim.studies.traces.trace_scenario import replay_lines
     from sim.traffic.traces.read import read_trace
 
     source = trace_source(files, options)
     data = read_trace(source)
+    if options.base_model is None and model in data.names:
+        source = source.model_copy(update={"base_model": model})
+        data = read_trace(source)
+        draft.comments.append(f"Rows of {model} are requests to the base model, which this server has.")
     for note in data.notes:
         message(f"note: {note}", options.quiet)
     draft.lines["workload"] = replay_lines(source, data, options.out.parent)

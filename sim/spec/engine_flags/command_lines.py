@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from sim.spec.sections.serving import Cache, Fleet, Storage
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
 
+_REPOSITORY = re.compile(r"[\w./][\w.-]*(/[\w.-]+)+", re.ASCII)
+"""A repository such as ``org/model``, or a path, which a shell takes as it is."""
 _NO_COMMAND = {
     "continuous": "engine continuous is idealised, and no server follows its rules; choose fleet.engine vllm",
     "fixed": "engine fixed is a queue with a given service time, not a server",
@@ -75,11 +78,13 @@ def engine_commands(scenario: Scenario, kv_tokens: int | None) -> tuple[EngineCo
 def engine_flags(scenario: Scenario, kv_tokens: int | None) -> dict[str, str]:
     """Return the command line that starts one replica as it was simulated, by engine; none where ``why_no_flags``.
 
-    ``MODEL`` stands for the base model's path or name.
+    ``MODEL`` stands for the base model where the scenario names neither a repository nor a path.
 
     :param kv_tokens: tokens for which the replica had a KV cache.
     """
-    return {command.engine: command.text for command in engine_commands(scenario, kv_tokens)}
+    named = scenario.adapters.base_model or ""
+    model = named if _REPOSITORY.fullmatch(named) else "MODEL"
+    return {command.engine: command.text.replace("MODEL", model, 1) for command in engine_commands(scenario, kv_tokens)}
 
 
 def _command(engine: EngineFlags, replica: Replica) -> EngineCommand:

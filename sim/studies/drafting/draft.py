@@ -24,7 +24,11 @@ _TRAFFIC = (
     Setting("workload.tokens.output", {"law": "lognormal", "mean": 120, "p99": 600, "max": 2048}, EXAMPLE),
 )
 _ADAPTERS = (Setting("adapters.count", 100, EXAMPLE), Setting("adapters.rank", 16, EXAMPLE))
-_GOALS = (Setting("slo.ttft_p99", "1 s", EXAMPLE), Setting("slo.e2e_p99", "20 s", EXAMPLE))
+_GOALS = (Setting("slo.ttft_p99", "1 s", EXAMPLE),)
+_BATCH_KEYS = ("max_num_seqs", "max_num_batched_tokens")
+_LARGE_GPUS, _LARGE_BATCH, _BATCH = ("h100-80gb", "h200", "b200"), (1024, 8192), (256, 2048)
+"""What ``vllm serve`` takes for ``_BATCH_KEYS`` on GPUs of 70 GiB and more other than A100s, and on the rest: vLLM's
+``engine/arg_utils.py``, ``get_batch_defaults``, 0.9 to 0.32."""
 _MOST_TRIES = 8
 
 
@@ -37,6 +41,7 @@ class Draft:
     :ivar lines: whole sections that a reader wrote, by section: they are in place of examples.
     :ivar comments: what the command line says that no key holds.
     :ivar names_adapters: whether a trace says which adapters there are.
+    :ivar runs_vllm: whether a command line says that vLLM serves, so that its defaults fill what it leaves out.
     :ivar made_by: the command that drafts it.
     :ivar extends: the scenario that it builds on, as the file names it; nothing is filled with examples then.
     """
@@ -46,6 +51,7 @@ class Draft:
     lines: dict[str, list[str]] = field(default_factory=dict)
     comments: list[str] = field(default_factory=list)
     names_adapters: bool = False
+    runs_vllm: bool = False
     made_by: str = "loraplan init"
     extends: str | None = None
 
@@ -68,8 +74,9 @@ class Draft:
         self.comments += [f"Unknown option: {said}" for said in command.unknown]
         if command.of_server:
             self.comments.append(f"Of the server, without effect here: {' '.join(command.of_server)}")
-        missing = [key for key in ("max_num_seqs", "max_num_batched_tokens") if f"fleet.{key}" not in self.settings]
-        if missing:
+        missing = [key for key in _BATCH_KEYS if f"fleet.{key}" not in self.settings]
+        self.runs_vllm = command.name == "vLLM"
+        if missing and not self.runs_vllm:
             keys = " and ".join(f"fleet.{key}" for key in missing)
             self.comments.append(
                 f"The command line leaves {keys} to {command.name}, whose default depends on its version and GPU; "
@@ -81,6 +88,10 @@ class Draft:
         if self.extends is not None:
             return
         self.add([Setting("fleet.gpu", DEFAULT_GPU, "not given: yours may be another (loraplan profiles list)")])
+        if self.runs_vllm:
+            batch = _LARGE_BATCH if self.settings["fleet.gpu"].value in _LARGE_GPUS else _BATCH
+            said = "the default of vllm serve on this GPU; its log says it at the start"
+            self.add([Setting(f"fleet.{key}", value, said) for key, value in zip(_BATCH_KEYS, batch, strict=True)])
         if "workload" not in self.lines:
             self.add(_TRAFFIC)
         if "adapters" not in self.lines:

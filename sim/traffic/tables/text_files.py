@@ -109,6 +109,10 @@ def _text_table(file: str, raw: gzip.GzipFile | io.BufferedReader) -> TraceTable
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start:
         raise TraceError("the trace is empty", file=file)
+    if any(byte < 9 for byte in start):
+        raise TraceError("not a table: this is no text", file=file, got=repr(start[:8])[2:-1])
+    if start.startswith((b"# HELP ", b"# TYPE ")):
+        raise TraceError("a page of metrics, and no log of requests", file=file, hint="loraplan observe reads it")
     is_csv = not (start[:1] in (b"{", b"[") or ACCESS_LINE.match(start) or VLLM_LINE.match(start))
     # Bytes that are no UTF-8 become lone surrogates, so that the error can name their row.
     bounded = Bounded(raw, lambda: _too_long(file), rows=True)  # type: ignore[arg-type]  # a GzipFile is read like a file
