@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.log_options import AdapterFromOption, BaseModelOption, ColumnsOption, trace_source
+from sim.cli.log_options import BaseModelOption, ColumnsOption, trace_source
 from sim.cli.options import QuietOption, takes
 from sim.cli.output import message, say
 from sim.errors import InputError
@@ -42,7 +42,10 @@ class InitOptions:
     ] = None
     columns: ColumnsOption = None
     base_model: BaseModelOption = None
-    adapter_from: AdapterFromOption = None
+    adapter_from: Annotated[
+        str | None,
+        typer.Option("--adapter-from", metavar="REGEX", help="Find the adapter's name in a log's column.", hidden=True),
+    ] = None
     from_adapters: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder of PEFT adapters, with their ranks and sizes.")
     ] = None
