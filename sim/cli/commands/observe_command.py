@@ -21,6 +21,7 @@ from sim.errors import InputError, LoraplanError, ScenarioError
 if TYPE_CHECKING:
     from calibrate.fit.load_correction import LoadCorrection
     from sim.spec.scenario import Scenario
+    from sim.spec.scenario_file import LoadedScenario
     from sim.studies.dashboards.engine_metrics import Role
     from sim.studies.dashboards.metric_files import MetricPage
     from sim.studies.dashboards.observed_comparison import ComparedMetric, ObservedComparison
@@ -104,7 +105,7 @@ def observe(options: ObserveOptions) -> None:
     service = observed_service(readings)
     observed = ObservedScenario(options.out, service, readings, base)
     if options.fit_profile is not None:
-        _check_fit(service, options.fit_profile)
+        _check_fit(service, base, options.fit_profile)
     for note in write_observed(observed, _draft(options)):
         message(f"note: {note}", options.quiet)
     correction = None
@@ -113,7 +114,7 @@ def observe(options: ObserveOptions) -> None:
         if options.fit_profile is not None:
             try:
                 correction = _correct(options, observed, scenario, options.fit_profile)
-            except InputError:
+            except Exception:
                 _remove(observed)
                 raise
             write_observed(observed, _draft(options, options.fit_profile))
@@ -232,14 +233,22 @@ def _draft(options: ObserveOptions, fitted: Path | None = None) -> Draft:
     return draft
 
 
-def _check_fit(service: ObservedService, profile: Path) -> None:
+def _check_fit(service: ObservedService, base: LoadedScenario | None, profile: Path) -> None:
     """Refuse before anything is written.
 
-    :raises InputError: where the metrics lack latencies, or the profile can't be written.
+    :raises InputError: where the metrics lack latencies, the base has no profile, or the profile can't be written.
     """
     from sim.cli.commands.fit_command import check_profile_target
 
     check_profile_target(profile, "--fit-profile")
+    if base is not None and base.scenario.fleet.engine == "fixed":
+        raise InputError(
+            "this engine has no profile to correct",
+            file=base.source,
+            key="fleet.engine",
+            got="fixed",
+            allowed="vllm or sglang",
+        )
     found = {role: service.histograms.get(role) for role in _FITTED}
     missing = [role for role, histogram in found.items() if histogram is None or histogram.mean is None]
     if missing:
@@ -253,22 +262,15 @@ def _remove(observed: ObservedScenario) -> None:
 
 
 def _correct(options: ObserveOptions, observed: ObservedScenario, scenario: Scenario, profile: Path) -> LoadCorrection:
-    """Correct the scenario's profile by the measured latencies, and write it.
-
-    :raises InputError: for an engine without a profile.
-    """
+    """Correct the scenario's profile by the measured latencies, and write it."""
     from calibrate.fit.load_correction import MeasuredLoad
     from sim.cli.bench_results import write_correction
     from sim.studies.dashboards.observed_comparison import observed_world
 
-    world = observed_world(scenario, _FIT_REQUESTS)
-    if world.profile is None:
-        got = scenario.fleet.engine
-        raise InputError("this engine has no profile to correct", key="--fit-profile", got=f"fleet.engine {got}")
     found = {f"{role}_mean_s": observed.service.histograms[role] for role in _FITTED}
     load = MeasuredLoad(
         _WINDOW,
-        world,
+        observed_world(scenario, _FIT_REQUESTS),
         {name: histogram.mean for name, histogram in found.items() if histogram.mean is not None},
         {name: histogram.half_width() for name, histogram in found.items()},
     )
