@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from sim.studies.dashboards.metric_files import MetricPage
@@ -30,11 +31,11 @@ def counted(requests: int, latency_s: float, tokens: int = 40) -> str:
     return "\n".join(rows) + "\n"
 
 
-def answer(values: dict[float, dict[str, Any]]) -> str:
+def answer(values: Mapping[float, str]) -> str:
     """What ``/api/v1/query_range`` gives for pages of the text format at these times."""
     series: dict[Any, list[Any]] = {}
     for at_s, text in values.items():
-        for sample in read_metrics(str(text)):
+        for sample in read_metrics(text):
             series.setdefault(sample.key, []).append([at_s, str(sample.value)])
     result = [
         {"metric": {"__name__": name, **dict(labels)}, "values": points} for (name, labels), points in series.items()

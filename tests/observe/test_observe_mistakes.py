@@ -14,6 +14,7 @@ import pytest
 from command_line import CommandLine
 from metric_pages import START_S, answer, counted, lora, page
 
+from calibrate.serve.server_metrics import parse_page
 from sim.errors import InputError
 from sim.rng import stream
 from sim.studies.dashboards.bucket_histogram import BucketHistogram
@@ -27,7 +28,7 @@ FIXED = "extends: quickstart\nfleet: {engine: fixed, service: {law: fixed, value
 
 
 def of_answer(values: dict[float, str]) -> ObservedService:
-    return observed_service(readings_of([page(answer(dict(values)))]))
+    return observed_service(readings_of([page(answer(values))]))
 
 
 def two_pods(extra: str = "") -> dict[float, str]:
@@ -254,3 +255,12 @@ def test_long_spaces_are_read_fast() -> None:
     began = time.process_time()
     assert list(read_metrics("a" + " " * 60_000 + "{\n")) == []
     assert time.process_time() - began < 1
+
+
+def test_of_two_names_for_one_metric_the_first_counts() -> None:
+    usage = "vllm:kv_cache_usage_perc 0.5\nvllm:gpu_cache_usage_perc 0.5\n"
+    found = parse_page(usage + "sglang:num_running_reqs 2\nsglang:num_running_reqs 3\n", 0.0)
+    assert found.values == {"kv_usage": 0.5, "running": 5.0}
+    assert observed_service(readings_of([page(counted(9, 1.0) + usage)], 10)).kv_usage is None  # of one reading
+    rows = {START_S + 15 * number: counted(number, 1.0) + usage for number in range(20)}
+    assert of_answer(rows).kv_usage == 0.5

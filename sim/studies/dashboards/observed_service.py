@@ -14,9 +14,12 @@ from sim.studies.dashboards.bucket_histogram import BucketHistogram
 from sim.studies.dashboards.engine_metrics import (
     CACHE_CONFIG,
     LORA_INFO,
+    MOST_KV_TOKENS,
     SGLANG_KV_TOKENS,
     SGLANG_SLOTS,
+    CacheConfig,
     Role,
+    cache_config,
     counter_name,
     engine_of,
     gauge_name,
@@ -31,7 +34,6 @@ ABORTED = ("abort", "error")
 ENOUGH_READINGS = 20
 """Readings whose mean says something of a gauge between them."""
 
-_MOST_KV_TOKENS = 2**31 - 1
 _MOST_SLOTS = 10**9
 
 
@@ -156,9 +158,9 @@ def observed_service(readings: Readings) -> ObservedService:
         histograms=histograms,
         prefix_hits=min(hits / queries, 1.0) if queries and hits is not None else None,
         adapters=_adapters(readings),
-        kv_tokens=config[0],
-        block_size=config[1],
-        prefix_caching=config[2],
+        kv_tokens=config.tokens,
+        block_size=config.block_size,
+        prefix_caching=config.prefix_caching,
     )
 
 
@@ -228,21 +230,13 @@ def _histogram(readings: Readings, name: str) -> BucketHistogram | None:
     return BucketHistogram(tuple(bounds), tuple(counts), total)
 
 
-def _cache_config(readings: Readings) -> tuple[int | None, int | None, bool | None]:
-    """Return tokens and block size of the KV cache, and whether prefixes are cached."""
+def _cache_config(readings: Readings) -> CacheConfig:
     for labels in readings.labels_of(CACHE_CONFIG):
-        info = dict(labels)
-        size, blocks = (
-            int(text) if (text := info.get(key, "")).isascii() and text.isdigit() and len(text) < 11 else 0
-            for key in ("block_size", "num_gpu_blocks")
-        )
-        caching = {"True": True, "False": False}.get(info.get("enable_prefix_caching", ""))
-        tokens = size * blocks
-        return (tokens if 0 < tokens <= _MOST_KV_TOKENS else None), size or None, caching
+        return cache_config(labels)
     for labels in readings.labels_of(SGLANG_KV_TOKENS):
-        size_of_all = readings.last((SGLANG_KV_TOKENS, labels))
-        return (int(size_of_all) if 1 <= size_of_all <= _MOST_KV_TOKENS else None), None, None
-    return None, None, None
+        tokens = readings.last((SGLANG_KV_TOKENS, labels))
+        return CacheConfig(int(tokens) if 1 <= tokens <= MOST_KV_TOKENS else None)
+    return CacheConfig()
 
 
 def _adapters(readings: Readings) -> ObservedAdapters:
