@@ -24,7 +24,7 @@ class BucketQuantile:
     high: float
 
     def holds(self, value: float) -> bool:
-        """Return whether a value is one that the buckets can't tell from the measured one."""
+        """Return whether a value lies in the same bucket as the measured one."""
         return self.low <= value <= self.high
 
 

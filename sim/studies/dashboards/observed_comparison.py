@@ -50,7 +50,7 @@ class ComparedMetric:
 
 @dataclass(frozen=True, slots=True)
 class ObservedComparison:
-    """All rows, and what the simulation has to say.
+    """All rows, and the notes of the simulation.
 
     :ivar notes: of the simulator, on the scenario.
     """

@@ -271,8 +271,8 @@ def _shares(running: Mapping[Labels, list[set[str]]]) -> tuple[dict[str, float],
     """Return each adapter's share of the requests, and the adapters that had one in every reading of a server.
 
     If requests of an adapter come independently, m of them on average at a time, none is running in a share exp(-m) of
-    the readings: m is -ln(1 - share), while the share itself saturates at 1. From n readings no m beyond ln(2n) can be
-    told from a larger one.
+    the readings: m is -ln(1 - share), while the share itself saturates at 1. In n readings an m beyond ln(2n) looks
+    like a larger one.
 
     :param running: adapters with a running request in each reading, by server.
     """
