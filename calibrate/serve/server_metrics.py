@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +13,16 @@ import numpy as np
 
 from calibrate.serve.connection import Host
 from calibrate.serve.http_answer import Broken
-from sim.studies.dashboards import metrics_text
+from sim.studies.dashboards import engine_metrics, metrics_text
+from sim.studies.dashboards.engine_metrics import (
+    CACHE_CONFIG,
+    Role,
+    cache_config,
+    counter_name,
+    gauge_name,
+    histogram_name,
+    is_of_interest,
+)
 
 PAGE_BYTES = 8 << 20
 """Bytes of a metrics page, at most."""
@@ -25,23 +33,14 @@ PAGE_LIMIT_S = 10.0
 LINE_LETTERS = metrics_text.LINE_LETTERS
 """Characters of a line of it, at most; longer ones are left out."""
 
-MOST_KV_TOKENS = 2**31 - 1
+MOST_KV_TOKENS = engine_metrics.MOST_KV_TOKENS
 """Tokens of KV cache that are believed, at most."""
 
 _MOST = 1e15
-_COUNT = re.compile(r"[0-9]{1,10}")
-_GAUGES = {
-    "running": ("vllm:num_requests_running", "sglang:num_running_reqs"),
-    "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs"),
-    "kv_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage"),
-}
-_COUNTERS = {
-    "preemptions": ("vllm:num_preemptions_total",),
-    "ttft_sum_s": ("vllm:time_to_first_token_seconds_sum", "sglang:time_to_first_token_seconds_sum"),
-    "ttft_count": ("vllm:time_to_first_token_seconds_count", "sglang:time_to_first_token_seconds_count"),
-    "e2e_sum_s": ("vllm:e2e_request_latency_seconds_sum", "sglang:e2e_request_latency_seconds_sum"),
-    "e2e_count": ("vllm:e2e_request_latency_seconds_count", "sglang:e2e_request_latency_seconds_count"),
-}
+_GAUGES: tuple[Role, ...] = ("running", "waiting", "kv_usage")
+_COUNTERS: tuple[Role, ...] = ("preemptions",)
+_HISTOGRAMS: tuple[Role, ...] = ("ttft", "e2e")
+_GROWING = ("preemptions", "ttft_sum_s", "ttft_count", "e2e_sum_s", "e2e_count")
 
 
 @dataclass(slots=True)
@@ -72,22 +71,34 @@ async def read_page(host: Host, limit_s: float) -> MetricsPage | None:
 def parse_page(text: str, at: float) -> MetricsPage:
     """Read a metrics page in Prometheus' format; a metric of several series is their sum.
 
-    Lines that are none, and values that can't be meant, are left out.
+    Of several names for one metric the first counts. Lines that are none, and values that can't be meant, are left out.
     """
     page = MetricsPage(at)
-    known = {theirs: ours for names in (_GAUGES, _COUNTERS) for ours, all_ in names.items() for theirs in all_}
+    sums: dict[str, float] = {}
     for sample in metrics_text.read_metrics(text):
         name, labels = sample.key
-        if name in known and sample.value <= _MOST:
-            page.values[known[name]] = page.values.get(known[name], 0.0) + sample.value
-        elif name == "vllm:cache_config_info":
-            info = dict(labels)
-            size, blocks = info.get("block_size", ""), info.get("num_gpu_blocks", "")
-            if _COUNT.fullmatch(size) and _COUNT.fullmatch(blocks):
-                tokens = int(size) * int(blocks)
-                if 0 < tokens <= MOST_KV_TOKENS:
-                    page.block_size, page.kv_tokens = int(size), tokens
+        if name == CACHE_CONFIG:
+            config = cache_config(labels)
+            if config.tokens is not None:
+                page.block_size, page.kv_tokens = config.block_size, config.tokens
+        elif is_of_interest(name) and sample.value <= _MOST:
+            sums[name] = sums.get(name, 0.0) + sample.value
+    page.values = {ours: sums[theirs] for ours, theirs in _names(sums) if theirs in sums}
     return page
+
+
+def _names(there: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield our names and those of the page."""
+    for roles, find in ((_GAUGES, gauge_name), (_COUNTERS, counter_name)):
+        for role in roles:
+            name = find(role, there)
+            if name is not None:
+                yield role, name
+    for role in _HISTOGRAMS:
+        name = histogram_name(role, there)
+        if name is not None:
+            yield f"{role}_sum_s", f"{name}_sum"
+            yield f"{role}_count", f"{name}_count"
 
 
 async def fetch_page(url: str, limit_s: float, most: int) -> tuple[str, int, bytes]:
@@ -119,7 +130,7 @@ def over_run(pages: list[MetricsPage]) -> dict[str, float]:
             result[f"{name}_mean"] = float(np.mean(values))
             result[f"{name}_max"] = max(values)
     first, last = pages[0].values, pages[-1].values
-    grown = {name: last[name] - first.get(name, 0.0) for name in _COUNTERS if name in last}
+    grown = {name: last[name] - first.get(name, 0.0) for name in _GROWING if name in last}
     if "preemptions" in grown:
         result["preemptions"] = grown["preemptions"]
     for name in ("ttft", "e2e"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -15,33 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import CommandLine
+from metric_pages import START_S, answer, answer_of, counted, lora, page
 
 from sim.spec.scenario_file import load_scenario
-from sim.studies.dashboards.metric_files import MetricPage, readings_of
+from sim.studies.dashboards.metric_files import readings_of
 from sim.studies.dashboards.observed_service import observed_service
 from sim.studies.fidelity.predicted_service import predict_service
 from sim.world.build import build_world
-
-START_S = 1_700_000_000.0
-
-
-def page(text: str, at_s: float = START_S, name: str = "m.txt", *, is_file: bool = False) -> MetricPage:
-    return MetricPage(name, text.encode(), at_s, is_file)
-
-
-def counted(requests: int, latency_s: float, tokens: int = 40) -> str:
-    """A page of vLLM V0 after so many equal requests."""
-    rows = [f'vllm:request_success_total{{finished_reason="stop",model_name="m"}} {requests}']
-    for name, value, bounds in (
-        ("vllm:request_prompt_tokens", tokens, (10, 50, 100)),
-        ("vllm:request_generation_tokens", tokens, (10, 50, 100)),
-        ("vllm:time_to_first_token_seconds", latency_s / 4, (0.1, 1, 10)),
-        ("vllm:time_per_output_token_seconds", latency_s / 100, (0.01, 0.1, 1)),
-        ("vllm:e2e_request_latency_seconds", latency_s, (1, 2, 5)),
-    ):
-        rows += [f'{name}_bucket{{le="{bound}"}} {requests if value <= bound else 0}' for bound in bounds]
-        rows += [f'{name}_bucket{{le="+Inf"}} {requests}', f"{name}_sum {requests * value}", f"{name}_count {requests}"]
-    return "\n".join(rows) + "\n"
 
 
 def test_two_pages_of_a_real_vllm_become_a_scenario(loraplan: CommandLine, samples: Path) -> None:
@@ -95,7 +76,8 @@ def test_without_a_base_every_value_says_where_it_comes_from(loraplan: CommandLi
         "host:",
     )
     for line in values:
-        assert "#" in line or line.strip().startswith(sections), line
+        said = re.search(r"# .*(measured|assumed|--[a-z]|command line|choose|put your own)", line)
+        assert said or line.strip().startswith(sections), line
     assert any("slots: 4" in line and "--max-loras 4" in line for line in lines)  # a command line comes first
     assert any("exponent: 0.9" in line and "assumed" in line for line in lines)
     assert any("kv_tokens: 524288" in line and "measured" in line for line in lines)
@@ -127,13 +109,15 @@ def test_growth_is_between_two_pages_and_survives_a_restart() -> None:
     first, last = page(counted(100, 1.0), name="a"), page(counted(160, 1.0), START_S + 30, "b")
     found = observed_service(readings_of([first, last]))
     assert (found.finished, found.seconds, found.offered_rps) == (60, 30, 2)
-    restarted = readings_of([first, page(counted(40, 1.0), START_S + 20, "b")])
-    assert observed_service(restarted).finished == 40
+    began = "process_start_time_seconds "
+    old = page(counted(100, 1.0) + f"{began}{START_S - 900}\n", name="a")
+    new = page(counted(40, 1.0) + f"{began}{START_S + 5}\n", START_S + 20, "b")
+    assert observed_service(readings_of([old, new])).finished == 40
     alone = readings_of([first], window_s=50)
     assert observed_service(alone).offered_rps == 2
 
 
-def test_requests_under_way_count_as_offered() -> None:
+def test_requests_in_flight_count_as_offered() -> None:
     waiting = 'vllm:num_requests_waiting{model_name="m"} '
     pages = [
         page(counted(0, 1.0) + f"{waiting}5\n", name="a"),
@@ -147,6 +131,7 @@ def test_aborted_requests_are_no_answers() -> None:
     text = counted(100, 1.0) + 'vllm:request_success_total{finished_reason="abort"} 30\n'
     found = observed_service(readings_of([page(text)], 10))
     assert (found.finished, found.aborted) == (100, 30)
+    assert found.offered_rps == pytest.approx(13)  # but they came, and took the server's time
 
 
 def test_old_and_new_names_give_the_same() -> None:
@@ -170,32 +155,7 @@ def test_sglang_is_read() -> None:
     assert found.histograms["ttft"].mean == pytest.approx(0.25)
 
 
-def answer(values: dict[float, dict[str, Any]]) -> str:
-    """What ``/api/v1/query_range`` gives for pages of the text format at these times."""
-    from sim.studies.dashboards.metrics_text import read_metrics
-
-    series: dict[Any, list[Any]] = {}
-    for at_s, text in values.items():
-        for sample in read_metrics(str(text)):
-            series.setdefault(sample.key, []).append([at_s, str(sample.value)])
-    result = [
-        {"metric": {"__name__": name, **dict(labels)}, "values": points} for (name, labels), points in series.items()
-    ]
-    return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": result}})
-
-
-def answer_of(series: Any) -> str:
-    """An answer with one series."""
-    return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": [series]}})
-
-
-def lora(running: str, at_s: float) -> str:
-    return (
-        f'vllm:lora_requests_info{{max_lora="4",running_lora_adapters="{running}",waiting_lora_adapters=""}} {at_s}\n'
-    )
-
-
-def test_range_queries_tell_means_and_popularity(loraplan: CommandLine) -> None:
+def test_range_queries_show_means_and_popularity(loraplan: CommandLine) -> None:
     pages = {}
     for number in range(40):
         at_s = START_S + 15 * number
@@ -209,7 +169,9 @@ def test_range_queries_tell_means_and_popularity(loraplan: CommandLine) -> None:
     assert (found.seconds, found.finished) == (585, 390)
     assert found.servers == 2
     assert found.running == pytest.approx(np.mean([number % 3 + 1 for number in range(40)]))
-    assert found.adapters.shares == pytest.approx({"a": 0.8, "b": 0.2})
+    loads = np.array([np.log(80), -np.log(0.75)])  # a in all of 40 readings, b in a quarter of them
+    assert found.adapters.shares == pytest.approx(dict(zip("ab", loads / loads.sum(), strict=True)))
+    assert found.adapters.always == ("a",)
     assert found.adapters.slots == 4
     ended = loraplan("observe", "--prometheus", "q.json")
     assert ended.code == 0, ended.err
@@ -287,7 +249,7 @@ def test_what_is_not_there_or_no_choice(loraplan: CommandLine) -> None:
     assert "nothing to read" in loraplan("observe").err
     assert "no-such.txt" in loraplan("observe", "--prometheus", "no-such.txt").err
     Path("m.txt").write_text(counted(5, 1.0), encoding="utf-8")
-    Path("q.json").write_text(answer({START_S: counted(5, 1.0)}), encoding="utf-8")  # type: ignore[dict-item]
+    Path("q.json").write_text(answer({START_S: counted(5, 1.0)}), encoding="utf-8")
     assert "don't go together" in loraplan("observe", "--prometheus", "m.txt", "--prometheus", "q.json").err
     os.utime("m.txt", (START_S, START_S))
     shutil.copy2("m.txt", "n.txt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ from sim.errors import InputError, LoraplanError, ScenarioError
 if TYPE_CHECKING:
     from calibrate.fit.load_correction import LoadCorrection
     from sim.spec.scenario import Scenario
+    from sim.spec.scenario_file import LoadedScenario
     from sim.studies.dashboards.engine_metrics import Role
     from sim.studies.dashboards.metric_files import MetricPage
     from sim.studies.dashboards.observed_comparison import ComparedMetric, ObservedComparison
@@ -52,8 +54,8 @@ class ObserveOptions:
         str | None,
         typer.Option(
             metavar="TIME",
-            help="The time that the counts are for, such as 10min, if the files don't say it. Of an address: wait so "
-            "long, and read it twice.",
+            help="The time that the counts are for, such as 10min, if the files don't say it; two files, the earlier "
+            "one first. Of an address: wait so long, and read it twice.",
         ),
     ] = None
     base: Annotated[
@@ -90,35 +92,45 @@ def observe(options: ObserveOptions) -> None:
     from sim.spec.scenario_file import load_scenario
     from sim.studies.dashboards.metric_files import readings_of
     from sim.studies.dashboards.observed_comparison import compare_observed
-    from sim.studies.dashboards.observed_draft import ObservedScenario, source_of, write_observed
+    from sim.studies.dashboards.observed_draft import ObservedScenario, lengths_file, source_of, write_observed
     from sim.studies.dashboards.observed_service import observed_service
     from sim.studies.training.adapter_scenario import check_target
 
     _check(options)
     check_target(options.out)
+    check_target(lengths_file(options.out))
     base = None if options.base is None else load_scenario(options.base)
     window_s = None if options.window is None else _window(options.window)
     readings = readings_of(_pages(options.prometheus or [], window_s, options.quiet), window_s)
     service = observed_service(readings)
     observed = ObservedScenario(options.out, service, readings, base)
+    if options.fit_profile is not None:
+        _check_fit(service, base, options.fit_profile)
     for note in write_observed(observed, _draft(options)):
         message(f"note: {note}", options.quiet)
     correction = None
     try:
         scenario = load_scenario(str(options.out)).scenario
         if options.fit_profile is not None:
-            correction = _correct(options, observed, scenario, options.fit_profile)
+            try:
+                correction = _correct(options, observed, scenario, options.fit_profile)
+            except Exception:
+                _remove(observed)
+                raise
             write_observed(observed, _draft(options, options.fit_profile))
             scenario = load_scenario(str(options.out)).scenario
         comparison = compare_observed(service, scenario)
     except InputError as error:
         if not isinstance(error, ScenarioError):
             raise
-        message(f"note: not simulated: {error}", options.quiet)  # the draft needs a hand
-        say(f"scenario {options.out}")
+        message(f"note: not simulated: {error}", options.quiet)  # the user has to complete the draft
+        if options.json:
+            say_json(_as_json(options.out, service, None, [f"not simulated: {error}"]))
+        else:
+            say(f"scenario {options.out}")
         return
     if options.json:
-        say_json(_as_json(options.out, service, comparison))
+        say_json(_as_json(options.out, service, comparison, comparison.notes))
         return
     _print(service, source_of(readings), comparison, options)
     if correction is not None:
@@ -141,6 +153,22 @@ def _check(options: ObserveOptions) -> None:
     addresses = [where for where in options.prometheus if _ADDRESS.match(where)]
     if addresses and len(options.prometheus) > 1:
         raise InputError("give one address, or files", key="--prometheus", got=", ".join(options.prometheus))
+    for address in addresses:
+        _check_address(address)
+
+
+def _check_address(url: str) -> None:
+    from calibrate.serve.connection import Host, without_credentials
+
+    try:
+        Host(url)
+    except (InputError, ValueError):
+        raise InputError(
+            "this is not the URL of a server",
+            key="--prometheus",
+            got=without_credentials(url),
+            allowed="such as http://host:8000",
+        ) from None
 
 
 def _window(text: str) -> float:
@@ -205,33 +233,55 @@ def _draft(options: ObserveOptions, fitted: Path | None = None) -> Draft:
     return draft
 
 
-def _correct(options: ObserveOptions, observed: ObservedScenario, scenario: Scenario, profile: Path) -> LoadCorrection:
-    """Correct the scenario's profile by the measured latencies, and write it.
+def _check_fit(service: ObservedService, base: LoadedScenario | None, profile: Path) -> None:
+    """Refuse before anything is written.
 
-    :raises InputError: where the metrics have no latencies.
+    :raises InputError: where the metrics lack latencies, the base has no profile, or the profile can't be written.
     """
-    from calibrate.fit.load_correction import MeasuredLoad
-    from sim.cli.bench_results import write_correction
     from sim.cli.commands.fit_command import check_profile_target
-    from sim.studies.dashboards.observed_comparison import observed_world
 
     check_profile_target(profile, "--fit-profile")
-    found = {role: observed.service.histograms.get(role) for role in _FITTED}
-    missing = [role for role, histogram in found.items() if histogram is None]
+    if base is not None and base.scenario.fleet.engine == "fixed":
+        raise InputError(
+            "this engine has no profile to correct",
+            file=base.source,
+            key="fleet.engine",
+            got="fixed",
+            allowed="vllm or sglang",
+        )
+    found = {role: service.histograms.get(role) for role in _FITTED}
+    missing = [role for role, histogram in found.items() if histogram is None or histogram.mean is None]
     if missing:
         raise InputError("these metrics lack latencies to correct by", key="--fit-profile", got=", ".join(missing))
-    means = {f"{role}_mean_s": histogram for role, histogram in found.items() if histogram is not None}
+
+
+def _remove(observed: ObservedScenario) -> None:
+    """Remove what was written, so that the corrected command can write it."""
+    observed.path.unlink(missing_ok=True)
+    observed.lengths.unlink(missing_ok=True)
+
+
+def _correct(options: ObserveOptions, observed: ObservedScenario, scenario: Scenario, profile: Path) -> LoadCorrection:
+    """Correct the scenario's profile by the measured latencies, and write it."""
+    from calibrate.fit.load_correction import MeasuredLoad
+    from sim.cli.bench_results import write_correction
+    from sim.studies.dashboards.observed_comparison import observed_world
+
+    found = {f"{role}_mean_s": observed.service.histograms[role] for role in _FITTED}
     load = MeasuredLoad(
         _WINDOW,
         observed_world(scenario, _FIT_REQUESTS),
-        {name: histogram.mean for name, histogram in means.items()},
-        {name: histogram.half_width() for name, histogram in means.items()},
+        {name: histogram.mean for name, histogram in found.items() if histogram.mean is not None},
+        {name: histogram.half_width() for name, histogram in found.items()},
     )
     files = [Path(where) for where in options.prometheus or [] if not _ADDRESS.match(where)]
     return write_correction([load], files, profile)[1]
 
 
-def _as_json(path: Path, service: ObservedService, comparison: ObservedComparison) -> dict[str, Any]:
+def _as_json(
+    path: Path, service: ObservedService, comparison: ObservedComparison | None, notes: Sequence[str]
+) -> dict[str, Any]:
+    """Return what ``--json`` prints; ``metrics`` is null without a simulation."""
     return {
         "schema_version": 1,
         "scenario": str(path),
@@ -239,9 +289,12 @@ def _as_json(path: Path, service: ObservedService, comparison: ObservedCompariso
         "servers": service.servers,
         "seconds": service.seconds,
         "requests": service.finished,
+        "aborted": service.aborted,
         "offered_rps": service.offered_rps,
         "adapters": len(service.adapters.names),
-        "metrics": {
+        "metrics": None
+        if comparison is None
+        else {
             row.name: {
                 "measured": row.measured,
                 "simulated": row.simulated,
@@ -250,17 +303,18 @@ def _as_json(path: Path, service: ObservedService, comparison: ObservedCompariso
             }
             for row in comparison.rows
         },
-        "notes": list(comparison.notes),
+        "notes": list(notes),
     }
 
 
-def _print(service: ObservedService, said: str, comparison: ObservedComparison, options: ObserveOptions) -> None:
+def _print(service: ObservedService, source: str, comparison: ObservedComparison, options: ObserveOptions) -> None:
     from sim.spec.units import human_seconds
 
+    aborted = f" ({service.aborted:,.0f} of them aborted)" if service.aborted >= 1 else ""
     say(
-        f"{service.finished:,.0f} requests in {human_seconds(service.seconds)}, {service.offered_rps:.3g}/s, "
+        f"{service.ended:,.0f} requests{aborted} in {human_seconds(service.seconds)}, {service.offered_rps:.3g}/s, "
         f"from {service.servers} {'server' if service.servers == 1 else 'servers'} of {service.engine}",
-        f"  {said}",
+        f"  {source}",
         "",
     )
     rows = [(_words(row), *_cells(row)) for row in comparison.rows]
@@ -279,7 +333,7 @@ def _say_next(options: ObserveOptions) -> None:
 _NAMES = {
     "requests_per_s": "requests/s",
     "output_tokens_per_s": "output tokens/s",
-    "in_flight": "requests under way",
+    "in_flight": "requests in flight",
     "running": "running requests",
     "waiting": "waiting requests",
     "prefix_hits": "prompt tokens cached",

@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class BucketQuantile:
-    """A quantile as far as buckets tell it.
+    """A quantile as far as buckets show it.
 
     :ivar value: linear within the bucket, as PromQL's ``histogram_quantile`` has it.
     :ivar low, high: bounds of the bucket, between which the quantile lies; high is infinite in the last one.
@@ -24,7 +24,7 @@ class BucketQuantile:
     high: float
 
     def holds(self, value: float) -> bool:
-        """Return whether a value is one that the buckets can't tell from the measured one."""
+        """Return whether a value lies in the same bucket as the measured one."""
         return self.low <= value <= self.high
 
 
@@ -34,21 +34,21 @@ class BucketHistogram:
 
     :ivar bounds: upper bounds, rising; the last one is infinite.
     :ivar counts: values in each bucket; not cumulative.
-    :ivar total: the sum of all values, which is exact.
+    :ivar total: the sum of all values, which is exact; None where it is not known.
     """
 
     bounds: tuple[float, ...]
     counts: tuple[float, ...]
-    total: float
+    total: float | None
 
     @property
     def count(self) -> float:
         return math.fsum(self.counts)
 
     @property
-    def mean(self) -> float:
-        """The exact mean; NaN without values."""
-        return self.total / self.count if self.count else math.nan
+    def mean(self) -> float | None:
+        """The exact mean; None without values, or without their sum."""
+        return self.total / self.count if self.count and self.total is not None else None
 
     def quantile(self, share: float) -> BucketQuantile:
         """Return the value below which a share of the values is.
@@ -82,7 +82,7 @@ class BucketHistogram:
         """Return values at equally spaced ranks that have these counts and this mean.
 
         Buckets say nothing of what is inside them: there, values rise as a power of the rank, the same power in all
-        buckets, chosen so that the mean comes out right.
+        buckets, chosen so that the mean comes out right. Without a mean they rise evenly, about the bucket's middle.
 
         :param points: how many values.
         :param highest: the largest value that the last bucket may have.
@@ -99,8 +99,11 @@ class BucketHistogram:
         def values(log_power: float) -> Floats:
             return np.asarray(low + (high - low) * inside ** math.exp(log_power))
 
+        mean = self.mean
+        if mean is None:
+            return values(0.0)
         lowest, most = -12.0, 12.0  # the mean falls as the power rises
         for _ in range(60):
             middle = (lowest + most) / 2
-            lowest, most = (middle, most) if values(middle).mean() > self.mean else (lowest, middle)
+            lowest, most = (middle, most) if values(middle).mean() > mean else (lowest, middle)
         return values((lowest + most) / 2)

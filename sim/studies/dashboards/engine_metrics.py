@@ -10,7 +10,10 @@ of ``python/sglang/srt/metrics/collector.py``; its histograms of lengths are the
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Literal
+
+from sim.studies.dashboards.metrics_text import Labels
 
 Role = Literal[
     "finished",
@@ -69,6 +72,35 @@ PROCESS_START = "process_start_time_seconds"
 CREATED = ("vllm:request_success_created", "sglang:num_requests_created")
 """When counters began, which is after the model was loaded; vLLM V0 and multi-process pages don't have it."""
 SGLANG_KV_TOKENS, SGLANG_SLOTS = "sglang:max_total_num_tokens", "sglang:lora_pool_slots_total"
+
+MOST_KV_TOKENS = 2**31 - 1
+"""Tokens of KV cache that are believed, at most."""
+
+_DIGITS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """The KV cache of a server, as ``vllm:cache_config_info`` has it; None for what it lacks.
+
+    :ivar tokens: blocks times their size.
+    """
+
+    tokens: int | None = None
+    block_size: int | None = None
+    prefix_caching: bool | None = None
+
+
+def cache_config(labels: Labels) -> CacheConfig:
+    """Read the labels of ``vllm:cache_config_info``; values that can't be meant are left out."""
+    info = dict(labels)
+    size, blocks = (
+        int(text) if (text := info.get(key, "")).isascii() and text.isdigit() and len(text) <= _DIGITS else 0
+        for key in ("block_size", "num_gpu_blocks")
+    )
+    tokens = size * blocks
+    caching = {"True": True, "False": False}.get(info.get("enable_prefix_caching", ""))
+    return CacheConfig(tokens if 0 < tokens <= MOST_KV_TOKENS else None, size or None, caching)
 
 
 def counter_name(role: Role, names: Collection[str]) -> str | None:

@@ -14,6 +14,7 @@ from sim.reading import MANIFEST_BYTES, brackets_fit, read_regular
 from sim.spec.units import human_seconds
 from sim.studies.dashboards.engine_metrics import CREATED, PROCESS_START, is_of_interest
 from sim.studies.dashboards.metrics_text import Key, MetricSample, read_metrics
+from sim.studies.dashboards.reading_order import check_order, placed
 from sim.studies.dashboards.readings import Readings, gathered
 
 PAGE_BYTES = MANIFEST_BYTES
@@ -55,6 +56,7 @@ def readings_of(pages: Sequence[MetricPage], window_s: float | None = None) -> R
     One page of text has totals since the start, several have growth between them. An answer of the API has its own
     times, and several answers are for several metrics.
 
+    :param pages: several pages of text without time stamps count in this order if there is a ``window_s``.
     :param window_s: the time that the growth is for, if the user says it.
     :raises InputError: naming what can't be read, and what can be.
     """
@@ -71,7 +73,7 @@ def readings_of(pages: Sequence[MetricPage], window_s: float | None = None) -> R
 
 
 def _from_text(pages: Sequence[MetricPage], window_s: float | None) -> Readings:
-    rows: list[tuple[Key, float, float]] = []
+    values: list[dict[Key, float]] = []
     times: list[float] = []
     stamped = True
     for page in pages:
@@ -84,9 +86,10 @@ def _from_text(pages: Sequence[MetricPage], window_s: float | None) -> Readings:
         stamped = stamped and bool(stamps)
         at_s = max(stamps) if stamps else page.at_s
         times.append(at_s)
-        rows += [(sample.key, at_s, sample.value) for sample in samples]
+        values.append({sample.key: sample.value for sample in samples})
     guessed = any(page.is_file for page in pages) and not stamped
     if len(pages) == 1:
+        rows = [(key, times[0], value) for key, value in values[0].items()]
         return _since_start(pages[0], rows, times[0], window_s, guessed=guessed)
     if window_s is None and max(times) <= min(times):
         raise InputError(
@@ -95,17 +98,14 @@ def _from_text(pages: Sequence[MetricPage], window_s: float | None) -> Readings:
             got=", ".join(page.name for page in pages),
             hint="say how far they are apart: --window 10min",
         )
-    if len(set(times)) < len(times):  # copied together: they count in the order in which they are given
-        order = {page.name: float(place) for place, page in enumerate(pages)}
-        rows = [
-            (sample.key, order[page.name], sample.value)
-            for page in pages
-            for sample in read_metrics(page.content.decode("utf-8", errors="replace"))
-            if is_of_interest(sample.key[0])
-        ]
-    timing = _timing(window_s, "the time stamps in the readings" if stamped else None, guessed=guessed)
     seconds = max(times) - min(times) if window_s is None else window_s
-    return Readings(gathered(rows), False, seconds, timing, f"{len(pages)} readings and what happened in between")
+    at = placed(times, seconds, as_given=window_s is not None and not stamped)
+    order = sorted(range(len(pages)), key=at.__getitem__)
+    check_order([pages[place].name for place in order], [values[place] for place in order], OPTION)
+    rows = [(key, at[place], value) for place in order for key, value in values[place].items()]
+    timing = _timing(window_s, "the time stamps in the readings" if stamped else None, guessed=guessed)
+    source = f"{len(pages)} readings and what happened in between"
+    return Readings(gathered(rows), False, seconds, timing, source, whole=True)
 
 
 def _since_start(
@@ -116,8 +116,8 @@ def _since_start(
     if seconds is None and began:
         seconds = at_s - min(began)
     timing = _timing(window_s, "when its counters began" if began and not guessed else None, guessed=guessed)
-    said = f"one reading, {Path(page.name).name}: totals since the server's start"
-    return Readings(gathered(rows), True, seconds, timing, said)
+    source = f"one reading, {Path(page.name).name}: totals since the server's start"
+    return Readings(gathered(rows), True, seconds, timing, source)
 
 
 def _beginnings(rows: list[tuple[Key, float, float]], names: tuple[str, ...], at_s: float) -> list[float]:
@@ -139,8 +139,8 @@ def _from_answers(pages: Sequence[MetricPage], window_s: float | None) -> Readin
     times = {at_s for _, at_s, _ in rows}
     span = max(times) - min(times) if times else 0.0
     seconds = window_s if window_s is not None else span or None
-    said = f"{len(times):,} points of Prometheus" + (f" over {human_seconds(span)}" if span else "")
-    return Readings(gathered(rows), len(times) == 1, seconds, _timing(window_s, "its times", guessed=False), said)
+    source = f"{len(times):,} points of Prometheus" + (f" over {human_seconds(span)}" if span else "")
+    return Readings(gathered(rows), len(times) == 1, seconds, _timing(window_s, "its times", guessed=False), source)
 
 
 def _samples_of(page: MetricPage) -> Iterator[MetricSample]:
@@ -154,8 +154,8 @@ def _samples_of(page: MetricPage) -> Iterator[MetricSample]:
     except (ValueError, RecursionError) as error:
         raise InputError("is not JSON", file=page.name, got=str(error), allowed=FORMATS) from None
     if not isinstance(answer, dict) or answer.get("status") != "success":
-        said = answer.get("error", answer.get("status")) if isinstance(answer, dict) else type(answer).__name__
-        raise wrong("no answer of Prometheus", "status", said, "success")
+        problem = answer.get("error", answer.get("status")) if isinstance(answer, dict) else type(answer).__name__
+        raise wrong("no answer of Prometheus", "status", problem, "success")
     data = answer.get("data")
     data = data if isinstance(data, dict) else {}
     kind = data.get("resultType")
@@ -177,11 +177,11 @@ def _samples_of(page: MetricPage) -> Iterator[MetricSample]:
         labels = tuple(sorted((str(name), str(value)) for name, value in metric.items() if name != "__name__"))
         points = series.get("values", [series["value"]] if "value" in series else [])
         if not isinstance(points, list):
-            raise wrong("no points", f"data.result[{place}].values", points, "a list of pairs")
+            raise wrong("no points", f"data.result[{place}].values", json.dumps(points), "a list of pairs")
         for point in points:
             try:
                 at_s, value = float(point[0]), float(point[1])
-            except (TypeError, ValueError, IndexError, KeyError):
+            except (TypeError, ValueError, OverflowError, IndexError, KeyError):
                 raise wrong(
                     "no point", f"data.result[{place}].values", point, 'pairs of a time and a text: [1700000000, "1"]'
                 ) from None

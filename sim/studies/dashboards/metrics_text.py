@@ -20,7 +20,7 @@ Key = tuple[str, Labels]
 LINE_LETTERS = 64 << 10
 """Characters of a line, at most; longer ones are left out."""
 
-_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*+)[ \t]*(?:\{(.*)\})?[ \t]*+([^\s{}]+)(?:[ \t]+(-?[0-9]{1,16}))?[ \t]*")
+_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*+)[ \t]*+(?:\{(.*)\})?[ \t]*+([^\s{}]+)(?:[ \t]+(-?[0-9]{1,16}))?[ \t]*")
 _LABEL = re.compile(r'\s*+([a-zA-Z_]\w*+)\s*+=\s*+"((?:[^"\\]|\\.)*+)"\s*+(?:,|$)')
 _ESCAPED = re.compile(r"\\(.)")
 _UNESCAPED = {"n": "\n"}

@@ -44,13 +44,13 @@ class ComparedMetric:
 
     @property
     def within(self) -> bool:
-        """Whether buckets can't tell the simulated value from the measured one."""
+        """Whether the simulated value is in the same bucket as the measured one."""
         return self.bucket is not None and self.bucket.holds(self.simulated)
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedComparison:
-    """All rows, and what the simulation has to say.
+    """All rows, and the notes of the simulation.
 
     :ivar notes: of the simulator, on the scenario.
     """
@@ -80,7 +80,8 @@ def compare_observed(service: ObservedService, scenario: Scenario) -> ObservedCo
 
 
 def _rows(service: ObservedService, predicted: PredictedService) -> Iterator[ComparedMetric]:
-    yield ComparedMetric("requests_per_s", "1/s", service.finished / service.seconds, predicted.requests_per_s)
+    # requests that were aborted are simulated to their end
+    yield ComparedMetric("requests_per_s", "1/s", service.ended / service.seconds, predicted.requests_per_s)
     if service.output_total is not None:
         measured = service.output_total / service.seconds
         yield ComparedMetric("output_tokens_per_s", "1/s", measured, predicted.output_tokens_per_s)
@@ -94,7 +95,8 @@ def _rows(service: ObservedService, predicted: PredictedService) -> Iterator[Com
         histogram = service.histograms.get(kind)
         if histogram is None:
             continue
-        yield ComparedMetric(f"{kind}_mean_s", "s", histogram.mean, predicted.mean(kind))
+        if histogram.mean is not None:
+            yield ComparedMetric(f"{kind}_mean_s", "s", histogram.mean, predicted.mean(kind))
         for share in QUANTILES:
             bucket = histogram.quantile(share)
             simulated = predicted.quantile(kind, share)

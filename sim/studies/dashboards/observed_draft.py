@@ -1,4 +1,4 @@
-"""Turns what metrics tell into a scenario, in which every value says whether it was measured or is assumed."""
+"""Turns what metrics show into a scenario, whose comments say what was measured, what is assumed, what to choose."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from sim.spec.engine_flags.command_reading import Setting
 from sim.spec.profile_choice import DEFAULT_GPU
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.units import human_seconds
+from sim.studies.dashboards.engine_metrics import counter_name
 from sim.studies.dashboards.observed_lengths import lengths_of, lengths_text
 from sim.studies.dashboards.observed_service import ObservedService
-from sim.studies.dashboards.readings import Readings
+from sim.studies.dashboards.readings import Readings, server_of
 from sim.studies.drafting.draft import Draft, write_draft
 
 REQUESTS = 20_000
@@ -40,7 +41,12 @@ class ObservedScenario:
 
     @property
     def lengths(self) -> Path:
-        return self.path.with_name(f"{self.path.stem}-lengths.csv")
+        return lengths_file(self.path)
+
+
+def lengths_file(scenario: Path) -> Path:
+    """Return the file for lengths of a scenario file."""
+    return scenario.with_name(f"{scenario.stem}-lengths.csv")
 
 
 def write_observed(observed: ObservedScenario, draft: Draft) -> list[str]:
@@ -52,6 +58,7 @@ def write_observed(observed: ObservedScenario, draft: Draft) -> list[str]:
     service, readings = observed.service, observed.readings
     draft.made_by = "loraplan observe"
     draft.comments.insert(0, source_of(readings))
+    draft.comments += _late_servers(readings)
     draft.add([*_traffic(observed), *_lengths(observed)])
     if observed.base is None:
         draft.add([*_adapters(service), *_fleet(service)])
@@ -65,7 +72,18 @@ def write_observed(observed: ObservedScenario, draft: Draft) -> list[str]:
 def source_of(readings: Readings) -> str:
     """Return where readings come from, and how their time is known."""
     time = "" if readings.seconds is None else f"; {human_seconds(readings.seconds)}, {readings.timing}"
-    return f"From {readings.said}{time}."
+    return f"From {readings.source}{time}."
+
+
+def _late_servers(readings: Readings) -> Iterator[str]:
+    """Yield which servers are missing from the first reading, and what counts of them."""
+    name = counter_name("finished", readings.names)
+    for labels in () if name is None or readings.since_start else readings.late_servers(name):
+        server = ", ".join(f"{key} {value}" for key, value in server_of(labels)) or "The server"
+        if readings.began((name or "", labels)):
+            yield f"{server} began after the first reading: its counters count from 0."
+        else:
+            yield f"{server} is missing from the first reading: its counters count from its own first one."
 
 
 def _extended(base: LoadedScenario, path: Path) -> str:
@@ -79,18 +97,21 @@ def _traffic(observed: ObservedScenario) -> Iterator[Setting]:
         yield Setting("workload.trace", None, "the traffic below replaces the trace")
     if observed.base is None or observed.base.scenario.workload.requests is None:
         yield Setting("workload.requests", REQUESTS, "how much to simulate: choose")
-    grown = service.offered - service.finished
-    more = f" and {grown:+,.0f} under way" if abs(grown) >= 1 else ""
-    ended = f"{service.finished:,.0f} requests ended{more} in {service.seconds:,.0f} s"
-    said = f"measured: {ended}; assumed: independent users"
-    yield Setting("workload.arrivals", {"process": "poisson", "rate": f"{service.offered_rps:.6g}/s"}, said)
+    grown = service.offered - service.ended
+    aborted = f" ({service.aborted:,.0f} of them aborted)" if service.aborted >= 1 else ""
+    more = f" and {grown:+,.0f} in flight" if abs(grown) >= 1 else ""
+    ended = f"{service.ended:,.0f} requests ended{aborted}{more} in {service.seconds:,.0f} s"
+    full = ", and answers as long as all others instead of aborted ones" if aborted else ""
+    comment = f"measured: {ended}; assumed: independent users{full}"
+    yield Setting("workload.arrivals", {"process": "poisson", "rate": f"{service.offered_rps:.6g}/s"}, comment)
     shares = service.adapters.shares
     if shares:
         groups = [{"adapters": 1, "weight": float(share)} for share in sorted(shares.values(), reverse=True)]
         yield Setting(
             "workload.popularity",
             {"law": "groups", "groups": groups},
-            "measured: how often each adapter had a running request; assumed: answers of all are equally long",
+            "measured: how often each adapter had a running request; assumed: its requests come independently, and "
+            f"answers of all are equally long{_at_least(service)}",
         )
     elif observed.base is None:
         yield Setting(
@@ -100,21 +121,31 @@ def _traffic(observed: ObservedScenario) -> Iterator[Setting]:
         )
 
 
+def _at_least(service: ObservedService) -> str:
+    always = len(service.adapters.always)
+    return f"; {always} had one in every reading, and may have a larger share" if always else ""
+
+
 def _lengths(observed: ObservedScenario) -> Iterator[Setting]:
     service = observed.service
     prompt, output = (service.histograms.get(role) for role in ("prompt_tokens", "output_tokens"))
     if prompt is None or output is None:
         yield from _assumed_lengths(service)
         return
-    prefix = _prefix_tokens(service, prompt.mean)
     prompts, outputs = lengths_of(prompt, "prompt"), lengths_of(output, "output")
+    prefix = _prefix_tokens(service, prompts.mean)
     write_text(observed.lengths, lengths_text(prompts.without(prefix), outputs))
-    inside = "assumed: how they lie within the buckets"
-    for key, column, histogram in (("prompt", "input_tokens", prompt), ("output", "output_tokens", output)):
+    shared = f", of which {prefix:,} are the prefix" if prefix else ""
+    for key, column, mean, of_it in (
+        ("prompt", "input_tokens", prompt.mean, shared),
+        ("output", "output_tokens", output.mean, ""),
+    ):
+        inside = f"assumed: how they lie within the buckets{', and that all have the prefix' if of_it else ''}"
+        known = "the histogram" if mean is None else f"mean {mean:,.1f} tokens{of_it}, and the histogram"
         yield Setting(
             f"workload.tokens.{key}",
             {"law": "empirical", "file": observed.lengths.name, "column": column},
-            f"measured: mean {histogram.mean:,.1f} tokens, and the histogram; {inside}",
+            f"measured: {known}; {inside}{', whose sum is missing' if mean is None else ''}",
         )
     yield Setting("workload.tokens.correlation", 0, "assumed: long prompts have answers like all others")
     if prefix:
@@ -141,8 +172,8 @@ def _assumed_lengths(service: ObservedService) -> Iterator[Setting]:
             yield Setting(
                 f"workload.tokens.{key}",
                 {"law": "lognormal", "mean": round(mean, 1), "p99": round(_TAIL * mean, 1)},
-                f"measured: the mean; assumed: a p99 of {_TAIL:g} times it (SGLang tells more with "
-                "--collect-tokens-histogram)",
+                f"measured: the mean; assumed: a p99 of {_TAIL:g} times it (SGLang has histograms of them "
+                "with --collect-tokens-histogram)",
             )
 
 
@@ -156,8 +187,8 @@ def _adapters(service: ObservedService) -> Iterator[Setting]:
 def _count(service: ObservedService) -> Iterator[Setting]:
     names = service.adapters.names
     if service.adapters.shares:
-        said = "measured: adapters with a request when the metrics were read"
-        yield Setting("adapters.count", len(service.adapters.shares), said)
+        comment = "measured: adapters with a request when the metrics were read; assumed: there are no others"
+        yield Setting("adapters.count", len(service.adapters.shares), comment)
     elif names:
         yield Setting("adapters.count", len(names), "measured: names of adapters; assumed: there are no others")
 

@@ -30,9 +30,22 @@ class ObservedLengths:
 
     tokens: Ints
 
+    @property
+    def mean(self) -> float:
+        return float(self.tokens.mean())
+
     def without(self, prefix: int) -> ObservedLengths:
-        """Return what follows a text of so many tokens; at least one token."""
-        return ObservedLengths(np.maximum(self.tokens - prefix, 1))
+        """Return what follows a text of so many tokens, so that the mean with that text stays.
+
+        Nothing can be shorter than one token. Where prompts are shorter than the text, what others have beyond one
+        token shrinks by as much as these grow.
+        """
+        rest = np.maximum(self.tokens - prefix, 1)
+        beyond = float(rest.mean()) - 1
+        wanted = max(self.mean - prefix - 1, 0.0)
+        ends = np.cumsum((rest - 1) * (wanted / beyond if beyond > 0 else 0.0))
+        whole = np.diff(np.rint(ends), prepend=0.0)  # rounds the sum, so that the mean doesn't drift
+        return ObservedLengths(1 + whole.astype(np.int64))
 
 
 def lengths_of(histogram: BucketHistogram, purpose: str) -> ObservedLengths:
@@ -40,7 +53,7 @@ def lengths_of(histogram: BucketHistogram, purpose: str) -> ObservedLengths:
 
     Whole numbers are at most a bucket's bound, so 0.5 to 1.5 tokens are one.
 
-    :param purpose: ``prompt`` or ``output``; their orders are independent, because metrics tell each alone.
+    :param purpose: ``prompt`` or ``output``; their orders are independent, because metrics have each alone.
     """
     finite = [bound for bound in histogram.bounds if np.isfinite(bound)]
     highest = min(2 * max(finite, default=1.0), float(MAX_TOKENS) / 2)

@@ -1,10 +1,12 @@
-"""What readings say of the traffic that servers had, and of how they served it."""
+"""What readings show of the traffic that servers had, and of how they served it."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 from sim.errors import InputError
@@ -12,16 +14,19 @@ from sim.studies.dashboards.bucket_histogram import BucketHistogram
 from sim.studies.dashboards.engine_metrics import (
     CACHE_CONFIG,
     LORA_INFO,
+    MOST_KV_TOKENS,
     SGLANG_KV_TOKENS,
     SGLANG_SLOTS,
+    CacheConfig,
     Role,
+    cache_config,
     counter_name,
     engine_of,
     gauge_name,
     histogram_name,
 )
 from sim.studies.dashboards.metrics_text import Labels
-from sim.studies.dashboards.readings import Readings
+from sim.studies.dashboards.readings import Readings, server_of
 
 ABORTED = ("abort", "error")
 """Values of ``finished_reason`` of requests that did not end with an answer."""
@@ -29,8 +34,7 @@ ABORTED = ("abort", "error")
 ENOUGH_READINGS = 20
 """Readings whose mean says something of a gauge between them."""
 
-_SERVER = ("instance", "pod", "engine", "tp_rank", "dp_rank")
-_MOST_KV_TOKENS = 2**31 - 1
+_MOST_SLOTS = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +42,33 @@ class ObservedAdapters:
     """Adapters, as ``vllm:lora_requests_info`` names them.
 
     :ivar names: those that were seen with a request, sorted.
-    :ivar shares: of the readings, by adapter: in how many it had a request; empty where there are too few readings.
+    :ivar shares: of the requests, by adapter; empty where there are too few readings.
+    :ivar always: adapters with a running request in every reading of a server, whose share may be larger.
     :ivar slots: ``max_lora``.
     """
 
     names: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
+    always: tuple[str, ...] = ()
     slots: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedService:
-    """What metrics tell.
+    """What metrics show.
 
     :ivar engine: ``vllm`` or ``sglang``.
     :ivar servers: engines whose metrics these are.
     :ivar seconds: the time that counts refer to.
     :ivar finished: requests that ended with an answer; ``aborted``: that did not.
-    :ivar offered: requests that came in that time: those that ended, and by how much more are under way now.
-    :ivar in_flight: mean requests under way, by Little's law from the sum of their times; None without these.
+    :ivar offered: requests that came in that time: those that ended either way, and by how much more are in flight now.
+    :ivar in_flight: mean requests in flight, by Little's law from the sum of their times; None without these.
     :ivar running, waiting, kv_usage: means of readings, the first two of all servers together; None of few readings,
-        which tell what was at these moments alone.
+        which show these moments alone.
     :ivar prompt_total, output_total: tokens of all requests.
     :ivar histograms: by role; latencies in seconds.
     :ivar prefix_hits: share of prompt tokens that were found cached; None without a prefix cache.
-    :ivar kv_tokens, block_size, prefix_caching: of one server's KV cache, where they are told.
+    :ivar kv_tokens, block_size, prefix_caching: of one server's KV cache, where the metrics have them.
     """
 
     engine: str
@@ -86,21 +92,26 @@ class ObservedService:
     prefix_caching: bool | None
 
     @property
+    def ended(self) -> float:
+        """Requests that ended, with an answer or without."""
+        return self.finished + self.aborted
+
+    @property
     def offered_rps(self) -> float:
         """Requests per second that came."""
         return self.offered / self.seconds
 
     def mean_tokens(self, which: Literal["prompt", "output"]) -> float | None:
-        """Return mean tokens of a request's prompt or answer; None where nothing tells them."""
+        """Return mean tokens of a request's prompt or answer; None where no metric has them."""
         histogram = self.histograms.get("prompt_tokens" if which == "prompt" else "output_tokens")
-        if histogram is not None:
+        if histogram is not None and histogram.mean is not None:
             return histogram.mean
         total = self.prompt_total if which == "prompt" else self.output_total
-        return None if total is None else total / self.finished
+        return None if total is None else total / self.ended
 
 
 def observed_service(readings: Readings) -> ObservedService:
-    """Return what readings tell.
+    """Return what readings show.
 
     :raises InputError: where they lack what no traffic can be described without.
     """
@@ -127,16 +138,17 @@ def observed_service(readings: Readings) -> ObservedService:
         raise InputError("no request ended in this time", key=finished_name, got=finished, allowed="1 and more")
     histograms = dict(_histograms(readings))
     queries, hits = (_growth(readings, role) for role in ("prefix_queries", "prefix_hits"))
+    e2e_s = histograms["e2e"].total if "e2e" in histograms else None
     config = _cache_config(readings)
     enough = len(readings.times) >= ENOUGH_READINGS
     return ObservedService(
         engine=engine,
-        servers=_servers(readings, finished_name),
+        servers=readings.servers(gauge_name("running", names) or finished_name),
         seconds=readings.seconds,
         finished=finished,
         aborted=aborted,
-        offered=max(finished + _grown_queue(readings), 1.0),
-        in_flight=histograms["e2e"].total / readings.seconds if "e2e" in histograms else None,
+        offered=max(finished + aborted + _grown_queue(readings), 1.0),
+        in_flight=None if e2e_s is None else e2e_s / readings.seconds,
         running=_gauge(readings, "running") if enough else None,
         waiting=_gauge(readings, "waiting") if enough else None,
         kv_usage=_kv_usage(readings) if enough else None,
@@ -146,9 +158,9 @@ def observed_service(readings: Readings) -> ObservedService:
         histograms=histograms,
         prefix_hits=min(hits / queries, 1.0) if queries and hits is not None else None,
         adapters=_adapters(readings),
-        kv_tokens=config[0],
-        block_size=config[1],
-        prefix_caching=config[2],
+        kv_tokens=config.tokens,
+        block_size=config.block_size,
+        prefix_caching=config.prefix_caching,
     )
 
 
@@ -168,12 +180,14 @@ def _gauge(readings: Readings, role: Role) -> float | None:
 
 def _kv_usage(readings: Readings) -> float | None:
     name = gauge_name("kv_usage", readings.names)
-    total = None if name is None else readings.mean_gauge(name)
-    return None if name is None or total is None else total / max(1, len(set(readings.labels_of(name))))
+    values = (
+        [value for labels in readings.labels_of(name) for _, value in readings.series[name, labels]] if name else []
+    )
+    return math.fsum(values) / len(values) if values else None
 
 
 def _grown_queue(readings: Readings) -> float:
-    """Return by how much more requests are under way in the last reading than in the first."""
+    """Return by how many more requests are in flight in the last reading than in the first."""
     if readings.since_start:
         return sum(_gauge(readings, role) or 0.0 for role in ("running", "waiting"))
     grown = 0.0
@@ -183,11 +197,6 @@ def _grown_queue(readings: Readings) -> float:
             points = readings.series[name, labels] if name else ()
             grown += points[-1][1] - points[0][1]
     return grown
-
-
-def _servers(readings: Readings, name: str) -> int:
-    chosen = gauge_name("running", readings.names) or name
-    return len({tuple(dict(labels).get(key) for key in _SERVER) for labels in readings.labels_of(chosen)})
 
 
 def _histograms(readings: Readings) -> Iterator[tuple[Role, BucketHistogram]]:
@@ -217,23 +226,17 @@ def _histogram(readings: Readings, name: str) -> BucketHistogram | None:
     for bound in bounds:
         counts.append(max(cumulative[bound] - below, 0.0))  # buckets of one scrape may be of different moments
         below = max(below, cumulative[bound])
-    return BucketHistogram(tuple(bounds), tuple(counts), readings.total_growth(f"{name}_sum"))
+    total = readings.total_growth(f"{name}_sum") if f"{name}_sum" in readings.names else None
+    return BucketHistogram(tuple(bounds), tuple(counts), total)
 
 
-def _cache_config(readings: Readings) -> tuple[int | None, int | None, bool | None]:
-    """Return tokens and block size of the KV cache, and whether prefixes are cached."""
+def _cache_config(readings: Readings) -> CacheConfig:
     for labels in readings.labels_of(CACHE_CONFIG):
-        info = dict(labels)
-        size, blocks = (
-            int(text) if (text := info.get(key, "")).isascii() and text.isdigit() and len(text) < 11 else 0
-            for key in ("block_size", "num_gpu_blocks")
-        )
-        caching = {"True": True, "False": False}.get(info.get("enable_prefix_caching", ""))
-        tokens = size * blocks
-        return (tokens if 0 < tokens <= _MOST_KV_TOKENS else None), size or None, caching
+        return cache_config(labels)
     for labels in readings.labels_of(SGLANG_KV_TOKENS):
-        return int(readings.last((SGLANG_KV_TOKENS, labels))) or None, None, None
-    return None, None, None
+        tokens = readings.last((SGLANG_KV_TOKENS, labels))
+        return CacheConfig(int(tokens) if 1 <= tokens <= MOST_KV_TOKENS else None)
+    return CacheConfig()
 
 
 def _adapters(readings: Readings) -> ObservedAdapters:
@@ -249,19 +252,40 @@ def _adapters(readings: Readings) -> ObservedAdapters:
         names |= _split(info.get("running_lora_adapters", "")) | _split(info.get("waiting_lora_adapters", ""))
         if info.get("max_lora", "").isascii() and info.get("max_lora", "").isdigit():
             slots.append(int(info["max_lora"][:9]))
-        server = tuple((key, info.get(key, "")) for key in _SERVER)
+        server = server_of(labels)
         for at_s, value in readings.series[LORA_INFO, labels]:
             if value > current.get((at_s, server), (-1.0, ()))[0]:
                 current[at_s, server] = value, labels
-    slots += [int(readings.last((SGLANG_SLOTS, labels))) for labels in readings.labels_of(SGLANG_SLOTS)]
-    counts: dict[str, int] = {}
-    for _, labels in current.values():
-        for name in _split(dict(labels).get("running_lora_adapters", "")):
-            counts[name] = counts.get(name, 0) + 1
-    total = sum(counts.values())
-    enough = len(current) >= ENOUGH_READINGS and total >= ENOUGH_READINGS
-    shares = {name: count / total for name, count in sorted(counts.items())} if enough else {}
-    return ObservedAdapters(tuple(sorted(names)), shares, max((slot for slot in slots if slot > 0), default=None))
+    of_sglang = (readings.last((SGLANG_SLOTS, labels)) for labels in readings.labels_of(SGLANG_SLOTS))
+    slots += [int(value) for value in of_sglang if value <= _MOST_SLOTS]
+    running: dict[Labels, list[set[str]]] = {}
+    for (_, server), (_, labels) in current.items():
+        running.setdefault(server, []).append(_split(dict(labels).get("running_lora_adapters", "")))
+    enough = len(current) >= ENOUGH_READINGS and sum(len(each) for each in chain(*running.values())) >= ENOUGH_READINGS
+    shares, always = _shares(running) if enough else ({}, ())
+    most = max((slot for slot in slots if slot > 0), default=None)
+    return ObservedAdapters(tuple(sorted(names)), shares, always, most)
+
+
+def _shares(running: Mapping[Labels, list[set[str]]]) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Return each adapter's share of the requests, and the adapters that had one in every reading of a server.
+
+    If requests of an adapter come independently, m of them on average at a time, none is running in a share exp(-m) of
+    the readings: m is -ln(1 - share), while the share itself saturates at 1. In n readings an m beyond ln(2n) looks
+    like a larger one.
+
+    :param running: adapters with a running request in each reading, by server.
+    """
+    loads: dict[str, float] = {}
+    always: set[str] = set()
+    for rows in running.values():
+        counts = Counter(chain.from_iterable(rows))
+        for name, count in counts.items():
+            idle = max(1 - count / len(rows), 1 / (2 * len(rows)))
+            loads[name] = loads.get(name, 0.0) - len(rows) * math.log(idle)
+            always |= {name} if count == len(rows) else set()
+    total = math.fsum(loads.values())
+    return {name: load / total for name, load in sorted(loads.items())}, tuple(sorted(always))
 
 
 def _split(names: str) -> set[str]:

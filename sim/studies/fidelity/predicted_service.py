@@ -23,12 +23,13 @@ Latency = Literal["ttft", "tpot", "itl", "e2e"]
 
 @dataclass(frozen=True, slots=True)
 class PredictedService:
-    """Measures of simulated requests, warm-ups left out.
+    """Measures of simulated requests. Warm-ups are left out, except of ``running`` and ``waiting``.
 
     :ivar latencies: seconds of every completed request, by kind; TPOT of those with several tokens. Not ITL.
     :ivar gap_counts: gaps between tokens, in the bins of ``gap_bin_edges``; ``gap_sum_s`` their sum.
     :ivar requests_per_s, output_tokens_per_s: completed, over the time from the first request to the last token.
-    :ivar running, waiting: requests in the batch and before it, means over time of all replicas together.
+    :ivar running, waiting: requests in the batch and before it, means over the whole run, warm-up included,
+        of all replicas together.
     :ivar prefix_hits: share of prompt tokens that were found cached; None without a prefix cache.
     :ivar miss_ratio: requests that found their adapter in no slot.
     """
@@ -96,10 +97,6 @@ def service_of(recordings: Sequence[Recording], outside_s: float = 0.0) -> Predi
         prefix_hits=None if cached is None else float(cached[done].sum() / max(r["prompt_tokens"][done].sum(), 1)),
         miss_ratio=float(np.mean(r["outcome"][done] == MISS)) if done.any() else math.nan,
     )
-
-
-def _waiting(recording: Recording) -> float:
-    return max(recording.inside_area - recording.running_area, 0.0) / recording.stopped_s
 
 
 def _measured(recording: Recording) -> dict[str, NDArray[np.generic]]:

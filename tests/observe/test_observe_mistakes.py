@@ -1,0 +1,266 @@
+"""``loraplan observe`` with readings that mislead: servers come and go, files are out of order, sums are missing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import CommandLine
+from metric_pages import START_S, answer, counted, lora, page
+
+from calibrate.serve.server_metrics import parse_page
+from sim.errors import InputError
+from sim.rng import stream
+from sim.studies.dashboards.bucket_histogram import BucketHistogram
+from sim.studies.dashboards.metric_files import readings_of
+from sim.studies.dashboards.metrics_text import read_metrics
+from sim.studies.dashboards.observed_lengths import ObservedLengths
+from sim.studies.dashboards.observed_service import ObservedService, observed_service
+
+FINISHED = 'vllm:request_success_total{{finished_reason="stop",pod="{pod}"}} {value}\n'
+FIXED = "extends: quickstart\nfleet: {engine: fixed, service: {law: fixed, value: 10 ms}}\n"
+
+
+def of_answer(values: dict[float, str]) -> ObservedService:
+    return observed_service(readings_of([page(answer(values))]))
+
+
+def two_pods(extra: str = "") -> dict[float, str]:
+    """A query of 5 points, 600 requests of each pod; pod b, which has long lived, misses the first point."""
+    rows = {}
+    for number in range(5):
+        text = FINISHED.format(pod="a", value=150 * number)
+        if number:
+            text += FINISHED.format(pod="b", value=1_000_000 + 150 * number) + extra
+        rows[START_S + 15 * number] = text
+    return rows
+
+
+def test_a_missing_first_point_is_no_beginning() -> None:
+    assert of_answer(two_pods()).finished == 600 + 450
+
+
+def test_a_server_that_began_meanwhile_counts_from_0(loraplan: CommandLine) -> None:
+    for extra in (
+        f'process_start_time_seconds{{pod="b"}} {START_S + 1}\n',
+        f'vllm:request_success_created{{finished_reason="stop",pod="b"}} {START_S + 1}\n',
+    ):
+        assert of_answer(two_pods(extra)).finished == 600 + 1_000_600
+        old = extra.replace(str(START_S + 1), str(START_S - 1))
+        assert of_answer(two_pods(old)).finished == 600 + 450
+    Path("old.json").write_text(answer(two_pods(old)), encoding="utf-8")
+    Path("new.json").write_text(answer(two_pods(extra)), encoding="utf-8")
+    loraplan("observe", "--prometheus", "old.json", "--out", "old.yaml")
+    assert "pod b is missing from the first reading" in Path("old.yaml").read_text(encoding="utf-8")
+    loraplan("observe", "--prometheus", "new.json", "--out", "new.yaml")
+    assert "pod b began after the first reading" in Path("new.yaml").read_text(encoding="utf-8")
+
+
+def test_labels_that_come_later_count_from_0() -> None:
+    rows = two_pods()
+    at_s = START_S + 30
+    rows[at_s] += 'vllm:request_success_total{finished_reason="length",pod="a"} 7\n'
+    assert of_answer(rows).finished == 600 + 450 + 7
+    pages = [page("vllm:num_requests_running 0\n", name="a"), page(counted(60, 1.0), START_S + 30, "b")]
+    assert observed_service(readings_of(pages)).finished == 60
+
+
+def test_a_pod_in_place_of_another_is_one_server() -> None:
+    rows = {}
+    for number in range(10):
+        pod = "a" if number < 6 else "b"
+        rows[START_S + 15 * number] = FINISHED.format(pod=pod, value=10 * number)
+        rows[START_S + 15 * number] += f'vllm:num_requests_running{{pod="{pod}"}} 1\n'
+    assert of_answer(rows).servers == 1
+
+
+def two_files(loraplan: CommandLine, *arguments: str, swapped: bool, extra: tuple[str, str] = ("", "")) -> Any:
+    """What ``observe`` says of files with 100,000 and 100,600 requests, if copying swapped their times."""
+    for name, requests, at_s, more in (
+        ("before.txt", 100_000, START_S + 600 * swapped, extra[0]),
+        ("after.txt", 100_600, START_S + 600 * (not swapped), extra[1]),
+    ):
+        Path(name).write_text(counted(requests, 1.0) + more, encoding="utf-8")
+        os.utime(name, (at_s, at_s))
+    files = ("--prometheus", "before.txt", "--prometheus", "after.txt")
+    Path("observed.yaml").unlink(missing_ok=True)
+    Path("observed-lengths.csv").unlink(missing_ok=True)
+    return loraplan("observe", *files, *arguments, "--json")
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_files_count_in_the_given_order_if_the_window_is_given(loraplan: CommandLine, swapped: bool) -> None:
+    ended = two_files(loraplan, "--window", "10min", swapped=swapped)
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert (found["requests"], found["seconds"]) == (600, 600)
+
+
+def test_files_in_the_wrong_order_are_refused(loraplan: CommandLine) -> None:
+    ended = two_files(loraplan, swapped=True)
+    assert ended.code == 2
+    assert "counters fall" in ended.err
+    assert "got after.txt, before.txt" in ended.err
+    assert "--window 10min" in ended.err
+    assert not Path("observed.yaml").exists()
+    began = "process_start_time_seconds "
+    ended = two_files(loraplan, swapped=True, extra=(f"{began}{START_S - 9}\n", f"{began}{START_S}\n"))
+    assert ended.code == 2  # the process gets older: no restart does that
+
+
+def test_popularity_does_not_saturate() -> None:
+    popular = np.array([0.24, 0.16, 0.12, 0.08, *[0.05] * 8])
+    random = stream(1, 0, "test")
+    rows = {}
+    for number in range(1000):
+        busy = random.poisson(popular * 16) > 0  # 16 requests in flight: the first adapter is nearly always there
+        names = ",".join(f"a{place:02}" for place in np.flatnonzero(busy))
+        at_s = START_S + 15 * number
+        rows[at_s] = counted(10 * number, 1.0) + lora(names, at_s)
+    shares = of_answer(rows).adapters.shares
+    found = np.array([shares[f"a{place:02}"] for place in range(len(popular))])
+    # a share p of n readings has the variance p(1 - p)/n, so -ln(1 - p) has p/(1 - p)/n
+    idle = np.exp(-popular * 16)
+    error = np.sqrt((1 - idle) / idle / 1000) / 16
+    assert (abs(found - popular) < 4 * error).all()
+    assert found[0] == pytest.approx(0.24, abs=0.03)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_a_shared_text_keeps_the_measured_mean(share: float) -> None:
+    tokens = np.maximum(np.rint(np.exp(stream(2, 0, "test").normal(6.5, 1.0, 2000))), 1).astype(np.int64)
+    prompts = ObservedLengths(tokens)
+    prefix = round(share * prompts.mean)
+    rest = prompts.without(prefix)
+    assert prefix + rest.mean == pytest.approx(prompts.mean, abs=0.5)
+    assert rest.tokens.min() >= 1
+
+
+def test_a_shared_text_of_everything_leaves_a_token() -> None:
+    assert ObservedLengths(np.full(10, 7)).without(7).tokens.tolist() == [1] * 10
+
+
+def test_aborted_requests_are_offered_and_named(loraplan: CommandLine) -> None:
+    aborted = 'vllm:request_success_total{finished_reason="abort"} 300\n'
+    Path("m.txt").write_text(counted(600, 1.0) + aborted, encoding="utf-8")
+    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "10min", "--base", "serve-tiny")
+    assert ended.code == 0, ended.err
+    assert "900 requests (300 of them aborted) in 10 min, 1.5/s" in ended.out
+    text = Path("observed.yaml").read_text(encoding="utf-8")
+    assert "rate: 1.5/s" in text
+    assert "measured: 900 requests ended (300 of them aborted) in 600 s" in text
+
+
+def test_tokens_of_aborted_requests_are_not_those_of_others() -> None:
+    text = 'vllm:request_success_total{finished_reason="stop"} 600\nvllm:prompt_tokens_total 90000\n'
+    text += 'vllm:request_success_total{finished_reason="abort"} 300\n'
+    assert observed_service(readings_of([page(text)], 600)).mean_tokens("prompt") == 100
+
+
+def test_a_histogram_without_its_sum_has_no_mean(loraplan: CommandLine) -> None:
+    text = "\n".join(line for line in counted(100, 1.5).splitlines() if "_sum " not in line) + "\n"
+    found = observed_service(readings_of([page(text)], 100))
+    assert found.in_flight is None
+    assert found.histograms["ttft"].mean is None
+    Path("m.txt").write_text(text, encoding="utf-8")
+    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "100 s", "--base", "serve-tiny", "--json")
+    assert ended.code == 0, ended.err
+    assert "ttft_mean_s" not in json.loads(ended.out)["metrics"]
+    lengths = np.loadtxt("observed-lengths.csv", delimiter=",", skiprows=1)
+    assert lengths.mean(axis=0) == pytest.approx([30, 30], rel=0.01)  # all between 10 and 50
+    refused = loraplan(
+        *("observe", "--prometheus", "m.txt", "--window", "100 s", "--base", "serve-tiny", "--out", "o.yaml"),
+        *("--fit-profile", "p.json"),
+    )
+    assert refused.code == 2
+    assert "lack latencies to correct by (got itl, ttft)" in refused.err
+
+
+def test_values_without_a_mean_rise_evenly() -> None:
+    histogram = BucketHistogram((10.0, 20.0, math.inf), (1.0, 1.0, 0.0), None)
+    assert histogram.spread(1000, 40.0).mean() == pytest.approx(10, rel=1e-3)
+
+
+def test_lengths_that_are_there_are_not_overwritten(loraplan: CommandLine) -> None:
+    Path("m.txt").write_text(counted(100, 1.0), encoding="utf-8")
+    Path("o-lengths.csv").write_text("mine", encoding="utf-8")
+    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "100 s", "--out", "o.yaml")
+    assert ended.code == 2
+    assert "o-lengths.csv" in ended.err
+    assert Path("o-lengths.csv").read_text(encoding="utf-8") == "mine"
+    assert not Path("o.yaml").exists()
+
+
+def test_a_failed_fit_leaves_no_scenario(loraplan: CommandLine) -> None:
+    without = "\n".join(line for line in counted(100, 1.0).splitlines() if "per_output_token" not in line) + "\n"
+    Path("m.txt").write_text(without, encoding="utf-8")
+    Path("fixed.yaml").write_text(FIXED, encoding="utf-8")
+    Path("full.txt").write_text(counted(100, 1.0), encoding="utf-8")
+    for file, base, part in (
+        ("m.txt", "serve-tiny", "lack latencies to correct by (got itl)"),
+        ("full.txt", "fixed.yaml", "fixed.yaml: fleet.engine: this engine has no profile to correct"),
+    ):
+        ended = loraplan(
+            *("observe", "--prometheus", file, "--window", "100 s", "--base", base, "--fit-profile", "p.json")
+        )
+        assert ended.code == 2, ended.err
+        assert part in ended.err
+        assert not list(Path().glob("observed*"))
+
+
+def test_json_of_what_cannot_be_simulated(loraplan: CommandLine) -> None:
+    Path("m.txt").write_text(counted(100, 1.0, tokens=90), encoding="utf-8")
+    Path("small.yaml").write_text("extends: serve-tiny\nfleet: {kv_tokens: 16}\n", encoding="utf-8")
+    arguments = ("observe", "--prometheus", "m.txt", "--window", "100 s", "--base", "small.yaml")
+    ended = loraplan(*arguments, "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert found["metrics"] is None
+    assert found["scenario"] == "observed.yaml"
+    assert "not simulated" in found["notes"][0]
+
+
+@pytest.mark.parametrize("value", ["1e300", "3e9"])
+def test_a_kv_cache_beyond_belief_is_left_out(value: str) -> None:
+    text = counted(100, 1.0).replace("vllm:request_success_total", "sglang:num_requests_total")
+    text = (
+        text.replace("vllm:", "sglang:") + f"sglang:max_total_num_tokens {value}\nsglang:lora_pool_slots_total 1e300\n"
+    )
+    found = observed_service(readings_of([page(text)], 10))
+    assert (found.kv_tokens, found.adapters.slots) == (None, None)
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[", "http://a:99999", "https://:80"])
+def test_an_address_that_is_none_names_the_option(loraplan: CommandLine, url: str) -> None:
+    ended = loraplan("observe", "--prometheus", url)
+    assert ended.code == 2
+    assert "--prometheus: this is not the URL of a server" in ended.err
+
+
+@pytest.mark.parametrize("values", ["null", f"[[1, {'9' * 400}]]", f"[[{'9' * 400}, 1]]"])
+def test_points_that_are_none_are_named(values: str) -> None:
+    series = f'{{"metric": {{"__name__": "vllm:a"}}, "values": {values}}}'
+    text = f'{{"status": "success", "data": {{"resultType": "matrix", "result": [{series}]}}}}'
+    with pytest.raises(InputError, match=r"data.result\[0\].values: no points? \(got (?:null|\[)"):
+        readings_of([page(text)])
+
+
+def test_long_spaces_are_read_fast() -> None:
+    began = time.process_time()
+    assert list(read_metrics("a" + " " * 60_000 + "{\n")) == []
+    assert time.process_time() - began < 1
+
+
+def test_of_two_names_for_one_metric_the_first_counts() -> None:
+    usage = "vllm:kv_cache_usage_perc 0.5\nvllm:gpu_cache_usage_perc 0.5\n"
+    found = parse_page(usage + "sglang:num_running_reqs 2\nsglang:num_running_reqs 3\n", 0.0)
+    assert found.values == {"kv_usage": 0.5, "running": 5.0}
+    assert observed_service(readings_of([page(counted(9, 1.0) + usage)], 10)).kv_usage is None  # of one reading
+    rows = {START_S + 15 * number: counted(number, 1.0) + usage for number in range(20)}
+    assert of_answer(rows).kv_usage == 0.5
