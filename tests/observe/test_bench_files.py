@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.studies.benchmarks.bench_files import BENCH_BYTES, distinct_names, read_bench
+from sim.studies.benchmarks.bench_files import distinct_names, read_bench
 from sim.studies.benchmarks.bench_run import BenchRun, ClosedLoad, OpenLoad
+from sim.studies.benchmarks.json_fields import JsonFields
 
 SAMPLES = Path(__file__).with_name("samples")
 
@@ -204,11 +205,22 @@ def test_names_of_files_are_as_long_as_it_takes(paths: list[str], names: list[st
     assert len(set(found)) == len(set(paths))
 
 
-def test_a_large_result_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    with (tmp_path / "result.json").open("wb") as out:
-        out.truncate(BENCH_BYTES + 1)
-    with pytest.raises(InputError, match="larger than"):
-        read_bench(tmp_path / "result.json")
+def test_lists_are_checked_at_once(samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detailed result has millions of gaps: one by one, they took most of the time."""
+    looked: list[str] = []
+    one_by_one = JsonFields._number
+
+    def counted(fields: JsonFields, path: str, value: object) -> float:
+        looked.append(path)
+        return one_by_one(fields, path, value)
+
+    monkeypatch.setattr(JsonFields, "_number", counted)
+    run = run_of(samples / "vllm-closed.json")
+    assert run.rows is not None
+    assert len(run.rows.gaps_s) > 500
+    assert len(looked) < 20
+    data = data_of(samples, "vllm-closed.json")
+    assert run.rows.gaps_s.sum() == pytest.approx(sum(map(sum, data["itls"])))
 
 
 STRANGE = (None, True, -1, 1e300, float("nan"), "", "x", [], {}, [[]], [None], {"a": 1}, [1, "x"], 10**400)

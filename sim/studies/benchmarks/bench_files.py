@@ -13,7 +13,7 @@ from sim.studies.benchmarks import guidellm_report, inference_perf, perf_export,
 from sim.studies.benchmarks.bench_run import BenchRun
 from sim.studies.benchmarks.json_fields import JsonFields
 
-BENCH_BYTES = 32 << 20
+BENCH_BYTES = 64 << 20
 """Bytes of a result, at most. With every gap between tokens, 1,000 requests of 250 tokens have 5 MB."""
 
 KNOWN = (
