@@ -12,7 +12,7 @@ from sim.cli.output import command_line, message, print_rich, rich_rows, say, sa
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from calibrate.fit.load_correction import FittedNumber, LoadCorrection, MeasuredLoad
+    from calibrate.fit.load_correction import LoadCorrection, MeasuredLoad
     from sim.spec.profile import Profile
     from sim.spec.scenario_file import LoadedScenario
     from sim.studies.benchmarks.bench_prediction import BenchMetric, BenchPrediction
@@ -196,10 +196,10 @@ def say_correction(correction: LoadCorrection, quiet: bool) -> None:
     factor, fixed, outside = correction.factor, correction.fixed_s, correction.front_end_s
     what = "steps take" if fixed is None else "steps, but for their fixed part, take"
     confidence = "" if factor.half_width is None else " (95 %)"
-    say(f"{what} {factor.value:.3f}{_plus_minus(factor, '.3f')} times what the profile says{confidence}")
+    say(f"{what} {factor.value:.3f}{_plus_minus(factor.half_width, '.3f')} times what the profile says{confidence}")
     if fixed is not None:
-        say(f"the fixed part of a step is {fixed.value * 1e3:.3g}{_plus_minus(fixed, '.2g', 1e3)} ms")
-    say(f"a request spends {outside.value * 1e3:.3g}{_plus_minus(outside, '.2g', 1e3)} ms outside the engine", "")
+        say(f"the fixed part of a step is {fixed.value * 1e3:.3g}{_plus_minus_ms(fixed.half_width)} ms")
+    say(f"a request spends {outside.value * 1e3:.3g}{_plus_minus_ms(outside.half_width)} ms outside the engine", "")
     rows = [
         (
             each.load,
@@ -227,8 +227,14 @@ def say_correction(correction: LoadCorrection, quiet: bool) -> None:
         )
 
 
-def _plus_minus(fitted: FittedNumber, form: str, scale: float = 1.0) -> str:
-    return "" if fitted.half_width is None else f" ± {fitted.half_width * scale:{form}}"
+def _plus_minus(half_width: float | None, form: str) -> str:
+    return "" if half_width is None else f" ± {half_width:{form}}"
+
+
+def _plus_minus_ms(half_width_s: float | None) -> str:
+    if half_width_s is None:
+        return ""
+    return _plus_minus(half_width_s * 1e3, ".2g" if half_width_s < 0.0995 else ",.0f")
 
 
 def correction_json(profile: Profile, correction: LoadCorrection) -> dict[str, Any]:

@@ -236,15 +236,16 @@ def test_a_result_without_spreads_gives_no_interval(loraplan: CommandLine, sampl
     assert found["factor"]["half_width"] is None
 
 
-def test_what_a_fit_prints_is_what_its_profile_predicts(loraplan: CommandLine, samples: Path) -> None:
+@pytest.mark.parametrize("name", ["vllm-closed.json", "guidellm.json"])
+def test_what_a_fit_prints_is_what_its_profile_predicts(loraplan: CommandLine, samples: Path, name: str) -> None:
     """In a closed loop too, where the time outside the engine also delays each client's next request."""
-    bench = str(samples / "vllm-closed.json")
+    bench = str(samples / name)
     ended = loraplan("calibrate", "fit", "--from-bench", bench, "--scenario", "serve-tiny", "--out", "p.json", "--json")
     checked = {each["metric"]: each["error_after"] for each in json.loads(ended.out)["checked"]}
     again = loraplan("fidelity", bench, "--scenario", "serve-tiny", "--profile", "./p.json", "--json")
     metrics = json.loads(again.out)["runs"][0]["metrics"]
-    for name, after in checked.items():
-        assert metrics[name]["error"] == pytest.approx(after, abs=0.02)
+    for metric, after in checked.items():
+        assert metrics[metric]["error"] == pytest.approx(after, abs=0.02)
 
 
 def test_in_a_closed_loop_the_time_outside_is_known_to_a_step(samples: Path) -> None:
