@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from calibrate.fit.load_correction import LoadCorrection, scaled_step
@@ -12,16 +12,16 @@ from sim.spec.profile import FRONT_END, Draw, Profile, Provenance
 
 
 def corrected_profile(
-    profile: Profile, correction: LoadCorrection, files: Sequence[Path], loads: Sequence[str], command: str
+    profile: Profile, correction: LoadCorrection, files: Mapping[str, Path], loads: Sequence[str], command: str
 ) -> Profile:
     """Return a profile with corrected step costs and draws of them; loads and memory stay.
 
-    :param files: what was measured; ``loads``: the runs in them.
+    :param files: what was measured, by names that differ; ``loads``: the runs in them.
     """
-    said = f"times {correction.factor.value:.3g}"
+    change = f"times {correction.factor.value:.3g}"
     if correction.fixed_s is not None:
-        said += f", fixed {correction.fixed_s.value * 1e3:.3g} ms"
-    note = f"step costs of {profile.name} {said}, by {len(loads)} measured loads"
+        change += f", fixed {correction.fixed_s.value * 1e3:.3g} ms"
+    note = f"step costs of {profile.name} {change}, by {len(loads)} measured {'load' if len(loads) == 1 else 'loads'}"
     worst = {
         metric: max(abs(each.after) for each in correction.checked if each.metric == metric)
         for metric in dict.fromkeys(each.metric for each in correction.checked)
@@ -33,7 +33,7 @@ def corrected_profile(
             "status_note": f"{note}; {profile.status_note}" if profile.status_note else note,
             "step": correction.step(profile),
             "sources": {
-                key: f"{source}; {said}, by the measured loads" if key.split(".")[0] == "step" else source
+                key: f"{source}; {change}, by the measured loads" if key.split(".")[0] == "step" else source
                 for key, source in profile.sources.items()
             },
             "error": "on the loads it was corrected by: "
@@ -42,7 +42,7 @@ def corrected_profile(
             ),
             "provenance": Provenance(
                 command=command,
-                data={file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+                data={name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()},
                 calibration="all loads of the files",
                 calibration_runs=tuple(loads),
                 residuals=worst,

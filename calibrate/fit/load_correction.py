@@ -1,8 +1,8 @@
 """Corrects a profile's step costs by what a server did under one or more loads.
 
-A few means tell too little to fit every coefficient. They tell how much slower or faster steps are than the profile
-says, so all coefficients get one factor. Loads whose batches differ in size also tell the fixed seconds of a step
-apart from the rest; then these are fitted too. What TTFT has beyond the steps is a constant of every request, between
+A few means are too little to fit every coefficient. They show how much slower or faster steps are than in the profile,
+so all coefficients get one factor. Loads whose batches differ in size also separate the fixed seconds of a step from
+the rest; then these are fitted too. What TTFT has beyond the steps is a constant of every request, between
 client and engine.
 """
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from sim.rng import stream
 from sim.spec.profile import Draw, Profile, StepCost
-from sim.studies.benchmarks.bench_prediction import predicted_values
-from sim.studies.fidelity.predicted_service import predict_service
+from sim.studies.fidelity.client_wait import with_client_wait
+from sim.studies.fidelity.predicted_service import predict_service, predicted_values
 from sim.world.world import World
 
 Floats = NDArray[np.float64]
@@ -29,12 +29,14 @@ MODEL_ERROR = 0.02
 """Relative error of the simulation itself, beside that of the measurement: no value is fitted closer."""
 DRAWS = 16
 NORMAL = 1.96
+MEDIAN_ERROR = math.sqrt(math.pi / 2)
+"""Standard error of a median over that of the mean, of normal values; where a file has the spread of the mean alone."""
 _ROUNDS, _HALVINGS = 6, 4
 _ENOUGH = 0.01
 """Less than that off the sum of squares is no progress."""
 _MOST_LOG = 3.0
 _APART = 1.5
-"""Loads tell the fixed seconds of a step if their mean batches differ by this factor."""
+"""Loads separate the fixed seconds of a step from the rest if their mean batches differ by this factor."""
 _BY_DECODE = ("tpot_mean_s", "itl_mean_s", "tpot_p50_s", "itl_p50_s")
 _BY_FIRST = ("ttft_p50_s", "ttft_mean_s")
 
@@ -43,35 +45,47 @@ _BY_FIRST = ("ttft_p50_s", "ttft_mean_s")
 class MeasuredLoad:
     """A server under one load.
 
-    :ivar world: the simulated one, with the costs of the profile that is corrected.
-    :ivar measured: by metric such as ``tpot_mean_s``, in seconds; ``half_widths`` of their 95 % intervals.
+    :ivar world: the simulated one, with the costs of the profile that is corrected. In a closed loop, its clients wait
+        for the time outside the engine between requests.
+    :ivar measured: by metric such as ``tpot_mean_s``, in seconds; ``half_widths`` of their 95 % intervals, as far as
+        they are known. 0 is an exact value.
     """
 
     name: str
     world: World
     measured: Mapping[str, float]
-    half_widths: Mapping[str, float]
+    half_widths: Mapping[str, float | None]
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What is fitted: one time of decoding, and one of the first token."""
-        found = (next((name for name in names if self._usable(name)), None) for names in (_BY_DECODE, _BY_FIRST))
-        return tuple(name for name in found if name is not None)
+        """What is fitted: one time of decoding, and one of the first token; the first whose error is known."""
+        usable = [[name for name in names if self._usable(name)] for names in (_BY_DECODE, _BY_FIRST)]
+        return tuple(min(names, key=lambda name: self.half_width(name) is None) for names in usable if names)
 
     def _usable(self, name: str) -> bool:
         return self.measured.get(name, 0.0) > 0
 
+    def half_width(self, name: str) -> float | None:
+        """Return the half-width of a measured value's 95 % interval; a median's may follow from the mean's."""
+        half_width, scale = self.half_widths.get(name), 1.0
+        if half_width is None and "_p50_" in name:
+            half_width, scale = self.half_widths.get(name.replace("_p50_", "_mean_")), MEDIAN_ERROR
+        return None if half_width is None or not math.isfinite(half_width) else half_width * scale
+
     def deviation(self, name: str) -> float:
-        """Return the relative standard deviation of a measured value, the simulation's own error included."""
-        return math.hypot(self.half_widths.get(name, 0.0) / NORMAL / self.measured[name], MODEL_ERROR)
+        """Return the relative standard deviation of a measured value, the simulation's own error included.
+
+        Without a known error of the measurement it is the simulation's alone, which serves to weight values.
+        """
+        return math.hypot((self.half_width(name) or 0.0) / NORMAL / self.measured[name], MODEL_ERROR)
 
 
 @dataclass(frozen=True, slots=True)
 class FittedNumber:
-    """A number and the half-width of its 95 % interval."""
+    """A number and the half-width of its 95 % interval; None: the measured values have no known errors."""
 
     value: float
-    half_width: float
+    half_width: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +104,9 @@ class LoadCorrection:
     """The correction.
 
     :ivar factor: of every coefficient of a step.
-    :ivar fixed_s: of a step; None: the loads can't tell it from the rest, and the factor is for it too.
+    :ivar fixed_s: of a step; None: the loads can't separate it from the rest, and the factor is for it too.
     :ivar front_end_s: of a request, between client and engine.
-    :ivar draws: factor and fixed seconds drawn from their joint distribution.
+    :ivar draws: factor and fixed seconds drawn from their joint distribution; none where no interval is known.
     """
 
     factor: FittedNumber
@@ -125,7 +139,8 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
     """Fit the correction: weighted least squares of the logarithms of what was measured.
 
     Every trial simulates all loads with the same random numbers. Intervals come from the slopes at the solution,
-    widened where the residuals are larger than the deviations explain.
+    widened where the residuals are larger than the deviations explain; where the error of a measured value is unknown,
+    there are none.
     """
     targets = [(load, name) for load in loads for name in load.targets]
     with_fixed = len(loads) > 1 and _batches_differ(loads)
@@ -138,16 +153,25 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
 
     fixed_s = profile.step.fixed_s
     begin = [0.0, fixed_s, profile.front_end_s] if with_fixed else [0.0, profile.front_end_s]
-    steps = [0.03, max(0.05 * fixed_s, 1e-4), 5e-4] if with_fixed else [0.03, 5e-4]
+    blur_s = _blur_s(loads)
+    front_end_step_s = max(blur_s, 5e-4)
+    steps = [0.03, max(0.05 * fixed_s, 1e-4), front_end_step_s] if with_fixed else [0.03, front_end_step_s]
     before = residuals(np.array(begin))
     solution, after, slopes = _solved(residuals, np.array(begin), np.array(steps))
     covariance = _covariance(slopes, after, np.array(steps))
-    spread = NORMAL * np.sqrt(np.diag(covariance))
+    variance = np.diag(covariance).copy()
+    variance[-1] += blur_s**2 / 12  # of a uniform law
+    spread = NORMAL * np.sqrt(variance)
     factor = math.exp(float(solution[0]))
+    known = all(load.half_width(name) is not None for load, name in targets)
+
+    def fitted(value: float, half_width: float) -> FittedNumber:
+        return FittedNumber(value, half_width if known else None)
+
     return LoadCorrection(
-        factor=FittedNumber(factor, factor * float(spread[0])),
-        fixed_s=FittedNumber(float(solution[1]), float(spread[1])) if with_fixed else None,
-        front_end_s=FittedNumber(float(solution[-1]), float(spread[-1])),
+        factor=fitted(factor, factor * float(spread[0])),
+        fixed_s=fitted(float(solution[1]), float(spread[1])) if with_fixed else None,
+        front_end_s=fitted(float(solution[-1]), float(spread[-1])),
         checked=tuple(
             CheckedTarget(
                 load.name,
@@ -158,7 +182,7 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
             )
             for (load, name), old, new in zip(targets, before, after, strict=True)
         ),
-        draws=_draws(solution, covariance, with_fixed=with_fixed),
+        draws=_draws(solution, covariance, with_fixed=with_fixed) if known else (),
     )
 
 
@@ -201,6 +225,21 @@ def _slopes(residuals: Callable[[Floats], Floats], x: Floats, there: Floats, ste
     return np.stack(columns, axis=1)
 
 
+def _blur_s(loads: Sequence[MeasuredLoad]) -> float:
+    """Return within how many seconds the time outside the engine can't be seen.
+
+    Clients of a closed loop that send a little later find the same step running, and wait for its end a little less:
+    TTFT stays the same until they miss that step. In an open loop, or with one client, every second shows.
+    """
+    steps_s = []
+    for load in loads:
+        law = load.world.traffic.closed_loop
+        if law is None or law.concurrency == 1:
+            return 0.0
+        steps_s.append(load.measured[load.targets[0]])
+    return min(steps_s)
+
+
 def _batches_differ(loads: Sequence[MeasuredLoad]) -> bool:
     running = [predict_service(load.world, 1).running for load in loads]
     return max(running) >= _APART * max(min(running), 1e-9)
@@ -212,13 +251,14 @@ def _predicted(
     costs = Draw(step=scaled_step(profile.step, factor, fixed_s), load=profile.load)
     found: dict[tuple[str, str], float] = {}
     for load in loads:
-        values = predicted_values(predict_service(load.world.with_costs(costs), SIMULATIONS, front_end_s))
+        world = with_client_wait(load.world.with_costs(costs), front_end_s)
+        values = predicted_values(predict_service(world, SIMULATIONS, front_end_s))
         found |= {(load.name, name): values[name] for name in load.targets}
     return found
 
 
 def _covariance(jacobian: Floats, residuals: Floats, scale: Floats) -> Floats:
-    """Return the covariance of the solution; with as many unknowns as values, the deviations alone say it."""
+    """Return the covariance of the solution; with as many unknowns as values, it comes from the deviations alone."""
     scaled = jacobian * scale
     free = len(residuals) - len(scale)
     excess = max(1.0, float(residuals @ residuals) / free) if free > 0 else 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +46,32 @@ class BenchFiles:
 
     @property
     def options(self) -> str:
-        """What says which server it is, for a command that goes on with it."""
+        """The options that name the server, for the next command about it."""
         named = [("--scenario", self.scenario), ("--profile", self.profile), *(("--set", each) for each in self.set_)]
         return shlex.join(word for name, value in named if value is not None for word in (name, value))
 
     def runs(self) -> list[BenchRun]:
-        """Return the runs of all files."""
-        from sim.studies.benchmarks.bench_files import read_bench
+        """Return the runs of all files, under names that differ between files."""
+        from sim.studies.benchmarks.bench_files import distinct_names, read_bench
 
-        return [run for file in self.files for run in read_bench(file)]
+        return [
+            replace(run, name=name + run.name.removeprefix(file.name))
+            for file, name in zip(self.files, distinct_names(self.files), strict=True)
+            for run in read_bench(file)
+        ]
+
+    def check_repeats(self) -> None:
+        """Refuse files with the same content: a fit would count their requests twice.
+
+        :raises InputError: naming both.
+        """
+        from sim.results.run_directory.result_files import digest_file
+
+        seen: dict[str, Path] = {}
+        for file in self.files:
+            first = seen.setdefault(digest_file(file), file)
+            if first is not file:
+                raise InputError("the same run twice", key="--from-bench", got=f"{first} and {file}")
 
 
 def predict_benchmarks(files: BenchFiles, *, json: bool, quiet: bool) -> None:
@@ -135,6 +152,7 @@ def fit_to_benchmarks(files: BenchFiles, out: Path, *, json: bool, quiet: bool) 
     from sim.studies.benchmarks.bench_prediction import bench_world
 
     base, runs = files.base(), files.runs()
+    files.check_repeats()
     loads = [MeasuredLoad(run.name, bench_world(run, base, files.profile), run.measured, run.errors) for run in runs]
     for load in loads:
         if len(load.targets) < 2:
@@ -143,8 +161,6 @@ def fit_to_benchmarks(files: BenchFiles, out: Path, *, json: bool, quiet: bool) 
                 file=load.name,
                 allowed="TTFT, and TPOT or ITL: a streamed benchmark",
             )
-    if len({load.name for load in loads}) < len(loads):
-        raise InputError("the same run twice", key="--from-bench", got=", ".join(load.name for load in loads))
     profile, correction = write_correction(loads, files.files, out)
     if json:
         say_json({"file": str(out), **correction_json(profile, correction)})
@@ -161,11 +177,13 @@ def write_correction(loads: Sequence[MeasuredLoad], files: Sequence[Path], out: 
     from calibrate.fit.corrected_profile import corrected_profile
     from calibrate.fit.load_correction import correct
     from sim.results.run_directory.result_files import write_text
+    from sim.studies.benchmarks.bench_files import distinct_names
 
     profile = loads[0].world.profile
     assert profile is not None, "engine fixed has no tokens"
     correction = correct(profile, loads)
-    done = corrected_profile(profile, correction, files, [load.name for load in loads], command_line())
+    named = dict(zip(distinct_names(files), files, strict=True))
+    done = corrected_profile(profile, correction, named, [load.name for load in loads], command_line())
     write_text(out, done.model_dump_json(indent=2, exclude_none=True) + "\n")
     return done, correction
 
@@ -177,10 +195,11 @@ def say_correction(correction: LoadCorrection, quiet: bool) -> None:
     """Print what was corrected, and how close the profile is now."""
     factor, fixed, outside = correction.factor, correction.fixed_s, correction.front_end_s
     what = "steps take" if fixed is None else "steps, but for their fixed part, take"
-    say(f"{what} {factor.value:.3f} ± {factor.half_width:.3f} times what the profile says (95 %)")
+    confidence = "" if factor.half_width is None else " (95 %)"
+    say(f"{what} {factor.value:.3f}{_plus_minus(factor.half_width, '.3f')} times what the profile says{confidence}")
     if fixed is not None:
-        say(f"the fixed part of a step is {fixed.value * 1e3:.3g} ± {fixed.half_width * 1e3:.2g} ms")
-    say(f"a request spends {outside.value * 1e3:.3g} ± {outside.half_width * 1e3:.2g} ms outside the engine", "")
+        say(f"the fixed part of a step is {fixed.value * 1e3:.3g}{_plus_minus_ms(fixed.half_width)} ms")
+    say(f"a request spends {outside.value * 1e3:.3g}{_plus_minus_ms(outside.half_width)} ms outside the engine", "")
     rows = [
         (
             each.load,
@@ -192,6 +211,12 @@ def say_correction(correction: LoadCorrection, quiet: bool) -> None:
         for each in correction.checked
     ]
     print_rich(rich_rows(("run", "", "measured", "error before", "after"), rows))
+    if factor.half_width is None:
+        message(
+            "note: no ± and no calibration interval: the measured values have no standard deviations and no single "
+            "requests to derive them from",
+            quiet,
+        )
     worst = max(correction.checked, key=lambda each: abs(each.after))
     if abs(worst.after) > _UNEXPLAINED:
         message(
@@ -200,6 +225,16 @@ def say_correction(correction: LoadCorrection, quiet: bool) -> None:
             "that requests share, and whether the server was busy with other work",
             quiet,
         )
+
+
+def _plus_minus(half_width: float | None, form: str) -> str:
+    return "" if half_width is None else f" ± {half_width:{form}}"
+
+
+def _plus_minus_ms(half_width_s: float | None) -> str:
+    if half_width_s is None:
+        return ""
+    return _plus_minus(half_width_s * 1e3, ".2g" if half_width_s < 0.0995 else ",.0f")
 
 
 def correction_json(profile: Profile, correction: LoadCorrection) -> dict[str, Any]:

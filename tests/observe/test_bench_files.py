@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.studies.benchmarks.bench_files import read_bench
+from sim.studies.benchmarks.bench_files import distinct_names, read_bench
 from sim.studies.benchmarks.bench_run import BenchRun, ClosedLoad, OpenLoad
+from sim.studies.benchmarks.json_fields import JsonFields
 
 SAMPLES = Path(__file__).with_name("samples")
 
@@ -141,6 +142,12 @@ def test_inference_perf(samples: Path) -> None:
         ({"ttfts": [1.0]}, ["start_times", "lists of the same length"]),
         ({"max_concurrency": -1}, ["max_concurrency", "0 to"]),
         ({"itls": 3}, ["itls", "a list"]),
+        ({"itls": [["x"]]}, ["itls.0.0", "got x", "a number"]),
+        ({"itls": [[0.1, float("nan")]]}, ["itls.0.1", "got nan", "a number"]),
+        ({"itls": [[0.1], [0.1, 0.2, True]]}, ["itls.1.2", "got True", "a number"]),
+        ({"itls": [[0.1], 5]}, ["itls.1", "got 5", "a list"]),
+        ({"ttfts": [0.1, 10**400]}, ["ttfts.1", "0 to 1e+15"]),
+        ({"ttfts": [0.1, -0.1]}, ["ttfts.1", "got -0.1", "0 to 1e+15"]),
     ],
 )
 def test_a_missing_field_is_named(samples: Path, tmp_path: Path, change: dict[str, Any], parts: list[str]) -> None:
@@ -180,6 +187,40 @@ def test_units_are_read_not_guessed(samples: Path, tmp_path: Path) -> None:
     data["time_to_first_token"]["unit"] = "fortnights"
     with pytest.raises(InputError, match=r"time_to_first_token\.unit.*fortnights"):
         read_bench(written(tmp_path, data))
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/x.json"], ["x.json"]),
+        (["a/x.json", "b/x.json", "b/y.json"], ["a/x.json", "b/x.json", "y.json"]),
+        (["r/a/1/x.json", "r/b/1/x.json"], ["a/1/x.json", "b/1/x.json"]),
+        (["x.json", "a/x.json"], None),
+        (["a/x.json", "a/x.json"], ["x.json", "x.json"]),
+    ],
+)
+def test_names_of_files_are_as_long_as_it_takes(paths: list[str], names: list[str] | None) -> None:
+    found = distinct_names([Path(path) for path in paths])
+    assert found == names or names is None
+    assert len(set(found)) == len(set(paths))
+
+
+def test_lists_are_checked_at_once(samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detailed result has millions of gaps: one by one, they took most of the time."""
+    looked: list[str] = []
+    one_by_one = JsonFields._number
+
+    def counted(fields: JsonFields, path: str, value: object) -> float:
+        looked.append(path)
+        return one_by_one(fields, path, value)
+
+    monkeypatch.setattr(JsonFields, "_number", counted)
+    run = run_of(samples / "vllm-closed.json")
+    assert run.rows is not None
+    assert len(run.rows.gaps_s) > 500
+    assert len(looked) < 20
+    data = data_of(samples, "vllm-closed.json")
+    assert run.rows.gaps_s.sum() == pytest.approx(sum(map(sum, data["itls"])))
 
 
 STRANGE = (None, True, -1, 1e300, float("nan"), "", "x", [], {}, [[]], [None], {"a": 1}, [1, "x"], 10**400)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,19 @@ import numpy as np
 import pytest
 from command_line import CommandLine
 
-from calibrate.fit.load_correction import MeasuredLoad, correct, scaled_step
+from calibrate.fit.load_correction import FittedNumber, MeasuredLoad, correct, scaled_step
+from sim.errors import InputError
 from sim.spec.profile import Draw, load_profile
 from sim.spec.scenario_file import load_scenario
 from sim.studies.benchmarks.bench_files import read_bench
-from sim.studies.benchmarks.bench_prediction import bench_world, predicted_values
+from sim.studies.benchmarks.bench_prediction import bench_world
 from sim.studies.benchmarks.bench_scenario import bench_scenario
-from sim.studies.fidelity.predicted_service import predict_service
+from sim.studies.fidelity.client_wait import with_client_wait
+from sim.studies.fidelity.predicted_service import predict_service, predicted_values
 
 
 def load_of(file: Path, folder: Path) -> Any:
-    return bench_scenario(read_bench(file)[0], load_scenario("serve-tiny"), None, folder)
+    return bench_scenario(read_bench(file)[0], load_scenario("serve-tiny"), None, folder).scenario
 
 
 def test_a_closed_loop_stays_one(samples: Path, tmp_path: Path) -> None:
@@ -32,7 +36,9 @@ def test_a_closed_loop_stays_one(samples: Path, tmp_path: Path) -> None:
     assert scenario.cache.gpu.slots == 8
     outside_s = load_profile("cpu/tiny/vllm-0.32")[0].front_end_s
     assert outside_s > 0
-    assert scenario.workload.arrivals.think.value == pytest.approx(outside_s)
+    world = bench_world(read_bench(samples / "vllm-closed.json")[0], load_scenario("serve-tiny"), None)
+    assert world.traffic.closed_loop is not None
+    assert world.traffic.closed_loop.think.value == pytest.approx(outside_s)
 
 
 def test_an_open_loop_is_replayed(samples: Path) -> None:
@@ -91,9 +97,12 @@ def test_a_known_correction_is_found(samples: Path, factor: float, front_end_s: 
     run = read_bench(samples / "vllm-closed.json")[0]
     world = bench_world(run, load_scenario("serve-tiny"), None)
     costs = Draw(step=scaled_step(profile.step, factor, None), load=profile.load)
-    truth = predicted_values(predict_service(world.with_costs(costs), 6, front_end_s))
-    found = correct(profile, [MeasuredLoad("made up", world, truth, {})])
+    true_world = with_client_wait(world.with_costs(costs), front_end_s)
+    truth = predicted_values(predict_service(true_world, 6, front_end_s))
+    found = correct(profile, [MeasuredLoad("made up", world, truth, dict.fromkeys(truth, 0.0))])
     assert found.fixed_s is None
+    assert found.factor.half_width is not None
+    assert found.front_end_s.half_width is not None
     assert found.factor.value == pytest.approx(factor, abs=max(found.factor.half_width, 0.02))
     assert found.front_end_s.value == pytest.approx(front_end_s, abs=max(found.front_end_s.half_width, 1e-3))
     assert all(abs(each.after) < 0.03 for each in found.checked)
@@ -108,10 +117,12 @@ def test_two_loads_tell_the_fixed_part_of_a_step(samples: Path) -> None:
     loads = []
     for name in ("vllm-closed.json", "vllm-closed-12.json"):
         world = bench_world(read_bench(samples / name)[0], base, None)
-        truth = predicted_values(predict_service(world.with_costs(costs), 6, 0.002))
-        loads.append(MeasuredLoad(name, world, truth, {}))
+        truth = predicted_values(predict_service(with_client_wait(world.with_costs(costs), 0.002), 6, 0.002))
+        loads.append(MeasuredLoad(name, world, truth, dict.fromkeys(truth, 0.0)))
     found = correct(profile, loads)
     assert found.fixed_s is not None
+    assert found.fixed_s.half_width is not None
+    assert found.factor.half_width is not None
     assert found.fixed_s.value == pytest.approx(0.02, abs=max(found.fixed_s.half_width, 1e-3))
     assert found.factor.value == pytest.approx(1.3, abs=max(found.factor.half_width, 0.05))
     assert found.fixed_s.half_width < 0.01
@@ -146,6 +157,10 @@ def test_a_corrected_profile_predicts_its_benchmark(loraplan: CommandLine, sampl
         (("calibrate", "fit", "cal", "--from-bench", "{}", "--out", "p.json"), ["either a folder or --from-bench"]),
         (("calibrate", "fit", "--out", "p.json"), ["DIR: nothing to fit", "--from-bench"]),
         (("calibrate", "fit", "cal", "--profile", "x", "--out", "p.json"), ["--profile: goes with --from-bench"]),
+        (("calibrate", "fit", "cal", "--set", "a=1", "--out", "p.json"), ["--set: goes with --from-bench"]),
+        (("fidelity", "runs.csv", "--set", "a=1"), ["--set: a table names its models"]),
+        (("fidelity", "--set", "a=1"), ["--set: goes with results"]),
+        (("fidelity", "{}", "--set", "a=1"), ["--set: changes a scenario: give --scenario"]),
         (("calibrate", "fit", "--from-bench", "{}", "--out", "p.json"), ["--scenario", "which GPU"]),
         (
             (
@@ -181,3 +196,162 @@ def test_a_benchmark_that_did_not_stream_corrects_nothing(loraplan: CommandLine,
     assert ended.code == 2
     assert "a streamed benchmark" in ended.err
     assert not Path("p.json").exists()
+
+
+def corrected(world: Any, measured: dict[str, float], half_widths: dict[str, float]) -> Any:
+    return correct(load_profile("cpu/tiny/vllm-0.32")[0], [MeasuredLoad("bench", world, measured, half_widths)])
+
+
+def test_the_interval_of_a_fit_needs_the_errors_of_what_is_measured(samples: Path) -> None:
+    """A median without an error has that of the mean; without either, there is no interval rather than a narrow one."""
+    run = read_bench(samples / "vllm-open.json")[0]
+    world = bench_world(run, load_scenario("serve-tiny"), None)
+    measured = {"tpot_mean_s": 0.012, "ttft_p50_s": 0.04, "ttft_mean_s": 0.045}
+    half_widths = {"tpot_mean_s": 0.0002, "ttft_mean_s": 0.006}
+    load = MeasuredLoad("bench", world, measured, half_widths)
+    assert load.targets == ("tpot_mean_s", "ttft_p50_s")
+    assert load.half_width("ttft_p50_s") == pytest.approx(0.006 * math.sqrt(math.pi / 2))
+    of_means = corrected(world, measured, half_widths)
+    exact = corrected(world, measured, {**half_widths, "ttft_p50_s": 0.0})
+    assert of_means.front_end_s.half_width > 2 * exact.front_end_s.half_width
+    assert of_means.front_end_s.half_width > 0.006
+    unknown = corrected(world, measured, {"tpot_mean_s": 0.0002})
+    assert isinstance(unknown.factor, FittedNumber)
+    assert (unknown.factor.half_width, unknown.front_end_s.half_width, unknown.draws) == (None, None, ())
+    # a value with an error comes before one without
+    assert (
+        MeasuredLoad("bench", world, {**measured, "itl_mean_s": 0.012}, {"itl_mean_s": 0.1}).targets[0] == "itl_mean_s"
+    )
+
+
+def test_a_result_without_spreads_gives_no_interval(loraplan: CommandLine, samples: Path) -> None:
+    bench = ("--from-bench", str(samples / "inference-perf-stage.json"), "--scenario", "serve-tiny")
+    ended = loraplan("calibrate", "fit", *bench, "--out", "p.json")
+    assert ended.code == 0, ended.err
+    assert "±" not in ended.out
+    assert "95 %" not in ended.out
+    assert "no standard deviations" in ended.err
+    assert load_profile("./p.json")[0].draws == ()
+    found = json.loads(loraplan("calibrate", "fit", *bench, "--out", "p.json", "--json").out)
+    assert found["factor"]["half_width"] is None
+
+
+@pytest.mark.parametrize("name", ["vllm-closed.json", "guidellm.json"])
+def test_what_a_fit_prints_is_what_its_profile_predicts(loraplan: CommandLine, samples: Path, name: str) -> None:
+    """In a closed loop too, where the time outside the engine also delays each client's next request."""
+    bench = str(samples / name)
+    ended = loraplan("calibrate", "fit", "--from-bench", bench, "--scenario", "serve-tiny", "--out", "p.json", "--json")
+    checked = {each["metric"]: each["error_after"] for each in json.loads(ended.out)["checked"]}
+    again = loraplan("fidelity", bench, "--scenario", "serve-tiny", "--profile", "./p.json", "--json")
+    metrics = json.loads(again.out)["runs"][0]["metrics"]
+    for metric, after in checked.items():
+        assert metrics[metric]["error"] == pytest.approx(after, abs=0.02)
+
+
+def test_in_a_closed_loop_the_time_outside_is_known_to_a_step(samples: Path) -> None:
+    """Up to the end of the step that runs anyway, a later client finds the same TTFT."""
+    world = bench_world(read_bench(samples / "vllm-closed.json")[0], load_scenario("serve-tiny"), None)
+    seen = [predict_service(with_client_wait(world, each), 2, each).quantile("ttft", 0.5) for each in (0.001, 0.004)]
+    assert seen[0] == pytest.approx(seen[1], abs=1e-4)
+    truth = predicted_values(predict_service(with_client_wait(world, 0.004), 4, 0.004))
+    found = corrected(world, truth, dict.fromkeys(truth, 0.0))
+    assert found.front_end_s.half_width >= 1.96 * truth["tpot_mean_s"] / math.sqrt(12)
+
+
+def test_results_of_the_same_name_are_told_apart(loraplan: CommandLine, samples: Path) -> None:
+    """AIPerf gives every export the same name."""
+    for folder, name in (("a", "vllm-closed.json"), ("b", "vllm-closed-12.json")):
+        Path(folder).mkdir()
+        shutil.copy(samples / name, Path(folder, "export.json"))
+    bench = ("--from-bench", "a/export.json", "--from-bench", "b/export.json", "--scenario", "serve-tiny")
+    ended = loraplan("calibrate", "fit", *bench, "--out", "p.json", "--json")
+    assert ended.code == 0, ended.err
+    assert {each["run"] for each in json.loads(ended.out)["checked"]} == {"a/export.json", "b/export.json"}
+    provenance = load_profile("./p.json")[0].provenance
+    assert provenance is not None
+    assert list(provenance.data) == ["a/export.json", "b/export.json"]
+    assert len(set(provenance.data.values())) == 2
+    shutil.copy("a/export.json", "b/export.json")
+    ended = loraplan("calibrate", "fit", *bench, "--out", "p.json")
+    assert ended.code == 2
+    assert "the same run twice (got a/export.json and b/export.json)" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"request_rate": 0}, ["workload.arrivals.rate: a rate must be above zero"]),
+        ({"total_input_tokens": 10**14}, ["workload.tokens.prompt.value: out of range", "at most 10,000,000"]),
+        ({"completed": 10**14}, ["workload.requests: out of range"]),
+    ],
+)
+def test_a_run_that_no_scenario_can_have_is_named(
+    loraplan: CommandLine, samples: Path, change: dict[str, Any], parts: list[str]
+) -> None:
+    data = json.loads((samples / "vllm-closed-12.json").read_text(encoding="utf-8"))
+    Path("bench.json").write_text(json.dumps({**data, **change}), encoding="utf-8")
+    ended = loraplan("fidelity", "bench.json", "--profile", "cpu/tiny/vllm-0.32")
+    assert ended.code == 2
+    assert ended.err.startswith("error: bench.json: ")
+    for part in parts:
+        assert part in ended.err
+
+
+@pytest.mark.parametrize("name", ["vllm-closed.json", "vllm-open.json"])
+def test_lengths_beyond_all_models_name_the_result(loraplan: CommandLine, samples: Path, name: str) -> None:
+    data = json.loads((samples / name).read_text(encoding="utf-8"))
+    data["input_lens"][0] = 10**12
+    Path("bench.json").write_text(json.dumps(data), encoding="utf-8")
+    ended = loraplan("fidelity", "bench.json", "--scenario", "serve-tiny")
+    assert ended.code == 2
+    assert ended.err.startswith("error: bench.json: ")
+    assert "not a token count (got 1000000000000" in ended.err
+    assert "loraplan-" not in ended.err, "no file that the user can't find"
+
+
+SERVER = """schema_version: 1
+name: server
+workload: {requests: 50, arrivals: {process: poisson, rate: 5/s}}
+adapters: {count: 4}
+cache: {gpu: {slots: 2}}
+fleet: {engine: fixed, service: {law: fixed, value: 1 s}}
+"""
+REPLAY = """schema_version: 1
+name: server
+workload: {trace: {file: t.csv}}
+fleet: {profile: cpu/tiny/vllm-0.32}
+cache: {gpu: {slots: 2}}
+adapters: {mix: [{share: 1, rank: 8}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("server", "part"),
+    [
+        (SERVER, "server.yaml:6: fleet.engine: this engine has no tokens"),
+        (REPLAY, "server.yaml:6: adapters.count: the number of adapters is missing"),
+    ],
+)
+def test_a_scenario_that_can_not_be_the_server_is_named(
+    loraplan: CommandLine, samples: Path, server: str, part: str
+) -> None:
+    Path("t.csv").write_text("timestamp_s,adapter_id,input_tokens,output_tokens\n0,a,5,5\n1,b,5,5\n")
+    Path("server.yaml").write_text(server)
+    ended = loraplan("fidelity", str(samples / "vllm-closed.json"), "--scenario", "server.yaml")
+    assert ended.code == 2
+    assert part in ended.err
+
+
+def test_a_confined_scenario_can_be_a_server(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written for the run lies outside its folder, and is not the scenario's doing."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("extends: serve-tiny\nname: mine\n")
+    base = load_scenario("mine.yaml", confined=True)
+    assert bench_world(read_bench(samples / "vllm-closed.json")[0], base, None).profile is not None
+    with pytest.raises(InputError, match=r"--profile: no such profile \(got nope"):
+        bench_world(read_bench(samples / "vllm-closed.json")[0], base, "nope")
+
+
+def test_help_shows_how_to_change_the_server(loraplan: CommandLine) -> None:
+    """The command's own note names ``--set``."""
+    assert "--set KEY=VALUE" in loraplan("fidelity", "--help").out

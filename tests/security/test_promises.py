@@ -35,6 +35,8 @@ from sim.spec.scenario_file import load_scenario
 from sim.spec.sections import laws
 from sim.spec.sections.laws import EmpiricalTokens
 from sim.spec.sections.trace_source import Trace
+from sim.studies.benchmarks import bench_files
+from sim.studies.dashboards import metric_files
 from sim.traffic import lengths, popularity
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights
@@ -137,6 +139,8 @@ LIMITS = {
     == (10**7, 50 * 10**6),
     "safetensors header: 100 MB, and no more than the file has": safetensors_header.HEADER_LIMIT == 10**8,
     "training log: 64 MiB": training_log.LOG_LIMIT == 64 * MIB,
+    "result of a benchmark: 64 MiB": bench_files.BENCH_BYTES == 64 * MIB,
+    "saved metrics: 64 MiB": metric_files.PAGE_BYTES == 64 * MIB,
     "status line and headers; trailers: 64 KiB": http_answer.HEAD_BYTES == MIB // 16,
     "list of models; name of a model: 16 MiB": client.MODELS_BYTES == 16 * MIB,
     "list of models; name of a model: 1,024 characters": client.NAME_LETTERS == 1024,
@@ -305,6 +309,16 @@ def test_a_large_profile_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
         out.truncate(reading.PROFILE_BYTES + 1)  # a file of holes
     with pytest.raises(InputError, match="larger than 64 MiB"):
         load_profile(str(tmp_path / "p.json"))
+
+
+@pytest.mark.promise("result of a benchmark: 64 MiB", "saved metrics: 64 MiB")
+def test_large_results_and_metrics_are_refused_before_they_are_parsed(tmp_path: Path) -> None:
+    with (tmp_path / "big.json").open("wb") as out:
+        out.truncate(64 * MIB + 1)
+    with pytest.raises(InputError, match="larger than 64 MiB"):
+        bench_files.read_bench(tmp_path / "big.json")
+    with pytest.raises(InputError, match="larger than 64 MiB"):
+        metric_files.page_of_file(tmp_path / "big.json")
 
 
 @pytest.mark.promise("tables of weights, counts, runs: 1 GiB")

@@ -42,7 +42,7 @@ class FidelityOptions:
     ] = None
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="With --scenario: change a value. Repeatable.", hidden=True),
+        typer.Option("--set", metavar="KEY=VALUE", help="With --scenario: change a value of it. Repeatable."),
     ] = None
     record: Annotated[
         Path | None, typer.Option(help="Replay this record of an engine's steps, and compare every step.")
@@ -51,7 +51,8 @@ class FidelityOptions:
         Path | None, typer.Option(help="Fit costs to this record, and predict --record; both in real time.")
     ] = None
     lengths: Annotated[
-        Path | None, typer.Option(help="Histograms of lengths. Default: sharegpt_lengths.json next to RUNS.csv.")
+        Path | None,
+        typer.Option(help="Histograms of lengths. Default: sharegpt_lengths.json next to RUNS.csv.", hidden=True),
     ] = None
     profile_dir: Annotated[
         Path | None, typer.Option(help="Folder with a profile MODEL.json for each model. Default: the bundled ones.")
@@ -77,12 +78,7 @@ def fidelity(options: FidelityOptions) -> None:
             )
         _predict(options, options.runs)
         return
-    if options.scenario or options.profile:
-        raise InputError(
-            "goes with results of benchmarks",
-            key="--scenario" if options.scenario else "--profile",
-            got=options.scenario or options.profile,
-        )
+    _refuse_server(options, "goes with results of benchmarks")
     if options.record is None and options.fit_on is not None:
         raise InputError("--fit-on needs a record to predict", key="--record", hint="give --record FILE")
     if options.record is None:
@@ -116,14 +112,17 @@ def _predict(options: FidelityOptions, files: list[Path]) -> None:
         return
     if len(files) > 1:
         raise InputError("one table at a time, or results (.json)", key="FILE", got=", ".join(map(str, files)))
-    if options.scenario or options.profile:
-        raise InputError(
-            "a table names its models; --profile-dir gives other profiles",
-            key="--scenario" if options.scenario else "--profile",
-            got=options.scenario or options.profile,
-        )
+    _refuse_server(options, "a table names its models; --profile-dir gives other profiles")
     table = MeasuredTable(files[0], options.lengths, options.profile_dir, options.out, options.jobs)
     predict_runs(table, json=options.json, quiet=options.quiet)
+
+
+def _refuse_server(options: FidelityOptions, problem: str) -> None:
+    """Refuse the options that describe the server of a benchmark, where there is none."""
+    changes = ", ".join(options.set_ or ())
+    for key, value in (("--scenario", options.scenario), ("--profile", options.profile), ("--set", changes)):
+        if value:
+            raise InputError(problem, key=key, got=value)
 
 
 def _compare_record(file: Path, fit_on: Path | None, *, json: bool, quiet: bool) -> None:

@@ -200,12 +200,10 @@ def fit(options: FitOptions) -> None:
         results = BenchFiles(options.from_bench, options.scenario, options.profile, options.set_ or ())
         fit_to_benchmarks(results, out, json=options.json, quiet=options.quiet)
         return
-    if options.scenario or options.profile:
-        raise InputError(
-            "goes with --from-bench",
-            key="--scenario" if options.scenario else "--profile",
-            got=options.scenario or options.profile,
-        )
+    changes = ", ".join(options.set_ or ())
+    for key, value in (("--scenario", options.scenario), ("--profile", options.profile), ("--set", changes)):
+        if value:
+            raise InputError("goes with --from-bench", key=key, got=value)
     if options.folder is None:
         raise InputError("nothing to fit", key="DIR", allowed="a folder, or --from-bench with a result of a benchmark")
     profile = _fitted(options.folder, options.model, out.name, options.jobs, options.quiet)

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sim.errors import InputError
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.benchmarks.bench_run import KINDS, QUANTILES, BenchRun, OpenLoad
-from sim.studies.benchmarks.bench_scenario import bench_scenario
-from sim.studies.fidelity.predicted_service import PredictedService, predict_service
+from sim.studies.benchmarks.bench_run import BenchRun, OpenLoad
+from sim.studies.benchmarks.bench_scenario import bench_scenario, moved_to_run
+from sim.studies.fidelity.client_wait import with_client_wait
+from sim.studies.fidelity.predicted_service import PredictedService, predict_service, predicted_values
 from sim.world.build import build_world
 from sim.world.world import World
 
@@ -21,7 +23,7 @@ SIMULATIONS = 8
 class BenchMetric:
     """One row.
 
-    :ivar half_width: of the 95 % interval of what was measured; None where the file doesn't tell it.
+    :ivar half_width: of the 95 % interval of what was measured; None where the file has no spread.
     """
 
     name: str
@@ -41,7 +43,7 @@ class BenchPrediction:
 
     :ivar profile, profile_status: whose costs were simulated, and how trustworthy they are.
     :ivar engine: whose rules.
-    :ivar notes: on the scenario, and on what the file doesn't tell.
+    :ivar notes: on the scenario, and on what the file lacks.
     """
 
     run: BenchRun
@@ -53,12 +55,21 @@ class BenchPrediction:
 
 
 def bench_world(run: BenchRun, base: LoadedScenario | None, profile: str | None) -> World:
-    """Return the world of a run; it needs no file any more.
+    """Return the world of a run, whose files are all read; clients of a closed loop wait for the time outside.
 
     :raises InputError: where it can't be simulated.
     """
     with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
-        return build_world(bench_scenario(run, base, profile, Path(folder)))
+        try:
+            loaded = bench_scenario(run, base, profile, Path(folder))
+            try:
+                world = build_world(loaded.scenario)
+            except InputError as error:
+                raise loaded.locate(error) from None
+        except InputError as error:
+            raise moved_to_run(error, run, Path(folder)) from None
+    assert world.profile is not None, "engine fixed is refused"
+    return with_client_wait(world, world.profile.front_end_s)
 
 
 def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | None) -> BenchPrediction:
@@ -67,7 +78,7 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
     :raises InputError: where it can't be simulated.
     """
     world = bench_world(run, base, profile)
-    assert world.profile is not None, "engine fixed has no tokens"
+    assert world.profile is not None, "engine fixed is refused"
     predicted = predict_service(world, SIMULATIONS, world.profile.front_end_s)
     return BenchPrediction(
         run=run,
@@ -77,16 +88,6 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
         metrics=tuple(_compared(run, predicted)),
         notes=(*_gaps_of(run), *_on_fleet(world)),
     )
-
-
-def predicted_values(predicted: PredictedService) -> dict[str, float]:
-    """Return what is predicted, by the names of ``BenchRun.measured``."""
-    values = {"requests_per_s": predicted.requests_per_s, "output_tokens_per_s": predicted.output_tokens_per_s}
-    for kind in KINDS:
-        values[f"{kind}_mean_s"] = predicted.mean(kind)
-        for percent in QUANTILES:
-            values[f"{kind}_p{percent}_s"] = predicted.quantile(kind, percent / 100)
-    return values
 
 
 def _compared(run: BenchRun, predicted: PredictedService) -> Iterator[BenchMetric]:
@@ -107,7 +108,7 @@ def _on_fleet(world: World) -> Iterator[str]:
 
 
 def _gaps_of(run: BenchRun) -> Iterator[str]:
-    """Yield what the file doesn't tell and the prediction assumes."""
+    """Yield what the file lacks and the prediction assumes."""
     if run.rows is None:
         yield (
             f"{run.name} has no single requests: their lengths are drawn with the mean"

@@ -19,7 +19,7 @@ QUANTILES = (50, 90, 99)
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoad:
-    """A client that keeps so many requests under way."""
+    """A client that keeps so many requests in flight."""
 
     concurrency: int
 
@@ -33,7 +33,7 @@ class OpenLoad:
     """A client that sends at a rate, whatever the server does.
 
     :ivar shape: of the gamma law of the gaps: 1 is Poisson, infinite a constant rate.
-    :ivar cap: most requests under way, which a client may also have; None without.
+    :ivar cap: most requests in flight, which a client may also have; None without.
     """
 
     rate_rps: float
@@ -76,7 +76,7 @@ class BenchRequests:
 
 @dataclass(frozen=True, slots=True)
 class TokenSummary:
-    """Lengths of prompts or answers: the mean, and the 99 % quantile where it is told."""
+    """Lengths of prompts or answers: the mean, and the 99 % quantile where the file has it."""
 
     mean: float
     p99: float | None = None
@@ -89,7 +89,7 @@ class BenchRun:
     :ivar tool: such as ``vllm bench serve``; ``name``: the file, and which run in it.
     :ivar model: as the client names it, if it does.
     :ivar measured: by metric such as ``ttft_mean_s`` or ``requests_per_s``.
-    :ivar errors: half-widths of 95 % intervals of these, as far as the file tells them.
+    :ivar errors: half-widths of 95 % intervals of these, as far as the file has what they need.
     :ivar rows: every request; None where the file has summaries only.
     """
 

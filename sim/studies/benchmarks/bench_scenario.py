@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sim.errors import InputError
+from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
-from sim.spec.profile import load_profile
-from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.benchmarks.bench_run import BenchRequests, BenchRun, ClosedLoad, OpenLoad, TokenSummary
 from sim.traffic.fits.length_fit import correlation
 
+_ALONE: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "benchmark",
+    "adapters": {"mix": [{"share": 1, "kind": "base"}]},
+    "cache": {"gpu": {"slots": 1}},  # LoRA is off; profiles know few slots
+}
+"""One replica without adapters."""
+_LEFT_OUT = ("workload", "run", "sweep", "slo", "plan", "rollouts", "faults", "extends")
+"""Sections of the user's scenario that a benchmark's run doesn't have, or has of its own."""
+_ANY_LOAD: dict[str, Any] = {"workload": {"requests": 1, "arrivals": {"process": "closed", "concurrency": 1}}}
+_SET_HERE = "sweep"
+"""Where ``LoadedScenario.with_values`` says that values were written."""
 _ALIKE = 1.05
 """A p99 up to this many times the mean is taken for lengths that are all the same."""
 _TAIL = math.exp(2.3263478740408408**2 / 2)
 """Most times that a log-normal law's p99 can exceed its mean."""
 
 
-def bench_scenario(run: BenchRun, base: LoadedScenario | None, profile: str | None, folder: Path) -> Scenario:
+def bench_scenario(run: BenchRun, base: LoadedScenario | None, profile: str | None, folder: Path) -> LoadedScenario:
     """Return a run as a scenario; what it needs of files is written to a folder.
 
     :param base: says fleet, adapters, caches and popularity; None: one replica, without adapters.
@@ -36,39 +47,45 @@ def bench_scenario(run: BenchRun, base: LoadedScenario | None, profile: str | No
             key="--scenario",
             hint="give --scenario with the server's fleet and adapters, or --profile for a server without adapters",
         )
-    data: dict[str, Any] = {} if base is None else copy.deepcopy(base.data)
-    for key in ("sweep", "slo", "plan", "rollouts", "faults", "extends"):
-        data.pop(key, None)
     if base is None:
-        data |= {
-            "schema_version": 1,
-            "name": "benchmark",
-            "adapters": {"mix": [{"share": 1, "kind": "base"}]},
-            "cache": {"gpu": {"slots": 1}},  # LoRA is off; profiles know few slots
-        }
+        base = LoadedScenario(Scenario.model_validate(_ALONE | _ANY_LOAD), _ALONE, {}, run.name)
+    elif base.scenario.fleet.engine == "fixed":
+        raise base.locate(
+            InputError(
+                "this engine has no tokens, so it predicts no benchmark",
+                key="fleet.engine",
+                got="fixed",
+                allowed="vllm, sglang or continuous",
+            )
+        )
+    data = {key: value for key, value in base.data.items() if key not in _LEFT_OUT}
+    values: dict[str, Any] = {
+        "workload": _workload(run, base.data.get("workload", {}), folder, alone=base.scenario.adapters.base_alone),
+        "run": {"seed": base.scenario.run.seed, "replications": 1, "warmup": 0},
+    }
     if profile is not None:
-        fleet = data.setdefault("fleet", {})
-        fleet["profile"] = profile
-        fleet.pop("gpu", None)
-        data["adapters"].pop("base_model", None)
-    data["workload"] = _workload(
-        run, data.get("workload", {}), folder, alone=base is None or base.scenario.adapters.base_alone
-    )
-    data["run"] = {"seed": data.get("run", {}).get("seed", 1), "replications": 1, "warmup": 0}
-    return _with_think(Scenario.model_validate(data), run)
+        values |= {"fleet.gpu": None, "adapters.base_model": None, "fleet.profile": profile}
+    # The files of the run are loraplan's own, and the user names the profile: no folder confines them.
+    return replace(base, data=data, confines=None).with_values(values)
 
 
-def _with_think(scenario: Scenario, run: BenchRun) -> Scenario:
-    """Let clients of a closed loop wait for what lies between them and the engine."""
-    arrivals = scenario.workload.arrivals
-    if not isinstance(run.load, ClosedLoad) or arrivals is None:
-        return scenario
-    outside_s = load_profile(profile_choice(scenario).name)[0].front_end_s
-    if not outside_s:
-        return scenario
-    data = scenario.workload.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    data["arrivals"]["think"] = f"{outside_s} s"
-    return scenario.model_copy(update={"workload": type(scenario.workload).model_validate(data)})
+def moved_to_run(error: InputError, run: BenchRun, folder: Path) -> InputError:
+    """Return an error with the run in place of what was written for it, which the user never sees.
+
+    :param folder: what ``bench_scenario`` wrote its files to.
+    """
+    if isinstance(error, SeveralErrors):
+        return SeveralErrors([moved_to_run(each, run, folder) for each in error.errors])
+    ours = error.file is not None and Path(error.file).is_relative_to(folder)
+    if not ours and error.file != _SET_HERE:
+        return error
+    moved = copy.copy(error)
+    moved.file, moved.line = run.name, None
+    if ours:
+        moved.hint = None  # on options of traces
+    elif moved.key == "fleet.profile":
+        moved.file, moved.key = None, "--profile"
+    return moved
 
 
 def _workload(run: BenchRun, base: dict[str, Any], folder: Path, *, alone: bool) -> dict[str, Any]:

@@ -128,12 +128,12 @@ def _first(row: JsonFields) -> float:
     if row.has("computed_metrics.time_to_first_token"):
         return row.number("computed_metrics.time_to_first_token")
     times = row.numbers("info.response_metrics.output_token_times")
-    if not times:
+    if not len(times):
         raise row.wrong("info.response_metrics.output_token_times", "none", "times of tokens: a streamed answer")
-    return times[0] - row.number("start_time")
+    return float(times[0]) - row.number("start_time")
 
 
 def _gaps(row: JsonFields) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     if row.has("info.response_metrics.output_token_times"):
-        return np.diff(np.array(row.numbers("info.response_metrics.output_token_times")))
+        return np.diff(row.numbers("info.response_metrics.output_token_times"))
     return np.zeros(0)

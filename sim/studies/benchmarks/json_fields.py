@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sim.errors import InputError
 
+Floats = NDArray[np.float64]
+
 MOST = 1e15
+_NUMERIC = {int, float}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +58,17 @@ class JsonFields:
             raise self.wrong(path, value, "a list")
         return value
 
-    def numbers(self, path: str) -> list[float]:
+    def numbers(self, path: str) -> Floats:
         """Return a list of numbers."""
-        return [self._number(f"{path}.{place}", value) for place, value in enumerate(self.items(path))]
+        return self._numbers(path, self.items(path))
 
-    def lists_of_numbers(self, path: str) -> list[list[float]]:
+    def lists_of_numbers(self, path: str) -> list[Floats]:
         """Return a list of lists of numbers."""
         found = []
         for place, each in enumerate(self.items(path)):
             if not isinstance(each, list):
                 raise self.wrong(f"{path}.{place}", each, "a list")
-            found.append([self._number(f"{path}.{place}.{at}", value) for at, value in enumerate(each)])
+            found.append(self._numbers(f"{path}.{place}", each))
         return found
 
     def number(self, *paths: str) -> float:
@@ -87,6 +93,18 @@ class JsonFields:
         """Return the error for a field."""
         problem = "is missing" if got is None else "can't be used"
         return InputError(f"{problem} in {self.form}", file=self.file, key=self._path(path), got=got, allowed=allowed)
+
+    def _numbers(self, path: str, values: list[Any]) -> Floats:
+        """Check numbers together, which a file may have millions of; one by one only to name the one that is wrong."""
+        if set(map(type, values)) <= _NUMERIC:
+            try:
+                found = np.array(values, dtype=np.float64)
+            except OverflowError:  # an integer beyond all floats
+                pass
+            else:
+                if ((found >= 0) & (found <= MOST)).all():
+                    return found
+        return np.array([self._number(f"{path}.{place}", value) for place, value in enumerate(values)])
 
     def _number(self, path: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:

@@ -63,16 +63,16 @@ def read_vllm_bench(fields: JsonFields, name: str) -> BenchRun:
 
 def _summaries(fields: JsonFields, completed: int, measured: dict[str, float], errors: dict[str, float]) -> None:
     for kind in KINDS:
-        for said in _NAMES.get(kind, (kind,)):
-            mean, median = fields.maybe(f"mean_{said}_ms"), fields.maybe(f"median_{said}_ms")
+        for tag in _NAMES.get(kind, (kind,)):
+            mean, median = fields.maybe(f"mean_{tag}_ms"), fields.maybe(f"median_{tag}_ms")
             if mean is None or median is None:
                 continue
             measured[f"{kind}_mean_s"], measured[f"{kind}_p50_s"] = mean / 1e3, median / 1e3
             for percent in QUANTILES[1:]:
-                value = fields.maybe(f"p{percent}_{said}_ms")
+                value = fields.maybe(f"p{percent}_{tag}_ms")
                 if value is not None:
                     measured[f"{kind}_p{percent}_s"] = value / 1e3
-            spread = fields.maybe(f"std_{said}_ms")
+            spread = fields.maybe(f"std_{tag}_ms")
             if spread is not None and completed:
                 errors[f"{kind}_mean_s"] = 1.96 * spread / 1e3 / math.sqrt(completed)
             break
@@ -94,26 +94,26 @@ def _rows(fields: JsonFields) -> BenchRequests | None:
     """Return every completed request; None where the file has none, or not when each was sent."""
     if not (fields.has("ttfts") and fields.has("start_times") and fields.has("itls")):
         return None
-    start, ttft = np.array(fields.numbers("start_times")), np.array(fields.numbers("ttfts"))
-    prompt, output = np.array(fields.numbers("input_lens")), np.array(fields.numbers("output_lens"))
+    start, ttft = fields.numbers("start_times"), fields.numbers("ttfts")
+    prompt, output = fields.numbers("input_lens"), fields.numbers("output_lens")
     gaps = fields.lists_of_numbers("itls")
-    sums = [sum(each) for each in gaps]
-    late = fields.numbers("latencies") if fields.has("latencies") else [a + b for a, b in zip(ttft, sums, strict=False)]
+    late = fields.numbers("latencies") if fields.has("latencies") else None
     errors = fields.items("errors") if fields.has("errors") else [""] * len(start)
-    lengths = {len(each) for each in (start, ttft, prompt, output, gaps, late, errors)}
+    lengths = {len(each) for each in (start, ttft, prompt, output, gaps, errors) + (() if late is None else (late,))}
     if len(lengths) > 1:
         raise fields.wrong("start_times", f"lists of {sorted(lengths)} values", "lists of the same length")
-    e2e = np.maximum(np.array(late), ttft)
+    if late is None:
+        late = ttft + np.array([each.sum() for each in gaps])
+    e2e = np.maximum(late, ttft)
     good = np.array([not error for error in errors]) & (output > 0)
     if not good.any():
         return None
     order = np.flatnonzero(good)[np.argsort(start[good], kind="stable")]
-    flat = [float(gap) for place in order for gap in gaps[place]]
     return BenchRequests(
         start_s=start[order] - start[order[0]],
         prompt_tokens=prompt[order].astype(np.int64),
         output_tokens=output[order].astype(np.int64),
         ttft_s=ttft[order],
         e2e_s=e2e[order],
-        gaps_s=np.array(flat),
+        gaps_s=np.concatenate([gaps[place] for place in order]),
     )

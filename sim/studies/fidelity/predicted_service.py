@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,3 +110,17 @@ def _span(columns: dict[str, NDArray[np.generic]]) -> float:
     if not done.any():
         return 0.0
     return float(columns["finished_s"][done].astype(np.float64).max() - columns["arrival_s"].astype(np.float64).min())
+
+
+PERCENTS = (50, 90, 99)
+"""Quantiles that ``predicted_values`` returns."""
+
+
+def predicted_values(predicted: PredictedService) -> dict[str, float]:
+    """Return rates and latencies by metric: ``requests_per_s``, ``ttft_mean_s``, ``ttft_p50_s`` and the like."""
+    values = {"requests_per_s": predicted.requests_per_s, "output_tokens_per_s": predicted.output_tokens_per_s}
+    for kind in get_args(Latency):
+        values[f"{kind}_mean_s"] = predicted.mean(kind)
+        for percent in PERCENTS:
+            values[f"{kind}_p{percent}_s"] = predicted.quantile(kind, percent / 100)
+    return values
