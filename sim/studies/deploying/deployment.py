@@ -184,9 +184,7 @@ def check_deployment(scenario: Scenario) -> None:
     :raises InputError: saying what stands in the way.
     """
     if reason := why_no_flags(scenario):
-        raise InputError(
-            "nothing is emitted for what no server follows", key="--emit", got=scenario.fleet.engine, hint=reason
-        )
+        raise InputError("this engine has no manifest", key="--emit", got=scenario.fleet.engine, hint=reason)
     if scenario.fleet.full_models is not None:
         raise InputError(
             "full models have no manifest: each is a deployment of its own",
