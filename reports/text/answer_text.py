@@ -115,7 +115,7 @@ def _details(point: Point, slo_terms: Mapping[str, float], shown: str | None) ->
     if miss is not None and miss.value is not None and "miss_ratio" not in slo_terms:
         joined = ""
         if late is not None and late.value is not None:
-            joined = f"; {show('delayed_hit_ratio', late.value)} join a load under way"
+            joined = f"; {show('delayed_hit_ratio', late.value)} join a load in flight"
         some = "requests for adapters" if point.traffic.get("base_share") else "requests"
         found.append(f"{show('miss_ratio', miss.value)} of {some} miss and start a load{joined}.")
     cached = point.metrics.get("prefix_hit_ratio")

@@ -98,7 +98,7 @@ def _headline(read: PlanReading) -> str:
             f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)}"
             f"{_in_gpus(answer)} of "
             f"{answer['fleet']} for {_money(total)} an hour: "
-            f"the cheapest of {len(record.fleets)} fleets that {'meets' if record.certain else 'certainly meets'} "
+            f"the cheapest{_of_fleets(record)} that {'meets' if record.certain else 'certainly meets'} "
             f"the SLO{_or_probably(read)}."
         )
     phrase = capital(read.phrase(answer))
@@ -144,6 +144,11 @@ def _too_close(read: PlanReading) -> str:
 def _and_full(count: int) -> str:
     """Return the replicas of full models that run in addition to those counted."""
     return f" and {count} for full models" if count else ""
+
+
+def _of_fleets(record: PlanRecord) -> str:
+    """Return how many fleets there were to choose from, unless there was one."""
+    return f" of {len(record.fleets)} fleets" if len(record.fleets) > 1 else ""
 
 
 def _in_gpus(answer: dict[str, Any]) -> str:

@@ -132,11 +132,11 @@ def _session_words(facts: TraceFacts) -> str:
         return ""
     requests = f"{number(sessions.requests_mean)} requests"
     if sessions.pause_s is None:
-        text = f"{number(sessions.at_a_time)} sessions of {requests} are under way at a time."
+        text = f"{number(sessions.at_a_time)} sessions of {requests} are active at a time."
     else:
         text = (
             f"With pauses of an adapter up to {human_seconds(sessions.pause_s)}, sessions have {requests}, and "
-            f"{number(sessions.at_a_time)} are under way at a time."
+            f"{number(sessions.at_a_time)} are active at a time."
         )
     return f"{text} {_order_words(facts.curve)}"
 

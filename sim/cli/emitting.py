@@ -71,8 +71,11 @@ def prepare_manifests(emit: list[str], adapters: Path | None, loaded: LoadedScen
     from sim.studies.deploying.emission import check_emission, parse_emissions
 
     emissions = tuple(parse_emissions(emit))
-    for each in emissions:
-        check_emission(each, loaded.scenario)
+    try:
+        for each in emissions:
+            check_emission(each, loaded.scenario)
+    except InputError as error:
+        raise loaded.locate(error) from None
     plan = loaded.scenario.plan
     if adapters is not None and not (plan and any(key.startswith("adapters.") for key in plan.keys)):
         list_adapters(adapters, loaded.scenario)  # a plan that looks for their number or rank is checked at its end

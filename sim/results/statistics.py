@@ -52,6 +52,8 @@ NARROW = 0.04
 """Half-widths below this share of the value need a smaller effective sample size, in proportion: they vary little."""
 _DIGITS = 7
 """Significant digits of parts."""
+MOST_SKEWED = 0.25
+"""Half-width, as a share of the value, from which on a skewed interval has no upper end; far above ``WIDE``."""
 NARROW_SHARE = 0.005
 """A share's half-width up to this much is settled, however small the share."""
 
@@ -131,9 +133,12 @@ def by_size(
     found = autocorrelation(replications)
     missing = max(enough / found.size, WINDOWS / found.windows)
     half = (half_width(metric.value, by_section) or 0.0) * _caution(missing)
-    low, high = (
-        (max(0.0, metric.value - half), min(1.0, metric.value + half)) if is_share else skewed(metric.value, half)
-    )
+    if is_share:
+        low, high = max(0.0, metric.value - half), min(1.0, metric.value + half)
+    elif half < MOST_SKEWED * metric.value:
+        low, high = skewed(metric.value, half)
+    else:  # too wide to be settled, so these ends are not printed
+        low, high = max(0.0, metric.value - half), metric.value + half
     width = _width(metric.value, (high - low) / 2, is_share=is_share)
     # In a longer run the half-width is smaller too, and with it what is needed.
     times = min(missing, math.sqrt(missing) * width * WIDE / NARROW)
@@ -141,6 +146,7 @@ def by_size(
         return replace(metric, state=_wide(max(times, width**2)))
     if times > 1:
         return replace(metric, state=State(Cause.FEW_EFFECTIVE, round(found.size), math.ceil(found.size * times)))
+    assert half == 0 or is_share or half < MOST_SKEWED * metric.value, "a settled interval has both of its skewed ends"
     return replace(metric, lo=low, hi=high, state=SETTLED)
 
 
@@ -163,10 +169,13 @@ def skewed(value: float, half: float) -> tuple[float, float]:
     It does for queues near saturation: mean and quantiles grow with 1 / (1 - load), their standard error with its
     square (Whitt, Planning queueing simulations, Management Science 35, 1989). A true value θ is inside where it is
     no further than half · (θ / value)² from the value, so the interval reaches further up than down.
+
+    :param half: less than ``MOST_SKEWED`` of the value.
     """
-    share = half / value if value > 0 else math.inf
-    if not 0 < share < 0.25:
-        return max(0.0, value - half), value + half
+    if half == 0:
+        return value, value
+    share = half / value
+    assert 0 < share < MOST_SKEWED, "there is no upper end for a half-width as large as this"
     return value * (math.sqrt(1 + 4 * share) - 1) / (2 * share), value * (1 - math.sqrt(1 - 4 * share)) / (2 * share)
 
 

@@ -99,18 +99,39 @@ def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
     With ``fleet.tensor_parallel``, it is the sibling of that profile for so many GPUs; with ``fleet.gpu_memory``, its
     GPUs have so much memory.
 
-    :raises ScenarioError: if there is no such profile, or it can't be read.
+    :raises ScenarioError: if there is no such profile, it can't be read, or it is of another number of GPUs.
     """
     storage = scenario.storage
     loads_given = storage.load is not None and (not scenario.has_host_tier or storage.host_load is not None)
     if scenario.fleet.engine == "fixed" and loads_given:
         return None, ""
     profile, digest = load_profile(profile_choice(scenario).name)
+    _check_gpus(scenario.fleet.gpus_per_replica, profile)
     if (of_gpu := scenario.fleet.gpu_memory) is not None:
         memory = profile.memory.model_copy(update={"total_bytes": of_gpu * profile.tensor_parallel})
         device = f"{profile.device} (with {human_bytes(of_gpu)})"
         profile = profile.model_copy(update={"memory": memory, "device": device})
     return profile, digest
+
+
+def gpus_per_replica(scenario: Scenario, profile: Profile | None) -> int:
+    """Return the GPUs of one replica.
+
+    :param profile: of the scenario; None: all its times are given.
+    """
+    return scenario.fleet.gpus_per_replica or (1 if profile is None else profile.tensor_parallel)
+
+
+def _check_gpus(given: int | None, profile: Profile) -> None:
+    """Refuse another number of GPUs than that of a profile with several."""
+    if given is not None and profile.tensor_parallel not in (1, given):
+        raise ScenarioError(
+            f"a replica of the profile {profile.name} has another number of GPUs",
+            key="fleet.gpus_per_replica",
+            got=given,
+            allowed=str(profile.tensor_parallel),
+            hint="remove it: the number is that of the profile",
+        )
 
 
 def base_model_of(scenario: Scenario, profile: Profile | None) -> str:

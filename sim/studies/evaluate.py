@@ -22,7 +22,7 @@ from sim.results.point import Metric, Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.sample_data import FaultWindow, ScenarioFacts
 from sim.results.statistics import sections_per_replication
-from sim.spec.profile_choice import profile_choice
+from sim.spec.profile_choice import gpus_per_replica, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
@@ -365,7 +365,7 @@ def facts_of(world: World) -> ScenarioFacts:
         closed_loop=world.traffic.closed_loop,
         requests=None if world.traffic.replayed else scenario.workload.requests,
         steady=_is_steady(scenario),
-        gpus=world.replicas * (1 if world.profile is None else world.profile.tensor_parallel),
+        gpus=world.replicas * gpus_per_replica(scenario, world.profile),
         storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
     )
 

@@ -57,6 +57,7 @@ _OVERLOADED = 4_000
 _OVERLOADS = (32.0, 512.0, 8192.0, 131072.0)
 """Multiples that are tried until one is far more than the fleet can serve."""
 _MOST = 40_000
+"""Requests of any of these simulations, at most, however bursty the traffic is."""
 _COMPARABLE, _MOST_CORRECTED = 1.5, 1.25
 """Strain up to which today's point and a short simulation of it are alike, and the largest correction between them:
 near saturation both depend on how long they are."""
@@ -128,7 +129,7 @@ class _Traffic:
         """
         changed: dict[str, Any]
         workload, run = self.scenario.workload, self.scenario.run
-        warmup, requests = WARMUP, round(requests * self.burstiness)
+        warmup, requests = WARMUP, min(round(requests * self.burstiness), _MOST)
         if workload.trace is not None:
             warmup, requests = run.warmup, min(self.requests, _MOST)
             trace = workload.trace.model_copy(update={"time_scale": workload.trace.time_scale * multiple})
@@ -141,7 +142,7 @@ class _Traffic:
             arrivals = workload.arrivals
             assert arrivals is not None, "traffic is a trace or arrives"
             if self.changes:
-                requests = min(max(requests, round(multiple * self.requests)), _LONGEST * requests)
+                requests = min(max(requests, round(multiple * self.requests)), _LONGEST * requests, _MOST)
             changed = {"arrivals": arrivals.model_copy(update={"rate": arrivals.rate * multiple})}
         workload = workload.model_copy(update={**changed, "requests": requests, "duration": None})
         run = run.model_copy(update={"replications": 1, "warmup": warmup})

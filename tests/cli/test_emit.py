@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from ruamel.yaml import YAML
 
 from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_sparse
 from calibrate.loads.synthetic_adapters import adapter_config
-from sim.spec.engine_flags.command_lines import engine_flags
+from sim.spec.engine_flags.command_lines import engine_commands, engine_flags
 from sim.spec.scenario_file import load_scenario
 from sim.studies.deploying.commented_yaml import comment_lines
+from sim.studies.deploying.deployment import Deployment, RunReference
 from sim.studies.deploying.emission import KINDS
 
 SCHEMAS = Path(__file__).with_name("manifest_schemas")
@@ -156,6 +158,8 @@ def test_sglang_has_manifests_of_its_own(loraplan: CommandLine, tmp_path: Path) 
     assert container["image"] == "lmsysorg/sglang:v0.5.23"
     assert container["command"] == ["python3", "-m", "sglang.launch_server"]
     assert container["args"][:2] == ["--model-path", "MODEL"]
+    text = (tmp_path / "k8s/deployment.yaml").read_text()
+    assert text.count("8000 # not simulated; SGLang listens on 30000 by default") == 2
     assert container["args"][-2:] == ["--host=0.0.0.0", "--port=8000"], "it listens on 127.0.0.1 by itself"
     place = container["args"].index("--lora-paths")
     assert container["args"][place + 1 : place + 4] == [f"tone-{n}=/adapters/tone-{n}" for n in range(3)]
@@ -210,6 +214,12 @@ def test_a_second_emit_overwrites_its_own_files_only(loraplan: CommandLine, tmp_
         (["--emit", "k8s"], "--emit: not a kind of manifest and its folder (got k8s, allowed: KIND=DIR"),
         (["--emit", "kserv=x"], "did you mean 'kserve'"),
         (["--emit", "k8s=x", "--emit", "kserve=x"], "two kinds of manifests have the same folder"),
+        (["--emit", "k8s=x", "--emit", "kserve=x/ks"], "one folder of manifests is inside another (got x and x/ks"),
+        (["--emit", "k8s=x/ks", "--emit", "kserve=./x"], "one folder of manifests is inside another (got x/ks and x"),
+        (["--emit", "k8s=x", "--set", "adapters.base_model=x/${HF_TOKEN}/Llama-3.1-8B"], "adapters.base_model: a mani"),
+        (["--emit", "k8s=x", "--set", "adapters.base_model=x/$(HF_TOKEN)/Llama-3.1-8B"], "adapters.base_model: a mani"),
+        (["--emit", "vllm=x", "--set", "adapters.base_model=--trust/Llama-3.1-8B"], "no dash at the start of a part"),
+        (["--emit", "k8s=x", "--set", "fleet.gpu_memory=90 GB"], "fleet.gpu_memory: manifests are written for known"),
         (["--emit", "sglang=x"], "this scenario simulates vLLM, and nothing is emitted for an engine that was not"),
         (["--emit", "vllm=x", "--set", "fleet.engine=sglang", "--set", "cache.gpu.slots=16"], "simulates SGLang"),
         (["--emit", "k8s=x", "--set", "fleet.engine=continuous"], "engine continuous is idealised"),
@@ -232,6 +242,75 @@ def test_what_cannot_be_emitted_says_why(loraplan: CommandLine, tmp_path: Path, 
     assert ended.code == 2
     assert said in ended.err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_is_a_link_is_refused_as_one(loraplan: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    ended = loraplan("run", "quickstart", *QUICK, "--emit", "k8s=link")
+    assert ended.code == 2
+    assert "link: is a link; give the folder itself, or another DIR" in ended.err
+
+
+def test_paths_of_models_are_written_as_they_are(loraplan: CommandLine, tmp_path: Path) -> None:
+    for number, path in enumerate(
+        ("./models/Llama-3.1-8B", "/root/.cache/hub/Llama-3.1-8B/", "meta-llama/Llama-3.1-8B")
+    ):
+        model = ("--set", f"adapters.base_model={path}")
+        ended = loraplan(
+            "run", "quickstart", *QUICK, *model, "--emit", f"k8s=k{number}", "--emit", f"compose=c{number}"
+        )
+        assert ended.code == 0, ended.err
+        assert documents(tmp_path / f"k{number}")[0]["spec"]["template"]["spec"]["containers"][0]["args"][0] == path
+
+
+def deployment_of(**changed: Any) -> Deployment:
+    scenario = load_scenario("quickstart").scenario
+    (command,) = engine_commands(scenario, None)
+    run = RunReference("run", "quickstart", "0" * 16, "no SLO", "")
+    made = Deployment(
+        "quickstart",
+        "vLLM",
+        "0.32.0",
+        command,
+        "a/b",
+        replicas=1,
+        gpus=1,
+        gpus_key="fleet.tensor_parallel",
+        gpu="NVIDIA H100",
+        router="random",
+        lora=True,
+        adapters=(),
+        run=run,
+        remarks=(),
+    )
+    return replace(made, **changed)
+
+
+@pytest.mark.parametrize("kind", ["compose", "k8s", "kserve", "llm-d"])
+def test_a_dollar_in_an_argument_is_never_replaced(kind: str) -> None:
+    name = next(iter(KINDS[kind].files))
+    text = KINDS[kind].files[name](deployment_of(model="a/$(HF_TOKEN)/${HOME}"), [])
+    assert "a/$$(HF_TOKEN)/$${HOME}" in text
+
+
+def test_the_script_finds_the_adapters_beside_itself(loraplan: CommandLine, tmp_path: Path) -> None:
+    add_adapters(tmp_path / "adapters")
+    run = ("run", "quickstart", *QUICK, "--set", "adapters.count=3", "--adapters", "adapters", "--emit", "vllm=local")
+    assert loraplan(*run).code == 0
+    (tmp_path / "adapters").rename(tmp_path / "local/adapters")
+    words = started_by_script(tmp_path / "local/serve.sh", tmp_path)
+    folders = [Path(word.partition("=")[2]) for word in words if word.startswith("tone-")]
+    assert folders == [tmp_path / f"local/adapters/tone-{n}" for n in range(3)]
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_replica_of_more_gpus_than_its_profile_asks_for_all_of_them(loraplan: CommandLine, tmp_path: Path) -> None:
+    ended = loraplan("run", "quickstart", *QUICK, "--set", "fleet.gpus_per_replica=4", "--emit", "k8s=k8s")
+    assert ended.code == 0, ended.err
+    text = (tmp_path / "k8s/deployment.yaml").read_text()
+    assert "nvidia.com/gpu: 4 # fleet.gpus_per_replica; run quickstart " in text
+    assert "# Not in this file: the options that spread a replica over its 4 GPUs." in text
 
 
 def test_the_manifest_on_the_page_is_what_is_emitted(loraplan: CommandLine, tmp_path: Path) -> None:

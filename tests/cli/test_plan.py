@@ -216,9 +216,9 @@ def test_a_saturated_start_is_left_behind(loraplan: CommandLine, tmp_path: Path)
 
 
 def test_two_variables_are_made_small_one_after_the_other(loraplan: CommandLine, tmp_path: Path) -> None:
-    plan = "{minimize: [fleet.replicas, cache.gpu.slots], range: [[1, 6], [8, 64]], step: [1, 8], price: 2.5}"
+    plan = "{minimize: [fleet.replicas, cache.gpu.slots], range: [[1, 6], [8, 64]], step: [1, 8]}"
     name = write(tmp_path, f"slo: {{ttft_p99: 2 s, miss_ratio: 50%}}\nplan: {plan}")
-    ended = loraplan("plan", name, "--set", "workload.arrivals.rate=60/s", "--json")
+    ended = loraplan("plan", name, "--set", "workload.arrivals.rate=60/s", "--set", "fleet.price=2.50 USD/h", "--json")
     found = answered(ended)
     assert set(found["answer"]) == {"fleet.replicas", "cache.gpu.slots"}
     assert found["metrics"]["miss_ratio"]["hi"] <= 0.5

@@ -265,7 +265,7 @@ def test_sentences_say_rate_popularity_sessions_and_fit() -> None:
     )
     # Shuffled / real is 1.45 at 8, 3 at 16, 3.5 at 32 and 4 at 64.
     assert slots == (
-        "14.7 sessions of 4.5 requests are under way at a time. Below 16 slots LRU gains less from sessions (at 8 "
+        "14.7 sessions of 4.5 requests are active at a time. Below 16 slots LRU gains less from sessions (at 8 "
         "slots 64 % miss, 93 % shuffled); from there on independent draws overstate misses up to 4.0 times (64 slots)."
     )
     # Gaps of 0.02 and more: 4 to 32 slots. Left: 0.01 + 0.02 + 0 + 0.04 of 0.16 + 0.30 + 0.55 + 0.50.
@@ -282,7 +282,7 @@ def test_sessions_found_by_pauses_are_told_so() -> None:
     assert FACTS.sessions is not None
     found = replace(FACTS, sessions=replace(FACTS.sessions, named=False, pause_s=30.0, at_a_time=0.4))
     assert sentences(found)[2].startswith(
-        "With pauses of an adapter up to 30 s, sessions have 4.5 requests, and 0.4 are under way at a time."
+        "With pauses of an adapter up to 30 s, sessions have 4.5 requests, and 0.4 are active at a time."
     )
     assert "pauses for longer than given above" in page_of(found)
     assert "pauses for longer than given above" not in page_of(FACTS)

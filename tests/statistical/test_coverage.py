@@ -22,6 +22,7 @@ from sim.results.statistics import (
     CAUTIOUS_UNTIL,
     ENOUGH,
     ENOUGH_FOR_P99,
+    MOST_SKEWED,
     NARROW,
     WINDOWS,
     Sampled,
@@ -214,8 +215,19 @@ def test_an_interval_of_a_time_reaches_as_far_up_as_the_error_there() -> None:
         assert 2.0 - low == pytest.approx(2 * half * (low / 2) ** 2)
         assert high - 2.0 == pytest.approx(2 * half * (high / 2) ** 2)
         assert high - 2.0 > 2.0 - low
-    assert skewed(1.0, 0.5) == (0.5, 1.5), "too wide to be settled"
     assert skewed(0.0, 0.0) == (0.0, 0.0)
+    for half in (MOST_SKEWED, 0.5):
+        with pytest.raises(AssertionError, match="no upper end"):
+            skewed(1.0, half)
+
+
+@pytest.mark.parametrize("half", [0.2, 0.2499, 0.25, 0.5])
+def test_an_interval_too_wide_for_a_skewed_one_is_unsettled_and_keeps_its_ends(half: float) -> None:
+    sections, values = 1 + half * np.tile([-1.0, 1.0], 10) * 2.0828, [np.random.default_rng(1).exponential(size=30_000)]
+    metric = estimate(1.0, sections, np.array([1.0]), "s")
+    found = by_size(metric, sections, values, effective_size(values) / 4)
+    assert not found.settled
+    assert (found.lo, found.hi) == (metric.lo, metric.hi)
 
 
 def test_a_slow_part_behind_much_noise_is_not_enough() -> None:

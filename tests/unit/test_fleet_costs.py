@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from sim.results.point import ALWAYS_THERE, ONLY_WITH_PRICE, Metric, Point, Usag
 from sim.results.point_summary import summarise
 from sim.results.records import Recording
 from sim.results.run_directory.result_files import scenario_hash
+from sim.spec.profile_choice import gpus_per_replica, profile_of
 from sim.spec.scenario_file import load_scenario
 
 SMALL = {"workload.requests": 1500, "run.replications": 2}
@@ -165,6 +167,35 @@ def test_fleets_of_a_plan_have_their_own_prices(tmp_path: Path) -> None:
     count = found.found["fleet.replicas"]
     assert found.found == {"fleet": "b", "fleet.replicas": count, "price": count}
     assert f" of b for ${count} an hour" in found.answer.headline
+
+
+def test_a_fleet_of_more_gpus_than_its_profile_is_priced_by_the_gpu(tmp_path: Path) -> None:
+    values = {
+        **SMALL,
+        "slo.ttft_p99": "600 s",
+        "slo.e2e_p99": "600 s",
+        "plan": {"minimize": "price", "range": [1, 2], "fleets": [{"name": "a", "price": "2 USD/h", "gpus": 4}]},
+    }
+    found = loraplan.plan("plan-cheapest-fleet", values, out=tmp_path / "plan", jobs=1)
+    count = found.found["fleet.replicas"]
+    assert found.found == {"fleet": "a", "fleet.replicas": count, "price": 8.0 * count, "gpus": 4 * count}
+    assert found.point.usage is not None
+    assert (found.point.usage.gpus, found.point.usage.price) == (4 * count, 2.0)
+    assert found.answer.headline.startswith(f"{count} replica")
+    assert re.search(": the cheapest that (certainly )?meets the SLO", found.answer.headline)
+    month = f"{4 * count} GPUs at $2.00 an hour cost ${8 * count * 730:,} a month."
+    assert month in found.answer.details
+    again = loraplan.run(str(tmp_path / "plan/recommended.yaml"), SMALL, out=tmp_path / "run", jobs=1)
+    assert again.point.usage is not None
+    assert (again.point.usage.gpus, again.point.usage.price) == (4 * count, 2.0)
+
+
+def test_gpus_that_contradict_a_profile_of_several_are_refused() -> None:
+    wrong = ["fleet.tensor_parallel=2", "fleet.gpus_per_replica=4", "plan="]
+    with pytest.raises(InputError, match=r"fleet\.gpus_per_replica: a replica of the profile .* \(got 4, allowed: 2\)"):
+        profile_of(load_scenario("plan-70b-tensor-parallel", wrong).scenario)
+    loaded = load_scenario("quickstart", ["fleet.gpus_per_replica=4"]).scenario
+    assert gpus_per_replica(loaded, profile_of(loaded)[0]) == 4
 
 
 def test_the_cheapest_point_of_a_sweep_is_named() -> None:

@@ -13,7 +13,7 @@ from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import evaluate_scenario
-from sim.studies.headroom import FINE, LEAST, NARROW, WARMUP, Strains, find_edge, find_headroom
+from sim.studies.headroom import _MOST, FINE, LEAST, NARROW, WARMUP, Strains, _Traffic, find_edge, find_headroom
 
 SERVICE_S = 0.01
 RATE = 40.0
@@ -106,6 +106,17 @@ def test_bursty_traffic_is_simulated_for_longer(arrivals: str, times: float) -> 
     found = find_headroom(load_scenario("quickstart", sets).scenario)
     finest = max(probe.requests for probe in found.probes)
     assert finest == pytest.approx(FINE * times * (1 - WARMUP), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "arrivals", ["process: gamma, cv: 8, rate: 6/s", "process: on-off, on: 5 s, off: 5 s, rate: 6/s"]
+)
+def test_no_simulation_has_more_requests_than_the_limit(arrivals: str) -> None:
+    """Bursty or changing traffic multiplies the requests of the overloaded simulation of a large fleet."""
+    sets = [f"workload.arrivals={{{arrivals}}}", "workload.requests=1000"]
+    traffic = _Traffic.of(load_scenario("quickstart", sets).scenario)
+    world = traffic.world(32.0, _MOST)
+    assert world.scenario.workload.requests == _MOST
 
 
 def test_a_tighter_target_leaves_less() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from scenario_samples import BASE, base, refusal, write
 from scipy.stats import lognorm
 
 from sim.spec.scenario_file import load_scenario
-from sim.spec.sections.laws import LognormalTime, LognormalTokens, TokenLaw
+from sim.spec.sections.laws import LognormalTime, LognormalTokens, TokenLaw, lognormal_shape
 from sim.traffic.lengths import TokenLengths
 from sim.world.build import build_world
 
@@ -43,12 +44,22 @@ def test_any_two_figures_give_the_same_log_normal_law(given: tuple[str, str]) ->
         ("{law: lognormal, mean: 300, p50: 300}", "no log-normal law has this mean and p50"),
         ("{law: lognormal, mean: 100, p90: 300}", "at most 2.27 times it"),
         ("{law: lognormal, mean: 100, p99: 1500}", "at most 14.97 times it"),
+        ("{law: lognormal, mean: 100, p90: 50}", "p90 must be above the mean (got 50, allowed: above the mean and"),
     ],
 )
 def test_what_is_no_log_normal_law_is_refused(base: Path, law: str, said: str) -> None:
     text = refusal(base, f"workload.tokens.prompt={law}")
     assert "workload.tokens.prompt" in text
     assert said in text
+
+
+def test_a_quantile_at_its_limit_is_a_law() -> None:
+    """There both roots for sigma are the quantile of the standard normal; rounding must not make them complex."""
+    for name, z in (("p90", 1.2815515655446004), ("p99", 2.3263478740408408)):
+        for mean in range(1, 1000):
+            mu, sigma = lognormal_shape({"mean": float(mean), name: math.exp(z**2 / 2) * mean})
+            assert sigma == pytest.approx(z, abs=1e-6)
+            assert mu == pytest.approx(math.log(mean) - z**2 / 2, abs=1e-5)
 
 
 def test_the_longest_answer_of_a_law_by_its_median_is_its_p99() -> None:
@@ -105,6 +116,14 @@ def test_more_adapters_than_are_left_are_refused(base: Path) -> None:
     loaded = load_scenario(str(write(base.parent / "several.yaml", BASE + several)))
     with pytest.raises(Exception, match=r"fewer adapters that no other rollout takes \(got 81, allowed: up to 80\)"):
         build_world(loaded.scenario)
+    turned = "rollouts:\n" + "".join(
+        f"  - {{strategy: in-place, at: 1 s, {who}}}\n" for who in ("count: 75", "share: 50%")
+    )
+    loaded = load_scenario(str(write(base.parent / "turned.yaml", BASE + turned)))
+    with pytest.raises(Exception, match=r"rollouts\.1\.share: .* \(got 50% of 100, allowed: up to 25%\)"):
+        build_world(loaded.scenario)
+    full = load_scenario(str(write(base.parent / "full.yaml", BASE + turned.replace("50%", "25%"))))
+    assert [len(planned.names) for planned in build_world(full.scenario).rollout_plan.rollouts] == [75, 25]
     both = write(base.parent / "both.yaml", BASE + ROLLOUT.format(at="1 s", who="count: 5, share: 5%"))
     assert "give one adapter, a share of all, or a count (got share 5% and count 5)" in refusal(both)
 

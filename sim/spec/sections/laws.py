@@ -39,7 +39,7 @@ def lognormal_shape(given: Mapping[str, float | None]) -> tuple[float, float]:
     From ln p = mu + z sigma for quantiles, and ln mean = mu + sigma²/2. Mean and p90 or p99 leave two roots: the
     smaller sigma is the one where the tail grows with sigma.
 
-    :raises PydanticCustomError: if not two are given, or no such law exists.
+    :raises PydanticCustomError: if not two are given, or no law with the smaller sigma has them.
     """
     known = {name: value for name in ("mean", *_QUANTILES) if (value := given.get(name)) is not None}
     if len(known) != 2:
@@ -57,13 +57,17 @@ def lognormal_shape(given: Mapping[str, float | None]) -> tuple[float, float]:
         raise located("p50", "no log-normal law has this mean and p50", got=quantile, allowed="below the mean")
     limit = math.exp(z**2 / 2)
     if second != "p50" and not mean < quantile <= limit * mean:
+        # Below the mean there is a law, but only that of the larger root: its sigma is above 2 z.
+        lacking = (
+            f"{second} must be above the mean" if quantile <= mean else f"no log-normal law has this mean and {second}"
+        )
         raise located(
             second,
-            f"no log-normal law has this mean and {second}",
+            lacking,
             got=quantile,
             allowed=f"above the mean and at most {limit:.2f} times it",
         )
-    sigma = abs(z - math.sqrt(z**2 - 2 * math.log(quantile / mean)))
+    sigma = abs(z - math.sqrt(max(0.0, z**2 - 2 * math.log(quantile / mean))))  # at the limit, rounding goes below 0
     return math.log(mean) - sigma**2 / 2, sigma
 
 

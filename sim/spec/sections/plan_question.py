@@ -31,7 +31,7 @@ class FleetChoice(Strict):
     name: str = Field(min_length=1, max_length=64)
     """Its name in the answer."""
     price: Price
-    """What one of its GPUs costs for an hour, in US dollars; it takes the place of ``fleet.price``."""
+    """What one of its GPUs costs for an hour, such as ``2.50 USD/h``; it takes the place of ``fleet.price``."""
     gpus: PositiveInt | None = Field(default=None, le=1024)
     """GPUs of one replica; unset: those of the profile (tensor parallelism)."""
     set: dict[str, Any] = Field(default_factory=dict)
@@ -56,9 +56,7 @@ class Plan(Strict):
     values: tuple[Any, ...] | None = None
     """Instead of a range: the values to consider, the most wanted first."""
     fleets: tuple[FleetChoice, ...] = Field(default=(), max_length=64)
-    """With ``minimize: price``: the fleets to choose from."""
-    price: float | None = Field(default=None, gt=0, le=1e6)
-    """Price of one GPU per hour, in any currency: with two keys, the table then has the price of each design."""
+    """With ``minimize: price``: the fleets to choose from, each with its own price."""
     confidence: Share = Field(default=0.95, ge=0.5, le=0.999)
     """Confidence at which the search stops; a closer call is marked as uncertain."""
 
@@ -95,10 +93,6 @@ class Plan(Strict):
             )
         if PRICE in keys and (len(keys) > 1 or self.maximize is not None):
             raise located(self.direction, "price can only be minimized, and on its own", got=", ".join(keys))
-        if self.price is not None and self.fleets:
-            raise located(
-                "price", "each of the fleets has its own price", got=f"{self.price:g}", hint="remove this one"
-            )
         names = [fleet.name for fleet in self.fleets]
         if len(set(names)) < len(names):
             raise located("fleets", "two fleets have the same name", got=", ".join(names))

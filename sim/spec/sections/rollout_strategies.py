@@ -193,7 +193,7 @@ def check_rollouts(rollouts: tuple[Rollout, ...]) -> None:
 
 
 def overlap(one: Rollout, other: Rollout) -> bool:
-    """Return whether two rollouts are under way at the same time, as planned."""
+    """Return whether two rollouts overlap in time, as planned."""
     first, second = sorted((one, other), key=lambda rollout: rollout.at)
     return second.at <= first.at + first.planned_s
 

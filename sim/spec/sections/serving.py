@@ -53,6 +53,9 @@ class Fleet(Strict):
     tensor_parallel: PositiveInt | None = Field(default=None, le=64)
     """GPUs of one replica, over which the model is split (tensor parallelism). Unset: those of the profile, or
     1 with ``gpu``. Another number takes the bundled profile of the same device, model and engine for so many GPUs."""
+    gpus_per_replica: PositiveInt | None = Field(default=None, le=1024)
+    """GPUs that one replica takes, for costs and manifests: only for a profile of one device that stands for several
+    GPUs. Unset: those of the profile (``tensor_parallel``)."""
     fully_sharded_loras: bool = False
     """vLLM only, with several GPUs per replica: whether both sides of every adapter are split over the GPUs, so that
     slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/tensor-parallel.md)."""

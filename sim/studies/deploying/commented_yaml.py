@@ -11,18 +11,18 @@ from sim.cells import one_line
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
+class Commented:
     """A value with the comment behind it."""
 
     value: str | int | float | bool
-    note: str
+    comment: str
 
 
 def yaml_documents(head: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> str:
     """Return documents of one file.
 
     :param head: lines of the comment at its top.
-    :param documents: plain data, in which a ``Noted`` may stand for any value.
+    :param documents: plain data, in which a ``Commented`` may stand for any value.
     """
     from ruamel.yaml import YAML
 
@@ -39,7 +39,7 @@ def yaml_documents(head: Sequence[str], documents: Sequence[Mapping[str, Any]]) 
 
 
 def comment_lines(lines: Sequence[str]) -> str:
-    """Return lines as comments of YAML or of a shell; none can end its comment, whatever a stranger's profile says."""
+    """Return lines as comments of YAML or of a shell; none can end its comment, whatever a profile has in its texts."""
     return "".join(f"# {one_line(line)}".rstrip() + "\n" for line in lines)
 
 
@@ -49,15 +49,15 @@ def _node(value: Any) -> Any:
     if isinstance(value, Mapping):
         mapping = CommentedMap()
         for key, item in value.items():
-            mapping[key] = _node(item.value if isinstance(item, Noted) else item)
-            if isinstance(item, Noted) and item.note:
-                mapping.yaml_add_eol_comment(item.note, key, column=0)
+            mapping[key] = _node(item.value if isinstance(item, Commented) else item)
+            if isinstance(item, Commented) and item.comment:
+                mapping.yaml_add_eol_comment(item.comment, key, column=0)
         return mapping
     if isinstance(value, (list, tuple)):
         sequence = CommentedSeq()
         for place, item in enumerate(value):
-            sequence.append(_node(item.value if isinstance(item, Noted) else item))
-            if isinstance(item, Noted) and item.note:
-                sequence.yaml_add_eol_comment(item.note, place, column=0)
+            sequence.append(_node(item.value if isinstance(item, Commented) else item))
+            if isinstance(item, Commented) and item.comment:
+                sequence.yaml_add_eol_comment(item.comment, place, column=0)
         return sequence
-    return value.value if isinstance(value, Noted) else value
+    return value.value if isinstance(value, Commented) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sim.studies.deploying.commented_yaml import Noted, yaml_documents
+from sim.studies.deploying.commented_yaml import Commented, yaml_documents
 from sim.studies.deploying.deployment import ADAPTERS_FOLDER, PORT, Deployment
 from sim.studies.deploying.kubernetes import MAY_LOAD, NOT_SIMULATED, argument_lines
 
@@ -29,18 +29,18 @@ def _need(found: Deployment) -> str:
 def _service(found: Deployment, number: int) -> dict[str, Any]:
     server = found.server
     first = number * found.gpus
-    devices = [Noted(str(first + place), found.run.of("fleet.tensor_parallel")) for place in range(found.gpus)]
+    devices = [Commented(str(first + place), found.gpus_comment) for place in range(found.gpus)]
     service: dict[str, Any] = {
-        "image": Noted(found.image, found.run.of("fleet.engine")),
+        "image": Commented(found.image, found.run.of("fleet.engine")),
         "entrypoint": list(found.program),
         "command": argument_lines(found),
-        "ports": [Noted(f"{PORT + number}:{PORT}", NOT_SIMULATED)],
+        "ports": [Commented(f"{PORT + number}:{PORT}", NOT_SIMULATED)],
         "ipc": "host",
         "volumes": ["${HOME}/.cache/huggingface:/root/.cache/huggingface"],
         "healthcheck": {
-            "test": ["CMD", "curl", "-f", Noted(f"http://localhost:{PORT}{server.health}", NOT_SIMULATED)],
-            "interval": Noted("10s", NOT_SIMULATED),
-            "start_period": Noted("10m", "not simulated; time to load the model"),
+            "test": ["CMD", "curl", "-f", Commented(f"http://localhost:{PORT}{server.health}", NOT_SIMULATED)],
+            "interval": Commented("10s", NOT_SIMULATED),
+            "start_period": Commented("10m", "not simulated; time to load the model"),
         },
         "deploy": {
             "resources": {
@@ -49,7 +49,7 @@ def _service(found: Deployment, number: int) -> dict[str, Any]:
         },
     }
     environment: dict[str, Any] = {"HF_TOKEN": "${HF_TOKEN:-}"}
-    environment |= {key: Noted(value, MAY_LOAD) for key, value in found.environment.items()}
+    environment |= {key: Commented(value, MAY_LOAD) for key, value in found.environment.items()}
     service["environment"] = environment
     if found.adapters:
         service["volumes"].append(f"./adapters:{ADAPTERS_FOLDER}:ro")

@@ -14,10 +14,12 @@ from sim.spec.engine_flags.command_lines import EngineCommand, beyond_flags, eng
 from sim.spec.engine_versions import release_of
 from sim.spec.engines import ENGINES
 from sim.spec.gpus import gpu_named
-from sim.spec.profile_choice import profile_of
+from sim.spec.profile_choice import gpus_per_replica, profile_of
+from sim.spec.units import human_bytes
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
+    from sim.spec.profile import Profile
     from sim.spec.scenario import Scenario
     from sim.studies.deploying.adapter_list import ListedAdapter
 
@@ -27,6 +29,8 @@ PORT = 8000
 ADAPTERS_FOLDER = "/adapters"
 """Where containers have the folder of adapters."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_MODEL = re.compile(r"/?[A-Za-z0-9._][A-Za-z0-9._-]*(/[A-Za-z0-9._][A-Za-z0-9._-]*)*/?")
+"""A repository or a path: no letter that a shell, Compose or Kubernetes reads as more, and no option."""
 _MOST_LETTERS = 50
 """Of a scenario's name: Kubernetes allows 63, and names of parts append to it."""
 
@@ -39,6 +43,7 @@ class Server:
     :ivar adapters_option: the option that lists adapters, each as ``name=path``.
     :ivar runtime_loading: environment that lets a running server load further adapters.
     :ivar load_path: the HTTP path that loads one.
+    :ivar default_port: where it listens without an option.
     :ivar listen: options with which it listens on every address of its container, at ``PORT``; empty: it does anyway.
     """
 
@@ -47,6 +52,7 @@ class Server:
     runtime_loading: Mapping[str, str]
     load_path: str
     listen: tuple[str, ...] = ()
+    default_port: int = PORT
     health: str = "/health"
 
 
@@ -57,7 +63,14 @@ SERVERS = {
     ),
     # docs.sglang.ai: get_started/install.html, advanced_features/lora.html (dynamic LoRA loading).
     # server_args.py: host 127.0.0.1, port 30000.
-    "SGLang": Server("lmsysorg/sglang", "--lora-paths", {}, "/load_lora_adapter", ("--host=0.0.0.0", f"--port={PORT}")),
+    "SGLang": Server(
+        "lmsysorg/sglang",
+        "--lora-paths",
+        {},
+        "/load_lora_adapter",
+        ("--host=0.0.0.0", f"--port={PORT}"),
+        default_port=30000,
+    ),
 }
 
 
@@ -86,7 +99,7 @@ class Deployment:
 
     :ivar engine: ``vLLM`` or ``SGLang``; ``release``: the version whose rules were simulated.
     :ivar command: starts one replica. ``model``: in place of ``MODEL``; that itself if the scenario names none.
-    :ivar gpus: of one replica; ``gpu``: as its driver calls it.
+    :ivar gpus: of one replica; ``gpus_key``: the key they follow from; ``gpu``: as its driver calls it.
     :ivar adapters: those to register at the start; empty: all are loaded while the server runs.
     :ivar remarks: what the simulated fleet has and no manifest can say.
     """
@@ -98,6 +111,7 @@ class Deployment:
     model: str
     replicas: int
     gpus: int
+    gpus_key: str
     gpu: str
     router: str
     lora: bool
@@ -126,6 +140,18 @@ class Deployment:
         if self.model == MODEL:
             return "replace MODEL with the base model's repository or path"
         return self.run.of("adapters.base_model")
+
+    @property
+    def port_comment(self) -> str:
+        """Where the port comes from."""
+        default = self.server.default_port
+        own = f"{self.engine}'s default" if default == PORT else f"{self.engine} listens on {default} by default"
+        return f"not simulated; {own}"
+
+    @property
+    def gpus_comment(self) -> str:
+        """Which key the GPUs of a replica follow from, and the run."""
+        return self.run.of(self.gpus_key)
 
     @property
     def program(self) -> tuple[str, ...]:
@@ -158,9 +184,7 @@ def check_deployment(scenario: Scenario) -> None:
     :raises InputError: saying what stands in the way.
     """
     if reason := why_no_flags(scenario):
-        raise InputError(
-            "nothing is emitted for what no server follows", key="--emit", got=scenario.fleet.engine, hint=reason
-        )
+        raise InputError("this engine has no manifest", key="--emit", got=scenario.fleet.engine, hint=reason)
     if scenario.fleet.full_models is not None:
         raise InputError(
             "full models have no manifest: each is a deployment of its own",
@@ -179,11 +203,27 @@ def check_deployment(scenario: Scenario) -> None:
             allowed=f"lower-case letters, digits and dashes, a letter first, at most {_MOST_LETTERS} characters",
             hint=f"--set name={better}",
         )
+    model = scenario.adapters.base_model or ""
+    if "/" in model and _MODEL.fullmatch(model) is None:
+        raise InputError(
+            "a manifest can't hold this repository or path of a model",
+            key="adapters.base_model",
+            got=model,
+            allowed="letters, digits, dots, dashes, underscores and slashes, no dash at the start of a part",
+            hint="rename the folder, or use a link to it",
+        )
+    if scenario.fleet.gpu_memory is not None:
+        raise InputError(
+            "manifests are written for known GPUs, and this one's memory is not that of its model",
+            key="fleet.gpu_memory",
+            got=human_bytes(scenario.fleet.gpu_memory),
+            hint="remove it, or emit for a GPU that loraplan profiles list shows",
+        )
     profile, _ = profile_of(scenario)
     if profile is not None and gpu_named(profile.device) is None:
         raise InputError(
             "manifests are written for known GPUs, and this profile is of another device",
-            key="--emit",
+            key="fleet.profile",
             got=profile.device,
             hint="loraplan profiles list shows profiles of GPUs",
         )
@@ -220,14 +260,21 @@ def make_deployment(
         command=command,
         model=named if "/" in named else MODEL,
         replicas=scenario.fleet.replicas,
-        gpus=profile.tensor_parallel,
+        gpus=gpus_per_replica(scenario, profile),
+        gpus_key="fleet.tensor_parallel" if scenario.fleet.gpus_per_replica is None else "fleet.gpus_per_replica",
         gpu=gpu.label,
         router=scenario.router.policy,
         lora=not scenario.adapters.base_alone,
         adapters=tuple(adapters),
         run=_reference(scenario, data, point),
-        remarks=tuple(beyond_flags(_one_replica(scenario))),
+        remarks=(*beyond_flags(_one_replica(scenario)), *_spread(scenario, profile)),
     )
+
+
+def _spread(scenario: Scenario, profile: Profile) -> list[str]:
+    """Return what the command lacks where the profile stands for a replica of more GPUs than it has."""
+    gpus = gpus_per_replica(scenario, profile)
+    return [] if gpus == profile.tensor_parallel else [f"the options that spread a replica over its {gpus} GPUs"]
 
 
 def _one_replica(scenario: Scenario) -> Scenario:

@@ -66,7 +66,7 @@ class Emission:
 def parse_emissions(texts: list[str]) -> list[Emission]:
     """Return what the options ask for.
 
-    :raises InputError: if one is no kind of manifest and its folder, or two have the same folder.
+    :raises InputError: if one is no kind of manifest and its folder, or two have the same folder or nested ones.
     """
     found: list[Emission] = []
     for text in texts:
@@ -79,10 +79,25 @@ def parse_emissions(texts: list[str]) -> list[Emission]:
                 allowed=f"KIND=DIR, with a KIND of {', '.join(KINDS)}",
                 hint=did_you_mean(kind, KINDS) if kind not in KINDS else f"such as {kind}=deploy/",
             )
-        if any(Path(folder).resolve() == each.folder.resolve() for each in found):
-            raise InputError("two kinds of manifests have the same folder", key="--emit", got=folder)
+        _check_apart(Path(folder), [each.folder for each in found])
         found.append(Emission(kind, Path(folder)))
     return found
+
+
+def _check_apart(folder: Path, others: list[Path]) -> None:
+    """Refuse a folder that is another one's, or inside it: the next run would find files there that are not its own."""
+    place = folder.resolve()
+    for other in others:
+        there = other.resolve()
+        if place == there:
+            raise InputError("two kinds of manifests have the same folder", key="--emit", got=str(folder))
+        if place.is_relative_to(there) or there.is_relative_to(place):
+            raise InputError(
+                "one folder of manifests is inside another",
+                key="--emit",
+                got=f"{other} and {folder}",
+                hint="give folders beside each other",
+            )
 
 
 def check_emission(emission: Emission, scenario: Scenario) -> None:
@@ -146,7 +161,9 @@ def _first_line(kind: str) -> str:
 def _check_folder(emission: Emission) -> None:
     """Refuse a folder with files that no earlier emission of this kind wrote."""
     folder = emission.folder
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+    if folder.is_symlink():
+        raise OutputError("is a link", file=str(folder), hint="give the folder itself, or another DIR")
+    if folder.exists() and not folder.is_dir():
         raise OutputError("is not a folder", file=str(folder), hint="give another DIR")
     for file in sorted(folder.iterdir()) if folder.exists() else []:
         ours = file.name in KINDS[emission.kind].files and _is_ours(file, emission.kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sim.studies.deploying.commented_yaml import Noted, yaml_documents
+from sim.studies.deploying.commented_yaml import Commented, yaml_documents
 from sim.studies.deploying.deployment import Deployment
 from sim.studies.deploying.kubernetes import deployment_hints, labels_of, pod_spec
 
@@ -14,7 +14,7 @@ _CONTAINER = "kserve-container"
 
 def inference_service_file(found: Deployment, head: list[str]) -> str:
     """Return the InferenceService; it has as many replicas as were simulated, and does not scale."""
-    replicas = Noted(found.replicas, found.run.of("fleet.replicas"))
+    replicas = Commented(found.replicas, found.run.of("fleet.replicas"))
     service: dict[str, Any] = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",

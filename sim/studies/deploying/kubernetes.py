@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sim.studies.deploying.commented_yaml import Noted, yaml_documents
+from sim.studies.deploying.commented_yaml import Commented, yaml_documents
 from sim.studies.deploying.deployment import ADAPTERS_FOLDER, PORT, Deployment
 
 NOT_SIMULATED = "not simulated"
 MAY_LOAD = "lets clients load adapters"
-_PORT_NOTE = "not simulated; the server's default"
 _GPU = "nvidia.com/gpu"
 _PRODUCT = "nvidia.com/gpu.product"
 
@@ -44,7 +43,7 @@ def deployment_object(found: Deployment) -> dict[str, Any]:
         "kind": "Deployment",
         "metadata": {"name": found.name, "labels": labels_of(found)},
         "spec": {
-            "replicas": Noted(found.replicas, found.run.of("fleet.replicas")),
+            "replicas": Commented(found.replicas, found.run.of("fleet.replicas")),
             "selector": {"matchLabels": labels_of(found)},
             "template": {"metadata": {"labels": labels_of(found)}, "spec": pod_spec(found, found.engine.lower())},
         },
@@ -57,7 +56,7 @@ def pod_spec(found: Deployment, container_name: str) -> dict[str, Any]:
     :param container_name: of its only container.
     """
     spec: dict[str, Any] = {
-        "nodeSelector": {_PRODUCT: Noted(found.gpu.replace(" ", "-"), found.run.of("fleet.gpu"))},
+        "nodeSelector": {_PRODUCT: Commented(found.gpu.replace(" ", "-"), found.run.of("fleet.gpu"))},
         "containers": [_container(found, container_name)],
     }
     volumes = _volumes(found)
@@ -65,32 +64,40 @@ def pod_spec(found: Deployment, container_name: str) -> dict[str, Any]:
 
 
 def argument_lines(found: Deployment) -> list[Any]:
-    """Return the arguments of a container, each option and its value in one, with the run behind it."""
+    """Return the arguments of a container, each option and its value in one, with the run behind it.
+
+    Kubernetes and Compose both read ``$$`` as ``$``.
+    """
     lines: list[Any] = list(found.model_words())
-    lines[-1] = Noted(lines[-1], found.model_note)
+    lines[-1] = Commented(_literal(lines[-1]), found.model_note)
     for words, note in found.options(ADAPTERS_FOLDER):
         if len(words) == 2:
-            lines.append(Noted("=".join(words), note))
+            lines.append(Commented(_literal("=".join(words)), note))
         else:
-            lines += [Noted(word, note) for word in words]
-    return [*lines, *(Noted(word, NOT_SIMULATED) for word in found.server.listen)]
+            lines += [Commented(_literal(word), note) for word in words]
+    return [*lines, *(Commented(word, NOT_SIMULATED) for word in found.server.listen)]
+
+
+def _literal(word: str) -> str:
+    """Return a word as it is written where ``$(NAME)`` (Kubernetes) or ``${NAME}`` (Compose) would be replaced."""
+    return word.replace("$", "$$")
 
 
 def _container(found: Deployment, name: str) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": name,
-        "image": Noted(found.image, found.run.of("fleet.engine")),
+        "image": Commented(found.image, found.run.of("fleet.engine")),
         "command": list(found.program),
         "args": argument_lines(found),
         "env": [
             *(
-                {"name": key, "value": Noted(value, "lets clients load adapters")}
+                {"name": key, "value": Commented(value, "lets clients load adapters")}
                 for key, value in found.environment.items()
             ),
             {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}}},
         ],
-        "ports": [{"name": "http", "containerPort": Noted(PORT, _PORT_NOTE)}],
-        "resources": {"limits": {_GPU: Noted(found.gpus, found.run.of("fleet.tensor_parallel"))}},
+        "ports": [{"name": "http", "containerPort": Commented(PORT, found.port_comment)}],
+        "resources": {"limits": {_GPU: Commented(found.gpus, found.gpus_comment)}},
         "startupProbe": _probe(found, 10, 60, "not simulated; ten minutes to load the model"),
         "readinessProbe": _probe(found, 5, 3, NOT_SIMULATED),
         "livenessProbe": _probe(found, 10, 6, NOT_SIMULATED),
@@ -105,8 +112,8 @@ def _container(found: Deployment, name: str) -> dict[str, Any]:
 def _probe(found: Deployment, period_s: int, failures: int, note: str) -> dict[str, Any]:
     return {
         "httpGet": {"path": found.server.health, "port": "http"},
-        "periodSeconds": Noted(period_s, note),
-        "failureThreshold": Noted(failures, note),
+        "periodSeconds": Commented(period_s, note),
+        "failureThreshold": Commented(failures, note),
     }
 
 
@@ -132,6 +139,6 @@ def _service(found: Deployment) -> dict[str, Any]:
         "metadata": {"name": found.name, "labels": labels_of(found)},
         "spec": {
             "selector": labels_of(found),
-            "ports": [{"name": "http", "port": Noted(PORT, _PORT_NOTE), "targetPort": "http"}],
+            "ports": [{"name": "http", "port": Commented(PORT, found.port_comment), "targetPort": "http"}],
         },
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from sim.errors import InputError
 from sim.spec.scenario import Scenario
-from sim.studies.deploying.commented_yaml import Noted, yaml_documents
+from sim.studies.deploying.commented_yaml import Commented, yaml_documents
 from sim.studies.deploying.deployment import PORT, Deployment
 from sim.studies.deploying.kubernetes import deployment_hints, deployment_object, labels_of
 
@@ -50,10 +50,10 @@ def pool_file(found: Deployment, head: list[str]) -> str:
         "metadata": {"name": found.name, "labels": labels_of(found)},
         "spec": {
             "selector": {"matchLabels": labels_of(found)},
-            "targetPorts": [{"number": Noted(PORT, "not simulated; the server's default")}],
+            "targetPorts": [{"number": Commented(PORT, found.port_comment)}],
             "endpointPickerRef": {
                 "name": f"{found.name}-epp",
-                "port": {"number": Noted(_PICKER_PORT, "not simulated; the picker's default")},
+                "port": {"number": Commented(_PICKER_PORT, "not simulated; the picker's default")},
             },
         },
     }
@@ -62,7 +62,7 @@ def pool_file(found: Deployment, head: list[str]) -> str:
         "kind": "InferenceObjective",
         "metadata": {"name": found.name, "labels": labels_of(found)},
         "spec": {
-            "priority": Noted(0, "not simulated; all requests are served in order"),
+            "priority": Commented(0, "not simulated; all requests are served in order"),
             "poolRef": {"name": found.name},
         },
     }
@@ -71,7 +71,7 @@ def pool_file(found: Deployment, head: list[str]) -> str:
         "kind": "HTTPRoute",
         "metadata": {"name": found.name, "labels": labels_of(found)},
         "spec": {
-            "parentRefs": [{"name": Noted(_GATEWAY, "replace it with the name of your Gateway")}],
+            "parentRefs": [{"name": Commented(_GATEWAY, "replace it with the name of your Gateway")}],
             "rules": [
                 {
                     "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
@@ -97,7 +97,7 @@ def picker_file(found: Deployment, head: list[str]) -> str:
             {
                 "name": "default",
                 "plugins": [
-                    {"pluginRef": "lora-affinity-scorer", "weight": Noted(1, found.run.of("router.policy"))},
+                    {"pluginRef": "lora-affinity-scorer", "weight": Commented(1, found.run.of("router.policy"))},
                     {"pluginRef": "max-score-picker"},
                 ],
             }

@@ -19,8 +19,11 @@ def shell_script(found: Deployment, head: list[str]) -> str:
         many = f"{found.replicas} replicas behind a router with policy {found.router}"
         head = [*head, f"It starts one of {many}; give each a --port and GPUs of its own."]
     if found.adapters:
-        head = [*head, f"It finds the adapters in the folder named by ADAPTERS; unset: ./{ADAPTERS_HERE}."]
-        lines.insert(0, f'ADAPTERS="${{ADAPTERS:-./{ADAPTERS_HERE}}}"')
+        head = [
+            *head,
+            f"It finds the adapters in the folder named by ADAPTERS; unset: {ADAPTERS_HERE}, beside this file.",
+        ]
+        lines.insert(0, f'ADAPTERS="${{ADAPTERS:-$(dirname -- "$0")/{ADAPTERS_HERE}}}"')
     for words, note in found.options("$ADAPTERS"):
         lines.append(f'set -- "$@" {" ".join(map(_quoted, words))}' + (f" # {note}" if note else ""))
     exports = [f"export {key}={shlex.quote(value)} # lets clients load adapters" for key, value in _environment(found)]

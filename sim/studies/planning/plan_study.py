@@ -23,7 +23,7 @@ from sim.results.run_directory.study_records import EvaluationRecord, FormulaRec
 from sim.results.verdict import PROBABLE
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, why_no_flags
 from sim.spec.files.yaml_text import yaml_text
-from sim.spec.profile_choice import profile_of
+from sim.spec.profile_choice import gpus_per_replica, profile_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.studies.execution import Execution
@@ -349,12 +349,12 @@ def _most_wanted_first(designs: list[PlanDesign], axes: list[Variable], plan: Pl
     return sorted(designs, key=place)
 
 
-def _price(plan: Plan, design: PlanDesign) -> float | None:
-    """Return what all GPUs of a design cost per hour; None where the plan has no price."""
-    if plan.price is None or design.world is None:
+def _price(design: PlanDesign) -> float | None:
+    """Return what all GPUs of a design cost per hour; None where the scenario has no price."""
+    scenario = design.loaded.scenario
+    if scenario.fleet.price is None or design.world is None:
         return None
-    profile, _ = profile_of(design.loaded.scenario)
-    return plan.price * design.world.replicas * (1 if profile is None else profile.tensor_parallel)
+    return scenario.fleet.price * design.world.replicas * gpus_per_replica(scenario, design.world.profile)
 
 
 def _record(
@@ -399,7 +399,7 @@ def _record(
         grades=grades,
         probable=next((grade for grade in grades if grade.probability >= PROBABLE), None),
         frontier=[
-            replace(evaluator.grade(design), price=_price(plan, design))
+            replace(evaluator.grade(design), price=_price(design))
             for design in _most_wanted_first(found.frontier, axes, plan)
         ],
         edge_refused_key=None if found.edge is None or found.edge.refused is None else found.edge.refused.key,

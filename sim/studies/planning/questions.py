@@ -10,7 +10,7 @@ from typing import Any
 
 from sim.results.run_directory.study_records import FleetRecord
 from sim.results.verdict import MET, UNCLEAR
-from sim.spec.profile_choice import profile_of
+from sim.spec.profile_choice import gpus_per_replica, profile_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import PRICE, FleetChoice, Plan
 from sim.studies.planning.candidates import Variable
@@ -160,7 +160,7 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
     rows: list[FleetRecord] = []
     doubtful: list[PlanDesign] = []
     for fleet in plan.fleets:
-        fixed = _values_of(fleet, evaluator.loaded)
+        fixed = _values_of(fleet)
         first = fixed.design(evaluator, replicas, 0)
         gpus = gpus_of_replica(fleet, first.loaded)
         each = fleet.price * gpus
@@ -188,13 +188,10 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
     return best
 
 
-def _values_of(fleet: FleetChoice, loaded: LoadedScenario) -> _FixedValues:
-    """Return the values of a kind of fleet; its price is that of what its profile has for one GPU."""
-    price = fleet.price
-    if fleet.gpus is not None:
-        profile, _ = profile_of(loaded.with_values(fleet.set).scenario)
-        price *= fleet.gpus / (1 if profile is None else profile.tensor_parallel)
-    return _FixedValues({**fleet.set, "fleet.price": price}, {"fleet": fleet.name})
+def _values_of(fleet: FleetChoice) -> _FixedValues:
+    """Return the values of a kind of fleet, with its price and, where they are given, its GPUs."""
+    gpus = {} if fleet.gpus is None else {"fleet.gpus_per_replica": fleet.gpus}
+    return _FixedValues({**fleet.set, **gpus, "fleet.price": fleet.price}, {"fleet": fleet.name})
 
 
 def gpus_of_replica(fleet: FleetChoice, loaded: LoadedScenario) -> int:
@@ -203,7 +200,7 @@ def gpus_of_replica(fleet: FleetChoice, loaded: LoadedScenario) -> int:
     :param loaded: a scenario with the values of this fleet.
     """
     profile, _ = profile_of(loaded.scenario)
-    return fleet.gpus or (1 if profile is None else profile.tensor_parallel)
+    return fleet.gpus or gpus_per_replica(loaded.scenario, profile)
 
 
 def full_replicas(design: PlanDesign) -> int:

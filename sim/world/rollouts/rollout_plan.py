@@ -12,6 +12,7 @@ from sim.errors import ScenarioError, did_you_mean
 from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Adapters, Scenario
 from sim.spec.sections.rollout_strategies import Rollout, overlap, overlap_words
+from sim.spec.units import format_share
 from sim.traffic.adapters import ModelShape, Population, populate
 from sim.traffic.generate import Traffic
 
@@ -155,6 +156,14 @@ def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[in
             low += rollout.count / present
         elif rollout.share is not None:
             high = low + rollout.share
+            left = present - round(low * present)
+            if round(high * present) > present:
+                raise ScenarioError(
+                    "there are fewer adapters that no other rollout takes",
+                    key=f"rollouts.{number}.share",
+                    got=f"{format_share(rollout.share)} of {present}",
+                    allowed=f"up to {format_share(left / present)}" if left else "none is left",
+                )
             # In the order of their numbers, so that with a spread popular adapters begin among the others.
             names = sorted(ranked[round(low * present) : round(high * present)])
             if not names:
