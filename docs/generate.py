@@ -298,7 +298,8 @@ def pages() -> dict[Path, str]:
         "metrics": ("metrics.md", metric_table),
         "profiles": ("profile-sources.md", profile_sections),
         "built-profiles": ("profiles.md", built_profiles),
-        "commands": ("commands.md", command_sections),
+        "commands": ("commands.md", lambda: command_sections(measuring=False)),
+        "measuring-commands": ("commands-measuring.md", lambda: command_sections(measuring=True)),
         "engine-rules": ("adapters.md", engine_rules),
         "adapter-modes": ("engine-modes.md", mode_tables),
         "engine-versions": ("engines.md", version_table),
@@ -461,14 +462,19 @@ def threshold_table() -> str:
 # The command reference: a walk over the command line.
 
 
-def command_sections() -> str:
-    """Return a section for each command: what it does, how it is called, its options."""
+def command_sections(*, measuring: bool) -> str:
+    """Return a section for each command: what it does, how it is called, its options.
+
+    :param measuring: whether of the commands about profiles and measuring, which have a page of their own.
+    """
     import typer.main
 
     from sim.cli import app
 
     parts = []
     for path, command in _commands(typer.main.get_command(app), "loraplan"):
+        if path.startswith(_MEASURING) != measuring:
+            continue
         arguments = [param for param in command.params if param.param_type_name == "argument"]
         options = [param for param in command.params if param.param_type_name == "option"]
         usage = " ".join([path, *(_argument(param) for param in arguments), "[OPTIONS]"])
@@ -487,6 +493,9 @@ def command_sections() -> str:
             "",
         ]
     return "\n".join(parts).rstrip()
+
+
+_MEASURING = ("loraplan profiles", "loraplan calibrate", "loraplan fidelity")
 
 
 def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
