@@ -102,7 +102,7 @@ def everything(options: SamplingOptions, layers: LayersOption = None) -> None:
 
     Example: loraplan calibrate all --quick
     """
-    from sim.cli.commands.fit_command import fit
+    from sim.cli.commands.fit_command import FitOptions, check_profile_target, fit_to_folder
 
     ends_at = _begin(options)
     profile = options.out / PROFILE
@@ -110,7 +110,7 @@ def everything(options: SamplingOptions, layers: LayersOption = None) -> None:
         profile.unlink(missing_ok=True)  # it would be taken for one of the new samples
     _end_where_cut_short(_time_steps(options, ends_at, layers, None), options.quiet)
     _end_where_cut_short(_time_loads(options, ends_at), options.quiet)
-    fit(options.out, out=profile, quiet=options.quiet)
+    fit_to_folder(options.out, FitOptions(profile, quiet=options.quiet), check_profile_target(profile))
     message(f"next: loraplan run quickstart --set fleet.profile={profile}", options.quiet)
 
 

@@ -188,9 +188,6 @@ def fit(options: FitOptions) -> None:
 
     Example: loraplan calibrate fit runs/calibration --out profile.json
     """
-    from calibrate.fit.fit_report import HEAD, as_json, closing, hold_out_rows
-    from calibrate.published.profile_from_runs import write_profile
-
     if options.jobs == 0:
         raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
     out = check_profile_target(options.out)
@@ -206,7 +203,15 @@ def fit(options: FitOptions) -> None:
             raise InputError("goes with --from-bench", key=key, got=value)
     if options.folder is None:
         raise InputError("nothing to fit", key="DIR", allowed="a folder, or --from-bench with a result of a benchmark")
-    profile = _fitted(options.folder, options.model, out.name, options.jobs, options.quiet)
+    fit_to_folder(options.folder, options, out)
+
+
+def fit_to_folder(folder: Path, options: FitOptions, out: Path) -> None:
+    """Fit a profile to samples or published tables, write it, and print how well it predicts."""
+    from calibrate.fit.fit_report import HEAD, as_json, closing, hold_out_rows
+    from calibrate.published.profile_from_runs import write_profile
+
+    profile = _fitted(folder, options.model, out.name, options.jobs, options.quiet)
     write_profile(profile, out)
     if options.json:
         say_json({**as_json(profile), "file": str(out)})
