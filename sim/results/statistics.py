@@ -176,7 +176,8 @@ def skewed(value: float, half: float) -> tuple[float, float]:
         return value, value
     share = half / value
     assert 0 < share < MOST_SKEWED, "there is no upper end for a half-width as large as this"
-    return value * (math.sqrt(1 + 4 * share) - 1) / (2 * share), value * (1 - math.sqrt(1 - 4 * share)) / (2 * share)
+    # Both roots in the form that loses no digits where the share is tiny.
+    return 2 * value / (1 + math.sqrt(1 + 4 * share)), 2 * value / (1 + math.sqrt(1 - 4 * share))
 
 
 class Sampled:

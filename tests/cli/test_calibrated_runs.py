@@ -21,7 +21,7 @@ def profile(tmp_path: Path) -> str:
 
 
 def test_run_shows_both_intervals_side_by_side(loraplan: CommandLine, tmp_path: Path, profile: str) -> None:
-    ended = loraplan("run", "quickstart", *FEW, "--set", profile, "--out", "out")
+    ended = loraplan("run", "quickstart", "--all", *FEW, "--set", profile, "--out", "out")
     assert ended.code == 0, ended.err
     head = next(line for line in ended.out.splitlines() if line.startswith("metric"))
     assert head.split()[:6] == ["metric", "value", "95", "%", "interval", "calibration"]

@@ -88,7 +88,7 @@ def test_commands_that_no_test_runs_have_options_that_exist() -> None:
         for block in outputs.BLOCK.finditer(page.read_text(encoding="utf-8")):
             if block["kind"] == "console":
                 continue
-            for line in block["body"].splitlines():
+            for line in block["body"].replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True) if line.startswith("loraplan ") else []
                 if not words or "[OPTIONS]" in words:
                     continue

@@ -76,7 +76,7 @@ def test_without_a_base_every_value_says_where_it_comes_from(loraplan: CommandLi
         "host:",
     )
     for line in values:
-        said = re.search(r"# .*(measured|assumed|--[a-z]|command line|choose|put your own)", line)
+        said = re.search(r"# .*(measured|assumed|--[a-z]|command line|choose|put your own|the default of)", line)
         assert said or line.strip().startswith(sections), line
     assert any("slots: 4" in line and "--max-loras 4" in line for line in lines)  # a command line comes first
     assert any("exponent: 0.9" in line and "assumed" in line for line in lines)

@@ -144,6 +144,7 @@ class Counted:
     low: float | None = None
     high: float | None = None
     settled: bool = True
+    half_of_sections: float | None = None
 
     @property
     def parts(self) -> list[float | None]:
@@ -170,6 +171,16 @@ def limits(name: str, value: float, half: float | None) -> tuple[float | None, f
     if name in SHARES:
         high = min(high, 1.0)
     return max(low, 0.0), high
+
+
+def skewed(name: str, value: float, half: float) -> tuple[float, float]:
+    """The interval of a settled metric: of a time, the θ that are no further than half · (θ / value)² from it."""
+    if name in SHARES:
+        return max(0.0, value - half), min(1.0, value + half)
+    if not 0 < half < value / 4:
+        return max(0.0, value - half), value + half
+    share = half / value
+    return 2 * value / (1 + math.sqrt(1 + 4 * share)), 2 * value / (1 + math.sqrt(1 - 4 * share))
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
@@ -220,7 +231,7 @@ class SecondCount:
         value = statistic(self.wholes) if enough else None
         if value is None:
             return Counted(None, in_sections, in_replications, settled=False)
-        half = half_width([x for x in in_sections if x is not None], value)
+        half = of_sections = half_width([x for x in in_sections if x is not None], value)
         if len(self.wholes) >= MIN_REPLICATIONS_AS_SECTIONS:
             other = half_width([x for x in in_replications if x is not None], value)
             if other is not None:
@@ -233,7 +244,7 @@ class SecondCount:
             least = 100 if name in P99S else 1
             if name in (MEANS | MEDIANS | P99S) and len(values_of(name, section)) < least:
                 settled = False
-        return Counted(value, in_sections, in_replications, low, high, settled)
+        return Counted(value, in_sections, in_replications, low, high, settled, of_sections)
 
     def attainment(self) -> Counted:
         """SLO attainment: a ratio with the interval of a share of requests."""

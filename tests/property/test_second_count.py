@@ -14,7 +14,7 @@ import naive_capacity
 import pytest
 from counted_runs import Run, run
 from metric_scenarios import FAMILIES, FAULTS, STRATEGIES, metric_scenario
-from naive_intervals import Counted, SecondCount
+from naive_intervals import MEANS, MEDIANS, P99S, Counted, SecondCount, is_narrow, skewed
 from naive_metrics import e2e_mean_s
 from naive_parts import Part, has_targets, is_late
 
@@ -31,6 +31,9 @@ BIN = 1.001
 """Upper edge of a bin of gaps over its lower edge."""
 ALIKE = 2.5e-4
 """Steps of a leap that differ by less than twice this are counted as equal: a quarter of a bin."""
+CAUTION = 1.3
+SIZED = {*MEANS, *MEDIANS, *P99S, "miss_ratio", "hit_ratio", "delayed_hit_ratio"}
+"""Metrics that are settled by their effective sample size."""
 GAPS_IN_BINS = ("itl_p99_s",)
 LEAST = {
     "hit": 400,
@@ -110,12 +113,41 @@ def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iter
         if not same_value(name, theirs.value, ours.value):
             yield f"{name}: {ours.value}, counted {theirs.value} ({ours.note})"
             continue
-        if name not in GAPS_IN_BINS and not (near(theirs.low, ours.lo) and near(theirs.high, ours.hi)):
+        # A value can be unsettled for another reason after its effective sample size was found to be enough.
+        sized = name in SIZED and (ours.settled or not near(theirs.low, ours.lo))
+        if sized and not within_caution(name, theirs, ours):
+            yield f"{name}: {ours.lo} to {ours.hi}, settled, around {theirs.value} ± {theirs.half_of_sections}"
+        if not sized and name not in GAPS_IN_BINS and not (near(theirs.low, ours.lo) and near(theirs.high, ours.hi)):
             yield f"{name}: {ours.lo} to {ours.hi}, counted {theirs.low} to {theirs.high}"
-        if ours.value is not None and theirs.settled != ours.settled and not (theirs.settled and is_small(ours)):
+        if ours.value is not None and theirs.settled != ours.settled and not decided_by_size(name, theirs, ours):
             yield f"{name}: settled {ours.settled}, counted {theirs.settled} ({ours.note})"
         if ours.parts and not parts_agree(name, ours.parts, theirs):
             yield f"{name}: parts {ours.parts}, counted {theirs.in_sections} or {theirs.in_replications}"
+
+
+def within_caution(name: str, counted: Counted, metric: Metric) -> bool:
+    """Whether the interval of a settled metric is that of its sections, or up to 30 % wider: the effective sample size,
+    which says how much, isn't counted here."""
+    if counted.half_of_sections is None or metric.value is None:
+        return near(counted.low, metric.lo) and near(counted.high, metric.hi)
+    (low, high), (lowest, highest) = (
+        skewed(name, metric.value, factor * counted.half_of_sections) for factor in (1.0, CAUTION)
+    )
+    slack = 1e-6 * abs(metric.value)
+    return lowest - slack <= metric.lo <= low + slack and high - slack <= metric.hi <= highest + slack
+
+
+def decided_by_size(name: str, counted: Counted, metric: Metric) -> bool:
+    """Whether the effective sample size decides that a metric is settled or not: by itself, or by its caution."""
+    if counted.half_of_sections is None or name not in SIZED:
+        return counted.settled and is_small(metric)
+    narrow, narrow_with_caution = (
+        is_narrow(name, (high - low) / 2, counted.value)
+        for low, high in (skewed(name, counted.value, factor * counted.half_of_sections) for factor in (1.0, CAUTION))
+    )
+    if counted.settled:
+        return is_small(metric) or (metric.state.cause is Cause.WIDE and not narrow_with_caution)
+    return narrow  # sections alone are
 
 
 def is_small(metric: Metric) -> bool:

@@ -109,8 +109,6 @@ def _text_table(file: str, raw: gzip.GzipFile | io.BufferedReader) -> TraceTable
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start:
         raise TraceError("the trace is empty", file=file)
-    if any(byte < 9 for byte in start):
-        raise TraceError("not a table: this is no text", file=file, got=repr(start[:8])[2:-1])
     if start.startswith((b"# HELP ", b"# TYPE ")):
         raise TraceError("a page of metrics, and no log of requests", file=file, hint="loraplan observe reads it")
     is_csv = not (start[:1] in (b"{", b"[") or ACCESS_LINE.match(start) or VLLM_LINE.match(start))
