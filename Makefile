@@ -12,7 +12,7 @@ COMPILE := HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(FAST)/python -m pip --quiet --d
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema docs pictures terminal lab-kit clean
+.PHONY: help demo test test-vllm round-trip vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema docs pictures terminal lab-kit clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -26,8 +26,10 @@ test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-vllm: $(VENV)/.installed-test vllm-env ## compare predictions with a real vLLM, on this CPU; it parses what is emitted
-	$(BIN)/python -m pytest tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py \
-		tests/serve/test_observe_real_vllm.py
+	$(BIN)/python -m pytest tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py
+
+round-trip: $(VENV)/.installed-test vllm-env ## predict another load of a real vLLM from its metrics; needs an idle machine
+	$(BIN)/python -m pytest tests/serve/test_observe_real_vllm.py
 
 vllm-env: $(VLLM_VENV)/.installed ## install vLLM's CPU build into an environment of its own (3 GB)
 
