@@ -267,4 +267,6 @@ def _covariance(jacobian: Floats, residuals: Floats, scale: Floats) -> Floats:
 
 def _draws(solution: Floats, covariance: Floats, *, with_fixed: bool) -> tuple[tuple[float, float | None], ...]:
     rows = stream(1, 0, "load-correction").multivariate_normal(solution, covariance, size=DRAWS, method="svd")
-    return tuple((math.exp(float(row[0])), max(float(row[1]), 0.0) if with_fixed else None) for row in rows)
+    factors = np.exp(np.clip(rows[:, 0], -_MOST_LOG, _MOST_LOG))  # where the fit itself has to stay
+    fixed = np.maximum(rows[:, 1], 0.0)
+    return tuple((float(factor), float(s) if with_fixed else None) for factor, s in zip(factors, fixed, strict=True))

@@ -60,7 +60,7 @@ def frontier_table(data: RunData) -> Table | None:
     rows = [
         [
             *(axis.label(row.set[key]) for axis, key in zip(axes, keys, strict=True)),
-            *([f"{row.price:,.2f}" if row.price is not None else "–"] if priced else []),
+            *([f"${row.price:,.2f}" if row.price is not None else "–"] if priced else []),
             row.verdict,
             likelihood(row.probability),
             RECOMMENDED if row.set == record.answer else "",

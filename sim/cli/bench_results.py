@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.cli.measured_values import measured_value, measured_words
 from sim.cli.output import command_line, message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError
 
@@ -126,24 +127,13 @@ def _rows(metrics: Sequence[BenchMetric]) -> Iterator[tuple[str, ...]]:
     for each in metrics:
         width = "" if each.half_width is None or not each.measured else f"{each.half_width / each.measured:.1%}"
         error = "" if each.error is None else f"{each.error:+.1%}"
-        yield metric_words(each.name), _value(each.name, each.measured), width, _value(each.name, each.predicted), error
-
-
-_RATES = {"requests_per_s": "requests/s", "output_tokens_per_s": "output tokens/s"}
-
-
-def metric_words(name: str) -> str:
-    """Return a metric such as ``ttft_p50_s`` in words."""
-    if name in _RATES:
-        return _RATES[name]
-    kind, which, _ = name.split("_")
-    return f"{which} {kind.upper()}"
-
-
-def _value(name: str, value: float) -> str:
-    from sim.spec.units import human_seconds
-
-    return f"{value:,.4g}" if name in _RATES else human_seconds(value)
+        yield (
+            measured_words(each.name),
+            measured_value(each.name, each.measured),
+            width,
+            measured_value(each.name, each.predicted),
+            error,
+        )
 
 
 def fit_to_benchmarks(files: BenchFiles, out: Path, *, json: bool, quiet: bool) -> None:
@@ -203,8 +193,8 @@ def say_correction(correction: LoadCorrection, quiet: bool) -> None:
     rows = [
         (
             each.load,
-            metric_words(each.metric),
-            _value(each.metric, each.measured),
+            measured_words(each.metric),
+            measured_value(each.metric, each.measured),
             f"{each.before:+.1%}",
             f"{each.after:+.1%}",
         )
@@ -220,7 +210,7 @@ def say_correction(correction: LoadCorrection, quiet: bool) -> None:
     worst = max(correction.checked, key=lambda each: abs(each.after))
     if abs(worst.after) > _UNEXPLAINED:
         message(
-            f"warning: no factor explains this: {metric_words(worst.metric)} of {worst.load} stays off by "
+            f"warning: no factor explains this: {measured_words(worst.metric)} of {worst.load} stays off by "
             f"{worst.after:+.0%}. Is the scenario what was measured? Check adapters.count, cache.gpu.slots, prefixes "
             "that requests share, and whether the server was busy with other work",
             quiet,

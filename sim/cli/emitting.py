@@ -46,7 +46,7 @@ class Manifests:
 
     def write_and_say(self, scenario: Scenario, data: RunData, point: Point, *, json: bool, quiet: bool) -> None:
         """Write them and print their files; with ``--json`` these are messages."""
-        from sim.studies.deploying.deployment import MODEL
+        from sim.spec.engine_flags.command_lines import MODEL, served_model
 
         written = self.write(scenario, data, point)
         for kind, file in written:
@@ -54,7 +54,7 @@ class Manifests:
                 message(f"{kind}: {file}", quiet)
             else:
                 say_file(f"{kind:<9} ", file)
-        if written and "/" not in (scenario.adapters.base_model or ""):
+        if written and served_model(scenario) == MODEL:
             message(f"note: replace {MODEL} there with the base model's repository or path", quiet)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command_line import CommandLine
 
-from calibrate.fit.load_correction import FittedNumber, MeasuredLoad, correct, scaled_step
+from calibrate.fit.load_correction import FittedNumber, MeasuredLoad, _draws, correct, scaled_step
 from sim.errors import InputError
 from sim.spec.profile import Draw, load_profile
 from sim.spec.scenario_file import load_scenario
@@ -355,3 +355,12 @@ def test_a_confined_scenario_can_be_a_server(samples: Path, tmp_path: Path, monk
 def test_help_shows_how_to_change_the_server(loraplan: CommandLine) -> None:
     """The command's own note names ``--set``."""
     assert "--set KEY=VALUE" in loraplan("fidelity", "--help").out
+
+
+def test_draws_stay_where_the_fit_itself_has_to_stay() -> None:
+    """Loads that contradict each other leave a spread of many orders; no profile holds such step costs."""
+    drawn = _draws(np.array([0.0, 0.001, 0.0]), np.diag([1e4, 1e4, 1.0]), with_fixed=True)
+    assert all(math.exp(-3) <= factor <= math.exp(3) for factor, _ in drawn)
+    assert all(fixed is not None and fixed >= 0 for _, fixed in drawn)
+    for factor, fixed_s in drawn:
+        scaled_step(load_profile("cpu/tiny/vllm-0.32")[0].step, factor, fixed_s)

@@ -84,6 +84,9 @@ def test_without_a_base_every_value_says_where_it_comes_from(loraplan: CommandLi
     assert loraplan("check", "o.yaml").code == 0
     assert "p50 TTFT" in ended.out
     assert "…" in ended.out  # bounds of the bucket
+    # with 4 slots and no copies most loads come from storage, so host memory comes before slots
+    count = load_scenario("o.yaml").scenario.adapters.count
+    assert f"next     loraplan plan o.yaml --minimize cache.gpu.slots=1..16 --set cache.host.slots={count}" in ended.out
 
 
 def test_a_profile_is_corrected_by_what_was_measured(loraplan: CommandLine, samples: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from sim.cli.bench_results import BenchFiles, predict_benchmarks
 from sim.cli.commands.fit_command import MeasuredTable, predict_runs
+from sim.cli.measured_values import measured_words
 from sim.cli.options import JobsOption, JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError
@@ -226,15 +227,10 @@ def _print_prediction(fit_on: Path, costs: RecordCosts, metrics: dict[str, Predi
     host = float(costs.host_s[len(costs.host_s) // 2])
     say("", f"Predicted with costs from {fit_on}: {words}; {host * 1e3:.3g} a load from host memory (median)", "")
     rows = [
-        (_metric_words(name), _show(name, value.measured), _show(name, value.predicted), f"{value.error:+.1%}")
+        (measured_words(name), _show(name, value.measured), _show(name, value.predicted), f"{value.error:+.1%}")
         for name, value in metrics.items()
     ]
     print_rich(rich_rows(("metric", "measured", "predicted", "error"), rows))
-
-
-def _metric_words(name: str) -> str:
-    latency, _, rest = name.partition("_")
-    return f"{rest.removesuffix('_s')} {latency.upper()}" if rest else name
 
 
 def _show(name: str, value: float) -> str:

@@ -14,6 +14,7 @@ import typer
 
 from sim.cli.bench_results import say_correction
 from sim.cli.commands.init_command import gpu_setting
+from sim.cli.measured_values import measured_value, measured_words
 from sim.cli.options import JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError, LoraplanError, ScenarioError
@@ -34,6 +35,8 @@ _LIMIT_S = 30.0
 _SHORTEST_S = 1.0
 _FITTED: tuple[Role, ...] = ("itl", "ttft")
 _FIT_REQUESTS = 2_000
+_MOST_SLOTS = 16
+"""GPU slots that the next command plans with, at most."""
 _WINDOW = "metrics"
 """What the load is called that was read."""
 
@@ -136,7 +139,7 @@ def observe(options: ObserveOptions) -> None:
     if correction is not None:
         say("")
         say_correction(correction, options.quiet)
-    _say_next(options)
+    _say_next(options, scenario)
 
 
 def _check(options: ObserveOptions) -> None:
@@ -317,49 +320,34 @@ def _print(service: ObservedService, source: str, comparison: ObservedComparison
         f"  {source}",
         "",
     )
-    rows = [(_words(row), *_cells(row)) for row in comparison.rows]
+    rows = [(measured_words(row.name), *_cells(row)) for row in comparison.rows]
     print_rich(rich_rows(("", "measured", "between", "simulated", "difference"), rows))
     say("")
     for note in comparison.notes:
         message(f"note: {note}", options.quiet)
 
 
-def _say_next(options: ObserveOptions) -> None:
+def _say_next(options: ObserveOptions, scenario: Scenario) -> None:
+    """Print what was written, and the plan that comes next: first host memory for all adapters, then GPU slots."""
     if options.fit_profile is not None:
         say("", f"profile  {options.fit_profile}")
-    say(f"scenario {options.out}", f"next     loraplan plan {options.out} --minimize cache.gpu.slots=1..16")
-
-
-_NAMES = {
-    "requests_per_s": "requests/s",
-    "output_tokens_per_s": "output tokens/s",
-    "in_flight": "requests in flight",
-    "running": "running requests",
-    "waiting": "waiting requests",
-    "prefix_hits": "prompt tokens cached",
-}
-
-
-def _words(row: ComparedMetric) -> str:
-    if row.name in _NAMES:
-        return _NAMES[row.name]
-    kind, which, _ = row.name.split("_")
-    return f"{which} {kind.upper()}"
+    count = scenario.adapters.count or _MOST_SLOTS
+    short_of_copies = scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None
+    host = f" --set cache.host.slots={count}" if short_of_copies and scenario.adapters.count else ""
+    slots = f"cache.gpu.slots=1..{min(_MOST_SLOTS, count)}"
+    say(f"scenario {options.out}", f"next     loraplan plan {options.out} --minimize {slots}{host}")
 
 
 def _cells(row: ComparedMetric) -> tuple[str, str, str, str]:
     between = "" if row.bucket is None else f"{_edge(row.bucket.low)} … {_edge(row.bucket.high)}"
     difference = "within" if row.within else "" if row.error is None else f"{row.error:+.1%}"
     about = "≈ " if row.bucket is not None else ""
-    return f"{about}{_value(row, row.measured)}", between, _value(row, row.simulated), difference
-
-
-def _value(row: ComparedMetric, value: float) -> str:
-    from sim.spec.units import human_seconds
-
-    if row.unit == "s":
-        return human_seconds(value)
-    return f"{value:.1%}" if row.unit == "%" else f"{value:,.3g}"
+    return (
+        f"{about}{measured_value(row.name, row.measured)}",
+        between,
+        measured_value(row.name, row.simulated),
+        difference,
+    )
 
 
 def _edge(seconds: float) -> str:

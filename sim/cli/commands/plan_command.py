@@ -28,8 +28,13 @@ from sim.cli.ranges import parse_range
 from sim.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from reports.table import Table
+    from reports.text.answer_text import Answer
+    from sim.results.run_directory.store import RunData
     from sim.results.run_directory.study_records import EvaluationRecord
+    from sim.studies.planning.plan_study import PlanOutcome
 
 NONE_MEETS = 1
 
@@ -64,14 +69,10 @@ def plan(
 
     Example: loraplan plan quickstart --minimize cache.gpu.slots=8..64
     """
-    from reports.answers.plan_reading import PlanReading, shown_metrics
     from reports.formatting import metric_words, percent, show
     from reports.pages.run_page import write_report
-    from reports.tables.plan_tables import frontier_table
-    from reports.tables.what_if_table import what_if_table
     from reports.text.plan_text import plan_answer, plan_json
     from sim.results.run_directory.store import blamed_on, read_run
-    from sim.results.verdict import MET, NOT_MET
     from sim.spec.scenario_file import load_scenario
     from sim.studies.execution import Execution
     from sim.studies.planning.plan_study import RECOMMENDED, make_plan
@@ -108,22 +109,8 @@ def plan(
     if options.json:
         say_json(plan_json(data))
     else:
-        say_result(loaded.scenario.name, said.headline, [planned.point], MET if planned.feasible else NOT_MET)
-        for sentence in (*said.details, said.binding_sentence, said.headroom):
-            if sentence:
-                say(f"  {sentence}")
-        say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}", "")
-        _print_table(frontier_table(data))
-        _print_table(what_if_table(data.what_if, shown_metrics(PlanReading(data).terms)))
-        say_file("report    ", page)
-        if planned.feasible:
-            say_file("scenario  ", planned.path / RECOMMENDED)
-            for engine, line in planned.record.flags.items():
-                say_command(f"{engine:<9} ", line)
-            if planned.record.no_flags:
-                say(f"flags     {planned.record.no_flags}")
-            if planned.record.flags and planned.record.beyond_flags:
-                say(f"also set  {'; '.join(planned.record.beyond_flags)}")
+        _print_plan(loaded.scenario.name, planned, data, said)
+        _print_files(planned, page)
     if not planned.feasible:
         if manifests.emissions:
             message("note: nothing is emitted, because nothing meets the SLO", quiet)
@@ -131,6 +118,38 @@ def plan(
     if manifests.emissions:
         chosen = load_scenario(str(planned.path / RECOMMENDED)).scenario
         manifests.write_and_say(chosen, data, planned.point, json=options.json, quiet=quiet)
+
+
+def _print_plan(name: str, planned: PlanOutcome, data: RunData, said: Answer) -> None:
+    """Print the answer and its tables."""
+    from reports.answers.plan_reading import PlanReading, shown_metrics
+    from reports.tables.plan_tables import frontier_table
+    from reports.tables.what_if_table import what_if_table
+    from sim.results.verdict import MET, NOT_MET
+
+    say_result(name, said.headline, [planned.point], MET if planned.feasible else NOT_MET)
+    for sentence in (*said.details, said.binding_sentence, said.headroom):
+        if sentence:
+            say(f"  {sentence}")
+    say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}", "")
+    _print_table(frontier_table(data))
+    _print_table(what_if_table(data.what_if, shown_metrics(PlanReading(data).terms)))
+
+
+def _print_files(planned: PlanOutcome, page: Path) -> None:
+    """Print what was written, and the command lines that start what is recommended."""
+    from sim.studies.planning.plan_study import RECOMMENDED
+
+    say_file("report    ", page)
+    if not planned.feasible:
+        return
+    say_file("scenario  ", planned.path / RECOMMENDED)
+    for engine, line in planned.record.flags.items():
+        say_command(f"{engine:<9} ", line)
+    if planned.record.no_flags:
+        say(f"flags     {planned.record.no_flags}")
+    if planned.record.flags and planned.record.beyond_flags:
+        say(f"also set  {'; '.join(planned.record.beyond_flags)}")
 
 
 def _print_table(table: Table | None) -> None:

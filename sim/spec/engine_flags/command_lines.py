@@ -15,8 +15,10 @@ from sim.spec.sections.serving import Cache, Fleet, Storage
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
 
-_REPOSITORY = re.compile(r"[\w./][\w.-]*(/[\w.-]+)+", re.ASCII)
-"""A repository such as ``org/model``, or a path, which a shell takes as it is."""
+MODEL = "MODEL"
+"""Stands for the base model where the scenario names neither a repository nor a path."""
+_PATH = re.compile(r"/?[\w.][\w.-]*(/[\w.][\w.-]*)*/?", re.ASCII)
+"""A repository or a path: no letter that a shell, Compose or Kubernetes reads as more, and no option."""
 _NO_COMMAND = {
     "continuous": "engine continuous is idealised, and no server follows its rules; choose fleet.engine vllm",
     "fixed": "engine fixed is a queue with a given service time, not a server",
@@ -82,9 +84,14 @@ def engine_flags(scenario: Scenario, kv_tokens: int | None) -> dict[str, str]:
 
     :param kv_tokens: tokens for which the replica had a KV cache.
     """
+    model = served_model(scenario)
+    return {command.engine: command.text.replace(MODEL, model, 1) for command in engine_commands(scenario, kv_tokens)}
+
+
+def served_model(scenario: Scenario) -> str:
+    """Return the repository or path of the base model as a command line has it; ``MODEL`` where it can't."""
     named = scenario.adapters.base_model or ""
-    model = named if _REPOSITORY.fullmatch(named) else "MODEL"
-    return {command.engine: command.text.replace("MODEL", model, 1) for command in engine_commands(scenario, kv_tokens)}
+    return named if "/" in named and _PATH.fullmatch(named) else MODEL
 
 
 def _command(engine: EngineFlags, replica: Replica) -> EngineCommand:

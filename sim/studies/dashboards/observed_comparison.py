@@ -24,13 +24,12 @@ _LATENCIES: tuple[Latency, ...] = ("ttft", "itl", "tpot", "e2e")
 class ComparedMetric:
     """One row.
 
-    :ivar name: such as ``ttft_p50_s``; ``unit``: ``s``, ``1/s``, ``1`` or ``%``.
+    :ivar name: such as ``ttft_p50_s``.
     :ivar measured: the value; of a quantile, one that is interpolated within ``bucket``.
     :ivar simulated: NaN where the simulation has none.
     """
 
     name: str
-    unit: str
     measured: float
     simulated: float
     bucket: BucketQuantile | None = None
@@ -81,25 +80,25 @@ def compare_observed(service: ObservedService, scenario: Scenario) -> ObservedCo
 
 def _rows(service: ObservedService, predicted: PredictedService) -> Iterator[ComparedMetric]:
     # requests that were aborted are simulated to their end
-    yield ComparedMetric("requests_per_s", "1/s", service.ended / service.seconds, predicted.requests_per_s)
+    yield ComparedMetric("requests_per_s", service.ended / service.seconds, predicted.requests_per_s)
     if service.output_total is not None:
         measured = service.output_total / service.seconds
-        yield ComparedMetric("output_tokens_per_s", "1/s", measured, predicted.output_tokens_per_s)
+        yield ComparedMetric("output_tokens_per_s", measured, predicted.output_tokens_per_s)
     if service.in_flight is not None:
-        yield ComparedMetric("in_flight", "1", service.in_flight, predicted.running + predicted.waiting)
+        yield ComparedMetric("in_flight", service.in_flight, predicted.running + predicted.waiting)
     if service.running is not None:
-        yield ComparedMetric("running", "1", service.running, predicted.running)
+        yield ComparedMetric("running", service.running, predicted.running)
     if service.waiting is not None:
-        yield ComparedMetric("waiting", "1", service.waiting, predicted.waiting)
+        yield ComparedMetric("waiting", service.waiting, predicted.waiting)
     for kind in _LATENCIES:
         histogram = service.histograms.get(kind)
         if histogram is None:
             continue
         if histogram.mean is not None:
-            yield ComparedMetric(f"{kind}_mean_s", "s", histogram.mean, predicted.mean(kind))
+            yield ComparedMetric(f"{kind}_mean_s", histogram.mean, predicted.mean(kind))
         for share in QUANTILES:
             bucket = histogram.quantile(share)
             simulated = predicted.quantile(kind, share)
-            yield ComparedMetric(f"{kind}_p{share * 100:.0f}_s", "s", bucket.value, simulated, bucket)
+            yield ComparedMetric(f"{kind}_p{share * 100:.0f}_s", bucket.value, simulated, bucket)
     if service.prefix_hits is not None and predicted.prefix_hits is not None:
-        yield ComparedMetric("prefix_hits", "%", service.prefix_hits, predicted.prefix_hits)
+        yield ComparedMetric("prefix_hits", service.prefix_hits, predicted.prefix_hits)

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 from sim.errors import InputError
 from sim.results.point import Point
 from sim.results.verdict import NO_SLO, verdict
-from sim.spec.engine_flags.command_lines import EngineCommand, beyond_flags, engine_commands, why_no_flags
+from sim.spec.engine_flags.command_lines import (
+    MODEL,
+    EngineCommand,
+    beyond_flags,
+    engine_commands,
+    served_model,
+    why_no_flags,
+)
 from sim.spec.engine_versions import release_of
 from sim.spec.engines import ENGINES
 from sim.spec.gpus import gpu_named
@@ -23,14 +30,10 @@ if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
     from sim.studies.deploying.adapter_list import ListedAdapter
 
-MODEL = "MODEL"
-"""Stands for the base model where the scenario names neither a repository nor a path."""
 PORT = 8000
 ADAPTERS_FOLDER = "/adapters"
 """Where containers have the folder of adapters."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_MODEL = re.compile(r"/?[A-Za-z0-9._][A-Za-z0-9._-]*(/[A-Za-z0-9._][A-Za-z0-9._-]*)*/?")
-"""A repository or a path: no letter that a shell, Compose or Kubernetes reads as more, and no option."""
 _MOST_LETTERS = 50
 """Of a scenario's name: Kubernetes allows 63, and names of parts append to it."""
 
@@ -204,7 +207,7 @@ def check_deployment(scenario: Scenario) -> None:
             hint=f"--set name={better}",
         )
     model = scenario.adapters.base_model or ""
-    if "/" in model and _MODEL.fullmatch(model) is None:
+    if "/" in model and served_model(scenario) == MODEL:
         raise InputError(
             "a manifest can't hold this repository or path of a model",
             key="adapters.base_model",
@@ -252,13 +255,12 @@ def make_deployment(
     release = release_of(scenario.fleet.engine)
     assert gpu is not None, "checked"
     assert release is not None, "engines with a command line have versions"
-    named = scenario.adapters.base_model or ""
     return Deployment(
         name=scenario.name,
         engine=command.engine,
         release=release,
         command=command,
-        model=named if "/" in named else MODEL,
+        model=served_model(scenario),
         replicas=scenario.fleet.replicas,
         gpus=gpus_per_replica(scenario, profile),
         gpus_key="fleet.tensor_parallel" if scenario.fleet.gpus_per_replica is None else "fleet.gpus_per_replica",

@@ -90,10 +90,7 @@ def _container(found: Deployment, name: str) -> dict[str, Any]:
         "command": list(found.program),
         "args": argument_lines(found),
         "env": [
-            *(
-                {"name": key, "value": Commented(value, "lets clients load adapters")}
-                for key, value in found.environment.items()
-            ),
+            *({"name": key, "value": Commented(value, MAY_LOAD)} for key, value in found.environment.items()),
             {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}}},
         ],
         "ports": [{"name": "http", "containerPort": Commented(PORT, found.port_comment)}],
