@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 SIMULATIONS = 4
 MODEL_ERROR = 0.02
-"""Relative error of the simulation itself, beside that of the measurement: no value is fitted closer."""
+"""Relative error of the simulation itself, on top of the measurement's. No value is fitted more closely than this."""
 DRAWS = 16
 NORMAL = 1.96
 MEDIAN_ERROR = math.sqrt(math.pi / 2)

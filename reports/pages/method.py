@@ -187,12 +187,13 @@ def profile_words(manifest: Mapping[str, Any]) -> str:
 def intervals(manifest: Mapping[str, Any]) -> str:
     """Return how the intervals are made."""
     return (
-        f"Intervals are 95 %. The {_replications(manifest)} are cut into at least 20 sections in all; Student's t over "
-        "the sections gives the half-width around the value of the whole sample. From five replications on, the spread "
-        "between replications is taken as well and the wider interval is printed. Requests of one run wait in the same "
-        "queue, so they are never treated as independent. A value is unsettled where its half-width is above 10 %, "
-        "where latencies moved too few times from their lowest quarter to their highest (the interval may be narrow by "
-        "chance), or where the loader or server is loaded above 95 %; below 1,000 measured requests no p99 is given."
+        f"Intervals are 95 %. All measured requests ({_replications(manifest)}) are cut into at least 20 sections; "
+        "Student's t over the sections gives the half-width around the value of the whole sample. Requests of one run "
+        "wait in the same queue, so they are never treated as independent: the effective sample size says how many "
+        "independent ones they are worth. Where that is too small or not known, the spread between replications is "
+        "taken as well, from five of them on, and the wider interval is printed. A value is unsettled where its "
+        "half-width is above 10 %, its effective sample size is too small, or the loader or server is loaded above "
+        "95 %; below 1,000 measured requests no p99 is given."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -69,7 +70,16 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.globals["script"] = page_script()
+    environment.filters["tied"] = tied
     return environment.get_template(name)
+
+
+def tied(text: str) -> str:
+    """Return a sentence whose lines don't break between a number and its unit: ``1 s``."""
+    return _NUMBER_AND_UNIT.sub("\u00a0", text)
+
+
+_NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:µs|ms|s|min|h|%|pp|kB|MB|GB|TB)(?!\w))")
 
 
 @dataclass(frozen=True)

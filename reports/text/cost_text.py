@@ -32,7 +32,7 @@ def cost_sentences(point: Point, load: float | None = None) -> list[str]:
         said.append(f"That is {show('usd_per_request', costs['usd_per_request'])} per request.")
     idle = costs.get("idle_usd_per_month")
     if idle is not None and month and round(idle / month, 3) > 0:
-        said.append(f"GPUs compute nothing for {percent(idle / month)} of the time: {money(idle)} a month.")
+        said.append(f"GPUs are idle {percent(idle / month)} of the time, which costs {money(idle)} a month.")
     if load is not None and load < 1:
         spare = money((1 - load) * month)
         said.append(f"Capacity that this traffic leaves unused, up to full batches, costs {spare} a month.")

@@ -324,7 +324,10 @@ def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypat
         (["--gpu", "h1000"], "--gpu: unknown GPU"),
         (["--from-vllm", "vllm serve m --max-loras 0"], "--max-loras: not a number above zero (got 0)"),
         (["--from-vllm", "vllm serve m --max-loras eight"], "--max-loras: not a number above zero (got eight)"),
-        (["--from-vllm", "vllm serve m", "--base-model", "b"], "--base-model: it says how a log is read (allowed"),
+        (
+            ["--from-vllm", "vllm serve m", "--base-model", "b"],
+            "--base-model: says how a log is read, and there is none; give --from-trace too",
+        ),
         (["--from-vllm", "vllm serve m", "--out", "other.yaml"], "already exists and is not overwritten"),
     ],
 )

@@ -11,6 +11,7 @@ from reports.axes import make_axis, spread
 from reports.charts.axis_ticks import nice_linear, nice_log
 from reports.charts.svg import place_labels
 from reports.formatting import number, percent, read_terms, show
+from reports.pages.page import tied
 from reports.text.metric_text import with_interval
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric
@@ -93,3 +94,10 @@ def test_labels_keep_their_distance_and_order() -> None:
 def test_spread_keeps_both_ends() -> None:
     assert spread(list(range(1000)), 6) == [0, 200, 400, 599, 799, 999]
     assert spread([1, 2], 6) == [1, 2]
+
+
+def test_lines_do_not_break_between_a_number_and_its_unit() -> None:
+    said = "p99 is 140 ms (136 to 144), within the 1 s target, 5 seconds or 51 % of 10 GB"
+    assert tied(said) == said.replace("140 ms", "140\u00a0ms").replace("1 s t", "1\u00a0s t").replace(
+        "51 %", "51\u00a0%"
+    ).replace("10 GB", "10\u00a0GB")

@@ -133,5 +133,5 @@ def test_a_card_with_more_memory_has_a_larger_kv_cache(base: Path) -> None:
         build_world(load_scenario(str(base), overrides).scenario) for overrides in ([], ["fleet.gpu_memory=96 GB"])
     )
     assert larger.kv_tokens > plain.kv_tokens
-    with pytest.raises(Exception, match=r"so much memory is too little for the weights of llama-3.1-8b"):
+    with pytest.raises(Exception, match=r"this memory is too small for the weights of llama-3.1-8b"):
         build_world(load_scenario(str(base), ["fleet.gpu_memory=12 GB"]).scenario)

@@ -70,7 +70,8 @@ def init(options: InitOptions) -> None:
     if options.from_trace:
         _add_trace(draft, options.from_trace, options, _served_model(options))
     elif unread := [key for key in ("columns", "base_model", "adapter_from") if getattr(options, key)]:
-        raise InputError("it says how a log is read", key=f"--{unread[0].replace('_', '-')}", allowed="--from-trace")
+        key = f"--{unread[0].replace('_', '-')}"
+        raise InputError("says how a log is read, and there is none", key=key, hint="give --from-trace too")
     if options.from_adapters is not None:
         _add_adapters(draft, options.from_adapters)
     if options.from_manifest is not None:
@@ -129,7 +130,7 @@ def _add_trace(draft: Draft, files: list[Path], options: InitOptions, model: str
     if options.base_model is None and model in data.names:
         source = source.model_copy(update={"base_model": model})
         data = read_trace(source)
-        draft.comments.append(f"Rows of {model} are requests to the base model, which this server has.")
+        draft.comments.append(f"Rows of {model} are requests to the base model, which this server serves.")
     for note in data.notes:
         message(f"note: {note}", options.quiet)
     draft.lines["workload"] = replay_lines(source, data, options.out.parent)

@@ -50,15 +50,15 @@ class ObserveOptions:
         typer.Option(
             metavar="WHERE",
             help="A file with the text of /metrics, or the JSON of Prometheus' query_range, or a server's address. "
-            "Repeatable: of two texts, what happened in between.",
+            "Repeatable: two texts give what happened in between.",
         ),
     ] = None
     window: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="The time that the counts are for, such as 10min, if the files don't say it; two files, the earlier "
-            "one first. Of an address: wait so long, and read it twice.",
+            help="The time that the counts cover, such as 10min, if the files don't say. With two files, give the "
+            "earlier one first. With an address: read it, wait this long, and read it again.",
         ),
     ] = None
     base: Annotated[

@@ -98,7 +98,7 @@ class Fleet(Strict):
     """Longest request, prompt and answer, in tokens: longer ones are refused, and the KV cache must be large enough for
     one. Unset: limited by the KV cache."""
     gpu_memory: Bytes | None = Field(default=None, gt=0)
-    """Memory of one GPU, for a card that differs from the profile's in this alone, such as ``96 GB``; unset: the
+    """Memory of one GPU, for a card that differs from the profile's only in this, such as ``96 GB``; unset: the
     profile's."""
     gpu_memory_utilization: Share | None = None
     """Share of the GPU's memory that the engine may use; unset: the profile's."""

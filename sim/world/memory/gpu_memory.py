@@ -89,7 +89,7 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
         )
     if whole < fleet.max_num_batched_tokens and fleet.gpu_memory:
         return ScenarioError(
-            f"so much memory is too little for the weights of {profile.model} and a KV cache",
+            f"this memory is too small for the weights of {profile.model} and a KV cache",
             key="fleet.gpu_memory",
             got=human_bytes(fleet.gpu_memory),
             hint=f"its weights take {human_bytes(profile.memory.weights_bytes)} on {profile.tensor_parallel} GPU"
