@@ -46,7 +46,7 @@ class Seen:
         self._leaps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by request, version and tokens so far
         self._preempted: dict[int, int] = {}
         self._next_token_s: dict[int, float] = {}  # by request that decodes in the leap under way; inf: it doesn't
-        assert world.rollout_plan is not None, "nothing changes otherwise"
+        assert world.rollout_plan.rollouts, "nothing changes otherwise"
         self._born = world.rollout_plan.initial_versions
         assembly = assemble(world, replication, 1, self._watching)
         self.fleet, self.rollouts = assembly.fleet, assembly.rollouts

@@ -52,7 +52,7 @@ def answers(scenario: Scenario) -> tuple[Recording, list[tuple[int, int, int]]]:
     """
     world = build_world(scenario)
     count = len(world.population)
-    names = list(range(count)) if world.rollout_plan is None else world.rollout_plan.original.tolist()
+    names = world.rollout_plan.original.tolist() or list(range(count))
     seen: list[tuple[int, int, int]] = []
     leave = Server._leave
 

@@ -252,7 +252,6 @@ def test_a_stage_of_30_percent_moves_30_percent(sessions: bool) -> None:
 def backwards(scenario: Scenario, seen: Seen) -> list[int]:
     """Return the sessions of which a request was sent to an older version of its adapter than one before it."""
     rollout_plan = build_world(scenario).rollout_plan
-    assert rollout_plan is not None
     requests = seen.recording.requests
     newest: dict[tuple[int, int], int] = {}
     back = []

@@ -37,7 +37,6 @@ def marked(recording: Recording, mark: int) -> np.ndarray:
 
 def begins(world: World) -> list[tuple[int, int, float, float]]:
     """Return name, new version, beginning and cutover of every new version, in order of time, as the scenario says."""
-    assert world.rollout_plan is not None
     found = []
     for planned in world.rollout_plan.rollouts:
         rollout = planned.rollout
@@ -213,7 +212,6 @@ def test_only_unloading_refuses_and_only_until_the_new_version_is_there(scenario
     gated = marked(recording, GATED)
     assert np.all(requests["status"][gated] == REFUSED)
     unloads = [i for i, rollout in enumerate(scenario.rollouts) if rollout.strategy == "unload-then-load"]
-    assert world.rollout_plan is not None
     over = {event.text.split(":")[0]: event.time_s for event in recording.events if event.kind == "complete"}
     allowed = np.zeros(len(gated), dtype=bool)
     for planned in world.rollout_plan.rollouts:
@@ -249,7 +247,6 @@ def test_nobody_in_use_or_pinned_is_evicted_and_sums_agree_at_every_boundary(sce
 def test_extra_bytes_are_those_of_old_versions_beside_the_newest(scenario: Scenario, keep_old: bool) -> None:
     parts = [part.model_dump(mode="json", exclude_unset=True) | {"keep_old": keep_old} for part in scenario.rollouts]
     world = build_world(with_(scenario, rollouts=parts))
-    assert world.rollout_plan is not None
     names, sizes = world.rollout_plan.original.tolist(), world.population.size_bytes.tolist()
     there: set[tuple[int, int]] = set()
     peak = 0

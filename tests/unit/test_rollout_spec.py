@@ -206,7 +206,7 @@ def test_what_does_not_go_with_rollouts_is_refused(base: Path, also: str, messag
         text = text.replace("requests: 1000", "duration: 60 s")
     path = write(base.parent / "with.yaml", text)
     if not also:
-        assert build_world(load_scenario(str(path)).scenario).rollout_plan is not None
+        assert build_world(load_scenario(str(path)).scenario).rollout_plan.rollouts
         return
     with pytest.raises(InputError) as caught:
         load_scenario(str(path))
@@ -224,9 +224,7 @@ def laid_out(*rollouts: dict[str, object], count: int = 40) -> RolloutPlan:
         adapters={"count": count},
         rollouts=[{"strategy": "in-place", **rollout} for rollout in rollouts],
     )
-    rollout_plan = build_world(scenario).rollout_plan
-    assert rollout_plan is not None
-    return rollout_plan
+    return build_world(scenario).rollout_plan
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(4, 200))
@@ -272,7 +270,6 @@ def test_an_adapter_of_a_trace_goes_by_its_name() -> None:
     scenario = {"workload": {"trace": {"file": trace}}, "adapters": {}}
     at = {"strategy": "in-place", "at": "500 ms"}
     world = build_world(parts.build(**scenario, rollouts=[at | {"adapter": "a5"}]))
-    assert world.rollout_plan is not None
     assert [world.traffic.names[name] for name in world.rollout_plan.rollouts[0].names] == ["a5"]
     with pytest.raises(ScenarioError, match=r"there is no such adapter.*did you mean 'a5'") as caught:
         build_world(parts.build(**scenario, rollouts=[at | {"adapter": "a55"}]))
