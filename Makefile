@@ -23,7 +23,7 @@ demo: $(VENV)/.installed ## install, run a bundled scenario, say where the repor
 
 test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
 
 test-vllm: $(VENV)/.installed-test vllm-env ## compare predictions with a real vLLM, on this CPU; it parses what is emitted
 	$(BIN)/python -m pytest tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py
