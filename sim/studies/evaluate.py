@@ -67,7 +67,7 @@ class Design:
     @property
     def draws(self) -> list[int]:
         """Which draws of the profile are simulated, spread evenly over all; none where there are too few."""
-        total = 0 if self.world.profile is None else len(self.world.profile.draws)
+        total = self.world.draws
         count = min(total, MAX_DRAWS)
         return [place * total // count for place in range(count)] if total >= MIN_DRAWS else []
 
@@ -145,8 +145,7 @@ def simulate_part(design: Design, part: Part) -> Recording | ReplicationValues |
     world, place = design.world, part.place
     sections = sections_per_replication(design.replications)
     if part.kind == DRAW:
-        assert world.profile is not None, "draws belong to a profile"
-        drawn = world.with_costs(world.profile.draws[design.draws[place]])
+        drawn = world.with_draw(design.draws[place])
         return values_of_replication(simulate(drawn, place % design.replications, sections), facts_of(world))
     if part.kind == COUNTERFACTUAL:
         assert design.counterfactual is not None, "a rollout is held back"
@@ -246,11 +245,10 @@ def _calibrated(
     point: Point, design: Design, recordings: Sequence[Recording], drawn: Sequence[ReplicationValues]
 ) -> Point:
     """Return the point with calibration intervals from draws of its profile."""
-    assert design.world.profile is not None, "draws belong to a profile"
     facts = facts_of(design.world)
     # Draws met the traffic of the scenario's own replications, even if more were simulated.
     own = [values_of_replication(recording, facts) for recording in recordings[: design.replications][: len(drawn)]]
-    return with_calibration(point, own, drawn, len(design.world.profile.draws))
+    return with_calibration(point, own, drawn, design.world.draws)
 
 
 def _with_held_back(point: Point, design: Design, happened: Sequence[Recording], without: Sequence[Recording]) -> Point:

@@ -294,7 +294,7 @@ class DesignEvaluator:
             design.drawn = values_of_draws(built, self._run)
             cost += len(design.drawn) * (built.world.traffic.expected_requests() or 0.0)
         assert built.world.profile is not None, "draws belong to a profile"
-        point = with_calibration(point, design.short, design.drawn, len(built.world.profile.draws))
+        point = with_calibration(point, design.short, design.drawn, built.world.draws)
         return replace(point, cost={**point.cost, "searched": point.cost["searched"] + cost})
 
     def _run(self, built: Design, parts: Sequence[Part]) -> Iterable[tuple[Part, Any]]:
