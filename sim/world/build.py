@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from math import inf
 
@@ -25,6 +24,7 @@ from sim.spec.profile_choice import (
     gpus_per_replica,
     profile_choice,
     profile_of,
+    profiles_digest,
 )
 from sim.spec.scenario import Pool, Scenario
 from sim.spec.units import format_seconds, human_seconds
@@ -75,11 +75,10 @@ def _build_pools(scenario: Scenario) -> World:
     lead = found[0].world
     check_reachable(scenario, found)
     fleet = lead.scenario.fleet.model_copy(update={"replicas": first})
-    digests = "".join(pool.world.profile_sha256 for pool in found)
     return replace(
         lead,
         scenario=lead.scenario.model_copy(update={"fleet": fleet}),
-        profile_sha256=hashlib.sha256(digests.encode()).hexdigest() if digests else "",
+        profile_sha256=profiles_digest(scenario),
         notes=pool_notes(found),
         takes=None,
         pools=tuple(found),
