@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 FILE = "report.html"
 _WITHOUT_POINTS = {
-    **dict.fromkeys(("answer", "badge", "groups", "metrics", "traffic", "capacity", "replicas")),
+    **dict.fromkeys(("answer", "badge", "groups", "metrics", "traffic", "capacity", "pools", "replicas")),
     **dict.fromkeys(("tiles", "charts", "warnings", "swept", "changes"), ()),
     **dict.fromkeys(("where", "setup", "unchanged"), ""),
     "is_changed": False,
@@ -141,6 +141,7 @@ def _results(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str,
         "changes": _changes(points, axes, terms, focus, where),
         "charts": choose_charts(points, axes, terms, focus, planned=planned),
         "unchanged": unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms))),
+        "pools": metric_tables.pools_table(focus, where),
         "replicas": change_tables.replicas_table(focus, where),
         "groups": metric_tables.groups_table(focus, where),
         "metrics": metric_tables.points_table(points, axes, terms) if axes else metric_tables.metrics_table(points[0]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, per_event, value_of
 from reports.axes import Axis, in_order, spread
@@ -155,7 +156,7 @@ def replicas_table(point: Point, where: str) -> Table | None:
     head = ["replica", "requests", "completed", "miss ratio", "loads", "busy", "p99 E2E"]
     rows = [
         [
-            f"{row['replica']}{' (full models)' if row.get('full') else ''}",
+            f"{row['replica']}{_kind_of_replica(row)}",
             f"{row['requests']:,}",
             f"{row['completed']:,}",
             _shown(row, "miss_ratio"),
@@ -171,6 +172,12 @@ def replicas_table(point: Point, where: str) -> Table | None:
         times = with_interval("replica_load_skew", skew)
         note += f" Over all replications the busiest replica gets {times} times the mean."
     return Table(f"Replicas{where}", head, rows, note)
+
+
+def _kind_of_replica(row: Mapping[str, Any]) -> str:
+    """Return the pool of a replica, behind its number."""
+    pool = "full models" if row.get("full") else row.get("pool")
+    return f" ({pool})" if pool else ""
 
 
 def _shown(row: Mapping[str, float | None], name: str) -> str:

@@ -123,6 +123,28 @@ def groups_table(point: Point, where: str) -> Table | None:
     return _rows_of_groups(point.groups, f"Groups of {'requests' if base else 'adapters'}{where}", note)
 
 
+def pools_table(point: Point, where: str) -> Table | None:
+    """Return one row a pool, in a fleet of several."""
+    if not point.pools:
+        return None
+    names = ("miss_ratio", "gpu_utilization", "ttft_mean_s", "ttft_p99_s", "e2e_p99_s", GROUP_COST)
+    shown = [name for name in names if any(row.get(name) is not None for row in point.pools)]
+    head = ["pool", "replicas", "GPUs", "device", "requests", "of all", *(metric_words(name) for name in shown)]
+    rows = [
+        [
+            str(row["pool"]),
+            f"{row['replicas']:,}",
+            f"{row['gpus']:,}",
+            str(row["device"]) or "–",
+            f"{row['requests']:,}",
+            percent(row["request_share"]),
+            *(show(name, row[name]) if row.get(name) is not None else "–" for name in shown),
+        ]
+        for row in point.pools
+    ]
+    return Table(f"Pools{where}", head, rows, "All replications, measured requests; no intervals.")
+
+
 def base_model_table(point: Point) -> Table | None:
     """Return one row for the base model and one for all adapters; None where all are for one of these."""
     if point.traffic.get("base_share", 0.0) in (0.0, 1.0):

@@ -21,12 +21,14 @@ def setup_line(points: Sequence[Point]) -> str:
 
 def setup_words(setups: Sequence[Setup]) -> str:
     """Return on what points are simulated, and what was assumed for them."""
-    profiles = _profiles(setups)
+    joint = "and" if any(each.pools for each in setups) else "or"
+    setups = [own for each in setups for own in each.pools or (each,)]
+    profiles = _profiles(setups, joint)
     shares = list(dict.fromkeys(each.share for each in setups if each.share))
     parts = [
-        _listed(each.device for each in setups),
-        _listed(each.model for each in setups),
-        _listed(engine_words(each.engine) for each in setups),
+        _listed((each.device for each in setups), joint),
+        _listed((each.model for each in setups), joint),
+        _listed((engine_words(each.engine) for each in setups), joint),
         profiles or ("all times given by the scenario" if setups else ""),
         _assumed(setups),
         f"{gpu_words(shares[0].replicas, shares[0].gpus)}; {_held(shares[0])}" if len(shares) == 1 else "",
@@ -54,7 +56,7 @@ def _held(share: GpuShare) -> str:
     return f"{kept}a load copies up to {human_bytes(share.load_bytes or 0)} to each GPU"
 
 
-def _profiles(setups: Iterable[Setup]) -> str:
+def _profiles(setups: Iterable[Setup], joint: str) -> str:
     """Return the profiles with their status and why they were chosen, those with the same together."""
     names: dict[str, list[str]] = {}
     for each in setups:
@@ -62,7 +64,7 @@ def _profiles(setups: Iterable[Setup]) -> str:
             known.append(each.profile)
     parts = []
     for origin, found in names.items():
-        which = f"profile {_listed(found)}" if len(found) <= _MOST_NAMED else f"{len(found)} profiles"
+        which = f"profile {_listed(found, joint)}" if len(found) <= _MOST_NAMED else f"{len(found)} profiles"
         parts.append(f"{which} ({origin})")
     return ", ".join(parts)
 
@@ -71,7 +73,10 @@ def _origin(setup: Setup) -> str:
     return "; ".join(filter(None, (setup.status, setup.chosen)))
 
 
-def _listed(words: Iterable[str]) -> str:
-    """Return each word once: ``a``, ``a or b``, ``a, b or c``."""
+def _listed(words: Iterable[str], joint: str) -> str:
+    """Return each word once: ``a``, ``a or b``, ``a, b or c``.
+
+    :param joint: ``or`` between points, ``and`` between pools of a fleet.
+    """
     *first, last = dict.fromkeys(word for word in words if word) or [""]
-    return f"{', '.join(first)} or {last}" if first else last
+    return f"{', '.join(first)} {joint} {last}" if first else last

@@ -61,7 +61,7 @@ def _with_requests(metric: Metric, requests: int | None) -> Metric:
 
 def _cache(m: MeasuredRequests) -> dict[str, Metric]:
     _, busy = m.loads("from storage")
-    places = m.facts.loaders * m.facts.own_replicas
+    places = m.facts.loader_places
     return {
         **_ratios(m),
         "loader_utilization": ratio(busy, m.spans * places, m.sections, "1", highest=1),

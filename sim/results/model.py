@@ -46,6 +46,7 @@ class Setup:
     :ivar chosen: how near the profile's engine is, where it was chosen; empty: the scenario names the profile.
     :ivar assumed: what was assumed because the scenario doesn't name it: ``GPU``, ``base model``.
     :ivar share: what each GPU holds; None: a replica runs on one GPU.
+    :ivar pools: of a fleet of pools, on what each runs; the other fields are then those of the first. None: no pools.
     """
 
     engine: str
@@ -56,16 +57,22 @@ class Setup:
     chosen: str = ""
     assumed: str = ""
     share: GpuShare | None = None
+    pools: tuple[Setup, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        data = {name: value for name, value in asdict(self).items() if value is not None}
+        return data if self.pools is None else {**data, "pools": [pool.to_json() for pool in self.pools]}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Setup:
         """Return the setup of a stored point."""
-        share = data.get("share")
-        return known_fields(Setup, {**data, "share": share and known_fields(GpuShare, share)})
+        share, pools = data.get("share"), data.get("pools")
+        more = {
+            "share": share and known_fields(GpuShare, share),
+            "pools": pools and tuple(map(Setup.from_json, pools)),
+        }
+        return known_fields(Setup, {**data, **more})
 
 
 @dataclass(frozen=True, slots=True)

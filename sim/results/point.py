@@ -94,6 +94,23 @@ ALWAYS_THERE = tuple(name for name in UNITS if name not in ONLY_WITH_PREFIX_CACH
 COUNTS = frozenset({"requests", "sessions", "loads"})
 """Units of counts: exact for their run. Of rollouts and faults they are means over the replications."""
 
+POOL_UNITS = {
+    "replicas": "replicas",
+    "gpus": "GPUs",
+    "requests": "requests",
+    "request_share": "1",
+    "completed": "requests",
+    "miss_ratio": "1",
+    "loads": "loads",
+    "gpu_utilization": "1",
+    "ttft_mean_s": "s",
+    "ttft_p99_s": "s",
+    "e2e_mean_s": "s",
+    "e2e_p99_s": "s",
+    "usd_per_month": "USD",
+}
+"""What is known of each pool of a fleet, and its unit."""
+
 SHARES = frozenset(
     {
         "miss_ratio",
@@ -241,7 +258,8 @@ class Point:
     :ivar calibration: ``{"draws", "of", "overloaded"}``: draws simulated, draws of the profile, and with how many of
         those simulated more arrives than is served; ``{}`` for a profile without draws.
     :ivar replicas: rows of the first replication where there are several replicas: ``{"replica", "requests",
-        "completed", "miss_ratio", "loads", "busy_share", "e2e_p99_s"}``, measured requests and time.
+        "completed", "miss_ratio", "loads", "busy_share", "e2e_p99_s"}``, measured requests and time; with pools also
+        ``"pool"``.
     :ivar events: what happened to the fleet in the first replication: ``{"t_s", "kind", "text"}``, and
         ``"rollout"`` (its number) in those of rollouts.
     :ivar version_mix: of scenarios with rollouts, over the spans of the timeline: ``{"t_s": [...], "versions": {"1":
@@ -256,6 +274,10 @@ class Point:
         "longest_tokens", "limit_tokens"}``; too long: refused at arrival for their tokens, with the most that one of
         them has, and how many ``fleet.max_model_len`` or the KV cache allows; ``{}`` where every one was served.
     :ivar usage: what costs follow from (``sim.results.fleet_costs``); None: an older version simulated it.
+    :ivar pools: rows of all replications where there are several pools: ``{"pool", "replicas", "gpus", "device",
+        "requests", "request_share", "completed", "miss_ratio", "loads", "gpu_utilization", "ttft_mean_s",
+        "ttft_p99_s", "e2e_mean_s", "e2e_p99_s"}``, measured requests and time. With a price also ``"usd_per_month"``:
+        what its GPUs cost.
     """
 
     set: dict[str, Any]
@@ -279,6 +301,7 @@ class Point:
     unserved: dict[str, int] = field(default_factory=dict)
     setup: Setup | None = None
     usage: Usage | None = None
+    pools: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write, without the parts that most points have nothing of.
@@ -296,7 +319,7 @@ class Point:
             for name, late in self.late.items()
         }
         data["parts"] = {name: metric.parts for name, metric in self.metrics.items() if metric.parts}
-        for name in ("calibration", "held", "late", "unserved"):
+        for name in ("calibration", "held", "late", "unserved", "pools"):
             if not data[name]:
                 del data[name]
         return data

@@ -36,6 +36,7 @@ from sim.results.model import (
     Timeline,
 )
 from sim.results.point import LateShare, Metric, Point, Usage
+from sim.results.pool_results import pool_rows
 from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares, unserved_counts
@@ -115,6 +116,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
         late={} if is_served(m) else late_shares(m),
         unserved=unserved_counts(m),
         usage=_usage(m, metrics, groups),
+        pools=pool_rows(m),
     )
 
 
@@ -225,11 +227,11 @@ def _breakdown(m: MeasuredRequests) -> dict[str, float]:
     prefill = 0.0 if m.facts.fixed else float(m.seconds("first_token_s", "admitted_s").mean())
     after = float(m.seconds("finished_s", "admitted_s" if m.facts.fixed else "first_token_s").mean())
     inside_step = 0.0
-    if m.facts.blocking:
+    if m.facts.blocking and not m.facts.pools:
         inside_step = load_wait - m.host_fill_s() / len(waits)
-    elif m.facts.full_replicas:  # whole models always load inside a step
-        whole = m.column("replica")[m.completed] >= m.facts.own_replicas
-        inside_step = float(np.where(whole, waits, 0.0).mean())
+    elif m.facts.full_replicas or m.facts.pools:
+        in_steps = m.facts.loads_in_steps(m.column("replica")[m.completed])
+        inside_step = float(np.where(in_steps, waits, 0.0).mean()) - m.host_fill_s() / len(waits)
     stages = {
         "loader_queue_s": load_queue,
         "load_s": load_wait - load_queue,
@@ -323,7 +325,7 @@ def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
         LoaderUse(
             metrics["loader_utilization"].value,
             _offered_to_loaders(m),
-            facts.loaders * facts.own_replicas,
+            facts.loader_places,
             facts.storage_blocks,
         ),
         SlotUse(
@@ -364,7 +366,7 @@ def _offered_to_loaders(m: MeasuredRequests) -> float | None:
         occupied_s += float((r.backoffs[:, 1] - r.backoffs[:, 0]).sum())
     if loads <= 0:
         return 0.0
-    places = m.facts.loaders * m.facts.own_replicas * float(m.spans.sum())
+    places = m.facts.loader_places * float(m.spans.sum())
     # A full loader turns misses into delayed hits, since one load serves all that wait for it. Without its queue they
     # would be misses.
     full = occupied_s > _FULL * places

@@ -39,6 +39,24 @@ class FaultWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolFacts:
+    """What the metrics must know of a pool.
+
+    :ivar first: index of its first replica.
+    :ivar gpus: of all its replicas; ``device``: which GPU.
+    :ivar loaders: of one replica; ``blocking``: loads happen inside its steps.
+    """
+
+    name: str
+    first: int
+    replicas: int
+    gpus: int
+    device: str
+    loaders: int
+    blocking: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ScenarioFacts:
     """What the metrics must know of the scenario.
 
@@ -59,6 +77,7 @@ class ScenarioFacts:
     :ivar requests: ``workload.requests``; None where a trace or a duration gives the length of the run.
     :ivar steady: whether the traffic and the fleet stay the same throughout.
     :ivar gpus: of all replicas.
+    :ivar pools: of the replicas that serve the base model and adapters, where there are several kinds of them.
     :ivar max_model_len: tokens of the longest request that is taken; None: what the KV cache holds.
     """
 
@@ -86,6 +105,19 @@ class ScenarioFacts:
     requests: int | None = None
     steady: bool = False
     gpus: int = 1
+    pools: tuple[PoolFacts, ...] = ()
+
+    @property
+    def loader_places(self) -> int:
+        """How many loaders all replicas of the base model and adapters have."""
+        return sum(pool.loaders * pool.replicas for pool in self.pools) or self.loaders * self.own_replicas
+
+    def loads_in_steps(self, replica: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return of which replicas loads happen inside steps, same shape; whole models always load inside a step."""
+        inside = np.full(len(replica), self.blocking)
+        for pool in self.pools:
+            inside[(replica >= pool.first) & (replica < pool.first + pool.replicas)] = pool.blocking
+        return inside | (replica >= self.own_replicas)
 
     @property
     def own_replicas(self) -> int:
@@ -162,10 +194,15 @@ class MeasuredRequests:
         return np.concatenate(parts).astype(np.float64)
 
     def host_fill_s(self) -> float:
-        """Return the seconds that completed measured requests waited for host memory, all together."""
+        """Return the seconds that completed measured requests waited for host memory at replicas whose loads happen
+        inside steps, all together."""
         total = 0.0
         for r, first in zip(self.recordings, self._first, strict=True):
-            total += float(r.host_fills["wait_s"][r.host_fills["index"] >= first].sum())
+            fills, index = r.host_fills["wait_s"], r.host_fills["index"]
+            chosen = index >= first
+            if self.facts.pools:
+                chosen &= self.facts.loads_in_steps(r.requests["replica"][index])
+            total += float(fills[chosen].sum())
         return total
 
     def loads(self, which: Literal["all", "from storage", "full models"]) -> tuple[Floats, Floats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -120,6 +121,29 @@ def gpus_per_replica(scenario: Scenario, profile: Profile | None) -> int:
     :param profile: of the scenario; None: all its times are given.
     """
     return scenario.fleet.gpus_per_replica or (1 if profile is None else profile.tensor_parallel)
+
+
+def prices_of(scenario: Scenario) -> tuple[float | None, tuple[float, ...]]:
+    """Return the price of a GPU and hour, and that of each pool; of several, the first is their mean over all GPUs.
+
+    None and (): there is no price.
+    """
+    found = [(pool.fleet.price, pool) for pool in scenario.pools]
+    if not found:
+        return scenario.fleet.price, ()
+    prices = tuple(price for price, _ in found if price is not None)
+    if len(prices) < len(found):
+        return None, ()
+    gpus = [pool.fleet.replicas * gpus_per_replica(pool, profile_of(pool)[0]) for _, pool in found]
+    return sum(price * count for price, count in zip(prices, gpus, strict=True)) / sum(gpus), prices
+
+
+def profiles_digest(scenario: Scenario) -> str:
+    """Return the SHA-256 of a scenario's profile, or of those of its pools together; empty where it has none."""
+    if not scenario.pools:
+        return profile_of(scenario)[1]
+    digests = "".join(profile_of(pool)[1] for pool in scenario.pools)
+    return hashlib.sha256(digests.encode()).hexdigest() if digests else ""
 
 
 def _check_gpus(given: int | None, profile: Profile) -> None:

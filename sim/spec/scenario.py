@@ -8,17 +8,27 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationInfo, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    NonNegativeInt,
+    PositiveInt,
+    PrivateAttr,
+    ValidationInfo,
+    model_validator,
+)
 
 from sim.spec.adapter_modes import check_modes
 from sim.spec.base import Strict, located
 from sim.spec.engines import fill
+from sim.spec.files.pool_scenarios import pool_scenarios
 from sim.spec.full_model_checks import check_full_models
 from sim.spec.policies import EVICTIONS, ROUTERS, EvictionEntry, Given, RouterEntry, given_in
 from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals
 from sim.spec.sections.faults import FailingLoads, Fault, NamedPrefixes, check_faults
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.plan_question import Plan
+from sim.spec.sections.pools import check_pool_routing, check_pool_support
 from sim.spec.sections.popularity_laws import GroupsPopularity, Popularity, WeightsPopularity
 from sim.spec.sections.rollout_strategies import Rollout, check_rollouts
 from sim.spec.sections.routing import Router
@@ -27,6 +37,7 @@ from sim.spec.sections.serving import (
     Fleet,
     GpuCache,
     HostCache,
+    Pool,
     Storage,
 )
 from sim.spec.sections.times_of_day import counted_from_start
@@ -41,6 +52,7 @@ __all__ = [
     "FullModels",
     "GpuCache",
     "HostCache",
+    "Pool",
     "Popularity",
     "Router",
     "Run",
@@ -50,6 +62,10 @@ __all__ = [
     "Targets",
     "Workload",
 ]
+
+
+_SHARED_BY_POOLS = ("workload", "adapters", "slo", "run", "router", "rollouts", "faults")
+"""Sections that all pools of a fleet have in common."""
 
 
 class Slo(Strict):
@@ -142,6 +158,16 @@ class Scenario(Strict):
     plan: Plan | None = None
     """For ``loraplan plan``: the value to find."""
     _given: Given = PrivateAttr(default_factory=Given)
+    _pools: tuple[Scenario, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_pools(cls, data: Any, check: ModelWrapValidatorHandler[Scenario], info: ValidationInfo) -> Scenario:
+        scenario = check(data)
+        if scenario.fleet.pools and isinstance(data, dict):
+            scenario._pools = pool_scenarios(cls, data, info.context)
+            scenario._fits_pools()
+        return scenario
 
     @model_validator(mode="before")
     @classmethod
@@ -157,6 +183,15 @@ class Scenario(Strict):
     def given(self) -> Given:
         """Policies that the call which read this scenario brought along."""
         return self._given
+
+    @property
+    def pools(self) -> tuple[Scenario, ...]:
+        """The scenario of each pool: what is not of ``fleet``, ``cache`` and ``storage`` is as here; () without pools.
+
+        Their ``slo``, rollouts and faults are this scenario's too.
+        """
+        shared = {name: getattr(self, name) for name in _SHARED_BY_POOLS}
+        return tuple(each.model_copy(update=shared) for each in self._pools)
 
     @property
     def eviction_policy(self) -> EvictionEntry:
@@ -196,9 +231,12 @@ class Scenario(Strict):
                 "only a run of generated requests can be lengthened",
                 hint="give workload.requests, or remove half_width",
             )
+        check_pool_routing(self.fleet.pools, self.router)
+        self.router.check_copies(self.fleet.total)
+        if self.fleet.pools:
+            return self  # the rest is checked for each pool
         self._fits_closed_loop()
         check_modes(self)
-        self.router.check_copies(self.fleet.replicas)
         changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
         eviction, router = self.eviction_policy, self.router_policy
         check_full_models(self.adapters, self.fleet, eviction, router, self.workload, changes)
@@ -212,6 +250,11 @@ class Scenario(Strict):
         if self.rollouts or self.faults:
             self._fits_changes()
         return self
+
+    def _fits_pools(self) -> None:
+        """Refuse what a fleet of pools doesn't support."""
+        changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
+        check_pool_support(self._pools, self.router_policy, self.router, changes)
 
     def _fits_closed_loop(self) -> None:
         """Refuse a policy that needs all requests to come, where a closed loop has no last one."""

@@ -327,7 +327,8 @@ def _swept_key(key: str, sweep: Mapping[str, Any]) -> str | None:
 
 def _suggest(key: str, known: set[str]) -> str | None:
     leaf = key.rpartition(".")[2]
-    same = sorted(path for path in known if path.rpartition(".")[2] == leaf)
+    same = [path for path in known if path.rpartition(".")[2] == leaf]
+    same.sort(key=lambda path: (path.startswith("fleet.pools."), path))  # those of a pool come last
     return f"did you mean {same[0]!r}?" if same else flag_hint(key) or did_you_mean(key, sorted(known))
 
 

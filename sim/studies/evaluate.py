@@ -20,16 +20,16 @@ from sim.results.metric_state import Cause
 from sim.results.model import Setup
 from sim.results.point import Metric, Point
 from sim.results.point_summary import request_table, summarise
-from sim.results.sample_data import FaultWindow, ScenarioFacts
+from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts
 from sim.results.statistics import sections_per_replication
-from sim.spec.profile_choice import gpus_per_replica, profile_choice
+from sim.spec.profile_choice import gpus_per_replica, prices_of, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
 from sim.world.memory.gpu_split import gpu_share
 from sim.world.replication import simulate
-from sim.world.world import World
+from sim.world.world import ReplicaPool, World
 
 if TYPE_CHECKING:
     import pyarrow
@@ -67,7 +67,7 @@ class Design:
     @property
     def draws(self) -> list[int]:
         """Which draws of the profile are simulated, spread evenly over all; none where there are too few."""
-        total = 0 if self.world.profile is None else len(self.world.profile.draws)
+        total = self.world.draws
         count = min(total, MAX_DRAWS)
         return [place * total // count for place in range(count)] if total >= MIN_DRAWS else []
 
@@ -145,8 +145,7 @@ def simulate_part(design: Design, part: Part) -> Recording | ReplicationValues |
     world, place = design.world, part.place
     sections = sections_per_replication(design.replications)
     if part.kind == DRAW:
-        assert world.profile is not None, "draws belong to a profile"
-        drawn = world.with_costs(world.profile.draws[design.draws[place]])
+        drawn = world.with_draw(design.draws[place])
         return values_of_replication(simulate(drawn, place % design.replications, sections), facts_of(world))
     if part.kind == COUNTERFACTUAL:
         assert design.counterfactual is not None, "a rollout is held back"
@@ -214,7 +213,7 @@ def evaluate(
         "requests": float(sum(len(recording.section_of) for recording in recordings)),
         "wall_s": time.perf_counter() - started,
     }
-    point = priced(replace(point, cost=cost, setup=setup_of(design.world)), design.scenario.fleet.price)
+    point = priced(replace(point, cost=cost, setup=setup_of(design.world)), *prices_of(design.scenario))
     return Outcome(point, table, longer)
 
 
@@ -246,11 +245,10 @@ def _calibrated(
     point: Point, design: Design, recordings: Sequence[Recording], drawn: Sequence[ReplicationValues]
 ) -> Point:
     """Return the point with calibration intervals from draws of its profile."""
-    assert design.world.profile is not None, "draws belong to a profile"
     facts = facts_of(design.world)
     # Draws met the traffic of the scenario's own replications, even if more were simulated.
     own = [values_of_replication(recording, facts) for recording in recordings[: design.replications][: len(drawn)]]
-    return with_calibration(point, own, drawn, len(design.world.profile.draws))
+    return with_calibration(point, own, drawn, design.world.draws)
 
 
 def _with_held_back(point: Point, design: Design, happened: Sequence[Recording], without: Sequence[Recording]) -> Point:
@@ -323,8 +321,9 @@ def _too_short_warning(scenario: Scenario, point: Point) -> str:
 def setup_of(world: World) -> Setup:
     """Return on what a world is simulated."""
     engine, profile = world.scenario.fleet.engine, world.profile
+    pools = tuple(setup_of(pool.world) for pool in world.own_pools) or None
     if profile is None:
-        return Setup(engine)
+        return Setup(engine, pools=pools)
     choice = profile_choice(world.scenario)
     return Setup(
         engine,
@@ -334,7 +333,8 @@ def setup_of(world: World) -> Setup:
         profile.status,
         choice.why,
         ", ".join(choice.assumed),
-        gpu_share(world),
+        None if pools else gpu_share(world),
+        pools,
     )
 
 
@@ -342,17 +342,18 @@ def facts_of(world: World) -> ScenarioFacts:
     """Return the facts about a world that metrics need."""
     scenario, population = world.scenario, world.traffic.population
     fixed, host = scenario.fleet.engine == "fixed", scenario.cache.host
+    pools = tuple(_pool_facts(pool) for pool in world.own_pools)
     return ScenarioFacts(
         slo=scenario.slo.terms(),
         fixed=fixed,
         blocking=scenario.storage.mode == "blocking",
         replicas=world.replicas,
-        loaders=1 if scenario.storage.mode == "blocking" else scenario.storage.loaders,
+        loaders=_loaders(scenario),
         size_bytes=population.size_bytes,
         kind=population.kind,
         kind_names=population.kind_names,
         slots=scenario.cache.gpu.slots,
-        kv_tokens=world.kv_tokens,
+        kv_tokens=max((pool.world.kv_tokens or 0 for pool in world.own_pools), default=0) or world.kv_tokens,
         max_num_seqs=None if fixed else scenario.fleet.max_num_seqs,
         refusals=_refusals(world),
         strategies=tuple(rollout.strategy for rollout in scenario.rollouts),
@@ -365,8 +366,26 @@ def facts_of(world: World) -> ScenarioFacts:
         closed_loop=world.traffic.closed_loop,
         requests=None if world.traffic.replayed else scenario.workload.requests,
         steady=_is_steady(scenario),
-        gpus=world.replicas * gpus_per_replica(scenario, world.profile),
+        gpus=sum(pool.gpus for pool in pools) or world.replicas * gpus_per_replica(scenario, world.profile),
+        pools=pools,
         storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
+    )
+
+
+def _loaders(scenario: Scenario) -> int:
+    return 1 if scenario.storage.mode == "blocking" else scenario.storage.loaders
+
+
+def _pool_facts(pool: ReplicaPool) -> PoolFacts:
+    scenario, profile = pool.world.scenario, pool.world.profile
+    return PoolFacts(
+        name=pool.name,
+        first=pool.first,
+        replicas=pool.replicas,
+        gpus=pool.replicas * pool.gpus,
+        device="" if profile is None else profile.device,
+        loaders=_loaders(scenario),
+        blocking=scenario.storage.mode == "blocking",
     )
 
 

@@ -20,7 +20,7 @@ from sim.results.point import Point
 from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import digest_file, holds_nothing_else, point_key, read_finished, scenario_hash
 from sim.spec.files.tree import files_of, without_indexes
-from sim.spec.profile_choice import profile_of
+from sim.spec.profile_choice import profiles_digest
 from sim.spec.scenario_file import LoadedScenario
 from sim.version import __version__
 
@@ -79,8 +79,7 @@ def digests_of(point: LoadedScenario) -> dict[str, str]:
 
     :raises InputError: if a file can't be read.
     """
-    _, profile_sha256 = profile_of(point.scenario)
-    return input_digests(point, profile_sha256)
+    return input_digests(point, profiles_digest(point.scenario))
 
 
 def input_digests(point: LoadedScenario, profile_sha256: str) -> dict[str, str]:
@@ -90,13 +89,14 @@ def input_digests(point: LoadedScenario, profile_sha256: str) -> dict[str, str]:
     """
     scenario = point.scenario
     policies = {"cache.eviction": scenario.eviction_policy, "router.policy": scenario.router_policy}
+    policies |= {f"fleet.pools.{i}.cache.eviction": pool.eviction_policy for i, pool in enumerate(scenario.pools)}
     digests = {key: entry.digest() for key, entry in policies.items() if entry.origin}
     for key, file in files_of(point.data):
         if without_indexes(key) == "rollouts.weights":
             from sim.studies.training.vetting_gate import digest_weights
 
             digests[key] = digest_weights(Path(file))
-        elif key != "fleet.profile":
+        elif without_indexes(key) not in ("fleet.profile", "fleet.pools.profile"):
             digests[key] = digest_file(Path(file))
     if profile_sha256:
         digests["fleet.profile"] = profile_sha256

@@ -16,6 +16,7 @@ from sim.results.model import Setup
 from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import RunStore
 from sim.spec.files.tree import files_of
+from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario, value_text
 from sim.studies.backends.pool import Pool
@@ -92,11 +93,11 @@ def run_study(
     plan = [task if len(sets) == 1 else replace(task, design=None) for task in tasks]
     keys = study_keys(loaded, sets, [task.inputs for task in plan])
     with RunStore.create(out, manifest_of(loaded, plan, keys, execution.command), overwrite) as store:
-        prices = [task.point.scenario.fleet.price for task in plan]
+        prices = [prices_of(task.point.scenario) for task in plan]
         done = {
             key: point
             for key, price in zip(keys, prices, strict=True)
-            if (point := store.load_priced(key, price)) is not None
+            if (point := store.load_priced(key, *price)) is not None
         }
         if not store.has_requests_of(keys[0]):
             done.pop(keys[0], None)  # the first point's requests are missing: simulate it again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -12,6 +13,7 @@ from sim.policies.base_weights import BaseWeights, base_weights
 from sim.policies.costs import StepCosts, beyond_envelope
 from sim.policies.eviction import check_eviction
 from sim.policies.routing import check_router
+from sim.spec.files.pool_scenarios import key_in_fleet
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import (
     base_model_of,
@@ -19,10 +21,12 @@ from sim.spec.profile_choice import (
     disturbance_notes,
     engine_notes,
     fitness_notes,
+    gpus_per_replica,
     profile_choice,
     profile_of,
+    profiles_digest,
 )
-from sim.spec.scenario import Scenario
+from sim.spec.scenario import Pool, Scenario
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population, base_shape
 from sim.traffic.generate import Traffic
@@ -36,9 +40,11 @@ from sim.world.memory.replica_caches import (
     pinned_and_warm,
 )
 from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
+from sim.world.pools.full_model_pools import with_full_models
+from sim.world.pools.pool_requests import check_reachable, check_same_model, pool_notes, requests_taken, taken_alone
 from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
 from sim.world.shared_text_notes import shared_text_notes
-from sim.world.world import World
+from sim.world.world import ReplicaPool, World
 
 Floats = NDArray[np.float64]
 
@@ -48,25 +54,67 @@ def build_world(scenario: Scenario) -> World:
 
     :raises ScenarioError, TraceError: with the key of the value that does not fit.
     """
+    return _build_pools(scenario) if scenario.pools else _build(scenario)
+
+
+def _build_pools(scenario: Scenario) -> World:
+    """Return the world of a fleet of pools, which share the traffic that the first one makes."""
+    found: list[ReplicaPool] = []
+    first = 0
+    for i, (spec, own) in enumerate(zip(scenario.fleet.pools, scenario.pools, strict=True)):
+        try:
+            world = _build(own, found[0].world.traffic if found else None, spec)
+            if found:
+                check_same_model(found[0], spec.name, world)
+        except InputError as error:
+            error.key = error.key and key_in_fleet(error.key, i, spec.model_dump())
+            raise
+        gpus = gpus_per_replica(own, world.profile)
+        found.append(ReplicaPool(spec.name, world, first, spec.replicas, spec.weight, gpus, own.fleet.price))
+        first += spec.replicas
+    lead = found[0].world
+    check_reachable(scenario, found)
+    fleet = lead.scenario.fleet.model_copy(update={"replicas": first})
+    return replace(
+        lead,
+        scenario=lead.scenario.model_copy(update={"fleet": fleet}),
+        profile_sha256=profiles_digest(scenario),
+        notes=pool_notes(found),
+        takes=None,
+        pools=tuple(found),
+    )
+
+
+def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None = None) -> World:
+    """Return the world of replicas of one kind, and of full models besides them.
+
+    :param traffic: of the fleet, if another pool has made it.
+    :param pool: the pool that they are; None: the whole fleet.
+    """
     _check_policies(scenario)
     fixed = scenario.fleet.engine == "fixed"
     check_gpus(scenario)
     profile, digest = profile_of(scenario)
     base_model = base_model_of(scenario, profile)
     shape = base_model if profile is None or profile.shape is None else base_shape(profile)
-    traffic = Traffic(scenario, shape, 0 if profile is None else profile.memory.weights_bytes)
+    if traffic is None:
+        traffic = Traffic(scenario, shape, 0 if profile is None else profile.memory.weights_bytes)
     _check_times(scenario, traffic)
     check_misrouting_faults(scenario, traffic)
     check_stale_prefixes(scenario, prefix_cache=scenario.fleet.prefix_caching and traffic.shares_text)
     rollout_plan = plan_rollouts(scenario, traffic)
     full = lay_out_full_models(scenario, profile, traffic)
+    as_read = profile
     weights_kept = None if profile is None else base_weights(scenario.adapters, profile)
     if profile and weights_kept:
         profile = weights_kept.apply(profile)
-    population = traffic.population.without_full()
+    population, takes = traffic.population.without_full(), None
+    if pool is not None:
+        takes = requests_taken(pool, traffic.population)
+        population, scenario = taken_alone(pool, scenario, population, shape)
     population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
-    pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan)
+    pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan, takes)
     if profile is not None and not fixed:
         check_sharding(scenario, profile, population)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
@@ -78,7 +126,7 @@ def build_world(scenario: Scenario) -> World:
         notes += fitness_notes(profile) + disturbance_notes(profile)
         notes += split_notes(scenario, profile)
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
-    notes += storage_notes(scenario) + full_model_notes(full, scenario.fleet.replicas)
+    notes += storage_notes(scenario) + full_model_notes(scenario, full)
     notes += _base_notes(scenario, weights_kept)
     if scenario.adapters.base_alone and not fixed:
         notes.append("no request is for an adapter, so LoRA is off: slots take no memory, and steps have no LoRA costs")
@@ -117,11 +165,11 @@ def build_world(scenario: Scenario) -> World:
         warm=warm,
         shares=traffic.shares() if scenario.cache.starts_full else None,
         notes=tuple(notes),
-        full=full,
         base_weights=weights_kept,
+        takes=takes,
     )
     _check_base_steps(world)
-    return world
+    return with_full_models(world, full, as_read) if as_read is not None and full else world
 
 
 def _check_policies(scenario: Scenario) -> None:

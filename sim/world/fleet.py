@@ -81,8 +81,7 @@ class Fleet:
     """All replicas of one replication.
 
     :param in_flight: counts requests inside by adapter, if the router reads that.
-    :ivar inside: number of requests inside each replica that the router's view covers.
-    :ivar full_model_inside: the same for replicas of full models, which follow the others in ``servers``.
+    :ivar inside: number of requests inside each replica.
     :ivar next_key: returns the last place in the queues, for requests that are sent again or were held back.
     """
 
@@ -99,7 +98,6 @@ class Fleet:
         self.recorder = recorder
         self.servers: list[Server] = []
         self.inside: list[int] = []
-        self.full_model_inside: list[int] = []
         self._router = router
         self._window = arrivals.window
         self._times = arrivals.times
@@ -128,12 +126,6 @@ class Fleet:
         self.inside.extend([0] * replicas)
         for index in range(replicas):
             self.servers.append(make(index, self.inside, restarted=False, standing_in=False))
-
-    def open_more(self, replicas: int, make: Callable[[int, list[int]], Server]) -> None:
-        """Start replicas of full models after the others; they count their requests in a separate list."""
-        first = len(self.servers)
-        self.full_model_inside.extend([0] * (first + replicas))
-        self.servers += [make(first + place, self.full_model_inside) for place in range(replicas)]
 
     def show_to(self, view: FreshView) -> None:
         """Keep the router's view current from now on."""
@@ -209,23 +201,18 @@ class Fleet:
         clock = self.clock
         if self._next is not None:
             clock.run_to_pause()
-        while clock.pending() and (self._any_inside() or self._hooks.has_pending() or clock.peek() == clock.now):
+        while clock.pending() and (any(self.inside) or self._hooks.has_pending() or clock.peek() == clock.now):
             clock.step()
         clock.forget_control_events()
         clock.run()
-
-    def _any_inside(self) -> bool:
-        """Return whether any request is inside."""
-        return any(self.inside) or any(self.full_model_inside)
 
     def _check_that_all_left(self) -> None:
         """Check that no request is stuck inside while all replicas are up.
 
         :raises LoraplanError: if one is, which is a bug of the simulator.
         """
-        if self._any_inside() and not self._hooks.any_down():
-            inside = self.inside + self.full_model_inside[len(self.inside) :]
-            states = "; ".join(server.state_in_words() for server in self.servers if inside[server.index])
+        if any(self.inside) and not self._hooks.any_down():
+            states = "; ".join(server.state_in_words() for server in self.servers if self.inside[server.index])
             raise LoraplanError(
                 f"internal error: the simulation stands still at {self.clock.now:.6g} s with requests inside: {states}"
             )

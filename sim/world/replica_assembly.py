@@ -27,6 +27,7 @@ from sim.world.replica.front_end_server import FrontEndServer
 from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
+from sim.world.replica.modes.model_turns_mode import TurnsOfModels
 from sim.world.replica.modes.per_adapter import PerAdapterQueues
 from sim.world.replica.modes.prefetching import Prefetching
 from sim.world.replica.modes.protected import LoadsAtAdmission, LoadsAtArrival, LoadsInSteps
@@ -78,6 +79,8 @@ def make_mode(
     parts = ModeParts(cache, host_tier(world, cache), loaders, context)
     if mode == modes.PER_ADAPTER:
         return PerAdapterQueues(parts, scenario.cache.cycle)
+    if world.whole_models is not None and world.whole_models.serve == "swap":
+        return TurnsOfModels(parts, world.whole_models.turn or 0.0)
     if mode == modes.IN_STEPS:
         return LoadsInSteps(parts, ClaimingQueue(parts.cache, None, stop=stop), discards=discards)
     if mode == modes.AT_ARRIVAL:

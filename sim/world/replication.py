@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.policies.routing import View
 from sim.results.records import Recorder, Recording
@@ -29,18 +28,18 @@ from sim.world.memory.replica_caches import (
     attach_listeners,
     eviction_context,
 )
-from sim.world.pools.full_model_replicas import NoFullModels, make_full_models
+from sim.world.pools.pool_routing import route
+from sim.world.pools.pool_times import PoolHooks, PoolTimes, TokenLimits
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
 from sim.world.replica_draws import ReplicaDraws
 from sim.world.rollouts.active_rollouts import NoRollouts, make_rollouts
 from sim.world.routing.in_flight import InFlight
-from sim.world.routing.router_state import RouterState, make_router
+from sim.world.routing.router_state import RouterState
 from sim.world.routing.router_views import ViewRefresher
 from sim.world.steady_start import SteadyStart
-from sim.world.times import request_times
-from sim.world.world import World
+from sim.world.world import ReplicaPool, World
 
 
 def simulate(world: World, replication: int, sections: int, wrap_server: ServerWrapper = unwrapped) -> Recording:
@@ -75,23 +74,23 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     The order matters. Rollouts and faults must be there before the first replica, which listens to them; the view is
     taken last, of replicas that exist.
     """
-    scenario = world.scenario
-    replicas = scenario.fleet.replicas
+    scenario, replicas = world.scenario, world.replicas
+    pools = world.pools or (ReplicaPool(scenario.name, world, 0, replicas),)
     clock = Clock()
     recorder = make_recorder(world, replication, sections, clock)
 
-    view = View(up=list(range(replicas)), slots=_adapters_at_a_time(world))
-    router = make_router(world, view, replication)
-    full = make_full_models(world, wrap_server)
+    at_a_time = min(_adapters_at_a_time(pool.world) for pool in pools if pool.world.whole_models is None)
+    routing = route(world, replication, lambda up: View(up=up, slots=at_a_time))
     # With a single replica the router is never called.
-    reads = router.reads if world.replicas > 1 else frozenset[str]()
-    router_state = RouterState(len(world.population), replicas, reads)
-    in_flight = _in_flight(world, router_state, full)
+    reads = routing.reads if replicas > 1 else frozenset[str]()
+    router_state = RouterState(len(world.population), replicas, reads | routing.current_reads)
+    in_flight = InFlight(router_state.counts, world.base_model)
+    times = PoolTimes(pools, [_token_limits(pool.world) for pool in pools])
 
     prefixes = make_stale_prefixes(world, replication)
     rollouts = make_rollouts(world, replication, clock, recorder, prefixes)
     misrouting = make_misrouting(world, replication, clock, recorder, prefixes)
-    crashes = make_crashes(scenario, view, clock, recorder)
+    crashes = make_crashes(scenario, routing.views[0], clock, recorder)
     hooks = FleetHooks()
     if rollouts.active or misrouting.active or crashes.active or _loads_fail(scenario):
         in_flight.counting = router_state.reads("inside")
@@ -99,46 +98,65 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     elif scenario.eviction_policy.needs_future:
         oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
         hooks = Foresight(oracle, replicas, in_flight)
+    elif times.differ:
+        hooks = PoolHooks(pools, times, recorder, in_flight)
 
     fleet = make_fleet(
         clock,
         recorder,
-        full.router(router, replication),
+        routing.router,
         Arrivals(
             RunWindow(world.traffic.total, world.traffic.end_s, scenario.run.warmup),
-            request_times(scenario, world.profile, world.population, world.full),
-            _token_limits(world),
+            times.of_requests(),
+            times.limits.both,
             world.base_model,
-            NO_LIMIT if scenario.fleet.chunked_prefill else world.batched_tokens,
-            with_text=world.prefix_cache or "texts" in reads,
+            times.limits.prompt,
+            with_text=any(pool.world.prefix_cache for pool in pools) or "texts" in reads,
         ),
         hooks,
         in_flight,
     )
-    maker = ReplicaMaker(world, replication, clock, recorder, router_state, rollouts, hooks, wrap_server)
-    fleet.open(replicas, maker)
+    makers = [
+        ReplicaMaker(pool, world, replication, clock, recorder, router_state, rollouts, hooks, wrap_server)
+        for pool in pools
+    ]
+    fleet.open(replicas, makers[0] if len(makers) == 1 else PoolMakers(makers, pools))
     sources = router_state.sources(fleet.inside, fleet.count_inside)
-    fleet.open_more(full.replicas, partial(full.make, clock=clock, recorder=recorder))
-    full.observe(fleet)
-    fleet.show_to(ViewRefresher(clock, view, sources, reads, scenario.router.view_interval, fleet.next_s))
+    view, *others = routing.views
+    refresher = ViewRefresher(clock, view, sources, reads, scenario.router.view_interval, fleet.next_s)
+    if others:
+        refresher.keep_current(others)
+    if routing.current:
+        ViewRefresher(clock, View(), sources, routing.current_reads, 0.0, fleet.next_s).keep_current(routing.current)
+    fleet.show_to(refresher)
     return Replication(fleet, router_state, rollouts)
-
-
-def _in_flight(world: World, state: RouterState, full: NoFullModels) -> InFlight:
-    """Return the counts of requests inside by adapter; they stay empty unless a router reads them."""
-    return InFlight(state.counts + full.counts, world.base_model)
 
 
 def _loads_fail(scenario: Scenario) -> bool:
     return any(isinstance(fault, FailingLoads) for fault in scenario.faults)
 
 
+class PoolMakers:
+    """Makes the replicas of a fleet with pools, each by the maker of its pool."""
+
+    def __init__(self, makers: Sequence[ReplicaMaker], pools: Sequence[ReplicaPool]) -> None:
+        self._makers = [maker for maker, pool in zip(makers, pools, strict=True) for _ in pool.indices]
+
+    def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
+        """Return an empty replica; see ``MakeReplica``."""
+        return self._makers[index](index, inside, restarted=restarted, standing_in=standing_in)
+
+
 class ReplicaMaker:
-    """Makes the replicas of one replication, at the start and after crashes."""
+    """Makes the replicas of one pool in one replication, at the start and after crashes.
+
+    :param fleet: the world of the whole fleet.
+    """
 
     def __init__(
         self,
-        world: World,
+        pool: ReplicaPool,
+        fleet: World,
         replication: int,
         clock: Clock,
         recorder: Recorder,
@@ -147,7 +165,8 @@ class ReplicaMaker:
         hooks: FleetHooks,
         wrap_server: ServerWrapper,
     ) -> None:
-        self._world = world
+        self._world = world = pool.world
+        self._replicas = fleet.replicas
         self._replication = replication
         self._clock = clock
         self._recorder = recorder
@@ -155,7 +174,10 @@ class ReplicaMaker:
         self._rollouts = rollouts
         self._hooks = hooks
         self._wrap_server = wrap_server
-        self._steady = SteadyStart(world, replication) if world.scenario.cache.starts_full else None
+        self._steady: SteadyStart | None = None
+        if world.scenario.cache.starts_full:
+            drawn = fleet.own_pools and fleet.scenario.router.pools == "weight"
+            self._steady = SteadyStart(world, replication, replace(fleet, pools=(pool,)) if drawn else fleet)
         self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
         self._cache_listeners: list[FleetCacheListener] = [*router_state.cache_listeners(), *rollouts.cache_listeners()]
 
@@ -166,7 +188,7 @@ class ReplicaMaker:
             world = replace(world, warm=(), pinned=self._rollouts.pinned(world.pinned))
             for each in self._cache_listeners:
                 each.forget(index)
-        place = self._made[index] * scenario.fleet.replicas + index
+        place = self._made[index] * self._replicas + index
         self._made[index] += 1
         draws = ReplicaDraws(scenario.run.seed, self._replication, place)
         if self._steady is not None and not restarted:
@@ -191,13 +213,13 @@ class ReplicaMaker:
 def _adapters_at_a_time(world: World) -> int:
     """Return how many adapters of the mean size fit into the GPU cache, leaving out versions that come later."""
     weights = world.weights[: len(world.traffic.population)]
-    if world.full is not None:
-        weights = [weight for weight, full in zip(weights, world.full.full, strict=True) if not full]
+    if world.takes is not None:
+        weights = [weight for weight, taken in zip(weights, world.takes[:-1].tolist(), strict=True) if taken]
     return max(1, world.capacity * len(weights) // max(1, sum(weights)))
 
 
-def _token_limits(world: World) -> NDArray[np.int64]:
-    """Return the most tokens of a request, by adapter, and last for the base model."""
+def _token_limits(world: World) -> TokenLimits:
+    """Return the most tokens of a request that replicas serve."""
     fleet, tokens = world.scenario.fleet, world.kv_tokens
     longest = fleet.max_model_len or NO_LIMIT
     limits = np.full(len(world.population) + 1, NO_LIMIT)
@@ -205,7 +227,5 @@ def _token_limits(world: World) -> NDArray[np.int64]:
         limits[:-1] = tokens - fleet.block_size * max(world.adapter_blocks, default=0)
         limits[-1] = tokens
         limits -= fleet.kv_check == "peak"  # the peak must stay below
-    if world.full is not None:
-        world.full.limit_tokens(limits)
     np.minimum(limits, longest, out=limits)
-    return limits
+    return TokenLimits(limits, NO_LIMIT if fleet.chunked_prefill else world.batched_tokens)

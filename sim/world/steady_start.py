@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.routing import View
+from sim.world.pools.pool_routing import route
 from sim.world.replica_draws import ReplicaDraws
-from sim.world.routing.router_state import make_router
 from sim.world.world import World
 
 
@@ -15,15 +15,19 @@ class SteadyStart:
     """The recent past of a fleet: independent requests, drawn by popularity.
 
     A router that splits adapters is asked where it would send each of them in an idle fleet.
+
+    :param fleet: the world of the whole fleet, if ``world`` is that of a pool of it.
     """
 
-    def __init__(self, world: World, replication: int) -> None:
+    def __init__(self, world: World, replication: int, fleet: World | None = None) -> None:
         assert world.shares is not None, "caches start full"
-        self._shares = np.where(world.traffic.population.full[: world.traffic.places], 0.0, world.shares)
+        fleet = fleet or world
+        taken = ~world.traffic.population.full if world.takes is None else world.takes
+        self._shares = np.where(taken[: world.traffic.places], world.shares, 0.0)
         self._shares[list(world.pinned)] = 0.0
         self._owner: NDArray[np.int64] | None = None
-        if world.scenario.router_policy.splits_adapters and world.scenario.fleet.replicas > 1:
-            self._owner = _owners(world, replication)
+        if world.scenario.router_policy.splits_adapters and fleet.scenario.fleet.replicas > 1:
+            self._owner = _owners(fleet, replication)
 
     def last_used(self, replica: int, draws: ReplicaDraws) -> tuple[int, ...]:
         """Return the adapters of a replica, the last used first; those that are never requested are left out.
@@ -39,13 +43,16 @@ class SteadyStart:
 
 def _owners(world: World, replication: int) -> NDArray[np.int64]:
     """Return to which replica each adapter's requests go as long as the fleet is idle."""
-    replicas, adapters = world.scenario.fleet.replicas, len(world.population)
-    idle = View(
-        loads=[0] * replicas,
-        up=list(range(replicas)),
-        resident=[0] * adapters,
-        running=[0] * adapters,
-        inside=[{} for _ in range(replicas)],
-    )
-    router = make_router(world, idle, replication)
+    replicas, adapters = world.replicas, len(world.population)
+
+    def idle(up: list[int]) -> View:
+        return View(
+            loads=[0] * replicas,
+            up=up,
+            resident=[0] * adapters,
+            running=[0] * adapters,
+            inside=[{} for _ in range(replicas)],
+        )
+
+    router = route(world, replication, idle).router
     return np.array([router.choose(adapter, adapter) for adapter in range(world.traffic.places)])

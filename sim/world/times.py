@@ -15,7 +15,6 @@ from sim.spec.sections.laws import TimeLaw
 from sim.traffic.adapters import GpuSplit, Population, base_shape
 from sim.traffic.generate import Chunk
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.pools.full_model_layout import FullModelFleet
 from sim.world.replica_draws import ReplicaDraws
 
 Floats = NDArray[np.float64]
@@ -128,9 +127,7 @@ def _of_tier(law: TimeLaw | None, cost: TierCost | None, population: Population)
     return TierTimes() if cost is None else AdapterTimes(cost, population)
 
 
-def request_times(
-    scenario: Scenario, profile: Profile | None, population: Population, full: FullModelFleet | None = None
-) -> RequestTimes:
+def request_times(scenario: Scenario, profile: Profile | None, population: Population) -> RequestTimes:
     """Return the functions that turn uniform draws into the seconds that requests carry."""
     from_storage, from_host = tier_times(scenario, profile, population)
     service = scenario.fleet.service
@@ -138,31 +135,13 @@ def request_times(
     def none(chunk: Chunk) -> Floats:
         return np.zeros(len(chunk))
 
-    def load(chunk: Chunk) -> Floats:
-        return from_storage.seconds(chunk.adapter, chunk.load_uniform)
-
     return RequestTimes(
-        load=load if full is None else _with_whole_loads(load, full),
+        load=lambda chunk: from_storage.seconds(chunk.adapter, chunk.load_uniform),
         host_load=(lambda chunk: from_host.seconds(chunk.adapter, chunk.host_load_uniform))
         if scenario.has_host_tier
         else none,
         service=none if service is None else lambda chunk: service.ppf(chunk.service_uniform),
     )
-
-
-def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullModelFleet) -> Callable[[Chunk], Floats]:
-    """Return load times for a mix of adapters and full models, whose loads are those of whole models."""
-    is_full = np.asarray([*full.full, False])  # last the base model
-
-    def both(chunk: Chunk) -> Floats:
-        whole = is_full[chunk.adapter]
-        return (
-            np.where(whole, full.load_seconds(chunk.load_uniform, chunk.adapter), load(chunk))
-            if whole.any()
-            else load(chunk)
-        )
-
-    return both
 
 
 def reload_times(

@@ -11,10 +11,11 @@ from sim.policies.base_weights import BaseWeights
 from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import BaseModelAnswers
+from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
-from sim.world.pools.full_model_layout import FullModelFleet
+from sim.world.pools.full_model_layout import without_lora
 from sim.world.rollouts.rollout_plan import NO_ROLLOUTS, RolloutPlan
 
 
@@ -33,10 +34,14 @@ class World:
         own.
     :ivar notes: sentences for the user.
     :ivar rollout_plan: adapters and versions of all rollouts.
-    :ivar full: the replicas of full models; None: there are none. In all other fields, full models are adapters without
-        size or requests.
     :ivar base_weights: format of the base model's weights, if it differs from the profile's; ``profile`` already
         includes its effect.
+    :ivar takes: (adapters + 1,) whether these replicas take requests, by adapter and last for the base model; adapters
+        that they don't take have no size here. None: they take all.
+    :ivar whole_models: how these replicas serve full models, which are all that they serve; None: they serve adapters.
+    :ivar pools: where a fleet has several kinds of replica, all of them, with a world each. The other fields are then
+        those of the first pool, but ``scenario.fleet.replicas``, which counts the replicas of all pools without those
+        of full models.
     """
 
     scenario: Scenario
@@ -54,8 +59,10 @@ class World:
     shares: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = field(default=())
     rollout_plan: RolloutPlan = NO_ROLLOUTS
-    full: FullModelFleet | None = None
     base_weights: BaseWeights | None = None
+    takes: NDArray[np.bool_] | None = None
+    whole_models: FullModels | None = None
+    pools: tuple[ReplicaPool, ...] = ()
 
     @property
     def batched_tokens(self) -> int:
@@ -67,7 +74,7 @@ class World:
     @property
     def replicas(self) -> int:
         """Number of replicas, those of full models included."""
-        return self.scenario.fleet.replicas + (0 if self.full is None else self.full.replicas)
+        return sum(pool.replicas for pool in self.pools) or self.scenario.fleet.replicas
 
     @property
     def base_model(self) -> int:
@@ -77,6 +84,8 @@ class World:
     @property
     def serves_base_model(self) -> bool:
         """Whether replicas serve requests without an adapter: the traffic has some, or a fault makes some."""
+        if self.takes is not None and not self.takes[-1]:
+            return False
         by_fault = any(isinstance(fault, BaseModelAnswers) for fault in self.scenario.faults)
         return by_fault or self.traffic.base_share > 0
 
@@ -85,12 +94,74 @@ class World:
         """Whether replicas look for the beginnings of prompts in their KV caches, and may find any."""
         return self.scenario.fleet.prefix_caching and self.traffic.shares_text
 
+    @property
+    def own_pools(self) -> tuple[ReplicaPool, ...]:
+        """The pools that serve the base model and its adapters; () where there is one kind of such replicas."""
+        own = tuple(pool for pool in self.pools if pool.world.whole_models is None)
+        return own if len(own) > 1 else ()
+
+    @property
+    def draws(self) -> int:
+        """Number of draws of the profile; of several profiles that have some, the smallest number."""
+        worlds = [pool.world for pool in self.pools if pool.world.whole_models is None] or [self]
+        counts = [len(world.profile.draws) for world in worlds if world.profile is not None and world.profile.draws]
+        return min(counts, default=0)
+
+    def with_draw(self, number: int) -> World:
+        """Return this world with the costs of one draw of its profile; each pool takes that draw of its own.
+
+        :param number: below ``draws``.
+        """
+        found = self
+        if self.profile is not None and self.profile.draws:
+            found = self._with_own_costs(self.profile.draws[number])
+        return replace(found, pools=tuple(pool.with_world(pool.world.with_draw(number)) for pool in self.pools))
+
     def with_costs(self, costs: Draw) -> World:
         """Return this world with other step and load costs, and the same traffic, memory and fleet.
 
         :param costs: for base weights in the profile's format.
         """
+        found = self._with_own_costs(costs)
+        return replace(found, pools=tuple(pool.with_world(pool.world.with_costs(costs)) for pool in self.pools))
+
+    def _with_own_costs(self, costs: Draw) -> World:
         assert self.profile is not None, "costs belong to a profile"
         own = costs if self.base_weights is None else self.base_weights.drawn(costs)
+        if self.whole_models is not None:
+            own = without_lora(costs)
         profile = self.profile.model_copy(update={"step": own.step, "load": own.load, "draws": ()})
-        return replace(self, profile=profile, full=None if self.full is None else self.full.with_costs(costs))
+        return replace(self, profile=profile)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPool:
+    """The replicas of one kind in a fleet. Their indices follow those of the pools before them.
+
+    :ivar name: as ``fleet.pools`` gives it; that of full models is "full models".
+    :ivar world: as these replicas see it: with costs, memory and caches of their own, and the traffic of the fleet.
+    :ivar first: index of the first replica.
+    :ivar weight: share of the requests, relative to others, where a pool is drawn by weight.
+    :ivar gpus: of one replica; ``price``: of one GPU, in US dollars per hour.
+    """
+
+    name: str
+    world: World
+    first: int
+    replicas: int
+    weight: float = 1.0
+    gpus: int = 1
+    price: float | None = None
+
+    @property
+    def indices(self) -> range:
+        """The indices of its replicas."""
+        return range(self.first, self.first + self.replicas)
+
+    def takes(self, adapter: int) -> bool:
+        """Return whether it takes requests for an adapter; -1: for the base model."""
+        return self.world.takes is None or bool(self.world.takes[adapter])
+
+    def with_world(self, world: World) -> ReplicaPool:
+        """Return the same replicas in another world."""
+        return replace(self, world=world)

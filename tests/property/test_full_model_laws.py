@@ -18,6 +18,7 @@ from sim.traffic.generate import Chunk
 from sim.world.build import build_world
 from sim.world.replica.continuous import BatchServer
 from sim.world.replication import assemble, simulate
+from sim.world.times import request_times
 from sim.world.world import World
 
 STEP = {
@@ -130,8 +131,7 @@ def test_each_part_of_the_fleet_is_as_if_the_other_had_no_requests(
     trace: Rows, full: dict[str, Any], other: dict[str, Any]
 ) -> None:
     world = build_world(scenario_of(trace, full, **{key: dict(value) for key, value in other.items()}))
-    assert world.full is not None
-    is_full = np.asarray(world.full.full)
+    is_full = world.traffic.population.full
     whole = simulate(world, 0, 1).requests
     for part in (True, False):
         chosen = is_full[np.asarray(whole["adapter"])] == part
@@ -142,7 +142,7 @@ def test_each_part_of_the_fleet_is_as_if_the_other_had_no_requests(
             ours = alone(world, chosen).requests
             for name in (*FREE_OF_REPLICAS, "replica"):
                 assert ours[name].tolist() == whole[name][chosen].tolist(), name
-        elif part and chosen.any() and (world.full.homes or world.full.replicas == 1):
+        elif part and chosen.any() and (full["serve"] == "dedicated" or full["replicas"] == 1):
             ours = alone(world, chosen).requests
             for name in FREE_OF_REPLICAS:
                 assert ours[name].tolist() == whole[name][chosen].tolist(), name
@@ -174,8 +174,7 @@ def test_nobody_is_lost_and_every_cache_agrees_with_a_count(
     recording = assembly.fleet.run(world.traffic.chunks(0))
     requests = recording.requests
     assert requests["status"].tolist() == [COMPLETED] * len(requests["status"])
-    assert world.full is not None
-    here = np.asarray(world.full.full)[np.asarray(requests["adapter"])]
+    here = world.traffic.population.full[np.asarray(requests["adapter"])]
     loads = recording.loads["replica"] >= scenario.fleet.replicas
     assert int(np.sum(here & (requests["outcome"] == 2))) == int(loads.sum())
     for server in servers:
@@ -206,10 +205,11 @@ def test_a_pool_of_one_does_what_a_naive_one_does(trace: Rows, resident: int, tu
         "load": {"law": "uniform", "low": "20 ms", "high": "90 ms"},
     }
     world = build_world(scenario_of(trace, full, fleet={"max_num_seqs": seats}))
-    assert world.full is not None
     chunk = next(world.traffic.chunks(0))
-    chosen = np.flatnonzero(np.asarray(world.full.full)[chunk.adapter])
-    load_s = world.full.load_seconds(chunk.load_uniform, chunk.adapter)
+    chosen = np.flatnonzero(world.traffic.population.full[chunk.adapter])
+    served = world.pools[-1].world
+    assert served.profile is not None
+    load_s = request_times(served.scenario, served.profile, served.population).load(chunk)
     jobs = [
         Job(
             int(i),
@@ -221,7 +221,7 @@ def test_a_pool_of_one_does_what_a_naive_one_does(trace: Rows, resident: int, tu
         )
         for i in chosen
     ]
-    step = world.full.profile.step
+    step = served.profile.step
     slope = step.tokens[1][1] / step.tokens[1][0]
     naive = Swapping(
         jobs, lambda tokens, kv: step.fixed_s + slope * tokens + step.per_kv_token_s * kv, resident, turn_s, seats

@@ -558,8 +558,7 @@ def test_beside_full_models_it_goes_to_the_replicas_of_the_base_model(serve: str
     )
     world = build_world(one)
     requests = run(world).requests
-    assert world.full is not None
-    full = np.array([*world.full.full, False])[requests["adapter"]]
+    full = np.append(world.traffic.population.full, False)[requests["adapter"]]
     assert full.any()
     assert np.array_equal(requests["replica"] >= 2, full)
     assert (requests["status"] == COMPLETED).all()

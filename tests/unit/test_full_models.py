@@ -17,7 +17,7 @@ from reports.tables.metric_tables import capacity_table
 from reports.text.limit_text import limit_sentence
 from sim.errors import ScenarioError
 from sim.policies.routing import View
-from sim.policies.routing.full_model_router import Beside, ToHolders, ToOwnReplicas
+from sim.policies.routing.full_model_router import ToHolders
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
@@ -30,6 +30,8 @@ from sim.studies.planning.what_if_changes import changes
 from sim.traffic.adapters import SHAPES, model_tensors, populate
 from sim.world.build import build_world
 from sim.world.replication import simulate
+from sim.world.times import tier_times
+from sim.world.world import World
 
 WORKLOAD: dict[str, Any] = {"requests": 300, "arrivals": {"process": "poisson", "rate": "4/s"}}
 FULL = {"share": 0.2, "kind": "full"}
@@ -40,6 +42,16 @@ def scenario(**sections: Any) -> Scenario:
     fleet = {"full_models": {"serve": "dedicated"}, **sections.pop("fleet", {})}
     given = {"workload": WORKLOAD, "adapters": {"count": 10, "mix": MIX}, "cache": {"gpu": {"slots": 4}}}
     return build(**{**given, **sections}, fleet=fleet)
+
+
+def full_model_worlds(world: World) -> list[World]:
+    """Return the worlds of the replicas of full models."""
+    return [pool.world for pool in world.pools if pool.world.whole_models is not None]
+
+
+def kv_tokens(world: World) -> list[int | None]:
+    """Return the KV cache of each pool of full models."""
+    return [served.kv_tokens for served in full_model_worlds(world)]
 
 
 def refused(**sections: Any) -> tuple[str, str]:
@@ -152,16 +164,13 @@ def test_models_that_leave_no_kv_cache_are_refused() -> None:
 
 
 def test_memory_is_that_of_the_models_which_a_replica_holds() -> None:
-    one = build_world(scenario()).full
-    two = build_world(scenario(fleet={"full_models": {"serve": "swap", "resident": 2}})).full
-    assert one is not None
-    assert two is not None
-    assert len(set(one.kv_tokens)) == 1
+    one, same = kv_tokens(build_world(scenario()))
+    (two,) = kv_tokens(build_world(scenario(fleet={"full_models": {"serve": "swap", "resident": 2}})))
+    assert one == same
     kv_bytes = 2 * 32 * 8 * 128 * 2
-    assert (one.kv_tokens[0] - two.kv_tokens[0]) * kv_bytes == pytest.approx(16_060_522_496, abs=16 * kv_bytes)
-    more = build_world(scenario(fleet={"full_models": {"serve": "swap", "resident": 64}})).full
-    assert more is not None
-    assert more.kv_tokens == two.kv_tokens, "there are only two models to hold"
+    assert (one - two) * kv_bytes == pytest.approx(16_060_522_496, abs=16 * kv_bytes)
+    more = kv_tokens(build_world(scenario(fleet={"full_models": {"serve": "swap", "resident": 64}})))
+    assert more == [two], "there are only two models to hold"
 
 
 def test_full_models_change_no_slot_and_no_rank() -> None:
@@ -193,18 +202,16 @@ def test_a_model_has_the_tensors_of_its_published_index() -> None:
 
 
 def test_a_load_takes_the_size_over_the_bandwidth() -> None:
-    full = build_world(scenario(fleet=SWAP)).full
-    assert full is not None
-    model = full.full.index(True)
+    (served,) = full_model_worlds(build_world(scenario(fleet=SWAP)))
+    model = served.traffic.population.full.tolist().index(True)
     uniform = np.array([0.0, 0.999])
     expected = 0.0466 + 291 * 1.48e-5 + 16_060_522_496 / 2.14e9
-    assert full.load_seconds(uniform, np.array([model, model])).tolist() == pytest.approx([expected, expected])
+    from_storage, _ = tier_times(served.scenario, served.profile, served.population)
+    assert from_storage.seconds(np.array([model, model]), uniform).tolist() == pytest.approx([expected, expected])
 
 
 def test_requests_find_their_replica() -> None:
     view = View(loads=[0, 9, 2, 3], resident=[0, 0, 0, 0b0110, 0], inside=[{}, {}, {}, {4: 1}])
-    own = ToOwnReplicas(view, {3: range(1, 2), 4: range(2, 4)})
-    assert (own.choose(3, 0), own.choose(4, 0)) == (1, 2)
     pool = ToHolders(view, range(1, 4), [3, 4, 2], key=1)
     assert pool.choose(3, 0) == 2, "of two that hold it, the one with fewer requests"
     assert pool.choose(4, 0) == 3, "no replica has it, and there they wait for it"
@@ -213,13 +220,6 @@ def test_requests_find_their_replica() -> None:
     view.resident = [0] * 5
     assert {pool.choose(2, number) for number in range(40)} == {1, 2, 3}
     assert ToHolders(view, range(2, 3), [2], key=1).choose(2, 0) == 2
-
-    class Other:
-        def choose(self, adapter: int, number: int) -> int:
-            return -adapter
-
-    beside = Beside([False, False, False, True, True], own, Other())
-    assert [beside.choose(adapter, 0) for adapter in (1, 2, 3, 4)] == [-1, -2, 1, 2]
 
 
 def test_too_long_is_by_the_memory_of_the_replica_that_serves_it() -> None:
@@ -231,12 +231,9 @@ def test_too_long_is_by_the_memory_of_the_replica_that_serves_it() -> None:
         )
     )
     requests = simulate(world, 0, 1).requests
-    assert world.full is not None
-    full = np.asarray(world.full.full)[np.asarray(requests["adapter"])]
+    full = world.traffic.population.full[np.asarray(requests["adapter"])]
     assert full.any()
     assert ((requests["status"] == 2) == full).all(), "52 GB of weights leave 34,313 tokens"
-    limited = build_world(scenario(fleet={"max_model_len": 8192}))
-    assert limited.full is not None
     long = {**tokens, "prompt": {"law": "fixed", "value": 9000}}
     none = simulate(
         build_world(scenario(workload={**WORKLOAD, "requests": 20, "tokens": long}, fleet={"max_model_len": 8192})),
@@ -306,8 +303,7 @@ def test_formulas_leave_full_models_out() -> None:
     world = build_world(scenario(adapters={"count": 10, "mix": [{"share": 0.8, "rank": 16}, {**FULL, "size": "1 GB"}]}))
     found = screen(world)
     shares = world.traffic.shares()
-    assert world.full is not None
-    own = float(shares[~np.asarray(world.full.full)].sum())
+    own = float(shares[~world.traffic.population.full].sum())
     alone = screen(
         build_world(
             build(
@@ -330,8 +326,7 @@ def test_what_ifs_leave_full_models_as_they_are() -> None:
     quantised = loaded.with_values(found["base weights in 4 bits"].set).scenario
     assert quantised.adapters.base_quantization == "nf4"
     world = build_world(quantised)
-    assert world.full is not None
-    assert world.full.kv_tokens == build_world(loaded.scenario).full.kv_tokens, "full models aren't quantised"  # type: ignore[union-attr]
+    assert kv_tokens(world) == kv_tokens(build_world(loaded.scenario)), "full models aren't quantised"
 
 
 def test_command_lines_leave_full_models_out() -> None:
@@ -365,20 +360,22 @@ def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
 def test_draws_reach_full_models_too() -> None:
     world = build_world(scenario(fleet={"profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"}))
     assert world.profile is not None
-    assert world.full is not None
     draw = world.profile.draws[0]
-    drawn = world.with_costs(draw)
-    assert drawn.full is not None
-    assert drawn.full.profile.step.fixed_s == draw.step.fixed_s
-    assert drawn.full.profile.step.lora.per_adapter_s == 0
-    assert drawn.full.profile.load == draw.load
+    for drawn in (world.with_costs(draw), world.with_draw(0)):
+        for served in full_model_worlds(drawn):
+            assert served.profile is not None
+            assert served.profile.step.fixed_s == draw.step.fixed_s
+            assert served.profile.step.lora.per_adapter_s == 0
+            assert (
+                served.profile.load.storage.model_copy(update={"residual": draw.load.storage.residual})
+                == draw.load.storage
+            ), "whole models take the same time each"
 
 
 def test_costs_per_passed_request_are_those_of_lora() -> None:
     path = write_profile({"fixed_s": 0.01, "per_passed_s": 1.0})
     world = build_world(scenario(fleet={"profile": path, "kv_tokens": 65536}))
-    assert world.full is not None
-    assert world.full.profile.step.per_passed_s == 0
+    assert [served.profile and served.profile.step.per_passed_s for served in full_model_worlds(world)] == [0, 0]
 
 
 def test_another_way_to_serve_replaces_what_belongs_to_the_first() -> None:

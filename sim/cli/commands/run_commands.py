@@ -175,6 +175,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         grouped_table,
         matrix_table,
         metrics_table,
+        pools_table,
         terminal_table,
         traffic_sentence,
     )
@@ -199,10 +200,11 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     print_rich(rich_table(table))
     if table.note:
         say(table.note)
-    groups = base_model_table(points[0]) if len(points) == 1 else None
-    if groups is not None:
-        say("", groups.caption)
-        print_rich(rich_table(groups))
+    more = (base_model_table(points[0]), pools_table(points[0], "")) if len(points) == 1 else ()
+    for part in more:
+        if part is not None:
+            say("", part.caption)
+            print_rich(rich_table(part))
 
 
 def _axes(texts: list[str]) -> dict[str, list[Any]]:

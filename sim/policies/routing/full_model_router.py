@@ -1,38 +1,11 @@
-"""Requests of full models go to replicas of their own, all others to those of the base model."""
+"""Which replica swaps in a full model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
-from sim.policies.routing.router_policy import Choosing, View
+from sim.policies.routing.router_policy import View
 from sim.rng import uniform_draw
-
-
-class FullModelRouter(Protocol):
-    """Choose a replica for a full model; what it sees is always current."""
-
-    def choose(self, model: int, number: int) -> int:
-        """Return the index of one of the replicas that serve full models.
-
-        :param number: the request's own number, which keys its random draw.
-        """
-        ...
-
-
-class ToOwnReplicas:
-    """Of a model's own replicas, the one with the fewest requests in it, the first of equal ones.
-
-    :param homes: by model, its replicas.
-    """
-
-    def __init__(self, view: View, homes: Mapping[int, range]) -> None:
-        self._view = view
-        self._homes = homes
-
-    def choose(self, model: int, number: int) -> int:
-        homes = self._homes[model]
-        return homes[0] if len(homes) == 1 else min(homes, key=self._view.loads.__getitem__)
 
 
 class ToHolders:
@@ -64,19 +37,3 @@ class ToHolders:
         most = min(room)
         candidates = [r for r, each in zip(pool, room, strict=True) if each == most]
         return candidates[int(uniform_draw(self._key, number) * len(candidates))]
-
-
-class Beside:
-    """The router of a fleet that also serves full models.
-
-    :param full: by adapter, whether it is a full model.
-    :param others: chooses for all that isn't, among the replicas of the base model.
-    """
-
-    def __init__(self, full: Sequence[bool], models: FullModelRouter, others: Choosing) -> None:
-        self._full = full
-        self._choose = models.choose
-        self._choose_other = others.choose
-
-    def choose(self, adapter: int, number: int) -> int:
-        return self._choose(adapter, number) if self._full[adapter] else self._choose_other(adapter, number)

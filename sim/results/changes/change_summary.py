@@ -85,6 +85,7 @@ def replica_rows(recording: Recording, facts: ScenarioFacts) -> list[dict[str, A
     started = recording.loads["started_s"]
     loads = recording.loads["replica"][(started >= begins) & (started < ends)].astype(np.int64)
     counts = np.bincount(loads, minlength=facts.replicas)
+    pool_of = [pool.name for pool in facts.pools for _ in range(pool.replicas)]
     rows = []
     for replica in range(facts.replicas):
         here = r["replica"] == replica
@@ -94,6 +95,7 @@ def replica_rows(recording: Recording, facts: ScenarioFacts) -> list[dict[str, A
         rows.append(
             {
                 "replica": replica,
+                **({"pool": pool_of[replica]} if pool_of else {}),
                 **({"full": replica >= facts.own_replicas} if facts.full_replicas else {}),
                 "requests": int(here.sum()),
                 "completed": int(done.sum()),

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from sim.results.fleet_costs.prices import HOURS_PER_MONTH
 from sim.results.metric_state import Cause, State
 from sim.results.point import UNITS, Metric, Usage
 from sim.results.sample_data import MeasuredRequests
 from sim.results.statistics import ratio
 
-HOURS_PER_MONTH = 730.0
-"""A twelfth of a year of 365 days."""
 _SECONDS_PER_HOUR = 3600.0
 _MILLION = 1e6
 _ROUNDING = 1e-9

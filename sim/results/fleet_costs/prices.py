@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from sim.results.point import ONLY_WITH_PRICE, UNITS, Metric, Point
 
+HOURS_PER_MONTH = 730.0
+"""A twelfth of a year of 365 days."""
 GROUP_COST = "usd_per_month"
-"""The cost of a group, in its row."""
+"""The cost of a group, or of a pool, in its row."""
 
 
-def priced(point: Point, price: float | None) -> Point:
+def priced(point: Point, price: float | None, pools: Sequence[float] = ()) -> Point:
     """Return a point with the costs that follow from a price, or without any.
 
     A point of an older version, which has no usage, stays as it is.
 
-    :param price: of a GPU, in US dollars per hour; None: no costs are shown.
+    :param price: of a GPU, in US dollars per hour, in a fleet of pools the mean; None: no costs are shown.
+    :param pools: of a GPU of each pool; () without pools or prices.
     """
-    usage = point.usage
-    if usage is None or usage.price == price:
+    usage, rows = point.usage, _priced_pools(point.pools, pools)
+    if usage is None or (usage.price == price and rows == point.pools):
         return point
     metrics = {name: metric for name, metric in point.metrics.items() if name not in ONLY_WITH_PRICE}
     groups = [{key: value for key, value in row.items() if key != GROUP_COST} for row in point.groups]
@@ -30,7 +34,17 @@ def priced(point: Point, price: float | None) -> Point:
             shares = zip(groups, usage.group_tokens, strict=True)
             groups = [{**row, GROUP_COST: share * month} for row, share in shares]
     ordered = {name: metrics[name] for name in UNITS if name in metrics}
-    return replace(point, metrics=ordered, groups=groups, usage=replace(usage, price=price))
+    return replace(point, metrics=ordered, groups=groups, usage=replace(usage, price=price), pools=rows)
+
+
+def _priced_pools(rows: list[dict[str, Any]], prices: Sequence[float]) -> list[dict[str, Any]]:
+    """Return the rows of pools with what the GPUs of each cost."""
+    plain = [{key: value for key, value in row.items() if key != GROUP_COST} for row in rows]
+    if not prices:
+        return plain
+    return [
+        {**row, GROUP_COST: row["gpus"] * price * HOURS_PER_MONTH} for row, price in zip(plain, prices, strict=True)
+    ]
 
 
 def is_priced(point: Point) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from sim.cells import text_cell
 from sim.errors import OutputError
 from sim.reading import MANIFEST_BYTES, brackets_fit, open_regular, read_regular
-from sim.results.point import Point
+from sim.results.point import POOL_UNITS, Point
 from sim.results.run_directory.headroom_record import Headroom
 
 # What can change without changing a result, as can fleet.price: a sweep that grows keeps the points it has.
@@ -129,6 +129,7 @@ def summary_json(name: str, points: Sequence[Point], headroom: Headroom | None =
             "metrics": point.metrics_json(),
             **({"setup": point.setup.to_json()} if point.setup else {}),
             **({"held": point.held_back.to_json()} if point.held_back else {}),
+            **({"pools": point.pools} if point.pools else {}),
         }
         for point in points
     ]
@@ -139,6 +140,8 @@ def summary_json(name: str, points: Sequence[Point], headroom: Headroom | None =
 
 def points_csv(points: Sequence[Point]) -> str:
     """Return ``points.csv``: one row a point and metric, the swept keys as the first columns.
+
+    What a pool does follows as ``pools.NAME.METRIC``.
 
     The calibration interval has columns only where a point has one, and they are the last.
     """
@@ -154,6 +157,12 @@ def points_csv(points: Sequence[Point]) -> str:
             numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
             bounds = [_cell(number) for number in (metric.calibration_lo, metric.calibration_hi)] if calibrated else []
             writer.writerow([*values, text_cell(name), *numbers, _cell(metric.unit), *bounds])
+        for row in point.pools:
+            empty = [""] * len(more)
+            for name, unit in POOL_UNITS.items():
+                if row.get(name) is not None:
+                    named = text_cell(f"pools.{row['pool']}.{name}")
+                    writer.writerow([*values, named, _cell(row[name]), "", "", unit, *empty])
     return out.getvalue()
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,12 +149,15 @@ class RunStore:
         """Return a kept point, or None where there is none or its file is damaged: it is simulated again."""
         return _load_point(self.path, key)
 
-    def load_priced(self, key: str, price: float | None) -> Point | None:
-        """Return a kept point with the costs of a price, and keep it so; None as for ``load_point``."""
+    def load_priced(self, key: str, price: float | None, pools: Sequence[float] = ()) -> Point | None:
+        """Return a kept point with the costs of a price, and keep it so; None as for ``load_point``.
+
+        :param pools: the price in each pool; see ``priced``.
+        """
         point = self.load_point(key)
         if point is None:
             return None
-        found = priced(point, price)
+        found = priced(point, price, pools)
         if found is not point:
             self.save_point(key, found)
         return found

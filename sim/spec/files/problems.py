@@ -81,8 +81,8 @@ def misplaced_flags(model: type[BaseModel], data: Any) -> list[InputError]:
 
 
 def known_keys(model: type[BaseModel]) -> list[str]:
-    """Return the dotted path of every key that a model can hold, sections included."""
-    return [path for path, _ in _known(model)]
+    """Return the dotted path of every key that a model can hold, sections included; those of pools come last."""
+    return sorted((path for path, _ in _known(model)), key=lambda path: path.startswith("fleet.pools."))
 
 
 def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> InputError:

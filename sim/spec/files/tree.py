@@ -53,9 +53,15 @@ FILE_KEYS = (
     "workload.tokens.prompt.file",
     "workload.tokens.output.file",
     "fleet.profile",
+    "fleet.pools.profile",
     "rollouts.weights",
 )
-"""Keys whose value is a file or a folder (the profile only where it looks like a path), without places in lists."""
+"""Keys whose value is a file or a folder (a profile only where it looks like a path), without places in lists."""
+
+_PROFILES = ("fleet.profile", "fleet.pools.profile")
+_POOLS = "fleet.pools."
+_OF_A_POOL = ("cache", "storage", "serves")
+"""Sections of a pool; the other keys that follow ``fleet.pools.`` at this place are indexes or names of pools."""
 
 _FLEETS = "plan.fleets.set."
 """The prefix of these keys in a plan's fleets."""
@@ -156,7 +162,7 @@ def with_absolute_files(node: Node, folder: Path, path: str = "", confines: Path
     if isinstance(value, list) and (key in FILE_KEYS or any(isinstance(child.value, dict) for child in value)):
         children_of = [with_absolute_files(child, folder, join(path, i), confines) for i, child in enumerate(value)]
         return replace(node, value=children_of)
-    if isinstance(value, str) and key in FILE_KEYS and (key != "fleet.profile" or is_path(value)):
+    if isinstance(value, str) and key in FILE_KEYS and (key not in _PROFILES or is_path(value)):
         return replace(node, value=str(absolute_file(value, node.origin, folder, path, confines)))
     return node
 
@@ -182,8 +188,14 @@ def absolute_file(value: str, origin: Origin, folder: Path, path: str, confines:
 
 
 def without_indexes(key: str) -> str:
-    """Return a dotted key without the places in lists: ``adapters.mix.0.rank`` → ``adapters.mix.rank``."""
-    return ".".join(part for part in key.split(".") if not part.isdigit())
+    """Return a dotted key without the places in lists: ``adapters.mix.0.rank`` → ``adapters.mix.rank``.
+
+    A pool's place may also be its name: ``fleet.pools.small.replicas`` → ``fleet.pools.replicas``.
+    """
+    parts = [part for part in key.split(".") if not part.isdigit()]
+    if key.startswith(_POOLS) and len(parts) > 3 and parts[2] not in _OF_A_POOL:
+        del parts[2]
+    return ".".join(parts)
 
 
 def files_of(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -193,7 +205,7 @@ def files_of(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """
     for key in FILE_KEYS:
         for path, value in _values(data, key.split("."), ""):
-            if isinstance(value, str) and (key != "fleet.profile" or is_path(value)):
+            if isinstance(value, str) and (key not in _PROFILES or is_path(value)):
                 yield path, value
 
 
@@ -228,7 +240,8 @@ def _dropped(path: str, base: Mapping[str, Node], over: Mapping[str, Node]) -> s
     given = {key for key, node in over.items() if node.value is not None}
     # With a trace, requests and duration go together: the first limits its rows.
     free = {"requests", "duration"} if {"trace"} & (given | set(base)) else set()
-    choices = _CHOICES.get(path, {})
+    inside = without_indexes(path)
+    choices = _CHOICES.get("fleet" if f"{inside}." == _POOLS else inside.removeprefix(_POOLS), {})
     return {key for choice in given for key in choices.get(choice, ()) if key not in given and key not in free}
 
 
@@ -250,7 +263,8 @@ def _assign(node: Node | None, parts: Sequence[str], value: Node, path: str) -> 
         return Node({head: _assign(None, rest, value, join(path, head))}, value.origin)
     if isinstance(node.value, list):
         items = list(node.value)
-        index = _index(head, len(items), path, value.origin)
+        named = [i for i, item in enumerate(items) if f"{path}." == _POOLS and _name_of(item) == head]
+        index = named[0] if named else _index(head, len(items), path, value.origin)
         items[index] = _assign(items[index], rest, value, join(path, head))
         return Node(items, node.origin)
     if not isinstance(node.value, dict):
@@ -270,6 +284,12 @@ def _assign(node: Node | None, parts: Sequence[str], value: Node, path: str) -> 
         key: old for key, old in node.value.items() if key not in dropped or (at_once and old.origin == value.origin)
     }
     return Node({**kept, **over}, node.origin)
+
+
+def _name_of(pool: Node) -> Scalar:
+    """Return the name of a pool."""
+    name = pool.value.get("name") if isinstance(pool.value, dict) else None
+    return name.value if name is not None and not isinstance(name.value, (dict, list)) else None
 
 
 def _index(part: str, length: int, path: str, origin: Origin) -> int:

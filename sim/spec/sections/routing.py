@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from sim.spec.base import Strict, located
@@ -34,6 +36,14 @@ class Router(Strict):
     )
     copies: PositiveInt = Field(default=1, le=4096)
     """``service-per-adapter`` only: replicas on which each adapter is placed, at least."""
+    pools: Literal["together", "weight"] = "together"
+    """With ``fleet.pools``, how a pool is chosen. ``together``: the replicas of all pools that take a request are
+    candidates, and ``policy`` chooses among them. ``weight``: first a pool is drawn by its ``weight``, then ``policy``
+    chooses among its replicas."""
+    spill: PositiveInt | Literal["full"] | None = None
+    """With ``pools: weight``: when a pool passes requests on to the next one in the list that takes them. ``full``:
+    once each of its replicas has ``max_num_seqs`` requests or more; a number: that many. If no pool has room, the
+    request stays in the pool that was drawn. Unset: never."""
     instances: PositiveInt = Field(default=1, le=256)
     """Router processes. The requests of a session always go to the same one, others to any. Matters for changes that
     reach routers one by one, such as a rollout."""

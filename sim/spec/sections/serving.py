@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    NonNegativeInt,
+    PositiveInt,
+    SerializationInfo,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from sim.spec.base import Strict, located
 from sim.spec.engines import DEFAULT_ENGINE, ENGINES
@@ -12,6 +23,7 @@ from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw
+from sim.spec.sections.pools import ServedKinds, check_pools
 from sim.spec.units import Bytes, Price, Seconds, Share
 
 _BATCHING_KEYS = (
@@ -36,8 +48,8 @@ _BATCHING_KEYS = (
 """Keys that engine ``fixed`` doesn't have."""
 
 
-class Fleet(Strict):
-    """The replicas, what each can do, and how long its steps take."""
+class ReplicaKeys(Strict):
+    """What a fleet says of its replicas, and each of its pools of its own."""
 
     replicas: PositiveInt = Field(default=1, le=4096)
     """How many replicas serve the traffic."""
@@ -131,8 +143,6 @@ class Fleet(Strict):
     ``vllm-0.8-scraped``: an API server that pauses longer and longer whenever its metrics are read (every 2 s) and at
     each adapter's first request, and a client with at most 25,500 open requests. ``s-lora``: a constant 30 ms for each
     request, and a client with at most 28,232 open requests."""
-    full_models: FullModels | None = None
-    """Replicas for full fine-tunes (``kind: full`` in ``adapters.mix``), besides the ``replicas`` of the base model."""
 
     @field_validator("engine")
     @classmethod
@@ -148,53 +158,6 @@ class Fleet(Strict):
         if found is None:
             raise located("", "unknown GPU", got=value, allowed=", ".join(GPUS), hint=unknown_gpu_hint(value))
         return found.name
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Fleet:
-        if self.engine == "fixed" and self.service is None:
-            raise located("service", "engine fixed needs its service time", hint="such as {law: fixed, value: 10 ms}")
-        if self.engine != "fixed" and self.service is not None:
-            raise located("service", "only engine fixed has a service time", hint="remove it, or set engine: fixed")
-        for key in _BATCHING_KEYS:
-            if self.engine == "fixed" and key in self.model_fields_set:
-                raise located(
-                    key, f"engine fixed has no {key}: it loads at arrival and serves in order", hint="remove it"
-                )
-        lacking = ENGINES[self.engine].no_prefix_cache if self.engine in ENGINES else ""
-        if self.prefix_caching and lacking:
-            raise located("prefix_caching", lacking, got="true", allowed="false", hint="remove it")
-        ahead = self.kv_check in ("whole-answer", "peak")
-        if self.prefix_caching and ahead:
-            raise located(
-                "prefix_caching",
-                "with blocks reserved for whole answers, the rules of a prefix cache are not known",
-                got=f"prefix_caching true, kv_check {self.kv_check}",
-                allowed="kv_check whole-prompt or first-chunk",
-            )
-        if not self.chunked_prefill and not ahead:
-            raise located(
-                "chunked_prefill",
-                "without chunks, a preempted request could outgrow the budget and never run again",
-                got=f"chunked_prefill false, kv_check {self.kv_check}",
-                allowed="kv_check whole-answer or peak",
-            )
-        if self.kv_check == "peak" and self.block_size != 1:
-            raise located("block_size", "kv_check peak counts tokens", got=self.block_size, allowed="1")
-        if self.waiting_ratio and self.admission_interval == 1:
-            raise located(
-                "waiting_ratio",
-                "waiting requests are admitted before every step anyway",
-                got="admission_interval 1",
-                hint="give admission_interval, such as 20",
-            )
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise located(
-                "max_num_batched_tokens",
-                "every running sequence needs one token of the budget",
-                got=f"max_num_batched_tokens {self.max_num_batched_tokens}, max_num_seqs {self.max_num_seqs}",
-                allowed="at least max_num_seqs",
-            )
-        return self
 
 
 class GpuCache(Strict):
@@ -308,3 +271,108 @@ class Storage(Strict):
     mode: Literal["overlap", "blocking"] = "overlap"
     """``overlap``: steps continue during a load, and only its requests wait. ``blocking``: a step waits for the loads
     of the requests it admits, one after the other."""
+
+
+class Pool(ReplicaKeys):
+    """Replicas of one kind in a fleet of several. It has every key of ``fleet`` that describes a replica, and sections
+    ``cache`` and ``storage``; a key that it leaves out is as in ``fleet``, ``cache`` or ``storage``."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
+    """Its name in results, and in keys: ``fleet.pools.small.replicas``."""
+    serves: Literal["all", "adapters", "base"] | ServedKinds = "all"
+    """Which requests it takes. ``adapters``: those for adapters. ``base``: those to the base model. ``{kinds: [0]}``:
+    those for adapters of these kinds of ``adapters.mix``, counted from 0; its slots are then as large as these need."""
+    weight: float = Field(default=1.0, ge=0, le=1e6)
+    """With ``router.pools: weight``: its share of the requests, relative to the other pools that take them. 0: it only
+    gets what other pools pass on (``router.spill``)."""
+    cache: Cache | None = None
+    """Keys of ``cache`` that differ in this pool."""
+    storage: Storage | None = None
+    """Keys of ``storage`` that differ in this pool."""
+
+    @model_serializer(mode="plain")
+    def _given(self, info: SerializationInfo) -> dict[str, Any]:
+        """Return what was given: the rest is as in the fleet, not as the defaults of this class say."""
+        given = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        kept = {"name": self.name, "replicas": self.replicas, "serves": self.serves, **given}
+        return {
+            name: value.model_dump(mode=info.mode, by_alias=True, exclude_unset=True)
+            if isinstance(value, Strict)
+            else value
+            for name, value in kept.items()
+        }
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return the JSON Schema without the defaults of keys whose default is the value of the fleet."""
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name in ReplicaKeys.model_fields.keys() - {"replicas"}:
+            properties[name].pop("default", None)
+        return schema
+
+
+class Fleet(ReplicaKeys):
+    """The replicas, what each can do, and how long its steps take."""
+
+    full_models: FullModels | None = None
+    """Replicas for full fine-tunes (``kind: full`` in ``adapters.mix``), besides the ``replicas`` of the base model."""
+
+    pools: tuple[Pool, ...] = Field(default=(), max_length=64)
+    """Several kinds of replica in one fleet, each with its own number of replicas (docs/pools.md). What is given here,
+    in ``cache`` and in ``storage`` holds for all of them, unless a pool says otherwise."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Fleet:
+        if self.pools:
+            check_pools(self.pools, self.model_fields_set)
+            return self  # what doesn't fit together is found in each pool by itself
+        if self.engine == "fixed" and self.service is None:
+            raise located("service", "engine fixed needs its service time", hint="such as {law: fixed, value: 10 ms}")
+        if self.engine != "fixed" and self.service is not None:
+            raise located("service", "only engine fixed has a service time", hint="remove it, or set engine: fixed")
+        for key in _BATCHING_KEYS:
+            if self.engine == "fixed" and key in self.model_fields_set:
+                raise located(
+                    key, f"engine fixed has no {key}: it loads at arrival and serves in order", hint="remove it"
+                )
+        lacking = ENGINES[self.engine].no_prefix_cache if self.engine in ENGINES else ""
+        if self.prefix_caching and lacking:
+            raise located("prefix_caching", lacking, got="true", allowed="false", hint="remove it")
+        ahead = self.kv_check in ("whole-answer", "peak")
+        if self.prefix_caching and ahead:
+            raise located(
+                "prefix_caching",
+                "with blocks reserved for whole answers, the rules of a prefix cache are not known",
+                got=f"prefix_caching true, kv_check {self.kv_check}",
+                allowed="kv_check whole-prompt or first-chunk",
+            )
+        if not self.chunked_prefill and not ahead:
+            raise located(
+                "chunked_prefill",
+                "without chunks, a preempted request could outgrow the budget and never run again",
+                got=f"chunked_prefill false, kv_check {self.kv_check}",
+                allowed="kv_check whole-answer or peak",
+            )
+        if self.kv_check == "peak" and self.block_size != 1:
+            raise located("block_size", "kv_check peak counts tokens", got=self.block_size, allowed="1")
+        if self.waiting_ratio and self.admission_interval == 1:
+            raise located(
+                "waiting_ratio",
+                "waiting requests are admitted before every step anyway",
+                got="admission_interval 1",
+                hint="give admission_interval, such as 20",
+            )
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise located(
+                "max_num_batched_tokens",
+                "every running sequence needs one token of the budget",
+                got=f"max_num_batched_tokens {self.max_num_batched_tokens}, max_num_seqs {self.max_num_seqs}",
+                allowed="at least max_num_seqs",
+            )
+        return self
+
+    @property
+    def total(self) -> int:
+        """How many replicas it has in all pools, without those of full models."""
+        return sum(pool.replicas for pool in self.pools) or self.replicas

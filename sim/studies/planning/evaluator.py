@@ -34,6 +34,7 @@ from sim.results.verdict import (
     verdict,
     verdict_word,
 )
+from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
@@ -249,7 +250,7 @@ class DesignEvaluator:
         loaded = longer(design.loaded, times)
         inputs = input_digests(loaded, design.built.world.profile_sha256)
         key = point_key(loaded.data, {"plan": True}, code_version(), inputs)
-        point = self._store.load_priced(key, loaded.scenario.fleet.price)
+        point = self._store.load_priced(key, *prices_of(loaded.scenario))
         if point is None:
             built = design.built if times == TIMES[0] else _built(loaded)
             point = self._simulated(design, built, key)
@@ -294,7 +295,7 @@ class DesignEvaluator:
             design.drawn = values_of_draws(built, self._run)
             cost += len(design.drawn) * (built.world.traffic.expected_requests() or 0.0)
         assert built.world.profile is not None, "draws belong to a profile"
-        point = with_calibration(point, design.short, design.drawn, len(built.world.profile.draws))
+        point = with_calibration(point, design.short, design.drawn, built.world.draws)
         return replace(point, cost={**point.cost, "searched": point.cost["searched"] + cost})
 
     def _run(self, built: Design, parts: Sequence[Part]) -> Iterable[tuple[Part, Any]]:

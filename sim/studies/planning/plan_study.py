@@ -23,7 +23,7 @@ from sim.results.run_directory.study_records import EvaluationRecord, FormulaRec
 from sim.results.verdict import PROBABLE
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, why_no_flags
 from sim.spec.files.yaml_text import yaml_text
-from sim.spec.profile_choice import gpus_per_replica, profile_of
+from sim.spec.profile_choice import gpus_per_replica, prices_of, profile_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.studies.execution import Execution
@@ -351,10 +351,13 @@ def _most_wanted_first(designs: list[PlanDesign], axes: list[Variable], plan: Pl
 
 def _price(design: PlanDesign) -> float | None:
     """Return what all GPUs of a design cost per hour; None where the scenario has no price."""
-    scenario = design.loaded.scenario
-    if scenario.fleet.price is None or design.world is None:
+    scenario, world = design.loaded.scenario, design.world
+    price, pools = prices_of(scenario)
+    if price is None or world is None:
         return None
-    return scenario.fleet.price * design.world.replicas * gpus_per_replica(scenario, design.world.profile)
+    if pools:
+        return sum(each * pool.replicas * pool.gpus for each, pool in zip(pools, world.pools, strict=True))
+    return price * world.replicas * gpus_per_replica(scenario, world.profile)
 
 
 def _record(

@@ -143,9 +143,9 @@ def _shares(world: World) -> tuple[np.ndarray, float, float]:
     """Return the adapters' shares of the requests for adapters, the share of all requests that go to replicas of the
     base model, and which share of these is for adapters."""
     shares, base = world.traffic.shares(), world.traffic.base_share
-    if world.full is None:
+    if world.takes is None and not world.pools:
         return shares, 1.0, 1.0 - base
-    own = np.where(world.full.full[: len(shares)], 0.0, shares)
+    own = np.where(world.traffic.population.full[: len(shares)], 0.0, shares)
     total = float(own.sum())
     asked = total * (1.0 - base)
     return own / max(total, 1e-300), asked + base, asked / max(asked + base, 1e-300)
@@ -205,6 +205,7 @@ def _slots(scenario: Scenario, world: World) -> int:
 
 def _mean_of_adapters(world: World, values: list[int]) -> float:
     """Return the mean over adapters, without full models."""
-    if world.full is None:
+    full = world.traffic.population.full.tolist()
+    if not any(full):
         return float(np.mean(values))
-    return float(np.mean([value for value, full in zip(values, world.full.full, strict=True) if not full] or [0]))
+    return float(np.mean([value for value, whole in zip(values, full, strict=True) if not whole] or [0]))

@@ -13,6 +13,7 @@ from sim.results.point import Point
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import WhatIfRow
 from sim.results.verdict import verdict
+from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.evaluate import Design, EvaluationOptions, evaluate, make_design
@@ -127,7 +128,7 @@ def _points(evaluated: Sequence[ChangedDesign], store: RunStore, execution: Exec
     found = {
         key: point
         for key, design in designs.items()
-        if (point := store.load_priced(key, design.scenario.fleet.price)) is not None
+        if (point := store.load_priced(key, *prices_of(design.scenario))) is not None
     }
     execution.on_progress(len(found), len(designs))
     todo = [(key, design) for key, design in designs.items() if key not in found]

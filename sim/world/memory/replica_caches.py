@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sim.errors import ScenarioError
 from sim.policies.adapter_cache import (
     ABSENT,
@@ -174,20 +177,26 @@ def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int],
 
 
 def pinned_and_warm(
-    scenario: Scenario, traffic: Traffic, weights: Sequence[int], capacity: int, rollout_plan: RolloutPlan
+    scenario: Scenario,
+    traffic: Traffic,
+    weights: Sequence[int],
+    capacity: int,
+    rollout_plan: RolloutPlan,
+    takes: NDArray[np.bool_] | None = None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the pinned and the warm adapters, the most popular first.
 
     :param weights: what each adapter takes of ``capacity``.
     :param rollout_plan: versions that adapters will have.
+    :param takes: by adapter, whether these replicas take its requests; None: they take those of all adapters.
     :raises ScenarioError: if there are fewer adapters than pins, or pinned ones leave no room for another adapter.
     """
     cache = scenario.cache
     number = 0 if cache.warm == "steady" else cache.warm  # the steady state differs between replicas
     if not (cache.pinned or number):
         return (), ()
-    full = traffic.population.full.tolist()
-    hottest: list[int] = [a for a in traffic.hottest().tolist() if not full[a]]
+    served = ~traffic.population.full if takes is None else takes
+    hottest: list[int] = [a for a in traffic.hottest().tolist() if served[a]]
     if cache.pinned > len(hottest):
         raise ScenarioError(
             "there are fewer adapters", key="cache.pinned", got=cache.pinned, allowed=f"at most {len(hottest)}"

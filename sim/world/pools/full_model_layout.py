@@ -1,117 +1,75 @@
-"""Full models of a scenario: the models, the replicas that serve them, and the KV memory left on those."""
+"""Full models of a scenario: which replicas serve which, the KV memory left on those, and their costs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
-from sim.policies.costs import load_seconds
 from sim.policies.kv.kv_memory import kv_tokens_left
-from sim.spec.profile import Draw, LoraCost, Profile, StepCost
+from sim.spec.profile import Draw, LoraCost, Profile
 from sim.spec.scenario import Scenario
-from sim.spec.sections.full_models import FullModels
+from sim.spec.sections.pools import MOST_REPLICAS
 from sim.spec.units import human_bytes
-from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
-
-MOST_REPLICAS = 4096
-"""Replicas of a fleet, those of full models among them."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class FullModelFleet:
-    """The replicas of full models. They follow those of the base model; their indices begin with ``first``.
+class FullModelPool:
+    """Replicas that serve the same full models.
 
-    :ivar profile: costs of steps and loads, without LoRA.
-    :ivar population: sizes of all adapters; ``full``: whether each is a full model.
-    :ivar homes: by model, its own replicas; empty if a pool serves all.
-    :ivar kv_tokens: by replica, counted from ``first``, KV cache in tokens.
+    :ivar kv_tokens: KV cache of one replica in tokens.
     """
 
-    spec: FullModels
-    profile: Profile
-    population: Population
-    full: list[bool]
-    first: int
+    models: tuple[int, ...]
     replicas: int
-    homes: dict[int, range]
-    kv_tokens: tuple[int, ...]
-
-    @property
-    def model_of(self) -> list[int]:
-        """By replica, counted from ``first``, the model it holds; empty if a pool serves all."""
-        return [model for model, own in self.homes.items() for _ in own]
-
-    def with_costs(self, costs: Draw) -> FullModelFleet:
-        """Return the same replicas with other step and load costs."""
-        return replace(self, profile=_without_lora(self.profile, costs.step).model_copy(update={"load": costs.load}))
-
-    def load_seconds(self, uniform: Floats, adapter: NDArray[np.int64]) -> Floats:
-        """Return the seconds of whole loads, same shape."""
-        if self.spec.load is not None:
-            return np.asarray(self.spec.load.ppf(uniform))
-        return load_seconds(self.profile.load.storage, self.population)[adapter]
-
-    def limit_tokens(self, limits: NDArray[np.int64]) -> None:
-        """Set the most tokens of requests for full models, which the KV cache of their replicas limits.
-
-        :param limits: (adapters,) by adapter, changed in place.
-        """
-        for model in np.flatnonzero(self.full).tolist():
-            place = self.homes[model][0] - self.first if model in self.homes else 0
-            limits[model] = self.kv_tokens[place]
+    kv_tokens: int
 
 
-def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Traffic) -> FullModelFleet | None:
-    """Return the replicas of a scenario's full models; None if it has none.
+def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Traffic) -> tuple[FullModelPool, ...]:
+    """Return the pools of a scenario's full models: one for each model with replicas of its own, or one that swaps all.
 
     :param profile: as it was read. Quantised base weights do not apply to full models.
     :raises ScenarioError: if a full model does not fit, or there are too many replicas.
     """
     spec, population = scenario.fleet.full_models, traffic.population
     if spec is None:
-        return None
+        return ()
     assert profile is not None, "full models need an engine that batches, and that needs a profile"
-    models = np.flatnonzero(population.full).tolist()
-    first, homes, replicas = scenario.fleet.replicas, dict[int, range](), spec.replicas
-    if spec.serve == "dedicated":
-        places = range(first, first + len(models) * replicas, replicas)
-        homes = {model: range(place, place + replicas) for model, place in zip(models, places, strict=True)}
-        replicas *= len(models)
-    if first + replicas > MOST_REPLICAS:
-        each = f"{len(models):,} full models, {spec.replicas} replicas each" if homes else f"{replicas:,} in the pool"
+    models, first = np.flatnonzero(population.full).tolist(), scenario.fleet.replicas
+    groups = [(model,) for model in models] if spec.serve == "dedicated" else [tuple(models)]
+    if first + len(groups) * spec.replicas > MOST_REPLICAS:
+        each = f"{len(models):,} full models, {spec.replicas} replicas each"
         raise ScenarioError(
             "too many replicas",
             key="fleet.full_models.replicas",
-            got=f"{each}, in addition to {first:,} of the base model",
+            got=f"{each if spec.serve == 'dedicated' else f'{spec.replicas:,} in the pool'}, in addition to {first:,} "
+            "of the base model",
             allowed=f"{MOST_REPLICAS:,} in all",
             hint="a lower share of full models, or serve: swap",
         )
-    sizes = [[model] for model in homes for _ in range(spec.replicas)] if homes else [models] * replicas
-    kv = tuple(_kv_tokens(scenario, profile, [int(population.size_bytes[m]) for m in each]) for each in sizes)
-    without = _without_lora(profile, profile.step)
-    return FullModelFleet(spec, without, population, population.full.tolist(), first, replicas, homes, kv)
+    sizes = population.size_bytes.tolist()
+    return tuple(
+        FullModelPool(group, spec.replicas, _kv_tokens(scenario, profile, [sizes[model] for model in group]))
+        for group in groups
+    )
 
 
-def full_model_notes(found: FullModelFleet | None, base_replicas: int) -> list[str]:
-    """Return notes for the user about the replicas of full models.
-
-    :param base_replicas: number of replicas of the base model.
-    """
-    if found is None or not found.replicas:
+def full_model_notes(scenario: Scenario, pools: Sequence[FullModelPool]) -> list[str]:
+    """Return notes for the user about the replicas of full models."""
+    spec, own = scenario.fleet.full_models, scenario.fleet.replicas
+    replicas, models = sum(pool.replicas for pool in pools), sum(len(pool.models) for pool in pools)
+    if spec is None or not replicas:
         return []
-    models, spec = sum(found.full), found.spec
     of = f"{models} full model{'s' * (models != 1)}"
-    how = f"a pool that swaps {of}" if not found.homes else f"{spec.replicas} for each of {of}"
-    verb = "replicas serve" if found.replicas > 1 else "replica serves"
+    swaps = spec.serve == "swap" or not models
+    how = f"a pool that swaps {of}" if swaps else f"{spec.replicas} for each of {of}"
+    verb = "replicas serve" if replicas > 1 else "replica serves"
     notes = [
-        f"{found.replicas} {verb} full models ({how}), in addition to {base_replicas} of the base model: "
-        f"{found.replicas + base_replicas} replicas in all, each with GPUs of its own"
+        f"{replicas} {verb} full models ({how}), in addition to {own} of the base model: "
+        f"{replicas + own} replicas in all, each with GPUs of its own"
     ]
     if spec.serve == "swap" and spec.load is None:
         notes.append(
@@ -146,7 +104,15 @@ def _kv_tokens(scenario: Scenario, profile: Profile, sizes: list[int]) -> int:
     return (tokens // fleet.block_size) * fleet.block_size - reserved
 
 
-def _without_lora(profile: Profile, step: StepCost) -> Profile:
-    """Return a profile without costs of LoRA."""
-    plain = step.model_copy(update={"lora": LoraCost(), "per_passed_s": 0.0})
-    return profile.model_copy(update={"step": plain, "draws": (), "quantized": {}})
+def without_lora(costs: Draw) -> Draw:
+    """Return costs of replicas that serve whole models: without LoRA, and with loads that take the same time each."""
+    step = costs.step.model_copy(update={"lora": LoraCost(), "per_passed_s": 0.0})
+    storage = costs.load.storage.model_copy(update={"residual": (1.0,)})
+    return Draw(step=step, load=costs.load.model_copy(update={"storage": storage}))
+
+
+def profile_without_lora(profile: Profile) -> Profile:
+    """Return the profile of replicas that serve whole models."""
+    plain = without_lora(Draw(step=profile.step, load=profile.load))
+    draws = tuple(without_lora(draw) for draw in profile.draws)
+    return profile.model_copy(update={"step": plain.step, "load": plain.load, "draws": draws, "quantized": {}})

@@ -55,7 +55,7 @@ class RouterState:
 
 
 def make_router(world: World, view: View, replication: int) -> Router:
-    """Return the router of one replication."""
+    """Return a router of one replication for the replicas that are up in a view, which are all that it ever chooses."""
     spec, traffic = world.scenario.router, world.traffic
     weights: Sequence[float] | None = None
     if spec.placement == "popularity":
@@ -64,7 +64,7 @@ def make_router(world: World, view: View, replication: int) -> Router:
         world.scenario.router_policy,
         RouterContext(
             view=view,
-            replicas=world.scenario.fleet.replicas,
+            replicas=view.up[-1] + 1,
             key=stream_key(world.scenario.run.seed, replication, "router"),
             adapters=traffic.places,
             weights=weights,

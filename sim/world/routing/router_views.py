@@ -122,6 +122,7 @@ class ViewRefresher(FreshView):
     ) -> None:
         self._clock = clock
         self._view = view
+        self._others: Sequence[View] = ()
         self._sources = sources
         self._reads = reads
         self.of_request = "texts" in reads
@@ -137,9 +138,16 @@ class ViewRefresher(FreshView):
             self._read()
             clock.call_at(interval_s, CONTROL, self._again)
 
+    def keep_current(self, views: Sequence[View]) -> None:
+        """Show the same in the views of other routers of this fleet, but for the replicas that are up."""
+        self._others = views
+        self._copy_to_others()
+
     def show(self, request: Request) -> None:
         texts = [key for _, key in reversed(request.shared)]
         self._view.texts = texts if request.text_key < 0 else [request.text_key, *texts]
+        for other in self._others:
+            other.texts = self._view.texts
 
     def refresh(self) -> None:
         if self._interval_s > 0 and self._reads:
@@ -158,6 +166,12 @@ class ViewRefresher(FreshView):
             view.running = RunningNow(sources.activity)
         if "inside" in self._reads:
             view.inside = sources.inside()
+
+    def _copy_to_others(self) -> None:
+        view = self._view
+        for other in self._others:
+            other.loads, other.resident, other.running = view.loads, view.resident, view.running
+            other.inside, other.reading = view.inside, view.reading
 
     def _again(self, event: Call) -> None:
         if self._reading > self._done:
@@ -198,6 +212,8 @@ class ViewRefresher(FreshView):
         self._view.reading += 1
         for read in self._how:
             read()
+        if self._others:
+            self._copy_to_others()
 
     def _read_loads(self) -> None:
         self._view.loads = self._sources.loads.copy()

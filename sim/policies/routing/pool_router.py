@@ -1,0 +1,69 @@
+"""Routers of a fleet with pools: which pool a request goes to, and the router that chooses among its replicas."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from sim.policies.routing.router_policy import Choosing, View
+from sim.rng import uniform_draw
+
+
+class ByRequest:
+    """A router of its own for each kind of request.
+
+    :param of: by adapter, and last of the base model.
+    """
+
+    def __init__(self, of: Sequence[Choosing]) -> None:
+        self._choose = [router.choose for router in of]
+
+    def choose(self, adapter: int, number: int) -> int:
+        return self._choose[adapter](adapter, number)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedPool:
+    """A pool as ``ByWeight`` sees it.
+
+    :ivar router: chooses among its replicas.
+    :ivar view: in which its replicas are up.
+    :ivar weight: its share of the requests, relative to the other pools.
+    :ivar full: requests in a replica from which it is full; None: it never is.
+    """
+
+    router: Choosing
+    view: View
+    weight: float
+    full: int | None = None
+
+    def has_room(self) -> bool:
+        """Return whether any of its replicas is not full."""
+        full, loads = self.full, self.view.loads
+        return full is None or any(loads[replica] < full for replica in self.view.up)
+
+
+class ByWeight:
+    """A pool drawn by weight, then a replica of it; from a pool that is full, the next one that has room.
+
+    :param pools: those that take the requests, in the order in which they pass requests on; at least one has a weight.
+    :param key: of the draws. A request draws the same number in every design.
+    """
+
+    def __init__(self, pools: Sequence[RoutedPool], key: int) -> None:
+        self._pools = tuple(pools)
+        self._key = key
+        total = sum(pool.weight for pool in pools)
+        self._edges = list(accumulate(pool.weight / total for pool in pools))
+        self._last = max(place for place, pool in enumerate(pools) if pool.weight > 0)  # rounding draws none behind it
+
+    def choose(self, adapter: int, number: int) -> int:
+        pools, count = self._pools, len(self._pools)
+        drawn = min(bisect_right(self._edges, uniform_draw(self._key, number)), self._last)
+        for place in range(drawn, drawn + count):
+            pool = pools[place % count]
+            if pool.has_room():
+                return pool.router.choose(adapter, number)
+        return pools[drawn].router.choose(adapter, number)

@@ -1,0 +1,88 @@
+"""The scenario of each pool: what ``fleet``, ``cache`` and ``storage`` say for all, with what the pool says instead.
+
+Each is checked as a scenario of its own. What is wrong in it is reported at the key that the user wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from sim.spec.files import tree
+from sim.spec.files.tree import Origin, join
+
+_OWN = ("name", "serves", "weight", "cache", "storage")
+"""Keys of a pool that are no keys of its fleet."""
+_SECTIONS = ("cache", "storage")
+_LEFT_OUT = ("sweep", "plan", "slo", "rollouts", "faults")
+_ORIGIN = Origin("pool")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def pool_scenarios(model: type[Model], data: Mapping[str, Any], context: Any) -> tuple[Model, ...]:
+    """Return the checked scenario of each pool, in order.
+
+    :param model: of a scenario.
+    :param data: a scenario with pools, as it was given.
+    :raises ValidationError: with every problem, at the keys of ``data``.
+    """
+    found, problems = [], []
+    for number, pool in enumerate(data["fleet"]["pools"]):
+        try:
+            found.append(model.model_validate(pool_data(data, pool), context=context))
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                problem = _problem(detail, number, pool)
+                if problem not in problems:
+                    problems.append(problem)
+    if problems:
+        raise ValidationError.from_exception_data(
+            model.__name__,
+            [
+                InitErrorDetails(type=PydanticCustomError("quantity", "{problem}", context), loc=(), input=None)
+                for context in problems
+            ],
+        )
+    return tuple(found)
+
+
+def pool_data(data: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data of a scenario whose whole fleet is one pool of another scenario."""
+    base = {key: value for key, value in data.items() if key not in _LEFT_OUT}
+    base["fleet"] = {key: value for key, value in data["fleet"].items() if key != "pools"}
+    base["router"] = {
+        key: value for key, value in (data.get("router") or {}).items() if key not in ("pools", "spill", "copies")
+    }
+    own = {"fleet": {key: value for key, value in pool.items() if key not in _OWN}}
+    own |= {key: pool[key] for key in _SECTIONS if pool.get(key) is not None}
+    merged = tree.plain(tree.merge(tree.planted(base, _ORIGIN), tree.planted(own, _ORIGIN)))
+    assert isinstance(merged, dict)
+    return merged
+
+
+def key_in_fleet(key: str, number: int, pool: Mapping[str, Any]) -> str:
+    """Return the key of a scenario with pools at which a key of a pool's scenario was given.
+
+    :param number: of the pool, from 0; ``pool``: its own data.
+    """
+    section, _, rest = key.partition(".")
+    path = rest if section == "fleet" else key if section in _SECTIONS else ""
+    own: Any = pool
+    for part in path.split("."):
+        own = own.get(part) if isinstance(own, Mapping) else None
+    return join(f"fleet.pools.{number}", path) if path and own is not None else key
+
+
+def _problem(detail: Any, number: int, pool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the error of a pool's scenario says, at the key of the whole scenario."""
+    context = dict(detail.get("ctx") or {}) if detail["type"] == "quantity" else {"problem": detail["msg"]}
+    where = join(".".join(map(str, detail["loc"])), context.get("key") or "").strip(".")
+    key = key_in_fleet(where, number, pool)
+    problem = context["problem"] if key != where else f"{context['problem']} (pool {pool['name']})"
+    got = context.get("got")
+    text = f"{got:g}" if isinstance(got, float) else got
+    return {"allowed": "", "hint": "", **context, "got": text, "key": key, "problem": problem}

@@ -1,0 +1,141 @@
+"""Several kinds of replica in one fleet: which requests each takes, and what pools must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from pydantic import Field, NonNegativeInt
+
+from sim.spec.base import Strict, located
+from sim.spec.policies import RouterEntry
+from sim.spec.sections.routing import Router
+
+MOST_REPLICAS = 4096
+"""Replicas of a fleet, those of all pools and of full models among them."""
+
+
+class ServedKinds(Strict):
+    """The adapters that a pool takes requests for."""
+
+    kinds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    """Places of kinds in ``adapters.mix``, counted from 0."""
+
+
+class NamedPool(Protocol):
+    """What ``check_pools`` reads of a pool."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def replicas(self) -> int: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    @property
+    def model_fields_set(self) -> set[str]: ...
+
+
+def check_pools(pools: Sequence[NamedPool], given: Collection[str]) -> None:
+    """Refuse pools of the same name, replicas beside them, and too many of them.
+
+    :param given: keys of ``fleet`` that the scenario gives.
+    :raises PydanticCustomError: with a key relative to ``fleet``.
+    """
+    if "replicas" in given:
+        raise located(
+            "replicas",
+            "a fleet of pools has the replicas of its pools",
+            hint="remove fleet.replicas, and give each pool its replicas",
+        )
+    if "full_models" in given:
+        raise located(
+            "full_models",
+            "full models are not supported in a fleet of pools",
+            hint="remove fleet.full_models, or describe one kind of replica without pools",
+        )
+    seen: set[str] = set()
+    for i, pool in enumerate(pools):
+        if pool.name in seen:
+            raise located(f"pools.{i}.name", "two pools have the same name", got=pool.name)
+        seen.add(pool.name)
+    total = sum(pool.replicas for pool in pools)
+    if total > MOST_REPLICAS:
+        raise located("pools", "too many replicas", got=f"{total:,} in all", allowed=f"{MOST_REPLICAS:,}")
+
+
+def check_pool_routing(pools: Sequence[NamedPool], router: Router) -> None:
+    """Refuse keys of the router and weights of pools that mean nothing together.
+
+    :raises PydanticCustomError: with the key that is wrong.
+    """
+    if not pools:
+        for key in ("pools", "spill"):
+            if key in router.model_fields_set and getattr(router, key) not in (None, "together"):
+                raise located(
+                    f"router.{key}", "the fleet has no pools", got=getattr(router, key), hint="give fleet.pools"
+                )
+        return
+    if router.pools == "weight":
+        if not any(pool.weight > 0 for pool in pools):
+            raise located("fleet.pools", "no pool has a weight above zero", hint="give one of them a weight, such as 1")
+        for i, pool in enumerate(pools):
+            if pool.weight == 0 and router.spill is None:
+                raise located(
+                    f"fleet.pools.{i}.weight",
+                    "no request reaches this pool",
+                    got=f"0, and no router.spill (pool {pool.name})",
+                    hint="give it a weight, or set router.spill: full",
+                )
+        return
+    if router.spill is not None:
+        raise located(
+            "router.spill",
+            "with router.pools: together, all replicas are candidates anyway",
+            got=router.spill,
+            allowed="only with router.pools: weight",
+            hint="remove it, or set router.pools: weight",
+        )
+    for i, pool in enumerate(pools):
+        if "weight" in pool.model_fields_set:
+            raise located(
+                f"fleet.pools.{i}.weight",
+                "with router.pools: together, no pool is drawn by weight",
+                got=pool.weight,
+                allowed="only with router.pools: weight",
+                hint="remove it, or set router.pools: weight",
+            )
+
+
+def check_pool_support(
+    scenarios: Sequence[Any], policy: RouterEntry, router: Router, changes: Mapping[str, int]
+) -> None:
+    """Refuse what a fleet of pools doesn't support.
+
+    :param scenarios: of the pools, in order.
+    :param changes: how many rollouts and faults the scenario has, by key.
+    :raises PydanticCustomError: with the key that is wrong.
+    """
+    for key, count in changes.items():
+        if count:
+            raise located(key, f"{key} are not supported in a fleet of pools", got=f"{count} {key}", allowed="none")
+    if policy.places_adapters:
+        raise located(
+            "router.policy",
+            f"{policy.name} places adapters on equal replicas, not on pools",
+            got=policy.name,
+            allowed="another policy",
+        )
+    fixed = [each.fleet.engine == "fixed" for each in scenarios]
+    for i, each in enumerate(scenarios):
+        problem = {
+            "fleet.engine": (fixed[i] != fixed[0], each.fleet.engine, "engine fixed in all pools, or in none"),
+            "cache.eviction": (each.eviction_policy.needs_future, each.cache.eviction, "another eviction"),
+            "fleet.front_end": (each.fleet.front_end != "none", each.fleet.front_end, "none"),
+        }
+        for key, (wrong, got, allowed) in problem.items():
+            if wrong:
+                where = f"fleet.pools.{i}" if key == "fleet.engine" else key
+                raise located(where, f"{key} {got} is not supported in this fleet of pools", got=got, allowed=allowed)

@@ -1,0 +1,125 @@
+"""The routers of one replication: one for a fleet of one kind, or one for each set of replicas that take a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.policies.routing import Choosing, RouterContext, View
+from sim.policies.routing.full_model_router import ToHolders
+from sim.policies.routing.plain import LeastLoaded
+from sim.policies.routing.pool_router import ByRequest, ByWeight, RoutedPool
+from sim.rng import stream_key
+from sim.spec.scenario import Scenario
+from sim.world.routing.router_state import make_router
+from sim.world.world import ReplicaPool, World
+
+NewView = Callable[[list[int]], View]
+"""Makes the view of a router that chooses among some replicas."""
+
+
+@dataclass(slots=True)
+class Routing:
+    """The router of a fleet and the views behind it.
+
+    :ivar views: read as often as ``router.staleness`` says; ``reads``: the fields that are read.
+    :ivar current: views that are always current; ``current_reads``: the fields that are read.
+    """
+
+    router: Choosing
+    views: list[View] = field(default_factory=list)
+    reads: frozenset[str] = frozenset()
+    current: list[View] = field(default_factory=list)
+    current_reads: frozenset[str] = frozenset()
+
+
+def route(world: World, replication: int, new_view: NewView) -> Routing:
+    """Return the routers of a fleet.
+
+    Replicas of all pools that take a request are candidates of the scenario's router. If pools have weights, it
+    chooses among the replicas of the pool that was drawn.
+    """
+    if not world.pools:
+        view = new_view(list(range(world.replicas)))
+        router = make_router(world, view, replication)
+        return Routing(router, [view], router.reads)
+    return _Routers(world, replication, new_view).routing()
+
+
+class _Routers:
+    """Makes the routers of a fleet with pools; a set of replicas has one router, whatever requests it takes."""
+
+    def __init__(self, world: World, replication: int, new_view: NewView) -> None:
+        self._world = world
+        self._replication = replication
+        self._new_view = new_view
+        self._made: dict[tuple[int, ...], tuple[Choosing, View]] = {}
+        self._routing = Routing(ByRequest(()))
+
+    def routing(self) -> Routing:
+        pools, found = self._world.pools, self._routing
+        kinds, of_kind = _kinds_of_requests(pools, len(self._world.population))
+        routers = [self._router([pool for pool in pools if pool.takes(adapter)] or pools[:1]) for adapter in of_kind]
+        found.router = routers[0] if len(routers) == 1 else ByRequest([routers[kind] for kind in kinds])
+        return found
+
+    def _router(self, pools: Sequence[ReplicaPool]) -> Choosing:
+        if pools[0].world.whole_models is not None:
+            return self._of_full_models(pools[0])
+        router = self._world.scenario.router
+        if router.pools == "together" or len(pools) == 1:
+            return self._among(pools)[0]
+        routed = []
+        for pool in pools:
+            own, view = self._among([pool])
+            routed.append(RoutedPool(own, view, pool.weight, _full_at(pool.world.scenario)))
+        if router.spill is not None:
+            self._routing.reads |= {"loads"}
+        return ByWeight(routed, stream_key(self._world.scenario.run.seed, self._replication, "pool"))
+
+    def _among(self, pools: Sequence[ReplicaPool]) -> tuple[Choosing, View]:
+        """Return the scenario's router for the replicas of some pools, with its view."""
+        indices = tuple(index for pool in pools for index in pool.indices)
+        if indices not in self._made:
+            view = self._new_view(list(indices))
+            router = make_router(self._world, view, self._replication)
+            self._routing.views.append(view)
+            self._routing.reads |= router.reads
+            self._made[indices] = (router, view)
+        return self._made[indices]
+
+    def _of_full_models(self, pool: ReplicaPool) -> Choosing:
+        """Return a router that always sees the current state."""
+        found, spec = self._routing, pool.world.whole_models
+        view = self._new_view(list(pool.indices))
+        found.current.append(view)
+        found.current_reads |= {"loads"}
+        if spec is None or spec.serve == "dedicated":
+            return LeastLoaded(RouterContext(view, pool.indices[-1] + 1, 0, 0))
+        if pool.replicas > 1:
+            found.current_reads |= {"resident", "inside"}
+        assert pool.world.takes is not None, "it takes full models alone"
+        key = stream_key(self._world.scenario.run.seed, self._replication, "full-model-router")
+        return ToHolders(view, pool.indices, np.flatnonzero(pool.world.takes).tolist(), key)
+
+
+def _kinds_of_requests(pools: Sequence[ReplicaPool], adapters: int) -> tuple[list[int], list[int]]:
+    """Return requests by the pools that take them: the kind of each adapter, last that of the base model, and an
+    adapter of each kind (-1: the base model)."""
+    kinds: NDArray[np.int64] = np.zeros(adapters + 1, dtype=np.int64)
+    for pool in pools:
+        taken = np.ones(adapters + 1, dtype=np.bool_) if pool.world.takes is None else pool.world.takes
+        kinds = np.unique(2 * kinds + taken, return_inverse=True)[1].reshape(-1)
+    _, first = np.unique(kinds, return_index=True)
+    return kinds.tolist(), [-1 if place == adapters else int(place) for place in first]
+
+
+def _full_at(scenario: Scenario) -> int | None:
+    """Return the requests in a replica from which it passes others on; None: it never does."""
+    spill = scenario.router.spill
+    if spill == "full":
+        return 1 if scenario.fleet.engine == "fixed" else scenario.fleet.max_num_seqs
+    return spill
