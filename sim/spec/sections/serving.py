@@ -10,6 +10,7 @@ from sim.spec.base import Strict, located
 from sim.spec.engines import DEFAULT_ENGINE, ENGINES
 from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
+from sim.spec.sections.autoscaling import Autoscale
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw
 from sim.spec.units import Bytes, Price, Seconds, Share
@@ -133,6 +134,13 @@ class Fleet(Strict):
     request, and a client with at most 28,232 open requests."""
     full_models: FullModels | None = None
     """Replicas for full fine-tunes (``kind: full`` in ``adapters.mix``), besides the ``replicas`` of the base model."""
+    autoscale: Autoscale | None = None
+    """A controller that starts and stops replicas during the run; unset: there are always ``replicas``."""
+
+    @property
+    def places(self) -> int:
+        """How many replicas there are at most: places for them, not all of which serve at every time."""
+        return self.replicas if self.autoscale is None else max(self.replicas, self.autoscale.max)
 
     @field_validator("engine")
     @classmethod
