@@ -29,6 +29,7 @@ from sim.world.memory.replica_caches import (
     attach_listeners,
     eviction_context,
 )
+from sim.world.pools.autoscaler import make_autoscaler
 from sim.world.pools.full_model_replicas import NoFullModels, make_full_models
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.server import ReplicaParts, Server
@@ -76,7 +77,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     taken last, of replicas that exist.
     """
     scenario = world.scenario
-    replicas = scenario.fleet.replicas
+    replicas, places = scenario.fleet.replicas, scenario.fleet.places
     clock = Clock()
     recorder = make_recorder(world, replication, sections, clock)
 
@@ -85,20 +86,21 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     full = make_full_models(world, wrap_server)
     # With a single replica the router is never called.
     reads = router.reads if world.replicas > 1 else frozenset[str]()
-    router_state = RouterState(len(world.population), replicas, reads)
+    router_state = RouterState(len(world.population), places, reads)
     in_flight = _in_flight(world, router_state, full)
 
     prefixes = make_stale_prefixes(world, replication)
     rollouts = make_rollouts(world, replication, clock, recorder, prefixes)
     misrouting = make_misrouting(world, replication, clock, recorder, prefixes)
     crashes = make_crashes(scenario, view, clock, recorder)
+    scaling = make_autoscaler(world, replication, view, clock, recorder)
     hooks = FleetHooks()
-    if rollouts.active or misrouting.active or crashes.active or _loads_fail(scenario):
+    if rollouts.active or misrouting.active or crashes.active or scaling.active or _loads_fail(scenario):
         in_flight.counting = router_state.reads("inside")
-        hooks = Changes(recorder, rollouts, misrouting, crashes, in_flight)
+        hooks = Changes(recorder, rollouts, misrouting, crashes, scaling, in_flight)
     elif scenario.eviction_policy.needs_future:
         oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
-        hooks = Foresight(oracle, replicas, in_flight)
+        hooks = Foresight(oracle, places, in_flight)
 
     fleet = make_fleet(
         clock,
@@ -116,7 +118,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         in_flight,
     )
     maker = ReplicaMaker(world, replication, clock, recorder, router_state, rollouts, hooks, wrap_server)
-    fleet.open(replicas, maker)
+    fleet.open(places, replicas, maker)
     sources = router_state.sources(fleet.inside, fleet.count_inside)
     fleet.open_more(full.replicas, partial(full.make, clock=clock, recorder=recorder))
     full.observe(fleet)
@@ -163,10 +165,11 @@ class ReplicaMaker:
         """Return an empty replica; see ``MakeReplica``."""
         world, clock, recorder, scenario = self._world, self._clock, self._recorder, self._world.scenario
         if restarted:
-            world = replace(world, warm=(), pinned=self._rollouts.pinned(world.pinned))
+            warm = () if standing_in else world.warmed_up
+            world = replace(world, warm=warm, pinned=self._rollouts.pinned(world.pinned))
             for each in self._cache_listeners:
                 each.forget(index)
-        place = self._made[index] * scenario.fleet.replicas + index
+        place = self._made[index] * scenario.fleet.places + index
         self._made[index] += 1
         draws = ReplicaDraws(scenario.run.seed, self._replication, place)
         if self._steady is not None and not restarted:

@@ -22,7 +22,7 @@ class SteadyStart:
         self._shares = np.where(world.traffic.population.full[: world.traffic.places], 0.0, world.shares)
         self._shares[list(world.pinned)] = 0.0
         self._owner: NDArray[np.int64] | None = None
-        if world.scenario.router_policy.splits_adapters and world.scenario.fleet.replicas > 1:
+        if world.scenario.router_policy.splits_adapters and world.scenario.fleet.places > 1:
             self._owner = _owners(world, replication)
 
     def last_used(self, replica: int, draws: ReplicaDraws) -> tuple[int, ...]:
@@ -39,10 +39,11 @@ class SteadyStart:
 
 def _owners(world: World, replication: int) -> NDArray[np.int64]:
     """Return to which replica each adapter's requests go as long as the fleet is idle."""
-    replicas, adapters = world.scenario.fleet.replicas, len(world.population)
+    fleet, adapters = world.scenario.fleet, len(world.population)
+    replicas = fleet.places
     idle = View(
         loads=[0] * replicas,
-        up=list(range(replicas)),
+        up=list(range(fleet.replicas)),
         resident=[0] * adapters,
         running=[0] * adapters,
         inside=[{} for _ in range(replicas)],

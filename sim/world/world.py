@@ -35,6 +35,7 @@ class World:
     :ivar rollout_plan: adapters and versions of all rollouts.
     :ivar full: the replicas of full models; None: there are none. In all other fields, full models are adapters without
         size or requests.
+    :ivar warmed_up: adapters that a replica loads before it serves, if it starts during the run.
     :ivar base_weights: format of the base model's weights, if it differs from the profile's; ``profile`` already
         includes its effect.
     """
@@ -55,6 +56,7 @@ class World:
     notes: tuple[str, ...] = field(default=())
     rollout_plan: RolloutPlan = NO_ROLLOUTS
     full: FullModelFleet | None = None
+    warmed_up: tuple[int, ...] = ()
     base_weights: BaseWeights | None = None
 
     @property
@@ -66,8 +68,8 @@ class World:
 
     @property
     def replicas(self) -> int:
-        """Number of replicas, those of full models included."""
-        return self.scenario.fleet.replicas + (0 if self.full is None else self.full.replicas)
+        """Number of replicas, those of full models included; with an autoscaler, of places for them."""
+        return self.scenario.fleet.places + (0 if self.full is None else self.full.replicas)
 
     @property
     def base_model(self) -> int:

@@ -121,22 +121,22 @@ def test_hpa_decides_as_the_documentation_says(seed: int) -> None:
 def test_keda_reads_a_total_and_stops_the_last_replica_after_its_cooldown(seed: int) -> None:
     rng = random.Random(seed)
     windows = {"stabilization_up": "0 s", "stabilization_down": "0 s", "up_replicas": 100, "down_share": 1}
-    spec = random_spec(rng, "keda", min=0, cooldown="60 s", activation=0.5, **windows)
+    spec = random_spec(rng, "keda", min=0, cooldown="60 s", **windows)
     policy = make_policy(spec, 60.0)
     assert spec.target is not None
     replicas, active_s = 1, 0.0
     for wake in range(300):
         now = 15.0 * wake
-        total = max(0.0, rng.choice([0, 0, 0, 0.4, 1, spec.target, 3 * spec.target, 100 * spec.target]))
+        total = max(0.0, rng.choice([0, 0, 0, 1, spec.target, 3 * spec.target, 100 * spec.target]))
         if wake % 50 > 30:
             total = 0.0
         ready = rng.randint(0, replicas)
         values = [total / ready] * ready if ready else []
         held = 0 if ready else round(total)
         total = sum(values) + held
-        active_s = now if total > 0.5 or not wake else active_s
+        active_s = now if total > 0 or not wake else active_s
         if replicas == 0:
-            wanted = 1 if total > 0.5 else 0
+            wanted = 1 if total > 0 else 0
         elif now - active_s >= 60:
             wanted = 0
         elif abs(total / (spec.target * replicas) - 1) <= spec.tolerance:

@@ -9,33 +9,29 @@ from sim.policies.autoscaling.reading import Reading
 
 
 class Keda:
-    """Ask for ``ceil(total / target)``; go to zero after ``cooldown_s`` without activity, and back as there is any.
+    """Ask for ``ceil(total / target)``; go to zero after a total of 0 for ``cooldown_s``, and to one above that.
 
     From the "ScaledObject specification" (``cooldownPeriod``, ``minReplicaCount``) and "Scaling Deployments,
     StatefulSets & Custom Resources" of KEDA's documentation: above zero, KEDA leaves the number to an HPA with an
     external metric of type ``AverageValue``, which it reads as a total over a target for each replica
-    (``GetExternalPerPodMetricReplicas`` in ``replica_calculator.go``). Between zero and one, KEDA decides by itself.
-
-    :param activation: a total up to here is no activity.
+    (``GetExternalPerPodMetricReplicas`` in ``replica_calculator.go``). Between zero and one, KEDA decides by itself,
+    here with its default ``activationThreshold`` of 0.
     """
 
-    def __init__(
-        self, target: float, tolerance: float, behavior: Behavior, *, activation: float, cooldown_s: float
-    ) -> None:
+    def __init__(self, target: float, tolerance: float, behavior: Behavior, *, cooldown_s: float) -> None:
         self._target = target
         self._tolerance = tolerance
         self._behavior = behavior
-        self._activation = activation
         self._cooldown_s = cooldown_s
         self._active_s = -inf  # when there last was activity
 
     def desired(self, reading: Reading) -> int:
         time_s, current, total = reading.time_s, reading.replicas, reading.total
-        if self._active_s == -inf or total > self._activation:
+        if self._active_s == -inf or total > 0:
             self._active_s = time_s
         if self._behavior.least == 0:
             if current == 0:
-                return 1 if total > self._activation else 0
+                return 1 if total > 0 else 0
             if time_s - self._active_s >= self._cooldown_s:
                 return 0
         elif current == 0:

@@ -27,8 +27,7 @@ def make_policy(spec: Autoscale, lead_s: float) -> ScalingPolicy:
     rates = Rates(spec.period, spec.up_replicas, spec.up_share, spec.down_replicas, spec.down_share)
     behavior = Behavior(spec.min, spec.max, spec.stabilization_up, spec.stabilization_down, rates)
     if spec.policy == "keda":
-        activation, cooldown_s = spec.activation, spec.cooldown
-        return Keda(spec.target, spec.tolerance, behavior, activation=activation, cooldown_s=cooldown_s)
+        return Keda(spec.target, spec.tolerance, behavior, cooldown_s=spec.cooldown)
     if spec.policy == "predictive":
         return Predictive(spec.target, spec.tolerance, behavior, history_s=spec.history, lead_s=lead_s)
     return Hpa(spec.target, spec.tolerance, behavior)

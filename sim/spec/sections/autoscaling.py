@@ -25,7 +25,6 @@ _OWN_KEYS = {
     "down_share": ("hpa", "keda", "predictive"),
     "period": ("hpa", "keda", "predictive"),
     "metric": ("hpa", "keda", "predictive", "step"),
-    "activation": ("keda",),
     "cooldown": ("keda", "step"),
     "steps": ("step",),
     "schedule": ("schedule",),
@@ -126,11 +125,9 @@ class Autoscale(Strict):
     """The same as a share of the replicas at the start of the period."""
     period: Seconds = Field(default=15.0, gt=0)
     """Time that these limits refer to."""
-    activation: NonNegativeFloat = 0.0
-    """``keda`` with ``min: 0``: a total above this starts the first replica."""
     cooldown: Seconds = Field(default=300.0, ge=0)
-    """``keda`` with ``min: 0``: how long the total must not be above ``activation`` before the last replica stops.
-    ``step``: how long nothing changes after a change."""
+    """``keda`` with ``min: 0``: how long the total must have been 0 before the last replica stops. ``step``: how long
+    nothing changes after a change."""
     steps: tuple[ScalingStep, ...] = ()
     """``step``: the thresholds. The farthest one that is crossed counts."""
     schedule: tuple[ScheduledReplicas, ...] = ()
@@ -174,13 +171,6 @@ class Autoscale(Strict):
             raise located("target", f"policy {self.policy} needs a target", hint="such as target: 20")
         if self.metric in SHARE_METRICS and self.target > 1:
             raise located("target", f"{self.metric} is a share", got=self.target, allowed="above 0, at most 1")
-        if self.activation and self.activation >= self.target * self.max:
-            raise located(
-                "activation",
-                "so much load would need more than max replicas",
-                got=f"{self.activation:g}",
-                allowed=f"below target * max ({self.target * self.max:g})",
-            )
 
     def _check_steps(self) -> None:
         if not self.steps:
@@ -253,8 +243,30 @@ def check_autoscale(scenario: BaseModel) -> None:
     if spec.metric == "kv_usage" and spec.policy != "schedule" and value_of(scenario, "fleet.engine") == "fixed":
         why = "engine fixed has no KV cache"
         raise located("fleet.autoscale.metric", why, got="kv_usage", allowed="in_flight, waiting, gpu_load")
+    _check_changes(scenario)
     if spec.metric == "adapter_waiting":
         _check_that_some_wait(scenario)
+
+
+def _check_changes(scenario: BaseModel) -> None:
+    """Refuse rollouts and faults that count on the replicas of the start."""
+    for i, rollout in enumerate(value_of(scenario, "rollouts")):
+        if rollout.strategy != "new-name":
+            raise located(
+                f"rollouts.{i}.strategy",
+                "updates in place of replicas that come and go are not supported",
+                got=rollout.strategy,
+                allowed="new-name",
+                hint="or remove fleet.autoscale",
+            )
+    for i, fault in enumerate(value_of(scenario, "faults")):
+        if fault.kind == "crash" and fault.down is None:
+            raise located(
+                f"faults.{i}.down",
+                "an autoscaler counts on a crashed replica to come back in its place",
+                got="unset",
+                hint="give it, such as down: 90 s",
+            )
 
 
 _NEEDS = (

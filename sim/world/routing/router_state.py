@@ -64,7 +64,7 @@ def make_router(world: World, view: View, replication: int) -> Router:
         world.scenario.router_policy,
         RouterContext(
             view=view,
-            replicas=world.scenario.fleet.replicas,
+            replicas=world.scenario.fleet.places,
             key=stream_key(world.scenario.run.seed, replication, "router"),
             adapters=traffic.places,
             weights=weights,
