@@ -199,6 +199,9 @@ class Recording:
     :ivar inside_area: request-seconds in the replicas over the whole run, counted at arrivals and departures.
     :ivar busy_by_replica: (replicas,) seconds of the measured time in which a step ran.
     :ivar facts: single numbers that only some worlds have.
+    :ivar lives: (n, 5) one row for each replica that an autoscaler had: its place, and when its cold start began, when
+        it was ready, when its drain began and when it was gone; infinite: not before the simulation stopped. The
+        replicas of the start begin and are ready at 0. Empty where the fleet stays as it is.
     """
 
     requests: dict[str, NDArray[np.generic]]
@@ -222,6 +225,7 @@ class Recording:
     prefix_blocks_evicted: int | None = None
     events: list[Event] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
+    lives: Floats = field(default_factory=lambda: np.zeros((0, 5)))
 
 
 class Recorder:
@@ -237,6 +241,7 @@ class Recorder:
     :ivar mark_rows: of ``pack_mark``; ``host_fill_rows``: of ``pack_host_fill``.
     :ivar backoffs: rows of ``Recording.backoffs``.
     :ivar events: what happens to the fleet, in order.
+    :ivar lives: rows of ``Recording.lives``.
     :ivar settled: times, adapters and versions: what ends from then on, and has no other mark, is by this version.
     """
 
@@ -249,6 +254,7 @@ class Recorder:
         self.host_fill_rows = bytearray()
         self.events: list[Event] = []
         self.backoffs: list[tuple[float, float, bool, int]] = []
+        self.lives: list[tuple[int, float, float, float, float]] = []
         self.settled: list[tuple[float, Ints, Ints]] = []
         self._busy_by_replica = np.zeros(replicas)
         self._sessions = bytearray()
@@ -265,6 +271,8 @@ class Recorder:
         self._blocked = np.zeros((4, sections))
         self._running_area = 0.0
         self._short: list[tuple[float, float]] = []
+        self._busy_so_far: Floats | None = None  # by replica; None: nobody reads it
+        self._rows_read = 0  # bytes of ``step_rows`` that it includes
 
     def mark(self, time: float) -> None:
         """Tell where the next section starts (or, last, where the measured time ends)."""
@@ -368,11 +376,27 @@ class Recorder:
                     self._columns[name] += rows[name].astype(kind).tobytes()
             self.request_rows = bytearray()
 
+    def busy_so_far(self) -> Floats:
+        """Return (replicas,) seconds of the steps that have ended.
+
+        Call it from the first step on, now and then: each call reads the steps since the last one.
+        """
+        if self._busy_so_far is None:
+            self._busy_so_far = np.zeros(len(self._busy_by_replica))
+        rows = np.frombuffer(bytes(self.step_rows[self._rows_read :]), dtype=_STEP_ROW)
+        self._rows_read = len(self.step_rows)
+        leaps = Leaps(*(rows[name].astype(np.float64) for name in Leaps.COLUMNS))
+        self._busy_so_far += np.bincount(rows["replica"], weights=leaps.seconds(), minlength=len(self._busy_so_far))
+        return self._busy_so_far
+
     def _flush_steps(self) -> None:
         if self.pause_rows:
             self._flush_pauses()
         if not self.step_rows:
             return
+        if self._busy_so_far is not None:
+            self.busy_so_far()
+            self._rows_read = 0
         rows = np.frombuffer(self.step_rows, dtype=_STEP_ROW)
         self.step_rows = bytearray()
         leaps = Leaps(*(rows[name].astype(np.float64) for name in Leaps.COLUMNS))
@@ -474,6 +498,7 @@ class Recorder:
             host_fills=np.frombuffer(self.host_fill_rows, dtype=_HOST_FILL_ROW),
             backoffs=np.array(self.backoffs, dtype=np.float64).reshape(-1, 4),
             events=self.events,
+            lives=np.array(self.lives, dtype=np.float64).reshape(-1, 5),
             running_area=self._running_area,
             room_short_s=short,
             inside_area=inside_area,

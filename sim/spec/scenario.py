@@ -25,6 +25,7 @@ from sim.spec.files.pool_scenarios import pool_scenarios
 from sim.spec.full_model_checks import check_full_models
 from sim.spec.policies import EVICTIONS, ROUTERS, EvictionEntry, Given, RouterEntry, given_in
 from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals
+from sim.spec.sections.autoscaling import check_autoscale
 from sim.spec.sections.faults import FailingLoads, Fault, NamedPrefixes, check_faults
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.plan_question import Plan
@@ -237,6 +238,7 @@ class Scenario(Strict):
             return self  # the rest is checked for each pool
         self._fits_closed_loop()
         check_modes(self)
+        check_autoscale(self)
         changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
         eviction, router = self.eviction_policy, self.router_policy
         check_full_models(self.adapters, self.fleet, eviction, router, self.workload, changes)
@@ -270,7 +272,7 @@ class Scenario(Strict):
         """Check rollouts and faults."""
         what = "rollouts" if self.rollouts else "faults"
         check_rollouts(self.rollouts)
-        check_faults(self.faults, self.fleet.replicas)
+        check_faults(self.faults, self.fleet.places)
         end_s = self.workload.duration
         for key in ("rollouts", "faults"):
             for i, change in enumerate(getattr(self, key)):

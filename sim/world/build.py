@@ -39,6 +39,7 @@ from sim.world.memory.replica_caches import (
     gpu_capacity,
     pinned_and_warm,
 )
+from sim.world.pools.cold_starts import mean_cold_start_s
 from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
 from sim.world.pools.full_model_pools import with_full_models
 from sim.world.pools.pool_requests import check_reachable, check_same_model, pool_notes, requests_taken, taken_alone
@@ -167,8 +168,10 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
         notes=tuple(notes),
         base_weights=weights_kept,
         takes=takes,
+        warmed_up=_warmed_up(scenario, traffic, len(pinned)),
     )
     _check_base_steps(world)
+    _check_cold_start(world)
     return with_full_models(world, full, as_read) if as_read is not None and full else world
 
 
@@ -197,6 +200,39 @@ def _check_base_steps(world: World) -> None:
             key="fleet.profile",
             got=world.scenario.fleet.profile or profile.name,
             hint="requests to the base model need fixed_s or tokens above 0",
+        )
+
+
+def _warmed_up(scenario: Scenario, traffic: Traffic, pinned: int) -> tuple[int, ...]:
+    """Return the adapters that a new replica loads before it serves, the most popular first.
+
+    :param pinned: number of pinned adapters, which are in GPU memory anyway.
+    """
+    spec = scenario.fleet.autoscale
+    count = 0 if spec is None else spec.cold_start.warm
+    return tuple(traffic.hottest().tolist()[pinned : pinned + count]) if count else ()
+
+
+def _check_cold_start(world: World) -> None:
+    """Refuse an autoscaler that would not start a replica, or not decide at all, before the run ends."""
+    spec, end_s = world.scenario.fleet.autoscale, world.traffic.expected_s()
+    if spec is None:
+        return
+    if spec.interval >= end_s:
+        raise ScenarioError(
+            "the run ends before the first decision",
+            key="fleet.autoscale.interval",
+            got=format_seconds(spec.interval),
+            allowed=f"below {human_seconds(end_s)}",
+        )
+    seconds = mean_cold_start_s(world)
+    if spec.interval + seconds >= end_s:
+        raise ScenarioError(
+            "the run ends before a new replica is ready",
+            key="fleet.autoscale.cold_start",
+            got=f"{human_seconds(seconds)} on average",
+            allowed=f"with the interval below {human_seconds(end_s)}",
+            hint="simulate longer, or a shorter cold start",
         )
 
 

@@ -1,4 +1,4 @@
-"""Rollouts and faults of one replication, behind the hooks of the fleet.
+"""Rollouts, faults and the autoscaler of one replication, behind the hooks of the fleet.
 
 A request is steered (the adapter and version that it reaches), routed, and accepted by a replica or not. After its last
 token, its answer is checked. Rollouts, misrouting faults and crashes each handle their own part; those that a scenario
@@ -12,6 +12,7 @@ from sim.traffic.request import Request
 from sim.world.faults.crashes import NoCrashes
 from sim.world.faults.misrouting import NoMisrouting
 from sim.world.fleet_ports import FleetHooks, OpenFleet
+from sim.world.pools.autoscaler import NoAutoscaler
 from sim.world.replica.ports import ReplicaListener
 from sim.world.rollouts.active_rollouts import NoRollouts
 from sim.world.routing.in_flight import InFlight
@@ -31,6 +32,7 @@ class Changes(FleetHooks):
         rollouts: NoRollouts,
         misrouting: NoMisrouting,
         crashes: NoCrashes,
+        scaling: NoAutoscaler,
         in_flight: InFlight,
     ) -> None:
         self._recorder = recorder
@@ -38,24 +40,26 @@ class Changes(FleetHooks):
         self._rollouts = rollouts
         self._misrouting = misrouting
         self._crashes = crashes
+        self._scaling = scaling
         self._barriers = rollouts.barriers
         self._fleet: OpenFleet
         # Whether requests may be steered, and whether some join a queue later than they arrived. Where not, no request
         # pays for calls that do nothing.
         self._steering = misrouting.active or rollouts.renames
-        self._reordering = misrouting.active or crashes.active or rollouts.holds
+        self._reordering = misrouting.active or crashes.active or rollouts.holds or scaling.holds
         self._answers_vary = misrouting.active or in_flight.counting or not rollouts.active
 
     def start(self, fleet: OpenFleet) -> None:
         self._fleet = fleet
         self._rollouts.start(fleet)
         self._misrouting.start(fleet, self.fail)
-        self._crashes.start(fleet, self)
+        self._crashes.start(fleet, self, self._scaling)
+        self._scaling.start(fleet, self)
 
     def send(self, request: Request) -> None:
         """Send a request through rollouts and faults, which may change its adapter or keep it from its replica."""
         fleet, name = self._fleet, request.adapter
-        if self._crashes.hold_if_all_down(request):
+        if self._scaling.hold_if_none_ready(request) or self._crashes.hold_if_all_down(request):
             return
         if self._reordering:
             request.key = fleet.next_key()
@@ -98,7 +102,7 @@ class Changes(FleetHooks):
         return again
 
     def has_pending(self) -> bool:
-        return self._misrouting.has_pending() or self._crashes.has_pending()
+        return self._misrouting.has_pending() or self._crashes.has_pending() or self._scaling.has_pending()
 
     def any_down(self) -> bool:
         return self._crashes.any_down()
@@ -152,6 +156,7 @@ class Changes(FleetHooks):
 
     def close(self) -> dict[str, float]:
         self._crashes.close()
+        self._scaling.close()
         self._misrouting.close()
         return self._rollouts.close()
 

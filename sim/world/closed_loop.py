@@ -170,7 +170,7 @@ class ClosedLoopFleet(Fleet):
 
 def make_recorder(world: World, replication: int, sections: int, clock: Clock) -> Recorder:
     """Return the recorder of a replication; that of a closed loop has its clients."""
-    law, seed, own = world.traffic.closed_loop, world.scenario.run.seed, world.scenario.fleet.replicas
+    law, seed, own = world.traffic.closed_loop, world.scenario.run.seed, world.scenario.fleet.places
     if law is None:
         return Recorder(sections, world.replicas, own, prefix_cache=world.prefix_cache)
     clients = Clients(law, seed, replication, clock)

@@ -120,12 +120,16 @@ class Fleet:
         self._dead = ReplicaTotals()
         self.next_key: Callable[[], int] = count().__next__
 
-    def open(self, replicas: int, make: MakeReplica) -> None:
-        """Start the replicas."""
+    def open(self, places: int, serving: int, make: MakeReplica) -> None:
+        """Start the replicas.
+
+        :param serving: how many there are at the start; the others are places that an autoscaler may fill.
+        """
         self._make = make
-        self.inside.extend([0] * replicas)
-        for index in range(replicas):
-            self.servers.append(make(index, self.inside, restarted=False, standing_in=False))
+        self.inside.extend([0] * places)
+        for index in range(places):
+            empty = index >= serving
+            self.servers.append(make(index, self.inside, restarted=empty, standing_in=empty))
 
     def show_to(self, view: FreshView) -> None:
         """Keep the router's view current from now on."""

@@ -90,6 +90,24 @@ class FleetHooks:
         return {}
 
 
+class Places:
+    """Which replicas there are at a time, for crashes. Here: all, always."""
+
+    def serves(self, replica: int) -> bool:
+        """Return whether a replica serves, so that it can crash."""
+        return True
+
+    def crashed(self, replica: int) -> None:
+        """A replica has crashed."""
+
+    def restarted(self, replica: int) -> bool:
+        """A replica could be up again after a crash; return whether it still belongs to the fleet."""
+        return True
+
+    def came_up(self) -> None:
+        """A replica is up again, and in the router's view."""
+
+
 class WeightsListener:
     """Is called when a new version of an adapter replaces the old one on a replica. Here nothing follows from that.
 

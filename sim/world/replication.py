@@ -28,6 +28,7 @@ from sim.world.memory.replica_caches import (
     attach_listeners,
     eviction_context,
 )
+from sim.world.pools.autoscaler import make_autoscaler
 from sim.world.pools.pool_routing import route
 from sim.world.pools.pool_times import PoolHooks, PoolTimes, TokenLimits
 from sim.world.replica.loader import LoadContext
@@ -75,6 +76,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     taken last, of replicas that exist.
     """
     scenario, replicas = world.scenario, world.replicas
+    serving = replicas if world.pools else scenario.fleet.replicas
     pools = world.pools or (ReplicaPool(scenario.name, world, 0, replicas),)
     clock = Clock()
     recorder = make_recorder(world, replication, sections, clock)
@@ -91,10 +93,11 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     rollouts = make_rollouts(world, replication, clock, recorder, prefixes)
     misrouting = make_misrouting(world, replication, clock, recorder, prefixes)
     crashes = make_crashes(scenario, routing.views[0], clock, recorder)
+    scaling = make_autoscaler(world, replication, routing.views[0], clock, recorder)
     hooks = FleetHooks()
-    if rollouts.active or misrouting.active or crashes.active or _loads_fail(scenario):
+    if rollouts.active or misrouting.active or crashes.active or scaling.active or _loads_fail(scenario):
         in_flight.counting = router_state.reads("inside")
-        hooks = Changes(recorder, rollouts, misrouting, crashes, in_flight)
+        hooks = Changes(recorder, rollouts, misrouting, crashes, scaling, in_flight)
     elif scenario.eviction_policy.needs_future:
         oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
         hooks = Foresight(oracle, replicas, in_flight)
@@ -120,7 +123,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         ReplicaMaker(pool, world, replication, clock, recorder, router_state, rollouts, hooks, wrap_server)
         for pool in pools
     ]
-    fleet.open(replicas, makers[0] if len(makers) == 1 else PoolMakers(makers, pools))
+    fleet.open(replicas, serving, makers[0] if len(makers) == 1 else PoolMakers(makers, pools))
     sources = router_state.sources(fleet.inside, fleet.count_inside)
     view, *others = routing.views
     refresher = ViewRefresher(clock, view, sources, reads, scenario.router.view_interval, fleet.next_s)
@@ -185,7 +188,8 @@ class ReplicaMaker:
         """Return an empty replica; see ``MakeReplica``."""
         world, clock, recorder, scenario = self._world, self._clock, self._recorder, self._world.scenario
         if restarted:
-            world = replace(world, warm=(), pinned=self._rollouts.pinned(world.pinned))
+            warm = () if standing_in else world.warmed_up
+            world = replace(world, warm=warm, pinned=self._rollouts.pinned(world.pinned))
             for each in self._cache_listeners:
                 each.forget(index)
         place = self._made[index] * self._replicas + index

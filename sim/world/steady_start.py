@@ -26,7 +26,7 @@ class SteadyStart:
         self._shares = np.where(taken[: world.traffic.places], world.shares, 0.0)
         self._shares[list(world.pinned)] = 0.0
         self._owner: NDArray[np.int64] | None = None
-        if world.scenario.router_policy.splits_adapters and fleet.scenario.fleet.replicas > 1:
+        if world.scenario.router_policy.splits_adapters and fleet.replicas > 1:
             self._owner = _owners(fleet, replication)
 
     def last_used(self, replica: int, draws: ReplicaDraws) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ class World:
         own.
     :ivar notes: sentences for the user.
     :ivar rollout_plan: adapters and versions of all rollouts.
+    :ivar warmed_up: adapters that a replica loads before it serves, if it starts during the run.
     :ivar base_weights: format of the base model's weights, if it differs from the profile's; ``profile`` already
         includes its effect.
     :ivar takes: (adapters + 1,) whether these replicas take requests, by adapter and last for the base model; adapters
@@ -59,6 +60,7 @@ class World:
     shares: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = field(default=())
     rollout_plan: RolloutPlan = NO_ROLLOUTS
+    warmed_up: tuple[int, ...] = ()
     base_weights: BaseWeights | None = None
     takes: NDArray[np.bool_] | None = None
     whole_models: FullModels | None = None
@@ -73,8 +75,8 @@ class World:
 
     @property
     def replicas(self) -> int:
-        """Number of replicas, those of full models included."""
-        return sum(pool.replicas for pool in self.pools) or self.scenario.fleet.replicas
+        """Number of replicas, those of full models included; with an autoscaler, of places for them."""
+        return sum(pool.replicas for pool in self.pools) or self.scenario.fleet.places
 
     @property
     def base_model(self) -> int:

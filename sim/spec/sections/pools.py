@@ -56,6 +56,12 @@ def check_pools(pools: Sequence[NamedPool], given: Collection[str]) -> None:
             "full models are not supported in a fleet of pools",
             hint="remove fleet.full_models, or describe one kind of replica without pools",
         )
+    if "autoscale" in given:
+        raise located(
+            "autoscale",
+            "an autoscaler is not supported in a fleet of pools",
+            hint="remove fleet.autoscale, or describe one kind of replica without pools",
+        )
     seen: set[str] = set()
     for i, pool in enumerate(pools):
         if pool.name in seen:

@@ -21,6 +21,7 @@ from sim.spec.base import Strict, located
 from sim.spec.engines import DEFAULT_ENGINE, ENGINES
 from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
+from sim.spec.sections.autoscaling import Autoscale
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw
 from sim.spec.sections.pools import ServedKinds, check_pools
@@ -318,6 +319,8 @@ class Fleet(ReplicaKeys):
     full_models: FullModels | None = None
     """Replicas for full fine-tunes (``kind: full`` in ``adapters.mix``), besides the ``replicas`` of the base model."""
 
+    autoscale: Autoscale | None = None
+    """A controller that starts and stops replicas during the run; unset: there are always ``replicas``."""
     pools: tuple[Pool, ...] = Field(default=(), max_length=64)
     """Several kinds of replica in one fleet, each with its own number of replicas (docs/pools.md). What is given here,
     in ``cache`` and in ``storage`` holds for all of them, unless a pool says otherwise."""
@@ -371,6 +374,11 @@ class Fleet(ReplicaKeys):
                 allowed="at least max_num_seqs",
             )
         return self
+
+    @property
+    def places(self) -> int:
+        """How many replicas there are at most: places for them, not all of which serve at every time."""
+        return self.replicas if self.autoscale is None else max(self.replicas, self.autoscale.max)
 
     @property
     def total(self) -> int:

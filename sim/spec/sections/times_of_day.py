@@ -51,6 +51,14 @@ def counted_from_start(data: Any) -> Any:
             counted[section] = [
                 _counted(change, "at", start, f"{section}.{number}") for number, change in enumerate(data[section])
             ]
+    fleet = data.get("fleet")
+    autoscale = fleet.get("autoscale") if isinstance(fleet, dict) else None
+    if isinstance(fleet, dict) and isinstance(autoscale, dict):
+        entries = autoscale.get("schedule")
+        if isinstance(entries, (list, tuple)):
+            within = "fleet.autoscale.schedule"
+            entries = [_counted(entry, "at", start, f"{within}.{number}") for number, entry in enumerate(entries)]
+            counted["fleet"] = {**fleet, "autoscale": {**autoscale, "schedule": entries}}
     if isinstance(workload, dict):
         arrivals = _counted(workload.get("arrivals"), "peak_at", start, "workload.arrivals")
         counted["workload"] = {**workload, "arrivals": arrivals} if "arrivals" in workload else workload

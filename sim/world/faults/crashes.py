@@ -16,7 +16,7 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
-from sim.world.fleet_ports import Endings, OpenFleet
+from sim.world.fleet_ports import Endings, OpenFleet, Places
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class NoCrashes:
     def __init__(self) -> None:
         self.stuck_area = 0.0
 
-    def start(self, fleet: OpenFleet, endings: Endings) -> None:
+    def start(self, fleet: OpenFleet, endings: Endings, places: Places) -> None:
         """Put the crashes on the clock."""
 
     def hold_if_all_down(self, request: Request) -> bool:
@@ -90,9 +90,10 @@ class Crashes(NoCrashes):
         self._held: list[Request] = []
         self._fleet: OpenFleet
         self._endings: Endings
+        self._places: Places
 
-    def start(self, fleet: OpenFleet, endings: Endings) -> None:
-        self._fleet, self._endings = fleet, endings
+    def start(self, fleet: OpenFleet, endings: Endings, places: Places) -> None:
+        self._fleet, self._endings, self._places = fleet, endings, places
         for number, crash in self._crashes:
             self._clock.call_at(crash.at, CONTROL, self._crash, (number, crash))
 
@@ -131,6 +132,10 @@ class Crashes(NoCrashes):
     def _crash(self, event: Call) -> None:
         number, crash = event.subject
         fleet, endings, now, replica = self._fleet, self._endings, self._clock.now, crash.replica
+        if not self._places.serves(replica):
+            self._note(CrashedReplica(number, crash), "end", f"replica {replica} does not serve now, so nothing dies")
+            return
+        self._places.crashed(replica)
         dead = fleet.servers[replica]
         inside = sorted(dead.die() + endings.give_up(replica), key=lambda request: request.key)
         if crash.requests == "lose":
@@ -158,7 +163,7 @@ class Crashes(NoCrashes):
         crashed: CrashedReplica = event.subject
         fleet, replica = self._fleet, crashed.crash.replica
         crashed.detected = True
-        if not crashed.over:
+        if not crashed.over and replica in self._view.up:
             self._view.goes_down(replica)
         stuck, crashed.stuck = crashed.stuck, []
         gone = "" if crashed.over else f", gives replica {replica} no more"
@@ -177,10 +182,14 @@ class Crashes(NoCrashes):
         replica = crashed.crash.replica
         crashed.over = True
         del self._down[replica]
+        if not self._places.restarted(replica):
+            self._note(crashed, "restart", f"replica {replica} was being stopped, so it is not started again")
+            return
         self._replace(replica, standing_in=False)
         self._note(crashed, "restart", f"replica {replica} is up again, with an empty cache")
         if crashed.detected:
             self._view.comes_up(replica)
+            self._places.came_up()
         held, self._held = self._held, []
         for request in held:
             self._fleet.submit(request)

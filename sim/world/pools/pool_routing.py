@@ -43,7 +43,7 @@ def route(world: World, replication: int, new_view: NewView) -> Routing:
     chooses among the replicas of the pool that was drawn.
     """
     if not world.pools:
-        view = new_view(list(range(world.replicas)))
+        view = new_view(list(range(world.scenario.fleet.replicas)))  # an autoscaler's other places are down
         router = make_router(world, view, replication)
         return Routing(router, [view], router.reads)
     return _Routers(world, replication, new_view).routing()

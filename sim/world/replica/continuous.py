@@ -273,6 +273,12 @@ class BatchServer(Server):
             self.recorder.step_rows += pack_step(began, now - began, 0.0, 0.0, 1, 0, running, blocked, self.index)
         return super().close()
 
+    def running(self) -> list[Request]:
+        return list(self.scheduler.running.values())
+
+    def busy_s(self) -> float:
+        return self.clock.now - self._started_s if self._steps else 0.0
+
     def _queued_or_running(self) -> list[Request]:
         return list(self.scheduler.running.values()) + self.mode.waiting.all_requests()
 

@@ -84,6 +84,11 @@ class FixedServer(Server):
             self.recorder.step_rows += pack_step(serving.admitted_s, worked_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
         return super().close()
 
+    def running(self) -> list[Request]:
+        return [] if self._serving is None or self._leaving else [self._serving]
+
+    def busy_s(self) -> float:
+        return 0.0 if self._serving is None else self.clock.now - self._serving.admitted_s
+
     def _queued_or_running(self) -> list[Request]:
-        serving = [] if self._serving is None or self._leaving else [self._serving]
-        return serving + list(self._queue)
+        return self.running() + list(self._queue)

@@ -200,6 +200,14 @@ class Server(Replica):
             f"{loads} waiting for loads), {cache.in_use} of {cache.capacity} in use"
         )
 
+    def running(self) -> list[Request]:
+        """Return the requests that are being served, in no particular order; the others inside wait."""
+        return []
+
+    def busy_s(self) -> float:
+        """Return for how long the step under way, or the leap of steps, has been running."""
+        return 0.0
+
     @abstractmethod
     def tokens_out(self, request: Request) -> int:
         """Return how many tokens a request inside has received so far."""

@@ -321,7 +321,7 @@ def make_rollouts(
     rollout_plan, scenario = world.rollout_plan, world.scenario
     if not rollout_plan.rollouts:
         return NoRollouts()
-    seed, replicas = scenario.run.seed, scenario.fleet.replicas
+    seed, replicas = scenario.run.seed, scenario.fleet.places
     costs = scenario, world.profile, world.population
     renaming = [planned for planned in rollout_plan.rollouts if planned.new_adapters]
     in_place = [planned for planned in rollout_plan.rollouts if not planned.new_adapters]

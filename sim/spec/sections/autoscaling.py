@@ -1,0 +1,290 @@
+"""A fleet that grows and shrinks during a run (``fleet.autoscale``), and what a new replica waits for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from sim.spec.base import Strict, located
+from sim.spec.needs import UNSET, Need, Only, value_of
+from sim.spec.sections.laws import TimeLaw
+from sim.spec.units import Bytes, Moment, Seconds, Share, format_seconds
+
+SHARE_METRICS = ("gpu_load", "kv_usage")
+"""Metrics between 0 and 1 for each replica."""
+
+_OWN_KEYS = {
+    "target": ("hpa", "keda", "predictive"),
+    "tolerance": ("hpa", "keda", "predictive"),
+    "stabilization_up": ("hpa", "keda", "predictive"),
+    "stabilization_down": ("hpa", "keda", "predictive"),
+    "up_replicas": ("hpa", "keda", "predictive"),
+    "up_share": ("hpa", "keda", "predictive"),
+    "down_replicas": ("hpa", "keda", "predictive"),
+    "down_share": ("hpa", "keda", "predictive"),
+    "period": ("hpa", "keda", "predictive"),
+    "metric": ("hpa", "keda", "predictive", "step"),
+    "cooldown": ("keda", "step"),
+    "steps": ("step",),
+    "schedule": ("schedule",),
+    "every": ("schedule",),
+    "history": ("predictive",),
+}
+"""Keys that mean something to some policies only."""
+
+
+class ColdStart(Strict):
+    """What a new replica waits for before it serves, one after the other. It then has no adapter in GPU memory."""
+
+    provision: TimeLaw | None = None
+    """Time until there is a node with free GPUs; unset: none, because one is kept ready."""
+    image: TimeLaw | None = None
+    """Time to pull the container image; unset: none, because the node has it."""
+    weights: TimeLaw | None = None
+    """Time to load the base model; unset: its bytes over ``weights_per_s``."""
+    weights_per_s: Bytes = 1_300_000_000
+    """Bytes of the base model that a replica reads in a second, from storage to all its GPUs. The default is what
+    vLLM's issue 44881 measured: 21.82 GiB in 18 s."""
+    engine: TimeLaw | None = None
+    """Time from loaded weights to a ready engine: compilation, memory profiling, CUDA graphs. Unset: 34 s, what vLLM's
+    issue 20264 measured with a compilation cache; 0 with engine ``fixed``."""
+    warm: NonNegativeInt = 0
+    """Number of most popular adapters that a new replica loads before it serves. Their loads, with
+    ``storage.loaders`` at a time, are part of the cold start."""
+
+
+class ScalingStep(Strict):
+    """A threshold of policy ``step``, and what to do beyond it."""
+
+    above: NonNegativeFloat | None = None
+    """Where the mean of the metric over replicas is above this ..."""
+    below: PositiveFloat | None = None
+    """... or below this:"""
+    add: PositiveInt | None = Field(default=None, le=4096)
+    """replicas to add, or"""
+    remove: PositiveInt | None = Field(default=None, le=4096)
+    """replicas to remove."""
+
+    @model_validator(mode="after")
+    def _one_each(self) -> ScalingStep:
+        if (self.above is None) == (self.below is None):
+            raise located("above", "a step has one threshold", allowed="above or below")
+        if (self.add is None) == (self.remove is None):
+            raise located("add", "a step adds or removes replicas", allowed="add or remove")
+        if (self.above is None) != (self.add is None):
+            raise located(
+                "remove" if self.add is None else "add",
+                "such a fleet would run away from its load",
+                allowed="add replicas above a threshold, remove some below",
+            )
+        return self
+
+
+class ScheduledReplicas(Strict):
+    """An entry of the timetable of policy ``schedule``."""
+
+    at: Moment
+    """From when on: a time since the start of the run, or a time of day such as ``08:00`` with ``workload.start``."""
+    replicas: NonNegativeInt = Field(le=4096)
+    """How many replicas from then on."""
+
+
+class Autoscale(Strict):
+    """A controller that starts and stops replicas. ``fleet.replicas`` is how many there are at the start."""
+
+    policy: Literal["hpa", "keda", "step", "schedule", "predictive"] = "hpa"
+    """``hpa``: Kubernetes' HorizontalPodAutoscaler, ``ceil(replicas * mean / target)``. ``keda``: KEDA, ``ceil(total /
+    target)``, and down to zero replicas. ``step``: replicas to add or remove beyond thresholds. ``schedule``: replicas
+    by the clock. ``predictive``: a linear forecast over one cold start (docs/autoscaling.md)."""
+    metric: Literal["in_flight", "waiting", "gpu_load", "adapter_waiting", "kv_usage"] = "in_flight"
+    """What is read of every ready replica. ``in_flight``: requests in it, waiting or running. ``waiting``: requests not
+    in its batch. ``gpu_load``: share of the last interval in which a step ran. ``adapter_waiting``: waiting requests
+    whose adapter is not in GPU memory. ``kv_usage``: share of its KV cache that running requests hold."""
+    target: float | None = Field(default=None, gt=0)
+    """``hpa``, ``keda``, ``predictive``: the metric for each replica to aim for."""
+    min: NonNegativeInt = Field(default=1, le=4096)
+    """Fewest replicas. 0 with ``keda`` and ``schedule`` only: requests that find no replica wait until one is ready."""
+    max: PositiveInt = Field(le=4096)
+    """Most replicas."""
+    interval: Seconds = Field(default=15.0, gt=0)
+    """Time between two decisions. The default is Kubernetes' ``--horizontal-pod-autoscaler-sync-period``."""
+    tolerance: Share = Field(default=0.1, lt=1)
+    """How far the metric may be from its target, as a share of it, without any change."""
+    stabilization_up: Seconds = Field(default=0.0, ge=0)
+    """Grow to the smallest number asked for within this time."""
+    stabilization_down: Seconds = Field(default=300.0, ge=0)
+    """Shrink to the largest number asked for within this time."""
+    up_replicas: PositiveInt | None = 4
+    """Replicas that may be added within a ``period``; the larger of this and ``up_share`` counts."""
+    up_share: float = Field(default=1.0, ge=0, le=100)
+    """The same as a share of the replicas at the start of the period: 1 doubles them."""
+    down_replicas: PositiveInt | None = None
+    """Replicas that may be removed within a ``period``; the larger of this and ``down_share`` counts."""
+    down_share: Share = 1.0
+    """The same as a share of the replicas at the start of the period."""
+    period: Seconds = Field(default=15.0, gt=0)
+    """Time that these limits refer to."""
+    cooldown: Seconds = Field(default=300.0, ge=0)
+    """``keda`` with ``min: 0``: how long the total must have been 0 before the last replica stops. ``step``: how long
+    nothing changes after a change."""
+    steps: tuple[ScalingStep, ...] = ()
+    """``step``: the thresholds. The farthest one that is crossed counts."""
+    schedule: tuple[ScheduledReplicas, ...] = ()
+    """``schedule``: the timetable."""
+    every: Seconds = Field(default=86400.0, gt=0)
+    """``schedule``: when the timetable begins again."""
+    history: Seconds = Field(default=300.0, gt=0)
+    """``predictive``: how much of the past the forecast uses."""
+    cold_start: ColdStart = ColdStart()
+    """What a new replica waits for."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Autoscale:
+        if self.min > self.max:
+            raise located("min", "min is above max", got=f"min {self.min}, max {self.max}", allowed=f"0 to {self.max}")
+        for key, policies in _OWN_KEYS.items():
+            if key in self.model_fields_set and self.policy not in policies:
+                raise located(
+                    key,
+                    f"policy {self.policy} has no {key}",
+                    allowed=f"only with policy {' or '.join(policies)}",
+                    hint=f"remove {key}, or choose such a policy",
+                )
+        if self.min == 0 and self.policy not in ("keda", "schedule"):
+            raise located(
+                "min",
+                f"policy {self.policy} reads its metric from replicas, so without any it can't start one",
+                got=0,
+                allowed="1 or more; 0 with policy keda or schedule",
+            )
+        if self.policy in _OWN_KEYS["target"]:
+            self._check_target()
+        if self.policy == "step":
+            self._check_steps()
+        if self.policy == "schedule":
+            self._check_schedule()
+        return self
+
+    def _check_target(self) -> None:
+        if self.target is None:
+            raise located("target", f"policy {self.policy} needs a target", hint="such as target: 20")
+        if self.metric in SHARE_METRICS and self.target > 1:
+            raise located("target", f"{self.metric} is a share", got=self.target, allowed="above 0, at most 1")
+
+    def _check_steps(self) -> None:
+        if not self.steps:
+            raise located("steps", "policy step needs its thresholds", hint="such as [{above: 20, add: 1}]")
+        above = [step.above for step in self.steps if step.above is not None]
+        below = [step.below for step in self.steps if step.below is not None]
+        for thresholds in (above, below):
+            if len(set(thresholds)) < len(thresholds):
+                raise located("steps", "two steps have the same threshold", got=max(thresholds, key=thresholds.count))
+        if above and below and max(below) > min(above):
+            raise located(
+                "steps",
+                "a metric between them would be above one threshold and below the other",
+                got=f"below {max(below):g}, above {min(above):g}",
+                allowed="every below at most every above",
+            )
+
+    def _check_schedule(self) -> None:
+        if not self.schedule:
+            raise located("schedule", "policy schedule needs its timetable", hint="such as [{at: 0 s, replicas: 2}]")
+        times = [entry.at for entry in self.schedule]
+        for i, entry in enumerate(self.schedule):
+            key = f"schedule.{i}"
+            if entry.at >= self.every:
+                raise located(
+                    f"{key}.at",
+                    "the timetable has begun again by then",
+                    got=format_seconds(entry.at),
+                    allowed=f"below every ({format_seconds(self.every)})",
+                )
+            if times.count(entry.at) > 1:
+                raise located(f"{key}.at", "two entries have the same time", got=format_seconds(entry.at))
+            if not self.min <= entry.replicas <= self.max:
+                raise located(
+                    f"{key}.replicas",
+                    "outside min and max",
+                    got=entry.replicas,
+                    allowed=f"{self.min} to {self.max}",
+                )
+        if not any(entry.replicas for entry in self.schedule):
+            raise located("schedule", "no replica would ever serve", hint="give an entry replicas above 0")
+
+
+def check_autoscale(scenario: BaseModel) -> None:
+    """Refuse a controller that doesn't fit the rest of its scenario.
+
+    :raises PydanticCustomError: with the key that is wrong.
+    """
+    spec: Autoscale | None = value_of(scenario, "fleet.autoscale")
+    if spec is None:
+        return
+    replicas = value_of(scenario, "fleet.replicas")
+    if not spec.min <= replicas <= spec.max:
+        raise located(
+            "fleet.replicas",
+            "the fleet starts outside the bounds of fleet.autoscale",
+            got=replicas,
+            allowed=f"{max(1, spec.min)} to {spec.max} (autoscale.min to autoscale.max)",
+            hint="fleet.replicas is how many there are at the start",
+        )
+    for need in _NEEDS:
+        need.check(scenario)
+    eviction, router = value_of(scenario, "eviction_policy"), value_of(scenario, "router_policy")
+    if eviction.needs_future:
+        why = f"eviction {eviction.name} needs a fleet that doesn't change during the run"
+        raise located("cache.eviction", why, hint="choose another cache.eviction, or remove fleet.autoscale")
+    if router.places_adapters:
+        why = f"{router.name} places adapters on replicas before the run, so it can't follow an autoscaler"
+        raise located("router.policy", why, got=router.name, allowed="another policy")
+    if spec.metric == "kv_usage" and spec.policy != "schedule" and value_of(scenario, "fleet.engine") == "fixed":
+        why = "engine fixed has no KV cache"
+        raise located("fleet.autoscale.metric", why, got="kv_usage", allowed="in_flight, waiting, gpu_load")
+    _check_changes(scenario)
+    if spec.metric == "adapter_waiting":
+        _check_that_some_wait(scenario)
+
+
+def _check_changes(scenario: BaseModel) -> None:
+    """Refuse rollouts and faults that count on the replicas of the start."""
+    for i, rollout in enumerate(value_of(scenario, "rollouts")):
+        if rollout.strategy != "new-name":
+            raise located(
+                f"rollouts.{i}.strategy",
+                "updates in place of replicas that come and go are not supported",
+                got=rollout.strategy,
+                allowed="new-name",
+                hint="or remove fleet.autoscale",
+            )
+    for i, fault in enumerate(value_of(scenario, "faults")):
+        if fault.kind == "crash" and fault.down is None:
+            raise located(
+                f"faults.{i}.down",
+                "an autoscaler counts on a crashed replica to come back in its place",
+                got="unset",
+                hint="give it, such as down: 90 s",
+            )
+
+
+_NEEDS = (
+    Need({"fleet.full_models": UNSET}, "full models are not supported with an autoscaler"),
+    Need({"fleet.front_end": Only("none")}, "this front end reproduces measured runs of a fixed fleet"),
+)
+
+
+def _check_that_some_wait(scenario: BaseModel) -> None:
+    """Refuse to scale by requests that wait for adapters where none ever does, except for first loads."""
+    slots, count = value_of(scenario, "cache.gpu.slots"), value_of(scenario, "adapters.count")
+    fits = slots is not None and count is not None and count <= slots
+    if not (fits or value_of(scenario, "adapters.base_alone")):
+        return
+    why = "every adapter keeps its slot" if fits else "all requests are for the base model"
+    raise located(
+        "fleet.autoscale.metric",
+        f"no request waits for an adapter: {why}",
+        got="adapter_waiting",
+        allowed="in_flight, waiting, gpu_load, kv_usage",
+    )

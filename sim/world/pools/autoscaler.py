@@ -1,0 +1,273 @@
+"""An autoscaler: wakes at intervals, reads its replicas, and starts and stops some.
+
+The fleet has a place for each replica that there can be. In an empty place an empty server stands in, as after a crash.
+A place is filled in the order of its number; a replica stops as Kubernetes deletes pods: first one that still starts,
+then the one that has been ready for the shortest time. It drains: the router no longer sees it, and it is gone when its
+last request has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+from sim.policies.autoscaling import Reading, make_policy
+from sim.policies.routing import View
+from sim.results.records import UNFINISHED, Event, Recorder
+from sim.traffic.request import Request
+from sim.world.clock import CONTROL, Call, Clock
+from sim.world.fleet_ports import Endings, OpenFleet, Places
+from sim.world.pools.cold_starts import ColdStarts, mean_cold_start_s
+from sim.world.pools.replica_readings import make_reader
+from sim.world.replica.ports import ReplicaListener
+from sim.world.world import World
+
+EMPTY, STARTING, READY, DRAINING = range(4)
+"""States of a place."""
+
+
+class NoAutoscaler(Places):
+    """The autoscaler of a fleet that stays as it is.
+
+    :ivar active: whether there is one; ``holds``: whether requests may find no replica at all.
+    """
+
+    active = False
+    holds = False
+
+    def start(self, fleet: OpenFleet, endings: Endings) -> None:
+        """Put the first decision on the clock."""
+
+    def hold_if_none_ready(self, request: Request) -> bool:
+        """Hold a request until a replica is ready, if none is; return whether it is held."""
+        return False
+
+    def has_pending(self) -> bool:
+        """Return whether a request is held until a replica is ready."""
+        return False
+
+    def close(self) -> None:
+        """When the simulation has stopped, end what is held, and record the replicas that there still are."""
+
+
+@dataclass(slots=True)
+class Place:
+    """A place for a replica, and the life of the one in it.
+
+    :ivar down: whether that one has crashed and is not up again.
+    :ivar began_s, ready_s, drained_s: when its cold start began, when it was ready and when it began to drain.
+    :ivar due: the event that ends its cold start.
+    """
+
+    index: int
+    state: int = EMPTY
+    down: bool = False
+    began_s: float = 0.0
+    ready_s: float = inf
+    drained_s: float = inf
+    due: Call | None = None
+
+
+class Autoscaler(NoAutoscaler):
+    """The autoscaler of the replicas of a fleet.
+
+    :param view: the router's view, in which replicas come up and go down.
+    """
+
+    active = True
+
+    def __init__(self, world: World, replication: int, view: View, clock: Clock, recorder: Recorder) -> None:
+        fleet = world.scenario.fleet
+        assert fleet.autoscale is not None, "only an autoscaler is made from one"
+        self._interval_s = fleet.autoscale.interval
+        self.holds = fleet.autoscale.min == 0
+        self._starts = ColdStarts(world, replication)
+        self._policy = make_policy(fleet.autoscale, mean_cold_start_s(world))
+        self._view = view
+        self._clock = clock
+        self._recorder = recorder
+        self._read = make_reader(world, clock, recorder)
+        self._places = [Place(index) for index in range(fleet.places)]
+        for place in self._places[: fleet.replicas]:
+            place.state, place.ready_s = READY, 0.0
+        self._wanted = fleet.replicas
+        self._held: list[Request] = []
+        self._wakes = 1
+        self._fleet: OpenFleet
+        self._endings: Endings
+
+    def start(self, fleet: OpenFleet, endings: Endings) -> None:
+        self._fleet, self._endings = fleet, endings
+        self._clock.call_at(self._interval_s, CONTROL, self._wake)
+
+    def hold_if_none_ready(self, request: Request) -> bool:
+        if self._view.up:
+            return False
+        self._held.append(request)
+        return True
+
+    def has_pending(self) -> bool:
+        return bool(self._held)
+
+    def close(self) -> None:
+        for place in self._places:
+            if place.state != EMPTY:
+                self._note_life(place, inf)
+        for request in self._held:
+            self._recorder.record_unserved(request, -1, UNFINISHED)
+
+    # What crashes ask and say
+
+    def serves(self, replica: int) -> bool:
+        return self._places[replica].state in (READY, DRAINING)
+
+    def crashed(self, replica: int) -> None:
+        self._places[replica].down = True
+
+    def restarted(self, replica: int) -> bool:
+        place = self._places[replica]
+        place.down = False
+        if place.state != DRAINING:
+            return True
+        self._retire_if_empty(place)
+        return False
+
+    def came_up(self) -> None:
+        held, self._held = self._held, []
+        for request in held:
+            self._fleet.submit(request)
+
+    # Decisions
+
+    def _wake(self, event: Call) -> None:
+        for place in self._places:
+            if place.state == DRAINING:
+                self._retire_if_empty(place)
+        self._decide()
+        self._wakes += 1  # a product, not a running sum: the n-th decision is at exactly n intervals
+        self._clock.schedule(self._wakes * self._interval_s, CONTROL, event)
+
+    def _decide(self) -> None:
+        ready = [place.index for place in self._places if place.state == READY and not place.down]
+        values = self._read(self._fleet.servers, ready)
+        reading = Reading(self._clock.now, self._wanted, values, len(self._held))
+        wanted = self._policy.desired(reading)
+        if wanted == self._wanted:
+            return
+        kind = "scale-up" if wanted > self._wanted else "scale-down"
+        text = f"fleet.autoscale: {self._wanted} to {_replicas(wanted)}, at {reading.total:.4g} in all"
+        self._recorder.events.append(Event(self._clock.now, kind, text))
+        self._wanted = wanted
+        self._fill_or_stop()
+
+    def _fill_or_stop(self) -> None:
+        """Start or stop replicas until there are as many as wanted, as far as places are free."""
+        alive = [place for place in self._places if place.state in (STARTING, READY)]
+        for place in self._places:
+            if len(alive) >= self._wanted:
+                break
+            if place.state == EMPTY:
+                self._start(place)
+                alive.append(place)
+        for _ in range(len(alive) - self._wanted):
+            stoppable = [place for place in alive if not place.down]
+            if not stoppable:
+                break  # a replica that is down stops once it is up again
+            last = max(
+                stoppable, key=lambda place: (place.state == STARTING, place.ready_s, place.began_s, place.index)
+            )
+            alive.remove(last)
+            self._stop(last)
+
+    def _start(self, place: Place) -> None:
+        now = self._clock.now
+        place.state, place.began_s, place.ready_s, place.drained_s = STARTING, now, inf, inf
+        seconds = self._starts.next_s()
+        if seconds > 0:
+            place.due = self._clock.call_at(now + seconds, CONTROL, self._ready, place)
+        else:
+            self._serve(place)
+
+    def _ready(self, event: Call) -> None:
+        place: Place = event.subject
+        if place.due is event:  # otherwise its start was called off
+            self._serve(place)
+
+    def _serve(self, place: Place) -> None:
+        place.state, place.ready_s, place.due = READY, self._clock.now, None
+        self._endings.replaced(place.index)
+        self._fleet.replace(place.index, standing_in=False)
+        self._view.comes_up(place.index)
+        self.came_up()
+
+    def _stop(self, place: Place) -> None:
+        if place.state == STARTING:
+            place.due = None
+            self._empty(place)
+            return
+        place.state, place.drained_s = DRAINING, self._clock.now
+        self._view.goes_down(place.index)
+        server = self._fleet.servers[place.index]
+        listener = DrainListener(lambda: self._one_left(place))
+        listener.before = server.set_listener(listener)
+        self._one_left(place)
+
+    def _one_left(self, place: Place) -> None:
+        """Let a replica that drains go if it is empty, but not in the middle of a step's end or of a decision."""
+        if self._fleet.inside[place.index] == 0:
+            self._clock.call_at(self._clock.now, CONTROL, lambda event: self._retire_if_empty(place))
+
+    def _retire_if_empty(self, place: Place) -> None:
+        if place.state != DRAINING or place.down or self._fleet.inside[place.index]:
+            return
+        left = self._fleet.servers[place.index].die()
+        assert not left, "nothing is lost in a drain"
+        self._endings.replaced(place.index)
+        self._fleet.replace(place.index, standing_in=True)
+        self._empty(place)
+        self._fill_or_stop()  # one may have waited for this place
+
+    def _empty(self, place: Place) -> None:
+        self._note_life(place, self._clock.now)
+        place.state = EMPTY
+
+    def _note_life(self, place: Place, gone_s: float) -> None:
+        self._recorder.lives.append((place.index, place.began_s, place.ready_s, place.drained_s, gone_s))
+
+
+class DrainListener(ReplicaListener):
+    """Passes on what happens to the requests of a replica that drains, and says when one has left.
+
+    :ivar before: the listener until the drain began.
+    """
+
+    hears_ends = True
+
+    def __init__(self, on_left: Callable[[], None]) -> None:
+        self.before = ReplicaListener()
+        self._on_left = on_left
+
+    def finished(self, request: Request, now: float) -> bool:
+        taken = self.before.hears_ends and self.before.finished(request, now)
+        self._on_left()
+        return taken
+
+    def lost(self, request: Request) -> None:
+        self.before.lost(request)
+        self._on_left()
+
+    def load_failed(self, request: Request) -> None:
+        self.before.load_failed(request)
+        self._on_left()
+
+
+def _replicas(count: int) -> str:
+    return f"{count} replica{'s' if count != 1 else ''}"
+
+
+def make_autoscaler(world: World, replication: int, view: View, clock: Clock, recorder: Recorder) -> NoAutoscaler:
+    """Return the autoscaler of one replication."""
+    if world.scenario.fleet.autoscale is None:
+        return NoAutoscaler()
+    return Autoscaler(world, replication, view, clock, recorder)

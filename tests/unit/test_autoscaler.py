@@ -1,0 +1,337 @@
+"""Laws of a fleet that grows and shrinks, and what a scenario may not ask of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from strategies import build, fixed_time, write_trace
+
+from sim.errors import ScenarioError
+from sim.results.records import COMPLETED, Recording
+from sim.spec.scenario import Scenario
+from sim.world.build import build_world
+from sim.world.pools.cold_starts import mean_cold_start_s
+from sim.world.replication import assemble, simulate
+
+ROUTERS = ("round-robin", "random", "least-loaded", "power-of-two", "hash", "affinity-residency", "affinity-activity")
+WAVES = {"process": "diurnal", "rate": "10/s", "swing": 0.9, "period": "5 min", "peak_at": "75 s"}
+
+
+def waves(autoscale: dict[str, Any], **sections: Any) -> Scenario:
+    """Traffic in waves of five minutes on a fleet of vLLM replicas that needs one to five of them."""
+    fleet = {"gpu": "h100-64gb", "engine": "vllm", "replicas": 2, "max_num_seqs": 16}
+    tokens = {"prompt": {"law": "fixed", "value": 300}, "output": {"law": "fixed", "value": 60}}
+    scaling = {"target": 8, "max": 5, "stabilization_down": "30 s", **autoscale}
+    return build(
+        workload={
+            "requests": 6000,
+            "arrivals": WAVES,
+            "popularity": {"law": "zipf", "exponent": 0.9},
+            "tokens": tokens,
+        },
+        adapters={"count": 60, "base_model": "llama-3.1-8b"},
+        cache=sections.pop("cache", {"gpu": {"slots": 8}, "host": {"slots": 60}}),
+        fleet=fleet | {"autoscale": scaling} | sections.pop("fleet", {}),
+        **sections,
+    )
+
+
+def services(rows: list[tuple[float, int]], autoscale: dict[str, Any], **sections: Any) -> Scenario:
+    """Services of 1 s without loads; rows are arrivals and adapters."""
+    return build(
+        workload={"trace": {"file": write_trace([(second, adapter, 1, 1) for second, adapter in rows])}},
+        adapters={"size": "1 MB"},
+        cache={"gpu": {"slots": 4}},
+        fleet={"engine": "fixed", "service": fixed_time(1.0), "autoscale": autoscale} | sections.pop("fleet", {}),
+        storage={"load": fixed_time(0.0)},
+        **sections,
+    )
+
+
+def run(scenario: Scenario, replication: int = 0) -> Recording:
+    return simulate(build_world(scenario), replication, 2)
+
+
+def counts(recording: Recording) -> list[tuple[float, int, int]]:
+    """Return times, and how many replicas are provisioned and how many are wanted from then on, by events."""
+    begun = [(row[1], 1, 1) for row in recording.lives]
+    drained = [(min(row[3], row[4]), 0, -1) for row in recording.lives]
+    gone = [(row[4], -1, 0) for row in recording.lives]
+    found, provisioned, wanted = [], 0, 0
+    changes = sorted(each for each in begun + drained + gone if each[0] < math.inf)
+    for time in sorted({at for at, _, _ in changes}):
+        provisioned += sum(change for at, change, _ in changes if at == time)
+        wanted += sum(change for at, _, change in changes if at == time)
+        found.append((time, provisioned, wanted))
+    return found
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("metric", [("in_flight", 8), ("waiting", 2), ("gpu_load", 0.5), ("kv_usage", 0.005)])
+def test_nothing_is_lost_and_the_bounds_hold(router: str, metric: tuple[str, float]) -> None:
+    recording = run(waves({"metric": metric[0], "target": metric[1], "min": 2}, router={"policy": router}))
+    requests, lives = recording.requests, recording.lives
+    assert requests["index"].tolist() == list(range(6000)), "each request ends once"
+    assert (requests["status"] == COMPLETED).all()
+    assert all(provisioned <= 5 and 2 <= wanted for _, provisioned, wanted in counts(recording))
+    assert len(lives) > 2, "the fleet grows"
+    # A request is served by a replica that is ready, and arrives there before the drain begins.
+    for place, _, ready, drained, gone in lives:
+        here = (requests["replica"] == place) & (requests["arrival_s"] >= ready) & (requests["arrival_s"] < drained)
+        assert (requests["finished_s"][here] <= gone).all()
+    serving = np.zeros(6000, dtype=int)
+    for place, _, ready, drained, _ in lives:
+        arrival = requests["arrival_s"]
+        serving += (requests["replica"] == place) & (arrival >= ready) & (arrival <= drained)
+    assert (serving == 1).all()
+
+
+def test_replica_seconds_add_up() -> None:
+    recording = run(waves({}))
+    lives, end = recording.lives, recording.stopped_s
+    by_place = np.bincount(lives[:, 0].astype(int), weights=np.minimum(lives[:, 4], end) - lives[:, 1])
+    steps = [*counts(recording), (end, 0, 0)]
+    integral = sum(count * (after - time) for (time, count, _), (after, _, _) in zip(steps, steps[1:], strict=False))
+    assert by_place.sum() == pytest.approx(integral)
+    for place in range(5):  # one life after the other
+        own = sorted((row[1], row[4]) for row in lives if row[0] == place)
+        assert all(gone <= begun for (_, gone), (begun, _) in zip(own, own[1:], strict=False))
+
+
+@pytest.mark.parametrize("router", ["round-robin", "random", "least-loaded", "power-of-two", "affinity-residency"])
+def test_a_fleet_that_need_not_change_is_a_fixed_fleet(router: str) -> None:
+    scaled = run(waves({"target": 1000, "min": 2, "max": 4}, router={"policy": router}))
+    fixed = run(waves({}, router={"policy": router}, fleet={"autoscale": None}))
+    assert len(scaled.lives) == 2 and not len(fixed.lives)
+    for name, column in fixed.requests.items():
+        assert (scaled.requests[name] == column).all(), name
+    assert (scaled.busy_s == fixed.busy_s).all()
+
+
+def test_cold_starts_add_up_and_the_new_cache_is_empty() -> None:
+    cold = {
+        "provision": fixed_time(20.0),
+        "image": fixed_time(5.0),
+        "weights": fixed_time(3.0),
+        "engine": fixed_time(2.0),
+    }
+    scenario = waves({"cold_start": cold})
+    recording = run(scenario)
+    new = [row for row in recording.lives if row[1] > 0]
+    assert all(row[2] - row[1] == pytest.approx(30.0) or row[2] == math.inf for row in new)
+    ready = [row for row in new if row[2] < math.inf]
+    for place, _, at, drained, _ in ready:
+        first = (recording.requests["replica"] == place) & (recording.requests["admitted_s"] >= at)
+        first &= recording.requests["arrival_s"] < drained
+        if first.any():
+            assert recording.requests["outcome"][np.flatnonzero(first)[0]] != 0, "no hit: nothing is resident"
+
+
+def test_weights_take_their_bytes_over_the_bandwidth() -> None:
+    world = build_world(waves({"cold_start": {"weights_per_s": "2 GB"}}))
+    assert world.profile is not None
+    assert mean_cold_start_s(world) == pytest.approx(34.0 + world.profile.memory.weights_bytes / 2e9)
+
+
+def test_a_warm_up_list_takes_time_and_is_resident() -> None:
+    cold = {"weights": fixed_time(0.0), "engine": fixed_time(10.0), "warm": 4}
+    loads = {"load": fixed_time(0.5)}
+    recording = run(waves({"cold_start": cold}, storage=loads))
+    new = [row for row in recording.lives if row[1] > 0 and row[2] < math.inf]
+    assert new and all(row[2] - row[1] == pytest.approx(12.0) for row in new)
+    hottest = set(build_world(waves({"cold_start": cold}, storage=loads)).warmed_up)
+    requests = recording.requests
+    for place, _, at, drained, _ in new:
+        here = (requests["replica"] == place) & (requests["arrival_s"] >= at) & (requests["arrival_s"] < drained)
+        for index in np.flatnonzero(here)[:3]:
+            if requests["adapter"][index] in hottest:
+                assert requests["outcome"][index] == 0
+
+
+def test_the_last_ready_drains_first_and_starts_are_called_off() -> None:
+    steps = [{"above": 2, "add": 2}, {"below": 0.5, "remove": 2}]
+    cold = {"engine": fixed_time(12.0)}
+    scaling = {"policy": "step", "max": 4, "interval": "5 s", "cooldown": "5 s", "steps": steps, "cold_start": cold}
+    # Five requests from 3 s on: at 5 s two replicas start. At 10 s nothing is left, so both starts are called off.
+    recording = run(services([(0.0, 0), *[(3.0, 0)] * 5, (30.0, 0)], scaling))
+    assert recording.lives.tolist() == [
+        [2, 5, math.inf, math.inf, 10],
+        [1, 5, math.inf, math.inf, 10],
+        [0, 0, 0, math.inf, math.inf],
+    ]
+    assert (recording.requests["status"] == COMPLETED).all()
+
+
+def test_a_replica_that_drains_keeps_its_place() -> None:
+    entries = [{"at": "0 s", "replicas": 2}, {"at": "10 s", "replicas": 1}, {"at": "11 s", "replicas": 2}]
+    scaling = {"policy": "schedule", "min": 1, "max": 2, "interval": "1 s", "schedule": entries}
+    # Replica 1 gets four services of 1 s at 9.5 s. The one that is drained at 10 s is gone at 13.5 s; one that is
+    # wanted from 11 s on waits for its place.
+    recording = run(services([(0.0, 0), *[(9.5, 0)] * 7, (20.0, 0)], scaling, fleet={"replicas": 2}))
+    assert recording.lives.tolist() == [
+        [1, 0, 0, 10, 13.5],
+        [0, 0, 0, math.inf, math.inf],
+        [1, 13.5, 13.5, math.inf, math.inf],
+    ]
+    assert recording.requests["finished_s"].max() == 21.0
+
+
+def test_without_any_replica_requests_wait_for_the_first() -> None:
+    cold = {"engine": fixed_time(7.0)}
+    scaling = {"policy": "keda", "min": 0, "max": 3, "target": 2, "cooldown": "20 s", "interval": "5 s"}
+    recording = run(
+        services(
+            [(0.0, 0), (1.0, 0), (52.0, 0), (53.0, 1)], {**scaling, "stabilization_down": "0 s", "cold_start": cold}
+        )
+    )
+    # The last request ends at 2 s; the last reading above 0 was none, so 20 s count from 5 s. At 55 s two are held, one
+    # replica starts, and it is ready at 62 s.
+    assert recording.lives[:2, 1:].tolist() == [[0, 0, 25, 25], [55, 62, math.inf, math.inf]]
+    assert recording.requests["finished_s"].tolist() == [1.0, 2.0, 63.0, 64.0]
+    assert recording.requests["admitted_s"].tolist() == [0.0, 1.0, 62.0, 63.0]
+
+
+@pytest.mark.parametrize("at", [20, 75, 118, 140, 260])
+@pytest.mark.parametrize("replica", [0, 3])
+@pytest.mark.parametrize("requests", ["reroute", "lose"])
+def test_crashes_of_replicas_that_come_and_go(at: int, replica: int, requests: str) -> None:
+    crash = {
+        "kind": "crash",
+        "replica": replica,
+        "at": f"{at} s",
+        "down": "40 s",
+        "detected": "3 s",
+        "requests": requests,
+    }
+    scenario = waves({"min": 1, "max": 5}, faults=[crash])
+    recording = run(scenario)
+    assert recording.requests["index"].tolist() == list(range(6000))
+    if requests == "reroute":
+        assert (recording.requests["status"] == COMPLETED).all()
+    assert all(provisioned <= 5 for _, provisioned, _ in counts(recording))
+    again = run(scenario)
+    assert (again.requests["finished_s"] == recording.requests["finished_s"]).all()
+
+
+@pytest.mark.parametrize("staleness", ["0 s", "2 s"])
+@pytest.mark.parametrize("router", ["least-loaded", "affinity-activity", "hash"])
+def test_caches_and_counts_stay_whole(router: str, staleness: str) -> None:
+    world = build_world(waves({}, router={"policy": router, "staleness": staleness}))
+    replication = assemble(world, 0, 2)
+    recording = replication.fleet.run(world.traffic.chunks(0))
+    assert (recording.requests["status"] == COMPLETED).all()
+    for server in replication.fleet.servers:
+        server.check_integrity()
+    assert replication.fleet.inside == [0] * 5
+
+
+def test_a_rollout_reaches_replicas_that_start_later() -> None:
+    rollout = {"strategy": "new-name", "at": "100 s", "count": 5}
+    recording = run(waves({}, rollouts=[rollout]))
+    assert (recording.requests["status"] == COMPLETED).all()
+    assert recording.requests["version"].max() == 2
+
+
+def test_with_instant_starts_and_a_request_each_requests_hardly_wait() -> None:
+    """An M/M/c queue: c replicas at most, exponential services, one request for each replica."""
+    scaling = {"policy": "keda", "target": 1, "tolerance": 0, "max": 12, "stabilization_down": "0 s", "up_replicas": 12}
+    cold = {"engine": fixed_time(0.0)}
+    scenario = build(
+        workload={"requests": 30_000, "arrivals": {"process": "poisson", "rate": "3/s"}},
+        adapters={"count": 1, "size": "1 MB"},
+        cache={"gpu": {"slots": 1}, "pinned": 0},
+        storage={"load": fixed_time(0.0)},
+        router={"policy": "least-loaded"},
+        fleet={
+            "engine": "fixed",
+            "service": {"law": "exponential", "mean": "1 s"},
+            "autoscale": {**scaling, "interval": "10 ms", "cold_start": cold},
+        },
+    )
+    recording = run(scenario)
+    requests = recording.requests
+    # A request that finds all replicas busy makes the next decision start one, for the requests after it.
+    busy = recording.busy_s.sum() / (recording.bounds[-1] - recording.bounds[0])
+    assert busy == pytest.approx(3.0, rel=0.03)
+    seconds = np.minimum(recording.lives[:, 4], recording.stopped_s) - recording.lives[:, 1]
+    in_system = recording.inside_area / recording.stopped_s
+    # There are as many replicas as requests, but at least one: E max(N, 1), with N Poisson in an M/M/12 queue at 3.
+    assert seconds.sum() / recording.stopped_s == pytest.approx(in_system + math.exp(-in_system), rel=0.02)
+    assert (requests["status"] == COMPLETED).all()
+
+
+BAD = [
+    ({"min": 6}, {}, "min is above max"),
+    ({}, {"fleet": {"replicas": 9}}, "the fleet starts outside the bounds of fleet.autoscale"),
+    ({"target": 0}, {}, "greater than 0"),
+    ({"interval": "0 s"}, {}, "greater than 0"),
+    ({"target": None}, {}, "needs a target"),
+    ({"min": 0}, {}, "without any it can't start one"),
+    ({"metric": "gpu_load", "target": 2}, {}, "gpu_load is a share"),
+    ({"cooldown": "5 s"}, {}, "policy hpa has no cooldown"),
+    ({"policy": "step", "target": 3}, {}, "policy step has no target"),
+    ({"metric": "adapter_waiting"}, {"cache": {"gpu": {"slots": 60}}}, "no request waits for an adapter"),
+    ({}, {"cache": {"gpu": {"slots": 8}, "eviction": "belady"}}, "needs a fleet that doesn't change"),
+    ({}, {"router": {"policy": "service-per-adapter"}}, "can't follow an autoscaler"),
+    ({}, {"faults": [{"kind": "crash", "replica": 0, "at": "9 s"}]}, "counts on a crashed replica to come back"),
+    ({}, {"rollouts": [{"strategy": "in-place", "at": "9 s"}]}, "updates in place"),
+]
+
+
+@pytest.mark.parametrize(("autoscale", "sections", "words"), BAD)
+def test_what_does_not_fit_is_refused(autoscale: dict[str, Any], sections: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValidationError, ScenarioError), match=words):
+        build_world(waves(autoscale, **sections))
+
+
+SCHEDULES = [
+    ([], "needs its timetable"),
+    ([{"at": "0 s", "replicas": 9}], "outside min and max"),
+    ([{"at": "0 s", "replicas": 0}], "no replica would ever serve"),
+    ([{"at": "2 d", "replicas": 1}], "has begun again by then"),
+    ([{"at": "0 s", "replicas": 1}, {"at": "0 s", "replicas": 2}], "same time"),
+    ([{"at": "08:00", "replicas": 1}], "needs to know when the run starts"),
+]
+
+
+@pytest.mark.parametrize(("entries", "words"), SCHEDULES)
+def test_a_timetable_is_checked(entries: list[dict[str, Any]], words: str) -> None:
+    scaling = {"policy": "schedule", "min": 0, "max": 5, "schedule": entries}
+    with pytest.raises(ValidationError, match=words):
+        services([(0.0, 0), (99.0, 0)], scaling)
+
+
+STEPS = [
+    ([], "needs its thresholds"),
+    ([{"above": 1, "below": 2, "add": 1}], "one threshold"),
+    ([{"above": 1, "remove": 1}], "run away"),
+    ([{"above": 1, "add": 1}, {"above": 1, "add": 2}], "same threshold"),
+    ([{"above": 1, "add": 1}, {"below": 2, "remove": 1}], "above one threshold and below the other"),
+]
+
+
+@pytest.mark.parametrize(("steps", "words"), STEPS)
+def test_thresholds_are_checked(steps: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        services([(0.0, 0), (99.0, 0)], {"policy": "step", "max": 5, "steps": steps})
+
+
+def test_kv_usage_needs_a_kv_cache() -> None:
+    with pytest.raises(ValidationError, match="engine fixed has no KV cache"):
+        services([(0.0, 0), (99.0, 0)], {"metric": "kv_usage", "target": 0.5, "max": 3})
+
+
+@pytest.mark.parametrize(
+    ("autoscale", "words"),
+    [
+        ({"interval": "100 s"}, "ends before the first decision"),
+        ({"cold_start": {"engine": fixed_time(90.0)}}, "ends before a new replica is ready"),
+    ],
+)
+def test_a_run_must_be_long_enough(autoscale: dict[str, Any], words: str) -> None:
+    with pytest.raises(ScenarioError, match=words):
+        build_world(services([(0.0, 0), (99.0, 0)], {"target": 1, "max": 3, **autoscale}))
