@@ -39,6 +39,17 @@ class FaultWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantFacts:
+    """What the metrics must know of a tenant.
+
+    :ivar slo: its targets by metric name.
+    """
+
+    name: str
+    slo: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class ScenarioFacts:
     """What the metrics must know of the scenario.
 
@@ -60,6 +71,9 @@ class ScenarioFacts:
     :ivar steady: whether the traffic and the fleet stay the same throughout.
     :ivar gpus: of all replicas.
     :ivar max_model_len: tokens of the longest request that is taken; None: what the KV cache holds.
+    :ivar tenants: in the order of the scenario; () where there are none.
+    :ivar tenant_of: (adapters + 1,) the tenant of each adapter by its place among those, and last of the base model;
+        None without tenants.
     """
 
     slo: dict[str, float]
@@ -86,6 +100,8 @@ class ScenarioFacts:
     requests: int | None = None
     steady: bool = False
     gpus: int = 1
+    tenants: tuple[TenantFacts, ...] = ()
+    tenant_of: Ints | None = None
 
     @property
     def own_replicas(self) -> int:

@@ -17,6 +17,7 @@ from sim.errors import OutputError
 from sim.reading import MANIFEST_BYTES, brackets_fit, open_regular, read_regular
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
+from sim.results.verdict import term_verdict, verdict
 
 # What can change without changing a result, as can fleet.price: a sweep that grows keeps the points it has.
 _NOT_HASHED = ("name", "description", "sweep", "plan")
@@ -129,6 +130,7 @@ def summary_json(name: str, points: Sequence[Point], headroom: Headroom | None =
             "metrics": point.metrics_json(),
             **({"setup": point.setup.to_json()} if point.setup else {}),
             **({"held": point.held_back.to_json()} if point.held_back else {}),
+            **({"tenants": _tenants(point)} if point.tenants else {}),
         }
         for point in points
     ]
@@ -155,6 +157,43 @@ def points_csv(points: Sequence[Point]) -> str:
             bounds = [_cell(number) for number in (metric.calibration_lo, metric.calibration_hi)] if calibrated else []
             writer.writerow([*values, text_cell(name), *numbers, _cell(metric.unit), *bounds])
     return out.getvalue()
+
+
+def tenants_csv(points: Sequence[Point]) -> str:
+    """Return ``tenants.csv``: one row a point, tenant and metric; empty where no point has tenants.
+
+    Terms of a tenant's SLO have their target and verdict.
+    """
+    if not any(point.tenants for point in points):
+        return ""
+    swept = list(dict.fromkeys(key for point in points for key in point.set))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*map(_cell, swept), "tenant", "metric", "value", "lo", "hi", "unit", "target", "verdict"])
+    for point in points:
+        values = [_cell(point.set.get(key)) for key in swept]
+        for tenant in point.tenants:
+            own = point.of_tenant(tenant)
+            for name, metric in tenant.metrics.items():
+                target = tenant.slo.get(name)
+                word = "" if target is None else term_verdict(own, name, target)
+                numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
+                writer.writerow(
+                    [*values, text_cell(tenant.name), name, *numbers, metric.unit, _cell(target), _cell(word)]
+                )
+    return out.getvalue()
+
+
+def _tenants(point: Point) -> dict[str, Any]:
+    """Return what ``summary.json`` says of tenants, by name."""
+    return {
+        tenant.name: {
+            "slo": verdict(point.of_tenant(tenant), tenant.slo),
+            "token_share": tenant.token_share,
+            "metrics": {name: metric.to_json(calibrated=False) for name, metric in tenant.metrics.items()},
+        }
+        for tenant in point.tenants
+    }
 
 
 def _cell(value: Any) -> str:
