@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sim.results.metric_state import SETTLED, TRUSTED, Kind, State, stored_state
-from sim.results.model import Capacity, HeldBack, Impact, Setup, Timeline
+from sim.results.model import Capacity, ComputeUse, HeldBack, Impact, Setup, Timeline
 
 UNITS = {
     "miss_ratio": "1",
@@ -200,6 +200,58 @@ class LateShare:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantResult:
+    """What the requests of one tenant got.
+
+    :ivar slo: its targets by metric name.
+    :ivar metrics: those of the fleet that are over requests.
+    :ivar late: as of a point, for its own targets.
+    :ivar overload: its arrivals over its completions where its queue grew over the whole measured time; else None.
+    :ivar token_share: its share of the tokens of all completed requests.
+    """
+
+    name: str
+    slo: dict[str, float]
+    metrics: dict[str, Metric]
+    late: dict[str, LateShare] = field(default_factory=dict)
+    overload: float | None = None
+    token_share: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "name": self.name,
+            "slo": dict(self.slo),
+            "metrics": {
+                name: {**metric.kept(calibrated=False), "parts": list(metric.parts)}
+                for name, metric in self.metrics.items()
+            },
+            "late": _late_json(self.late, calibrated=False),
+            "overload": self.overload,
+            "token_share": self.token_share,
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> TenantResult:
+        """Return the tenant of a stored point."""
+        metrics = {
+            name: Metric.from_json({key: value for key, value in one.items() if key != "parts"}, one.get("parts"))
+            for name, one in data["metrics"].items()
+        }
+        return TenantResult(
+            data["name"], data["slo"], metrics, _late_from(data["late"]), data["overload"], data["token_share"]
+        )
+
+
+def _late_json(late: dict[str, LateShare], *, calibrated: bool) -> dict[str, Any]:
+    return {name: {"target": one.target, "share": one.share.kept(calibrated=calibrated)} for name, one in late.items()}
+
+
+def _late_from(data: dict[str, Any]) -> dict[str, LateShare]:
+    return {name: LateShare(one["target"], Metric.from_json(one["share"])) for name, one in data.items()}
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """How many GPU hours requests and tokens take, whatever an hour costs.
 
@@ -278,6 +330,7 @@ class Point:
         "requests", "request_share", "completed", "miss_ratio", "loads", "gpu_utilization", "ttft_mean_s",
         "ttft_p99_s", "e2e_mean_s", "e2e_p99_s"}``, measured requests and time. With a price also ``"usd_per_month"``:
         what its GPUs cost.
+    :ivar tenants: what each tenant got, in the order of the scenario; [] without tenants.
     """
 
     set: dict[str, Any]
@@ -302,6 +355,7 @@ class Point:
     setup: Setup | None = None
     usage: Usage | None = None
     pools: list[dict[str, Any]] = field(default_factory=list)
+    tenants: list[TenantResult] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write, without the parts that most points have nothing of.
@@ -314,15 +368,22 @@ class Point:
             value = getattr(self, each.name)
             data[_KEYS.get(each.name, each.name)] = {} if value is None else _plain(value)
         data["metrics"] = {name: metric.kept(calibrated=calibrated) for name, metric in self.metrics.items()}
-        data["late"] = {
-            name: {"target": late.target, "share": late.share.kept(calibrated=calibrated)}
-            for name, late in self.late.items()
-        }
+        data["late"] = _late_json(self.late, calibrated=calibrated)
+        data["tenants"] = [tenant.to_json() for tenant in self.tenants]
         data["parts"] = {name: metric.parts for name, metric in self.metrics.items() if metric.parts}
-        for name in ("calibration", "held", "late", "unserved", "pools"):
+        for name in ("calibration", "held", "late", "pools", "tenants", "unserved"):
             if not data[name]:
                 del data[name]
         return data
+
+    def of_tenant(self, tenant: TenantResult) -> Point:
+        """Return a tenant's requests as a point, to be judged as the fleet is.
+
+        Loaders and draws of the profile are the fleet's; a queue that grows is the tenant's own.
+        """
+        compute = ComputeUse(None, tenant.overload)
+        capacity = Capacity(loader=self.capacity.loader, compute=compute)
+        return Point(self.set, tenant.metrics, capacity=capacity, late=tenant.late, calibration=self.calibration)
 
     def without_calibration(self) -> Point:
         """Return the point as it would be if the profile's costs were certain."""
@@ -345,10 +406,8 @@ class Point:
             harm, metrics = _from_totals(harm, metrics)
         given |= {
             "metrics": metrics,
-            "late": {
-                name: LateShare(one["target"], Metric.from_json(one["share"]))
-                for name, one in data.get("late", {}).items()
-            },
+            "late": _late_from(data.get("late", {})),
+            "tenants": [TenantResult.from_json(one) for one in data.get("tenants", [])],
             "timeline": Timeline.from_json(data.get("timeline") or {}),
             "capacity": Capacity.from_json(data.get("capacity") or {}),
             "impact": Impact.from_json(harm) if harm else None,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.arrow_columns import column, table, words
+from sim.results.by_tenant.tenant_metrics import tenant_results
 from sim.results.changes.change_summary import (
     event_cuts,
     event_rows,
@@ -117,6 +118,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
         unserved=unserved_counts(m),
         usage=_usage(m, metrics, groups),
         pools=pool_rows(m),
+        tenants=tenant_results(recordings, facts, _overload),
     )
 
 
@@ -140,12 +142,13 @@ def _overloaded(metrics: dict[str, Metric]) -> dict[str, Metric]:
     }
 
 
-def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table:
+def request_table(recording: Recording, names: tuple[str, ...], facts: ScenarioFacts | None = None) -> pyarrow.Table:
     """Return one row a request of one replication: every stamp, outcome, adapter, replica, version.
 
     A request to the base model has no adapter, and so no outcome and no tier.
 
     :param names: adapter names, or () where adapters are numbered.
+    :param facts: where there are tenants, each request has the name of its own.
     """
     requests: dict[str, NDArray[Any]] = recording.requests
     columns = {name: column(values) for name, values in requests.items()}
@@ -160,6 +163,9 @@ def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table
     columns["adapter"] = column(requests["adapter"], base)
     if names:
         columns["adapter_id"] = words(requests["adapter"], names, base)
+    if facts is not None and facts.tenant_of is not None:
+        tenant = facts.tenant_of[requests["adapter"].astype(np.int64)]
+        columns["tenant"] = words(tenant, [one.name for one in facts.tenants])
     columns["marks"] = words(*mark_words(requests["marks"]))
     columns["measured"] = column(recording.section_of >= 0)
     for name in ("admitted_s", "first_token_s", "finished_s"):

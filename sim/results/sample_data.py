@@ -57,6 +57,17 @@ class PoolFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantFacts:
+    """What the metrics must know of a tenant.
+
+    :ivar slo: its targets by metric name.
+    """
+
+    name: str
+    slo: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class ScenarioFacts:
     """What the metrics must know of the scenario.
 
@@ -79,6 +90,9 @@ class ScenarioFacts:
     :ivar gpus: of all replicas.
     :ivar pools: of the replicas that serve the base model and adapters, where there are several kinds of them.
     :ivar max_model_len: tokens of the longest request that is taken; None: what the KV cache holds.
+    :ivar tenants: in the order of the scenario; () where there are none.
+    :ivar tenant_of: (adapters + 1,) the tenant of each adapter by its place among those, and last of the base model;
+        None without tenants.
     """
 
     slo: dict[str, float]
@@ -106,6 +120,8 @@ class ScenarioFacts:
     steady: bool = False
     gpus: int = 1
     pools: tuple[PoolFacts, ...] = ()
+    tenants: tuple[TenantFacts, ...] = ()
+    tenant_of: Ints | None = None
 
     @property
     def loader_places(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sim.spec.engine_versions import suggest_engine, versions_of
+from sim.spec.engine_versions import release_of, suggest_engine, versions_of
 from sim.spec.registry import Entry, Registry
 
 Preset = Mapping[str, Mapping[str, Any]]
@@ -48,6 +48,10 @@ _VLLM_0_18 = _changed(_VLLM, fleet={"passed_requests": "own-queue"})
 _VLLM_0_19 = _changed(_VLLM_0_18, fleet={"kv_check": "whole-prompt"})
 _VLLM_0_23 = _changed(_VLLM_0_19, fleet={"uncached_blocks": "first"})
 
+
+_VLLM_POLICIES = ("fcfs", "priority")
+"""vLLM's ``--scheduling-policy``: v1/core/sched/request_queue.py, which V1 has from 0.9.2 on."""
+_PRIORITY_FROM = (0, 9, 2)
 
 # SGLang 0.5.23.
 _SGLANG: Preset = {
@@ -159,11 +163,13 @@ class Engine(Entry):
 
     :ivar no_prefix_cache: why ``fleet.prefix_caching`` is not possible; empty: it is.
     :ivar flags: the engines whose command lines can say what such a scenario says (``sim/spec/engine_flags``).
+    :ivar schedulings: values of ``fleet.scheduling`` whose rules are known for it.
     """
 
     preset: Preset = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     no_prefix_cache: str = ""
+    schedulings: tuple[str, ...] = ("fcfs",)
 
 
 class Engines(Registry[Engine]):
@@ -199,6 +205,7 @@ ENGINES = Engines(
             "continuous",
             "continuous batching with protected LRU and overlapped loads: an idealised engine, not a real one.",
             f"{_RULES}:CONTINUOUS",
+            schedulings=("fcfs", "priority", "vtc"),
         ),
         # KV blocks for the first chunk of a prompt suffice to join.
         Engine(
@@ -207,6 +214,7 @@ ENGINES = Engines(
             f"{_RULES}:VLLM_0_8",
             flags=("vLLM",),
             preset=_VLLM,
+            schedulings=_VLLM_POLICIES,
         ),
         # RequestQueue.prepend_requests reverses what prepend_request has reversed: skipped requests change their order.
         Engine(
@@ -215,19 +223,42 @@ ENGINES = Engines(
             f"{_RULES}:VLLM_BETWEEN",
             flags=("vLLM",),
             preset=_changed(_VLLM, fleet={"passed_requests": "reversed"}),
+            schedulings=_VLLM_POLICIES,
         ),
         # skipped_waiting: a queue of its own, which _select_waiting_queue_for_scheduling tries first.
-        Engine("vllm-0.18", "as vLLM 0.18.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_18),
+        Engine(
+            "vllm-0.18",
+            "as vLLM 0.18.",
+            f"{_RULES}:VLLM_BETWEEN",
+            flags=("vLLM",),
+            preset=_VLLM_0_18,
+            schedulings=_VLLM_POLICIES,
+        ),
         # The whole prompt must fit (scheduler_reserve_full_isl).
-        Engine("vllm-0.19", "as vLLM 0.19 to 0.22.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_19),
+        Engine(
+            "vllm-0.19",
+            "as vLLM 0.19 to 0.22.",
+            f"{_RULES}:VLLM_BETWEEN",
+            flags=("vLLM",),
+            preset=_VLLM_0_19,
+            schedulings=_VLLM_POLICIES,
+        ),
         # block_pool.py, free_blocks: blocks without a hash are put at the head of the free queue.
-        Engine("vllm-0.23", "as vLLM 0.23 to 0.30.", f"{_RULES}:VLLM_BETWEEN", flags=("vLLM",), preset=_VLLM_0_23),
+        Engine(
+            "vllm-0.23",
+            "as vLLM 0.23 to 0.30.",
+            f"{_RULES}:VLLM_BETWEEN",
+            flags=("vLLM",),
+            preset=_VLLM_0_23,
+            schedulings=_VLLM_POLICIES,
+        ),
         Engine(
             "vllm-0.32",
             "as vLLM 0.31 and 0.32.",
             f"{_RULES}:VLLM_0_32",
             flags=("vLLM",),
             preset=_changed(_VLLM_0_23, fleet={"passed_requests": "keep-order"}),
+            schedulings=_VLLM_POLICIES,
         ),
         Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),
         Engine(
@@ -237,6 +268,8 @@ ENGINES = Engines(
             preset=_S_LORA,
             # slora/common/mem_allocator.py: KV memory is freed with its request, whatever it holds.
             no_prefix_cache="S-LoRA has no prefix cache",
+            # slora/server/router/vtc_req_queue.py: --scheduler vtc_fair.
+            schedulings=("fcfs", "vtc"),
         ),
         Engine(
             "lorax",
@@ -300,6 +333,21 @@ def _filled(value: Any, given: Any) -> Any:
         if value.get("fill") == "start":
             value["fill"] = "arrival"
     return {**value, **given}
+
+
+def schedulings_of(engine: str) -> tuple[str, ...]:
+    """Return the values of ``fleet.scheduling`` that an engine, or this version of it, has."""
+    known = ENGINES[engine].schedulings
+    release = release_of(engine)
+    numbers = () if release is None else tuple(int(part) for part in release.split(".")[:3])
+    if "vLLM" in ENGINES[engine].flags and numbers and numbers < _PRIORITY_FROM:
+        return ("fcfs",)
+    return known
+
+
+def with_scheduling(policy: str) -> tuple[str, ...]:
+    """Return the presets that have a value of ``fleet.scheduling``, that of the newest version of an engine first."""
+    return tuple(name for name in ENGINES.all_names() if policy in schedulings_of(name))
 
 
 def engine_words(name: str) -> str:

@@ -20,6 +20,7 @@ from pydantic import (
 
 from sim.spec.adapter_modes import check_modes
 from sim.spec.base import Strict, located
+from sim.spec.checks.tenant_checks import check_tenants
 from sim.spec.engines import fill
 from sim.spec.files.pool_scenarios import pool_scenarios
 from sim.spec.full_model_checks import check_full_models
@@ -41,9 +42,10 @@ from sim.spec.sections.serving import (
     Pool,
     Storage,
 )
+from sim.spec.sections.tenants import Slo, Tenant
 from sim.spec.sections.times_of_day import counted_from_start
 from sim.spec.sections.workload import Adapters, Targets, Workload
-from sim.spec.units import Seconds, Share
+from sim.spec.units import Share
 
 __all__ = [
     "Adapters",
@@ -61,46 +63,13 @@ __all__ = [
     "Slo",
     "Storage",
     "Targets",
+    "Tenant",
     "Workload",
 ]
 
 
-_SHARED_BY_POOLS = ("workload", "adapters", "slo", "run", "router", "rollouts", "faults")
+_SHARED_BY_POOLS = ("workload", "adapters", "tenants", "slo", "run", "router", "rollouts", "faults")
 """Sections that all pools of a fleet have in common."""
-
-
-class Slo(Strict):
-    """The service-level objective; every term must hold."""
-
-    ttft_mean: Seconds | None = None
-    """Mean time to first token."""
-    ttft_p50: Seconds | None = None
-    """Median time to first token."""
-    ttft_p99: Seconds | None = None
-    """99 % of first tokens arrive within this time."""
-    tpot_mean: Seconds | None = None
-    """Mean time per output token after the first."""
-    itl_mean: Seconds | None = None
-    """Mean gap between tokens."""
-    itl_p99: Seconds | None = None
-    """99 % of gaps between tokens are shorter."""
-    e2e_mean: Seconds | None = None
-    """Mean time from arrival to last token."""
-    e2e_p50: Seconds | None = None
-    """Median time from arrival to last token."""
-    e2e_p99: Seconds | None = None
-    """99 % of requests end within this time."""
-    queue_mean: Seconds | None = None
-    """Mean time a request waits before it is admitted."""
-    queue_p99: Seconds | None = None
-    """99 % of requests are admitted within this time."""
-    miss_ratio: Share | None = None
-    """Share of admitted requests that had to start a load."""
-
-    def terms(self) -> dict[str, float]:
-        """Return the given terms by metric name: ``{"ttft_p99_s": 1.0, "miss_ratio": 0.2}``."""
-        given = ((name, getattr(self, name)) for name in type(self).model_fields)
-        return {name if name == "miss_ratio" else f"{name}_s": value for name, value in given if value is not None}
 
 
 class Run(Strict):
@@ -151,6 +120,9 @@ class Scenario(Strict):
     """Failures during the run."""
     slo: Slo = Slo()
     """The service-level objective of the fleet."""
+    tenants: tuple[Tenant, ...] = Field(default=(), max_length=1000)
+    """Groups of requests with a share of the traffic, an objective, a priority and a token bucket of their own. Unset:
+    there are none (docs/tenants.md)."""
     run: Run = Run()
     """How long and how often to simulate."""
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
@@ -239,6 +211,7 @@ class Scenario(Strict):
         self._fits_closed_loop()
         check_modes(self)
         check_autoscale(self)
+        check_tenants(self.tenants, self.fleet, self.workload, self.adapters)
         changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
         eviction, router = self.eviction_policy, self.router_policy
         check_full_models(self.adapters, self.fleet, eviction, router, self.workload, changes)

@@ -20,7 +20,7 @@ from sim.results.metric_state import Cause
 from sim.results.model import Setup
 from sim.results.point import Metric, Point
 from sim.results.point_summary import request_table, summarise
-from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts
+from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts, TenantFacts
 from sim.results.statistics import sections_per_replication
 from sim.spec.profile_choice import gpus_per_replica, prices_of, profile_choice
 from sim.spec.scenario import Scenario
@@ -192,8 +192,9 @@ def evaluate(
     first = replications if doubles else parts
     results.update(run(design, [part for part in first if part not in results]))
     recordings: list[Recording] = [results[part] for part in replications]
-    point = summarise(recordings, facts_of(design.world), options.set, list(design.world.notes))
-    table = request_table(recordings[0], design.world.traffic.names) if options.requests else None
+    facts = facts_of(design.world)
+    point = summarise(recordings, facts, options.set, list(design.world.notes))
+    table = request_table(recordings[0], design.world.traffic.names, facts) if options.requests else None
     longer = doubled(design.scenario, point) if doubles else None
     if longer is None:
         results.update(run(design, [part for part in parts if part not in results]))
@@ -204,7 +205,7 @@ def evaluate(
             point = _calibrated(point, design, recordings, drawn)
         usual = [results[part] for part in parts if part.kind == BASELINE]
         if usual:
-            point = with_impact(point, recordings, facts_of(design.world), usual)
+            point = with_impact(point, recordings, facts, usual)
         without = [results[part] for part in parts if part.kind == COUNTERFACTUAL]
         if without:
             point = _with_held_back(point, design, recordings, without)
@@ -369,6 +370,8 @@ def facts_of(world: World) -> ScenarioFacts:
         gpus=sum(pool.gpus for pool in pools) or world.replicas * gpus_per_replica(scenario, world.profile),
         pools=pools,
         storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
+        tenants=tuple(TenantFacts(tenant.name, tenant.slo.terms()) for tenant in scenario.tenants),
+        tenant_of=world.traffic.tenant_of,
     )
 
 
@@ -393,7 +396,8 @@ def _is_steady(scenario: Scenario) -> bool:
     """Return whether traffic and fleet stay the same throughout, so that only the start of a run differs."""
     arrivals = scenario.workload.arrivals
     changing = arrivals is None or isinstance(arrivals, (DiurnalArrivals, PiecewiseArrivals))
-    return not (changing or scenario.rollouts or scenario.faults)
+    stepping = any(tenant.steps for tenant in scenario.tenants)
+    return not (changing or stepping or scenario.rollouts or scenario.faults)
 
 
 def _broken(scenario: Scenario) -> Iterator[FaultWindow]:

@@ -35,6 +35,7 @@ from sim.traffic.sources import (
     RequestSource,
     cut,
 )
+from sim.traffic.tenant_traffic import TenantArrivals, tenant_of_adapters, weights_by_tenant
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.turnover import newcomers
 
@@ -94,6 +95,8 @@ class Traffic:
     :ivar total: number of requests; None if only the duration is known.
     :ivar end_s: no request arrives after this time; None without a duration.
     :ivar base_share: share of the requests that are for the base model, by the mix or in the trace.
+    :ivar tenant_of: the tenant of each adapter, and last of the base model, by its place in the scenario;
+        (adapters + 1,). None without tenants.
     :ivar notes: sentences for the user.
     :param weights_bytes: of the base model, and of a full fine-tune without a size of its own.
     :raises TraceError, ScenarioError: where a file or a count can't be used.
@@ -135,8 +138,20 @@ class Traffic:
         population = populate(scenario.adapters, base_model, count + self._new, weights_bytes)
         self.population = _with_trace_sizes(population, self._trace, scenario.adapters.mix)
         named = None if self._trace is None else self._trace.adapter
-        self._chooser = AdapterSampler(workload.popularity, count) if named is None else None
+        self._tenants = scenario.tenants
+        law = workload.popularity
+        self._weights: Floats | None = None
+        self._chooser: AdapterSampler | None = None
+        if named is None and any(tenant.share is not None for tenant in self._tenants):
+            self._weights = weights_by_tenant(law, self._tenants, count)
+            self._chooser = AdapterSampler.by_weights(self._weights)
+        elif named is None:
+            self._weights = weights_of(law, count)
+            self._chooser = AdapterSampler(law, count)
         self.base_share = _base_share(scenario, self._trace)
+        self.tenant_of: Ints | None = None
+        if self._tenants:
+            self.tenant_of = tenant_of_adapters(self._tenants, self.names, count, self.base_share)
         self._base = BaseRequests(0.0 if named is not None else self.base_share, self._seed, BLOCK)
         self._source = self._make_source(cvs)
         tokens = workload.tokens
@@ -205,7 +220,8 @@ class Traffic:
             named = self._trace.adapter[self._trace.adapter != BASE_MODEL]
             asked: Floats = np.bincount(named, minlength=self._places).astype(np.float64)
         else:
-            asked = weights_of(self._workload.popularity, self._places)
+            assert self._weights is not None, "there is a law"
+            asked = self._weights
         return np.asarray(asked / asked.sum())
 
     def hottest(self) -> Ints:
@@ -280,8 +296,12 @@ class Traffic:
         rate = arrivals.rate / (1.0 if sessions is None else sessions.requests)
         sizes = GrowingSizes(1.0 if sessions is None else sessions.requests)
         source: RequestSource
+        assert self._weights is not None, "only a trace names adapters"
+        if any(tenant.has_arrivals for tenant in self._tenants):
+            assert self.tenant_of is not None, "there are tenants"
+            return TenantArrivals(arrivals, self._tenants, self.tenant_of, self._weights, seed)
         if getattr(arrivals, "per", "aggregate") == "adapter":
-            source = ArrivalsPerAdapter(arrivals, rate, weights_of(workload.popularity, self._places), cvs, seed, sizes)
+            source = ArrivalsPerAdapter(arrivals, rate, self._weights, cvs, seed, sizes)
         else:
             source = AggregateArrivals(
                 arrivals, rate, chooser, seed, ConstantSizes(BLOCK) if sessions is None else sizes

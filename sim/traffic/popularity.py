@@ -46,9 +46,21 @@ class AdapterSampler:
 
     def __init__(self, law: Popularity, count: int) -> None:
         self._in_turn = law.in_turn
-        self._count = count
-        self._cumulative = np.cumsum(weights_of(law, count))
-        self._cumulative[-1] = 1.0  # rounding must not leave a gap above the last adapter
+        self._weigh(weights_of(law, count))
+
+    @staticmethod
+    def by_weights(weights: Floats) -> AdapterSampler:
+        """Return a sampler of adapters with these relative frequencies, (adapters,)."""
+        found = AdapterSampler.__new__(AdapterSampler)
+        found._in_turn = False
+        found._weigh(weights / weights.sum())
+        return found
+
+    def _weigh(self, probabilities: Floats) -> None:
+        self._count = len(probabilities)
+        self._cumulative = np.cumsum(probabilities)
+        # Rounding must not leave a gap above the last adapter that is asked for.
+        self._cumulative[int(np.flatnonzero(probabilities)[-1]) :] = 1.0
 
     def choose(self, rng: np.random.Generator, first: int, count: int) -> Ints:
         """Return the adapters of requests ``first`` to ``first + count - 1``, shape (count,)."""

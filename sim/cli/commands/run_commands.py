@@ -135,7 +135,8 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
     if not options.json:
         say("")
         say_file("report  ", page)
-        say(f"tables  {finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}")
+        tables = ["points.csv", *(["tenants.csv"] if any(point.tenants for point in finished.points) else [])]
+        say(f"tables  {', '.join(str(finished.path / name) for name in (*tables, 'requests.parquet'))}")
     if asked.manifests.emissions:
         asked.manifests.write_and_say(loaded.scenario, data, finished.points[0], json=options.json, quiet=options.quiet)
     _notes(finished, options.quiet)
@@ -179,6 +180,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         terminal_table,
         traffic_sentence,
     )
+    from reports.tables.tenant_tables import tenants_table
     from reports.text.metric_text import capital
     from sim.results.verdict import verdict
 
@@ -205,6 +207,11 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         if part is not None:
             say("", part.caption)
             print_rich(rich_table(part))
+    tenants = tenants_table(points, axes)
+    if tenants is not None:
+        say("", tenants.caption)
+        print_rich(rich_table(tenants))
+        say(tenants.note)
 
 
 def _axes(texts: list[str]) -> dict[str, list[Any]]:

@@ -17,6 +17,7 @@ from sim.errors import OutputError
 from sim.reading import MANIFEST_BYTES, brackets_fit, open_regular, read_regular
 from sim.results.point import POOL_UNITS, Point
 from sim.results.run_directory.headroom_record import Headroom
+from sim.results.verdict import term_verdict, verdict
 
 # What can change without changing a result, as can fleet.price: a sweep that grows keeps the points it has.
 _NOT_HASHED = ("name", "description", "sweep", "plan")
@@ -130,6 +131,7 @@ def summary_json(name: str, points: Sequence[Point], headroom: Headroom | None =
             **({"setup": point.setup.to_json()} if point.setup else {}),
             **({"held": point.held_back.to_json()} if point.held_back else {}),
             **({"pools": point.pools} if point.pools else {}),
+            **({"tenants": _tenants(point)} if point.tenants else {}),
         }
         for point in points
     ]
@@ -164,6 +166,43 @@ def points_csv(points: Sequence[Point]) -> str:
                     named = text_cell(f"pools.{row['pool']}.{name}")
                     writer.writerow([*values, named, _cell(row[name]), "", "", unit, *empty])
     return out.getvalue()
+
+
+def tenants_csv(points: Sequence[Point]) -> str:
+    """Return ``tenants.csv``: one row a point, tenant and metric; empty where no point has tenants.
+
+    Terms of a tenant's SLO have their target and verdict.
+    """
+    if not any(point.tenants for point in points):
+        return ""
+    swept = list(dict.fromkeys(key for point in points for key in point.set))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*map(_cell, swept), "tenant", "metric", "value", "lo", "hi", "unit", "target", "verdict"])
+    for point in points:
+        values = [_cell(point.set.get(key)) for key in swept]
+        for tenant in point.tenants:
+            own = point.of_tenant(tenant)
+            for name, metric in tenant.metrics.items():
+                target = tenant.slo.get(name)
+                word = "" if target is None else term_verdict(own, name, target)
+                numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
+                writer.writerow(
+                    [*values, text_cell(tenant.name), name, *numbers, metric.unit, _cell(target), _cell(word)]
+                )
+    return out.getvalue()
+
+
+def _tenants(point: Point) -> dict[str, Any]:
+    """Return what ``summary.json`` says of tenants, by name."""
+    return {
+        tenant.name: {
+            "slo": verdict(point.of_tenant(tenant), tenant.slo),
+            "token_share": tenant.token_share,
+            "metrics": {name: metric.to_json(calibrated=False) for name, metric in tenant.metrics.items()},
+        }
+        for tenant in point.tenants
+    }
 
 
 def _cell(value: Any) -> str:

@@ -34,6 +34,7 @@ from sim.results.run_directory.result_files import (
     read_json,
     scenario_hash,
     summary_json,
+    tenants_csv,
     write_atomically,
     write_json,
     write_text,
@@ -199,6 +200,9 @@ class RunStore:
         more = Headroom.from_json(found) if found else None
         write_json(self.path / "summary.json", summary_json(str(self.manifest.get("name", "")), points, more))
         write_text(self.path / "points.csv", points_csv(points))
+        by_tenant = tenants_csv(points)
+        if by_tenant:
+            write_text(self.path / "tenants.csv", by_tenant)
         # Last, because a manifest that says finished promises that the rest is there.
         self.update({**(manifest_updates or {}), "status": status, "points_done": len(points)})
         self.close()

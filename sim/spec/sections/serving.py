@@ -40,6 +40,7 @@ _BATCHING_KEYS = (
     "kv_check",
     "reserved_kv_blocks",
     "passed_requests",
+    "scheduling",
     "gpu_memory",
     "gpu_memory_utilization",
     "tensor_parallel",
@@ -123,6 +124,11 @@ class ReplicaKeys(Strict):
     """With ``cache.eviction: vllm-lru``, where requests wait that a step passes because their adapter would be one too
     many. ``keep-order``: at the head of the queue in their order, behind preempted ones. ``reversed``: at the head, in
     reverse order after every step. ``own-queue``: in a queue of their own, ahead of preempted ones."""
+    scheduling: Literal["fcfs", "priority", "vtc"] = "fcfs"
+    """Which waiting request goes first. ``fcfs``: the one that came first. ``priority``: that of the tenant with the
+    lowest ``priority``, then the one that came first; when KV memory runs out, the last in this order is preempted
+    (vLLM's ``--scheduling-policy``, from 0.9.2 on). ``vtc``: that of the tenant that was served least, by the virtual
+    token counter of S-LoRA. With an engine that has the policy only; ``tenants`` give priorities and weights."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     waiting_ratio: float = Field(default=0.0, ge=0, le=1000)

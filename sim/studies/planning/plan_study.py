@@ -26,6 +26,7 @@ from sim.spec.files.yaml_text import yaml_text
 from sim.spec.profile_choice import gpus_per_replica, prices_of, profile_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
+from sim.studies.evaluate import facts_of
 from sim.studies.execution import Execution
 from sim.studies.headroom import find_headroom
 from sim.studies.planning.candidates import Variable, variables
@@ -113,7 +114,8 @@ def make_plan(
             write_text(folder / RECOMMENDED, _recommended(found.answer))
         recording = evaluator.first_recording(chosen)
         assert chosen.world is not None, "it was evaluated"
-        store.save_requests(request_table(recording, chosen.world.traffic.names), chosen.key)
+        table = request_table(recording, chosen.world.traffic.names, facts_of(chosen.world))
+        store.save_requests(table, chosen.key)
         store.update(
             {
                 "point_keys": [design.key for design in designs],

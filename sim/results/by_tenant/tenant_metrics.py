@@ -1,0 +1,88 @@
+"""From the recordings of a point's replications to what each tenant got."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.results.fleet_costs.measured_usage import tokens_of
+from sim.results.metric_state import Cause, State
+from sim.results.metrics import measure
+from sim.results.point import Metric, TenantResult
+from sim.results.records import Recording
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts
+from sim.results.served import is_served, late_shares
+
+TENANT_METRICS = (
+    "miss_ratio",
+    "delayed_hit_ratio",
+    "queue_mean_s",
+    "queue_p50_s",
+    "queue_p99_s",
+    "ttft_mean_s",
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "tpot_mean_s",
+    "e2e_mean_s",
+    "e2e_p50_s",
+    "e2e_p99_s",
+    "throughput_rps",
+    "output_tokens_per_s",
+    "goodput_rps",
+    "slo_attainment",
+    "completed",
+    "unfinished",
+    "refused",
+    "failed",
+    "preemptions",
+)
+"""Metrics of a tenant: those of the fleet that are over requests. Gaps between tokens are recorded by replica."""
+
+
+def tenant_results(
+    recordings: Sequence[Recording],
+    facts: ScenarioFacts,
+    overload_of: Callable[[MeasuredRequests], float | None],
+) -> list[TenantResult]:
+    """Return what each tenant got, in the order of the scenario; [] without tenants.
+
+    :param overload_of: arrivals over completions where a queue grew over the whole measured time, else None.
+    """
+    if not facts.tenants:
+        return []
+    assert facts.tenant_of is not None, "there are tenants"
+    whole = [facts.tenant_of[np.asarray(r.requests["adapter"], dtype=np.int64)] for r in recordings]
+    found, tokens = [], []
+    for place, tenant in enumerate(facts.tenants):
+        own = [_only(r, tenants == place) for r, tenants in zip(recordings, whole, strict=True)]
+        own_facts = replace(facts, slo=tenant.slo)
+        metrics, m = measure(own, own_facts)
+        overload = overload_of(m)
+        tokens.append(float(tokens_of(m).sum()))
+        found.append(
+            TenantResult(
+                name=tenant.name,
+                slo=dict(tenant.slo),
+                metrics={name: _judged(metrics[name], overload) for name in TENANT_METRICS if name in metrics},
+                late={} if is_served(m) else late_shares(m),
+                overload=overload,
+            )
+        )
+    total = sum(tokens)
+    return [replace(one, token_share=own / total if total else 0.0) for one, own in zip(found, tokens, strict=True)]
+
+
+def _only(recording: Recording, own: NDArray[np.bool_]) -> Recording:
+    """Return a recording with these requests alone; what it says of steps and loads stays the fleet's."""
+    requests = {name: values[own] for name, values in recording.requests.items()}
+    return replace(recording, requests=requests, section_of=recording.section_of[own])
+
+
+def _judged(metric: Metric, overload: float | None) -> Metric:
+    """Return a latency unsettled where more of the tenant's requests come than are served."""
+    if overload is None or overload < 1 or metric.unit != "s" or metric.value is None:
+        return metric
+    return replace(metric, state=State(Cause.OVERLOADED))

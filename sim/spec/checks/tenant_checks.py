@@ -1,0 +1,128 @@
+"""Checks of tenants against the rest of a scenario: whose requests are whose, and what is not supported with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sim.spec.base import located
+from sim.spec.engines import ENGINES, schedulings_of, with_scheduling
+from sim.spec.sections.arrival_processes import ClosedArrivals
+from sim.spec.sections.popularity_laws import WeightsPopularity
+from sim.spec.sections.serving import Fleet
+from sim.spec.sections.tenants import Tenant
+from sim.spec.sections.workload import Adapters, Workload
+
+Refusal = tuple[str, str, object, str]
+"""A key, the problem, the value in the scenario, and a hint."""
+
+
+def check_tenants(tenants: Sequence[Tenant], fleet: Fleet, workload: Workload, adapters: Adapters) -> None:
+    """Refuse a scheduling policy that the engine lacks, and tenants that don't divide the requests.
+
+    :raises PydanticCustomError: with the key that is wrong.
+    """
+    if fleet.engine in ENGINES and fleet.scheduling not in schedulings_of(fleet.engine):
+        raise located(
+            "fleet.scheduling",
+            f"engine {fleet.engine} has no such scheduling policy, or its rules are not known here",
+            got=fleet.scheduling,
+            allowed=", ".join(schedulings_of(fleet.engine)),
+            hint=f"{fleet.scheduling} is simulated for {', '.join(with_scheduling(fleet.scheduling))}",
+        )
+    if not tenants:
+        return
+    names = [tenant.name for tenant in tenants]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise located(f"tenants.{place}.name", "two tenants have this name", got=name)
+    _check_base_model(tenants, workload, adapters)
+    _check_adapters(tenants, workload, adapters)
+    _check_shares(tenants)
+    for key, problem, got, hint in _unsupported(tenants, workload):
+        raise located(key, problem, got=got, hint=hint)
+
+
+def _check_base_model(tenants: Sequence[Tenant], workload: Workload, adapters: Adapters) -> None:
+    """Check that requests to the base model, where the mix has some, are of one tenant."""
+    owners = [place for place, tenant in enumerate(tenants) if tenant.base_model]
+    if len(owners) > 1:
+        raise located(f"tenants.{owners[1]}.base_model", "requests to the base model have one tenant", got="true twice")
+    if adapters.base_share > 0 and not owners:
+        raise located("tenants", "no tenant has the requests to the base model", hint="set base_model: true for one")
+    if owners and not adapters.base_share and workload.trace is None:
+        raise located(
+            f"tenants.{owners[0]}.base_model",
+            "no request is for the base model",
+            got="true",
+            hint="give adapters.mix a kind such as {share: 10%, kind: base}, or remove base_model",
+        )
+
+
+def _check_adapters(tenants: Sequence[Tenant], workload: Workload, adapters: Adapters) -> None:
+    """Check that tenants with numbers of adapters have all adapters, and that patterns have names to match."""
+    named = workload.trace is not None or isinstance(workload.popularity, WeightsPopularity)
+    counted = [place for place, tenant in enumerate(tenants) if tenant.adapters is not None]
+    matched = [place for place, tenant in enumerate(tenants) if tenant.match]
+    if counted and matched:
+        raise located(f"tenants.{matched[0]}.match", "give all tenants either adapters or match")
+    if matched and not named:
+        raise located(
+            f"tenants.{matched[0]}.match",
+            "adapters have no names",
+            got=", ".join(tenants[matched[0]].match),
+            hint="give adapters, or a trace or weights file that names them",
+        )
+    total = sum(tenants[place].adapters or 0 for place in counted)
+    if counted and not adapters.base_alone and (adapters.count is not None or not named) and total != adapters.count:
+        raise located(
+            "tenants",
+            "the tenants' adapters don't add up to adapters.count",
+            got=f"{total} of tenants, adapters.count {adapters.count}",
+        )
+
+
+def _check_shares(tenants: Sequence[Tenant]) -> None:
+    """Check that either no tenant has a share, or all with adapters have, adding up to 100%."""
+    shares = {place: tenant.share for place, tenant in enumerate(tenants) if tenant.adapters is not None}
+    given = {place: share for place, share in shares.items() if share is not None}
+    if not given:
+        for place, tenant in enumerate(tenants):
+            if tenant.has_arrivals:
+                raise located(
+                    f"tenants.{place}.share",
+                    "a tenant with arrivals of its own needs its share of the requests",
+                    hint="give every tenant a share, such as share: 30%",
+                )
+        return
+    lacking = [place for place in shares if place not in given]
+    if lacking:
+        raise located(
+            f"tenants.{lacking[0]}.share", "other tenants have a share", hint="give every tenant one, or none"
+        )
+    total = sum(given.values())
+    if abs(total - 1) > 1e-6:
+        raise located("tenants", "the shares of the tenants add up to 100%", got=f"{total:.2%}")
+
+
+def _unsupported(tenants: Sequence[Tenant], workload: Workload) -> Iterator[Refusal]:
+    shared = any(tenant.share is not None for tenant in tenants)
+    own = next((place for place, tenant in enumerate(tenants) if tenant.has_arrivals), None)
+    if workload.trace is not None and shared:
+        place = next(i for i, tenant in enumerate(tenants) if tenant.share is not None)
+        yield f"tenants.{place}.share", "the trace says whose requests come when", tenants[place].share, "remove share"
+    for key in ("drift", "churn"):
+        if getattr(workload, key) is not None:
+            problem = f"{key} would move requests from one tenant to another"
+            yield f"workload.{key}", problem, None, f"remove {key}, or the tenants"
+    if shared and workload.popularity.in_turn:
+        problem = "adapters that are asked for in turn leave no shares for tenants"
+        yield "workload.popularity", problem, workload.popularity.law, "remove the shares, or choose another law"
+    if shared and getattr(workload.arrivals, "per", "") == "adapter" and own is not None:
+        problem = "with arrivals per adapter, tenants have none of their own"
+        yield "workload.arrivals.per", problem, "adapter", "set per: aggregate, or remove steps and cv"
+    if own is not None and isinstance(workload.arrivals, ClosedArrivals):
+        key = f"tenants.{own}.{'steps' if tenants[own].steps else 'cv'}"
+        yield key, "in a closed loop, times follow from the answers", None, "remove it, or give another process"
+    if own is not None and workload.sessions is not None:
+        key = f"tenants.{own}.{'steps' if tenants[own].steps else 'cv'}"
+        yield key, "with workload.sessions, tenants have no arrivals of their own", None, "remove one of the two"

@@ -1,0 +1,120 @@
+"""Objectives, and tenants: groups of requests that have an objective, a priority and a token bucket of their own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from sim.spec.base import Strict, located
+from sim.spec.sections.arrival_processes import Step
+from sim.spec.units import Rate, Seconds, Share
+
+
+class Slo(Strict):
+    """The service-level objective; every term must hold."""
+
+    ttft_mean: Seconds | None = None
+    """Mean time to first token."""
+    ttft_p50: Seconds | None = None
+    """Median time to first token."""
+    ttft_p99: Seconds | None = None
+    """99 % of first tokens arrive within this time."""
+    tpot_mean: Seconds | None = None
+    """Mean time per output token after the first."""
+    itl_mean: Seconds | None = None
+    """Mean gap between tokens."""
+    itl_p99: Seconds | None = None
+    """99 % of gaps between tokens are shorter."""
+    e2e_mean: Seconds | None = None
+    """Mean time from arrival to last token."""
+    e2e_p50: Seconds | None = None
+    """Median time from arrival to last token."""
+    e2e_p99: Seconds | None = None
+    """99 % of requests end within this time."""
+    queue_mean: Seconds | None = None
+    """Mean time a request waits before it is admitted."""
+    queue_p99: Seconds | None = None
+    """99 % of requests are admitted within this time."""
+    miss_ratio: Share | None = None
+    """Share of admitted requests that had to start a load."""
+
+    def terms(self) -> dict[str, float]:
+        """Return the given terms by metric name: ``{"ttft_p99_s": 1.0, "miss_ratio": 0.2}``."""
+        given = ((name, getattr(self, name)) for name in type(self).model_fields)
+        return {name if name == "miss_ratio" else f"{name}_s": value for name, value in given if value is not None}
+
+
+class TokenBucket(Strict):
+    """A token bucket in front of the fleet, as gateways limit tokens per minute.
+
+    A request takes its prompt and answer tokens when it is sent on.
+    """
+
+    rate: Rate = Field(gt=0)
+    """Tokens that flow in per unit of time, such as ``5000/s`` or ``300000/min``."""
+    burst: PositiveInt = Field(le=1_000_000_000)
+    """Tokens that the bucket holds at most; it is full at the start. At least as many as the longest request has."""
+    full: Literal["queue", "refuse"] = "queue"
+    """What happens to a request for which the bucket lacks tokens. ``queue``: it waits in front of the fleet, first
+    come, first served. ``refuse``: it is refused, as by a gateway that answers 429."""
+
+
+class Tenant(Strict):
+    """One tenant. Every request belongs to exactly one: the tenant of its adapter, or of the base model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")
+    """Its name in tables and files."""
+    adapters: PositiveInt | None = None
+    """How many adapters it has: the first tenant's are adapters 0, 1, …, and so on. All tenants together have
+    ``adapters.count``."""
+    match: tuple[str, ...] = ()
+    """Where a trace or a weights file names the adapters, instead of ``adapters``: patterns of its adapters' names,
+    such as ``acme-*``. Every name must match exactly one tenant."""
+    base_model: bool = False
+    """Whether the requests to the base model are this tenant's."""
+    share: Share | None = Field(default=None, gt=0)
+    """Share of the requests for adapters; ``workload.popularity`` then applies within each tenant. Shares add up to
+    100%. Unset for all tenants: ``workload.popularity`` decides over all adapters. Not with a trace."""
+    steps: tuple[Step, ...] = Field(default=(), max_length=100_000)
+    """A rate of its own that cycles through steps, as of ``process: piecewise``; the mean stays its share of
+    ``workload.arrivals.rate``. Unset: ``workload.arrivals`` applies."""
+    cv: float | None = Field(default=None, ge=0.01, le=100)
+    """Coefficient of variation of the gaps between its own arrivals, in place of ``workload.arrivals``; 1 is
+    Poisson."""
+    slo: Slo = Slo()
+    """The objective of its requests, besides the fleet's ``slo``."""
+    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
+    """With ``fleet.scheduling: priority``: lower values go first, as in vLLM."""
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    """With ``fleet.scheduling: vtc``: its share of the service, relative to other tenants with waiting requests."""
+    bucket: TokenBucket | None = None
+    """Limits the tokens of its requests; unset: no limit."""
+
+    @property
+    def has_arrivals(self) -> bool:
+        """Whether its requests arrive by a process of their own."""
+        return bool(self.steps) or self.cv is not None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Tenant:
+        if self.adapters is not None and self.match:
+            raise located("match", "give either adapters or match", got=", ".join(self.match))
+        if self.adapters is None and not self.match and not self.base_model:
+            raise located("adapters", "this tenant has no requests", hint="give adapters, match or base_model: true")
+        if self.adapters is None:
+            for key in ("share", "steps", "cv"):
+                if key in self.model_fields_set:
+                    raise located(key, "only a tenant with a number of adapters has this", hint=f"remove {key}")
+        if self.steps and not any(step.level for step in self.steps):
+            raise located("steps", "no level above zero")
+        for key in ("itl_mean", "itl_p99"):
+            if getattr(self.slo, key) is not None:
+                raise located(
+                    f"slo.{key}",
+                    "gaps between tokens are measured over the fleet, not by tenant",
+                    hint="give tpot_mean, or set the term in the fleet's slo",
+                )
+        if self.slo.miss_ratio is not None and self.adapters is None and not self.match:
+            raise located("slo.miss_ratio", "requests to the base model can't miss", hint="remove it")
+        return self

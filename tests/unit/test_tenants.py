@@ -1,0 +1,221 @@
+"""Tenants: whose each request is, what each got, and the mistakes that a scenario may make with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sim.errors import InputError
+from sim.results.by_tenant.tenant_metrics import TENANT_METRICS
+from sim.results.point import Point
+from sim.results.run_directory.result_files import points_csv, summary_json, tenants_csv
+from sim.spec.scenario_file import load_scenario
+from sim.studies.evaluate import EvaluationOptions, evaluate, facts_of, make_design
+from sim.traffic.generate import Traffic
+from sim.world.build import build_world
+
+SCENARIO = """\
+schema_version: 1
+name: shared
+workload:
+  requests: 4000
+  arrivals: {process: poisson, rate: 10/s}
+  popularity: {law: zipf, exponent: 0.9}
+adapters: {count: 30, base_model: llama-3.1-8b}
+fleet: {gpu: h100-80gb}
+cache: {gpu: {slots: 16}, host: {slots: 30}}
+slo: {ttft_p99: 1 s}
+run: {replications: 2}
+"""
+TENANTS = """\
+tenants:
+  - {name: noisy, adapters: 10, share: 60%, slo: {e2e_p99: 20 s}}
+  - {name: quiet, adapters: 20, share: 40%, slo: {ttft_p99: 1 s}}
+"""
+COUNTS = ("completed", "unfinished", "refused", "failed", "preemptions")
+
+
+def written(folder: Path, text: str) -> str:
+    file = folder / "shared.yaml"
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+def load(folder: Path, text: str, *overrides: str):
+    return load_scenario(written(folder, text), overrides).scenario
+
+
+def point_of(folder: Path, text: str, *overrides: str) -> Point:
+    return evaluate(make_design(load(folder, text, *overrides)), EvaluationOptions(draws=False)).point
+
+
+def refusal(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        build_world(load(folder, text, *overrides))
+    return str(caught.value)
+
+
+def requests_of(traffic: Traffic, replication: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the arrival and the tenant of every request."""
+    assert traffic.tenant_of is not None
+    chunks = list(traffic.chunks(replication))
+    adapter = np.concatenate([chunk.adapter for chunk in chunks])
+    return np.concatenate([chunk.arrival_s for chunk in chunks]), traffic.tenant_of[adapter]
+
+
+def test_shares_divide_the_requests_and_popularity_applies_within_each(tmp_path: Path) -> None:
+    traffic = Traffic(load(tmp_path, SCENARIO + TENANTS, "workload.requests=40000"), "llama-3.1-8b")
+    _, tenant = requests_of(traffic)
+    noisy = float(np.mean(tenant == 0))
+    assert abs(noisy - 0.6) < 4 * np.sqrt(0.6 * 0.4 / 40000), "four standard errors of a binomial share"
+    shares = traffic.shares()
+    assert shares[:10].sum() == pytest.approx(0.6)
+    assert shares[10:].sum() == pytest.approx(0.4)
+    assert shares[0] / shares[1] == pytest.approx(2**0.9)
+    assert shares[10] / shares[11] == pytest.approx(2**0.9)
+
+
+def test_a_tenant_with_steps_keeps_its_mean_and_bursts(tmp_path: Path) -> None:
+    steps = "share: 60%, steps: [{time: 50 s, level: 1}, {time: 10 s, level: 10}]"
+    traffic = Traffic(
+        load(tmp_path, SCENARIO + TENANTS.replace("share: 60%", steps), "workload.requests=40000"), "llama-3.1-8b"
+    )
+    arrival, tenant = requests_of(traffic)
+    assert (np.diff(arrival) >= 0).all()
+    for place, mean in ((0, 6.0), (1, 4.0)):
+        count = np.count_nonzero(tenant == place)
+        expected = mean * arrival[-1]
+        assert abs(count - expected) < 5 * np.sqrt(expected), "five standard deviations of a Poisson count"
+    inside = arrival[tenant == 0] % 60 >= 50
+    assert abs(np.mean(inside) - 100 / 150) < 0.02, "10 s at level 10 of 60 s that weigh 150"
+    assert abs(np.mean(arrival[tenant == 1] % 60 >= 50) - 1 / 6) < 0.02, "the other tenant doesn't burst"
+
+
+def test_a_tenants_requests_do_not_depend_on_the_other_tenants(tmp_path: Path) -> None:
+    """Common random numbers: with arrivals of their own, a tenant's requests stay when another one changes."""
+    texts = [
+        TENANTS.replace("share: 60%", "share: 60%, cv: 1"),
+        TENANTS.replace("share: 60%", "share: 60%, steps: [{time: 5 s, level: 1}, {time: 5 s, level: 9}]"),
+    ]
+    quiet = []
+    for text in texts:
+        arrival, tenant = requests_of(Traffic(load(tmp_path, SCENARIO + text), "llama-3.1-8b"))
+        quiet.append(arrival[tenant == 1])
+    count = min(map(len, quiet))
+    assert count > 1000
+    np.testing.assert_array_equal(quiet[0][:count], quiet[1][:count])
+
+
+def test_tenants_without_shares_leave_the_run_as_it_is(tmp_path: Path) -> None:
+    """They only say whose requests are whose: the tables of the fleet stay the same to the byte."""
+    plain = point_of(tmp_path, SCENARIO)
+    text = TENANTS.replace("share: 60%, ", "").replace("share: 40%, ", "")
+    shared = point_of(tmp_path, SCENARIO + text)
+    assert points_csv([plain]) == points_csv([shared])
+    assert not plain.tenants
+    assert len(shared.tenants) == 2
+    assert "tenants" not in plain.to_json()
+    assert not tenants_csv([plain])
+
+
+def test_tenants_add_up_to_the_fleet(tmp_path: Path) -> None:
+    mix = "adapters: {count: 30, base_model: llama-3.1-8b, mix: [{kind: base, share: 20%}, {share: 80%}]}"
+    text = SCENARIO.replace("adapters: {count: 30, base_model: llama-3.1-8b}", mix)
+    text += TENANTS + "  - {name: base, base_model: true}\n"
+    point = point_of(tmp_path, text, "fleet.max_model_len=1000")
+    for name in COUNTS:
+        assert sum(tenant.metrics[name].value for tenant in point.tenants) == point.metrics[name].value
+    assert point.metrics["refused"].value > 0, "some are longer than the engine takes"
+    assert sum(tenant.token_share for tenant in point.tenants) == pytest.approx(1)
+    for name in ("throughput_rps", "output_tokens_per_s"):
+        total = sum(tenant.metrics[name].value for tenant in point.tenants)
+        assert total == pytest.approx(point.metrics[name].value, rel=1e-12)
+    means = [(tenant.metrics["completed"].value, tenant.metrics["e2e_mean_s"].value) for tenant in point.tenants]
+    weighted = sum(count * mean for count, mean in means) / sum(count for count, _ in means)
+    assert weighted == pytest.approx(point.metrics["e2e_mean_s"].value, rel=1e-9)
+
+
+def test_one_tenant_has_the_metrics_of_the_fleet(tmp_path: Path) -> None:
+    point = point_of(tmp_path, SCENARIO + "tenants: [{name: all, adapters: 30, slo: {ttft_p99: 1 s}}]\n")
+    (tenant,) = point.tenants
+    assert tenant.metrics == {name: point.metrics[name] for name in TENANT_METRICS}
+    assert tenant.late == point.late
+    assert tenant.token_share == 1
+
+
+def test_files_have_every_tenant(tmp_path: Path) -> None:
+    point = point_of(tmp_path, SCENARIO + TENANTS)
+    again = Point.from_json(point.to_json())
+    assert again.tenants == point.tenants
+    rows = [line.split(",") for line in tenants_csv([point]).splitlines()]
+    assert rows[0] == ["tenant", "metric", "value", "lo", "hi", "unit", "target", "verdict"]
+    assert {row[0] for row in rows[1:]} == {"noisy", "quiet"}
+    judged = {(row[0], row[1]): row[7] for row in rows[1:] if row[6]}
+    assert set(judged) == {("noisy", "e2e_p99_s"), ("quiet", "ttft_p99_s")}
+    tenants = summary_json("shared", [point])["points"][0]["tenants"]
+    assert tenants["quiet"]["slo"] == judged["quiet", "ttft_p99_s"]
+
+
+def test_a_trace_names_tenants_by_pattern(tmp_path: Path) -> None:
+    rows = [f"{place * 0.1:.1f},{('acme-a', 'acme-b', 'zeta')[place % 3]},100,20" for place in range(300)]
+    (tmp_path / "t.csv").write_text("timestamp_s,adapter_id,prompt_tokens,output_tokens\n" + "\n".join(rows) + "\n")
+    base = """\
+schema_version: 1
+name: traced
+workload: {trace: {file: t.csv}}
+adapters: {base_model: llama-3.1-8b}
+fleet: {gpu: h100-80gb}
+"""
+    text = base + "tenants: [{name: acme, match: ['acme-*']}, {name: zeta, match: [zeta]}]\n"
+    world = build_world(load(tmp_path, text))
+    facts = facts_of(world)
+    names = dict(zip(world.traffic.names, facts.tenant_of.tolist(), strict=False))
+    assert names == {"acme-a": 0, "acme-b": 0, "zeta": 1}
+    assert "no tenant matches these adapters (got zeta" in refusal(
+        tmp_path, base + "tenants: [{name: acme, match: ['acme-*']}]\n"
+    )
+    twice = base + "tenants: [{name: acme, match: ['acme-*']}, {name: all, match: ['*']}]\n"
+    assert "several tenants match these (got acme-a, acme-b" in refusal(tmp_path, twice)
+    assert "the trace says whose requests come when" in refusal(
+        tmp_path, base + "tenants: [{name: a, adapters: 3, share: 100%}]\n"
+    )
+    assert "give match, a list of patterns" in refusal(tmp_path, base + "tenants: [{name: a, adapters: 3}]\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("name: quiet", "name: noisy", "tenants.1.name: two tenants have this name (got noisy)"),
+        ("share: 40%", "share: 30%", "tenants: the shares of the tenants add up to 100% (got 90.00%)"),
+        ("share: 40%, ", "", "tenants.1.share: other tenants have a share"),
+        ("adapters: 20", "adapters: 10", "the tenants' adapters don't add up to adapters.count (got 20 of tenants"),
+        ("adapters: 20, share: 40%", "match: ['a*']", "tenants.1.match: give all tenants either adapters or match"),
+        ("adapters: 20, share: 40%, ", "", "tenants.1.adapters: this tenant has no requests"),
+        ("ttft_p99", "itl_p99", "tenants.1.slo.itl_p99: gaps between tokens are measured over the fleet"),
+        ("adapters: 20,", "adapters: 20, base_model: true,", "no request is for the base model"),
+        ("share: 40%", "share: 40%, steps: [{time: 5 s, level: 0}]", "tenants.1.steps: no level above zero"),
+        ("share: 40%", "share: 40%, weight: 0", "tenants.1.weight"),
+        ("share: 40%", "share: 40%, bucket: {rate: 0/s, burst: 5}", "tenants.1.bucket.rate"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    assert TENANTS.count(old) == 1
+    assert problem in refusal(tmp_path, SCENARIO + TENANTS.replace(old, new))
+
+
+def test_what_tenants_do_not_support_is_refused(tmp_path: Path) -> None:
+    assert "churn would move requests from one tenant to another" in refusal(
+        tmp_path, SCENARIO + TENANTS, "workload.churn={share: 4%}"
+    )
+    steps = TENANTS.replace("share: 40%", "share: 40%, cv: 2")
+    closed = "workload.arrivals={process: closed, concurrency: 8}"
+    assert "in a closed loop, times follow from the answers" in refusal(tmp_path, SCENARIO + steps, closed)
+    assert "with workload.sessions, tenants have no arrivals of their own" in refusal(
+        tmp_path, SCENARIO + steps, "workload.sessions={}"
+    )
+    own = TENANTS.replace("share: 60%, ", "").replace("share: 40%", "cv: 2")
+    assert "a tenant with arrivals of its own needs its share" in refusal(tmp_path, SCENARIO + own)
+    with_base = "adapters.mix=[{kind: base, share: 20%}, {share: 80%}]"
+    assert "no tenant has the requests to the base model" in refusal(tmp_path, SCENARIO + TENANTS, with_base)
