@@ -96,9 +96,8 @@ class World:
 
     @property
     def own_pools(self) -> tuple[ReplicaPool, ...]:
-        """The pools that serve the base model and its adapters; () where there is one kind of such replicas."""
-        own = tuple(pool for pool in self.pools if pool.world.whole_models is None)
-        return own if len(own) > 1 else ()
+        """The pools of ``fleet.pools``; () in a fleet without, whether it has replicas of full models or not."""
+        return () if any(pool.world.whole_models is not None for pool in self.pools) else self.pools
 
     @property
     def draws(self) -> int:

@@ -62,8 +62,9 @@ def check_pools(pools: Sequence[NamedPool], given: Collection[str]) -> None:
             raise located(f"pools.{i}.name", "two pools have the same name", got=pool.name)
         seen.add(pool.name)
     total = sum(pool.replicas for pool in pools)
-    if total > MOST_REPLICAS:
-        raise located("pools", "too many replicas", got=f"{total:,} in all", allowed=f"{MOST_REPLICAS:,}")
+    if not 0 < total <= MOST_REPLICAS:
+        problem = "too many replicas" if total else "no pool has a replica"
+        raise located("pools", problem, got=f"{total:,} in all", allowed=f"1 to {MOST_REPLICAS:,}")
 
 
 def check_pool_routing(pools: Sequence[NamedPool], router: Router) -> None:
@@ -79,7 +80,7 @@ def check_pool_routing(pools: Sequence[NamedPool], router: Router) -> None:
                 )
         return
     if router.pools == "weight":
-        if not any(pool.weight > 0 for pool in pools):
+        if not any(pool.weight > 0 and pool.replicas for pool in pools):
             raise located("fleet.pools", "no pool has a weight above zero", hint="give one of them a weight, such as 1")
         for i, pool in enumerate(pools):
             if pool.weight == 0 and router.spill is None:

@@ -109,11 +109,12 @@ def check_reachable(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
             got=", ".join(pool.name for pool, is_drawn in zip(pools, drawn, strict=True) if not is_drawn),
             hint="give one of them a weight",
         )
-    for i, (pool, mask) in enumerate(zip(pools, taken, strict=True)):
+    for pool, mask in zip(pools, taken, strict=True):
         if not (mask & wanted).any():
+            place = next(i for i, spec in enumerate(scenario.fleet.pools) if spec.name == pool.name)
             raise ScenarioError(
                 "no request is for this pool",
-                key=f"fleet.pools.{i}.serves",
+                key=f"fleet.pools.{place}.serves",
                 got=pool.name,
                 hint="the traffic has no such requests; remove the pool, or let it serve others",
             )
