@@ -74,7 +74,7 @@ class World:
     @property
     def replicas(self) -> int:
         """Number of replicas, those of full models included."""
-        return sum(pool.replicas for pool in self.pools) or self.scenario.fleet.replicas
+        return self.pools[-1].indices.stop if self.pools else self.scenario.fleet.replicas
 
     @property
     def base_model(self) -> int:

@@ -129,6 +129,13 @@ def check_pool_support(
             got=policy.name,
             allowed="another policy",
         )
+    priced = [each.fleet.price is not None for each in scenarios]
+    if any(priced) and not all(priced):
+        raise located(
+            f"fleet.pools.{priced.index(False)}.price",
+            "other pools have a price, and costs need that of every GPU",
+            hint="give this pool a price, or a fleet.price for all that have none",
+        )
     fixed = [each.fleet.engine == "fixed" for each in scenarios]
     for i, each in enumerate(scenarios):
         problem = {
