@@ -110,7 +110,7 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
         profile = weights_kept.apply(profile)
     population, takes = traffic.population.without_full(), None
     if pool is not None:
-        takes = requests_taken(pool, traffic.population)
+        takes = requests_taken(pool, scenario.adapters, traffic.population)
         population, scenario = taken_alone(pool, scenario, population, shape)
     population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
