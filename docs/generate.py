@@ -19,6 +19,9 @@ DOCS = Path(__file__).resolve().parent
 TAGS = ("law", "process", "kind")
 """Keys that say which of several models a mapping is; as in sim/spec/files/tree.py."""
 
+POOLS = "fleet.pools[]"
+"""The section that repeats keys of others: its table shows its own."""
+
 _UNIT_OF_EXAMPLE = {"20 ms": "time", "50 MB": "size", "12/s": "rate", "5%": "share"}
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 _PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
@@ -576,7 +579,9 @@ def scenario_sections(page: str) -> str:
         if not key or path.partition(".")[0].removesuffix("[]") != key:
             continue
         model = models[name]
-        rows = [_field_row(path, one, field, model, models) for one, field in model["properties"].items()]
+        elsewhere = models["Fleet"]["properties"].keys() - {"replicas"} if path == POOLS else ()
+        fields = {one: field for one, field in model["properties"].items() if one not in elsewhere}
+        rows = [_field_row(path, one, field, model, models) for one, field in fields.items()]
         about = " ".join(str(model.get("description", "")).replace("``", "`").split())
         parts.append(f"## `{path}`\n\n{about}\n\n" + table(["key", "type", "default", "meaning"], rows))
     return "\n\n".join(["", *parts, *(_law_table(models, law) for law in laws), ""])
@@ -586,6 +591,8 @@ def _sections(models: dict[str, Any], name: str = "Scenario", path: str = "") ->
     """Yield (dotted path, model) of every section; laws have tables of their own."""
     yield path, name
     for key, field in models[name]["properties"].items():
+        if path == POOLS and key in models["Scenario"]["properties"]:
+            continue  # keys of cache and storage have their pages
         inner = [one for one in _referred(field) if not models[one]["properties"].keys() & set(TAGS)]
         if len(inner) == 1:
             yield from _sections(models, inner[0], f"{path}.{key}" if path else key)

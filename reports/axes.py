@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.formatting import COUNTED, key_words, number, percent
+from reports.formatting import is_counted, key_words, number, percent
 from sim.results.point import Point
 from sim.spec.engines import engine_words
 from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
@@ -54,7 +54,7 @@ class Axis:
     @property
     def counted(self) -> bool:
         """Whether the key follows its value in words: ``64 GPU slots``."""
-        return self.kind == "number" and self.words in COUNTED
+        return self.kind == "number" and is_counted(self.words)
 
     @property
     def log(self) -> bool:

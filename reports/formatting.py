@@ -6,6 +6,7 @@ Plain text only, no markup, so that the terminal's tables and the report say the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,6 +169,7 @@ COUNTED = frozenset(
 )
 """Words that follow their number: ``64 GPU slots``, but ``arrival rate 25/s``."""
 
+_OF_POOL = re.compile(r"fleet\.pools\.([A-Za-z0-9_-]+)\.(.+)")
 _TINY = 1e-4
 """A ratio closer to 0 than this says no more than that."""
 _SECONDS = (("h", 7200.0, 3600.0), ("min", 600.0, 60.0), ("s", 0.9995, 1.0), ("ms", 0.9995e-3, 1e-3))
@@ -175,7 +177,17 @@ _SECONDS = (("h", 7200.0, 3600.0), ("min", 600.0, 60.0), ("s", 0.9995, 1.0), ("m
 
 def key_words(key: str) -> str:
     """Return a swept key in words, or the key itself where there are none."""
-    return KEY_WORDS.get(key, key)
+    pool = _OF_POOL.fullmatch(key)
+    if pool is None:
+        return KEY_WORDS.get(key, key)
+    own = pool[2] if pool[2].startswith(("cache.", "storage.")) else f"fleet.{pool[2]}"
+    name = f"pool {pool[1]}" if pool[1].isdigit() else pool[1]
+    return f"{name} replicas" if pool[2] == "replicas" else f"{KEY_WORDS.get(own, own)} of {name}"
+
+
+def is_counted(words: str) -> bool:
+    """Return whether a key in words follows its value: ``64 GPU slots``, but ``arrival rate 25/s``."""
+    return words in COUNTED or words.endswith(" replicas")
 
 
 def metric_words(name: str) -> str:

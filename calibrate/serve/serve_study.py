@@ -123,6 +123,10 @@ def _job(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say) 
         raise InputError(
             "a live server has no fixed service time", key="fleet.engine", got="fixed", hint="choose another engine"
         )
+    if scenario.fleet.pools:
+        raise InputError(
+            "a live server is of one kind", key="fleet.pools", got=f"{len(scenario.fleet.pools)} pools", allowed="none"
+        )
     if scenario.fleet.full_models is not None:
         raise InputError(
             "a live server has one base model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +17,7 @@ from sim.results.verdict import NOT_MET, UNCLEAR, lacks_answers, term_verdict, v
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
 
+_POOL_COUNT = re.compile(r"fleet\.pools\.[A-Za-z0-9_-]+\.replicas")
 GAIN = 0.005
 """Share of a value from which one step further is a gain to mention."""
 
@@ -52,6 +54,14 @@ class PlanReading:
     def feasible(self) -> bool:
         """Whether anything meets the SLO."""
         return self.record.feasible
+
+    @property
+    def mix_price(self) -> float | None:
+        """What the recommended mix of two pools costs per hour; None in other plans."""
+        record = self.record
+        if len(record.keys) != 2 or not all(_POOL_COUNT.fullmatch(key) for key in record.keys):
+            return None
+        return next((row.price for row in record.frontier if row.set == record.answer), None)
 
     def phrase(self, set_: Mapping[str, Any]) -> str:
         """Return values in words: ``64 GPU slots, 2 replicas``."""

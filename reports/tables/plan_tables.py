@@ -70,6 +70,8 @@ def frontier_table(data: RunData) -> Table | None:
     head = [*(axis.words for axis in axes), *(["price per hour"] if priced else []), "SLO", "p", ""]
     extreme = "largest" if record.direction == "maximize" else "smallest"
     note = f"Each row has the {extreme} second value for the first. {_P}"
+    if read.mix_price is not None:
+        note = f"By replicas of the first pool, the fewest of the second. Mixes that cost more are not searched. {_P}"
     slo = head.index("SLO")
     verdicts = {(number, slo): verdict_word(row.probability) for number, row in enumerate(record.frontier)}
     return Table("What is enough", head, rows, note, words=(slo, slo + 2), verdicts=verdicts, keys=2)

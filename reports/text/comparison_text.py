@@ -19,7 +19,7 @@ from reports.answers.run_comparison import (
     key_metrics,
     worse_terms,
 )
-from reports.formatting import COUNTED, key_words, metric_words, number, show
+from reports.formatting import is_counted, key_words, metric_words, number, show
 from reports.text.changes.impact_text import label_of
 from reports.text.deltas import change_cell, change_words, relative_cell
 from reports.text.metric_text import capital
@@ -61,7 +61,7 @@ def _design_changes(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 def _valued(key: str, value: str) -> str:
     words, value = key_words(key), "no value" if value in ("unset", "–") else value
-    if words in COUNTED:
+    if is_counted(words):
         return f"{value} {words.removesuffix('s') if value == '1' else words}"
     return f"{words} {value}"
 

@@ -102,6 +102,11 @@ def _headline(read: PlanReading) -> str:
             f"the SLO{_or_probably(read)}."
         )
     phrase = capital(read.phrase(answer))
+    if read.mix_price is not None:
+        meets = "meets" if record.certain else "certainly meets"
+        return (
+            f"{phrase} for {_money(read.mix_price)} an hour: the cheapest mix that {meets} the SLO{_or_probably(read)}."
+        )
     most = record.direction == "maximize"
     several = phrase[0].isdigit() and phrase.split()[0] != "1"
     if record.question.get("values"):

@@ -126,16 +126,25 @@ def gpus_per_replica(scenario: Scenario, profile: Profile | None) -> int:
 def prices_of(scenario: Scenario) -> tuple[float | None, tuple[float, ...]]:
     """Return the price of a GPU and hour, and that of each pool; of several, the first is their mean over all GPUs.
 
-    None and (): there is no price.
+    None and (): there is no price, or not of every pool.
     """
-    found = [(pool.fleet.price, pool) for pool in scenario.pools]
-    if not found:
+    if not scenario.pools:
         return scenario.fleet.price, ()
-    prices = tuple(price for price, _ in found if price is not None)
-    if len(prices) < len(found):
+    prices = tuple(pool.fleet.price for pool in scenario.pools if pool.fleet.price is not None)
+    if len(prices) < len(scenario.pools):
         return None, ()
-    gpus = [pool.fleet.replicas * gpus_per_replica(pool, profile_of(pool)[0]) for _, pool in found]
+    gpus = [pool.fleet.replicas * gpus_per_replica(pool, profile_of(pool)[0]) for pool in scenario.pools]
     return sum(price * count for price, count in zip(prices, gpus, strict=True)) / sum(gpus), prices
+
+
+def replica_prices(scenario: Scenario) -> dict[str, float]:
+    """Return what a replica of each pool costs per hour, by the key of its replicas; {} if a pool has no price."""
+    names = [pool.name for pool in scenario.fleet.open_pools]
+    _, prices = prices_of(scenario)
+    return {
+        f"fleet.pools.{name}.replicas": price * gpus_per_replica(pool, profile_of(pool)[0])
+        for name, price, pool in zip(names, prices, scenario.pools, strict=bool(prices))
+    }
 
 
 def profiles_digest(scenario: Scenario) -> str:

@@ -159,12 +159,13 @@ class Scenario(Strict):
 
     @property
     def pools(self) -> tuple[Scenario, ...]:
-        """The scenario of each pool: what is not of ``fleet``, ``cache`` and ``storage`` is as here; () without pools.
+        """The scenario of each of ``fleet.open_pools``; () without pools.
 
-        Their ``slo``, rollouts and faults are this scenario's too.
+        What is not of ``fleet``, ``cache`` and ``storage`` is as here.
         """
         shared = {name: getattr(self, name) for name in _SHARED_BY_POOLS}
-        return tuple(each.model_copy(update=shared) for each in self._pools)
+        of_each = zip(self.fleet.pools, self._pools, strict=True) if self._pools else ()
+        return tuple(own.model_copy(update=shared) for pool, own in of_each if pool.replicas)
 
     @property
     def eviction_policy(self) -> EvictionEntry:

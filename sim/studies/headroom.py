@@ -206,9 +206,10 @@ class _Search:
 
     def _find_saturation(self) -> float | None:
         """Return the multiple that is the highest throughput; None where nothing is too much."""
-        fleet = self._traffic.scenario.fleet
-        slots = 1 if fleet.engine == "fixed" else fleet.max_num_seqs
-        requests = min(max(_OVERLOADED, _FULL_BATCHES * slots * fleet.replicas), _MOST)
+        scenario = self._traffic.scenario
+        fleets = [each.fleet for each in scenario.pools or (scenario,)]
+        slots = sum(fleet.replicas * (1 if fleet.engine == "fixed" else fleet.max_num_seqs) for fleet in fleets)
+        requests = min(max(_OVERLOADED, _FULL_BATCHES * slots), _MOST)
         for multiple in _OVERLOADS:
             try:
                 world = self._traffic.world(multiple, requests)

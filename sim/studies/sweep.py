@@ -167,10 +167,14 @@ def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> PointTas
     world = design.world
     profile = None
     if world.profile is not None:
-        texts = {name: getattr(world.profile, name) for name in ("name", "status", "description", "error")}
+        profiles = [pool.world.profile for pool in world.own_pools] or [world.profile]
+        texts: dict[str, Any] = {
+            name: "; ".join(dict.fromkeys(getattr(each, name) for each in profiles))
+            for name in ("name", "status", "description", "error")
+        }
         profile = {**texts, "sha256": world.profile_sha256}
-        if world.profile.draws:
-            profile["draws"] = len(world.profile.draws)
+        if world.draws:
+            profile["draws"] = world.draws
     inputs = input_digests(point, world.profile_sha256)
     baseline = "" if design.baseline is None else f"{_told(design.baseline.scenario)} {inputs}"
     return PointTask(index, point, set_, inputs, _size(design), design.replications, profile, design, baseline)

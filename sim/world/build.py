@@ -62,13 +62,13 @@ def _build_pools(scenario: Scenario) -> World:
     """Return the world of a fleet of pools, which share the traffic that the first one makes."""
     found: list[ReplicaPool] = []
     first = 0
-    for i, (spec, own) in enumerate(zip(scenario.fleet.pools, scenario.pools, strict=True)):
+    for spec, own in zip(scenario.fleet.open_pools, scenario.pools, strict=True):
         try:
             world = _build(own, found[0].world.traffic if found else None, spec)
             if found:
                 check_same_model(found[0], spec.name, world)
         except InputError as error:
-            error.key = error.key and key_in_fleet(error.key, i, spec.model_dump())
+            error.key = error.key and key_in_fleet(error.key, scenario.fleet.pools.index(spec), spec.model_dump())
             raise
         gpus = gpus_per_replica(own, world.profile)
         found.append(ReplicaPool(spec.name, world, first, spec.replicas, spec.weight, gpus, own.fleet.price))
@@ -111,7 +111,7 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
         profile = weights_kept.apply(profile)
     population, takes = traffic.population.without_full(), None
     if pool is not None:
-        takes = requests_taken(pool, traffic.population)
+        takes = requests_taken(pool, scenario.adapters, traffic.population)
         population, scenario = taken_alone(pool, scenario, population, shape)
     population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)

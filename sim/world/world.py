@@ -76,7 +76,7 @@ class World:
     @property
     def replicas(self) -> int:
         """Number of replicas, those of full models included; with an autoscaler, of places for them."""
-        return sum(pool.replicas for pool in self.pools) or self.scenario.fleet.places
+        return self.pools[-1].indices.stop if self.pools else self.scenario.fleet.places
 
     @property
     def base_model(self) -> int:
@@ -98,9 +98,8 @@ class World:
 
     @property
     def own_pools(self) -> tuple[ReplicaPool, ...]:
-        """The pools that serve the base model and its adapters; () where there is one kind of such replicas."""
-        own = tuple(pool for pool in self.pools if pool.world.whole_models is None)
-        return own if len(own) > 1 else ()
+        """The pools of ``fleet.pools``; () in a fleet without, whether it has replicas of full models or not."""
+        return () if any(pool.world.whole_models is not None for pool in self.pools) else self.pools
 
     @property
     def draws(self) -> int:

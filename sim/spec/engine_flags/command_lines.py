@@ -108,6 +108,8 @@ def why_no_flags(scenario: Scenario) -> str:
     An engine has its own rules. A scenario that changes one of them, where no option does, simulates another engine.
     """
     name = scenario.fleet.engine
+    if scenario.fleet.pools:
+        return "No command line is given: each pool is started in its own way."
     if not ENGINES[name].flags:
         return f"No command line is given: {_NO_COMMAND.get(name, f'loraplan writes none for engine {name}')}."
     (engine,) = ENGINES[name].flags

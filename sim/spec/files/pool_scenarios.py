@@ -14,8 +14,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from sim.spec.files import tree
 from sim.spec.files.tree import Origin, join
 
-_OWN = ("name", "serves", "weight", "cache", "storage")
-"""Keys of a pool that are no keys of its fleet."""
+_OWN = ("name", "replicas", "serves", "weight", "cache", "storage")
+"""Keys of a pool that its scenario doesn't have, or not in its fleet."""
 _SECTIONS = ("cache", "storage")
 _LEFT_OUT = ("sweep", "plan", "slo", "rollouts", "faults")
 _ORIGIN = Origin("pool")
@@ -57,7 +57,8 @@ def pool_data(data: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any
     base["router"] = {
         key: value for key, value in (data.get("router") or {}).items() if key not in ("pools", "spill", "copies")
     }
-    own = {"fleet": {key: value for key, value in pool.items() if key not in _OWN}}
+    own: dict[str, Any] = {"fleet": {key: value for key, value in pool.items() if key not in _OWN}}
+    own["fleet"]["replicas"] = pool.get("replicas") or 1  # a pool without replicas is checked, but not built
     own |= {key: pool[key] for key in _SECTIONS if pool.get(key) is not None}
     merged = tree.plain(tree.merge(tree.planted(base, _ORIGIN), tree.planted(own, _ORIGIN)))
     assert isinstance(merged, dict)

@@ -68,8 +68,9 @@ def check_pools(pools: Sequence[NamedPool], given: Collection[str]) -> None:
             raise located(f"pools.{i}.name", "two pools have the same name", got=pool.name)
         seen.add(pool.name)
     total = sum(pool.replicas for pool in pools)
-    if total > MOST_REPLICAS:
-        raise located("pools", "too many replicas", got=f"{total:,} in all", allowed=f"{MOST_REPLICAS:,}")
+    if not 0 < total <= MOST_REPLICAS:
+        problem = "too many replicas" if total else "no pool has a replica"
+        raise located("pools", problem, got=f"{total:,} in all", allowed=f"1 to {MOST_REPLICAS:,}")
 
 
 def check_pool_routing(pools: Sequence[NamedPool], router: Router) -> None:
@@ -85,7 +86,7 @@ def check_pool_routing(pools: Sequence[NamedPool], router: Router) -> None:
                 )
         return
     if router.pools == "weight":
-        if not any(pool.weight > 0 for pool in pools):
+        if not any(pool.weight > 0 and pool.replicas for pool in pools):
             raise located("fleet.pools", "no pool has a weight above zero", hint="give one of them a weight, such as 1")
         for i, pool in enumerate(pools):
             if pool.weight == 0 and router.spill is None:
@@ -133,6 +134,13 @@ def check_pool_support(
             f"{policy.name} places adapters on equal replicas, not on pools",
             got=policy.name,
             allowed="another policy",
+        )
+    priced = [each.fleet.price is not None for each in scenarios]
+    if any(priced) and not all(priced):
+        raise located(
+            f"fleet.pools.{priced.index(False)}.price",
+            "other pools have a price, and costs need that of every GPU",
+            hint="give this pool a price, or a fleet.price for all that have none",
         )
     fixed = [each.fleet.engine == "fixed" for each in scenarios]
     for i, each in enumerate(scenarios):

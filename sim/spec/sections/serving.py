@@ -24,7 +24,7 @@ from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.autoscaling import Autoscale
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw
-from sim.spec.sections.pools import ServedKinds, check_pools
+from sim.spec.sections.pools import MOST_REPLICAS, ServedKinds, check_pools
 from sim.spec.units import Bytes, Price, Seconds, Share
 
 _BATCHING_KEYS = (
@@ -286,6 +286,8 @@ class Pool(ReplicaKeys):
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
     """Its name in results, and in keys: ``fleet.pools.small.replicas``."""
+    replicas: NonNegativeInt = Field(default=1, le=MOST_REPLICAS)
+    """How many replicas it has. 0: the pool is left out, for sweeps and plans over mixes."""
     serves: Literal["all", "adapters", "base"] | ServedKinds = "all"
     """Which requests it takes. ``adapters``: those for adapters. ``base``: those to the base model. ``{kinds: [0]}``:
     those for adapters of these kinds of ``adapters.mix``, counted from 0; its slots are then as large as these need."""
@@ -390,3 +392,8 @@ class Fleet(ReplicaKeys):
     def total(self) -> int:
         """How many replicas it has in all pools, without those of full models."""
         return sum(pool.replicas for pool in self.pools) or self.replicas
+
+    @property
+    def open_pools(self) -> tuple[Pool, ...]:
+        """The pools that have replicas."""
+        return tuple(pool for pool in self.pools if pool.replicas)

@@ -186,6 +186,13 @@ def check_deployment(scenario: Scenario) -> None:
 
     :raises InputError: saying what stands in the way.
     """
+    if scenario.fleet.pools:
+        raise InputError(
+            "a fleet of pools has no manifest: each pool is a deployment of its own",
+            key="--emit",
+            got="fleet.pools",
+            hint="run a scenario with one of the pools to emit its manifest",
+        )
     if reason := why_no_flags(scenario):
         raise InputError("this engine has no manifest", key="--emit", got=scenario.fleet.engine, hint=reason)
     if scenario.fleet.full_models is not None:

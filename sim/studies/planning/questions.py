@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from sim.results.run_directory.study_records import FleetRecord
 from sim.results.verdict import MET, UNCLEAR
-from sim.spec.profile_choice import gpus_per_replica, profile_of
+from sim.spec.profile_choice import gpus_per_replica, profile_of, replica_prices
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import PRICE, FleetChoice, Plan
 from sim.studies.planning.candidates import Variable
@@ -71,6 +71,9 @@ def search(plan: Plan, axes: list[Variable], evaluator: DesignEvaluator) -> Sear
         return _cheapest(plan, axes[0], evaluator)
     if len(axes) == 1:
         return _one(axes[0], evaluator, _FixedValues({}))
+    prices = _prices_of_mix(axes, evaluator)
+    if prices:
+        return _cheapest_mix(axes[0], axes[1], prices, evaluator)
     return _two(axes[0], axes[1], evaluator)
 
 
@@ -186,6 +189,44 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
         best = SearchResult(None, nearest)
     best.doubtful, best.fleets = doubtful, rows
     return best
+
+
+def _prices_of_mix(axes: Sequence[Variable], evaluator: DesignEvaluator) -> tuple[float, ...]:
+    """Return what a replica costs per hour in each of two pools whose replicas are asked for; () if anything else is
+    asked for, or a pool has no price."""
+    largest = evaluator.design({axis.key: axis.values[-1] for axis in axes})
+    prices = replica_prices(largest.loaded.scenario)
+    return tuple(prices[axis.key] for axis in axes) if all(axis.key in prices for axis in axes) else ()
+
+
+def _cheapest_mix(
+    outer: Variable, inner: Variable, prices: tuple[float, ...], evaluator: DesignEvaluator
+) -> SearchResult:
+    """Find the cheapest replicas of two pools: for each number of the first, the smallest number of the second that
+    meets the SLO and costs less than the best so far.
+
+    :param prices: of a replica of each.
+    """
+    best: SearchResult | None = None
+    nearest: SearchResult | None = None
+    least = math.inf
+    frontier: list[PlanDesign] = []
+    doubtful: list[PlanDesign] = []
+    for value in outer.values:
+        affordable = tuple(n for n in inner.values if value * prices[0] + n * prices[1] < least)
+        if not affordable:
+            continue
+        found = _one(Variable(inner.key, affordable), evaluator, _FixedValues({outer.key: value}))
+        doubtful += found.doubtful
+        nearest = found if nearest is None or _score(found.best) < _score(nearest.best) else nearest
+        if found.answer is not None:
+            best = found
+            least = value * prices[0] + found.answer.set[inner.key] * prices[1]
+            frontier.append(found.answer)
+    result = best or nearest
+    assert result is not None, "the first mix costs something"
+    result.doubtful, result.frontier = doubtful, [*doubtful, *frontier]
+    return result
 
 
 def _values_of(fleet: FleetChoice) -> _FixedValues:

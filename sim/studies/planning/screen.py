@@ -7,6 +7,7 @@ report shows them next to the simulated numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,9 @@ class Screened:
 
 
 def screen(world: World) -> Screened:
-    """Return the estimates for a world."""
+    """Return the estimates for a world; in a fleet of pools, as if every pool took all kinds of requests."""
+    if world.own_pools:
+        return _together([screen(pool.world) for pool in world.own_pools])
     scenario, traffic = world.scenario, world.traffic
     replicas = scenario.fleet.replicas
     shares, own, with_adapter = _shares(world)
@@ -70,6 +73,20 @@ def screen(world: World) -> Screened:
         return Screened(miss, loader_load, None, rate * scenario.fleet.service.mean(), None)
     batch, gpu_load, kv_share = _batch(world, rate, adapter_rate * loads.in_steps_s)
     return Screened(miss, loader_load, batch, gpu_load, kv_share)
+
+
+def _together(pools: Sequence[Screened]) -> Screened:
+    """Return the estimates for a fleet from those of each pool with all the traffic: their capacities add up."""
+
+    def load(of: Callable[[Screened], float | None]) -> float | None:
+        loads = [value for pool in pools if (value := of(pool)) is not None]
+        if len(loads) < len(pools):
+            return None
+        return 0.0 if 0.0 in loads else 1 / sum(1 / value for value in loads)
+
+    gpu_load = load(lambda pool: pool.gpu_load)
+    miss = sum(pool.miss_ratio for pool in pools) / len(pools)
+    return Screened(miss, load(lambda pool: pool.loader_load), None, gpu_load, None)
 
 
 @dataclass(frozen=True, slots=True)

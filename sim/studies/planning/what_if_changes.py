@@ -47,6 +47,8 @@ class Change:
 def changes(world: World) -> list[Change]:
     """Return the changes that make sense for a design, those of the traffic first."""
     scenario = world.scenario
+    if world.own_pools:  # keys of the fleet and its caches may be others in each pool
+        return [*_traffic(scenario), *_routers(scenario)]
     found = [*_traffic(scenario), *_adapters(scenario), *_base_model(world), *_loading(scenario), *_prefixes(world)]
     if scenario.eviction_policy.is_exchangeable:
         found += [
@@ -54,14 +56,18 @@ def changes(world: World) -> list[Change]:
             for entry in EVICTIONS.all(scenario.given.evictions)
             if entry.in_what_if and entry.name != scenario.cache.eviction
         ]
-    if scenario.fleet.replicas > 1:
-        drop = {f"router.{key}": None for key in OWN_KEYS if key in scenario.router.model_fields_set}
-        found += [
-            Change("router", f"router {entry.name}", {"router.policy": entry.name, **drop})
-            for entry in ROUTERS.all(scenario.given.routers)
-            if entry.in_what_if and entry.name != scenario.router.policy
-        ]
-    return found
+    return found + _routers(scenario)
+
+
+def _routers(scenario: Scenario) -> list[Change]:
+    if scenario.fleet.replicas == 1:
+        return []
+    drop = {f"router.{key}": None for key in OWN_KEYS if key in scenario.router.model_fields_set}
+    return [
+        Change("router", f"router {entry.name}", {"router.policy": entry.name, **drop})
+        for entry in ROUTERS.all(scenario.given.routers)
+        if entry.in_what_if and entry.name != scenario.router.policy
+    ]
 
 
 def _traffic(scenario: Scenario) -> Iterator[Change]:

@@ -10,17 +10,23 @@ from numpy.typing import NDArray
 from sim.errors import ScenarioError
 from sim.spec.scenario import Pool, Scenario
 from sim.spec.sections.pools import ServedKinds
-from sim.spec.sections.workload import AdapterKind
+from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.traffic.adapters import ModelShape, Population, populate
 from sim.world.world import ReplicaPool, World
 
 
-def requests_taken(pool: Pool, population: Population) -> NDArray[np.bool_]:
+def requests_taken(pool: Pool, adapters: Adapters, population: Population) -> NDArray[np.bool_]:
     """Return which requests a pool takes, (adapters + 1,): by adapter, and last those to the base model."""
     count, serves = len(population), pool.serves
     if isinstance(serves, ServedKinds):
-        return np.append(np.isin(population.kind, serves.kinds), False)
+        return np.append(np.isin(population.kind, _kinds(serves, adapters)), False)
     return np.append(np.full(count, serves != "base"), serves != "adapters")
+
+
+def _kinds(serves: ServedKinds, adapters: Adapters) -> list[int]:
+    """Return kinds of a mix as a population numbers them: without the share of the base model."""
+    places = [i for i, kind in enumerate(adapters.mix) if kind.kind != "base"]
+    return [number for number, place in enumerate(places) if place in serves.kinds]
 
 
 def taken_alone(
@@ -52,7 +58,7 @@ def taken_alone(
     mix = tuple(adapters.mix[kind] for kind in sorted(serves.kinds))
     own = adapters.model_copy(update={"mix": mix})
     return (
-        population.alone(serves.kinds, populate(own, shape, 0).slot_bytes),
+        population.alone(_kinds(serves, adapters), populate(own, shape, 0).slot_bytes),
         scenario.model_copy(update={"adapters": own}),
     )
 
@@ -109,11 +115,12 @@ def check_reachable(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
             got=", ".join(pool.name for pool, is_drawn in zip(pools, drawn, strict=True) if not is_drawn),
             hint="give one of them a weight",
         )
-    for i, (pool, mask) in enumerate(zip(pools, taken, strict=True)):
+    for pool, mask in zip(pools, taken, strict=True):
         if not (mask & wanted).any():
+            place = next(i for i, spec in enumerate(scenario.fleet.pools) if spec.name == pool.name)
             raise ScenarioError(
                 "no request is for this pool",
-                key=f"fleet.pools.{i}.serves",
+                key=f"fleet.pools.{place}.serves",
                 got=pool.name,
                 hint="the traffic has no such requests; remove the pool, or let it serve others",
             )

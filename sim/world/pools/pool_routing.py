@@ -98,7 +98,7 @@ class _Routers:
         found.current.append(view)
         found.current_reads |= {"loads"}
         if spec is None or spec.serve == "dedicated":
-            return LeastLoaded(RouterContext(view, pool.indices[-1] + 1, 0, 0))
+            return LeastLoaded(RouterContext(view, self._world.replicas, 0, 0))
         if pool.replicas > 1:
             found.current_reads |= {"resident", "inside"}
         assert pool.world.takes is not None, "it takes full models alone"

@@ -64,7 +64,7 @@ def make_router(world: World, view: View, replication: int) -> Router:
         world.scenario.router_policy,
         RouterContext(
             view=view,
-            replicas=view.up[-1] + 1 if world.pools else world.replicas,
+            replicas=world.replicas,
             key=stream_key(world.scenario.run.seed, replication, "router"),
             adapters=traffic.places,
             weights=weights,

@@ -1,0 +1,342 @@
+"""Pools of replicas: how a scenario says them, what is refused, and what results, costs and plans say of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reports.tables.change_tables import replicas_table
+from reports.tables.metric_tables import pools_table
+from reports.text.plan_text import plan_answer
+from reports.text.setup_text import setup_line
+from sim.errors import InputError
+from sim.results.fleet_costs.prices import priced
+from sim.results.point import Point
+from sim.results.run_directory.result_files import points_csv, summary_json
+from sim.results.run_directory.store import read_run
+from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
+from sim.spec.profile_choice import prices_of, replica_prices
+from sim.spec.scenario_file import LoadedScenario, load_scenario
+from sim.studies.backends.pool import Local
+from sim.studies.deploying.deployment import check_deployment
+from sim.studies.evaluate import evaluate_scenario, make_design
+from sim.studies.execution import Execution
+from sim.studies.headroom import find_headroom
+from sim.studies.planning.plan_study import make_plan
+from sim.studies.planning.screen import screen
+from sim.studies.planning.what_if_changes import changes
+from sim.world.build import build_world
+
+SCENARIO = """\
+schema_version: 1
+name: pools
+workload:
+  requests: 2500
+  arrivals: {process: poisson, rate: 12/s}
+  tokens: {prompt: {law: fixed, value: 100}, output: {law: fixed, value: 20}}
+adapters:
+  base_model: llama-3.1-8b
+  count: 40
+  mix: [{share: 20%, kind: base}, {share: 60%, rank: 8}, {share: 20%, rank: 32}]
+fleet:
+  engine: vllm
+  max_num_seqs: 64
+  gpu: h100-80gb
+  pools:
+    - {name: big, replicas: 1, price: 3 USD/h}
+    - name: small
+      replicas: 2
+      gpu: l40s
+      price: 1 USD/h
+      max_num_seqs: 32
+      cache: {gpu: {slots: 8}}
+cache: {gpu: {slots: 16}}
+run: {replications: 2}
+slo: {ttft_p99: 2 s}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "pools.yaml"
+    path.write_text(SCENARIO)
+    return path
+
+
+def load(file: Path, *overrides: str) -> LoadedScenario:
+    return load_scenario(str(file), overrides)
+
+
+def refused(file: Path, *overrides: str) -> str:
+    """Return the error with which a scenario is refused, when it is read or built."""
+
+    def read_and_build() -> None:
+        loaded = load(file, *overrides)
+        try:
+            build_world(loaded.scenario)
+        except InputError as error:
+            raise loaded.locate(error) from None
+
+    with pytest.raises(InputError) as caught:
+        read_and_build()
+    return str(caught.value).replace(str(file.parent), "")
+
+
+def test_a_pool_has_the_keys_of_the_fleet_unless_it_says_otherwise(file: Path) -> None:
+    big, small = load(file).scenario.pools
+    assert (big.fleet.gpu, big.fleet.max_num_seqs, big.cache.gpu.slots) == ("h100-80gb", 64, 16)
+    assert (small.fleet.gpu, small.fleet.max_num_seqs, small.cache.gpu.slots) == ("l40s", 32, 8)
+    assert (big.fleet.replicas, small.fleet.replicas) == (1, 2)
+    assert load(file).scenario.fleet.total == 3
+    assert small.cache.eviction == "vllm-lru", "the preset of its engine"
+    sglang = load(file, "fleet.pools.small.engine=sglang").scenario.pools[1]
+    assert (sglang.cache.eviction, sglang.cache.gpu.slots) == ("lru", 8), "of another engine, another preset"
+
+
+def test_a_pool_is_set_by_its_name_or_place(file: Path) -> None:
+    for key in ("fleet.pools.small.replicas", "fleet.pools.1.replicas"):
+        assert [pool.replicas for pool in load(file, f"{key}=5").scenario.fleet.pools] == [1, 5]
+    profile = "h100-80gb/llama-3.1-8b/vllm-0.24.0"
+    big = load(file, f"fleet.pools.big.profile={profile}").scenario.pools[0]
+    assert (big.fleet.profile, big.fleet.gpu) == (profile, None), "a profile takes the place of the fleet's GPU"
+    sized = load(file, "fleet.pools.small.cache.gpu.size=1 GB", "fleet.engine=continuous").scenario.pools
+    assert (sized[1].cache.gpu.slots, sized[1].cache.gpu.size) == (None, 10**9)
+    assert sized[0].cache.gpu.slots == 16
+
+
+def test_resolved_values_show_what_a_pool_says_and_no_defaults(file: Path) -> None:
+    shown = {key: value for key, value, _ in load(file).rows() if key.startswith("fleet.pools.1")}
+    assert shown == {
+        "fleet.pools.1.name": "small",
+        "fleet.pools.1.replicas": "2",
+        "fleet.pools.1.serves": "all",
+        "fleet.pools.1.gpu": "l40s",
+        "fleet.pools.1.price": "1",
+        "fleet.pools.1.max_num_seqs": "32",
+        "fleet.pools.1.cache.gpu.slots": "8",
+    }
+    again = load(file)
+    assert again.with_values({}).scenario == again.scenario
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["fleet.replicas=3"],
+            "--set: fleet.replicas: a fleet of pools has the replicas of its pools; remove fleet.replicas, and give "
+            "each pool its replicas",
+        ),
+        (["fleet.pools.small.name=big"], "--set: fleet.pools.1.name: two pools have the same name (got big)"),
+        (
+            ["fleet.pools.big.replicas=0", "fleet.pools.small.replicas=0"],
+            "/pools.yaml:15: fleet.pools: no pool has a replica (got 0 in all, allowed: 1 to 4,096)",
+        ),
+        (
+            ["fleet.pools.small.max_num_seqs=5000"],
+            "/pools.yaml:11: fleet.max_num_batched_tokens: every running sequence needs one token of the budget",
+        ),
+        (
+            ["fleet.pools.small.cache.gpu.size=1 GB", "fleet.pools.small.engine=vllm-0.8"],
+            "--set: fleet.pools.1.cache.gpu.size: vllm-lru counts slots",
+        ),
+        (["fleet.pools.small.gpus=2"], "--set: fleet.pools.1.gpus: unknown key; did you mean"),
+        (["fleet.pools.small.gpu=l40"], "--set: fleet.pools.1.gpu: unknown GPU (got l40"),
+        (["fleet.pools.other.replicas=2"], "--set: fleet.pools.other: no such index in the list (got other, allowed"),
+        (
+            ["fleet.pools.small.gpu=null", "fleet.pools.small.profile=l40s/nothing"],
+            "--set: fleet.pools.1.profile: ",
+        ),
+        (
+            [
+                "fleet.pools.small.gpu=null",
+                "fleet.pools.small.profile=h100-80gb/qwen2.5-7b/vllm-0.24.0",
+                "adapters.base_model=null",
+                "fleet.gpu=null",
+                "fleet.pools.big.gpu=h100-80gb",
+            ],
+            "--set: fleet.pools.1.profile: the pools of a fleet serve the same base model",
+        ),
+        (
+            ["fleet.full_models={serve: dedicated}"],
+            "--set: fleet.full_models: full models are not supported in a fleet of pools",
+        ),
+        (
+            ["fleet.pools.small.engine=fixed", "fleet.pools.small.service={law: fixed, value: 1 s}"],
+            "/pools.yaml:17: fleet.pools.1",
+        ),
+        (["cache.eviction=belady", "fleet.engine=continuous"], "--set: cache.eviction: cache.eviction belady is not"),
+        (["router.policy=service-per-adapter"], "--set: router.policy: service-per-adapter places adapters on equal"),
+        (
+            ["faults=[{kind: crash, replica: 0, at: 1 s, down: 1 s}]"],
+            "--set: faults: faults are not supported in a fleet of pools (got 1 faults, allowed: none)",
+        ),
+        (
+            ["rollouts=[{strategy: new-name, at: 1 s}]"],
+            "--set: rollouts: rollouts are not supported in a fleet of pools (got 1 rollouts, allowed: none)",
+        ),
+        (
+            ["fleet.pools.big.serves=adapters", "fleet.pools.small.serves=adapters"],
+            "/pools.yaml:15: fleet.pools: no pool takes requests to the base model (got 0.2 of the requests are for "
+            "it); give a pool serves: all or serves: base",
+        ),
+        (
+            ["fleet.pools.big.serves=base", "fleet.pools.small.serves={kinds: [1]}"],
+            "/pools.yaml:15: fleet.pools: no pool takes requests for some adapters (got rank 32, all-linear)",
+        ),
+        (
+            ["fleet.pools.small.serves={kinds: [0]}"],
+            "--set: fleet.pools.1.serves.kinds: no such kind of adapters (got 0, allowed: 1, 2)",
+        ),
+        (
+            ["adapters.mix=null", "fleet.pools.small.serves=base"],
+            "--set: fleet.pools.1.serves: no request is for this pool (got small); the traffic has no such requests",
+        ),
+        (["fleet.pools.big.weight=2"], "--set: fleet.pools.0.weight: with router.pools: together, no pool is drawn"),
+        (
+            ["router.pools=weight", "fleet.pools.big.weight=0", "fleet.pools.small.weight=0"],
+            "/pools.yaml:15: fleet.pools: no pool has a weight above zero",
+        ),
+        (
+            ["router.pools=weight", "fleet.pools.big.weight=0"],
+            "--set: fleet.pools.0.weight: no request reaches this pool (got 0, and no router.spill (pool big))",
+        ),
+        (
+            [
+                "router.pools=weight",
+                "router.spill=full",
+                "fleet.pools.big={weight: 0, serves: base}",
+                "fleet.pools.small.serves=adapters",
+            ],
+            "/pools.yaml:15: fleet.pools: of the pools that take some requests, none has a weight above zero (got big)",
+        ),
+        (["router.spill=full"], "--set: router.spill: with router.pools: together, all replicas are candidates anyway"),
+        (["fleet.pools=null", "router.spill=4"], "--set: router.spill: the fleet has no pools (got 4)"),
+        (["fleet.pools=null", "router.pools=weight"], "--set: router.pools: the fleet has no pools (got weight)"),
+        (["fleet.pools.big.price=null"], "--set: fleet.pools.0.price: other pools have a price"),
+    ],
+)
+def test_bad_pools_are_refused_at_their_key(file: Path, overrides: list[str], message: str) -> None:
+    assert refused(file, *overrides).startswith(message)
+
+
+def test_a_pool_of_some_adapters_has_slots_of_their_size(file: Path) -> None:
+    parts = ("fleet.pools.small.gpu=null", "fleet.pools.small.cache=null", "fleet.pools.small.max_num_seqs=null")
+    low = ("fleet.pools.small.serves={kinds: [1]}", *parts)
+    all_, low_ranks = (build_world(load(file, *low).scenario).pools[i].world for i in (0, 1))
+    assert all_.kv_tokens is not None
+    assert low_ranks.kv_tokens is not None
+    assert low_ranks.kv_tokens > all_.kv_tokens, "slots for rank 8 leave more memory than slots for rank 32"
+    assert int(low_ranks.population.rank.max()) == 8
+    base = build_world(load(file, "fleet.pools.small.serves=base", *parts).scenario).pools[1].world
+    assert base.kv_tokens is not None
+    assert base.kv_tokens > low_ranks.kv_tokens, "without LoRA, slots take no memory"
+    pinned = load(file, *low, "fleet.engine=continuous", "cache.pinned=3").scenario
+    kind = all_.traffic.population.kind
+    assert {int(kind[adapter]) for adapter in build_world(pinned).pools[1].world.pinned} == {0}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedScenario, Point]:
+    path = tmp_path_factory.mktemp("pools") / "pools.yaml"
+    path.write_text(SCENARIO)
+    loaded = load(path)
+    return loaded, evaluate_scenario(loaded.scenario).point
+
+
+def test_results_are_given_by_pool(evaluated: tuple[LoadedScenario, Point]) -> None:
+    _, point = evaluated
+    big, small = point.pools
+    assert (big["pool"], big["replicas"], big["gpus"]) == ("big", 1, 1)
+    assert (small["pool"], small["replicas"], small["gpus"]) == ("small", 2, 2)
+    assert "H100" in big["device"]
+    assert big["requests"] + small["requests"] == point.traffic["requests"]
+    assert big["ttft_p99_s"] < small["ttft_p99_s"], "the smaller card is slower"
+    assert [row["pool"] for row in point.replicas] == ["big", "small", "small"]
+    assert Point.from_json(json.loads(json.dumps(point.to_json()))).pools == point.pools
+    rows = points_csv([point]).splitlines()
+    assert f"pools.small.requests,{small['requests']},,,requests" in [row.rstrip(",") for row in rows]
+    assert len({len(row.split(",")) for row in rows}) == 1
+    assert summary_json("pools", [point])["points"][0]["pools"][1]["pool"] == "small"
+
+
+def test_a_report_names_pools_and_both_cards(evaluated: tuple[LoadedScenario, Point]) -> None:
+    _, point = evaluated
+    table, replicas = pools_table(point, ""), replicas_table(point, "")
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["big", "small"]
+    assert replicas is not None
+    assert [row[0] for row in replicas.rows] == ["0 (big)", "1 (small)", "2 (small)"]
+    assert setup_line([point]).startswith("NVIDIA H100 80GB HBM3 and NVIDIA L40S · llama-3.1-8b · vllm")
+    assert setup_line([Point.from_json(json.loads(json.dumps(point.to_json())))]) == setup_line([point])
+
+
+def test_costs_are_each_pools_price_times_its_gpus(evaluated: tuple[LoadedScenario, Point]) -> None:
+    loaded, point = evaluated
+    assert point.metrics["usd_per_month"].value == pytest.approx((3 + 2 * 1) * 730)
+    assert [row["usd_per_month"] for row in point.pools] == pytest.approx([3 * 730, 2 * 730])
+    assert prices_of(loaded.scenario) == (pytest.approx(5 / 3), (3.0, 1.0))
+    assert replica_prices(loaded.scenario) == {"fleet.pools.big.replicas": 3.0, "fleet.pools.small.replicas": 1.0}
+    assert priced(point, *prices_of(loaded.scenario)) is point
+    free = priced(point, None)
+    assert "usd_per_month" not in free.metrics
+    assert all("usd_per_month" not in row for row in free.pools)
+    dearer = load_scenario(loaded.source, ["fleet.pools.small.price=2"]).scenario
+    assert priced(point, *prices_of(dearer)).metrics["usd_per_month"].value == pytest.approx(7 * 730)
+
+
+def test_each_pool_takes_the_same_draw_of_its_own_profile(file: Path) -> None:
+    world = make_design(load(file).scenario).world
+    assert world.draws == min(len(pool.world.profile.draws) for pool in world.pools if pool.world.profile)
+    for pool, drawn in zip(world.pools, world.with_draw(3).pools, strict=True):
+        assert pool.world.profile is not None
+        assert drawn.world.profile is not None
+        assert drawn.world.profile.step == pool.world.profile.draws[3].step
+
+
+def test_formulas_add_up_what_pools_can_do(file: Path) -> None:
+    both = screen(build_world(load(file).scenario))
+    one, two = (screen(build_world(load(file, f"fleet.pools.{i}.replicas=0").scenario)) for i in (1, 0))
+    assert one.gpu_load is not None
+    assert two.gpu_load is not None
+    assert both.gpu_load == pytest.approx(1 / (1 / one.gpu_load + 1 / two.gpu_load))
+
+
+def test_what_needs_one_kind_of_replica_says_so(file: Path) -> None:
+    loaded = load(file)
+    with pytest.raises(InputError, match="a fleet of pools has no manifest"):
+        check_deployment(loaded.scenario)
+    assert engine_flags(loaded.scenario, 1000) == {}
+    assert "each pool is started in its own way" in why_no_flags(loaded.scenario)
+    groups = {change.group for change in changes(build_world(loaded.scenario))}
+    assert groups == {"traffic", "router"}, "keys of caches may be others in each pool"
+    for change in changes(build_world(loaded.scenario)):
+        build_world(loaded.with_values(change.set).scenario)
+
+
+def test_headroom_counts_the_batch_slots_of_all_pools(evaluated: tuple[LoadedScenario, Point]) -> None:
+    loaded, point = evaluated
+    found = find_headroom(loaded.scenario, point)
+    assert found.multiple is not None
+    assert found.multiple > 1
+
+
+def test_a_plan_finds_the_cheapest_mix(tmp_path: Path) -> None:
+    """Rates are such that one small replica is too few and either two small ones or a big one are enough."""
+    fixed = "engine: fixed\n  service: {law: fixed, value: 100 ms}\n  gpu: null"
+    text = SCENARIO.replace("engine: vllm\n  max_num_seqs: 64\n  gpu: h100-80gb", fixed)
+    text = text.replace("      gpu: l40s\n", "      service: {law: fixed, value: 200 ms}\n")
+    text = text.replace("      max_num_seqs: 32\n", "").replace("rate: 12/s", "rate: 7/s")
+    text = text.replace("slo: {ttft_p99: 2 s}", "slo: {e2e_mean: 1 s}\nstorage: {load: {law: fixed, value: 1 ms}}")
+    question = "plan:\n  minimize: [fleet.pools.big.replicas, fleet.pools.small.replicas]\n  range: [[0, 2], [0, 4]]\n"
+    for small, answer, total in (("1", (0, 2), 2.0), ("1.6", (1, 0), 3.0)):
+        path = tmp_path / f"plan-{small}.yaml"
+        path.write_text(text.replace("price: 1 USD/h", f"price: {small} USD/h") + question)
+        planned = make_plan(load_scenario(str(path)), tmp_path / small, Execution(Local(1)))
+        assert tuple(planned.answer.values()) == answer
+        (row,) = [row for row in planned.record.frontier if row.set == planned.answer]
+        assert row.price == total
+        said = plan_answer(read_run(tmp_path / small)).headline
+        assert f"for ${total:.0f} an hour: the cheapest mix that meets the SLO" in said
