@@ -7,6 +7,8 @@ from typing import Any
 
 from sim.results.point import ONLY_WITH_PRICE, UNITS, Metric, Point
 
+HOURS_PER_MONTH = 730.0
+"""A twelfth of a year of 365 days."""
 GROUP_COST = "usd_per_month"
 """The cost of a group, in its row."""
 
