@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
@@ -41,7 +41,8 @@ class Fleet(Strict):
     """The replicas, what each can do, and how long its steps take."""
 
     replicas: PositiveInt = Field(default=1, le=4096)
-    """How many replicas serve the traffic."""
+    """How many replicas serve the traffic; with ``autoscale``, at the start. Unset: 1, or ``autoscale.min`` if that is
+    more."""
     gpu: str | None = Field(default=None, json_schema_extra={"examples": list(GPUS)})
     """The GPU, such as ``h100-80gb``, ``h200``, ``b200``, ``a100-80gb`` or ``l40s``. With ``adapters.base_model`` and
     ``engine`` it picks the profile: the nearest version of the engine, measured before derived before assumed."""
@@ -136,6 +137,15 @@ class Fleet(Strict):
     """Replicas for full fine-tunes (``kind: full`` in ``adapters.mix``), besides the ``replicas`` of the base model."""
     autoscale: Autoscale | None = None
     """A controller that starts and stops replicas during the run; unset: there are always ``replicas``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_at_the_minimum(cls, data: Any) -> Any:
+        autoscale = data.get("autoscale") if isinstance(data, dict) else None
+        least = autoscale.get("min") if isinstance(autoscale, dict) else None
+        if not isinstance(least, int) or least <= 1 or data.get("replicas") is not None:
+            return data
+        return {**data, "replicas": least}
 
     @property
     def places(self) -> int:

@@ -281,7 +281,7 @@ def _spread(scenario: Scenario, profile: Profile) -> list[str]:
 
 def _one_replica(scenario: Scenario) -> Scenario:
     """Return the scenario of one replica: manifests say how many there are."""
-    return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"replicas": 1})})
+    return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"replicas": 1, "autoscale": None})})
 
 
 def _reference(scenario: Scenario, data: RunData, point: Point) -> RunReference:

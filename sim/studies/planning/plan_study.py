@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors, UnknownKeyError
+from sim.results.fleet_costs.prices import HOURS_PER_MONTH
 from sim.results.point import Point
 from sim.results.point_summary import request_table
 from sim.results.run_directory.result_files import json_ready, write_text
@@ -350,10 +351,16 @@ def _most_wanted_first(designs: list[PlanDesign], axes: list[Variable], plan: Pl
 
 
 def _price(design: PlanDesign) -> float | None:
-    """Return what all GPUs of a design cost per hour; None where the scenario has no price."""
+    """Return what all GPUs of a design cost per hour; None where the scenario has no price.
+
+    With an autoscaler it is the mean over the simulation.
+    """
     scenario = design.loaded.scenario
     if scenario.fleet.price is None or design.world is None:
         return None
+    if scenario.fleet.autoscale is not None:
+        month = None if design.point is None else design.point.metrics.get("usd_per_month")
+        return None if month is None or month.value is None else month.value / HOURS_PER_MONTH
     return scenario.fleet.price * design.world.replicas * gpus_per_replica(scenario, design.world.profile)
 
 
