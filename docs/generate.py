@@ -282,7 +282,7 @@ METRICS = {
         "replications",
     ),
     "new_replica_miss_ratio": (
-        "Requests that had to start a load, over the requests for adapters that new replicas admit in their first minute.",
+        "Requests that had to start a load, over those for adapters that new replicas admit in their first minute.",
         "time",
         "replications",
     ),

@@ -93,7 +93,7 @@ def _value_words(key: str, value: float) -> str:
 
 def _name(key: str, label: str, what: str) -> str:
     """Return what a line shows, where its strip isn't named."""
-    return f"{label} {what}" if key in LATENCIES or what == "per second" else label
+    return f"{label} {what}" if key in LATENCIES or what in ("per second", "replicas") else label
 
 
 def _numbers(

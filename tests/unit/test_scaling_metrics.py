@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from strategies import build, fixed_time, write_trace
 
+from reports.charts.timeline_chart import timeline_chart
+from reports.text.changes.scaling_text import scaling_sentences
 from sim.results.autoscaling.lives import provisioned_s, seconds_in, starting
 from sim.results.autoscaling.scaling_metrics import replicas_over_time
 from sim.results.metrics import measure
@@ -97,6 +99,24 @@ def test_the_timeline_has_both_counts() -> None:
     assert starting(recording, times).tolist() == [False, False, True, True, False, False, False, False, False]
     point = evaluate_scenario(scenario(), EvaluationOptions()).point
     assert len(point.timeline.replicas) == len(point.timeline.t_s)
+
+
+def test_the_answer_says_what_starts_did() -> None:
+    point = evaluate_scenario(scenario(), EvaluationOptions()).point
+    assert scaling_sentences(point) == [
+        "There are 1.5 replicas on average; 1 start, each after 10 s, and then make 2 loads in their first minute.",
+        "33.3 % of the requests that arrive while a replica starts are late, and 0 % of the others.",
+    ]
+    assert scaling_sentences(evaluate_scenario(scenario(autoscale=None), EvaluationOptions()).point) == []
+
+
+def test_a_report_draws_replicas_over_time() -> None:
+    point = evaluate_scenario(scenario(), EvaluationOptions()).point
+    chart = timeline_chart(point, "")
+    assert chart is not None
+    assert "provisioned" in chart.svg
+    assert "serving" in chart.svg
+    assert "replicas" in chart.desc
 
 
 def test_seconds_by_section_add_up() -> None:
