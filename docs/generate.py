@@ -47,7 +47,7 @@ METRICS = {
     ),
     "loader_utilization": (
         "Seconds in which loads from storage run, including pauses between attempts, over measured time × "
-        "`storage.loaders` × `fleet.replicas`. Copies from host memory and loads of whole models do not count.",
+        "`storage.loaders` × replicas. Copies from host memory and loads of whole models do not count.",
         "time",
         "ratio",
     ),
@@ -259,6 +259,36 @@ METRICS = {
         "completed",
         "replications",
     ),
+    "replica_seconds": (
+        "With `fleet.autoscale`: seconds of each replica, from the start of its cold start to the end of its drain; "
+        "mean over replications.",
+        "time",
+        "count",
+    ),
+    "mean_replicas": ("`replica_seconds` over the measured time.", "time", "ratio"),
+    "replicas_started": ("Replicas whose cold start begins; mean over replications.", "time", "count"),
+    "replicas_stopped": ("Replicas whose drain begins; mean over replications.", "time", "count"),
+    "cold_start_mean_s": (
+        "From the start of a replica until it serves, mean over those that begin to serve.",
+        "time",
+        "replications",
+    ),
+    "late_while_starting": (
+        "Requests that miss a per-request target of the `slo`, over all that arrive while a replica starts.",
+        "measured",
+        "ratio",
+    ),
+    "late_otherwise": ("The same over all other requests.", "measured", "ratio"),
+    "new_replica_loads": (
+        "Loads from any tier in the first minute of a new replica, mean over the replicas that begin to serve.",
+        "time",
+        "replications",
+    ),
+    "new_replica_miss_ratio": (
+        "Requests that had to start a load, over those for adapters that new replicas admit in their first minute.",
+        "time",
+        "replications",
+    ),
     "usd_per_m_tokens": (
         "[Cost](costs.md) of the measured time at `fleet.price`, over prompt and output tokens of the requests that "
         "end in it, times a million. Absent without a price, as the other costs are.",
@@ -268,8 +298,17 @@ METRICS = {
     "usd_per_m_input_tokens": ("The same cost over prompt tokens alone.", "time", "ratio"),
     "usd_per_m_output_tokens": ("The same cost over output tokens alone.", "time", "ratio"),
     "usd_per_request": ("The same cost over the requests.", "time", "ratio"),
-    "usd_per_month": ("`fleet.price` × GPUs × 730 hours.", "time", "none"),
+    "usd_per_month": (
+        "`fleet.price` × GPUs × 730 hours; with `fleet.autoscale` the GPUs of `mean_replicas`.",
+        "time",
+        "none",
+    ),
     "idle_usd_per_month": ("The part of it in which GPUs compute nothing: 1 − `gpu_utilization`.", "time", "ratio"),
+    "cost_usd": (
+        "With `fleet.autoscale`: `fleet.price` × GPUs of a replica × `replica_seconds`.",
+        "time",
+        "count",
+    ),
 }
 """Each metric's definition, what it is taken over, and how its interval is made."""
 
@@ -733,6 +772,8 @@ def metric_table() -> str:
         "requests": "requests",
         "sessions": "sessions",
         "loads": "loads",
+        "replicas": "replicas",
+        "replica-s": "replica-seconds",
         "B": "bytes",
         "USD": "US dollars",
     }

@@ -43,7 +43,10 @@ def timeline_chart(point: Point, where: str) -> Chart | None:
         ("loads", [("loads_in_flight", "loads under way", "s5")]),
         ("per second", [("arrivals_per_s", "arrivals", "s6"), ("loads_per_s", "loads", "s5")]),
     ]
-    if point.events:
+    if point.timeline.replicas:
+        replicas = [("replicas", "provisioned", "s1"), ("serving_replicas", "serving", "s6")]
+        panels = [("replicas", replicas), *panels]
+    if point.events or point.timeline.replicas:
         panels = [
             ("TTFT by arrival", [("ttft_p99_s", "p99", "s2"), ("ttft_mean_s", "mean", "s1")]),
             ("E2E by arrival", [("e2e_p99_s", "p99", "s2"), ("e2e_mean_s", "mean", "s1")]),
@@ -90,7 +93,7 @@ def _value_words(key: str, value: float) -> str:
 
 def _name(key: str, label: str, what: str) -> str:
     """Return what a line shows, where its strip isn't named."""
-    return f"{label} {what}" if key in LATENCIES or what == "per second" else label
+    return f"{label} {what}" if key in LATENCIES or what in ("per second", "replicas") else label
 
 
 def _numbers(

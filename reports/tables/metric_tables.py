@@ -26,6 +26,7 @@ GROUPS = {
     "E2E": ("e2e_p99_s",),
     "cache": ("miss_ratio",),
     "load": ("throughput_rps", "loader_utilization"),
+    "fleet": ("mean_replicas", "replicas_started", "late_while_starting", "late_otherwise", "new_replica_miss_ratio"),
     "cost": ("usd_per_m_tokens", "usd_per_m_output_tokens", "usd_per_request", "usd_per_month", "idle_usd_per_month"),
 }
 """The metrics that a terminal shows of one point, by what they are about."""

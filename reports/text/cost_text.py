@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reports.axes import make_axes, point_words
-from reports.formatting import money, percent, show
-from sim.results.fleet_costs.prices import is_priced
+from reports.formatting import money, number, percent, show
+from sim.results.fleet_costs.prices import HOURS_PER_MONTH, is_priced
 from sim.results.point import Point
 from sim.results.verdict import MET, verdict
 
@@ -21,8 +21,13 @@ def cost_sentences(point: Point, load: float | None = None) -> list[str]:
         return []
     costs = {name: point.metrics[name].value for name in usage.metrics if name in point.metrics}
     month, each = costs.get("usd_per_month") or 0.0, costs.get("usd_per_m_tokens")
-    fleet = f"{usage.gpus:,} GPU{'s' if usage.gpus != 1 else ''} at {money(usage.price)} an hour"
-    said = [f"{fleet} cost {money(month)} a month."] if usage.gpus != 1 else [f"{fleet} costs {money(month)} a month."]
+    if "mean_replicas" in point.metrics:
+        gpus = month / (usage.price * HOURS_PER_MONTH)
+        said = [f"{number(gpus)} GPUs on average at {money(usage.price)} an hour cost {money(month)} a month."]
+        load = None  # it refers to the largest fleet
+    else:
+        fleet = f"{usage.gpus:,} GPU{'s' if usage.gpus != 1 else ''} at {money(usage.price)} an hour"
+        said = [f"{fleet} cost{'' if usage.gpus != 1 else 's'} {money(month)} a month."]
     if each is not None:
         answers = show("usd_per_m_output_tokens", costs["usd_per_m_output_tokens"])
         said.append(

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.autoscaling.scaling_metrics import scaling_metrics
 from sim.results.changes.change_metrics import change_metrics
 from sim.results.leaps import gap_bin_edges
 from sim.results.metric_state import MANY_TIMES, Cause, State
@@ -38,13 +39,16 @@ def measure(
     """Return every metric of ``UNITS`` that applies over all replications, and the measured requests."""
     m = MeasuredRequests(recordings, facts, least_for_p99)
     metrics = {**_cache(m), **_latency(m), **_tokens(m), **_rates(m), **_counts(m)}
-    metrics |= change_metrics(m, slow_ones(m)) | _prefixes(m)
+    slow = slow_ones(m)
+    metrics |= change_metrics(m, slow) | _prefixes(m) | scaling_metrics(m, slow)
     busy = _near_saturation(metrics, m)
     if busy is not None:
         metrics |= {
             name: replace(metric, state=busy)
             for name, metric in metrics.items()
-            if UNITS[name] == "s" and name != "rollout_duration_s" and metric.value is not None
+            if UNITS[name] == "s"
+            and name not in ("rollout_duration_s", "cold_start_mean_s")
+            and metric.value is not None
         }
     return {name: _with_requests(metrics[name], facts.requests) for name in UNITS if name in metrics}, m
 
@@ -61,10 +65,10 @@ def _with_requests(metric: Metric, requests: int | None) -> Metric:
 
 def _cache(m: MeasuredRequests) -> dict[str, Metric]:
     _, busy = m.loads("from storage")
-    places = m.facts.loader_places
+    places = m.replica_seconds(m.facts.loaders) if m.autoscaled else m.spans * m.facts.loader_places
     return {
         **_ratios(m),
-        "loader_utilization": ratio(busy, m.spans * places, m.sections, "1", highest=1),
+        "loader_utilization": ratio(busy, places, m.sections, "1", highest=1),
         "load_wait_mean_s": m.sampled(m.column("load_wait_s")[m.completed]).mean("s"),
     }
 
@@ -126,7 +130,7 @@ def _tokens(m: MeasuredRequests) -> dict[str, Metric]:
 def _rates(m: MeasuredRequests) -> dict[str, Metric]:
     busy = np.concatenate([r.busy_s for r in m.recordings])
     metrics = {
-        "gpu_utilization": ratio(busy, m.spans * m.facts.replicas, m.sections, "1", highest=1),
+        "gpu_utilization": ratio(busy, m.replica_seconds(1), m.sections, "1", highest=1),
         "throughput_rps": ratio(m.by_finish(), m.spans, m.sections, "1/s"),
     }
     if m.facts.fixed:

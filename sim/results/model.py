@@ -259,6 +259,8 @@ class Timeline:
     not across the begin of a rollout or fault, and None where there are too few.
 
     :ivar t_s: middles of the spans.
+    :ivar replicas: with an autoscaler, how many there are, from the start of the cold start to the end of the drain;
+        ``serving_replicas``: how many take requests.
     """
 
     t_s: list[float] = field(default_factory=list)
@@ -271,6 +273,8 @@ class Timeline:
     ttft_p99_s: list[float | None] = field(default_factory=list)
     e2e_mean_s: list[float | None] = field(default_factory=list)
     e2e_p99_s: list[float | None] = field(default_factory=list)
+    replicas: list[float | None] = field(default_factory=list)
+    serving_replicas: list[float | None] = field(default_factory=list)
 
     def column(self, name: str) -> list[float | None]:
         """Return a column by its name; empty where the run has none."""

@@ -40,6 +40,8 @@ _NEITHER = frozenset(
         "wrong_adapter_detected",
         "retried",
         "rerouted",
+        "replicas_started",
+        "replicas_stopped",
     }
 )
 _LOWER = frozenset(
@@ -89,6 +91,14 @@ _LOWER = frozenset(
         "wrong_adapter_served",
         "old_prefix_served",
         "lost",
+        "replica_seconds",
+        "mean_replicas",
+        "cold_start_mean_s",
+        "late_while_starting",
+        "late_otherwise",
+        "new_replica_loads",
+        "new_replica_miss_ratio",
+        "cost_usd",
         "usd_per_m_tokens",
         "usd_per_m_input_tokens",
         "usd_per_m_output_tokens",

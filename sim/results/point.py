@@ -75,12 +75,22 @@ UNITS = {
     "rerouted": "requests",
     "lost": "requests",
     "rerouted_e2e_mean_s": "s",
+    "replica_seconds": "replica-s",
+    "mean_replicas": "1",
+    "replicas_started": "replicas",
+    "replicas_stopped": "replicas",
+    "cold_start_mean_s": "s",
+    "late_while_starting": "1",
+    "late_otherwise": "1",
+    "new_replica_loads": "1",
+    "new_replica_miss_ratio": "1",
     "usd_per_m_tokens": "USD",
     "usd_per_m_input_tokens": "USD",
     "usd_per_m_output_tokens": "USD",
     "usd_per_request": "USD",
     "usd_per_month": "USD",
     "idle_usd_per_month": "USD",
+    "cost_usd": "USD",
 }
 """Every metric and its unit, in the order in which tables print them."""
 
@@ -88,10 +98,27 @@ ONLY_WITH_PREFIX_CACHE = frozenset(name for name in UNITS if name.startswith("pr
 """Metrics that a point lacks unless its replicas have a prefix cache and its requests something to share."""
 ONLY_WITH_PRICE = frozenset(name for name, unit in UNITS.items() if unit == "USD")
 """Metrics that a point lacks unless its scenario says what a GPU costs (``fleet.price``)."""
-ALWAYS_THERE = tuple(name for name in UNITS if name not in ONLY_WITH_PREFIX_CACHE | ONLY_WITH_PRICE)
+ONLY_WITH_AUTOSCALER = frozenset(
+    {
+        "replica_seconds",
+        "mean_replicas",
+        "replicas_started",
+        "replicas_stopped",
+        "cold_start_mean_s",
+        "late_while_starting",
+        "late_otherwise",
+        "new_replica_loads",
+        "new_replica_miss_ratio",
+        "cost_usd",
+    }
+)
+"""Metrics that a point lacks where the number of replicas stays the same (``fleet.autoscale``); ``cost_usd`` needs a
+price as well."""
+_NOT_ALWAYS = ONLY_WITH_PREFIX_CACHE | ONLY_WITH_PRICE | ONLY_WITH_AUTOSCALER
+ALWAYS_THERE = tuple(name for name in UNITS if name not in _NOT_ALWAYS)
 """Metrics that every point has."""
 
-COUNTS = frozenset({"requests", "sessions", "loads"})
+COUNTS = frozenset({"requests", "sessions", "loads", "replicas", "replica-s"})
 """Units of counts: exact for their run. Of rollouts and faults they are means over the replications."""
 
 POOL_UNITS = {
@@ -123,6 +150,9 @@ SHARES = frozenset(
         "prefix_hit_ratio",
         "rollout_miss_ratio",
         "before_miss_ratio",
+        "late_while_starting",
+        "late_otherwise",
+        "new_replica_miss_ratio",
     }
 )
 """Metrics of unit 1 between 0 and 1; the others of unit 1 are counts or averages."""
@@ -256,7 +286,8 @@ class Usage:
     """How many GPU hours requests and tokens take, whatever an hour costs.
 
     :ivar gpus: of the whole fleet.
-    :ivar metrics: costs at a price of 1 for a GPU and an hour; every name of ``ONLY_WITH_PRICE``.
+    :ivar metrics: costs at a price of 1 for a GPU and an hour; every name of ``ONLY_WITH_PRICE``;
+        ``cost_usd`` only with an autoscaler.
     :ivar group_tokens: by row of ``Point.groups``: its share of the tokens of all completed requests.
     :ivar price: of a GPU, in US dollars per hour, that the point's costs are from; None: it has no costs.
     """

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.arrow_columns import column, table, words
+from sim.results.autoscaling.scaling_metrics import replicas_over_time
 from sim.results.by_tenant.tenant_metrics import tenant_results
 from sim.results.changes.change_summary import (
     event_cuts,
@@ -206,6 +207,10 @@ def _timeline(recording: Recording) -> Timeline:
         counts, _ = np.histogram(np.asarray(times, dtype=np.float64), bins=_SPANS, range=(0, end))
         return [float(x) for x in counts / (end / _SPANS)]
 
+    replicas: dict[str, list[float | None]] = {}
+    if len(recording.lives):
+        provisioned, serving = replicas_over_time(recording, at)
+        replicas = {"replicas": mean(provisioned), "serving_replicas": mean(serving)}
     loading = passed(recording.loads["started_s"]) - passed(recording.loads["ended_s"])
     return Timeline(
         t_s=[float(x) for x in (np.arange(_SPANS) + 0.5) * end / _SPANS],
@@ -214,6 +219,7 @@ def _timeline(recording: Recording) -> Timeline:
         loads_in_flight=mean(loading),
         arrivals_per_s=per_second(r["arrival_s"]),
         loads_per_s=per_second(recording.loads["started_s"]),
+        **replicas,
         **timeline_latencies(r, end, _SPANS, event_cuts(recording, _SPANS)),
     )
 
@@ -314,8 +320,8 @@ def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None) -> 
 def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
     facts, span = m.facts, float(m.spans.sum())
     blocked = np.sum([r.blocked_s.sum(axis=1) for r in m.recordings], axis=0)
-    time = max(span * facts.replicas, 1e-12)
-    own_time = max(span * facts.own_replicas, 1e-12)
+    time = max(float(m.replica_seconds(1).sum()) if m.autoscaled else span * facts.replicas, 1e-12)
+    own_time = time if m.autoscaled else max(span * facts.own_replicas, 1e-12)
     full_models = seats = kv = None
     if facts.full_replicas:
         started, loading = m.loads("full models")
@@ -373,6 +379,8 @@ def _offered_to_loaders(m: MeasuredRequests) -> float | None:
     if loads <= 0:
         return 0.0
     places = m.facts.loader_places * float(m.spans.sum())
+    if m.autoscaled:
+        places = float(m.replica_seconds(m.facts.loaders).sum())
     # A full loader turns misses into delayed hits, since one load serves all that wait for it. Without its queue they
     # would be misses.
     full = occupied_s > _FULL * places

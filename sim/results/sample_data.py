@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.autoscaling.lives import provisioned_s
 from sim.results.leaps import seconds_by_section
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled
@@ -148,6 +149,7 @@ class MeasuredRequests:
     :ivar spans: seconds of each section.
     :ivar completed, admitted: which requests got their last token, or at least a place in a batch.
     :ivar for_base: which requests are for the base model; ``admitted_with_adapter``: the other admitted ones.
+    :ivar autoscaled: whether the number of replicas changes.
     :ivar least_for_ratio: admitted requests below which there is no miss ratio.
     :param least_for_p99: completed requests below which there is no p99.
     """
@@ -160,6 +162,7 @@ class MeasuredRequests:
         self.sections = len(recordings[0].bounds) - 1
         self.replications = len(recordings)
         self.spans = np.concatenate([np.diff(r.bounds) for r in recordings])
+        self.autoscaled = any(len(r.lives) for r in recordings)
         # Requests are numbered in the order of their arrivals, so the measured ones are the last: a view, not a copy.
         self._first = [int(np.searchsorted(r.section_of, 0)) for r in recordings]
         firsts = enumerate(zip(recordings, self._first, strict=True))
@@ -177,6 +180,16 @@ class MeasuredRequests:
             pairs = zip(self.recordings, self._first, strict=True)
             self._columns[name] = _joined([r.requests[name][first:] for r, first in pairs])
         return self._columns[name]
+
+    def replica_seconds(self, each: int, replicas: int | None = None) -> Floats:
+        """Return the seconds of each section, times what is there in every replica, times the replicas there were.
+
+        :param each: such as loaders or GPUs of one replica.
+        :param replicas: of a fleet that stays as it is; None: all.
+        """
+        if self.autoscaled:
+            return each * np.concatenate([provisioned_s(r) for r in self.recordings])
+        return self.spans * (each * (self.facts.replicas if replicas is None else replicas))
 
     def seconds(self, later: str, earlier: str) -> Floats:
         """Return the time between two stamps of each completed request."""

@@ -362,7 +362,7 @@ def facts_of(world: World) -> ScenarioFacts:
         seed=None if world.traffic.replayed else scenario.run.seed,
         faults_from_s=min((at for fault in scenario.faults if (at := getattr(fault, "at", 0.0)) > 0), default=inf),
         broken=tuple(_broken(scenario)),
-        full_replicas=world.replicas - scenario.fleet.replicas,
+        full_replicas=world.replicas - scenario.fleet.places,
         max_model_len=scenario.fleet.max_model_len,
         closed_loop=world.traffic.closed_loop,
         requests=None if world.traffic.replayed else scenario.workload.requests,
@@ -396,17 +396,17 @@ def _is_steady(scenario: Scenario) -> bool:
     """Return whether traffic and fleet stay the same throughout, so that only the start of a run differs."""
     arrivals = scenario.workload.arrivals
     changing = arrivals is None or isinstance(arrivals, (DiurnalArrivals, PiecewiseArrivals))
-    stepping = any(tenant.steps for tenant in scenario.tenants)
-    return not (changing or stepping or scenario.rollouts or scenario.faults)
+    changing = changing or any(tenant.steps for tenant in scenario.tenants)
+    return not (changing or scenario.rollouts or scenario.faults or scenario.fleet.autoscale)
 
 
 def _broken(scenario: Scenario) -> Iterator[FaultWindow]:
     """Return when replicas are down and when storage is slow."""
     for fault in scenario.faults:
         if isinstance(fault, Crash):
-            yield FaultWindow(fault.kind, fault.at, fault.at + (fault.down or inf), 1 / scenario.fleet.replicas)
+            yield FaultWindow(fault.kind, fault.at, fault.at + (fault.down or inf), 1 / scenario.fleet.places)
         elif isinstance(fault, (SlowStorage, StorageStall, FailingLoads, NetworkDelay)):
-            share = 1.0 if fault.replica is None else 1 / scenario.fleet.replicas
+            share = 1.0 if fault.replica is None else 1 / scenario.fleet.places
             yield FaultWindow(fault.kind, fault.at, ends_s(fault), share)
 
 

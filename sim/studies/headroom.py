@@ -76,16 +76,23 @@ def find_headroom(scenario: Scenario, today: Point | None = None) -> Headroom:
     :raises InputError: if the scenario can't be simulated.
     """
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
+    without += ("autoscaling",) if scenario.fleet.autoscale else ()
     search = _Search(_Traffic.of(steady(scenario)), None if without else today)
     return replace(search.find(), without=without)
 
 
 def steady(scenario: Scenario) -> Scenario:
-    """Return a scenario without what happens at given times, and with full caches at the start unless it says more."""
+    """Return a scenario without what happens at given times, and with full caches at the start unless it says more.
+
+    An autoscaler leaves all the replicas that it may have.
+    """
     cache = scenario.cache
     if "warm" not in cache.model_fields_set:
         cache = cache.model_copy(update={"warm": "steady"})
-    return scenario.model_copy(update={"rollouts": (), "faults": (), "cache": cache})
+    fleet = scenario.fleet
+    if fleet.autoscale is not None:
+        fleet = fleet.model_copy(update={"replicas": fleet.autoscale.max, "autoscale": None})
+    return scenario.model_copy(update={"rollouts": (), "faults": (), "cache": cache, "fleet": fleet})
 
 
 @dataclass(frozen=True, slots=True)

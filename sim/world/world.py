@@ -79,6 +79,12 @@ class World:
         return self.pools[-1].indices.stop if self.pools else self.scenario.fleet.places
 
     @property
+    def warm_in_host(self) -> bool:
+        """Whether warm adapters that find no room on the GPU are in host memory at the start: in the steady state, and
+        where a replica has loaded them all before it serves."""
+        return self.scenario.cache.starts_full or (bool(self.warmed_up) and self.warm == self.warmed_up)
+
+    @property
     def base_model(self) -> int:
         """The number that stands for an adapter in replicas where a request is for the base model."""
         return len(self.population)

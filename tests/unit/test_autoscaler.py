@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -18,17 +19,17 @@ from sim.world.pools.cold_starts import mean_cold_start_s
 from sim.world.replication import assemble, simulate
 
 ROUTERS = ("round-robin", "random", "least-loaded", "power-of-two", "hash", "affinity-residency", "affinity-activity")
-WAVES = {"process": "diurnal", "rate": "10/s", "swing": 0.9, "period": "5 min", "peak_at": "75 s"}
+WAVES = {"process": "diurnal", "rate": "10/s", "swing": 0.9, "period": "2 min", "peak_at": "30 s"}
 
 
 def waves(autoscale: dict[str, Any], **sections: Any) -> Scenario:
-    """Traffic in waves of five minutes on a fleet of vLLM replicas that needs one to five of them."""
+    """Traffic in waves of two minutes on a fleet of vLLM replicas that needs one to five of them."""
     fleet = {"gpu": "h100-64gb", "engine": "vllm", "replicas": 2, "max_num_seqs": 16}
     tokens = {"prompt": {"law": "fixed", "value": 300}, "output": {"law": "fixed", "value": 60}}
     scaling = {"target": 8, "max": 5, "stabilization_down": "30 s", **autoscale}
-    return build(
+    scenario: Scenario = build(
         workload={
-            "requests": 6000,
+            "requests": 2500,
             "arrivals": WAVES,
             "popularity": {"law": "zipf", "exponent": 0.9},
             "tokens": tokens,
@@ -38,11 +39,12 @@ def waves(autoscale: dict[str, Any], **sections: Any) -> Scenario:
         fleet=fleet | {"autoscale": scaling} | sections.pop("fleet", {}),
         **sections,
     )
+    return scenario
 
 
 def services(rows: list[tuple[float, int]], autoscale: dict[str, Any], **sections: Any) -> Scenario:
     """Services of 1 s without loads; rows are arrivals and adapters."""
-    return build(
+    scenario: Scenario = build(
         workload={"trace": {"file": write_trace([(second, adapter, 1, 1) for second, adapter in rows])}},
         adapters={"size": "1 MB"},
         cache={"gpu": {"slots": 4}},
@@ -50,6 +52,7 @@ def services(rows: list[tuple[float, int]], autoscale: dict[str, Any], **section
         storage={"load": fixed_time(0.0)},
         **sections,
     )
+    return scenario
 
 
 def run(scenario: Scenario, replication: int = 0) -> Recording:
@@ -70,20 +73,25 @@ def counts(recording: Recording) -> list[tuple[float, int, int]]:
     return found
 
 
-@pytest.mark.parametrize("router", ROUTERS)
-@pytest.mark.parametrize("metric", [("in_flight", 8), ("waiting", 2), ("gpu_load", 0.5), ("kv_usage", 0.005)])
+METRICS = [("waiting", 2), ("gpu_load", 0.5), ("kv_usage", 0.005), ("adapter_waiting", 2)]
+
+
+@pytest.mark.parametrize(
+    ("router", "metric"),
+    [*((router, ("in_flight", 8)) for router in ROUTERS), *(("least-loaded", metric) for metric in METRICS)],
+)
 def test_nothing_is_lost_and_the_bounds_hold(router: str, metric: tuple[str, float]) -> None:
     recording = run(waves({"metric": metric[0], "target": metric[1], "min": 2}, router={"policy": router}))
     requests, lives = recording.requests, recording.lives
-    assert requests["index"].tolist() == list(range(6000)), "each request ends once"
+    assert requests["index"].tolist() == list(range(2500)), "each request ends once"
     assert (requests["status"] == COMPLETED).all()
-    assert all(provisioned <= 5 and 2 <= wanted for _, provisioned, wanted in counts(recording))
+    assert all(provisioned <= 5 and wanted >= 2 for _, provisioned, wanted in counts(recording))
     assert len(lives) > 2, "the fleet grows"
     # A request is served by a replica that is ready, and arrives there before the drain begins.
     for place, _, ready, drained, gone in lives:
         here = (requests["replica"] == place) & (requests["arrival_s"] >= ready) & (requests["arrival_s"] < drained)
         assert (requests["finished_s"][here] <= gone).all()
-    serving = np.zeros(6000, dtype=int)
+    serving = np.zeros(2500, dtype=int)
     for place, _, ready, drained, _ in lives:
         arrival = requests["arrival_s"]
         serving += (requests["replica"] == place) & (arrival >= ready) & (arrival <= drained)
@@ -95,18 +103,19 @@ def test_replica_seconds_add_up() -> None:
     lives, end = recording.lives, recording.stopped_s
     by_place = np.bincount(lives[:, 0].astype(int), weights=np.minimum(lives[:, 4], end) - lives[:, 1])
     steps = [*counts(recording), (end, 0, 0)]
-    integral = sum(count * (after - time) for (time, count, _), (after, _, _) in zip(steps, steps[1:], strict=False))
+    integral = sum(count * (after - time) for (time, count, _), (after, _, _) in itertools.pairwise(steps))
     assert by_place.sum() == pytest.approx(integral)
     for place in range(5):  # one life after the other
         own = sorted((row[1], row[4]) for row in lives if row[0] == place)
-        assert all(gone <= begun for (_, gone), (begun, _) in zip(own, own[1:], strict=False))
+        assert all(gone <= begun for (_, gone), (begun, _) in itertools.pairwise(own))
 
 
 @pytest.mark.parametrize("router", ["round-robin", "random", "least-loaded", "power-of-two", "affinity-residency"])
 def test_a_fleet_that_need_not_change_is_a_fixed_fleet(router: str) -> None:
     scaled = run(waves({"target": 1000, "min": 2, "max": 4}, router={"policy": router}))
     fixed = run(waves({}, router={"policy": router}, fleet={"autoscale": None}))
-    assert len(scaled.lives) == 2 and not len(fixed.lives)
+    assert len(scaled.lives) == 2
+    assert len(fixed.lives) == 0
     for name, column in fixed.requests.items():
         assert (scaled.requests[name] == column).all(), name
     assert (scaled.busy_s == fixed.busy_s).all()
@@ -142,7 +151,8 @@ def test_a_warm_up_list_takes_time_and_is_resident() -> None:
     loads = {"load": fixed_time(0.5)}
     recording = run(waves({"cold_start": cold}, storage=loads))
     new = [row for row in recording.lives if row[1] > 0 and row[2] < math.inf]
-    assert new and all(row[2] - row[1] == pytest.approx(12.0) for row in new)
+    assert new
+    assert all(row[2] - row[1] == pytest.approx(12.0) for row in new)
     hottest = set(build_world(waves({"cold_start": cold}, storage=loads)).warmed_up)
     requests = recording.requests
     for place, _, at, drained, _ in new:
@@ -195,7 +205,7 @@ def test_without_any_replica_requests_wait_for_the_first() -> None:
     assert recording.requests["admitted_s"].tolist() == [0.0, 1.0, 62.0, 63.0]
 
 
-@pytest.mark.parametrize("at", [20, 75, 118, 140, 260])
+@pytest.mark.parametrize("at", [20, 47, 75, 118, 200])
 @pytest.mark.parametrize("replica", [0, 3])
 @pytest.mark.parametrize("requests", ["reroute", "lose"])
 def test_crashes_of_replicas_that_come_and_go(at: int, replica: int, requests: str) -> None:
@@ -209,7 +219,7 @@ def test_crashes_of_replicas_that_come_and_go(at: int, replica: int, requests: s
     }
     scenario = waves({"min": 1, "max": 5}, faults=[crash])
     recording = run(scenario)
-    assert recording.requests["index"].tolist() == list(range(6000))
+    assert recording.requests["index"].tolist() == list(range(2500))
     if requests == "reroute":
         assert (recording.requests["status"] == COMPLETED).all()
     assert all(provisioned <= 5 for _, provisioned, _ in counts(recording))
@@ -241,7 +251,7 @@ def test_with_instant_starts_and_a_request_each_requests_hardly_wait() -> None:
     scaling = {"policy": "keda", "target": 1, "tolerance": 0, "max": 12, "stabilization_down": "0 s", "up_replicas": 12}
     cold = {"engine": fixed_time(0.0)}
     scenario = build(
-        workload={"requests": 30_000, "arrivals": {"process": "poisson", "rate": "3/s"}},
+        workload={"requests": 9000, "arrivals": {"process": "poisson", "rate": "3/s"}},
         adapters={"count": 1, "size": "1 MB"},
         cache={"gpu": {"slots": 1}, "pinned": 0},
         storage={"load": fixed_time(0.0)},
@@ -249,14 +259,14 @@ def test_with_instant_starts_and_a_request_each_requests_hardly_wait() -> None:
         fleet={
             "engine": "fixed",
             "service": {"law": "exponential", "mean": "1 s"},
-            "autoscale": {**scaling, "interval": "10 ms", "cold_start": cold},
+            "autoscale": {**scaling, "interval": "20 ms", "cold_start": cold},
         },
     )
     recording = run(scenario)
     requests = recording.requests
     # A request that finds all replicas busy makes the next decision start one, for the requests after it.
     busy = recording.busy_s.sum() / (recording.bounds[-1] - recording.bounds[0])
-    assert busy == pytest.approx(3.0, rel=0.03)
+    assert busy == pytest.approx(3.0, rel=0.05)
     seconds = np.minimum(recording.lives[:, 4], recording.stopped_s) - recording.lives[:, 1]
     in_system = recording.inside_area / recording.stopped_s
     # There are as many replicas as requests, but at least one: E max(N, 1), with N Poisson in an M/M/12 queue at 3.

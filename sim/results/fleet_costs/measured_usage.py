@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sim.results.changes.change_metrics import mean_count
 from sim.results.fleet_costs.prices import HOURS_PER_MONTH
 from sim.results.metric_state import Cause, State
 from sim.results.point import UNITS, Metric, Usage
@@ -21,11 +22,14 @@ _ROUNDING = 1e-9
 def measured_usage(m: MeasuredRequests, busy: Metric) -> Usage:
     """Return the usage of all replications, as costs at a price of 1 per GPU hour.
 
-    All GPUs are paid for all the time, whether they compute or not.
+    All GPUs are paid for all the time, whether they compute or not; with an autoscaler, from the start of a replica's
+    cold start to the end of its drain.
 
     :param busy: the share of the time in which GPUs compute.
     """
-    hours = m.spans * m.facts.gpus / _SECONDS_PER_HOUR
+    per_replica = m.facts.gpus // m.facts.replicas
+    seconds = m.replica_seconds(per_replica) if m.autoscaled else m.spans * m.facts.gpus
+    hours = seconds / _SECONDS_PER_HOUR
     by_finish = {"usd_per_request": m.by_finish()}
     if not m.facts.fixed:
         prompts, answers = (m.by_finish(weight=name) / _MILLION for name in ("prompt_tokens", "output_tokens"))
@@ -37,11 +41,25 @@ def measured_usage(m: MeasuredRequests, busy: Metric) -> Usage:
     nothing = Metric(None, unit="USD", state=State(Cause.NO_TOKENS))
     metrics = dict.fromkeys(("usd_per_m_tokens", "usd_per_m_input_tokens", "usd_per_m_output_tokens"), nothing)
     metrics |= {name: ratio(hours, counts, m.sections, "USD") for name, counts in by_finish.items()}
-    month = m.facts.gpus * HOURS_PER_MONTH
-    parts: list[float | None] = [month] * len(busy.parts)
-    metrics["usd_per_month"] = Metric(month, month, month, "USD", parts=parts)
+    if m.autoscaled:
+        metrics["cost_usd"] = mean_count(hours.reshape(m.replications, -1).sum(axis=1), "USD")
+        metrics["usd_per_month"] = _monthly(ratio(seconds, m.spans, m.sections, "USD"))
+    else:
+        month = m.facts.gpus * HOURS_PER_MONTH
+        parts: list[float | None] = [month] * len(busy.parts)
+        metrics["usd_per_month"] = Metric(month, month, month, "USD", parts=parts)
+    month = metrics["usd_per_month"].value or 0.0
     metrics["idle_usd_per_month"] = _idle(busy, month)
     return Usage(m.facts.gpus, {name: metrics[name] for name in UNITS if name in metrics})
+
+
+def _monthly(gpus: Metric) -> Metric:
+    """Return what so many GPUs cost in a month."""
+
+    def cost(count: float | None) -> float | None:
+        return None if count is None else count * HOURS_PER_MONTH
+
+    return replace(gpus, value=cost(gpus.value), lo=cost(gpus.lo), hi=cost(gpus.hi), parts=[*map(cost, gpus.parts)])
 
 
 def tokens_of(m: MeasuredRequests) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

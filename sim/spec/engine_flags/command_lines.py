@@ -142,7 +142,10 @@ def beyond_flags(scenario: Scenario) -> list[str]:
     """Return the parts of the scenario that these command lines can't express."""
     found = []
     fleet = scenario.fleet
-    if fleet.replicas > 1:
+    if fleet.autoscale is not None:
+        bounds = f"{fleet.autoscale.min} to {fleet.autoscale.max} replicas"
+        found.append(f"a {fleet.autoscale.policy} autoscaler of {bounds} behind a {scenario.router.policy} router")
+    elif fleet.replicas > 1:
         found.append(f"{fleet.replicas} replicas behind a {scenario.router.policy} router")
     if fleet.full_models is not None:
         found.append("replicas of full models, each started like this with its own MODEL and without LoRA")

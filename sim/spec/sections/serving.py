@@ -54,7 +54,8 @@ class ReplicaKeys(Strict):
     """What a fleet says of its replicas, and each of its pools of its own."""
 
     replicas: PositiveInt = Field(default=1, le=4096)
-    """How many replicas serve the traffic."""
+    """How many replicas serve the traffic; with ``autoscale``, at the start. Unset: 1, or ``autoscale.min`` if that is
+    more."""
     gpu: str | None = Field(default=None, json_schema_extra={"examples": list(GPUS)})
     """The GPU, such as ``h100-80gb``, ``h200``, ``b200``, ``a100-80gb`` or ``l40s``. With ``adapters.base_model`` and
     ``engine`` it picks the profile: the nearest version of the engine, measured before derived before assumed."""
@@ -382,6 +383,15 @@ class Fleet(ReplicaKeys):
                 allowed="at least max_num_seqs",
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_at_the_minimum(cls, data: Any) -> Any:
+        autoscale = data.get("autoscale") if isinstance(data, dict) else None
+        least = autoscale.get("min") if isinstance(autoscale, dict) else None
+        if not isinstance(least, int) or least <= 1 or data.get("replicas") is not None:
+            return data
+        return {**data, "replicas": least}
 
     @property
     def places(self) -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
     from sim.spec.profile import Profile
     from sim.spec.scenario import Scenario
+    from sim.spec.sections.autoscaling import Autoscale
     from sim.studies.deploying.adapter_list import ListedAdapter
 
 PORT = 8000
@@ -105,6 +106,7 @@ class Deployment:
     :ivar gpus: of one replica; ``gpus_key``: the key they follow from; ``gpu``: as its driver calls it.
     :ivar adapters: those to register at the start; empty: all are loaded while the server runs.
     :ivar remarks: what the simulated fleet has and no manifest can say.
+    :ivar autoscale: what scales the fleet; None: there are always ``replicas``.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Deployment:
     adapters: tuple[ListedAdapter, ...]
     run: RunReference
     remarks: tuple[str, ...]
+    autoscale: Autoscale | None = None
 
     @property
     def server(self) -> Server:
@@ -276,6 +279,7 @@ def make_deployment(
         lora=not scenario.adapters.base_alone,
         adapters=tuple(adapters),
         run=_reference(scenario, data, point),
+        autoscale=scenario.fleet.autoscale,
         remarks=(*beyond_flags(_one_replica(scenario)), *_spread(scenario, profile)),
     )
 
@@ -288,7 +292,7 @@ def _spread(scenario: Scenario, profile: Profile) -> list[str]:
 
 def _one_replica(scenario: Scenario) -> Scenario:
     """Return the scenario of one replica: manifests say how many there are."""
-    return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"replicas": 1})})
+    return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"replicas": 1, "autoscale": None})})
 
 
 def _reference(scenario: Scenario, data: RunData, point: Point) -> RunReference:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from sim.errors import InputError, OutputError, did_you_mean
 from sim.reading import open_regular
 from sim.results.run_directory.result_files import write_text
+from sim.studies.deploying.autoscaler_manifest import FILE as AUTOSCALER_FILE
+from sim.studies.deploying.autoscaler_manifest import autoscaler_file, why_no_autoscaler
 from sim.studies.deploying.compose_file import compose_file
 from sim.studies.deploying.deployment import Deployment, check_deployment, engine_of
 from sim.studies.deploying.kserve import inference_service_file
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
 
 Writer = Callable[[Deployment, list[str]], str]
-"""Makes a file of what a run simulated; the lines are the comment at its top."""
+"""Makes a file of what a run simulated; the lines are the comment at its top. Where a text is empty, there is nothing
+to say, and no file is written."""
 _MARK = "Written by loraplan"
 _FIRST_BYTES = 400
 
@@ -45,7 +48,7 @@ KINDS: Mapping[str, ManifestKind] = {
     "vllm": ManifestKind({"serve.sh": shell_script}, ("vLLM",)),
     "sglang": ManifestKind({"serve.sh": shell_script}, ("SGLang",)),
     "compose": ManifestKind({"compose.yaml": compose_file}),
-    "k8s": ManifestKind({"deployment.yaml": deployment_file}),
+    "k8s": ManifestKind({"deployment.yaml": deployment_file, AUTOSCALER_FILE: autoscaler_file}),
     "kserve": ManifestKind({"inference-service.yaml": inference_service_file}),
     "llm-d": ManifestKind(
         {"deployment.yaml": servers_file, "pool.yaml": pool_file, "endpoint-picker.yaml": picker_file},
@@ -131,6 +134,7 @@ def emit(emission: Emission, deployment: Deployment) -> list[Path]:
         f"{run.verdict}.",
         f"Simulated: {deployment.engine} {deployment.release} on {run.setup}.",
         *(f"Not in this file: {remark}." for remark in deployment.remarks),
+        *_autoscaler_lines(emission.kind, deployment),
         *_adapter_lines(deployment),
     ]
     texts = {name: write(deployment, head) for name, write in KINDS[emission.kind].files.items()}
@@ -139,14 +143,27 @@ def emit(emission: Emission, deployment: Deployment) -> list[Path]:
     except OSError as error:
         raise OutputError("can't make this folder", file=str(emission.folder), got=error.strerror) from None
     for name, text in texts.items():
-        write_text(emission.folder / name, text)
-    return [emission.folder / name for name in texts]
+        if text:
+            write_text(emission.folder / name, text)
+        else:  # one of before, from a fleet that had it
+            (emission.folder / name).unlink(missing_ok=True)
+    return [emission.folder / name for name, text in texts.items() if text]
+
+
+def _autoscaler_lines(kind: str, deployment: Deployment) -> list[str]:
+    if deployment.autoscale is None:
+        return []
+    why = why_no_autoscaler(deployment)
+    if not why and AUTOSCALER_FILE not in KINDS[kind].files:
+        why = "the autoscaler (fleet.autoscale)"
+    return [f"Not in this file: {why}."] if why else []
 
 
 def _adapter_lines(deployment: Deployment) -> list[str]:
     if deployment.adapters or not deployment.lora:
         return []
-    into = " into every replica" if deployment.replicas > 1 else ""
+    several = deployment.replicas > 1 or deployment.autoscale is not None
+    into = " into every replica" if several else ""
     path = deployment.server.load_path
     lines = [f"Adapters are not listed: load each{into} with POST {path}, or give --adapters FOLDER."]
     if deployment.environment:

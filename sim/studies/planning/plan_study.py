@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors, UnknownKeyError
+from sim.results.fleet_costs.prices import HOURS_PER_MONTH
 from sim.results.point import Point
 from sim.results.point_summary import request_table
 from sim.results.run_directory.result_files import json_ready, write_text
@@ -352,11 +353,17 @@ def _most_wanted_first(designs: list[PlanDesign], axes: list[Variable], plan: Pl
 
 
 def _price(design: PlanDesign) -> float | None:
-    """Return what all GPUs of a design cost per hour; None where the scenario has no price."""
+    """Return what all GPUs of a design cost per hour; None where the scenario has no price.
+
+    With an autoscaler it is the mean over the simulation.
+    """
     scenario, world = design.loaded.scenario, design.world
     price, pools = prices_of(scenario)
     if price is None or world is None:
         return None
+    if scenario.fleet.autoscale is not None:
+        month = None if design.point is None else design.point.metrics.get("usd_per_month")
+        return None if month is None or month.value is None else month.value / HOURS_PER_MONTH
     if pools:
         return sum(each * pool.replicas * pool.gpus for each, pool in zip(pools, world.pools, strict=True))
     return price * world.replicas * gpus_per_replica(scenario, world.profile)

@@ -91,7 +91,7 @@ def vllm_cache(world: World, draws: ReplicaDraws) -> VllmLruCache:
     hashes = draws.stream("set-order").integers(2**61 - 1, size=adapters)
     cache = VllmLruCache(adapters, slots, host_slots, SetOrder(hashes.tolist()))
     cache.warm_up(world.warm)
-    if world.scenario.cache.starts_full:
+    if world.warm_in_host:
         cache.copy_to_host(world.warm[slots:])
     return cache
 
@@ -211,7 +211,7 @@ def _copied(world: World, cache: AdapterCache) -> tuple[int, ...]:
 
     In the steady state that includes adapters that have left ``cache`` again.
     """
-    if world.scenario.cache.starts_full:
+    if world.warm_in_host:
         return world.warm
     return tuple(adapter for adapter in world.warm if cache.state[adapter] == RESIDENT)
 

@@ -14,7 +14,7 @@ from math import inf
 
 from sim.policies.autoscaling import Reading, make_policy
 from sim.policies.routing import View
-from sim.results.records import UNFINISHED, Event, Recorder
+from sim.results.records import UNFINISHED, Recorder
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.fleet_ports import Endings, OpenFleet, Places
@@ -152,13 +152,7 @@ class Autoscaler(NoAutoscaler):
         ready = [place.index for place in self._places if place.state == READY and not place.down]
         values = self._read(self._fleet.servers, ready)
         reading = Reading(self._clock.now, self._wanted, values, len(self._held))
-        wanted = self._policy.desired(reading)
-        if wanted == self._wanted:
-            return
-        kind = "scale-up" if wanted > self._wanted else "scale-down"
-        text = f"fleet.autoscale: {self._wanted} to {_replicas(wanted)}, at {reading.total:.4g} in all"
-        self._recorder.events.append(Event(self._clock.now, kind, text))
-        self._wanted = wanted
+        self._wanted = self._policy.desired(reading)
         self._fill_or_stop()
 
     def _fill_or_stop(self) -> None:
@@ -260,10 +254,6 @@ class DrainListener(ReplicaListener):
     def load_failed(self, request: Request) -> None:
         self.before.load_failed(request)
         self._on_left()
-
-
-def _replicas(count: int) -> str:
-    return f"{count} replica{'s' if count != 1 else ''}"
 
 
 def make_autoscaler(world: World, replication: int, view: View, clock: Clock, recorder: Recorder) -> NoAutoscaler:
