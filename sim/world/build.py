@@ -98,7 +98,7 @@ def build_world(scenario: Scenario) -> World:
         notes.append(
             "pinned adapters are those that are popular at the start; they stay pinned when popularity changes"
         )
-    notes += _begins_unseen(scenario, traffic) + _client_notes(traffic)
+    notes += _begins_unseen(scenario, traffic) + _client_notes(traffic) + _scheduling_notes(scenario)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
     world = World(
@@ -196,6 +196,16 @@ def _client_notes(traffic: Traffic) -> list[str]:
         f"workload.requests ({total:,}) is below workload.arrivals.concurrency ({loop.concurrency:,}), so "
         f"{loop.concurrency - total:,} clients send no request; benchmarks send about ten for each client"
     ]
+
+
+def _scheduling_notes(scenario: Scenario) -> list[str]:
+    """Return a note on a scheduling policy that has nothing to choose between."""
+    policy, tenants = scenario.fleet.scheduling, scenario.tenants
+    if policy == "vtc" and len(tenants) < 2:
+        return ["fleet.scheduling vtc shares out service among tenants: with fewer than two, it is fcfs"]
+    if policy == "priority" and len({tenant.priority for tenant in tenants}) < 2:
+        return ["fleet.scheduling priority: all requests have the same priority, so the first to arrive goes first"]
+    return []
 
 
 def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:

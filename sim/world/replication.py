@@ -111,6 +111,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             world.base_model,
             NO_LIMIT if scenario.fleet.chunked_prefill else world.batched_tokens,
             with_text=world.prefix_cache or "texts" in reads,
+            tenant_of=world.traffic.tenant_of,
         ),
         hooks,
         in_flight,
