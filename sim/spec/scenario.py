@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, PrivateAttr, Validation
 
 from sim.spec.adapter_modes import check_modes
 from sim.spec.base import Strict, located
-from sim.spec.checks.tenant_checks import check_scheduling, check_tenants
+from sim.spec.checks.tenant_checks import check_buckets, check_scheduling, check_tenants
 from sim.spec.engines import fill
 from sim.spec.full_model_checks import check_full_models
 from sim.spec.policies import EVICTIONS, ROUTERS, EvictionEntry, Given, RouterEntry, given_in
@@ -172,6 +172,7 @@ class Scenario(Strict):
         check_modes(self)
         check_scheduling(self)
         check_tenants(self.tenants, self.workload, self.adapters)
+        check_buckets(self.tenants, self.eviction_policy)
         self.router.check_copies(self.fleet.replicas)
         changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
         eviction, router = self.eviction_policy, self.router_policy

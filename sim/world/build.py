@@ -121,6 +121,7 @@ def build_world(scenario: Scenario) -> World:
         base_weights=weights_kept,
     )
     _check_base_steps(world)
+    _check_buckets(world)
     return world
 
 
@@ -150,6 +151,22 @@ def _check_base_steps(world: World) -> None:
             got=world.scenario.fleet.profile or profile.name,
             hint="requests to the base model need fixed_s or tokens above 0",
         )
+
+
+def _check_buckets(world: World) -> None:
+    """Refuse a token bucket that can never hold the tokens of a request that the fleet would take."""
+    scenario = world.scenario
+    taken = min(limit for limit in (scenario.fleet.max_model_len, world.kv_tokens, inf) if limit is not None)
+    for place, tenant in enumerate(scenario.tenants):
+        longest = min(world.traffic.longest_request(place), taken) if tenant.bucket is not None else 0
+        if tenant.bucket is not None and tenant.bucket.burst < longest:
+            raise ScenarioError(
+                "the bucket never holds the tokens of the longest request, prompt and answer together",
+                key=f"tenants.{place}.bucket.burst",
+                got=f"{tenant.bucket.burst:,}",
+                allowed=f"{longest:,.0f} or more",
+                hint="or bound the requests: fleet.max_model_len, or max in workload.tokens",
+            )
 
 
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:

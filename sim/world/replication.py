@@ -23,6 +23,7 @@ from sim.world.faults.storage_faults import make_load_timing, note_storage
 from sim.world.fleet import NO_LIMIT, Arrivals, Fleet, RunWindow
 from sim.world.fleet_ports import FleetHooks
 from sim.world.foresight import ArrivalOracle, Foresight
+from sim.world.front_buckets import with_buckets
 from sim.world.gc_pause import collector_paused
 from sim.world.memory.replica_caches import (
     FleetCacheListener,
@@ -100,6 +101,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
         hooks = Foresight(oracle, replicas, in_flight)
 
+    hooks = with_buckets(scenario.tenants, recorder, clock, hooks, in_flight)
     fleet = make_fleet(
         clock,
         recorder,

@@ -10,6 +10,7 @@ from sim.spec.adapter_modes import AT_ADMISSION, AT_ARRIVAL, IN_STEPS, UNIFIED, 
 from sim.spec.base import located
 from sim.spec.engines import ENGINES, schedulings_of, with_scheduling
 from sim.spec.needs import value_of
+from sim.spec.policies import EvictionEntry
 from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.spec.sections.popularity_laws import WeightsPopularity
 from sim.spec.sections.tenants import Tenant
@@ -73,6 +74,17 @@ def check_tenants(tenants: Sequence[Tenant], workload: Workload, adapters: Adapt
     _check_shares(tenants)
     for key, problem, got, hint in _unsupported(tenants, workload):
         raise located(key, problem, got=got, hint=hint)
+
+
+def check_buckets(tenants: Sequence[Tenant], eviction: EvictionEntry) -> None:
+    """Refuse token buckets with an eviction policy that knows the order in which requests reach the replicas."""
+    for place, tenant in enumerate(tenants):
+        if tenant.bucket is not None and eviction.needs_future:
+            raise located(
+                f"tenants.{place}.bucket",
+                f"eviction {eviction.name} needs to know which requests reach the replicas, and when",
+                hint="choose another cache.eviction",
+            )
 
 
 def _check_base_model(tenants: Sequence[Tenant], workload: Workload, adapters: Adapters) -> None:
