@@ -535,6 +535,7 @@ SCENARIO_PAGES = {
     "rollouts": ("rollouts", ()),
     "faults": ("", ("faults",)),
     "slo": ("slo", ()),
+    "tenants": ("tenants", ()),
     "run": ("run", ()),
     "plan": ("plan", ()),
 }
