@@ -577,6 +577,7 @@ SCENARIO_PAGES = {
     "rollouts": ("rollouts", ()),
     "faults": ("", ("faults",)),
     "slo": ("slo", ()),
+    "tenants": ("tenants", ()),
     "run": ("run", ()),
     "plan": ("plan", ()),
 }

@@ -38,11 +38,15 @@ class WaitingQueue(ABC):
         first; whoever does that empties the list.
     :cvar chooses: whether the queue has rules of its own for which request comes next and may join. Otherwise the first
         of ``ready`` may always join, and the scheduler takes it without a call.
-    :cvar takes_turns: whether adapters take turns, so that any boundary may change which request comes next.
+    :cvar takes_turns: whether adapters or tenants take turns, so that any boundary may change which request comes next.
+    :cvar defers: whether requests in ``deferred`` are over the adapter limit.
+    :ivar by_priority: whether a preempted request keeps its key, which says its priority first; otherwise it goes to
+        the front.
     """
 
     takes_turns = False
     chooses = True
+    defers = True
 
     def __init__(self) -> None:
         self.ready: deque[Request] = deque()
@@ -50,6 +54,7 @@ class WaitingQueue(ABC):
         self.late: list[int] = []
         self.over_limit = False
         self.unloaded: list[Request] = []
+        self.by_priority = False
         self._front = 0
 
     def begin(self) -> None:
@@ -96,10 +101,15 @@ class WaitingQueue(ABC):
             insort(ready, request, key=by_key)
 
     def push_front(self, request: Request) -> None:
-        """Put a preempted request before all others."""
-        self._front -= 1
-        request.key = self._front
+        """Put a preempted request before all others, or with priorities in its place among them."""
+        if not self.by_priority:
+            self._front -= 1
+            request.key = self._front
         self.push(request)
+
+    def may_reorder(self) -> bool:
+        """Return whether another request may come next after any step, although none has come or left."""
+        return False
 
     def all_requests(self) -> list[Request]:
         """Return all waiting requests, in no particular order."""

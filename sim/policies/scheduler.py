@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from sim.policies.admission import WaitingQueue
+from sim.policies.admission import WaitingQueue, by_key
 from sim.policies.costs import NO_DETAILS, StepCosts, StepDetails
 from sim.policies.decode_ends import DecodeEnds
 from sim.policies.kv.kv_rules import KvRule
@@ -148,7 +148,7 @@ class Scheduler:
         self.blocked, self._scanned, self._closed = UNBLOCKED, LOWEST_KEY, False
 
         while not self.kv.reserve_decodes():
-            self._preempt_newest(now)
+            self._preempt(now)
         kv = self.kv
         prompt_tokens, preempted = 0, self.blocked == BY_KV
         if waiting.ready or waiting.deferred or self._partial is not None:
@@ -179,11 +179,15 @@ class Scheduler:
         return step
 
     def _continue_prefill(self, request: Request, budget: int, now: float) -> int:
-        """Compute the next chunk of an unfinished prompt, or preempt it if blocks lack; return the chunk's tokens."""
+        """Compute the next chunk of an unfinished prompt; return its tokens.
+
+        If blocks lack, preempt others of lower priority, or the request itself.
+        """
         chunk = min(request.to_prefill, budget)
-        if not self.kv.take(request, chunk, chunk):
-            self._preempt_newest(now)
-            return 0
+        while not self.kv.take(request, chunk, chunk):
+            self._preempt(now)
+            if self._partial is None:
+                return 0
         if chunk:
             request.chunk = chunk
             request.context += chunk
@@ -272,15 +276,21 @@ class Scheduler:
             free_slots -= 1
         if left < budget:
             self._joined_step = self.decode_steps
-        if self.blocked == UNBLOCKED and (deferred or waiting.over_limit):
+        if self.blocked == UNBLOCKED and (waiting.over_limit or (deferred and waiting.defers)):
             self.blocked = BY_ADAPTER_LIMIT
         return budget - left
 
-    def _preempt_newest(self, now: float) -> None:
-        """Take the newest request out of the batch. A step that preempts admits no request."""
+    def _preempt(self, now: float) -> None:
+        """Take a request out of the batch: the newest, or with priorities the last in their order.
+
+        A step that preempts admits no request.
+        """
         self.kv = kv = self.kv.before_preemption()
         self._caches = kv.caches
-        request = self.running[next(reversed(self.running))]
+        if self.waiting.by_priority:
+            request = max(self.running.values(), key=by_key)
+        else:
+            request = self.running[next(reversed(self.running))]
         if request.last_step >= 0:
             request.generated = request.output_tokens - (request.last_step - self.decode_steps)
             # The step that has just ended gave it a token. With prefill_first, too: a request joins only if each decode
@@ -313,6 +323,8 @@ class Scheduler:
     def _equal_steps(self) -> int:
         """Return how many steps may follow until a sequence ends or lacks a KV block, or another request may join."""
         if self.blocked == BY_KV and self.rule is not None and self.rule.timed:
+            return 1
+        if (self.blocked == BY_KV or self.blocked == BY_ADAPTER_LIMIT) and self.waiting.may_reorder():
             return 1
         steps = self.kv.steps_that_fit(self._ends.next_step - self.decode_steps)
         if not self._closed:

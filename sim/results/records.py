@@ -45,6 +45,8 @@ WRONG_SERVED, WRONG_DETECTED, RETRIED, OLD_PREFIX, WRONG_LOAD, MISROUTED = 64, 1
 """More of them: a wrong answer was taken for right; a wrong answer was noticed; it was sent again after that; its
 prefix came from an older version; it loaded an adapter that no request needed; it reached a wrong adapter, or
 none, at least once."""
+LIMITED = 4096
+"""And one: it was refused in front of the fleet, because the token bucket of its tenant lacked tokens."""
 
 _COLUMNS: dict[str, type] = {
     "index": np.int64,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.point import LateShare, Metric
-from sim.results.records import FAILED, REFUSED, UNFINISHED
+from sim.results.records import FAILED, LIMITED, REFUSED, UNFINISHED
 from sim.results.sample_data import JUDGED, Judge, MeasuredRequests, slow_ones, stopped_s
 from sim.results.statistics import share_of_requests
 
@@ -32,7 +32,7 @@ def unserved_counts(m: MeasuredRequests) -> dict[str, int]:
     if not lost.any():
         return {}
     refused = m.column("status") == REFUSED
-    too_long = refused & (m.column("replica") < 0)
+    too_long = refused & (m.column("replica") < 0) & ((m.column("marks") & LIMITED) == 0)
     tokens = m.column("prompt_tokens")[too_long] + m.column("output_tokens")[too_long]
     limits = [limit for limit in (m.facts.max_model_len, m.facts.kv_tokens) if limit is not None]
     return {

@@ -20,7 +20,7 @@ from pydantic import (
 
 from sim.spec.adapter_modes import check_modes
 from sim.spec.base import Strict, located
-from sim.spec.checks.tenant_checks import check_tenants
+from sim.spec.checks.tenant_checks import check_buckets, check_scheduling, check_tenants
 from sim.spec.engines import fill
 from sim.spec.files.pool_scenarios import pool_scenarios
 from sim.spec.full_model_checks import check_full_models
@@ -212,7 +212,9 @@ class Scenario(Strict):
         self._fits_closed_loop()
         check_modes(self)
         check_autoscale(self)
-        check_tenants(self.tenants, self.fleet, self.workload, self.adapters)
+        check_scheduling(self)
+        check_tenants(self.tenants, self.workload, self.adapters)
+        check_buckets(self.tenants, self.eviction_policy)
         changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
         eviction, router = self.eviction_policy, self.router_policy
         check_full_models(self.adapters, self.fleet, eviction, router, self.workload, changes)

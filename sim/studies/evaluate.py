@@ -420,6 +420,8 @@ def _refusals(world: World) -> str:
         reasons.append(f"the prompt is longer than a step's budget ({world.batched_tokens})")
     if host is not None and host.full == "reject":
         reasons.append("host memory was full of adapters in use (cache.host.full: reject)")
+    if any(tenant.bucket is not None and tenant.bucket.full == "refuse" for tenant in world.scenario.tenants):
+        reasons.append("the token bucket of their tenant lacked tokens (bucket.full: refuse)")
     if fleet.front_end != "none":
         reasons.append("the client had too many requests open")
     return ", or ".join(reasons)

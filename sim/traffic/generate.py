@@ -189,6 +189,23 @@ class Traffic:
             return self.total
         return int(self.rate * (self.end_s or 0.0))
 
+    def longest_request(self, tenant: int) -> float:
+        """Return the most tokens, of prompt and answer together, that a request of a tenant may have."""
+        trace, workload = self._trace, self._workload
+        if trace is not None and trace.prompt_tokens is not None and trace.output_tokens is not None:
+            tokens = trace.prompt_tokens.astype(np.int64) + trace.output_tokens
+            if trace.adapter is not None:
+                assert self.tenant_of is not None, "there are tenants"
+                tokens = tokens[self.tenant_of[trace.adapter] == tenant]
+            return float(tokens.max(initial=0))
+        laws = [workload.tokens.prompt, workload.tokens.output]
+        if workload.prefix is not None:
+            laws.append(workload.prefix.tokens)
+        longest = sum(TokenLengths(law).most for law in laws)
+        if workload.sessions is not None and workload.sessions.history:
+            longest = max(longest, workload.sessions.max_context)
+        return longest
+
     @property
     def has_sessions(self) -> bool:
         """Whether every request belongs to a session: ``workload.sessions`` makes them, or a trace names them."""

@@ -51,6 +51,12 @@ class TokenLengths:
             return law.max
         return law.mean if law.law == "geometric" else law.quantile_99()
 
+    @property
+    def most(self) -> float:
+        """The most tokens of a request; infinite for a law without a maximum."""
+        bounded = self._law.law in ("fixed", "uniform", "empirical", "histogram")
+        return self.longest if bounded or getattr(self._law, "max", None) is not None else math.inf
+
     def draw(self, rng: np.random.Generator, count: int) -> Ints:
         """Return ``count`` token counts, int64."""
         law = self._law

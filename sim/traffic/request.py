@@ -35,6 +35,7 @@ class Request:
     :ivar last_step: value of the scheduler's decode counter after its last token; -1 while not decoding.
     :ivar last_token_s: time of a preempted request's last token; unset before.
     :ivar session: number of its session, if any; set only if rollouts or faults need it.
+    :ivar tenant: place of its tenant in the scenario; 0 without tenants.
     :ivar shared: the first runs of its tokens, which other requests may have too: (end, key) each, in order. The tokens
         from the end of the run before to ``end`` belong to ``key``, a number from 0 on. A key stands for all tokens
         before it as well: two requests have the same tokens up to a position exactly if the keys up to there are equal.
@@ -49,7 +50,7 @@ class Request:
         "adapter", "admitted_s", "arrival_s", "asked_s", "cached_tokens", "chunk", "claimed", "context",
         "first_token_s", "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s",
         "load_s", "load_wait_s", "outcome", "output_tokens", "place", "preemptions", "prompt_tokens", "service_s",
-        "session", "shared", "text_key", "tier", "to_prefill",
+        "session", "shared", "tenant", "text_key", "tier", "to_prefill",
     )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
     chunk: int
@@ -88,6 +89,7 @@ class Request:
         self.shared = shared
         self.text_key = text_key
         self.cached_tokens = 0
+        self.tenant = 0
 
     def fresh_copy(self) -> Request:
         """Return a copy of the request as it arrived, to be served from the start."""
@@ -104,4 +106,11 @@ class Request:
             self.text_key,
         )
         fresh.session = self.session
+        fresh.tenant = self.tenant
         return fresh
+
+
+def of_tenant(request: Request, tenant: int) -> Request:
+    """Return a request that has just been made, as one of this tenant."""
+    request.tenant = tenant
+    return request

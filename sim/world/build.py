@@ -147,7 +147,7 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
         notes.append(
             "pinned adapters are those that are popular at the start; they stay pinned when popularity changes"
         )
-    notes += _begins_unseen(scenario, traffic) + _client_notes(traffic)
+    notes += _begins_unseen(scenario, traffic) + _client_notes(traffic) + _scheduling_notes(scenario)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
     world = World(
@@ -172,6 +172,7 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
     )
     _check_base_steps(world)
     _check_cold_start(world)
+    _check_buckets(world)
     return with_full_models(world, full, as_read) if as_read is not None and full else world
 
 
@@ -236,6 +237,22 @@ def _check_cold_start(world: World) -> None:
         )
 
 
+def _check_buckets(world: World) -> None:
+    """Refuse a token bucket that can never hold the tokens of a request that the fleet would take."""
+    scenario = world.scenario
+    taken = min(limit for limit in (scenario.fleet.max_model_len, world.kv_tokens, inf) if limit is not None)
+    for place, tenant in enumerate(scenario.tenants):
+        longest = min(world.traffic.longest_request(place), taken) if tenant.bucket is not None else 0
+        if tenant.bucket is not None and tenant.bucket.burst < longest:
+            raise ScenarioError(
+                "the bucket never holds the tokens of the longest request, prompt and answer together",
+                key=f"tenants.{place}.bucket.burst",
+                got=f"{tenant.bucket.burst:,}",
+                allowed=f"{longest:,.0f} or more",
+                hint="or bound the requests: fleet.max_model_len, or max in workload.tokens",
+            )
+
+
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:
     """Refuse rollouts and faults that would begin after the last request."""
     end_s = traffic.expected_s()
@@ -280,6 +297,16 @@ def _client_notes(traffic: Traffic) -> list[str]:
         f"workload.requests ({total:,}) is below workload.arrivals.concurrency ({loop.concurrency:,}), so "
         f"{loop.concurrency - total:,} clients send no request; benchmarks send about ten for each client"
     ]
+
+
+def _scheduling_notes(scenario: Scenario) -> list[str]:
+    """Return a note on a scheduling policy that has nothing to choose between."""
+    policy, tenants = scenario.fleet.scheduling, scenario.tenants
+    if policy == "vtc" and len(tenants) < 2:
+        return ["fleet.scheduling vtc shares out service among tenants: with fewer than two, it is fcfs"]
+    if policy == "priority" and len({tenant.priority for tenant in tenants}) < 2:
+        return ["fleet.scheduling priority: all requests have the same priority, so the first to arrive goes first"]
+    return []
 
 
 def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:

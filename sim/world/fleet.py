@@ -16,7 +16,7 @@ from sim.policies.routing import Choosing
 from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
-from sim.traffic.request import BASE_MODEL, Request
+from sim.traffic.request import BASE_MODEL, Request, of_tenant
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.fleet_ports import FleetHooks
 from sim.world.replica.server import ReplicaTotals, Server
@@ -67,6 +67,7 @@ class Arrivals:
     :ivar base_model: the number by which replicas know the base model.
     :ivar prompt_limit: the most tokens of the prompt alone, for all adapters.
     :ivar with_text: whether requests carry what they share, for a prefix cache or a router.
+    :ivar tenant_of: (adapters + 1,) the tenant of each adapter, and last of the base model; None without tenants.
     """
 
     window: RunWindow
@@ -75,6 +76,7 @@ class Arrivals:
     base_model: int
     prompt_limit: int = NO_LIMIT
     with_text: bool = False
+    tenant_of: NDArray[np.int64] | None = None
 
 
 class Fleet:
@@ -104,6 +106,7 @@ class Fleet:
         self._token_limits, self._prompt_limit = arrivals.token_limits, arrivals.prompt_limit
         self._base_model = arrivals.base_model
         self._carry_text = arrivals.with_text
+        self._tenant_of = arrivals.tenant_of
         self._chunks: Iterator[Chunk] = iter(())
         self._requests: Iterator[Request] = iter(())
         self._next: Request | None = None
@@ -261,6 +264,8 @@ class Fleet:
             times.service(chunk).tolist(),
             *(() if text is None else (text.runs_of_requests(), text.rest.tolist())),
         )
+        if self._tenant_of is not None:
+            self._requests = map(of_tenant, self._requests, self._tenant_of[chunk.adapter].tolist())
         return next(self._requests)
 
     def _mark_sections(self, chunk: Chunk) -> None:

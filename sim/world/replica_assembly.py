@@ -14,6 +14,7 @@ from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.kv.kv_store import KvStore
 from sim.policies.kv.prefix_store import PrefixStore
 from sim.policies.kv.until_preemption import CountUntilPreemption
+from sim.policies.queues.fair_queue import FairQueue, FairScheduler
 from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.spec import adapter_modes as modes
@@ -34,6 +35,7 @@ from sim.world.replica.modes.protected import LoadsAtAdmission, LoadsAtArrival, 
 from sim.world.replica.modes.unified import Unified
 from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.server import ReplicaParts, Server
+from sim.world.replica.tenant_servers import FairServer, PriorityServer, bands_of
 from sim.world.replica_draws import ReplicaDraws
 from sim.world.times import reload_times
 from sim.world.world import World
@@ -67,14 +69,17 @@ def make_mode(
     if mode == modes.VLLM_LRU:
         reload_s = reload_times(scenario, world.profile, world.population, draws)
         slots = vllm_cache(world, draws)
-        return VllmLru(slots, vllm_queue(slots, scenario.fleet.passed_requests), reload_s, context)
+        # With priorities, passed requests go back to their places (vLLM's request_queue.py, prepend_requests).
+        passed = "keep-order" if scenario.fleet.scheduling == "priority" else scenario.fleet.passed_requests
+        return VllmLru(slots, vllm_queue(slots, passed), reload_s, context)
     discards = scenario.cache.eviction == "discard-when-idle"
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
     if mode == modes.UNIFIED:
         assert rule is not None, "checked by the scenario"
         shared = unified_cache(world, eviction, rule)
         parts = ModeParts(shared, host_tier(world, shared), loaders, context)
-        return Unified(parts, shared, stop=stop, discards=discards)
+        queue = FairQueue(_weights(world), shared) if _is_fair(scenario) else ClaimingQueue(shared, None, stop=stop)
+        return Unified(parts, shared, queue, discards=discards)
     cache = gpu_cache(world, eviction)
     parts = ModeParts(cache, host_tier(world, cache), loaders, context)
     if mode == modes.PER_ADAPTER:
@@ -84,9 +89,19 @@ def make_mode(
     if mode == modes.IN_STEPS:
         return LoadsInSteps(parts, ClaimingQueue(parts.cache, None, stop=stop), discards=discards)
     if mode == modes.AT_ARRIVAL:
-        return LoadsAtArrival(parts, discards=discards)
+        waiting = FairQueue(_weights(world), None) if _is_fair(scenario) else None
+        return LoadsAtArrival(parts, waiting, discards=discards)
     at_admission = Prefetching if mode == modes.PREFETCHING else LoadsAtAdmission
     return at_admission(parts, stop=stop, discards=discards)
+
+
+def _is_fair(scenario: Scenario) -> bool:
+    """Return whether tenants share service by the virtual token counter; a single one has nothing to share."""
+    return scenario.fleet.scheduling == "vtc" and len(scenario.tenants) > 1
+
+
+def _weights(world: World) -> list[float]:
+    return [tenant.weight for tenant in world.scenario.tenants]
 
 
 def with_host_fill(world: World, parts: ReplicaParts, mode: AdapterMode, context: LoadContext) -> ReplicaParts:
@@ -127,7 +142,16 @@ def make_server(
         world.batched_tokens,
         padded_rank(world.profile, world.population),
     )
-    scheduler = Scheduler(limits, _kv_store(world, world.kv_tokens), mode.waiting, world.ranks, costs, rule)
+    make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
+    scheduler = make_scheduler(limits, _kv_store(world, world.kv_tokens), mode.waiting, world.ranks, costs, rule)
+    if fleet.scheduling == "priority":
+        mode.waiting.by_priority = True
+        server = wrap_server(PriorityServer)(parts, scheduler, mode)
+        assert isinstance(server, PriorityServer), "a wrapper returns a subclass"
+        server.bands = bands_of([tenant.priority for tenant in scenario.tenants] or [0])
+        return server
+    if _is_fair(scenario):
+        return wrap_server(FairServer)(parts, scheduler, mode)
     if fleet.front_end == "none":
         return wrap_server(BatchServer)(parts, scheduler, mode)
     front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(world.population))

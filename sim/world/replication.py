@@ -22,6 +22,7 @@ from sim.world.faults.storage_faults import make_load_timing, note_storage
 from sim.world.fleet import NO_LIMIT, Arrivals, Fleet, RunWindow
 from sim.world.fleet_ports import FleetHooks
 from sim.world.foresight import ArrivalOracle, Foresight
+from sim.world.front_buckets import with_buckets
 from sim.world.gc_pause import collector_paused
 from sim.world.memory.replica_caches import (
     FleetCacheListener,
@@ -104,6 +105,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     elif times.differ:
         hooks = PoolHooks(pools, times, recorder, in_flight)
 
+    hooks = with_buckets(scenario.tenants, recorder, clock, hooks, in_flight)
     fleet = make_fleet(
         clock,
         recorder,
@@ -115,6 +117,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             world.base_model,
             times.limits.prompt,
             with_text=any(pool.world.prefix_cache for pool in pools) or "texts" in reads,
+            tenant_of=world.traffic.tenant_of,
         ),
         hooks,
         in_flight,

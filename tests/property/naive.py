@@ -414,16 +414,17 @@ class Batching(Replica):
     def compose(self, now: float) -> None:
         preempted = False
         while self.free_blocks() < 0:
-            self.preempt(self.running[-1])
+            self.preempt(self.victim())
             preempted = True
         budget = self.scenario.fleet.max_num_batched_tokens - sum(job.decoding for job in self.running)
         chunks: list[tuple[Job, int, int]] = []
         for job in [job for job in self.running if not job.decoding]:
             chunk = min(job.target - job.prefilled, budget)
-            if self.blocks(job.prefilled + chunk) - self.blocks(job.prefilled) > self.free_blocks():
-                self.preempt(job)
+            need = self.blocks(job.prefilled + chunk) - self.blocks(job.prefilled)
+            while job in self.running and need > self.free_blocks():
+                self.preempt(self.victim())
                 preempted = True
-            else:
+            if job in self.running:
                 chunks.append((job, chunk, job.prefilled))
                 job.prefilled += chunk
                 budget -= chunk
@@ -462,8 +463,16 @@ class Batching(Replica):
             budget -= job.prefilled
             chunks.append((job, job.prefilled, 0))
             self.running.append(job)
+            self.joins(job)
         self.passed = sum(job.key < seen for job in self.at("aside"))
         return fresh
+
+    def victim(self) -> Job:
+        """Who leaves the batch when blocks lack."""
+        return self.running[-1]
+
+    def joins(self, job: Job) -> None:
+        """A job has joined the batch."""
 
     def load_in_step(self, fresh: list[Job], now: float) -> float:
         """Perform, one after the other, the loads of a blocking step (others admit only what is resident).

@@ -258,6 +258,7 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--disable-radix-cache",
         "--tp-size",
         "--fully-sharded-loras",
+        "--scheduling-policy",
     }
     assert {option for _, option in printed - seen} <= unset
 

@@ -15,6 +15,7 @@ from sim.results.records import (
     COMPLETED,
     FAILED,
     GATED,
+    LIMITED,
     LOAD_FAILED,
     LOST,
     MISROUTED,
@@ -49,6 +50,7 @@ _MARK_WORDS = {
     OLD_PREFIX: "old-prefix",
     WRONG_LOAD: "wrong-load",
     MISROUTED: "misrouted",
+    LIMITED: "limited",
 }
 _IMPACT = {
     "mixed": MIXED,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from pydantic import BaseModel
+
+from sim.spec.adapter_modes import AT_ADMISSION, AT_ARRIVAL, IN_STEPS, UNIFIED, VLLM_LRU, mode_of
 from sim.spec.base import located
 from sim.spec.engines import ENGINES, schedulings_of, with_scheduling
+from sim.spec.needs import value_of
+from sim.spec.policies import EvictionEntry
 from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.spec.sections.popularity_laws import WeightsPopularity
-from sim.spec.sections.serving import Fleet
 from sim.spec.sections.tenants import Tenant
 from sim.spec.sections.workload import Adapters, Workload
 
@@ -16,19 +20,49 @@ Refusal = tuple[str, str, object, str]
 """A key, the problem, the value in the scenario, and a hint."""
 
 
-def check_tenants(tenants: Sequence[Tenant], fleet: Fleet, workload: Workload, adapters: Adapters) -> None:
-    """Refuse a scheduling policy that the engine lacks, and tenants that don't divide the requests.
+def check_scheduling(scenario: BaseModel) -> None:
+    """Refuse a scheduling policy that the engine lacks, or whose rules are not known with the scenario's other keys.
 
     :raises PydanticCustomError: with the key that is wrong.
     """
-    if fleet.engine in ENGINES and fleet.scheduling not in schedulings_of(fleet.engine):
+    engine, policy = value_of(scenario, "fleet.engine"), value_of(scenario, "fleet.scheduling")
+    if policy == "fcfs":
+        return
+    if engine in ENGINES and policy not in schedulings_of(engine):
         raise located(
             "fleet.scheduling",
-            f"engine {fleet.engine} has no such scheduling policy, or its rules are not known here",
-            got=fleet.scheduling,
-            allowed=", ".join(schedulings_of(fleet.engine)),
-            hint=f"{fleet.scheduling} is simulated for {', '.join(with_scheduling(fleet.scheduling))}",
+            f"engine {engine} has no scheduling policy {policy}, or its rules are not known here",
+            got=policy,
+            allowed=", ".join(schedulings_of(engine)),
+            hint=f"{policy} is simulated for {', '.join(with_scheduling(policy))}",
         )
+    mode, stops = mode_of(scenario), value_of(scenario, "fleet.admission") == "stop"
+    known = (
+        mode in (AT_ARRIVAL, AT_ADMISSION, IN_STEPS, VLLM_LRU) and not stops
+        if policy == "priority"
+        else mode == AT_ARRIVAL or (mode == UNIFIED and stops)
+    )
+    if not known:
+        raise located(
+            "fleet.scheduling",
+            "the rules of this scheduling policy are not known for this way of serving adapters",
+            got=f"{policy}, with adapter mode {mode} and fleet.admission {value_of(scenario, 'fleet.admission')}",
+            allowed="with fleet.admission skip"
+            if policy == "priority"
+            else "with fleet.load_at arrival, or with cache.gpu.unified and fleet.admission stop",
+        )
+    for key, value in (("fleet.front_end", "none"), ("fleet.batching", "mixed")):
+        if value_of(scenario, key) != value and (policy == "priority" or key == "fleet.front_end"):
+            raise located(
+                "fleet.scheduling", f"{policy} needs {key} {value}", got=f"{policy}, {key} {value_of(scenario, key)}"
+            )
+
+
+def check_tenants(tenants: Sequence[Tenant], workload: Workload, adapters: Adapters) -> None:
+    """Refuse tenants that don't divide the requests.
+
+    :raises PydanticCustomError: with the key that is wrong.
+    """
     if not tenants:
         return
     names = [tenant.name for tenant in tenants]
@@ -40,6 +74,17 @@ def check_tenants(tenants: Sequence[Tenant], fleet: Fleet, workload: Workload, a
     _check_shares(tenants)
     for key, problem, got, hint in _unsupported(tenants, workload):
         raise located(key, problem, got=got, hint=hint)
+
+
+def check_buckets(tenants: Sequence[Tenant], eviction: EvictionEntry) -> None:
+    """Refuse token buckets with an eviction policy that knows the order in which requests reach the replicas."""
+    for place, tenant in enumerate(tenants):
+        if tenant.bucket is not None and eviction.needs_future:
+            raise located(
+                f"tenants.{place}.bucket",
+                f"eviction {eviction.name} needs to know which requests reach the replicas, and when",
+                hint="choose another cache.eviction",
+            )
 
 
 def _check_base_model(tenants: Sequence[Tenant], workload: Workload, adapters: Adapters) -> None:

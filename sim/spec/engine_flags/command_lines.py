@@ -26,7 +26,7 @@ _NO_COMMAND = {
 """Why engines that are no products have no command line."""
 _RULES = (
     *(f"fleet.{key}" for key in ("batching", "chunked_prefill", "admission", "admission_interval", "waiting_ratio")),
-    *(f"fleet.{key}" for key in ("load_at", "passed_requests", "kv_check")),
+    *(f"fleet.{key}" for key in ("load_at", "passed_requests", "scheduling", "kv_check")),
     *(f"fleet.{key}" for key in ("reserved_kv_blocks", "prefix_caching", "uncached_blocks")),
     *(f"cache.gpu.{key}" for key in ("slots", "size", "unified", "base_model_slot")),
     *(f"cache.host.{key}" for key in ("slots", "size", "fill")),
@@ -147,6 +147,12 @@ def beyond_flags(scenario: Scenario) -> list[str]:
         found.append(f"a {fleet.autoscale.policy} autoscaler of {bounds} behind a {scenario.router.policy} router")
     elif fleet.replicas > 1:
         found.append(f"{fleet.replicas} replicas behind a {scenario.router.policy} router")
+    if fleet.scheduling == "priority" and scenario.tenants:
+        priorities = ", ".join(f"{tenant.name} {tenant.priority}" for tenant in scenario.tenants)
+        found.append(f"priorities of the tenants: each request must carry its own (priority: {priorities})")
+    limited = [tenant.name for tenant in scenario.tenants if tenant.bucket is not None]
+    if limited:
+        found.append(f"token buckets of {', '.join(limited)}: a gateway in front of the engine has to limit them")
     if fleet.full_models is not None:
         found.append("replicas of full models, each started like this with its own MODEL and without LoRA")
     if scenario.adapters.base_quantization != "bf16":

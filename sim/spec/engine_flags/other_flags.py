@@ -42,7 +42,7 @@ S_LORA = EngineFlags(
             Flag("--swap", "adapters wait in host memory", sets=("cache.host.fill: start",)),
             Flag("--pool-size-lora", "adapters take their memory from the KV cache (cache.gpu.unified)"),
             Flag("--prefetch", "off in S-LoRA by default, and not simulated", also=("--prefetch-size",)),
-            Flag("--scheduler", IN_ORDER),
+            Flag("--scheduler", "vtc_fair is vtc", sets=("fleet.scheduling",)),
             Flag("--batch-num-adapters", IN_ORDER),
             Flag("--enable-abort", IN_ORDER),
             Flag("--tp", ONE_GPU),

@@ -9,7 +9,6 @@ from sim.spec.engine_flags.flag import (
     COUNTED,
     EACH_ITS_OWN,
     EVERY_SCENARIO,
-    IN_ORDER,
     KV_FORMAT,
     NO_SPECULATION,
     NO_SPLIT,
@@ -72,6 +71,12 @@ def _tokens_of_blocks(words: Sequence[str], given: Given) -> Mapping[str, object
 def _host_slots(replica: Replica) -> int | None:
     """Return how many adapters vLLM keeps in host memory: unset, as many as on the GPU."""
     return value_of(replica.scenario, "cache.host.slots") or replica.scenario.cache.gpu.slots
+
+
+def _scheduling(replica: Replica) -> str | None:
+    """Return the policy where it is not vLLM's default."""
+    policy = replica.scenario.fleet.scheduling
+    return None if policy == "fcfs" else policy
 
 
 VLLM = EngineFlags(
@@ -170,7 +175,13 @@ VLLM = EngineFlags(
                 also=("--no-enable-prefix-caching",),
                 written=value_at("fleet.prefix_caching"),
             ),
-            Flag("--scheduling-policy", IN_ORDER),
+            Flag(
+                "--scheduling-policy",
+                "each request carries the priority of its tenant; from 0.9.2 on",
+                sets=("fleet.scheduling",),
+                written=_scheduling,
+                reads=chosen("fleet.scheduling", fcfs="fcfs", priority="priority"),
+            ),
             Flag("--async-scheduling", "a step is planned when the one before has ended"),
             Flag("--max-num-partial-prefills", "one prompt after the other is split"),
             Flag("--long-prefill-token-threshold", "one prompt after the other is split"),

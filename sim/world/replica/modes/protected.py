@@ -76,10 +76,13 @@ class OverlappedLoads(ProtectedMode, LoadOwner):
 
 
 class LoadsAtArrival(OverlappedLoads):
-    """A request claims its adapter when it arrives, and joins the queue once the adapter is resident."""
+    """A request claims its adapter when it arrives, and joins the queue once the adapter is resident.
 
-    def __init__(self, parts: ModeParts, *, discards: bool = False) -> None:
-        super().__init__(parts, ReadyQueue(), discards=discards)
+    :param waiting: a queue of requests that have their adapter; None: they are served in the order of their keys.
+    """
+
+    def __init__(self, parts: ModeParts, waiting: WaitingQueue | None = None, *, discards: bool = False) -> None:
+        super().__init__(parts, ReadyQueue() if waiting is None else waiting, discards=discards)
 
     def take_in(self, request: Request, may_join_now: bool) -> None:
         if self._gpu.acquire(request.adapter):

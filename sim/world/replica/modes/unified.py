@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.policies.adapter_cache import UnifiedCache
-from sim.policies.admission import ClaimingQueue
+from sim.policies.admission import WaitingQueue
 from sim.policies.scheduler import Scheduler
 from sim.world.replica.modes.adapter_mode import ModeParts
 from sim.world.replica.modes.protected import LoadsInSteps
@@ -12,8 +12,8 @@ from sim.world.replica.modes.protected import LoadsInSteps
 class Unified(LoadsInSteps):
     """Idle adapters make room for admitted requests before others are loaded."""
 
-    def __init__(self, parts: ModeParts, cache: UnifiedCache, *, stop: bool, discards: bool) -> None:
-        super().__init__(parts, ClaimingQueue(cache, None, stop=stop), discards=discards)
+    def __init__(self, parts: ModeParts, cache: UnifiedCache, waiting: WaitingQueue, *, discards: bool) -> None:
+        super().__init__(parts, waiting, discards=discards)
         self._unified = cache
 
     def before_step(self, batch: Scheduler, start_s: float) -> float:

@@ -1,0 +1,142 @@
+"""The virtual token counter (VTC): the tenant that was served least goes first.
+
+Source: Sheng et al., Fairness in Serving Large Language Models (OSDI 2024, arXiv 2401.00588), algorithm 2, and its code
+in S-LoRA (``slora/server/router/vtc_req_queue.py``). Every tenant has a counter of the tokens that it was served:
+``INPUT_WEIGHT`` for each token of a prompt when the request joins, ``OUTPUT_WEIGHT`` for each token of an answer when
+it comes, both over the tenant's weight. A tenant whose first request joins the queue is lifted to the least counter of
+the tenants that wait, so that time without requests earns nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+from sim.policies.adapter_cache import AdapterCache
+from sim.policies.admission import WaitingQueue, by_key
+from sim.policies.scheduler import Scheduler
+from sim.traffic.request import Request
+
+INPUT_WEIGHT: Final = 1.0
+OUTPUT_WEIGHT: Final = 2.0
+"""What a token of a prompt and of an answer count, as in the paper: ``w_p`` and ``w_q``."""
+
+
+class FairQueue(WaitingQueue):
+    """Waiting requests by tenant. ``deferred`` holds the queues by the number of the tenant; ``ready`` stays empty.
+
+    As in the paper, a request of the least served tenant that finds no room stops the scan. A preempted request returns
+    to the head of its tenant's queue, and its prompt is not charged again.
+
+    :param weights: of the tenants.
+    :param cache: from which a request that joins claims its adapter; None: its adapter is resident and in use already.
+    :ivar counters: tokens that each tenant was served, weighted.
+    """
+
+    takes_turns = True
+    defers = False
+
+    def __init__(self, weights: Sequence[float], cache: AdapterCache | None) -> None:
+        super().__init__()
+        self.counters = [0.0] * len(weights)
+        self._weights = list(weights)
+        self._cache = cache
+        self._last: int | None = None  # the tenant that was the last to leave an empty queue behind
+
+    def push(self, request: Request) -> None:
+        tenant = request.tenant
+        queue = self.deferred.get(tenant)
+        if queue is None:
+            self._lift(tenant)
+            self.deferred[tenant] = [request]
+        elif queue[-1].key < request.key:
+            queue.append(request)
+        else:
+            insort(queue, request, key=by_key)
+
+    def _lift(self, tenant: int) -> None:
+        """Let a tenant that comes to the queue start where the others are."""
+        counters = self.counters
+        if self.deferred:
+            counters[tenant] = max(counters[tenant], min([counters[other] for other in self.deferred]))
+        elif self._last is not None:
+            counters[tenant] = max(counters[tenant], counters[self._last])
+
+    def next_candidate(self) -> Request | None:
+        self.over_limit = False
+        if not self.deferred:
+            return None
+        counters = self.counters
+        tenant = min(self.deferred, key=lambda each: (counters[each], each))
+        return self.deferred[tenant][0]
+
+    def may_join(self, candidate: Request) -> bool:
+        return self._cache is None or candidate.claimed or self._cache.can_claim(candidate.adapter)
+
+    def pass_over(self, candidate: Request) -> bool:
+        self.over_limit = True
+        return False
+
+    def take(self, candidate: Request) -> None:
+        tenant = candidate.tenant
+        queue = self.deferred[tenant]
+        del queue[0]
+        if not queue:
+            del self.deferred[tenant]
+            if not self.deferred:
+                self._last = tenant
+        if not candidate.preemptions:
+            self.counters[tenant] += INPUT_WEIGHT * candidate.prompt_tokens / self._weights[tenant]
+        if self._cache is not None:
+            self._claim(candidate, self._cache)
+
+    def charge(self, tenant: int, tokens: int) -> None:
+        """Count tokens of answers that a tenant has got."""
+        self.counters[tenant] += OUTPUT_WEIGHT * tokens / self._weights[tenant]
+
+    def may_reorder(self) -> bool:
+        return len(self.deferred) > 1
+
+    def size(self) -> int:
+        return sum(map(len, self.deferred.values()))
+
+    def check_integrity(self) -> None:
+        """Assert that every queue is in order and holds only requests of its own tenant."""
+        for tenant, queue in self.deferred.items():
+            assert queue, "empty queues are removed"
+            assert all(request.tenant == tenant for request in queue)
+            assert all(one.key < other.key for one, other in pairwise(queue))
+
+
+class FairScheduler(Scheduler):
+    """A scheduler that charges every tenant for the answers of its requests. Its queue is a ``FairQueue``."""
+
+    _charged = 0  # steps of the leap under way that are charged already
+
+    def charge_up_to(self, steps: int) -> None:
+        """Charge the first steps of the leap under way: a request that comes then is lifted by these counters."""
+        queue, more = self.waiting, steps - self._charged
+        assert isinstance(queue, FairQueue), "made together"
+        if self.decided.decoding and more:
+            for request in self.running.values():
+                if request.last_step >= 0:
+                    queue.charge(request.tenant, more)
+        self._charged = steps
+
+    def complete(self, steps: int, now: float) -> list[Request]:
+        self.charge_up_to(steps)
+        self._charged = 0
+        queue = self.waiting
+        assert isinstance(queue, FairQueue), "made together"
+        for request in self.decided.prefills:
+            if not request.to_prefill:
+                queue.charge(request.tenant, 1)
+        return super().complete(steps, now)
+
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        queue = self.waiting
+        assert isinstance(queue, FairQueue), "made together"
+        queue.check_integrity()

@@ -1,0 +1,101 @@
+"""Scheduling between tenants, in the most obvious way: priorities as vLLM has them, and the virtual token counter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from naive import BASE, Batching, Job, Replica, Touching, TwinFleet
+
+BIG = 1 << 44
+
+
+def tenant_of(world: Any, job: Job) -> int:
+    return int(world.traffic.tenant_of[-1 if job.adapter == BASE else job.adapter])
+
+
+class _ByPriority(Batching):
+    """The waiting job with the lowest priority goes first, then the one that came first; the last is preempted."""
+
+    def place_of(self, job: Job) -> int:
+        return self.scenario.tenants[tenant_of(self.world, job)].priority * BIG + job.index
+
+    def arrive(self, job: Job, now: float) -> None:
+        super().arrive(job, now)
+        job.key = self.place_of(job)
+
+    def preempt(self, job: Job) -> None:
+        super().preempt(job)
+        job.key = self.place_of(job)
+
+    def victim(self) -> Job:
+        return max(self.running, key=self.place_of)
+
+
+class PriorityBatching(_ByPriority):
+    """Engine ``continuous``."""
+
+
+class PriorityTouching(_ByPriority, Touching):
+    """vLLM: whatever the version does with jobs over the adapter limit, they go back to their places."""
+
+
+class Fair(Batching):
+    """The virtual token counter: the tenant with the lowest counter among those that wait goes first."""
+
+    def __init__(self, fleet: TwinFleet, index: int) -> None:
+        super().__init__(fleet, index)
+        self.counters = [0.0 for _ in self.scenario.tenants]
+        self.last: int | None = None
+
+    def waiting_tenants(self) -> set[int]:
+        return {tenant_of(self.world, job) for job in self.at("line")}
+
+    def lift(self, job: Job) -> None:
+        """A tenant that had nothing in the queue starts from the least of those that have."""
+        own, others = tenant_of(self.world, job), self.waiting_tenants()
+        if own in others:
+            return
+        if others:
+            least = min(self.counters[other] for other in others)
+            self.counters[own] = max(self.counters[own], least)
+        elif self.last is not None:
+            self.counters[own] = max(self.counters[own], self.counters[self.last])
+
+    def stand_in_line(self, job: Job, now: float) -> None:
+        self.lift(job)
+        super().stand_in_line(job, now)
+
+    def preempt(self, job: Job) -> None:
+        self.lift(job)
+        super().preempt(job)
+
+    def charge(self, job: Job, tokens: float) -> None:
+        own = tenant_of(self.world, job)
+        self.counters[own] += tokens / self.scenario.tenants[own].weight
+
+    def joins(self, job: Job) -> None:
+        if not job.preemptions:
+            self.charge(job, job.prompt)
+        if not self.at("line"):
+            self.last = tenant_of(self.world, job)
+
+    def next_in_line(self, now: float) -> Job | None:
+        if not self.at("line"):
+            return None
+        least = min(self.waiting_tenants(), key=lambda tenant: (self.counters[tenant], tenant))
+        first = next(job for job in self.at("line") if tenant_of(self.world, job) == least)
+        return first if first.uses or self.fits(first.adapter) else None
+
+    def end_step(self, now: float) -> None:
+        before = [(job, job.generated) for job in self.running]
+        super().end_step(now)
+        for job, generated in before:
+            self.charge(job, 2 * (job.generated - generated))
+
+
+class TenantFleet(TwinFleet):
+    def kind(self) -> type[Replica]:
+        fleet = self.world.scenario.fleet
+        if fleet.scheduling == "vtc":
+            return Fair
+        return PriorityTouching if self.world.scenario.cache.eviction == "vllm-lru" else PriorityBatching

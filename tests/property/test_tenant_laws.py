@@ -1,0 +1,215 @@
+"""Laws of scheduling between tenants: the fairness bound of VTC, the order of priorities, and fcfs with one tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from strategies import build
+
+from sim.policies.queues.fair_queue import INPUT_WEIGHT, OUTPUT_WEIGHT
+from sim.results.records import COMPLETED, Recording
+from sim.spec.scenario import Scenario
+from sim.traffic.request import Request
+from sim.world.build import build_world
+from sim.world.replication import simulate
+
+LONGEST_PROMPT, LONGEST_OUTPUT = 400, 120
+FAIR_ENGINES: dict[str, dict[str, Any]] = {
+    # Blocks are reserved for whole answers, as the paper assumes: no request is preempted.
+    "continuous": {"kv_check": "whole-answer", "kv_tokens": 6000, "max_num_seqs": 24},
+    "s-lora": {"kv_tokens": 6000, "max_num_seqs": 24},
+}
+
+
+def shared(engine: str, scheduling: str, tenants: list[dict[str, Any]], **more: Any) -> Scenario:
+    """Return a scenario that is overloaded for a while: 600 requests within a few seconds."""
+    fleet = {"engine": engine, "scheduling": scheduling, **FAIR_ENGINES.get(engine, {}), **more.pop("fleet", {})}
+    unified = engine == "s-lora"
+    return build(
+        workload={
+            "requests": 600,
+            "arrivals": {"process": "poisson", "rate": "100/s"},
+            "tokens": {
+                "prompt": {"law": "uniform", "low": 1, "high": LONGEST_PROMPT},
+                "output": {"law": "uniform", "low": 1, "high": LONGEST_OUTPUT},
+            },
+        },
+        adapters={"count": 12, "rank": 8},
+        cache={"gpu": {"unified": True} if unified else {"slots": 12}, "warm": 12},
+        fleet=fleet,
+        tenants=tenants,
+        **more,
+    )
+
+
+class Watch:
+    """Counts at every boundary, from the requests alone, what each tenant was served and what waits."""
+
+    def __init__(self, tenants: int) -> None:
+        self.served: list[list[float]] = []
+        self.waiting: list[list[int]] = []
+        self.joined: list[tuple[list[Request], list[Request]]] = []
+        self.requests: list[Request] = []
+        self.preempted: list[tuple[list[Request], list[Request]]] = []
+        self.preemptions: dict[int, int] = {}
+        self.tenants = tenants
+
+    def wrap(self, server: type) -> Callable[..., Any]:
+        watch = self
+
+        class Watched(server):  # type: ignore[misc, valid-type]
+            def arrive(self, request: Request) -> None:
+                watch.requests.append(request)
+                super().arrive(request)
+
+            def _next_leap(self, now: float) -> float:
+                end = super()._next_leap(now)
+                watch.look(self, now)
+                return float(end)
+
+        return Watched
+
+    def look(self, server: Any, now: float) -> None:
+        queue = server.mode.waiting.all_requests()
+        served = [0.0] * self.tenants
+        for request in self.requests:
+            if request.admitted_s >= 0:
+                tokens = request.output_tokens if self.is_gone(server, request) else server.tokens_out(request)
+                served[request.tenant] += INPUT_WEIGHT * request.prompt_tokens + OUTPUT_WEIGHT * tokens
+        self.served.append(served)
+        self.waiting.append([sum(r.tenant == place for r in queue) for place in range(self.tenants)])
+        before, self.preemptions = self.preemptions, {r.index: r.preemptions for r in self.requests}
+        victims = [r for r in self.requests for _ in range(r.preemptions - before.get(r.index, 0))]
+        if victims:
+            self.preempted.append((victims, list(server.scheduler.running.values())))
+        joined = [r for r in server.scheduler.decided.prefills if r.admitted_s == now]
+        self.joined.append((joined, [r for r in queue if r.adapter in server.scheduler.adapters]))
+
+    @staticmethod
+    def is_gone(server: Any, request: Request) -> bool:
+        return request.index not in server.scheduler.running
+
+
+def widest_gap(watch: Watch, weights: list[float]) -> tuple[float, int]:
+    """Return the most by which the weighted service of two tenants differs while both wait, and the longest such time
+    in boundaries."""
+    served, backlogged = np.array(watch.served) / weights, (np.array(watch.waiting) > 0).all(axis=1)
+    difference = served[:, 0] - served[:, 1]
+    widest, longest, first = 0.0, 0, 0
+    for place in range(len(backlogged) + 1):
+        if place < len(backlogged) and backlogged[place]:
+            continue
+        if place > first:
+            part = difference[first:place]
+            widest, longest = max(widest, float(part.max() - part.min())), max(longest, place - first)
+        first = place + 1
+    return widest, longest
+
+
+@pytest.mark.parametrize("engine", FAIR_ENGINES)
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (2.0, 1.0)])
+def test_the_service_of_backlogged_tenants_differs_by_no_more_than_the_papers_bound(
+    engine: str, weights: tuple[float, float]
+) -> None:
+    """Theorem 4.4 of arXiv 2401.00588: 2 max(w_p L_input, w_q M), M the most tokens in a batch."""
+    tenants = [
+        {"name": name, "adapters": 6, "share": share, "weight": weight}
+        for name, share, weight in (("noisy", "70%", weights[0]), ("quiet", "30%", weights[1]))
+    ]
+    gaps = {}
+    for scheduling in ("vtc", "fcfs"):
+        watch = Watch(2)
+        simulate(build_world(shared(engine, scheduling, tenants)), 0, 3, watch.wrap)
+        gaps[scheduling], longest = widest_gap(watch, list(weights))
+        assert longest > 100, "both tenants wait for a long time"
+    bound = 2 * max(INPUT_WEIGHT * LONGEST_PROMPT, OUTPUT_WEIGHT * FAIR_ENGINES[engine]["kv_tokens"])
+    # The paper's M counts what the batch may hold at once; of answers that is at most a batch of the longest.
+    tight = 2 * max(LONGEST_PROMPT, OUTPUT_WEIGHT * FAIR_ENGINES[engine]["max_num_seqs"] * LONGEST_OUTPUT)
+    assert gaps["vtc"] <= tight / min(weights) <= bound
+    assert gaps["fcfs"] > 2 * gaps["vtc"], "first come, first served divides service as it comes"
+
+
+@pytest.mark.parametrize("engine", ["continuous", "vllm"])
+def test_no_request_joins_while_one_of_higher_priority_waits_that_fits(engine: str) -> None:
+    tenants = [
+        {"name": "batch", "adapters": 6, "share": "50%", "priority": 5},
+        {"name": "chat", "adapters": 6, "share": "50%", "priority": -1},
+    ]
+    watch = Watch(2)
+    simulate(build_world(shared(engine, "priority", tenants, fleet={"max_num_seqs": 8})), 0, 3, watch.wrap)
+    order, seen = {0: 1, 1: 0}, 0
+    for joined, waiting in watch.joined:
+        for request in joined:
+            ahead = [other for other in waiting if order[other.tenant] < order[request.tenant]]
+            assert not ahead, "requests for adapters in the batch are never over the adapter limit"
+            seen += bool(waiting)
+    assert seen > 50, "requests join while others wait"
+
+
+def test_with_priorities_the_last_in_their_order_is_preempted() -> None:
+    tenants = [
+        {"name": "batch", "adapters": 6, "share": "50%", "priority": 1},
+        {"name": "chat", "adapters": 6, "share": "50%"},
+    ]
+    watch = Watch(2)
+    world = build_world(shared("vllm", "priority", tenants, fleet={"kv_tokens": 3000, "max_num_seqs": 64}))
+    recording = simulate(world, 0, 3, watch.wrap)
+    assert (recording.requests["status"] == COMPLETED).all(), "nothing is lost"
+    assert sum(len(victims) for victims, _ in watch.preempted) == recording.requests["preemptions"].sum() > 50
+    order = {0: 1, 1: 0}
+    both = 0
+    for victims, stayed in watch.preempted:
+        for victim in victims:
+            place = order[victim.tenant], victim.index
+            assert all((order[other.tenant], other.index) < place for other in stayed)
+            both += any(other.tenant != victim.tenant for other in stayed)
+    assert both > 5, "the batch has requests of both tenants at times"
+
+
+def same(one: Recording, other: Recording) -> None:
+    for name, column in one.requests.items():
+        np.testing.assert_array_equal(column, other.requests[name])
+    for name in ("gap_counts", "gap_sum_s", "busy_s", "blocked_s", "bounds"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize(
+    ("engine", "scheduling", "fleet"),
+    [
+        ("continuous", "priority", {}),
+        ("continuous", "vtc", {}),
+        ("s-lora", "vtc", {}),
+        ("vllm", "priority", {"max_num_seqs": 8}),
+    ],
+)
+def test_with_one_tenant_every_policy_is_first_come_first_served(
+    engine: str, scheduling: str, fleet: dict[str, Any]
+) -> None:
+    """To the last bit. With a seat for every adapter, requests join in the order in which they come."""
+    tenants = [{"name": "all", "adapters": 12, "priority": 3, "weight": 2.0}]
+    one, other = (
+        simulate(build_world(shared(engine, each, tenants, fleet=fleet)), 0, 3) for each in (scheduling, "fcfs")
+    )
+    same(one, other)
+
+
+def test_only_engines_with_a_policy_have_it() -> None:
+    tenants = [{"name": "all", "adapters": 12}]
+    for engine, policy, words in (
+        ("sglang", "priority", "allowed fcfs"),
+        ("vllm", "vtc", "allowed fcfs, priority"),
+        ("vllm-0.9.1", "priority", "allowed fcfs"),
+        ("s-lora", "priority", "allowed fcfs, vtc"),
+    ):
+        with pytest.raises(ValueError, match=f"engine {engine} has no scheduling policy {policy}") as caught:
+            shared(engine, policy, tenants)
+        (error,) = caught.value.errors()
+        assert f"allowed {error['ctx']['allowed']}" == words
+        assert f"{policy} is simulated for" in error["ctx"]["hint"]
+    with pytest.raises(ValueError, match="not known for this way of serving adapters"):
+        shared("continuous", "vtc", tenants, fleet={"load_at": "admission"})
+    with pytest.raises(ValueError, match="not known for this way of serving adapters"):
+        shared("continuous", "priority", tenants, fleet={"admission": "stop"})

@@ -1,0 +1,51 @@
+"""The option by which vLLM gets its scheduling policy: written, read, and refused where no command line has it."""
+
+from __future__ import annotations
+
+import pytest
+from strategies import build
+
+from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, why_no_flags
+from sim.spec.engine_flags.command_reading import read_command
+from sim.spec.scenario import Scenario
+
+TENANTS = [
+    {"name": "chat", "adapters": 8, "priority": -1},
+    {"name": "batch", "adapters": 8, "priority": 3, "bucket": {"rate": "900/s", "burst": 40_000}},
+]
+
+
+def scenario(**fleet: object) -> Scenario:
+    return build(
+        workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
+        adapters={"count": 16, "base_model": "llama-3.1-8b"},
+        cache={"gpu": {"slots": 8}},
+        fleet={"gpu": "h100-80gb", "engine": "vllm", "prefix_caching": True, **fleet},
+        tenants=TENANTS,
+    )
+
+
+def test_vllm_gets_its_policy_only_where_it_is_not_the_default() -> None:
+    written = engine_flags(scenario(scheduling="priority"), None)["vLLM"]
+    assert written.endswith("--scheduling-policy priority")
+    assert "--scheduling-policy" not in engine_flags(scenario(), None)["vLLM"]
+    assert "priorities of the tenants: each request must carry its own (priority: chat -1, batch 3)" in beyond_flags(
+        scenario(scheduling="priority")
+    )
+    assert any("token buckets of batch" in part for part in beyond_flags(scenario()))
+
+
+@pytest.mark.parametrize("policy", ["priority", "fcfs"])
+def test_a_command_line_with_a_policy_is_read(policy: str) -> None:
+    found = read_command(f"vllm serve m --enable-lora --max-loras 4 --scheduling-policy {policy}")
+    assert [setting.value for setting in found.settings if setting.key == "fleet.scheduling"] == [policy]
+    assert not found.untranslated
+
+
+def test_a_policy_that_vllm_does_not_have_is_not_translated() -> None:
+    found = read_command("vllm serve m --enable-lora --scheduling-policy shortest")
+    assert [said for said, _ in found.untranslated] == ["--scheduling-policy shortest"]
+
+
+def test_an_idealised_engine_has_no_command_line() -> None:
+    assert "continuous is idealised" in why_no_flags(scenario(engine="continuous", scheduling="vtc"))

@@ -1,0 +1,200 @@
+"""Token buckets of tenants: what may pass in any time, what waits or is refused, and that nothing is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import build
+
+from sim.errors import InputError
+from sim.policies.token_bucket import TokenBucket
+from sim.results.records import COMPLETED, LIMITED, REFUSED, UNFINISHED, Recording
+from sim.spec.scenario import Scenario
+from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
+from sim.world.build import build_world
+from sim.world.replication import simulate
+
+RATE, BURST = 2000.0, 1500
+
+
+def scenario(full: str = "queue", **sections: Any) -> Scenario:
+    """Return a scenario in which one tenant sends far more tokens than its bucket lets pass."""
+    workload = {
+        "requests": 800,
+        "arrivals": {"process": "poisson", "rate": "40/s"},
+        "tokens": {
+            "prompt": {"law": "uniform", "low": 10, "high": 300},
+            "output": {"law": "uniform", "low": 1, "high": 60},
+        },
+    }
+    bucket = {"rate": f"{RATE:.0f}/s", "burst": BURST, "full": full}
+    return build(
+        workload=workload | sections.pop("workload", {}),
+        adapters={"count": 8},
+        cache={"gpu": {"slots": 8}, "warm": 8},
+        fleet={"replicas": 2, "max_num_seqs": 64} | sections.pop("fleet", {}),
+        tenants=[
+            {"name": "limited", "adapters": 4, "share": "50%", "bucket": bucket},
+            {"name": "free", "adapters": 4, "share": "50%"},
+        ],
+        **sections,
+    )
+
+
+def run(found: Scenario) -> tuple[Recording, np.ndarray]:
+    """Return a recording and the tenant of each of its requests."""
+    world = build_world(found)
+    recording = simulate(world, 0, 3)
+    return recording, world.traffic.tenant_of[recording.requests["adapter"]]
+
+
+def passed(times: np.ndarray, tokens: np.ndarray, rate: float, burst: float) -> bool:
+    """Return whether no window from one passage to another one has more tokens than a bucket lets pass."""
+    before = np.concatenate([[0.0], np.cumsum(tokens)])
+    # tokens in [t_i, t_j] <= burst + rate (t_j - t_i): the level that a full bucket would have is never below zero
+    over = before[1:] - rate * times
+    lowest = np.minimum.accumulate(before[:-1] - rate * times)
+    return bool((over - lowest <= burst * (1 + 1e-9)).all())
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.tuples(st.floats(0, 5), st.integers(1, 100)), min_size=1, max_size=60),
+    st.floats(0.5, 500),
+    st.integers(100, 400),
+)
+def test_no_window_has_more_tokens_than_burst_and_rate_allow(
+    requests: list[tuple[float, int]], rate: float, burst: int
+) -> None:
+    bucket, now, times, tokens = TokenBucket(rate, burst), 0.0, [], []
+    for gap, count in requests:
+        now += gap
+        if not bucket.take(count, now):
+            now = bucket.ready_s(count, now)
+            bucket.take_due(count, now)
+        times.append(now)
+        tokens.append(count)
+    assert passed(np.array(times), np.array(tokens, dtype=float), rate, burst)
+
+
+def test_a_bucket_delays_no_more_than_it_must() -> None:
+    bucket = TokenBucket(10.0, 100)
+    assert bucket.take(100, 0.0)
+    assert not bucket.take(1, 0.0)
+    assert bucket.ready_s(50, 0.0) == 5.0
+    assert bucket.take(50, 5.0)
+    assert bucket.ready_s(100, 1000.0) == 1000.0, "it holds no more than its burst, however long nothing comes"
+    assert bucket.take(100, 1000.0)
+    assert not bucket.take(1, 1000.0)
+
+
+@pytest.mark.parametrize("full", ["queue", "refuse"])
+def test_the_bucket_holds_for_what_reaches_the_fleet(full: str) -> None:
+    recording, tenant = run(scenario(full))
+    requests = recording.requests
+    own, served = tenant == 0, requests["status"] == COMPLETED
+    tokens = (requests["prompt_tokens"] + requests["output_tokens"]).astype(float)
+    if full == "refuse":
+        refused = requests["status"] == REFUSED
+        assert ((requests["marks"] & LIMITED) > 0)[refused].all()
+        assert not refused[~own].any(), "another tenant's bucket concerns nobody else"
+        assert refused[own].mean() > 0.2
+        assert (served | refused).all(), "nothing is lost"
+        sent = requests["arrival_s"][own & served]
+    else:
+        assert served.all(), "nothing is lost"
+        # With free seats and warm adapters, requests join within a step of reaching their replica.
+        sent = requests["admitted_s"][own & served]
+        assert (np.diff(sent) > -0.2).all(), "a tenant's requests wait in order"
+    slack = RATE * 0.2 if full == "queue" else 0.0
+    order = np.argsort(sent, kind="stable")
+    assert passed(sent[order], tokens[own & served][order], RATE, BURST + slack)
+    waits = (requests["admitted_s"] - requests["arrival_s"])[own & served]
+    assert (waits.max() > 5) == (full == "queue")
+
+
+def test_only_the_tenant_with_the_bucket_waits() -> None:
+    """The others see the fleet with less traffic: their waits are shorter than without the bucket."""
+    limited, tenant = run(scenario(fleet={"max_num_seqs": 4}))
+    plain = scenario(fleet={"max_num_seqs": 4})
+    without = [one.model_copy(update={"bucket": None}) for one in plain.tenants]
+    free, _ = run(plain.model_copy(update={"tenants": tuple(without)}))
+    for name in ("arrival_s", "adapter", "prompt_tokens", "output_tokens"):
+        np.testing.assert_array_equal(limited.requests[name], free.requests[name])
+    waits = [(r.requests["admitted_s"] - r.requests["arrival_s"])[tenant == 1].mean() for r in (limited, free)]
+    assert waits[0] < 0.8 * waits[1]
+
+
+def test_requests_that_still_wait_at_the_end_are_unfinished() -> None:
+    recording, tenant = run(scenario(workload={"requests": None, "duration": "10 s"}))
+    unfinished = recording.requests["status"] == UNFINISHED
+    held = unfinished & (recording.requests["replica"] < 0)
+    assert held.any()
+    assert (tenant[held] == 0).all()
+    sojourns = np.where(unfinished, recording.stopped_s, recording.requests["finished_s"])
+    sojourns = sojourns - recording.requests["arrival_s"]
+    assert recording.inside_area == pytest.approx(sojourns.sum()), "Little's law, with those who wait in front"
+
+
+def test_a_wide_bucket_changes_nothing() -> None:
+    wide = scenario("refuse")
+    bucket = wide.tenants[0].bucket.model_copy(update={"burst": 10**9})
+    plain, wide = (
+        run(wide.model_copy(update={"tenants": (wide.tenants[0].model_copy(update={"bucket": each}), wide.tenants[1])}))
+        for each in (None, bucket)
+    )
+    for name, column in plain[0].requests.items():
+        np.testing.assert_array_equal(column, wide[0].requests[name])
+
+
+def test_a_request_that_is_sent_again_after_a_crash_takes_no_more_tokens() -> None:
+    crash = [{"kind": "crash", "replica": 0, "at": "5 s", "down": "5 s"}]
+    recording, tenant = run(scenario(faults=crash))
+    served = recording.requests["status"] == COMPLETED
+    assert served.all(), "nothing is lost"
+    last = recording.requests["admitted_s"][tenant == 0].max()
+    tokens = (recording.requests["prompt_tokens"] + recording.requests["output_tokens"])[tenant == 0].sum()
+    assert last == pytest.approx((tokens - BURST) / RATE, rel=0.02), "the bucket alone decides when the last one goes"
+
+
+def test_clients_of_a_closed_loop_go_on_after_a_refusal() -> None:
+    found = scenario("refuse")
+    closed = {**found.model_dump(mode="json", by_alias=True, exclude_unset=True)}
+    closed["workload"]["arrivals"] = {"process": "closed", "concurrency": 16}
+    recording, _ = run(Scenario.model_validate(closed))
+    assert set(recording.requests["status"].tolist()) == {COMPLETED, REFUSED}
+
+
+def test_the_answer_says_why_requests_were_refused() -> None:
+    found = scenario("refuse")
+    point = evaluate(make_design(found), EvaluationOptions(draws=False)).point
+    assert any("the token bucket of their tenant lacked tokens" in warning for warning in point.warnings)
+    assert point.unserved["refused"] > 0
+    assert point.unserved["too_long"] == 0
+
+
+@pytest.mark.parametrize(
+    ("workload", "longest"),
+    [
+        ({}, "360 or more"),
+        ({"prefix": {"tokens": {"law": "fixed", "value": 1000}}}, "1,360 or more"),
+    ],
+)
+def test_a_bucket_smaller_than_a_request_is_refused(workload: dict[str, Any], longest: str) -> None:
+    plain = scenario(workload=workload).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    plain["tenants"][0]["bucket"]["burst"] = 350
+    with pytest.raises(InputError, match="the bucket never holds the tokens of the longest request") as caught:
+        build_world(Scenario.model_validate(plain))
+    assert caught.value.key == "tenants.0.bucket.burst"
+    assert longest in str(caught.value)
+
+
+def test_a_policy_that_sees_the_future_has_no_buckets() -> None:
+    plain = scenario().model_dump(mode="json", by_alias=True, exclude_unset=True)
+    plain["cache"]["eviction"] = "belady"
+    with pytest.raises(ValueError, match="needs to know which requests reach the replicas"):
+        Scenario.model_validate(plain)
