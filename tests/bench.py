@@ -127,7 +127,24 @@ def sizes(quick: bool) -> dict[str, dict[str, Any]]:
         rows[f"64 replicas, {policy}"] = batch(
             64 * 40, 4 * requests, size="1200 MB", replicas=64, router={"policy": policy}
         )
+    for name, router in (("together", {}), ("by weight, spill", {"pools": "weight", "spill": "full"})):
+        data = batch(64 * 40, 4 * requests, size="1200 MB", router={"policy": "least-loaded", **router})
+        data["fleet"] = {"engine": "continuous", "profile": PROFILE, "pools": four_pools()}
+        rows[f"64 replicas in 4 pools, {name}"] = data
     return rows
+
+
+def four_pools() -> list[dict[str, Any]]:
+    """Return pools that differ in load times and memory, so that each request gets those of its pool."""
+    return [
+        {
+            "name": f"pool-{i}",
+            "replicas": 16,
+            "kv_tokens": 160_000 + 16_000 * i,
+            "storage": {"load": {"law": "fixed", "value": f"{20 + i} ms"}},
+        }
+        for i in range(4)
+    ]
 
 
 def saturated(quick: bool) -> dict[str, dict[str, Any]]:

@@ -78,6 +78,7 @@ class ScenarioFacts:
     :ivar storage_blocks: so do those from storage; not where host memory is filled at arrival, beside the steps.
     :ivar size_bytes, kind, kind_names: of the adapters.
     :ivar slots: adapter slots, or None where bytes are counted; ``kv_tokens``, ``max_num_seqs``: None for ``fixed``.
+        With pools: the largest KV cache, and None for slots and sequences that differ between them.
     :ivar refusals: for what reasons requests may be refused, in words.
     :ivar strategies: of the rollouts; () where there are none.
     :ivar faults: kinds of the faults.

@@ -353,9 +353,9 @@ def facts_of(world: World) -> ScenarioFacts:
         size_bytes=population.size_bytes,
         kind=population.kind,
         kind_names=population.kind_names,
-        slots=scenario.cache.gpu.slots,
+        slots=_of_all(world, lambda own: own.cache.gpu.slots),
         kv_tokens=max((pool.world.kv_tokens or 0 for pool in world.own_pools), default=0) or world.kv_tokens,
-        max_num_seqs=None if fixed else scenario.fleet.max_num_seqs,
+        max_num_seqs=None if fixed else _of_all(world, lambda own: own.fleet.max_num_seqs),
         refusals=_refusals(world),
         strategies=tuple(rollout.strategy for rollout in scenario.rollouts),
         faults=frozenset(fault.kind for fault in scenario.faults),
@@ -373,6 +373,12 @@ def facts_of(world: World) -> ScenarioFacts:
         tenants=tuple(TenantFacts(tenant.name, tenant.slo.terms()) for tenant in scenario.tenants),
         tenant_of=world.traffic.tenant_of,
     )
+
+
+def _of_all(world: World, value: Callable[[Scenario], int | None]) -> int | None:
+    """Return a value that all pools share; None where it differs between them."""
+    found = {value(pool.world.scenario) for pool in world.own_pools} or {value(world.scenario)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _loaders(scenario: Scenario) -> int:

@@ -129,6 +129,7 @@ def test_resolved_values_show_what_a_pool_says_and_no_defaults(file: Path) -> No
             "--set: fleet.replicas: a fleet of pools has the replicas of its pools; remove fleet.replicas, and give "
             "each pool its replicas",
         ),
+        (["fleet.pools.1.name=cache"], "--set: fleet.pools.1.name: a key of pools has this name (got cache)"),
         (["fleet.pools.small.name=big"], "--set: fleet.pools.1.name: two pools have the same name (got big)"),
         (
             ["fleet.pools.big.replicas=0", "fleet.pools.small.replicas=0"],

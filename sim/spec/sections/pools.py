@@ -15,6 +15,10 @@ MOST_REPLICAS = 4096
 """Replicas of a fleet, those of all pools and of full models among them."""
 
 
+_TAKEN = ("cache", "storage", "serves")
+"""Names that a pool can't have, because keys such as ``fleet.pools.cache.gpu`` could then be read in two ways."""
+
+
 class ServedKinds(Strict):
     """The adapters that a pool takes requests for."""
 
@@ -67,6 +71,8 @@ def check_pools(pools: Sequence[NamedPool], given: Collection[str]) -> None:
         if pool.name in seen:
             raise located(f"pools.{i}.name", "two pools have the same name", got=pool.name)
         seen.add(pool.name)
+        if pool.name in _TAKEN:
+            raise located(f"pools.{i}.name", "a key of pools has this name", got=pool.name, hint="choose another name")
     total = sum(pool.replicas for pool in pools)
     if not 0 < total <= MOST_REPLICAS:
         problem = "too many replicas" if total else "no pool has a replica"
