@@ -144,7 +144,7 @@ def beyond_flags(scenario: Scenario) -> list[str]:
     fleet = scenario.fleet
     if fleet.autoscale is not None:
         bounds = f"{fleet.autoscale.min} to {fleet.autoscale.max} replicas"
-        found.append(f"a {fleet.autoscale.policy} autoscaler of {bounds} behind a {scenario.router.policy} router")
+        found.append(f"an autoscaler ({fleet.autoscale.policy}, {bounds}) behind a {scenario.router.policy} router")
     elif fleet.replicas > 1:
         found.append(f"{fleet.replicas} replicas behind a {scenario.router.policy} router")
     if fleet.scheduling == "priority" and scenario.tenants:
