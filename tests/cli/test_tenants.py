@@ -1,0 +1,58 @@
+"""Tenants on the command line: the table, the files, the report, and --check for their objectives."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from command_line import CommandLine
+
+SCENARIO = """\
+schema_version: 1
+name: shared
+workload:
+  requests: 3000
+  arrivals: {process: poisson, rate: 5/s}
+adapters: {count: 8, base_model: llama-3.1-8b}
+fleet: {gpu: h100-80gb, price: 2.50}
+cache: {gpu: {slots: 8}, host: {slots: 8}, warm: 8}
+tenants:
+  - {name: chat, adapters: 4, share: 50%, slo: {ttft_p50: 10 s}}
+  - {name: batch, adapters: 4, share: 50%, slo: {ttft_p50: TARGET}}
+run: {replications: 2}
+"""
+
+
+def test_a_run_shows_what_each_tenant_gets(loraplan: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "10 s"))
+    result = loraplan("run", "shared.yaml", "--jobs", "1", "--check", "--out", "out")
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    start = lines.index("Tenants")
+    assert lines[start + 1].split()[:3] == ["tenant", "SLO", "requests"]
+    assert [line.split()[:2] for line in lines[start + 2 : start + 4]] == [["chat", "met"], ["batch", "met"]]
+    assert "out/tenants.csv" in result.out
+    with (tmp_path / "out" / "tenants.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["tenant"] for row in rows} == {"chat", "batch"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "What did each tenant get?" in page
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    tenants = summary["points"][0]["tenants"]
+    assert [tenants[name]["slo"] for name in ("chat", "batch")] == ["met", "met"]
+
+
+def test_check_fails_where_one_tenant_misses_its_own_slo(loraplan: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "1 ms"))
+    result = loraplan("run", "shared.yaml", "--jobs", "1", "--check", "--quiet")
+    assert result.code == 1, result.err
+    assert "not met: median TTFT" in result.out
+
+
+def test_a_policy_that_the_engine_lacks_is_an_error(loraplan: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "1 s"))
+    result = loraplan("check", "shared.yaml", "--set", "fleet.scheduling=vtc")
+    assert result.code == 2
+    assert "engine vllm has no scheduling policy vtc, or its rules are not known here" in result.err
+    assert "vtc is simulated for continuous, s-lora" in result.err
