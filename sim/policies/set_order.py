@@ -13,7 +13,7 @@ class TouchOrder(ABC):
     def __call__(self, batch: list[int]) -> list[int]: ...
 
     def subset(self, some: Collection[int], batch: list[int]) -> list[int]:
-        """Return some of a batch's adapters in the order in which the batch is touched."""
+        """Return some adapters, all of this batch, in the order in which the batch is touched."""
         return [adapter for adapter in self(batch) if adapter in some]
 
 
@@ -37,9 +37,14 @@ class SetOrder(TouchOrder):
     def subset(self, some: Collection[int], batch: list[int]) -> list[int]:
         if len(some) < 2:
             return list(some)
-        key_of, adapter_of = self._key_of, self._adapter_of
-        wanted = {key_of[adapter] for adapter in some}
-        return [adapter_of[key] for key in self._keys(batch) if key in wanted]
+        left = {self._key_of[adapter]: adapter for adapter in some}
+        ordered: list[int] = []
+        for key in self._keys(batch):
+            if key in left:
+                ordered.append(left.pop(key))
+                if len(left) == 1:
+                    break  # where the last one stands does not matter
+        return ordered + list(left.values())
 
     def _keys(self, batch: list[int]) -> set[object]:
         """Return the set of a batch's keys, cached for the last batch.
@@ -47,6 +52,5 @@ class SetOrder(TouchOrder):
         Batches are compared by identity, so a list must not be changed between calls.
         """
         if self._last[0] is not batch:
-            key_of = self._key_of
-            self._last = batch, {key_of[adapter] for adapter in batch}
+            self._last = batch, set(map(self._key_of.__getitem__, batch))
         return self._last[1]

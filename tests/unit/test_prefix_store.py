@@ -158,8 +158,7 @@ def blocks_left(users: tuple[int, ...], staying: tuple[int, ...], cut: int) -> l
     for end in users + staying:
         extent.use(end)
     for end in users:
-        if extent.leave(end) < end:
-            queue.append_extent(extent, end)
+        if queue.give_back([(extent, end)]):
             queue.append_unknown(1)
     if cut:
         known.add_rest(extent, queue.split(extent, cut))

@@ -23,7 +23,6 @@ class ExactCount(KvStore):
         self._peak_tokens = 0
         self._extra_users = 0  # users of blocks in use, beyond one for each
         self._found_in_use = dict[int, int]()  # blocks that prefilling requests found in use, by index
-        self._extra_prefills = 0  # their sum
 
     def reserve_decodes(self) -> bool:
         return self._free >= 0
@@ -45,10 +44,7 @@ class ExactCount(KvStore):
         found = self._found_in_use
         if found:
             for request in requests:
-                self._extra_prefills -= found.pop(request.index, 0)
-
-    def _no_longer_prefills(self, index: int) -> None:
-        self._extra_prefills -= self._found_in_use.pop(index, 0)
+                found.pop(request.index, None)
 
     def grow(self, steps: int) -> None:
         step = self._step
@@ -91,7 +87,7 @@ class ExactCount(KvStore):
         What a prefilling request found in use does not count as shared among decodes. If decodes that shared it have
         left since, the peak is too high by that until the prompt is complete.
         """
-        extra = self._extra_users - self._extra_prefills
+        extra = self._extra_users - sum(self._found_in_use.values())
         if extra > 0:
             tokens -= extra * self.size
         if tokens > self._peak_tokens:
@@ -107,7 +103,7 @@ class ExactCount(KvStore):
         assert (self.decoding, self.tokens) == (len(decoding), sum(decoding))
         phases = [(tokens - 1 - self._step) % size for tokens in decoding]
         assert self._phases == [phases.count(phase) for phase in range(size)]
-        assert self._extra_prefills == sum(self._found_in_use.values())
+        assert all(self.running[index].last_step < 0 for index in self._found_in_use)
         free = self.total - sum(-(-tokens // size) for tokens in held.values()) + self._extra_users
         assert free >= 0, "no more blocks are in use than there are"
         assert self._free == free - sum(tokens % size == 0 for tokens in decoding)

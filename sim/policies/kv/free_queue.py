@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.policies.kv.extents import Entry, Extent, Segment
+from sim.policies.kv.extents import Entry, Extent, Segment, Spans
 from sim.policies.kv.known_blocks import KnownBlocks
 
 
@@ -47,8 +47,11 @@ class FreeQueue:
         previous.following = following
         following.previous = previous
 
-    def append_extent(self, extent: Extent, end: int) -> None:
-        """Append the blocks of an extent from its ``cover`` to ``end`` (exclusive), which were its last ones in use."""
+    def append(self, extent: Extent, end: int) -> int:
+        """Append the blocks of an extent from its ``cover`` to ``end`` (exclusive), which were its last ones in use.
+
+        Return how many they are.
+        """
         blocks = end - extent.cover
         if end == extent.end:
             extent.appended = self._appended
@@ -57,6 +60,15 @@ class FreeQueue:
             self._insert(extent.new_segment(extent.cover, end), self._end)
         self._appended += blocks
         self.blocks += blocks
+        return blocks
+
+    def give_back(self, spans: Spans) -> int:
+        """Remove a user of these blocks. Append those that have no other user, the last one first; return how many."""
+        appended = 0
+        for extent, end in reversed(spans):
+            if extent.leave(end) < end:
+                appended += self.append(extent, end)
+        return appended
 
     def append_uncached(self) -> None:
         """Append a block without content, where such blocks go to the end."""
@@ -70,9 +82,19 @@ class FreeQueue:
         self._appended += blocks
         self.blocks += blocks
 
-    def take_out(self, extent: Extent, end: int) -> None:
-        """Take the free blocks of an extent up to ``end``, which are used again, out of the queue."""
-        self.blocks -= end - extent.cover
+    def take(self, spans: Spans) -> None:
+        """Add a user of these blocks, and take those that are free out of the queue."""
+        for extent, end in spans:
+            if end > extent.cover:
+                self.blocks -= end - extent.cover
+                if extent.segments:
+                    self._take_segments(extent, end)
+                elif end == extent.end:
+                    self._remove(extent)
+            extent.use(end)
+
+    def _take_segments(self, extent: Extent, end: int) -> None:
+        """Take the free blocks of an extent up to ``end`` out of its segments."""
         segments = extent.segments
         while segments:
             segment = segments[-1]
@@ -127,13 +149,36 @@ class FreeQueue:
         self._evicted += due
         while due:
             entry = self._end.following
-            before = entry.before
-            if due <= before:
-                entry.before = before - due
-                return
-            entry.before = 0
-            due -= before
-            due -= self._evict_from(entry, due)
+            if entry.before:
+                if due <= entry.before:
+                    entry.before -= due
+                    return
+                due -= entry.before
+                entry.before = 0
+            first, end = entry.first_queued(), entry.end - due  # the last blocks of an entry go first
+            if end < first:
+                end = first
+            blocks = entry.end - end
+            due -= blocks
+            entry.end = end
+            if end == first:
+                self._remove(entry)
+                entry.following = self._end  # so that what is gone does not keep others in memory
+            extent = entry if isinstance(entry, Extent) else self._cut_segment(entry, end, blocks)
+            if extent is not None and end == extent.first and not extent.forgotten:
+                self._known.remove(extent)
+
+    def _cut_segment(self, entry: Entry, end: int, blocks: int) -> Extent | None:
+        """Note that a segment now ends at ``end``, so many blocks earlier; return its extent, if it has one."""
+        assert isinstance(entry, Segment)
+        extent = entry.extent
+        if extent is None:
+            self._evicted -= blocks  # they were not cached
+        else:
+            extent.end = end
+            if end == entry.first:
+                extent.segments.pop(0)
+        return extent
 
     @property
     def evicted(self) -> int:
@@ -148,31 +193,6 @@ class FreeQueue:
                 uncached += min(blocks, due)
             due -= blocks
         return self._evicted + self.due - uncached
-
-    def _evict_from(self, entry: Entry, most: int) -> int:
-        """Evict the last blocks of the first entry, no more than ``most``; return how many."""
-        first = entry.first_queued()
-        blocks = entry.end - first
-        if blocks > most:
-            blocks = most
-        entry.end = end = entry.end - blocks
-        if end == first:
-            self._remove(entry)
-            entry.following = self._end  # so that what is gone does not keep others in memory
-        if isinstance(entry, Extent):
-            extent = entry
-        else:
-            assert isinstance(entry, Segment)
-            if entry.extent is None:
-                self._evicted -= blocks  # they were not cached
-                return blocks
-            extent = entry.extent
-            extent.end = end
-            if end == first:
-                extent.segments.pop(0)
-        if end == extent.first and not extent.forgotten:
-            self._known.remove(extent)
-        return blocks
 
     def _entries(self) -> Iterator[Entry]:
         entry = self._end.following

@@ -102,11 +102,7 @@ class PrefixStore(PrefixLookup):
             self._free -= idle - (left - tokens) // size
         if tokens + cached == request.to_prefill:
             if request.shared and cached + size <= request.shared[-1][0]:
-                shared = request.shared[-1][0] // size
-                spans = self._held.get(request.index)
-                if (spans[-1][1] if spans else 0) < shared:
-                    self.settle()
-                    self._fill(request, min(shared, (context + cached + tokens) // size), own=False)
+                self._fill_shared(request, (context + cached + tokens) // size)
             if request.text_key >= 0:
                 self._unfilled[request.text_key] = request
         return True
@@ -116,12 +112,8 @@ class PrefixStore(PrefixLookup):
         found = self._held[index] = self._found
         if in_use:
             self._extra_users += in_use
-            self._extra_prefills += in_use
             self._found_in_use[index] = in_use
-        for extent, end in found:
-            if end > extent.cover:
-                self._queue.take_out(extent, end)
-            extent.use(end)
+        self._queue.take(found)
 
     def _note_outdated(self, request: Request, cached: int) -> None:
         """Note whether a request finds outdated content as it joins."""
@@ -148,6 +140,22 @@ class PrefixStore(PrefixLookup):
 
     def _fill_prompt(self, request: Request) -> None:
         self._fill(request, request.context // self.size, own=False)
+
+    def _fill_shared(self, request: Request, full: int) -> None:
+        """Make known what others may share of the ``full`` first blocks of a request, whose prompt is scheduled."""
+        index, shared, known = request.index, request.shared, self._known
+        full = min(full, shared[-1][0] // self.size)
+        spans = self._held.get(index)
+        if spans is None and len(shared) == 1 and not (self._shares_base or index in self._lost):
+            key = (request.adapter, shared[0][1], 0)
+            if key not in known.first and key not in known.twins:  # the common case: the rest does the same as _fill
+                extent = known.first[key] = Extent(key, shared, 0, full)
+                extent.use(full)
+                self._held[index] = [(extent, full)]
+                return
+        if (spans[-1][1] if spans else 0) < full:
+            self.settle()
+            self._fill(request, full, own=False)
 
     def _fill(self, request: Request, full: int, *, own: bool) -> None:
         """Make known the ``full`` first blocks of a request.
@@ -218,42 +226,44 @@ class PrefixStore(PrefixLookup):
 
     def _release(self, request: Request) -> None:
         """Free the blocks of a request, the last one first."""
-        index, text, last_step = request.index, request.text_key, request.last_step
+        index, text, last_step, size = request.index, request.text_key, request.last_step, self.size
+        freed = 1  # its last block, or the one that it would have taken in the next step
         if last_step < 0:
             tokens = request.context
-            self._no_longer_prefills(index)
+            self._found_in_use.pop(index, None)
+            freed = int(tokens % size > 0)
         else:
-            tokens = held_tokens(request, self._step)
+            step = self._step
+            tokens = held_tokens(request, step)
             self.decoding -= 1
             self.tokens -= tokens
-            self._phases[(tokens - 1 - self._step) % self.size] -= 1
-        full = tokens // self.size
-        if tokens % self.size:
-            self._free += 1
-            if self._uncached_last:
-                self._queue.append_uncached()
-        elif last_step >= 0:
-            self._free += 1  # the block that it would have taken in the next step
+            self._phases[(tokens - 1 - step) % size] -= 1
+        full = tokens // size
+        if self._uncached_last and tokens % size:
+            self._queue.append_uncached()
         spans = self._held.get(index)
-        left = self._free_text(request, spans, full) if text >= 0 else NOT_FREED
-        if left == NOT_FREED:
+        known = self._free_text(request, spans, full) if text >= 0 else NOT_FREED
+        if known == NOT_FREED:
             if text >= 0 or last_step != self._step:
                 self._fill(request, full, own=True)
                 spans = self._held.get(index)
-            left = spans[-1][1] if spans else 0
-            if full > left:
-                self._free += full - left
-                self._queue.append_unknown(full - left)
+            known = spans[-1][1] if spans else 0
+            if full > known:
+                self._queue.append_unknown(full - known)
+        freed += full - known
         if spans:
-            self._leave(spans, left)
+            idle = self._queue.give_back(spans)
+            freed += idle
+            self._extra_users -= known - idle
             del self._held[index]
+        self._free += freed
         if self._lost:
             self._lost.discard(index)
 
     def _free_text(self, request: Request, spans: Spans | None, full: int) -> int:
         """Make known the ``full`` blocks of a turn that leaves, the quick way, if none after ``spans`` was known.
 
-        Return how many of its first blocks are still to be freed. The last extent then ends with them.
+        Return how many of its first blocks, those in ``spans``, are still to be freed.
         """
         text = request.text_key
         latest_turn = self._unfilled.pop(text, request)
@@ -264,33 +274,19 @@ class PrefixStore(PrefixLookup):
         known, key = self._known, (request.adapter, text, 0)
         if known.twins and key in known.twins:
             return NOT_FREED
-        last, end = spans[-1] if spans else (None, 0)
+        end = spans[-1][1] if spans else 0
         extent = known.first.get(key)
         if extent is not None:
-            if extent is not last or extent.end != end:
+            if not spans or extent is not spans[-1][0] or extent.end != end:
                 return NOT_FREED  # a later turn, which came before this one ended, may have filled the next block
-            extent.end = full
+            extent.lengthen(full)
+            spans[-1] = (extent, full)
             return full
         if full <= end or end != (request.shared[-1][0] // self.size if request.shared else 0):
             return NOT_FREED
         extent = known.first[key] = Extent(key, ((NO_END, text),), end, full)
-        self._queue.append_extent(extent, full)
-        self._free += full - end
+        self._queue.append(extent, full)
         return end
-
-    def _leave(self, spans: Spans, full: int) -> None:
-        """Free those of the ``full`` first blocks of a request, which can be found, that have no other user."""
-        freed, stop = 0, full
-        for extent, end in reversed(spans):
-            if stop < full:
-                stop = end
-            cover = extent.leave(end)
-            if cover < stop:
-                freed += stop - cover
-                self._queue.append_extent(extent, stop)
-            stop = extent.first
-        self._free += freed
-        self._extra_users -= full - freed
 
     # Evict, outdate and forget --------------------------------------------------------------------------------------
 
