@@ -4,7 +4,7 @@ Each policy is a class with ``desired``; ``make_policy`` finds the one that a sc
 """
 
 from sim.policies.autoscaling.behavior import Behavior
+from sim.policies.autoscaling.fleet_reading import Reading, ScalingPolicy
 from sim.policies.autoscaling.make_policy import make_policy
-from sim.policies.autoscaling.reading import Reading, ScalingPolicy
 
 __all__ = ["Behavior", "Reading", "ScalingPolicy", "make_policy"]

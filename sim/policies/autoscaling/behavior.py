@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from sim.policies.autoscaling.reading import within
+from sim.policies.autoscaling.fleet_reading import within
 
 
 @dataclass(frozen=True, slots=True)

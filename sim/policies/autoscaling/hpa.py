@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from sim.policies.autoscaling.behavior import Behavior
-from sim.policies.autoscaling.reading import Reading, within
+from sim.policies.autoscaling.fleet_reading import Reading, within
 
 
 class Hpa:

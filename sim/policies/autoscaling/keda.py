@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil, inf
 
 from sim.policies.autoscaling.behavior import Behavior
-from sim.policies.autoscaling.reading import Reading
+from sim.policies.autoscaling.fleet_reading import Reading
 
 
 class Keda:

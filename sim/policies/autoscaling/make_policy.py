@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sim.policies.autoscaling.behavior import Behavior, Rates
+from sim.policies.autoscaling.fleet_reading import ScalingPolicy
 from sim.policies.autoscaling.hpa import Hpa
 from sim.policies.autoscaling.keda import Keda
 from sim.policies.autoscaling.predictive import Predictive
-from sim.policies.autoscaling.reading import ScalingPolicy
 from sim.policies.autoscaling.schedule import Schedule
 from sim.policies.autoscaling.steps import Adjustment, Steps
 from sim.spec.sections.autoscaling import Autoscale

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from sim.policies.autoscaling.reading import Reading, within
+from sim.policies.autoscaling.fleet_reading import Reading, within
 
 
 class Schedule:

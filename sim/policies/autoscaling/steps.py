@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from sim.policies.autoscaling.reading import Reading, within
+from sim.policies.autoscaling.fleet_reading import Reading, within
 
 
 @dataclass(frozen=True, slots=True)
