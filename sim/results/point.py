@@ -410,11 +410,12 @@ class Point:
     def of_tenant(self, tenant: TenantResult) -> Point:
         """Return a tenant's requests as a point, to be judged as the fleet is.
 
-        Loaders and draws of the profile are the fleet's; a queue that grows is the tenant's own.
+        Loaders are the fleet's. A queue that grows is the tenant's own, such as in front of its bucket: where the draws
+        of the profile overload the fleet, that says nothing of one tenant.
         """
         compute = ComputeUse(None, tenant.overload)
         capacity = Capacity(loader=self.capacity.loader, compute=compute)
-        return Point(self.set, tenant.metrics, capacity=capacity, late=tenant.late, calibration=self.calibration)
+        return Point(self.set, tenant.metrics, capacity=capacity, late=tenant.late)
 
     def without_calibration(self) -> Point:
         """Return the point as it would be if the profile's costs were certain."""

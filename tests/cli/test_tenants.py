@@ -56,3 +56,17 @@ def test_a_policy_that_the_engine_lacks_is_an_error(loraplan: CommandLine, tmp_p
     assert result.code == 2
     assert "engine vllm has no scheduling policy vtc, or its rules are not known here" in result.err
     assert "vtc is simulated for continuous, s-lora" in result.err
+
+
+def test_a_bucket_that_is_too_small_for_one_tenant_is_no_overload_of_another(
+    loraplan: CommandLine, tmp_path: Path
+) -> None:
+    bucket = "bucket: {rate: 200/s, burst: 12288, full: queue}"
+    text = SCENARIO.replace("TARGET", "1 s").replace("slo: {ttft_p50: 1 s}", bucket)
+    (tmp_path / "shared.yaml").write_text(text)
+    result = loraplan("run", "shared.yaml", "--jobs", "1", "--quiet", "--no-headroom")
+    assert result.code == 0, result.err
+    table = result.out.splitlines()
+    start = table.index("Tenants")
+    assert [line.split()[:2] for line in table[start + 2 : start + 4]] == [["chat", "met"], ["batch", "–"]]
+    assert "as are served" in result.out, "the fleet and its bucket fall behind"
