@@ -13,7 +13,8 @@ from strategies import build, fixed_time, write_trace
 
 from sim.errors import ScenarioError
 from sim.results.records import COMPLETED, Recording
-from sim.spec.scenario import Scenario
+from sim.spec.scenario import Fleet, Scenario
+from sim.traffic.request import FROM_HOST
 from sim.world.build import build_world
 from sim.world.pools.cold_starts import mean_cold_start_s
 from sim.world.replication import assemble, simulate
@@ -345,3 +346,21 @@ def test_kv_usage_needs_a_kv_cache() -> None:
 def test_a_run_must_be_long_enough(autoscale: dict[str, Any], words: str) -> None:
     with pytest.raises(ScenarioError, match=words):
         build_world(services([(0.0, 0), (99.0, 0)], {"target": 1, "max": 3, **autoscale}))
+
+
+def test_a_fleet_starts_at_its_minimum_unless_it_says_more() -> None:
+    scaling = {"target": 8, "min": 3, "max": 5}
+    assert Fleet.model_validate({"autoscale": scaling}).replicas == 3
+    assert Fleet.model_validate({"autoscale": scaling, "replicas": 4}).replicas == 4
+    assert Fleet.model_validate({"autoscale": {"target": 8, "max": 5}}).replicas == 1
+
+
+def test_a_long_warm_up_list_also_fills_host_memory() -> None:
+    cold = {"weights": fixed_time(0.0), "engine": fixed_time(10.0), "warm": 60}
+    recording = run(waves({"cold_start": cold}, storage={"load": fixed_time(0.05)}))
+    ready = {int(row[0]): row[2] for row in recording.lives if row[1] > 0 and row[2] < math.inf}
+    assert ready
+    loads = recording.loads
+    for place, at in ready.items():
+        here = (loads["replica"] == place) & (loads["started_s"] >= at)
+        assert (loads["tier"][here] == FROM_HOST).all(), "no adapter comes from storage again"
