@@ -182,15 +182,14 @@ class MeasuredRequests:
             self._columns[name] = _joined([r.requests[name][first:] for r, first in pairs])
         return self._columns[name]
 
-    def replica_seconds(self, each: int, replicas: int | None = None) -> Floats:
+    def replica_seconds(self, each: int) -> Floats:
         """Return the seconds of each section, times what is there in every replica, times the replicas there were.
 
         :param each: such as loaders or GPUs of one replica.
-        :param replicas: of a fleet that stays as it is; None: all.
         """
         if self.autoscaled:
             return each * np.concatenate([provisioned_s(r) for r in self.recordings])
-        return self.spans * (each * (self.facts.replicas if replicas is None else replicas))
+        return self.spans * (each * self.facts.replicas)
 
     def seconds(self, later: str, earlier: str) -> Floats:
         """Return the time between two stamps of each completed request."""
