@@ -228,9 +228,7 @@ class MeasuredRequests:
         total = 0.0
         for r, first in zip(self.recordings, self._first, strict=True):
             fills, index = r.host_fills["wait_s"], r.host_fills["index"]
-            chosen = index >= first
-            if self.facts.pools:
-                chosen &= self.facts.loads_in_steps(r.requests["replica"][index])
+            chosen = (index >= first) & self.facts.loads_in_steps(r.requests["replica"][index])
             total += float(fills[chosen].sum())
         return total
 
