@@ -109,6 +109,7 @@ def widest_gap(watch: Watch, weights: list[float]) -> tuple[float, int]:
     return widest, longest
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("engine", FAIR_ENGINES)
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (2.0, 1.0)])
 def test_the_service_of_backlogged_tenants_differs_by_no_more_than_the_papers_bound(
@@ -132,6 +133,7 @@ def test_the_service_of_backlogged_tenants_differs_by_no_more_than_the_papers_bo
     assert gaps["fcfs"] > 2 * gaps["vtc"], "first come, first served divides service as it comes"
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("engine", ["continuous", "vllm"])
 def test_no_request_joins_while_one_of_higher_priority_waits_that_fits(engine: str) -> None:
     tenants = [
@@ -149,6 +151,7 @@ def test_no_request_joins_while_one_of_higher_priority_waits_that_fits(engine: s
     assert seen > 50, "requests join while others wait"
 
 
+@pytest.mark.interpreted
 def test_with_priorities_the_last_in_their_order_is_preempted() -> None:
     tenants = [
         {"name": "batch", "adapters": 6, "share": "50%", "priority": 1},

@@ -69,7 +69,7 @@ class PoolTimes:
         """Return whether a pool can serve a request of this length."""
         limit = self._limits[pool]
         tokens = request.prompt_tokens + request.output_tokens
-        return tokens <= limit.both[request.adapter] and request.prompt_tokens <= limit.prompt
+        return tokens <= int(limit.both[request.adapter]) and request.prompt_tokens <= limit.prompt
 
     def set_for(self, request: Request, pool: int) -> None:
         """Give a request of the last chunk the times of the pool that it goes to."""
