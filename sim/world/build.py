@@ -9,20 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError, ScenarioError
-from sim.policies.base_weights import BaseWeights, base_weights
-from sim.policies.costs import StepCosts, beyond_envelope
+from sim.policies.base_weights import base_weights
+from sim.policies.costs import StepCosts
 from sim.policies.eviction import check_eviction
 from sim.policies.routing import check_router
 from sim.spec.files.pool_scenarios import key_in_fleet
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import (
     base_model_of,
-    choice_notes,
-    disturbance_notes,
-    engine_notes,
-    fitness_notes,
     gpus_per_replica,
-    profile_choice,
     profile_of,
     profiles_digest,
 )
@@ -32,20 +27,19 @@ from sim.traffic.adapters import Population, base_shape
 from sim.traffic.generate import Traffic
 from sim.world.faults.misrouting_faults import check_misrouting_faults
 from sim.world.faults.stale_prefixes import check_stale_prefixes
-from sim.world.faults.storage_faults import storage_notes
 from sim.world.memory.gpu_memory import usable_kv_tokens
-from sim.world.memory.gpu_split import check_gpus, check_sharding, split_notes
+from sim.world.memory.gpu_split import check_gpus, check_sharding
 from sim.world.memory.replica_caches import (
     gpu_capacity,
     pinned_and_warm,
 )
 from sim.world.pools.cold_starts import mean_cold_start_s
-from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
+from sim.world.pools.full_model_layout import lay_out_full_models
 from sim.world.pools.full_model_pools import with_full_models
 from sim.world.pools.pool_requests import check_reachable, check_same_model, pool_notes, requests_taken, taken_alone
 from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
-from sim.world.shared_text_notes import shared_text_notes
 from sim.world.world import ReplicaPool, World
+from sim.world.world_notes import notes_on
 
 Floats = NDArray[np.float64]
 
@@ -119,37 +113,6 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
     if profile is not None and not fixed:
         check_sharding(scenario, profile, population)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
-    notes = list(traffic.notes) + shared_text_notes(scenario, traffic, kv_tokens)
-    if profile is not None and not fixed:
-        slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
-        notes += choice_notes(profile_choice(scenario), scenario, profile)
-        notes += engine_notes(scenario.fleet.engine, profile)
-        notes += fitness_notes(profile) + disturbance_notes(profile)
-        notes += split_notes(scenario, profile)
-        notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
-    notes += storage_notes(scenario) + full_model_notes(scenario, full)
-    notes += _base_notes(scenario, weights_kept)
-    if scenario.adapters.base_alone and not fixed:
-        notes.append("no request is for an adapter, so LoRA is off: slots take no memory, and steps have no LoRA costs")
-    if profile and scenario.storage.loaders > 1 and not scenario.storage.load:
-        notes.append(
-            "concurrent loads do not share bandwidth in this version, "
-            "so results with several loaders are too optimistic"
-        )
-    served = int(np.count_nonzero(~population.full)) if population.full_kinds else len(population)
-    if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and capacity < served:
-        notes.append(
-            f"host memory holds as many adapters as there are slots (vLLM's max_cpu_loras): with {capacity} "
-            f"of {served} most loads come from storage, inside the step; cache.host.slots={served} "
-            "keeps all"
-        )
-    if scenario.cache.pinned and (scenario.workload.churn or scenario.workload.drift):
-        notes.append(
-            "pinned adapters are those that are popular at the start; they stay pinned when popularity changes"
-        )
-    notes += _begins_unseen(scenario, traffic) + _client_notes(traffic) + _scheduling_notes(scenario)
-    if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
-        notes.append("a trace is replayed once: run.replications does not apply")
     world = World(
         scenario=scenario,
         traffic=traffic,
@@ -165,11 +128,11 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
         pinned=pinned,
         warm=warm,
         shares=traffic.shares() if scenario.cache.starts_full else None,
-        notes=tuple(notes),
         base_weights=weights_kept,
         takes=takes,
         warmed_up=_warmed_up(scenario, traffic, len(pinned)),
     )
+    world = replace(world, notes=tuple(notes_on(world, full)))
     _check_base_steps(world)
     _check_cold_start(world)
     _check_buckets(world)
@@ -267,57 +230,6 @@ def _check_times(scenario: Scenario, traffic: Traffic) -> None:
                     allowed=f"before {human_seconds(end_s)}",
                     hint="begin earlier, or simulate longer",
                 )
-
-
-def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
-    """Return a note on rollouts and faults that begin in the warm-up, where nothing is measured."""
-    measured_s = scenario.run.warmup * traffic.expected_s()
-    if measured_s == inf:  # in a closed loop, which nobody knows before
-        return []
-    early = [
-        f"{key}.{i}"
-        for key in ("rollouts", "faults")
-        for i, change in enumerate(getattr(scenario, key))
-        if getattr(change, "at", 0.0) < measured_s and (key == "rollouts" or getattr(change, "at", 0.0) > 0)
-    ]
-    if not early:
-        return []
-    return [
-        f"{' and '.join(early)} begin{'s' if len(early) == 1 else ''} in the warm-up, so the first effects are not "
-        f"measured and there is no baseline; begin after {human_seconds(measured_s)}, or lower run.warmup"
-    ]
-
-
-def _client_notes(traffic: Traffic) -> list[str]:
-    """Return a note on a closed loop in which some clients never send a request."""
-    loop, total = traffic.closed_loop, traffic.total
-    if loop is None or total is None or total >= loop.concurrency:
-        return []
-    return [
-        f"workload.requests ({total:,}) is below workload.arrivals.concurrency ({loop.concurrency:,}), so "
-        f"{loop.concurrency - total:,} clients send no request; benchmarks send about ten for each client"
-    ]
-
-
-def _scheduling_notes(scenario: Scenario) -> list[str]:
-    """Return a note on a scheduling policy that has nothing to choose between."""
-    policy, tenants = scenario.fleet.scheduling, scenario.tenants
-    if policy == "vtc" and len(tenants) < 2:
-        return ["fleet.scheduling vtc shares out service among tenants: with fewer than two, it is fcfs"]
-    if policy == "priority" and len({tenant.priority for tenant in tenants}) < 2:
-        return ["fleet.scheduling priority: all requests have the same priority, so the first to arrive goes first"]
-    return []
-
-
-def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:
-    """Return notes on assumptions about quantised base weights, and on memory that they do not change."""
-    tokens = scenario.fleet.kv_tokens
-    if not kept:
-        return []
-    if not tokens:
-        return list(kept.notes)
-    given = f"fleet.kv_tokens gives the KV cache ({tokens:,} tokens): quantised base weights don't enlarge it"
-    return [*kept.notes, given]
 
 
 def _adapter_blocks(scenario: Scenario, profile: Profile | None, population: Population) -> list[int]:

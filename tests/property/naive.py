@@ -468,7 +468,7 @@ class Batching(Replica):
         return fresh
 
     def victim(self) -> Job:
-        """Who leaves the batch when blocks lack."""
+        """Return the request that is preempted when KV blocks run out."""
         return self.running[-1]
 
     def joins(self, job: Job) -> None:

@@ -43,7 +43,7 @@ class NamedPool(Protocol):
 
 
 def check_pools(pools: Sequence[NamedPool], given: Collection[str]) -> None:
-    """Refuse pools of the same name, replicas beside them, and too many of them.
+    """Refuse two pools of one name, keys that a fleet of pools can't have, and too many replicas.
 
     :param given: keys of ``fleet`` that the scenario gives.
     :raises PydanticCustomError: with a key relative to ``fleet``.

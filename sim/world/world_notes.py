@@ -1,0 +1,203 @@
+"""Notes for the user on what a world assumes, leaves out or ignores; texts that no fleet could serve are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+import numpy as np
+
+from sim.errors import ScenarioError
+from sim.policies.base_weights import BaseWeights
+from sim.policies.costs import beyond_envelope
+from sim.spec.engines import ENGINES
+from sim.spec.profile_choice import choice_notes, disturbance_notes, engine_notes, fitness_notes, profile_choice
+from sim.spec.scenario import Scenario
+from sim.spec.units import human_seconds
+from sim.traffic.generate import Traffic
+from sim.traffic.lengths import TokenLengths
+from sim.world.faults.storage_faults import storage_notes
+from sim.world.memory.gpu_split import split_notes
+from sim.world.pools.full_model_layout import FullModelPool, full_model_notes
+from sim.world.world import World
+
+SHARING = "workload.prefix, workload.sessions.history, or a trace with prefix_id or hash_ids"
+
+
+def notes_on(world: World, full: Sequence[FullModelPool]) -> list[str]:
+    """Return all notes on a world.
+
+    :param full: its full models, if it has any.
+    :raises ScenarioError: far outside what the profile was measured for, or for shared text that can't be served.
+    """
+    scenario, traffic = world.scenario, world.traffic
+    notes = list(traffic.notes) + shared_text_notes(scenario, traffic, world.kv_tokens) + _profile_notes(world)
+    notes += storage_notes(scenario) + full_model_notes(scenario, full)
+    notes += _base_notes(scenario, world.base_weights) + _cache_notes(world)
+    notes += _begins_unseen(scenario, traffic) + _client_notes(traffic) + _scheduling_notes(scenario)
+    if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
+        notes.append("a trace is replayed once: run.replications does not apply")
+    return notes
+
+
+def _profile_notes(world: World) -> list[str]:
+    """Return notes on how well the profile fits the fleet."""
+    scenario, profile = world.scenario, world.profile
+    if profile is None or scenario.fleet.engine == "fixed":
+        return []
+    slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
+    return [
+        *choice_notes(profile_choice(scenario), scenario, profile),
+        *engine_notes(scenario.fleet.engine, profile),
+        *fitness_notes(profile),
+        *disturbance_notes(profile),
+        *split_notes(scenario, profile),
+        *beyond_envelope(profile, slots, int(world.population.rank.max()), scenario.fleet.max_num_seqs),
+    ]
+
+
+def _cache_notes(world: World) -> list[str]:
+    """Return notes on slots that take no memory, loads that are too fast, and caches that are too small or pinned."""
+    scenario, population = world.scenario, world.population
+    notes: list[str] = []
+    if scenario.adapters.base_alone and scenario.fleet.engine != "fixed":
+        notes.append("no request is for an adapter, so LoRA is off: slots take no memory, and steps have no LoRA costs")
+    if world.profile and scenario.storage.loaders > 1 and not scenario.storage.load:
+        notes.append(
+            "concurrent loads do not share bandwidth in this version, "
+            "so results with several loaders are too optimistic"
+        )
+    served = int(np.count_nonzero(~population.full)) if population.full_kinds else len(population)
+    if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and world.capacity < served:
+        notes.append(
+            f"host memory holds as many adapters as there are slots (vLLM's max_cpu_loras): with {world.capacity} "
+            f"of {served} most loads come from storage, inside the step; cache.host.slots={served} "
+            "keeps all"
+        )
+    if scenario.cache.pinned and (scenario.workload.churn or scenario.workload.drift):
+        notes.append(
+            "pinned adapters are those that are popular at the start; they stay pinned when popularity changes"
+        )
+    return notes
+
+
+def shared_text_notes(scenario: Scenario, traffic: Traffic, kv_tokens: int | None) -> list[str]:
+    """Return notes on shared text that nothing makes use of, and on lengths under which little is shared.
+
+    :param kv_tokens: of one replica; None for an engine without a KV cache.
+    :raises ScenarioError: for a router that goes by shared text, where there is none; and where every prompt begins
+        with a text that is too long to be served.
+    """
+    fleet = scenario.fleet
+    if scenario.router_policy.reads_text and fleet.replicas > 1 and not traffic.shares_text:
+        raise ScenarioError(
+            "this router routes by shared text, but these requests share none",
+            key="router.policy",
+            got=scenario.router.policy,
+            hint=f"give {SHARING}",
+        )
+    notes = _length_notes(scenario, traffic, kv_tokens)
+    if traffic.shares_text and not fleet.prefix_caching and fleet.engine != "fixed":
+        notes.append("requests share text, but fleet.prefix_caching is off: every prompt is computed as a whole")
+    if not traffic.shares_text and _asks_for_caching(scenario):
+        notes.append(
+            "fleet.prefix_caching changes nothing here, except for preempted requests: no two requests share text; "
+            f"give {SHARING}"
+        )
+    if scenario.adapters.invocation_tokens and not (traffic.shares_text and fleet.prefix_caching):
+        missing = "no two requests share text" if fleet.prefix_caching else "fleet.prefix_caching is off"
+        notes.append(f"adapters.invocation_tokens changes nothing here: {missing}")
+    return notes
+
+
+def _asks_for_caching(scenario: Scenario) -> bool:
+    """Return whether the scenario itself turns prefix caching on, or compares both, rather than its engine's preset."""
+    fleet = scenario.fleet
+    by_preset = fleet.engine in ENGINES and ENGINES[fleet.engine].preset.get("fleet", {}).get("prefix_caching", False)
+    return fleet.prefix_caching and (not by_preset or "fleet.prefix_caching" in scenario.sweep)
+
+
+def _length_notes(scenario: Scenario, traffic: Traffic, kv_tokens: int | None) -> list[str]:
+    """Return notes on prompts that are too long for the model, and conversations too long for their limit."""
+    workload, fleet = scenario.workload, scenario.fleet
+    notes: list[str] = []
+    begin = 0
+    if workload.prefix is not None and not traffic.replayed:
+        law = TokenLengths(workload.prefix.tokens)
+        shortest, begin = (int(tokens) for tokens in law.at(np.array([-8.0, 0.0])))
+        most = fleet.max_model_len or kv_tokens or 0
+        what = "fleet.max_model_len" if fleet.max_model_len else "the KV cache of a replica, in tokens"
+        if most and shortest >= most:
+            raise ScenarioError(
+                "every prompt would begin with a text that is too long to be served",
+                key="workload.prefix.tokens",
+                got=f"at least {shortest:,} tokens",
+                allowed=f"less than {what} ({most:,})",
+            )
+        if most and law.longest >= most:
+            notes.append(
+                f"workload.prefix.tokens goes up to {law.longest:,.0f}, and {what} is {most:,}: requests that begin "
+                "with such a text are refused"
+            )
+    sessions = workload.sessions
+    if sessions is not None and sessions.history and not traffic.replayed:
+        middle = np.array([0.0])
+        turn = sum(int(TokenLengths(law).at(middle)[0]) for law in (workload.tokens.prompt, workload.tokens.output))
+        if begin + 2 * turn > sessions.max_context:
+            beginning = "a system prompt and two turns" if begin else "two turns"
+            notes.append(
+                f"workload.sessions.max_context ({sessions.max_context:,}) is below {beginning} of median length "
+                f"({begin + 2 * turn:,} tokens): most conversations start over with their second turn, without history"
+            )
+    return notes
+
+
+def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
+    """Return a note on rollouts and faults that begin in the warm-up, where nothing is measured."""
+    measured_s = scenario.run.warmup * traffic.expected_s()
+    if measured_s == inf:  # in a closed loop, which nobody knows before
+        return []
+    early = [
+        f"{key}.{i}"
+        for key in ("rollouts", "faults")
+        for i, change in enumerate(getattr(scenario, key))
+        if getattr(change, "at", 0.0) < measured_s and (key == "rollouts" or getattr(change, "at", 0.0) > 0)
+    ]
+    if not early:
+        return []
+    return [
+        f"{' and '.join(early)} begin{'s' if len(early) == 1 else ''} in the warm-up, so the first effects are not "
+        f"measured and there is no baseline; begin after {human_seconds(measured_s)}, or lower run.warmup"
+    ]
+
+
+def _client_notes(traffic: Traffic) -> list[str]:
+    """Return a note on a closed loop in which some clients never send a request."""
+    loop, total = traffic.closed_loop, traffic.total
+    if loop is None or total is None or total >= loop.concurrency:
+        return []
+    return [
+        f"workload.requests ({total:,}) is below workload.arrivals.concurrency ({loop.concurrency:,}), so "
+        f"{loop.concurrency - total:,} clients send no request; benchmarks send about ten for each client"
+    ]
+
+
+def _scheduling_notes(scenario: Scenario) -> list[str]:
+    """Return a note on a scheduling policy that has nothing to choose between."""
+    policy, tenants = scenario.fleet.scheduling, scenario.tenants
+    if policy == "vtc" and len(tenants) < 2:
+        return ["fleet.scheduling vtc shares out service among tenants: with fewer than two, it is fcfs"]
+    if policy == "priority" and len({tenant.priority for tenant in tenants}) < 2:
+        return ["fleet.scheduling priority: all requests have the same priority, so the first to arrive goes first"]
+    return []
+
+
+def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:
+    """Return notes on assumptions about quantised base weights, and on memory that they do not change."""
+    tokens = scenario.fleet.kv_tokens
+    if not kept:
+        return []
+    if not tokens:
+        return list(kept.notes)
+    given = f"fleet.kv_tokens gives the KV cache ({tokens:,} tokens): quantised base weights don't enlarge it"
+    return [*kept.notes, given]
