@@ -4,8 +4,10 @@ This is off by default, so that ``make demo`` and ``pip install .`` need no C co
 
     HATCH_BUILD_HOOK_ENABLE_CUSTOM=true pip wheel --no-deps .
 
-Without a compiler the wheel is then pure Python; with ``LORAPLAN_COMPILE=require`` as well, the build fails instead. A
-compiled wheel contains the Python sources of the compiled modules too. ``sim.studies.study_identity.code_version``
+Without a compiler the wheel is then pure Python; with ``LORAPLAN_COMPILE=require`` as well, the build fails instead.
+``LORAPLAN_OPT_LEVEL=1`` takes a quarter of the compiler's time, for a build that is only tested.
+
+A compiled wheel contains the Python sources of the compiled modules too. ``sim.studies.study_identity.code_version``
 hashes these, so an interpreted build resumes the sweep of a compiled one, and the other way round.
 """
 
@@ -88,7 +90,8 @@ def compile_modules(root: Path) -> dict[str, str]:
 
     with contextlib.chdir(root):
         options = ["--config-file", "pyproject.toml", *hot_modules(root)]
-        extensions = mypycify(options, opt_level="3", debug_level="0", target_dir=BUILD, group_name="loraplan")
+        level = os.environ.get("LORAPLAN_OPT_LEVEL", "3")
+        extensions = mypycify(options, opt_level=level, debug_level="0", target_dir=BUILD, group_name="loraplan")
         command = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
         command.build_temp, command.build_lib = f"{BUILD}/objects", f"{BUILD}/lib"
         command.ensure_finalized()

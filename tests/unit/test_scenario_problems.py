@@ -140,6 +140,11 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
             "14: cache.gpu: must be a section with keys of its own (got 8, allowed: the keys slots, "
             "size, unified, base_model_slot)",
         ),
+        (
+            "exponent: 0.9",
+            "exponent: 0.9\n    alpha: 0.9",
+            "10: workload.popularity.alpha: unknown key (allowed: law, exponent); did you mean 'exponent'?",
+        ),
         ("exponent: 0.9", "exponent: .nan", "9: workload.popularity.exponent: must be a finite number (got nan)"),
         (
             "exponent: 0.9",

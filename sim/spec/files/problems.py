@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from sim.errors import InputError, ScenarioError, UnknownKeyError, did_you_mean
+from sim.errors import InputError, ScenarioError, UnknownKeyError, did_you_mean, same_meaning
 from sim.spec.base import descriptions
 from sim.spec.engine_flags.flag_hints import flag_hint
 from sim.spec.files.tree import TAGS, join, without_indexes
@@ -135,7 +135,8 @@ def _unknown_key(spot: _Spot, model: type[BaseModel], got: Any) -> InputError:
     allowed = _keys(spot.owner)
     word = str(spot.path[-1])
     hint = (
-        _of_another_kind(spot, model)
+        same_meaning(word, allowed)
+        or _of_another_kind(spot, model)
         or _elsewhere(word, spot.key, model, section=isinstance(got, dict))
         or flag_hint(spot.key, got)
         or did_you_mean(word, allowed)
