@@ -159,3 +159,21 @@ def test_a_candidate_that_looked_good_in_a_short_run_does_not_hide_the_next() ->
         return Judgement(UNCLEAR, 0.95 if effort < EFFORTS - 1 else 1.8)
 
     assert Search(3, evaluate, EFFORTS).possible(EFFORTS - 1).word == MET
+
+
+def test_a_first_value_is_no_answer_before_a_second_value_is_confirmed() -> None:
+    """In short runs a value of the first variable looks fine; with more effort no value of the second is certain."""
+    searches: dict[int, Search] = {}
+
+    def inner(first: int) -> Search:
+        def evaluate(index: int, effort: int) -> Judgement:
+            if first == 0 and effort > 0:
+                return Judgement(UNCLEAR, 0.9, final=True, probability=0.6 + 0.1 * index)
+            return Judgement(MET, 0.5, probability=1.0)
+
+        return searches.setdefault(first, Search(3, evaluate, EFFORTS))
+
+    edge = Search(2, lambda first, effort: inner(first).possible(effort), EFFORTS, sure=STEER + 1).run()
+    assert (edge.answer, edge.doubtful) == (1, [0])
+    assert edge.judgements[0].probability == pytest.approx(0.8), "of its likeliest second value"
+    assert searches[1].run().answer == 0

@@ -121,7 +121,7 @@ def _two(outer: Variable, inner: Variable, evaluator: DesignEvaluator) -> Search
             last.append(min(i for i, each in searches[index].judgements.items() if each.hopeful))
         return judgement
 
-    found = Search(len(outer.values), evaluate, EFFORTS).run()
+    found = Search(len(outer.values), evaluate, EFFORTS, sure=STEER + 1).run()
     chosen = found.best if found.answer is None else found.answer
     result = _one(inner, evaluator, fixing(chosen), searches[chosen])
     if found.answer is not None and found.before >= 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sim.results.verdict import MET, NO_DATA, NOT_MET, PROBABLE, UNCLEAR
 
@@ -75,20 +75,28 @@ class Search:
 
     :param efforts: how many there are.
     :param start: where to begin.
+    :param sure: the effort from which a verdict counts that isn't unclear.
     """
 
-    def __init__(self, count: int, evaluate: Evaluate, efforts: int, start: int = 0) -> None:
+    def __init__(self, count: int, evaluate: Evaluate, efforts: int, start: int = 0, sure: int = STEER) -> None:
         assert count > 0, "there is a candidate"
         self._count = count
         self._evaluate = evaluate
         self._most = efforts - 1
+        self._sure_from = min(sure, self._most)
         self._start = min(max(start, 0), count - 1)
         self._spent: dict[int, int] = {}
         self._found: int | None = None
+        self._edge: Edge | None = None
         self.judgements: dict[int, Judgement] = {}
 
     def run(self) -> Edge:
-        """Return the edge."""
+        """Return the edge; calling it again costs nothing."""
+        if self._edge is None:
+            self._edge = self._search()
+        return self._edge
+
+    def _search(self) -> Edge:
         right = self._first_hopeful()
         doubtful: list[int] = []
         while right is not None:
@@ -106,28 +114,23 @@ class Search:
         return Edge(None, self._count - 1, sorted({*doubtful, *unclear}), self._best(), self.judgements)
 
     def possible(self, effort: int) -> Judgement:
-        """Judge whether any candidate meets the SLO, by the most promising one.
-
-        :param effort: from 2 on, its verdict is confirmed.
-        """
+        """Judge whether any candidate meets the SLO: the most promising one, or with more effort the whole search."""
+        if effort > STEER:
+            return self._concluded()
         if self._found is None:
             self._found = self._first_hopeful()
-        found = self._best() if self._found is None else self._found
-        if self._found is not None and effort > STEER:
-            while self._sure(found) != MET and not self.judgements[found].hopeful:
-                other = self._descend()
-                if other is None or other == found:  # the best there is, and it doesn't meet the SLO or stays unclear
-                    self._found = other
-                    break
-                self._found = found = other
-        judgement = self.judgements[found]
-        sure = self._found is None or effort > STEER
-        return Judgement(
-            judgement.word,
-            judgement.score,
-            final=sure and (judgement.word != UNCLEAR or judgement.final or effort >= self._most),
-            probability=judgement.probability,
-        )
+        found = self.judgements[self._best() if self._found is None else self._found]
+        return replace(found, final=self._found is None and found.word != UNCLEAR)
+
+    def _concluded(self) -> Judgement:
+        edge = self.run()
+        if edge.answer is not None:
+            return replace(self.judgements[edge.answer], final=True)
+        if edge.doubtful:
+            return replace(
+                max((self.judgements[i] for i in edge.doubtful), key=lambda each: each.probability), final=True
+            )
+        return replace(self.judgements[edge.best], word=NOT_MET, final=True)
 
     def _judge(self, index: int, effort: int = 0) -> Judgement:
         """Evaluate a candidate with at least this effort."""
@@ -144,7 +147,7 @@ class Search:
 
     def _sure(self, index: int) -> str:
         """Spend what it takes to decide on a candidate; return the word."""
-        for effort in range(min(STEER, self._most), self._most + 1):
+        for effort in range(self._sure_from, self._most + 1):
             judgement = self._judge(index, max(effort, self._spent.get(index, 0)))
             if judgement.word != UNCLEAR or judgement.final:
                 break
