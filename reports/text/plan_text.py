@@ -25,7 +25,7 @@ from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import capital, term_sentence, unserved_words
 from reports.text.setup_text import gpu_words
 from sim.results.point import Point
-from sim.results.verdict import MET, NOT_MET, UNCLEAR, out_of_hand
+from sim.results.verdict import MET, NOT_MET, UNCLEAR, is_overloaded, out_of_hand
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
@@ -194,7 +194,9 @@ def _details(read: PlanReading) -> list[str]:
     if read.feasible or len(phrases) > 1:
         said.append(f"{where}, {'; '.join(phrases)}.")
     if not read.feasible and bad:
-        said.append("More requests arrive there than are served, so its numbers depend on how long the run is.")
+        drawn, draws = chosen.calibration.get("overloaded", 0), chosen.calibration.get("draws", 0)
+        some = "" if is_overloaded(chosen) else f" with {drawn} of the {draws} draws of the profile's costs"
+        said.append(f"{where}, more requests arrive than are served{some}, so its numbers depend on the run's length.")
     if not read.feasible and record.doubtful:
         said.append(_too_close(read))
     for row in record.fleets:
