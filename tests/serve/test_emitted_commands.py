@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from command_line import CommandLine
 from ruamel.yaml import YAML
+from vllm_environment import PYTHON, needs_vllm
 
 from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_sparse
 from calibrate.loads.synthetic_adapters import adapter_config
 from sim.results.run_directory.store import read_run
 
-PYTHON = Path(__file__).resolve().parents[2] / ".vllm-venv" / "bin" / "python"
 PARSER = Path(__file__).with_name("vllm_parser.py")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.exists(), reason="no vLLM here: 'make vllm-env' installs its CPU build"),
+    needs_vllm,
 ]
 QUICK = ("--set", "workload.requests=300", "--set", "run.replications=1", "--set", "run.warmup=0", "--jobs", "1")
 NONE_CAN_MISS = ("--set", "slo.miss_ratio=")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vllm_environment import PYTHON, needs_vllm
 
 from calibrate.serve import engine
 from calibrate.serve.connection import Host, run_or_stop
@@ -26,7 +27,6 @@ from sim.traffic.generate import Traffic
 from sim.world.build import build_world
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON = ROOT / ".vllm-venv" / "bin" / "python"
 WANTED = 0.20
 LOW_RPS, HIGH_RPS, RUN_S, ROUNDS = 6, 12, 7, 3
 LENGTHS = {"prompt": "{law: uniform, low: 30, high: 90}", "output": "{law: uniform, low: 10, high: 22}"}
@@ -34,7 +34,7 @@ LENGTHS = {"prompt": "{law: uniform, low: 30, high: 90}", "output": "{law: unifo
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.exists(), reason="no vLLM here: 'make vllm-env' installs its CPU build"),
+    needs_vllm,
     pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times a server: 'make test-vllm' runs it alone"),
 ]
 

@@ -9,13 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON = ROOT / ".vllm-venv" / "bin" / "python"
+from vllm_environment import PYTHON, needs_vllm
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.exists(), reason="no vLLM here: 'make vllm-env' installs its CPU build"),
+    needs_vllm,
     pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times a server: 'make test-vllm' runs it alone"),
 ]
 
