@@ -93,6 +93,9 @@ METRIC_WORDS = {
     "usd_per_month": "cost a month",
     "idle_usd_per_month": "idle GPUs a month",
     "cost_usd": "cost of the run",
+    "revenue_usd_per_month": "revenue a month",
+    "cost_share": "share of the cost",
+    "margin_usd_per_month": "margin a month",
 }
 """Metrics in the words of style.md."""
 

@@ -188,7 +188,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         terminal_table,
         traffic_sentence,
     )
-    from reports.tables.tenant_tables import tenants_table
+    from reports.tables.tenant_tables import money_table, tenants_table
     from reports.text.metric_text import capital
     from sim.results.verdict import verdict
 
@@ -215,11 +215,11 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         if part is not None:
             say("", part.caption)
             print_rich(rich_table(part))
-    tenants = tenants_table(points, axes)
-    if tenants is not None:
-        say("", tenants.caption)
-        print_rich(rich_table(tenants))
-        say(tenants.note)
+    for part in (tenants_table(points, axes), money_table(points, axes)):
+        if part is not None:
+            say("", part.caption)
+            print_rich(rich_table(part))
+            say(part.note)
 
 
 def _axes(texts: list[str]) -> dict[str, list[Any]]:

@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.fleet_costs.measured_usage import tokens_of
+from sim.results.fleet_costs.measured_usage import sold, tokens_of
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure
 from sim.results.point import Metric, TenantResult
 from sim.results.records import Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares
+from sim.results.statistics import ratio
 
 TENANT_METRICS = (
     "miss_ratio",
@@ -61,7 +62,7 @@ def tenant_results(
         own_facts = replace(facts, slo=tenant.slo)
         metrics, m = measure(own, own_facts)
         overload = overload_of(m)
-        tokens.append(float(tokens_of(m).sum()))
+        tokens.append(m.count(m.completed, tokens_of(m)))
         found.append(
             TenantResult(
                 name=tenant.name,
@@ -69,10 +70,14 @@ def tenant_results(
                 metrics={name: _judged(metrics[name], overload) for name in TENANT_METRICS if name in metrics},
                 late={} if is_served(m) else late_shares(m),
                 overload=overload,
+                sold=sold(m),
             )
         )
-    total = sum(tokens)
-    return [replace(one, token_share=own / total if total else 0.0) for one, own in zip(found, tokens, strict=True)]
+    total = np.sum(tokens, axis=0)
+    shares = [ratio(own, total, m.sections, "1", highest=1) for own in tokens]
+    return [
+        replace(one, token_share=share.value or 0.0, cost_share=share) for one, share in zip(found, shares, strict=True)
+    ]
 
 
 def _only(recording: Recording, own: NDArray[np.bool_]) -> Recording:
