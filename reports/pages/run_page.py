@@ -171,7 +171,7 @@ def _plan(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str, An
     badges = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
     tables = [
         frontier_table(run),
-        what_if_table(run.what_if, shown_metrics(terms)),
+        what_if_table(run.what_if, shown_metrics(PlanReading(run).terms)),
         search_table(run),
         formulas_table(run),
     ]

@@ -272,7 +272,7 @@ class TenantResult:
             "name": self.name,
             "slo": dict(self.slo),
             "metrics": _metrics_json(self.metrics),
-            "late": _late_json(self.late, calibrated=False),
+            "late": _late_json(self.late, calibrated=any(each.share.calibration_lo for each in self.late.values())),
             "overload": self.overload,
             "token_share": self.token_share,
             "cost_share": None if self.cost_share is None else _metrics_json({"": self.cost_share})[""],
@@ -301,7 +301,10 @@ class TenantResult:
 
 def _metrics_json(metrics: dict[str, Metric]) -> dict[str, Any]:
     """Return metrics as a file of a point keeps them, with their parts."""
-    return {name: {**metric.kept(calibrated=False), "parts": list(metric.parts)} for name, metric in metrics.items()}
+    return {
+        name: {**metric.kept(calibrated=metric.calibration_lo is not None), "parts": list(metric.parts)}
+        for name, metric in metrics.items()
+    }
 
 
 def _metrics_from(data: dict[str, Any]) -> dict[str, Metric]:
@@ -451,8 +454,12 @@ class Point:
 
     def without_calibration(self) -> Point:
         """Return the point as it would be if the profile's costs were certain."""
-        plain = {name: replace(m, calibration_lo=None, calibration_hi=None) for name, m in self.metrics.items()}
-        return replace(self, metrics=plain, calibration={})
+
+        def plain(metrics: dict[str, Metric]) -> dict[str, Metric]:
+            return {name: replace(m, calibration_lo=None, calibration_hi=None) for name, m in metrics.items()}
+
+        tenants = [replace(each, metrics=plain(each.metrics)) for each in self.tenants]
+        return replace(self, metrics=plain(self.metrics), calibration={}, tenants=tenants)
 
     def metrics_json(self) -> dict[str, Any]:
         """Return the metrics as plain data."""

@@ -15,7 +15,7 @@ from sim.results.point import Metric, TenantResult
 from sim.results.records import Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares
-from sim.results.statistics import ratio
+from sim.results.statistics import MIN_FOR_P99, ratio
 
 TENANT_METRICS = (
     "miss_ratio",
@@ -47,10 +47,12 @@ def tenant_results(
     recordings: Sequence[Recording],
     facts: ScenarioFacts,
     overload_of: Callable[[MeasuredRequests], float | None],
+    least_for_p99: int | None = None,
 ) -> list[TenantResult]:
     """Return what each tenant got, in the order of the scenario; [] without tenants.
 
     :param overload_of: arrivals over completions where a queue grew over the whole measured time, else None.
+    :param least_for_p99: requests that a p99 needs, where it is only compared; None: as many as usual.
     """
     if not facts.tenants:
         return []
@@ -60,7 +62,7 @@ def tenant_results(
     for place, tenant in enumerate(facts.tenants):
         own = [_only(r, tenants == place) for r, tenants in zip(recordings, whole, strict=True)]
         own_facts = replace(facts, slo=tenant.slo)
-        metrics, m = measure(own, own_facts)
+        metrics, m = measure(own, own_facts, MIN_FOR_P99 if least_for_p99 is None else least_for_p99)
         overload = overload_of(m)
         tokens.append(m.count(m.completed, tokens_of(m)))
         found.append(
@@ -68,7 +70,7 @@ def tenant_results(
                 name=tenant.name,
                 slo=dict(tenant.slo),
                 metrics={name: _judged(metrics[name], overload) for name in TENANT_METRICS if name in metrics},
-                late={} if is_served(m) else late_shares(m),
+                late={} if is_served(m) and least_for_p99 is None else late_shares(m),
                 overload=overload,
                 sold=sold(m),
             )

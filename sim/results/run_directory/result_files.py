@@ -176,14 +176,17 @@ def points_csv(points: Sequence[Point]) -> str:
 def tenants_csv(points: Sequence[Point]) -> str:
     """Return ``tenants.csv``: one row a point, tenant and metric; empty where no point has tenants.
 
-    Terms of a tenant's SLO have their target and verdict.
+    Terms of a tenant's SLO have their target and verdict. Calibration intervals have columns only where a point has
+    some, and they are the last.
     """
     if not any(point.tenants for point in points):
         return ""
     swept = list(dict.fromkeys(key for point in points for key in point.set))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*map(_cell, swept), "tenant", "metric", "value", "lo", "hi", "unit", "target", "verdict"])
+    calibrated = any(point.calibration for point in points)
+    more = ["calibration_lo", "calibration_hi"] if calibrated else []
+    writer.writerow([*map(_cell, swept), "tenant", "metric", "value", "lo", "hi", "unit", "target", "verdict", *more])
     for point in points:
         values = [_cell(point.set.get(key)) for key in swept]
         for tenant in point.tenants:
@@ -192,9 +195,11 @@ def tenants_csv(points: Sequence[Point]) -> str:
                 target = tenant.slo.get(name)
                 word = "" if target is None else term_verdict(own, name, target)
                 numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
-                writer.writerow(
-                    [*values, text_cell(tenant.name), name, *numbers, metric.unit, _cell(target), _cell(word)]
+                bounds = (
+                    [_cell(number) for number in (metric.calibration_lo, metric.calibration_hi)] if calibrated else []
                 )
+                row = [*values, text_cell(tenant.name), name, *numbers, metric.unit, _cell(target), _cell(word)]
+                writer.writerow([*row, *bounds])
     return out.getvalue()
 
 
@@ -205,7 +210,8 @@ def _tenants(point: Point) -> dict[str, Any]:
             "slo": verdict(point.of_tenant(tenant), tenant.slo),
             "token_share": tenant.token_share,
             "metrics": {
-                name: metric.to_json(calibrated=False) for name, metric in {**tenant.metrics, **tenant.money}.items()
+                name: metric.to_json(calibrated=bool(point.calibration))
+                for name, metric in {**tenant.metrics, **tenant.money}.items()
             },
         }
         for tenant in point.tenants
