@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sim.results.point import COUNTS, SHARES, UNITS, Metric
+from sim.results.terms import split_term
 from sim.spec.units import human_bytes, human_seconds, parse_seconds, parse_share
 
 RATIOS = SHARES
@@ -93,6 +94,9 @@ METRIC_WORDS = {
     "usd_per_month": "cost a month",
     "idle_usd_per_month": "idle GPUs a month",
     "cost_usd": "cost of the run",
+    "revenue_usd_per_month": "revenue a month",
+    "cost_share": "share of the cost",
+    "margin_usd_per_month": "margin a month",
 }
 """Metrics in the words of style.md."""
 
@@ -205,8 +209,10 @@ def is_counted(words: str) -> bool:
 
 
 def metric_words(name: str) -> str:
-    """Return a metric's name in words."""
-    return METRIC_WORDS.get(name, name.replace("_", " "))
+    """Return a metric's name in words; of a term of a tenant with the tenant: ``p99 TTFT of chat``."""
+    tenant, name = split_term(name)
+    words = METRIC_WORDS.get(name, name.replace("_", " "))
+    return f"{words} of {tenant}" if tenant else words
 
 
 def number(value: float) -> str:
@@ -246,6 +252,7 @@ def show(name: str, value: float | None, unit: str | None = None) -> str:
     """
     if value is None:
         return "not enough data"
+    _, name = split_term(name)
     unit = unit or UNITS.get(name, "1")
     if unit == "s":
         return human_seconds(value)
@@ -294,6 +301,7 @@ def calibration(name: str, metric: Metric) -> str:
 def _between(name: str, metric: Metric, lower: float | None, upper: float | None) -> str:
     if metric.value is None or lower is None or upper is None or lower == upper:
         return ""
+    _, name = split_term(name)
     factor, suffix = _parts(name, metric.value, metric.unit)
     low, high, like = lower / factor, upper / factor, metric.value / factor
     if name in RATIOS:  # Student's t doesn't know that a share ends at 0 and at 1.

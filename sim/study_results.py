@@ -11,6 +11,7 @@ from sim.errors import InputError
 from sim.results.point import Metric, Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.store import RunData
+from sim.results.terms import with_tenants
 from sim.results.verdict import MET, NO_SLO, verdict
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ class Results:
 
     @property
     def meets_slo(self) -> bool | None:
-        """Whether every point meets every term of the SLO with its interval; None without an SLO."""
-        words = {verdict(point, self._terms) for point in self.points}
+        """Whether every point meets every term of the SLO, and of its tenants', with its interval; None without any."""
+        words = {verdict(point, with_tenants(self._terms, point)) for point in self.points}
         return None if words == {NO_SLO} else words == {MET}
 
     def value(self, name: str) -> float | None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from reports.answers.bottleneck import Limit, largest_stage, limits
 from reports.axes import make_axis
 from reports.formatting import read_terms
-from sim.results.point import Point
+from sim.results.point import Metric, Point
+from sim.results.terms import metric_of, split_term, with_tenants
 from sim.results.verdict import NOT_MET, UNCLEAR, lacks_answers, term_verdict, verdict
 
 if TYPE_CHECKING:
@@ -36,16 +37,18 @@ class PlanReading:
     """A plan's run directory, its points by the role they have.
 
     :ivar record: what the search left (``manifest["plan"]``).
+    :ivar terms: targets of the fleet and its tenants (``sim.results.terms``).
     :ivar chosen: the answer's point, or that of the best that was found.
     :ivar edge: the more wanted neighbour that does not do; None: the range ends there, or it can't be built.
     """
 
     def __init__(self, data: RunData) -> None:
         self.record = data.plan
-        self.terms = read_terms(data.slo)
         self.points = data.points
         by_key = dict(zip(data.manifest["point_keys"], data.points, strict=False))
         self.chosen: Point | None = by_key.get(self.record.answer_key or self.record.best_key or "")
+        slo = read_terms(data.slo)
+        self.terms = slo if self.chosen is None else with_tenants(slo, self.chosen)
         self.edge = by_key.get(self.record.edge_key or "")
         self.beyond = by_key.get(self.record.beyond_key or "")
         self.other_edge = by_key.get(self.record.other_edge_key or "")
@@ -77,20 +80,32 @@ def missed_terms(read: PlanReading, point: Point) -> list[str]:
 def open_by_costs(read: PlanReading) -> bool:
     """Return whether all open verdicts would be clear if the profile's costs were certain."""
     points = [point for point in read.points if point.set in read.record.doubtful]
-    settled = all(point.calibration and point.metrics[name].settled for point in points for name in read.terms)
+    settled = all(point.calibration and _metric(point, name).settled for point in points for name in read.terms)
     return bool(points) and settled and UNCLEAR not in [verdict(p.without_calibration(), read.terms) for p in points]
 
 
 def tightest_term(read: PlanReading) -> str:
     """Return the term that is nearest its target at the chosen point."""
     assert read.chosen is not None, "checked by the caller"
-    metrics = read.chosen.metrics
+    chosen = read.chosen
 
     def over(name: str) -> float:
-        value = metrics[name].value
+        value = _metric(chosen, name).value
         return 0.0 if value is None or not read.terms[name] else value / read.terms[name]
 
     return max(read.terms, key=over)
+
+
+def _metric(point: Point, name: str) -> Metric:
+    """Return the metric of a term; without a value where a point lacks it."""
+    return metric_of(point, name) or Metric(None)
+
+
+def deciding_tenant(read: PlanReading) -> str:
+    """Return the tenant whose SLO decides: the neighbour misses it, or the answer is nearest to it; else empty."""
+    point = read.edge if read.feasible else read.chosen
+    missed = [] if point is None else missed_terms(read, point)
+    return split_term(missed[0] if missed else tightest_term(read))[0]
 
 
 @dataclass(frozen=True)
@@ -115,7 +130,7 @@ def safety_step(read: PlanReading) -> SafetyStep | None:
     assert read.chosen is not None, "it is feasible"
     lost = missed_terms(read, read.edge) if read.edge is not None else []
     name = lost[0] if lost else tightest_term(read)
-    here, there = (point.metrics[name].value for point in (read.chosen, read.beyond))
+    here, there = (_metric(point, name).value for point in (read.chosen, read.beyond))
     if here is None or there is None:
         return None
     missed = [n for n, t in read.terms.items() if term_verdict(read.beyond, n, t) == NOT_MET]
@@ -175,7 +190,8 @@ def find_binding(read: PlanReading) -> Binding:
         return Binding(Hindrance.LIMIT, point, limit, stage)
     if limit.name in ("refusals", "failures"):
         return Binding(Hindrance.UNSERVED, point, limit, stage, missed[0])
-    kind = Hindrance.CACHE if missed[0] == "miss_ratio" else Hindrance.TERM  # latencies have nothing to say of misses
+    # Latencies have nothing to say of misses.
+    kind = Hindrance.CACHE if split_term(missed[0])[1] == "miss_ratio" else Hindrance.TERM
     return Binding(kind, point, limit, stage, missed[0])
 
 
@@ -183,5 +199,5 @@ def room_to_target(read: PlanReading) -> tuple[str, float] | None:
     """Return the tightest term of a plan's answer and how far it is from its target, as a share; None without one."""
     assert read.chosen is not None, "checked by the caller"
     name = tightest_term(read)
-    value, target = read.chosen.metrics[name].value, read.terms[name]
+    value, target = _metric(read.chosen, name).value, read.terms[name]
     return (name, round(1 - value / target, 3)) if value and target else None

@@ -8,6 +8,7 @@ from enum import Enum, auto
 
 from sim.results.metric_state import Kind
 from sim.results.point import Metric, Point
+from sim.results.terms import metric_of, split_term
 from sim.results.verdict import (
     NOT_MET,
     UNCLEAR,
@@ -84,7 +85,7 @@ def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bo
     """Return how sure the answer of a point is, and what lowers that most."""
     base_alone = point.traffic.get("base_share") == 1.0  # nothing can miss
     names = list(slo_terms) or [n for n in _KEY_METRICS if not (base_alone and n == "miss_ratio")]
-    metrics = {name: point.metrics[name] for name in names if name in point.metrics}
+    metrics = {name: metric for name in names if (metric := metric_of(point, name)) is not None}
     if is_overloaded(point):
         return Confidence("low", Doubt.OVERLOADED)
     if any(lacks_answers(point, n, t) and late_verdict(point, n, t) == NOT_MET for n, t in slo_terms.items()):
@@ -108,7 +109,7 @@ def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bo
     for name, metric in metrics.items():
         if metric.value and metric.lo is not None and metric.hi is not None:
             half = (metric.hi - metric.lo) / 2 / abs(metric.value)
-            if half > _WIDE and name != "miss_ratio":
+            if half > _WIDE and split_term(name)[1] != "miss_ratio":
                 return Confidence("medium", Doubt.WIDE, name, metric, half)
     return Confidence("high", Doubt.NOTHING)
 
@@ -120,7 +121,7 @@ def _of_calibration(point: Point, metrics: Mapping[str, Metric]) -> Confidence |
     overloaded, draws = point.calibration["overloaded"], point.calibration["draws"]
     if overloaded:
         return Confidence("low", Doubt.DRAWS_OVERLOADED, overloaded=overloaded, draws=draws)
-    known = {name: metric for name, metric in metrics.items() if metric.value and name != "miss_ratio"}
+    known = {name: each for name, each in metrics.items() if each.value and split_term(name)[1] != "miss_ratio"}
     halves = {name: half for name, metric in known.items() if (half := _calibration_half(metric)) is not None}
     widest = max(halves, key=lambda name: halves[name], default=None)
     if widest is not None and halves[widest] > _WIDE:

@@ -23,7 +23,7 @@ from reports.tables import change_tables, metric_tables
 from reports.tables.held_back_table import held_table
 from reports.tables.plan_tables import formulas_table, frontier_table, search_table
 from reports.tables.remedy_tables import remedy_tables, vetted_table
-from reports.tables.tenant_tables import tenants_table
+from reports.tables.tenant_tables import money_table, tenants_table
 from reports.tables.what_if_table import what_if_table
 from reports.text import answer_text
 from reports.text.answer_text import Answer
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 FILE = "report.html"
 _WITHOUT_POINTS = {
-    **dict.fromkeys(("answer", "badge", "groups", "tenants", "metrics", "traffic", "capacity", "pools", "replicas")),
+    **dict.fromkeys(("answer", "badge", "groups", "tenants", "money", "metrics", "traffic", "capacity", "pools")),
+    "replicas": None,
     **dict.fromkeys(("tiles", "charts", "warnings", "swept", "changes"), ()),
     **dict.fromkeys(("where", "setup", "unchanged"), ""),
     "is_changed": False,
@@ -146,6 +147,7 @@ def _results(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str,
         "replicas": change_tables.replicas_table(focus, where),
         "groups": metric_tables.groups_table(focus, where),
         "tenants": tenants_table([focus] if planned else points, [] if planned else axes),
+        "money": money_table([focus] if planned else points, [] if planned else axes),
         "metrics": metric_tables.points_table(points, axes, terms) if axes else metric_tables.metrics_table(points[0]),
         "capacity": metric_tables.capacity_table(focus),
         "traffic": metric_tables.traffic_table(focus),
@@ -169,7 +171,7 @@ def _plan(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str, An
     badges = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
     tables = [
         frontier_table(run),
-        what_if_table(run.what_if, shown_metrics(terms)),
+        what_if_table(run.what_if, shown_metrics(PlanReading(run).terms)),
         search_table(run),
         formulas_table(run),
     ]

@@ -1,14 +1,14 @@
-"""The table of tenants: what the requests of each got, and whether its own SLO is met."""
+"""The tables of tenants: what the requests of each got, whether its own SLO is met, and what it pays and costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from reports.axes import Axis, in_order, spread
-from reports.formatting import metric_words, show
+from reports.formatting import interval, metric_words, show
 from reports.table import Table
 from reports.text.metric_text import verdict_words
-from sim.results.point import Metric, Point, TenantResult
+from sim.results.point import TENANT_UNITS, Metric, Point, TenantResult
 from sim.results.verdict import verdict
 
 _COLUMNS = ("ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s", "miss_ratio", "output_tokens_per_s")
@@ -48,6 +48,40 @@ def tenants_table(points: Sequence[Point], axes: Sequence[Axis] = (), where: str
     optional = tuple(range(len(head) - 1, keys + 3, -1))
     note = _note(rows, costs=costs)
     return Table(f"Tenants{where}", head, rows, note, tuple(range(keys)), verdicts, optional, keys)
+
+
+def money_table(points: Sequence[Point], axes: Sequence[Axis] = (), where: str = "") -> Table | None:
+    """Return what each tenant pays and costs, one row for each point and tenant; None where none pays.
+
+    :param where: which of several points it is about, for the caption.
+    """
+    rows_of = [(point, tenant) for point in in_order(points, axes) for tenant in point.tenants]
+    if not any(tenant.price for _, tenant in rows_of):
+        return None
+    shown = spread(rows_of, _MOST_ROWS)
+    names = [name for name in TENANT_UNITS if any(name in tenant.money for _, tenant in shown)]
+    head = [*(axis.words for axis in axes), "tenant", *map(metric_words, names)]
+    rows = [
+        [
+            *(axis.point_label(point) for axis in axes),
+            tenant.name,
+            *(_with_interval(name, tenant.money.get(name)) for name in names),
+        ]
+        for point, tenant in shown
+    ]
+    keys = len(axes) + 1
+    priced = "usd_per_month" in names
+    note = "" if priced else "fleet.price adds what each tenant costs, and its margin."
+    note = "Costs are shared out by prompt and output tokens. A margin is revenue less cost." if priced else note
+    optional = (head.index(metric_words("cost_share")),) if priced else ()
+    return Table(f"What tenants pay{where}", head, rows, note, tuple(range(keys)), optional=optional, keys=keys)
+
+
+def _with_interval(name: str, metric: Metric | None) -> str:
+    if metric is None or metric.value is None:
+        return "–"
+    between = interval(name, metric)
+    return show(name, metric.value, metric.unit) + (f" ({between})" if between else "")
 
 
 def _note(rows: Sequence[Sequence[str]], *, costs: bool) -> str:

@@ -18,7 +18,7 @@ def cost_sentences(point: Point, load: float | None = None) -> list[str]:
     """
     usage = point.usage
     if usage is None or usage.price is None:
-        return []
+        return _revenue(point)
     costs = {name: point.metrics[name].value for name in usage.metrics if name in point.metrics}
     month, each = costs.get("usd_per_month") or 0.0, costs.get("usd_per_m_tokens")
     if "mean_replicas" in point.metrics:
@@ -41,7 +41,21 @@ def cost_sentences(point: Point, load: float | None = None) -> list[str]:
     if load is not None and load < 1:
         spare = money((1 - load) * month)
         said.append(f"Capacity that this traffic leaves unused, up to full batches, costs {spare} a month.")
-    return said
+    return [*said, *_revenue(point)]
+
+
+def _revenue(point: Point) -> list[str]:
+    """Return what tenants pay a month, and how far that covers the cost; nothing where none pays."""
+    paid = [tenant.money["revenue_usd_per_month"].value for tenant in point.tenants if tenant.price]
+    known = [value for value in paid if value is not None]
+    if not known:
+        return []
+    revenue, cost = sum(known), point.metrics.get("usd_per_month")
+    if cost is None or cost.value is None:
+        return [f"Tenants pay {money(revenue)} a month."]
+    margin = revenue - cost.value
+    more = "more" if margin >= 0 else "less"
+    return [f"Tenants pay {money(revenue)} a month, {money(abs(margin))} {more} than the fleet costs."]
 
 
 def cheapest_sentence(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:

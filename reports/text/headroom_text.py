@@ -8,6 +8,7 @@ from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import capital
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, NEVER, QUEUES, Headroom
+from sim.results.terms import split_term
 
 
 def headroom_sentences(found: Headroom | None) -> str:
@@ -59,7 +60,7 @@ def _limit(found: Headroom) -> str:
     point = found.failing
     if point is None:
         return ""
-    if found.term == "miss_ratio":
+    if split_term(found.term)[1] == "miss_ratio":
         return "What limits it there: the adapter cache. It holds too few of the requested adapters."
     limit = limits(point)[0]
     if limit.name == "none" and "p99" in (found.term or ""):

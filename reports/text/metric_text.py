@@ -12,6 +12,7 @@ from reports.answers.verdicts import missed_term
 from reports.formatting import calibration, interval, metric_words, percent, show
 from sim.results.metric_state import MANY_TIMES, Cause, Kind, State
 from sim.results.point import Metric, Point
+from sim.results.terms import judged, metric_of
 from sim.results.verdict import (
     MET,
     NOT_MET,
@@ -121,7 +122,7 @@ def with_interval(name: str, metric: Metric) -> str:
 
 def term_sentence(point: Point, name: str, target: float) -> str:
     """Return what a term says: ``p99 E2E is 300 ms (295 to 305), below the 1 s target``."""
-    words, metric = metric_words(name), point.metrics.get(name)
+    words, metric = metric_words(name), metric_of(point, name)
     overloaded = out_of_hand(point)
     found = value_verdict(point, name, target)
     if found != NOT_MET and late_verdict(point, name, target) != MET:
@@ -162,10 +163,10 @@ def says_unserved(point: Point, name: str, target: float) -> bool:
 
 def _late_sentence(point: Point, name: str, target: float) -> str:
     """Return that more requests are late than a term allows, or may be, and what its value over the others is."""
-    late, metric, words = late_share(point, name, target), point.metrics.get(name), metric_words(name)
+    late, metric, words = late_share(point, name, target), metric_of(point, name), metric_words(name)
     assert late is not None, "some are late"
     if lacks_answers(point, name, target):
-        who = unserved_words(point)
+        who = unserved_words(judged(point, name)[0])
     else:
         seconds = show(name, target)
         who = f"{with_interval('slo_attainment', late)} of the requests had no answer within {seconds}"

@@ -8,6 +8,7 @@ from reports.answers.plan_reading import (
     Binding,
     Hindrance,
     PlanReading,
+    deciding_tenant,
     find_binding,
     missed_terms,
     nearest_unserved,
@@ -73,6 +74,7 @@ def plan_json(data: RunData) -> dict[str, Any]:
         "probable": record.probable.to_json() if record.probable is not None else {},
         "frontier": [each.to_json() for each in record.frontier],
         "best": read.chosen.set,
+        **({"decides": deciding_tenant(read)} if any(each.slo for each in read.chosen.tenants) else {}),
         "reason": said.reason,
         "flags": record.flags,
         "no_flags": record.no_flags,
@@ -193,6 +195,7 @@ def _details(read: PlanReading) -> list[str]:
     phrases = [term_sentence(chosen, name, target) for name, target in terms.items()]
     if read.feasible or len(phrases) > 1:
         said.append(f"{where}, {'; '.join(phrases)}.")
+    said += _decides(read)
     if not read.feasible and bad:
         drawn, draws = chosen.calibration.get("overloaded", 0), chosen.calibration.get("draws", 0)
         some = "" if is_overloaded(chosen) else f" with {drawn} of the {draws} draws of the profile's costs"
@@ -214,6 +217,14 @@ def _details(read: PlanReading) -> list[str]:
         said.append(_at_the_end(read))
     said += [_other_edge(read), _unserved(read), _next_step(read), _left_out(read)]
     return [sentence for sentence in said if sentence]
+
+
+def _decides(read: PlanReading) -> list[str]:
+    """Say whose SLO decides, where tenants have some."""
+    if read.chosen is None or not any(tenant.slo for tenant in read.chosen.tenants):
+        return []
+    tenant = deciding_tenant(read)
+    return [f"The SLO of {tenant} decides." if tenant else "The SLO of the fleet decides, not those of its tenants."]
 
 
 def _at_the_end(read: PlanReading) -> str:

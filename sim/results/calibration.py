@@ -8,15 +8,15 @@ same traffic, so that only the costs differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.intervals.student_t import student
-from sim.results.point import COUNTS, ONLY_WITH_PRICE, SHARES, Metric, Point
-from sim.results.point_summary import measure_alone
+from sim.results.point import COUNTS, ONLY_WITH_PRICE, SHARES, LateShare, Metric, Point, TenantResult
+from sim.results.point_summary import measure_alone, tenants_alone
 from sim.results.records import Recording
 from sim.results.sample_data import ScenarioFacts
 
@@ -32,16 +32,26 @@ class ReplicationValues:
     :ivar values: by metric; None where it has not enough data.
     :ivar overloaded: whether more requests arrive than are served.
     :ivar late: share of late requests by latency term of the SLO.
+    :ivar tenants: the same for the requests of each tenant; () without tenants.
     """
 
     values: dict[str, float | None]
     overloaded: bool
     late: dict[str, float | None] = field(default_factory=dict)
+    tenants: tuple[ReplicationValues, ...] = ()
 
 
 def values_of_replication(recording: Recording, facts: ScenarioFacts) -> ReplicationValues:
     """Return what one replication says by itself."""
     metrics, late, overloaded = measure_alone(recording, facts)
+    tenants = tuple(
+        _values(each.metrics, each.late, overloaded=each.overload is not None)
+        for each in tenants_alone(recording, facts)
+    )
+    return replace(_values(metrics, late, overloaded=overloaded), tenants=tenants)
+
+
+def _values(metrics: Mapping[str, Metric], late: Mapping[str, LateShare], *, overloaded: bool) -> ReplicationValues:
     values = {name: metric.value for name, metric in metrics.items()}
     return ReplicationValues(values, overloaded, {name: each.share.value for name, each in late.items()})
 
@@ -66,25 +76,45 @@ def with_calibration(
         )
     return replace(
         point,
-        metrics={
-            # Counts are exact for their run; draws are not priced.
-            name: metric
-            if metric.unit in COUNTS or name in ONLY_WITH_PRICE
-            else _calibrated(name, metric, [(before.values[name], after.values[name]) for before, after in pairs])
-            for name, metric in point.metrics.items()
-        },
-        late={
-            name: replace(
-                late,
-                share=_calibrated(
-                    "slo_attainment", late.share, [(before.late[name], after.late[name]) for before, after in pairs]
-                ),
-            )
-            for name, late in point.late.items()
-        },
+        metrics=_of_metrics(point.metrics, pairs),
+        late=_of_late(point.late, pairs),
         calibration={"draws": len(drawn), "of": of, "overloaded": overloaded},
         warnings=warnings,
+        tenants=[
+            _of_tenant(tenant, [(before.tenants[place], after.tenants[place]) for before, after in pairs])
+            for place, tenant in enumerate(point.tenants)
+        ],
     )
+
+
+_Pairs = Sequence[tuple[ReplicationValues, ReplicationValues]]
+"""What the profile's own costs and a draw of it give on the same traffic."""
+
+
+def _of_metrics(metrics: Mapping[str, Metric], pairs: _Pairs) -> dict[str, Metric]:
+    return {
+        # Counts are exact for their run; draws are not priced.
+        name: metric
+        if metric.unit in COUNTS or name in ONLY_WITH_PRICE
+        else _calibrated(name, metric, [(before.values[name], after.values[name]) for before, after in pairs])
+        for name, metric in metrics.items()
+    }
+
+
+def _of_late(late: Mapping[str, LateShare], pairs: _Pairs) -> dict[str, LateShare]:
+    return {
+        name: replace(
+            each,
+            share=_calibrated(
+                "slo_attainment", each.share, [(before.late[name], after.late[name]) for before, after in pairs]
+            ),
+        )
+        for name, each in late.items()
+    }
+
+
+def _of_tenant(tenant: TenantResult, pairs: _Pairs) -> TenantResult:
+    return replace(tenant, metrics=_of_metrics(tenant.metrics, pairs), late=_of_late(tenant.late, pairs))
 
 
 def _calibrated(name: str, metric: Metric, values: Sequence[tuple[float | None, float | None]]) -> Metric:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sim.results.point import Metric, Point
+from sim.results.terms import metric_of, split_term
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,26 +164,28 @@ def _same_id(one: Point, other: Point, which: str) -> bool:
 
 
 def difference_of(one: Point, other: Point, name: str) -> Difference | None:
-    """Return what changes in a metric; None where neither point has it, as lost requests without a crash.
+    """Return what changes in a metric, or a term of a tenant.
+
+    None where neither point has it, as lost requests without a crash.
 
     The change is that of the whole samples. Its 95 % half-width comes from the differences of the parts around it
     (``half_width``), where both points have the same parts; else from the two intervals as if independent. An
     unsettled value doubles it.
     """
-    before, after = one.metrics.get(name), other.metrics.get(name)
+    before, after, (_, metric) = metric_of(one, name), metric_of(other, name), split_term(name)
     if before is None or after is None or not (before.applies or after.applies):
         return None
     unit = after.unit if after.value is not None else before.unit
     if before.value is None or after.value is None:
         note = (before if before.value is None else after).note
         return Difference(name, unit, before.value, after.value, None, None, None, None, NOT_COMPARABLE, False, note)
-    if name in ("refused", "failed") and _measured(one) != _measured(other):
+    if metric in ("refused", "failed") and _measured(one) != _measured(other):
         note = "the runs measure different numbers of requests"
         return Difference(name, unit, before.value, after.value, None, None, None, None, NOT_COMPARABLE, False, note)
     change = after.value - before.value
     if abs(change) <= _ALIKE * max(abs(before.value), abs(after.value)):
         change = 0.0
-    total = name in _TOTALS
+    total = metric in _TOTALS
     half = _paired_half(change, before, after, total) if same_draws(one, other) else None
     paired = half is not None
     if half is None:
@@ -193,7 +196,7 @@ def difference_of(one: Point, other: Point, name: str) -> Difference | None:
         notes.append(f"unsettled, interval doubled: {(after if not after.settled else before).note}")
     low, high = (None, None) if half is None else (change - half, change + half)
     relative = change / abs(before.value) if before.value else None
-    word = _word(name, low, high)
+    word = _word(metric, low, high)
     return Difference(
         name, unit, before.value, after.value, change, low, high, relative, word, paired, "; ".join(notes)
     )

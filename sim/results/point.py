@@ -138,6 +138,15 @@ POOL_UNITS = {
 }
 """What is known of each pool of a fleet, and its unit."""
 
+TENANT_UNITS = {
+    "revenue_usd_per_month": "USD",
+    "cost_share": "1",
+    "usd_per_month": "USD",
+    "margin_usd_per_month": "USD",
+}
+"""What a tenant pays and costs, and its unit. Revenue and margin only where it has a price, and all but revenue only
+where GPUs have one."""
+
 SHARES = frozenset(
     {
         "miss_ratio",
@@ -153,6 +162,7 @@ SHARES = frozenset(
         "late_while_starting",
         "late_otherwise",
         "new_replica_miss_ratio",
+        "cost_share",
     }
 )
 """Metrics of unit 1 between 0 and 1; the others of unit 1 are counts or averages."""
@@ -238,6 +248,11 @@ class TenantResult:
     :ivar late: as of a point, for its own targets.
     :ivar overload: its arrivals over its completions where its queue grew over the whole measured time; else None.
     :ivar token_share: its share of the tokens of all completed requests.
+    :ivar cost_share: the same with its interval: its share of what the fleet costs; None in points of older versions.
+    :ivar sold: what its completed requests are a month, by what a price is for: ``input`` and ``output``, millions of
+        tokens, and ``request``.
+    :ivar price: in US dollars by what it is for, that its money is from; {}: it pays nothing.
+    :ivar money: what it pays and costs a month: ``TENANT_UNITS``, as far as there are prices.
     """
 
     name: str
@@ -246,31 +261,57 @@ class TenantResult:
     late: dict[str, LateShare] = field(default_factory=dict)
     overload: float | None = None
     token_share: float = 0.0
+    cost_share: Metric | None = None
+    sold: dict[str, Metric] = field(default_factory=dict)
+    price: dict[str, float] = field(default_factory=dict)
+    money: dict[str, Metric] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""
         return {
             "name": self.name,
             "slo": dict(self.slo),
-            "metrics": {
-                name: {**metric.kept(calibrated=False), "parts": list(metric.parts)}
-                for name, metric in self.metrics.items()
-            },
-            "late": _late_json(self.late, calibrated=False),
+            "metrics": _metrics_json(self.metrics),
+            "late": _late_json(self.late, calibrated=any(each.share.calibration_lo for each in self.late.values())),
             "overload": self.overload,
             "token_share": self.token_share,
+            "cost_share": None if self.cost_share is None else _metrics_json({"": self.cost_share})[""],
+            "sold": _metrics_json(self.sold),
+            "price": dict(self.price),
+            "money": _metrics_json(self.money),
         }
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> TenantResult:
         """Return the tenant of a stored point."""
-        metrics = {
-            name: Metric.from_json({key: value for key, value in one.items() if key != "parts"}, one.get("parts"))
-            for name, one in data["metrics"].items()
-        }
+        share = data.get("cost_share")
         return TenantResult(
-            data["name"], data["slo"], metrics, _late_from(data["late"]), data["overload"], data["token_share"]
+            data["name"],
+            data["slo"],
+            _metrics_from(data["metrics"]),
+            _late_from(data["late"]),
+            data["overload"],
+            data["token_share"],
+            None if share is None else _metrics_from({"": share})[""],
+            _metrics_from(data.get("sold", {})),
+            data.get("price", {}),
+            _metrics_from(data.get("money", {})),
         )
+
+
+def _metrics_json(metrics: dict[str, Metric]) -> dict[str, Any]:
+    """Return metrics as a file of a point keeps them, with their parts."""
+    return {
+        name: {**metric.kept(calibrated=metric.calibration_lo is not None), "parts": list(metric.parts)}
+        for name, metric in metrics.items()
+    }
+
+
+def _metrics_from(data: dict[str, Any]) -> dict[str, Metric]:
+    return {
+        name: Metric.from_json({key: value for key, value in one.items() if key != "parts"}, one.get("parts"))
+        for name, one in data.items()
+    }
 
 
 def _late_json(late: dict[str, LateShare], *, calibrated: bool) -> dict[str, Any]:
@@ -299,19 +340,13 @@ class Usage:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""
-        metrics = {
-            name: {**metric.kept(calibrated=False), "parts": list(metric.parts)}
-            for name, metric in self.metrics.items()
-        }
+        metrics = _metrics_json(self.metrics)
         return {"gpus": self.gpus, "metrics": metrics, "group_tokens": list(self.group_tokens), "price": self.price}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Usage:
         """Return the usage of a stored point."""
-        metrics = {
-            name: Metric.from_json({key: value for key, value in one.items() if key != "parts"}, one.get("parts"))
-            for name, one in data["metrics"].items()
-        }
+        metrics = _metrics_from(data["metrics"])
         return Usage(data["gpus"], metrics, data.get("group_tokens", []), data.get("price"))
 
 
@@ -419,8 +454,12 @@ class Point:
 
     def without_calibration(self) -> Point:
         """Return the point as it would be if the profile's costs were certain."""
-        plain = {name: replace(m, calibration_lo=None, calibration_hi=None) for name, m in self.metrics.items()}
-        return replace(self, metrics=plain, calibration={})
+
+        def plain(metrics: dict[str, Metric]) -> dict[str, Metric]:
+            return {name: replace(m, calibration_lo=None, calibration_hi=None) for name, m in metrics.items()}
+
+        tenants = [replace(each, metrics=plain(each.metrics)) for each in self.tenants]
+        return replace(self, metrics=plain(self.metrics), calibration={}, tenants=tenants)
 
     def metrics_json(self) -> dict[str, Any]:
         """Return the metrics as plain data."""

@@ -37,7 +37,7 @@ from sim.results.model import (
     SlotUse,
     Timeline,
 )
-from sim.results.point import LateShare, Metric, Point, Usage
+from sim.results.point import LateShare, Metric, Point, TenantResult, Usage
 from sim.results.pool_results import pool_rows
 from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
@@ -132,6 +132,11 @@ def measure_alone(recording: Recording, facts: ScenarioFacts) -> tuple[dict[str,
     metrics, m = measure([recording], facts, least_for_p99=MIN_SECTION_P99)
     overloaded = any(load is not None and load >= 1 for load in (_offered_to_loaders(m), _overload(m)))
     return metrics, late_shares(m), overloaded
+
+
+def tenants_alone(recording: Recording, facts: ScenarioFacts) -> list[TenantResult]:
+    """Return what each tenant got in one replication, to be compared like ``measure_alone``."""
+    return tenant_results([recording], facts, _overload, MIN_SECTION_P99)
 
 
 def _overloaded(metrics: dict[str, Metric]) -> dict[str, Metric]:

@@ -11,6 +11,7 @@ from statistics import NormalDist
 from sim.results.intervals.wilson import NORMAL, wilson
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
+from sim.results.terms import judged, metric_of
 
 MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
 PROBABLY_MET, PROBABLY_NOT = "probably met", "probably not met"
@@ -110,6 +111,7 @@ def late_share(point: Point, name: str, target: float) -> Metric | None:
     simulated for another target, only have counts and the distribution of completed requests: these say nearly the
     same, with an interval as of independent requests.
     """
+    point, name = judged(point, name)
     if name == "miss_ratio":  # judges the cache, by admitted requests
         return None
     late = point.late.get(name)
@@ -127,7 +129,8 @@ def strain(point: Point, name: str, target: float) -> float:
 
     Above 1 the term is missed. Without refused or failed requests, both say the same.
     """
-    late, value = late_share(point, name, target), _over(point.metrics[name].value, target)
+    metric = metric_of(point, name)
+    late, value = late_share(point, name, target), _over(None if metric is None else metric.value, target)
     return value if late is None else max(value, _over(late.value, allowed(name)))
 
 
@@ -167,9 +170,10 @@ def late_probability(point: Point, name: str, target: float) -> float:
 
     Where the term's value over the completed requests is unsettled, so is this share.
     """
-    late, metric = late_share(point, name, target), point.metrics.get(name)
+    late, metric = late_share(point, name, target), metric_of(point, name)
     if late is None:
         return 1.0
+    point, _ = judged(point, name)
     if metric is not None and metric.value is not None and not metric.settled:
         late = replace(late, state=metric.state)
     return min(metric_probability(late, allowed(name)), _chance_of_no_overload(point))
@@ -186,6 +190,7 @@ def value_verdict(point: Point, name: str, target: float, sure: float = SURE) ->
 
 
 def _value_probability(point: Point, name: str, target: float) -> float:
+    point, name = judged(point, name)
     return min(metric_probability(point.metrics.get(name), target), _chance_of_no_overload(point))
 
 
@@ -201,6 +206,7 @@ def term_verdict(point: Point, name: str, target: float, sure: float = SURE) -> 
 
 def lacks_answers(point: Point, name: str, target: float) -> bool:
     """Return whether a term isn't certainly met because requests go unserved: at least half of the late ones do."""
+    point, name = judged(point, name)
     late = late_share(point, name, target)
     if late is None or not late.value or late_verdict(point, name, target) == MET:
         return False
@@ -237,10 +243,15 @@ def planning_probability(point: Point, slo_terms: Mapping[str, float]) -> float:
     probability = met_probability(point, slo_terms)
     strains = {name: strain(point, name, target) for name, target in slo_terms.items()}
     missed = [name for name, value in strains.items() if value > 1]
-    if not missed or max(strains.values()) >= NEAR or any(point.metrics[name].settled for name in missed):
+    if not missed or max(strains.values()) >= NEAR or any(_is_settled(point, name) for name in missed):
         return probability
     normal = NormalDist()
     return normal.cdf(normal.inv_cdf(min(max(probability, 1e-300), 0.5)) / 2)
+
+
+def _is_settled(point: Point, name: str) -> bool:
+    metric = metric_of(point, name)
+    return metric is not None and metric.settled
 
 
 def verdict(point: Point, slo_terms: Mapping[str, float], sure: float = SURE) -> str:

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sim.errors import ScenarioError, did_you_mean
 from sim.spec.engine_versions import has_version, is_same_engine, version_distance, versions_of
@@ -123,24 +123,37 @@ def gpus_per_replica(scenario: Scenario, profile: Profile | None) -> int:
     return scenario.fleet.gpus_per_replica or (1 if profile is None else profile.tensor_parallel)
 
 
-def prices_of(scenario: Scenario) -> tuple[float | None, tuple[float, ...]]:
-    """Return the price of a GPU and hour, and that of each pool; of several, the first is their mean over all GPUs.
+class Prices(NamedTuple):
+    """What is paid in a scenario, in US dollars.
 
-    None and (): there is no price, or not of every pool.
+    :ivar gpu: for a GPU and hour, in a fleet of pools on average; None: there is no price, or not of every pool.
+    :ivar pools: for a GPU and hour of each pool; () without.
+    :ivar tenants: by each tenant, by what it pays for: ``input`` and ``output``, a million tokens, and ``request``; {}
+        for one without a price, () where none has any.
     """
+
+    gpu: float | None
+    pools: tuple[float, ...] = ()
+    tenants: tuple[dict[str, float], ...] = ()
+
+
+def prices_of(scenario: Scenario) -> Prices:
+    """Return what GPUs cost and tenants pay."""
+    pay = tuple({} if each.price is None else each.price.model_dump() for each in scenario.tenants)
+    pay = pay if any(pay) else ()
     if not scenario.pools:
-        return scenario.fleet.price, ()
+        return Prices(scenario.fleet.price, (), pay)
     prices = tuple(pool.fleet.price for pool in scenario.pools if pool.fleet.price is not None)
     if len(prices) < len(scenario.pools):
-        return None, ()
+        return Prices(None, (), pay)
     gpus = [pool.fleet.replicas * gpus_per_replica(pool, profile_of(pool)[0]) for pool in scenario.pools]
-    return sum(price * count for price, count in zip(prices, gpus, strict=True)) / sum(gpus), prices
+    return Prices(sum(price * count for price, count in zip(prices, gpus, strict=True)) / sum(gpus), prices, pay)
 
 
 def replica_prices(scenario: Scenario) -> dict[str, float]:
     """Return what a replica of each pool costs per hour, by the key of its replicas; {} if a pool has no price."""
     names = [pool.name for pool in scenario.fleet.open_pools]
-    _, prices = prices_of(scenario)
+    prices = prices_of(scenario).pools
     return {
         f"fleet.pools.{name}.replicas": price * gpus_per_replica(pool, profile_of(pool)[0])
         for name, price, pool in zip(names, prices, scenario.pools, strict=bool(prices))

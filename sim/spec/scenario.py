@@ -20,7 +20,13 @@ from pydantic import (
 
 from sim.spec.adapter_modes import check_modes
 from sim.spec.base import Strict, located
-from sim.spec.checks.tenant_checks import check_buckets, check_scheduling, check_tenants
+from sim.spec.checks.tenant_checks import (
+    check_buckets,
+    check_prices,
+    check_scheduling,
+    check_tenants,
+    with_tenants_rate,
+)
 from sim.spec.engines import fill
 from sim.spec.files.pool_scenarios import pool_scenarios
 from sim.spec.full_model_checks import check_full_models
@@ -145,7 +151,7 @@ class Scenario(Strict):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, data: Any) -> Any:
-        return counted_from_start(fill(data))
+        return with_tenants_rate(counted_from_start(fill(data)))
 
     @model_validator(mode="after")
     def _remember(self, info: ValidationInfo) -> Scenario:
@@ -215,6 +221,7 @@ class Scenario(Strict):
         check_scheduling(self)
         check_tenants(self.tenants, self.workload, self.adapters)
         check_buckets(self.tenants, self.eviction_policy)
+        check_prices(self.tenants, self.fleet.engine)
         changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
         eviction, router = self.eviction_policy, self.router_policy
         check_full_models(self.adapters, self.fleet, eviction, router, self.workload, changes)

@@ -32,6 +32,11 @@ _QUANTITY = re.compile(rf"\s*{_NUMBER}\s*([A-Za-zµ%]*)\s*")
 _PRICE = re.compile(rf"\s*(?:\$|USD)?\s*{_NUMBER}\s*(?:\$|USD)?\s*(?:(?:/|per )\s*(?:GPU[ -]?)?(?:h|hour))?\s*")
 MOST_EXPENSIVE = 1e6
 """US dollars for a GPU and an hour, at most."""
+_SALE = re.compile(
+    rf"\s*(?:\$|USD)?\s*{_NUMBER}\s*(?:\$|USD)?\s*(?:/|per )\s*"
+    r"(?:(?P<tokens>1?\s*M(?:illion)?[ -]?tok(?:en)?s?)|(?P<request>request))\s*",
+    re.IGNORECASE,
+)
 _RATE = re.compile(rf"\s*{_NUMBER}\s*/\s*([A-Za-zµ]+)\s*")
 
 
@@ -133,6 +138,44 @@ def parse_price(value: object) -> float:
     else:
         raise _refuse("not a price", value, allowed)
     if not 0 < price <= MOST_EXPENSIVE:
+        raise _refuse("not a price", value, allowed)
+    return price
+
+
+def parse_token_price(value: object) -> float:
+    """Return a price in US dollars per million tokens: ``0.4`` and ``"0.40 USD/1M tokens"`` → 0.4."""
+    return _sale(value, "tokens", "US dollars per million tokens such as 0.40 USD/1M tokens")
+
+
+def parse_request_price(value: object) -> float:
+    """Return a price in US dollars per request: ``0.002`` and ``"0.002 USD/request"`` → 0.002."""
+    return _sale(value, "request", "US dollars per request such as 0.002 USD/request")
+
+
+def is_request_price(value: object) -> bool:
+    """Return whether a text is a price per request, rather than per million tokens.
+
+    :raises PydanticCustomError: where it is neither.
+    """
+    match = _SALE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        allowed = "a price with what it is for, such as 0.40 USD/1M tokens or 0.002 USD/request"
+        raise _refuse("not a price of tokens or requests", value, allowed)
+    return match["request"] is not None
+
+
+def _sale(value: object, per: str, what: str) -> float:
+    allowed = f"{what}; from 0 up to 1,000,000"
+    if isinstance(value, str):
+        match = _SALE.fullmatch(value)
+        if match is None or match[per] is None:
+            raise _refuse("not a price of these", value, allowed)
+        price = float(match[1])
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        price = float(min(max(value, -1), 10**9))
+    else:
+        raise _refuse("not a price", value, allowed)
+    if not 0 <= price <= MOST_EXPENSIVE:
         raise _refuse("not a price", value, allowed)
     return price
 
@@ -253,4 +296,15 @@ Price = Annotated[
         }
     ),
 ]
+SALE_PATTERN = r"^\s*(\$|USD)?\s*[0-9.eE+-]+\s*(\$|USD)?\s*(/|per )"
+"""What the text of a price of tokens or requests looks like."""
+
+
+def _sale_schema(example: str) -> WithJsonSchema:
+    text = {"type": "string", "pattern": SALE_PATTERN, "examples": [example]}
+    return WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "maximum": MOST_EXPENSIVE}, text]})
+
+
+TokenPrice = Annotated[float, BeforeValidator(parse_token_price), _sale_schema("0.40 USD/1M tokens")]
+RequestPrice = Annotated[float, BeforeValidator(parse_request_price), _sale_schema("0.002 USD/request")]
 Share = Annotated[float, BeforeValidator(parse_share), PlainSerializer(format_share, return_type=str), _SHARE_SCHEMA]

@@ -1,5 +1,7 @@
 """How much more traffic fits: short simulations find the multiple of the scenario's traffic at which its SLO fails.
 
+With tenants, that is the fleet's SLO or any of theirs.
+
 All of them meet the same requests, only closer together (common random numbers). First one at a multiple far beyond
 what the fleet can serve gives the highest throughput. Then few requests bracket the multiple at which the worst SLO
 term crosses its target, and more requests locate it.
@@ -16,9 +18,10 @@ import numpy as np
 
 from sim.errors import InputError
 from sim.results.point import Point
-from sim.results.point_summary import measure_alone, summarise
+from sim.results.point_summary import measure_alone, summarise, tenants_alone
 from sim.results.records import Recording
 from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom, Probe
+from sim.results.terms import all_terms, metric_of
 from sim.results.verdict import strain
 from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import (
@@ -165,9 +168,8 @@ class _Search:
 
     def __init__(self, traffic: _Traffic, today: Point | None = None) -> None:
         self._traffic = traffic
-        self._terms = traffic.scenario.slo.terms()
-        known = today is not None and all(today.metrics[name].value is not None for name in self._terms)
-        self._today = today if known else None
+        self._terms = all_terms(traffic.scenario)
+        self._today = today if today is not None and all(_is_known(today, name) for name in self._terms) else None
         self._corrections: dict[str, float] | None = None
         self._saturation: float | None = None
         self.probes: list[Probe] = []
@@ -265,8 +267,9 @@ class _Search:
         world = self._traffic.world(multiple, requests)
         recording = simulate(world, 0, SECTIONS)
         if self._terms:
-            metrics, late, _ = measure_alone(recording, facts_of(world))
-            point = Point({}, metrics, late=late)
+            facts = facts_of(world)
+            metrics, late, _ = measure_alone(recording, facts)
+            point = Point({}, metrics, late=late, tenants=tenants_alone(recording, facts))
         else:
             point = summarise([recording], facts_of(world), {}, [])
         return point, world, recording
@@ -302,6 +305,12 @@ class _Search:
             impact=point.impact,
             unserved=point.unserved,
         )
+
+
+def _is_known(point: Point, name: str) -> bool:
+    """Return whether a point has a value for a term."""
+    metric = metric_of(point, name)
+    return metric is not None and metric.value is not None
 
 
 def _served(recording: Recording) -> float:

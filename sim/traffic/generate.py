@@ -15,6 +15,7 @@ from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, M
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.sections.popularity_laws import WeightsPopularity
 from sim.spec.sections.shared_prefix import SharedPrefix
+from sim.spec.sections.tenants import shares_of
 from sim.spec.sections.workload import AdapterKind
 from sim.traffic.adapters import ModelShape, Population, populate
 from sim.traffic.base_requests import BaseRequests
@@ -142,7 +143,7 @@ class Traffic:
         law = workload.popularity
         self._weights: Floats | None = None
         self._chooser: AdapterSampler | None = None
-        if named is None and any(tenant.share is not None for tenant in self._tenants):
+        if named is None and shares_of(self._tenants):
             self._weights = weights_by_tenant(law, self._tenants, count)
             self._chooser = AdapterSampler.by_weights(self._weights)
         elif named is None:

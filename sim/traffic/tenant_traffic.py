@@ -12,7 +12,7 @@ from sim.errors import ScenarioError
 from sim.rng import stream_key
 from sim.spec.sections.arrival_processes import GammaArrivals, OpenArrivals, PiecewiseArrivals
 from sim.spec.sections.popularity_laws import Popularity
-from sim.spec.sections.tenants import Tenant
+from sim.spec.sections.tenants import Tenant, shares_of
 from sim.traffic.popularity import AdapterSampler, weights_of
 from sim.traffic.sources import AggregateArrivals, GrowingSizes, RequestBlock, RequestSource
 
@@ -90,12 +90,11 @@ def weights_by_tenant(law: Popularity, tenants: Sequence[Tenant], count: int) ->
 
     A law that gives every adapter its weight keeps them relative to each other within a tenant.
     """
-    counted = [tenant for tenant in tenants if tenant.adapters is not None]
+    counted, shares = [tenant for tenant in tenants if tenant.adapters is not None], list(shares_of(tenants).values())
     edges = np.cumsum([0, *(tenant.adapters or 0 for tenant in counted)])
     whole = weights_of(law, count) if law.fixes_count else None
     parts = []
     for place, tenant in enumerate(counted):
-        assert tenant.share is not None, "either all tenants with adapters have a share, or none has"
         first, last = int(edges[place]), int(edges[place + 1])
         own = weights_of(law, last - first) if whole is None else whole[first:last]
         if not own.sum() > 0:
@@ -104,7 +103,7 @@ def weights_by_tenant(law: Popularity, tenants: Sequence[Tenant], count: int) ->
                 key="workload.popularity",
                 got=tenant.name,
             )
-        parts.append(tenant.share * own / own.sum())
+        parts.append(shares[place] * own / own.sum())
     return np.concatenate(parts)
 
 
@@ -122,10 +121,8 @@ class TenantArrivals:
         self, law: OpenArrivals, tenants: Sequence[Tenant], tenant_of: Ints, weights: Floats, seed: int
     ) -> None:
         self._sources: list[RequestSource] = []
-        for place, tenant in enumerate(tenants):
-            if tenant.share is None:
-                continue
-            rate = tenant.share * law.rate
+        for place, share in shares_of(tenants).items():
+            tenant, rate = tenants[place], share * law.rate
             own = np.where(tenant_of[:-1] == place, weights, 0.0)
             self._sources.append(
                 AggregateArrivals(

@@ -109,10 +109,11 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
     """Run a study, write its report, print its answer."""
     from reports.pages.run_page import current_report, run_answer, write_report
     from sim.results.run_directory.store import blamed_on, read_run, summary_json
+    from sim.results.terms import all_terms
     from sim.studies.execution import Execution
     from sim.studies.study_identity import finished_study, free_folder
 
-    if asked.check and not _has_slo(loaded):
+    if asked.check and not all_terms(loaded.scenario):
         raise InputError("the scenario has no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
     folder = options.out or free_folder(loaded, sets)
     opened = pool_of(options.backend, options.jobs, options.quiet)
@@ -160,20 +161,13 @@ def _notes(finished: StudyOutcome, quiet: bool) -> None:
         message(f"note: {warning}", quiet)
 
 
-def _has_slo(loaded: LoadedScenario) -> bool:
-    """Return whether the fleet or a tenant has an objective."""
-    scenario = loaded.scenario
-    return bool(scenario.slo.terms()) or any(tenant.slo.terms() for tenant in scenario.tenants)
-
-
 def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
     """Return whether every point meets every term of the SLO, and of those of its tenants, with its interval."""
+    from sim.results.terms import all_terms
     from sim.results.verdict import MET, verdict
 
-    terms = loaded.scenario.slo.terms()
-    judged = [(point, terms) for point in points if terms]
-    judged += [(point.of_tenant(tenant), tenant.slo) for point in points for tenant in point.tenants if tenant.slo]
-    return all(verdict(point, slo) == MET for point, slo in judged)
+    terms = all_terms(loaded.scenario)
+    return all(verdict(point, terms) == MET for point in points)
 
 
 def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_only: bool) -> None:
@@ -188,7 +182,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         terminal_table,
         traffic_sentence,
     )
-    from reports.tables.tenant_tables import tenants_table
+    from reports.tables.tenant_tables import money_table, tenants_table
     from reports.text.metric_text import capital
     from sim.results.verdict import verdict
 
@@ -215,11 +209,11 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
         if part is not None:
             say("", part.caption)
             print_rich(rich_table(part))
-    tenants = tenants_table(points, axes)
-    if tenants is not None:
-        say("", tenants.caption)
-        print_rich(rich_table(tenants))
-        say(tenants.note)
+    for part in (tenants_table(points, axes), money_table(points, axes)):
+        if part is not None:
+            say("", part.caption)
+            print_rich(rich_table(part))
+            say(part.note)
 
 
 def _axes(texts: list[str]) -> dict[str, list[Any]]:

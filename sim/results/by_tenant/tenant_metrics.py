@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.fleet_costs.measured_usage import tokens_of
+from sim.results.fleet_costs.measured_usage import sold, tokens_of
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure
 from sim.results.point import Metric, TenantResult
 from sim.results.records import Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares
+from sim.results.statistics import MIN_FOR_P99, ratio
 
 TENANT_METRICS = (
     "miss_ratio",
@@ -46,10 +47,12 @@ def tenant_results(
     recordings: Sequence[Recording],
     facts: ScenarioFacts,
     overload_of: Callable[[MeasuredRequests], float | None],
+    least_for_p99: int | None = None,
 ) -> list[TenantResult]:
     """Return what each tenant got, in the order of the scenario; [] without tenants.
 
     :param overload_of: arrivals over completions where a queue grew over the whole measured time, else None.
+    :param least_for_p99: requests that a p99 needs, where it is only compared; None: as many as usual.
     """
     if not facts.tenants:
         return []
@@ -59,20 +62,24 @@ def tenant_results(
     for place, tenant in enumerate(facts.tenants):
         own = [_only(r, tenants == place) for r, tenants in zip(recordings, whole, strict=True)]
         own_facts = replace(facts, slo=tenant.slo)
-        metrics, m = measure(own, own_facts)
+        metrics, m = measure(own, own_facts, MIN_FOR_P99 if least_for_p99 is None else least_for_p99)
         overload = overload_of(m)
-        tokens.append(float(tokens_of(m).sum()))
+        tokens.append(m.count(m.completed, tokens_of(m)))
         found.append(
             TenantResult(
                 name=tenant.name,
                 slo=dict(tenant.slo),
                 metrics={name: _judged(metrics[name], overload) for name in TENANT_METRICS if name in metrics},
-                late={} if is_served(m) else late_shares(m),
+                late={} if is_served(m) and least_for_p99 is None else late_shares(m),
                 overload=overload,
+                sold=sold(m),
             )
         )
-    total = sum(tokens)
-    return [replace(one, token_share=own / total if total else 0.0) for one, own in zip(found, tokens, strict=True)]
+    total = np.sum(tokens, axis=0)
+    shares = [ratio(own, total, m.sections, "1", highest=1) for own in tokens]
+    return [
+        replace(one, token_share=share.value or 0.0, cost_share=share) for one, share in zip(found, shares, strict=True)
+    ]
 
 
 def _only(recording: Recording, own: NDArray[np.bool_]) -> Recording:

@@ -62,6 +62,19 @@ def _monthly(gpus: Metric) -> Metric:
     return replace(gpus, value=cost(gpus.value), lo=cost(gpus.lo), hi=cost(gpus.hi), parts=[*map(cost, gpus.parts)])
 
 
+def sold(m: MeasuredRequests) -> dict[str, Metric]:
+    """Return what completed requests are in a month: ``request``, and millions of ``input`` and ``output`` tokens.
+
+    Like throughput, it counts what ends in the measured time.
+    """
+    sales = {"request": m.by_finish()}
+    if not m.facts.fixed:
+        sales["input"] = m.by_finish(weight="prompt_tokens") / _MILLION
+        sales["output"] = m.by_finish(weight="output_tokens") / _MILLION
+    month = HOURS_PER_MONTH * _SECONDS_PER_HOUR
+    return {name: ratio(count * month, m.spans, m.sections, "1") for name, count in sales.items()}
+
+
 def tokens_of(m: MeasuredRequests) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Return the prompt and output tokens of every measured request that completed; 0 for the others."""
     tokens = m.column("prompt_tokens") + m.column("output_tokens")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sim.results.fleet_costs.tenant_money import with_money
 from sim.results.point import ONLY_WITH_PRICE, UNITS, Metric, Point
 
 HOURS_PER_MONTH = 730.0
@@ -14,16 +15,21 @@ GROUP_COST = "usd_per_month"
 """The cost of a group, or of a pool, in its row."""
 
 
-def priced(point: Point, price: float | None, pools: Sequence[float] = ()) -> Point:
-    """Return a point with the costs that follow from a price, or without any.
+def priced(
+    point: Point, price: float | None, pools: Sequence[float] = (), tenants: Sequence[Mapping[str, float]] = ()
+) -> Point:
+    """Return a point with the costs that follow from a price, or without any, and with what tenants pay.
 
     A point of an older version, which has no usage, stays as it is.
 
     :param price: of a GPU, in US dollars per hour, in a fleet of pools the mean; None: no costs are shown.
     :param pools: of a GPU of each pool; () without pools or prices.
+    :param tenants: what each tenant pays, by what it is for; () where none pays.
     """
     usage, rows = point.usage, _priced_pools(point.pools, pools)
-    if usage is None or (usage.price == price and rows == point.pools):
+    pay = [dict(each) for each in tenants] or [{}] * len(point.tenants)
+    known = [tenant.price for tenant in point.tenants]
+    if usage is None or (usage.price == price and rows == point.pools and known == pay):
         return point
     metrics = {name: metric for name, metric in point.metrics.items() if name not in ONLY_WITH_PRICE}
     groups = [{key: value for key, value in row.items() if key != GROUP_COST} for row in point.groups]
@@ -34,7 +40,14 @@ def priced(point: Point, price: float | None, pools: Sequence[float] = ()) -> Po
             shares = zip(groups, usage.group_tokens, strict=True)
             groups = [{**row, GROUP_COST: share * month} for row, share in shares]
     ordered = {name: metrics[name] for name in UNITS if name in metrics}
-    return replace(point, metrics=ordered, groups=groups, usage=replace(usage, price=price), pools=rows)
+    return replace(
+        point,
+        metrics=ordered,
+        groups=groups,
+        usage=replace(usage, price=price),
+        pools=rows,
+        tenants=with_money(point.tenants, pay, metrics.get("usd_per_month")),
+    )
 
 
 def _priced_pools(rows: list[dict[str, Any]], prices: Sequence[float]) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ def summary_json(name: str, points: Sequence[Point], headroom: Headroom | None =
 def points_csv(points: Sequence[Point]) -> str:
     """Return ``points.csv``: one row a point and metric, the swept keys as the first columns.
 
-    What a pool does follows as ``pools.NAME.METRIC``.
+    What a pool does follows as ``pools.NAME.METRIC``, and the money of tenants that pay as ``tenants.NAME.METRIC``.
 
     The calibration interval has columns only where a point has one, and they are the last.
     """
@@ -165,31 +165,41 @@ def points_csv(points: Sequence[Point]) -> str:
                 if row.get(name) is not None:
                     named = text_cell(f"pools.{row['pool']}.{name}")
                     writer.writerow([*values, named, _cell(row[name]), "", "", unit, *empty])
+        for tenant in point.tenants if any(each.price for each in point.tenants) else ():
+            for name, metric in tenant.money.items():
+                numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
+                named = text_cell(f"tenants.{tenant.name}.{name}")
+                writer.writerow([*values, named, *numbers, metric.unit, *[""] * len(more)])
     return out.getvalue()
 
 
 def tenants_csv(points: Sequence[Point]) -> str:
     """Return ``tenants.csv``: one row a point, tenant and metric; empty where no point has tenants.
 
-    Terms of a tenant's SLO have their target and verdict.
+    Terms of a tenant's SLO have their target and verdict. Calibration intervals have columns only where a point has
+    some, and they are the last.
     """
     if not any(point.tenants for point in points):
         return ""
     swept = list(dict.fromkeys(key for point in points for key in point.set))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*map(_cell, swept), "tenant", "metric", "value", "lo", "hi", "unit", "target", "verdict"])
+    calibrated = any(point.calibration for point in points)
+    more = ["calibration_lo", "calibration_hi"] if calibrated else []
+    writer.writerow([*map(_cell, swept), "tenant", "metric", "value", "lo", "hi", "unit", "target", "verdict", *more])
     for point in points:
         values = [_cell(point.set.get(key)) for key in swept]
         for tenant in point.tenants:
             own = point.of_tenant(tenant)
-            for name, metric in tenant.metrics.items():
+            for name, metric in {**tenant.metrics, **tenant.money}.items():
                 target = tenant.slo.get(name)
                 word = "" if target is None else term_verdict(own, name, target)
                 numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
-                writer.writerow(
-                    [*values, text_cell(tenant.name), name, *numbers, metric.unit, _cell(target), _cell(word)]
+                bounds = (
+                    [_cell(number) for number in (metric.calibration_lo, metric.calibration_hi)] if calibrated else []
                 )
+                row = [*values, text_cell(tenant.name), name, *numbers, metric.unit, _cell(target), _cell(word)]
+                writer.writerow([*row, *bounds])
     return out.getvalue()
 
 
@@ -199,7 +209,10 @@ def _tenants(point: Point) -> dict[str, Any]:
         tenant.name: {
             "slo": verdict(point.of_tenant(tenant), tenant.slo),
             "token_share": tenant.token_share,
-            "metrics": {name: metric.to_json(calibrated=False) for name, metric in tenant.metrics.items()},
+            "metrics": {
+                name: metric.to_json(calibrated=bool(point.calibration))
+                for name, metric in {**tenant.metrics, **tenant.money}.items()
+            },
         }
         for tenant in point.tenants
     }
@@ -222,6 +235,12 @@ def _simulated(data: Mapping[str, Any]) -> dict[str, Any]:
         found["fleet"] = {key: value for key, value in fleet.items() if key != "price"}
         if not found["fleet"]:
             del found["fleet"]
+    tenants = found.get("tenants")
+    if isinstance(tenants, (list, tuple)) and any(isinstance(each, Mapping) and "price" in each for each in tenants):
+        found["tenants"] = [
+            {key: value for key, value in each.items() if key != "price"} if isinstance(each, Mapping) else each
+            for each in tenants
+        ]
     return found
 
 

@@ -150,15 +150,17 @@ class RunStore:
         """Return a kept point, or None where there is none or its file is damaged: it is simulated again."""
         return _load_point(self.path, key)
 
-    def load_priced(self, key: str, price: float | None, pools: Sequence[float] = ()) -> Point | None:
+    def load_priced(
+        self, key: str, price: float | None, pools: Sequence[float] = (), tenants: Sequence[Mapping[str, float]] = ()
+    ) -> Point | None:
         """Return a kept point with the costs of a price, and keep it so; None as for ``load_point``.
 
-        :param pools: the price in each pool; see ``priced``.
+        :param pools, tenants: the price in each pool, and what each tenant pays; see ``priced``.
         """
         point = self.load_point(key)
         if point is None:
             return None
-        found = priced(point, price, pools)
+        found = priced(point, price, pools, tenants)
         if found is not point:
             self.save_point(key, found)
         return found

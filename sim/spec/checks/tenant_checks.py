@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pydantic import BaseModel
+from pydantic_core import PydanticCustomError
 
 from sim.spec.adapter_modes import AT_ADMISSION, AT_ARRIVAL, IN_STEPS, UNIFIED, VLLM_LRU, mode_of
 from sim.spec.base import located
@@ -13,11 +15,38 @@ from sim.spec.needs import value_of
 from sim.spec.policies import EvictionEntry
 from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.spec.sections.popularity_laws import WeightsPopularity
-from sim.spec.sections.tenants import Tenant
+from sim.spec.sections.tenants import Tenant, shares_of
 from sim.spec.sections.workload import Adapters, Workload
+from sim.spec.units import format_rate, parse_rate
 
 Refusal = tuple[str, str, object, str]
 """A key, the problem, the value in the scenario, and a hint."""
+
+
+def with_tenants_rate(data: Any) -> Any:
+    """Return a scenario's plain data with the sum of the tenants' rates as that of the arrivals, if these have none.
+
+    Data that is no valid scenario comes back as it is, or with any rate: checking it is another's work.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("tenants"), (list, tuple)):
+        return data
+    given = [each["rate"] for each in data["tenants"] if isinstance(each, dict) and each.get("rate") is not None]
+    workload = data.get("workload")
+    if not given or not isinstance(workload, dict):
+        return data
+    arrivals = workload.get("arrivals")
+    if not isinstance(arrivals, dict) or arrivals.get("rate") is not None or arrivals.get("process") == "closed":
+        return data
+    rate = format_rate(sum(map(_rate, given)) or 1.0)
+    return {**data, "workload": {**workload, "arrivals": {**arrivals, "rate": rate}}}
+
+
+def _rate(value: object) -> float:
+    """Return a rate; 0 for what is none."""
+    try:
+        return parse_rate(value)
+    except PydanticCustomError:
+        return 0.0
 
 
 def check_scheduling(scenario: BaseModel) -> None:
@@ -72,6 +101,7 @@ def check_tenants(tenants: Sequence[Tenant], workload: Workload, adapters: Adapt
     _check_base_model(tenants, workload, adapters)
     _check_adapters(tenants, workload, adapters)
     _check_shares(tenants)
+    _check_rates(tenants, workload, adapters)
     for key, problem, got, hint in _unsupported(tenants, workload):
         raise located(key, problem, got=got, hint=hint)
 
@@ -84,6 +114,17 @@ def check_buckets(tenants: Sequence[Tenant], eviction: EvictionEntry) -> None:
                 f"tenants.{place}.bucket",
                 f"eviction {eviction.name} needs to know which requests reach the replicas, and when",
                 hint="choose another cache.eviction",
+            )
+
+
+def check_prices(tenants: Sequence[Tenant], engine: str) -> None:
+    """Refuse prices of tokens where the engine has none."""
+    for place, tenant in enumerate(tenants):
+        if tenant.price is not None and engine == "fixed" and (tenant.price.input or tenant.price.output):
+            raise located(
+                f"tenants.{place}.price",
+                "engine fixed has no tokens",
+                hint="give a price per request, such as 0.002 USD/request",
             )
 
 
@@ -127,7 +168,9 @@ def _check_adapters(tenants: Sequence[Tenant], workload: Workload, adapters: Ada
 
 
 def _check_shares(tenants: Sequence[Tenant]) -> None:
-    """Check that either no tenant has a share, or all with adapters have, adding up to 100%."""
+    """Check that either no tenant has a share, or all with adapters have, adding up to 100%, unless they have rates."""
+    if any(tenant.rate is not None for tenant in tenants):
+        return
     shares = {place: tenant.share for place, tenant in enumerate(tenants) if tenant.adapters is not None}
     given = {place: share for place, share in shares.items() if share is not None}
     if not given:
@@ -149,8 +192,41 @@ def _check_shares(tenants: Sequence[Tenant]) -> None:
         raise located("tenants", "the shares of the tenants add up to 100%", got=f"{total:.2%}")
 
 
+def _check_rates(tenants: Sequence[Tenant], workload: Workload, adapters: Adapters) -> None:
+    """Check that all tenants with adapters have a rate, where one has, and that they add up to that of the traffic."""
+    rates = {place: tenant.rate for place, tenant in enumerate(tenants) if tenant.rate is not None}
+    if not rates:
+        return
+    first = f"tenants.{min(rates)}.rate"
+    for place, tenant in enumerate(tenants):
+        if tenant.share is not None:
+            raise located(f"tenants.{place}.share", "give all tenants either a share or a rate", got=tenant.share)
+        if tenant.adapters is not None and tenant.rate is None:
+            raise located(f"tenants.{place}.rate", "other tenants have a rate", hint="give every tenant one, or none")
+    if workload.trace is not None:
+        raise located(first, "the trace says whose requests come when", hint="remove rate")
+    if isinstance(workload.arrivals, ClosedArrivals):
+        raise located(first, "in a closed loop, rates follow from the answers", hint="give shares")
+    if adapters.base_share:
+        raise located(
+            first,
+            "with requests to the base model in adapters.mix, tenants have shares of the others",
+            hint="give shares, and workload.arrivals.rate",
+        )
+    total = sum(rates.values())
+    assert workload.arrivals is not None, "there is no trace"
+    if abs(total - workload.arrivals.rate) > 1e-6 * total:
+        raise located(
+            "workload.arrivals.rate",
+            "the rates of the tenants add up to another one",
+            got=format_rate(workload.arrivals.rate),
+            allowed=format_rate(total),
+            hint="remove it, or give the tenants shares, which divide any rate",
+        )
+
+
 def _unsupported(tenants: Sequence[Tenant], workload: Workload) -> Iterator[Refusal]:
-    shared = any(tenant.share is not None for tenant in tenants)
+    shared = bool(shares_of(tenants))
     own = next((place for place, tenant in enumerate(tenants) if tenant.has_arrivals), None)
     if workload.trace is not None and shared:
         place = next(i for i, tenant in enumerate(tenants) if tenant.share is not None)
@@ -161,7 +237,12 @@ def _unsupported(tenants: Sequence[Tenant], workload: Workload) -> Iterator[Refu
             yield f"workload.{key}", problem, None, f"remove {key}, or the tenants"
     if shared and workload.popularity.in_turn:
         problem = "adapters that are asked for in turn leave no shares for tenants"
-        yield "workload.popularity", problem, workload.popularity.law, "remove the shares, or choose another law"
+        yield (
+            "workload.popularity",
+            problem,
+            workload.popularity.law,
+            "remove the shares or rates, or choose another law",
+        )
     if shared and getattr(workload.arrivals, "per", "") == "adapter" and own is not None:
         problem = "with arrivals per adapter, tenants have none of their own"
         yield "workload.arrivals.per", problem, "adapter", "set per: aggregate, or remove steps and cv"

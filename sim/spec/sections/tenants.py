@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, PositiveInt, model_validator
+from pydantic_core import CoreSchema
 
 from sim.spec.base import Strict, located
 from sim.spec.sections.arrival_processes import Step
-from sim.spec.units import Rate, Seconds, Share
+from sim.spec.units import SALE_PATTERN, Rate, RequestPrice, Seconds, Share, TokenPrice, is_request_price
 
 
 class Slo(Strict):
@@ -60,6 +62,39 @@ class TokenBucket(Strict):
     come, first served. ``refuse``: it is refused, as by a gateway that answers 429."""
 
 
+class TenantPrice(Strict):
+    """What a tenant pays for its completed requests. ``0.40 USD/1M tokens`` is short for the same price for prompts and
+    answers, ``0.002 USD/request`` for one per request."""
+
+    input: TokenPrice = 0.0
+    """For a million prompt tokens, such as ``0.40 USD/1M tokens``."""
+    output: TokenPrice = 0.0
+    """For a million output tokens."""
+    request: RequestPrice = 0.0
+    """For a request, such as ``0.002 USD/request``."""
+
+    @model_validator(mode="after")
+    def _some(self) -> TenantPrice:
+        if not self.model_fields_set:
+            raise located("input", "this price is empty", hint="give input and output, or request")
+        return self
+
+
+def _as_price(value: Any) -> Any:
+    """Return the section that a text is short for; a section as it is."""
+    if isinstance(value, (Mapping, Strict)):
+        return value
+    return {"request": value} if is_request_price(value) else {"input": value, "output": value}
+
+
+class _OrText:
+    """Adds a text to the JSON Schema of a tenant's price."""
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        text = {"type": "string", "pattern": SALE_PATTERN, "examples": ["0.40 USD/1M tokens", "0.002 USD/request"]}
+        return {"anyOf": [text, handler(core_schema)]}
+
+
 class Tenant(Strict):
     """One tenant. Every request belongs to exactly one: the tenant of its adapter, or of the base model."""
 
@@ -76,9 +111,12 @@ class Tenant(Strict):
     share: Share | None = Field(default=None, gt=0)
     """Share of the requests for adapters; ``workload.popularity`` then applies within each tenant. Shares add up to
     100%. Unset for all tenants: ``workload.popularity`` decides over all adapters. Not with a trace."""
+    rate: Rate | None = None
+    """Its mean requests per unit of time, such as ``5/s``, in place of ``share``: for all tenants or none. The rates
+    add up to ``workload.arrivals.rate``, which can then be left out."""
     steps: tuple[Step, ...] = Field(default=(), max_length=100_000)
-    """A rate of its own that cycles through steps, as of ``process: piecewise``; the mean stays its share of
-    ``workload.arrivals.rate``. Unset: ``workload.arrivals`` applies."""
+    """A rate that cycles through steps, as of ``process: piecewise``; the mean stays its share of
+    ``workload.arrivals.rate``, or its ``rate``. Unset: ``workload.arrivals`` applies."""
     cv: float | None = Field(default=None, ge=0.01, le=100)
     """Coefficient of variation of the gaps between its own arrivals, in place of ``workload.arrivals``; 1 is
     Poisson."""
@@ -88,6 +126,10 @@ class Tenant(Strict):
     """With ``fleet.scheduling: priority``: lower values go first, as in vLLM."""
     weight: float = Field(default=1.0, gt=0, le=1e6)
     """With ``fleet.scheduling: vtc``: its share of the service, relative to other tenants with waiting requests."""
+    price: Annotated[TenantPrice, BeforeValidator(_as_price), _OrText()] | None = None
+    """What it pays, such as ``0.40 USD/1M tokens``, ``0.002 USD/request`` or ``{input: 0.20, output: 0.80}``. Results
+    then have its revenue, and with ``fleet.price`` its margin. It changes no result: another price needs no new
+    simulation."""
     bucket: TokenBucket | None = None
     """Limits the tokens of its requests; unset: no limit."""
 
@@ -103,7 +145,7 @@ class Tenant(Strict):
         if self.adapters is None and not self.match and not self.base_model:
             raise located("adapters", "this tenant has no requests", hint="give adapters, match or base_model: true")
         if self.adapters is None:
-            for key in ("share", "steps", "cv"):
+            for key in ("share", "rate", "steps", "cv"):
                 if key in self.model_fields_set:
                     raise located(key, "only a tenant with a number of adapters has this", hint=f"remove {key}")
         if self.steps and not any(step.level for step in self.steps):
@@ -118,3 +160,15 @@ class Tenant(Strict):
         if self.slo.miss_ratio is not None and self.adapters is None and not self.match:
             raise located("slo.miss_ratio", "requests to the base model can't miss", hint="remove it")
         return self
+
+
+def shares_of(tenants: Sequence[Tenant]) -> dict[int, float]:
+    """Return the share of the requests for adapters of each tenant that has one, by its place; {} without any.
+
+    A tenant's ``rate`` is its share of the sum of all rates.
+    """
+    rates = {place: tenant.rate for place, tenant in enumerate(tenants) if tenant.rate is not None}
+    total = sum(rates.values())
+    return {place: rate / total for place, rate in rates.items()} or {
+        place: tenant.share for place, tenant in enumerate(tenants) if tenant.share is not None
+    }

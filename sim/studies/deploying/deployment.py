@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sim.errors import InputError
 from sim.results.point import Point
+from sim.results.terms import all_terms
 from sim.results.verdict import NO_SLO, verdict
 from sim.spec.engine_flags.command_lines import (
     MODEL,
@@ -296,7 +297,7 @@ def _one_replica(scenario: Scenario) -> Scenario:
 
 
 def _reference(scenario: Scenario, data: RunData, point: Point) -> RunReference:
-    found = verdict(point, scenario.slo.terms())
+    found = verdict(point, all_terms(scenario))
     planned = data.manifest.get("kind") == "plan"
     if found == NO_SLO:
         words = "no SLO"

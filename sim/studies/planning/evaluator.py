@@ -20,6 +20,7 @@ from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import EvaluationRecord, GradeRecord
+from sim.results.terms import all_terms, judged, metric_of, split_term
 from sim.results.verdict import (
     MET,
     NEAR,
@@ -156,7 +157,7 @@ class DesignEvaluator:
         self._confidence = confidence
         self._on_evaluation = on_evaluation
         self._designs: dict[str, PlanDesign] = {}
-        self.terms = loaded.scenario.slo.terms()
+        self.terms = all_terms(loaded.scenario)
         self.log: list[EvaluationRecord] = []
         self.requests = 0
         self._first: dict[str, Recording] = {}  # first replications by name of the point, the oldest first
@@ -204,14 +205,14 @@ class DesignEvaluator:
         point = design.point
         assert point is not None, "it was simulated"
         term = self._worst(point)
-        lost, total = unserved(point)
+        metric, (lost, total) = metric_of(point, term), unserved(judged(point, term)[0])
         entry = EvaluationRecord(
             design.set,
             int(point.cost["replications"]),
             judgement.word,
             judgement.score,
             term,
-            point.metrics[term].value,
+            None if metric is None else metric.value,
             lost / total if lacks_answers(point, term, self.terms[term]) else None,
             judgement.probability,
             round(point.cost["requests"] / point.cost["replications"]),
@@ -316,14 +317,15 @@ class DesignEvaluator:
         score, sure = self._score(point), self._sure()
         probability = planning_probability(point, self.terms)
         word = verdict_word(probability, sure)
-        missing = next((name for name in self.terms if point.metrics[name].value is None), None)
+        missing = next((name for name in self.terms if self._lacks(point, name)), None)
         if missing is not None and word != NOT_MET:
             if not last:
                 return Judgement(UNCLEAR, score, probability=probability)
-            note = point.metrics[missing].note or "not enough data"
+            metric = metric_of(point, missing)
+            note = (metric.note if metric is not None else "") or "not enough data"
             raise InputError(
                 f"can't decide whether {missing} meets its target: {note}",
-                key="slo",
+                key="tenants" if split_term(missing)[0] else "slo",
                 hint="simulate more requests (workload.requests), or leave the term out",
             )
         if word == UNCLEAR and is_overloaded(point):  # perhaps only because the run is short
@@ -333,6 +335,11 @@ class DesignEvaluator:
             return Judgement(UNCLEAR, score, final=only_costs, probability=probability)
         score = min(score, 1.0) if word == MET else max(score, 1 + _CLOSE)
         return Judgement(word, score, probability=probability)
+
+    def _lacks(self, point: Point, name: str) -> bool:
+        """Return whether a point has no value for a term."""
+        metric = metric_of(point, name)
+        return metric is None or metric.value is None
 
     def _worst(self, point: Point) -> str:
         """Return the term that is furthest above its target, or least below it."""
@@ -356,22 +363,24 @@ def check_terms(loaded: LoadedScenario) -> None:
 
     :raises ScenarioError: with the term.
     """
-    terms = loaded.scenario.slo.terms()
+    scenario = loaded.scenario
+    terms = all_terms(scenario)
     if not terms:
         raise loaded.locate(
             ScenarioError("a plan needs an SLO to meet", key="slo", hint="add one, such as slo: {ttft_p99: 1 s}")
         )
-    if loaded.scenario.fleet.engine != "fixed":
+    if scenario.fleet.engine != "fixed":
         return
-    lacking = next((name for name in ("tpot_mean_s", "itl_mean_s", "itl_p99_s") if name in terms), None)
-    if lacking is not None:
-        raise loaded.locate(
-            ScenarioError(
-                "engine fixed has no tokens, so this is never measured",
-                key=f"slo.{lacking.removesuffix('_s')}",
-                hint="remove the term, or plan for another engine",
+    places = {tenant.name: f"tenants.{place}." for place, tenant in enumerate(scenario.tenants)}
+    for tenant, name in map(split_term, terms):
+        if name in ("tpot_mean_s", "itl_mean_s", "itl_p99_s"):
+            raise loaded.locate(
+                ScenarioError(
+                    "engine fixed has no tokens, so this is never measured",
+                    key=f"{places.get(tenant, '')}slo.{name.removesuffix('_s')}",
+                    hint="remove the term, or plan for another engine",
+                )
             )
-        )
 
 
 def _built(loaded: LoadedScenario) -> Design:

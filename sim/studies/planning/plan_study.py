@@ -358,7 +358,7 @@ def _price(design: PlanDesign) -> float | None:
     With an autoscaler it is the mean over the simulation.
     """
     scenario, world = design.loaded.scenario, design.world
-    price, pools = prices_of(scenario)
+    price, pools, _ = prices_of(scenario)
     if price is None or world is None:
         return None
     if scenario.fleet.autoscale is not None:

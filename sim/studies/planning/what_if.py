@@ -12,6 +12,7 @@ from sim.results.pairs import Difference, difference_of
 from sim.results.point import Point
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import WhatIfRow
+from sim.results.terms import all_terms
 from sim.results.verdict import verdict
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
@@ -76,7 +77,7 @@ def try_changes(
 
 def rows_of(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> list[WhatIfRow]:
     """Return the effect of each change against the unchanged design, which is the first of those evaluated."""
-    terms = loaded.scenario.slo.terms()
+    terms = all_terms(loaded.scenario)
     base = evaluated[0].point
     assert base is not None, "it was simulated"
     names = list(dict.fromkeys([*terms, *ALWAYS, *(name for name in COSTS if name in base.metrics)]))

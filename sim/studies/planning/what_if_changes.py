@@ -90,7 +90,11 @@ def _traffic(scenario: Scenario) -> Iterator[Change]:
             yield Change("traffic", "half the clients", {"workload.arrivals.concurrency": clients // 2})
         return
     for factor, words in ((2, "twice the traffic"), (0.5, "half the traffic")):
-        yield Change("traffic", words, {"workload.arrivals.rate": format_rate(factor * arrivals.rate)})
+        rates = {
+            f"tenants.{i}.rate": tenant.rate for i, tenant in enumerate(scenario.tenants) if tenant.rate is not None
+        }
+        rates = rates or {"workload.arrivals.rate": arrivals.rate}
+        yield Change("traffic", words, {key: format_rate(factor * rate) for key, rate in rates.items()})
     if isinstance(arrivals, PoissonArrivals):
         yield Change(
             "traffic",

@@ -1,0 +1,149 @@
+"""Plans and headroom go by the SLOs of tenants as by that of the fleet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+
+from reports.answers.plan_reading import PlanReading, deciding_tenant
+from reports.formatting import metric_words
+from reports.text.headroom_text import headroom_sentences
+from reports.text.plan_text import plan_answer, plan_json
+from sim.errors import InputError
+from sim.results.run_directory.store import read_run
+from sim.results.terms import all_terms, metric_of, split_term, tenant_term
+from sim.results.verdict import met_probability
+from sim.spec.scenario_file import load_scenario
+from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
+from sim.studies.headroom import find_headroom
+from sim.studies.planning.plan_study import make_plan
+
+SCENARIO = """\
+schema_version: 1
+name: shared
+workload:
+  requests: 6000
+  arrivals: {process: poisson, rate: 25/s}
+adapters: {count: 8, base_model: llama-3.1-8b}
+fleet: {engine: fixed, service: {law: exponential, mean: 100 ms}}
+cache: {gpu: {slots: 8}, warm: 8}
+storage: {load: {law: fixed, value: 1 ms}}
+router: {policy: least-loaded}
+run: {replications: 2}
+plan: {minimize: fleet.replicas, range: [1, 8]}
+"""
+FLEET = "slo: {e2e_p99: 800 ms, queue_mean: 50 ms}\n"
+ALL = "tenants: [{name: all, adapters: 8, slo: {e2e_p99: 800 ms, queue_mean: 50 ms}}]\n"
+TWO = """\
+tenants:
+  - {name: chat.a, adapters: 4, share: 50%, slo: {queue_mean: 5 ms}}
+  - {name: batch, adapters: 4, share: 50%, slo: {queue_mean: 500 ms}}
+"""
+
+
+def load(folder: Path, text: str, *overrides: str):
+    file = folder / "shared.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_scenario(str(file), overrides)
+
+
+def test_names_of_terms_are_read_back() -> None:
+    name = tenant_term("chat.a", "ttft_p99_s")
+    assert split_term(name) == ("chat.a", "ttft_p99_s")
+    assert split_term("ttft_p99_s") == ("", "ttft_p99_s")
+    assert metric_words(name) == "p99 TTFT of chat.a"
+
+
+def test_a_plan_for_the_one_tenant_is_that_for_the_fleet(tmp_path: Path) -> None:
+    """Whose SLO it is changes no verdict, no probability and no simulation."""
+    fleet = make_plan(load(tmp_path, SCENARIO + FLEET), tmp_path / "fleet")
+    tenant = make_plan(load(tmp_path, SCENARIO + ALL), tmp_path / "tenant")
+    assert tenant.answer == fleet.answer
+    assert tenant.record.grades == fleet.record.grades
+    assert [entry.score for entry in tenant.record.looks] == [entry.score for entry in fleet.record.looks]
+    assert [split_term(entry.term) for entry in tenant.record.looks] == [
+        ("all", entry.term) for entry in fleet.record.looks
+    ]
+    assert tenant.simulated_requests == fleet.simulated_requests
+
+
+def test_the_headroom_of_the_one_tenant_is_that_of_the_fleet(tmp_path: Path) -> None:
+    overrides = ("fleet.replicas=4",)
+    fleet = find_headroom(load(tmp_path, SCENARIO + FLEET, *overrides).scenario)
+    tenant = find_headroom(load(tmp_path, SCENARIO + ALL, *overrides).scenario)
+    assert (tenant.outcome, tenant.multiple, tenant.lo, tenant.hi) == (
+        fleet.outcome,
+        fleet.multiple,
+        fleet.lo,
+        fleet.hi,
+    )
+    assert split_term(tenant.term) == ("all", fleet.term)
+    assert " of all misses its target at about" in headroom_sentences(tenant)
+
+
+def test_a_plan_meets_every_slo_and_names_the_tenant_that_decides(tmp_path: Path) -> None:
+    alone = SCENARIO + TWO.replace("slo: {queue_mean: 5 ms}", "slo: {}")
+    strict = make_plan(load(tmp_path, SCENARIO + TWO), tmp_path / "both")
+    loose = make_plan(load(tmp_path, alone), tmp_path / "one")
+    assert strict.answer["fleet.replicas"] > loose.answer["fleet.replicas"], "chat wants less waiting"
+    data = read_run(tmp_path / "both")
+    assert deciding_tenant(PlanReading(data)) == "chat.a"
+    assert plan_json(data)["decides"] == "chat.a"
+    said = plan_answer(data)
+    assert "The SLO of chat.a decides." in said.details
+    assert "mean queue wait of chat.a is" in said.binding_sentence
+    with_fleet = make_plan(load(tmp_path, alone + "slo: {queue_mean: 5 ms}\n"), tmp_path / "fleet")
+    assert with_fleet.answer == strict.answer
+    assert (
+        "The SLO of the fleet decides, not those of its tenants." in plan_answer(read_run(tmp_path / "fleet")).details
+    )
+
+
+def test_a_tenant_of_the_whole_traffic_has_the_calibration_of_the_fleet(tmp_path: Path) -> None:
+    text = """\
+schema_version: 1
+name: drawn
+workload: {requests: 1500, arrivals: {process: poisson, rate: 5/s}}
+adapters: {count: 8, base_model: llama-3.1-8b}
+fleet: {gpu: h100-80gb}
+cache: {gpu: {slots: 8}, host: {slots: 8}, warm: 8}
+slo: {ttft_p50: 100 ms}
+tenants: [{name: all, adapters: 8, slo: {ttft_p50: 100 ms}}]
+run: {replications: 2}
+"""
+    point = evaluate_scenario(load(tmp_path, text).scenario, EvaluationOptions(draws=True)).point
+    (tenant,) = point.tenants
+    assert tenant.metrics == {name: point.metrics[name] for name in tenant.metrics}
+    assert tenant.metrics["ttft_p50_s"].calibration_hi is not None
+    name = tenant_term("all", "ttft_p50_s")
+    assert met_probability(point, {name: 0.05}) == met_probability(point, {"ttft_p50_s": 0.05}) < 1
+    again = type(point).from_json(json.loads(json.dumps(point.to_json())))
+    assert again.tenants == point.tenants
+    assert metric_of(point.without_calibration(), name).calibration_hi is None
+
+
+def test_a_plan_without_any_slo_is_refused(tmp_path: Path) -> None:
+    bare = SCENARIO + "tenants: [{name: all, adapters: 8}]\n"
+    assert not all_terms(load(tmp_path, bare).scenario)
+    with pytest.raises(InputError, match="a plan needs an SLO to meet"):
+        make_plan(load(tmp_path, bare), tmp_path / "out")
+    tokens = SCENARIO + "tenants: [{name: all, adapters: 8, slo: {tpot_mean: 1 s}}]\n"
+    with pytest.raises(InputError) as caught:
+        make_plan(load(tmp_path, tokens), tmp_path / "out")
+    assert "tenants.0.slo.tpot_mean: engine fixed has no tokens" in str(caught.value)
+
+
+def test_the_command_answers_where_only_tenants_have_slos(loraplan: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(SCENARIO + TWO)
+    loraplan.headroom = True
+    ended = loraplan("plan", "shared.yaml", "--jobs", "1", "--what-if", "--out", "out")
+    assert ended.code == 0, ended.err
+    assert "The SLO of chat.a decides." in ended.out
+    assert "of chat.a misses its target at about" in ended.out
+    doubled = next(line for line in ended.out.splitlines() if line.startswith("half the traffic"))
+    assert "–" not in doubled, "every term of a tenant has its change"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "of chat.a" in page
