@@ -113,10 +113,7 @@ def make_plan(
         points += [design.point for design in designs if design.point is not None]
         if found.answer is not None:
             write_text(folder / RECOMMENDED, _recommended(found.answer))
-        recording = evaluator.first_recording(chosen)
-        assert chosen.world is not None, "it was evaluated"
-        table = request_table(recording, chosen.world.traffic.names, facts_of(chosen.world))
-        store.save_requests(table, chosen.key)
+        _keep_requests(store, evaluator, chosen)
         store.update(
             {
                 "point_keys": [design.key for design in designs],
@@ -126,9 +123,7 @@ def make_plan(
             }
         )
         if headroom:
-            known = _headroom_of(store.previous, chosen.key)
-            known = known or json_ready(find_headroom(chosen.loaded.scenario, chosen.point).to_json())
-            store.update({"headroom": known})
+            _keep_headroom(store, chosen)
         if and_what_if:
             rows, requests = what_if(chosen.loaded, store, execution)
             store.update({"what_if": json_ready([row.to_json() for row in rows]), "what_if_requests": requests})
@@ -144,6 +139,19 @@ def make_plan(
         evaluator.requests,
         store.resumed,
     )
+
+
+def _keep_requests(store: RunStore, evaluator: DesignEvaluator, chosen: PlanDesign) -> None:
+    recording = evaluator.first_recording(chosen)
+    assert chosen.world is not None, "it was evaluated"
+    store.save_requests(request_table(recording, chosen.world.traffic.names, facts_of(chosen.world)), chosen.key)
+
+
+def _keep_headroom(store: RunStore, chosen: PlanDesign) -> None:
+    """Find the headroom of a design, unless an earlier search of this question has."""
+    assert chosen.point is not None, "it was evaluated"
+    known = _headroom_of(store.previous, chosen.key)
+    store.update({"headroom": known or json_ready(find_headroom(chosen.loaded.scenario, chosen.point).to_json())})
 
 
 def _headroom_of(manifest: Mapping[str, Any] | None, key: str) -> Any:
