@@ -37,7 +37,8 @@ fast: $(FAST_VENV)/.installed ## compile the simulator (mypyc) into .fast-venv; 
 	@$(FAST)/loraplan --version
 	@echo "Run it with: $(FAST)/loraplan run quickstart"
 
-FAST_TESTS ?= tests/cli/test_build.py tests/cli/test_own_policy.py tests/unit/test_base_requests.py tests/property
+FAST_TESTS ?= tests/cli/test_build.py tests/cli/test_own_policy.py tests/unit/test_base_requests.py \
+	tests/unit/test_worker_pickles.py tests/property
 # -P: not the interpreted packages of the current folder.
 test-fast: fast ## the laws, the naive twins and make same, compiled (FAST_TESTS=..., SAME=quickstart: fewer)
 	$(FAST)/python -P -m pytest -n auto --dist worksteal $(FAST_TESTS)

@@ -30,7 +30,7 @@ HOT = (
     "sim/studies/fidelity/step_replay.py",  # derives a class from one in sim/policies: interpreted ones can't
 )
 """What is compiled: files, and folders with everything in them."""
-INTERPRETED = ("sim/world/world.py",)
+INTERPRETED = ("sim/world/world.py", "sim/world/rollouts/rollout_plan.py")
 """Modules in these folders that stay interpreted, because their objects go to worker processes: mypyc's frozen
 dataclasses with slots can't be unpickled."""
 BUILD = "build/mypyc"

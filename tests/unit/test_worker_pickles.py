@@ -1,4 +1,4 @@
-"""What travels to workers and back goes through pickle on every Python: 3.14 has none for objects of itertools."""
+"""What travels to workers and back goes through pickle: on Python 3.14, which has none for itertools, and compiled."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_run_through_workers_needs_no_pickle_that_ends_with_3_14(tmp_path: Pat
     command = ("run", "quickstart", *sizes, "--jobs", "2", "--quiet", "--out", str(tmp_path / "out"))
     warnings = "error:Pickle:DeprecationWarning"
     done = subprocess.run(
-        [sys.executable, "-m", "sim.cli", *command],
+        [sys.executable, "-P", "-m", "sim.cli", *command],  # -P: compiled where these tests are
         env={**os.environ, "PYTHONWARNINGS": warnings},
         capture_output=True,
         text=True,
