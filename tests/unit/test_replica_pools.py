@@ -283,6 +283,11 @@ def test_costs_are_each_pools_price_times_its_gpus(evaluated: tuple[LoadedScenar
     assert by_pool == (3.0, 1.0)
     assert replica_prices(loaded.scenario) == {"fleet.pools.big.replicas": 3.0, "fleet.pools.small.replicas": 1.0}
     assert priced(point, *prices_of(loaded.scenario)) is point
+    idle = sum((1 - row["gpu_utilization"]) * row["usd_per_month"] for row in point.pools)
+    assert idle > 0
+    found = point.metrics["idle_usd_per_month"]
+    assert found.value == pytest.approx(idle), "each GPU at the price of its pool"
+    assert found.lo is None or found.lo <= found.value <= (found.hi or 0)
     free = priced(point, None)
     assert "usd_per_month" not in free.metrics
     assert all("usd_per_month" not in row for row in free.pools)
