@@ -234,12 +234,16 @@ class Scenario(Strict):
             )
         if self.rollouts or self.faults:
             self._fits_changes()
+            self._replicas_fit_changes()
         return self
 
     def _fits_pools(self) -> None:
         """Refuse what a fleet of pools doesn't support."""
-        changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
-        check_pool_support(self._pools, self.router_policy, self.router, changes)
+        check_pool_support(self._pools, self.router_policy, self.router, self.faults)
+        if self.rollouts or self.faults:
+            self._fits_changes()
+            for pool in self.pools:
+                pool._replicas_fit_changes()
 
     def _fits_closed_loop(self) -> None:
         """Refuse a policy that needs all requests to come, where a closed loop has no last one."""
@@ -253,9 +257,8 @@ class Scenario(Strict):
 
     def _fits_changes(self) -> None:
         """Check rollouts and faults."""
-        what = "rollouts" if self.rollouts else "faults"
         check_rollouts(self.rollouts)
-        check_faults(self.faults, self.fleet.places)
+        check_faults(self.faults, self.fleet.total if self.fleet.pools else self.fleet.places)
         end_s = self.workload.duration
         for key in ("rollouts", "faults"):
             for i, change in enumerate(getattr(self, key)):
@@ -266,6 +269,17 @@ class Scenario(Strict):
                         got=f"{change.at:g} s",
                         allowed=f"below workload.duration ({end_s:g} s)",
                     )
+        if any(isinstance(fault, NamedPrefixes) for fault in self.faults) and all(
+            rollout.strategy in ("new-name", "lazy-reread") for rollout in self.rollouts
+        ):
+            i = next(i for i, fault in enumerate(self.faults) if isinstance(fault, NamedPrefixes))
+            raise located(
+                f"faults.{i}", "no rollout swaps weights under the same name", hint="such as strategy: in-place"
+            )
+
+    def _replicas_fit_changes(self) -> None:
+        """Check whether replicas of this kind go with rollouts and faults."""
+        what = "rollouts" if self.rollouts else "faults"
         if self.eviction_policy.needs_future:
             raise located(
                 what,
@@ -282,13 +296,6 @@ class Scenario(Strict):
         for i, fault in enumerate(self.faults):
             if isinstance(fault, FailingLoads):
                 self._fits_failing_loads(f"faults.{i}")
-        if any(isinstance(fault, NamedPrefixes) for fault in self.faults) and all(
-            rollout.strategy in ("new-name", "lazy-reread") for rollout in self.rollouts
-        ):
-            i = next(i for i, fault in enumerate(self.faults) if isinstance(fault, NamedPrefixes))
-            raise located(
-                f"faults.{i}", "no rollout swaps weights under the same name", hint="such as strategy: in-place"
-            )
 
     def _fits_failing_loads(self, key: str) -> None:
         """Refuse what this version does not support with failing loads."""

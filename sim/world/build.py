@@ -36,6 +36,7 @@ from sim.world.memory.replica_caches import (
 from sim.world.pools.cold_starts import mean_cold_start_s
 from sim.world.pools.full_model_layout import lay_out_full_models
 from sim.world.pools.full_model_pools import with_full_models
+from sim.world.pools.pool_changes import check_changes
 from sim.world.pools.pool_requests import check_reachable, check_same_model, pool_notes, requests_taken, taken_alone
 from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
 from sim.world.world import ReplicaPool, World
@@ -69,6 +70,7 @@ def _build_pools(scenario: Scenario) -> World:
         first += spec.replicas
     lead = found[0].world
     check_reachable(scenario, found)
+    check_changes(scenario, found)
     fleet = lead.scenario.fleet.model_copy(update={"replicas": first})
     return replace(
         lead,
@@ -107,6 +109,7 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
     if pool is not None:
         takes = requests_taken(pool, scenario.adapters, traffic.population)
         population, scenario = taken_alone(pool, scenario, population, shape)
+        takes = None if scenario.rollouts and takes.all() else takes  # it takes new versions with their own names, too
     population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan, takes)

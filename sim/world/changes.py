@@ -11,7 +11,7 @@ from sim.results.records import FAILED, LOAD_FAILED, LOST, Recorder
 from sim.traffic.request import Request
 from sim.world.faults.crashes import NoCrashes
 from sim.world.faults.misrouting import NoMisrouting
-from sim.world.fleet_ports import FleetHooks, OpenFleet
+from sim.world.fleet_ports import FleetHooks, OpenFleet, ReplicaEntry
 from sim.world.pools.autoscaler import NoAutoscaler
 from sim.world.replica.ports import ReplicaListener
 from sim.world.rollouts.active_rollouts import NoRollouts
@@ -22,6 +22,7 @@ class Changes(FleetHooks):
     """Rollouts and faults of one replication.
 
     :param in_flight: counts requests inside by adapter, if the router reads that.
+    :param entry: what replicas of different kinds ask of a request.
     """
 
     direct = False
@@ -34,7 +35,9 @@ class Changes(FleetHooks):
         crashes: NoCrashes,
         scaling: NoAutoscaler,
         in_flight: InFlight,
+        entry: ReplicaEntry,
     ) -> None:
+        self._entry = entry
         self._recorder = recorder
         self._in_flight = in_flight
         self._rollouts = rollouts
@@ -66,7 +69,7 @@ class Changes(FleetHooks):
         if self._steering:
             name = self.steer(request)
         replica = fleet.choose(name, request)
-        if self.accepts(request, replica):
+        if self._entry.admits(request, replica) and self.accepts(request, replica):
             if self._in_flight.counting:
                 self._in_flight.entered(replica, request)
             fleet.servers[replica].arrive(request)

@@ -90,6 +90,14 @@ class FleetHooks:
         return {}
 
 
+class ReplicaEntry:
+    """What a replica asks of a request that is sent there. Here: nothing."""
+
+    def admits(self, request: Request, replica: int) -> bool:
+        """Return whether a replica takes a request of this size, now with its times; if not, it has been refused."""
+        return True
+
+
 class Places:
     """Which replicas there are at a time, for crashes. Here: all, always."""
 

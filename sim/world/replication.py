@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from sim.policies.routing import View
 from sim.results.records import Recorder, Recording
 from sim.spec.scenario import Scenario
@@ -19,8 +17,8 @@ from sim.world.faults.crashes import make_crashes
 from sim.world.faults.misrouting import make_misrouting
 from sim.world.faults.stale_prefixes import make_stale_prefixes
 from sim.world.faults.storage_faults import make_load_timing, note_storage
-from sim.world.fleet import NO_LIMIT, Arrivals, Fleet, RunWindow
-from sim.world.fleet_ports import FleetHooks
+from sim.world.fleet import Arrivals, Fleet, RunWindow
+from sim.world.fleet_ports import FleetHooks, ReplicaEntry
 from sim.world.foresight import ArrivalOracle, Foresight
 from sim.world.front_buckets import with_buckets
 from sim.world.gc_pause import collector_paused
@@ -31,13 +29,14 @@ from sim.world.memory.replica_caches import (
 )
 from sim.world.pools.autoscaler import make_autoscaler
 from sim.world.pools.pool_routing import route
-from sim.world.pools.pool_times import PoolHooks, PoolTimes, TokenLimits
+from sim.world.pools.pool_times import PoolEntry, PoolHooks, PoolTimes, token_limits
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
 from sim.world.replica_draws import ReplicaDraws
 from sim.world.rollouts.active_rollouts import NoRollouts, make_rollouts
 from sim.world.routing.in_flight import InFlight
+from sim.world.routing.replica_views import ReplicaViews
 from sim.world.routing.router_state import RouterState
 from sim.world.routing.router_views import ViewRefresher
 from sim.world.steady_start import SteadyStart
@@ -88,22 +87,23 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     reads = routing.reads if replicas > 1 else frozenset[str]()
     router_state = RouterState(len(world.population), replicas, reads | routing.current_reads)
     in_flight = InFlight(router_state.counts, world.base_model)
-    times = PoolTimes(pools, [_token_limits(pool.world) for pool in pools])
+    times = PoolTimes(pools, [token_limits(pool.world) for pool in pools])
 
     prefixes = make_stale_prefixes(world, replication)
     rollouts = make_rollouts(world, replication, clock, recorder, prefixes)
     misrouting = make_misrouting(world, replication, clock, recorder, prefixes)
-    crashes = make_crashes(scenario, routing.views[0], clock, recorder)
+    crashes = make_crashes(scenario, ReplicaViews(routing.views, routing.of_request), clock, recorder)
     scaling = make_autoscaler(world, replication, routing.views[0], clock, recorder)
-    hooks = FleetHooks()
+    hooks, entry = FleetHooks(), PoolEntry(pools, times, recorder) if times.differ else ReplicaEntry()
     if rollouts.active or misrouting.active or crashes.active or scaling.active or _loads_fail(scenario):
         in_flight.counting = router_state.reads("inside")
-        hooks = Changes(recorder, rollouts, misrouting, crashes, scaling, in_flight)
+        hooks = Changes(recorder, rollouts, misrouting, crashes, scaling, in_flight, entry)
+        times.keeps = crashes.active
     elif scenario.eviction_policy.needs_future:
         oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
         hooks = Foresight(oracle, replicas, in_flight)
     elif times.differ:
-        hooks = PoolHooks(pools, times, recorder, in_flight)
+        hooks = PoolHooks(entry, in_flight)
 
     hooks = with_buckets(scenario.tenants, recorder, clock, hooks, in_flight)
     fleet = make_fleet(
@@ -223,16 +223,3 @@ def _adapters_at_a_time(world: World) -> int:
     if world.takes is not None:
         weights = [weight for weight, taken in zip(weights, world.takes[:-1].tolist(), strict=True) if taken]
     return max(1, world.capacity * len(weights) // max(1, sum(weights)))
-
-
-def _token_limits(world: World) -> TokenLimits:
-    """Return the most tokens of a request that replicas serve."""
-    fleet, tokens = world.scenario.fleet, world.kv_tokens
-    longest = fleet.max_model_len or NO_LIMIT
-    limits = np.full(len(world.population) + 1, NO_LIMIT)
-    if tokens is not None:
-        limits[:-1] = tokens - fleet.block_size * max(world.adapter_blocks, default=0)
-        limits[-1] = tokens
-        limits -= fleet.kv_check == "peak"  # the peak must stay below
-    np.minimum(limits, longest, out=limits)
-    return TokenLimits(limits, NO_LIMIT if fleet.chunked_prefill else world.batched_tokens)

@@ -171,12 +171,12 @@ def test_resolved_values_show_what_a_pool_says_and_no_defaults(file: Path) -> No
         (["cache.eviction=belady", "fleet.engine=continuous"], "--set: cache.eviction: cache.eviction belady is not"),
         (["router.policy=service-per-adapter"], "--set: router.policy: service-per-adapter places adapters on equal"),
         (
-            ["faults=[{kind: crash, replica: 0, at: 1 s, down: 1 s}]"],
-            "--set: faults: faults are not supported in a fleet of pools (got 1 faults, allowed: none)",
+            ["faults=[{kind: crash, replica: 0, at: 1 s, down: 1 s}]", "router.pools=weight"],
+            "--set: faults.0: where pools are drawn by weight, the rules for a pool whose replicas are all down",
         ),
         (
             ["rollouts=[{strategy: new-name, at: 1 s}]"],
-            "--set: rollouts: rollouts are not supported in a fleet of pools (got 1 rollouts, allowed: none)",
+            "--set: rollouts.0: rollouts are not supported where pools have different load times or limits of tokens",
         ),
         (
             ["fleet.pools.big.serves=adapters", "fleet.pools.small.serves=adapters"],
@@ -278,11 +278,16 @@ def test_costs_are_each_pools_price_times_its_gpus(evaluated: tuple[LoadedScenar
     loaded, point = evaluated
     assert point.metrics["usd_per_month"].value == pytest.approx((3 + 2 * 1) * 730)
     assert [row["usd_per_month"] for row in point.pools] == pytest.approx([3 * 730, 2 * 730])
-    mean, by_pool = prices_of(loaded.scenario)
+    mean, by_pool, _ = prices_of(loaded.scenario)
     assert mean == pytest.approx(5 / 3)
     assert by_pool == (3.0, 1.0)
     assert replica_prices(loaded.scenario) == {"fleet.pools.big.replicas": 3.0, "fleet.pools.small.replicas": 1.0}
     assert priced(point, *prices_of(loaded.scenario)) is point
+    idle = sum((1 - row["gpu_utilization"]) * row["usd_per_month"] for row in point.pools)
+    assert idle > 0
+    found = point.metrics["idle_usd_per_month"]
+    assert found.value == pytest.approx(idle), "each GPU at the price of its pool"
+    assert found.lo is None or found.lo <= found.value <= (found.hi or 0)
     free = priced(point, None)
     assert "usd_per_month" not in free.metrics
     assert all("usd_per_month" not in row for row in free.pools)

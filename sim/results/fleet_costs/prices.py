@@ -35,6 +35,7 @@ def priced(
     groups = [{key: value for key, value in row.items() if key != GROUP_COST} for row in point.groups]
     if price is not None:
         metrics |= {name: _times(metric, price) for name, metric in usage.metrics.items()}
+        metrics["idle_usd_per_month"] = _idle_of_pools(metrics["idle_usd_per_month"], point.pools, pools)
         month = metrics["usd_per_month"].value or 0.0
         if len(groups) == len(usage.group_tokens):
             shares = zip(groups, usage.group_tokens, strict=True)
@@ -58,6 +59,21 @@ def _priced_pools(rows: list[dict[str, Any]], prices: Sequence[float]) -> list[d
     return [
         {**row, GROUP_COST: row["gpus"] * price * HOURS_PER_MONTH} for row, price in zip(plain, prices, strict=True)
     ]
+
+
+def _idle_of_pools(mean: Metric, rows: Sequence[Mapping[str, Any]], prices: Sequence[float]) -> Metric:
+    """Return what idle GPUs cost with each at the price of its pool.
+
+    Its interval is as wide, relative to its value, as at the mean price.
+
+    :param mean: with all GPUs at the mean price.
+    """
+    busy = [row["gpu_utilization"] for row in rows]
+    if len(set(prices)) < 2 or not mean.value or None in busy:
+        return mean
+    parts = zip(rows, busy, prices, strict=True)
+    own = sum(max(0.0, 1 - share) * row["gpus"] * price for row, share, price in parts) * HOURS_PER_MONTH
+    return _times(mean, own / mean.value)
 
 
 def is_priced(point: Point) -> bool:

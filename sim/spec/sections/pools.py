@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from pydantic import Field, NonNegativeInt
 
 from sim.spec.base import Strict, located
 from sim.spec.policies import RouterEntry
+from sim.spec.sections.faults import Crash, Fault
 from sim.spec.sections.routing import Router
 
 MOST_REPLICAS = 4096
@@ -122,18 +123,20 @@ def check_pool_routing(pools: Sequence[NamedPool], router: Router) -> None:
             )
 
 
-def check_pool_support(
-    scenarios: Sequence[Any], policy: RouterEntry, router: Router, changes: Mapping[str, int]
-) -> None:
+def check_pool_support(scenarios: Sequence[Any], policy: RouterEntry, router: Router, faults: Sequence[Fault]) -> None:
     """Refuse what a fleet of pools doesn't support.
 
     :param scenarios: of the pools, in order.
-    :param changes: how many rollouts and faults the scenario has, by key.
     :raises PydanticCustomError: with the key that is wrong.
     """
-    for key, count in changes.items():
-        if count:
-            raise located(key, f"{key} are not supported in a fleet of pools", got=f"{count} {key}", allowed="none")
+    for i, fault in enumerate(faults):
+        if isinstance(fault, Crash) and router.pools == "weight":
+            raise located(
+                f"faults.{i}",
+                "where pools are drawn by weight, the rules for a pool whose replicas are all down are not known",
+                got="a crash, and router.pools weight",
+                allowed="router.pools together",
+            )
     if policy.places_adapters:
         raise located(
             "router.policy",

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sim.policies.routing import View
 from sim.results.records import LOST, REROUTED, UNFINISHED, Event, Recorder
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.fleet_ports import Endings, OpenFleet, Places
+from sim.world.routing.replica_views import ReplicaViews
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class NoCrashes:
         """Put the crashes on the clock."""
 
     def hold_if_all_down(self, request: Request) -> bool:
-        """Hold a request until a replica is up, if all are down; return whether it is held."""
+        """Hold a request until a replica is up, if all that take it are down; return whether it is held."""
         return False
 
     def accepts(self, request: Request, replica: int) -> bool:
@@ -74,15 +74,17 @@ class Crashes(NoCrashes):
     """All crashes of one replication.
 
     :param crashes: each with its place among the scenario's faults.
-    :param view: the router's view, in which replicas go down and come up.
+    :param views: those of the routers, in which replicas go down and come up.
     """
 
     active = True
 
-    def __init__(self, crashes: Sequence[tuple[int, Crash]], view: View, clock: Clock, recorder: Recorder) -> None:
+    def __init__(
+        self, crashes: Sequence[tuple[int, Crash]], views: ReplicaViews, clock: Clock, recorder: Recorder
+    ) -> None:
         super().__init__()
         self._crashes = crashes
-        self._view = view
+        self._views = views
         self._clock = clock
         self._recorder = recorder
         self._down: dict[int, CrashedReplica] = {}
@@ -98,7 +100,7 @@ class Crashes(NoCrashes):
             self._clock.call_at(crash.at, CONTROL, self._crash, (number, crash))
 
     def hold_if_all_down(self, request: Request) -> bool:
-        if self._view.up:
+        if not self._views.none_up(request):
             return False
         self._held.append(request)
         return True
@@ -163,8 +165,8 @@ class Crashes(NoCrashes):
         crashed: CrashedReplica = event.subject
         fleet, replica = self._fleet, crashed.crash.replica
         crashed.detected = True
-        if not crashed.over and replica in self._view.up:
-            self._view.goes_down(replica)
+        if not crashed.over:
+            self._views.goes_down(replica)
         stuck, crashed.stuck = crashed.stuck, []
         gone = "" if crashed.over else f", gives replica {replica} no more"
         begun = f" and begins {_requests(len(stuck))} anew" if crashed.crash.requests == "reroute" else ""
@@ -188,7 +190,7 @@ class Crashes(NoCrashes):
         self._replace(replica, standing_in=False)
         self._note(crashed, "restart", f"replica {replica} is up again, with an empty cache")
         if crashed.detected:
-            self._view.comes_up(replica)
+            self._views.comes_up(replica)
             self._places.came_up()
         held, self._held = self._held, []
         for request in held:
@@ -211,7 +213,7 @@ def _requests(count: int) -> str:
     return f"{count} request{'s' if count != 1 else ''}"
 
 
-def make_crashes(scenario: Scenario, view: View, clock: Clock, recorder: Recorder) -> NoCrashes:
+def make_crashes(scenario: Scenario, views: ReplicaViews, clock: Clock, recorder: Recorder) -> NoCrashes:
     """Return the crashes of one replication."""
     crashes = [(i, fault) for i, fault in enumerate(scenario.faults) if isinstance(fault, Crash)]
-    return Crashes(crashes, view, clock, recorder) if crashes else NoCrashes()
+    return Crashes(crashes, views, clock, recorder) if crashes else NoCrashes()

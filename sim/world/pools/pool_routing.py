@@ -27,6 +27,7 @@ class Routing:
 
     :ivar views: read as often as ``router.staleness`` says; ``reads``: the fields that are read.
     :ivar current: views that are always current; ``current_reads``: the fields that are read.
+    :ivar of_request: where there are several views, that of each request: by adapter, and last of the base model.
     """
 
     router: Choosing
@@ -34,6 +35,7 @@ class Routing:
     reads: frozenset[str] = frozenset()
     current: list[View] = field(default_factory=list)
     current_reads: frozenset[str] = frozenset()
+    of_request: list[View] = field(default_factory=list)
 
 
 def route(world: World, replication: int, new_view: NewView) -> Routing:
@@ -64,6 +66,10 @@ class _Routers:
         kinds, of_kind = _kinds_of_requests(pools, len(self._world.population))
         routers = [self._router([pool for pool in pools if pool.takes(adapter)] or pools[:1]) for adapter in of_kind]
         found.router = routers[0] if len(routers) == 1 else ByRequest([routers[kind] for kind in kinds])
+        if len(found.views) > 1 and self._world.own_pools:
+            views = {id(router): view for router, view in self._made.values()}
+            of_kind_views = [views.get(id(router)) for router in routers]
+            found.of_request = [view for kind in kinds if (view := of_kind_views[kind]) is not None]
         return found
 
     def _router(self, pools: Sequence[ReplicaPool]) -> Choosing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from sim.results.records import REFUSED, Recorder
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, Request
-from sim.world.fleet_ports import FleetHooks, OpenFleet
+from sim.world.fleet import NO_LIMIT
+from sim.world.fleet_ports import FleetHooks, OpenFleet, ReplicaEntry
 from sim.world.routing.in_flight import InFlight
 from sim.world.times import RequestTimes, request_times
 from sim.world.world import ReplicaPool, World
@@ -33,20 +35,35 @@ class TokenLimits:
     prompt: int
 
 
+def token_limits(world: World) -> TokenLimits:
+    """Return the most tokens of a request that replicas serve."""
+    fleet, tokens = world.scenario.fleet, world.kv_tokens
+    longest = fleet.max_model_len or NO_LIMIT
+    limits = np.full(len(world.population) + 1, NO_LIMIT)
+    if tokens is not None:
+        limits[:-1] = tokens - fleet.block_size * max(world.adapter_blocks, default=0)
+        limits[-1] = tokens
+        limits -= fleet.kv_check == "peak"  # the peak must stay below
+    np.minimum(limits, longest, out=limits)
+    return TokenLimits(limits, NO_LIMIT if fleet.chunked_prefill else world.batched_tokens)
+
+
 class PoolTimes:
     """The seconds that requests carry, by pool.
 
     Before a request is routed, it has those of the first pool that takes it.
 
     :ivar differ: whether any request may go to pools with different times or limits.
+    :ivar keeps: whether requests may be sent again long after they arrived, so that all chunks are kept.
     """
 
     def __init__(self, pools: Sequence[ReplicaPool], limits: Sequence[TokenLimits]) -> None:
         self._limits = limits
-        self._chunk: Chunk | None = None
+        self.keeps = False
+        self._chunks: list[Chunk] = []  # that of the last requests comes last
         self._kinds: list[RequestTimes] = []
         self._known: list[tuple[tuple[object, ...], Population]] = []
-        self._columns: list[tuple[list[float], ...]] = []
+        self._columns: list[list[tuple[list[float], ...]]] = []  # by chunk and kind of times
         self._kind_of = [self._kind(pool.world) for pool in pools]
         count = len(limits[0].both)
         takes = np.array([_takes(pool, count) for pool in pools])
@@ -72,17 +89,17 @@ class PoolTimes:
         return tokens <= int(limit.both[request.adapter]) and request.prompt_tokens <= limit.prompt
 
     def set_for(self, request: Request, pool: int) -> None:
-        """Give a request of the last chunk the times of the pool that it goes to."""
+        """Give a request the times of the pool that it goes to; without ``keeps``, one of the last chunk."""
         kind = self._kind_of[pool]
-        if kind == self._kind_of[self._first[request.adapter]]:
+        if kind == self._kind_of[self._first[request.adapter]] and not self.keeps:
             return
-        assert self._chunk is not None, "requests come in chunks"
-        if not self._columns:
-            chunk = self._chunk
+        at = bisect_right(self._chunks, request.index, key=lambda chunk: chunk.first) - 1
+        chunk, known = self._chunks[at], self._columns[at]
+        if not known:
             for each in self._kinds:
                 columns = (each.load(chunk), each.host_load(chunk), each.service(chunk))
-                self._columns.append(tuple(column.tolist() for column in columns))
-        place, (load, host, service) = request.index - self._chunk.first, self._columns[kind]
+                known.append(tuple(column.tolist() for column in columns))
+        place, (load, host, service) = request.index - chunk.first, known[kind]
         request.load_s, request.host_load_s, request.service_s = load[place], host[place], service[place]
 
     def _kind(self, world: World) -> int:
@@ -104,7 +121,10 @@ class PoolTimes:
         return len(self._known) - 1
 
     def _load(self, chunk: Chunk) -> Floats:
-        self._chunk, self._columns = chunk, []
+        if not self.keeps:
+            self._chunks, self._columns = [], []
+        self._chunks.append(chunk)
+        self._columns.append([])
         return self._chosen(chunk, [each.load for each in self._kinds])
 
     def _host_load(self, chunk: Chunk) -> Floats:
@@ -137,15 +157,30 @@ def _takes(pool: ReplicaPool, count: int) -> NDArray[np.bool_]:
     return np.ones(count, dtype=np.bool_) if pool.world.takes is None else pool.world.takes
 
 
-class PoolHooks(FleetHooks):
+class PoolEntry(ReplicaEntry):
     """Gives each request the times of the pool that it goes to, and refuses it there if it is too long."""
 
-    direct = False
-
-    def __init__(self, pools: Sequence[ReplicaPool], times: PoolTimes, recorder: Recorder, in_flight: InFlight) -> None:
+    def __init__(self, pools: Sequence[ReplicaPool], times: PoolTimes, recorder: Recorder) -> None:
         self._pool_of = [number for number, pool in enumerate(pools) for _ in pool.indices]
         self._times = times
         self._recorder = recorder
+
+    def admits(self, request: Request, replica: int) -> bool:
+        pool = self._pool_of[replica]
+        if not self._times.fits(request, pool):
+            self._recorder.record_unserved(request, -1, REFUSED)
+            return False
+        self._times.set_for(request, pool)
+        return True
+
+
+class PoolHooks(FleetHooks):
+    """The hooks of a fleet in which only the pools of requests matter."""
+
+    direct = False
+
+    def __init__(self, entry: ReplicaEntry, in_flight: InFlight) -> None:
+        self._entry = entry
         self._in_flight = in_flight
         self._fleet: OpenFleet
 
@@ -153,13 +188,10 @@ class PoolHooks(FleetHooks):
         self._fleet = fleet
 
     def send(self, request: Request) -> None:
-        fleet, times = self._fleet, self._times
+        fleet = self._fleet
         replica = fleet.choose(request.adapter, request)
-        pool = self._pool_of[replica]
-        if not times.fits(request, pool):
-            self._recorder.record_unserved(request, -1, REFUSED)
+        if not self._entry.admits(request, replica):
             return
-        times.set_for(request, pool)
         if self._in_flight.counting:
             self._in_flight.entered(replica, request)
         fleet.servers[replica].arrive(request)

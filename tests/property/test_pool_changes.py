@@ -1,0 +1,220 @@
+"""Rollouts and faults in fleets of pools: equal pools are one fleet, and crashes of unequal pools lose nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from fault_scenarios import faulty_scenarios
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from rollout_scenarios import rollout_scenarios
+from test_pool_laws import scenario, table
+
+from sim.errors import InputError
+from sim.results.records import COMPLETED, FAILED, REFUSED
+from sim.spec.scenario import Scenario
+from sim.world.build import build_world
+from sim.world.pools.pool_times import PoolTimes, token_limits
+from sim.world.replication import simulate
+
+CRASH = {"kind": "crash", "replica": 1, "at": "1 s", "down": "2 s", "detected": "100 ms"}
+
+
+def in_pools(one: Scenario, cut: int) -> Scenario:
+    """Return the same fleet as pools of equal replicas: ``cut`` in the first, the others in the second."""
+    data = one.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    replicas = one.fleet.replicas
+    data["fleet"] = {key: value for key, value in data["fleet"].items() if key != "replicas"}
+    data["fleet"]["pools"] = [{"name": "a", "replicas": cut}, {"name": "b", "replicas": replicas - cut}]
+    return Scenario.model_validate(data)
+
+
+def same_everything(one: Scenario, cut: int) -> None:
+    plain = simulate(build_world(one), 0, 3)
+    pooled = simulate(build_world(in_pools(one, cut)), 0, 3)
+    assert table(pooled) == table(plain)
+    assert pooled.facts == plain.facts
+    assert pooled.events == plain.events
+
+
+@settings(max_examples=40, deadline=None)
+@given(faulty_scenarios(), st.data())
+def test_equal_pools_with_faults_are_one_fleet_to_the_byte(one: Scenario, data: st.DataObject) -> None:
+    assume(one.fleet.replicas > 1 and not one.router_policy.places_adapters)
+    same_everything(one, data.draw(st.integers(1, one.fleet.replicas - 1)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(rollout_scenarios(), st.data())
+def test_equal_pools_with_rollouts_are_one_fleet_to_the_byte(one: Scenario, data: st.DataObject) -> None:
+    assume(one.fleet.replicas > 1 and not one.router_policy.places_adapters)
+    same_everything(one, data.draw(st.integers(1, one.fleet.replicas - 1)))
+
+
+pools = st.lists(
+    st.fixed_dictionaries(
+        {"replicas": st.integers(1, 3)},
+        optional={
+            "kv_tokens": st.sampled_from((2048, 65536)),
+            "storage": st.sampled_from(({"load": {"law": "fixed", "value": "13 ms"}}, {"load": None})),
+            "serves": st.sampled_from(("all", "adapters", {"kinds": [1]})),
+        },
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(pools, st.data())
+def test_crashes_in_unequal_pools_lose_no_request(specs: list[dict[str, Any]], data: st.DataObject) -> None:
+    named = [{"name": f"p{i}", **spec} for i, spec in enumerate(specs)] + [{"name": "rest", "replicas": 1}]
+    total = sum(spec.get("replicas", 1) for spec in named)
+    times = st.integers(0, 30).map(lambda tenths: f"{tenths * 100} ms")
+    faults = [
+        {
+            "kind": "crash",
+            "replica": replica,
+            "at": data.draw(times),
+            "down": f"{data.draw(st.integers(1, 20)) * 100} ms",
+            "detected": data.draw(st.sampled_from(("0 s", "70 ms", "1 s"))),
+            "requests": data.draw(st.sampled_from(("reroute", "reroute", "lose"))),
+        }
+        for replica in data.draw(st.sets(st.integers(0, total - 1), min_size=1, max_size=3))
+    ]
+    one = scenario(
+        {"pools": named, "kv_tokens": 65536},
+        requests=200,
+        faults=faults,
+        router={"policy": data.draw(st.sampled_from(("least-loaded", "round-robin", "hash", "affinity-residency")))},
+        run={"seed": data.draw(st.integers(0, 9)), "warmup": 0},
+    )
+    world = build_world(one)
+    recording = simulate(world, 0, 2)
+    requests = recording.requests
+    assert len(set(requests["index"].tolist())) == len(requests["index"]) == 200
+    assert set(requests["status"].tolist()) <= {COMPLETED, REFUSED, FAILED}
+    lost = {"lose"} & {fault["requests"] for fault in faults}
+    assert lost or FAILED not in requests["status"]
+    for replica, adapter, status, prompt, output in zip(
+        *(requests[name].tolist() for name in ("replica", "adapter", "status", "prompt_tokens", "output_tokens")),
+        strict=True,
+    ):
+        if status == COMPLETED:
+            (pool,) = [pool for pool in world.pools if replica in pool.indices]
+            assert pool.takes(adapter)
+            assert prompt + output <= (pool.world.kv_tokens or 0)
+
+
+@pytest.mark.parametrize("strategy", ["new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread"])
+def test_rollouts_go_through_pools_that_differ_in_size(strategy: str) -> None:
+    """Every request is answered, and after the rollout by the new version in each pool."""
+    named = [
+        {"name": "a", "replicas": 2, "max_num_seqs": 4},
+        {"name": "b", "replicas": 2, "cache": {"gpu": {"slots": 9}}},
+    ]
+    rollout = {"strategy": strategy, "at": "1 s", "dwell": "100 ms"}
+    one = scenario({"pools": named, "kv_tokens": 65536}, requests=400, rollouts=[rollout])
+    requests = simulate(build_world(one), 0, 1).requests
+    assert set(requests["status"].tolist()) <= ({COMPLETED, REFUSED} if strategy == "unload-then-load" else {COMPLETED})
+    assert (requests["status"] == COMPLETED).sum() > 350
+    late = (requests["arrival_s"] > 6) & (requests["adapter"] >= 0) & (requests["status"] == COMPLETED)
+    for pool in ({0, 1}, {2, 3}):
+        own = late & np.isin(requests["replica"], list(pool))
+        assert own.sum() > 20
+        versions = set(requests["version"][own].tolist())
+        assert versions == {2} if strategy != "lazy-reread" else versions <= {1, 2}
+
+
+def test_a_rerouted_request_has_the_load_time_of_its_new_pool() -> None:
+    """Of all requests that load after the crash, each takes as long as loads of the pool that it went to."""
+    slow = {"storage": {"load": {"law": "fixed", "value": "40 ms"}}}
+    quick = {"storage": {"load": {"law": "fixed", "value": "10 ms"}}}
+    named = [{"name": "slow", "replicas": 2, **slow}, {"name": "quick", "replicas": 2, **quick}]
+    for faults in ([], [CRASH, {**CRASH, "replica": 2, "at": "1.5 s"}]):
+        one = scenario({"pools": named, "kv_tokens": 65536}, requests=300, faults=faults)
+        loads = simulate(build_world(one), 0, 1).loads
+        seconds = np.round(loads["ended_s"] - loads["started_s"], 9)
+        of_pool = Counter(zip((loads["replica"] < 2).tolist(), seconds.tolist(), strict=True))
+        assert set(of_pool) <= {(True, 0.04), (False, 0.01)} | {key for key in of_pool if key[1] < 0.04}
+        assert of_pool[True, 0.04] > 20
+        assert of_pool[False, 0.01] > 20
+        assert not of_pool[True, 0.01]
+        assert not of_pool[False, 0.04]
+
+
+def test_requests_wait_where_all_replicas_that_take_them_are_down() -> None:
+    named = [{"name": "base", "replicas": 1, "serves": "base"}, {"name": "rest", "replicas": 2, "serves": "adapters"}]
+    crash = {"kind": "crash", "replica": 0, "at": "1 s", "down": "2 s"}
+    one = scenario({"pools": named, "kv_tokens": 65536}, requests=200, faults=[crash])
+    requests = simulate(build_world(one), 0, 1).requests
+    base = requests["adapter"] < 0
+    during = (requests["arrival_s"] > 1) & (requests["arrival_s"] < 3)
+    assert (base & during).any()
+    assert (requests["admitted_s"][base & during] >= 3).all(), "they wait for the only replica that takes them"
+    assert (requests["admitted_s"][~base & during] < 3).any()
+    assert (requests["status"] == COMPLETED).all()
+
+
+def test_times_are_kept_for_requests_of_earlier_chunks() -> None:
+    named = [
+        {"name": "a", "storage": {"load": {"law": "exponential", "mean": "40 ms"}}},
+        {"name": "b", "storage": {"load": {"law": "fixed", "value": "10 ms"}}},
+    ]
+    world = build_world(scenario({"pools": named}, requests=70_000))
+    times = PoolTimes(world.pools, [token_limits(pool.world) for pool in world.pools])
+    times.keeps = True
+    chunks = list(world.traffic.chunks(0))
+    assert len(chunks) == 2
+    seconds = [times.of_requests().load(chunk) for chunk in chunks]
+    from sim.traffic.request import Request
+
+    for place in (7, 60_000, 69_000):
+        chunk = chunks[place // len(chunks[0])]
+        request = Request(place, 0.0, int(chunk.adapter[place - chunk.first]), 1, 1, 0.5, 0.5, 0.5)
+        times.set_for(request, 0)
+        assert request.load_s == seconds[place // len(chunks[0])][place - chunk.first]
+        times.set_for(request, 1)
+        assert request.load_s == 0.01
+
+
+@pytest.mark.parametrize(
+    ("fleet", "more", "problem"),
+    [
+        ({}, {"router": {"pools": "weight"}, "faults": [CRASH]}, "faults.0: where pools are drawn by weight"),
+        ({}, {"faults": [{**CRASH, "replica": 4}]}, "faults.0.replica: no such replica"),
+        (
+            {"serves": "adapters"},
+            {"rollouts": [{"strategy": "new-name", "at": "1 s"}]},
+            "rollouts.0: rollouts are not supported where pools take different requests (got pool b doesn't take all",
+        ),
+        (
+            {"storage": {"load": {"law": "fixed", "value": "13 ms"}}},
+            {"faults": [{"kind": "misrouting", "probability": 0.1}]},
+            "faults.0: faults that concern adapters are not supported where pools have different load times",
+        ),
+        (
+            {"kv_tokens": 4096},
+            {"rollouts": [{"strategy": "in-place", "at": "1 s"}]},
+            "rollouts.0: rollouts are not supported where pools have different load times or limits of tokens",
+        ),
+        (
+            {"load_at": "admission", "cache": {"prefetch": "queued"}},
+            {"faults": [{"kind": "failing-loads", "probability": 0.1}]},
+            "faults.0: a prefetched load has no waiting request that could fail",
+        ),
+    ],
+)
+def test_what_pools_do_not_support_is_refused(fleet: dict[str, Any], more: dict[str, Any], problem: str) -> None:
+    named = [{"name": "a", "replicas": 2}, {"name": "b", "replicas": 2, **fleet}]
+    with pytest.raises((InputError, ValueError)) as caught:
+        build_world(scenario({"pools": named}, **more))
+    error = caught.value
+    text = str(error)
+    if isinstance(error, ValueError) and hasattr(error, "errors"):
+        (detail,) = error.errors()
+        text = f"{detail['ctx']['key']}: {detail['ctx']['problem']}"
+    assert problem in text
