@@ -19,6 +19,8 @@ _OCTAVES = 3
 _STEPS = 4
 """Stops of a slider for each doubling."""
 _MOST_LETTERS = 40
+_MOST_WHOLE = 12
+"""Stops of a slider up to which a curve has all of them."""
 _RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TENSOR_PARALLEL = (1, 2, 4, 8)
 _SHARES = (1, 2, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)
@@ -138,18 +140,19 @@ def settings_of(controls: tuple[Control, ...], values: Mapping[str, str]) -> lis
     return found
 
 
-def curve_values(control: Control, here: str, most: int = 9) -> list[str]:
-    """Return the values of a curve along a control: some of its stops, and where the visitor stands.
+def curve_values(control: Control, here: str) -> list[str]:
+    """Return the values of a curve along a control, the most useful first: where the visitor stands, the scenario's
+    own value and its doublings, then those between.
 
     :param here: the present value.
     """
     if control.choices:
-        return [name for name, _ in control.choices]
+        return list(dict.fromkeys([here, *(name for name, _ in control.choices)]))
     stops = [stop for stop in control.stops if stop]
-    step = max(1, round((len(stops) - 1) / (most - 1)))
     middle = stops.index(control.value) if control.value in stops else 0
-    chosen = [stop for place, stop in enumerate(stops) if (place - middle) % step == 0]
-    return sorted({*chosen, *([here] if here else [])}, key=float)
+    steps = (_STEPS, _STEPS // 2) if len(stops) > _MOST_WHOLE else (1,)
+    wanted = [stop for step in steps for place, stop in enumerate(stops) if (place - middle) % step == 0]
+    return list(dict.fromkeys([*([here] if here else []), *wanted]))
 
 
 def _traffic(scenario: Scenario) -> Control:

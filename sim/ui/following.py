@@ -23,7 +23,7 @@ from sim.ui.simulating.workers import TooSlow
 Event = dict[str, Any]
 """What the page is sent: ``stage``, and perhaps ``parts`` (HTML by id), ``status`` (a line), ``problems``."""
 MOST_PINS = 3
-_DRAWN_EVERY = 3
+_DRAWN_EVERY = 4
 """A curve is drawn again after so many of its points."""
 _KEPT_DESIGNS = 300
 
@@ -138,7 +138,7 @@ async def _full(desk: Desk, library: Library, asked: Asked, design: ChosenDesign
                 say({"stage": "progress", "done": found.done, "of": found.of, "status": _steps(found.done, found.of)})
             elif found.final:
                 run = design.loaded.scenario.run
-                status = f"Final: what loraplan run gives, {_counted(run.replications, 'replication')} with headroom."
+                status = f"Final: the numbers of loraplan run ({_counted(run.replications, 'replication')}, with headroom)."
                 say(_judged_event(found, design, "final", status))
                 await _compare(desk, pins, design, found, say)
             else:
@@ -199,7 +199,7 @@ async def _curve(desk: Desk, library: Library, asked: Asked, design: ChosenDesig
     here = control.check(asked.values.get(control.key, control.value))
     terms = design.loaded.scenario.slo.terms()
     points: dict[str, Point] = {}
-    wanted = sorted(curve_values(control, here), key=lambda value: value != here)
+    wanted = curve_values(control, here)
     drawn = 0
     for value in wanted:
         try:

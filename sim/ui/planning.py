@@ -30,9 +30,7 @@ def plan_from_here(design: ChosenDesign, moved: str | None, runs: Path) -> tuple
     span = f"{control.key}={low}..{high}"
     command = f"{design.command('plan')} --{verb} {shlex.quote(span)}"
     most = "largest" if verb == "maximize" else "smallest"
-    words = (
-        f"the {'largest' if verb == 'maximize' else 'smallest'} {control.words} from {low} to {high} that meets the SLO"
-    )
+    words = f"the {most} {control.words} from {low} to {high} that meets the SLO"
     return PlanFromHere(loaded, free_folder(loaded, question, runs), command), words
 
 

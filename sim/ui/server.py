@@ -14,6 +14,7 @@ import uvicorn
 from sim.errors import InputError
 from sim.ui.library import Library
 from sim.ui.simulating.desk import Desk
+from sim.ui.simulating.workers import Workers
 from sim.ui.site import Site
 
 _HOST = "127.0.0.1"
@@ -35,11 +36,12 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(library: Library, scenario: str, port: int, on_ready: Callable[[str], None]) -> None:
+def serve(library: Library, scenario: str, port: int, workers: Workers, on_ready: Callable[[str], None]) -> None:
     """Serve the page until SIGINT or SIGTERM, which are then raised again.
 
     :param scenario: the one that the page opens with.
     :param port: 0: any that is free.
+    :param workers: that simulate.
     :param on_ready: called with the page's address when it answers.
     :raises InputError: if the scenario can't be opened, or the port is taken.
     """
@@ -47,7 +49,7 @@ def serve(library: Library, scenario: str, port: int, on_ready: Callable[[str], 
     with contextlib.closing(_listening(port)) as listener:
         token = secrets.token_urlsafe(24)
         port = listener.getsockname()[1]
-        with contextlib.closing(Desk()) as desk:
+        with contextlib.closing(Desk(workers)) as desk:
             asyncio.run(_serve(Site(library, desk, first, token), listener, port, on_ready))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -38,18 +40,12 @@ def ui(
 
     Example: loraplan ui quickstart
     """
-    try:
-        from sim.ui.server import serve
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
-            raise
-        raise InputError(f"the page needs {error.name}, which isn't installed", hint=install_hint("ui")) from None
-    from sim.ui.library import Library
-
     session = session_of(context)
     session.kept = STOPPED
     if not folder.is_dir():
         raise InputError("no such folder", key="--folder", got=str(folder))
+    _check_installed()
+    from sim.ui.simulating.workers import Workers
 
     def on_ready(address: str) -> None:
         say(address, wraps=False)
@@ -60,7 +56,17 @@ def ui(
 
             webbrowser.open(address)
 
-    serve(Library(folder, scenario, confined=session.confined), scenario, port, on_ready)
+    with closing(Workers()) as workers:  # they get ready while this process imports the rest
+        from sim.ui.library import Library
+        from sim.ui.server import serve
+
+        serve(Library(folder, scenario, confined=session.confined), scenario, port, workers, on_ready)
+
+
+def _check_installed() -> None:
+    for name in ("starlette", "uvicorn"):
+        if find_spec(name) is None:
+            raise InputError(f"the page needs {name}, which isn't installed", hint=install_hint("ui"))
 
 
 def _has_desktop() -> bool:

@@ -18,7 +18,7 @@ from sim.results.point import Point
 from sim.ui.library import ChosenDesign
 from sim.ui.simulating.tasks import Curve, Evaluation, Judged, PlanFromHere, Progress, Report, ShortRun
 from sim.ui.simulating.worker import DONE, Ended, Task
-from sim.ui.simulating.workers import FIRST, LAST, LATER, SECOND, Job, Worker
+from sim.ui.simulating.workers import FIRST, LAST, LATER, SECOND, Job, Worker, Workers
 
 _POINTS_KEPT = 400
 """Points of designs that were looked at: 30 kB each."""
@@ -41,13 +41,14 @@ class _Shared:
 class Desk:
     """Simulates designs, each of them once.
 
+    :param workers: which it ends when it is closed.
     :ivar started: how often the simulation of each design was started, by kind and key.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workers: Workers) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="loraplan-ui-")
-        # One follows the visitor; the other draws curves and answers plans.
-        self._answers, self._curves = Worker("answers"), Worker("curves", draws=True)
+        self._workers = workers
+        self._answers, self._curves = workers.answers, workers.curves
         self._under_way: dict[tuple[str, str], _Shared] = {}
         self._points: OrderedDict[tuple[str, str], Judged] = OrderedDict()
         self._folders: OrderedDict[str, Path] = OrderedDict()
@@ -55,8 +56,7 @@ class Desk:
 
     def close(self) -> None:
         """End the workers and remove what they wrote."""
-        self._answers.close()
-        self._curves.close()
+        self._workers.close()
         self._scratch.cleanup()
 
     @property

@@ -86,6 +86,8 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             self._lock.notify_all()
             self._process.kill()
@@ -188,3 +190,19 @@ class Worker:
                 stopped = now if stopped is None else stopped
                 if now - stopped > _GRACE_S:
                     raise EOFError
+
+
+class Workers:
+    """The two workers of a page: one follows the visitor, the other draws curves and answers plans.
+
+    They get ready in parallel with the rest of the program, so this module imports little.
+    """
+
+    def __init__(self) -> None:
+        self.answers = Worker("answers")
+        self.curves = Worker("curves", draws=True)
+
+    def close(self) -> None:
+        """End both; more than once does no harm."""
+        self.answers.close()
+        self.curves.close()
