@@ -138,7 +138,9 @@ async def _full(desk: Desk, library: Library, asked: Asked, design: ChosenDesign
                 say({"stage": "progress", "done": found.done, "of": found.of, "status": _steps(found.done, found.of)})
             elif found.final:
                 run = design.loaded.scenario.run
-                status = f"Final: the numbers of loraplan run ({_counted(run.replications, 'replication')}, with headroom)."
+                status = (
+                    f"Final: the numbers of loraplan run ({_counted(run.replications, 'replication')}, with headroom)."
+                )
                 say(_judged_event(found, design, "final", status))
                 await _compare(desk, pins, design, found, say)
             else:

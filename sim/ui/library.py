@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from sim.errors import InputError, ScenarioError
 from sim.results.run_directory.store import point_key
@@ -139,19 +138,21 @@ class Library:
         return self._texts[known]
 
 
-def problems_of(error: InputError, controls: tuple[Control, ...], moved: str | None) -> list[dict[str, Any]]:
+def problems_of(error: InputError, controls: tuple[Control, ...], moved: str | None) -> list[dict[str, str]]:
     """Return every problem with the control that it belongs to; ``control`` is empty where none does.
 
-    :param moved: key of the control that was moved last; it gets what no other control is to blame for.
+    A problem that the last move has caused may be about another key: then it stands at both.
+
+    :param moved: key of the control that was moved last.
     """
     by_key = {control.key: control for control in controls}
     found = []
     for problem in getattr(error, "errors", [error]):
         key = problem.key or ""
-        control = by_key.get(key) or next((each for each in controls if key and each.key.startswith(f"{key}.")), None)
-        control = control or by_key.get(moved or "")
-        text = str(problem)
-        if control is not None and problem.file == "--set":
-            text = text.removeprefix("--set: ").removeprefix(f"{control.key}: ")
-        found.append({"control": "" if control is None else control.ident, "text": text})
+        own = by_key.get(key) or next((each for each in controls if key and each.key.startswith(f"{key}.")), None)
+        places = {each.ident: each for each in (own, by_key.get(moved or "")) if each is not None}
+        text = str(problem).removeprefix("--set: ") if places else str(problem)
+        found += [{"control": ident, "text": text.removeprefix(f"{each.key}: ")} for ident, each in places.items()]
+        if not places:
+            found.append({"control": "", "text": text})
     return found
