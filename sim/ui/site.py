@@ -101,13 +101,12 @@ class Site:
     async def written(self, request: Request) -> Response:
         """Return a report that lies in the chosen folder."""
         name, file = request.path_params["name"], request.path_params["file"]
-        runs = self.library.folder / RUNS
-        path = runs / name / file
-        if file not in _PLACES or path.resolve() != path or not path.is_file():
-            return PlainTextResponse("There is no such report.\n", status_code=404)
+        path = self.library.folder / RUNS / name / file
         try:
+            if file not in _PLACES or path.resolve() != path:
+                raise FileNotFoundError
             content = await asyncio.to_thread(read_regular, path, _REPORT_BYTES)
-        except OSError:
+        except (OSError, ValueError):  # no such file, a link, or no name of a file
             return PlainTextResponse("There is no such report.\n", status_code=404)
         return HTMLResponse(content, headers={"content-security-policy": fragments.report_policy()})
 

@@ -20,7 +20,7 @@ extends: quickstart
 name: tiny
 description: Is a small page quick?
 workload:
-  requests: 600
+  requests: 1500
   tokens:
     prompt: {law: fixed, value: 64}
     output: {law: fixed, value: 8}

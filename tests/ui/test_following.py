@@ -199,7 +199,7 @@ def test_what_cannot_be_simulated_is_refused_at_its_control(desk: Desk, folder: 
 
 
 def test_a_design_with_too_many_requests_stays_at_short_runs(desk: Desk, folder: Path) -> None:
-    text = TINY.replace("requests: 600", "requests: 900000")
+    text = TINY.replace("requests: 1500", "requests: 900000")
 
     async def work() -> list[Event]:
         return await until(follow(desk, Library(folder), Asked(name="big.yaml", text=text)), "stopped")

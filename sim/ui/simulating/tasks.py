@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from reports.pages.run_page import point_answer, run_answer, write_report
 from reports.text.answer_text import Answer
+from sim.errors import LoraplanError
 from sim.results.fleet_costs.prices import priced
 from sim.results.point import Point
 from sim.results.point_summary import summarise
@@ -74,7 +75,7 @@ class Judged:
     headroom: Headroom | None = None
 
 
-class TooLong(Exception):
+class TooLong(LoraplanError):
     """A design has more requests than a page simulates."""
 
 
