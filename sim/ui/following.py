@@ -25,7 +25,6 @@ Event = dict[str, Any]
 MOST_PINS = 3
 _DRAWN_EVERY = 4
 """A curve is drawn again after so many of its points."""
-_KEPT_DESIGNS = 300
 
 
 class Asked(BaseModel):
@@ -50,13 +49,13 @@ def open_asked(library: Library, asked: Asked) -> Opened:
 
     :raises InputError: with every problem found.
     """
-    return library.open(asked.name, asked.text)
+    return library.open(asked.name, asked.text, again=False)
 
 
 def opened_event(library: Library, asked: Asked) -> Event:
     """Return what changes on the page when a scenario is opened."""
     try:
-        opened = open_asked(library, asked)
+        opened = library.open(asked.name, asked.text)
     except InputError as error:
         return {"stage": "refused", "problems": problems_of(error, (), None)}
     parts = {"heading": fragments.heading(opened), "controls": fragments.control_panel(opened)}

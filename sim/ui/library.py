@@ -6,7 +6,7 @@ import hashlib
 import shlex
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,8 +18,11 @@ from sim.studies.study_identity import code_version, digests_of
 from sim.ui.controls import Control, controls_of, settings_of
 
 _MOST_FILES = 200
-_MOST_TEXTS = 8
-"""Scenarios of visitors that are kept checked."""
+_MOST_LETTERS = 100
+_MOST_OPEN = 8
+"""Scenarios that are kept checked."""
+_MOST_DESIGNS = 64
+"""Designs of each of them: a curve has up to 13."""
 _NOT_SIMULATED = ("name", "description", "sweep", "plan", "slo")
 """Keys that change no request: a recording is the same without them."""
 
@@ -34,14 +37,21 @@ class Opened:
     name: str
     loaded: LoadedScenario
     controls: tuple[Control, ...]
+    _designs: OrderedDict[tuple[str, ...], ChosenDesign] = field(default_factory=OrderedDict, compare=False, repr=False)
 
     def design(self, values: Mapping[str, str]) -> ChosenDesign:
         """Return the design with these values of controls.
 
         :raises InputError: if they make no valid scenario.
         """
-        settings = settings_of(self.controls, values)
-        return ChosenDesign(self, tuple(settings), self.loaded.with_settings(settings) if settings else self.loaded)
+        settings = tuple(settings_of(self.controls, values))
+        found = self._designs.get(settings)
+        if found is None:
+            found = ChosenDesign(self, settings, self.loaded.with_settings(settings) if settings else self.loaded)
+            self._designs[settings] = found
+            while len(self._designs) > _MOST_DESIGNS:
+                self._designs.popitem(last=False)
+        return found
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Library:
         self.folder = folder.resolve()
         self._given = given
         self._confined = confined
-        self._texts: OrderedDict[str, Opened] = OrderedDict()
+        self._opened: OrderedDict[str, Opened] = OrderedDict()
 
     def bundled(self) -> list[tuple[str, str]]:
         """Return name and description of every bundled scenario."""
@@ -107,35 +117,33 @@ class Library:
         first = [given] if given is not None and given not in found and given not in dict(self.bundled()) else []
         return [*first, *found[:_MOST_FILES]]
 
-    def open(self, name: str, text: str | None = None) -> Opened:
+    def open(self, name: str, text: str | None = None, *, again: bool = True) -> Opened:
         """Return a scenario.
 
         :param text: its content, where a visitor chose or dropped the file; then nothing is read from disk for it, but
             files in the chosen folder that it names.
+        :param again: read it again, as a page does when it is loaded; else it is as it was when it was last opened.
         :raises InputError: with every problem found.
         """
-        if text is not None:
-            return self._open_text(name, text)
-        if name == self._given:
-            loaded = load_scenario(name, confined=self._confined, check_points=False)
-        elif name in dict(self.bundled()):
-            loaded = load_scenario(name, check_points=False)
-        elif name in self.files():
-            loaded = load_scenario(str(self.folder / name), confined=True, check_points=False)
-        else:
-            raise ScenarioError("no such scenario here", got=name, hint="choose one of the list, or drop a file")
-        return Opened(name, loaded, controls_of(loaded.scenario))
+        key = name if text is None else hashlib.sha256(f"{name}\0{text}".encode()).hexdigest()
+        found = None if again else self._opened.get(key)
+        if found is None:
+            short = name if text is None else Path(name).name[:_MOST_LETTERS] or "scenario.yaml"
+            loaded = self._load(name) if text is None else scenario_of_text(text.encode(), short, self.folder)
+            found = self._opened[key] = Opened(short, loaded, controls_of(loaded.scenario))
+        self._opened.move_to_end(key)
+        while len(self._opened) > _MOST_OPEN:
+            self._opened.popitem(last=False)
+        return found
 
-    def _open_text(self, name: str, text: str) -> Opened:
-        known = hashlib.sha256(f"{name}\0{text}".encode()).hexdigest()
-        if known not in self._texts:
-            short = Path(name).name[:100] or "scenario.yaml"
-            loaded = scenario_of_text(text.encode(), short, self.folder)
-            self._texts[known] = Opened(short, loaded, controls_of(loaded.scenario))
-            while len(self._texts) > _MOST_TEXTS:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(known)
-        return self._texts[known]
+    def _load(self, name: str) -> LoadedScenario:
+        if name == self._given:
+            return load_scenario(name, confined=self._confined, check_points=False)
+        if name in dict(self.bundled()):
+            return load_scenario(name, check_points=False)
+        if name in self.files():
+            return load_scenario(str(self.folder / name), confined=True, check_points=False)
+        raise ScenarioError("no such scenario here", got=name, hint="choose one of the list, or drop a file")
 
 
 def problems_of(error: InputError, controls: tuple[Control, ...], moved: str | None) -> list[dict[str, str]]:

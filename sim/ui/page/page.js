@@ -223,6 +223,7 @@
       return lost(error);
     }
     if (event.stage === "refused") {
+      keep();
       body.dataset.stage = "refused";
       showProblems(event.problems);
       at("status").textContent = `${name} was not opened. The page still shows ${state.name}.`;
@@ -337,15 +338,11 @@
   at("report").addEventListener("click", () => make("/api/report", at("report")));
   at("plan").addEventListener("click", () => make("/api/plan", at("plan")));
 
+  // Opened again rather than shown as it was: the file may have changed since.
   (async () => {
     const before = kept();
-    if (before && before.name && (before.text !== null || before.name !== state.name)) {
-      if (await openScenario(before.name, before.text, before.values, { moved: before.moved, pins: before.pins })) return;
-    } else if (before) {
-      state = before;
-    }
-    showAll();
-    choose(state.name);
-    changed();
+    if (before?.name && (await openScenario(before.name, before.text, before.values, { moved: before.moved, pins: before.pins }))) return;
+    if (before?.name && (before.text !== null || before.name !== state.name)) await openScenario(state.name, null);
+    else if (!before?.name) await openScenario(state.name, null);
   })();
 })();
