@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -23,8 +24,8 @@ from sim.ui.simulating.workers import TooSlow
 Event = dict[str, Any]
 """What the page is sent: ``stage``, and perhaps ``parts`` (HTML by id), ``status`` (a line), ``problems``."""
 MOST_PINS = 3
-_DRAWN_EVERY = 4
-"""A curve is drawn again after so many of its points."""
+_DRAWN_EVERY_S, _DRAWN_FROM = 0.7, 4
+"""While its points come, a curve is drawn again after so many seconds, with at least so many points."""
 
 
 class Asked(BaseModel):
@@ -201,7 +202,7 @@ async def _curve(desk: Desk, library: Library, asked: Asked, design: ChosenDesig
     terms = design.loaded.scenario.slo.terms()
     points: dict[str, Point] = {}
     wanted = curve_values(control, here)
-    drawn = 0
+    drawn = time.monotonic()
     for value in wanted:
         try:
             other = (
@@ -214,10 +215,11 @@ async def _curve(desk: Desk, library: Library, asked: Asked, design: ChosenDesig
         except LoraplanError:
             continue  # this value can't be simulated; the curve leaves it out
         points[value] = replace(judged.point, set={control.key: _typed(control, value)})
-        if len(points) >= drawn + _DRAWN_EVERY and len(points) < len(wanted):
-            drawn = len(points)
+        if len(points) >= _DRAWN_FROM and time.monotonic() > drawn + _DRAWN_EVERY_S:
             await _draw(desk, control, points, here, terms, say)
+            drawn = time.monotonic()
     await _draw(desk, control, points, here, terms, say)
+    say({"stage": "curve", "whole": True})
 
 
 async def _draw(

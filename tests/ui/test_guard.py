@@ -20,6 +20,7 @@ def without(headers: dict[str, str], name: str) -> dict[str, str]:
     return {key: value for key, value in headers.items() if key != name}
 
 
+@pytest.mark.promise("The page's policy allows its one script by hash, and connections to itself.")
 def test_the_page_opens_with_its_address_and_runs_nothing_but_its_own_script(served: ServedPage) -> None:
     status, text, headers = served.request("GET", f"/?token={served.token}")
     assert status == 200
@@ -37,6 +38,7 @@ def test_the_page_opens_with_its_address_and_runs_nothing_but_its_own_script(ser
     assert "https://" not in text
 
 
+@pytest.mark.promise("`ui` listens on 127.0.0.1 only, and connects to nothing.")
 def test_it_listens_on_this_machine_only(served: ServedPage) -> None:
     other = socket.gethostbyname_ex(socket.gethostname())[2]
     for address in {*other, "127.0.0.2"} - {"127.0.0.1"}:
@@ -45,6 +47,7 @@ def test_it_listens_on_this_machine_only(served: ServedPage) -> None:
             assert tried.connect_ex((address, served.port)) != 0
 
 
+@pytest.mark.promise("Every request needs the token of its address, and a `Host` that names this machine and port.")
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "[::1]:{port}"])
 def test_another_host_name_is_refused(served: ServedPage, host: str) -> None:
     for method, body in (("GET", None), ("POST", ASKED)):
@@ -54,6 +57,7 @@ def test_another_host_name_is_refused(served: ServedPage, host: str) -> None:
         assert "127.0.0.1 and localhost only" in text
 
 
+@pytest.mark.promise("Requests from other pages are refused by their `Origin`, and so is every change without one.")
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1", "http://localhost:1", ""])
 def test_another_origin_is_refused(served: ServedPage, origin: str) -> None:
     headers = {**served.headers(), "Origin": origin}
@@ -78,6 +82,7 @@ def test_without_the_token_nothing_is_answered(served: ServedPage, path: str) ->
     assert served.request("POST", "/api/open", {**headers, "Cookie": f"token={served.token}"}, ASKED)[0] == 403
 
 
+@pytest.mark.promise("Reports that it shows lie in `runs` of that folder; links are not followed.")
 def test_nothing_outside_the_reports_of_the_folder_is_read(served: ServedPage) -> None:
     runs = served.folder / "runs"
     (runs / "one").mkdir(parents=True)
@@ -111,6 +116,7 @@ def test_nothing_outside_the_reports_of_the_folder_is_read(served: ServedPage) -
         assert "outside" not in text
 
 
+@pytest.mark.promise("The page of `ui` answers nobody else.", "and refuses other names")
 @pytest.mark.parametrize(
     "asked",
     [
@@ -155,6 +161,7 @@ def test_what_is_no_question_is_answered_with_400(served: ServedPage, body: str)
         assert status == 400
 
 
+@pytest.mark.promise("A body has at most 4 MB, and 12 requests are answered at a time.")
 def test_a_huge_body_is_refused_whatever_it_says_of_its_length(served: ServedPage) -> None:
     headers = {**served.headers(), "Content-Length": str(MOST_BYTES + 1)}
     assert served.request("POST", "/api/open", headers, b"")[0] == 413
@@ -178,6 +185,7 @@ def test_a_header_given_twice_is_refused(served: ServedPage) -> None:
         assert raw.recv(100).startswith(b"HTTP/1.1 400")
 
 
+@pytest.mark.promise("12 requests are answered at a time")
 def test_too_many_at_a_time_are_refused_and_those_that_leave_make_room(served: ServedPage) -> None:
     # Each of these computes for half a minute, unless its reader leaves.
     streams = [served.events({"name": "two-gpus", "values": {"cache.gpu.slots": str(n)}}) for n in range(20, 32)]

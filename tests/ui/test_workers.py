@@ -115,6 +115,7 @@ def test_what_is_wrong_with_the_input_comes_back_as_it_was_and_a_bug_with_its_na
     assert failed.error.startswith("ZeroDivisionError: a bug")
 
 
+@pytest.mark.promise("Answers compute for at most two minutes, plans and reports for ten.")
 def test_a_job_that_takes_too_long_is_given_up(worker: Worker) -> None:
     *said, ended = Ordered(worker, Count("too long", 10**6), limit_s=1.0).rest()
     assert said

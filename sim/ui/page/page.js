@@ -59,6 +59,7 @@
     body.classList.add("stale");
     body.classList.remove("settled");
     body.dataset.stage = "asked";
+    body.dataset.curve = "part";
     if (early) again = true;
     else follow();
   }
@@ -120,6 +121,7 @@
     } else {
       body.dataset.stage = body.classList.contains("settled") ? "final" : event.stage;
     }
+    if (event.whole) body.dataset.curve = "whole";
     if (event.said) announce(event.said);
   }
 

@@ -20,8 +20,8 @@ from sim.ui.simulating.tasks import Curve, Evaluation, Judged, PlanFromHere, Pro
 from sim.ui.simulating.worker import DONE, Ended, Task
 from sim.ui.simulating.workers import FIRST, LAST, LATER, SECOND, Job, Worker, Workers
 
-_POINTS_KEPT = 400
-"""Points of designs that were looked at: 30 kB each."""
+_POINTS_KEPT = 128
+"""Points of designs that were looked at: about 150 kB each; a curve has up to 13."""
 _FOLDERS_KEPT = 12
 """Run directories of final designs."""
 ANSWER_S, PLAN_S = 120.0, 600.0

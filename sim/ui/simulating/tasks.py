@@ -54,7 +54,7 @@ SHORT = 2_000
 SECTIONS = 20
 MOST_REQUESTS = 3_000_000
 """Requests of a design in all its replications and draws, at most: longer ones are left to the command line."""
-_SHORT_RUNS_KEPT = 64
+_SHORT_RUNS_KEPT = 16
 _DESIGNS_KEPT = 2
 
 
