@@ -12,7 +12,7 @@ COMPILE := HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(FAST)/python -m pip --quiet --d
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm round-trip vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema docs pictures terminal lab-kit clean
+.PHONY: help demo ui test test-vllm round-trip vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema docs pictures terminal lab-kit clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -20,6 +20,9 @@ help: ## say what there is
 
 demo: $(VENV)/.installed ## install, run a bundled scenario, say where the report is
 	$(BIN)/loraplan run quickstart
+
+ui: $(VENV)/.installed-ui ## a local page with sliders (SCENARIO=quickstart)
+	$(BIN)/loraplan ui $(SCENARIO)
 
 test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
 	$(MAKE) --no-print-directory lint
@@ -74,9 +77,9 @@ kills: $(VENV)/.installed-test ## sweeps, plans and calibrations killed 100 time
 mutants: $(VENV)/.installed-test ## mistakes put into copies of the program one at a time: do the tests notice?
 	$(BIN)/python tests/mutants/run.py --jobs $(or $(JOBS),2) $(if $(WHOLE),--whole) $(if $(ONLY),--only $(ONLY))
 
-a11y: $(VENV)/.installed-test ## reports in a headless Chromium: axe-core, keyboard, sorting; needs node and a Chromium
+a11y: $(VENV)/.installed-test ## reports and the page in a headless Chromium: axe-core, keyboard; needs node and a Chromium
 	npm ci --prefix tests/a11y --no-audit --no-fund
-	LORAPLAN_A11Y=1 $(BIN)/python -m pytest tests/reports/test_accessibility.py
+	LORAPLAN_A11Y=1 $(BIN)/python -m pytest tests/reports/test_accessibility.py tests/ui/test_browser.py
 
 schema: $(VENV)/.installed ## rewrite the JSON Schema of scenario files
 	$(BIN)/loraplan schema > scenarios/schema/scenario.schema.json
@@ -84,8 +87,9 @@ schema: $(VENV)/.installed ## rewrite the JSON Schema of scenario files
 docs: $(VENV)/.installed-docs ## the documentation site, in site/: dead links are errors, search works without a server
 	$(BIN)/python tools/site.py
 
-pictures: $(VENV)/.installed ## the pictures of README and docs/, from real runs; needs a Chromium
+pictures: $(VENV)/.installed-test ## the pictures of README and docs/, from real runs; needs a Chromium
 	$(BIN)/python tools/pictures.py
+	$(BIN)/python tools/ui_pictures.py
 
 terminal: $(VENV)/.installed ## docs/terminal/: what terminals of four widths show
 	$(BIN)/python tools/terminal_snapshots.py
@@ -106,6 +110,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-ui: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ui]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python

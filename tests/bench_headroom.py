@@ -15,6 +15,7 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies import headroom
 from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
 from sim.studies.headroom import find_headroom
+from sim.studies.short_runs import Traffic, steady
 
 NAMES = (
     "plan-max-load",
@@ -44,12 +45,12 @@ def bisected(name: str, start: float) -> float:
     :param start: the multiple that is tried first.
     """
     scenario = load_scenario(name, seed=SEED).scenario
-    return bisected_scenario(scenario, start, 10 * headroom._Traffic.of(headroom.steady(scenario)).requests)
+    return bisected_scenario(scenario, start, 10 * Traffic.of(steady(scenario)).requests)
 
 
 def bisected_scenario(scenario: Scenario, start: float, requests: int) -> float:
     """Return where the SLO of a scenario fails by one run of so many requests at each multiple."""
-    traffic = headroom._Traffic.of(headroom.steady(scenario))
+    traffic = Traffic.of(steady(scenario))
 
     def fails(multiple: float) -> bool:
         with patch.multiple(headroom, FINE=requests, WARMUP=0.1, _MOST=10**9, _BURSTIEST=1.0):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sim.results.run_directory.result_files import write_text
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment, Template
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 
@@ -57,21 +57,29 @@ class Page:
         return path
 
 
-@cache
 def template(name: str) -> Template:
     """Return a page's template."""
+    return environment().get_template(name)
+
+
+@cache
+def environment(folder: Path | None = None) -> Environment:
+    """Return what makes pages of templates.
+
+    :param folder: with further templates, which may include and import those of reports.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+    made = Environment(
+        loader=FileSystemLoader([*([folder] if folder is not None else []), _TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["script"] = page_script()
-    environment.filters["tied"] = tied
-    return environment.get_template(name)
+    made.globals["script"] = page_script()
+    made.filters["tied"] = tied
+    return made
 
 
 def tied(text: str) -> str:
@@ -94,8 +102,8 @@ class Script:
 
 
 @cache
-def page_script() -> Script:
-    """Return the script that sorts tables and copies commands."""
-    text = f"\n{(_TEMPLATES / 'report.js').read_text(encoding='utf-8')}"
+def page_script(file: Path = _TEMPLATES / "report.js") -> Script:
+    """Return a page's script: of reports, the one that sorts tables and copies commands."""
+    text = f"\n{file.read_text(encoding='utf-8')}"
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Script(text, f"sha256-{digest}")

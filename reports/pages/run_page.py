@@ -38,6 +38,7 @@ from sim.spec.files.yaml_text import yaml_text
 
 if TYPE_CHECKING:
     from reports.table import Table
+    from sim.results.run_directory.headroom_record import Headroom
     from sim.results.run_directory.store import RunData
 
 FILE = "report.html"
@@ -59,9 +60,25 @@ def run_answer(run: RunData) -> Answer:
         return cures_answer(run)
     terms, assumed = _terms(run), method.is_assumed(run.manifest)
     if len(run.points) == 1:
-        cold = not ((run.manifest.get("scenario") or {}).get("cache") or {}).get("warm")
-        return answer_text.answer(run.points[0], terms, assumed=assumed, cold=cold, headroom=run.headroom)
+        scenario = run.manifest.get("scenario") or {}
+        return point_answer(run.points[0], terms, scenario, assumed=assumed, headroom=run.headroom)
     return answer_text.sweep_answer(run.points, terms, assumed=assumed)
+
+
+def point_answer(
+    point: Point,
+    terms: Mapping[str, float],
+    scenario: Mapping[str, Any],
+    *,
+    assumed: bool,
+    headroom: Headroom | None = None,
+) -> Answer:
+    """Return the answer of the single point of a run.
+
+    :param terms: SLO targets by metric; ``scenario``: as plain data; ``assumed``: whether its costs are assumed.
+    """
+    cold = not (scenario.get("cache") or {}).get("warm")
+    return answer_text.answer(point, terms, assumed=assumed, cold=cold, headroom=headroom)
 
 
 def write_report(run: RunData, known: Answer | None = None) -> Path:
@@ -132,7 +149,7 @@ def _results(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str,
     where = f" at {point_words(focus, axes)}" if axes else ""
     content: dict[str, Any] = {
         "answer": answer,
-        "badge": _badge(points, terms, answer.verdict),
+        "badge": verdict_badge(points, terms, answer.verdict),
         "where": where,
         "setup": setup_line([focus] if planned else points),
         "facts_of": "",
@@ -212,7 +229,7 @@ def _changes(points: list[Point], axes: list[Axis], terms: dict[str, float], foc
     return [table for table in found if table is not None]
 
 
-def _badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str, str, str]:
+def verdict_badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str, str, str]:
     """Return mark, words and style of the verdict; a sweep counts its points."""
     good = sum(verdict(point, terms) == MET for point in points)
     if len(points) > 1 and 0 < good < len(points):

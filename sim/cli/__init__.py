@@ -28,6 +28,7 @@ from sim.cli.commands import (
     run_commands,
     serve_command,
     trace_command,
+    ui_command,
     vet_command,
 )
 from sim.cli.help import CommandHelp, GroupHelp
@@ -65,6 +66,7 @@ for panel, members in {
         plan_command.plan,
         compare_command.compare,
         inspect_commands.report,
+        ui_command.ui,
     ),
     SCENARIOS: (init_command.init, inspect_commands.check, inspect_commands.schema),
     OBSERVE: (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -332,6 +333,25 @@ def bundled_profiles() -> list[str]:
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.json"))
 
 
+def _is_bundled(name: str) -> bool:
+    """Return whether a profile of this name comes with loraplan; a scenario asks so often that none are listed."""
+    root = Path(str(files("scenarios") / "profiles"))
+    try:
+        path = root / f"{name}.json"
+        return path.is_file() and ".." not in path.parts and path.relative_to(root).as_posix() == f"{name}.json"
+    except (OSError, ValueError):  # no name of a file, or a path elsewhere
+        return False
+
+
+@lru_cache(maxsize=8)
+def _parsed(raw: bytes) -> Profile:
+    """Return the profile in the content of a file. One scenario needs the same one several times."""
+    if not brackets_fit(raw):
+        raise ValueError("too many brackets for a profile")
+    data: Any = json.loads(raw)
+    return Profile.model_validate(data)
+
+
 def _instead_of(name: str, known: Sequence[str]) -> str | None:
     """Return what was probably meant by the name of no profile."""
     gpu = gpu_named(name)
@@ -349,7 +369,7 @@ def load_profile(name: str) -> tuple[Profile, str]:
     :param name: a bundled name or a path.
     :raises ScenarioError: where there is no such profile or it can't be used; key ``fleet.profile``.
     """
-    bundled = name in bundled_profiles()
+    bundled = _is_bundled(name)
     path = Path(str(files("scenarios") / "profiles" / f"{name}.json")) if bundled else Path(name)
     try:
         if not bundled and not is_path(name):  # a name is never looked up in the working directory
@@ -365,10 +385,7 @@ def load_profile(name: str) -> tuple[Profile, str]:
             hint=_instead_of(name, known) or (error.strerror or ""),
         ) from None
     try:
-        if not brackets_fit(raw):
-            raise ValueError("too many brackets for a profile")
-        data: Any = json.loads(raw)
-        return Profile.model_validate(data), hashlib.sha256(raw).hexdigest()
+        return _parsed(raw), hashlib.sha256(raw).hexdigest()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "profile"

@@ -18,7 +18,7 @@ from sim.spec.files.bundled import BundledScenario, bundled_folder, bundled_path
 from sim.spec.files.problems import known_keys, misplaced_flags, problems
 from sim.spec.files.schema import scenario_schema
 from sim.spec.files.tree import Node, Origin, without_indexes
-from sim.spec.files.yaml_tree import parse_yaml, read_yaml
+from sim.spec.files.yaml_tree import parse_yaml, read_yaml, yaml_mapping
 from sim.spec.policies import Given
 from sim.spec.scenario import Scenario
 
@@ -79,6 +79,14 @@ class LoadedScenario:
             root = tree.assign(root, key, tree.with_absolute_files(node, Path.cwd(), key, self.confines))
         return replace(_checked(root, self.source, self.scenario.given), confines=self.confines)
 
+    def with_settings(self, settings: Sequence[str]) -> LoadedScenario:
+        """Return this scenario with further ``--set``, each as a command line has it: ``a.b.c=value``.
+
+        :raises InputError: if the result is no valid scenario (``SeveralErrors`` for more than one problem).
+        """
+        root = _set(tree.planted(self.data, Origin(self.source), self.origins), settings, self.confines)
+        return replace(_checked(root, self.source, self.scenario.given), confines=self.confines)
+
     def locate(self, error: InputError) -> InputError:
         """Return the error with the place where its key, or the section around it, was written."""
         return _located(error, self.origins)
@@ -116,17 +124,23 @@ def load_scenario(
     """
     path, name = _find(source, Path())
     confines = path.resolve().parent if confined and not _is_ours(path) else None
-    root = _read(path, name, (), confines)
-    nodes = dict(_parse_override(text) for text in overrides)
-    for key in tree.tags_first(nodes):
-        if nodes[key].value is None:
-            _check_removed(key)
-        root = tree.assign(root, key, tree.with_absolute_files(nodes[key], Path.cwd(), key))
+    root = _set(_read(path, name, (), confines), overrides)
     if seed is not None:
         root = tree.assign(root, "run.seed", Node(seed, _SEED))
     loaded = replace(_checked(root, source, given), confines=confines)
     _check_sweep(loaded, check_points)
     return loaded
+
+
+def scenario_of_text(text: bytes, name: str, folder: Path) -> LoadedScenario:
+    """Check a scenario that is no file here, as if it were one in a folder, which confines what it may name.
+
+    :param name: of the file that it was; messages call it so.
+    :raises InputError: as for ``load_scenario``.
+    """
+    confines = folder.resolve()
+    root = _laid_over(yaml_mapping(text, name), confines / "scenario.yaml", (), confines)
+    return replace(_checked(root, name, Given()), confines=confines)
 
 
 def resolved_values(data: Mapping[str, Any]) -> dict[str, str]:
@@ -159,8 +173,13 @@ def _read(path: Path, name: str, below: tuple[Path, ...], confines: Path | None)
     :param below: the files that extend this one.
     :param confines: the folder that nothing may lead out of, except bundled scenarios.
     """
+    return _laid_over(read_yaml(path, name), path, below, confines)
+
+
+def _laid_over(found: Node, path: Path, below: tuple[Path, ...], confines: Path | None) -> Node:
+    """Lay what a file holds over the file it extends; parameters as for ``_read``."""
     ours = _is_ours(path)
-    root = tree.with_absolute_files(read_yaml(path, name), path.parent.resolve(), confines=None if ours else confines)
+    root = tree.with_absolute_files(found, path.parent.resolve(), confines=None if ours else confines)
     assert isinstance(root.value, dict)  # read_yaml's promise
     keys = dict(root.value)
     extends = keys.pop("extends", None)
@@ -201,6 +220,19 @@ def _base_of(extends: Node, path: Path, confines: Path | None) -> tuple[Path, st
 def _at(error: ScenarioError, node: Node) -> ScenarioError:
     error.file, error.line = node.origin.place, node.origin.line
     return error
+
+
+def _set(root: Node, settings: Sequence[str], confines: Path | None = None) -> Node:
+    """Return a scenario with what ``--set`` changes.
+
+    :param confines: the folder that must contain all files that these name; None: any may be named.
+    """
+    nodes = dict(_parse_override(text) for text in settings)
+    for key in tree.tags_first(nodes):
+        if nodes[key].value is None:
+            _check_removed(key)
+        root = tree.assign(root, key, tree.with_absolute_files(nodes[key], Path.cwd(), key, confines))
+    return root
 
 
 def _parse_override(text: str) -> tuple[str, Node]:

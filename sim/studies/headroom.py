@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -24,22 +24,13 @@ from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND
 from sim.results.terms import all_terms, metric_of
 from sim.results.verdict import strain
 from sim.spec.scenario import Scenario
-from sim.spec.sections.arrival_processes import (
-    ClosedArrivals,
-    DiurnalArrivals,
-    MmppArrivals,
-    OnOffArrivals,
-    PiecewiseArrivals,
-)
 from sim.studies.evaluate import facts_of
-from sim.world.build import build_world
+from sim.studies.short_runs import MOST, Traffic, steady
 from sim.world.replication import simulate
 from sim.world.world import World
 
 COARSE, FINE = 2_000, 5_000
 """Requests of a simulation that brackets the multiple, and of one that locates it; more where traffic is bursty."""
-WARMUP = 0.2
-"""Share of the requests at the start that is not measured: queues start empty."""
 SECTIONS = 20
 LEAST = 1 / 64
 """The smallest multiple that is tried."""
@@ -49,18 +40,12 @@ BRACKET, NARROW = 1.25, 1.08
 """Ratio of the ends of a bracket at which it is narrow enough for more requests, and for interpolation."""
 Strains = Mapping[str, float]
 """Value over target by term, and how near the traffic is to saturation as ``queues``; above 1 a term fails."""
-_LONGEST = 2
-"""How many times as many requests a simulation has at most where traffic changes with time."""
-_BURSTIEST = 4.0
-"""How many times as many a simulation has at most where gaps vary more than those of Poisson arrivals."""
 _FULL_BATCHES = 12
 """Requests of the overloaded simulation, over all batch slots of the fleet: the first and last batches aren't full."""
 _OVERLOADED = 4_000
 """Requests of that simulation, at least."""
 _OVERLOADS = (32.0, 512.0, 8192.0, 131072.0)
 """Multiples that are tried until one is far more than the fleet can serve."""
-_MOST = 40_000
-"""Requests of any of these simulations, at most, however bursty the traffic is."""
 _COMPARABLE, _MOST_CORRECTED = 1.5, 1.25
 """Strain up to which today's point and a short simulation of it are alike, and the largest correction between them:
 near saturation both depend on how long they are."""
@@ -80,83 +65,8 @@ def find_headroom(scenario: Scenario, today: Point | None = None) -> Headroom:
     """
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
     without += ("autoscaling",) if scenario.fleet.autoscale else ()
-    search = _Search(_Traffic.of(steady(scenario)), None if without else today)
+    search = _Search(Traffic.of(steady(scenario)), None if without else today)
     return replace(search.find(), without=without)
-
-
-def steady(scenario: Scenario) -> Scenario:
-    """Return a scenario without what happens at given times, and with full caches at the start unless it says more.
-
-    An autoscaler leaves all the replicas that it may have.
-    """
-    cache = scenario.cache
-    if "warm" not in cache.model_fields_set:
-        cache = cache.model_copy(update={"warm": "steady"})
-    fleet = scenario.fleet
-    if fleet.autoscale is not None:
-        fleet = fleet.model_copy(update={"replicas": fleet.autoscale.max, "autoscale": None})
-    return scenario.model_copy(update={"rollouts": (), "faults": (), "cache": cache, "fleet": fleet})
-
-
-@dataclass(frozen=True, slots=True)
-class _Traffic:
-    """A scenario whose traffic can be multiplied.
-
-    :ivar requests: of one replication of the scenario.
-    """
-
-    scenario: Scenario
-    requests: int
-
-    @staticmethod
-    def of(scenario: Scenario) -> _Traffic:
-        world = build_world(scenario)
-        return _Traffic(scenario, world.traffic.expected_requests() or FINE)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the traffic is a closed loop."""
-        return isinstance(self.scenario.workload.arrivals, ClosedArrivals)
-
-    @property
-    def changes(self) -> bool:
-        """Whether traffic changes with time, so that a multiple of it must last as long to be alike."""
-        workload = self.scenario.workload
-        moving = (OnOffArrivals, PiecewiseArrivals, DiurnalArrivals, MmppArrivals)
-        return isinstance(workload.arrivals, moving) or workload.drift is not None or workload.churn is not None
-
-    @property
-    def burstiness(self) -> float:
-        """How many requests say as much of a count of arrivals as one of Poisson arrivals does: the squared ``cv``."""
-        cv = getattr(self.scenario.workload.arrivals, "cv", 1.0)
-        return min(max(1.0, cv * cv), _BURSTIEST)
-
-    def world(self, multiple: float, requests: int) -> World:
-        """Return the world at a multiple of the traffic.
-
-        :param requests: at least; more where traffic is bursty or changes with time, or many clients send it, those of
-            the trace where it is one.
-        """
-        changed: dict[str, Any]
-        workload, run = self.scenario.workload, self.scenario.run
-        warmup, requests = WARMUP, min(round(requests * self.burstiness), _MOST)
-        if workload.trace is not None:
-            warmup, requests = run.warmup, min(self.requests, _MOST)
-            trace = workload.trace.model_copy(update={"time_scale": workload.trace.time_scale * multiple})
-            changed = {"trace": trace}
-        elif isinstance(workload.arrivals, ClosedArrivals):
-            clients = max(1, round(workload.arrivals.concurrency * multiple))
-            requests = min(max(requests, 8 * clients), _MOST)
-            changed = {"arrivals": workload.arrivals.model_copy(update={"concurrency": clients})}
-        else:
-            arrivals = workload.arrivals
-            assert arrivals is not None, "traffic is a trace or arrives"
-            if self.changes:
-                requests = min(max(requests, round(multiple * self.requests)), _LONGEST * requests, _MOST)
-            changed = {"arrivals": arrivals.model_copy(update={"rate": arrivals.rate * multiple})}
-        workload = workload.model_copy(update={**changed, "requests": requests, "duration": None})
-        run = run.model_copy(update={"replications": 1, "warmup": warmup})
-        return build_world(self.scenario.model_copy(update={"workload": workload, "run": run}))
 
 
 class _Search:
@@ -166,7 +76,7 @@ class _Search:
     :ivar probes: all simulations so far.
     """
 
-    def __init__(self, traffic: _Traffic, today: Point | None = None) -> None:
+    def __init__(self, traffic: Traffic, today: Point | None = None) -> None:
         self._traffic = traffic
         self._terms = all_terms(traffic.scenario)
         self._today = today if today is not None and all(_is_known(today, name) for name in self._terms) else None
@@ -218,7 +128,7 @@ class _Search:
         scenario = self._traffic.scenario
         fleets = [each.fleet for each in scenario.pools or (scenario,)]
         slots = sum(fleet.replicas * (1 if fleet.engine == "fixed" else fleet.max_num_seqs) for fleet in fleets)
-        requests = min(max(_OVERLOADED, _FULL_BATCHES * slots), _MOST)
+        requests = min(max(_OVERLOADED, _FULL_BATCHES * slots), MOST)
         for multiple in _OVERLOADS:
             try:
                 world = self._traffic.world(multiple, requests)

@@ -243,6 +243,8 @@ def test_commands_without_an_address_use_no_network(tmp_path: Path, monkeypatch:
         assert not stopped.value.code, line
 
 
+PAGE = ("sim/ui", "sim/ui/simulating")
+"""What listens on this machine: tests/ui/test_guard.py."""
 NETWORK = {"asyncio", "distributed", "http", "ray", "requests", "socket", "ssl", "urllib"}
 
 
@@ -255,7 +257,7 @@ def test_only_backends_and_calibrate_serve_can_use_a_network() -> None:
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if any(name.partition(".")[0] in NETWORK for name in names):
                 users.add(file.parent.relative_to(ROOT).as_posix())
-    assert users <= {"sim/studies/backends", "calibrate/serve", "calibrate/serve/observer"}
+    assert users <= {*PAGE, "sim/studies/backends", "calibrate/serve", "calibrate/serve/observer"}
     assert len(users) >= 2
 
 

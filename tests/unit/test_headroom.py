@@ -13,7 +13,8 @@ from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import evaluate_scenario
-from sim.studies.headroom import _MOST, FINE, LEAST, NARROW, WARMUP, Strains, _Traffic, find_edge, find_headroom
+from sim.studies.headroom import FINE, LEAST, NARROW, Strains, find_edge, find_headroom
+from sim.studies.short_runs import MOST, WARMUP, Traffic
 
 SERVICE_S = 0.01
 RATE = 40.0
@@ -114,9 +115,9 @@ def test_bursty_traffic_is_simulated_for_longer(arrivals: str, times: float) -> 
 def test_no_simulation_has_more_requests_than_the_limit(arrivals: str) -> None:
     """Bursty or changing traffic multiplies the requests of the overloaded simulation of a large fleet."""
     sets = [f"workload.arrivals={{{arrivals}}}", "workload.requests=1000"]
-    traffic = _Traffic.of(load_scenario("quickstart", sets).scenario)
-    world = traffic.world(32.0, _MOST)
-    assert world.scenario.workload.requests == _MOST
+    traffic = Traffic.of(load_scenario("quickstart", sets).scenario)
+    world = traffic.world(32.0, MOST)
+    assert world.scenario.workload.requests == MOST
 
 
 def test_a_tighter_target_leaves_less() -> None:

@@ -42,6 +42,11 @@ def read_yaml(path: Path, name: str) -> Node:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ScenarioError(f"can't read this file: {error.strerror or error}", file=name) from None
+    return yaml_mapping(raw, name)
+
+
+def yaml_mapping(raw: bytes, name: str) -> Node:
+    """Return the mapping in the content of a YAML file; parameters and errors as for ``read_yaml``."""
     if len(raw) > MAX_BYTES:
         raise ScenarioError("too large for a scenario", allowed="at most 1 MB", file=name)
     node = parse_yaml(_decode(raw, name), name)

@@ -1,0 +1,74 @@
+"""``loraplan ui``: a local page with sliders."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sim.cli.completion import complete_scenario
+from sim.cli.options import QuietOption, session_of
+from sim.cli.output import message, say
+from sim.errors import InputError, install_hint
+
+STOPPED = "what you saved is kept"
+
+
+def ui(
+    context: typer.Context,
+    scenario: Annotated[
+        str,
+        typer.Argument(
+            metavar="[SCENARIO]",
+            help="A scenario file, or the name of a bundled one.",
+            autocompletion=complete_scenario,
+        ),
+    ] = "quickstart",
+    port: Annotated[int, typer.Option(help="Where to listen on 127.0.0.1; 0: any free port.", min=0, max=65535)] = 0,
+    folder: Annotated[
+        Path, typer.Option(help="Where the page finds scenarios and writes reports. Nothing else is touched.")
+    ] = Path("."),
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the address, open no browser.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Open a local page: move a slider, and watch p99, misses, headroom and cost follow.
+
+    Example: loraplan ui quickstart
+    """
+    session = session_of(context)
+    session.kept = STOPPED
+    if not folder.is_dir():
+        raise InputError("no such folder", key="--folder", got=str(folder))
+    _check_installed()
+    from sim.ui.simulating.workers import Workers
+
+    def on_ready(address: str) -> None:
+        say(address, wraps=False)
+        sys.stdout.flush()
+        message("Open this address on this machine. Ctrl-C stops the page.", quiet)
+        if not no_open and _has_desktop():
+            import webbrowser
+
+            webbrowser.open(address)
+
+    with closing(Workers()) as workers:  # they get ready while this process imports the rest
+        from sim.ui.library import Library
+        from sim.ui.server import serve
+
+        serve(Library(folder, scenario, confined=session.confined), scenario, port, workers, on_ready)
+
+
+def _check_installed() -> None:
+    for name in ("starlette", "uvicorn"):
+        if find_spec(name) is None:
+            raise InputError(f"the page needs {name}, which isn't installed", hint=install_hint("ui"))
+
+
+def _has_desktop() -> bool:
+    """Return whether a browser would open in a window, and not in this terminal."""
+    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))

@@ -1,0 +1,341 @@
+"""The controls of a page: scenario keys that a visitor may change, with what each may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from sim.errors import InputError, ScenarioError, SeveralErrors
+from sim.spec.engines import ENGINES, engine_words
+from sim.spec.policies import ROUTERS
+from sim.spec.profile_choice import gpus_per_replica, profile_of
+from sim.spec.scenario import Scenario
+from sim.spec.sections.arrival_processes import ClosedArrivals
+from sim.spec.sections.tenants import Slo
+
+_OCTAVES = 3
+"""A slider goes from an eighth of the scenario's value to eight times it."""
+_STEPS = 4
+"""Stops of a slider for each doubling."""
+_MOST_LETTERS = 40
+_MOST_WHOLE = 12
+"""Stops of a slider up to which a curve has all of them."""
+_RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TENSOR_PARALLEL = (1, 2, 4, 8)
+_SHARES = (1, 2, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+_SLO_WORDS = {
+    "ttft": "TTFT",
+    "tpot": "TPOT",
+    "itl": "ITL",
+    "e2e": "E2E",
+    "queue": "queueing",
+}
+
+
+@dataclass(frozen=True)
+class Control:
+    """One scenario key that can be moved.
+
+    :ivar key: as ``--set`` has it.
+    :ivar words: its label.
+    :ivar group: of the panel: traffic, memory, fleet or target.
+    :ivar value: the scenario's own value, without its unit; empty: unset.
+    :ivar unit: what follows the value in a scenario.
+    :ivar stops: values of the slider, ascending; empty where it is a choice. The first is empty where the key may be
+        unset.
+    :ivar choices: value and words of each choice.
+    :ivar whole: whether only whole numbers are allowed.
+    :ivar disabled: why it can't be moved in this scenario; empty: it can.
+    """
+
+    key: str
+    words: str
+    group: str
+    value: str
+    unit: str = ""
+    stops: tuple[str, ...] = ()
+    choices: tuple[tuple[str, str], ...] = ()
+    whole: bool = True
+    disabled: str = ""
+
+    @property
+    def ident(self) -> str:
+        """The key as an id of the page."""
+        return self.key.replace(".", "-").replace("_", "-")
+
+    @property
+    def unset(self) -> bool:
+        """Whether the key may be unset."""
+        return bool(self.stops) and not self.stops[0]
+
+    def check(self, text: str) -> str:
+        """Return a value as it may stand behind ``--set KEY=``, without its unit.
+
+        The scenario's own checks decide whether it makes sense. This keeps out what is no value of this control.
+
+        :raises ScenarioError: with what is allowed.
+        """
+        text = text.strip()
+        if self.disabled:
+            raise ScenarioError(self.disabled, key=self.key, got=text)
+        if self.choices:
+            names = [name for name, _ in self.choices]
+            if text not in names:
+                raise ScenarioError("none of the choices", key=self.key, got=text, allowed=", ".join(names))
+            return text
+        if not text:
+            if self.unset:
+                return text
+            raise ScenarioError("no value", key=self.key, allowed="a number")
+        try:
+            number = float(text) if len(text) <= _MOST_LETTERS else math.nan
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number) or (self.whole and number != int(number)):
+            allowed = "a whole number" if self.whole else "a number"
+            raise ScenarioError("not a number", key=self.key, got=text[:_MOST_LETTERS], allowed=allowed)
+        return str(int(number)) if self.whole else f"{number:.10g}"
+
+    def setting(self, text: str) -> str:
+        """Return ``KEY=VALUE`` as ``--set`` has it.
+
+        :param text: what ``check`` returned.
+        """
+        return f"{self.key}={f'{text}{self.unit}' if text else 'null'}"
+
+
+def controls_of(scenario: Scenario) -> tuple[Control, ...]:
+    """Return the controls of a scenario, in the order of the page."""
+    return (
+        _traffic(scenario),
+        *_adapters(scenario),
+        *_memory(scenario),
+        *_fleet(scenario),
+        *_targets(scenario),
+    )
+
+
+def settings_of(controls: tuple[Control, ...], values: Mapping[str, str]) -> list[str]:
+    """Return what ``--set`` needs for these values; those that are the scenario's own need nothing.
+
+    :param values: by key.
+    :raises InputError: ``SeveralErrors`` if more than one value is none of its control.
+    """
+    known = {control.key: control for control in controls}
+    found, wrong = [], list[InputError]()
+    for key, text in values.items():
+        if key not in known:
+            wrong.append(ScenarioError("no control of this page", key=key))
+            continue
+        try:
+            checked = known[key].check(text)
+        except ScenarioError as error:
+            wrong.append(error)
+            continue
+        if checked != known[key].value:
+            found.append(known[key].setting(checked))
+    if wrong:
+        raise wrong[0] if len(wrong) == 1 else SeveralErrors(wrong)
+    return found
+
+
+def curve_values(control: Control, here: str) -> list[str]:
+    """Return the values of a curve along a control, the most useful first: where the visitor stands, the scenario's
+    own value and its doublings, then those between.
+
+    :param here: the present value.
+    """
+    if control.choices:
+        return list(dict.fromkeys([here, *(name for name, _ in control.choices)]))
+    stops = [stop for stop in control.stops if stop]
+    middle = stops.index(control.value) if control.value in stops else 0
+    steps = (_STEPS, _STEPS // 2) if len(stops) > _MOST_WHOLE else (1,)
+    wanted = [stop for step in steps for place, stop in enumerate(stops) if (place - middle) % step == 0]
+    return list(dict.fromkeys([*([here] if here else []), *wanted]))
+
+
+def _traffic(scenario: Scenario) -> Control:
+    workload = scenario.workload
+    if workload.trace is not None:
+        scale = f"{workload.trace.time_scale:.10g}"
+        return Control(
+            "workload.trace.time_scale",
+            "times the recorded traffic",
+            "Traffic",
+            scale,
+            stops=_around(workload.trace.time_scale, whole=False),
+            whole=False,
+        )
+    if isinstance(workload.arrivals, ClosedArrivals):
+        clients = workload.arrivals.concurrency
+        return Control("workload.arrivals.concurrency", "clients", "Traffic", str(clients), stops=_around(clients))
+    assert workload.arrivals is not None, "traffic is a trace or arrives"
+    rate = workload.arrivals.rate
+    return Control(
+        "workload.arrivals.rate",
+        "requests per second",
+        "Traffic",
+        f"{rate:.10g}",
+        "/s",
+        _around(rate, whole=False),
+        whole=False,
+    )
+
+
+def _adapters(scenario: Scenario) -> Iterator[Control]:
+    adapters = scenario.adapters
+    count = adapters.count
+    named = "the adapters are those of a file, so their number is given" if count is None else ""
+    if adapters.base_alone:
+        named = "this scenario serves no adapters"
+    yield Control(
+        "adapters.count", "adapters", "Traffic", str(count or ""), stops=_around(count or 100), disabled=named
+    )
+    mixed = "the scenario has a mix of ranks" if adapters.mix else ""
+    yield Control(
+        "adapters.rank",
+        "LoRA rank",
+        "Traffic",
+        "" if mixed else str(adapters.rank),
+        stops=_with(_RANKS, adapters.rank),
+        disabled=mixed,
+    )
+
+
+def _memory(scenario: Scenario) -> Iterator[Control]:
+    gpu, host = scenario.cache.gpu, scenario.cache.host
+    disabled = ""
+    if gpu.slots is None:
+        disabled = "GPU memory for adapters is given in bytes here (cache.gpu.size), not in slots"
+        if gpu.unified:
+            disabled = "adapters share GPU memory with the KV cache here (cache.gpu.unified)"
+    yield Control(
+        "cache.gpu.slots",
+        "GPU slots",
+        "Memory",
+        str(gpu.slots or ""),
+        stops=_around(gpu.slots or 32),
+        disabled=disabled,
+    )
+    disabled, slots = "", None if host is None else host.slots
+    if host is not None and slots is None:
+        disabled = "host memory is given in bytes here (cache.host.size), not in slots"
+        if host.fill == "start":
+            disabled = "all adapters are in host memory from the start here (cache.host.fill)"
+    own = slots or scenario.adapters.count or 100
+    stops = _around(own)
+    yield Control(
+        "cache.host.slots",
+        "host slots",
+        "Memory",
+        str(slots or ""),
+        stops=stops if host is not None else ("", *stops),
+        disabled=disabled,
+    )
+
+
+def _fleet(scenario: Scenario) -> Iterator[Control]:
+    fleet = scenario.fleet
+    yield from _replicas(scenario)
+    parallel, disabled = "", ""
+    if fleet.pools:
+        disabled = "each pool has GPUs of its own"
+    elif fleet.engine == "fixed":
+        disabled = "engine fixed is a queue with a given service time, not a GPU"
+    else:
+        profile = profile_of(scenario)[0]
+        parallel = str(gpus_per_replica(scenario, profile) if profile is not None else 1)
+    yield Control(
+        "fleet.tensor_parallel",
+        "GPUs per replica (TP)",
+        "Fleet",
+        parallel,
+        stops=_with(_TENSOR_PARALLEL, int(parallel or 1)),
+        disabled=disabled,
+    )
+    names = [name for name in ENGINES.all_names() if name != "fixed"]
+    yield Control(
+        "fleet.engine",
+        "engine",
+        "Fleet",
+        fleet.engine,
+        choices=tuple((name, engine_words(name)) for name in dict.fromkeys([fleet.engine, *names])),
+        disabled="engine fixed has a service time, which no other engine takes" if fleet.engine == "fixed" else "",
+    )
+    yield Control(
+        "router.policy",
+        "router",
+        "Fleet",
+        scenario.router.policy,
+        choices=tuple((name, name) for name in ROUTERS.all_names(scenario.given.routers)),
+    )
+
+
+def _replicas(scenario: Scenario) -> Iterator[Control]:
+    fleet = scenario.fleet
+    for pool in fleet.pools:
+        yield Control(
+            f"fleet.pools.{pool.name}.replicas",
+            f"replicas in pool {pool.name}",
+            "Fleet",
+            str(pool.replicas),
+            stops=_with(range(9), pool.replicas),
+        )
+    if fleet.pools:
+        return
+    disabled = ""
+    if fleet.autoscale is not None:
+        disabled = f"an autoscaler decides here, between {fleet.autoscale.min} and {fleet.autoscale.max}"
+    yield Control(
+        "fleet.replicas",
+        "replicas",
+        "Fleet",
+        str(fleet.replicas),
+        stops=_with(range(1, max(8, 2 * fleet.replicas) + 1), fleet.replicas),
+        disabled=disabled,
+    )
+
+
+def _targets(scenario: Scenario) -> Iterator[Control]:
+    terms = [name for name in Slo.model_fields if getattr(scenario.slo, name) is not None]
+    for name in terms or ["ttft_p99"]:
+        target = getattr(scenario.slo, name)
+        kind, _, statistic = name.partition("_")
+        if name == "miss_ratio":
+            stops = _with(_SHARES, round(100 * target))
+            yield Control(
+                "slo.miss_ratio", "SLO: miss ratio", "Targets", f"{100 * target:.10g}", "%", stops, whole=False
+            )
+            continue
+        scale = target if target is not None else 1.0
+        unit, factor = (" ms", 1000.0) if scale < 1 else (" s", 1.0)
+        stops = _around(scale * factor, whole=False)
+        yield Control(
+            f"slo.{name}",
+            f"SLO: {statistic} {_SLO_WORDS[kind]}",
+            "Targets",
+            "" if target is None else f"{target * factor:.10g}",
+            unit,
+            stops if terms else ("", *stops),
+            whole=False,
+        )
+
+
+def _around(value: float, *, whole: bool = True) -> tuple[str, ...]:
+    """Return stops from an eighth of a value to eight times it: doublings are exact, others have two digits."""
+    found = dict[float, None]()
+    for place in range(-_OCTAVES * _STEPS, _OCTAVES * _STEPS + 1):
+        number = value * 2 ** (place / _STEPS)
+        if place % _STEPS:
+            number = float(f"{number:.2g}")
+        if whole:
+            number = max(1, round(number))
+        found[number] = None
+    own = round(value) if whole else value
+    return tuple(f"{number:.10g}" for number in sorted({*found, own}))
+
+
+def _with(values: range | tuple[int, ...], own: int) -> tuple[str, ...]:
+    """Return values as stops, with the scenario's own among them."""
+    return tuple(str(value) for value in sorted({*values, own}))

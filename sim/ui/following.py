@@ -1,0 +1,277 @@
+"""Follows a visitor: from the values of controls to events that change parts of the page."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sim.errors import InputError, LoraplanError
+from sim.results.point import Point
+from sim.ui import fragments
+from sim.ui.controls import Control, curve_values
+from sim.ui.estimates import estimate
+from sim.ui.library import ChosenDesign, Library, Opened, problems_of
+from sim.ui.simulating.desk import Desk
+from sim.ui.simulating.tasks import SHORT, Judged, TooLong
+from sim.ui.simulating.workers import TooSlow
+
+Event = dict[str, Any]
+"""What the page is sent: ``stage``, and perhaps ``parts`` (HTML by id), ``status`` (a line), ``problems``."""
+MOST_PINS = 3
+_DRAWN_EVERY_S, _DRAWN_FROM = 0.7, 4
+"""While its points come, a curve is drawn again after so many seconds, with at least so many points."""
+
+
+class Asked(BaseModel):
+    """What a page asks: a scenario and the values of its controls.
+
+    :ivar text: of a file that the visitor chose; None: ``name`` is one of the library's.
+    :ivar moved: key of the control that was moved last.
+    :ivar pins: values of pinned designs.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(max_length=1000)
+    text: str | None = Field(default=None, max_length=1_000_000)
+    values: dict[str, str] = Field(default_factory=dict, max_length=100)
+    moved: str | None = Field(default=None, max_length=200)
+    pins: list[dict[str, str]] = Field(default_factory=list, max_length=MOST_PINS)
+
+
+def open_asked(library: Library, asked: Asked) -> Opened:
+    """Return the scenario that a page asks for.
+
+    :raises InputError: with every problem found.
+    """
+    return library.open(asked.name, asked.text, again=False)
+
+
+def opened_event(library: Library, asked: Asked) -> Event:
+    """Return what changes on the page when a scenario is opened."""
+    try:
+        opened = library.open(asked.name, asked.text)
+    except InputError as error:
+        return {"stage": "refused", "problems": problems_of(error, (), None)}
+    parts = {"heading": fragments.heading(opened), "controls": fragments.control_panel(opened)}
+    return {"stage": "opened", "name": opened.name, "parts": parts}
+
+
+async def follow(desk: Desk, library: Library, asked: Asked) -> AsyncIterator[Event]:
+    """Yield events for a design: the formulas' estimate, a short run, the curve, ever longer runs, the final numbers.
+
+    Closing the iterator stops whatever is under way for it and for nobody else.
+    """
+    controls: tuple[Control, ...] = ()
+    try:
+        opened = await asyncio.to_thread(open_asked, library, asked)
+        controls = opened.controls
+        design = await asyncio.to_thread(opened.design, asked.values)
+        rough = await asyncio.to_thread(estimate, design)
+    except InputError as error:
+        yield {"stage": "refused", "problems": problems_of(error, controls, asked.moved)}
+        return
+    yield {
+        "stage": "estimate",
+        "status": "Estimated by formulas; a short run is under way.",
+        "parts": {"estimate": fragments.estimate_box(rough), "commands": fragments.commands(design, rough)},
+    }
+    try:
+        await asyncio.to_thread(getattr, design, "key")  # reads the files that the scenario names
+        known = desk.known(design)
+        judged = known or await desk.short(design)
+    except LoraplanError as error:
+        yield _refusal(error, controls, asked.moved)
+        return
+    if not judged.final:
+        yield _judged_event(judged, design, "short", "From a short run. The full run is under way.")
+    async for event in _merged(
+        [
+            lambda say: _full(desk, library, asked, design, say),
+            lambda say: _curve(desk, library, asked, design, say),
+        ]
+    ):
+        yield event
+
+
+Say = Callable[[Event], None]
+
+
+async def _merged(parts: list[Callable[[Say], Awaitable[None]]]) -> AsyncIterator[Event]:
+    """Yield what several coroutines say, as it comes; they are cancelled when the iterator is closed."""
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    async def one(part: Callable[[Say], Awaitable[None]]) -> None:
+        try:
+            await part(events.put_nowait)
+        finally:
+            events.put_nowait(None)
+
+    tasks = [asyncio.ensure_future(one(part)) for part in parts]
+    left = len(tasks)
+    try:
+        while left:
+            event = await events.get()
+            if event is None:
+                left -= 1
+            else:
+                yield event
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def _full(desk: Desk, library: Library, asked: Asked, design: ChosenDesign, say: Say) -> None:
+    pins = await _pinned(desk, library, asked, design, say)
+    try:
+        async for found in desk.evaluate(design):
+            if not isinstance(found, Judged):
+                say({"stage": "progress", "done": found.done, "of": found.of, "status": _steps(found.done, found.of)})
+            elif found.final:
+                run = design.loaded.scenario.run
+                status = (
+                    f"Final: the numbers of loraplan run ({_counted(run.replications, 'replication')}, with headroom)."
+                )
+                say(_judged_event(found, design, "final", status))
+                await _compare(desk, pins, design, found, say)
+            else:
+                say(_judged_event(found, design, "tighter", _steps(found.done, found.of)))
+    except TooSlow:
+        say({"stage": "stopped", "status": "The full run takes too long for a page. Run the command below."})
+    except TooLong as error:
+        say({"stage": "stopped", "status": f"Short runs only: {error}. Run the command below."})
+    except LoraplanError as error:
+        say(_refusal(error, design.opened.controls, asked.moved))
+
+
+async def _pinned(
+    desk: Desk, library: Library, asked: Asked, design: ChosenDesign, say: Say
+) -> list[tuple[ChosenDesign, Judged | None]]:
+    """Return the pinned designs with what is known of them, and show them."""
+    found: list[tuple[ChosenDesign, Judged | None]] = []
+    for values in asked.pins:
+        try:
+            pin = await asyncio.to_thread(design.opened.design, values)
+            known = await asyncio.to_thread(desk.known, pin)
+            found.append((pin, known or await desk.short(pin)))
+        except InputError:
+            continue  # a pin of a scenario that has changed meanwhile
+    judged = desk.known(design)
+    if judged is not None:
+        await _compare(desk, found, design, judged, say)
+    elif not found:
+        say({"stage": "compared", "parts": {"pins": ""}})
+    return found
+
+
+async def _compare(
+    desk: Desk,
+    pins: list[tuple[ChosenDesign, Judged | None]],
+    design: ChosenDesign,
+    judged: Judged,
+    say: Say,
+) -> None:
+    rows = []
+    for pin, _ in pins:
+        known = desk.known(pin)
+        if known is not None and known.final and not judged.final:
+            known = await desk.short(pin)  # like with like
+        elif known is not None and judged.final and not known.final:
+            async for found in desk.evaluate(pin):
+                known = found if isinstance(found, Judged) else known
+        rows.append(await asyncio.to_thread(fragments.compare, (pin, known), (design, judged)))
+    say({"stage": "compared", "parts": {"pins": fragments.comparison(rows)}})
+
+
+async def _curve(desk: Desk, library: Library, asked: Asked, design: ChosenDesign, say: Say) -> None:
+    """Show p99 along the control that was moved last, point by point."""
+    control = curve_control(design.opened, asked.moved)
+    if control is None:
+        say({"stage": "curve", "parts": {"curve": fragments.no_curve("No control of this scenario gives a curve.")}})
+        return
+    here = control.check(asked.values.get(control.key, control.value))
+    terms = design.loaded.scenario.slo.terms()
+    points: dict[str, Point] = {}
+    wanted = curve_values(control, here)
+    drawn = time.monotonic()
+    for value in wanted:
+        try:
+            other = (
+                design
+                if value == here
+                else await asyncio.to_thread(design.opened.design, {**asked.values, control.key: value})
+            )
+            await asyncio.to_thread(getattr, other, "key")
+            judged = await desk.short(other, curve=True)
+        except LoraplanError:
+            continue  # this value can't be simulated; the curve leaves it out
+        points[value] = replace(judged.point, set={control.key: _typed(control, value)})
+        if len(points) >= _DRAWN_FROM and time.monotonic() > drawn + _DRAWN_EVERY_S:
+            await _draw(desk, control, points, here, terms, say)
+            drawn = time.monotonic()
+    await _draw(desk, control, points, here, terms, say)
+    say({"stage": "curve", "whole": True})
+
+
+async def _draw(
+    desk: Desk, control: Control, points: Mapping[str, Point], here: str, terms: dict[str, float], say: Say
+) -> None:
+    chart = None
+    if len(points) > 1:
+        order = [name for name, _ in control.choices] or sorted(points, key=float)
+        ordered = tuple(points[value] for value in order if value in points)
+        chart = await desk.curve(ordered, _typed(control, here), terms)
+    if chart is None:
+        text = f"No curve: {control.words} has no other value here that can be simulated."
+        say({"stage": "curve", "parts": {"curve": fragments.no_curve(text)}})
+    else:
+        say({"stage": "curve", "parts": {"curve": fragments.curve_figure(chart, SHORT)}})
+
+
+def curve_control(opened: Opened, moved: str | None) -> Control | None:
+    """Return the control that a curve is along: the one that was moved last, unless it is a target."""
+    useful = [control for control in opened.controls if not control.disabled and not control.key.startswith("slo.")]
+    named = next((control for control in useful if control.key == moved), None)
+    return (
+        named
+        or next((control for control in useful if control.key == "cache.gpu.slots"), None)
+        or (useful[0] if useful else None)
+    )
+
+
+def _typed(control: Control, value: str) -> Any:
+    """Return a value as a sweep would have it."""
+    if control.choices or control.unit:
+        return f"{value}{control.unit}"
+    return float(value) if "." in value else int(value)
+
+
+def _judged_event(judged: Judged, design: ChosenDesign, stage: str, status: str) -> Event:
+    event: Event = {"stage": stage, "status": status, "parts": fragments.answer_parts(judged, design.loaded)}
+    event["said"] = judged.answer.headline
+    if judged.of:
+        event |= {"done": judged.done, "of": judged.of}
+    return event
+
+
+def _refusal(error: LoraplanError, controls: tuple[Control, ...], moved: str | None) -> Event:
+    if isinstance(error, InputError):
+        return {"stage": "refused", "problems": problems_of(error, controls, moved)}
+    return {"stage": "refused", "problems": [{"control": "", "text": str(error)}]}
+
+
+def _steps(done: int, of: int) -> str:
+    return f"{done} of {of} steps of the full run are done."
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,186 @@
+"""Parts of the page as HTML, from the report's own sentences, tiles, tables and charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reports.answers.run_comparison import Comparison, compare_runs
+from reports.charts.svg import Chart
+from reports.formatting import key_words, metric_words, money, percent, show
+from reports.pages.page import environment, page_script
+from reports.pages.run_page import verdict_badge
+from reports.table import Table
+from reports.tables.comparison_tables import key_table
+from reports.tables.metric_tables import make_tiles
+from reports.text.answer_text import Answer
+from reports.text.comparison_text import headline
+from reports.text.setup_text import setup_line
+from sim.results.run_directory.store import RunData
+from sim.spec.scenario_file import LoadedScenario
+from sim.ui.controls import Control
+from sim.ui.estimates import Estimate
+from sim.ui.library import ChosenDesign, Library, Opened
+from sim.ui.simulating.tasks import Judged
+
+_PAGE = Path(__file__).parent / "page"
+
+
+@dataclass(frozen=True)
+class ComparedPin:
+    """A pinned design next to the present one.
+
+    :ivar name: what it differs in from the scenario; ``sentence``: how the present one compares.
+    :ivar table: None where there is nothing to compare yet.
+    """
+
+    name: str
+    sentence: str
+    table: Table | None
+
+
+def whole_page(library: Library, opened: Opened, token: str) -> str:
+    """Return the page, before anything is simulated."""
+    html: str = _template("page.html.j2").render(
+        opened=opened,
+        heading=heading(opened),
+        controls=control_panel(opened),
+        bundled=library.bundled(),
+        files=library.files(),
+        folder=str(library.folder),
+        token=token,
+        script=page_script(_PAGE / "page.js"),
+    )
+    return html
+
+
+def page_policy() -> str:
+    """Return the Content-Security-Policy of the page: nothing but its own script may run, and nothing be fetched but
+    from where it came from."""
+    return (
+        f"default-src 'none'; script-src '{page_script(_PAGE / 'page.js').hash}'; style-src 'unsafe-inline'; "
+        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def report_policy() -> str:
+    """Return the policy of reports, whose one script sorts tables and copies commands."""
+    return (
+        f"default-src 'none'; script-src '{page_script().hash}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def heading(opened: Opened) -> str:
+    """Return the name and question of a scenario."""
+    return _part("heading", opened.loaded.scenario.name, opened.loaded.scenario.description)
+
+
+def control_panel(opened: Opened) -> str:
+    """Return all controls of a scenario, by group."""
+    groups: dict[str, list[Control]] = {}
+    for control in opened.controls:
+        groups.setdefault(control.group, []).append(control)
+    return _part("panel", groups)
+
+
+def estimate_box(estimate: Estimate) -> str:
+    """Return the formulas' numbers."""
+    screened = estimate.screened
+    rows = [("miss ratio", percent(screened.miss_ratio))]
+    if screened.gpu_load is not None:
+        rows.append(("GPU load", percent(screened.gpu_load)))
+    if screened.loader_load is not None:
+        rows.append(("load of the loaders", percent(screened.loader_load)))
+    if estimate.headroom is not None:
+        rows.append(("queues grow beyond", f"{estimate.headroom:.2g} × this traffic"))
+    if estimate.usd_per_month is not None:
+        rows.append(("cost per month", money(estimate.usd_per_month)))
+    return _part("estimates", rows)
+
+
+def answer_parts(judged: Judged, loaded: LoadedScenario) -> dict[str, str]:
+    """Return the answer, its key numbers and its first line, by the id of their place."""
+    point, terms = judged.point, loaded.scenario.slo.terms()
+    slo = [f"{metric_words(name)} {show(name, target)}" for name, target in terms.items()]
+    badge = verdict_badge([point], terms, judged.answer.verdict)
+    tiles = make_tiles(point, terms)
+    return {
+        "answer": _part("answer_body", judged.answer, badge, slo, ""),
+        "tiles": _part("key_numbers", tiles, "") if tiles else "",
+        "notes": _part("notes", [*judged.answer.details[4:], *dict.fromkeys(point.warnings)]),
+        "setup": _part("plain", setup_line([point])),
+        "glance": _part("glance", badge, tiles[:2], judged.answer),
+    }
+
+
+def curve_figure(chart: Chart, requests: int) -> str:
+    """Return the curve, with what it is made from."""
+    return _part("curve", chart, requests)
+
+
+def no_curve(why: str) -> str:
+    """Return why there is no curve."""
+    return _part("plain", why)
+
+
+def commands(design: ChosenDesign, estimate: Estimate) -> str:
+    """Return the command lines that simulate and that start this design."""
+    return _part("commands", design.command(), estimate.flags, estimate.no_flags)
+
+
+def comparison(pins: Sequence[ComparedPin]) -> str:
+    """Return the pinned designs and how the present one compares with each."""
+    return _part("compared", pins)
+
+
+def compare(pin: tuple[ChosenDesign, Judged | None], present: tuple[ChosenDesign, Judged]) -> ComparedPin:
+    """Compare the present design with a pinned one."""
+    design, judged = pin
+    name = design_words(design)
+    if design.loaded.data == present[0].loaded.data:
+        return ComparedPin(name, "This is the present design.", None)
+    if judged is None:
+        return ComparedPin(name, "It is being simulated.", None)
+    if judged.final != present[1].final:
+        return ComparedPin(name, "The comparison follows when both full runs are done.", None)
+    found: Comparison = compare_runs(_run("pin", design, judged), _run("present", *present))
+    kind = "" if judged.final else " These are short runs; full runs follow."
+    return ComparedPin(name, f"{headline(found)}{kind}", key_table(found))
+
+
+def design_words(design: ChosenDesign) -> str:
+    """Return what a design differs in from its scenario, in words."""
+    said = []
+    for setting in design.settings:
+        key, _, value = setting.partition("=")
+        said.append(f"{key_words(key)} {value}")
+    return ", ".join(said) or f"{design.opened.loaded.scenario.name} as it is"
+
+
+def made(answer: Answer | None, link: str, path: str) -> str:
+    """Return the link to a report that was written, and the answer of a plan."""
+    return _part("made", answer, link, path)
+
+
+def _run(name: str, design: ChosenDesign, judged: Judged) -> RunData:
+    """Return a point as a run, which comparisons are made from."""
+    manifest = {
+        "kind": "run",
+        "status": "finished",
+        "scenario": design.loaded.data,
+        "seed": design.loaded.scenario.run.seed,
+        "replications": design.loaded.scenario.run.replications,
+    }
+    return RunData(Path(name), manifest, [judged.point])
+
+
+def _part(macro: str, *values: Any) -> str:
+    own, reports = (_template(name).module for name in ("parts.html.j2", "macros.html.j2"))
+    return str(getattr(own if hasattr(own, macro) else reports, macro)(*values))
+
+
+def _template(name: str) -> Any:
+    return environment(_PAGE).get_template(name)

@@ -1,0 +1,53 @@
+"""The question of ``plan from here``: what to look for, and in which range."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from sim.errors import ScenarioError
+from sim.studies.planning.plan_study import free_folder
+from sim.ui.controls import Control
+from sim.ui.library import ChosenDesign
+from sim.ui.simulating.tasks import PlanFromHere
+
+_MAXIMIZED = ("workload.arrivals.rate", "workload.arrivals.concurrency", "adapters.count", "workload.trace.time_scale")
+"""Keys of which more is wanted; less of others."""
+
+
+def plan_from_here(design: ChosenDesign, moved: str | None, runs: Path) -> tuple[PlanFromHere, str]:
+    """Return the plan along the control that was moved last, and its question in words.
+
+    :param runs: folder of run directories.
+    :raises InputError: if nothing can be planned along it.
+    """
+    control = _planned(design, moved)
+    verb = "maximize" if control.key in _MAXIMIZED else "minimize"
+    low, high = (_typed(control, stop) for stop in (next(filter(None, control.stops)), control.stops[-1]))
+    question: dict[str, Any] = {verb: control.key, "range": [low, high]}
+    loaded = design.loaded.with_values({"plan": question})
+    span = f"{control.key}={low}..{high}"
+    command = f"{design.command('plan')} --{verb} {shlex.quote(span)}"
+    most = "largest" if verb == "maximize" else "smallest"
+    words = f"the {most} {control.words} from {low} to {high} that meets the SLO"
+    return PlanFromHere(loaded, free_folder(loaded, question, runs), command), words
+
+
+def _planned(design: ChosenDesign, moved: str | None) -> Control:
+    able = [
+        control
+        for control in design.opened.controls
+        if control.stops and not control.disabled and not control.key.startswith("slo.")
+    ]
+    found = next((control for control in able if control.key == moved), None)
+    found = found or next((control for control in able if control.key == "cache.gpu.slots"), None)
+    if found is None:
+        raise ScenarioError("a plan needs a number to look for", hint="move a slider first, such as GPU slots")
+    return found
+
+
+def _typed(control: Control, value: str) -> Any:
+    if control.unit:
+        return f"{value}{control.unit}"
+    return float(value) if "." in value else int(value)

@@ -1,0 +1,192 @@
+"""The desk of a page: hands tasks to workers, shares what several visitors want, keeps what was computed."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reports.charts.svg import Chart
+from sim.errors import LoraplanError
+from sim.results.point import Point
+from sim.ui.library import ChosenDesign
+from sim.ui.simulating.tasks import Curve, Evaluation, Judged, PlanFromHere, Progress, Report, ShortRun
+from sim.ui.simulating.worker import DONE, Ended, Task
+from sim.ui.simulating.workers import FIRST, LAST, LATER, SECOND, Job, Worker, Workers
+
+_POINTS_KEPT = 128
+"""Points of designs that were looked at: about 150 kB each; a curve has up to 13."""
+_FOLDERS_KEPT = 12
+"""Run directories of final designs."""
+ANSWER_S, PLAN_S = 120.0, 600.0
+"""Computing time of one answer, and of a plan or a report, at most."""
+
+
+@dataclass(eq=False)
+class _Shared:
+    """A job with everybody who waits for it; the last one to leave cancels it."""
+
+    job: Job
+    worker: Worker
+    waiting: list[asyncio.Queue[Any]] = field(default_factory=list)
+    latest: Any = None
+
+
+class Desk:
+    """Simulates designs, each of them once.
+
+    :param workers: which it ends when it is closed.
+    :ivar started: how often the simulation of each design was started, by kind and key.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="loraplan-ui-")
+        self._workers = workers
+        self._answers, self._curves = workers.answers, workers.curves
+        self._under_way: dict[tuple[str, str], _Shared] = {}
+        self._points: OrderedDict[tuple[str, str], Judged] = OrderedDict()
+        self._folders: OrderedDict[str, Path] = OrderedDict()
+        self.started: Counter[tuple[str, str]] = Counter()
+
+    def close(self) -> None:
+        """End the workers and remove what they wrote."""
+        self._workers.close()
+        self._scratch.cleanup()
+
+    @property
+    def simulated(self) -> int:
+        """Simulations that the workers have made."""
+        return self._answers.simulated + self._curves.simulated
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being computed."""
+        return self._answers.busy or self._curves.busy
+
+    def known(self, design: ChosenDesign) -> Judged | None:
+        """Return the best that is known of a design without computing anything."""
+        return self._points.get(("final", design.key)) or self._points.get(("short", design.key))
+
+    async def short(self, design: ChosenDesign, *, curve: bool = False) -> Judged:
+        """Return the point of a short run.
+
+        :param curve: whether it is for a curve only, which may wait.
+        :raises LoraplanError: if it can't be simulated.
+        """
+        key = "short", design.key
+        if key not in self._points:
+            worker, urgency = (self._curves, SECOND) if curve else (self._answers, FIRST)
+            task = ShortRun(design.loaded, design.traffic_key)
+            async for judged in self._follow(key, task, worker, urgency, ANSWER_S):
+                self._keep(key, judged)
+        return self._points[key]
+
+    async def evaluate(self, design: ChosenDesign) -> AsyncIterator[Judged | Progress]:
+        """Yield ever better points of a design, the last of which ``loraplan run`` gives as well.
+
+        :raises LoraplanError: if it can't be simulated; ``TooSlow`` if it takes too long.
+        """
+        key = "final", design.key
+        if key in self._points:
+            yield self._points[key]
+            return
+        task = self._evaluation(design)
+        async for found in self._follow(key, task, self._answers, LATER, ANSWER_S):
+            if isinstance(found, Judged) and found.final:
+                self._keep(key, found)
+            yield found
+
+    async def curve(self, points: tuple[Point, ...], here: Any, terms: dict[str, float]) -> Chart | None:
+        """Return the chart of p99 along one key; None where there is nothing to draw.
+
+        :param points: with that key in their ``set``; ``here``: its present value.
+        """
+        key = "curve", str(id(points))
+        found = [chart async for chart in self._follow(key, Curve(points, here, terms), self._curves, SECOND, ANSWER_S)]
+        return found[-1] if found else None
+
+    async def report(self, design: ChosenDesign, destination: Path) -> Path:
+        """Write the report of a design into a new folder and return its page."""
+        key = "report", str(destination)
+        task = Report(self._evaluation(design), destination)
+        found = [each async for each in self._follow(key, task, self._answers, LAST, PLAN_S)]
+        return Path(found[-1])
+
+    async def plan(self, task: PlanFromHere) -> Any:
+        """Answer a plan and return its answer and its page."""
+        key = "plan", str(task.destination)
+        found = [each async for each in self._follow(key, task, self._curves, LAST, PLAN_S)]
+        return found[-1]
+
+    def _evaluation(self, design: ChosenDesign) -> Evaluation:
+        key = design.key
+        if key not in self._folders:
+            self._folders[key] = Path(self._scratch.name) / key
+        self._folders.move_to_end(key)
+        while len(self._folders) > _FOLDERS_KEPT:
+            _, folder = self._folders.popitem(last=False)
+            shutil.rmtree(folder, ignore_errors=True)
+        return Evaluation(design.loaded, design.traffic_key, self._folders[key], design.command())
+
+    def _keep(self, key: tuple[str, str], judged: Judged) -> None:
+        self._points[key] = judged
+        self._points.move_to_end(key)
+        while len(self._points) > _POINTS_KEPT:
+            self._points.popitem(last=False)
+
+    async def _follow(
+        self, key: tuple[str, str], task: Task, worker: Worker, urgency: int, limit_s: float
+    ) -> AsyncIterator[Any]:
+        """Yield what a task says, together with everybody else who wants it."""
+        shared = self._under_way.get(key) or self._begin(key, task, worker, urgency, limit_s)
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        shared.waiting.append(queue)
+        if shared.latest is not None:
+            queue.put_nowait(shared.latest)
+        try:
+            while True:
+                message = await queue.get()
+                if not isinstance(message, Ended):
+                    yield message
+                    continue
+                if message.how != DONE:
+                    raise _error_of(message)
+                return
+        finally:
+            shared.waiting.remove(queue)
+            if not shared.waiting and self._under_way.get(key) is shared:
+                del self._under_way[key]
+                shared.worker.cancel(shared.job)
+
+    def _begin(self, key: tuple[str, str], task: Task, worker: Worker, urgency: int, limit_s: float) -> _Shared:
+        loop = asyncio.get_running_loop()
+
+        def deliver(message: Any) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(hand_out, message)
+
+        def hand_out(message: Any) -> None:
+            if isinstance(message, Ended):
+                if self._under_way.get(key) is shared:
+                    del self._under_way[key]
+            else:
+                shared.latest = message
+            for queue in shared.waiting:
+                queue.put_nowait(message)
+
+        shared = _Shared(Job(task, urgency, deliver, limit_s), worker)
+        self._under_way[key] = shared
+        self.started[key] += 1
+        worker.submit(shared.job)
+        return shared
+
+
+def _error_of(ended: Ended) -> Exception:
+    error = ended.error
+    return error if isinstance(error, LoraplanError) else LoraplanError(str(error).splitlines()[0])

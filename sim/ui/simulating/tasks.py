@@ -1,0 +1,308 @@
+"""What a worker process computes for a page. Each task yields messages; the last one is its result.
+
+A task that is stopped leaves what it has finished in the worker's ``Memory``, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from reports.pages.run_page import point_answer, run_answer, write_report
+from reports.text.answer_text import Answer
+from sim.errors import LoraplanError
+from sim.results.fleet_costs.prices import priced
+from sim.results.point import Point
+from sim.results.point_summary import summarise
+from sim.results.run_directory.headroom_record import Headroom
+from sim.results.run_directory.store import read_run
+from sim.spec.profile_choice import prices_of
+from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import LoadedScenario
+from sim.spec.sections.tenants import Slo
+from sim.studies.backends.pool import Local
+from sim.studies.evaluate import (
+    COUNTERFACTUAL,
+    REPLICATION,
+    Design,
+    EvaluationOptions,
+    Part,
+    evaluate,
+    facts_of,
+    make_design,
+    parts_of,
+    setup_of,
+    simulate_part,
+)
+from sim.studies.execution import Execution
+from sim.studies.short_runs import Traffic, steady
+from sim.studies.sweep import run_study
+from sim.world.replication import simulate
+
+if TYPE_CHECKING:
+    from sim.results.records import Recording
+    from sim.world.world import World
+
+Entry = TypeVar("Entry")
+
+SHORT = 2_000
+"""Requests of a short run; up to twice as many where traffic is bursty or changes with time."""
+SECTIONS = 20
+MOST_REQUESTS = 3_000_000
+"""Requests of a design in all its replications and draws, at most: longer ones are left to the command line."""
+_SHORT_RUNS_KEPT = 16
+_DESIGNS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A point and what it says.
+
+    :ivar done, of: simulations that it is made from, and those that the final one is made from; 0 of 0: a short run.
+    :ivar final: whether it is what ``loraplan run`` gives.
+    :ivar headroom: how much more traffic fits; for final ones.
+    """
+
+    point: Point
+    answer: Answer
+    done: int = 0
+    of: int = 0
+    final: bool = False
+    headroom: Headroom | None = None
+
+
+class TooLong(LoraplanError):
+    """A design has more requests than a page simulates."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many simulations of a design are done."""
+
+    done: int
+    of: int
+
+
+@dataclass
+class _Kept:
+    """What is kept of a design whose evaluation was stopped.
+
+    :ivar slo: the objective with which draws and baselines were counted; recordings don't depend on it.
+    """
+
+    design: Design
+    parts: dict[Part, Any] = field(default_factory=dict)
+    slo: Slo = field(default_factory=Slo)
+
+    def with_slo(self, scenario: Scenario) -> Design:
+        """Return the design with this scenario's objective, and forget what was counted with another one."""
+        if self.slo != scenario.slo:
+            for part in [part for part in self.parts if part.kind not in (REPLICATION, COUNTERFACTUAL)]:
+                del self.parts[part]
+            self.slo = scenario.slo
+        return replace(self.design, scenario=scenario, world=_with_slo(self.design.world, scenario.slo))
+
+
+@dataclass
+class Memory:
+    """What a worker keeps between tasks, within bounds.
+
+    :ivar shorts: world and recording of short runs; ``designs``: parts of evaluations. Both by ``traffic_key``.
+    :ivar simulated: how many simulations it has made, for tests.
+    """
+
+    shorts: OrderedDict[str, tuple[World, Recording]] = field(default_factory=OrderedDict)
+    designs: OrderedDict[str, _Kept] = field(default_factory=OrderedDict)
+    simulated: int = 0
+
+    def short(self, key: str, loaded: LoadedScenario) -> tuple[World, Recording]:
+        """Return the short run of a scenario; designs that differ in their SLO share it."""
+        if key not in self.shorts:
+            traffic = Traffic.of(steady(loaded.scenario))
+            world = traffic.world(1.0, max(1, round(SHORT * min(1.0, 2 / traffic.burstiness))))
+            self.simulated += 1
+            self.shorts[key] = world, simulate(world, 0, SECTIONS)
+        return _kept(self.shorts, key, _SHORT_RUNS_KEPT)
+
+    def design(self, key: str, loaded: LoadedScenario) -> _Kept:
+        """Return what is known of a design."""
+        if key not in self.designs:
+            self.designs[key] = _Kept(make_design(loaded.scenario))
+        return _kept(self.designs, key, _DESIGNS_KEPT)
+
+
+def _kept(found: OrderedDict[str, Entry], key: str, most: int) -> Entry:
+    found.move_to_end(key)
+    while len(found) > most:
+        found.popitem(last=False)
+    return found[key]
+
+
+@dataclass(frozen=True)
+class ShortRun:
+    """Simulate few requests, without draws of the profile."""
+
+    draws: ClassVar[bool] = False
+    loaded: LoadedScenario
+    traffic_key: str
+
+    def run(self, memory: Memory) -> Iterator[Judged]:
+        """Yield the point."""
+        world, recording = memory.short(self.traffic_key, self.loaded)
+        world = _with_slo(world, self.loaded.scenario.slo)
+        point = summarise([recording], facts_of(world), {}, list(world.notes))
+        point = priced(replace(point, setup=setup_of(world)), *prices_of(self.loaded.scenario))
+        yield _judged(point, self.loaded)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Do what ``loraplan run`` does, and show how far it is: one replication after the other, draws, headroom.
+
+    :ivar folder: a run directory to be written; one that holds this run is read.
+    :ivar command: the command line that reproduces it.
+    """
+
+    draws: ClassVar[bool] = False
+    loaded: LoadedScenario
+    traffic_key: str
+    folder: Path
+    command: str
+
+    def run(self, memory: Memory) -> Iterator[Judged | Progress]:
+        """Yield a point after every replication, then the final one.
+
+        :raises TooLong: if it has too many requests.
+        """
+        kept = memory.design(self.traffic_key, self.loaded)
+        design = kept.with_slo(self.loaded.scenario)
+        doubles = design.scenario.run.half_width is not None  # then the run itself decides what follows
+        parts = [part for part in parts_of(design, EvaluationOptions()) if part.kind == REPLICATION or not doubles]
+        if len(parts) * (design.world.traffic.expected_requests() or 0) > MOST_REQUESTS:
+            raise TooLong(f"a run of this design simulates more than {MOST_REQUESTS:,} requests")
+        of = len(parts) + 1  # the last step is what else a run does: headroom, tables
+        for done, part in enumerate(parts, 1):
+            if part not in kept.parts:
+                memory.simulated += 1
+                kept.parts[part] = simulate_part(design, part)
+            if part.kind == REPLICATION:
+                options = EvaluationOptions(replications=done, draws=False, counterfactual=False)
+                yield _judged(evaluate(design, options, known=dict(kept.parts)).point, self.loaded, done, of)
+            else:
+                yield Progress(done, of)
+        yield self._finish(kept.parts)
+
+    def _finish(self, known: dict[Part, Any]) -> Judged:
+        """Return the final point, from a run directory that is written as ``loraplan run`` writes it."""
+        pool = _Known(known)
+        try:
+            run_study(self.loaded, [{}], self.folder, Execution(pool, self.command), headroom=True)
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        data = read_run(self.folder)
+        return Judged(data.points[0], run_answer(data), final=True, headroom=data.headroom)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the report of a design that was evaluated into a folder of the visitor's.
+
+    :ivar evaluation: gives the run directory.
+    :ivar destination: a new folder.
+    """
+
+    draws: ClassVar[bool] = True
+    evaluation: Evaluation
+    destination: Path
+
+    def run(self, memory: Memory) -> Iterator[Any]:
+        """Yield progress, then the page's path."""
+        if not (self.evaluation.folder / "summary.json").is_file():
+            yield from self.evaluation.run(memory)
+        page = write_report(read_run(self.evaluation.folder))
+        self.destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(self.evaluation.folder, self.destination)
+        yield self.destination / page.name
+
+
+@dataclass(frozen=True)
+class PlanFromHere:
+    """Answer a plan's question, and write its report.
+
+    :ivar loaded: with its ``plan`` block.
+    """
+
+    draws: ClassVar[bool] = True
+    loaded: LoadedScenario
+    destination: Path
+    command: str
+
+    def run(self, memory: Memory) -> Iterator[Any]:
+        """Yield the plan's answer and the page's path."""
+        from sim.studies.planning.plan_study import make_plan
+
+        outcome = make_plan(self.loaded, self.destination, Execution(Local(1), self.command))
+        data = read_run(outcome.path)
+        answer = run_answer(data)
+        yield answer, write_report(data, answer)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Draw p99 along one key.
+
+    :ivar points: with that key in their ``set``.
+    :ivar here: its present value.
+    """
+
+    draws: ClassVar[bool] = True
+    points: tuple[Point, ...]
+    here: Any
+    terms: dict[str, float]
+
+    def run(self, memory: Memory) -> Iterator[Any]:
+        """Yield the chart; None where there is nothing to draw."""
+        from reports.axes import make_axes
+        from reports.charts.sweep_charts import latency_chart
+
+        axes = make_axes(self.points)
+        (key,) = {key for point in self.points for key in point.set}
+        chosen = next((point for point in self.points if point.set[key] == self.here), None)
+        yield latency_chart(self.points, axes[0], self.terms, chosen) if axes and chosen is not None else None
+
+
+class _Known:
+    """A pool that has the results of parts that were simulated before, and simulates others in this process."""
+
+    away = False
+
+    def __init__(self, known: dict[Part, Any]) -> None:
+        self._known = known
+
+    def unordered(self, task: Any, arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Yield the results in order."""
+        for given in arguments:
+            if len(given) == 2:  # a design and one of its parts
+                yield (given[1], self._known[given[1]]) if given[1] in self._known else task(*given)
+            else:  # a whole point, of a run that may be doubled
+                *what, known = given
+                yield task(*what, {**known, **self._known})
+
+    def for_workload(self, requests: float, least: int, tasks: int) -> _Known:
+        return self
+
+
+def _with_slo(world: World, slo: Slo) -> World:
+    return replace(world, scenario=world.scenario.model_copy(update={"slo": slo}))
+
+
+def _judged(point: Point, loaded: LoadedScenario, done: int = 0, of: int = 0) -> Judged:
+    assert point.setup is not None, "every point says on what it was simulated"
+    assumed = {each.status for each in point.setup.pools or (point.setup,)} == {"assumed"}
+    answer = point_answer(point, loaded.scenario.slo.terms(), loaded.data, assumed=assumed)
+    return Judged(point, answer, done, of)

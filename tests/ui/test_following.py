@@ -1,0 +1,222 @@
+"""What a page is told when something moves: in which order, computed how often, and whether it is what a run gives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served_page import TINY
+
+from sim.spec.files.yaml_text import yaml_text
+from sim.spec.scenario_file import load_scenario
+from sim.studies.execution import Execution
+from sim.studies.sweep import run_study
+from sim.ui import following
+from sim.ui.following import Asked, follow
+from sim.ui.library import Library
+from sim.ui.simulating.desk import Desk
+from sim.ui.simulating.tasks import Judged
+from sim.ui.simulating.workers import Workers
+
+Event = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chosen")
+    (folder / "tiny.yaml").write_text(TINY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    with closing(Workers()) as made:
+        yield made
+
+
+@pytest.fixture
+def desk(workers: Workers) -> Iterator[Desk]:
+    """A desk of its own with workers that stay warm."""
+    made = Desk(workers)
+    yield made
+    made._scratch.cleanup()
+
+
+def asked(values: dict[str, str] | None = None, moved: str | None = None, **more: Any) -> Asked:
+    return Asked(name="tiny.yaml", values=values or {}, moved=moved, **more)
+
+
+async def until(events: AsyncIterator[Event], stage: str) -> list[Event]:
+    """Return the events up to the first of a stage, and close the iterator."""
+    found = []
+    async for event in events:
+        found.append(event)
+        if event["stage"] == stage:
+            break
+    await events.aclose()  # type: ignore[attr-defined]
+    return found
+
+
+def run(desk: Desk, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    return asyncio.run(asyncio.wait_for(work(), 100))
+
+
+async def idle(desk: Desk) -> None:
+    """Wait until nothing is computed."""
+    for _ in range(400):
+        if not desk.busy:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("something is still computed")
+
+
+def stages(events: list[Event]) -> list[str]:
+    return [event["stage"] for event in events]
+
+
+def test_answers_come_from_rough_to_final(desk: Desk, folder: Path) -> None:
+    async def work() -> list[Event]:
+        return [event async for event in follow(desk, Library(folder), asked({"cache.gpu.slots": "24"}))]
+
+    events = run(desk, work)
+    said = stages(events)
+    assert said[:2] == ["estimate", "short"]
+    assert said.count("tighter") == 2
+    assert said.index("tighter") < said.index("final")
+    assert "curve" in said
+    assert not [stage for stage in said if stage in ("refused", "failed", "stopped")]
+    assert all(event["parts"]["answer"] for event in events if event["stage"] in ("short", "tighter", "final"))
+    assert "--max-loras 24" in events[0]["parts"]["commands"]
+    assert "loraplan run tiny.yaml --set cache.gpu.slots=24" in events[0]["parts"]["commands"]
+
+
+def test_the_final_numbers_are_those_of_loraplan_run(desk: Desk, folder: Path, tmp_path: Path) -> None:
+    values = {"cache.gpu.slots": "40", "workload.arrivals.rate": "30", "slo.ttft_p99": "0.5"}
+    library = Library(folder)
+    design = library.open("tiny.yaml").design(values)
+
+    async def work() -> Judged:
+        found = [each async for each in desk.evaluate(design)]
+        assert isinstance(found[-1], Judged)
+        return found[-1]
+
+    final = run(desk, work)
+    saved = tmp_path / "scenario.yaml"
+    saved.write_text(yaml_text(design.loaded.data))
+    outcome = run_study(load_scenario(str(saved)), [{}], tmp_path / "run", Execution(), headroom=True)
+    (point,) = outcome.points
+    assert final.final
+    mine, theirs = final.point.to_json(), point.to_json()
+    for data in (mine, theirs):
+        del data["cost"]["wall_s"]
+    assert mine == theirs
+    assert final.headroom is not None
+
+
+def test_no_design_is_computed_twice(desk: Desk, folder: Path) -> None:
+    library = Library(folder)
+
+    async def visit(values: dict[str, str], stage: str) -> None:
+        await until(follow(desk, library, asked(values, "cache.gpu.slots")), stage)
+
+    async def work() -> int:
+        for slots in ("16", "24", "16", "24", "16"):
+            await visit({"cache.gpu.slots": slots}, "short")
+        both = [visit({"cache.gpu.slots": "48"}, "final") for _ in range(2)]  # two tabs
+        await asyncio.gather(*both)
+        await idle(desk)
+        before = desk._answers.simulated
+        await visit({"cache.gpu.slots": "48"}, "final")
+        await visit({"cache.gpu.slots": "48.0"}, "final")
+        await idle(desk)
+        return before
+
+    before = run(desk, work)
+    assert desk._answers.simulated == before
+    assert {count for (kind, _), count in desk.started.items() if kind in ("short", "final")} == {1}
+
+
+def test_a_target_moves_without_another_simulation_of_the_same_requests(desk: Desk, folder: Path) -> None:
+    library = Library(folder)
+
+    async def short(values: dict[str, str]) -> Judged:
+        return await desk.short(library.open("tiny.yaml").design(values))
+
+    async def work() -> tuple[int, Judged, Judged]:
+        strict = await short({"cache.gpu.slots": "9", "slo.ttft_p99": "0.001"})
+        before = desk._answers.simulated
+        return before, strict, await short({"cache.gpu.slots": "9", "slo.ttft_p99": "30"})
+
+    before, strict, lax = run(desk, work)
+    assert desk._answers.simulated == before
+    assert strict.answer.verdict == "not met"
+    assert strict.point.metrics["ttft_p99_s"] == lax.point.metrics["ttft_p99_s"]
+    assert strict.point.metrics["slo_attainment"].value < lax.point.metrics["slo_attainment"].value  # type: ignore[operator]
+
+
+def test_a_change_cancels_what_is_under_way(desk: Desk, folder: Path) -> None:
+    long = Asked(name="tiny.yaml", text=None, values={"workload.arrivals.rate": "7"}, moved=None)
+    library = Library(folder)
+
+    async def work() -> None:
+        await until(follow(desk, library, Asked(name="two-gpus")), "short")
+        await idle(desk)  # nobody waits for its simulations any more
+        await until(follow(desk, library, long), "short")
+
+    run(desk, work)
+    assert not desk._under_way
+
+
+def test_pins_are_compared_with_like(desk: Desk, folder: Path) -> None:
+    pins = [{}, {"cache.gpu.slots": "8"}]
+
+    async def work() -> list[Event]:
+        events = follow(desk, Library(folder), asked({"cache.gpu.slots": "64"}, "cache.gpu.slots", pins=pins))
+        return [event async for event in events]
+
+    compared = [event["parts"]["pins"] for event in run(desk, work) if event["stage"] == "compared"]
+    assert "These are short runs" in compared[0]
+    assert "These are short runs" not in compared[-1]
+    assert compared[-1].count("<table>") == 2
+    assert "Pinned: tiny as it is" in compared[-1]
+    assert "Pinned: GPU slots 8" in compared[-1]
+
+
+def test_what_cannot_be_simulated_is_refused_at_its_control(desk: Desk, folder: Path) -> None:
+    async def work(values: dict[str, str], moved: str) -> list[Event]:
+        return [event async for event in follow(desk, Library(folder), asked(values, moved))]
+
+    for moved, value in (("cache.gpu.slots", "100000"), ("fleet.engine", "nope")):
+        (event,) = run(desk, partial(work, {moved: value}, moved))
+        assert event["stage"] == "refused"
+        assert moved.replace(".", "-") in [problem["control"] for problem in event["problems"]]
+        assert event["problems"][0]["text"]
+
+
+def test_a_design_with_too_many_requests_stays_at_short_runs(desk: Desk, folder: Path) -> None:
+    text = TINY.replace("requests: 1500", "requests: 900000")
+
+    async def work() -> list[Event]:
+        return await until(follow(desk, Library(folder), Asked(name="big.yaml", text=text)), "stopped")
+
+    events = run(desk, work)
+    assert stages(events)[-1] == "stopped", [each for each in events if each["stage"] == "refused"]
+    assert "more than 3,000,000 requests" in events[-1]["status"]
+
+
+def test_curves_follow_the_control_that_was_moved_but_not_a_target(folder: Path) -> None:
+    opened = Library(folder).open("quickstart")
+    for moved, along in (
+        (None, "cache.gpu.slots"),
+        ("fleet.engine", "fleet.engine"),
+        ("slo.ttft_p99", "cache.gpu.slots"),
+        ("workload.arrivals.rate", "workload.arrivals.rate"),
+    ):
+        control = following.curve_control(opened, moved)
+        assert control is not None
+        assert control.key == along

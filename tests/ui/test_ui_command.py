@@ -1,0 +1,114 @@
+"""``loraplan ui`` as a command: it starts, says where, and ends without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import process_tree
+import pytest
+from served_page import ROOT, serve_page
+
+from sim.cli import main
+
+
+def ended(processes: dict[int, str]) -> bool:
+    """Wait until processes are gone."""
+    for _ in range(200):
+        if not any(process_tree.alive(number, command) for number, command in processes.items()):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def loraplan(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[object, str]:
+    monkeypatch.setattr(sys, "argv", ["loraplan", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code, capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_page_with_its_workers_and_open_answers(tmp_path: Path, number: signal.Signals) -> None:
+    page = serve_page(tmp_path)
+    started = process_tree.below(page.process.pid) if process_tree.THERE else {}
+    events = page.events({"name": "two-gpus"})
+    assert next(events)["stage"] == "estimate"
+    os.killpg(page.process.pid, number)  # as a terminal does: to every process of the group
+    list(events)  # the open answer ends
+    _, err = page.process.communicate(timeout=20)
+    assert page.process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted: what you saved is kept"
+    assert "Traceback" not in err
+    assert ended(started)
+    assert [file.name for file in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not process_tree.THERE, reason="needs /proc")
+def test_workers_end_with_a_page_that_was_killed(tmp_path: Path) -> None:
+    page = serve_page(tmp_path)
+    started = process_tree.below(page.process.pid)
+    assert len(started) >= 2
+    page.stop(signal.SIGKILL)
+    assert ended(started)
+
+
+def test_a_missing_extra_is_named_with_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    missing: Any = lambda name, *rest: None if name == "uvicorn" else found(name, *rest)  # noqa: E731
+    monkeypatch.setattr("sim.cli.commands.ui_command.find_spec", missing)
+    code, err = loraplan(monkeypatch, capsys, "ui")
+    assert code == 2
+    assert "the page needs uvicorn, which isn't installed" in err
+    assert "pip install -e '.[ui]'" in err
+
+
+def test_a_folder_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = loraplan(monkeypatch, capsys, "ui", "--folder", "/nowhere")
+    assert (code, err) == (2, "error: --folder: no such folder (got /nowhere)\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("no-such",), "no bundled scenario is called 'no-such'"),
+        (("bad.yaml",), "bad.yaml:2: nmae: unknown key"),
+        (("--port", "PORT"), "--port"),
+    ],
+)
+def test_what_cannot_be_opened_ends_the_command_at_once(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    (tmp_path / "bad.yaml").write_text("extends: quickstart\nnmae: x\n")
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        given = [port if each == "PORT" else each for each in arguments]
+        command = [sys.executable, "-m", "sim.cli", "ui", "--no-open", *given]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_of_the_page_is_imported_before_it_is_wanted() -> None:
+    code = "import sys, sim.cli; print([m for m in sys.modules if m.startswith(('sim.ui', 'starlette', 'uvicorn'))])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]"
