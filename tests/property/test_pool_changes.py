@@ -159,6 +159,15 @@ def test_requests_wait_where_all_replicas_that_take_them_are_down() -> None:
     assert (requests["status"] == COMPLETED).all()
 
 
+def test_a_request_too_long_for_its_pool_is_refused_there() -> None:
+    named = [{"name": "large", "replicas": 2, "kv_tokens": 65536}, {"name": "small", "replicas": 2, "kv_tokens": 1024}]
+    tokens = {"prompt": {"law": "fixed", "value": 1000}, "output": {"law": "fixed", "value": 100}}
+    workload = {"requests": 100, "arrivals": {"process": "poisson", "rate": "20/s"}, "tokens": tokens}
+    requests = simulate(build_world(scenario({"pools": named}, workload=workload)), 0, 1).requests
+    assert set(requests["status"].tolist()) == {COMPLETED, REFUSED}
+    assert set(requests["replica"][requests["status"] == COMPLETED].tolist()) == {0, 1}
+
+
 def test_times_are_kept_for_requests_of_earlier_chunks() -> None:
     named = [
         {"name": "a", "storage": {"load": {"law": "exponential", "mean": "40 ms"}}},

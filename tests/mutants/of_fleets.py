@@ -1,0 +1,184 @@
+"""Mistakes in pools, autoscalers and tenants."""
+
+from __future__ import annotations
+
+from mutant import Mutant
+
+AUTOSCALER = "tests/unit/test_autoscaler.py"
+BUCKETS = "tests/unit/test_token_buckets.py"
+FAIR_QUEUE = "tests/unit/test_fair_queue.py"
+MONEY = "tests/unit/test_tenant_money.py"
+OBJECTIVES = "tests/cli/test_tenant_objectives.py"
+POOL_CHANGES = "tests/property/test_pool_changes.py"
+POOL_LAWS = "tests/property/test_pool_laws.py"
+SCALING = "tests/unit/test_scaling_policies.py"
+
+_AUTOSCALER = "sim/world/pools/autoscaler.py"
+_MONEY = "sim/results/fleet_costs/tenant_money.py"
+_TIMES = "sim/world/pools/pool_times.py"
+
+FLEETS = (
+    # Pools ----------------------------------------------------------------------------------------------------------
+    Mutant(
+        "rerouted-with-old-times",
+        _TIMES,
+        "self._kind_of[self._first[request.adapter]] and not self.keeps:",
+        "self._kind_of[self._first[request.adapter]]:",
+        "a request of a crashed replica keeps the load times of its old pool",
+        (f"{POOL_CHANGES}::test_times_are_kept_for_requests_of_earlier_chunks",),
+    ),
+    Mutant(
+        "too-long-for-its-pool",
+        _TIMES,
+        "        if not self._times.fits(request, pool):",
+        "        if False:",
+        "a request that is too long for the pool that it goes to is let in",
+        (f"{POOL_CHANGES}::test_a_request_too_long_for_its_pool_is_refused_there",),
+    ),
+    Mutant(
+        "any-pool-up",
+        "sim/world/routing/replica_views.py",
+        "self._of_request[request.adapter] if self._of_request else self._views[0][0]",
+        "self._views[-1][0]",
+        "a request is sent on because a pool is up that doesn't take it",
+        (f"{POOL_CHANGES}::test_requests_wait_where_all_replicas_that_take_them_are_down",),
+    ),
+    Mutant(
+        "spill-at-one-more",
+        "sim/policies/routing/pool_router.py",
+        "any(loads[replica] < full for",
+        "any(loads[replica] <= full for",
+        "a pool passes requests on one too late",
+        (POOL_LAWS,),
+    ),
+    Mutant(
+        "idle-at-the-mean-price",
+        "sim/results/fleet_costs/prices.py",
+        "return _times(mean, own / mean.value)",
+        "return mean",
+        "idle GPUs of all pools cost the same",
+        ("tests/unit/test_replica_pools.py::test_costs_are_each_pools_price_times_its_gpus",),
+    ),
+    # Autoscalers ----------------------------------------------------------------------------------------------------
+    Mutant(
+        "oldest-replica-stops",
+        _AUTOSCALER,
+        "            last = max(\n",
+        "            last = min(\n",
+        "a warm replica stops before one that still starts",
+        (AUTOSCALER,),
+    ),
+    Mutant(
+        "drains-in-the-view",
+        _AUTOSCALER,
+        "        self._view.goes_down(place.index)\n        server",
+        "        server",
+        "the router keeps sending requests to a replica that drains",
+        (AUTOSCALER,),
+    ),
+    Mutant(
+        "replica-gone-with-requests",
+        _AUTOSCALER,
+        "place.down or self._fleet.inside[place.index]:",
+        "place.down:",
+        "a replica that drains goes before its last request",
+        (AUTOSCALER,),
+    ),
+    Mutant(
+        "hpa-rounds-down",
+        "sim/policies/autoscaling/hpa.py",
+        "else ceil(first * len(values))",
+        "else int(first * len(values))",
+        "the HPA asks for one replica too few",
+        (SCALING,),
+    ),
+    Mutant(
+        "hpa-stabilizes-down-to-the-least",
+        "sim/policies/autoscaling/behavior.py",
+        "        down = max([asked, ",
+        "        down = min([asked, ",
+        "a short dip stops replicas at once",
+        (SCALING,),
+    ),
+    Mutant(
+        "cold-start-without-warm-up",
+        "sim/world/pools/cold_starts.py",
+        "        return seconds + self._warm_up.seconds(rng)",
+        "        return seconds",
+        "the warm-up list loads in no time",
+        (AUTOSCALER,),
+    ),
+    # Tenants --------------------------------------------------------------------------------------------------------
+    Mutant(
+        "priority-upside-down",
+        "sim/world/replica/tenant_servers.py",
+        "order = sorted(set(priorities))",
+        "order = sorted(set(priorities), reverse=True)",
+        "higher values go first",
+        ("tests/property/test_tenant_laws.py::test_no_request_joins_while_one_of_higher_priority_waits_that_fits",),
+    ),
+    Mutant(
+        "pauses-earn-credit",
+        "sim/policies/queues/fair_queue.py",
+        "            counters[tenant] = max(counters[tenant], min([counters[other] for other in self.deferred]))",
+        "            counters[tenant] = counters[tenant]",
+        "a tenant that paused takes the whole service for a while",
+        (FAIR_QUEUE,),
+    ),
+    Mutant(
+        "answers-free-of-charge",
+        "sim/policies/queues/fair_queue.py",
+        "self.counters[tenant] += OUTPUT_WEIGHT * tokens",
+        "self.counters[tenant] += 0 * tokens",
+        "tokens of answers don't count",
+        (FAIR_QUEUE,),
+    ),
+    Mutant(
+        "bucket-without-bottom",
+        "sim/policies/token_bucket.py",
+        "        if tokens > self._level:",
+        "        if tokens > self._burst:",
+        "a bucket lets through what it doesn't have",
+        (BUCKETS,),
+    ),
+    Mutant(
+        "bucket-overflows",
+        "sim/policies/token_bucket.py",
+        "self._level = min(self._burst, self._level + self._rate * (now - self._at_s))",
+        "self._level = self._level + self._rate * (now - self._at_s)",
+        "a bucket holds more than its burst after a pause",
+        (BUCKETS,),
+    ),
+    Mutant(
+        "margin-adds-the-cost",
+        _MONEY,
+        "_sum([(revenue, 1.0), (cost, -1.0)])",
+        "_sum([(revenue, 1.0), (cost, 1.0)])",
+        "a margin is revenue and cost together",
+        (MONEY,),
+    ),
+    Mutant(
+        "margin-ends-mixed-up",
+        _MONEY,
+        "(getattr(metric, lower if factor >= 0 else upper), factor)",
+        "(getattr(metric, lower), factor)",
+        "the interval of a margin is too narrow",
+        (MONEY,),
+    ),
+    Mutant(
+        "tenant-name-cut-short",
+        "sim/results/terms.py",
+        'removeprefix(_TENANTS).rpartition(".")',
+        'removeprefix(_TENANTS).partition(".")',
+        "a term of a tenant whose name has a dot is another tenant's",
+        (f"{OBJECTIVES}::test_names_of_terms_are_read_back",),
+    ),
+    Mutant(
+        "plans-without-tenants",
+        "sim/results/terms.py",
+        "for tenant in scenario.tenants\n",
+        "for tenant in scenario.tenants[:0]\n",
+        "plans and headroom go by the fleet's SLO alone",
+        (OBJECTIVES,),
+    ),
+)
