@@ -24,7 +24,7 @@ def ui(
     scenario: Annotated[
         str,
         typer.Argument(
-            metavar="[SCENARIO]",
+            metavar="SCENARIO",
             help="A scenario file, or the name of a bundled one.",
             autocompletion=complete_scenario,
         ),
