@@ -30,7 +30,7 @@ class Placed:
         self._base_model = context.base_model
         self._pins: dict[int, list[int]] = {}
         self.asked: dict[int, int] = {}
-        self.homes: dict[int, tuple[int, ...]] = {}
+        self.homes: dict[int, tuple[int, ...]] = context.homes or {}
 
     def choose(self, adapter: int, number: int) -> int:
         up = self._view.up

@@ -44,6 +44,13 @@ def check_controller(scenario: BaseModel) -> None:
             got=spec.policy,
             allowed=", ".join(entry.name for entry in PLACERS if entry.moves),
         )
+    if spec.move == "eager" and value_of(scenario, "cache.gpu.unified"):
+        raise located(
+            "router.controller.move",
+            "with unified memory, adapters come and go with the batch, and none is loaded without a request",
+            got="eager",
+            allowed="lazy",
+        )
     if value_of(scenario, "rollouts"):
         raise located(
             "rollouts", "rollouts are not supported with router.policy placement", hint="choose another router"
