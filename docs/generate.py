@@ -302,7 +302,7 @@ METRICS = {
         "count",
     ),
     "placement_load_s": (
-        "Seconds of these loads, one after the other; mean over replications.",
+        "Seconds of these loads, added up; mean over replications.",
         "time",
         "replications",
     ),

@@ -70,12 +70,10 @@ def _placed(r: Recording) -> NDArray[np.bool_]:
     moves = r.moves[order]
     span = 2.0 * r.stopped_s + 1.0
     homes = np.concatenate([[0.0], np.cumsum(np.where(moves[:, COMES] > 0, 1.0, -1.0))])
-    first = np.searchsorted(moves[:, ADAPTER], r.requests["adapter"])
-    until = np.searchsorted(
-        moves[:, ADAPTER] * span + moves[:, TIME],
-        np.asarray(r.requests["adapter"], dtype=np.float64) * span + r.requests["arrival_s"],
-        side="right",
-    )
+    adapter = np.asarray(r.requests["adapter"], dtype=np.float64)
+    arrival = np.asarray(r.requests["arrival_s"], dtype=np.float64)
+    first = np.searchsorted(moves[:, ADAPTER], adapter)
+    until = np.searchsorted(moves[:, ADAPTER] * span + moves[:, TIME], adapter * span + arrival, side="right")
     return np.asarray(homes[np.maximum(until, first)] > homes[first])
 
 
