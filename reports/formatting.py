@@ -174,6 +174,7 @@ KEY_WORDS = {
     "router.controller.period": "placement period",
     "router.controller.history": "placement history",
     "router.controller.copies": "copies of an adapter",
+    "router.controller.tolerance": "tolerated imbalance",
     "router.controller.slots": "adapters placed on a replica",
     "router.controller.move": "who loads moved adapters",
 }

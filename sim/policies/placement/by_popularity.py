@@ -12,15 +12,13 @@ from sim.policies.placement.placer import (
     wanted_copies,
 )
 
-UNEVEN = 1.1
-"""Adapters move for balance only while the busiest replica has this many times the mean load."""
-
 
 class ByPopularity:
     """Keep adapters where they are, add and drop copies by demand, then even out the load.
 
     A copy that is missing goes to the least loaded replica with a free slot; a copy too many leaves the most loaded
-    one. Then adapters move from the most to the least loaded replica, one at a time, until the load is even to 10 %.
+    one. Then adapters move from the most to the least loaded replica, one at a time, until no replica has more than the
+    mean load and the tolerance.
     """
 
     def __init__(self, context: PlacerContext) -> None:
@@ -43,7 +41,7 @@ class ByPopularity:
         for adapter, copies in wanted.items():
             for _ in range(copies - len(current.get(adapter, ()))):
                 _add(rooms, adapter)
-        _even_out(rooms)
+        _even_out(rooms, (1 + context.tolerance) * sum(rooms.load.values()) / len(rooms.replicas))
         rooms.keep_without_demand(current)
         return rooms.placement()
 
@@ -65,13 +63,15 @@ def _add(rooms: Rooms, adapter: int) -> None:
                 return
 
 
-def _even_out(rooms: Rooms) -> None:
-    """Move adapters, or exchange two, from the most to the least loaded replica as long as that helps."""
-    mean = sum(rooms.load.values()) / len(rooms.replicas)
+def _even_out(rooms: Rooms, enough: float) -> None:
+    """Move adapters, or exchange two, from the most to the least loaded replica as long as that helps.
+
+    :param enough: load up to which no replica loses adapters.
+    """
     for _ in range(sum(map(len, rooms.on.values()))):
         busiest = max(rooms.replicas, key=lambda replica: (rooms.load[replica], -replica))
         idlest = rooms.least_loaded(rooms.replicas)
-        if rooms.load[busiest] <= UNEVEN * mean:
+        if rooms.load[busiest] <= enough:
             return
         moved = _best_move(rooms, busiest, idlest)
         if moved is None:

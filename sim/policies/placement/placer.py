@@ -9,7 +9,7 @@ from typing import Protocol
 Placement = dict[int, tuple[int, ...]]
 """By adapter, the replicas on which it is placed, ascending. An adapter that is placed nowhere is not in it."""
 
-STAYS = 1.5
+STAYS = 2.0
 """How many times as popular as it is a placed adapter counts when places are short, so that noise moves none."""
 FEWER = 0.8
 """A copy goes only when the demand is below this share of what would ask for it."""
@@ -24,6 +24,7 @@ class PlacerContext:
     :ivar costs: by adapter, what one of its requests costs a replica, in any unit.
     :ivar ranks: by adapter.
     :ivar key: of its random numbers.
+    :ivar tolerance: share by which the load of a replica may exceed the mean before adapters move for balance.
     """
 
     slots: int
@@ -31,6 +32,7 @@ class PlacerContext:
     costs: Sequence[float]
     ranks: Sequence[int]
     key: int = 0
+    tolerance: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

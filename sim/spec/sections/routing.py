@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_
 
 from sim.spec.base import Strict, located
 from sim.spec.policies import PLACEMENTS, PLACERS, ROUTERS, RouterEntry, given_in
-from sim.spec.units import Seconds, format_seconds
+from sim.spec.units import Seconds, Share, format_seconds
 
 OWN_KEYS = ("bound", "placement", "copies", "controller")
 """Keys that mean something to some policies only; ``RouterEntry.keys`` says to which."""
@@ -30,6 +30,9 @@ class PlacementController(Strict):
     slots: PositiveInt | None = None
     """Adapters that are placed on one replica, at most; unset: as many as it can run at a time. Fewer leave room for
     adapters that are placed nowhere."""
+    tolerance: Share = 0.1
+    """``popularity`` only: adapters move for balance while the busiest replica has more load than the mean and this
+    share of it."""
     move: Literal["lazy", "eager"] = "lazy"
     """Who loads an adapter that comes to a replica. ``lazy``: its first request there. ``eager``: the controller, at
     once, one adapter after the other on each replica."""

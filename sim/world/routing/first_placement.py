@@ -25,7 +25,8 @@ def placer_of(world: World, replication: int) -> Placer:
     assert spec is not None, "only router placement has a policy"
     slots = spec.slots or max(1, adapters_at_a_time(world) - len(world.pinned))
     key = stream_key(world.scenario.run.seed, replication, "placement")
-    return make_placer(spec.policy, PlacerContext(slots, spec.copies, _costs_by_rank(world), world.ranks, key))
+    costs = _costs_by_rank(world)
+    return make_placer(spec.policy, PlacerContext(slots, spec.copies, costs, world.ranks, key, spec.tolerance))
 
 
 def first_placement(world: World, placer: Placer) -> Placement:
