@@ -796,6 +796,7 @@ def metric_table() -> str:
         "requests": "requests",
         "sessions": "sessions",
         "loads": "loads",
+        "moves": "moves",
         "replicas": "replicas",
         "replica-s": "replica-seconds",
         "B": "bytes",

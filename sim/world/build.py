@@ -14,7 +14,6 @@ from sim.policies.costs import StepCosts
 from sim.policies.eviction import check_eviction
 from sim.policies.routing import check_router
 from sim.spec.files.pool_scenarios import key_in_fleet
-from sim.spec.policies import PLACERS
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import (
     base_model_of,
@@ -136,7 +135,6 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
     world = replace(world, notes=tuple(notes_on(world, full)))
     _check_base_steps(world)
     _check_cold_start(world)
-    _check_first_decision(world)
     _check_buckets(world)
     return with_full_models(world, full, as_read) if as_read is not None and full else world
 
@@ -199,19 +197,6 @@ def _check_cold_start(world: World) -> None:
             got=f"{human_seconds(seconds)} on average",
             allowed=f"with the interval below {human_seconds(end_s)}",
             hint="simulate longer, or a shorter cold start",
-        )
-
-
-def _check_first_decision(world: World) -> None:
-    """Refuse a placement controller that would not decide before the run ends."""
-    spec, end_s = world.scenario.router.placing, world.traffic.expected_s()
-    if spec is not None and PLACERS[spec.policy].moves and spec.period >= end_s:
-        raise ScenarioError(
-            "the run ends before the first decision",
-            key="router.controller.period",
-            got=format_seconds(spec.period),
-            allowed=f"below {human_seconds(end_s)}",
-            hint="decide more often, simulate longer, or use policy static",
         )
 
 

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from strategies import build, fixed_time, write_trace
 
 from reports.text.changes.placement_text import placement_sentences
-from sim.errors import ScenarioError
 from sim.policies.adapter_cache import ABSENT
 from sim.policies.routing import RouterContext, View
 from sim.policies.routing.placed import Placed
@@ -133,10 +132,6 @@ def test_eager_moves_load_without_a_request_however_adapters_are_served(
     assert (recording.requests["status"] == COMPLETED).all()
     for server in replication.fleet.servers:
         server.check_integrity()
-    lazy = run(drifting({"policy": "popularity"}, fleet=fleet, cache=cache))
-    assert (lazy.requests["status"] == COMPLETED).all()
-    by_request = {(int(a), float(t)) for a, t in zip(lazy.loads["adapter"], lazy.loads["asked_s"], strict=True)}
-    assert by_request
     decisions = {10.0 * n for n in range(1, 20)}
     asked = recording.loads["asked_s"]
     unasked = [t for t in asked.tolist() if t in decisions]
@@ -414,11 +409,17 @@ def test_eager_moves_into_unified_memory_are_refused() -> None:
     assert problem["key"] == "router.controller.move"
 
 
-def test_a_run_that_ends_before_the_first_decision_is_refused() -> None:
-    with pytest.raises(ScenarioError) as caught:
-        build_world(drifting({"period": "10 min", "history": "10 min"}))
-    assert caught.value.key == "router.controller.period"
-    build_world(drifting({"policy": "static", "period": "10 min", "history": "10 min"}))
+def notes(controller: dict[str, Any]) -> list[str]:
+    return [note for note in build_world(drifting(controller)).notes if "router.controller" in note]
+
+
+def test_a_run_that_ends_before_the_first_decision_has_a_note() -> None:
+    """No error: a plan or the headroom may shorten a run."""
+    assert notes({"period": "10 min", "history": "10 min"}) == [
+        "router.controller.period (10 min) is longer than the run (100 s): no adapter moves"
+    ]
+    assert notes({"policy": "static", "period": "10 min", "history": "10 min"}) == []
+    assert notes({}) == []
 
 
 def test_hits_come_first_only_where_the_adapter_was() -> None:
