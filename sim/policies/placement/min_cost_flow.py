@@ -65,7 +65,7 @@ class MinCostFlow:
         edges: list[Edge] = []
         for adapter in wanted:
             here = current.get(adapter, ())
-            others = [replica for replica in rooms.replicas if replica not in here]
+            others = [replica for replica in rooms.among if replica not in here]
             if len(others) > candidates:
                 others = sorted(others, key=lambda replica: self._preference(adapter, replica))[:candidates]
             edges += [(adapter, replica) for replica in sorted((*here, *others))]
@@ -77,7 +77,7 @@ class MinCostFlow:
 
     def _costs(self, rooms: Rooms, edges: list[Edge], wanted: dict[int, int], current: Placement) -> Floats:
         """Return the cost of each edge in loads. What is no load adds up to less than one over all copies."""
-        load = dict.fromkeys(rooms.replicas, 0.0)
+        load = dict.fromkeys(rooms.among, 0.0)
         for adapter, replica in edges:
             if replica in current.get(adapter, ()):
                 load[replica] += rooms.each[adapter]

@@ -103,14 +103,27 @@ class Rooms:
     """A placement in the making: the adapters on each replica, the load that they bring, and free slots.
 
     :param wanted: by adapter, into how many copies its load is divided.
+    :ivar among: the replicas that are being filled; see ``restrict``.
+    :ivar on: by replica, its adapters; ``each``: by adapter, the load of a copy.
+    :ivar load: by replica that is being filled, its load.
     """
 
     def __init__(self, replicas: Sequence[int], slots: int, loads: dict[int, float], wanted: dict[int, int]) -> None:
-        self.replicas = replicas
-        self.load = dict.fromkeys(replicas, 0.0)
-        self.on: dict[int, set[int]] = {replica: set() for replica in replicas}
+        self._replicas = replicas
         self._slots = slots
+        self.on: dict[int, set[int]] = {replica: set() for replica in replicas}
         self.each = {adapter: loads[adapter] / copies for adapter, copies in wanted.items()}
+        self.among = replicas
+        self.load = dict.fromkeys(replicas, 0.0)
+
+    def restrict(self, share: dict[int, float]) -> None:
+        """Fill these replicas from now on, which have this load by others; empty: all, with the load that is there."""
+        self.among = tuple(share) or self._replicas
+        self.load = share or {r: sum(self.each[adapter] for adapter in sorted(self.on[r])) for r in self._replicas}
+
+    def copies(self, adapter: int) -> int:
+        """Return on how many replicas an adapter is."""
+        return sum(adapter in on for on in self.on.values())
 
     def has_room(self, replica: int) -> bool:
         """Return whether a replica has a free slot."""
@@ -119,12 +132,12 @@ class Rooms:
     def add(self, adapter: int, replica: int) -> None:
         """Place an adapter."""
         self.on[replica].add(adapter)
-        self.load[replica] += self.each.get(adapter, 0.0)
+        self.load[replica] += self.each[adapter]
 
     def remove(self, adapter: int, replica: int) -> None:
         """Take an adapter away."""
         self.on[replica].remove(adapter)
-        self.load[replica] -= self.each.get(adapter, 0.0)
+        self.load[replica] -= self.each[adapter]
 
     def least_loaded(self, among: Iterable[int]) -> int:
         """Return the replica with the least load, of equal ones that with the fewest adapters, then the first."""
@@ -136,12 +149,12 @@ class Rooms:
             if adapter not in self.each:
                 for replica in homes:
                     if self.has_room(replica):
-                        self.add(adapter, replica)
+                        self.on[replica].add(adapter)
 
     def placement(self) -> Placement:
         """Return what has been placed."""
         found: dict[int, list[int]] = {}
-        for replica in self.replicas:
+        for replica in self._replicas:
             for adapter in self.on[replica]:
                 found.setdefault(adapter, []).append(replica)
         return {adapter: tuple(found[adapter]) for adapter in sorted(found)}
