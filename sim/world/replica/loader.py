@@ -199,8 +199,9 @@ class Loader:
         from_host = self._tiers.host.touch(adapter)
         channel, tier = (self._from_host, FROM_HOST) if from_host else (self._storage, FROM_STORAGE)
         self.loads[adapter] = load = self._new_load(adapter, channel, tier, seconds[1] if from_host else seconds[0])
-        if channel.queue or channel.busy == channel.loaders or not self._begin(load):
-            channel.queue.append(load)
+        channel.queue.append(load)
+        if len(channel.queue) == 1:
+            self._start(channel)
 
     def renew(self, adapter: int, seconds: float, then: Callable[[], None]) -> None:
         """Load a new version of an adapter from storage, into the room of the old one.
