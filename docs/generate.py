@@ -290,28 +290,13 @@ METRICS = {
         "replications",
     ),
     "placement_moves": (
-        "With `router.policy: placement`: adapters that came to a replica by a decision of the controller, after the "
-        "placement of the start; mean over replications.",
+        "Adapters that [a controller](placement.md) moved to a replica; mean over replications.",
         "time",
         "count",
     ),
-    "placement_loads": (
-        "Moves that cost a load: the adapter is loaded on its new replica before a request finds it there; mean over "
-        "replications.",
-        "time",
-        "count",
-    ),
-    "placement_load_s": (
-        "Seconds of these loads, added up; mean over replications.",
-        "time",
-        "replications",
-    ),
-    "placed_share": (
-        "Requests whose adapter was placed on some replica when they arrived, over all for adapters. The others go to "
-        "one replica by hashing.",
-        "measured",
-        "ratio",
-    ),
+    "placement_loads": ("Moves after which the adapter was loaded before a request found it.", "time", "count"),
+    "placement_load_s": ("Seconds of these loads.", "time", "replications"),
+    "placed_share": ("Requests whose adapter had a place, over all for adapters.", "measured", "ratio"),
     "usd_per_m_tokens": (
         "[Cost](costs.md) of the measured time at `fleet.price`, over prompt and output tokens of the requests that "
         "end in it, times a million. Absent without a price, as the other costs are.",
