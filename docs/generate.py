@@ -289,6 +289,14 @@ METRICS = {
         "time",
         "replications",
     ),
+    "placement_moves": (
+        "Adapters that [a controller](placement.md) moved to a replica; mean over replications.",
+        "time",
+        "count",
+    ),
+    "placement_loads": ("Moves after which the adapter was loaded before a request found it.", "time", "count"),
+    "placement_load_s": ("Seconds of these loads.", "time", "replications"),
+    "placed_share": ("Requests whose adapter had a place, over all for adapters.", "measured", "ratio"),
     "usd_per_m_tokens": (
         "[Cost](costs.md) of the measured time at `fleet.price`, over prompt and output tokens of the requests that "
         "end in it, times a million. Absent without a price, as the other costs are.",
@@ -773,6 +781,7 @@ def metric_table() -> str:
         "requests": "requests",
         "sessions": "sessions",
         "loads": "loads",
+        "moves": "moves",
         "replicas": "replicas",
         "replica-s": "replica-seconds",
         "B": "bytes",

@@ -87,6 +87,10 @@ METRIC_WORDS = {
     "late_otherwise": "late at other times",
     "new_replica_loads": "loads of a new replica",
     "new_replica_miss_ratio": "miss ratio of a new replica",
+    "placement_moves": "adapters moved",
+    "placement_loads": "loads by moves",
+    "placement_load_s": "loading by moves",
+    "placed_share": "requests for placed adapters",
     "usd_per_m_tokens": "cost per million tokens",
     "usd_per_m_input_tokens": "cost per million input tokens",
     "usd_per_m_output_tokens": "cost per million output tokens",
@@ -170,6 +174,13 @@ KEY_WORDS = {
     "router.staleness": "staleness of the router",
     "router.bound": "load bound",
     "router.placement": "placement",
+    "router.controller.policy": "placement policy",
+    "router.controller.period": "placement period",
+    "router.controller.history": "placement history",
+    "router.controller.copies": "copies of an adapter",
+    "router.controller.tolerance": "tolerated imbalance",
+    "router.controller.slots": "adapters placed on a replica",
+    "router.controller.move": "who loads moved adapters",
 }
 """Swept keys in words; any other key reads as it is written in the scenario."""
 

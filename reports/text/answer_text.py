@@ -17,6 +17,7 @@ from reports.formatting import metric_words, show
 from reports.text.changes.change_comparison_text import compare
 from reports.text.changes.held_back_text import held_back_sentences
 from reports.text.changes.impact_text import change_sentences, impact_headline
+from reports.text.changes.placement_text import placement_sentences
 from reports.text.changes.scaling_text import scaling_sentences
 from reports.text.confidence_text import confidence
 from reports.text.cost_text import cheapest_sentence, cost_sentences
@@ -158,7 +159,7 @@ def answer(
     if held := held_back_sentences([point]):
         headline, details = held[0], [*held[1:], headline, *details]
     word, reason = confidence(point, slo_terms, assumed=assumed)
-    details += scaling_sentences(point)
+    details += scaling_sentences(point) + placement_sentences(point)
     details += cost_sentences(point, None if headroom is None else headroom.load)
     sentence = limit_sentence(binding, point)
     more = headroom_sentences(headroom)

@@ -18,7 +18,7 @@ from itertools import islice
 
 from sim.policies.adapter_cache import ABSENT, RESIDENT, AdapterCache, CacheListener
 from sim.policies.set_order import TouchOrder
-from sim.traffic.request import FROM_HOST, FROM_STORAGE
+from sim.traffic.request import FROM_GPU, FROM_HOST, FROM_STORAGE
 
 
 class VllmLruCache(AdapterCache):
@@ -136,6 +136,28 @@ class VllmLruCache(AdapterCache):
         for adapter in leaving:
             idle[adapter] = host_idle[adapter] = None
         return loads
+
+    def load_idle(self, adapter: int) -> int:
+        """Load an adapter that the batch doesn't use, between two steps; it counts as touched after all such others.
+
+        :returns: the tier that it comes from; ``FROM_GPU`` if it is resident, or if only adapters of the last batch
+            could make room.
+        """
+        idle, host_idle, fresh = self._idle, self._host_idle, not self._in_host[adapter]
+        host_full = fresh and self._host_count == self.host_slots
+        occupied = len(idle) + len(self._members)
+        no_room = (occupied == self.capacity and not idle) or (host_full and not host_idle)
+        if self.state[adapter] == RESIDENT or no_room:
+            return FROM_GPU
+        if host_full:
+            occupied -= self._evict_from_host()
+        if occupied == self.capacity:
+            self._evict(idle.popitem(last=False)[0])
+        tier = self._tier(adapter)
+        self._settle(adapter)
+        idle[adapter] = host_idle[adapter] = None
+        host_idle.move_to_end(adapter)
+        return tier
 
     def _idle_suffice(self, entering: list[int], last_batch: int) -> bool:
         """Return whether free places and those of adapters outside both batches suffice, in slots and in host memory.

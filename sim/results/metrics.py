@@ -13,6 +13,7 @@ from sim.results.autoscaling.scaling_metrics import scaling_metrics
 from sim.results.changes.change_metrics import change_metrics
 from sim.results.leaps import gap_bin_edges
 from sim.results.metric_state import MANY_TIMES, Cause, State
+from sim.results.placement.placement_metrics import placement_metrics
 from sim.results.point import UNITS, Metric
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts, judge_of, slow_ones
@@ -40,14 +41,14 @@ def measure(
     m = MeasuredRequests(recordings, facts, least_for_p99)
     metrics = {**_cache(m), **_latency(m), **_tokens(m), **_rates(m), **_counts(m)}
     slow = slow_ones(m)
-    metrics |= change_metrics(m, slow) | _prefixes(m) | scaling_metrics(m, slow)
+    metrics |= change_metrics(m, slow) | _prefixes(m) | scaling_metrics(m, slow) | placement_metrics(m)
     busy = _near_saturation(metrics, m)
     if busy is not None:
         metrics |= {
             name: replace(metric, state=busy)
             for name, metric in metrics.items()
             if UNITS[name] == "s"
-            and name not in ("rollout_duration_s", "cold_start_mean_s")
+            and name not in ("rollout_duration_s", "cold_start_mean_s", "placement_load_s")
             and metric.value is not None
         }
     return {name: _with_requests(metrics[name], facts.requests) for name in UNITS if name in metrics}, m

@@ -84,6 +84,10 @@ UNITS = {
     "late_otherwise": "1",
     "new_replica_loads": "1",
     "new_replica_miss_ratio": "1",
+    "placement_moves": "moves",
+    "placement_loads": "loads",
+    "placement_load_s": "s",
+    "placed_share": "1",
     "usd_per_m_tokens": "USD",
     "usd_per_m_input_tokens": "USD",
     "usd_per_m_output_tokens": "USD",
@@ -114,11 +118,13 @@ ONLY_WITH_AUTOSCALER = frozenset(
 )
 """Metrics that a point lacks where the number of replicas stays the same (``fleet.autoscale``); ``cost_usd`` needs a
 price as well."""
-_NOT_ALWAYS = ONLY_WITH_PREFIX_CACHE | ONLY_WITH_PRICE | ONLY_WITH_AUTOSCALER
+ONLY_WITH_PLACEMENT = frozenset({"placement_moves", "placement_loads", "placement_load_s", "placed_share"})
+"""Metrics that a point lacks unless a controller places adapters (``router.policy: placement``)."""
+_NOT_ALWAYS = ONLY_WITH_PREFIX_CACHE | ONLY_WITH_PRICE | ONLY_WITH_AUTOSCALER | ONLY_WITH_PLACEMENT
 ALWAYS_THERE = tuple(name for name in UNITS if name not in _NOT_ALWAYS)
 """Metrics that every point has."""
 
-COUNTS = frozenset({"requests", "sessions", "loads", "replicas", "replica-s"})
+COUNTS = frozenset({"requests", "sessions", "loads", "moves", "replicas", "replica-s"})
 """Units of counts: exact for their run. Of rollouts and faults they are means over the replications."""
 
 POOL_UNITS = {

@@ -204,6 +204,8 @@ class Recording:
     :ivar lives: (n, 5) one row for each replica that an autoscaler had: its place, and when its cold start began, when
         it was ready, when its drain began and when it was gone; infinite: not before the simulation stopped. The
         replicas of the start begin and are ready at 0. Empty where the fleet stays as it is.
+    :ivar moves: (n, 4) one row for each adapter that a placement controller put on a replica or took from it: time,
+        adapter, replica, 1 or 0. The placement of the start is at 0.
     """
 
     requests: dict[str, NDArray[np.generic]]
@@ -228,6 +230,7 @@ class Recording:
     events: list[Event] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
     lives: Floats = field(default_factory=lambda: np.zeros((0, 5)))
+    moves: Floats = field(default_factory=lambda: np.zeros((0, 4)))
 
 
 class Recorder:
@@ -243,7 +246,7 @@ class Recorder:
     :ivar mark_rows: of ``pack_mark``; ``host_fill_rows``: of ``pack_host_fill``.
     :ivar backoffs: rows of ``Recording.backoffs``.
     :ivar events: what happens to the fleet, in order.
-    :ivar lives: rows of ``Recording.lives``.
+    :ivar lives: rows of ``Recording.lives``; ``moves``: rows of ``Recording.moves``.
     :ivar settled: times, adapters and versions: what ends from then on, and has no other mark, is by this version.
     """
 
@@ -257,6 +260,7 @@ class Recorder:
         self.events: list[Event] = []
         self.backoffs: list[tuple[float, float, bool, int]] = []
         self.lives: list[tuple[int, float, float, float, float]] = []
+        self.moves: list[tuple[float, int, int, bool]] = []
         self.settled: list[tuple[float, Ints, Ints]] = []
         self._busy_by_replica = np.zeros(replicas)
         self._sessions = bytearray()
@@ -501,6 +505,7 @@ class Recorder:
             backoffs=np.array(self.backoffs, dtype=np.float64).reshape(-1, 4),
             events=self.events,
             lives=np.array(self.lives, dtype=np.float64).reshape(-1, 5),
+            moves=np.array(self.moves, dtype=np.float64).reshape(-1, 4),
             running_area=self._running_area,
             room_short_s=short,
             inside_area=inside_area,

@@ -102,7 +102,7 @@ CACHE_DEFAULTS = ("lru", "sieve", "lfu", "belady")
 class RouterEntry(Entry):
     """A router; its class is described in ``sim/policies/routing/router_policy.py``.
 
-    :ivar keys: which of ``bound``, ``placement`` and ``copies`` mean something to it.
+    :ivar keys: which of ``bound``, ``placement``, ``copies`` and ``controller`` mean something to it.
     :ivar bound: the bound on a replica's requests over the mean that it has unless the scenario gives one.
     :ivar view_interval_s: how often its view is read unless the scenario says; 0: the view is always current.
     :ivar places_adapters: whether it places adapters one by one before the run.
@@ -178,6 +178,13 @@ ROUTERS = Registry(
             places_adapters=True,
             splits_adapters=True,
         ),
+        RouterEntry(
+            "placement",
+            "the least loaded of the replicas on which a controller has placed the adapter (docs/placement.md).",
+            "sim.policies.routing.placed:Placed",
+            keys=("controller",),
+            splits_adapters=True,
+        ),
     ),
     "loraplan.routers",
     lambda **entry: RouterEntry(keys=("bound", "placement", "copies"), in_what_if=True, **entry),
@@ -199,6 +206,45 @@ PLACEMENTS = Registry(
             "the hottest first, on the replica with the least expected load; one with more than a replica's fair "
             "share of the traffic gets as many copies as such shares.",
             "sim.policies.routing.placement:by_popularity",
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacerEntry(Entry):
+    """A policy of the placement controller; its class is described in ``sim/policies/placement/placer.py``.
+
+    :ivar moves: whether it decides again during the run.
+    """
+
+    moves: bool = True
+
+
+PLACERS = Registry(
+    "placement policy",
+    (
+        PlacerEntry(
+            "static",
+            "once, by the popularity at the start; nothing ever moves.",
+            "sim.policies.placement.by_popularity:ByPopularity",
+            moves=False,
+        ),
+        PlacerEntry(
+            "popularity",
+            "copies in proportion to demand, on the replicas with the least load; adapters stay where they are unless "
+            "the load is uneven.",
+            "sim.policies.placement.by_popularity:ByPopularity",
+        ),
+        PlacerEntry(
+            "rank",
+            "adapters of like rank together, with the same predicted load for each replica, after LoRAServe.",
+            "sim.policies.placement.by_rank:ByRank",
+        ),
+        PlacerEntry(
+            "min-cost-flow",
+            "copies in proportion to demand, with the fewest loads, after Dynamo.",
+            "sim.policies.placement.min_cost_flow:MinCostFlow",
         ),
     ),
 )

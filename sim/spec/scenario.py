@@ -20,6 +20,7 @@ from pydantic import (
 
 from sim.spec.adapter_modes import check_modes
 from sim.spec.base import Strict, located
+from sim.spec.checks.placement_checks import check_controller
 from sim.spec.checks.tenant_checks import (
     check_buckets,
     check_prices,
@@ -218,6 +219,7 @@ class Scenario(Strict):
         self._fits_closed_loop()
         check_modes(self)
         check_autoscale(self)
+        check_controller(self)
         check_scheduling(self)
         check_tenants(self.tenants, self.workload, self.adapters)
         check_buckets(self.tenants, self.eviction_policy)

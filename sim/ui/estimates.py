@@ -45,7 +45,7 @@ def estimate(design: ChosenDesign) -> Estimate:
 
 def _monthly(world: World) -> float | None:
     scenario = world.scenario
-    price, _ = prices_of(scenario)
+    price = prices_of(scenario).gpu
     if price is None or scenario.fleet.autoscale is not None:
         return None
     gpus = sum(pool.replicas * pool.gpus for pool in world.own_pools)

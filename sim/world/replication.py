@@ -35,7 +35,9 @@ from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
 from sim.world.replica_draws import ReplicaDraws
 from sim.world.rollouts.active_rollouts import NoRollouts, make_rollouts
+from sim.world.routing.first_placement import adapters_at_a_time
 from sim.world.routing.in_flight import InFlight
+from sim.world.routing.placement_controller import PlacedFleet, control_placement
 from sim.world.routing.replica_views import ReplicaViews
 from sim.world.routing.router_state import RouterState
 from sim.world.routing.router_views import ViewRefresher
@@ -81,7 +83,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     clock = Clock()
     recorder = make_recorder(world, replication, sections, clock)
 
-    at_a_time = min(_adapters_at_a_time(pool.world) for pool in pools if pool.world.whole_models is None)
+    at_a_time = min(adapters_at_a_time(pool.world) for pool in pools if pool.world.whole_models is None)
     routing = route(world, replication, lambda up: View(up=up, slots=at_a_time))
     # With a single replica the router is never called.
     reads = routing.reads if replicas > 1 else frozenset[str]()
@@ -135,6 +137,8 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     if routing.current:
         ViewRefresher(clock, View(), sources, routing.current_reads, 0.0, fleet.next_s).keep_current(routing.current)
     fleet.show_to(refresher)
+    placed = PlacedFleet(view, fleet.servers, fleet.next_s)
+    control_placement(world, replication, routing.router, placed, clock, recorder)
     return Replication(fleet, router_state, rollouts)
 
 
@@ -215,11 +219,3 @@ class ReplicaMaker:
             server.serve_base_model()
         self._router_state.replica(server)
         return server
-
-
-def _adapters_at_a_time(world: World) -> int:
-    """Return how many adapters of the mean size fit into the GPU cache, leaving out versions that come later."""
-    weights = world.weights[: len(world.traffic.population)]
-    if world.takes is not None:
-        weights = [weight for weight, taken in zip(weights, world.takes[:-1].tolist(), strict=True) if taken]
-    return max(1, world.capacity * len(weights) // max(1, sum(weights)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.routing import View
+from sim.policies.routing import Choosing, View
+from sim.policies.routing.placed import Placed
 from sim.world.pools.pool_routing import route
 from sim.world.replica_draws import ReplicaDraws
 from sim.world.world import World
@@ -14,7 +15,8 @@ from sim.world.world import World
 class SteadyStart:
     """The recent past of a fleet: independent requests, drawn by popularity.
 
-    A router that splits adapters is asked where it would send each of them in an idle fleet.
+    A router that splits adapters is asked where it would send each of them in an idle fleet; one that follows a
+    placement, where each is placed.
 
     :param fleet: the world of the whole fleet, if ``world`` is that of a pool of it.
     """
@@ -26,8 +28,12 @@ class SteadyStart:
         self._shares = np.where(taken[: world.traffic.places], world.shares, 0.0)
         self._shares[list(world.pinned)] = 0.0
         self._owner: NDArray[np.int64] | None = None
+        self._homes: list[tuple[int, ...]] | None = None
         if world.scenario.router_policy.splits_adapters and fleet.replicas > 1:
-            self._owner = _owners(fleet, replication)
+            if world.scenario.router.placing is not None:
+                self._homes = _all_homes(fleet, replication)
+            else:
+                self._owner = _owners(fleet, replication)
 
     def last_used(self, replica: int, draws: ReplicaDraws) -> tuple[int, ...]:
         """Return the adapters of a replica, the last used first; those that are never requested are left out.
@@ -36,6 +42,8 @@ class SteadyStart:
         shares, and so the first of them are what an LRU cache holds.
         """
         asked = self._shares > 0 if self._owner is None else (self._shares > 0) & (self._owner == replica)
+        if self._homes is not None:
+            asked &= np.array([replica in homes for homes in self._homes])
         used = np.flatnonzero(asked)
         ages = draws.stream("steady-start").exponential(size=len(self._shares))[used] / self._shares[used]
         return tuple(used[np.argsort(ages, kind="stable")].tolist())
@@ -43,6 +51,19 @@ class SteadyStart:
 
 def _owners(world: World, replication: int) -> NDArray[np.int64]:
     """Return to which replica each adapter's requests go as long as the fleet is idle."""
+    router = _idle_router(world, replication)
+    return np.array([router.choose(adapter, adapter) for adapter in range(world.traffic.places)])
+
+
+def _all_homes(world: World, replication: int) -> list[tuple[int, ...]]:
+    """Return the replicas to which each adapter's requests go."""
+    router = _idle_router(world, replication)
+    assert isinstance(router, Placed), "it follows a placement"
+    return [router.all_homes(adapter) for adapter in range(world.traffic.places)]
+
+
+def _idle_router(world: World, replication: int) -> Choosing:
+    """Return the router of an idle fleet."""
     replicas, adapters = world.replicas, len(world.population)
 
     def idle(up: list[int]) -> View:
@@ -54,5 +75,4 @@ def _owners(world: World, replication: int) -> NDArray[np.int64]:
             inside=[{} for _ in range(replicas)],
         )
 
-    router = route(world, replication, idle).router
-    return np.array([router.choose(adapter, adapter) for adapter in range(world.traffic.places)])
+    return route(world, replication, idle).router

@@ -11,6 +11,7 @@ from sim.errors import ScenarioError
 from sim.policies.base_weights import BaseWeights
 from sim.policies.costs import beyond_envelope
 from sim.spec.engines import ENGINES
+from sim.spec.policies import PLACERS
 from sim.spec.profile_choice import choice_notes, disturbance_notes, engine_notes, fitness_notes, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_seconds
@@ -35,6 +36,7 @@ def notes_on(world: World, full: Sequence[FullModelPool]) -> list[str]:
     notes += storage_notes(scenario) + full_model_notes(scenario, full)
     notes += _base_notes(scenario, world.base_weights) + _cache_notes(world)
     notes += _begins_unseen(scenario, traffic) + _client_notes(traffic) + _scheduling_notes(scenario)
+    notes += _placement_notes(scenario, traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
     return notes
@@ -190,6 +192,24 @@ def _scheduling_notes(scenario: Scenario) -> list[str]:
     if policy == "priority" and len({tenant.priority for tenant in tenants}) < 2:
         return ["fleet.scheduling priority: all requests have the same priority, so the first to arrive goes first"]
     return []
+
+
+def _placement_notes(scenario: Scenario, traffic: Traffic) -> list[str]:
+    """Return notes on a placement controller that decides nothing, and on one that knows the whole trace."""
+    spec, notes = scenario.router.placing, []
+    if spec is None or scenario.fleet.places == 1:
+        return []
+    end_s = traffic.expected_s()
+    if PLACERS[spec.policy].moves and spec.period >= end_s:
+        notes.append(
+            f"router.controller.period ({human_seconds(spec.period)}) is longer than the run ({human_seconds(end_s)}): "
+            "no adapter moves"
+        )
+    if traffic.replayed:
+        notes.append(
+            "the placement of the start goes by the popularity in the whole trace, which an operator would not know"
+        )
+    return notes
 
 
 def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:

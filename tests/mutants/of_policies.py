@@ -13,6 +13,7 @@ PASSED_REQUESTS = "tests/unit/test_passed_requests.py"
 VERSION_RECORDS = "tests/property/test_version_records.py"
 LEAPING = "tests/property/test_leaping.py"
 ROUTING = ("tests/unit/test_routing.py", "tests/property/test_routing_laws.py")
+PLACED = ("tests/property/test_placement_laws.py", "tests/unit/test_placement.py")
 
 _CACHE = "sim/policies/adapter_cache.py"
 _COUNTING = "sim/policies/kv/counting_store.py"
@@ -475,6 +476,30 @@ POLICIES = (
         "math.floor(shares)",
         "one replica carries more than its share for one adapter",
         ROUTING,
+    ),
+    Mutant(
+        "placement-beyond-slots",
+        "sim/policies/placement/placer.py",
+        "len(self.on[replica]) < self._slots",
+        "len(self.on[replica]) <= self._slots",
+        "a replica gets one adapter more than it has slots",
+        PLACED,
+    ),
+    Mutant(
+        "moves-are-free",
+        "sim/policies/placement/min_cost_flow.py",
+        "comes = replica not in current.get(adapter, ())",
+        "comes = False",
+        "the flow moves adapters that could stay",
+        PLACED,
+    ),
+    Mutant(
+        "homes-that-are-down",
+        "sim/policies/routing/placed.py",
+        "[replica for replica in homes if is_up(replica, up)]",
+        "homes",
+        "requests go to a replica that is known to be down",
+        PLACED,
     ),
     # Replays and curves ---------------------------------------------------------------------------------------------
     Mutant(

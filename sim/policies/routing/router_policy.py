@@ -61,6 +61,7 @@ class RouterContext:
     :ivar weights: share of the traffic by adapter, in any unit; None: not known, taken as equal.
     :ivar bound: most requests in a replica over the mean, above 1; None: no bound.
     :ivar placement: a name in ``PLACEMENTS``; ``copies``: replicas on which each adapter is placed.
+    :ivar homes: by adapter, the replicas on which a controller has placed it at the start; None: there is none.
     :ivar base_model: the adapter of requests to the base model, a number above those of all adapters. Every replica can
         answer them, so a router by adapters should spread them. No view lists the base model.
     """
@@ -73,6 +74,7 @@ class RouterContext:
     bound: float | None = None
     placement: str = "least-adapters"
     copies: int = 1
+    homes: dict[int, tuple[int, ...]] | None = None
     base_model: int = -1
 
 

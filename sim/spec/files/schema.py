@@ -8,7 +8,7 @@ from typing import Any
 
 from sim.spec.engine_versions import NAMES_SCHEMA
 from sim.spec.engines import ENGINES
-from sim.spec.policies import EVICTIONS, PLACEMENTS, ROUTERS
+from sim.spec.policies import EVICTIONS, PLACEMENTS, PLACERS, ROUTERS
 from sim.spec.registry import Registry
 from sim.spec.scenario import Scenario
 from sim.spec.sections.trace_source import TRACE_FORMATS
@@ -20,6 +20,7 @@ _NAMES: dict[tuple[str, str], Registry[Any]] = {
     ("Cache", "eviction"): EVICTIONS,
     ("Router", "policy"): ROUTERS,
     ("Router", "placement"): PLACEMENTS,
+    ("PlacementController", "policy"): PLACERS,
     ("Trace", "format"): TRACE_FORMATS,
 }
 _EXTENDS = {

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from sim.spec.base import Strict, located
-from sim.spec.policies import PLACEMENTS, ROUTERS, RouterEntry, given_in
-from sim.spec.units import Seconds, format_seconds
+from sim.spec.policies import PLACEMENTS, PLACERS, ROUTERS, RouterEntry, given_in
+from sim.spec.units import Seconds, Share, format_seconds
 
-OWN_KEYS = ("bound", "placement", "copies")
+OWN_KEYS = ("bound", "placement", "copies", "controller")
 """Keys that mean something to some policies only; ``RouterEntry.keys`` says to which."""
 _SHORTEST_S = 0.001
+
+
+class PlacementController(Strict):
+    """Which adapters live on which replicas, and when they move. The router sends a request only to a replica on which
+    its adapter is placed (docs/placement.md)."""
+
+    policy: str = Field(default="popularity", description=PLACERS.described("How adapters are placed."))
+    period: Seconds = Field(default=60.0, gt=0)
+    """Time between two decisions. Means nothing to ``static``, as ``history`` and ``move``."""
+    history: Seconds = Field(default=300.0, gt=0)
+    """How much of the past counts as demand: the requests for each adapter in this time, in whole periods."""
+    copies: PositiveInt = Field(default=1, le=4096)
+    """Replicas on which each adapter is placed, at least, as far as there is room. A hot adapter gets more."""
+    slots: PositiveInt | None = None
+    """Adapters that are placed on one replica, at most; unset: as many as it can run at a time. Fewer leave room for
+    adapters that are placed nowhere."""
+    tolerance: Share = 0.1
+    """``popularity`` only: adapters move for balance while the busiest replica has more load than the mean and this
+    share of it."""
+    move: Literal["lazy", "eager"] = "lazy"
+    """Who loads an adapter that comes to a replica. ``lazy``: its first request there. ``eager``: the controller, at
+    once, one adapter after the other on each replica."""
+
+    @field_validator("policy")
+    @classmethod
+    def _policy(cls, value: str) -> str:
+        return PLACERS.check(value)
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> PlacementController:
+        if PLACERS[self.policy].moves and self.history < self.period:
+            got, least = format_seconds(self.history), format_seconds(self.period)
+            raise located("history", "shorter than the period", got=got, allowed=f"at least {least}")
+        return self
 
 
 class Router(Strict):
@@ -36,6 +71,8 @@ class Router(Strict):
     )
     copies: PositiveInt = Field(default=1, le=4096)
     """``service-per-adapter`` only: replicas on which each adapter is placed, at least."""
+    controller: PlacementController | None = None
+    """``placement`` only: the controller that places adapters and moves them; unset: one with its defaults."""
     pools: Literal["together", "weight"] = "together"
     """With ``fleet.pools``, how a pool is chosen. ``together``: the replicas of all pools that take a request are
     candidates, and ``policy`` chooses among them. ``weight``: first a pool is drawn by its ``weight``, then ``policy``
@@ -66,6 +103,19 @@ class Router(Strict):
             )
         return value
 
+    @field_validator("placement", mode="before")
+    @classmethod
+    def _is_a_name(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            raise located(
+                "",
+                "a name, for policy service-per-adapter",
+                got=", ".join(map(str, value)),
+                allowed=", ".join(PLACEMENTS.names),
+                hint="the keys of policy placement belong into router.controller",
+            )
+        return value
+
     @field_validator("placement")
     @classmethod
     def _placement(cls, value: str) -> str:
@@ -89,6 +139,13 @@ class Router(Strict):
     def _facts(self) -> RouterEntry:
         """The facts of the policy; of one from outside, that every key means something to it."""
         return ROUTERS[self.policy] if self.policy in ROUTERS else RouterEntry(name=self.policy, keys=OWN_KEYS)
+
+    @property
+    def placing(self) -> PlacementController | None:
+        """The controller that places adapters, with the default resolved; None with other policies."""
+        if "controller" not in self._facts.keys or self.policy not in ROUTERS:
+            return None
+        return self.controller or PlacementController()
 
     @property
     def view_interval(self) -> float:

@@ -46,6 +46,17 @@ class AdapterCopies:
         self._mode.cache.pin_instead(old, new)
         self.intake.host.pin_instead(old, new)
 
+    def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
+        """Load an adapter that no request waits for, because it has been placed here.
+
+        Nothing happens if it is there or on its way, or if the replica only stands in for a crashed one.
+
+        :param seconds: load time from a healthy storage, and from host memory.
+        :param then: is called with the time at which the next one may be loaded.
+        """
+        if not self._standing_in:
+            self.intake.load_placed(adapter, seconds, then)
+
     def renew(self, adapter: int, seconds: float, replace_weights: Callable[[], None]) -> None:
         """Load an adapter from storage again, then call ``replace_weights`` between two steps.
 

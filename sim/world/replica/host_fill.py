@@ -33,6 +33,7 @@ class HostFill(Intake, LoadOwner):
     ) -> None:
         self.loader = Loader(context, copies, HostTier(), (loaders, 1), self)
         super().__init__(FetchedCopies(copies, self.loader))
+        self._clock = context.clock
         self._mode = mode
         self._copies = copies
         self._reject = reject
@@ -74,6 +75,11 @@ class HostFill(Intake, LoadOwner):
             self._mode.renew(adapter, seconds, replace_weights)
             return
         self.loader.renew(adapter, seconds, partial(self.replica.at_boundary, without_delay(replace_weights)))
+
+    def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
+        """Fetch an adapter to host memory, from where its first request loads it."""
+        self.loader.load_placed(adapter, seconds)
+        then(self._clock.now)
 
     def close(self, now: float) -> None:
         self.loader.close(now)

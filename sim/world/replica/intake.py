@@ -50,6 +50,9 @@ class Intake(ABC):
         :param seconds: load time of a healthy storage.
         """
 
+    def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
+        """Load an adapter without a request; see ``AdapterCopies.load_placed``. By default its first request does."""
+
     def close(self, now: float) -> None:
         """Record the loads still under way when the simulation stops."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from mypy_extensions import trait
 
-from sim.policies.adapter_cache import GpuCache, HostTier
+from sim.policies.adapter_cache import ABSENT, GpuCache, HostTier
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
@@ -188,6 +188,20 @@ class Loader:
         self.loads[adapter] = load = self._new_load(adapter, channel, tier, seconds)
         self._run(load, request.index)
         return True
+
+    def load_placed(self, adapter: int, seconds: tuple[float, float]) -> None:
+        """Start or queue the load of an adapter for which no request waits so far, unless there is one.
+
+        :param seconds: from storage, and from host memory.
+        """
+        if adapter in self.loads or self._cache.state[adapter] != ABSENT:
+            return
+        from_host = self._tiers.host.touch(adapter)
+        channel, tier = (self._from_host, FROM_HOST) if from_host else (self._storage, FROM_STORAGE)
+        self.loads[adapter] = load = self._new_load(adapter, channel, tier, seconds[1] if from_host else seconds[0])
+        channel.queue.append(load)
+        if len(channel.queue) == 1:
+            self._start(channel)
 
     def renew(self, adapter: int, seconds: float, then: Callable[[], None]) -> None:
         """Load a new version of an adapter from storage, into the room of the old one.

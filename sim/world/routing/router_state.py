@@ -9,6 +9,7 @@ from sim.policies.routing import make_router as make_policy
 from sim.rng import stream_key
 from sim.world.replica.server import Server
 from sim.world.routing.activity import Activity, BatchActivity, InFlightActivity
+from sim.world.routing.first_placement import first_placement, placer_of
 from sim.world.routing.router_views import Residency, Sources
 from sim.world.world import World
 
@@ -71,6 +72,7 @@ def make_router(world: World, view: View, replication: int) -> Router:
             bound=spec.load_bound,
             placement=spec.placement,
             copies=spec.copies,
+            homes=None if spec.placing is None else first_placement(world, placer_of(world, replication)),
             base_model=world.base_model,
         ),
     )

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from sim.policies.adapter_cache import RESIDENT
+from sim.policies.adapter_cache import ABSENT, RESIDENT
 from sim.policies.admission import ClaimingQueue, ReadyQueue, WaitingQueue
 from sim.policies.scheduler import Scheduler
-from sim.traffic.request import DELAYED_HIT, FROM_HOST, MISS, Request
+from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
 from sim.world.replica.loader import Loader, LoadOwner, Tiers
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.ports import without_delay
@@ -67,6 +67,10 @@ class OverlappedLoads(ProtectedMode, LoadOwner):
 
     def renew(self, adapter: int, seconds: float, replace_weights: Callable[[], None]) -> None:
         self.loader.renew(adapter, seconds, partial(self.replica.at_boundary, without_delay(replace_weights)))
+
+    def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
+        self.loader.load_placed(adapter, seconds)
+        then(self.context.clock.now)
 
     def close(self, now: float) -> None:
         self.loader.close(now)
@@ -180,6 +184,26 @@ class LoadsInSteps(ProtectedMode):
             if self._gpu.state[request.adapter] != RESIDENT:
                 self.failed.append(request)
         return load_s
+
+    def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
+        def action(start_s: float) -> float:
+            took_s = self._load_idle(adapter, seconds, start_s)
+            then(start_s + took_s)
+            return took_s
+
+        self.replica.at_boundary(action)
+
+    def _load_idle(self, adapter: int, seconds: tuple[float, float], start_s: float) -> float:
+        """Load an adapter between two steps, if it is absent and an idle one can make room; return the seconds."""
+        if self._gpu.state[adapter] != ABSENT or not self._gpu.reserve_ahead(adapter, ()):
+            return 0.0
+        from_host = self._tiers.host.touch(adapter)
+        tier, own_s = (FROM_HOST, seconds[1]) if from_host else (FROM_STORAGE, seconds[0])
+        self._tiers.load_started(adapter, tier)
+        took_s, _ = self.load_in_step(adapter, tier, own_s, start_s, -1)
+        self._gpu.loaded(adapter)
+        self._tiers.load_ended(adapter, tier)
+        return took_s
 
     def _load(self, request: Request, start_s: float) -> tuple[int, float]:
         """Load the adapter of a request; return the tier that it comes from, and the seconds that it takes."""

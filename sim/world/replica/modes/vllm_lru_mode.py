@@ -8,7 +8,7 @@ from sim.policies.adapter_cache import HostTier
 from sim.policies.admission import WaitingQueue
 from sim.policies.scheduler import Scheduler
 from sim.policies.vllm_lru import VllmLruCache
-from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
+from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode
 
@@ -56,6 +56,22 @@ class VllmLru(AdapterMode):
             for adapter in lost:
                 self._slots.lose(adapter)
         return end_s - start_s
+
+    def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
+        """Load an adapter between two steps, as ``/v1/load_lora_adapter`` does; not into a slot that the batch uses."""
+
+        def action(start_s: float) -> float:
+            tier = self._slots.load_idle(adapter)
+            took_s = 0.0
+            if tier in (FROM_STORAGE, FROM_HOST):
+                own_s = seconds[0] if tier == FROM_STORAGE else seconds[1]
+                took_s, _ = self.load_in_step(adapter, tier, own_s, start_s, -1)
+                self.context.versions.load_started(adapter, tier)
+                self.context.versions.load_ended(adapter, tier)
+            then(start_s + took_s)
+            return took_s
+
+        self.replica.at_boundary(action)
 
     def _load(self, adapter: int, tier: int, request: Request | None, start_s: float) -> tuple[float, bool]:
         """Perform one load of a step; return its seconds, and whether it succeeds.

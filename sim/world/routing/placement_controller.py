@@ -1,0 +1,184 @@
+"""The controller of adapter placement: counts demand, decides once a period, and moves adapters.
+
+The decisions themselves are in ``sim.policies.placement``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+import numpy as np
+
+from sim.policies.placement import Demand, Placement
+from sim.policies.routing import Choosing, View
+from sim.policies.routing.placed import Placed
+from sim.results.records import Recorder
+from sim.rng import stream_key, uniform_draw
+from sim.spec.policies import PLACERS
+from sim.world.clock import CONTROL, Call, Clock
+from sim.world.replica.server import Server
+from sim.world.routing.first_placement import first_placement, placer_of
+from sim.world.times import tier_times
+from sim.world.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedFleet:
+    """What a controller sees of its fleet.
+
+    :ivar view: the router's, in which the replicas that serve are up.
+    :ivar servers: the list of replicas that the fleet keeps current.
+    :ivar next_s: returns the time of the next arrival, infinite if there is none.
+    """
+
+    view: View
+    servers: Sequence[Server]
+    next_s: Callable[[], float]
+
+
+class PlacementController:
+    """Decides at every multiple of the period where adapters are placed, and tells the router.
+
+    Until the history is full, the popularity of the start stands in for what is missing of it. After the last arrival
+    it decides no more. Replicas that come or go are seen at the next decision.
+    """
+
+    def __init__(
+        self, world: World, replication: int, router: Placed, fleet: PlacedFleet, clock: Clock, recorder: Recorder
+    ) -> None:
+        spec = world.scenario.router.placing
+        assert spec is not None, "only router placement has a controller"
+        self._period_s = spec.period
+        self._clock = clock
+        self._recorder = recorder
+        self._router = router
+        self._fleet = fleet
+        self._shares: list[float] = world.traffic.shares().tolist()
+        self._placer = placer_of(world, replication)
+        self._history = int(spec.history / spec.period + 1e-9)
+        self._periods: deque[dict[int, int]] = deque(maxlen=self._history)
+        self._decisions = 1
+        self._moves = EagerMoves(world, replication, fleet.servers, clock) if spec.move == "eager" else LazyMoves()
+        self._note(first_placement(world, self._placer), {})
+        if PLACERS[spec.policy].moves:
+            clock.call_at(self._period_s, CONTROL, self._wake)
+
+    def _wake(self, event: Call) -> None:
+        fleet, router = self._fleet, self._router
+        if fleet.next_s() == inf:
+            return
+        self._periods.append(router.asked)
+        router.asked = {}
+        if fleet.view.up:
+            before = router.homes
+            router.homes = self._placer.place(Demand(self._demand(), tuple(fleet.view.up)), before)
+            for replica, adapters in self._note(router.homes, before).items():
+                self._moves.come(replica, adapters)
+        self._decisions += 1  # a product, not a running sum: the n-th decision is at exactly n periods
+        self._clock.schedule(self._decisions * self._period_s, CONTROL, event)
+
+    def _demand(self) -> dict[int, float]:
+        """Return the requests for each adapter in the history."""
+        found: dict[int, float] = {}
+        for asked in self._periods:
+            for adapter, count in asked.items():
+                found[adapter] = found.get(adapter, 0.0) + count
+        missing = self._history - len(self._periods)
+        if missing:
+            each = missing / len(self._periods) * sum(found.values())
+            for adapter, share in enumerate(self._shares):
+                if share > 0:
+                    found[adapter] = found.get(adapter, 0.0) + each * share
+        return found
+
+    def _note(self, after: Placement, before: Placement) -> dict[int, list[int]]:
+        """Record what comes and goes; return by replica the adapters that come."""
+        now, rows = self._clock.now, self._recorder.moves
+        coming: dict[int, list[int]] = {}
+        for adapter in sorted(after.keys() | before.keys()):
+            new, old = after.get(adapter, ()), before.get(adapter, ())
+            if new is old or new == old:
+                continue
+            for replica in new:
+                if replica not in old:
+                    rows.append((now, adapter, replica, True))
+                    coming.setdefault(replica, []).append(adapter)
+            rows.extend((now, adapter, replica, False) for replica in old if replica not in new)
+        return coming
+
+
+class LazyMoves:
+    """Leaves the load of an adapter that comes to a replica to its first request there."""
+
+    def come(self, replica: int, adapters: list[int]) -> None:
+        """Adapters have been placed on a replica."""
+
+
+@dataclass(slots=True)
+class _Chain:
+    """Loads of one replica that follow each other.
+
+    :ivar server: the replica; after a crash there is another one, for which these loads mean nothing.
+    """
+
+    server: Server
+    waiting: deque[int] = field(default_factory=deque)
+    under_way: bool = False
+
+
+class EagerMoves(LazyMoves):
+    """Loads adapters that come to a replica at once, without a request.
+
+    Where loads block steps, the next one of a replica begins when the last one has ended, so that steps go on between
+    them. Elsewhere they queue for a loader, with the loads of requests.
+    """
+
+    def __init__(self, world: World, replication: int, servers: Sequence[Server], clock: Clock) -> None:
+        self._servers = servers
+        self._clock = clock
+        self._storage, self._host = tier_times(world.scenario, world.profile, world.population)
+        self._has_host = world.scenario.has_host_tier
+        self._key = stream_key(world.scenario.run.seed, replication, "placement-load")
+        self._loads: dict[int, int] = {}  # by adapter, so far
+        self._chains: dict[int, _Chain] = {}
+
+    def come(self, replica: int, adapters: list[int]) -> None:
+        server, chain = self._servers[replica], self._chains.get(replica)
+        if chain is None or chain.server is not server:
+            chain = self._chains[replica] = _Chain(server)
+        chain.waiting.extend(adapters)
+        if not chain.under_way:
+            self._next(chain)
+
+    def _next(self, chain: _Chain) -> None:
+        chain.under_way = bool(chain.waiting)
+        if chain.under_way:
+            adapter = chain.waiting.popleft()
+            chain.server.copies.load_placed(adapter, self._seconds(adapter), lambda at_s: self._ended(chain, at_s))
+
+    def _ended(self, chain: _Chain, at_s: float) -> None:
+        self._clock.call_at(at_s, CONTROL, self._go_on, chain)
+
+    def _go_on(self, event: Call) -> None:
+        chain: _Chain = event.subject
+        if self._servers[chain.server.index] is chain.server:
+            self._next(chain)
+
+    def _seconds(self, adapter: int) -> tuple[float, float]:
+        """Return the seconds of a load from storage and from host memory."""
+        number = self._loads[adapter] = self._loads.get(adapter, 0) + 1
+        name = np.array([adapter])
+        drawn = np.array([uniform_draw(self._key, adapter << 20 | number)])
+        host_s = float(self._host.seconds(name, drawn)[0]) if self._has_host else 0.0
+        return float(self._storage.seconds(name, drawn)[0]), host_s
+
+
+def control_placement(
+    world: World, replication: int, router: Choosing, fleet: PlacedFleet, clock: Clock, recorder: Recorder
+) -> None:
+    """Start the controller of one replication, if the router follows one and has a choice."""
+    if isinstance(router, Placed) and world.replicas > 1:
+        PlacementController(world, replication, router, fleet, clock, recorder)
