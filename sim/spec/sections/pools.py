@@ -134,7 +134,7 @@ def check_pool_support(
     for key, count in changes.items():
         if count:
             raise located(key, f"{key} are not supported in a fleet of pools", got=f"{count} {key}", allowed="none")
-    if policy.places_adapters or router.placing is not None:
+    if policy.places_adapters:
         raise located(
             "router.policy",
             f"{policy.name} places adapters on equal replicas, not on pools",
