@@ -61,7 +61,7 @@ def _unsupported(fleet: Fleet, eviction: EvictionEntry, router: RouterEntry, wor
     if eviction.needs_future:
         problem = f"eviction {eviction.name} does not support a second fleet"
         yield "cache.eviction", problem, eviction.name, "another eviction"
-    if router.places_adapters or "controller" in router.keys:
+    if router.places_adapters:
         problem = f"{router.name} does not support full models"
         yield "router.policy", problem, router.name, "another policy"
     assert fleet.full_models is not None, "checked before"

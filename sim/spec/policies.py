@@ -105,7 +105,7 @@ class RouterEntry(Entry):
     :ivar keys: which of ``bound``, ``placement``, ``copies`` and ``controller`` mean something to it.
     :ivar bound: the bound on a replica's requests over the mean that it has unless the scenario gives one.
     :ivar view_interval_s: how often its view is read unless the scenario says; 0: the view is always current.
-    :ivar places_adapters: whether it places adapters one by one before the run.
+    :ivar places_adapters: whether it places adapters on replicas, which must then be equal.
     :ivar splits_adapters: whether each replica gets a part of the adapters, so that their caches add up.
     :ivar reads_text: whether it goes by the text that requests share, so that some must.
     :ivar in_what_if: whether a what-if tries it.
@@ -183,6 +183,7 @@ ROUTERS = Registry(
             "the least loaded of the replicas on which a controller has placed the adapter (docs/placement.md).",
             "sim.policies.routing.placed:Placed",
             keys=("controller",),
+            places_adapters=True,
             splits_adapters=True,
         ),
     ),

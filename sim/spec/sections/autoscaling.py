@@ -237,7 +237,7 @@ def check_autoscale(scenario: BaseModel) -> None:
     if eviction.needs_future:
         why = f"eviction {eviction.name} needs a fleet that doesn't change during the run"
         raise located("cache.eviction", why, hint="choose another cache.eviction, or remove fleet.autoscale")
-    if router.places_adapters:
+    if router.places_adapters and value_of(scenario, "router.placing") is None:
         why = f"{router.name} places adapters on replicas before the run, so it can't follow an autoscaler"
         raise located("router.policy", why, got=router.name, allowed="another policy")
     if spec.metric == "kv_usage" and spec.policy != "schedule" and value_of(scenario, "fleet.engine") == "fixed":

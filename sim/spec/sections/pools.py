@@ -137,7 +137,7 @@ def check_pool_support(scenarios: Sequence[Any], policy: RouterEntry, router: Ro
                 got="a crash, and router.pools weight",
                 allowed="router.pools together",
             )
-    if policy.places_adapters or router.placing is not None:
+    if policy.places_adapters:
         raise located(
             "router.policy",
             f"{policy.name} places adapters on equal replicas, not on pools",
