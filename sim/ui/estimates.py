@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sim.results.fleet_costs.prices import HOURS_PER_MONTH
 from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
 from sim.spec.profile_choice import gpus_per_replica, prices_of
+from sim.spec.scenario import Scenario
 from sim.studies.evaluate import make_design
 from sim.studies.planning.screen import Screened, screen
 from sim.ui.library import ChosenDesign
@@ -40,11 +41,13 @@ def estimate(design: ChosenDesign) -> Estimate:
     """
     world = make_design(design.loaded.scenario).world
     scenario = design.loaded.scenario
-    return Estimate(screen(world), _monthly(world), engine_flags(scenario, world.kv_tokens), why_no_flags(scenario))
+    return Estimate(
+        screen(world), _monthly(scenario, world), engine_flags(scenario, world.kv_tokens), why_no_flags(scenario)
+    )
 
 
-def _monthly(world: World) -> float | None:
-    scenario = world.scenario
+def _monthly(scenario: Scenario, world: World) -> float | None:
+    """Return what the fleet costs per month; the world of a fleet of pools has the scenario of its first pool only."""
     price = prices_of(scenario).gpu
     if price is None or scenario.fleet.autoscale is not None:
         return None

@@ -6,6 +6,7 @@ import hashlib
 import shlex
 from collections import OrderedDict
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -159,7 +160,11 @@ def problems_of(error: InputError, controls: tuple[Control, ...], moved: str | N
         key = problem.key or ""
         own = by_key.get(key) or next((each for each in controls if key and each.key.startswith(f"{key}.")), None)
         places = {each.ident: each for each in (own, by_key.get(moved or "")) if each is not None}
-        text = str(problem).removeprefix("--set: ") if places else str(problem)
+        text = str(problem)
+        if places:  # at a control, the line of the file from which the value would be does not help
+            placed = copy(problem)
+            placed.file = placed.line = None
+            text = str(placed)
         found += [{"control": ident, "text": text.removeprefix(f"{each.key}: ")} for ident, each in places.items()]
         if not places:
             found.append({"control": "", "text": text})

@@ -296,9 +296,11 @@ def test_the_report_and_a_plan_are_written_into_the_folder_and_open(
     manifest = json.loads((served.folder / "runs/tiny/manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["command"] == "loraplan run tiny.yaml --set cache.gpu.slots=14"
+    set_number(page, "fleet-replicas", "2")
+    answered(page)
     page.click("#plan")
     page.wait_for_selector("#made .headline")
-    assert "GPU slots" in page.inner_text("#made .headline")
+    assert "replica" in page.inner_text("#made .headline")
     assert (served.folder / "runs/tiny-plan/report.html").is_file()
 
 

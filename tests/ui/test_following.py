@@ -194,6 +194,7 @@ def test_what_cannot_be_simulated_is_refused_at_its_control(desk: Desk, folder: 
     for moved, value in (("cache.gpu.slots", "100000"), ("fleet.engine", "nope")):
         (event,) = run(desk, partial(work, {moved: value}, moved))
         assert event["stage"] == "refused"
+        assert ".yaml" not in event["problems"][0]["text"]
         assert moved.replace(".", "-") in [problem["control"] for problem in event["problems"]]
         assert event["problems"][0]["text"]
 
