@@ -10,14 +10,25 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import process_tree
 import pytest
-from served_page import ROOT, serve_page
+from served_page import ROOT, ServedPage, serve_page
 
 from sim.cli import main
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[ServedPage]:
+    """A page of its own, which no failing test leaves behind."""
+    served = serve_page(tmp_path)
+    yield served
+    if served.process.poll() is None:
+        served.process.kill()
+        served.process.communicate()
 
 
 def ended(processes: dict[int, str]) -> bool:
@@ -40,8 +51,7 @@ def loraplan(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_page_with_its_workers_and_open_answers(tmp_path: Path, number: signal.Signals) -> None:
-    page = serve_page(tmp_path)
+def test_a_signal_ends_the_page_with_its_workers_and_open_answers(page: ServedPage, number: signal.Signals) -> None:
     started = process_tree.below(page.process.pid) if process_tree.THERE else {}
     events = page.events({"name": "two-gpus"})
     assert next(events)["stage"] == "estimate"
@@ -52,13 +62,12 @@ def test_a_signal_ends_the_page_with_its_workers_and_open_answers(tmp_path: Path
     assert err.splitlines()[-1] == "interrupted: what you saved is kept"
     assert "Traceback" not in err
     assert ended(started)
-    assert [file.name for file in tmp_path.iterdir()] == ["tiny.yaml"]
+    assert [file.name for file in page.folder.iterdir()] == ["tiny.yaml"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not process_tree.THERE, reason="needs /proc")
-def test_workers_end_with_a_page_that_was_killed(tmp_path: Path) -> None:
-    page = serve_page(tmp_path)
+def test_workers_end_with_a_page_that_was_killed(page: ServedPage) -> None:
     started = process_tree.below(page.process.pid)
     assert len(started) >= 2
     page.stop(signal.SIGKILL)
