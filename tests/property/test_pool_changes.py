@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fault_scenarios import faulty_scenarios
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from rollout_scenarios import rollout_scenarios
 from test_pool_laws import scenario, table
@@ -36,7 +36,7 @@ def same_everything(one: Scenario, cut: int) -> None:
     plain = simulate(build_world(one), 0, 3)
     pooled = simulate(build_world(in_pools(one, cut)), 0, 3)
     assert table(pooled) == table(plain)
-    assert pooled.facts == plain.facts
+    assert repr(pooled.facts) == repr(plain.facts), "as text: no nan equals another"
     assert pooled.events == plain.events
 
 
@@ -47,7 +47,7 @@ def test_equal_pools_with_faults_are_one_fleet_to_the_byte(one: Scenario, data: 
     same_everything(one, data.draw(st.integers(1, one.fleet.replicas - 1)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=(HealthCheck.filter_too_much, HealthCheck.too_slow))
 @given(rollout_scenarios(), st.data())
 def test_equal_pools_with_rollouts_are_one_fleet_to_the_byte(one: Scenario, data: st.DataObject) -> None:
     assume(one.fleet.replicas > 1 and not one.router_policy.places_adapters)
