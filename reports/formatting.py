@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sim.results.by_tenant.slo_terms import split_term
 from sim.results.point import COUNTS, SHARES, UNITS, Metric
-from sim.results.terms import split_term
 from sim.spec.units import human_bytes, human_seconds, parse_seconds, parse_share
 
 RATIOS = SHARES

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError
+from sim.results.by_tenant.slo_terms import with_tenants
 from sim.results.point import Metric, Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.store import RunData
-from sim.results.terms import with_tenants
 from sim.results.verdict import MET, NO_SLO, verdict
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from sim.results.by_tenant.slo_terms import metric_of, split_term
 from sim.results.metric_state import Kind
 from sim.results.point import Metric, Point
-from sim.results.terms import metric_of, split_term
 from sim.results.verdict import (
     NOT_MET,
     UNCLEAR,

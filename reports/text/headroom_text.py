@@ -6,9 +6,9 @@ from reports.answers.bottleneck import BLOCKED_FOR_P99, blocked, limits
 from reports.formatting import metric_words, percent
 from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import capital
+from sim.results.by_tenant.slo_terms import split_term
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, NEVER, QUEUES, Headroom
-from sim.results.terms import split_term
 
 
 def headroom_sentences(found: Headroom | None) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 from reports.answers.verdicts import missed_term
 from reports.formatting import calibration, interval, metric_words, percent, show
+from sim.results.by_tenant.slo_terms import judged, metric_of
 from sim.results.metric_state import MANY_TIMES, Cause, Kind, State
 from sim.results.point import Metric, Point
-from sim.results.terms import judged, metric_of
 from sim.results.verdict import (
     MET,
     NOT_MET,

@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from sim.results.by_tenant.slo_terms import metric_of, split_term
 from sim.results.point import Metric, Point
-from sim.results.terms import metric_of, split_term
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from statistics import NormalDist
 
+from sim.results.by_tenant.slo_terms import judged, metric_of
 from sim.results.intervals.wilson import NORMAL, wilson
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
-from sim.results.terms import judged, metric_of
 
 MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
 PROBABLY_MET, PROBABLY_NOT = "probably met", "probably not met"

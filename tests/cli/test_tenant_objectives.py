@@ -13,8 +13,8 @@ from reports.formatting import metric_words
 from reports.text.headroom_text import headroom_sentences
 from reports.text.plan_text import plan_answer, plan_json
 from sim.errors import InputError
+from sim.results.by_tenant.slo_terms import all_terms, metric_of, split_term, tenant_term
 from sim.results.run_directory.store import read_run
-from sim.results.terms import all_terms, metric_of, split_term, tenant_term
 from sim.results.verdict import met_probability
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario

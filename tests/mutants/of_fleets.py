@@ -167,7 +167,7 @@ FLEETS = (
     ),
     Mutant(
         "tenant-name-cut-short",
-        "sim/results/terms.py",
+        "sim/results/by_tenant/slo_terms.py",
         'removeprefix(_TENANTS).rpartition(".")',
         'removeprefix(_TENANTS).partition(".")',
         "a term of a tenant whose name has a dot is another tenant's",
@@ -175,7 +175,7 @@ FLEETS = (
     ),
     Mutant(
         "plans-without-tenants",
-        "sim/results/terms.py",
+        "sim/results/by_tenant/slo_terms.py",
         "for tenant in scenario.tenants\n",
         "for tenant in scenario.tenants[:0]\n",
         "plans and headroom go by the fleet's SLO alone",

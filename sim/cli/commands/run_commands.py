@@ -108,8 +108,8 @@ class _Asked:
 def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str, Any]], asked: _Asked) -> None:
     """Run a study, write its report, print its answer."""
     from reports.pages.run_page import current_report, run_answer, write_report
+    from sim.results.by_tenant.slo_terms import all_terms
     from sim.results.run_directory.store import blamed_on, read_run, summary_json
-    from sim.results.terms import all_terms
     from sim.studies.execution import Execution
     from sim.studies.study_identity import finished_study, free_folder
 
@@ -163,7 +163,7 @@ def _notes(finished: StudyOutcome, quiet: bool) -> None:
 
 def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
     """Return whether every point meets every term of the SLO, and of those of its tenants, with its interval."""
-    from sim.results.terms import all_terms
+    from sim.results.by_tenant.slo_terms import all_terms
     from sim.results.verdict import MET, verdict
 
     terms = all_terms(loaded.scenario)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sim.errors import InputError
+from sim.results.by_tenant.slo_terms import all_terms
 from sim.results.point import Point
-from sim.results.terms import all_terms
 from sim.results.verdict import NO_SLO, verdict
 from sim.spec.engine_flags.command_lines import (
     MODEL,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sim.errors import InputError, ScenarioError, SeveralErrors
+from sim.results.by_tenant.slo_terms import all_terms, judged, metric_of, split_term
 from sim.results.calibration import (
     ReplicationValues,
     values_of_replication,
@@ -20,7 +21,6 @@ from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import EvaluationRecord, GradeRecord
-from sim.results.terms import all_terms, judged, metric_of, split_term
 from sim.results.verdict import (
     MET,
     NEAR,

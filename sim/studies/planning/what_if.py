@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sim.errors import InputError
+from sim.results.by_tenant.slo_terms import all_terms
 from sim.results.model import MetricChange
 from sim.results.pairs import Difference, difference_of
 from sim.results.point import Point
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import WhatIfRow
-from sim.results.terms import all_terms
 from sim.results.verdict import verdict
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
