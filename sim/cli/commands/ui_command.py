@@ -57,8 +57,8 @@ def ui(
             webbrowser.open(address)
 
     with closing(Workers()) as workers:  # they get ready while this process imports the rest
+        from sim.ui.http_server import serve
         from sim.ui.library import Library
-        from sim.ui.server import serve
 
         serve(Library(folder, scenario, confined=session.confined), scenario, port, workers, on_ready)
 
