@@ -28,7 +28,7 @@ from sim.world.memory.replica_caches import (
     eviction_context,
 )
 from sim.world.pools.autoscaler import make_autoscaler
-from sim.world.pools.pool_routing import route
+from sim.world.pools.pool_routing import Routing, route
 from sim.world.pools.pool_times import PoolEntry, PoolHooks, PoolTimes, token_limits
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.server import ReplicaParts, Server
@@ -124,22 +124,29 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         hooks,
         in_flight,
     )
-    makers = [
-        ReplicaMaker(pool, world, replication, clock, recorder, router_state, rollouts, hooks, wrap_server)
-        for pool in pools
-    ]
+    around = Surroundings(clock, recorder, router_state, rollouts, hooks)
+    makers = [ReplicaMaker(pool, world, replication, around, wrap_server) for pool in pools]
     fleet.open(replicas, serving, makers[0] if len(makers) == 1 else PoolMakers(makers, pools))
-    sources = router_state.sources(fleet.inside, fleet.count_inside)
-    view, *others = routing.views
-    refresher = ViewRefresher(clock, view, sources, reads, scenario.router.view_interval, fleet.next_s)
-    if others:
-        refresher.keep_current(others)
-    if routing.current:
-        ViewRefresher(clock, View(), sources, routing.current_reads, 0.0, fleet.next_s).keep_current(routing.current)
-    fleet.show_to(refresher)
+    view = _show_replicas(routing, fleet, router_state, reads, scenario.router.view_interval)
     placed = PlacedFleet(view, fleet.servers, fleet.next_s)
     control_placement(world, replication, routing.router, placed, clock, recorder)
     return Replication(fleet, router_state, rollouts)
+
+
+def _show_replicas(
+    routing: Routing, fleet: Fleet, router_state: RouterState, reads: frozenset[str], interval: float
+) -> View:
+    """Let the router see the replicas, now that they exist; return the view of the first pool."""
+    sources = router_state.sources(fleet.inside, fleet.count_inside)
+    view, *others = routing.views
+    refresher = ViewRefresher(fleet.clock, view, sources, reads, interval, fleet.next_s)
+    if others:
+        refresher.keep_current(others)
+    if routing.current:
+        current = ViewRefresher(fleet.clock, View(), sources, routing.current_reads, 0.0, fleet.next_s)
+        current.keep_current(routing.current)
+    fleet.show_to(refresher)
+    return view
 
 
 def _loads_fail(scenario: Scenario) -> bool:
@@ -157,6 +164,17 @@ class PoolMakers:
         return self._makers[index](index, inside, restarted=restarted, standing_in=standing_in)
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the replicas of all pools are connected to."""
+
+    clock: Clock
+    recorder: Recorder
+    router_state: RouterState
+    rollouts: NoRollouts
+    hooks: FleetHooks
+
+
 class ReplicaMaker:
     """Makes the replicas of one pool in one replication, at the start and after crashes.
 
@@ -168,28 +186,27 @@ class ReplicaMaker:
         pool: ReplicaPool,
         fleet: World,
         replication: int,
-        clock: Clock,
-        recorder: Recorder,
-        router_state: RouterState,
-        rollouts: NoRollouts,
-        hooks: FleetHooks,
+        around: Surroundings,
         wrap_server: ServerWrapper,
     ) -> None:
         self._world = world = pool.world
         self._replicas = fleet.replicas
         self._replication = replication
-        self._clock = clock
-        self._recorder = recorder
-        self._router_state = router_state
-        self._rollouts = rollouts
-        self._hooks = hooks
+        self._clock = around.clock
+        self._recorder = around.recorder
+        self._router_state = around.router_state
+        self._rollouts = around.rollouts
+        self._hooks = around.hooks
         self._wrap_server = wrap_server
         self._steady: SteadyStart | None = None
         if world.scenario.cache.starts_full:
             drawn = fleet.own_pools and fleet.scenario.router.pools == "weight"
             self._steady = SteadyStart(world, replication, replace(fleet, pools=(pool,)) if drawn else fleet)
         self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
-        self._cache_listeners: list[FleetCacheListener] = [*router_state.cache_listeners(), *rollouts.cache_listeners()]
+        self._cache_listeners: list[FleetCacheListener] = [
+            *around.router_state.cache_listeners(),
+            *around.rollouts.cache_listeners(),
+        ]
 
     def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
         """Return an empty replica; see ``MakeReplica``."""
