@@ -95,7 +95,7 @@ def estimate_box(estimate: Estimate) -> str:
     if screened.loader_load is not None:
         rows.append(("load of the loaders", percent(screened.loader_load)))
     if estimate.headroom is not None:
-        rows.append(("queues grow beyond", f"{estimate.headroom:.2g} × this traffic"))
+        rows.append(("queues grow at the latest at", f"{estimate.headroom:.2g} × this traffic"))
     if estimate.usd_per_month is not None:
         rows.append(("cost per month", money(estimate.usd_per_month)))
     return _part("estimates", rows)
