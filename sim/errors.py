@@ -108,17 +108,14 @@ class SeveralErrors(InputError):
 _SYNONYMS = {"alpha": "exponent", "completion": "output", "input": "prompt", "median": "p50"}
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """Return ``did you mean 'x'?`` for the nearest known word, or None."""
-    words = list(known)
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    return same_meaning(word, words) or (f"did you mean {close[0]!r}?" if close else None)
+def did_you_mean(word: str, known: Iterable[str], least: float = 0.6) -> str | None:
+    """Return ``did you mean 'x'?`` for the nearest known word, or None.
 
-
-def same_meaning(word: str, known: Iterable[str]) -> str | None:
-    """Return ``did you mean 'x'?`` for a known word that means the same and is spelled otherwise, or None."""
-    same = _SYNONYMS.get(word)
-    return f"did you mean {same!r}?" if same is not None and same in known else None
+    :param least: how alike the two are, from 0 to 1 (``difflib``).
+    """
+    words, same = list(known), _SYNONYMS.get(word)
+    close = [same] if same in words else difflib.get_close_matches(word, words, n=1, cutoff=least)
+    return f"did you mean {close[0]!r}?" if close else None
 
 
 def install_hint(extra: str) -> str:

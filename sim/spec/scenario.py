@@ -260,7 +260,8 @@ class Scenario(Strict):
     def _fits_changes(self) -> None:
         """Check rollouts and faults."""
         check_rollouts(self.rollouts)
-        check_faults(self.faults, self.fleet.total if self.fleet.pools else self.fleet.places)
+        places = self.fleet.total if self.fleet.pools else self.fleet.places
+        check_faults(self.faults, places, in_pools=bool(self.fleet.pools))
         end_s = self.workload.duration
         for key in ("rollouts", "faults"):
             for i, change in enumerate(getattr(self, key)):

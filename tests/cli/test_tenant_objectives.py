@@ -20,6 +20,8 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.headroom import find_headroom
 from sim.studies.planning.plan_study import make_plan
+from sim.studies.planning.what_if_changes import changes
+from sim.world.build import build_world
 
 SCENARIO = """\
 schema_version: 1
@@ -147,3 +149,26 @@ def test_the_command_answers_where_only_tenants_have_slos(loraplan: CommandLine,
     assert "–" not in doubled, "every term of a tenant has its change"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "of chat.a" in page
+
+
+@pytest.mark.parametrize(("over", "code"), [("10s,1ms", 1), ("10s,9s", 0)])
+def test_a_sweep_is_checked_by_the_objectives_of_each_point(
+    tmp_path: Path, loraplan: CommandLine, over: str, code: int
+) -> None:
+    file = tmp_path / "shared.yaml"
+    quick = ("--set", "workload.requests=2000", "--set", "fleet.replicas=12", "--check", "--quiet", "--out", "out")
+    for text, key in ((SCENARIO + FLEET, "slo.e2e_p99"), (SCENARIO + TWO, "tenants.1.slo.e2e_p99")):
+        file.write_text(text, encoding="utf-8")
+        assert loraplan("sweep", str(file), "--over", f"{key}={over}", *quick, "--overwrite").code == code
+
+
+@pytest.mark.parametrize("arrivals", ["{process: poisson}", "{process: poisson, rate: 25/s}"])
+def test_twice_the_traffic_scales_the_rates_of_tenants_and_their_sum(tmp_path: Path, arrivals: str) -> None:
+    tenants = TWO.replace("batch, adapters: 4, share: 50%", "batch, adapters: 4, rate: 15/s")
+    text = (SCENARIO + tenants.replace("share: 50%", "rate: 10/s")).replace("{process: poisson, rate: 25/s}", arrivals)
+    loaded = load(tmp_path, text)
+    twice = next(change for change in changes(build_world(loaded.scenario)) if change.label == "twice the traffic")
+    scenario = loaded.with_values(twice.set).scenario
+    assert [tenant.rate for tenant in scenario.tenants] == [20, 30]
+    assert scenario.workload.arrivals is not None
+    assert scenario.workload.arrivals.rate == 50

@@ -266,7 +266,7 @@ def test_other_routers_have_none_of_these_metrics() -> None:
 def test_the_answer_says_what_moves_cost() -> None:
     point = evaluate_scenario(drifting({"policy": "popularity"}), EvaluationOptions()).point
     (sentence,) = placement_sentences(point)
-    assert sentence.startswith("The controller moves ")
+    assert sentence.startswith("Per replication, the controller moves ")
     assert " cost a load, " in sentence
     static = evaluate_scenario(drifting({"policy": "static"}), EvaluationOptions()).point
     assert placement_sentences(static)[0].startswith("No adapter moves: ")

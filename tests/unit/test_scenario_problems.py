@@ -220,7 +220,7 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
         (
             "cache:",
             "faults: [{kind: crash, replica: 1, at: 5 s}]\ncache:",
-            "13: faults.0.replica: no such replica (got 1, allowed: 0 to 0 (fleet.replicas 1))",
+            "13: faults.0.replica: no such replica (got 1, allowed: 0 to 0)",
         ),
         (
             "cache:",

@@ -21,5 +21,8 @@ def placement_sentences(point: Point) -> list[str]:
     if not moves:
         return [f"No adapter moves: {placed}." if placed else "No adapter moves."]
     loads, seconds = value("placement_loads") or 0.0, value("placement_load_s") or 0.0
-    cost = f"{number(loads)} of these moves cost a load, {human_seconds(seconds)} in all"
-    return [f"The controller moves {number(moves)} adapters: {cost}." + (f" {placed}." if placed else "")]
+    cost = "none of these moves costs a load"
+    if loads:
+        cost = f"{number(loads)} of these moves cost a load, {human_seconds(seconds)} in total"
+    moved = f"Per replication, the controller moves {number(moves)} adapters: {cost}."
+    return [f"{moved} {placed}." if placed else moved]

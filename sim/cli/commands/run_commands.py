@@ -163,11 +163,15 @@ def _notes(finished: StudyOutcome, quiet: bool) -> None:
 
 def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
     """Return whether every point meets every term of the SLO, and of those of its tenants, with its interval."""
-    from sim.results.by_tenant.slo_terms import all_terms
+    from sim.results.by_tenant.slo_terms import with_tenants
     from sim.results.verdict import MET, verdict
 
-    terms = all_terms(loaded.scenario)
-    return all(verdict(point, terms) == MET for point in points)
+    def terms(point: Point) -> dict[str, float]:
+        varies = any(key.startswith("slo") for key in point.set)
+        scenario = loaded.with_values(point.set).scenario if varies else loaded.scenario
+        return with_tenants(scenario.slo.terms(), point)
+
+    return all(verdict(point, terms(point)) == MET for point in points)
 
 
 def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_only: bool) -> None:

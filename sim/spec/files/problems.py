@@ -14,12 +14,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from sim.errors import InputError, ScenarioError, UnknownKeyError, did_you_mean, same_meaning
+from sim.errors import InputError, ScenarioError, UnknownKeyError, did_you_mean
 from sim.spec.base import descriptions
 from sim.spec.engine_flags.flag_hints import flag_hint
 from sim.spec.files.tree import TAGS, join, without_indexes
 
 _MOST_KEYS = 12
+_A_TYPO = 0.9
+"""How alike a word and a key of the section are that a hint prefers to the same word in another section."""
 _WANTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -135,7 +137,7 @@ def _unknown_key(spot: _Spot, model: type[BaseModel], got: Any) -> InputError:
     allowed = _keys(spot.owner)
     word = str(spot.path[-1])
     hint = (
-        same_meaning(word, allowed)
+        did_you_mean(word, allowed, _A_TYPO)
         or _of_another_kind(spot, model)
         or _elsewhere(word, spot.key, model, section=isinstance(got, dict))
         or flag_hint(spot.key, got)

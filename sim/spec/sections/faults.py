@@ -189,8 +189,10 @@ def never_happens(fault: Fault) -> bool:
     return getattr(fault, "lasts", None) == 0 or getattr(fault, "probability", None) == 0
 
 
-def check_faults(faults: tuple[Fault, ...], replicas: int) -> None:
+def check_faults(faults: tuple[Fault, ...], replicas: int, *, in_pools: bool) -> None:
     """Check faults against the fleet and each other.
+
+    :param in_pools: whether the replicas are those of several pools.
 
     :raises PydanticCustomError: for a replica that doesn't exist, or that crashes while it is down.
     """
@@ -202,7 +204,8 @@ def check_faults(faults: tuple[Fault, ...], replicas: int) -> None:
                 f"faults.{i}.replica",
                 "no such replica",
                 got=replica,
-                allowed=f"0 to {replicas - 1} (fleet.replicas {replicas})",
+                allowed=f"0 to {replicas - 1}",
+                hint="the replicas of pools are counted in order" if in_pools else "",
             )
         if isinstance(fault, Crash):
             end = float("inf") if fault.down is None else fault.at + max(fault.down, fault.detected)

@@ -31,8 +31,8 @@ class PlacementController(Strict):
     """Adapters that are placed on one replica, at most; unset: as many as it can run at a time. Fewer leave room for
     adapters that are placed nowhere."""
     tolerance: Share = 0.1
-    """``popularity`` only: adapters move for balance while the busiest replica has more load than the mean and this
-    share of it."""
+    """``popularity`` and ``rank``: adapters move for balance while the busiest replica has more than the mean load plus
+    this share of it."""
     move: Literal["lazy", "eager"] = "lazy"
     """Who loads an adapter that comes to a replica. ``lazy``: its first request there. ``eager``: the controller, at
     once, one adapter after the other on each replica."""
@@ -112,7 +112,7 @@ class Router(Strict):
                 "a name, for policy service-per-adapter",
                 got=", ".join(map(str, value)),
                 allowed=", ".join(PLACEMENTS.names),
-                hint="the keys of policy placement belong into router.controller",
+                hint="the keys of policy placement belong in router.controller",
             )
         return value
 
@@ -124,14 +124,15 @@ class Router(Strict):
     @model_validator(mode="after")
     def _meaningful(self) -> Router:
         for key in OWN_KEYS:
-            if key in self.model_fields_set and key not in self._facts.keys and getattr(self, key) is not None:
+            given = getattr(self, key)
+            if key in self.model_fields_set and key not in self._facts.keys and given is not None:
                 policies = " or ".join(entry.name for entry in ROUTERS if key in entry.keys)
                 raise located(
                     key,
                     f"policy {self.policy} has no {key}",
-                    got=getattr(self, key),
+                    got="a section" if isinstance(given, Strict) else given,
                     allowed=f"only with policy {policies}",
-                    hint=f"remove {key}, or choose such a policy",
+                    hint=f"remove it (--set router.{key}=null), or choose such a policy",
                 )
         return self
 

@@ -93,7 +93,7 @@ def _traffic(scenario: Scenario) -> Iterator[Change]:
         rates = {
             f"tenants.{i}.rate": tenant.rate for i, tenant in enumerate(scenario.tenants) if tenant.rate is not None
         }
-        rates = rates or {"workload.arrivals.rate": arrivals.rate}
+        rates["workload.arrivals.rate"] = arrivals.rate
         yield Change("traffic", words, {key: format_rate(factor * rate) for key, rate in rates.items()})
     if isinstance(arrivals, PoissonArrivals):
         yield Change(

@@ -36,8 +36,7 @@ def check_changes(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
         raise ScenarioError(
             f"{what} are not supported where pools have different load times or limits of tokens",
             key=steering[0],
-            got=", ".join(pool.name for pool in pools),
-            allowed="crashes and faults of storage",
+            got=f"pools {', '.join(pool.name for pool in pools)}",
             hint="simulate each pool alone, or give all pools the same GPU, engine and storage",
         )
 
