@@ -43,6 +43,9 @@ _NEITHER = frozenset(
         "rerouted",
         "replicas_started",
         "replicas_stopped",
+        # Moves are what a controller is for; their loads are the cost.
+        "placement_moves",
+        "placed_share",
     }
 )
 _LOWER = frozenset(
@@ -99,6 +102,8 @@ _LOWER = frozenset(
         "late_otherwise",
         "new_replica_loads",
         "new_replica_miss_ratio",
+        "placement_loads",
+        "placement_load_s",
         "cost_usd",
         "usd_per_m_tokens",
         "usd_per_m_input_tokens",

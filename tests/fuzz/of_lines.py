@@ -100,8 +100,8 @@ _BACKENDS = (
     "",
     "127.0.0.1:1",
 )
-_NEVER = ("calibrate serve",)
-"""Starts a server."""
+_NEVER = ("calibrate serve", "ui")
+"""Start a server."""
 _MEASURES = ("calibrate steps", "calibrate loads", "calibrate all")
 """Take minutes where their device exists."""
 

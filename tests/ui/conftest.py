@@ -24,7 +24,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPage]:
         page.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while Playwright runs, no test of another module could run an event loop
 def browser() -> Iterator[Browser]:
     """A Chromium that is there anyway; tests are skipped where there is none."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
