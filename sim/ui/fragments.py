@@ -22,7 +22,7 @@ from sim.results.run_directory.store import RunData
 from sim.spec.scenario_file import LoadedScenario
 from sim.ui.controls import Control
 from sim.ui.estimates import Estimate
-from sim.ui.library import ChosenDesign, Library, Opened
+from sim.ui.library import SAVED, ChosenDesign, Library, Opened
 from sim.ui.simulating.tasks import Judged
 
 _PAGE = Path(__file__).parent / "page"
@@ -128,7 +128,8 @@ def no_curve(why: str) -> str:
 
 def commands(design: ChosenDesign, estimate: Estimate) -> str:
     """Return the command lines that simulate and that start this design."""
-    return _part("commands", design.command(), estimate.flags, estimate.no_flags)
+    note = "" if design.opened.path else f"Save {SAVED} first."
+    return _part("commands", design.command(), note, estimate.flags, estimate.no_flags)
 
 
 def comparison(pins: Sequence[ComparedPin]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from sim.errors import ScenarioError, SeveralErrors
 from sim.spec.files.bundled import bundled_scenarios
 from sim.spec.scenario_file import load_scenario, scenario_of_text
 from sim.ui.controls import Control, controls_of, curve_values, settings_of
+from sim.ui.estimates import estimate
+from sim.ui.fragments import commands
 from sim.ui.library import Library, problems_of
 
 NAMES = [entry.name for entry in bundled_scenarios()]
@@ -160,3 +163,26 @@ def test_a_library_opens_what_it_lists_and_nothing_else(tmp_path: Path) -> None:
     ):
         with pytest.raises(ScenarioError, match="no such scenario here"):
             library.open(name)
+
+
+def test_the_command_of_a_design_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my scenarios"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("extends: quickstart\nname: mine\n")
+    monkeypatch.chdir(tmp_path)
+    library = Library(folder, "my scenarios/mine.yaml")
+    slots = {"cache.gpu.slots": "16"}
+    for name in ("mine.yaml", "my scenarios/mine.yaml", "quickstart"):
+        design = library.open(name).design(slots)
+        program, verb, file, *settings = shlex.split(design.command())
+        assert (program, verb) == ("loraplan", "run")
+        loaded = load_scenario(file, [each for each in settings if each != "--set"])
+        assert loaded.data == design.loaded.data
+        assert "Save scenario.yaml first." not in commands(design, estimate(design))
+
+
+def test_a_dropped_text_is_saved_before_its_command_is_run(tmp_path: Path) -> None:
+    opened = Library(tmp_path).open("dropped.yaml", "extends: quickstart\nname: mine\n")
+    design = opened.design({"cache.gpu.slots": "16"})
+    assert design.command() == "loraplan run scenario.yaml"
+    assert "Save scenario.yaml first." in commands(design, estimate(design))
