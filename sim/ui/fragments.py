@@ -154,10 +154,12 @@ def compare(pin: tuple[ChosenDesign, Judged | None], present: tuple[ChosenDesign
 
 def design_words(design: ChosenDesign) -> str:
     """Return what a design differs in from its scenario, in words."""
+    moved = {control.key for control in design.opened.controls}
     said = []
     for setting in design.settings:
         key, _, value = setting.partition("=")
-        said.append(f"{key_words(key)} {value}")
+        if key in moved:  # others are only unset along with one of these
+            said.append(f"{key_words(key)} {value}")
     return ", ".join(said) or f"{design.opened.loaded.scenario.name} as it is"
 
 

@@ -12,7 +12,7 @@ from sim.spec.files.bundled import bundled_scenarios
 from sim.spec.scenario_file import load_scenario, scenario_of_text
 from sim.ui.controls import Control, controls_of, curve_values, settings_of
 from sim.ui.estimates import estimate
-from sim.ui.fragments import commands
+from sim.ui.fragments import commands, design_words
 from sim.ui.library import Library, problems_of
 
 NAMES = [entry.name for entry in bundled_scenarios()]
@@ -54,10 +54,32 @@ def test_own_values_change_nothing(name: str) -> None:
         ("thousand-adapters", "adapters.rank", "mix of ranks"),
         ("two-cards", "fleet.tensor_parallel", "each pool"),
         ("day-and-night", "fleet.replicas", "autoscaler"),
+        ("noisy-neighbour", "adapters.count", "tenants say how many"),
     ],
 )
 def test_a_control_that_does_not_apply_says_why(name: str, key: str, reason: str) -> None:
     assert reason in controls(name)[key].disabled
+
+
+def test_tenants_with_rates_of_their_own_have_no_slider_of_the_rate(tmp_path: Path) -> None:
+    text = (
+        "extends: quickstart\nname: mine\nadapters: {count: 100}\nworkload: {arrivals: {rate: 5/s}}\n"
+        "tenants: [{name: a, adapters: 60, rate: 3/s}, {name: b, adapters: 40, rate: 2/s}]\n"
+    )
+    opened = Library(tmp_path).open("mine.yaml", text)
+    rate = next(control for control in opened.controls if control.key == "workload.arrivals.rate")
+    assert "tenants.rate" in rate.disabled
+
+
+@pytest.mark.parametrize("name", ["moving-placement", "quickstart"])
+def test_every_router_can_be_chosen(name: str) -> None:
+    opened = Library(Path()).open(name)
+    router = next(control for control in opened.controls if control.key == "router.policy")
+    for policy, _ in router.choices:
+        design = opened.design({"router.policy": policy})
+        assert design.loaded.scenario.router.policy == policy
+        if policy != router.value:
+            assert design_words(design) == f"router policy {policy}"
 
 
 def test_traffic_has_the_key_that_its_kind_has() -> None:
