@@ -15,6 +15,7 @@ from reports.pages.run_page import verdict_badge
 from reports.table import Table
 from reports.tables.comparison_tables import key_table
 from reports.tables.metric_tables import make_tiles
+from reports.tables.tenant_tables import tenants_table
 from reports.text.answer_text import Answer
 from reports.text.comparison_text import headline
 from reports.text.setup_text import setup_line
@@ -102,14 +103,16 @@ def estimate_box(estimate: Estimate) -> str:
 
 
 def answer_parts(judged: Judged, loaded: LoadedScenario) -> dict[str, str]:
-    """Return the answer, its key numbers and its first line, by the id of their place."""
+    """Return the answer, its key numbers, tenants and first line, by the id of their place."""
     point, terms = judged.point, loaded.scenario.slo.terms()
     slo = [f"{metric_words(name)} {show(name, target)}" for name, target in terms.items()]
     badge = verdict_badge([point], terms, judged.answer.verdict)
     tiles = make_tiles(point, terms)
+    tenants = tenants_table([point])
     return {
         "answer": _part("answer_body", judged.answer, badge, slo, ""),
         "tiles": _part("key_numbers", tiles, "") if tiles else "",
+        "tenants": "" if tenants is None else _part("data_table", tenants),
         "notes": _part("notes", [*judged.answer.details[4:], *dict.fromkeys(point.warnings)]),
         "setup": _part("plain", setup_line([point])),
         "glance": _part("glance", badge, tiles[:2], judged.answer),
