@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sim.errors import InputError, ScenarioError, SeveralErrors
 from sim.spec.engines import ENGINES, engine_words
@@ -98,6 +99,15 @@ class Control:
             allowed = "a whole number" if self.whole else "a number"
             raise ScenarioError("not a number", key=self.key, got=text[:_MOST_LETTERS], allowed=allowed)
         return str(int(number)) if self.whole else f"{number:.10g}"
+
+    def typed(self, text: str) -> Any:
+        """Return a value as a sweep has it: with its unit, or as a number.
+
+        :param text: what ``check`` returned; not empty.
+        """
+        if self.choices or self.unit:
+            return f"{text}{self.unit}"
+        return int(text) if self.whole else float(text)
 
     def settings(self, text: str) -> list[str]:
         """Return ``KEY=VALUE`` as ``--set`` has it, for this key and those that it unsets.

@@ -214,7 +214,7 @@ async def _curve(desk: Desk, library: Library, asked: Asked, design: ChosenDesig
             judged = await desk.short(other, curve=True)
         except LoraplanError:
             continue  # this value can't be simulated; the curve leaves it out
-        points[value] = replace(judged.point, set={control.key: _typed(control, value)})
+        points[value] = replace(judged.point, set={control.key: control.typed(value)})
         if len(points) >= _DRAWN_FROM and time.monotonic() > drawn + _DRAWN_EVERY_S:
             await _draw(desk, control, points, here, terms, say)
             drawn = time.monotonic()
@@ -229,7 +229,7 @@ async def _draw(
     if len(points) > 1:
         order = [name for name, _ in control.choices] or sorted(points, key=float)
         ordered = tuple(points[value] for value in order if value in points)
-        chart = await desk.curve(ordered, _typed(control, here), terms)
+        chart = await desk.curve(ordered, control.typed(here), terms)
     if chart is None:
         text = f"No curve: {control.words} has no other value here that can be simulated."
         say({"stage": "curve", "parts": {"curve": fragments.no_curve(text)}})
@@ -246,13 +246,6 @@ def curve_control(opened: Opened, moved: str | None) -> Control | None:
         or next((control for control in useful if control.key == "cache.gpu.slots"), None)
         or (useful[0] if useful else None)
     )
-
-
-def _typed(control: Control, value: str) -> Any:
-    """Return a value as a sweep would have it."""
-    if control.choices or control.unit:
-        return f"{value}{control.unit}"
-    return float(value) if "." in value else int(value)
 
 
 def _judged_event(judged: Judged, design: ChosenDesign, stage: str, status: str) -> Event:

@@ -24,7 +24,7 @@ def plan_from_here(design: ChosenDesign, moved: str | None, runs: Path) -> tuple
     """
     control = _planned(design, moved)
     verb = "maximize" if control.key in _MAXIMIZED else "minimize"
-    low, high = (_typed(control, stop) for stop in (next(filter(None, control.stops)), control.stops[-1]))
+    low, high = (control.typed(stop) for stop in (next(filter(None, control.stops)), control.stops[-1]))
     question: dict[str, Any] = {verb: control.key, "range": [low, high]}
     loaded = design.loaded.with_values({"plan": question})
     span = f"{control.key}={low}..{high}"
@@ -45,9 +45,3 @@ def _planned(design: ChosenDesign, moved: str | None) -> Control:
     if found is None:
         raise ScenarioError("a plan needs a number to look for", hint="move a slider first, such as GPU slots")
     return found
-
-
-def _typed(control: Control, value: str) -> Any:
-    if control.unit:
-        return f"{value}{control.unit}"
-    return float(value) if "." in value else int(value)

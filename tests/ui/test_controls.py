@@ -133,6 +133,23 @@ def test_a_value_cannot_carry_yaml_or_another_key() -> None:
     assert slots.check("32.0") == "32"
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "text", "value"),
+    [
+        ("tenants-trace", "workload.trace.time_scale", "0.00001", 1e-5),
+        ("tenants-trace", "workload.trace.time_scale", "2", 2.0),
+        ("quickstart", "workload.arrivals.rate", "0.00001", "1e-05/s"),
+        ("quickstart", "cache.gpu.slots", "32.0", 32),
+        ("quickstart", "fleet.engine", "sglang", "sglang"),
+    ],
+)
+def test_a_value_is_typed_as_a_sweep_has_it(name: str, key: str, text: str, value: object) -> None:
+    control = controls(name)[key]
+    typed = control.typed(control.check(text))
+    assert typed == value
+    assert type(typed) is type(value)
+
+
 def test_what_the_scenario_check_refuses_stands_at_the_control_that_was_moved() -> None:
     opened = Library(Path()).open("quickstart")
     with pytest.raises(ScenarioError) as caught:
