@@ -137,10 +137,8 @@ async def _full(desk: Desk, library: Library, asked: Asked, design: ChosenDesign
             if not isinstance(found, Judged):
                 say({"stage": "progress", "done": found.done, "of": found.of, "status": _steps(found.done, found.of)})
             elif found.final:
-                run = design.loaded.scenario.run
-                status = (
-                    f"Final: the numbers of loraplan run ({_counted(run.replications, 'replication')}, with headroom)."
-                )
+                count = _counted(found.replications, "replication")
+                status = f"Final: the numbers of loraplan run ({count}, with headroom)."
                 say(_judged_event(found, design, "final", status))
                 await _compare(desk, pins, design, found, say)
             else:

@@ -178,7 +178,7 @@ def _run(name: str, design: ChosenDesign, judged: Judged) -> RunData:
         "status": "finished",
         "scenario": design.loaded.data,
         "seed": design.loaded.scenario.run.seed,
-        "replications": design.loaded.scenario.run.replications,
+        "replications": judged.replications,
     }
     return RunData(Path(name), manifest, [judged.point])
 

@@ -223,3 +223,20 @@ def test_curves_follow_the_control_that_was_moved_but_not_a_target(folder: Path)
         control = following.curve_control(opened, moved)
         assert control is not None
         assert control.key == along
+
+
+def test_the_final_line_counts_the_replications_that_were_run(desk: Desk, folder: Path) -> None:
+    rows = "".join(f"{0.05 * n:.2f},a{n % 40},64,8\n" for n in range(1500))
+    (folder / "calls.csv").write_text(f"timestamp_s,tenant_id,input_tokens,output_tokens\n{rows}")
+    trace = (
+        "schema_version: 1\nname: traced\nworkload: {trace: {file: calls.csv}}\n"
+        "adapters: {base_model: llama-3.1-8b, rank: 16}\nfleet: {gpu: h100-80gb, engine: vllm}\n"
+        "cache: {gpu: {slots: 16}, host: {slots: 40}}\nrun: {replications: 2}\n"
+    )
+
+    async def work(text: str) -> str:
+        events = await until(follow(desk, Library(folder), Asked(name="mine.yaml", text=text)), "final")
+        return str(events[-1]["status"])
+
+    for text, count in ((TINY, "2 replications"), (trace, "1 replication")):
+        assert f"({count}, with headroom)" in run(desk, partial(work, text))
