@@ -161,8 +161,8 @@ async def _pinned(
             pin = await asyncio.to_thread(design.opened.design, values)
             known = await asyncio.to_thread(desk.known, pin)
             found.append((pin, known or await desk.short(pin)))
-        except InputError:
-            continue  # a pin of a scenario that has changed meanwhile
+        except LoraplanError:
+            continue  # a pin of a scenario that has changed meanwhile, or that can't be simulated in time
     judged = desk.known(design)
     if judged is not None:
         await _compare(desk, found, design, judged, say)
@@ -181,11 +181,12 @@ async def _compare(
     rows = []
     for pin, _ in pins:
         known = desk.known(pin)
-        if known is not None and known.final and not judged.final:
-            known = await desk.short(pin)  # like with like
-        elif known is not None and judged.final and not known.final:
-            async for found in desk.evaluate(pin):
-                known = found if isinstance(found, Judged) else known
+        with suppress(LoraplanError):  # the pin's own, such as too many requests: its comparison stays as it was
+            if known is not None and known.final and not judged.final:
+                known = await desk.short(pin)  # like with like
+            elif known is not None and judged.final and not known.final:
+                async for found in desk.evaluate(pin):
+                    known = found if isinstance(found, Judged) else known
         rows.append(await asyncio.to_thread(fragments.compare, (pin, known), (design, judged)))
     say({"stage": "compared", "parts": {"pins": fragments.comparison(rows)}})
 

@@ -19,10 +19,10 @@ from sim.studies.execution import Execution
 from sim.studies.sweep import run_study
 from sim.ui import following
 from sim.ui.following import Asked, follow
-from sim.ui.library import Library
+from sim.ui.library import ChosenDesign, Library
 from sim.ui.simulating.desk import Desk
 from sim.ui.simulating.tasks import Judged
-from sim.ui.simulating.workers import Workers
+from sim.ui.simulating.workers import TooSlow, Workers
 
 Event = dict[str, Any]
 
@@ -187,6 +187,32 @@ def test_pins_are_compared_with_like(desk: Desk, folder: Path) -> None:
     assert compared[-1].count("<table>") == 2
     assert "Pinned: tiny as it is" in compared[-1]
     assert "Pinned: GPU slots 8" in compared[-1]
+
+
+@pytest.mark.parametrize("failing", ["short", "evaluate"])
+def test_a_pin_that_fails_leaves_the_answer_alone(
+    desk: Desk, folder: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    real = getattr(desk, failing)
+
+    def tried(design: ChosenDesign, **options: Any) -> Any:
+        if design.settings == ("cache.gpu.slots=8",):
+            raise TooSlow("too slow")
+        return real(design, **options)
+
+    monkeypatch.setattr(desk, failing, tried)
+    pins = [{"cache.gpu.slots": "8"}, {}]
+
+    async def work() -> list[Event]:
+        events = follow(desk, Library(folder), asked({"cache.gpu.slots": "64"}, "slo.ttft_p99", pins=pins))
+        return [event async for event in events]
+
+    events = run(desk, work)
+    assert "final" in stages(events)
+    assert "stopped" not in stages(events)
+    compared = [event["parts"]["pins"] for event in events if event["stage"] == "compared"]
+    assert "Pinned: tiny as it is" in compared[-1]
+    assert ("Pinned: GPU slots 8" in compared[-1]) == (failing == "evaluate")
 
 
 def test_what_cannot_be_simulated_is_refused_at_its_control(desk: Desk, folder: Path) -> None:
