@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from reports.answers.run_comparison import Comparison, compare_runs
 from reports.charts.svg import Chart
-from reports.formatting import key_words, metric_words, money, percent, show
+from reports.formatting import key_words, metric_words, money, number, percent, show
 from reports.pages.page import environment, page_script
 from reports.pages.run_page import verdict_badge
 from reports.table import Table
@@ -92,14 +93,18 @@ def estimate_box(estimate: Estimate) -> str:
     screened = estimate.screened
     rows = [("miss ratio", percent(screened.miss_ratio))]
     if screened.gpu_load is not None:
-        rows.append(("GPU load", percent(screened.gpu_load)))
+        rows.append(("GPU load", _load(screened.gpu_load)))
     if screened.loader_load is not None:
-        rows.append(("load of the loaders", percent(screened.loader_load)))
-    if estimate.headroom is not None:
-        rows.append(("queues grow at the latest at", f"{estimate.headroom:.2g} × this traffic"))
+        rows.append(("load of the loaders", _load(screened.loader_load)))
+    if estimate.headroom:
+        rows.append(("queues grow at the latest at", f"{number(estimate.headroom)} × this traffic"))
     if estimate.usd_per_month is not None:
         rows.append(("cost per month", money(estimate.usd_per_month)))
     return _part("estimates", rows)
+
+
+def _load(load: float) -> str:
+    return "overloaded" if math.isinf(load) else percent(load)
 
 
 def answer_parts(judged: Judged, loaded: LoadedScenario) -> dict[str, str]:
