@@ -47,6 +47,7 @@ class Control:
         unset.
     :ivar choices: value and words of each choice.
     :ivar whole: whether only whole numbers are allowed.
+    :ivar listed: whether a plan along it considers the stops alone, and not what is between them.
     :ivar unsets: other keys that a value other than the scenario's own leaves without meaning.
     :ivar disabled: why it can't be moved in this scenario; empty: it can.
     """
@@ -59,6 +60,7 @@ class Control:
     stops: tuple[str, ...] = ()
     choices: tuple[tuple[str, str], ...] = ()
     whole: bool = True
+    listed: bool = False
     unsets: tuple[str, ...] = ()
     disabled: str = ""
 
@@ -269,6 +271,7 @@ def _fleet(scenario: Scenario) -> Iterator[Control]:
         "Fleet",
         parallel,
         stops=_with(_TENSOR_PARALLEL, int(parallel or 1)),
+        listed=True,
         disabled=disabled,
     )
     names = [name for name in ENGINES.all_names() if name != "fixed"]
