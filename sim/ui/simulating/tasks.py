@@ -229,8 +229,18 @@ class Report:
             yield from self.evaluation.run(memory)
         page = write_report(read_run(self.evaluation.folder))
         self.destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(self.evaluation.folder, self.destination)
+        self._copy()
         yield self.destination / page.name
+
+    def _copy(self) -> None:
+        """Copy the run directory under a hidden name first: a copy that was stopped is no run, and is made again."""
+        unfinished = self.destination.with_name(f".{self.destination.name}")
+        try:
+            shutil.copytree(self.evaluation.folder, unfinished, dirs_exist_ok=True)
+            unfinished.rename(self.destination)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
 
 @dataclass(frozen=True)
