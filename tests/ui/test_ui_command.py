@@ -62,7 +62,7 @@ def test_a_signal_ends_the_page_with_its_workers_and_open_answers(page: ServedPa
     list(events)  # the open answer ends
     _, err = page.process.communicate(timeout=20)
     assert page.process.returncode == 130
-    assert err.splitlines()[-1] == "interrupted: what you saved is kept"
+    assert err.splitlines()[-1] == "The page has stopped. Saved reports are kept."
     assert "Traceback" not in err
     assert ended(started)
     assert [file.name for file in page.folder.iterdir()] == ["tiny.yaml"]

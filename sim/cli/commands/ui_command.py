@@ -16,7 +16,7 @@ from sim.cli.options import QuietOption, session_of
 from sim.cli.output import message, say
 from sim.errors import InputError, install_hint
 
-STOPPED = "what you saved is kept"
+STOPPED = "The page has stopped. Saved reports are kept."
 
 
 def ui(
@@ -45,7 +45,7 @@ def ui(
     Example: loraplan ui quickstart
     """
     session = session_of(context)
-    session.kept = STOPPED
+    session.ended = STOPPED
     if not folder.is_dir():
         raise InputError("no such folder", key="--folder", got=str(folder))
     _check_installed()
