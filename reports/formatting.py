@@ -109,6 +109,7 @@ KEY_WORDS = {
     "workload.arrivals.concurrency": "concurrent requests",
     "workload.arrivals.think": "think time",
     "workload.arrivals.cv": "burstiness (cv of the gaps)",
+    "workload.trace.time_scale": "playback speed",
     "workload.popularity.exponent": "Zipf exponent",
     "workload.requests": "requests",
     "adapters.count": "adapters",

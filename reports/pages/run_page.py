@@ -32,6 +32,7 @@ from reports.text.deltas import unchanged_sentence
 from reports.text.plan_text import plan_answer
 from reports.text.remedy_text import badge, cures_answer
 from reports.text.setup_text import setup_line
+from sim.results.by_tenant.slo_terms import with_tenants
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
 from sim.spec.files.yaml_text import yaml_text
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
 
 FILE = "report.html"
+_MARKS = {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}
 _WITHOUT_POINTS = {
     **dict.fromkeys(("answer", "badge", "groups", "tenants", "money", "metrics", "traffic", "capacity", "pools")),
     "replicas": None,
@@ -230,7 +232,10 @@ def _changes(points: list[Point], axes: list[Axis], terms: dict[str, float], foc
 
 
 def verdict_badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str, str, str]:
-    """Return mark, words and style of the verdict; a sweep counts its points."""
+    """Return mark, words and style of the verdict; a sweep counts its points. Without an SLO of the fleet, those of
+    tenants decide."""
+    if not terms and (judged := Counter(verdict(each, with_tenants({}, each)) for each in points if _has_goal(each))):
+        return _tenants_badge(judged)
     good = sum(verdict(point, terms) == MET for point in points)
     if len(points) > 1 and 0 < good < len(points):
         return "◐", f"SLO met at {good} of {len(points):,} points", "partly"
@@ -240,7 +245,22 @@ def verdict_badge(points: list[Point], terms: dict[str, float], word: str) -> tu
     everywhere = " at every point" if len(points) > 1 and word == MET else ""
     if word == MET and (impact := badge_words(points)):
         return "◐", f"{words}{everywhere}, but {impact}", "partly"
-    return {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}[word], words + everywhere, word.replace(" ", "-")
+    return _MARKS[word], words + everywhere, word.replace(" ", "-")
+
+
+def _has_goal(point: Point) -> bool:
+    return any(tenant.slo for tenant in point.tenants)
+
+
+def _tenants_badge(judged: Counter[str]) -> tuple[str, str, str]:
+    """Return the badge of points without an SLO of the fleet, by how many have which verdict on their tenants."""
+    start, total = "No SLO for the fleet; those of tenants", judged.total()
+    if len(judged) > 1:
+        mark, style = ("◐", "partly") if judged[MET] else ("?", "unclear")
+        return mark, f"{start}: met at {judged[MET]} of {total:,} points", style
+    (word,) = judged
+    everywhere = " at every point" if total > 1 and word == MET else ""
+    return _MARKS[word], f"{start}: {word}{everywhere}", word.replace(" ", "-")
 
 
 def _warnings(points: Sequence[Point]) -> list[str]:

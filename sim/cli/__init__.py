@@ -177,7 +177,7 @@ def _exit_code(arguments: list[str], debug: bool, confined: bool) -> int:
 
 
 def _interrupted(session: Session) -> int:
-    message(f"interrupted: {session.kept}", quiet=False)
+    message(session.ended or f"interrupted: {session.kept}", quiet=False)
     return INTERRUPTED
 
 

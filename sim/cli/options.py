@@ -27,10 +27,12 @@ class Session:
 
     :ivar confined: whether scenarios may name files in their own folder only (``--confined``).
     :ivar kept: what is left of the work if the command is interrupted; commands that keep something say so.
+    :ivar ended: what a command says that runs until it is interrupted, in place of that.
     """
 
     confined: bool = False
     kept: str = "nothing is kept"
+    ended: str = ""
 
 
 ScenarioArgument = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sim.errors import InputError, ScenarioError, SeveralErrors
 from sim.spec.engines import ENGINES, engine_words
@@ -46,6 +47,8 @@ class Control:
         unset.
     :ivar choices: value and words of each choice.
     :ivar whole: whether only whole numbers are allowed.
+    :ivar listed: whether a plan along it considers the stops alone, and not what is between them.
+    :ivar unsets: other keys that a value other than the scenario's own leaves without meaning.
     :ivar disabled: why it can't be moved in this scenario; empty: it can.
     """
 
@@ -57,6 +60,8 @@ class Control:
     stops: tuple[str, ...] = ()
     choices: tuple[tuple[str, str], ...] = ()
     whole: bool = True
+    listed: bool = False
+    unsets: tuple[str, ...] = ()
     disabled: str = ""
 
     @property
@@ -97,12 +102,21 @@ class Control:
             raise ScenarioError("not a number", key=self.key, got=text[:_MOST_LETTERS], allowed=allowed)
         return str(int(number)) if self.whole else f"{number:.10g}"
 
-    def setting(self, text: str) -> str:
-        """Return ``KEY=VALUE`` as ``--set`` has it.
+    def typed(self, text: str) -> Any:
+        """Return a value as a sweep has it: with its unit, or as a number.
+
+        :param text: what ``check`` returned; not empty.
+        """
+        if self.choices or self.unit:
+            return f"{text}{self.unit}"
+        return int(text) if self.whole else float(text)
+
+    def settings(self, text: str) -> list[str]:
+        """Return ``KEY=VALUE`` as ``--set`` has it, for this key and those that it unsets.
 
         :param text: what ``check`` returned.
         """
-        return f"{self.key}={f'{text}{self.unit}' if text else 'null'}"
+        return [f"{self.key}={f'{text}{self.unit}' if text else 'null'}", *(f"{key}=null" for key in self.unsets)]
 
 
 def controls_of(scenario: Scenario) -> tuple[Control, ...]:
@@ -134,7 +148,7 @@ def settings_of(controls: tuple[Control, ...], values: Mapping[str, str]) -> lis
             wrong.append(error)
             continue
         if checked != known[key].value:
-            found.append(known[key].setting(checked))
+            found += known[key].settings(checked)
     if wrong:
         raise wrong[0] if len(wrong) == 1 else SeveralErrors(wrong)
     return found
@@ -180,6 +194,9 @@ def _traffic(scenario: Scenario) -> Control:
         "/s",
         _around(rate, whole=False),
         whole=False,
+        disabled="tenants have rates of their own (tenants.rate)"
+        if any(tenant.rate is not None for tenant in scenario.tenants)
+        else "",
     )
 
 
@@ -189,6 +206,8 @@ def _adapters(scenario: Scenario) -> Iterator[Control]:
     named = "the adapters are those of a file, so their number is given" if count is None else ""
     if adapters.base_alone:
         named = "this scenario serves no adapters"
+    elif any(tenant.adapters is not None for tenant in scenario.tenants):
+        named = "tenants say how many adapters there are"
     yield Control(
         "adapters.count", "adapters", "Traffic", str(count or ""), stops=_around(count or 100), disabled=named
     )
@@ -252,6 +271,7 @@ def _fleet(scenario: Scenario) -> Iterator[Control]:
         "Fleet",
         parallel,
         stops=_with(_TENSOR_PARALLEL, int(parallel or 1)),
+        listed=True,
         disabled=disabled,
     )
     names = [name for name in ENGINES.all_names() if name != "fixed"]
@@ -269,6 +289,7 @@ def _fleet(scenario: Scenario) -> Iterator[Control]:
         "Fleet",
         scenario.router.policy,
         choices=tuple((name, name) for name in ROUTERS.all_names(scenario.given.routers)),
+        unsets=tuple(scenario.router.without_own_keys),
     )
 
 

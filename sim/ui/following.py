@@ -137,10 +137,8 @@ async def _full(desk: Desk, library: Library, asked: Asked, design: ChosenDesign
             if not isinstance(found, Judged):
                 say({"stage": "progress", "done": found.done, "of": found.of, "status": _steps(found.done, found.of)})
             elif found.final:
-                run = design.loaded.scenario.run
-                status = (
-                    f"Final: the numbers of loraplan run ({_counted(run.replications, 'replication')}, with headroom)."
-                )
+                count = _counted(found.replications, "replication")
+                status = f"Final: the numbers of loraplan run ({count}, with headroom)."
                 say(_judged_event(found, design, "final", status))
                 await _compare(desk, pins, design, found, say)
             else:
@@ -163,8 +161,8 @@ async def _pinned(
             pin = await asyncio.to_thread(design.opened.design, values)
             known = await asyncio.to_thread(desk.known, pin)
             found.append((pin, known or await desk.short(pin)))
-        except InputError:
-            continue  # a pin of a scenario that has changed meanwhile
+        except LoraplanError:
+            continue  # a pin of a scenario that has changed meanwhile, or that can't be simulated in time
     judged = desk.known(design)
     if judged is not None:
         await _compare(desk, found, design, judged, say)
@@ -183,11 +181,12 @@ async def _compare(
     rows = []
     for pin, _ in pins:
         known = desk.known(pin)
-        if known is not None and known.final and not judged.final:
-            known = await desk.short(pin)  # like with like
-        elif known is not None and judged.final and not known.final:
-            async for found in desk.evaluate(pin):
-                known = found if isinstance(found, Judged) else known
+        with suppress(LoraplanError):  # the pin's own, such as too many requests: its comparison stays as it was
+            if known is not None and known.final and not judged.final:
+                known = await desk.short(pin)  # like with like
+            elif known is not None and judged.final and not known.final:
+                async for found in desk.evaluate(pin):
+                    known = found if isinstance(found, Judged) else known
         rows.append(await asyncio.to_thread(fragments.compare, (pin, known), (design, judged)))
     say({"stage": "compared", "parts": {"pins": fragments.comparison(rows)}})
 
@@ -214,7 +213,7 @@ async def _curve(desk: Desk, library: Library, asked: Asked, design: ChosenDesig
             judged = await desk.short(other, curve=True)
         except LoraplanError:
             continue  # this value can't be simulated; the curve leaves it out
-        points[value] = replace(judged.point, set={control.key: _typed(control, value)})
+        points[value] = replace(judged.point, set={control.key: control.typed(value)})
         if len(points) >= _DRAWN_FROM and time.monotonic() > drawn + _DRAWN_EVERY_S:
             await _draw(desk, control, points, here, terms, say)
             drawn = time.monotonic()
@@ -229,7 +228,7 @@ async def _draw(
     if len(points) > 1:
         order = [name for name, _ in control.choices] or sorted(points, key=float)
         ordered = tuple(points[value] for value in order if value in points)
-        chart = await desk.curve(ordered, _typed(control, here), terms)
+        chart = await desk.curve(ordered, control.typed(here), terms)
     if chart is None:
         text = f"No curve: {control.words} has no other value here that can be simulated."
         say({"stage": "curve", "parts": {"curve": fragments.no_curve(text)}})
@@ -246,13 +245,6 @@ def curve_control(opened: Opened, moved: str | None) -> Control | None:
         or next((control for control in useful if control.key == "cache.gpu.slots"), None)
         or (useful[0] if useful else None)
     )
-
-
-def _typed(control: Control, value: str) -> Any:
-    """Return a value as a sweep would have it."""
-    if control.choices or control.unit:
-        return f"{value}{control.unit}"
-    return float(value) if "." in value else int(value)
 
 
 def _judged_event(judged: Judged, design: ChosenDesign, stage: str, status: str) -> Event:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 from reports.answers.run_comparison import Comparison, compare_runs
 from reports.charts.svg import Chart
-from reports.formatting import key_words, metric_words, money, percent, show
+from reports.formatting import key_words, metric_words, money, number, percent, show
 from reports.pages.page import environment, page_script
 from reports.pages.run_page import verdict_badge
 from reports.table import Table
 from reports.tables.comparison_tables import key_table
 from reports.tables.metric_tables import make_tiles
+from reports.tables.tenant_tables import tenants_table
 from reports.text.answer_text import Answer
 from reports.text.comparison_text import headline
 from reports.text.setup_text import setup_line
@@ -22,7 +24,7 @@ from sim.results.run_directory.store import RunData
 from sim.spec.scenario_file import LoadedScenario
 from sim.ui.controls import Control
 from sim.ui.estimates import Estimate
-from sim.ui.library import ChosenDesign, Library, Opened
+from sim.ui.library import SAVED, ChosenDesign, Library, Opened
 from sim.ui.simulating.tasks import Judged
 
 _PAGE = Path(__file__).parent / "page"
@@ -91,25 +93,31 @@ def estimate_box(estimate: Estimate) -> str:
     screened = estimate.screened
     rows = [("miss ratio", percent(screened.miss_ratio))]
     if screened.gpu_load is not None:
-        rows.append(("GPU load", percent(screened.gpu_load)))
+        rows.append(("GPU load", _load(screened.gpu_load)))
     if screened.loader_load is not None:
-        rows.append(("load of the loaders", percent(screened.loader_load)))
-    if estimate.headroom is not None:
-        rows.append(("queues grow at the latest at", f"{estimate.headroom:.2g} × this traffic"))
+        rows.append(("load of the loaders", _load(screened.loader_load)))
+    if estimate.headroom:
+        rows.append(("queues grow at the latest at", f"{number(estimate.headroom)} × this traffic"))
     if estimate.usd_per_month is not None:
         rows.append(("cost per month", money(estimate.usd_per_month)))
     return _part("estimates", rows)
 
 
+def _load(load: float) -> str:
+    return "overloaded" if math.isinf(load) else percent(load)
+
+
 def answer_parts(judged: Judged, loaded: LoadedScenario) -> dict[str, str]:
-    """Return the answer, its key numbers and its first line, by the id of their place."""
+    """Return the answer, its key numbers, tenants and first line, by the id of their place."""
     point, terms = judged.point, loaded.scenario.slo.terms()
     slo = [f"{metric_words(name)} {show(name, target)}" for name, target in terms.items()]
     badge = verdict_badge([point], terms, judged.answer.verdict)
     tiles = make_tiles(point, terms)
+    tenants = tenants_table([point])
     return {
         "answer": _part("answer_body", judged.answer, badge, slo, ""),
         "tiles": _part("key_numbers", tiles, "") if tiles else "",
+        "tenants": "" if tenants is None else _part("data_table", tenants),
         "notes": _part("notes", [*judged.answer.details[4:], *dict.fromkeys(point.warnings)]),
         "setup": _part("plain", setup_line([point])),
         "glance": _part("glance", badge, tiles[:2], judged.answer),
@@ -128,7 +136,8 @@ def no_curve(why: str) -> str:
 
 def commands(design: ChosenDesign, estimate: Estimate) -> str:
     """Return the command lines that simulate and that start this design."""
-    return _part("commands", design.command(), estimate.flags, estimate.no_flags)
+    note = "" if design.opened.path else f"Save {SAVED} first."
+    return _part("commands", design.command(), note, estimate.flags, estimate.no_flags)
 
 
 def comparison(pins: Sequence[ComparedPin]) -> str:
@@ -153,10 +162,12 @@ def compare(pin: tuple[ChosenDesign, Judged | None], present: tuple[ChosenDesign
 
 def design_words(design: ChosenDesign) -> str:
     """Return what a design differs in from its scenario, in words."""
+    moved = {control.key for control in design.opened.controls}
     said = []
     for setting in design.settings:
         key, _, value = setting.partition("=")
-        said.append(f"{key_words(key)} {value}")
+        if key in moved:  # others are only unset along with one of these
+            said.append(f"{key_words(key)} {value}")
     return ", ".join(said) or f"{design.opened.loaded.scenario.name} as it is"
 
 
@@ -172,7 +183,7 @@ def _run(name: str, design: ChosenDesign, judged: Judged) -> RunData:
         "status": "finished",
         "scenario": design.loaded.data,
         "seed": design.loaded.scenario.run.seed,
-        "replications": design.loaded.scenario.run.replications,
+        "replications": judged.replications,
     }
     return RunData(Path(name), manifest, [judged.point])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import secrets
 import socket
 from collections.abc import Callable
@@ -80,6 +81,8 @@ def _listening(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         hint = "another program uses it; leave --port out for a free one"
+        if error.errno == errno.EACCES:
+            hint = "ports below 1024 need root; use a port from 1024 up, or leave --port out"
         raise InputError(f"can't listen there: {error.strerror}", key="--port", got=port, hint=hint) from None
     listener.listen()
     return listener

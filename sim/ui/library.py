@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from sim.spec.scenario_file import LoadedScenario, load_scenario, scenario_of_te
 from sim.studies.study_identity import code_version, digests_of
 from sim.ui.controls import Control, controls_of, settings_of
 
+SAVED = "scenario.yaml"
+"""What the page calls a design that it saves."""
 _MOST_FILES = 200
 _MOST_LETTERS = 100
 _MOST_OPEN = 8
@@ -32,10 +35,12 @@ _NOT_SIMULATED = ("name", "description", "sweep", "plan", "slo")
 class Opened:
     """A scenario that a page shows, as its file has it.
 
-    :ivar name: the file or bundled name, as commands take it.
+    :ivar name: the file or bundled name, as the page shows it.
+    :ivar path: what commands take for it; empty for a text that was dropped on the page, which has no file here.
     """
 
     name: str
+    path: str
     loaded: LoadedScenario
     controls: tuple[Control, ...]
     _designs: OrderedDict[tuple[str, ...], ChosenDesign] = field(default_factory=OrderedDict, compare=False, repr=False)
@@ -67,9 +72,9 @@ class ChosenDesign:
     loaded: LoadedScenario
 
     def command(self, verb: str = "run") -> str:
-        """Return the command line that simulates this design."""
-        words = ["loraplan", verb, self.opened.name]
-        for setting in self.settings:
+        """Return the command line that simulates this design; without a file, that of the saved design."""
+        words = ["loraplan", verb, self.opened.path or SAVED]
+        for setting in self.settings if self.opened.path else ():
             words += ["--set", setting]
         return shlex.join(words)
 
@@ -129,13 +134,20 @@ class Library:
         key = name if text is None else hashlib.sha256(f"{name}\0{text}".encode()).hexdigest()
         found = None if again else self._opened.get(key)
         if found is None:
-            short = name if text is None else Path(name).name[:_MOST_LETTERS] or "scenario.yaml"
+            short = name if text is None else Path(name).name[:_MOST_LETTERS] or SAVED
             loaded = self._load(name) if text is None else scenario_of_text(text.encode(), short, self.folder)
-            found = self._opened[key] = Opened(short, loaded, controls_of(loaded.scenario))
+            found = self._opened[key] = Opened(
+                short, self._path(name) if text is None else "", loaded, controls_of(loaded.scenario)
+            )
         self._opened.move_to_end(key)
         while len(self._opened) > _MOST_OPEN:
             self._opened.popitem(last=False)
         return found
+
+    def _path(self, name: str) -> str:
+        if name == self._given or name in dict(self.bundled()):
+            return name
+        return os.path.relpath(self.folder / name)
 
     def _load(self, name: str) -> LoadedScenario:
         if name == self._given:

@@ -140,8 +140,6 @@ class Site:
             try:
                 async for event in make(design, asked):
                     yield event
-            except InputError as error:
-                yield {"stage": "failed", "status": str(error)}
             except LoraplanError as error:
                 yield {"stage": "failed", "status": str(error)}
 

@@ -328,6 +328,29 @@ def test_a_screen_reader_hears_one_answer_after_many_moves(page: Page) -> None:
     assert "SLO" in heard[-1]
 
 
+def test_a_server_that_refuses_or_is_gone_is_said_where_something_was_asked_for(
+    context: BrowserContext, served: ServedPage
+) -> None:
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(served.address)
+    final(page)
+    busy = "Too many requests at a time: close other tabs of this page."
+    page.route("**/api/*", lambda route: route.fulfill(status=429, content_type="text/plain", body=busy))
+    page.click("#save")
+    shows(page, "#making", busy)
+    page.select_option("#scenario", "cache-thrash")
+    shows(page, "#status", busy)
+    assert page.input_value("#scenario") == "tiny.yaml"
+    page.unroute("**/api/*")
+    page.route("**/api/*", lambda route: route.abort("connectionrefused"))
+    for button in ("#save", "#report"):
+        page.click(button)
+        shows(page, "#making", "loraplan ui has stopped. Start it again")
+    assert errors == []
+
+
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
 def test_axe_finds_nothing_and_nothing_is_cut_off(
     browser: Browser, served: ServedPage, scheme: Any, width: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from sim.errors import ScenarioError, SeveralErrors
 from sim.spec.files.bundled import bundled_scenarios
 from sim.spec.scenario_file import load_scenario, scenario_of_text
 from sim.ui.controls import Control, controls_of, curve_values, settings_of
+from sim.ui.estimates import estimate
+from sim.ui.fragments import commands, design_words
 from sim.ui.library import Library, problems_of
 
 NAMES = [entry.name for entry in bundled_scenarios()]
@@ -51,10 +54,32 @@ def test_own_values_change_nothing(name: str) -> None:
         ("thousand-adapters", "adapters.rank", "mix of ranks"),
         ("two-cards", "fleet.tensor_parallel", "each pool"),
         ("day-and-night", "fleet.replicas", "autoscaler"),
+        ("noisy-neighbour", "adapters.count", "tenants say how many"),
     ],
 )
 def test_a_control_that_does_not_apply_says_why(name: str, key: str, reason: str) -> None:
     assert reason in controls(name)[key].disabled
+
+
+def test_tenants_with_rates_of_their_own_have_no_slider_of_the_rate(tmp_path: Path) -> None:
+    text = (
+        "extends: quickstart\nname: mine\nadapters: {count: 100}\nworkload: {arrivals: {rate: 5/s}}\n"
+        "tenants: [{name: a, adapters: 60, rate: 3/s}, {name: b, adapters: 40, rate: 2/s}]\n"
+    )
+    opened = Library(tmp_path).open("mine.yaml", text)
+    rate = next(control for control in opened.controls if control.key == "workload.arrivals.rate")
+    assert "tenants.rate" in rate.disabled
+
+
+@pytest.mark.parametrize("name", ["moving-placement", "quickstart"])
+def test_every_router_can_be_chosen(name: str) -> None:
+    opened = Library(Path()).open(name)
+    router = next(control for control in opened.controls if control.key == "router.policy")
+    for policy, _ in router.choices:
+        design = opened.design({"router.policy": policy})
+        assert design.loaded.scenario.router.policy == policy
+        if policy != router.value:
+            assert design_words(design) == f"router policy {policy}"
 
 
 def test_traffic_has_the_key_that_its_kind_has() -> None:
@@ -106,6 +131,23 @@ def test_a_value_cannot_carry_yaml_or_another_key() -> None:
         with pytest.raises(ScenarioError):
             slots.check(text)
     assert slots.check("32.0") == "32"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "text", "value"),
+    [
+        ("tenants-trace", "workload.trace.time_scale", "0.00001", 1e-5),
+        ("tenants-trace", "workload.trace.time_scale", "2", 2.0),
+        ("quickstart", "workload.arrivals.rate", "0.00001", "1e-05/s"),
+        ("quickstart", "cache.gpu.slots", "32.0", 32),
+        ("quickstart", "fleet.engine", "sglang", "sglang"),
+    ],
+)
+def test_a_value_is_typed_as_a_sweep_has_it(name: str, key: str, text: str, value: object) -> None:
+    control = controls(name)[key]
+    typed = control.typed(control.check(text))
+    assert typed == value
+    assert type(typed) is type(value)
 
 
 def test_what_the_scenario_check_refuses_stands_at_the_control_that_was_moved() -> None:
@@ -160,3 +202,26 @@ def test_a_library_opens_what_it_lists_and_nothing_else(tmp_path: Path) -> None:
     ):
         with pytest.raises(ScenarioError, match="no such scenario here"):
             library.open(name)
+
+
+def test_the_command_of_a_design_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my scenarios"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("extends: quickstart\nname: mine\n")
+    monkeypatch.chdir(tmp_path)
+    library = Library(folder, "my scenarios/mine.yaml")
+    slots = {"cache.gpu.slots": "16"}
+    for name in ("mine.yaml", "my scenarios/mine.yaml", "quickstart"):
+        design = library.open(name).design(slots)
+        program, verb, file, *settings = shlex.split(design.command())
+        assert (program, verb) == ("loraplan", "run")
+        loaded = load_scenario(file, [each for each in settings if each != "--set"])
+        assert loaded.data == design.loaded.data
+        assert "Save scenario.yaml first." not in commands(design, estimate(design))
+
+
+def test_a_dropped_text_is_saved_before_its_command_is_run(tmp_path: Path) -> None:
+    opened = Library(tmp_path).open("dropped.yaml", "extends: quickstart\nname: mine\n")
+    design = opened.design({"cache.gpu.slots": "16"})
+    assert design.command() == "loraplan run scenario.yaml"
+    assert "Save scenario.yaml first." in commands(design, estimate(design))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,24 @@ def test_the_numbers_are_those_that_plans_start_from() -> None:
     found = estimate(design)
     assert found.screened == screen(make_design(design.loaded.scenario).world)
     assert found.headroom == pytest.approx(1 / max(found.screened.gpu_load or 0, found.screened.loader_load or 0))
+
+
+@pytest.mark.parametrize(
+    ("load", "shown", "multiple"),
+    [
+        (math.inf, "overloaded", ""),
+        (1 / 120, "0.833 %", "120 × this traffic"),
+        (4.0, "400 %", "0.25 × this traffic"),
+    ],
+)
+def test_loads_and_their_multiple_read_as_numbers_do_elsewhere(load: float, shown: str, multiple: str) -> None:
+    found = estimate(Library(Path()).open("quickstart").design({}))
+    box = estimate_box(replace(found, screened=replace(found.screened, gpu_load=load, loader_load=0.0)))
+    assert shown in box
+    assert multiple in box
+    assert ("this traffic" in box) == bool(multiple)
+    assert "inf" not in box
+    assert "e+" not in box
 
 
 def test_flags_are_printed_for_the_simulated_engine_only() -> None:

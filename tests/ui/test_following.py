@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import closing
 from functools import partial
@@ -18,10 +19,10 @@ from sim.studies.execution import Execution
 from sim.studies.sweep import run_study
 from sim.ui import following
 from sim.ui.following import Asked, follow
-from sim.ui.library import Library
+from sim.ui.library import ChosenDesign, Library
 from sim.ui.simulating.desk import Desk
 from sim.ui.simulating.tasks import Judged
-from sim.ui.simulating.workers import Workers
+from sim.ui.simulating.workers import TooSlow, Workers
 
 Event = dict[str, Any]
 
@@ -92,7 +93,8 @@ def test_answers_come_from_rough_to_final(desk: Desk, folder: Path) -> None:
     assert not [stage for stage in said if stage in ("refused", "failed", "stopped")]
     assert all(event["parts"]["answer"] for event in events if event["stage"] in ("short", "tighter", "final"))
     assert "--max-loras 24" in events[0]["parts"]["commands"]
-    assert "loraplan run tiny.yaml --set cache.gpu.slots=24" in events[0]["parts"]["commands"]
+    file = os.path.relpath(folder / "tiny.yaml")
+    assert f"loraplan run {file} --set cache.gpu.slots=24" in events[0]["parts"]["commands"]
 
 
 def test_the_final_numbers_are_those_of_loraplan_run(desk: Desk, folder: Path, tmp_path: Path) -> None:
@@ -187,6 +189,32 @@ def test_pins_are_compared_with_like(desk: Desk, folder: Path) -> None:
     assert "Pinned: GPU slots 8" in compared[-1]
 
 
+@pytest.mark.parametrize("failing", ["short", "evaluate"])
+def test_a_pin_that_fails_leaves_the_answer_alone(
+    desk: Desk, folder: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    real = getattr(desk, failing)
+
+    def tried(design: ChosenDesign, **options: Any) -> Any:
+        if design.settings == ("cache.gpu.slots=8",):
+            raise TooSlow("too slow")
+        return real(design, **options)
+
+    monkeypatch.setattr(desk, failing, tried)
+    pins = [{"cache.gpu.slots": "8"}, {}]
+
+    async def work() -> list[Event]:
+        events = follow(desk, Library(folder), asked({"cache.gpu.slots": "64"}, "slo.ttft_p99", pins=pins))
+        return [event async for event in events]
+
+    events = run(desk, work)
+    assert "final" in stages(events)
+    assert "stopped" not in stages(events)
+    compared = [event["parts"]["pins"] for event in events if event["stage"] == "compared"]
+    assert "Pinned: tiny as it is" in compared[-1]
+    assert ("Pinned: GPU slots 8" in compared[-1]) == (failing == "evaluate")
+
+
 def test_what_cannot_be_simulated_is_refused_at_its_control(desk: Desk, folder: Path) -> None:
     async def work(values: dict[str, str], moved: str) -> list[Event]:
         return [event async for event in follow(desk, Library(folder), asked(values, moved))]
@@ -221,3 +249,20 @@ def test_curves_follow_the_control_that_was_moved_but_not_a_target(folder: Path)
         control = following.curve_control(opened, moved)
         assert control is not None
         assert control.key == along
+
+
+def test_the_final_line_counts_the_replications_that_were_run(desk: Desk, folder: Path) -> None:
+    rows = "".join(f"{0.05 * n:.2f},a{n % 40},64,8\n" for n in range(1500))
+    (folder / "calls.csv").write_text(f"timestamp_s,tenant_id,input_tokens,output_tokens\n{rows}")
+    trace = (
+        "schema_version: 1\nname: traced\nworkload: {trace: {file: calls.csv}}\n"
+        "adapters: {base_model: llama-3.1-8b, rank: 16}\nfleet: {gpu: h100-80gb, engine: vllm}\n"
+        "cache: {gpu: {slots: 16}, host: {slots: 40}}\nrun: {replications: 2}\n"
+    )
+
+    async def work(text: str) -> str:
+        events = await until(follow(desk, Library(folder), Asked(name="mine.yaml", text=text)), "final")
+        return str(events[-1]["status"])
+
+    for text, count in ((TINY, "2 replications"), (trace, "1 replication")):
+        assert f"({count}, with headroom)" in run(desk, partial(work, text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import signal
@@ -19,6 +20,8 @@ import pytest
 from served_page import ROOT, ServedPage, serve_page
 
 from sim.cli import main
+from sim.errors import InputError
+from sim.ui.http_server import _listening
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def test_a_signal_ends_the_page_with_its_workers_and_open_answers(page: ServedPa
     list(events)  # the open answer ends
     _, err = page.process.communicate(timeout=20)
     assert page.process.returncode == 130
-    assert err.splitlines()[-1] == "interrupted: what you saved is kept"
+    assert err.splitlines()[-1] == "The page has stopped. Saved reports are kept."
     assert "Traceback" not in err
     assert ended(started)
     assert [file.name for file in page.folder.iterdir()] == ["tiny.yaml"]
@@ -114,6 +117,23 @@ def test_what_cannot_be_opened_ends_the_command_at_once(tmp_path: Path, argument
     assert done.stdout == ""
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.EACCES, "ports below 1024 need root; use a port from 1024 up"), (errno.EADDRINUSE, "another program")],
+)
+def test_a_port_that_cannot_be_had_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, number: int, hint: str
+) -> None:
+    class Refusing(socket.socket):
+        def bind(self, address: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("sim.ui.http_server.socket.socket", Refusing)
+    with pytest.raises(InputError, match=hint) as caught:
+        _listening(80)
+    assert caught.value.key == "--port"
 
 
 def test_nothing_of_the_page_is_imported_before_it_is_wanted() -> None:

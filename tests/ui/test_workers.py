@@ -121,7 +121,16 @@ def test_a_job_that_takes_too_long_is_given_up(worker: Worker) -> None:
     assert said
     assert ended.how == FAILED
     assert isinstance(ended.error, TooSlow)
+    assert str(ended.error).endswith("run the command below instead")
     assert Ordered(worker, Count("next again", 1)).rest()[-1].how == DONE
+
+
+def test_a_visitor_reads_after_how_long_a_plan_was_stopped(worker: Worker) -> None:
+    job = Job(Count("planned", 10**6), LATER, (said := queue.Queue[Any]()).put, 600.0, used_s=599.5)
+    worker.submit(job)
+    while not isinstance(ended := said.get(timeout=60), Ended):
+        pass
+    assert str(ended.error) == "stopped after 10 minutes; run the command below instead"
 
 
 def test_a_process_that_dies_is_replaced(worker: Worker) -> None:

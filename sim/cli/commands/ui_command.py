@@ -16,7 +16,7 @@ from sim.cli.options import QuietOption, session_of
 from sim.cli.output import message, say
 from sim.errors import InputError, install_hint
 
-STOPPED = "what you saved is kept"
+STOPPED = "The page has stopped. Saved reports are kept."
 
 
 def ui(
@@ -25,13 +25,17 @@ def ui(
         str,
         typer.Argument(
             metavar="SCENARIO",
-            help="A scenario file, or the name of a bundled one.",
+            help="A scenario file, or the name of a bundled one. Default: quickstart.",
             autocompletion=complete_scenario,
         ),
     ] = "quickstart",
     port: Annotated[int, typer.Option(help="Where to listen on 127.0.0.1; 0: any free port.", min=0, max=65535)] = 0,
     folder: Annotated[
-        Path, typer.Option(help="Where the page finds scenarios and writes reports. Nothing else is touched.")
+        Path,
+        typer.Option(
+            help="Folder of scenarios on the page. Reports are written to its runs folder.",
+            show_default="the current folder",
+        ),
     ] = Path("."),
     no_open: Annotated[bool, typer.Option("--no-open", help="Print the address, open no browser.")] = False,
     quiet: QuietOption = False,
@@ -41,7 +45,7 @@ def ui(
     Example: loraplan ui quickstart
     """
     session = session_of(context)
-    session.kept = STOPPED
+    session.ended = STOPPED
     if not folder.is_dir():
         raise InputError("no such folder", key="--folder", got=str(folder))
     _check_installed()

@@ -142,6 +142,11 @@ class Router(Strict):
         return ROUTERS[self.policy] if self.policy in ROUTERS else RouterEntry(name=self.policy, keys=OWN_KEYS)
 
     @property
+    def without_own_keys(self) -> dict[str, None]:
+        """Values by dotted key that unset what means something to some policies only, so that any other can follow."""
+        return {f"router.{key}": None for key in OWN_KEYS if key in self.model_fields_set}
+
+    @property
     def placing(self) -> PlacementController | None:
         """The controller that places adapters, with the default resolved; None with other policies."""
         if "controller" not in self._facts.keys or self.policy not in ROUTERS:

@@ -11,7 +11,6 @@ from sim.spec.engines import ENGINES
 from sim.spec.policies import EVICTIONS, ROUTERS
 from sim.spec.scenario import Adapters, Scenario
 from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
-from sim.spec.sections.routing import OWN_KEYS
 from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import format_rate
 from sim.world.world import World
@@ -62,9 +61,8 @@ def changes(world: World) -> list[Change]:
 def _routers(scenario: Scenario) -> list[Change]:
     if scenario.fleet.replicas == 1:
         return []
-    drop = {f"router.{key}": None for key in OWN_KEYS if key in scenario.router.model_fields_set}
     return [
-        Change("router", f"router {entry.name}", {"router.policy": entry.name, **drop})
+        Change("router", f"router {entry.name}", {"router.policy": entry.name, **scenario.router.without_own_keys})
         for entry in ROUTERS.all(scenario.given.routers)
         if entry.in_what_if and entry.name != scenario.router.policy
     ]

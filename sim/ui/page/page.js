@@ -29,14 +29,21 @@
 
   // Talking to the server. Every answer is a stream of events; leaving it cancels what is computed for it.
 
-  function post(path, signal, asked = state) {
+  // Problems of a scenario come as JSON; any other refusal is text, and an error here.
+  async function post(path, signal, asked = state) {
     const headers = { "Content-Type": "application/json", "X-Loraplan-Token": token };
-    return fetch(path, { method: "POST", headers, body: JSON.stringify(asked), signal, cache: "no-store" });
+    const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(asked), signal, cache: "no-store" });
+    if (!response.ok && response.headers.get("Content-Type") !== "application/json") throw new Error(await response.text());
+    return response;
+  }
+
+  function reason(error) {
+    const gone = error instanceof TypeError; // what fetch throws where nobody answers
+    return gone ? "loraplan ui has stopped. Start it again and open its new address." : error.message;
   }
 
   async function listen(path, signal, onEvent) {
     const response = await post(path, signal);
-    if (!response.ok && response.headers.get("Content-Type") !== "application/json") throw new Error(await response.text());
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
@@ -88,8 +95,7 @@
   }
 
   function lost(error) {
-    const gone = error instanceof TypeError; // what fetch throws where nobody answers
-    at("status").textContent = gone ? "loraplan ui has stopped. Start it again and open its new address." : error.message;
+    at("status").textContent = reason(error);
     at("progress").hidden = true;
     body.dataset.stage = "lost";
   }
@@ -222,6 +228,7 @@
     try {
       event = await (await post("/api/open", null, { name, text })).json();
     } catch (error) {
+      choose(state.name);
       return lost(error);
     }
     if (event.stage === "refused") {
@@ -282,11 +289,22 @@
     changed();
   }
 
+  function notMade(error) {
+    at("making").textContent = reason(error);
+    announce(reason(error), 0);
+  }
+
   async function save() {
-    const response = await post("/api/scenario");
-    if (!response.ok) return showProblems((await response.json()).problems);
+    let content;
+    try {
+      const response = await post("/api/scenario");
+      if (!response.ok) return showProblems((await response.json()).problems);
+      content = await response.blob();
+    } catch (error) {
+      return notMade(error);
+    }
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(await response.blob());
+    link.href = URL.createObjectURL(content);
     link.download = "scenario.yaml";
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
@@ -305,7 +323,7 @@
         if (event.stage === "made") announce("The report is written.", 0);
       });
     } catch (error) {
-      at("making").textContent = error.message;
+      notMade(error);
     }
     buttons.forEach((each) => (each.disabled = false));
     button.focus();

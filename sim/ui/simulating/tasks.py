@@ -65,6 +65,7 @@ class Judged:
     :ivar done, of: simulations that it is made from, and those that the final one is made from; 0 of 0: a short run.
     :ivar final: whether it is what ``loraplan run`` gives.
     :ivar headroom: how much more traffic fits; for final ones.
+    :ivar replications: that the run has; a trace has one, whatever the scenario says.
     """
 
     point: Point
@@ -73,6 +74,7 @@ class Judged:
     of: int = 0
     final: bool = False
     headroom: Headroom | None = None
+    replications: int = 1
 
 
 class TooLong(LoraplanError):
@@ -205,7 +207,8 @@ class Evaluation:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
         data = read_run(self.folder)
-        return Judged(data.points[0], run_answer(data), final=True, headroom=data.headroom)
+        count = data.manifest["replications"]
+        return Judged(data.points[0], run_answer(data), final=True, headroom=data.headroom, replications=count)
 
 
 @dataclass(frozen=True)
@@ -226,8 +229,18 @@ class Report:
             yield from self.evaluation.run(memory)
         page = write_report(read_run(self.evaluation.folder))
         self.destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(self.evaluation.folder, self.destination)
+        self._copy()
         yield self.destination / page.name
+
+    def _copy(self) -> None:
+        """Copy the run directory under a hidden name first: a copy that was stopped is no run, and is made again."""
+        unfinished = self.destination.with_name(f".{self.destination.name}")
+        try:
+            shutil.copytree(self.evaluation.folder, unfinished, dirs_exist_ok=True)
+            unfinished.rename(self.destination)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
 
 @dataclass(frozen=True)

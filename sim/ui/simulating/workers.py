@@ -44,6 +44,10 @@ class TooSlow(LoraplanError):
     """A task took longer than a page allows."""
 
 
+def _too_slow(job: Job) -> TooSlow:
+    return TooSlow(f"stopped after {job.limit_s / 60:.0f} minutes; run the command below instead")
+
+
 class Worker:
     """One process and the jobs that wait for it: the most urgent first, which stops a less urgent one.
 
@@ -146,7 +150,7 @@ class Worker:
                 if again:
                     self._waiting.append(job)
             if not again and not job.cancelled:
-                job.deliver(Ended(FAILED, TooSlow("too slow")) if ended.how == STOPPED else ended)
+                job.deliver(Ended(FAILED, _too_slow(job)) if ended.how == STOPPED else ended)
 
     def _next(self) -> Job | None:
         with self._lock:

@@ -1,0 +1,42 @@
+"""What parts of the page say of a design, without a server and without a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from served_page import TINY
+
+from sim.ui.fragments import answer_parts
+from sim.ui.library import Library
+from sim.ui.simulating.tasks import Memory, ShortRun
+
+TENANTS = """\
+adapters: {count: 100}
+tenants:
+  - {name: chat, adapters: 60, share: 70%, slo: {ttft_p99: CHAT}}
+  - {name: batch, adapters: 40, share: 30%}
+slo: null
+"""
+
+
+def short_parts(text: str) -> dict[str, str]:
+    """Return the parts of a short run's answer."""
+    design = Library(Path()).open("mine.yaml", text).design({})
+    (judged,) = ShortRun(design.loaded, design.traffic_key).run(Memory())
+    return answer_parts(judged, design.loaded)
+
+
+@pytest.mark.parametrize(("target", "style", "words"), [("1 ms", "not-met", "not met"), ("1000 s", "met", "met")])
+def test_the_slos_of_tenants_are_judged_where_the_fleet_has_none(target: str, style: str, words: str) -> None:
+    parts = short_parts(TINY + TENANTS.replace("CHAT", target))
+    assert f'v-{style}"' in parts["glance"]
+    assert f"No SLO for the fleet; those of tenants: {words}" in parts["answer"]
+    assert "<caption>Tenants</caption>" in parts["tenants"]
+    assert f">{words}" in parts["tenants"]
+
+
+def test_without_tenants_there_is_no_table_of_them() -> None:
+    parts = short_parts(TINY + "slo: null\n")
+    assert parts["tenants"] == ""
+    assert "No SLO given" in parts["answer"]
