@@ -567,6 +567,8 @@ def _option(param: Any) -> str:
 
 
 def _default_of(param: Any) -> str:
+    if isinstance(getattr(param, "show_default", None), str):
+        return str(param.show_default)
     default = param.default
     return "" if default is None or default is False or callable(default) else f"`{default}`"
 

@@ -120,5 +120,6 @@ def _option(param: Any) -> str:
 
 
 def _default(param: Any) -> str:
-    default = param.default
+    shown = getattr(param, "show_default", None)
+    default = shown if isinstance(shown, str) else param.default  # words say more than a value such as "."
     return "" if default in (None, False, "") or callable(default) else f" Default: {default}."

@@ -278,7 +278,7 @@ def test_a_file_is_dropped(page: Page) -> None:
     page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
     shows(page, "h1", "dropped")
     answered(page)
-    assert command_of(page) == "loraplan run dropped.yaml"
+    assert command_of(page) == "loraplan run scenario.yaml"
 
 
 def test_the_report_and_a_plan_are_written_into_the_folder_and_open(

@@ -116,7 +116,7 @@ def test_nothing_outside_the_reports_of_the_folder_is_read(served: ServedPage) -
         assert "outside" not in text
 
 
-@pytest.mark.promise("The page of `ui` answers nobody else.", "and refuses other names")
+@pytest.mark.promise("Only your own page can use the server of `ui`.", "and refuses other names")
 @pytest.mark.parametrize(
     "asked",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_a_report_that_was_stopped_while_it_was_copied_is_made_again(
 
     with monkeypatch.context() as stopping:
         real = shutil.copytree
-        stopping.setattr(shutil, "copytree", lambda *where, **how: real(*where, copy_function=stopped, **how))
+        stopping.setattr(shutil, "copytree", partial(real, copy_function=stopped))
         with pytest.raises(KeyboardInterrupt):
             list(report.run(Memory()))
     assert not list(destination.parent.iterdir())
