@@ -64,6 +64,7 @@ def counted(name: str, parts: list[Part]) -> float | None:
     return found
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_metric_of_a_tenant_is_that_of_its_requests(family: str) -> None:
     seen = Counter[str]()
