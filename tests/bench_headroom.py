@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.studies import headroom
+from sim.studies import headroom, short_runs
 from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
 from sim.studies.headroom import find_headroom
 from sim.studies.short_runs import Traffic, steady
@@ -53,7 +53,8 @@ def bisected_scenario(scenario: Scenario, start: float, requests: int) -> float:
     traffic = Traffic.of(steady(scenario))
 
     def fails(multiple: float) -> bool:
-        with patch.multiple(headroom, FINE=requests, WARMUP=0.1, _MOST=10**9, _BURSTIEST=1.0):
+        longer = patch.multiple(short_runs, WARMUP=0.1, MOST=10**9, _BURSTIEST=1.0)
+        with longer, patch.object(headroom, "FINE", requests):
             return max(search._strains(multiple, fine=True).values()) > 1
 
     search = headroom._Search(traffic)
