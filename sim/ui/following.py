@@ -17,8 +17,8 @@ from sim.ui import fragments
 from sim.ui.controls import Control, curve_values
 from sim.ui.estimates import estimate
 from sim.ui.library import ChosenDesign, Library, Opened, problems_of
-from sim.ui.simulating.desk import Desk
-from sim.ui.simulating.tasks import SHORT, Judged, TooLong
+from sim.ui.simulating.broker import Broker
+from sim.ui.simulating.tasks import SHORT, PointAnswer, TooLong
 from sim.ui.simulating.workers import TooSlow
 
 Event = dict[str, Any]
@@ -28,7 +28,7 @@ _DRAWN_EVERY_S, _DRAWN_FROM = 0.7, 4
 """While its points come, a curve is drawn again after so many seconds, with at least so many points."""
 
 
-class Asked(BaseModel):
+class PageRequest(BaseModel):
     """What a page asks: a scenario and the values of its controls.
 
     :ivar text: of a file that the visitor chose; None: ``name`` is one of the library's.
@@ -45,7 +45,7 @@ class Asked(BaseModel):
     pins: list[dict[str, str]] = Field(default_factory=list, max_length=MOST_PINS)
 
 
-def open_asked(library: Library, asked: Asked) -> Opened:
+def open_requested(library: Library, asked: PageRequest) -> Opened:
     """Return the scenario that a page asks for.
 
     :raises InputError: with every problem found.
@@ -53,7 +53,7 @@ def open_asked(library: Library, asked: Asked) -> Opened:
     return library.open(asked.name, asked.text, again=False)
 
 
-def opened_event(library: Library, asked: Asked) -> Event:
+def opened_event(library: Library, asked: PageRequest) -> Event:
     """Return what changes on the page when a scenario is opened."""
     try:
         opened = library.open(asked.name, asked.text)
@@ -63,14 +63,14 @@ def opened_event(library: Library, asked: Asked) -> Event:
     return {"stage": "opened", "name": opened.name, "parts": parts}
 
 
-async def follow(desk: Desk, library: Library, asked: Asked) -> AsyncIterator[Event]:
+async def follow(broker: Broker, library: Library, asked: PageRequest) -> AsyncIterator[Event]:
     """Yield events for a design: the formulas' estimate, a short run, the curve, ever longer runs, the final numbers.
 
-    Closing the iterator stops whatever is under way for it and for nobody else.
+    Closing the iterator stops whatever is under way for it alone.
     """
     controls: tuple[Control, ...] = ()
     try:
-        opened = await asyncio.to_thread(open_asked, library, asked)
+        opened = await asyncio.to_thread(open_requested, library, asked)
         controls = opened.controls
         design = await asyncio.to_thread(opened.design, asked.values)
         rough = await asyncio.to_thread(estimate, design)
@@ -84,8 +84,8 @@ async def follow(desk: Desk, library: Library, asked: Asked) -> AsyncIterator[Ev
     }
     try:
         await asyncio.to_thread(getattr, design, "key")  # reads the files that the scenario names
-        known = desk.known(design)
-        judged = known or await desk.short(design)
+        known = broker.known(design)
+        judged = known or await broker.short(design)
     except LoraplanError as error:
         yield _refusal(error, controls, asked.moved)
         return
@@ -93,8 +93,8 @@ async def follow(desk: Desk, library: Library, asked: Asked) -> AsyncIterator[Ev
         yield _judged_event(judged, design, "short", "From a short run. The full run is under way.")
     async for event in _merged(
         [
-            lambda say: _full(desk, library, asked, design, say),
-            lambda say: _curve(desk, library, asked, design, say),
+            lambda say: _full(broker, library, asked, design, say),
+            lambda say: _curve(broker, library, asked, design, say),
         ]
     ):
         yield event
@@ -130,17 +130,17 @@ async def _merged(parts: list[Callable[[Say], Awaitable[None]]]) -> AsyncIterato
                 await task
 
 
-async def _full(desk: Desk, library: Library, asked: Asked, design: ChosenDesign, say: Say) -> None:
-    pins = await _pinned(desk, library, asked, design, say)
+async def _full(broker: Broker, library: Library, asked: PageRequest, design: ChosenDesign, say: Say) -> None:
+    pins = await _pinned(broker, library, asked, design, say)
     try:
-        async for found in desk.evaluate(design):
-            if not isinstance(found, Judged):
+        async for found in broker.evaluate(design):
+            if not isinstance(found, PointAnswer):
                 say({"stage": "progress", "done": found.done, "of": found.of, "status": _steps(found.done, found.of)})
             elif found.final:
                 count = _counted(found.replications, "replication")
                 status = f"Final: the numbers of loraplan run ({count}, with headroom)."
                 say(_judged_event(found, design, "final", status))
-                await _compare(desk, pins, design, found, say)
+                await _compare(broker, pins, design, found, say)
             else:
                 say(_judged_event(found, design, "tighter", _steps(found.done, found.of)))
     except TooSlow:
@@ -152,46 +152,46 @@ async def _full(desk: Desk, library: Library, asked: Asked, design: ChosenDesign
 
 
 async def _pinned(
-    desk: Desk, library: Library, asked: Asked, design: ChosenDesign, say: Say
-) -> list[tuple[ChosenDesign, Judged | None]]:
+    broker: Broker, library: Library, asked: PageRequest, design: ChosenDesign, say: Say
+) -> list[tuple[ChosenDesign, PointAnswer | None]]:
     """Return the pinned designs with what is known of them, and show them."""
-    found: list[tuple[ChosenDesign, Judged | None]] = []
+    found: list[tuple[ChosenDesign, PointAnswer | None]] = []
     for values in asked.pins:
         try:
             pin = await asyncio.to_thread(design.opened.design, values)
-            known = await asyncio.to_thread(desk.known, pin)
-            found.append((pin, known or await desk.short(pin)))
+            known = await asyncio.to_thread(broker.known, pin)
+            found.append((pin, known or await broker.short(pin)))
         except LoraplanError:
             continue  # a pin of a scenario that has changed meanwhile, or that can't be simulated in time
-    judged = desk.known(design)
+    judged = broker.known(design)
     if judged is not None:
-        await _compare(desk, found, design, judged, say)
+        await _compare(broker, found, design, judged, say)
     elif not found:
         say({"stage": "compared", "parts": {"pins": ""}})
     return found
 
 
 async def _compare(
-    desk: Desk,
-    pins: list[tuple[ChosenDesign, Judged | None]],
+    broker: Broker,
+    pins: list[tuple[ChosenDesign, PointAnswer | None]],
     design: ChosenDesign,
-    judged: Judged,
+    judged: PointAnswer,
     say: Say,
 ) -> None:
     rows = []
     for pin, _ in pins:
-        known = desk.known(pin)
+        known = broker.known(pin)
         with suppress(LoraplanError):  # the pin's own, such as too many requests: its comparison stays as it was
             if known is not None and known.final and not judged.final:
-                known = await desk.short(pin)  # like with like
+                known = await broker.short(pin)  # like with like
             elif known is not None and judged.final and not known.final:
-                async for found in desk.evaluate(pin):
-                    known = found if isinstance(found, Judged) else known
+                async for found in broker.evaluate(pin):
+                    known = found if isinstance(found, PointAnswer) else known
         rows.append(await asyncio.to_thread(fragments.compare, (pin, known), (design, judged)))
     say({"stage": "compared", "parts": {"pins": fragments.comparison(rows)}})
 
 
-async def _curve(desk: Desk, library: Library, asked: Asked, design: ChosenDesign, say: Say) -> None:
+async def _curve(broker: Broker, library: Library, asked: PageRequest, design: ChosenDesign, say: Say) -> None:
     """Show p99 along the control that was moved last, point by point."""
     control = curve_control(design.opened, asked.moved)
     if control is None:
@@ -210,25 +210,30 @@ async def _curve(desk: Desk, library: Library, asked: Asked, design: ChosenDesig
                 else await asyncio.to_thread(design.opened.design, {**asked.values, control.key: value})
             )
             await asyncio.to_thread(getattr, other, "key")
-            judged = await desk.short(other, curve=True)
+            judged = await broker.short(other, curve=True)
         except LoraplanError:
             continue  # this value can't be simulated; the curve leaves it out
         points[value] = replace(judged.point, set={control.key: control.typed(value)})
         if len(points) >= _DRAWN_FROM and time.monotonic() > drawn + _DRAWN_EVERY_S:
-            await _draw(desk, control, points, here, terms, say)
+            await _draw(broker, control, points, here, terms, say)
             drawn = time.monotonic()
-    await _draw(desk, control, points, here, terms, say)
+    await _draw(broker, control, points, here, terms, say)
     say({"stage": "curve", "whole": True})
 
 
 async def _draw(
-    desk: Desk, control: Control, points: Mapping[str, Point], here: str, terms: dict[str, float], say: Say
+    broker: Broker,
+    control: Control,
+    points: Mapping[str, Point],
+    here: str,
+    terms: dict[str, float],
+    say: Say,
 ) -> None:
     chart = None
     if len(points) > 1:
         order = [name for name, _ in control.choices] or sorted(points, key=float)
         ordered = tuple(points[value] for value in order if value in points)
-        chart = await desk.curve(ordered, control.typed(here), terms)
+        chart = await broker.curve(ordered, control.typed(here), terms)
     if chart is None:
         text = f"No curve: {control.words} has no other value here that can be simulated."
         say({"stage": "curve", "parts": {"curve": fragments.no_curve(text)}})
@@ -247,7 +252,7 @@ def curve_control(opened: Opened, moved: str | None) -> Control | None:
     )
 
 
-def _judged_event(judged: Judged, design: ChosenDesign, stage: str, status: str) -> Event:
+def _judged_event(judged: PointAnswer, design: ChosenDesign, stage: str, status: str) -> Event:
     event: Event = {"stage": stage, "status": status, "parts": fragments.answer_parts(judged, design.loaded)}
     event["said"] = judged.answer.headline
     if judged.of:

@@ -25,7 +25,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.ui.controls import Control
 from sim.ui.estimates import Estimate
 from sim.ui.library import SAVED, ChosenDesign, Library, Opened
-from sim.ui.simulating.tasks import Judged
+from sim.ui.simulating.tasks import PointAnswer
 
 _PAGE = Path(__file__).parent / "page"
 
@@ -107,7 +107,7 @@ def _load(load: float) -> str:
     return "overloaded" if math.isinf(load) else percent(load)
 
 
-def answer_parts(judged: Judged, loaded: LoadedScenario) -> dict[str, str]:
+def answer_parts(judged: PointAnswer, loaded: LoadedScenario) -> dict[str, str]:
     """Return the answer, its key numbers, tenants and first line, by the id of their place."""
     point, terms = judged.point, loaded.scenario.slo.terms()
     slo = [f"{metric_words(name)} {show(name, target)}" for name, target in terms.items()]
@@ -145,7 +145,7 @@ def comparison(pins: Sequence[ComparedPin]) -> str:
     return _part("compared", pins)
 
 
-def compare(pin: tuple[ChosenDesign, Judged | None], present: tuple[ChosenDesign, Judged]) -> ComparedPin:
+def compare(pin: tuple[ChosenDesign, PointAnswer | None], present: tuple[ChosenDesign, PointAnswer]) -> ComparedPin:
     """Compare the present design with a pinned one."""
     design, judged = pin
     name = design_words(design)
@@ -176,7 +176,7 @@ def made(answer: Answer | None, link: str, path: str) -> str:
     return _part("made", answer, link, path)
 
 
-def _run(name: str, design: ChosenDesign, judged: Judged) -> RunData:
+def _run(name: str, design: ChosenDesign, judged: PointAnswer) -> RunData:
     """Return a point as a run, which comparisons are made from."""
     manifest = {
         "kind": "run",

@@ -14,7 +14,7 @@ import uvicorn
 
 from sim.errors import InputError
 from sim.ui.library import Library
-from sim.ui.simulating.desk import Desk
+from sim.ui.simulating.broker import Broker
 from sim.ui.simulating.workers import Workers
 from sim.ui.site import Site
 
@@ -25,7 +25,7 @@ _MOST_CONNECTIONS = 64
 
 
 class _Server(uvicorn.Server):
-    """A server whose streams end when it is told to stop."""
+    """A server that ends its streams when it shuts down."""
 
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
         super().__init__(config)
@@ -50,8 +50,8 @@ def serve(library: Library, scenario: str, port: int, workers: Workers, on_ready
     with contextlib.closing(_listening(port)) as listener:
         token = secrets.token_urlsafe(24)
         port = listener.getsockname()[1]
-        with contextlib.closing(Desk(workers)) as desk:
-            asyncio.run(_serve(Site(library, desk, first, token), listener, port, on_ready))
+        with contextlib.closing(Broker(workers)) as broker:
+            asyncio.run(_serve(Site(library, broker, first, token), listener, port, on_ready))
 
 
 async def _serve(site: Site, listener: socket.socket, port: int, on_ready: Callable[[str], None]) -> None:

@@ -23,11 +23,11 @@ from sim.spec.files.yaml_text import yaml_text
 from sim.studies.study_identity import free_folder
 from sim.ui import fragments
 from sim.ui.controls import Control
-from sim.ui.following import Asked, Event, follow, open_asked, opened_event
+from sim.ui.following import Event, PageRequest, follow, open_requested, opened_event
 from sim.ui.guard import Guard
 from sim.ui.library import ChosenDesign, Library, Opened, problems_of
 from sim.ui.planning import plan_from_here
-from sim.ui.simulating.desk import Desk
+from sim.ui.simulating.broker import Broker
 from sim.ui.streaming import EventLines
 
 RUNS = "runs"
@@ -45,7 +45,7 @@ class Site:
     """
 
     library: Library
-    desk: Desk
+    broker: Broker
     first: Opened
     token: str
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -70,19 +70,19 @@ class Site:
 
     async def open(self, request: Request) -> Response:
         """Open a scenario: its controls, or what is wrong with it."""
-        asked = await _asked(request)
+        asked = await _page_request(request)
         if isinstance(asked, Response):
             return asked
         return JSONResponse(await asyncio.to_thread(opened_event, self.library, asked))
 
     async def follow(self, request: Request) -> Response:
         """Follow a design for as long as the page listens."""
-        asked = await _asked(request)
-        return asked if isinstance(asked, Response) else self._stream(follow(self.desk, self.library, asked))
+        asked = await _page_request(request)
+        return asked if isinstance(asked, Response) else self._stream(follow(self.broker, self.library, asked))
 
     async def scenario(self, request: Request) -> Response:
         """Return the design as a scenario file."""
-        asked = await _asked(request)
+        asked = await _page_request(request)
         if isinstance(asked, Response):
             return asked
         design = await asyncio.to_thread(self._design, asked)
@@ -110,16 +110,16 @@ class Site:
             return PlainTextResponse("There is no such report.\n", status_code=404)
         return HTMLResponse(content, headers={"content-security-policy": fragments.report_policy()})
 
-    async def _report(self, design: ChosenDesign, asked: Asked) -> AsyncIterator[Event]:
+    async def _report(self, design: ChosenDesign, asked: PageRequest) -> AsyncIterator[Event]:
         yield {"stage": "making", "status": "The full run and its report are under way."}
         folder = await asyncio.to_thread(free_folder, design.loaded, [{}], self.library.folder / RUNS)
-        page = await self.desk.report(design, _free(folder))
+        page = await self.broker.report(design, _free(folder))
         yield self._made(page, None)
 
-    async def _plan(self, design: ChosenDesign, asked: Asked) -> AsyncIterator[Event]:
+    async def _plan(self, design: ChosenDesign, asked: PageRequest) -> AsyncIterator[Event]:
         task, words = await asyncio.to_thread(plan_from_here, design, asked.moved, self.library.folder / RUNS)
         yield {"stage": "making", "status": f"Planning: {words}. This takes up to a few minutes."}
-        answer, page = await self.desk.plan(task)
+        answer, page = await self.broker.plan(task)
         yield self._made(page, answer)
 
     def _made(self, page: Path, answer: Any) -> Event:
@@ -128,8 +128,10 @@ class Site:
         shown = str(page.relative_to(self.library.folder))
         return {"stage": "made", "status": "Done.", "parts": {"made": fragments.made(answer, link, shown)}}
 
-    async def _making(self, request: Request, make: Callable[[ChosenDesign, Asked], AsyncIterator[Event]]) -> Response:
-        asked = await _asked(request)
+    async def _making(
+        self, request: Request, make: Callable[[ChosenDesign, PageRequest], AsyncIterator[Event]]
+    ) -> Response:
+        asked = await _page_request(request)
         if isinstance(asked, Response):
             return asked
         design = await asyncio.to_thread(self._design, asked)
@@ -145,10 +147,10 @@ class Site:
 
         return self._stream(events())
 
-    def _design(self, asked: Asked) -> ChosenDesign | list[dict[str, Any]]:
+    def _design(self, asked: PageRequest) -> ChosenDesign | list[dict[str, Any]]:
         controls: tuple[Control, ...] = ()
         try:
-            opened = open_asked(self.library, asked)
+            opened = open_requested(self.library, asked)
             controls = opened.controls
             return opened.design(asked.values)
         except InputError as error:
@@ -158,10 +160,10 @@ class Site:
         return EventLines(events, self.stopping)
 
 
-async def _asked(request: Request) -> Asked | Response:
+async def _page_request(request: Request) -> PageRequest | Response:
     """Return what the page asks for, or what to answer if it can't be read."""
     try:
-        return Asked.model_validate_json(await request.body())
+        return PageRequest.model_validate_json(await request.body())
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))

@@ -1,4 +1,4 @@
-"""What a page is told when something moves: in which order, computed how often, and whether it is what a run gives."""
+"""The events that a page gets when something moves: their order, what is computed, and that it equals a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies.execution import Execution
 from sim.studies.sweep import run_study
 from sim.ui import following
-from sim.ui.following import Asked, follow
+from sim.ui.following import PageRequest, follow
 from sim.ui.library import ChosenDesign, Library
-from sim.ui.simulating.desk import Desk
-from sim.ui.simulating.tasks import Judged
+from sim.ui.simulating.broker import Broker
+from sim.ui.simulating.tasks import PointAnswer
 from sim.ui.simulating.workers import TooSlow, Workers
 
 Event = dict[str, Any]
@@ -41,15 +41,15 @@ def workers() -> Iterator[Workers]:
 
 
 @pytest.fixture
-def desk(workers: Workers) -> Iterator[Desk]:
-    """A desk of its own with workers that stay warm."""
-    made = Desk(workers)
+def broker(workers: Workers) -> Iterator[Broker]:
+    """A broker of its own with workers that stay warm."""
+    made = Broker(workers)
     yield made
     made._scratch.cleanup()
 
 
-def asked(values: dict[str, str] | None = None, moved: str | None = None, **more: Any) -> Asked:
-    return Asked(name="tiny.yaml", values=values or {}, moved=moved, **more)
+def asked(values: dict[str, str] | None = None, moved: str | None = None, **more: Any) -> PageRequest:
+    return PageRequest(name="tiny.yaml", values=values or {}, moved=moved, **more)
 
 
 async def until(events: AsyncIterator[Event], stage: str) -> list[Event]:
@@ -63,14 +63,14 @@ async def until(events: AsyncIterator[Event], stage: str) -> list[Event]:
     return found
 
 
-def run(desk: Desk, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+def run(broker: Broker, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     return asyncio.run(asyncio.wait_for(work(), 100))
 
 
-async def idle(desk: Desk) -> None:
+async def idle(broker: Broker) -> None:
     """Wait until nothing is computed."""
     for _ in range(400):
-        if not desk.busy:
+        if not broker.busy:
             return
         await asyncio.sleep(0.05)
     raise AssertionError("something is still computed")
@@ -80,11 +80,11 @@ def stages(events: list[Event]) -> list[str]:
     return [event["stage"] for event in events]
 
 
-def test_answers_come_from_rough_to_final(desk: Desk, folder: Path) -> None:
+def test_answers_come_from_rough_to_final(broker: Broker, folder: Path) -> None:
     async def work() -> list[Event]:
-        return [event async for event in follow(desk, Library(folder), asked({"cache.gpu.slots": "24"}))]
+        return [event async for event in follow(broker, Library(folder), asked({"cache.gpu.slots": "24"}))]
 
-    events = run(desk, work)
+    events = run(broker, work)
     said = stages(events)
     assert said[:2] == ["estimate", "short"]
     assert said.count("tighter") == 2
@@ -97,17 +97,17 @@ def test_answers_come_from_rough_to_final(desk: Desk, folder: Path) -> None:
     assert f"loraplan run {file} --set cache.gpu.slots=24" in events[0]["parts"]["commands"]
 
 
-def test_the_final_numbers_are_those_of_loraplan_run(desk: Desk, folder: Path, tmp_path: Path) -> None:
+def test_the_final_numbers_are_those_of_loraplan_run(broker: Broker, folder: Path, tmp_path: Path) -> None:
     values = {"cache.gpu.slots": "40", "workload.arrivals.rate": "30", "slo.ttft_p99": "0.5"}
     library = Library(folder)
     design = library.open("tiny.yaml").design(values)
 
-    async def work() -> Judged:
-        found = [each async for each in desk.evaluate(design)]
-        assert isinstance(found[-1], Judged)
+    async def work() -> PointAnswer:
+        found = [each async for each in broker.evaluate(design)]
+        assert isinstance(found[-1], PointAnswer)
         return found[-1]
 
-    final = run(desk, work)
+    final = run(broker, work)
     saved = tmp_path / "scenario.yaml"
     saved.write_text(yaml_text(design.loaded.data))
     outcome = run_study(load_scenario(str(saved)), [{}], tmp_path / "run", Execution(), headroom=True)
@@ -120,68 +120,68 @@ def test_the_final_numbers_are_those_of_loraplan_run(desk: Desk, folder: Path, t
     assert final.headroom is not None
 
 
-def test_no_design_is_computed_twice(desk: Desk, folder: Path) -> None:
+def test_no_design_is_computed_twice(broker: Broker, folder: Path) -> None:
     library = Library(folder)
 
     async def visit(values: dict[str, str], stage: str) -> None:
-        await until(follow(desk, library, asked(values, "cache.gpu.slots")), stage)
+        await until(follow(broker, library, asked(values, "cache.gpu.slots")), stage)
 
     async def work() -> int:
         for slots in ("16", "24", "16", "24", "16"):
             await visit({"cache.gpu.slots": slots}, "short")
         both = [visit({"cache.gpu.slots": "48"}, "final") for _ in range(2)]  # two tabs
         await asyncio.gather(*both)
-        await idle(desk)
-        before = desk._answers.simulated
+        await idle(broker)
+        before = broker._answers.simulated
         await visit({"cache.gpu.slots": "48"}, "final")
         await visit({"cache.gpu.slots": "48.0"}, "final")
-        await idle(desk)
+        await idle(broker)
         return before
 
-    before = run(desk, work)
-    assert desk._answers.simulated == before
-    assert {count for (kind, _), count in desk.started.items() if kind in ("short", "final")} == {1}
+    before = run(broker, work)
+    assert broker._answers.simulated == before
+    assert {count for (kind, _), count in broker.started.items() if kind in ("short", "final")} == {1}
 
 
-def test_a_target_moves_without_another_simulation_of_the_same_requests(desk: Desk, folder: Path) -> None:
+def test_a_target_moves_without_another_simulation_of_the_same_requests(broker: Broker, folder: Path) -> None:
     library = Library(folder)
 
-    async def short(values: dict[str, str]) -> Judged:
-        return await desk.short(library.open("tiny.yaml").design(values))
+    async def short(values: dict[str, str]) -> PointAnswer:
+        return await broker.short(library.open("tiny.yaml").design(values))
 
-    async def work() -> tuple[int, Judged, Judged]:
+    async def work() -> tuple[int, PointAnswer, PointAnswer]:
         strict = await short({"cache.gpu.slots": "9", "slo.ttft_p99": "0.001"})
-        before = desk._answers.simulated
+        before = broker._answers.simulated
         return before, strict, await short({"cache.gpu.slots": "9", "slo.ttft_p99": "30"})
 
-    before, strict, lax = run(desk, work)
-    assert desk._answers.simulated == before
+    before, strict, lax = run(broker, work)
+    assert broker._answers.simulated == before
     assert strict.answer.verdict == "not met"
     assert strict.point.metrics["ttft_p99_s"] == lax.point.metrics["ttft_p99_s"]
     assert strict.point.metrics["slo_attainment"].value < lax.point.metrics["slo_attainment"].value  # type: ignore[operator]
 
 
-def test_a_change_cancels_what_is_under_way(desk: Desk, folder: Path) -> None:
-    long = Asked(name="tiny.yaml", text=None, values={"workload.arrivals.rate": "7"}, moved=None)
+def test_a_change_cancels_what_is_under_way(broker: Broker, folder: Path) -> None:
+    long = PageRequest(name="tiny.yaml", text=None, values={"workload.arrivals.rate": "7"}, moved=None)
     library = Library(folder)
 
     async def work() -> None:
-        await until(follow(desk, library, Asked(name="two-gpus")), "short")
-        await idle(desk)  # nobody waits for its simulations any more
-        await until(follow(desk, library, long), "short")
+        await until(follow(broker, library, PageRequest(name="two-gpus")), "short")
+        await idle(broker)  # its simulations have no subscribers left
+        await until(follow(broker, library, long), "short")
 
-    run(desk, work)
-    assert not desk._under_way
+    run(broker, work)
+    assert not broker._under_way
 
 
-def test_pins_are_compared_with_like(desk: Desk, folder: Path) -> None:
+def test_pins_are_compared_with_like(broker: Broker, folder: Path) -> None:
     pins = [{}, {"cache.gpu.slots": "8"}]
 
     async def work() -> list[Event]:
-        events = follow(desk, Library(folder), asked({"cache.gpu.slots": "64"}, "cache.gpu.slots", pins=pins))
+        events = follow(broker, Library(folder), asked({"cache.gpu.slots": "64"}, "cache.gpu.slots", pins=pins))
         return [event async for event in events]
 
-    compared = [event["parts"]["pins"] for event in run(desk, work) if event["stage"] == "compared"]
+    compared = [event["parts"]["pins"] for event in run(broker, work) if event["stage"] == "compared"]
     assert "These are short runs" in compared[0]
     assert "These are short runs" not in compared[-1]
     assert compared[-1].count("<table>") == 2
@@ -191,23 +191,23 @@ def test_pins_are_compared_with_like(desk: Desk, folder: Path) -> None:
 
 @pytest.mark.parametrize("failing", ["short", "evaluate"])
 def test_a_pin_that_fails_leaves_the_answer_alone(
-    desk: Desk, folder: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+    broker: Broker, folder: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    real = getattr(desk, failing)
+    real = getattr(broker, failing)
 
     def tried(design: ChosenDesign, **options: Any) -> Any:
         if design.settings == ("cache.gpu.slots=8",):
             raise TooSlow("too slow")
         return real(design, **options)
 
-    monkeypatch.setattr(desk, failing, tried)
+    monkeypatch.setattr(broker, failing, tried)
     pins = [{"cache.gpu.slots": "8"}, {}]
 
     async def work() -> list[Event]:
-        events = follow(desk, Library(folder), asked({"cache.gpu.slots": "64"}, "slo.ttft_p99", pins=pins))
+        events = follow(broker, Library(folder), asked({"cache.gpu.slots": "64"}, "slo.ttft_p99", pins=pins))
         return [event async for event in events]
 
-    events = run(desk, work)
+    events = run(broker, work)
     assert "final" in stages(events)
     assert "stopped" not in stages(events)
     compared = [event["parts"]["pins"] for event in events if event["stage"] == "compared"]
@@ -215,25 +215,25 @@ def test_a_pin_that_fails_leaves_the_answer_alone(
     assert ("Pinned: GPU slots 8" in compared[-1]) == (failing == "evaluate")
 
 
-def test_what_cannot_be_simulated_is_refused_at_its_control(desk: Desk, folder: Path) -> None:
+def test_what_cannot_be_simulated_is_refused_at_its_control(broker: Broker, folder: Path) -> None:
     async def work(values: dict[str, str], moved: str) -> list[Event]:
-        return [event async for event in follow(desk, Library(folder), asked(values, moved))]
+        return [event async for event in follow(broker, Library(folder), asked(values, moved))]
 
     for moved, value in (("cache.gpu.slots", "100000"), ("fleet.engine", "nope")):
-        (event,) = run(desk, partial(work, {moved: value}, moved))
+        (event,) = run(broker, partial(work, {moved: value}, moved))
         assert event["stage"] == "refused"
         assert ".yaml" not in event["problems"][0]["text"]
         assert moved.replace(".", "-") in [problem["control"] for problem in event["problems"]]
         assert event["problems"][0]["text"]
 
 
-def test_a_design_with_too_many_requests_stays_at_short_runs(desk: Desk, folder: Path) -> None:
+def test_a_design_with_too_many_requests_stays_at_short_runs(broker: Broker, folder: Path) -> None:
     text = TINY.replace("requests: 1500", "requests: 900000")
 
     async def work() -> list[Event]:
-        return await until(follow(desk, Library(folder), Asked(name="big.yaml", text=text)), "stopped")
+        return await until(follow(broker, Library(folder), PageRequest(name="big.yaml", text=text)), "stopped")
 
-    events = run(desk, work)
+    events = run(broker, work)
     assert stages(events)[-1] == "stopped", [each for each in events if each["stage"] == "refused"]
     assert "more than 3,000,000 requests" in events[-1]["status"]
 
@@ -251,7 +251,7 @@ def test_curves_follow_the_control_that_was_moved_but_not_a_target(folder: Path)
         assert control.key == along
 
 
-def test_the_final_line_counts_the_replications_that_were_run(desk: Desk, folder: Path) -> None:
+def test_the_final_line_counts_the_replications_that_were_run(broker: Broker, folder: Path) -> None:
     rows = "".join(f"{0.05 * n:.2f},a{n % 40},64,8\n" for n in range(1500))
     (folder / "calls.csv").write_text(f"timestamp_s,tenant_id,input_tokens,output_tokens\n{rows}")
     trace = (
@@ -261,8 +261,8 @@ def test_the_final_line_counts_the_replications_that_were_run(desk: Desk, folder
     )
 
     async def work(text: str) -> str:
-        events = await until(follow(desk, Library(folder), Asked(name="mine.yaml", text=text)), "final")
+        events = await until(follow(broker, Library(folder), PageRequest(name="mine.yaml", text=text)), "final")
         return str(events[-1]["status"])
 
     for text, count in ((TINY, "2 replications"), (trace, "1 replication")):
-        assert f"({count}, with headroom)" in run(desk, partial(work, text))
+        assert f"({count}, with headroom)" in run(broker, partial(work, text))

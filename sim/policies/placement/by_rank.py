@@ -6,15 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil, floor
 
 from sim.policies.placement.by_popularity import add_copy, spread
-from sim.policies.placement.placer import (
-    Demand,
-    Placement,
-    PlacerContext,
-    Rooms,
-    loads_of,
-    still_there,
-    wanted_copies,
-)
+from sim.policies.placement.placer import Demand, Placement, PlacementDraft, PlacerContext
 
 
 class ByRank:
@@ -30,27 +22,21 @@ class ByRank:
         self._context = context
 
     def place(self, demand: Demand, current: Placement) -> Placement:
-        context, current = self._context, still_there(current, demand.replicas)
-        loads = loads_of(demand, context)
-        if not loads:
-            return current
-        wanted = wanted_copies(loads, len(demand.replicas), context, current)
-        rooms = Rooms(demand.replicas, context.slots, loads, wanted)
-        for own, share in self._shares(wanted, loads, demand.replicas):
-            rooms.restrict(share)
-            spread(rooms, own, current, context.tolerance)
-        rooms.restrict({})
-        for adapter, copies in wanted.items():
-            for _ in range(copies - rooms.copies(adapter)):
-                add_copy(rooms, adapter)
-        rooms.keep_without_demand(current)
-        return rooms.placement()
+        draft = PlacementDraft(demand, current, self._context)
+        for own, share in self._shares(draft, demand.replicas):
+            draft.restrict(share)
+            spread(draft, own, self._context.tolerance)
+        draft.restrict({})
+        for adapter, copies in draft.wanted.items():
+            for _ in range(copies - draft.copies(adapter)):
+                add_copy(draft, adapter)
+        return draft.finished()
 
     def _shares(
-        self, wanted: dict[int, int], loads: dict[int, float], replicas: Sequence[int]
+        self, draft: PlacementDraft, replicas: Sequence[int]
     ) -> Iterator[tuple[dict[int, int], dict[int, float]]]:
         """Yield by rank the wanted copies, and the replicas of the rank with the load that others have there."""
-        ranks = self._context.ranks
+        ranks, wanted, loads = self._context.ranks, draft.wanted, draft.loads
         fair = sum(loads[adapter] for adapter in wanted) / len(replicas)
         begin = 0.0  # in replicas
         for rank in sorted({ranks[adapter] for adapter in wanted}, reverse=True):

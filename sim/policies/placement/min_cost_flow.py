@@ -6,15 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.placement.by_popularity import ByPopularity
-from sim.policies.placement.placer import (
-    Demand,
-    Placement,
-    PlacerContext,
-    Rooms,
-    loads_of,
-    still_there,
-    wanted_copies,
-)
+from sim.policies.placement.placer import Demand, Placement, PlacementDraft, PlacerContext
 from sim.rng import uniform_draw
 
 Floats = NDArray[np.float64]
@@ -41,52 +33,50 @@ class MinCostFlow:
         self._first = ByPopularity(context)
 
     def place(self, demand: Demand, current: Placement) -> Placement:
-        context, current = self._context, still_there(current, demand.replicas)
-        if not current:
+        draft = PlacementDraft(demand, current, self._context)
+        if not draft.current:
             return self._first.place(demand, current)
-        loads = loads_of(demand, context)
-        if not loads:
-            return current
-        wanted = wanted_copies(loads, len(demand.replicas), context, current)
-        rooms = Rooms(demand.replicas, context.slots, loads, wanted)
-        edges = self._flow(rooms, wanted, current, CANDIDATES)
-        if len(edges) < sum(wanted.values()) and len(demand.replicas) > CANDIDATES:
-            edges = self._flow(rooms, wanted, current, len(demand.replicas))
+        edges = self._flow(draft, CANDIDATES)
+        if len(edges) < sum(draft.wanted.values()) and len(demand.replicas) > CANDIDATES:
+            edges = self._flow(draft, len(demand.replicas))
         for adapter, replica in edges:
-            rooms.add(adapter, replica)
-        rooms.keep_without_demand(current)
-        return rooms.placement()
+            draft.add(adapter, replica)
+        return draft.finished()
 
-    def _flow(self, rooms: Rooms, wanted: dict[int, int], current: Placement, candidates: int) -> list[Edge]:
+    def _flow(self, draft: PlacementDraft, candidates: int) -> list[Edge]:
         """Return the adapters and replicas with a flow between them.
 
         :param candidates: replicas to which an adapter may come, at most.
         """
+        wanted = draft.wanted
         edges: list[Edge] = []
         for adapter in wanted:
-            here = current.get(adapter, ())
-            others = [replica for replica in rooms.among if replica not in here]
+            here = draft.current.get(adapter, ())
+            others = [replica for replica in draft.among if replica not in here]
             if len(others) > candidates:
                 others = sorted(others, key=lambda replica: self._preference(adapter, replica))[:candidates]
             edges += [(adapter, replica) for replica in sorted((*here, *others))]
-        flow = _solve(edges, self._costs(rooms, edges, wanted, current), wanted, self._context.slots)
+        if not edges:
+            return []
+        flow = _solve(edges, self._costs(draft, edges), wanted, self._context.slots)
         return [edge for edge, used in zip(edges, flow.tolist(), strict=True) if used > 0.5]
 
     def _preference(self, adapter: int, replica: int) -> float:
         return uniform_draw(self._context.key, adapter << 16 | replica)
 
-    def _costs(self, rooms: Rooms, edges: list[Edge], wanted: dict[int, int], current: Placement) -> Floats:
+    def _costs(self, draft: PlacementDraft, edges: list[Edge]) -> Floats:
         """Return the cost of each edge in loads. What is no load adds up to less than one over all copies."""
-        load = dict.fromkeys(rooms.among, 0.0)
+        current, wanted = draft.current, draft.wanted
+        load = dict.fromkeys(draft.among, 0.0)
         for adapter, replica in edges:
             if replica in current.get(adapter, ()):
-                load[replica] += rooms.each[adapter]
+                load[replica] += draft.each[adapter]
         most = max(load.values()) or 1.0
-        total, copies = sum(rooms.each[a] * number for a, number in wanted.items()), sum(wanted.values())
+        total, copies = sum(draft.each[a] * number for a, number in wanted.items()), sum(wanted.values())
         found = np.zeros(len(edges))
         for i, (adapter, replica) in enumerate(edges):
             comes = replica not in current.get(adapter, ())
-            uneven = 0.5 * rooms.each[adapter] / total * load[replica] / most
+            uneven = 0.5 * draft.each[adapter] / total * load[replica] / most
             found[i] = comes + uneven + 0.4 / copies * self._preference(adapter, replica)
         return found
 

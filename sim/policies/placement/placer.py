@@ -9,9 +9,9 @@ from typing import Protocol
 Placement = dict[int, tuple[int, ...]]
 """By adapter, the replicas on which it is placed, ascending. An adapter that is placed nowhere is not in it."""
 
-STAYS = 2.0
+KEEP_WEIGHT = 2.0
 """How many times as popular as it is a placed adapter counts when places are short, so that noise moves none."""
-FEWER = 0.8
+DROP_BELOW = 0.8
 """A copy goes only when the demand is below this share of what would ask for it."""
 
 
@@ -83,14 +83,14 @@ def wanted_copies(loads: dict[int, float], replicas: int, context: PlacerContext
     wanted = {}
     for adapter, load in loads.items():
         here = len(current.get(adapter, ()))
-        asked, kept = int(-(-load // fair)), int(-(-load // (FEWER * fair)))
+        asked, kept = int(-(-load // fair)), int(-(-load // (DROP_BELOW * fair)))
         copies = asked if asked >= here else min(here, kept)
         wanted[adapter] = min(replicas, max(context.copies, copies))
     free = replicas * context.slots
     if sum(wanted.values()) <= free:
         return wanted
     found = dict.fromkeys(loads, 0)
-    first = sorted(loads, key=lambda adapter: (-loads[adapter] * (STAYS if adapter in current else 1.0), adapter))
+    first = sorted(loads, key=lambda adapter: (-loads[adapter] * (KEEP_WEIGHT if adapter in current else 1.0), adapter))
     for number in range(replicas):
         for adapter in first:
             if free and wanted[adapter] > number:
@@ -99,22 +99,27 @@ def wanted_copies(loads: dict[int, float], replicas: int, context: PlacerContext
     return {adapter: copies for adapter, copies in found.items() if copies}
 
 
-class Rooms:
-    """A placement in the making: the adapters on each replica, the load that they bring, and free slots.
+class PlacementDraft:
+    """A placement in the making: what it should become, the adapters on each replica so far, and their load.
 
-    :param wanted: by adapter, into how many copies its load is divided.
+    :param last: what was decided last; empty at the start.
+    :ivar current: the last placement, without the replicas that don't serve.
+    :ivar loads: by adapter with demand, what its requests cost, the most first; ``wanted``: its copies.
     :ivar among: the replicas that are being filled; see ``restrict``.
     :ivar on: by replica, its adapters; ``each``: by adapter, the load of a copy.
     :ivar load: by replica that is being filled, its load.
     """
 
-    def __init__(self, replicas: Sequence[int], slots: int, loads: dict[int, float], wanted: dict[int, int]) -> None:
-        self._replicas = replicas
-        self._slots = slots
-        self.on: dict[int, set[int]] = {replica: set() for replica in replicas}
-        self.each = {adapter: loads[adapter] / copies for adapter, copies in wanted.items()}
-        self.among = replicas
-        self.load = dict.fromkeys(replicas, 0.0)
+    def __init__(self, demand: Demand, last: Placement, context: PlacerContext) -> None:
+        self._replicas = demand.replicas
+        self._slots = context.slots
+        self.current = still_there(last, demand.replicas)
+        self.loads = loads_of(demand, context)
+        self.wanted = wanted_copies(self.loads, len(demand.replicas), context, self.current)
+        self.on: dict[int, set[int]] = {replica: set() for replica in demand.replicas}
+        self.each = {adapter: self.loads[adapter] / copies for adapter, copies in self.wanted.items()}
+        self.among = demand.replicas
+        self.load = dict.fromkeys(demand.replicas, 0.0)
 
     def restrict(self, share: dict[int, float]) -> None:
         """Fill these replicas from now on, which have this load by others; empty: all, with the load that is there."""
@@ -125,7 +130,7 @@ class Rooms:
         """Return on how many replicas an adapter is."""
         return sum(adapter in on for on in self.on.values())
 
-    def has_room(self, replica: int) -> bool:
+    def has_free_slot(self, replica: int) -> bool:
         """Return whether a replica has a free slot."""
         return len(self.on[replica]) < self._slots
 
@@ -143,16 +148,13 @@ class Rooms:
         """Return the replica with the least load, of equal ones that with the fewest adapters, then the first."""
         return min(among, key=lambda replica: (self.load[replica], len(self.on[replica]), replica))
 
-    def keep_without_demand(self, current: Placement) -> None:
-        """Leave adapters that are not wanted where they are, as far as slots are free: that costs nothing."""
-        for adapter, homes in current.items():
+    def finished(self) -> Placement:
+        """Return the placement. Adapters without demand stay where slots are free: that costs nothing."""
+        for adapter, homes in self.current.items():
             if adapter not in self.each:
                 for replica in homes:
-                    if self.has_room(replica):
+                    if self.has_free_slot(replica):
                         self.on[replica].add(adapter)
-
-    def placement(self) -> Placement:
-        """Return what has been placed."""
         found: dict[int, list[int]] = {}
         for replica in self._replicas:
             for adapter in self.on[replica]:

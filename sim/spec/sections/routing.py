@@ -34,8 +34,8 @@ class PlacementController(Strict):
     """``popularity`` and ``rank``: adapters move for balance while the busiest replica has more than the mean load plus
     this share of it."""
     move: Literal["lazy", "eager"] = "lazy"
-    """Who loads an adapter that comes to a replica. ``lazy``: its first request there. ``eager``: the controller, at
-    once, one adapter after the other on each replica."""
+    """How an adapter is loaded on its new replica. ``lazy``: by its first request there. ``eager``: by the controller,
+    at once, one adapter after the other on each replica."""
 
     @field_validator("policy")
     @classmethod

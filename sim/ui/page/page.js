@@ -6,7 +6,7 @@
   const SAVED = "loraplan-ui";
   const MOST_TEXT = 1e6;
   const MOST_PINS = 3;
-  const QUIET_MS = 1200; // a screen reader is told of an answer when nothing has moved for so long
+  const QUIET_MS = 1200; // a screen reader announces an answer when nothing has moved for so long
 
   // What this tab shows. It survives a reload; other tabs have their own.
   let state = { name: body.dataset.name, text: null, values: {}, moved: null, pins: [] };
@@ -38,7 +38,7 @@
   }
 
   function reason(error) {
-    const gone = error instanceof TypeError; // what fetch throws where nobody answers
+    const gone = error instanceof TypeError; // what fetch throws when the server is gone
     return gone ? "loraplan ui has stopped. Start it again and open its new address." : error.message;
   }
 

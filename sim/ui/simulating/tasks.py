@@ -59,7 +59,7 @@ _DESIGNS_KEPT = 2
 
 
 @dataclass(frozen=True)
-class Judged:
+class PointAnswer:
     """A point and what it says.
 
     :ivar done, of: simulations that it is made from, and those that the final one is made from; 0 of 0: a short run.
@@ -152,13 +152,13 @@ class ShortRun:
     loaded: LoadedScenario
     traffic_key: str
 
-    def run(self, memory: Memory) -> Iterator[Judged]:
+    def run(self, memory: Memory) -> Iterator[PointAnswer]:
         """Yield the point."""
         world, recording = memory.short(self.traffic_key, self.loaded)
         world = _with_slo(world, self.loaded.scenario.slo)
         point = summarise([recording], facts_of(world), {}, list(world.notes))
         point = priced(replace(point, setup=setup_of(world)), *prices_of(self.loaded.scenario))
-        yield _judged(point, self.loaded)
+        yield _point_answer(point, self.loaded)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Evaluation:
     folder: Path
     command: str
 
-    def run(self, memory: Memory) -> Iterator[Judged | Progress]:
+    def run(self, memory: Memory) -> Iterator[PointAnswer | Progress]:
         """Yield a point after every replication, then the final one.
 
         :raises TooLong: if it has too many requests.
@@ -193,12 +193,12 @@ class Evaluation:
                 kept.parts[part] = simulate_part(design, part)
             if part.kind == REPLICATION:
                 options = EvaluationOptions(replications=done, draws=False, counterfactual=False)
-                yield _judged(evaluate(design, options, known=dict(kept.parts)).point, self.loaded, done, of)
+                yield _point_answer(evaluate(design, options, known=dict(kept.parts)).point, self.loaded, done, of)
             else:
                 yield Progress(done, of)
         yield self._finish(kept.parts)
 
-    def _finish(self, known: dict[Part, Any]) -> Judged:
+    def _finish(self, known: dict[Part, Any]) -> PointAnswer:
         """Return the final point, from a run directory that is written as ``loraplan run`` writes it."""
         pool = _Known(known)
         try:
@@ -208,7 +208,7 @@ class Evaluation:
             raise
         data = read_run(self.folder)
         count = data.manifest["replications"]
-        return Judged(data.points[0], run_answer(data), final=True, headroom=data.headroom, replications=count)
+        return PointAnswer(data.points[0], run_answer(data), final=True, headroom=data.headroom, replications=count)
 
 
 @dataclass(frozen=True)
@@ -314,8 +314,8 @@ def _with_slo(world: World, slo: Slo) -> World:
     return replace(world, scenario=world.scenario.model_copy(update={"slo": slo}))
 
 
-def _judged(point: Point, loaded: LoadedScenario, done: int = 0, of: int = 0) -> Judged:
+def _point_answer(point: Point, loaded: LoadedScenario, done: int = 0, of: int = 0) -> PointAnswer:
     assert point.setup is not None, "every point says on what it was simulated"
     assumed = {each.status for each in point.setup.pools or (point.setup,)} == {"assumed"}
     answer = point_answer(point, loaded.scenario.slo.terms(), loaded.data, assumed=assumed)
-    return Judged(point, answer, done, of)
+    return PointAnswer(point, answer, done, of)

@@ -32,7 +32,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Order:
+class TaskMessage:
     """A task on its way to a worker.
 
     :ivar signals: how many stop signals were sent before it: a late one must not hit this task.
@@ -43,7 +43,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Said:
+class Message:
     """One message of a task."""
 
     what: Any
@@ -130,7 +130,7 @@ def work(connection: Connection, parent: int, draws: bool) -> None:
     connection.send(Ended(DONE))
     while True:
         try:
-            order: Order = connection.recv()
+            order: TaskMessage = connection.recv()
         except (EOFError, OSError):
             return
         if order.task.draws:
@@ -147,7 +147,7 @@ def _run(task: Task, memory: Any, connection: Connection, stops: _Stops) -> Ende
                 what = next(messages, None)
             if what is None:
                 return Ended(DONE, simulated=memory.simulated)
-            connection.send(Said(what))
+            connection.send(Message(what))
     except _Stopped:
         return Ended(STOPPED, simulated=memory.simulated)
     except LoraplanError as error:

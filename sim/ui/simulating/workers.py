@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.errors import LoraplanError
-from sim.ui.simulating.worker import FAILED, STOP, STOPPED, Ended, Order, Said, Task, work
+from sim.ui.simulating.worker import FAILED, STOP, STOPPED, Ended, Message, Task, TaskMessage, work
 
 FIRST, SECOND, LATER, LAST = range(4)
 """Urgency of a job: an answer that somebody waits for, the curve around it, a longer run, a plan or a report."""
@@ -175,7 +175,7 @@ class Worker:
         with self._lock:
             if self._stopping:
                 return Ended(STOPPED)
-            connection.send(Order(job.task, self._signals))
+            connection.send(TaskMessage(job.task, self._signals))
             self._sent = True
         stopped = None
         while True:
@@ -183,7 +183,7 @@ class Worker:
                 message = connection.recv()
                 if isinstance(message, Ended):
                     return message
-                assert isinstance(message, Said), "a worker sends nothing else"
+                assert isinstance(message, Message), "a worker sends nothing else"
                 if not job.cancelled:
                     job.deliver(message.what)
             now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The desk of a page: hands tasks to workers, shares what several visitors want, keeps what was computed."""
+"""Hands tasks to the workers, shares jobs between tabs, and keeps what was computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reports.charts.svg import Chart
 from sim.errors import LoraplanError
 from sim.results.point import Point
 from sim.ui.library import ChosenDesign
-from sim.ui.simulating.tasks import Curve, Evaluation, Judged, PlanFromHere, Progress, Report, ShortRun
+from sim.ui.simulating.tasks import Curve, Evaluation, PlanFromHere, PointAnswer, Progress, Report, ShortRun
 from sim.ui.simulating.worker import DONE, Ended, Task
 from sim.ui.simulating.workers import FIRST, LAST, LATER, SECOND, Job, Worker, Workers
 
@@ -30,7 +30,7 @@ ANSWER_S, PLAN_S = 120.0, 600.0
 
 @dataclass(eq=False)
 class _Shared:
-    """A job with everybody who waits for it; the last one to leave cancels it."""
+    """A job and the queues of its subscribers. It is cancelled when the last one unsubscribes."""
 
     job: Job
     worker: Worker
@@ -38,7 +38,7 @@ class _Shared:
     latest: Any = None
 
 
-class Desk:
+class Broker:
     """Simulates designs, each of them once.
 
     :param workers: which it ends when it is closed.
@@ -50,7 +50,7 @@ class Desk:
         self._workers = workers
         self._answers, self._curves = workers.answers, workers.curves
         self._under_way: dict[tuple[str, str], _Shared] = {}
-        self._points: OrderedDict[tuple[str, str], Judged] = OrderedDict()
+        self._points: OrderedDict[tuple[str, str], PointAnswer] = OrderedDict()
         self._folders: OrderedDict[str, Path] = OrderedDict()
         self.started: Counter[tuple[str, str]] = Counter()
 
@@ -69,11 +69,11 @@ class Desk:
         """Whether anything is being computed."""
         return self._answers.busy or self._curves.busy
 
-    def known(self, design: ChosenDesign) -> Judged | None:
+    def known(self, design: ChosenDesign) -> PointAnswer | None:
         """Return the best that is known of a design without computing anything."""
         return self._points.get(("final", design.key)) or self._points.get(("short", design.key))
 
-    async def short(self, design: ChosenDesign, *, curve: bool = False) -> Judged:
+    async def short(self, design: ChosenDesign, *, curve: bool = False) -> PointAnswer:
         """Return the point of a short run.
 
         :param curve: whether it is for a curve only, which may wait.
@@ -87,7 +87,7 @@ class Desk:
                 self._keep(key, judged)
         return self._points[key]
 
-    async def evaluate(self, design: ChosenDesign) -> AsyncIterator[Judged | Progress]:
+    async def evaluate(self, design: ChosenDesign) -> AsyncIterator[PointAnswer | Progress]:
         """Yield ever better points of a design, the last of which ``loraplan run`` gives as well.
 
         :raises LoraplanError: if it can't be simulated; ``TooSlow`` if it takes too long.
@@ -98,7 +98,7 @@ class Desk:
             return
         task = self._evaluation(design)
         async for found in self._follow(key, task, self._answers, LATER, ANSWER_S):
-            if isinstance(found, Judged) and found.final:
+            if isinstance(found, PointAnswer) and found.final:
                 self._keep(key, found)
             yield found
 
@@ -134,7 +134,7 @@ class Desk:
             shutil.rmtree(folder, ignore_errors=True)
         return Evaluation(design.loaded, design.traffic_key, self._folders[key], design.command())
 
-    def _keep(self, key: tuple[str, str], judged: Judged) -> None:
+    def _keep(self, key: tuple[str, str], judged: PointAnswer) -> None:
         self._points[key] = judged
         self._points.move_to_end(key)
         while len(self._points) > _POINTS_KEPT:
@@ -143,7 +143,7 @@ class Desk:
     async def _follow(
         self, key: tuple[str, str], task: Task, worker: Worker, urgency: int, limit_s: float
     ) -> AsyncIterator[Any]:
-        """Yield what a task says, together with everybody else who wants it."""
+        """Yield the messages of a task, which runs once for all of its subscribers."""
         shared = self._under_way.get(key) or self._begin(key, task, worker, urgency, limit_s)
         queue: asyncio.Queue[Any] = asyncio.Queue()
         shared.waiting.append(queue)
@@ -168,7 +168,7 @@ class Desk:
         loop = asyncio.get_running_loop()
 
         def deliver(message: Any) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed: there are no subscribers left
                 loop.call_soon_threadsafe(hand_out, message)
 
         def hand_out(message: Any) -> None:
@@ -189,4 +189,8 @@ class Desk:
 
 def _error_of(ended: Ended) -> Exception:
     error = ended.error
-    return error if isinstance(error, LoraplanError) else LoraplanError(str(error).splitlines()[0])
+    return (
+        error
+        if isinstance(error, LoraplanError)
+        else LoraplanError(str(error).partition("\n")[0] or type(error).__name__)
+    )
