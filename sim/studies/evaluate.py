@@ -28,7 +28,7 @@ from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArriva
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
 from sim.world.memory.gpu_split import gpu_share
-from sim.world.replication import simulate
+from sim.world.replication import Simulate, simulate
 from sim.world.world import ReplicaPool, World
 
 if TYPE_CHECKING:
@@ -136,7 +136,9 @@ def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:
     return parts
 
 
-def simulate_part(design: Design, part: Part) -> Recording | ReplicationValues | UsualImpact:
+def simulate_part(
+    design: Design, part: Part, simulate: Simulate = simulate
+) -> Recording | ReplicationValues | UsualImpact:
     """Simulate one part.
 
     A draw meets the traffic of a replication that is also simulated with the profile's own costs. All parts are cut

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sim.studies.backends.pool import Local, Pool
+
+if TYPE_CHECKING:
+    from sim.world.replication import Simulate
 
 Progress = Callable[[int, int], None]
 """Called with the tasks done and the tasks there are."""
@@ -18,8 +22,10 @@ class Execution:
     :ivar pool: where it simulates; a local pool uses one worker process for each core. The pool stays open.
     :ivar command: the command line that reproduces the study, for its manifest.
     :ivar on_progress: called as tasks finish.
+    :ivar simulate: makes the short runs of headroom; None: they are simulated.
     """
 
     pool: Pool = field(default_factory=Local)
     command: str = ""
     on_progress: Progress = lambda done, total: None
+    simulate: Simulate | None = None

@@ -26,7 +26,7 @@ from sim.results.verdict import strain
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.studies.short_runs import MOST, Traffic, steady
-from sim.world.replication import simulate
+from sim.world.replication import Simulate, simulate
 from sim.world.world import World
 
 COARSE, FINE = 2_000, 5_000
@@ -54,7 +54,7 @@ _STEEP = 3.0
 _COUNTS = ("completed", "unfinished", "refused", "failed")
 
 
-def find_headroom(scenario: Scenario, today: Point | None = None) -> Headroom:
+def find_headroom(scenario: Scenario, today: Point | None = None, simulate: Simulate = simulate) -> Headroom:
     """Return at what multiple of its traffic a scenario's SLO fails.
 
     Rollouts and faults happen at given times, so they are left out.
@@ -65,7 +65,7 @@ def find_headroom(scenario: Scenario, today: Point | None = None) -> Headroom:
     """
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
     without += ("autoscaling",) if scenario.fleet.autoscale else ()
-    search = _Search(Traffic.of(steady(scenario)), None if without else today)
+    search = _Search(Traffic.of(steady(scenario)), None if without else today, simulate)
     return replace(search.find(), without=without)
 
 
@@ -76,8 +76,9 @@ class _Search:
     :ivar probes: all simulations so far.
     """
 
-    def __init__(self, traffic: Traffic, today: Point | None = None) -> None:
+    def __init__(self, traffic: Traffic, today: Point | None = None, simulate: Simulate = simulate) -> None:
         self._traffic = traffic
+        self._simulate = simulate
         self._terms = all_terms(traffic.scenario)
         self._today = today if today is not None and all(_is_known(today, name) for name in self._terms) else None
         self._corrections: dict[str, float] | None = None
@@ -134,7 +135,7 @@ class _Search:
                 world = self._traffic.world(multiple, requests)
             except InputError:  # such as more sessions at a time than can be simulated
                 return None
-            recording = simulate(world, 0, SECTIONS)
+            recording = self._simulate(world, 0, SECTIONS)
             assert world.traffic.rate is not None, "only a closed loop has no rate"
             found = _served(recording) / (world.traffic.rate / multiple)
             if found < multiple / 4:
@@ -149,7 +150,7 @@ class _Search:
             return self._judge(multiple, self._today)
         if fine and self._today is not None and self._corrections is None:
             self._corrections = self._compare(self._today)
-        point, world, recording = self._simulate(multiple, FINE if fine else COARSE)
+        point, world, recording = self._measure(multiple, FINE if fine else COARSE)
         strains = self._judge(multiple, point)
         if max(strains.values()) > 1 and (self._failing is None or fine or multiple <= self._failing[0]):
             self._failing = (multiple, world, recording)
@@ -165,7 +166,7 @@ class _Search:
         steep = min((probe.strain for probe in self.probes if probe.strain > 1), default=1.0) > _STEEP
         if not self._terms or steep or _requests(today) < FINE:
             return {}
-        point, _, _ = self._simulate(1.0, FINE)
+        point, _, _ = self._measure(1.0, FINE)
         found = {}
         for name, target in self._terms.items():
             own, exact = (strain(each, name, target) for each in (point, today))
@@ -173,9 +174,9 @@ class _Search:
                 found[name] = min(max(exact / own, 1 / _MOST_CORRECTED), _MOST_CORRECTED)
         return found
 
-    def _simulate(self, multiple: float, requests: int) -> tuple[Point, World, Recording]:
+    def _measure(self, multiple: float, requests: int) -> tuple[Point, World, Recording]:
         world = self._traffic.world(multiple, requests)
-        recording = simulate(world, 0, SECTIONS)
+        recording = self._simulate(world, 0, SECTIONS)
         if self._terms:
             facts = facts_of(world)
             metrics, late, _ = measure_alone(recording, facts)

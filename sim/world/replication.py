@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sim.policies.routing import View
@@ -43,6 +43,9 @@ from sim.world.routing.router_state import RouterState
 from sim.world.routing.router_views import ViewRefresher
 from sim.world.steady_start import SteadyStart
 from sim.world.world import ReplicaPool, World
+
+Simulate = Callable[[World, int, int], Recording]
+"""``simulate``, or a function of the same arguments that remembers what it has simulated."""
 
 
 def simulate(world: World, replication: int, sections: int, wrap_server: ServerWrapper = unwrapped) -> Recording:

@@ -161,6 +161,33 @@ def test_a_target_moves_without_another_simulation_of_the_same_requests(broker: 
     assert strict.point.metrics["slo_attainment"].value < lax.point.metrics["slo_attainment"].value  # type: ignore[operator]
 
 
+def test_a_target_that_moves_to_the_end_simulates_only_other_multiples_of_the_traffic(
+    broker: Broker, folder: Path
+) -> None:
+    library = Library(folder)
+
+    async def final(target: str) -> PointAnswer:
+        design = library.open("tiny.yaml").design({"cache.gpu.slots": "26", "slo.ttft_p99": target})
+        found = [each async for each in broker.evaluate(design)]
+        assert isinstance(found[-1], PointAnswer)
+        return found[-1]
+
+    async def work() -> tuple[int, PointAnswer, PointAnswer]:
+        first = await final("0.5")
+        before = broker._answers.simulated
+        return before, first, await final("2")
+
+    def multiples(answer: PointAnswer) -> set[tuple[float, int]]:
+        assert answer.headroom is not None
+        return {(probe.multiple, probe.requests) for probe in answer.headroom.probes if probe.multiple != 1}
+
+    before, first, second = run(broker, work)
+    assert second.point.metrics["ttft_p99_s"] == first.point.metrics["ttft_p99_s"]
+    assert second.point.metrics["slo_attainment"] != first.point.metrics["slo_attainment"]
+    assert multiples(first) & multiples(second), "the same traffic was tried for both"
+    assert broker._answers.simulated - before <= len(multiples(second) - multiples(first)) + 1
+
+
 def test_a_change_cancels_what_is_under_way(broker: Broker, folder: Path) -> None:
     long = PageRequest(name="tiny.yaml", text=None, values={"workload.arrivals.rate": "7"}, moved=None)
     library = Library(folder)

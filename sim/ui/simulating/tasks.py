@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -26,7 +26,6 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.tenants import Slo
 from sim.studies.backends.pool import Local
 from sim.studies.evaluate import (
-    COUNTERFACTUAL,
     REPLICATION,
     Design,
     EvaluationOptions,
@@ -41,7 +40,7 @@ from sim.studies.evaluate import (
 from sim.studies.execution import Execution
 from sim.studies.short_runs import Traffic, steady
 from sim.studies.sweep import run_study
-from sim.world.replication import simulate
+from sim.world.replication import Simulate, simulate
 
 if TYPE_CHECKING:
     from sim.results.records import Recording
@@ -91,21 +90,21 @@ class Progress:
 
 @dataclass
 class _Kept:
-    """What is kept of a design whose evaluation was stopped.
+    """A design, and what was simulated of it.
 
-    :ivar slo: the objective with which draws and baselines were counted; recordings don't depend on it.
+    :ivar recordings: by what asked for them. They don't depend on the objective.
     """
 
     design: Design
-    parts: dict[Part, Any] = field(default_factory=dict)
-    slo: Slo = field(default_factory=Slo)
+    recordings: dict[Hashable, Recording] = field(default_factory=dict)
+
+    @property
+    def requests(self) -> int:
+        """How many requests were simulated."""
+        return sum(len(recording.section_of) for recording in self.recordings.values())
 
     def with_slo(self, scenario: Scenario) -> Design:
-        """Return the design with this scenario's objective, and forget what was counted with another one."""
-        if self.slo != scenario.slo:
-            for part in [part for part in self.parts if part.kind not in (REPLICATION, COUNTERFACTUAL)]:
-                del self.parts[part]
-            self.slo = scenario.slo
+        """Return the design with this scenario's objective."""
         return replace(self.design, scenario=scenario, world=_with_slo(self.design.world, scenario.slo))
 
 
@@ -113,7 +112,7 @@ class _Kept:
 class Memory:
     """What a worker keeps between tasks, within bounds.
 
-    :ivar shorts: world and recording of short runs; ``designs``: parts of evaluations. Both by ``traffic_key``.
+    :ivar shorts: world and recording of short runs; ``designs``: what was evaluated. Both by ``traffic_key``.
     :ivar simulated: how many simulations it has made, for tests.
     """
 
@@ -135,6 +134,26 @@ class Memory:
         if key not in self.designs:
             self.designs[key] = _Kept(make_design(loaded.scenario))
         return _kept(self.designs, key, _DESIGNS_KEPT)
+
+    def make_room(self, requests: int) -> None:
+        """Forget designs but the last used one, until this many requests of it can be kept beside the others."""
+        while len(self.designs) > 1 and requests + sum(each.requests for each in self.designs.values()) > MOST_REQUESTS:
+            self.designs.popitem(last=False)
+
+    def simulating(self, kept: _Kept, what: Hashable) -> Simulate:
+        """Return what simulates a replication of a design only where nothing has done so before.
+
+        :param what: a part of its evaluation, or the headroom, whose worlds differ in their traffic.
+        """
+
+        def recording_of(world: World, replication: int, sections: int) -> Recording:
+            key = what, world.scenario.workload.model_dump_json(), replication, sections
+            if key not in kept.recordings:
+                self.simulated += 1
+                kept.recordings[key] = simulate(world, replication, sections)
+            return kept.recordings[key]
+
+        return recording_of
 
 
 def _kept(found: OrderedDict[str, Entry], key: str, most: int) -> Entry:
@@ -184,25 +203,25 @@ class Evaluation:
         design = kept.with_slo(self.loaded.scenario)
         doubles = design.scenario.run.half_width is not None  # then the run itself decides what follows
         parts = [part for part in parts_of(design, EvaluationOptions()) if part.kind == REPLICATION or not doubles]
-        if len(parts) * (design.world.traffic.expected_requests() or 0) > MOST_REQUESTS:
+        requests = len(parts) * (design.world.traffic.expected_requests() or 0)
+        if requests > MOST_REQUESTS:
             raise TooLong(f"a run of this design simulates more than {MOST_REQUESTS:,} requests")
+        memory.make_room(requests - kept.requests)
         of = len(parts) + 1  # the last step is what else a run does: headroom, tables
+        known: dict[Part, Any] = {}
         for done, part in enumerate(parts, 1):
-            if part not in kept.parts:
-                memory.simulated += 1
-                kept.parts[part] = simulate_part(design, part)
+            known[part] = simulate_part(design, part, memory.simulating(kept, part))
             if part.kind == REPLICATION:
                 options = EvaluationOptions(replications=done, draws=False, counterfactual=False)
-                yield _point_answer(evaluate(design, options, known=dict(kept.parts)).point, self.loaded, done, of)
+                yield _point_answer(evaluate(design, options, known=dict(known)).point, self.loaded, done, of)
             else:
                 yield Progress(done, of)
-        yield self._finish(kept.parts)
+        yield self._finish(Execution(_Known(known), self.command, simulate=memory.simulating(kept, "headroom")))
 
-    def _finish(self, known: dict[Part, Any]) -> PointAnswer:
+    def _finish(self, execution: Execution) -> PointAnswer:
         """Return the final point, from a run directory that is written as ``loraplan run`` writes it."""
-        pool = _Known(known)
         try:
-            run_study(self.loaded, [{}], self.folder, Execution(pool, self.command), headroom=True)
+            run_study(self.loaded, [{}], self.folder, execution, headroom=True)
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
