@@ -38,7 +38,7 @@ from sim.studies.headroom import find_headroom
 from sim.studies.study_identity import StudyOutcome, finished_study, input_digests, study_keys, study_record
 from sim.world.replication import simulate
 
-SMALL_RUN = 60_000
+SMALL_RUN = 100_000
 """Simulated requests below which starting worker processes costs more than they save."""
 MAX_POINTS = 100_000
 
