@@ -137,25 +137,28 @@ def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:
 
 
 def simulate_part(
-    design: Design, part: Part, simulate: Simulate = simulate
+    design: Design, part: Part, recording_of: Simulate | None = None
 ) -> Recording | ReplicationValues | UsualImpact:
     """Simulate one part.
 
     A draw meets the traffic of a replication that is also simulated with the profile's own costs. All parts are cut
     into as many sections as intervals over the scenario's own number of replications need.
+
+    :param recording_of: used in place of ``simulate``.
     """
+    recording_of = recording_of or simulate
     world, place = design.world, part.place
     sections = sections_per_replication(design.replications)
     if part.kind == DRAW:
         drawn = world.with_draw(design.draws[place])
-        return values_of_replication(simulate(drawn, place % design.replications, sections), facts_of(world))
+        return values_of_replication(recording_of(drawn, place % design.replications, sections), facts_of(world))
     if part.kind == COUNTERFACTUAL:
         assert design.counterfactual is not None, "a rollout is held back"
-        return simulate(design.counterfactual, place, sections)
+        return recording_of(design.counterfactual, place, sections)
     if part.kind == BASELINE:
         assert design.baseline is not None, "something changes"
-        return usual_impact(simulate(design.baseline, place, sections), facts_of(world))
-    return simulate(world, place, sections)
+        return usual_impact(recording_of(design.baseline, place, sections), facts_of(world))
+    return recording_of(world, place, sections)
 
 
 def in_this_process(design: Design, parts: Sequence[Part]) -> Iterator[tuple[Part, Any]]:

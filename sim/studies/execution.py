@@ -22,10 +22,10 @@ class Execution:
     :ivar pool: where it simulates; a local pool uses one worker process for each core. The pool stays open.
     :ivar command: the command line that reproduces the study, for its manifest.
     :ivar on_progress: called as tasks finish.
-    :ivar simulate: makes the short runs of headroom; None: they are simulated.
+    :ivar recording_of: used in place of ``simulate`` for the short runs of headroom.
     """
 
     pool: Pool = field(default_factory=Local)
     command: str = ""
     on_progress: Progress = lambda done, total: None
-    simulate: Simulate | None = None
+    recording_of: Simulate | None = None

@@ -54,18 +54,19 @@ _STEEP = 3.0
 _COUNTS = ("completed", "unfinished", "refused", "failed")
 
 
-def find_headroom(scenario: Scenario, today: Point | None = None, simulate: Simulate = simulate) -> Headroom:
+def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: Simulate | None = None) -> Headroom:
     """Return at what multiple of its traffic a scenario's SLO fails.
 
     Rollouts and faults happen at given times, so they are left out.
 
     :param today: the scenario's own point, where there is one: it is more exact than a short simulation, and whether
         the headroom is above 1 then agrees with it.
+    :param recording_of: used in place of ``simulate``.
     :raises InputError: if the scenario can't be simulated.
     """
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
     without += ("autoscaling",) if scenario.fleet.autoscale else ()
-    search = _Search(Traffic.of(steady(scenario)), None if without else today, simulate)
+    search = _Search(Traffic.of(steady(scenario)), None if without else today, recording_of)
     return replace(search.find(), without=without)
 
 
@@ -76,9 +77,9 @@ class _Search:
     :ivar probes: all simulations so far.
     """
 
-    def __init__(self, traffic: Traffic, today: Point | None = None, simulate: Simulate = simulate) -> None:
+    def __init__(self, traffic: Traffic, today: Point | None = None, recording_of: Simulate | None = None) -> None:
         self._traffic = traffic
-        self._simulate = simulate
+        self._recording_of = recording_of or simulate
         self._terms = all_terms(traffic.scenario)
         self._today = today if today is not None and all(_is_known(today, name) for name in self._terms) else None
         self._corrections: dict[str, float] | None = None
@@ -135,7 +136,7 @@ class _Search:
                 world = self._traffic.world(multiple, requests)
             except InputError:  # such as more sessions at a time than can be simulated
                 return None
-            recording = self._simulate(world, 0, SECTIONS)
+            recording = self._recording_of(world, 0, SECTIONS)
             assert world.traffic.rate is not None, "only a closed loop has no rate"
             found = _served(recording) / (world.traffic.rate / multiple)
             if found < multiple / 4:
@@ -176,7 +177,7 @@ class _Search:
 
     def _measure(self, multiple: float, requests: int) -> tuple[Point, World, Recording]:
         world = self._traffic.world(multiple, requests)
-        recording = self._simulate(world, 0, SECTIONS)
+        recording = self._recording_of(world, 0, SECTIONS)
         if self._terms:
             facts = facts_of(world)
             metrics, late, _ = measure_alone(recording, facts)

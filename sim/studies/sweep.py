@@ -36,7 +36,6 @@ from sim.studies.evaluate import (
 from sim.studies.execution import Execution, Progress
 from sim.studies.headroom import find_headroom
 from sim.studies.study_identity import StudyOutcome, finished_study, input_digests, study_keys, study_record
-from sim.world.replication import simulate
 
 SMALL_RUN = 100_000
 """Simulated requests below which starting worker processes costs more than they save."""
@@ -113,7 +112,7 @@ def run_study(
             if headroom:
                 found = None if todo else _headroom_of(store.previous, keys)
                 found = found or json_ready(
-                    find_headroom(loaded.scenario, done[keys[0]], execution.simulate or simulate).to_json()
+                    find_headroom(loaded.scenario, done[keys[0]], execution.recording_of).to_json()
                 )
                 store.update({"headroom": found})
     return StudyOutcome(out, [done[key] for key in keys], reused)

@@ -216,7 +216,7 @@ class Evaluation:
                 yield _point_answer(evaluate(design, options, known=dict(known)).point, self.loaded, done, of)
             else:
                 yield Progress(done, of)
-        yield self._finish(Execution(_Known(known), self.command, simulate=memory.simulating(kept, "headroom")))
+        yield self._finish(Execution(_Known(known), self.command, recording_of=memory.simulating(kept, "headroom")))
 
     def _finish(self, execution: Execution) -> PointAnswer:
         """Return the final point, from a run directory that is written as ``loraplan run`` writes it."""
