@@ -21,13 +21,12 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
     :param jobs: worker processes; -1: one for each core; 1: this process, in order.
     :raises LoraplanError: if a worker died (out of memory, killed).
     """
-    from joblib import Parallel, delayed
-
     workers = min(len(arguments), _cores(jobs))
     if workers <= 1:
         for each in arguments:
             yield task(*each)
         return
+    from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     pool = Parallel(
@@ -66,9 +65,11 @@ def start_workers(tasks: int, jobs: int) -> None:
 
 
 def _cores(jobs: int) -> int:
+    if jobs >= 0:
+        return jobs
     from joblib import cpu_count
 
-    return int(cpu_count()) if jobs < 0 else jobs
+    return int(cpu_count())
 
 
 def _import_simulator() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sim.cells import printable
 from sim.errors import InputError, OutputError, ScenarioError
@@ -23,11 +24,11 @@ from sim.spec.sections.rollout_strategies import Rollout
 from sim.studies.baseline import baseline_of
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS
 from sim.training.logs.training_log import LOG_LIMIT, STATE, find_log
-from sim.training.vet_adapters import vet_path
-from sim.training.vet_results import Vetted
-from sim.training.vet_text import as_json
 from sim.world.build import build_world
 from sim.world.world import World
+
+if TYPE_CHECKING:
+    from sim.training.vet_results import Vetted
 
 _SWAPS = ("in-place", "unload-then-load", "drain-then-swap")
 _READ = (CONFIG, STATE, WEIGHTS, "config.json")
@@ -126,6 +127,8 @@ def release(scenario: Scenario) -> Released:
 
 def held_back_record(held: tuple[Vetting, ...]) -> list[HeldBackRollout]:
     """Return which rollouts are held back, and why."""
+    from sim.training.vet_text import as_json  # here, as few scenarios vet anything
+
     return [
         HeldBackRollout(
             rollout=each.number,
@@ -199,6 +202,8 @@ def _vetted(folder: Path, digest: str) -> tuple[Vetted, ...]:
 
     :raises InputError: if its files can't be read: an unreadable version must not pass.
     """
+    from sim.training.vet_adapters import vet_path
+
     return vet_path(folder, strict=True)
 
 
