@@ -93,11 +93,12 @@ def compile_modules(root: Path) -> dict[str, str]:
         level = os.environ.get("LORAPLAN_OPT_LEVEL", "3")
         extensions = mypycify(options, opt_level=level, debug_level="0", target_dir=BUILD, group_name="loraplan")
         command = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
-        command.build_temp, command.build_lib = f"{BUILD}/objects", f"{BUILD}/lib"
+        results = f"{BUILD}/O{level}"  # of another level, they would be taken for up to date
+        command.build_temp, command.build_lib = f"{results}/objects", f"{results}/lib"
         command.ensure_finalized()
         command.run()
         places = [command.get_ext_filename(extension.name) for extension in extensions]
-        return {str(root / BUILD / "lib" / place): place for place in places}
+        return {str(root / results / "lib" / place): place for place in places}
 
 
 if __name__ == "__main__":  # can this machine compile?
