@@ -92,6 +92,9 @@ def compile_modules(root: Path) -> dict[str, str]:
         options = ["--config-file", "pyproject.toml", *hot_modules(root)]
         level = os.environ.get("LORAPLAN_OPT_LEVEL", "3")
         extensions = mypycify(options, opt_level=level, debug_level="0", target_dir=BUILD, group_name="loraplan")
+        if os.name == "posix":  # in C files that deeply indented, gcc looks for misleading indentation for minutes
+            for extension in extensions:
+                extension.extra_compile_args.append("-Wno-misleading-indentation")
         command = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
         results = f"{BUILD}/O{level}"  # of another level, they would be taken for up to date
         command.build_temp, command.build_lib = f"{results}/objects", f"{results}/lib"
