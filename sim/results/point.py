@@ -253,7 +253,7 @@ class TenantResult:
     :ivar metrics: those of the fleet that are over requests.
     :ivar late: as of a point, for its own targets.
     :ivar overload: its arrivals over its completions where its queue grew over the whole measured time; else None.
-    :ivar token_share: its share of the tokens of all completed requests.
+    :ivar token_share: its share of the tokens of all requests that completed in the measured time.
     :ivar cost_share: the same with its interval: its share of what the fleet costs; None in points of older versions.
     :ivar sold: what its completed requests are a month, by what a price is for: ``input`` and ``output``, millions of
         tokens, and ``request``.

@@ -80,6 +80,15 @@ def test_costs_and_margins_add_up_to_the_fleet(tmp_path: Path) -> None:
         assert margin.parts == pytest.approx([a - b for a, b in zip(revenue.parts, cost.parts, strict=True)])
 
 
+def test_who_pays_the_same_for_every_token_bears_that_share_of_the_cost(tmp_path: Path) -> None:
+    same = ", price: 0.40 USD/1M tokens}\n"
+    tenants = TENANTS.split(", price")[0] + same + "  - {name: quiet, adapters: 20, share: 40%" + same
+    point = point_of(tmp_path, SCENARIO + tenants, "workload.arrivals.rate=60/s")  # more than it serves
+    revenues = [tenant.money["revenue_usd_per_month"].value for tenant in point.tenants]
+    shares = [tenant.money["cost_share"].value for tenant in point.tenants]
+    assert shares == pytest.approx([revenue / sum(revenues) for revenue in revenues])
+
+
 def test_another_price_needs_no_simulation(tmp_path: Path) -> None:
     cheap, dear = load(tmp_path, SCENARIO + TENANTS), load(tmp_path, SCENARIO + TENANTS, "tenants.0.price=$2/request")
     assert point_key(cheap.data, {}, "1") == point_key(dear.data, {}, "1")

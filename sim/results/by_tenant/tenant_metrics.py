@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.fleet_costs.measured_usage import sold, tokens_of
+from sim.results.fleet_costs.measured_usage import sold
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure
 from sim.results.point import Metric, TenantResult
@@ -64,7 +64,8 @@ def tenant_results(
         own_facts = replace(facts, slo=tenant.slo)
         metrics, m = measure(own, own_facts, MIN_FOR_P99 if least_for_p99 is None else least_for_p99)
         overload = overload_of(m)
-        tokens.append(m.count(m.completed, tokens_of(m)))
+        # As what is sold, by the time of the end: otherwise, margins would be differences of two things.
+        tokens.append(m.by_finish(weight="prompt_tokens") + m.by_finish(weight="output_tokens"))
         found.append(
             TenantResult(
                 name=tenant.name,
