@@ -5,7 +5,6 @@ This is off by default, so that ``make demo`` and ``pip install .`` need no C co
     HATCH_BUILD_HOOK_ENABLE_CUSTOM=true pip wheel --no-deps .
 
 Without a compiler the wheel is then pure Python; with ``LORAPLAN_COMPILE=require`` as well, the build fails instead.
-``LORAPLAN_OPT_LEVEL=1`` takes a quarter of the compiler's time, for a build that is only tested.
 
 A compiled wheel contains the Python sources of the compiled modules too. ``sim.studies.study_identity.code_version``
 hashes these, so an interpreted build resumes the sweep of a compiled one, and the other way round.
@@ -33,6 +32,8 @@ HOT = (
 INTERPRETED = ("sim/world/world.py", "sim/world/rollouts/rollout_plan.py")
 """Modules in these folders that stay interpreted, because their objects go to worker processes: mypyc's frozen
 dataclasses with slots can't be unpickled."""
+OPT_LEVEL = "1"
+"""Of the C compiler. With 3, compiling takes twice as long, and simulations, mostly in Python's own C code, no less."""
 BUILD = "build/mypyc"
 """C files and objects. A C file that did not change is not compiled again."""
 
@@ -90,18 +91,16 @@ def compile_modules(root: Path) -> dict[str, str]:
 
     with contextlib.chdir(root):
         options = ["--config-file", "pyproject.toml", *hot_modules(root)]
-        level = os.environ.get("LORAPLAN_OPT_LEVEL", "3")
-        extensions = mypycify(options, opt_level=level, debug_level="0", target_dir=BUILD, group_name="loraplan")
+        extensions = mypycify(options, opt_level=OPT_LEVEL, debug_level="0", target_dir=BUILD, group_name="loraplan")
         if os.name == "posix":  # in C files that deeply indented, gcc looks for misleading indentation for minutes
             for extension in extensions:
                 extension.extra_compile_args.append("-Wno-misleading-indentation")
         command = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
-        results = f"{BUILD}/O{level}"  # of another level, they would be taken for up to date
-        command.build_temp, command.build_lib = f"{results}/objects", f"{results}/lib"
+        command.build_temp, command.build_lib = f"{BUILD}/objects", f"{BUILD}/lib"
         command.ensure_finalized()
         command.run()
         places = [command.get_ext_filename(extension.name) for extension in extensions]
-        return {str(root / results / "lib" / place): place for place in places}
+        return {str(root / BUILD / "lib" / place): place for place in places}
 
 
 if __name__ == "__main__":  # can this machine compile?
