@@ -383,6 +383,8 @@ def value_text(value: Any) -> str:
         return f"[{', '.join(value_text(item) for item in value)}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {value_text(item)}' for key, item in value.items())}}}"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.10g}"
     return str(value) if value != "" else '""'
