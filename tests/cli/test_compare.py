@@ -205,7 +205,7 @@ run: {replications: 1}
 """
 
 
-def test_check_goes_by_the_slos_of_tenants(loraplan: CommandLine, tmp_path: Path) -> None:
+def test_check_goes_by_the_slos_of_tenants(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(TENANTS)
     for out, slots in (("wide", 8), ("narrow", 1)):
         ended = loraplan("run", "shared.yaml", "--set", f"fleet.max_num_seqs={slots}", "--jobs", "1", "--out", out)
@@ -217,6 +217,9 @@ def test_check_goes_by_the_slos_of_tenants(loraplan: CommandLine, tmp_path: Path
     assert found["answer"] == "clearly worse"
     assert loraplan("compare", "narrow", "wide", "--check", "--json").code == 0
     assert "\np99 TTFT of chat, SLO 2 s" in loraplan("compare", "wide", "narrow").out
+    alone = loraplan("compare", str(runs / "aimless"), "wide", "--check")
+    assert alone.code == 2
+    assert "tenants: only one of the runs has the tenants with an SLO" in alone.err
 
 
 def test_lists_that_one_scenario_lacks_show_their_length(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
