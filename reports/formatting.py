@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.results.by_tenant.slo_terms import split_term
@@ -369,3 +369,8 @@ def read_terms(slo: Mapping[str, Any] | None) -> dict[str, float]:
 def size_words(value: object) -> str:
     """Return a size for people, or a dash where there is none."""
     return human_bytes(float(value)) if isinstance(value, (int, float)) else "–"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""

@@ -23,7 +23,7 @@ from sim.errors import InputError
 from sim.results.point import Metric, Point
 from sim.results.run_directory.store import read_run
 from sim.spec.policies import Given
-from sim.spec.scenario_file import LoadedScenario
+from sim.spec.scenario_file import LoadedScenario, Origin
 from sim.spec.scenario_file import load_scenario as _load
 from sim.study_results import ComparisonResults, PlanResults, Results
 
@@ -43,6 +43,10 @@ __all__ = [
     "run",
     "sweep",
 ]
+
+_VALUES = Origin("values")
+"""How errors name the place of what a call sets."""
+_OVER = 'such as {"cache.gpu.slots": [16, 32, 64]}'
 
 Source = str | Path | LoadedScenario
 Progress = Callable[[int, int], None]
@@ -69,7 +73,7 @@ def load_scenario(
     :raises InputError: with every problem found.
     """
     loaded = _load(str(source), (), seed, confined=confined, given=Given.of(evictions, routers))
-    return loaded.with_values(values) if values else loaded
+    return loaded.with_values(values, _VALUES) if values else loaded
 
 
 def run(
@@ -130,7 +134,12 @@ def sweep(
     from sim.studies.sweep import grid
 
     loaded = _loaded(scenario, values, seed, Given.of(evictions, routers))
-    axes = None if over is None else {key: list(values) for key, values in over.items()}
+    axes = {key: list(values) for key, values in (over or {}).items()}
+    for key, swept in axes.items():
+        if not swept:
+            raise InputError("no values to sweep", key=f"over: {key}", hint=_OVER)
+    if not axes and not loaded.scenario.sweep:
+        raise InputError("nothing to sweep", key="over", hint=f"{_OVER}, or write a sweep: block in the scenario")
     return _study(loaded, grid(loaded, axes), out, _pool(backend, address, jobs), progress)
 
 
@@ -163,7 +172,7 @@ def plan(
 
     loaded = _loaded(scenario, values, seed, Given.of(evictions, routers))
     if minimize is not None or maximize is not None:
-        loaded = loaded.with_values(_question(minimize, maximize))
+        loaded = loaded.with_values(_question(minimize, maximize), Origin("maximize" if maximize else "minimize"))
     with _folder(out) as folder, _pool(backend, address, jobs) as pool:
         planned = make_plan(
             loaded, folder, Execution(pool, on_progress=progress), and_what_if=what_if, headroom=headroom
@@ -208,10 +217,10 @@ def _question(
 def _loaded(scenario: Source, values: Mapping[str, Any] | None, seed: int | None, given: Given) -> LoadedScenario:
     if not isinstance(scenario, LoadedScenario):
         loaded = _load(str(scenario), (), seed, given=given)
-        return loaded.with_values(values) if values else loaded
+        return loaded.with_values(values, _VALUES) if values else loaded
     loaded = scenario.with_policies(given) if given.evictions or given.routers else scenario
     changed = {**(values or {}), **({} if seed is None else {"run.seed": seed})}
-    return loaded.with_values(changed) if changed else loaded
+    return loaded.with_values(changed, _VALUES) if changed else loaded
 
 
 def _pool(backend: str, address: str | None, jobs: int) -> AbstractContextManager[Pool]:

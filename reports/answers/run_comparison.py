@@ -9,9 +9,11 @@ from typing import Any
 
 from reports.answers.change_comparison import impact_name
 from reports.answers.change_findings import has_rollout, is_changed, latency_name
+from reports.answers.setting_changes import SettingChanges, changed_settings
 from reports.axes import Axis, make_axes
 from reports.formatting import read_terms
 from sim.errors import InputError
+from sim.results.by_tenant.slo_terms import judged, split_term, with_tenants
 from sim.results.pairs import (
     BETTER,
     DIRECTIONS,
@@ -26,7 +28,7 @@ from sim.results.pairs import (
 from sim.results.point import UNITS, Point
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NOT_MET, is_overloaded, term_verdict, unserved, verdict
-from sim.spec.scenario_file import resolved_values
+from sim.spec.scenario_file import value_text
 
 MIXED, OPEN = "mixed", "open"
 """Better in one metric and worse in another; clear in one while another may be much the other way."""
@@ -78,8 +80,9 @@ class Pair:
         for name in judged:
             d = self.differences.get(name)
             if d is not None and d.word == UNCLEAR and d.one and d.lo is not None and d.hi is not None:
-                against = d.hi if (DIRECTIONS[name] == "lower") == (word == BETTER) else -d.lo
-                if DIRECTIONS[name] != "neither" and against > _DOUBT * abs(d.one):
+                direction = DIRECTIONS[split_term(name)[1]]
+                against = d.hi if (direction == "lower") == (word == BETTER) else -d.lo
+                if direction != "neither" and against > _DOUBT * abs(d.one):
                     found.append(name)
         return found
 
@@ -118,6 +121,9 @@ class Cautions:
     """What to know before believing the differences. Pairs are of A and B, and None where both have the same.
 
     :ivar versions: of loraplan; ``profiles``: names, which may be equal although the numbers differ.
+    :ivar slo_of: A or B, whose SLO judges both; empty where both have the same one, or none.
+    :ivar slo_of_one: whether the other one has none.
+    :ivar tenants_alone: tenants with an SLO that the other run does not have, of A and of B.
     :ivar rates: arrival rates of the pairs of points in which they differ.
     :ivar unfinished: A or B, with the points it has and those it should have.
     :ivar unknown_traffic: whether a run does not say what traffic it met.
@@ -128,7 +134,9 @@ class Cautions:
     profiles: tuple[str, str] | None
     seeds: tuple[int | None, int | None] | None
     replications: tuple[int | None, int | None] | None
-    slos_differ: bool
+    slo_of: str
+    slo_of_one: bool
+    tenants_alone: tuple[tuple[str, ...], tuple[str, ...]]
     rates: tuple[tuple[float, float], ...]
     unfinished: tuple[tuple[str, int | None, int | None], ...]
     unknown_traffic: bool
@@ -138,9 +146,11 @@ class Cautions:
 class Comparison:
     """Two runs, paired.
 
-    :ivar terms: the SLO by metric: that of the second run, or of the first where it has none.
+    :ivar terms: the SLO by metric, terms of tenants that both runs have included (``slo_terms``): that of the second
+        run, or of the first where it has none.
     :ivar judged: metrics that decide which one is better: the SLO's, else the main ones.
     :ivar changed: key and values of what differs between the scenarios.
+    :ivar parts: lists that differ in length, and sections that one of the scenarios lacks.
     :ivar cautions: what to know before believing the differences (``reports.text.comparison_text`` says it).
     :ivar alone: swept values of points without a partner, of the first and of the second run.
     """
@@ -153,6 +163,7 @@ class Comparison:
     changed: tuple[tuple[str, str, str], ...]
     cautions: Cautions
     alone: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+    parts: SettingChanges
 
     @property
     def axes(self) -> list[Axis]:
@@ -176,8 +187,8 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
     for run in (one, other):
         if not run.points:
             raise InputError("this run has no finished points", file=str(run.path), hint="run it again; it resumes")
-    terms = [read_terms(run.slo) for run in (one, other)]
-    slo = terms[1] or terms[0]
+    terms = _Terms.of(one, other)
+    slo = terms.judging
     matched = _matched(one.points, other.points)
     if not matched:
         raise InputError(
@@ -189,16 +200,53 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
     pairs = tuple(_pair(set_, a, b, slo) for set_, a, b in matched)
     taken = [{id(pair[side]) for pair in matched} for side in (1, 2)]
     alone = tuple([p.set for p in run.points if id(p) not in ids] for run, ids in zip((one, other), taken, strict=True))
+    changed, parts = _changed(one, other)
     return Comparison(
         one,
         other,
         pairs,
         slo,
         _judged(pairs, slo),
-        tuple(_changed(one, other)),
+        changed,
         _cautions((one, other), pairs, terms),
         (alone[0], alone[1]),
+        parts,
     )
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """The SLO terms of two runs, without those of tenants that only one of them has.
+
+    :ivar alone: tenants with an SLO that the other run does not have.
+    """
+
+    one: dict[str, float]
+    other: dict[str, float]
+    alone: tuple[tuple[str, ...], tuple[str, ...]]
+
+    @staticmethod
+    def of(one: RunData, other: RunData) -> _Terms:
+        runs = one, other
+        names = [{tenant.name for point in run.points for tenant in point.tenants} for run in runs]
+        found = [with_tenants(read_terms(run.slo), run.points[0]) for run in runs]
+        owners = [dict.fromkeys(tenant for name in terms if (tenant := split_term(name)[0])) for terms in found]
+        alone = [tuple(t for t in owned if t not in names[1 - side]) for side, owned in enumerate(owners)]
+        kept = [
+            {name: target for name, target in terms.items() if split_term(name)[0] not in gone}
+            for terms, gone in zip(found, alone, strict=True)
+        ]
+        return _Terms(kept[0], kept[1], (alone[0], alone[1]))
+
+    @property
+    def judging(self) -> dict[str, float]:
+        """Return the terms that both runs are judged by."""
+        return self.other or self.one
+
+    @property
+    def side(self) -> str:
+        """Return whose terms they are; empty where both have the same."""
+        return "" if self.one == self.other else "B" if self.other else "A"
 
 
 def _matched(one: Sequence[Point], other: Sequence[Point]) -> list[tuple[dict[str, Any], Point, Point]]:
@@ -233,7 +281,7 @@ def _decided(one: Point, other: Point, slo: Mapping[str, float]) -> tuple[str, s
     A queue that grows without limit has no latency to compare: its intervals are wide, and the answer is certain.
     """
     full = is_overloaded(one), is_overloaded(other)
-    if full[0] != full[1]:
+    if full[0] != full[1] and not _is_disputed(one, other, slo, full[1]):
         return (WORSE if full[1] else BETTER), OVERLOAD
     met = verdict(one, slo), verdict(other, slo)
     if set(met) == {MET, NOT_MET}:
@@ -241,12 +289,28 @@ def _decided(one: Point, other: Point, slo: Mapping[str, float]) -> tuple[str, s
     return "", ""
 
 
+def _is_disputed(one: Point, other: Point, slo: Mapping[str, float], second: bool) -> bool:
+    """Return whether a tenant clearly loses by what relieves the fleet.
+
+    :param second: whether the second point is the overloaded one.
+    """
+    relieved, full, lost = (one, other, BETTER) if second else (other, one, WORSE)
+    for name, target in slo.items():
+        if split_term(name)[0]:
+            d = difference_of(one, other, name)
+            verdicts = [term_verdict(point, name, target) for point in (full, relieved)]
+            if (d is not None and d.word == lost) or verdicts == [MET, NOT_MET]:
+                return True
+    return False
+
+
 def _judged(pairs: Sequence[Pair], slo: Mapping[str, float]) -> tuple[str, ...]:
     """Return the metrics that decide: the SLO's, else p99 latencies and misses; with rollouts and faults the impact."""
     points = [point for pair in pairs for point in (pair.one, pair.other)]
     wanted = list(slo) or ["ttft_p99_s", "e2e_p99_s", "miss_ratio"]
     if is_changed(points):
-        during = [f"rollout_{latency_name(points, slo)}"] if has_rollout(points) else []
+        own = {name: target for name, target in slo.items() if not split_term(name)[0]}
+        during = [f"rollout_{latency_name(points, own)}"] if has_rollout(points) else []
         wanted = [impact_name(points), *during, *(slo or ["e2e_p99_s"])]
     wanted += [name for name in ("refused", "failed") if any(_is_lacking(point, name) for point in points)]
     if slo:
@@ -306,18 +370,12 @@ def _is_shown(difference: Difference) -> bool:
     )
 
 
-def _changed(one: RunData, other: RunData) -> list[tuple[str, str, str]]:
+def _changed(one: RunData, other: RunData) -> tuple[tuple[tuple[str, str, str], ...], SettingChanges]:
     """Return what the scenarios say differently, defaults included; a swept key says over what it goes."""
-    said = [resolved_values(run.manifest.get("scenario") or {}) for run in (one, other)]
-    swept = [_swept(run) for run in (one, other)]
-    rows = []
-    for key in dict.fromkeys([*said[0], *said[1], *swept[0], *swept[1]]):
-        values = [s.get(key, v.get(key, "–")) for s, v in zip(swept, said, strict=True)]
-        # A section that one of them lacks is unset there; its keys show the same.
-        nothing = set(values) <= {"–", "unset"}
-        if key.partition(".")[0] not in _IDLE_KEYS and values[0] != values[1] and not nothing:
-            rows.append((key, values[0], values[1]))
-    return rows
+    rows, parts = changed_settings(
+        [run.manifest.get("scenario") or {} for run in (one, other)], [_swept(run) for run in (one, other)]
+    )
+    return tuple(row for row in rows if row[0].partition(".")[0] not in _IDLE_KEYS), parts
 
 
 def _swept(run: RunData) -> dict[str, str]:
@@ -327,11 +385,11 @@ def _swept(run: RunData) -> dict[str, str]:
         shown = labels if len(labels) <= _LISTED else [*labels[:2], "…", labels[-1]]
         found[axis.key] = f"swept: {', '.join(shown)}"
     if len(run.points) == 1:
-        found |= {key: str(value) for key, value in run.points[0].set.items()}
+        found |= {key: value_text(value) for key, value in run.points[0].set.items()}
     return found
 
 
-def _cautions(runs: tuple[RunData, RunData], pairs: Sequence[Pair], terms: Sequence[Mapping[str, float]]) -> Cautions:
+def _cautions(runs: tuple[RunData, RunData], pairs: Sequence[Pair], terms: _Terms) -> Cautions:
     """Return what makes the comparison less than it seems."""
     a, b = (_Made.of(run) for run in runs)
     rates = [tuple(point.traffic.get("rate_rps", 0.0) for point in (pair.one, pair.other)) for pair in pairs]
@@ -341,7 +399,9 @@ def _cautions(runs: tuple[RunData, RunData], pairs: Sequence[Pair], terms: Seque
         profiles=(a.profile, b.profile) if a.profile_sha256 != b.profile_sha256 else None,
         seeds=(a.seed, b.seed) if a.seed != b.seed else None,
         replications=(a.replications, b.replications) if a.replications != b.replications else None,
-        slos_differ=bool(terms[0] and terms[1] and dict(terms[0]) != dict(terms[1])),
+        slo_of=terms.side,
+        slo_of_one=not (terms.one and terms.other),
+        tenants_alone=terms.alone,
         rates=tuple((x, y) for x, y in rates if abs(y - x) > _OTHER_RATE * max(x, y)),
         unfinished=tuple((side, made.done, made.total) for side, made in (("A", a), ("B", b)) if not made.finished),
         unknown_traffic=any(not point.traffic_ids for pair in pairs for point in (pair.one, pair.other)),
@@ -362,7 +422,7 @@ def worse_terms(comparison: Comparison) -> list[str]:
 
 
 def _worse(pair: Pair, name: str, target: float) -> bool:
-    full = is_overloaded(pair.one), is_overloaded(pair.other)
-    if is_word(pair, name, WORSE) or (full == (False, True) and UNITS[name] == "s"):
+    (one, metric), (other, _) = judged(pair.one, name), judged(pair.other, name)
+    if is_word(pair, name, WORSE) or (not is_overloaded(one) and is_overloaded(other) and UNITS[metric] == "s"):
         return True
     return [term_verdict(point, name, target) for point in (pair.one, pair.other)] == [MET, NOT_MET]

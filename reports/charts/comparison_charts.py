@@ -16,8 +16,9 @@ from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, 
 from reports.charts.sweep_charts import Line, YAxis, line_chart
 from reports.formatting import RATIOS, metric_words, percent, show
 from reports.table import Table, numbers_table
-from reports.text.comparison_text import side_names
+from reports.text.changes.design_text import side_names
 from reports.text.deltas import change_cell, relative_cell
+from sim.results.by_tenant.slo_terms import judged, split_term
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import UNITS
 from sim.spec.units import human_seconds
@@ -105,7 +106,7 @@ def points_chart(comparison: Comparison, axes: Sequence[Axis], name: str) -> Cha
     caption = f"B minus A by {over}, in percent of A at the right; bars are 95 % intervals of the difference.{left_out}"
     table = Table(f"Change of {words}", [over, "A", "B", "change", "B is"], rows, words=(4,))
     title = f"How much does {words} change from A to B?"
-    heading = Heading(f"change-{name.replace('_', '-')}", title, caption)
+    heading = Heading(_ident("change", comparison, name), title, caption)
     return dots_chart(heading, spread(dots, _MOST_DOTS), _ticks(name), f"change of {words}", table)
 
 
@@ -159,29 +160,39 @@ def _signed(tick: Callable[[float], str]) -> Callable[[float], str]:
 
 
 def _ticks(name: str) -> Callable[[float], str]:
-    if name in RATIOS:
+    _, metric = split_term(name)
+    if metric in RATIOS:
         return _signed(lambda share: percent(share).replace(" %", " pp"))
-    return _signed(seconds_tick if UNITS[name] == "s" else count_tick)
+    return _signed(seconds_tick if UNITS[metric] == "s" else count_tick)
 
 
 def curves_chart(comparison: Comparison, axis: Axis, name: str) -> Chart | None:
     """Draw a metric of both runs over the swept key, with bands and the SLO."""
-    sides = [sorted(side, key=axis.index) for side in zip(*((p.one, p.other) for p in comparison.pairs), strict=True)]
+    of_all = zip(*((p.one, p.other) for p in comparison.pairs), strict=True)
+    sides = [[judged(point, name)[0] for point in sorted(side, key=axis.index)] for side in of_all]
+    _, metric = split_term(name)
     labels = [shorten(label, _LABEL) for label in side_names(comparison)]
-    lines = [Line(label, colour, name, side) for label, colour, side in zip(labels, (A, B), sides, strict=True)]
-    if not any(point.metrics[name].value is not None for side in sides for point in side):
+    lines = [Line(label, colour, metric, side) for label, colour, side in zip(labels, (A, B), sides, strict=True)]
+    if not any(point.metrics[metric].value is not None for side in sides for point in side):
         return None
     words, target = metric_words(name), comparison.terms.get(name)
     targets = {} if target is None else {f"SLO {show(name, target)}": target}
-    both = [numbers_table("", axis, side, [name]).rows for side in sides]
+    both = [numbers_table("", axis, side, [metric]).rows for side in sides]
     rows = [[a[0], a[1], b[1]] for a, b in zip(*both, strict=True)]
     table = Table(f"{words} by {axis.words}", [axis.words, *side_names(comparison)], rows)
-    kind = "share" if name in RATIOS else "s" if UNITS[name] == "s" else "count"
+    kind = "share" if metric in RATIOS else "s" if UNITS[metric] == "s" else "count"
     assert kind in TICKS, "an axis has ticks"
     title = f"How does {words} change with {axis.words}, in A and in B?"
     caption = "Bands are the 95 % interval of each alone, wider than that of their difference; hollow: unsettled."
-    heading = Heading(f"curves-{name.replace('_', '-')}", title, caption)
+    heading = Heading(_ident("curves", comparison, name), title, caption)
     return line_chart(heading, axis, YAxis(words, kind, targets), lines, table)
+
+
+def _ident(kind: str, comparison: Comparison, name: str) -> str:
+    """Return the id of the chart of what is judged; tenants have any name, so their terms go by number."""
+    tenant, metric = split_term(name)
+    number = f"-{comparison.judged.index(name)}" if tenant else ""
+    return f"{kind}-{metric.replace('_', '-')}{number}"
 
 
 def _latencies(comparison: Comparison, pair: Pair) -> list[Chart]:

@@ -11,7 +11,8 @@ from reports.pages import method
 from reports.pages.page import Page
 from reports.table import Table
 from reports.tables.comparison_tables import all_table, differs_table, key_table
-from reports.text.comparison_text import caution_sentences, change_phrase, details, headline, side_names
+from reports.text.changes.design_text import change_phrase, side_names
+from reports.text.comparison_text import caution_sentences, details, headline
 from reports.text.setup_text import setup_line
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE
 from sim.results.run_directory.store import RunData

@@ -19,7 +19,8 @@ from reports.answers.run_comparison import (
     key_metrics,
     worse_terms,
 )
-from reports.formatting import is_counted, key_words, metric_words, number, show
+from reports.formatting import listed, metric_words, number, show
+from reports.text.changes.design_text import change_phrase, side_names
 from reports.text.changes.impact_text import label_of
 from reports.text.deltas import change_cell, change_words, relative_cell
 from reports.text.metric_text import capital
@@ -28,42 +29,8 @@ from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NOT_MET, verdict
 
-_LISTED, _NAMED, _PHRASED = 5, 9, 3
-"""Metrics, points and changes that a sentence names."""
-
-
-def change_phrase(comparison: Comparison) -> str:
-    """Return what B has instead of A's: ``64 GPU slots instead of 32``; empty where the designs are the same."""
-    said = [f"{_valued(key, b)} instead of {a}" for key, a, b in _design_changes(comparison)]
-    if len(said) > _PHRASED:
-        said = [*said[: _PHRASED - 1], f"{len(said) - _PHRASED + 1} more changes"]
-    return _listed(said)
-
-
-def side_names(comparison: Comparison) -> tuple[str, str]:
-    """Return what tells the sides apart: ``32 GPU slots`` and ``64 GPU slots`` if one value differs, else A and B."""
-    found = _design_changes(comparison)
-    if len(found) != 1:
-        return "A", "B"
-    ((key, a, b),) = found
-    return _valued(key, a), _valued(key, b)
-
-
-def _design_changes(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """Return the keys of the design that differ: an engine alone, as it changes further keys; none that are swept."""
-    rows = [
-        row
-        for row in comparison.changed
-        if not row[0].startswith("run.") and not any(value.startswith("swept: ") for value in row[1:])
-    ]
-    return [row for row in rows if row[0] == "fleet.engine"] or rows
-
-
-def _valued(key: str, value: str) -> str:
-    words, value = key_words(key), "no value" if value in ("unset", "–") else value
-    if is_counted(words):
-        return f"{value} {words.removesuffix('s') if value == '1' else words}"
-    return f"{words} {value}"
+_LISTED, _NAMED, _TENANTS = 5, 9, 3
+"""Metrics, points and tenants that a sentence names."""
 
 
 def traffic_sentence(comparison: Comparison) -> str:
@@ -109,8 +76,13 @@ def caution_sentences(comparison: Comparison) -> list[str]:
     for pair, words in ((found.seeds, "seeds"), (found.replications, "numbers of replications")):
         if pair is not None:
             said.append(f"The {words} differ ({pair[0]} and {pair[1]}): every difference includes chance variation.")
-    if found.slos_differ:
-        said.append("The SLOs differ: both are judged by that of B.")
+    if found.slo_of:
+        differ = f"Only {found.slo_of} has an SLO: both are judged by it."
+        said.append(differ if found.slo_of_one else "The SLOs differ: both are judged by that of B.")
+    for side, tenants in zip("AB", found.tenants_alone, strict=True):
+        if tenants:
+            slos = "its SLO is" if len(tenants) == 1 else "their SLOs are"
+            said.append(f"Only {side} has {_tenants(tenants)}: {slos} left out.")
     if found.rates:
         low, high = found.rates[0]
         rates = f"{number(low)}/s and {number(high)}/s" if len(comparison.pairs) == 1 else "at some points"
@@ -121,7 +93,18 @@ def caution_sentences(comparison: Comparison) -> list[str]:
     return said
 
 
-def _why(names: tuple[str, str], pair: Pair) -> str:
+def _tenants(names: Sequence[str]) -> str:
+    shown = names if len(names) <= _TENANTS else [*names[: _TENANTS - 1], f"{len(names) - _TENANTS + 1} more"]
+    return f"the tenant{'' if len(names) == 1 else 's'} {listed(shown)}"
+
+
+def _slo(comparison: Comparison) -> str:
+    """Return the SLO that both are judged by, and whose it is where the two differ."""
+    side = comparison.cautions.slo_of
+    return f"{side}'s SLO" if side else "the SLO"
+
+
+def _why(names: tuple[str, str], comparison: Comparison, pair: Pair) -> str:
     """Return what decides between two points more than any difference; empty where nothing does.
 
     :param names: of the two sides.
@@ -130,7 +113,7 @@ def _why(names: tuple[str, str], pair: Pair) -> str:
     better, worse = (a, b) if pair.decided == WORSE else (b, a)
     return {
         OVERLOAD: f"with {worse} more requests arrive than are served",
-        SLO: f"the SLO is met with {better} alone",
+        SLO: f"{_slo(comparison)} is met with {better} alone",
         "": "",
     }[pair.decided_by]
 
@@ -144,7 +127,9 @@ def headline(comparison: Comparison) -> str:
     better, worse = ([n for n in comparison.judged if is_word(pair, n, w)] for w in (BETTER, WORSE))
     if pair.decided:
         names = better if word == BETTER else worse
-        why = "; ".join(filter(None, [_why(side_names(comparison), pair), _values(pair, names, short=True)]))
+        why = "; ".join(
+            filter(None, [_why(side_names(comparison), comparison, pair), _values(pair, names, short=True)])
+        )
         return f"{_opening(comparison, word)}: {why}."
     if word == OPEN:
         clear, side = (better, BETTER) if better else (worse, WORSE)
@@ -212,7 +197,7 @@ def _headline_of_many(comparison: Comparison) -> str:
 def _reasons(comparison: Comparison, word: str) -> str:
     """Return why all points have this word: overload and the SLO first, then metrics."""
     total = len(comparison.pairs)
-    counts = Counter(_why(side_names(comparison), pair) for pair in comparison.pairs if pair.decided)
+    counts = Counter(_why(side_names(comparison), comparison, pair) for pair in comparison.pairs if pair.decided)
     phrases = [f"{why}{'' if count == total else f' at {count}'}" for why, count in counts.most_common()]
     return "; ".join([*phrases, *filter(None, [_clear(comparison, word)])])
 
@@ -243,7 +228,7 @@ def _where(comparison: Comparison) -> list[str]:
         (UNCLEAR, "not clearly different with"),
         (NOT_COMPARABLE, "not comparable with"),
     )
-    return [f"B is {'; '.join(f'{words} {_listed(found[word])}' for word, words in order if word in found)}."]
+    return [f"B is {'; '.join(f'{words} {listed(found[word])}' for word, words in order if word in found)}."]
 
 
 def details(comparison: Comparison) -> list[str]:
@@ -262,18 +247,14 @@ def _verdicts(comparison: Comparison) -> list[str]:
     if not comparison.terms:
         return []
     judged = [[verdict(p, comparison.terms) for p in side] for side in _sides(comparison)]
-    one, other = side_names(comparison)
+    (one, other), slo = side_names(comparison), _slo(comparison)
     if len(comparison.pairs) == 1:
         (a,), (b,) = judged
-        if a == b:
-            return [
-                f"The SLO is {a} with both."
-                if a in (MET, NOT_MET)
-                else "It is unclear with both whether the SLO is met."
-            ]
-        return [f"The SLO is {a} with {one}, {b} with {other}."]
+        if a == b and a not in (MET, NOT_MET):
+            return [f"It is unclear with both whether {slo} is met."]
+        return [f"{capital(slo)} is {a} with {'both' if a == b else f'{one}, {b} with {other}'}."]
     met = [side.count(MET) for side in judged]
-    return [f"The SLO is met at {met[0]} of {len(judged[0])} points with {one}, at {met[1]} with {other}."]
+    return [f"{capital(slo)} is met at {met[0]} of {len(judged[0])} points with {one}, at {met[1]} with {other}."]
 
 
 def _sides(comparison: Comparison) -> tuple[list[Point], list[Point]]:
@@ -338,11 +319,7 @@ def _values(pair: Pair, names: Sequence[str], *, short: bool = False) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    return _listed([metric_words(name) for name in names])
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+    return listed([metric_words(name) for name in names])
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -363,7 +340,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "set": pair.set,
                 "answer": pair.word(comparison.judged),
-                "why": _why(("A", "B"), pair),
+                "why": _why(("A", "B"), comparison, pair),
                 "traffic": pair.traffic,
                 "slo_one": verdict(pair.one, comparison.terms),
                 "slo_other": verdict(pair.other, comparison.terms),

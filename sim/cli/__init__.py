@@ -199,6 +199,10 @@ def _explain_usage(error: Any) -> None:
         near = did_you_mean((option or "").lstrip("-"), [each.lstrip("-") for each in known])
         near = near and near.replace("'", "'--", 1)
         problem = f"{error.message}; {near}" if near else error.message
+    elif hasattr(error.__cause__, "errors"):  # of pydantic, which newer typer checks options with
+        from sim.spec.files.problems import value_problem
+
+        problem = problem.replace(error.message, value_problem(error.__cause__))
     message(f"error: {problem}", quiet=False)
     message(f"{command} --help shows how to call it", quiet=False)
 

@@ -68,14 +68,15 @@ class LoadedScenario:
         root = tree.planted(self.data, Origin(self.source), self.origins)
         return replace(_checked(root, self.source, self.scenario.given | given), confines=self.confines)
 
-    def with_values(self, values: Mapping[str, Any]) -> LoadedScenario:
+    def with_values(self, values: Mapping[str, Any], origin: Origin = _SWEEP) -> LoadedScenario:
         """Return the scenario of one sweep point: these dotted keys set, by the rules of ``--set``.
 
+        :param origin: where they were given, as errors name it.
         :raises InputError: if the result is no valid scenario (``SeveralErrors`` for more than one problem).
         """
         root = tree.planted(self.data, Origin(self.source), self.origins)
         for key in tree.tags_first(values):
-            node = tree.planted(values[key], _SWEEP)
+            node = tree.planted(values[key], origin)
             root = tree.assign(root, key, tree.with_absolute_files(node, Path.cwd(), key, self.confines))
         return replace(_checked(root, self.source, self.scenario.given), confines=self.confines)
 
@@ -383,6 +384,8 @@ def value_text(value: Any) -> str:
         return f"[{', '.join(value_text(item) for item in value)}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {value_text(item)}' for key, item in value.items())}}}"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.10g}"
     return str(value) if value != "" else '""'

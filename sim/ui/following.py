@@ -198,7 +198,6 @@ async def _curve(broker: Broker, library: Library, asked: PageRequest, design: C
         say({"stage": "curve", "parts": {"curve": fragments.no_curve("No control of this scenario gives a curve.")}})
         return
     here = control.check(asked.values.get(control.key, control.value))
-    terms = design.loaded.scenario.slo.terms()
     points: dict[str, Point] = {}
     wanted = curve_values(control, here)
     drawn = time.monotonic()
@@ -215,9 +214,9 @@ async def _curve(broker: Broker, library: Library, asked: PageRequest, design: C
             continue  # this value can't be simulated; the curve leaves it out
         points[value] = replace(judged.point, set={control.key: control.typed(value)})
         if len(points) >= _DRAWN_FROM and time.monotonic() > drawn + _DRAWN_EVERY_S:
-            await _draw(broker, control, points, here, terms, say)
+            await _draw(broker, control, points, here, design, say)
             drawn = time.monotonic()
-    await _draw(broker, control, points, here, terms, say)
+    await _draw(broker, control, points, here, design, say)
     say({"stage": "curve", "whole": True})
 
 
@@ -226,19 +225,19 @@ async def _draw(
     control: Control,
     points: Mapping[str, Point],
     here: str,
-    terms: dict[str, float],
+    design: ChosenDesign,
     say: Say,
 ) -> None:
     chart = None
     if len(points) > 1:
         order = [name for name, _ in control.choices] or sorted(points, key=float)
         ordered = tuple(points[value] for value in order if value in points)
-        chart = await broker.curve(ordered, control.typed(here), terms)
+        chart = await broker.curve(ordered, control.typed(here), design.loaded.scenario.slo.terms())
     if chart is None:
         text = f"No curve: {control.words} has no other value here that can be simulated."
         say({"stage": "curve", "parts": {"curve": fragments.no_curve(text)}})
     else:
-        say({"stage": "curve", "parts": {"curve": fragments.curve_figure(chart, SHORT)}})
+        say({"stage": "curve", "parts": {"curve": fragments.curve_figure(chart, SHORT, design.loaded)}})
 
 
 def curve_control(opened: Opened, moved: str | None) -> Control | None:
@@ -254,7 +253,8 @@ def curve_control(opened: Opened, moved: str | None) -> Control | None:
 
 def _judged_event(judged: PointAnswer, design: ChosenDesign, stage: str, status: str) -> Event:
     event: Event = {"stage": stage, "status": status, "parts": fragments.answer_parts(judged, design.loaded)}
-    event["said"] = judged.answer.headline
+    largest = fragments.at_its_largest(judged, design.loaded)
+    event["said"] = fragments.largest_words(design.loaded) if largest else judged.answer.headline
     if judged.of:
         event |= {"done": judged.done, "of": judged.of}
     return event

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from reports.answers.run_comparison import Comparison, compare_runs
 from reports.charts.svg import Chart
-from reports.formatting import key_words, metric_words, money, number, percent, show
+from reports.formatting import key_words, listed, metric_words, money, number, percent, show
 from reports.pages.page import environment, page_script
 from reports.pages.run_page import verdict_badge
 from reports.table import Table
@@ -20,7 +20,10 @@ from reports.tables.tenant_tables import tenants_table
 from reports.text.answer_text import Answer
 from reports.text.comparison_text import headline
 from reports.text.setup_text import setup_line
+from sim.results.by_tenant.slo_terms import all_terms
+from sim.results.point import Point
 from sim.results.run_directory.store import RunData
+from sim.spec.profile_choice import prices_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.ui.controls import Control
 from sim.ui.estimates import Estimate
@@ -109,6 +112,8 @@ def _load(load: float) -> str:
 
 def answer_parts(judged: PointAnswer, loaded: LoadedScenario) -> dict[str, str]:
     """Return the answer, its key numbers, tenants and first line, by the id of their place."""
+    if at_its_largest(judged, loaded):
+        return _largest_parts(judged.point, loaded)
     point, terms = judged.point, loaded.scenario.slo.terms()
     slo = [f"{metric_words(name)} {show(name, target)}" for name, target in terms.items()]
     badge = verdict_badge([point], terms, judged.answer.verdict)
@@ -124,9 +129,41 @@ def answer_parts(judged: PointAnswer, loaded: LoadedScenario) -> dict[str, str]:
     }
 
 
-def curve_figure(chart: Chart, requests: int) -> str:
+def at_its_largest(judged: PointAnswer, loaded: LoadedScenario) -> bool:
+    """Return whether an answer is about an autoscaled fleet with all its replicas: a short run has no autoscaler."""
+    return loaded.scenario.fleet.autoscale is not None and judged.short
+
+
+def largest_words(loaded: LoadedScenario) -> str:
+    """Return what the short run of an autoscaled fleet says and what it leaves to the full run."""
+    scaler = loaded.scenario.fleet.autoscale
+    assert scaler is not None, "only an autoscaled fleet has a largest size"
+    replicas = "its only replica serves" if scaler.max == 1 else f"all {scaler.max} replicas serve"
+    asked = ["whether the SLO is met"] if all_terms(loaded.scenario) else []
+    asked += [] if prices_of(loaded.scenario).gpu is None else ["what the fleet costs"]
+    return (
+        f"This short run is of the fleet at its largest: {replicas} from the start. "
+        f"The full run, in which the autoscaler works, {f'says {listed(asked)}' if asked else 'follows'}."
+    )
+
+
+def _largest_parts(point: Point, loaded: LoadedScenario) -> dict[str, str]:
+    """Return the parts of a short run without the autoscaler: no verdict, no cost, which are another fleet's."""
+    free = {name: metric for name, metric in point.metrics.items() if metric.unit != "USD"}
+    tiles = make_tiles(replace(point, metrics=free), {})
+    return {
+        "answer": _part("largest_answer", largest_words(loaded)),
+        "tiles": _part("key_numbers", tiles, " of the fleet at its largest") if tiles else "",
+        "tenants": "",
+        "notes": _part("notes", list(dict.fromkeys(point.warnings))),
+        "setup": _part("plain", setup_line([point])),
+        "glance": _part("largest_glance", tiles[:2]),
+    }
+
+
+def curve_figure(chart: Chart, requests: int, loaded: LoadedScenario) -> str:
     """Return the curve, with what it is made from."""
-    return _part("curve", chart, requests)
+    return _part("curve", chart, requests, loaded.scenario.fleet.autoscale is not None)
 
 
 def no_curve(why: str) -> str:
@@ -154,6 +191,8 @@ def compare(pin: tuple[ChosenDesign, PointAnswer | None], present: tuple[ChosenD
     if judged is None:
         return ComparedPin(name, "It is being simulated.", None)
     if judged.final != present[1].final:
+        return ComparedPin(name, "The comparison follows when both full runs are done.", None)
+    if at_its_largest(judged, design.loaded) or at_its_largest(present[1], present[0].loaded):
         return ComparedPin(name, "The comparison follows when both full runs are done.", None)
     found: Comparison = compare_runs(_run("pin", design, judged), _run("present", *present))
     kind = "" if judged.final else " These are short runs; full runs follow."

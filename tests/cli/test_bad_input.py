@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+
+from sim.spec.files.problems import value_problem
 
 SCENARIO = """\
 schema_version: 1
@@ -225,6 +228,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
             "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read",
         ),
         (("run", "quickstart", "--jobs", "0"), "--jobs: not a number of workers"),
+        (("run", "quickstart", "--set", "cache.gpu.slots="), "give either slots or size (got neither)"),
         (("run", "quikstart"), "did you mean 'quickstart'"),
         (("run", "quickstart", "--check", "--set", "slo=null"), "slo: the scenario has no SLO to check"),
         (("sweep", "quickstart", "--over", "slots"), "--over: not a key and its values"),
@@ -247,6 +251,26 @@ def test_a_wrong_command_line_says_so(loraplan: CommandLine, arguments: tuple[st
     assert ended.code == 2
     assert says in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seed", "-1"), ("--jobs", "-7"), ("--seed", "x")])
+def test_an_option_that_can_not_be_says_what_it_got(loraplan: CommandLine, option: str, value: str) -> None:
+    ended = loraplan("run", "quickstart", option, value)
+    assert ended.code == 2
+    message = ended.err.splitlines()[0]
+    assert option in message
+    assert value in message.partition(option)[2]
+    assert "Input should" not in message
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [("-1", "out of range (got -1, allowed: at least 0)"), ("x", "must be a whole number (got x)")],
+)
+def test_a_value_outside_a_scenario_is_explained_like_one_inside(value: str, says: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(NonNegativeInt).validate_python(value)
+    assert value_problem(caught.value) == says
 
 
 def test_a_set_that_only_a_point_of_the_sweep_contradicts_fails_only_what_simulates_it(

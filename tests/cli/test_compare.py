@@ -187,3 +187,44 @@ def test_code_and_profiles_that_differ_are_told(loraplan: CommandLine, runs: Pat
     older = compared(loraplan, copy, runs / "large")
     assert "written by an older version" in "\n".join(older["cautions"])  # type: ignore[arg-type]
     assert not older["points"][0]["metrics"]["miss_ratio"]["paired"]  # type: ignore[index]
+
+
+TENANTS = """\
+schema_version: 1
+name: shared
+workload:
+  requests: 600
+  arrivals: {process: poisson, rate: 2/s}
+adapters: {count: 8, base_model: llama-3.1-8b}
+fleet: {gpu: h100-80gb, max_num_seqs: 8}
+cache: {gpu: {slots: 8}, host: {slots: 8}, warm: 8}
+tenants:
+  - {name: chat, adapters: 4, share: 50%, slo: {ttft_p99: 2 s}}
+  - {name: batch, adapters: 4, share: 50%}
+run: {replications: 1}
+"""
+
+
+def test_check_goes_by_the_slos_of_tenants(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(TENANTS)
+    for out, slots in (("wide", 8), ("narrow", 1)):
+        ended = loraplan("run", "shared.yaml", "--set", f"fleet.max_num_seqs={slots}", "--jobs", "1", "--out", out)
+        assert ended.code == 0, ended.err
+    worse = loraplan("compare", "wide", "narrow", "--check", "--json")
+    assert worse.code == 1, worse.err
+    found = json.loads(worse.out)
+    assert found["worse_slo_terms"] == ["tenants.chat.ttft_p99_s"]
+    assert found["answer"] == "clearly worse"
+    assert loraplan("compare", "narrow", "wide", "--check", "--json").code == 0
+    assert "\np99 TTFT of chat, SLO 2 s" in loraplan("compare", "wide", "narrow").out
+    alone = loraplan("compare", str(runs / "aimless"), "wide", "--check")
+    assert alone.code == 2
+    assert "tenants: only one of the runs has the tenants with an SLO" in alone.err
+
+
+def test_lists_that_one_scenario_lacks_show_their_length(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
+    simulate(tmp_path / "stalled", "cache.gpu.slots=200", "faults=[{kind: storage-stall, at: 60 s, lasts: 10 s}]")
+    found = loraplan("compare", str(runs / "small"), str(tmp_path / "stalled")).out
+    assert "1 fault instead of none" in found
+    assert re.search(r"^faults +\[\] +1 entry$", found, re.M)
+    assert "no value" not in found

@@ -16,11 +16,12 @@ from reports.answers.run_comparison import Comparison, compare_runs, key_metrics
 from reports.charts.comparison_charts import charts_of, points_chart
 from reports.pages.comparison_page import write_page
 from reports.tables.comparison_tables import key_table, terminal_table
-from reports.text.comparison_text import as_json, change_phrase, details, headline, side_names
+from reports.text.changes.design_text import change_phrase, side_names
+from reports.text.comparison_text import as_json, caution_sentences, details, headline
 from reports.text.deltas import change_cell, interval_words, relative_cell, signed
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
-from sim.results.point import Point
+from sim.results.point import Point, TenantResult
 from sim.results.run_directory.store import RunData
 
 SAME = {"requests": "a", "draws": "b"}
@@ -227,6 +228,113 @@ def test_the_page_stands_alone(name: str, tmp_path: Path) -> None:
     assert anchors - {""} <= set(page.ids)
     assert "nan" not in re.sub(r"<style>.*?</style>", "", text, flags=re.S).lower().split()
     assert len(text) < 1_000_000
+
+
+def shared(*, chat: float, p99: float = 0.3, offered: float | None = None) -> Point:
+    """A point whose tenants have requests of their own; chat alone has an SLO."""
+    point = samples.make_point(fixed=False, p99=p99, offered=offered)
+    parts: list[float | None] = [chat * f for f in (0.99, 1.0, 1.01)]
+    metric = replace(point.metrics["ttft_p99_s"], value=chat, lo=0.9 * chat, hi=1.1 * chat, parts=parts)
+    return replace(
+        point,
+        tenants=[
+            TenantResult("chat", {"ttft_p99_s": 0.4}, {"ttft_p99_s": metric}),
+            TenantResult("batch", {}, {"ttft_p99_s": point.metrics["ttft_p99_s"]}),
+        ],
+    )
+
+
+def test_tenants_slos_are_judged_too(tmp_path: Path) -> None:
+    slo = {"ttft_p99": "1 s"}
+    found = compare_runs(run(shared(chat=0.2), slo=slo), run(shared(chat=5.0, p99=0.2), slo=slo, name="two"))
+    assert found.judged == ("ttft_p99_s", "tenants.chat.ttft_p99_s")
+    assert headline(found) == (
+        "No, B is worse than A: the SLO is met with A alone; p99 TTFT of chat 200 ms → 5 s (+2,400 %)."
+    )
+    assert worse_terms(found) == ["tenants.chat.ttft_p99_s"]
+    assert ["p99 TTFT of chat, SLO 400 ms", "200 ms", "5 s"] in [row[:3] for row in key_table(found).rows]
+    missed = compare_runs(run(shared(chat=3.0), slo=slo), run(shared(chat=80.0, p99=0.2), slo=slo, name="two"))
+    assert headline(missed).startswith(
+        "It depends: B is better in p99 TTFT 288 ms → 192 ms (−33.3 %), but worse in p99"
+    )
+    assert worse_terms(missed) == ["tenants.chat.ttft_p99_s"]
+    assert as_json(missed)["points"][0]["metrics"]["tenants.chat.ttft_p99_s"]["word"] == "clearly worse"
+    alone = compare_runs(run(shared(chat=0.2)), run(shared(chat=0.3), name="two"))
+    assert alone.terms == {"tenants.chat.ttft_p99_s": 0.4}
+    assert "p99 TTFT of chat" in write_page(missed, tmp_path / "page.html", "").read_text(encoding="utf-8")
+
+
+def test_relief_of_the_fleet_does_not_hide_what_a_tenant_loses() -> None:
+    full, relieved = shared(chat=0.2, p99=9.0, offered=1.2), shared(chat=5.0)
+    for one, other, opening in ((full, relieved, "Better"), (relieved, full, "Worse")):
+        found = compare_runs(run(one), run(other, name="two"))
+        assert not headline(found).startswith(opening)
+        assert "more requests arrive than are served" not in headline(found)
+    assert worse_terms(compare_runs(run(full), run(relieved, name="two"))) == ["tenants.chat.ttft_p99_s"]
+
+
+def test_sweeps_show_tenants_along_the_swept_key() -> None:
+    def side(*chats: float) -> RunData:
+        points = [replace(shared(chat=c), set={"cache.gpu.slots": i}) for i, c in enumerate(chats, 1)]
+        return run(*points)
+
+    found = compare_runs(side(0.2, 0.2, 0.2), side(0.2, 0.3, 5.0))
+    (chart,) = charts_of(found)
+    assert chart.ident == "curves-ttft-p99-s-0"
+    assert "p99 TTFT of chat" in chart.title
+    drawn = points_chart(found, found.axes, "tenants.chat.ttft_p99_s")
+    assert drawn is not None
+    assert drawn.table is not None
+    assert drawn.table.rows[-1][1:3] == ["200 ms", "5 s"]
+
+
+def test_tenants_that_one_run_lacks_are_left_out() -> None:
+    found = compare_runs(run(samples.make_point(fixed=False)), run(shared(chat=5.0), name="two"))
+    assert found.terms == {}
+    assert "Only B has the tenant chat: its SLO is left out." in caution_sentences(found)
+
+
+def test_whose_slo_is_met_is_said_where_they_differ() -> None:
+    def compared(one: dict[str, str] | None, other: dict[str, str] | None, p99: float = 0.2) -> Comparison:
+        points = samples.make_point(fixed=False), samples.make_point(fixed=False, p99=p99)
+        return compare_runs(run(points[0], slo=one), run(points[1], slo=other, name="two"))
+
+    loose, tight = {"e2e_p99": "1 s"}, {"e2e_p99": "900 ms"}
+    both = compared(loose, tight)
+    assert "B's SLO is met with both." in details(both)
+    assert "The SLOs differ: both are judged by that of B." in caution_sentences(both)
+    only = compared(loose, None)
+    assert "A's SLO is met with both." in details(only)
+    assert "Only A has an SLO: both are judged by it." in caution_sentences(only)
+    crossed = compared(loose, {"e2e_p99": "400 ms"}, p99=0.5)
+    assert "B's SLO is met with A, not met with B." in details(crossed)
+    assert headline(crossed).startswith("No, B is worse than A: B's SLO is met with A alone;")
+    same = compared(loose, loose)
+    assert "The SLO is met with both." in details(same)
+    assert not caution_sentences(same)
+
+
+def test_lists_and_sections_are_one_change() -> None:
+    def phrase(one: dict[str, Any], other: dict[str, Any]) -> str:
+        a, b = (run(samples.make_point(fixed=False), name=name) for name in "ab")
+        a.manifest["scenario"], b.manifest["scenario"] = ({**a.manifest["scenario"], **more} for more in (one, other))
+        return change_phrase(compare_runs(a, b))
+
+    crash = {"kind": "crash", "replica": 0, "at": "60 s"}
+    pools = {"fleet": {"pools": [{"name": "big", "replicas": 1}, {"name": "small", "replicas": 2}]}}
+    fewer = {"fleet": {"pools": [{"name": "big", "replicas": 1}, {"name": "small", "replicas": 1}]}}
+    tenants = [{"name": "chat", "adapters": 4, "share": "50%"}, {"name": "batch", "adapters": 4, "share": "50%"}]
+    assert phrase({"faults": []}, {"faults": [crash]}) == "1 fault instead of none"
+    assert phrase({"faults": [crash]}, {"faults": []}) == "no faults instead of 1"
+    assert phrase({"tenants": []}, {"tenants": tenants}) == "2 tenants instead of none"
+    assert phrase(pools, {"fleet": {"replicas": 2}}) == "2 replicas instead of pools big and small"
+    assert phrase({"fleet": {"replicas": 1}}, pools) == "pools big and small instead of 1 replica"
+    assert phrase(pools, fewer) == "1 small replica instead of 2"
+    caching = [{"fleet": {"prefix_caching": value}} for value in (True, False)]
+    assert phrase(caching[0], caching[1]) == "prefix caching false instead of true"
+    scaled = {"fleet": {"autoscale": {"min": 1, "max": 6}}}
+    assert phrase({"fleet": {"autoscale": None}}, scaled) == "an autoscaler instead of none"
+    assert phrase({"slo": {"e2e_p99": "2 s"}}, {"slo": {"e2e_p99": "1 s"}}) == ""
 
 
 def test_what_users_write_is_escaped(tmp_path: Path) -> None:

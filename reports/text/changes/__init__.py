@@ -1,1 +1,1 @@
-"""What rollouts, faults and held-back rollouts did to requests, in sentences."""
+"""What rollouts, faults and held-back rollouts did to requests, and what one design has instead of another."""

@@ -59,6 +59,10 @@ def _show(comparison: Comparison, runs: tuple[Path, Path], out: Path | None, *, 
     from reports.text.comparison_text import as_json
 
     if check and not comparison.terms:
+        if any(comparison.cautions.tenants_alone):
+            raise InputError(
+                "only one of the runs has the tenants with an SLO, so there is none to check", key="tenants"
+            )
         raise InputError("the scenarios have no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
     folder = out or (None if json else Path("runs") / f"compare-{_stem(runs[0])}-{_stem(runs[1])}")
     if folder is not None:

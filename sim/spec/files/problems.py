@@ -72,6 +72,17 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
     return found
 
 
+def value_problem(error: ValidationError) -> str:
+    """Return what is wrong with a single value outside a scenario, such as that of an option."""
+    detail = error.errors(include_url=False)[0]
+    kind, got = detail["type"], detail["input"]
+    if kind in _BOUNDS:
+        name, word = _BOUNDS[kind]
+        return str(InputError("out of range", got=got, allowed=f"{word} {_bound(detail['ctx'][name])}"))
+    problem = f"must be {_WANTED[kind]}" if kind in _WANTED else detail["msg"].replace("Input should", "should")
+    return str(InputError(problem, got=got))
+
+
 def misplaced_flags(model: type[BaseModel], data: Any) -> list[InputError]:
     """Return an error for each true or false where a number belongs: pydantic would read it as 1 or 0."""
     numbers = {path for path, kind in _known(model) if {int, float} & set(_plain_kinds(kind))}

@@ -168,6 +168,12 @@ class ReplicaKeys(Strict):
         return found.name
 
 
+def _not_one_limit(slots: int | None, size: float | None) -> Exception:
+    """Return the error of a cache that has both limits or none."""
+    got = "neither" if slots is None else f"slots {slots}, size {size}"
+    return located("slots", "give either slots or size", got=got)
+
+
 class GpuCache(Strict):
     """GPU memory for adapters: a number of slots, or bytes."""
 
@@ -188,7 +194,7 @@ class GpuCache(Strict):
         if self.unified:
             return self
         if (self.slots is None) == (self.size is None):
-            raise located("slots", "give either slots or size", got=f"slots {self.slots}, size {self.size}")
+            raise _not_one_limit(self.slots, self.size)
         if self.base_model_slot and self.slots is None:
             raise located("base_model_slot", "a cache by size has no slots", hint="give cache.gpu.slots")
         return self
@@ -219,7 +225,7 @@ class HostCache(Strict):
                 if getattr(self, key) is not None:
                     raise located(key, "host memory that holds all adapters has no limit", hint=f"remove {key} or fill")
         elif (self.slots is None) == (self.size is None) and not (self.fill == "arrival" and self.slots is None):
-            raise located("slots", "give either slots or size", got=f"slots {self.slots}, size {self.size}")
+            raise _not_one_limit(self.slots, self.size)
         return self
 
 

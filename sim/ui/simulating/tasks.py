@@ -75,6 +75,11 @@ class PointAnswer:
     headroom: Headroom | None = None
     replications: int = 1
 
+    @property
+    def short(self) -> bool:
+        """Whether it is from a short run."""
+        return not (self.final or self.of)
+
 
 class TooLong(LoraplanError):
     """A design has more requests than a page simulates."""
