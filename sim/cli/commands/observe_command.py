@@ -241,9 +241,12 @@ def _check_fit(service: ObservedService, base: LoadedScenario | None, profile: P
 
     :raises InputError: where the metrics lack latencies, the base has no profile, or the profile can't be written.
     """
+    from sim.cli.bench_results import check_one_kind
     from sim.cli.commands.fit_command import check_profile_target
 
     check_profile_target(profile, "--fit-profile")
+    if base is not None:
+        check_one_kind(base)
     if base is not None and base.scenario.fleet.engine == "fixed":
         raise InputError(
             "this engine has no profile to correct",
