@@ -42,7 +42,7 @@ def test_a_rate_that_the_tenants_fix_cannot_be_planned(loraplan: CommandLine, tm
     """Only the scenario's own rate was simulated, and reported as the best of all."""
     said = refused(loraplan, tmp_path, write(tmp_path), "--maximize", f"workload.arrivals.rate={ends}")
     assert "workload.arrivals.rate: the rates of the tenants add up to another one" in said
-    assert "plan for the rate of a tenant, tenants.0.rate" in said
+    assert "plan for the rate of a tenant, such as tenants.0.rate" in said
 
 
 def test_a_number_that_the_tenants_fix_cannot_be_planned(loraplan: CommandLine, tmp_path: Path) -> None:
@@ -68,3 +68,14 @@ def test_a_tenant_with_too_few_requests_is_refused_with_the_length_it_needs(
     ) in said
     longer = loraplan("plan", name, "--minimize", "fleet.replicas=1..2", "--set", "workload.requests=680")
     assert longer.code == 0, longer.err
+
+
+def test_a_tenant_is_called_by_its_name(loraplan: CommandLine, tmp_path: Path) -> None:
+    """An answer read "Tenants.1.rate 6/s is enough"."""
+    name = write(tmp_path)
+    by_index = loraplan("plan", name, "--maximize", "tenants.1.rate=4/s..6/s:2/s", "--out", "found")
+    assert by_index.code == 0, by_index.err
+    assert by_index.out.startswith("fleet: Arrival rate of batch 6/s")
+    assert "tenants.1" not in by_index.out
+    by_name = loraplan("plan", name, "--maximize", "tenants.batch.rate=4/s..6/s:2/s", "--out", "found")
+    assert by_name.out == by_index.out

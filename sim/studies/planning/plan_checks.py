@@ -54,9 +54,26 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
         _check_length(loaded, plan)
         for axis in axes:
             _check_axis(loaded, plan, axes, axis)
-        return plan, axes, _buildable(loaded, plan, axes)
+        first = _buildable(loaded, plan, axes)
     except InputError as error:
         raise loaded.locate(error) from None
+    named = _with_names(plan, loaded)
+    return named, variables(named), first
+
+
+def _with_names(plan: Plan, loaded: LoadedScenario) -> Plan:
+    """Return a plan whose keys have the names of tenants in place of their indexes, as answers show them."""
+    names = {str(place): tenant.name for place, tenant in enumerate(loaded.scenario.tenants)}
+
+    def named(key: str) -> str:
+        section, _, rest = key.partition(".")
+        place, _, own = rest.partition(".")
+        name = names.get(place, "")
+        dotted = section != "tenants" or not own or not name or "." in name or name.isdigit()
+        return key if dotted else f"{section}.{name}.{own}"
+
+    keys = tuple(named(key) for key in plan.keys)
+    return plan if keys == plan.keys else plan.model_copy(update={plan.direction: keys[0] if len(keys) == 1 else keys})
 
 
 def _check_gpus(loaded: LoadedScenario, plan: Plan) -> None:
@@ -139,9 +156,8 @@ def _with_tenants_rate(error: ScenarioError, loaded: LoadedScenario, key: str) -
     rated = next((tenant for tenant in loaded.scenario.tenants if tenant.rate is not None), None)
     if key == _RATE and rated is not None:
         place = loaded.scenario.tenants.index(rated)
-        error.hint = (
-            f"plan for the rate of a tenant, tenants.{place}.rate, or give the tenants shares, which divide any rate"
-        )
+        own = f"tenants.{place}.rate"
+        error.hint = f"plan for the rate of a tenant, such as {own}, or give the tenants shares, which divide any rate"
     return error
 
 
