@@ -177,7 +177,10 @@ fleet: {gpu: h100-80gb}
         tmp_path, base + "tenants: [{name: acme, match: ['acme-*']}]\n"
     )
     twice = base + "tenants: [{name: acme, match: ['acme-*']}, {name: all, match: ['*']}]\n"
-    assert "several tenants match these (got acme-a, acme-b" in refusal(tmp_path, twice)
+    said = refusal(tmp_path, twice)
+    assert "several tenants match these (got acme-a, acme-b" in said
+    assert "narrow a pattern: acme-a matches acme-* of acme and * of all; [!ab]* matches" in said
+    assert build_world(load(tmp_path, twice.replace("['*']", "['[!a]*']"))).traffic.names, "the hint can be followed"
     assert "the trace says whose requests come when" in refusal(
         tmp_path, base + "tenants: [{name: a, adapters: 3, share: 100%}]\n"
     )
