@@ -319,7 +319,7 @@ def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypat
         (["--from-vllm", "vllm serve 'x"], "not a command line"),
         (
             ["--from-vllm", "vllm serve m", "--from-sglang", "sglang serve n"],
-            "--from-vllm, --from-sglang: more than one command line (got vllm serve m and sglang serve n, allowed: one)",
+            "--from-vllm, --from-sglang: more than one command line (got vllm serve m and sglang serve n, allowed",
         ),
         (["--from-manifest", "no.yaml"], "the manifest can't be read"),
         (["--from-manifest", "chart.yaml"], "not YAML"),
