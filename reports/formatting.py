@@ -210,9 +210,8 @@ _SECONDS = (("h", 7200.0, 3600.0), ("min", 600.0, 60.0), ("s", 0.9995, 1.0), ("m
 def key_words(key: str) -> str:
     """Return a swept key in words, or the key itself where there are none."""
     tenant, pool = _OF_TENANT.fullmatch(key), _OF_POOL.fullmatch(key)
-    if tenant is not None:
-        name = f"tenant {tenant[1]}" if tenant[1].isdigit() else tenant[1]
-        return f"{_TENANT_WORDS.get(tenant[2], tenant[2].replace('.', ' '))} of {name}"
+    if tenant is not None and not tenant[1].isdigit():
+        return f"{_TENANT_WORDS.get(tenant[2], tenant[2].replace('.', ' '))} of {tenant[1]}"
     if pool is None:
         return KEY_WORDS.get(key, key)
     own = pool[2] if pool[2].startswith(("cache.", "storage.")) else f"fleet.{pool[2]}"
