@@ -200,6 +200,8 @@ COUNTED = frozenset(
 """Words that follow their number: ``64 GPU slots``, but ``arrival rate 25/s``."""
 
 _OF_POOL = re.compile(r"fleet\.pools\.([A-Za-z0-9_-]+)\.(.+)")
+_OF_TENANT = re.compile(r"tenants\.([^.]+)\.(.+)")
+_TENANT_WORDS = {"rate": "arrival rate", "share": "share of the requests", "bucket.rate": "token rate"}
 _TINY = 1e-4
 """A ratio closer to 0 than this says no more than that."""
 _SECONDS = (("h", 7200.0, 3600.0), ("min", 600.0, 60.0), ("s", 0.9995, 1.0), ("ms", 0.9995e-3, 1e-3))
@@ -207,7 +209,9 @@ _SECONDS = (("h", 7200.0, 3600.0), ("min", 600.0, 60.0), ("s", 0.9995, 1.0), ("m
 
 def key_words(key: str) -> str:
     """Return a swept key in words, or the key itself where there are none."""
-    pool = _OF_POOL.fullmatch(key)
+    tenant, pool = _OF_TENANT.fullmatch(key), _OF_POOL.fullmatch(key)
+    if tenant is not None and not tenant[1].isdigit():
+        return f"{_TENANT_WORDS.get(tenant[2], tenant[2].replace('.', ' '))} of {tenant[1]}"
     if pool is None:
         return KEY_WORDS.get(key, key)
     own = pool[2] if pool[2].startswith(("cache.", "storage.")) else f"fleet.{pool[2]}"

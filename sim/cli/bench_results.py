@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.cli.measured_values import measured_value, measured_words
 from sim.cli.output import command_line, message, print_rich, rich_rows, say, say_json
-from sim.errors import InputError
+from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
     from calibrate.fit.load_correction import LoadCorrection, MeasuredLoad
@@ -43,7 +43,11 @@ class BenchFiles:
 
         if self.scenario is None and self.set_:
             raise InputError("changes a scenario: give --scenario", key="--set", got=self.set_[0])
-        return None if self.scenario is None else load_scenario(self.scenario, self.set_)
+        if self.scenario is None:
+            return None
+        loaded = load_scenario(self.scenario, self.set_)
+        check_one_kind(loaded)
+        return loaded
 
     @property
     def options(self) -> str:
@@ -73,6 +77,24 @@ class BenchFiles:
             first = seen.setdefault(digest_file(file), file)
             if first is not file:
                 raise InputError("the same run twice", key="--from-bench", got=f"{first} and {file}")
+
+
+def check_one_kind(loaded: LoadedScenario) -> None:
+    """Refuse a fleet of several pools: measurements of all together belong to no profile.
+
+    :raises InputError: with the pools.
+    """
+    pools = loaded.scenario.fleet.pools
+    if len(pools) > 1:
+        raise loaded.locate(
+            ScenarioError(
+                "what was measured of several pools together says nothing about the profile of each",
+                key="fleet.pools",
+                got=", ".join(pool.name for pool in pools),
+                allowed="a scenario with one kind of replica",
+                hint="measure the replicas of one pool, and give a scenario with these alone",
+            )
+        )
 
 
 def predict_benchmarks(files: BenchFiles, *, json: bool, quiet: bool) -> None:

@@ -19,6 +19,7 @@ from sim.traffic.sources import AggregateArrivals, GrowingSizes, RequestBlock, R
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+_ONE_TENANT = "exactly one tenant for each adapter"
 _MOST_NAMES = 3
 """Adapters that an error message names."""
 
@@ -69,20 +70,37 @@ def _matched(tenants: Sequence[Tenant], names: Sequence[str]) -> Ints:
         [place for place, tenant in enumerate(tenants) if any(fnmatchcase(name, each) for each in tenant.match)]
         for name in names
     ]
-    for problem, wrong in (
-        ("no tenant matches these adapters", [name for name, own in zip(names, owners, strict=True) if not own]),
-        ("several tenants match these", [name for name, own in zip(names, owners, strict=True) if len(own) > 1]),
-    ):
-        if wrong:
-            more = f" and {len(wrong) - _MOST_NAMES:,} more" if len(wrong) > _MOST_NAMES else ""
-            raise ScenarioError(
-                problem,
-                key="tenants",
-                got=", ".join(wrong[:_MOST_NAMES]) + more,
-                allowed="exactly one tenant for each adapter",
-                hint="a last tenant can match the rest by name, or '*' alone",
-            )
+    unmatched = [name for name, own in zip(names, owners, strict=True) if not own]
+    if unmatched:
+        raise ScenarioError(
+            "no tenant matches these adapters",
+            key="tenants",
+            got=_some(unmatched),
+            allowed=_ONE_TENANT,
+            hint=f"add a pattern to match, such as {unmatched[0]}, or a tenant for them",
+        )
+    shared = [(name, own) for name, own in zip(names, owners, strict=True) if len(own) > 1]
+    if shared:
+        name, own = shared[0]
+        found = [
+            f"{next(each for each in tenants[place].match if fnmatchcase(name, each))} of {tenants[place].name}"
+            for place in own
+        ]
+        raise ScenarioError(
+            "several tenants match these",
+            key="tenants",
+            got=_some([name for name, _ in shared]),
+            allowed=_ONE_TENANT,
+            hint=f"narrow a pattern: {name} matches {' and '.join(found)}; "
+            "[!ab]* matches the names that begin with neither a nor b",
+        )
     return np.array([own[0] for own in owners], dtype=np.int64)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def weights_by_tenant(law: Popularity, tenants: Sequence[Tenant], count: int) -> Floats:

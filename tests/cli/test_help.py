@@ -83,7 +83,16 @@ def test_a_range_is_told_from_lists_and_paths(text: str, found: KeyRange | None)
 @pytest.mark.parametrize(
     ("over", "words"),
     [
-        ("cache.gpu.slots=8..64", "a range needs a step"),
+        (
+            "cache.gpu.slots=8..64",
+            "a range needs a step (got 8..64); such as cache.gpu.slots=8..64:1, or cache.gpu.slots=8..64:10%\n",
+        ),
+        ("cache.gpu.slots=0..64", "a range needs a step (got 0..64); such as cache.gpu.slots=0..64:1\n"),
+        (
+            "workload.arrivals.rate=2/s..6/s",
+            "a range needs a step (got 2/s..6/s); such as workload.arrivals.rate=2/s..",
+        ),
+        ("fleet.replicas=3..1", "a range must rise"),
         ("cache.gpu.slots=64..8:8", "a range must rise"),
         ("workload.arrivals.rate=2/s..6/s:2", "a step needs the range's unit"),
     ],
@@ -149,3 +158,11 @@ def test_a_path_is_a_link_on_a_terminal_that_shows_links(
     assert re.search(rf"\nreport  \x1b\]8;;{re.escape(uri)}\x1b\\a b/report.html\x1b\]8;;\x1b\\\n", linked)
     monkeypatch.setenv("TERM", "dumb")
     assert "\x1b]8" not in loraplan("run", "s.yaml", "--quiet", "--out", "a b").out
+
+
+def test_the_page_on_ci_names_the_commands_that_can_check(loraplan: CommandLine) -> None:
+    page = (Path(__file__).parents[2] / "docs/ci.md").read_text(encoding="utf-8")
+    sentence = page[page.index("With `--check`") :].partition(". ")[0]
+    named = set(re.findall(r"`([a-z]+)`", sentence))
+    checking = {"run", "sweep", "plan", "compare", "adapters", "vet"}
+    assert named == {name for name in checking if "--check" in loraplan(name, "--help").out}

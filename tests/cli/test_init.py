@@ -317,6 +317,10 @@ def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypat
     [
         (["--from-vllm", "ollama run llama3"], "no command line of vLLM or SGLang (got ollama run llama3"),
         (["--from-vllm", "vllm serve 'x"], "not a command line"),
+        (
+            ["--from-vllm", "vllm serve m", "--from-sglang", "sglang serve n"],
+            "--from-vllm, --from-sglang: more than one command line (got vllm serve m and sglang serve n, allowed",
+        ),
         (["--from-manifest", "no.yaml"], "the manifest can't be read"),
         (["--from-manifest", "chart.yaml"], "not YAML"),
         (["--from-manifest", "other.yaml"], "no container starts vLLM or SGLang"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import CommandLine
+from metric_pages import counted
 
 from calibrate.fit.load_correction import FittedNumber, MeasuredLoad, _draws, correct, scaled_step
 from sim.errors import InputError
@@ -340,6 +341,32 @@ def test_a_scenario_that_can_not_be_the_server_is_named(
     ended = loraplan("fidelity", str(samples / "vllm-closed.json"), "--scenario", "server.yaml")
     assert ended.code == 2
     assert part in ended.err
+
+
+POOLS = """schema_version: 1
+name: pools
+extends: serve-tiny
+fleet: {pools: [{name: big, replicas: 1}, {name: small, replicas: 2, cache: {gpu: {slots: 4}}}]}
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("fidelity", "BENCH", "--scenario", "pools.yaml"),
+        ("calibrate", "fit", "--from-bench", "BENCH", "--scenario", "pools.yaml", "--out", "fitted.json"),
+        ("observe", "--prometheus", "m.txt", "--window", "9 s", "--base", "pools.yaml", "--fit-profile", "fitted.json"),
+    ],
+)
+def test_a_fleet_of_pools_corrects_no_profile(loraplan: CommandLine, samples: Path, command: tuple[str, ...]) -> None:
+    """One profile was corrected by what all pools did together."""
+    Path("pools.yaml").write_text(POOLS)
+    Path("m.txt").write_text(counted(100, 1.0))
+    ended = loraplan(*(str(samples / "vllm-closed.json") if word == "BENCH" else word for word in command))
+    assert ended.code == 2, ended.out
+    assert "pools.yaml:4: fleet.pools: what was measured of several pools together" in ended.err
+    assert "(got big, small, allowed: a scenario with one kind of replica)" in ended.err
+    assert not Path("fitted.json").exists()
 
 
 def test_a_confined_scenario_can_be_a_server(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,6 +235,7 @@ def test_the_time_of_files_is_a_guess_that_is_named(loraplan: CommandLine) -> No
         (counted(5, 1.0), ("--window", "soon"), ["--window", "soon"]),
         (counted(5, 1.0), ("--window", "0 s"), ["--window", "more than 0"]),
         (counted(5, 1.0), ("--base", "serve-tiny", "--gpu", "h100"), ["--gpu: the base scenario says"]),
+        (counted(5, 1.0), ("--from-vllm", "vllm serve m", "--from-sglang", "x"), ["more than one command line"]),
     ],
 )
 def test_errors_name_what_is_wrong(
@@ -305,3 +306,24 @@ def test_an_address_without_metrics_says_so(loraplan: CommandLine) -> None:
     ended = loraplan("observe", "--prometheus", url)
     assert ended.code == 3
     assert "can't be read" in ended.err
+
+
+def test_rates_of_the_bases_tenants_add_up_to_the_measured_one(loraplan: CommandLine) -> None:
+    """The measured rate contradicted theirs, and was left out: the simulation had three times the traffic."""
+    tenants = (
+        "[{name: a, adapters: 100, rate: 6/s}, {name: b, adapters: 60, rate: 3/s}, {name: c, adapters: 40, rate: 2/s}]"
+    )
+    base = (
+        f"extends: quickstart\nname: base\nworkload: {{requests: 300, arrivals: {{rate: 11/s}}}}\ntenants: {tenants}\n"
+    )
+    Path("base.yaml").write_text(base, encoding="utf-8")
+    Path("m.txt").write_text(counted(1000, 1.0), encoding="utf-8")
+    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "10min", "--base", "base.yaml", "--json")
+    assert ended.code == 0, ended.err
+    scenario = load_scenario("observed.yaml").scenario
+    assert scenario.workload.arrivals is not None
+    assert scenario.workload.arrivals.rate == pytest.approx(1000 / 600, rel=1e-4)
+    rates = [tenant.rate for tenant in scenario.tenants]
+    assert rates == pytest.approx([1000 / 600 * part / 11 for part in (6, 3, 2)], rel=1e-4)
+    assert "The tenants' rates of base.yaml are scaled to the measured total, 1.66667/s" in ended.err
+    assert "left out" not in ended.err

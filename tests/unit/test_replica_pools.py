@@ -145,7 +145,10 @@ def test_resolved_values_show_what_a_pool_says_and_no_defaults(file: Path) -> No
         ),
         (["fleet.pools.small.gpus=2"], "--set: fleet.pools.1.gpus: unknown key; did you mean"),
         (["fleet.pools.small.gpu=l40"], "--set: fleet.pools.1.gpu: unknown GPU (got l40"),
-        (["fleet.pools.other.replicas=2"], "--set: fleet.pools.other: no such index in the list (got other, allowed"),
+        (
+            ["fleet.pools.other.replicas=2"],
+            "--set: fleet.pools.other: no such pool (got other, allowed: big, small, or 0 to 1)",
+        ),
         (
             ["fleet.pools.small.gpu=null", "fleet.pools.small.profile=l40s/nothing"],
             "--set: fleet.pools.1.profile: ",

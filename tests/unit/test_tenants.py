@@ -177,7 +177,10 @@ fleet: {gpu: h100-80gb}
         tmp_path, base + "tenants: [{name: acme, match: ['acme-*']}]\n"
     )
     twice = base + "tenants: [{name: acme, match: ['acme-*']}, {name: all, match: ['*']}]\n"
-    assert "several tenants match these (got acme-a, acme-b" in refusal(tmp_path, twice)
+    said = refusal(tmp_path, twice)
+    assert "several tenants match these (got acme-a, acme-b" in said
+    assert "narrow a pattern: acme-a matches acme-* of acme and * of all; [!ab]* matches" in said
+    assert build_world(load(tmp_path, twice.replace("['*']", "['[!a]*']"))).traffic.names, "the hint can be followed"
     assert "the trace says whose requests come when" in refusal(
         tmp_path, base + "tenants: [{name: a, adapters: 3, share: 100%}]\n"
     )
@@ -219,3 +222,18 @@ def test_what_tenants_do_not_support_is_refused(tmp_path: Path) -> None:
     assert "a tenant with arrivals of its own needs its share" in refusal(tmp_path, SCENARIO + own)
     with_base = "adapters.mix=[{kind: base, share: 20%}, {share: 80%}]"
     assert "no tenant has the requests to the base model" in refusal(tmp_path, SCENARIO + TENANTS, with_base)
+
+
+def test_a_tenant_can_be_set_by_name(tmp_path: Path) -> None:
+    tenants = "[{name: chat, adapters: 40, slo: {ttft_p99: 1 s}}, {name: 1, adapters: 20}]".replace(
+        "name: 1", "name: '1'"
+    )
+    path = tmp_path / "base.yaml"
+    path.write_text(f"extends: quickstart\nname: base\nadapters: {{count: 60}}\ntenants: {tenants}\n", encoding="utf-8")
+    chat, other = load_scenario(str(path), ["tenants.chat.weight=2", "tenants.chat.slo.ttft_p99=3 s"]).scenario.tenants
+    assert (chat.weight, chat.slo.ttft_p99, other.weight) == (2, 3, 1)
+    assert [each.weight for each in load_scenario(str(path), ["tenants.1.weight=3"]).scenario.tenants] == [1, 3]
+    with pytest.raises(InputError, match=r"tenants.chatt: no such tenant \(got chatt, allowed: chat, 1, or 0 to 1\)"):
+        load_scenario(str(path), ["tenants.chatt.weight=2"])
+    with pytest.raises(InputError, match=r"tenants.chat.weigth: unknown key; did you mean 'tenants.weight'"):
+        load_scenario(str(path), ["tenants.chat.weigth=null"])

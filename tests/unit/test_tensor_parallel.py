@@ -18,7 +18,7 @@ from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario_file import load_scenario
 from sim.spec.sibling_profiles import siblings
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
-from sim.studies.planning.plan_study import check_plan
+from sim.studies.planning.plan_checks import check_plan
 from sim.traffic.adapters import MODULES, SHAPES
 from sim.world.build import build_world
 from sim.world.memory.gpu_memory import adapter_bytes

@@ -20,6 +20,22 @@ if TYPE_CHECKING:
     from sim.studies.drafting.draft import Draft
 
 
+def one_command(given: list[str] | None) -> str | None:
+    """Return the command line of an engine that was given; None: there is none.
+
+    :raises InputError: for two, as ``--from-vllm`` and ``--from-sglang`` are one option.
+    """
+    if given and len(given) > 1:
+        raise InputError(
+            "more than one command line",
+            key="--from-vllm, --from-sglang",
+            got=" and ".join(given),
+            allowed="one",
+            hint="draft a scenario for each",
+        )
+    return given[0] if given else None
+
+
 @dataclass(frozen=True)
 class InitOptions:
     """The options of ``loraplan init``."""
@@ -28,7 +44,7 @@ class InitOptions:
         "scenario.yaml"
     )
     from_vllm: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--from-vllm", "--from-sglang", metavar="TEXT", help='A command line: "vllm serve MODEL --enable-lora".'
         ),
@@ -51,6 +67,11 @@ class InitOptions:
     ] = None
     gpu: Annotated[str | None, typer.Option(help="The GPU, such as h100-80gb.")] = None
     quiet: QuietOption = False
+
+    @property
+    def engine_command(self) -> str | None:
+        """The command line of the engine; None: not given."""
+        return one_command(self.from_vllm)
 
 
 @takes(InitOptions)
@@ -76,9 +97,9 @@ def init(options: InitOptions) -> None:
         _add_adapters(draft, options.from_adapters)
     if options.from_manifest is not None:
         _add_manifest(draft, options.from_manifest)
-    if options.from_vllm is not None:
-        draft.add_command(read_command(options.from_vllm))
-    if not (options.from_vllm or options.from_manifest or options.from_trace or options.from_adapters):
+    if options.engine_command is not None:
+        draft.add_command(read_command(options.engine_command))
+    if not (options.engine_command or options.from_manifest or options.from_trace or options.from_adapters):
         if not sys.stdin.isatty():
             allowed = "--from-vllm, --from-manifest, --from-trace or --from-adapters; on a terminal, questions"
             raise InputError("nothing to draft a scenario from", allowed=allowed)
@@ -114,7 +135,7 @@ def _served_model(options: InitOptions) -> str:
 
     if options.from_manifest is not None:
         return read_command(read_manifest(options.from_manifest)[0].words).model
-    return "" if options.from_vllm is None else read_command(options.from_vllm).model
+    return "" if options.engine_command is None else read_command(options.engine_command).model
 
 
 def _add_trace(draft: Draft, files: list[Path], options: InitOptions, model: str) -> None:

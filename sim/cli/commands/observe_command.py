@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.bench_results import say_correction
-from sim.cli.commands.init_command import gpu_setting
+from sim.cli.commands.init_command import gpu_setting, one_command
 from sim.cli.measured_values import measured_value, measured_words
 from sim.cli.options import JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
@@ -66,7 +66,7 @@ class ObserveOptions:
         typer.Option(metavar="SCENARIO", help="A scenario of these servers; only its traffic is replaced."),
     ] = None
     from_vllm: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--from-vllm", "--from-sglang", metavar="TEXT", help='Their command line: "vllm serve MODEL --enable-lora".'
         ),
@@ -84,6 +84,11 @@ class ObserveOptions:
     )
     json: JsonOption = False
     quiet: QuietOption = False
+
+    @property
+    def engine_command(self) -> str | None:
+        """The command line of the engine; None: not given."""
+        return one_command(self.from_vllm)
 
 
 @takes(ObserveOptions)
@@ -150,8 +155,9 @@ def _check(options: ObserveOptions) -> None:
             allowed="a file with the text of /metrics, JSON of /api/v1/query_range, or an address such as "
             "http://host:8000",
         )
-    if options.base is not None and (options.from_vllm is not None or options.gpu is not None):
-        given = "--from-vllm" if options.from_vllm is not None else "--gpu"
+    command = options.engine_command
+    if options.base is not None and (command is not None or options.gpu is not None):
+        given = "--from-vllm" if command is not None else "--gpu"
         raise InputError("the base scenario says what the servers are", key=given, hint="leave out --base, or this")
     addresses = [where for where in options.prometheus if _ADDRESS.match(where)]
     if addresses and len(options.prometheus) > 1:
@@ -231,8 +237,8 @@ def _draft(options: ObserveOptions, fitted: Path | None = None) -> Draft:
         draft.add([Setting("fleet.profile", path, "corrected by these metrics")])
     if options.gpu is not None:
         draft.add([gpu_setting(options.gpu)])
-    if options.from_vllm is not None:
-        draft.add_command(read_command(options.from_vllm))
+    if options.engine_command is not None:
+        draft.add_command(read_command(options.engine_command))
     return draft
 
 
@@ -241,9 +247,12 @@ def _check_fit(service: ObservedService, base: LoadedScenario | None, profile: P
 
     :raises InputError: where the metrics lack latencies, the base has no profile, or the profile can't be written.
     """
+    from sim.cli.bench_results import check_one_kind
     from sim.cli.commands.fit_command import check_profile_target
 
     check_profile_target(profile, "--fit-profile")
+    if base is not None:
+        check_one_kind(base)
     if base is not None and base.scenario.fleet.engine == "fixed":
         raise InputError(
             "this engine has no profile to correct",

@@ -250,7 +250,11 @@ def _parse_over(text: str) -> tuple[str, list[Any]]:
 
     option = f"--over {found.key}"
     if found.step is None:
-        hint = f"such as {text}:10%, or a fixed distance with the range's unit"
+        ends = _yaml_list(key, f"{found.low}, {found.high}")
+        values_between(ends, None, option, option)  # where no step helps, it says why
+        hint = f"such as {text}:10%, or a distance with its unit"
+        if all(isinstance(end, int) for end in ends):
+            hint = f"such as {text}:1" + (f", or {text}:10%" if ends[0] > 0 else "")
         raise InputError("a range needs a step", key=option, got=values, hint=hint)
     low, high, step = _yaml_list(key, f"{found.low}, {found.high}, {found.step}")
     return found.key, values_between([low, high], step, option, option)

@@ -63,6 +63,13 @@ _POOLS = "fleet.pools."
 _OF_A_POOL = ("cache", "storage", "serves")
 """Sections of a pool; the other keys that follow ``fleet.pools.`` at this place are indexes or names of pools."""
 
+_TENANTS = "tenants"
+_OF_A_TENANT = ("bucket", "price", "slo", "steps")
+"""Sections of a tenant; the other keys that follow ``tenants.`` before another one are indexes or names of tenants."""
+
+_MOST_NAMES = 10
+"""Names of pools or tenants that an error lists."""
+
 _FLEETS = "plan.fleets.set."
 """The prefix of these keys in a plan's fleets."""
 
@@ -190,11 +197,13 @@ def absolute_file(value: str, origin: Origin, folder: Path, path: str, confines:
 def without_indexes(key: str) -> str:
     """Return a dotted key without the places in lists: ``adapters.mix.0.rank`` → ``adapters.mix.rank``.
 
-    A pool's place may also be its name: ``fleet.pools.small.replicas`` → ``fleet.pools.replicas``.
+    A pool's place may also be its name: ``fleet.pools.small.replicas`` → ``fleet.pools.replicas``; so may a tenant's.
     """
     parts = [part for part in key.split(".") if not part.isdigit()]
     if key.startswith(_POOLS) and len(parts) > 3 and parts[2] not in _OF_A_POOL:
         del parts[2]
+    if parts[0] == _TENANTS and len(parts) > 2 and parts[1] not in _OF_A_TENANT:
+        del parts[1]
     return ".".join(parts)
 
 
@@ -263,8 +272,9 @@ def _assign(node: Node | None, parts: Sequence[str], value: Node, path: str) -> 
         return Node({head: _assign(None, rest, value, join(path, head))}, value.origin)
     if isinstance(node.value, list):
         items = list(node.value)
-        named = [i for i, item in enumerate(items) if f"{path}." == _POOLS and _name_of(item) == head]
-        index = named[0] if named else _index(head, len(items), path, value.origin)
+        names = [_name_of(item) for item in items] if f"{path}." == _POOLS or path == _TENANTS else []
+        by_name = head in names and not (path == _TENANTS and head.isdigit())
+        index = names.index(head) if by_name else _index(head, len(items), path, value.origin, names)
         items[index] = _assign(items[index], rest, value, join(path, head))
         return Node(items, node.origin)
     if not isinstance(node.value, dict):
@@ -286,17 +296,27 @@ def _assign(node: Node | None, parts: Sequence[str], value: Node, path: str) -> 
     return Node({**kept, **over}, node.origin)
 
 
-def _name_of(pool: Node) -> Scalar:
-    """Return the name of a pool."""
-    name = pool.value.get("name") if isinstance(pool.value, dict) else None
+def _name_of(item: Node) -> Scalar:
+    """Return the name of a pool or a tenant."""
+    name = item.value.get("name") if isinstance(item.value, dict) else None
     return name.value if name is not None and not isinstance(name.value, (dict, list)) else None
 
 
-def _index(part: str, length: int, path: str, origin: Origin) -> int:
+def _index(part: str, length: int, path: str, origin: Origin, names: Sequence[Scalar] = ()) -> int:
+    """Return a place in a list.
+
+    :param names: of its items, where they have names.
+    :raises ScenarioError: if there is none.
+    """
     if part.isascii() and part.isdigit() and int(part) < length:
         return int(part)
     allowed = f"0 to {length - 1}" if length else "nothing, the list is empty"
-    raise ScenarioError("no such index in the list", key=join(path, part), got=part, allowed=allowed, file=origin.place)
+    known = [name for name in names if isinstance(name, str)]
+    if known:
+        shown = [*known[:_MOST_NAMES], *(["…"] if len(known) > _MOST_NAMES else [])]
+        allowed = f"{', '.join(shown)}, or {allowed}"
+    problem = f"no such {'tenant' if path == _TENANTS else 'pool'}" if known else "no such index in the list"
+    raise ScenarioError(problem, key=join(path, part), got=part, allowed=allowed, file=origin.place)
 
 
 def _origins(node: Node, path: str) -> Iterator[tuple[str, Origin]]:

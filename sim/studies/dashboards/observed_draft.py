@@ -10,6 +10,7 @@ from typing import Literal
 
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_reading import Setting
+from sim.spec.files.yaml_text import flow_text
 from sim.spec.profile_choice import DEFAULT_GPU
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.units import human_seconds
@@ -66,6 +67,12 @@ def write_observed(observed: ObservedScenario, draft: Draft) -> list[str]:
         draft.extends = _extended(observed.base, observed.path)
         draft.add(_count_of(observed.base, service))
         draft.comments += _differences(service, observed.base)
+        if rates := _scaled_rates(observed):
+            draft.lines["tenants"] = _tenant_lines(observed.base, rates)
+            draft.comments.append(
+                f"The tenants' rates of {observed.base.source} are scaled to the measured total, {sum(rates):.6g}/s: "
+                "the metrics don't say whose requests they are."
+            )
     return [note for note in write_draft(draft, observed.path) if note != source_of(readings)]
 
 
@@ -103,7 +110,8 @@ def _traffic(observed: ObservedScenario) -> Iterator[Setting]:
     ended = f"{service.ended:,.0f} requests ended{aborted}{more} in {service.seconds:,.0f} s"
     full = ", and answers as long as all others instead of aborted ones" if aborted else ""
     comment = f"measured: {ended}; assumed: independent users{full}"
-    yield Setting("workload.arrivals", {"process": "poisson", "rate": f"{service.offered_rps:.6g}/s"}, comment)
+    rate = sum(_scaled_rates(observed)) or float(f"{service.offered_rps:.6g}")
+    yield Setting("workload.arrivals", {"process": "poisson", "rate": f"{rate:.9g}/s"}, comment)
     shares = service.adapters.shares
     if shares:
         groups = [{"adapters": 1, "weight": float(share)} for share in sorted(shares.values(), reverse=True)]
@@ -119,6 +127,25 @@ def _traffic(observed: ObservedScenario) -> Iterator[Setting]:
             {"law": "zipf", "exponent": 0.9},
             "assumed: the metrics don't say which adapter a request was for; a log does (loraplan trace)",
         )
+
+
+def _scaled_rates(observed: ObservedScenario) -> list[float]:
+    """Return the rates of the base's tenants in 1/s, as large together as measured; 0 for one without adapters, and
+    [] where they have none of their own."""
+    if observed.base is None:
+        return []
+    rates = [tenant.rate or 0.0 for tenant in observed.base.scenario.tenants]
+    total = sum(rates)
+    return [float(f"{rate / total * observed.service.offered_rps:.6g}") for rate in rates] if total else []
+
+
+def _tenant_lines(base: LoadedScenario, rates: list[float]) -> list[str]:
+    """Return the tenants of a scenario with other rates: a list replaces the whole list of the base."""
+    lines = []
+    for tenant, rate in zip(base.data["tenants"], rates, strict=True):
+        own = {**tenant, "rate": f"{rate:.9g}/s"} if rate else tenant
+        lines.append(f"  - {flow_text(own)}   # measured: the total of the rates; assumed: their proportions")
+    return lines
 
 
 def _at_least(service: ObservedService) -> str:

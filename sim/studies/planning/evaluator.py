@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sim.errors import InputError, ScenarioError, SeveralErrors
+from reports.formatting import metric_words
+from sim.errors import InputError, SeveralErrors
 from sim.results.by_tenant.slo_terms import all_terms, judged, metric_of, split_term
 from sim.results.calibration import (
     ReplicationValues,
     values_of_replication,
     with_calibration,
 )
+from sim.results.metric_state import Cause, State
 from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
@@ -64,6 +66,8 @@ SMALL_EVALUATION = 30_000
 MOST_BYTES = 1_000_000_000
 """Recordings kept for the requests of the answer; beyond that the oldest are simulated again if needed."""
 _CLOSE = 1e-9
+_MARGIN = 1.08
+"""How much longer than needed a run is that an error suggests: the requests of a tenant are random."""
 
 
 def efforts_of(world: World) -> tuple[int, ...]:
@@ -322,12 +326,8 @@ class DesignEvaluator:
             if not last:
                 return Judgement(UNCLEAR, score, probability=probability)
             metric = metric_of(point, missing)
-            note = (metric.note if metric is not None else "") or "not enough data"
-            raise InputError(
-                f"can't decide whether {missing} meets its target: {note}",
-                key="tenants" if split_term(missing)[0] else "slo",
-                hint="simulate more requests (workload.requests), or leave the term out",
-            )
+            state = State(Cause.NO_REQUESTS) if metric is None else metric.state
+            raise too_short(missing, state, design.loaded, state.note or "not enough data")
         if word == UNCLEAR and is_overloaded(point):  # perhaps only because the run is short
             return Judgement(UNCLEAR, max(score, 1 + _CLOSE), probability=probability)
         if word == UNCLEAR:
@@ -358,29 +358,30 @@ class DesignEvaluator:
         return 1 - (1 - self._confidence) / (2 * len(TIMES))
 
 
-def check_terms(loaded: LoadedScenario) -> None:
-    """Refuse a plan whose SLO is missing or can't be measured in this scenario.
+def too_short(term: str, state: State, loaded: LoadedScenario, why: str) -> InputError:
+    """Return the error of a search whose longest runs have too few requests for a term.
 
-    :raises ScenarioError: with the term.
+    :param state: of the term's metric in such runs; ``why``: the same in words.
     """
-    scenario = loaded.scenario
-    terms = all_terms(scenario)
-    if not terms:
-        raise loaded.locate(
-            ScenarioError("a plan needs an SLO to meet", key="slo", hint="add one, such as slo: {ttft_p99: 1 s}")
-        )
-    if scenario.fleet.engine != "fixed":
-        return
-    places = {tenant.name: f"tenants.{place}." for place, tenant in enumerate(scenario.tenants)}
-    for tenant, name in map(split_term, terms):
-        if name in ("tpot_mean_s", "itl_mean_s", "itl_p99_s"):
-            raise loaded.locate(
-                ScenarioError(
-                    "engine fixed has no tokens, so this is never measured",
-                    key=f"{places.get(tenant, '')}slo.{name.removesuffix('_s')}",
-                    hint="remove the term, or plan for another engine",
-                )
-            )
+    tenant, workload = split_term(term)[0], loaded.scenario.workload
+    times = _MARGIN * state.needed / state.found if state.found else None
+    hint = "use a longer trace" if workload.trace is not None else "simulate more requests (workload.requests)"
+    if times is not None and workload.trace is None and workload.requests is not None:
+        requests = _two_digits(workload.requests * times)
+        hint = f"simulate about {requests:,} requests (--set workload.requests={requests})"
+    elif times is not None and workload.duration is not None:
+        hint = f"simulate about {times:.2g} times as long (workload.duration)"
+    return InputError(
+        f"can't decide whether {metric_words(term)} meets its target: {why}",
+        key="tenants" if tenant else "slo",
+        hint=f"{hint}, or leave the term out",
+    )
+
+
+def _two_digits(number: float) -> int:
+    """Return a number of requests, rounded up to two digits."""
+    step = int(10 ** max(0, math.floor(math.log10(number)) - 1))
+    return math.ceil(number / step) * step
 
 
 def _built(loaded: LoadedScenario) -> Design:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors, UnknownKeyError
+from sim.errors import InputError, OutputError
 from sim.results.fleet_costs.prices import HOURS_PER_MONTH
 from sim.results.point import Point
 from sim.results.point_summary import request_table
@@ -24,24 +22,21 @@ from sim.results.run_directory.study_records import EvaluationRecord, FormulaRec
 from sim.results.verdict import PROBABLE
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, why_no_flags
 from sim.spec.files.yaml_text import yaml_text
-from sim.spec.profile_choice import gpus_per_replica, prices_of, profile_of
+from sim.spec.profile_choice import gpus_per_replica, prices_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.studies.evaluate import facts_of
 from sim.studies.execution import Execution
 from sim.studies.headroom import find_headroom
-from sim.studies.planning.candidates import Variable, variables
-from sim.studies.planning.evaluator import DesignEvaluator, PlanDesign, check_terms
+from sim.studies.planning.candidates import Variable
+from sim.studies.planning.evaluator import DesignEvaluator, PlanDesign
+from sim.studies.planning.plan_checks import check_plan
 from sim.studies.planning.questions import SearchResult, full_replicas, gpus_of_replica, search
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if import what_if
 from sim.studies.sweep import manifest_of, task_of
 
 RECOMMENDED = "recommended.yaml"
-MOST_PROBES = 500
-"""Points of a grid that are tried before it is refused as a whole."""
-MOST_BUILT = 4
-"""Valid ones among them of which one must be possible to build."""
 
 
 @dataclass(frozen=True)
@@ -167,45 +162,6 @@ def starts_full(loaded: LoadedScenario) -> LoadedScenario:
     return loaded if given else loaded.with_values({"cache.warm": "steady"})
 
 
-def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScenario]:
-    """Return a scenario's plan, its variables, and one design that can be built.
-
-    :raises InputError: if the question makes no sense, or none of a few designs can be built.
-    """
-    plan = loaded.scenario.plan
-    if plan is None:
-        raise loaded.locate(
-            ScenarioError(
-                "the scenario has no plan",
-                key="plan",
-                hint="add plan: {minimize: cache.gpu.slots, range: [8, 256]}, or --minimize cache.gpu.slots=8..256",
-            )
-        )
-    check_terms(loaded)
-    try:
-        axes = variables(plan)
-        _check_gpus(loaded, plan)
-        return plan, axes, _buildable(loaded, plan, axes)
-    except InputError as error:
-        raise loaded.locate(error) from None
-
-
-def _check_gpus(loaded: LoadedScenario, plan: Plan) -> None:
-    """Refuse a number of GPUs, from which prices follow, that isn't that of a fleet's profile."""
-    for number, fleet in enumerate(plan.fleets):
-        if fleet.gpus is None:
-            continue
-        profile, _ = profile_of(loaded.with_values(fleet.set).scenario)
-        if profile is not None and profile.tensor_parallel not in (1, fleet.gpus):
-            raise ScenarioError(
-                f"a replica of the profile {profile.name} has another number of GPUs",
-                key=f"plan.fleets.{number}.gpus",
-                got=fleet.gpus,
-                allowed=str(profile.tensor_parallel),
-                hint="remove it: the number is that of the profile",
-            )
-
-
 def open_folder(
     folder: Path, manifest: Mapping[str, Any], question: Any, kind: str = "plan", *, given: bool
 ) -> RunStore:
@@ -254,82 +210,6 @@ def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs")
         if isinstance(old, dict) and old.get("asked") == wanted and (old.get(kind) or {}).get("question") == question:
             return folder
     raise AssertionError("numbers don't end")
-
-
-def _buildable(loaded: LoadedScenario, plan: Plan, axes: list[Variable]) -> LoadedScenario:
-    """Return a design that can be built.
-
-    :raises InputError: if none of the values tried for a fleet, or for the plan, makes a valid scenario, or none of the
-        scenarios can be built.
-    """
-    found: LoadedScenario | None = None
-    refused: InputError | None = None
-    for number in range(max(1, len(plan.fleets))):
-        fleet = plan.fleets[number].set if plan.fleets else {}
-        where = f"plan.fleets.{number}.set" if fleet else "plan.values" if plan.values is not None else "plan.range"
-        for design in _valid(loaded, plan, fleet, where, axes):
-            if found is not None:
-                break
-            try:
-                task_of(0, design, {})
-            except InputError as error:
-                refused = refused or error
-            else:
-                found = design
-                break
-    if found is not None:
-        return found
-    assert refused is not None, "there is a value"
-    raise refused
-
-
-def _valid(
-    loaded: LoadedScenario, plan: Plan, fleet: Mapping[str, Any], where: str, axes: list[Variable]
-) -> list[LoadedScenario]:
-    """Return a few designs that are valid scenarios.
-
-    Values that are none together, such as fewer host slots than GPU slots, are left out of the search.
-
-    :raises InputError: if there is none among those tried.
-    """
-    found: list[LoadedScenario] = []
-    first: InputError | None = None
-    for values in ({**fleet, **point} for point in _probes(axes)):
-        try:
-            found.append(loaded.with_values(values))
-        except InputError as error:
-            first = first or _asked_for(error, plan, where, values)
-        if len(found) == MOST_BUILT:
-            break
-    if not found and first is not None:
-        raise first
-    return found
-
-
-def _probes(axes: list[Variable]) -> Iterator[dict[str, Any]]:
-    """Yield the corners of the grid that a plan spans, then points spread over it."""
-    ends = [(axis.values[0], axis.values[-1]) for axis in axes]
-    corners = itertools.product(*ends)
-    sizes = [len(axis.values) for axis in axes]
-    total = math.prod(sizes)
-    spread = (np.unravel_index(place, sizes) for place in range(0, total, max(1, total // MOST_PROBES)))
-    inner = (tuple(axis.values[i] for axis, i in zip(axes, place, strict=True)) for place in spread)
-    for point in itertools.chain(corners, inner):
-        yield {axis.key: value for axis, value in zip(axes, point, strict=True)}
-
-
-def _asked_for(error: InputError, plan: Plan, where: str, values: dict[str, Any]) -> InputError:
-    """Return an error of a design as an error of the plan that contains it."""
-    found = error.errors[0] if isinstance(error, SeveralErrors) else error
-    unknown = found.key in plan.keys and isinstance(found, UnknownKeyError)
-    got = None if unknown else found.got if found.got is not None else values.get(found.key or "")
-    return ScenarioError(
-        f"{found.key}: {found.problem}",
-        key=f"plan.{plan.direction}" if unknown else where,
-        got=got,
-        allowed=found.allowed,
-        hint=found.hint,
-    )
 
 
 def _in_order(designs: list[PlanDesign], axes: list[Variable], plan: Plan) -> list[PlanDesign]:
