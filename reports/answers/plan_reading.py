@@ -139,6 +139,20 @@ def safety_step(read: PlanReading) -> SafetyStep | None:
     return SafetyStep(read.beyond, name, here, there, missed[0] if missed else None)
 
 
+def mixes_that_miss(read: PlanReading) -> list[dict[str, Any]]:
+    """Return the largest mix of two pools that certainly misses the SLO, for each number of the first; [] in other
+    plans."""
+    if read.mix_price is None:
+        return []
+    outer, inner = read.record.keys
+    largest: dict[Any, dict[str, Any]] = {}
+    for row in read.record.grades:
+        known = largest.get(row.set[outer])
+        if row.verdict == NOT_MET and (known is None or known[inner] < row.set[inner]):
+            largest[row.set[outer]] = row.set
+    return [largest[count] for count in sorted(largest)]
+
+
 def nearest_unserved(read: PlanReading) -> Point | None:
     """Return the point nearest to the answer at which too many requests are refused or fail; None without one."""
     if not read.feasible or len(read.record.keys) > 1 or read.record.fleets:

@@ -11,6 +11,7 @@ from reports.answers.plan_reading import (
     deciding_tenant,
     find_binding,
     missed_terms,
+    mixes_that_miss,
     nearest_unserved,
     open_by_costs,
     room_to_target,
@@ -31,6 +32,9 @@ from sim.results.verdict import MET, NOT_MET, UNCLEAR, is_overloaded, out_of_han
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
     from sim.results.run_directory.study_records import GradeRecord, PlanRecord
+
+_MOST_MIXES = 4
+"""Mixes of two pools that are ruled out which the answer names."""
 
 
 def plan_answer(data: RunData) -> Answer:
@@ -215,7 +219,7 @@ def _details(read: PlanReading) -> list[str]:
         said.append(_too_close(read))
     if read.feasible and not record.edge_key and not record.doubtful:
         said.append(_at_the_end(read))
-    said += [_other_edge(read), _unserved(read), _next_step(read), _left_out(read)]
+    said += [_other_edge(read), _missing_mixes(read), _unserved(read), _next_step(read), _left_out(read)]
     return [sentence for sentence in said if sentence]
 
 
@@ -259,6 +263,18 @@ def _other_edge(read: PlanReading) -> str:
     first = make_axis(key, read.points).phrase(point.set[key])
     rest = read.phrase({name: value for name, value in point.set.items() if name != key})
     return f"With {first} nothing meets the SLO; the nearest is {rest}, where {_term(read, point, missed[0])}."
+
+
+def _missing_mixes(read: PlanReading) -> str:
+    """Name the mixes of two pools that were ruled out; fewer replicas are ruled out with them."""
+    mixes = mixes_that_miss(read)
+    if not mixes:
+        return ""
+    inner = read.record.keys[1]
+    least = read.record.ranges[inner][0]
+    named = [f"{read.phrase(mix)}{' or fewer' if mix[inner] > least else ''}" for mix in mixes[:_MOST_MIXES]]
+    more = f"; and {len(mixes) - _MOST_MIXES:,} more" if len(mixes) > _MOST_MIXES else ""
+    return f"Not enough: {'; '.join(named)}{more}."
 
 
 def _unserved(read: PlanReading) -> str:

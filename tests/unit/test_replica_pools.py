@@ -349,5 +349,6 @@ def test_a_plan_finds_the_cheapest_mix(tmp_path: Path) -> None:
         assert tuple(planned.answer.values()) == answer
         (row,) = [row for row in planned.record.frontier if row.set == planned.answer]
         assert row.price == total
-        said = plan_answer(read_run(tmp_path / small)).headline
-        assert f"for ${total:.0f} an hour: the cheapest mix that meets the SLO" in said
+        found = plan_answer(read_run(tmp_path / small))
+        assert f"for ${total:.0f} an hour: the cheapest mix that meets the SLO" in found.headline
+        assert "Not enough: 0 big replicas, 1 small replica or fewer." in found.details
