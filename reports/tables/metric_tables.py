@@ -370,7 +370,11 @@ def traffic_sentence(points: Sequence[Point]) -> str:
         return "Traffic: all requests are for the base model."
     if any(traffic["base_share"] for traffic in known):
         base = f"{span('base_share', percent)} of the requests are for the base model"
+        if count == "1":
+            return f"Traffic: {loop}{base}, all others for one adapter."
         return f"Traffic: {loop}{base}; of the others, {hottest}; they are {spread_out}."
+    if count == "1":
+        return f"Traffic: {loop}all requests are for one adapter."
     return f"Traffic: {loop}{hottest} of the requests; it is {spread_out}."
 
 

@@ -67,7 +67,7 @@ def test_an_interval_that_allows_much_impact_is_not_called_none() -> None:
         "The SLO is met, and 2 replications are too few to tell what the rollout did: 226 (up to 849) of 28,500 "
         "requests affected beyond the usual."
     )
-    hint = "About 5 replications would tell, if the impact is as large: --set run.replications=5."
+    hint = "About 5 replications would tell, if the impact is as large as it seems: --set run.replications=5."
     assert hint in said.details
     # Its half-width over that of 2 replications is t(n − 1)/√n over t(1)/√2: 317 with 9 of them, 295 with 10.
     point.metrics["harmed_excess"] = Metric(300.0, -3400.0, 4000.0, "requests")

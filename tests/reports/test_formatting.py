@@ -113,3 +113,16 @@ def test_traffic_is_as_spread_out_as_over_so_many_adapters(effective: str, words
     made = samples.make_point()
     alone = replace(made, traffic={**made.traffic, "effective_adapters": float(effective)})
     assert f"it is about as spread out as {popular_words(f'{float(effective):.0f}')}." in traffic_sentence([alone])
+
+
+@pytest.mark.parametrize(
+    ("base_share", "said"),
+    [
+        (0.0, "Traffic: all requests are for one adapter."),
+        (0.25, "Traffic: 25 % of the requests are for the base model, all others for one adapter."),
+    ],
+)
+def test_one_adapter_has_no_hottest_part(base_share: float, said: str) -> None:
+    made = samples.make_point()
+    traffic = {**made.traffic, "adapters": 1.0, "effective_adapters": 1.0, "base_share": base_share}
+    assert traffic_sentence([replace(made, traffic=traffic)]) == said

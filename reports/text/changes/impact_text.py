@@ -177,7 +177,9 @@ def _longer(point: Point) -> list[str]:
     count = replications_needed(point) if is_too_short(point) else None
     if count is None:
         return []
-    return [f"About {count} replications would tell, if the impact is as large: --set run.replications={count}."]
+    return [
+        f"About {count} replications would tell, if the impact is as large as it seems: --set run.replications={count}."
+    ]
 
 
 def _without_answer(point: Point) -> list[str]:
