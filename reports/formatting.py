@@ -231,6 +231,14 @@ def metric_words(name: str) -> str:
     return f"{words} of {tenant}" if tenant else words
 
 
+def popular_words(effective: str) -> str:
+    """Return over how many equally popular adapters traffic is spread, to follow ``as spread out as``.
+
+    :param effective: how many, as shown.
+    """
+    return "traffic to a single adapter" if effective == "1" else f"{effective} equally popular adapters"
+
+
 def number(value: float) -> str:
     """Return a number with three digits, whole from 1,000 on: ``1234.5`` → ``"1,234"``."""
     if abs(value) >= 999.5 or float(value).is_integer():

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError
-from sim.results.by_tenant.slo_terms import with_tenants
 from sim.results.point import Metric, Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.store import RunData
@@ -93,7 +92,7 @@ class Results:
     @property
     def meets_slo(self) -> bool | None:
         """Whether every point meets every term of the SLO, and of its tenants', with its interval; None without any."""
-        words = {verdict(point, with_tenants(self._terms, point)) for point in self.points}
+        words = {verdict(point, self._terms) for point in self.points}
         return None if words == {NO_SLO} else words == {MET}
 
     def value(self, name: str) -> float | None:

@@ -32,6 +32,10 @@ _UNANSWERED = 0.01
 """Share of requests, late and still unanswered when the run ends, from which a fault limits the point."""
 _UNSERVED = 0.01
 """Share of requests that are refused or fail, from which that limits a point."""
+_LATE = 0.01
+"""Share of late requests from which cold starts limit a point: what a p99 allows."""
+_OFTEN_LATE = 4.0
+"""How many times as often requests are late, at least, that arrive while a replica starts."""
 _FAILURES = ("failed_loads", "lost", "wrong_detected")
 """Why requests fail, by the name in ``Impact``."""
 
@@ -45,11 +49,13 @@ class Evidence(Enum):
     TOO_LONG_FOR_KV = auto()
     REFUSED = auto()
     FAILED = auto()
+    COLD_STARTS = auto()
     LOADING_MODELS = auto()
     LOADER_OVERLOADED = auto()
     LOADER_WAIT = auto()
     LOADER_BUSY = auto()
     LOADS_BLOCK = auto()
+    LOADS_BLOCK_ALL_IN_HOST = auto()
     BLOCKED = auto()
     COMPUTE_OVERLOADED = auto()
     SERVER_BUSY = auto()
@@ -61,9 +67,10 @@ class Evidence(Enum):
 class Limit:
     """One resource that limits a point.
 
-    :ivar name: ``fault``, ``refusals``, ``failures``, ``swaps``, ``loader``, ``slots``, ``KV memory``,
+    :ivar name: ``fault``, ``refusals``, ``failures``, ``cold starts``, ``swaps``, ``loader``, ``slots``, ``KV memory``,
         ``batch slots (max_num_seqs)``, ``compute`` or ``none``.
-    :ivar value: utilization, offered load or blocked share, as the evidence has it.
+    :ivar value: utilization, offered load, blocked share or share of late requests, as the evidence has it.
+    :ivar otherwise: of cold starts: the share of late requests among those that arrive while no replica starts.
     :ivar wait_s: mean wait for a loader; ``of_latency``: the share of the mean latency that is spent waiting.
     :ivar cause: why most of the failed requests failed, by the name in ``Impact``; empty where no count says so.
     :ivar faults: share of the time, by kind of fault.
@@ -78,6 +85,7 @@ class Limit:
     cause: str = ""
     faults: Mapping[str, float] = field(default_factory=dict)
     unserved: Unserved | None = None
+    otherwise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,10 +155,11 @@ def limits(point: Point) -> list[Limit]:
     if is_broken(point):
         return [Limit("fault", Evidence.FAULT, faults=_fault_shares(point))]
     loader, compute = _loader(point), _compute(point)
-    found = [limit for limit in (_not_served(point), _swaps(point), loader) if limit is not None]
-    found += blocked(point)
-    if compute is not None:
-        found.append(compute)  # last: where batch slots, KV memory or slots run out, more of them help
+    first = (_not_served(point), _cold_starts(point), _swaps(point), loader)
+    short = blocked(point)
+    found = [*(limit for limit in first if limit is not None), *short]
+    if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
+        found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
     return found or [Limit("none", Evidence.NOTHING)]
 
 
@@ -166,6 +175,19 @@ def _not_served(point: Point) -> Limit | None:
     by_cause = {name: getattr(point.impact or Impact(), name) for name in _FAILURES}
     most = max(by_cause, key=lambda name: by_cause[name])
     return Limit("failures", Evidence.FAILED, cause=most if by_cause[most] else "", unserved=counts)
+
+
+def _cold_starts(point: Point) -> Limit | None:
+    """Return that late requests are mostly those that arrive while a replica starts, if too many are late."""
+    names = ("late_while_starting", "late_otherwise", "slo_attainment")
+    starting, otherwise, in_time = (
+        metric.value if (metric := point.metrics.get(name)) is not None else None for name in names
+    )
+    if starting is None or otherwise is None or in_time is None or 1 - in_time <= _LATE:
+        return None
+    if starting < _OFTEN_LATE * otherwise:
+        return None
+    return Limit("cold starts", Evidence.COLD_STARTS, starting, otherwise=otherwise)
 
 
 def _refusals(point: Point, counts: Unserved, refused: float) -> Evidence:
@@ -184,7 +206,8 @@ def _loader(point: Point) -> Limit | None:
     if load is not None and load >= 1:
         return Limit("loader", Evidence.LOADER_OVERLOADED, load)
     if loader.blocks_steps:
-        return None if busy is None or busy < LOADING else Limit("loader", Evidence.LOADS_BLOCK, busy)
+        evidence = Evidence.LOADS_BLOCK_ALL_IN_HOST if loader.host_holds_all else Evidence.LOADS_BLOCK
+        return None if busy is None or busy < LOADING else Limit("loader", evidence, busy)
     stage = largest_stage(point)
     waits = stage is not None and stage[0] == "loader_queue_s"
     if busy is None or busy < BUSY_LOADER:

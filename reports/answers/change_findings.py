@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis
+from sim.results.intervals.student_t import student
 from sim.results.model import WRONG_KINDS, Impact
 from sim.results.point import Point
 
@@ -15,6 +17,14 @@ MANY = 0.05
 
 SOME = 0.5
 """Requests of a replication from which a kind of impact is there."""
+
+
+TELLS = 0.01
+"""Share of the requests up to which an interval of the impact must reach to say that there is none: what a p99 allows.
+"""
+
+_FEWEST, _MOST = 5, 100
+"""Replications from which an interval is not mainly that of a small sample, and the most that are worth a hint."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,25 @@ def has_clear_impact(point: Point) -> bool:
         return True
     metric = point.metrics.get("harmed_excess")
     return metric is not None and ((metric.value or 0.0) >= SOME if metric.lo is None else metric.lo > 0)
+
+
+def is_too_short(point: Point) -> bool:
+    """Return whether there are too few replications to tell: the impact may be none, or enough to miss a p99."""
+    metric, impact = point.metrics.get("harmed_excess"), impact_of(point)
+    if metric is None or metric.lo is None or metric.hi is None or has_clear_impact(point):
+        return False
+    return impact.replications > 1 and metric.hi > TELLS * impact.requests / impact.replications
+
+
+def replications_needed(point: Point) -> int | None:
+    """Return how many replications would show an impact as large as it seems; None where too many, or it is none."""
+    metric, count = point.metrics["harmed_excess"], impact_of(point).replications
+    value = metric.value or 0.0
+    if metric.lo is None or metric.hi is None or value <= 0:
+        return None
+    deviation = (metric.hi - metric.lo) / 2 / student(count - 1) * math.sqrt(count)
+    enough = (n for n in range(max(count + 1, _FEWEST), _MOST + 1) if student(n - 1) * deviation < value * math.sqrt(n))
+    return next(enough, None)
 
 
 def per_event(point: Point) -> Point:

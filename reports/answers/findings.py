@@ -117,11 +117,11 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
         return recommended([point for point in points if point.impact], axes, slo_terms)
     if axes and not any(axis.numeric for axis in axes):
         return fastest_point(points, slo_terms)
-    good = [point for point in points if slo_terms and verdict(point, slo_terms) == MET]
+    good = [point for point in points if verdict(point, slo_terms) == MET]
     demanded, bought = ([a for a in axes if a.key.rsplit(".", 1)[-1] in kind] for kind in (_DEMANDED, BOUGHT))
     if good and len(axes) > 1 and len(demanded) + len(bought) == len(axes):
         return min(good, key=lambda p: ([-axis.index(p) for axis in demanded], [axis.index(p) for axis in bought]))
-    edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 and slo_terms else None
+    edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 else None
     return edge or tightest_point(points, slo_terms)
 
 

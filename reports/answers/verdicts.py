@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from sim.results.by_tenant.slo_terms import metric_of, split_term
+from sim.results.by_tenant.slo_terms import metric_of, split_term, with_tenants
 from sim.results.metric_state import Kind
 from sim.results.point import Metric, Point
 from sim.results.verdict import (
+    MET,
     NOT_MET,
     UNCLEAR,
     is_overloaded,
     lacks_answers,
     late_verdict,
+    strain,
+    term_probability,
     term_verdict,
     verdict,
 )
@@ -35,12 +38,30 @@ def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
     return targets[0] if targets else "e2e_p99_s"
 
 
+def deciding_term(point: Point, slo_terms: Mapping[str, float], found: str) -> str | None:
+    """Return the term that the headline is about; None where none alone decides.
+
+    With SLOs of tenants, that is the least likely one, the fleet's first. Where all are met, it is the fleet's main
+    one, else the one that is nearest to its target.
+    """
+    terms = with_tenants(slo_terms, point)
+    if found == MET:
+        if slo_terms:
+            return main_metric([point], slo_terms)
+        return max(terms, key=lambda name: strain(point, name, terms[name]))
+    each = [name for name, target in terms.items() if term_verdict(point, name, target) == found]
+    if len(terms) == len(slo_terms):
+        return each[0] if each else None
+    return min(each, key=lambda name: term_probability(point, name, terms[name]), default=None)
+
+
 def missed_term(point: Point, slo_terms: Mapping[str, float]) -> str | None:
-    """Return the first term of the SLO that decides a verdict other than met; None where no term does."""
+    """Return the first term that decides a verdict other than met, the fleet's first; None where no term does."""
     found = verdict(point, slo_terms)
     if found not in (NOT_MET, UNCLEAR):
         return None
-    return next((name for name, target in slo_terms.items() if term_verdict(point, name, target) == found), None)
+    terms = with_tenants(slo_terms, point)
+    return next((name for name, target in terms.items() if term_verdict(point, name, target) == found), None)
 
 
 class Doubt(Enum):

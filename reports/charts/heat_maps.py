@@ -15,7 +15,7 @@ from reports.charts.sweep_charts import has_values, unserved_note
 from reports.formatting import RATIOS, metric_words, show
 from reports.table import Table, cell
 from sim.results.point import Point
-from sim.results.verdict import MET, verdict
+from sim.results.verdict import MET, NO_SLO, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,23 +78,24 @@ def heat_chart(
     grid = {(across.index(p), up.index(p)): p for p in points}
     words = metric_words(name)
     pair = f"{across.words} and {up.words}"
-    question = f"Which {pair} meet the SLO" if slo_terms else f"How does {words} change with {pair}"
-    title = f"{question}{facet.where}?"
     verdicts = {at: verdict(p, slo_terms) for at, p in grid.items()}
+    with_slo = any(word != NO_SLO for word in verdicts.values())
+    question = f"Which {pair} meet the SLO" if with_slo else f"How does {words} change with {pair}"
+    title = f"{question}{facet.where}?"
     met = {at for at, word in verdicts.items() if word == MET}
     chosen = next((at for at, p in grid.items() if p is facet.chosen), None)
     desc = f"{words} by {across.words} and {up.words}. {_extremes(grid, across, up, name)}"
-    caption = _caption(words, len(met), len(grid), judged=bool(slo_terms))
+    caption = _caption(words, len(met), len(grid), judged=with_slo)
     if chosen is not None:
         caption += f" ★ {point_words(facet.chosen, [across, up])}: the key numbers are of this cell."
     if any(not p.metrics[name].settled for p in points if _value(p, name) is not None):
         caption += " ? marks unsettled values."
     caption += unserved_note(points, name)
-    if slo_terms:
+    if with_slo:
         desc += f" {len(met)} of {len(grid)} cells meet the SLO."
     known = [value for p in facet.scale_over if (value := _value(p, name)) is not None]
     heat = HeatMap(grid, across, up, name, met, chosen, _steps(known, name))
-    judged = {at: [f"SLO {word}"] for at, word in verdicts.items()} if slo_terms else {}
+    judged = {at: [f"SLO {word}"] for at, word in verdicts.items()} if with_slo else {}
     said = [
         (at, (point_words(p, [across, up]), f"{words} {cell(p, name)}", *judged.get(at, []))) for at, p in grid.items()
     ]

@@ -12,7 +12,7 @@ from reports.answers.change_findings import is_changed
 from reports.answers.held_back_rollouts import is_held
 from reports.answers.plan_reading import PlanReading, is_plan, shown_metrics
 from reports.answers.priced_remedies import is_priced
-from reports.answers.verdicts import main_metric
+from reports.answers.verdicts import main_metric, missed_term
 from reports.axes import Axis, make_axes, point_words
 from reports.charts.chart_selection import choose_charts, unchanged
 from reports.charts.tornado_chart import remedy_rows, tornado_chart
@@ -32,7 +32,7 @@ from reports.text.deltas import unchanged_sentence
 from reports.text.plan_text import plan_answer
 from reports.text.remedy_text import badge, cures_answer
 from reports.text.setup_text import setup_line
-from sim.results.by_tenant.slo_terms import with_tenants
+from sim.results.by_tenant.slo_terms import split_term, with_tenants
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
 from sim.spec.files.yaml_text import yaml_text
@@ -232,16 +232,21 @@ def _changes(points: list[Point], axes: list[Axis], terms: dict[str, float], foc
 
 
 def verdict_badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str, str, str]:
-    """Return mark, words and style of the verdict; a sweep counts its points. Without an SLO of the fleet, those of
-    tenants decide."""
-    if not terms and (judged := Counter(verdict(each, with_tenants({}, each)) for each in points if _has_goal(each))):
+    """Return mark, words and style of the verdict; a sweep counts its points.
+
+    :param terms: those of the fleet. Tenants' SLOs are judged with them; where there are only these, it says so.
+    """
+    if not terms and (judged := Counter(verdict(each, {}) for each in points if _has_goal(each))):
         return _tenants_badge(judged)
     good = sum(verdict(point, terms) == MET for point in points)
     if len(points) > 1 and 0 < good < len(points):
         return "◐", f"SLO met at {good} of {len(points):,} points", "partly"
     words = {MET: "SLO met", NOT_MET: "SLO not met", UNCLEAR: "Unclear", NO_SLO: "No SLO given"}[word]
-    if word == UNCLEAR and len(points) == 1 and (graded := grade(met_probability(points[0], terms))) != UNCLEAR:
-        words = f"SLO {graded}"
+    if len(points) == 1 and word in (NOT_MET, UNCLEAR):
+        graded = grade(met_probability(points[0], with_tenants(terms, points[0])))
+        tenant = split_term(missed_term(points[0], terms) or "")[0]
+        if tenant or graded != UNCLEAR:
+            words = f"SLO{f' of {tenant}' if tenant else ''} {graded}"
     everywhere = " at every point" if len(points) > 1 and word == MET else ""
     if word == MET and (impact := badge_words(points)):
         return "◐", f"{words}{everywhere}, but {impact}", "partly"

@@ -11,7 +11,7 @@ from reports.answers.change_comparison import impact_name
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
 from reports.answers.verdicts import main_metric, missed_term
 from reports.axes import Axis, in_order, spread
-from reports.formatting import calibration, interval, metric_words, percent, show, size_words
+from reports.formatting import calibration, interval, metric_words, percent, popular_words, show, size_words
 from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.tables.change_tables import shown_metrics
 from reports.text.metric_text import matrix_note, remark, verdict_words
@@ -364,14 +364,18 @@ def traffic_sentence(points: Sequence[Point]) -> str:
     count, effective = span("adapters", whole), span("effective_adapters", whole)
     hottest, spread_out = (
         f"the hottest 1 / 10 / 20 % of {count} adapters get {tops}",
-        f"about as spread out as {effective}",
+        f"about as spread out as {popular_words(effective)}",
     )
     if all(traffic["base_share"] == 1 for traffic in known):
         return "Traffic: all requests are for the base model."
     if any(traffic["base_share"] for traffic in known):
         base = f"{span('base_share', percent)} of the requests are for the base model"
-        return f"Traffic: {loop}{base}; of the others, {hottest}; they are {spread_out} equally popular adapters."
-    return f"Traffic: {loop}{hottest} of the requests; it is {spread_out} equally popular adapters."
+        if count == "1":
+            return f"Traffic: {loop}{base}, all others for one adapter."
+        return f"Traffic: {loop}{base}; of the others, {hottest}; they are {spread_out}."
+    if count == "1":
+        return f"Traffic: {loop}all requests are for one adapter."
+    return f"Traffic: {loop}{hottest} of the requests; it is {spread_out}."
 
 
 def capacity_table(point: Point) -> Table | None:

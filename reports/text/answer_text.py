@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reports.answers.bottleneck import limits
+from reports.answers.bottleneck import Evidence, limits
 from reports.answers.change_findings import is_changed
 from reports.answers.findings import BOUGHT, Boundary, Cliff, find_boundary, find_cliff, slowest_point, sweep_focus
-from reports.answers.verdicts import main_metric
+from reports.answers.verdicts import deciding_term, main_metric
 from reports.axes import Axis, make_axes, point_words
 from reports.formatting import metric_words, show
 from reports.text.changes.change_comparison_text import compare
@@ -24,6 +24,8 @@ from reports.text.cost_text import cheapest_sentence, cost_sentences
 from reports.text.headroom_text import headroom_sentences, headroom_words
 from reports.text.limit_text import limit_sentence, limit_words, overload_words
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
+from reports.text.verdict_text import other_tenants_sentences, tenants_of_sweep, verdict_opening, whose_slo
+from sim.results.by_tenant.slo_terms import with_tenants
 from sim.results.model import Impact
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
@@ -31,14 +33,11 @@ from sim.results.verdict import (
     MET,
     NO_SLO,
     NOT_MET,
-    PROBABLY_MET,
-    PROBABLY_NOT,
     UNCLEAR,
     grade,
     is_lacking,
     is_overloaded,
     met_probability,
-    term_verdict,
     verdict,
 )
 
@@ -69,17 +68,8 @@ class Answer:
     headroom_words: str = ""
 
 
-_OPENINGS = {
-    MET: "The SLO is met",
-    PROBABLY_MET: "The SLO is probably met",
-    UNCLEAR: "It is unclear whether the SLO is met",
-    PROBABLY_NOT: "The SLO is probably not met",
-    NOT_MET: "The SLO is not met",
-}
-
-
 def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple[str, str | None]:
-    """Return the headline, and the metric whose sentence it has."""
+    """Return the headline, and the term or the metric whose sentence it has."""
     bad = is_overloaded(point)
     start = f"{overload_words(point)}. " if bad else ""
     if found == NO_SLO:
@@ -89,14 +79,15 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple
             return f"{start}There is not enough data for {metric_words(name)}.", None
         hedge = "" if metric.settled else ", unsettled"
         return f"{start}{capital(metric_words(name))} is {with_interval(name, metric)}{hedge}.", name
-    each = {n: term_verdict(point, n, t) for n, t in slo_terms.items()}
-    if found == NOT_MET and NOT_MET not in each.values():
+    deciding = deciding_term(point, slo_terms, found)
+    if deciding is None:
         impact = point.impact or Impact()
         late, total = impact.slow_unanswered or 0, impact.requests
         return f"{start}The SLO is not met: {late:,} of {total:,} requests were late and had no answer yet.", None
-    deciding = main_metric([point], slo_terms) if found == MET else next(n for n, v in each.items() if v == found)
-    opening = _OPENINGS[grade(met_probability(point, slo_terms))]
-    return f"{start}{opening}: {term_sentence(point, deciding, slo_terms[deciding])}.", deciding
+    target = with_tenants(slo_terms, point)[deciding]
+    alone = len(whose_slo(point, slo_terms, deciding)) == 1  # the opening names the tenant
+    said = term_sentence(point, deciding, target, its=alone)
+    return f"{start}{verdict_opening(point, slo_terms, deciding)}: {said}.", deciding
 
 
 def _details(point: Point, slo_terms: Mapping[str, float], shown: str | None) -> list[str]:
@@ -105,8 +96,10 @@ def _details(point: Point, slo_terms: Mapping[str, float], shown: str | None) ->
     :param shown: the metric whose sentence the headline has.
     """
     found = [f"{capital(term_sentence(point, name, target))}." for name, target in slo_terms.items() if name != shown]
+    found += other_tenants_sentences(point, shown)
     lost = unserved_words(point)
-    if lost and not any(says_unserved(point, name, target) for name, target in slo_terms.items()):
+    unserved_limit = any(limit.name in ("refusals", "failures") for limit in limits(point))  # it says how many
+    if lost and not unserved_limit and not any(says_unserved(point, n, target) for n, target in slo_terms.items()):
         found.append(f"{capital(lost)}.")
     for name in ("ttft_p99_s", "e2e_p99_s"):
         metric = point.metrics.get(name)
@@ -144,28 +137,29 @@ def answer(
     :param cold: whether its caches started empty.
     :param headroom: how much more traffic fits, where that was simulated.
     """
-    found = verdict(point, slo_terms)
+    found, terms = verdict(point, slo_terms), with_tenants(slo_terms, point)
     headline, shown = _headline(point, slo_terms, found)
     binding, *others = limits(point)
     details = _details(point, slo_terms, shown)
     missed = point.metrics.get("miss_ratio")
-    if cold and found in (NOT_MET, UNCLEAR) and missed is not None and missed.value:
+    starts_decide = binding.evidence is Evidence.COLD_STARTS
+    if cold and found in (NOT_MET, UNCLEAR) and missed is not None and missed.value and not starts_decide:
         details.append(_COLD)
     details += [f"Also near its limit: {other.name}. {limit_sentence(other, point)}" for other in others]
     details = [*change_sentences(point, slo_terms), *details]
     if point.impact is not None:
-        word = NO_SLO if found == NO_SLO else grade(met_probability(point, slo_terms))
-        headline, details = impact_headline(point, word, _OPENINGS.get(word, "")), [headline, *details]
+        word = NO_SLO if found == NO_SLO else grade(met_probability(point, terms))
+        opening = verdict_opening(point, slo_terms, shown)
+        headline, details = impact_headline(point, word, opening), [headline, *details]
     if held := held_back_sentences([point]):
         headline, details = held[0], [*held[1:], headline, *details]
-    word, reason = confidence(point, slo_terms, assumed=assumed)
+    word, reason = confidence(point, terms, assumed=assumed)
     details += scaling_sentences(point) + placement_sentences(point)
     details += cost_sentences(point, None if headroom is None else headroom.load)
     sentence = limit_sentence(binding, point)
-    more = headroom_sentences(headroom)
-    return Answer(
-        headline, details, found, limit_words(binding), sentence, more, word, reason, headroom_words(headroom)
-    )
+    more = headroom_sentences(headroom, missed_today=found == NOT_MET)
+    few = headroom_words(headroom, missed_today=found == NOT_MET)
+    return Answer(headline, details, found, limit_words(binding), sentence, more, word, reason, few)
 
 
 def cliff_sentence(cliff: Cliff, axis: Axis, name: str) -> str:
@@ -250,8 +244,9 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         return answer(points[0], slo_terms, assumed=assumed)
     name = main_metric(points, slo_terms)
     changed = compare(points, axes, slo_terms)
+    words = {verdict(point, slo_terms) for point in points}
     # If more than the router is swept, whether the SLO is met comes first.
-    slo_first = bool(slo_terms) and not is_changed(points) and len(axes) > 1
+    slo_first = words != {NO_SLO} and not is_changed(points) and len(axes) > 1
     with_range = not changed or slo_first  # what changed says more than the range of one metric
     if len(axes) == 1:
         headline, details = _one_axis(points, axes[0], slo_terms, name, with_range=with_range)
@@ -263,8 +258,8 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
     worst = slowest_point([p for p in points if verdict(p, slo_terms) != MET] or points, name)
     binding, *_ = limits(worst)
     bound = f"At {point_words(worst, axes)}: {_lower(limit_sentence(binding, worst))}"
-    words = {verdict(point, slo_terms) for point in points}
-    overall = NO_SLO if not slo_terms else MET if MET in words else UNCLEAR if UNCLEAR in words else NOT_MET
+    overall = NO_SLO if words == {NO_SLO} else MET if MET in words else UNCLEAR if UNCLEAR in words else NOT_MET
+    details[:0] = tenants_of_sweep(points, slo_terms)
     refusing = [point for point in points if is_lacking(point)]
     if refusing:
         details.insert(0, f"At {len(refusing):,} of {len(points):,} points more than 1 % of the requests go unserved.")
@@ -324,7 +319,7 @@ def _one_axis(
     cliff = find_cliff(points, axis, name)
     details = [cliff_sentence(cliff, axis, name)] if cliff is not None else []
     spread = _range_sentence(points, [axis], name) if with_range else ""
-    if not slo_terms:
+    if all(verdict(point, slo_terms) == NO_SLO for point in points):
         return spread, details
     found = find_boundary(points, axis, slo_terms)
     headline, edge = boundary_words(found, axis), found.edge_point
@@ -339,7 +334,7 @@ def _many_axes(
     points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], *, with_range: bool
 ) -> tuple[str, list[str]]:
     name = main_metric(points, slo_terms)
-    if not slo_terms:
+    if all(verdict(point, slo_terms) == NO_SLO for point in points):
         return _range_sentence(points, axes, name) if with_range else "", []
     good = sum(verdict(point, slo_terms) == MET for point in points)
     unsure = sum(verdict(point, slo_terms) == UNCLEAR for point in points)

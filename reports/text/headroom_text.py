@@ -5,31 +5,64 @@ from __future__ import annotations
 from reports.answers.bottleneck import BLOCKED_FOR_P99, blocked, limits
 from reports.formatting import metric_words, percent
 from reports.text.limit_text import limit_sentence
-from reports.text.metric_text import capital
-from sim.results.by_tenant.slo_terms import split_term
+from reports.text.metric_text import capital, unserved_words
+from sim.results.by_tenant.slo_terms import judged, split_term
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, NEVER, QUEUES, Headroom
+from sim.results.verdict import allowed, lacks_answers, unserved
 
 
-def headroom_sentences(found: Headroom | None) -> str:
-    """Return at what multiple of the traffic the SLO fails and what limits there; empty where none was searched."""
+def headroom_sentences(found: Headroom | None, *, missed_today: bool = False) -> str:
+    """Return at what multiple of the traffic the SLO fails and what limits there; empty where none was searched.
+
+    :param missed_today: whether the SLO is missed with today's traffic.
+    """
     if found is None:
         return ""
     if found.outcome == CLOSED_LOOP:
         return "A closed loop has headroom only against an SLO: its clients wait for their answers. Add an slo."
+    missed_today = missed_today and not _below_today(found)
+    if missed_today and not found.without:
+        return "Headroom: none. The SLO is missed with today's traffic."
     batches = found.failing is not None and found.failing.capacity.seats is not None
     load = (
         f"Today's traffic is {percent(found.load)} of what full batches could serve." if found.load and batches else ""
     )
-    without = f"The search leaves out {' and '.join(found.without)}." if found.without else ""
-    return " ".join(part for part in (_multiple(found), _limit(found), load, without) if part)
+    without = f"The search leaves out {' and '.join(found.without)}." if found.without and not missed_today else ""
+    multiple = _otherwise(found) if missed_today else _multiple(found)
+    return " ".join(part for part in (multiple, _limit(found), load, without) if part)
 
 
-def headroom_words(found: Headroom | None) -> str:
-    """Return the headroom in a few words: ``1.5 times the traffic``; empty where there is no number."""
+def _below_today(found: Headroom) -> bool:
+    """Return whether the search, too, finds that the SLO fails with today's traffic or less."""
+    return found.outcome in (NEVER, CLOSED_LOOP) or (found.multiple is not None and found.multiple < 1)
+
+
+def _otherwise(found: Headroom) -> str:
+    """Return at what multiple the SLO fails without the parts that the search leaves out, where these make it fail."""
+    left_out = [part for part in found.without if part != _SCALING]
+    parts = [f"without {' and '.join(left_out)}"] if left_out else []
+    parts += ["with as many replicas all the time as the autoscaler may start"] if _SCALING in found.without else []
+    start = f"Headroom: none. {capital(' and '.join(parts))}, the SLO would be met"
+    if found.outcome == ALWAYS:
+        assert found.lo is not None, "something was tried"
+        return f"{start} up to {times_words(found.lo)} times the traffic, the most that was tried."
+    assert found.multiple is not None, "it was found"
+    return f"{start} up to about {times_words(found.multiple)} times the traffic."
+
+
+_SCALING = "autoscaling"
+"""What ``Headroom.without`` calls an autoscaler: the search runs all the replicas that it may start."""
+
+
+def headroom_words(found: Headroom | None, *, missed_today: bool = False) -> str:
+    """Return the headroom in a few words: ``1.5 times the traffic``; empty where there is no number.
+
+    :param missed_today: as of ``headroom_sentences``.
+    """
     if found is None or found.outcome == CLOSED_LOOP:
         return ""
-    if found.outcome == NEVER:
+    if found.outcome == NEVER or (missed_today and not _below_today(found)):
         return "None"
     multiple = found.lo if found.outcome == ALWAYS else found.multiple
     assert multiple is not None, "it was found"
@@ -62,6 +95,8 @@ def _limit(found: Headroom) -> str:
         return ""
     if split_term(found.term)[1] == "miss_ratio":
         return "What limits it there: the adapter cache. It holds too few of the requested adapters."
+    if unserved := _unserved(point, found.term):
+        return unserved
     limit = limits(point)[0]
     if limit.name == "none" and "p99" in (found.term or ""):
         limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
@@ -69,6 +104,20 @@ def _limit(found: Headroom) -> str:
     if limit.name == "none":
         return f"No queue decides there: {_steps(point)}."
     return f"What limits it there: {limit.name}. {why}"
+
+
+def _unserved(point: Point, term: str) -> str:
+    """Return that a tenant's requests go unserved, where that decides; those of a whole fleet are one of its limits."""
+    tenant, metric = split_term(term)
+    target = next((each.slo.get(metric) for each in point.tenants if each.name == tenant), None)
+    if target is None or not lacks_answers(point, term, target):
+        return ""
+    own, _ = judged(point, term)
+    lost, _ = unserved(own)
+    name = "refusals" if (own.metrics["refused"].value or 0.0) >= lost / 2 else "failures"
+    said = capital(unserved_words(own, f"the requests of {tenant}"))
+    share = percent(allowed(metric))
+    return f"What limits it there: {name}. {said}, and a target for {metric_words(metric)} allows {share}."
 
 
 def _steps(point: Point) -> str:

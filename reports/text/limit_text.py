@@ -60,11 +60,19 @@ _STAGES = {
     "decode_s": "decode",
 }
 _BUSY: Mapping[Evidence, str] = {
+    Evidence.COLD_STARTS: (
+        "{busy} of the requests that arrive while a replica starts are late, and {otherwise} of the others. Keep more "
+        "replicas (fleet.autoscale.min), scale up earlier, or shorten the cold start."
+    ),
     Evidence.LOADING_MODELS: "Replicas of full models spend {busy} of their time loading whole models.",
     Evidence.LOADER_OVERLOADED: "Loads need {busy} of the loader's capacity, so its queue grows without limit.",
     Evidence.LOADS_BLOCK: (
         "The loader is busy {busy} of the time, and no step runs meanwhile. Sweep cache.host.slots (vLLM's "
         "max_cpu_loras) to see what more copies in host memory would give."
+    ),
+    Evidence.LOADS_BLOCK_ALL_IN_HOST: (
+        "The loader is busy {busy} of the time, and no step runs meanwhile. Host memory already has room for every "
+        "adapter."
     ),
     Evidence.COMPUTE_OVERLOADED: (
         "{value:.3g} times as many requests arrive as are served, so the queue grows without limit."
@@ -102,7 +110,7 @@ def limit_sentence(limit: Limit, point: Point) -> str:
     if evidence in (Evidence.LOADER_WAIT, Evidence.LOADER_BUSY):
         return _loader(limit)
     share = "" if limit.of_latency is None else percent(limit.of_latency)
-    return _BUSY[evidence].format(busy=busy, value=limit.value, share=share)
+    return _BUSY[evidence].format(busy=busy, value=limit.value, share=share, otherwise=percent(limit.otherwise))
 
 
 def _faults(shares: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from reports.answers.verdicts import missed_term
 from reports.formatting import calibration, interval, metric_words, percent, show
-from sim.results.by_tenant.slo_terms import judged, metric_of
+from sim.results.by_tenant.slo_terms import judged, metric_of, split_term, with_tenants
 from sim.results.metric_state import MANY_TIMES, Cause, Kind, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import (
@@ -120,13 +120,16 @@ def with_interval(name: str, metric: Metric) -> str:
     return f"{text} ({'; '.join(bounds)})" if bounds else text
 
 
-def term_sentence(point: Point, name: str, target: float) -> str:
-    """Return what a term says: ``p99 E2E is 300 ms (295 to 305), below the 1 s target``."""
-    words, metric = metric_words(name), metric_of(point, name)
+def term_sentence(point: Point, name: str, target: float, *, its: bool = False) -> str:
+    """Return what a term says: ``p99 E2E is 300 ms (295 to 305), below the 1 s target``.
+
+    :param its: whether the words before it name the tenant of the term: ``its p99 E2E is 300 ms``.
+    """
+    words, metric = _words_of(name, its=its), metric_of(point, name)
     overloaded = out_of_hand(point)
     found = value_verdict(point, name, target)
     if found != NOT_MET and late_verdict(point, name, target) != MET:
-        return _late_sentence(point, name, target)
+        return _late_sentence(point, name, target, its=its)
     if metric is None or metric.value is None:
         return f"{words}: {missing(name, metric)}"
     side = {MET: "within the", NOT_MET: "above the", UNCLEAR: "too uncertain to compare with the"}[found]
@@ -143,7 +146,7 @@ def verdict_words(point: Point, slo_terms: Mapping[str, float]) -> str:
     """Return the verdict on a point, and the term that decides it: ``not met: p99 TTFT``."""
     found, name = verdict(point, slo_terms), missed_term(point, slo_terms)
     if name is not None:
-        lacking = lacks_answers(point, name, slo_terms[name])
+        lacking = lacks_answers(point, name, with_tenants(slo_terms, point)[name])
         return f"{found}: {'unserved requests' if lacking else metric_words(name)}"
     return f"{found}: requests late without an answer" if found == NOT_MET else found
 
@@ -161,15 +164,22 @@ def says_unserved(point: Point, name: str, target: float) -> bool:
     return late and lacks_answers(point, name, target)
 
 
-def _late_sentence(point: Point, name: str, target: float) -> str:
+def _words_of(name: str, *, its: bool) -> str:
+    tenant, metric = split_term(name)
+    return f"its {metric_words(metric)}" if its and tenant else metric_words(name)
+
+
+def _late_sentence(point: Point, name: str, target: float, *, its: bool) -> str:
     """Return that more requests are late than a term allows, or may be, and what its value over the others is."""
-    late, metric, words = late_share(point, name, target), metric_of(point, name), metric_words(name)
+    late, metric, (tenant, own) = late_share(point, name, target), metric_of(point, name), split_term(name)
+    words = metric_words(own if its else name)
+    whose = "the requests" if not tenant else "its requests" if its else f"the requests of {tenant}"
     assert late is not None, "some are late"
     if lacks_answers(point, name, target):
-        who = unserved_words(judged(point, name)[0])
+        who = unserved_words(judged(point, name)[0], whose)
     else:
         seconds = show(name, target)
-        who = f"{with_interval('slo_attainment', late)} of the requests had no answer within {seconds}"
+        who = f"{with_interval('slo_attainment', late)} of {whose} had no answer within {seconds}"
     side = "more than the" if late_verdict(point, name, target) == NOT_MET else "too close to the"
     said = f"{who}, {side} {percent(allowed(name))} that a target for {words} allows"
     if metric is None or metric.value is None:
@@ -178,15 +188,18 @@ def _late_sentence(point: Point, name: str, target: float) -> str:
     return f"{said}; {words} of the completed ones is {with_interval(name, metric)}{hedge}"
 
 
-def unserved_words(point: Point) -> str:
-    """Return which share of the requests was refused and which failed; empty where there are none."""
+def unserved_words(point: Point, whose: str = "the requests") -> str:
+    """Return which share of the requests was refused and which failed; empty where there are none.
+
+    :param whose: the requests in words.
+    """
     _, total = unserved(point)
     phrases = []
     for name, words in (("refused", "were refused"), ("failed", "failed")):
         metric = point.metrics.get(name)
         if metric is not None and metric.value:
             phrases.append((percent(metric.value / total), words))
-    return " and ".join(f"{share}{'' if i else ' of the requests'} {words}" for i, (share, words) in enumerate(phrases))
+    return " and ".join(f"{share}{'' if i else f' of {whose}'} {words}" for i, (share, words) in enumerate(phrases))
 
 
 def capital(text: str) -> str:

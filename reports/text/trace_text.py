@@ -17,7 +17,7 @@ from reports.answers.trace_findings import (
     session_gain,
 )
 from reports.answers.trace_fit_findings import Trust, closed_gap, off_values, relative_change, trust_in
-from reports.formatting import number
+from reports.formatting import number, popular_words
 from reports.text.trace_words import about, parameters, plural, shown, spread_words, with_sign
 from sim.results.traces.trace_facts import FitCheck, MissCurve, TraceFacts
 from sim.spec.units import human_seconds
@@ -50,6 +50,8 @@ def headline(facts: TraceFacts) -> str:
     if curve is None or not curve.slots:
         return _rate_headline(facts)
     if facts.adapters == 1:
+        if facts.requests == 1:
+            return "The trace has a single request: a cache has nothing to decide."
         return f"One adapter gets all of the {plural(facts.requests, 'request')}: a cache has nothing to decide."
     found = order_finding(facts, curve)
     start = f"At {plural(found.slots, 'slot')} LRU misses {about(found.real)} of requests"
@@ -123,7 +125,7 @@ def _popularity_words(facts: TraceFacts) -> str:
         shares = (
             f"The hottest 1 % of {number(facts.adapters)} adapters get {one} of requests, 10 % get {ten}, 20 % {twenty}"
         )
-    return f"{shares}: about as spread out as {number(found['effective_adapters'])} equally popular adapters."
+    return f"{shares}: about as spread out as {popular_words(number(found['effective_adapters']))}."
 
 
 def _session_words(facts: TraceFacts) -> str:

@@ -81,12 +81,14 @@ class LoaderUse:
 
     :ivar offered_load: loader-seconds asked for, over those there are; at 1 or more their queue only grows.
     :ivar blocks_steps: whether a replica loads from storage within its steps, so that nothing is computed meanwhile.
+    :ivar host_holds_all: whether host memory has slots for all adapters.
     """
 
     utilization: float | None = None
     offered_load: float | None = None
     loaders: int | None = None
     blocks_steps: bool = False
+    host_holds_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)

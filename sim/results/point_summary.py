@@ -344,6 +344,7 @@ def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
             _offered_to_loaders(m),
             facts.loader_places,
             facts.storage_blocks,
+            facts.host_holds_all,
         ),
         SlotUse(
             blocked_share=min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / own_time),

@@ -76,6 +76,7 @@ class ScenarioFacts:
     :ivar fixed: engine ``fixed``: no tokens.
     :ivar blocking: loads happen after admission, inside the step.
     :ivar storage_blocks: so do those from storage; not where host memory is filled at arrival, beside the steps.
+    :ivar host_holds_all: whether host memory has slots for all adapters.
     :ivar size_bytes, kind, kind_names: of the adapters.
     :ivar slots: adapter slots, or None where bytes are counted; ``kv_tokens``, ``max_num_seqs``: None for ``fixed``.
         With pools: the largest KV cache, and None for slots and sequences that differ between them.
@@ -117,6 +118,7 @@ class ScenarioFacts:
     full_replicas: int = 0
     max_model_len: int | None = None
     storage_blocks: bool = False
+    host_holds_all: bool = False
     closed_loop: ClosedArrivals | None = None
     requests: int | None = None
     steady: bool = False

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from statistics import NormalDist
 
-from sim.results.by_tenant.slo_terms import judged, metric_of
+from sim.results.by_tenant.slo_terms import judged, metric_of, with_tenants
 from sim.results.intervals.wilson import NORMAL, wilson
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
@@ -255,8 +255,10 @@ def _is_settled(point: Point, name: str) -> bool:
 
 
 def verdict(point: Point, slo_terms: Mapping[str, float], sure: float = SURE) -> str:
-    """Return the verdict over all terms.
+    """Return the verdict over all terms, those of the point's tenants included.
 
+    :param slo_terms: targets of the fleet, by metric name.
     :param sure: probability from which a verdict is certain.
     """
-    return verdict_word(met_probability(point, slo_terms), sure) if slo_terms else NO_SLO
+    terms = with_tenants(slo_terms, point)
+    return verdict_word(met_probability(point, terms), sure) if terms else NO_SLO

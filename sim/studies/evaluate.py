@@ -375,9 +375,17 @@ def facts_of(world: World) -> ScenarioFacts:
         gpus=sum(pool.gpus for pool in pools) or world.replicas * gpus_per_replica(scenario, world.profile),
         pools=pools,
         storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
+        host_holds_all=_host_holds_all(world),
         tenants=tuple(TenantFacts(tenant.name, tenant.slo.terms()) for tenant in scenario.tenants),
         tenant_of=world.traffic.tenant_of,
     )
+
+
+def _host_holds_all(world: World) -> bool:
+    """Return whether the host memory of every replica has slots for all adapters."""
+    hosts = [own.scenario.cache.host for own in ([pool.world for pool in world.own_pools] or [world])]
+    count = len(world.traffic.population.size_bytes)
+    return all(host is not None and host.slots is not None and host.slots >= count for host in hosts)
 
 
 def _of_all(world: World, value: Callable[[Scenario], int | None]) -> int | None:

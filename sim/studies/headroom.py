@@ -216,6 +216,7 @@ class _Search:
             capacity=point.capacity,
             impact=point.impact,
             unserved=point.unserved,
+            tenants=point.tenants,
         )
 
 

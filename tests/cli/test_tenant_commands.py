@@ -47,7 +47,21 @@ def test_check_fails_where_one_tenant_misses_its_own_slo(loraplan: CommandLine, 
     (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "1 ms"))
     result = loraplan("run", "shared.yaml", "--jobs", "1", "--check", "--quiet")
     assert result.code == 1, result.err
+    assert result.out.startswith("shared: The SLO of batch is not met: its median TTFT is ")
     assert "not met: median TTFT" in result.out
+    (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "1 ms") + "slo: {ttft_p50: 10 s}\n")
+    result = loraplan("run", "shared.yaml", "--jobs", "1", "--check", "--quiet", "--no-headroom", "--overwrite")
+    assert result.code == 1, result.err
+    assert result.out.startswith("shared: The SLO of batch is not met: "), "the fleet's is"
+
+
+def test_a_sweep_says_that_one_tenant_misses_its_own_slo(loraplan: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "1 ms") + "slo: {ttft_p50: 10 s}\n")
+    result = loraplan("sweep", "shared.yaml", "--jobs", "1", "--check", "--quiet", "--over", "fleet.replicas=1,2")
+    assert result.code == 1, result.err
+    assert result.out.startswith("shared: The SLO is not met with 1 or 2 replicas.")
+    assert "The SLO of batch is not met at 2 of 2 points." in result.out
+    assert "The cheapest point that meets the SLO" not in result.out
 
 
 def test_a_policy_that_the_engine_lacks_is_an_error(loraplan: CommandLine, tmp_path: Path) -> None:

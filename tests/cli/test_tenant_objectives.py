@@ -84,6 +84,8 @@ def test_the_headroom_of_the_one_tenant_is_that_of_the_fleet(tmp_path: Path) -> 
     )
     assert split_term(tenant.term) == ("all", fleet.term)
     assert " of all misses its target at about" in headroom_sentences(tenant)
+    assert tenant.failing is not None
+    assert [each.name for each in tenant.failing.tenants] == ["all"], "what decides may be its requests alone"
 
 
 def test_a_plan_meets_every_slo_and_names_the_tenant_that_decides(tmp_path: Path) -> None:

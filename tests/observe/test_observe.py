@@ -184,6 +184,17 @@ def test_range_queries_show_means_and_popularity(loraplan: CommandLine) -> None:
     assert "running requests" in ended.out
 
 
+def test_one_server_is_not_the_fleet_of_the_base(loraplan: CommandLine) -> None:
+    Path("base.yaml").write_text("extends: quickstart\nfleet: {replicas: 2}\n", encoding="utf-8")
+    Path("m.txt").write_text(counted(100, 1.0), encoding="utf-8")
+    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "10 s", "--base", "base.yaml")
+    assert ended.code == 0, ended.err
+    written = Path("observed.yaml").read_text(encoding="utf-8")
+    assert "The metrics are of 1 server; fleet.replicas of base.yaml is 2." in " ".join(
+        written.replace("#", "").split()
+    )
+
+
 def test_prefix_hits_become_a_shared_text(loraplan: CommandLine) -> None:
     config = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="4096",enable_prefix_caching="True"} 1\n'
     hits = "vllm:prefix_cache_queries_total 4000\nvllm:prefix_cache_hits_total 2000\n"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import samples
 
 from reports.answers.change_comparison import certainly_less
-from reports.answers.change_findings import impact_of, rollouts_begun
+from reports.answers.change_findings import impact_of, replications_needed, rollouts_begun
 from reports.axes import make_axes
 from reports.charts.change_charts import impact_chart, moments_chart, version_chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
@@ -33,7 +33,7 @@ def test_a_rollout_says_what_it_did_and_what_it_cost() -> None:
         "versions, 68 late."
     )
     text = " ".join(said.details)
-    assert "57 more are late, as they are without the rollout." in text
+    assert "57 more would be late without the rollout, too." in text
     assert "p99 TTFT is 400 ms (380 to 420) for requests that come during the rollout, against 200 ms" in text
     assert "The rollout is complete after 6 s" in text
     assert "Loads peak at 27.2/s over ten seconds, against 18.4/s before." in text
@@ -47,7 +47,7 @@ def test_a_change_without_a_clear_impact_is_called_so() -> None:
     point = samples.changed_point(harmed=60, usual=57, harm={"slow": 60})
     point.metrics["harmed_excess"] = Metric(3.0, -4.0, 10.0, "requests")
     assert answer(point, TERMS).headline == (
-        "The SLO is met, and the rollout had no clear impact: 3 (−4 to 10) of 57,000 requests affected beyond the "
+        "The SLO is met, and the rollout had no clear impact: 3 (up to 10) of 57,000 requests affected beyond the "
         "usual."
     )
     point.metrics["harmed_excess"] = Metric(3.0, unit="requests")  # of one replication, against its own baseline
@@ -56,6 +56,25 @@ def test_a_change_without_a_clear_impact_is_called_so() -> None:
     )
     point.metrics["harmed_excess"] = Metric(0.0, unit="requests")
     assert answer(point, {}).headline == "The rollout affected none of 57,000 requests beyond the usual."
+
+
+def test_an_interval_that_allows_much_impact_is_not_called_none() -> None:
+    """Two replications: from none to more than twice the 1 % of the requests that a p99 allows to be late."""
+    point = samples.changed_point(harmed=283, usual=57, harm={"slow": 283 * 2, "requests": 57_000, "replications": 2})
+    point.metrics["harmed_excess"] = Metric(226.0, -397.0, 849.0, "requests")
+    said = answer(point, TERMS)
+    assert said.headline == (
+        "The SLO is met, and 2 replications are too few to tell what the rollout did: 226 (up to 849) of 28,500 "
+        "requests affected beyond the usual."
+    )
+    hint = "About 5 replications would tell, if the impact is as large as it seems: --set run.replications=5."
+    assert hint in said.details
+    # Its half-width over that of 2 replications is t(n − 1)/√n over t(1)/√2: 317 with 9 of them, 295 with 10.
+    point.metrics["harmed_excess"] = Metric(300.0, -3400.0, 4000.0, "requests")
+    assert replications_needed(point) == 10
+    point.metrics["harmed_excess"] = Metric(-2.0, -800.0, 796.0, "requests")
+    assert "0 (up to 796) of" in answer(point, TERMS).headline
+    assert not any("would tell" in sentence for sentence in answer(point, TERMS).details), "there may be nothing"
 
 
 def test_the_badge_is_no_plain_check_where_answers_are_wrong() -> None:

@@ -16,6 +16,7 @@ from reports.axes import make_axes
 from reports.tables.metric_tables import base_model_table, metrics_table
 from reports.text.answer_text import answer, sweep_answer
 from sim.results.metric_state import Cause, State
+from sim.results.model import Capacity, ComputeUse, SlotUse
 from sim.results.point import Metric, Point
 from sim.results.verdict import metric_probability, verdict_word
 
@@ -91,6 +92,22 @@ def test_loads_that_block_steps_limit_before_their_loader_is_busy() -> None:
         "max_cpu_loras) to see what more copies in host memory would give."
     )
     assert limits(blocking(utilization=0.2, offered_load=0.2))[0].name == "none"
+    loader = replace(made.capacity.loader, host_holds_all=True)
+    assert answer(replace(made, capacity=replace(made.capacity, loader=loader)), {}).binding_sentence == (
+        "The loader is busy 30 % of the time, and no step runs meanwhile. Host memory already has room for every "
+        "adapter."
+    )
+
+
+@pytest.mark.parametrize(("blocked", "names"), [(0.4, ["slots"]), (0.0, ["compute"])])
+def test_a_queue_for_slots_is_none_for_compute(blocked: float, names: list[str]) -> None:
+    """A batching engine is busy whenever anything runs: a queue shows a limit, but here it is one for slots."""
+    made = samples.make_point(fixed=False)
+    capacity = Capacity(compute=ComputeUse(1.0, None), slots=SlotUse(blocked))
+    made = replace(made, capacity=capacity, breakdown={"queue_s": 1.0, "prefill_s": 0.5, "decode_s": 3.0})
+    assert [limit.name for limit in limits(made)] == names
+    full = replace(capacity, compute=ComputeUse(1.0, 1.2))
+    assert limits(replace(made, capacity=full))[-1].name == "compute", "more arrives than is served"
 
 
 def test_fixed_engine_is_limited_by_its_server() -> None:

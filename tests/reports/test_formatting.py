@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import samples
@@ -10,8 +11,9 @@ import samples
 from reports.axes import make_axis, spread
 from reports.charts.axis_ticks import nice_linear, nice_log
 from reports.charts.svg import place_labels
-from reports.formatting import number, percent, read_terms, show
+from reports.formatting import number, percent, popular_words, read_terms, show
 from reports.pages.page import tied
+from reports.tables.metric_tables import traffic_sentence
 from reports.text.metric_text import with_interval
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric
@@ -101,3 +103,26 @@ def test_lines_do_not_break_between_a_number_and_its_unit() -> None:
     assert tied(said) == said.replace("140 ms", "140\u00a0ms").replace("1 s t", "1\u00a0s t").replace(
         "51 %", "51\u00a0%"
     ).replace("10 GB", "10\u00a0GB")
+
+
+@pytest.mark.parametrize(
+    ("effective", "words"), [("1", "traffic to a single adapter"), ("42.3", "42.3 equally popular adapters")]
+)
+def test_traffic_is_as_spread_out_as_over_so_many_adapters(effective: str, words: str) -> None:
+    assert popular_words(effective) == words
+    made = samples.make_point()
+    alone = replace(made, traffic={**made.traffic, "effective_adapters": float(effective)})
+    assert f"it is about as spread out as {popular_words(f'{float(effective):.0f}')}." in traffic_sentence([alone])
+
+
+@pytest.mark.parametrize(
+    ("base_share", "said"),
+    [
+        (0.0, "Traffic: all requests are for one adapter."),
+        (0.25, "Traffic: 25 % of the requests are for the base model, all others for one adapter."),
+    ],
+)
+def test_one_adapter_has_no_hottest_part(base_share: float, said: str) -> None:
+    made = samples.make_point()
+    traffic = {**made.traffic, "adapters": 1.0, "effective_adapters": 1.0, "base_share": base_share}
+    assert traffic_sentence([replace(made, traffic=traffic)]) == said

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import samples
 
-from reports.text.headroom_text import headroom_sentences, times_words
+from reports.text.headroom_text import headroom_sentences, headroom_words, times_words
 from sim.results.model import BatchSlotUse, Capacity, SlotUse
+from sim.results.point import LateShare, Metric, TenantResult
 from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom
 
 SHORT = replace(samples.make_point(), capacity=Capacity(slots=SlotUse(0.3), seats=BatchSlotUse(0.0)))
@@ -37,6 +38,56 @@ def test_it_says_what_fails_where_and_why() -> None:
 )
 def test_other_outcomes(found: Headroom, words: str) -> None:
     assert words in headroom_sentences(found)
+
+
+@pytest.mark.parametrize(
+    ("found", "start"),
+    [
+        (
+            replace(FOUND_ABOVE, multiple=32.0, without=("autoscaling",)),
+            "Headroom: none. With as many replicas all the time as the autoscaler may start, the SLO would be met up "
+            "to about 32 times the traffic. What limits it there: slots.",
+        ),
+        (
+            replace(FOUND_ABOVE, without=("faults", "autoscaling")),
+            "Headroom: none. Without faults and with as many replicas all the time as the autoscaler may start, the",
+        ),
+        (
+            Headroom(ALWAYS, lo=64.0, without=("rollouts", "faults")),
+            "Headroom: none. Without rollouts and faults, the SLO would be met up to 64 times the traffic, the most",
+        ),
+        (FOUND_ABOVE, "Headroom: none. The SLO is missed with today's traffic."),
+    ],
+)
+def test_there_is_none_where_the_slo_is_missed_today(found: Headroom, start: str) -> None:
+    said = headroom_sentences(found, missed_today=True)
+    assert said.startswith(start)
+    assert "misses its target" not in said
+    assert "leaves out" not in said
+    assert headroom_words(found, missed_today=True) == "None"
+    assert headroom_words(found) != "None"
+
+
+def test_a_search_that_also_finds_it_missed_says_at_what_traffic() -> None:
+    below = replace(FOUND_ABOVE, multiple=0.7, without=("faults",))
+    assert headroom_sentences(below, missed_today=True) == headroom_sentences(below)
+    assert headroom_words(below, missed_today=True) == headroom_words(below)
+
+
+def test_requests_of_a_tenant_that_are_refused_limit_it() -> None:
+    """They are few of the fleet's, and nothing waits, but 99 % of the tenant's must be served."""
+    counts = {"completed": Metric(980, unit="requests"), "refused": Metric(20, unit="requests")}
+    late = {"ttft_p99_s": LateShare(2.0, Metric(0.02, 0.018, 0.022))}
+    chat = TenantResult("chat", {"ttft_p99_s": 2.0}, {**samples.make_point().metrics, **counts}, late)
+    idle = replace(samples.make_point(fixed=False), tenants=[chat], capacity=Capacity(seats=BatchSlotUse(0.0)))
+    said = headroom_sentences(replace(FOUND_ABOVE, term="tenants.chat.ttft_p99_s", failing=idle))
+    assert (
+        "What limits it there: refusals. 2 % of the requests of chat were refused, and a target for p99 TTFT allows "
+        "1 %."
+    ) in said
+    served = replace(idle, tenants=[replace(chat, metrics=samples.make_point().metrics, late={})])
+    said = headroom_sentences(replace(FOUND_ABOVE, term="tenants.chat.ttft_p99_s", failing=served))
+    assert "refusals" not in said
 
 
 def test_a_p99_is_limited_by_what_blocks_one_request_in_a_hundred() -> None:

@@ -231,6 +231,13 @@ def test_the_headline_says_when_order_does_not_matter_or_hurts() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("requests", "said"), [(1, "The trace has a single request"), (8, "One adapter gets all of the 8 requests")]
+)
+def test_the_headline_of_a_trace_with_one_adapter(requests: int, said: str) -> None:
+    assert headline(replace(FACTS, adapters=1, requests=requests)) == f"{said}: a cache has nothing to decide."
+
+
 def test_the_headline_of_a_trace_without_adapters_is_its_rate() -> None:
     # (5.8 - 1) * 2 requests/s * 60 s = (60 s * deviation)²: the deviation is 0.4/s, a fifth of the rate.
     # In a second: (1.5 - 1) * 2 * 1 = 1, half of the rate.

@@ -73,6 +73,13 @@ def test_a_small_share_is_mentioned_where_the_slo_is_met() -> None:
     assert unserved_words(samples.make_point()) == ""
 
 
+def test_how_many_were_refused_is_said_once() -> None:
+    said = answer(lacking(5000), {})
+    assert [s for s in [said.binding_sentence, *said.details] if "of the requests were refused" in s] == [
+        "5 % of the requests were refused. The notes of this run list the possible reasons."
+    ]
+
+
 def test_late_requests_are_mentioned_next_to_refused_ones() -> None:
     point = lacking(300, share=0.014)
     said = answer(point, TERMS)

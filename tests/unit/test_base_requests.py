@@ -93,8 +93,8 @@ def traffic(one: Scenario, replication: int = 0) -> dict[str, np.ndarray]:
         ([{**BASE, "targets": ["q"]}, {"share": 0.7}], "adapters.mix.0.targets", "no adapter, and so no targets"),
         ([{**BASE, "size": "1 MB"}, {"share": 0.7}], "adapters.mix.0.size", "no adapter, and so no size"),
         ([{"share": 1.0, "kind": "base"}, {"share": 0.0}], "adapters.mix.0.share", "no request is for the other kinds"),
-        ([{"share": 0.5, "kind": "base"}], "adapters.mix", "the shares of a mix add up to 100%"),
-        ([BASE, {"share": 0.6}], "adapters.mix", "the shares of a mix add up to 100%"),
+        ([{"share": 0.5, "kind": "base"}], "adapters.mix", "the shares of a mix must add up to 100%"),
+        ([BASE, {"share": 0.6}], "adapters.mix", "the shares of a mix must add up to 100%"),
     ],
 )
 def test_a_mix_that_cannot_be(mix: list[dict[str, Any]], key: str, problem: str) -> None:

@@ -68,3 +68,17 @@ def test_a_point_says_whether_its_loads_from_storage_block_steps(engine: str, bl
     point = summarise([with_loads(10, 0.5, misses=10, delayed_hits=0)], facts_of(world), {}, [])
     assert point.capacity.loader.blocks_steps == blocks
     assert point.capacity.to_json()["loader"]["blocks_steps"] == blocks
+
+
+@pytest.mark.parametrize(("host", "holds"), [(None, False), ({"slots": 7}, False), ({"slots": 8}, True)])
+def test_a_point_says_whether_host_memory_has_room_for_all_adapters(host: dict[str, int] | None, holds: bool) -> None:
+    cache = {"gpu": {"slots": 4}, **({} if host is None else {"host": host})}
+    world = build_world(
+        build(
+            workload={"requests": 40, "arrivals": {"process": "poisson", "rate": "1/s"}},
+            adapters={"count": 8},
+            cache=cache,
+            fleet={"engine": "vllm"},
+        )
+    )
+    assert facts_of(world).host_holds_all is holds

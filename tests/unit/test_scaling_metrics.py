@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from strategies import build, fixed_time, write_trace
 
+from reports.answers.bottleneck import limits
 from reports.charts.timeline_chart import timeline_chart
+from reports.text.answer_text import answer
 from reports.text.changes.scaling_text import scaling_sentences
 from sim.results.autoscaling.lives import provisioned_s, seconds_in, starting
 from sim.results.autoscaling.scaling_metrics import replicas_over_time
@@ -101,12 +104,33 @@ def test_the_timeline_has_both_counts() -> None:
     assert len(point.timeline.replicas) == len(point.timeline.t_s)
 
 
+@pytest.mark.parametrize(
+    ("starting", "otherwise", "attainment", "found"),
+    [(0.33, 0.007, 0.95, True), (0.33, 0.007, 0.995, False), (0.33, 0.2, 0.7, False), (0.33, None, 0.95, False)],
+)
+def test_cold_starts_limit_where_requests_are_late_during_them(
+    starting: float, otherwise: float | None, attainment: float, found: bool
+) -> None:
+    point = evaluate_scenario(scenario(), EvaluationOptions()).point
+    shares = {"late_while_starting": starting, "late_otherwise": otherwise, "slo_attainment": attainment}
+    point = replace(point, metrics=point.metrics | {name: Metric(value, unit="1") for name, value in shares.items()})
+    assert ("cold starts" in [limit.name for limit in limits(point)]) is found
+    if found:
+        said = answer(point, {"e2e_p99_s": 2.0}, cold=True)
+        assert said.binding == "cold starts"
+        assert said.binding_sentence.startswith(
+            "33 % of the requests that arrive while a replica starts are late, and 0.7 % of the others. Keep more"
+        )
+        assert not any("The caches start empty" in sentence for sentence in said.details)
+
+
 def test_the_answer_says_what_starts_did() -> None:
     point = evaluate_scenario(scenario(), EvaluationOptions()).point
-    assert scaling_sentences(point) == [
-        "There are 1.5 replicas on average; 1 start, each after 10 s, and then make 2 loads in their first minute.",
-        "33.3 % of the requests that arrive while a replica starts are late, and 0 % of the others.",
-    ]
+    starts = "There are 1.5 replicas on average; 1 start, each after 10 s, and then make 2 loads in their first minute."
+    late = "33.3 % of the requests that arrive while a replica starts are late, and 0 % of the others."
+    assert scaling_sentences(point) == [starts], "the limit says it"
+    in_time = replace(point, metrics={**point.metrics, "slo_attainment": Metric(0.995, unit="1")})
+    assert scaling_sentences(in_time) == [starts, late]
     assert scaling_sentences(evaluate_scenario(scenario(autoscale=None), EvaluationOptions()).point) == []
 
 

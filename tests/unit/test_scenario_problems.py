@@ -191,7 +191,7 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
         (
             "  targets: [q, v]",
             "  mix:\n  - {share: 60%}\n  - {share: 20%}",
-            "12: adapters.mix: the shares of a mix add up to 100% (got 80.00%)",
+            "12: adapters.mix: the shares of a mix must add up to 100% (got 80.00%)",
         ),
         (
             "{slots: 8}",

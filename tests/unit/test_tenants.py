@@ -191,7 +191,7 @@ fleet: {gpu: h100-80gb}
     ("old", "new", "problem"),
     [
         ("name: quiet", "name: noisy", "tenants.1.name: two tenants have this name (got noisy)"),
-        ("share: 40%", "share: 30%", "tenants: the shares of the tenants add up to 100% (got 90.00%)"),
+        ("share: 40%", "share: 30%", "tenants: the shares of the tenants must add up to 100% (got 90.00%)"),
         ("share: 40%, ", "", "tenants.1.share: other tenants have a share"),
         ("adapters: 20", "adapters: 10", "the tenants' adapters don't add up to adapters.count (got 20 of tenants"),
         ("adapters: 20, share: 40%", "match: ['a*']", "tenants.1.match: give all tenants either adapters or match"),

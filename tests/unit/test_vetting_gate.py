@@ -194,7 +194,7 @@ def test_the_gate_can_be_swept(file: Path) -> None:
     assert held.held_back
     told = sweep_answer(data.points, {"ttft_p99_s": 1.0})
     assert told.headline.startswith("Held back at 1 of 2 points: rollouts.0, v2 shows underfitting (likely). ")
-    assert "With none, the rollout " in " ".join(told.details)
+    assert "With none, 2 replications are too few to tell what the rollout did: " in " ".join(told.details)
     assert "What holding it back avoided" in build_report(data)
 
 

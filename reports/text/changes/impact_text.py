@@ -16,7 +16,9 @@ from reports.answers.change_findings import (
     has_rollout,
     impact_of,
     impact_parts,
+    is_too_short,
     latency_name,
+    replications_needed,
     rollouts_begun,
     value_of,
 )
@@ -48,10 +50,15 @@ def rounded(count: float) -> str:
 
 
 def with_bounds(metric: Metric) -> str:
-    """Return a mean count with its interval, rounded alike."""
-    text = rounded(metric.value or 0.0)
+    """Return a mean count with its interval, rounded alike.
+
+    A count beyond the usual may come out negative by chance. There are no fewer than none.
+    """
+    text = rounded(max(metric.value or 0.0, 0.0))
     if metric.lo is None or metric.hi is None or metric.lo == metric.hi:
         return text
+    if metric.lo < 0:
+        return f"{text} (up to {rounded(max(metric.hi, 0.0))})"
     return f"{text} ({rounded(metric.lo)} to {rounded(metric.hi)})"
 
 
@@ -145,7 +152,10 @@ def impact_clause(point: Point) -> str:
     if not has_clear_impact(point) and beyond:
         if not metric.value:
             return f"{cause} affected none of {total}{beyond}"
-        return f"{cause} had no clear impact: {with_bounds(metric)} of {total} affected{beyond}"
+        counted = f"{with_bounds(metric)} of {total} affected{beyond}"
+        if is_too_short(point):
+            return f"{impact_of(point).replications} replications are too few to tell what {cause} did: {counted}"
+        return f"{cause} had no clear impact: {counted}"
     parts = composition(point)
     return f"{cause} affected {with_bounds(metric)} of {total}{beyond}{f': {parts}' if parts else ''}"
 
@@ -154,12 +164,22 @@ def change_sentences(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     """Return more of what rollouts and faults did to one point, the most important first; nothing without any."""
     if point.impact is None:
         return []
-    said = [*_identity(point), *_without_answer(point), *_usual(point)]
+    said = [*_longer(point), *_identity(point), *_without_answer(point), *_usual(point)]
     if has_rollout([point]):
         said += _rollout(point, slo_terms)
     elif value_of(point, "wrong_adapter_served") is None and (peak := _afterwards(point)) is not None:
         said.append(peak)
     return said + _faults(point)
+
+
+def _longer(point: Point) -> list[str]:
+    """Return how many replications would tell what a change did, where there are too few."""
+    count = replications_needed(point) if is_too_short(point) else None
+    if count is None:
+        return []
+    return [
+        f"About {count} replications would tell, if the impact is as large as it seems: --set run.replications={count}."
+    ]
 
 
 def _without_answer(point: Point) -> list[str]:
@@ -184,7 +204,7 @@ def _usual(point: Point) -> list[str]:
         reason = "" if state is None else f" ({why('harmed_excess', state)})"
         return [f"Some of the {rounded(late)} late requests may be late anyway{reason}."] if late else []
     usual = every - beyond
-    return [f"{rounded(usual)} more are late, as they are without {cause_of([point]).words}."] if usual >= SOME else []
+    return [f"{rounded(usual)} more would be late without {cause_of([point]).words}, too."] if usual >= SOME else []
 
 
 def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from reports.answers.bottleneck import Evidence, limits
 from reports.formatting import number, percent
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 
 
 def scaling_sentences(point: Point) -> list[str]:
-    """Return how many replicas there were, and what their starts did; nothing of a fleet that stays as it is."""
+    """Return how many replicas there were, and what their starts did; nothing of a fleet that stays as it is.
+
+    How many are late is left out where cold starts limit the point: then ``limit_sentence`` has it.
+    """
 
     def value(name: str) -> float | None:
         metric = point.metrics.get(name)
@@ -27,7 +31,8 @@ def scaling_sentences(point: Point) -> list[str]:
         "in their first minute."
     ]
     late, otherwise = value("late_while_starting"), value("late_otherwise")
-    if late is not None and otherwise is not None:
+    said_already = any(limit.evidence is Evidence.COLD_STARTS for limit in limits(point))
+    if late is not None and otherwise is not None and not said_already:
         said.append(
             f"{percent(late)} of the requests that arrive while a replica starts are late, and {percent(otherwise)} of "
             "the others."

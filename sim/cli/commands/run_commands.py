@@ -163,13 +163,12 @@ def _notes(finished: StudyOutcome, quiet: bool) -> None:
 
 def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
     """Return whether every point meets every term of the SLO, and of those of its tenants, with its interval."""
-    from sim.results.by_tenant.slo_terms import with_tenants
     from sim.results.verdict import MET, verdict
 
     def terms(point: Point) -> dict[str, float]:
         varies = any(key.startswith("slo") for key in point.set)
         scenario = loaded.with_values(point.set).scenario if varies else loaded.scenario
-        return with_tenants(scenario.slo.terms(), point)
+        return scenario.slo.terms()
 
     return all(verdict(point, terms(point)) == MET for point in points)
 
@@ -188,7 +187,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     )
     from reports.tables.tenant_tables import money_table, tenants_table
     from reports.text.metric_text import capital
-    from sim.results.verdict import verdict
+    from sim.results.verdict import NO_SLO, verdict
 
     points, terms = data.points, loaded.scenario.slo.terms()
     axes = make_axes(points)
@@ -198,9 +197,9 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     else:
         load = None if data.headroom is None else data.headroom.load
         table = grouped_table(points[0], terms, load) if key_only else metrics_table(points[0])
-    about_slo = terms and len(points) == 1 and not has_clear_impact(points[0])  # a mark would say that all is well
-    found = verdict(points[0], terms) if about_slo else None
-    say_result(loaded.scenario.name, answer.headline, points, found)
+    about_slo = len(points) == 1 and not has_clear_impact(points[0])  # a mark would say that all is well
+    found = verdict(points[0], terms) if about_slo else NO_SLO
+    say_result(loaded.scenario.name, answer.headline, points, None if found == NO_SLO else found)
     for sentence in (answer.binding_sentence, answer.headroom, *answer.details, traffic_sentence(points)):
         if sentence:
             say(f"  {sentence}")

@@ -189,7 +189,7 @@ def _check_shares(tenants: Sequence[Tenant]) -> None:
         )
     total = sum(given.values())
     if abs(total - 1) > 1e-6:
-        raise located("tenants", "the shares of the tenants add up to 100%", got=f"{total:.2%}")
+        raise located("tenants", "the shares of the tenants must add up to 100%", got=f"{total:.2%}")
 
 
 def _check_rates(tenants: Sequence[Tenant], workload: Workload, adapters: Adapters) -> None:

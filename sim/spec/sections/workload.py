@@ -171,7 +171,7 @@ class Adapters(Strict):
                     raise located(key, f"give {key} in the mix or for all adapters, not both")
             total = sum(kind.share for kind in self.mix)
             if abs(total - 1) > 1e-6:
-                raise located("mix", "the shares of a mix add up to 100%", got=f"{total:.2%}")
+                raise located("mix", "the shares of a mix must add up to 100%", got=f"{total:.2%}")
             self._check_base([i for i, kind in enumerate(self.mix) if kind.kind == "base"])
         if self.invocation_tokens and any(kind.kind == "full" for kind in self.mix):
             raise located(

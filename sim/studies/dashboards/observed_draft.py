@@ -259,4 +259,5 @@ def _differences(service: ObservedService, base: LoadedScenario) -> Iterator[str
         yield f"The server {'caches' if service.prefix_caching else 'does not cache'} prefixes, unlike {base.source}."
     if service.servers != scenario.fleet.replicas:
         replicas = scenario.fleet.replicas
-        yield f"The metrics are of {service.servers} servers; fleet.replicas of {base.source} is {replicas}."
+        servers = f"{service.servers} server{'s' if service.servers != 1 else ''}"
+        yield f"The metrics are of {servers}; fleet.replicas of {base.source} is {replicas}."

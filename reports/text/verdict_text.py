@@ -1,0 +1,116 @@
+"""Whose SLO is met, in words: that of the fleet, and those of its tenants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from reports.text.metric_text import capital, term_sentence
+from sim.results.by_tenant.slo_terms import split_term, with_tenants
+from sim.results.point import Point
+from sim.results.verdict import (
+    MET,
+    NO_SLO,
+    NOT_MET,
+    PROBABLY_MET,
+    PROBABLY_NOT,
+    UNCLEAR,
+    grade,
+    met_probability,
+    term_verdict,
+    verdict,
+)
+
+_NAMED = 3
+"""How many tenants or terms a sentence names, at most; the table of tenants has all of them."""
+
+
+_OPENINGS = {
+    MET: "{slo} {are} met",
+    PROBABLY_MET: "{slo} {are} probably met",
+    UNCLEAR: "It is unclear whether {slo} {are} met",
+    PROBABLY_NOT: "{slo} {are} probably not met",
+    NOT_MET: "{slo} {are} not met",
+}
+
+
+def verdict_opening(point: Point, slo_terms: Mapping[str, float], deciding: str | None) -> str:
+    """Return whether the SLO is met, as the start of a sentence; empty without an SLO.
+
+    Where one is missed or unclear, that is the one of the deciding term. Met are all.
+
+    :param slo_terms: those of the fleet; ``deciding``: a term of the fleet or a tenant.
+    """
+    terms = with_tenants(slo_terms, point)
+    if not terms:
+        return ""
+    word, whose = grade(met_probability(point, terms)), whose_slo(point, slo_terms, deciding)
+    return capital(_OPENINGS[word].format(slo=_slo_words(whose), are="are" if len(whose) > 1 else "is"))
+
+
+def whose_slo(point: Point, slo_terms: Mapping[str, float], deciding: str | None) -> list[str]:
+    """Return whose SLO a headline is about: tenants by name, and the fleet as an empty one."""
+    named = with_tenants(slo_terms, point) if verdict(point, slo_terms) == MET else [deciding or ""]
+    return list(dict.fromkeys(split_term(name)[0] for name in named))
+
+
+def _slo_words(whose: Sequence[str]) -> str:
+    """Return what the SLO of the fleet, of a tenant or of several of them is called.
+
+    :param whose: tenants by name; the fleet is empty.
+    """
+    if list(whose) == [""]:
+        return "the SLO"
+    if len(whose) == 1:
+        return f"the SLO of {whose[0]}"
+    fleet, tenants = [name for name in whose if not name], [name for name in whose if name]
+    names = [*(["the fleet"] if fleet else []), *(tenants if len(tenants) <= _NAMED else [f"{len(tenants)} tenants"])]
+    if len(names) == 1:
+        return f"the SLOs of {names[0]}"
+    return f"the SLOs of {', '.join(names[:-1])} and {names[-1]}"
+
+
+def other_tenants_sentences(point: Point, shown: str | None) -> list[str]:
+    """Return what tenants miss or may miss, other than the term that the headline shows."""
+    terms = with_tenants({}, point)
+    missed = [n for n, target in terms.items() if n != shown and term_verdict(point, n, target) != MET]
+    said = [f"{capital(term_sentence(point, name, terms[name]))}." for name in missed[:_NAMED]]
+    more = len(missed) - len(said)
+    if more:
+        said.append(
+            f"{more:,} more target{' is' if more == 1 else 's are'} missed or unclear: see the table of tenants."
+        )
+    return said
+
+
+def tenants_of_sweep(points: Sequence[Point], slo_terms: Mapping[str, float]) -> list[str]:
+    """Return at how many points each SLO is missed or unclear, in one sentence; nothing where no tenant has one.
+
+    :param slo_terms: those of the fleet.
+    """
+    tenants = dict.fromkeys(split_term(name)[0] for point in points for name in with_tenants({}, point))
+    if not tenants:
+        return []
+    words = {name: [_verdict_of(point, name) for point in points] for name in tenants}
+    if slo_terms:
+        fleet = [verdict(replace(point, tenants=[]), slo_terms) for point in points]
+        words = {"the fleet": fleet, **words}
+    lacking = {name: found for name, found in words.items() if {NOT_MET, UNCLEAR} & set(found)}
+    if not lacking:
+        return []
+    parts = [_lacking_words(name, found, first=not i) for i, (name, found) in enumerate(lacking.items())]
+    named, more = parts[:_NAMED], len(parts) - _NAMED
+    return [f"{'; '.join(named)}{f'; {more:,} more are missed or unclear somewhere' if more > 0 else ''}."]
+
+
+def _lacking_words(name: str, found: Sequence[str], *, first: bool) -> str:
+    counts = [(word, sum(each == word for each in found)) for word in (NOT_MET, UNCLEAR)]
+    start = f"The SLO of {name}" if first else f"that of {name}"
+    said = " and ".join(f"{word} at {count:,}" for word, count in counts if count)
+    return f"{start} is {said} of {len(found):,} points"
+
+
+def _verdict_of(point: Point, tenant: str) -> str:
+    """Return the verdict on the SLO of one tenant."""
+    found = next((each for each in point.tenants if each.name == tenant), None)
+    return NO_SLO if found is None else verdict(point.of_tenant(found), found.slo)
