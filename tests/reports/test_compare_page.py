@@ -292,6 +292,11 @@ def test_tenants_that_one_run_lacks_are_left_out() -> None:
     found = compare_runs(run(samples.make_point(fixed=False)), run(shared(chat=5.0), name="two"))
     assert found.terms == {}
     assert "Only B has the tenant chat: its SLO is left out." in caution_sentences(found)
+    slo = {"ttft_p99": "1 s"}
+    found = compare_runs(run(samples.make_point(fixed=False), slo=slo), run(shared(chat=5.0), slo=slo, name="two"))
+    row = as_json(found)["points"][0]
+    assert (row["slo_one"], row["slo_other"]) == ("met", "met"), "by the SLO that both have"
+    assert "SLO is met with both" in " ".join([headline(found), *details(found)])
 
 
 def test_whose_slo_is_met_is_said_where_they_differ() -> None:
