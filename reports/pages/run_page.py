@@ -115,7 +115,7 @@ def report_page(run: RunData, known: Answer | None = None) -> Page:
     content = {
         "kind": manifest.get("kind") or "run",
         "description": scenario.get("description", ""),
-        "slo": [f"{metric_words(name)} {show(name, target)}" for name, target in terms.items()],
+        "slo": slo_words(terms, run.points),
         "state_note": method.state_note(manifest),
         "assumed_note": _assumed_note(manifest),
         "modelled": method.modelled(manifest),
@@ -229,6 +229,12 @@ def _changes(points: list[Point], axes: list[Axis], terms: dict[str, float], foc
         change_tables.events_table(focus, where),
     ]
     return [table for table in found if table is not None]
+
+
+def slo_words(terms: dict[str, float], points: Sequence[Point]) -> list[str]:
+    """Return the terms of the fleet and of the first point's tenants, each with its target."""
+    every = with_tenants(terms, points[0]) if points else terms
+    return [f"{metric_words(name)} {show(name, target)}" for name, target in every.items()]
 
 
 def verdict_badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str, str, str]:

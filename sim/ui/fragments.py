@@ -10,9 +10,9 @@ from typing import Any
 
 from reports.answers.run_comparison import Comparison, compare_runs
 from reports.charts.svg import Chart
-from reports.formatting import key_words, listed, metric_words, money, number, percent, show
+from reports.formatting import key_words, listed, money, number, percent
 from reports.pages.page import environment, page_script
-from reports.pages.run_page import verdict_badge
+from reports.pages.run_page import slo_words, verdict_badge
 from reports.table import Table
 from reports.tables.comparison_tables import key_table
 from reports.tables.metric_tables import make_tiles
@@ -115,7 +115,7 @@ def answer_parts(judged: PointAnswer, loaded: LoadedScenario) -> dict[str, str]:
     if at_its_largest(judged, loaded):
         return _largest_parts(judged.point, loaded)
     point, terms = judged.point, loaded.scenario.slo.terms()
-    slo = [f"{metric_words(name)} {show(name, target)}" for name, target in terms.items()]
+    slo = slo_words(terms, [point])
     badge = verdict_badge([point], terms, judged.answer.verdict)
     tiles = make_tiles(point, terms)
     tenants = tenants_table([point])
