@@ -33,6 +33,7 @@ from sim.results.verdict import (
     MET,
     NO_SLO,
     NOT_MET,
+    PROBABLY_NOT,
     UNCLEAR,
     grade,
     is_lacking,
@@ -157,8 +158,9 @@ def answer(
     details += scaling_sentences(point) + placement_sentences(point)
     details += cost_sentences(point, None if headroom is None else headroom.load)
     sentence = limit_sentence(binding, point)
-    more = headroom_sentences(headroom, missed_today=found == NOT_MET)
-    few = headroom_words(headroom, missed_today=found == NOT_MET)
+    missed_today = bool(terms) and grade(met_probability(point, terms)) in (NOT_MET, PROBABLY_NOT)
+    more = headroom_sentences(headroom, missed_today=missed_today)
+    few = headroom_words(headroom, missed_today=missed_today)
     return Answer(headline, details, found, limit_words(binding), sentence, more, word, reason, few)
 
 

@@ -156,7 +156,8 @@ def headline(comparison: Comparison) -> str:
         if all(pair.differences[name].change == 0 for name in known):
             return f"No difference {which}: {_names(known)} {'are' if len(known) > 1 else 'is'} the same."
         return f"No clear difference {which}: {_values(pair, known, short=len(known) > 1)}."
-    return f"A and B can't be compared: {_names(names) or 'every metric that decides'} has no value in one of them."
+    which = f"{_names(names)} {'have' if len(names) > 1 else 'has'}" if names else "every metric that decides has"
+    return f"A and B can't be compared: {which} no value in one of them."
 
 
 def _opening(comparison: Comparison, word: str) -> str:
