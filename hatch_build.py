@@ -92,7 +92,7 @@ def compile_modules(root: Path) -> dict[str, str]:
     with contextlib.chdir(root):
         options = ["--config-file", "pyproject.toml", *hot_modules(root)]
         extensions = mypycify(options, opt_level=OPT_LEVEL, debug_level="0", target_dir=BUILD, group_name="loraplan")
-        if os.name == "posix":  # in C files that deeply indented, gcc looks for misleading indentation for minutes
+        if os.name == "posix":  # gcc takes minutes to look for misleading indentation in files this deeply indented
             for extension in extensions:
                 extension.extra_compile_args.append("-Wno-misleading-indentation")
         command = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")

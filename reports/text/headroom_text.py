@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports.answers.bottleneck import BLOCKED_FOR_P99, blocked, limits
-from reports.formatting import metric_words, percent
+from reports.formatting import listed, metric_words, percent
 from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import capital, unserved_words
 from sim.results.by_tenant.slo_terms import judged, split_term
@@ -28,7 +28,7 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False) ->
     load = (
         f"Today's traffic is {percent(found.load)} of what full batches could serve." if found.load and batches else ""
     )
-    without = f"The search leaves out {' and '.join(found.without)}." if found.without and not missed_today else ""
+    without = f"The search leaves out {listed(found.without)}." if found.without and not missed_today else ""
     multiple = _otherwise(found) if missed_today else _multiple(found)
     return " ".join(part for part in (multiple, _limit(found), load, without) if part)
 
@@ -41,7 +41,7 @@ def _below_today(found: Headroom) -> bool:
 def _otherwise(found: Headroom) -> str:
     """Return at what multiple the SLO fails without the parts that the search leaves out, where these make it fail."""
     left_out = [part for part in found.without if part != _SCALING]
-    parts = [f"without {' and '.join(left_out)}"] if left_out else []
+    parts = [f"without {listed(left_out)}"] if left_out else []
     parts += ["with as many replicas all the time as the autoscaler may start"] if _SCALING in found.without else []
     start = f"Headroom: none. {capital(' and '.join(parts))}, the SLO would be met"
     if found.outcome == ALWAYS:

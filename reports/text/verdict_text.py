@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from reports.formatting import listed
 from reports.text.metric_text import capital, term_sentence
 from sim.results.by_tenant.slo_terms import split_term, with_tenants
 from sim.results.point import Point
@@ -65,9 +66,7 @@ def _slo_words(whose: Sequence[str]) -> str:
         return f"the SLO of {whose[0]}"
     fleet, tenants = [name for name in whose if not name], [name for name in whose if name]
     names = [*(["the fleet"] if fleet else []), *(tenants if len(tenants) <= _NAMED else [f"{len(tenants)} tenants"])]
-    if len(names) == 1:
-        return f"the SLOs of {names[0]}"
-    return f"the SLOs of {', '.join(names[:-1])} and {names[-1]}"
+    return f"the SLOs of {listed(names)}"
 
 
 def other_tenants_sentences(point: Point, shown: str | None) -> list[str]:

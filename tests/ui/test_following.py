@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from sim.ui import following
 from sim.ui.following import PageRequest, follow
 from sim.ui.library import ChosenDesign, Library
 from sim.ui.simulating.broker import Broker
-from sim.ui.simulating.tasks import PointAnswer
+from sim.ui.simulating.tasks import MOST_REQUESTS, Memory, PointAnswer
 from sim.ui.simulating.workers import TooSlow, Workers
 
 Event = dict[str, Any]
@@ -186,6 +187,17 @@ def test_a_target_that_moves_to_the_end_simulates_only_other_multiples_of_the_tr
     assert second.point.metrics["slo_attainment"] != first.point.metrics["slo_attainment"]
     assert multiples(first) & multiples(second), "the same traffic was tried for both"
     assert broker._answers.simulated - before <= len(multiples(second) - multiples(first)) + 1
+
+
+def test_recordings_of_earlier_designs_give_way_to_a_long_one() -> None:
+    memory = Memory()
+    memory.designs |= {name: SimpleNamespace(requests=count) for name, count in (("first", MOST_REQUESTS), ("now", 0))}
+    memory.make_room(0)
+    assert list(memory.designs) == ["first", "now"]
+    memory.make_room(1)
+    assert list(memory.designs) == ["now"]
+    memory.make_room(2 * MOST_REQUESTS)
+    assert list(memory.designs) == ["now"], "the one that is simulated stays"
 
 
 def test_a_change_cancels_what_is_under_way(broker: Broker, folder: Path) -> None:
