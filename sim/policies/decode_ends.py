@@ -54,7 +54,9 @@ class DecodeEnds:
     def pop_next(self) -> list[Request]:
         """Remove and return the sequences that end at ``next_step``, in the order of their index."""
         steps = self._steps
-        ended = self._ending.pop(heappop(steps))
+        step = heappop(steps)
+        ended = self._ending[step]
+        del self._ending[step]
         self.next_step = steps[0]
         if len(ended) > 1:
             ended.sort(key=_by_index)

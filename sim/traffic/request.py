@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Final
 
 HIT: Final = 0
@@ -108,6 +110,37 @@ class Request:
         fresh.session = self.session
         fresh.tenant = self.tenant
         return fresh
+
+
+Runs = tuple[tuple[int, int], ...]
+"""What ``Request.shared`` is."""
+
+
+def requests_of(
+    first: int,
+    arrival_s: list[float],
+    adapter: list[int],
+    tokens: tuple[list[int], list[int]],
+    times_s: tuple[list[float], list[float], list[float]],
+    text: tuple[Iterable[Runs], Iterable[int]] | None,
+) -> Iterator[Request]:
+    """Create requests one by one, as they arrive; all lists have a value for each.
+
+    :param first: index of the first of them.
+    :param tokens: of prompt and answer; ``times_s``: ``load_s``, ``host_load_s`` and ``service_s``.
+    :param text: ``shared`` and ``text_key``, where requests share text.
+    """
+    prompts, outputs = tokens
+    loads_s, host_loads_s, services_s = times_s
+    if text is not None:
+        yield from map(Request, count(first), arrival_s, adapter, *tokens, *times_s, *text)
+        return
+    index = first
+    for arrived_s, own, prompt, output, load_s, host_load_s, service_s in zip(
+        arrival_s, adapter, prompts, outputs, loads_s, host_loads_s, services_s, strict=True
+    ):
+        yield Request(index, arrived_s, own, prompt, output, load_s, host_load_s, service_s)
+        index += 1
 
 
 def of_tenant(request: Request, tenant: int) -> Request:

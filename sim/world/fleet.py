@@ -16,7 +16,7 @@ from sim.policies.routing import Choosing
 from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
-from sim.traffic.request import BASE_MODEL, Request, of_tenant
+from sim.traffic.request import BASE_MODEL, Request, of_tenant, requests_of
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.fleet_ports import FleetHooks
 from sim.world.replica.server import ReplicaTotals, Server
@@ -252,17 +252,13 @@ class Fleet:
         times = self._times
         adapter = np.where(chunk.adapter == BASE_MODEL, self._base_model, chunk.adapter)
         text = chunk.text if self._carry_text else None
-        self._requests = map(  # creates requests one by one, without a tuple of arguments for each
-            Request,
-            range(chunk.first, chunk.first + len(chunk)),
+        self._requests = requests_of(
+            chunk.first,
             chunk.arrival_s.tolist(),
             adapter.tolist(),
-            chunk.prompt_tokens.tolist(),
-            chunk.output_tokens.tolist(),
-            times.load(chunk).tolist(),
-            times.host_load(chunk).tolist(),
-            times.service(chunk).tolist(),
-            *(() if text is None else (text.runs_of_requests(), text.rest.tolist())),
+            (chunk.prompt_tokens.tolist(), chunk.output_tokens.tolist()),
+            (times.load(chunk).tolist(), times.host_load(chunk).tolist(), times.service(chunk).tolist()),
+            None if text is None else (text.runs_of_requests(), text.rest.tolist()),
         )
         if self._tenant_of is not None:
             self._requests = map(of_tenant, self._requests, self._tenant_of[chunk.adapter].tolist())

@@ -18,7 +18,7 @@ class Lru:
         self._order: OrderedDict[int, None] = OrderedDict()
         # The two that every request calls are the dictionary's own C methods.
         self.idle: Callable[[int], None] = self._order.setdefault
-        self.busy: Callable[[int], None] = self._order.__delitem__
+        self.busy: Callable[[int], None] = self._order.pop
         self.remove: Callable[[int], None] = self.busy
 
     def loaded(self, adapter: int) -> None:
