@@ -121,6 +121,7 @@ KEY_WORDS = {
     "fleet.autoscale.target": "autoscaler target",
     "fleet.autoscale.policy": "autoscaler policy",
     "fleet.max_num_seqs": "batch slots (max_num_seqs)",
+    "fleet.max_num_batched_tokens": "token budget of a step (max_num_batched_tokens)",
     "fleet.kv_tokens": "KV tokens",
     "fleet.engine": "engine",
     "fleet.profile": "profile",

@@ -44,7 +44,7 @@ __all__ = [
     "sweep",
 ]
 
-_VALUES = Origin("values")
+_VALUES, _SEED = Origin("values"), Origin("seed")
 """How errors name the place of what a call sets."""
 _OVER = 'such as {"cache.gpu.slots": [16, 32, 64]}'
 
@@ -67,13 +67,14 @@ def load_scenario(
 
     :param source: a YAML file, or the name of a bundled scenario.
     :param values: by dotted key, such as ``{"cache.gpu.slots": 64, "workload.arrivals.rate": "12/s"}``.
+    :param seed: replaces ``run.seed``.
     :param confined: refuse files outside the scenario's folder: for a stranger's scenario.
     :param evictions: classes of your own by the names that ``cache.eviction`` may then have (docs/own-policy.md).
     :param routers: the same for ``router.policy``.
     :raises InputError: with every problem found.
     """
-    loaded = _load(str(source), (), seed, confined=confined, given=Given.of(evictions, routers))
-    return loaded.with_values(values, _VALUES) if values else loaded
+    loaded = _load(str(source), confined=confined, given=Given.of(evictions, routers))
+    return _with_values(loaded, values, seed)
 
 
 def run(
@@ -216,11 +217,15 @@ def _question(
 
 def _loaded(scenario: Source, values: Mapping[str, Any] | None, seed: int | None, given: Given) -> LoadedScenario:
     if not isinstance(scenario, LoadedScenario):
-        loaded = _load(str(scenario), (), seed, given=given)
-        return loaded.with_values(values, _VALUES) if values else loaded
-    loaded = scenario.with_policies(given) if given.evictions or given.routers else scenario
-    changed = {**(values or {}), **({} if seed is None else {"run.seed": seed})}
-    return loaded.with_values(changed, _VALUES) if changed else loaded
+        loaded = _load(str(scenario), given=given)
+    else:
+        loaded = scenario.with_policies(given) if given.evictions or given.routers else scenario
+    return _with_values(loaded, values, seed)
+
+
+def _with_values(loaded: LoadedScenario, values: Mapping[str, Any] | None, seed: int | None) -> LoadedScenario:
+    loaded = loaded.with_values(values, _VALUES) if values else loaded
+    return loaded if seed is None else loaded.with_values({"run.seed": seed}, _SEED)
 
 
 def _pool(backend: str, address: str | None, jobs: int) -> AbstractContextManager[Pool]:

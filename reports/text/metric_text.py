@@ -203,5 +203,6 @@ def unserved_words(point: Point, whose: str = "the requests") -> str:
 
 
 def capital(text: str) -> str:
-    """Return a sentence's start with a capital; ``p99`` stays as it is."""
-    return text[:1].upper() + text[1:] if not text.startswith("p99") else text
+    """Return a sentence's start with a capital; ``p99`` and the keys of scenarios stay as they are."""
+    first = text.partition(" ")[0]
+    return text if first == "p99" or "." in first.rstrip(".") else text[:1].upper() + text[1:]

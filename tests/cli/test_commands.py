@@ -286,6 +286,11 @@ def test_a_finished_run_gets_back_what_was_deleted(loraplan: CommandLine, tmp_pa
         (tmp_path / "out" / name).unlink()
         loraplan(*few)
         assert (tmp_path / "out" / name).exists()
+    summary = tmp_path / "out/summary.json"
+    whole = summary.read_bytes()
+    summary.write_bytes(whole[:-20])  # torn
+    assert loraplan(*few).code == 0
+    assert summary.read_bytes() == whole
 
 
 def test_a_finished_run_is_simulated_again_if_a_file_that_it_read_changes(

@@ -14,7 +14,7 @@ from reports.charts.svg import place_labels
 from reports.formatting import number, percent, popular_words, read_terms, show
 from reports.pages.page import tied
 from reports.tables.metric_tables import traffic_sentence
-from reports.text.metric_text import with_interval
+from reports.text.metric_text import capital, with_interval
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric
 
@@ -126,3 +126,16 @@ def test_one_adapter_has_no_hottest_part(base_share: float, said: str) -> None:
     made = samples.make_point()
     traffic = {**made.traffic, "adapters": 1.0, "effective_adapters": 1.0, "base_share": base_share}
     assert traffic_sentence([replace(made, traffic=traffic)]) == said
+
+
+@pytest.mark.parametrize(
+    ("start", "sentence"),
+    [
+        ("miss ratio is 3 %.", "Miss ratio is 3 %."),
+        ("p99 TTFT is 1 s.", "p99 TTFT is 1 s."),
+        ("fleet.block_size 16 is enough.", "fleet.block_size 16 is enough."),
+        ("none.", "None."),
+    ],
+)
+def test_a_sentence_starts_with_a_capital_unless_it_starts_with_a_name(start: str, sentence: str) -> None:
+    assert capital(start) == sentence

@@ -138,3 +138,10 @@ def test_importing_the_package_costs_nothing(name: str) -> None:
     heavy = "{'numpy', 'pandas', 'pydantic', 'sim.api'}"
     code = f"import sys, {name}; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_bad_seed_is_named_as_the_argument_it_is(seed: int) -> None:
+    for call in (lambda: loraplan.run("quickstart", seed=seed), lambda: loraplan.load_scenario("quickstart", seed=seed)):
+        with pytest.raises(InputError, match=r"^seed: run\.seed: out of range"):
+            call()

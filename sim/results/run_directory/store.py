@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import LoraplanError, OutputError
-from sim.reading import POINT_BYTES, open_regular
+from sim.reading import POINT_BYTES, TABLE_BYTES, open_regular
 from sim.results.fleet_costs.prices import priced
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
@@ -305,9 +305,9 @@ def read_run(path: Path) -> RunData:
 
 
 def read_finished(path: Path) -> RunData | None:
-    """Return a run directory if its study is finished and none of its files but the report is missing, else None.
+    """Return a run directory if its study is finished and no file but the report is missing or torn, else None.
 
-    :raises OutputError: if there is one, but damaged.
+    :raises OutputError: if there is one, but its manifest or a point is damaged.
     """
     if not (path / MANIFEST).exists():
         return None
@@ -315,6 +315,10 @@ def read_finished(path: Path) -> RunData | None:
     data = read_run(path)
     tables = [path / name for name in ("summary.json", "points.csv")]
     if data.manifest.get("status") != "finished" or any(file.is_symlink() or not file.is_file() for file in tables):
+        return None
+    try:
+        read_json(tables[0], TABLE_BYTES)  # only for scripts, but a study that is finished has one that they can read
+    except OutputError:
         return None
     keys = data.manifest["point_keys"]
     return data if keys and _holds_requests(path / "requests.parquet", str(keys[0])) else None

@@ -39,7 +39,7 @@ from sim.results.verdict import (
 )
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
-from sim.spec.scenario_file import LoadedScenario
+from sim.spec.scenario_file import LoadedScenario, Origin
 from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
 from sim.studies.backends.pool import Pool
 from sim.studies.evaluate import (
@@ -241,7 +241,7 @@ class DesignEvaluator:
     def _make(self, set_: dict[str, Any], named: dict[str, Any]) -> PlanDesign:
         loaded = self.loaded
         try:
-            loaded = loaded.with_values(set_) if set_ else loaded
+            loaded = loaded.with_values(set_, Origin("plan")) if set_ else loaded
             built = _built(longer(loaded, TIMES[0]))
         except InputError as error:
             return PlanDesign(
