@@ -15,6 +15,8 @@ def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
+    if str(ROOT / "docs") not in sys.path:  # as when the script runs
+        sys.path.append(str(ROOT / "docs"))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses look themselves up there
     spec.loader.exec_module(module)

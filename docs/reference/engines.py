@@ -1,0 +1,124 @@
+"""Tables of engines: rules about adapters, ways of serving them, versions, options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reference.markdown import table
+
+
+def engine_rules() -> str:
+    """Return what engines make of adapters, and the words of each rule that isn't plain support."""
+    from sim.spec.engines import ENGINES
+    from sim.training.files.engine_checks import rules_of
+    from sim.training.files.engine_rules import EXTRAS
+
+    names_by_target: dict[str, list[str]] = {}
+    for engine in ENGINES:
+        if engine.name not in ("continuous", "fixed"):
+            names_by_target.setdefault(engine.target, []).append(engine.name)
+    rules_by_engine = {
+        names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}": rules_of(names[0])
+        for names in names_by_target.values()
+    }
+    real = list(rules_by_engine)
+    words = {"served": "yes", "refused": "refused", "wrong": "wrongly", "unknown": "–"}
+    rows = [[extra, *(words[rules_by_engine[name].rule(extra).verdict] for name in real)] for extra in EXTRAS]
+    slots = {
+        "all": "all modules, largest rank",
+        "targets": "all targets, largest rank",
+        "adapter": "the adapter",
+        "unknown": "–",
+    }
+    rows.append(["a slot holds", *(slots[rules_by_engine[name].slots_hold] for name in real)])
+    choices = [", ".join(map(str, rules_by_engine[name].rank_choices)) or "–" for name in real]
+    rows.append(["largest rank, choices", *choices])
+    said = [
+        [name, extra, rule.words, f"`{rule.source}`" if rule.source else ""]
+        for name in real
+        for extra, rule in rules_by_engine[name].extras.items()
+    ]
+    return table(["", *real], rows) + "\n\n" + table(["engine", "extra", "the engine …", "read from"], said)
+
+
+def mode_tables() -> str:
+    """Return the ways of serving adapters, and what they and other choices need of the rest of a scenario."""
+    from sim.spec.adapter_modes import MODES, OTHER_CHOICES
+    from sim.spec.needs import words_of
+
+    modes, needs = [], []
+    for each in (*MODES, *OTHER_CHOICES):
+        chosen = " or ".join(f"`{key}: {words_of(value)}`" for key, value in each.set_by.items())
+        if each in MODES.entries:
+            modes.append([f"`{each.name}`", each.about, chosen])
+        reasons: dict[str, list[str]] = {}
+        for need in each.needs:
+            reasons.setdefault(need.why, []).extend(f"`{key}` {values.words}" for key, values in need.keys.items())
+        needs += [[chosen, ", ".join(keys), why] for why, keys in reasons.items()]
+    return table(["mode", "what it does", "set by"], modes) + "\n\n" + table(["setting", "needs", "because"], needs)
+
+
+def version_table() -> str:
+    """Return the preset of each version of an engine, or the nearest."""
+    from sim.spec.engine_versions import VERSIONS
+
+    rows = [
+        [f"{name} {row.words}", f"`{row.preset}`" if row.simulated else f"none; `{row.preset}` is nearest", row.about]
+        for name, found in VERSIONS.items()
+        for row in found
+    ]
+    return table(["your version", "preset", "this version …"], rows)
+
+
+def option_tables() -> str:
+    """Return a section for each engine: its options, and what a scenario has for each."""
+    from sim.spec.engine_flags.flag_tables import FLAGS
+
+    parts = []
+    for engine in FLAGS:
+        rows = [
+            [
+                ", ".join(f"`{name}`" for name in _spellings(flag)),
+                ", ".join(f"`{setting}`" for setting in flag.sets) or "–",
+                flag.about,
+            ]
+            for flag in engine.flags
+        ]
+        parts.append(f"## {engine.name}\n\n" + table(["option", "key", ""], rows))
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def _spellings(flag: Any) -> list[str]:
+    """Return the names of an option, without the last part of one that has the whole."""
+    return [flag.name, *(name for name in flag.also if not flag.name.endswith(f".{name}"))]
+
+
+def key_table() -> str:
+    """Return the keys that options of engines stand for, each with these options."""
+    from sim.spec.engine_flags.flag_tables import FLAGS
+    from sim.spec.files.problems import known_keys
+    from sim.spec.scenario import Scenario
+
+    rows = []
+    for key in known_keys(Scenario):
+        cells = [
+            ", ".join(
+                _option_for(flag.name, setting)
+                for flag in engine.flags
+                for setting in flag.sets
+                if key == _key(setting)
+            )
+            for engine in FLAGS
+        ]
+        if any(cells):
+            rows.append([f"`{key}`", *(cell or "–" for cell in cells)])
+    return table(["key", *FLAGS.names], rows)
+
+
+def _key(setting: str) -> str:
+    return setting.partition(": ")[0]
+
+
+def _option_for(name: str, setting: str) -> str:
+    value = setting.partition(": ")[2]
+    return f"`{name}` ({value})" if value else f"`{name}`"

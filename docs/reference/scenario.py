@@ -1,0 +1,205 @@
+"""The scenario reference: a walk over the JSON Schema that the models give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from reference.markdown import table
+
+TAGS = ("law", "process", "kind")
+"""Keys that say which of several models a mapping is; as in sim/spec/files/tree.py."""
+
+POOLS = "fleet.pools[]"
+"""The section that repeats keys of others: its table shows its own."""
+
+_UNIT_OF_EXAMPLE = {"20 ms": "time", "50 MB": "size", "12/s": "rate", "5%": "share"}
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+_PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+
+SCENARIO_PAGES = {
+    "workload": ("workload", ()),
+    "laws": ("", ("arrivals", "popularity", "prompt", "service")),
+    "adapters": ("adapters", ()),
+    "fleet": ("fleet", ()),
+    "cache": ("cache", ()),
+    "storage": ("storage", ()),
+    "router": ("router", ()),
+    "rollouts": ("rollouts", ()),
+    "faults": ("", ("faults",)),
+    "slo": ("slo", ()),
+    "tenants": ("tenants", ()),
+    "run": ("run", ()),
+    "plan": ("plan", ()),
+}
+"""For each page ``scenario-NAME.md``: the key whose sections it has, and the laws."""
+
+_LAWS = {
+    "arrivals": "Arrival processes",
+    "popularity": "Popularity laws",
+    "prompt": "Token laws",
+    "service": "Time laws",
+    "faults": "Kinds of faults",
+}
+
+
+def scenario_table() -> str:
+    """Return the table of a scenario's top level, with links to the page of each section."""
+    from sim.spec.files.schema import scenario_schema
+
+    models = scenario_schema()["$defs"]
+    model = models["Scenario"]
+    rows = [_field_row("", key, field, model, models) for key, field in model["properties"].items()]
+    for row in rows:
+        key = row[0].strip("`")
+        if key in SCENARIO_PAGES:
+            row[0] = f"[{row[0]}](scenario-{key}.md)"
+        elif "section" in row[1]:
+            raise SystemExit(f"the section {key!r} has no page: add one to SCENARIO_PAGES")
+    return "\n" + table(["key", "type", "default", "meaning"], rows) + "\n"
+
+
+def scenario_sections(page: str) -> str:
+    """Return the tables of one page of the scenario reference: its sections in the order of the file, then its laws."""
+    from sim.spec.files.schema import scenario_schema
+
+    models = scenario_schema()["$defs"]
+    parts = []
+    key, laws = SCENARIO_PAGES[page]
+    for path, name in _sections(models):
+        if not key or path.partition(".")[0].removesuffix("[]") != key:
+            continue
+        model = models[name]
+        elsewhere = models["Fleet"]["properties"].keys() - {"replicas"} if path == POOLS else ()
+        fields = {one: field for one, field in model["properties"].items() if one not in elsewhere}
+        rows = [_field_row(path, one, field, model, models) for one, field in fields.items()]
+        about = " ".join(str(model.get("description", "")).replace("``", "`").split())
+        parts.append(f"## `{path}`\n\n{about}\n\n" + table(["key", "type", "default", "meaning"], rows))
+    return "\n\n".join(["", *parts, *(_law_table(models, law) for law in laws), ""])
+
+
+def _sections(models: dict[str, Any], name: str = "Scenario", path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted path, model) of every section; laws have tables of their own."""
+    yield path, name
+    for key, field in models[name]["properties"].items():
+        if path == POOLS and key in models["Scenario"]["properties"]:
+            continue  # keys of cache and storage have their pages
+        inner = [one for one in _referred(field) if not models[one]["properties"].keys() & set(TAGS)]
+        if len(inner) == 1:
+            yield from _sections(models, inner[0], f"{path}.{key}" if path else key)
+        listed = field.get("items", {}).get("$ref")
+        if listed:
+            yield from _sections(models, listed.rpartition("/")[2], f"{path}.{key}[]" if path else f"{key}[]")
+
+
+def _referred(field: dict[str, Any]) -> list[str]:
+    found = [field, *field.get("anyOf", ()), *field.get("oneOf", ())]
+    return [part["$ref"].rpartition("/")[2] for part in found if "$ref" in part] + [
+        one for part in field.get("anyOf", ()) for one in _referred(part) if "oneOf" in part
+    ]
+
+
+def _field_row(path: str, key: str, field: dict[str, Any], model: dict[str, Any], models: dict[str, Any]) -> list[str]:
+    full = f"{path}.{key}".lstrip(".")
+    kind = _type(field, models)
+    inner = _referred(field)
+    about = field.get("description") or (models[inner[0]].get("description", "") if inner else "")
+    if key in model.get("required", ()):
+        default = "required"
+    elif kind == "section" and field.get("default") is not None:
+        default = "see below"
+    else:
+        default = _default(field, kind)
+    return [f"`{full}`", kind, default, about]
+
+
+def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return " or ".join(f"`{word}`" for word in field["enum"])
+    example = next(iter(field.get("examples", ())), None)
+    if example in _UNIT_OF_EXAMPLE:
+        return f"{_UNIT_OF_EXAMPLE[example]}, such as `{example}`"
+    if "pattern" in field:
+        return f"text such as `{example}`" if example else "text"
+    options = field.get("anyOf") or field.get("oneOf")
+    if options:
+        if any("5%" in part.get("examples", ()) for part in options):
+            return "share, such as `5%`"
+        words = [_type(part, models) for part in options if part.get("type") != "null"]
+        return " or ".join(dict.fromkeys(words))
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        properties = models[name]["properties"]
+        tag = next((tag for tag in TAGS if tag in models[name].get("required", ())), None)
+        return _type(properties[tag], models) if tag else "section"
+    if field.get("type") == "array":
+        inner = _type(field["items"], models) if field.get("items") else ""
+        if "oneOf" in field.get("items", {}):
+            return "list of kinds, see below"
+        return "list" if not inner else "list of sections" if inner == "section" else f"list of {inner}"
+    if field.get("type") == "object":
+        lists = field.get("additionalProperties", {}) not in (True, {})
+        return "lists of values by dotted key" if lists else "values by dotted key"
+    if "type" not in field:
+        return "any value"
+    kind = _PLAIN.get(str(field.get("type")), str(field.get("type")))
+    bounds = [f"{word} {field[name]:,.12g}" for name, word in _BOUNDS.items() if name in field]
+    return f"{kind}, {' and '.join(bounds)}" if bounds and kind != "text" else kind
+
+
+def _default(field: dict[str, Any], kind: str) -> str:
+    value = field.get("default")
+    if kind.startswith("time") and isinstance(value, (int, float)):
+        from sim.spec.units import format_seconds
+
+        return f"`{format_seconds(value)}`"
+    if kind.startswith("share") and isinstance(value, float):
+        return f"`{value:.0%}`"
+    if value is None:
+        return "unset" if "default" in field else "empty"
+    return f"`{_value(value)}`" if value not in ("", [], {}) else "empty"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        given = {key: item for key, item in value.items() if item is not None}
+        return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in given.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_PLACES = {
+    "arrivals": "Workload",
+    "popularity": "Workload",
+    "service": "Fleet",
+    "prompt": "Tokens",
+    "faults": "Scenario",
+}
+"""The model in which each kind of law can be found."""
+
+
+def _law_table(models: dict[str, Any], key: str) -> str:
+    rows = []
+    kinds = models[_PLACES[key]]["properties"][key]
+    for name in _referred(kinds.get("items", kinds)):
+        model = models[name]
+        tag = next(tag for tag in TAGS if tag in model["properties"])
+        own = [item for item in model["properties"].items() if item[0] != tag]
+        names = model["properties"][tag]
+        word = " or ".join(f"`{tag}: {name}`" for name in names.get("enum", [names.get("const")]))
+        about = str(model.get("description", ""))
+        rows.append([word, "", "", "", about])
+        for one, field in own:
+            rows.append(["", *_field_row("", one, field, model, models)])
+            listed = field.get("items", {}).get("$ref", "").rpartition("/")[2]
+            section = [ref for ref in _referred(field) if not models[ref]["properties"].keys() & set(TAGS)]
+            for ref, path in ((listed, f"{one}[]"), (section[0] if len(section) == 1 else "", one)):
+                inner = models[ref]["properties"].items() if ref else ()
+                rows += [["", *_field_row(path, part, item, models[ref], models)] for part, item in inner]
+    first = "kind" if key == "faults" else "law"
+    return f"## {_LAWS[key]}\n\n" + table([first, "key", "type", "default", "meaning"], rows)
