@@ -16,6 +16,7 @@ ROUTING = ("tests/unit/test_routing.py", "tests/property/test_routing_laws.py")
 PLACED = ("tests/property/test_placement_laws.py", "tests/unit/test_placement.py")
 
 _CACHE = "sim/policies/adapter_cache.py"
+_HOST = "sim/policies/host_tier.py"
 _COUNTING = "sim/policies/kv/counting_store.py"
 _SCHEDULER = "sim/policies/scheduler.py"
 
@@ -224,7 +225,7 @@ POLICIES = (
     ),
     Mutant(
         "host-copy-not-touched",
-        _CACHE,
+        _HOST,
         "self._order.move_to_end(adapter)",
         "pass",
         "host memory is FIFO instead of LRU",
@@ -232,7 +233,7 @@ POLICIES = (
     ),
     Mutant(
         "newest-host-copy-leaves",
-        _CACHE,
+        _HOST,
         "self._order.popitem(last=False)",
         "self._order.popitem(last=True)",
         "host memory drops what came last",
@@ -256,7 +257,7 @@ POLICIES = (
     ),
     Mutant(
         "unified-memory-keeps-a-block",
-        _CACHE,
+        "sim/policies/unified_cache.py",
         "while self.blocks_used + needed > self._room()",
         "while self.blocks_used + needed >= self._room()",
         "idle adapters leave though they fit exactly",

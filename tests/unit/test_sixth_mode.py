@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from strategies import build, fixed_time
 
-from sim.policies.adapter_cache import ABSENT, AdapterCache, GpuCache, HostTier
+from sim.policies.adapter_cache import ABSENT, AdapterCache, GpuCache
 from sim.policies.admission import ReadyQueue
 from sim.policies.eviction import EvictionContext
 from sim.policies.eviction.lru import Lru
+from sim.policies.host_tier import HostTier
 from sim.policies.scheduler import Scheduler
 from sim.results.records import COMPLETED
 from sim.spec.scenario import Scenario

@@ -9,21 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
-from sim.policies.adapter_cache import (
-    ABSENT,
-    RESIDENT,
-    AdapterCache,
-    AllInHost,
-    GpuCache,
-    HostCache,
-    HostTier,
-    SlotForBaseModel,
-    UnifiedCache,
-)
+from sim.policies.adapter_cache import ABSENT, RESIDENT, AdapterCache, GpuCache, SlotForBaseModel
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.eviction.lru import Lru
+from sim.policies.host_tier import AllInHost, HostCache, HostTier
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.set_order import SetOrder
+from sim.policies.unified_cache import UnifiedCache
 from sim.policies.vllm_lru import VllmLruCache
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.spec.scenario import HostCache as HostCacheSpec

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from sim.policies.adapter_cache import GpuCache, HostTier
+from sim.policies.adapter_cache import GpuCache
+from sim.policies.host_tier import HostTier
 from sim.results.records import Recorder, pack_host_fill
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
 from sim.world.replica.intake import Intake

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mypy_extensions import mypyc_attr
 
-from sim.policies.adapter_cache import HostTier
+from sim.policies.host_tier import HostTier
 from sim.traffic.request import Request
 from sim.world.replica.ports import Replica
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from mypy_extensions import trait
 
-from sim.policies.adapter_cache import ABSENT, GpuCache, HostTier
+from sim.policies.adapter_cache import ABSENT, GpuCache
+from sim.policies.host_tier import HostTier
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock

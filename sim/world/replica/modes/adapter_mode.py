@@ -9,8 +9,9 @@ from math import inf
 
 from mypy_extensions import mypyc_attr
 
-from sim.policies.adapter_cache import AdapterCache, GpuCache, HostTier
+from sim.policies.adapter_cache import AdapterCache, GpuCache
 from sim.policies.admission import WaitingQueue
+from sim.policies.host_tier import HostTier
 from sim.policies.scheduler import Scheduler
 from sim.results.records import pack_load
 from sim.traffic.request import FROM_STORAGE, Request

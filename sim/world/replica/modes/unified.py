@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sim.policies.adapter_cache import UnifiedCache
 from sim.policies.admission import WaitingQueue
 from sim.policies.scheduler import Scheduler
+from sim.policies.unified_cache import UnifiedCache
 from sim.world.replica.modes.adapter_mode import ModeParts
 from sim.world.replica.modes.protected import LoadsInSteps
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sim.policies.adapter_cache import HostTier
 from sim.policies.admission import WaitingQueue
+from sim.policies.host_tier import HostTier
 from sim.policies.scheduler import Scheduler
 from sim.policies.vllm_lru import VllmLruCache
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
