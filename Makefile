@@ -28,8 +28,9 @@ test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
 
+VLLM_TESTS ?= tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py
 test-vllm: $(VENV)/.installed-test vllm-env ## compare predictions with a real vLLM, on this CPU; it parses what is emitted
-	$(BIN)/python -m pytest tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py
+	$(BIN)/python -m pytest $(VLLM_TESTS)
 
 round-trip: $(VENV)/.installed-test vllm-env ## predict another load of a real vLLM from its metrics; needs an idle machine
 	$(BIN)/python -m pytest tests/serve/test_observe_real_vllm.py

@@ -42,7 +42,7 @@ from sim.results.pool_results import pool_rows
 from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares, unserved_counts
-from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99
+from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99, quantile_of
 from sim.results.traffic_digest import traffic_ids
 from sim.traffic.popularity import concentration
 from sim.traffic.request import BASE_MODEL, DELAYED_HIT, FROM_STORAGE, MISS
@@ -306,7 +306,7 @@ def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None) -> 
     def quantile(stamp: str, share: float, least: int) -> float | None:
         if done.sum() < least:
             return None
-        return float(np.quantile(m.column(stamp)[done] - m.column("arrival_s")[done], share))
+        return quantile_of(m.column(stamp)[done] - m.column("arrival_s")[done], share)
 
     missed = admitted & (m.column("outcome") == MISS)
     return {

@@ -180,6 +180,23 @@ def skewed(value: float, half: float) -> tuple[float, float]:
     return 2 * value / (1 + math.sqrt(1 + 4 * share)), 2 * value / (1 + math.sqrt(1 - 4 * share))
 
 
+def quantile_of(values: Floats, q: float) -> float:
+    """Return ``float(np.quantile(values, q))``, to the last bit.
+
+    NumPy's own takes 40 µs for the few hundred values of a section, this 6 µs, and a plan takes thousands of them.
+
+    :param values: (n,) at least one, none of them NaN. ``q``: below 1.
+    """
+    place = (len(values) - 1) * q
+    below = int(place)
+    above = min(below + 1, len(values) - 1)
+    ordered = np.partition(values, (below, above))
+    low, high = float(ordered[below]), float(ordered[above])
+    share = place - below
+    # NumPy's form of the interpolation: from the nearer end.
+    return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
+
+
 class Sampled:
     """Values of measured requests, each in a section: means, ratios and quantiles of them.
 
@@ -220,7 +237,7 @@ class Sampled:
         """Return a quantile, with its interval; none where too few requests were measured."""
         tail = q >= 0.99
         least = self._least_for_p99 if tail else MIN_FOR_REST
-        metric, by_section = self._estimate(lambda part: float(np.quantile(part, q)), unit, least)
+        metric, by_section = self._estimate(lambda part: quantile_of(part, q), unit, least)
         if metric.value is None:
             return metric
         beyond = [(values > metric.value).astype(np.float64) for values in self.by_replication()]

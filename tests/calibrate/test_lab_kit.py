@@ -176,7 +176,7 @@ def test_from_an_empty_folder_to_a_simulation(kit: Path, python: Path, tmp_path:
     assert profile["load"] == packed["load"]
     assert profile["status"] == "measured"
     assert "not finished: " in profile["provenance"]["device"]["flags"]
-    few = ("--set", "workload.requests=300", "--set", "run.replications=2", "--quiet")
+    few = ("--no-headroom", "--set", "workload.requests=300", "--set", "run.replications=2", "--quiet")
     loraplan(
         "run", "quickstart", "--set", f"fleet.profile={tmp_path / 'profile.json'}", *few, "--out", tmp_path / "run"
     )

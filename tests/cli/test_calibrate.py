@@ -14,16 +14,28 @@ from command_line import CommandLine, start
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
+from calibrate.loads import load_timing
+from calibrate.measure import Method
+from calibrate.steps import step_timing
+
+BRIEF = Method(rounds=2, least=6, half_width=1.0, limit_s=0.02, warmup=0)
 ALL = ("calibrate", "all", "--device", "cpu", "--model", "tiny", "--quick", "--out", "runs/cal")
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a few samples of each configuration: how exact the medians are matters to no test here."""
+    for suite in (step_timing, load_timing):
+        monkeypatch.setattr(suite, "QUICK_METHOD", BRIEF)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("brief")
 def test_from_nothing_to_a_simulation_and_then_with_another_backend(tmp_path: Path, loraplan: CommandLine) -> None:
-    process = start(tmp_path, *ALL)
-    out, err = process.communicate(timeout=590)
-    assert process.returncode == 0, err
-    assert "leave one configuration out" in out
-    assert "Traceback" not in err
+    ended = loraplan(*ALL)
+    assert ended.code == 0, ended.err
+    assert "leave one configuration out" in ended.out
+    assert "Traceback" not in ended.err
     profile = json.loads((tmp_path / "runs/cal/profile.json").read_text())
     assert profile["status"] == "measured"
     assert len(profile["draws"]) == 16
@@ -36,7 +48,7 @@ def test_from_nothing_to_a_simulation_and_then_with_another_backend(tmp_path: Pa
         "--set",
         "fleet.profile=runs/cal/profile.json",
         "--set",
-        "workload.requests=2000",
+        "workload.requests=500",
         "--json",
         "--out",
         "run",

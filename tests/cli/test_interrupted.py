@@ -18,7 +18,7 @@ SWEEP = (
     "--out",
     "out",
     "--set",
-    "workload.requests=100000",
+    "workload.requests=40000",
     "--set",
     "run.replications=1",
     "--over",

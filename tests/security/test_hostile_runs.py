@@ -80,10 +80,10 @@ def contents(folder: Path) -> dict[Path, bytes | Path]:
 
 
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "run": ("run", "s.yaml", "--out", "run"),
-    "run --overwrite": ("run", "s.yaml", "--out", "run", "--overwrite"),
+    "run": ("run", "s.yaml", "--no-headroom", "--out", "run"),
+    "run --overwrite": ("run", "s.yaml", "--no-headroom", "--out", "run", "--overwrite"),
     "sweep": ("sweep", "s.yaml", "--over", "cache.gpu.slots=4", "--out", "run"),
-    "plan": ("plan", "s.yaml", "--minimize", "cache.gpu.slots=4..5", "--out", "run"),
+    "plan": ("plan", "s.yaml", "--minimize", "cache.gpu.slots=4..5", "--no-headroom", "--out", "run"),
     "report": ("report", "run"),
     "compare": ("compare", "run", "run"),
 }

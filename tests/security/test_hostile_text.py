@@ -67,7 +67,8 @@ def spoil(run: Path) -> None:
         file.write_text(json.dumps(data))
 
 
-RUN, PLAN = ("run", "s.yaml", "--out", "out"), ("plan", "s.yaml", "--minimize", "cache.gpu.slots=4..6", "--out", "out")
+RUN = ("run", "s.yaml", "--no-headroom", "--out", "out")
+PLAN = ("plan", "s.yaml", "--minimize", "cache.gpu.slots=4..6", "--no-headroom", "--out", "out")
 SWEEP = ("sweep", "s.yaml", "--over", "cache.gpu.slots=4,8", "--out", "out")
 
 

@@ -85,7 +85,7 @@ def value_problem(error: ValidationError) -> str:
 
 def misplaced_flags(model: type[BaseModel], data: Any) -> list[InputError]:
     """Return an error for each true or false where a number belongs: pydantic would read it as 1 or 0."""
-    numbers = {path for path, kind in _known(model) if {int, float} & set(_plain_kinds(kind))}
+    numbers = _numbers(model)
     return [
         ScenarioError("must be a number", key=path, got="true" if value else "false")
         for path, value in _leaves(data, "")
@@ -340,6 +340,11 @@ def _number(bound: Any) -> str:
 @lru_cache(maxsize=8)
 def _known(model: type[BaseModel]) -> tuple[tuple[str, Any], ...]:
     return tuple(_paths(model, ""))
+
+
+@lru_cache(maxsize=8)
+def _numbers(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(path for path, kind in _known(model) if {int, float} & set(_plain_kinds(kind)))
 
 
 def _paths(kind: Any, path: str) -> Iterator[tuple[str, Any]]:
