@@ -251,4 +251,6 @@ def state_note(manifest: Mapping[str, Any]) -> str:
     what = {"running": "is still running", "interrupted": "was interrupted", "failed": "failed"}.get(
         str(status), "ended"
     )
+    if manifest.get("kind") == "plan":
+        return f"This plan {what} and has no answer yet. What it has simulated is kept: the same command goes on."
     return f"This run {what}: {done} of {total} points are finished, and only those are shown."

@@ -120,7 +120,8 @@ def _details(point: Point, slo_terms: Mapping[str, float], shown: str | None) ->
     return found
 
 
-_COLD = "The caches start empty, which may be the reason. To start with full caches: --set cache.warm=steady."
+_COLD = "The caches start empty, which may be why {missed}. To start with full caches: --set cache.warm=steady."
+_MISSED = {NOT_MET: "the SLO is missed", UNCLEAR: "this is unclear"}
 
 
 def answer(
@@ -144,8 +145,9 @@ def answer(
     details = _details(point, slo_terms, shown)
     missed = point.metrics.get("miss_ratio")
     starts_decide = binding.evidence is Evidence.COLD_STARTS
-    if cold and found in (NOT_MET, UNCLEAR) and missed is not None and missed.value and not starts_decide:
-        details.append(_COLD)
+    cold = cold and found in _MISSED and missed is not None and bool(missed.value) and not starts_decide
+    if cold:
+        details.insert(0, _COLD.format(missed=_MISSED[found]))
     details += [f"Also near its limit: {other.name}. {limit_sentence(other, point)}" for other in others]
     details = [*change_sentences(point, slo_terms), *details]
     if point.impact is not None:
@@ -159,7 +161,7 @@ def answer(
     details += cost_sentences(point, None if headroom is None else headroom.load)
     sentence = limit_sentence(binding, point)
     missed_today = bool(terms) and grade(met_probability(point, terms)) in (NOT_MET, PROBABLY_NOT)
-    more = headroom_sentences(headroom, missed_today=missed_today)
+    more = headroom_sentences(headroom, missed_today=missed_today, cold=cold)
     few = headroom_words(headroom, missed_today=missed_today)
     return Answer(headline, details, found, limit_words(binding), sentence, more, word, reason, few)
 

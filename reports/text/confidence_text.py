@@ -17,7 +17,7 @@ _REASONS: Mapping[Doubt, str] = {
         "with {found.overloaded} of {found.draws} draws of the profile's costs more requests arrive than can be served"
     ),
     Doubt.DRAWS_WIDE: (
-        "the calibration interval of {metric} is ±{half}, because the profile's own measurements are uncertain"
+        "the calibration interval of {metric} is {half}, because the profile's own measurements are uncertain"
     ),
     Doubt.DRAWS_MISSING: "{metric} has no calibration interval: a single replication is too short for one",
     Doubt.UNSETTLED: "{metric} is {unsettled}",
@@ -46,8 +46,13 @@ def confidence_reason(found: Confidence) -> str:
         metric=metric_words(name),
         missing=missing(name, metric),
         unsettled="" if metric is None else unsettled(name, metric),
-        half=percent(round(found.half, 2)),
+        half=_half_words(found.half),
     )
     if found.doubt is Doubt.UNSERVED and found.assumed:
         return f"{reason}, but the costs are assumed, not measured"
     return reason
+
+
+def _half_words(half: float) -> str:
+    """Return how wide an interval is, by its half-width as a share of the value."""
+    return f"±{percent(round(half, 2))}" if half < 1 else f"{2 * half:.2g} times as wide as its value"

@@ -12,10 +12,11 @@ from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, NEVER
 from sim.results.verdict import allowed, lacks_answers, unserved
 
 
-def headroom_sentences(found: Headroom | None, *, missed_today: bool = False) -> str:
+def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, cold: bool = False) -> str:
     """Return at what multiple of the traffic the SLO fails and what limits there; empty where none was searched.
 
     :param missed_today: whether the SLO is missed with today's traffic.
+    :param cold: whether caches start empty, and that may decide today's verdict; those of the search start full.
     """
     if found is None:
         return ""
@@ -29,8 +30,9 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False) ->
         f"Today's traffic is {percent(found.load)} of what full batches could serve." if found.load and batches else ""
     )
     without = f"The search leaves out {listed(found.without)}." if found.without and not missed_today else ""
+    full = "The search starts with full caches." if cold else ""
     multiple = _otherwise(found) if missed_today else _multiple(found)
-    return " ".join(part for part in (multiple, _limit(found), load, without) if part)
+    return " ".join(part for part in (multiple, _limit(found), load, without, full) if part)
 
 
 def _below_today(found: Headroom) -> bool:

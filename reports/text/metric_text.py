@@ -16,6 +16,8 @@ from sim.results.point import Metric, Point
 from sim.results.verdict import (
     MET,
     NOT_MET,
+    PROBABLY_MET,
+    PROBABLY_NOT,
     UNCLEAR,
     allowed,
     lacks_answers,
@@ -24,6 +26,7 @@ from sim.results.verdict import (
     metric_probability,
     out_of_hand,
     unserved,
+    value_grade,
     value_verdict,
     verdict,
     verdict_word,
@@ -120,6 +123,16 @@ def with_interval(name: str, metric: Metric) -> str:
     return f"{text} ({'; '.join(bounds)})" if bounds else text
 
 
+_SIDES = {
+    MET: "within the",
+    PROBABLY_MET: "probably within the",
+    UNCLEAR: "too uncertain to compare with the",
+    PROBABLY_NOT: "probably above the",
+    NOT_MET: "above the",
+}
+"""Where a value lies, seen from its target."""
+
+
 def term_sentence(point: Point, name: str, target: float, *, its: bool = False) -> str:
     """Return what a term says: ``p99 E2E is 300 ms (295 to 305), below the 1 s target``.
 
@@ -132,7 +145,7 @@ def term_sentence(point: Point, name: str, target: float, *, its: bool = False) 
         return _late_sentence(point, name, target, its=its)
     if metric is None or metric.value is None:
         return f"{words}: {missing(name, metric)}"
-    side = {MET: "within the", NOT_MET: "above the", UNCLEAR: "too uncertain to compare with the"}[found]
+    side = _SIDES[value_grade(point, name, target)]
     hedge = "" if metric.settled else ", unsettled"
     if found == UNCLEAR and overloaded and verdict_word(metric_probability(metric, target)) == MET:
         return (

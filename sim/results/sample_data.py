@@ -273,17 +273,22 @@ def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:
     return np.bincount(section, weights=seconds, minlength=sections).astype(np.float64)
 
 
-JUDGED = ("status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
+JUDGED = ("adapter", "status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
 """Columns that a judge reads."""
 _TERMS = (("ttft_p99_s", "first_token_s"), ("e2e_p99_s", "finished_s"), ("queue_p99_s", "admitted_s"))
+
+
+SINGLE = (*(name for name, _ in _TERMS), "tpot_mean_s")
+"""Terms of an SLO that are also applied to each single request."""
 
 
 def judge_of(facts: ScenarioFacts) -> Judge | None:
     """Return what says of each request whether it completed within every per-request target; None without such.
 
-    The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are applied to each single request.
+    The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are applied to each single request: those of the
+    fleet, and those of its tenant.
     """
-    if not any(name in facts.slo for name, _ in _TERMS) and "tpot_mean_s" not in facts.slo:
+    if not any(name in SINGLE for slo in (facts.slo, *(tenant.slo for tenant in facts.tenants)) for name in slo):
         return None
 
     def judge(requests: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
@@ -292,16 +297,32 @@ def judge_of(facts: ScenarioFacts) -> Judge | None:
     return judge
 
 
+def request_targets(facts: ScenarioFacts, adapter: NDArray[Any]) -> dict[str, Floats]:
+    """Return the per-request targets by metric name: (n,), of each request the tightest, infinite where it has none.
+
+    :param adapter: (n,) of each request.
+    """
+    found = {}
+    for name in SINGLE:
+        targets = np.full(len(adapter), facts.slo.get(name, math.inf))
+        own = np.array([tenant.slo.get(name, math.inf) for tenant in facts.tenants])
+        if facts.tenant_of is not None and len(own):
+            targets = np.minimum(targets, own[facts.tenant_of[adapter.astype(np.int64)]])
+        if np.isfinite(targets).any():
+            found[name] = targets
+    return found
+
+
 def _in_time(requests: Mapping[str, NDArray[Any]], facts: ScenarioFacts) -> NDArray[np.bool_]:
     """Return which requests keep every per-request target, by their stamps as they are."""
-    slo = facts.slo
+    targets = request_targets(facts, requests["adapter"])
     good = np.ones(len(requests["arrival_s"]), dtype=bool)
     for name, stamp in _TERMS:
-        if name in slo:
-            good &= requests[stamp] - requests["arrival_s"] <= slo[name]
-    if "tpot_mean_s" in slo and not facts.fixed:
+        if name in targets:
+            good &= requests[stamp] - requests["arrival_s"] <= targets[name]
+    if "tpot_mean_s" in targets and not facts.fixed:
         later = np.maximum(requests["output_tokens"] - 1, 1)
-        good &= requests["finished_s"] - requests["first_token_s"] <= slo["tpot_mean_s"] * later
+        good &= requests["finished_s"] - requests["first_token_s"] <= targets["tpot_mean_s"] * later
     return good
 
 

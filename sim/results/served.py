@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from sim.results.point import LateShare, Metric
 from sim.results.records import FAILED, LIMITED, REFUSED, UNFINISHED
-from sim.results.sample_data import JUDGED, Judge, MeasuredRequests, slow_ones, stopped_s
+from sim.results.sample_data import JUDGED, Judge, MeasuredRequests, request_targets, slow_ones, stopped_s
 from sim.results.statistics import share_of_requests
 
 Floats = NDArray[np.float64]
@@ -63,7 +62,7 @@ def attainment(m: MeasuredRequests, judge: Judge) -> Metric:
     assert late is not None, "there is a judge"
     good = judge({name: m.column(name) for name in JUDGED})
     decided = (m.column("status") != UNFINISHED) | late
-    return _share(m, good, decided, _times_target(m, m.facts.slo), m.sections)
+    return _share(m, good, decided, _times_target(m), m.sections)
 
 
 def late_shares(m: MeasuredRequests) -> dict[str, LateShare]:
@@ -99,17 +98,17 @@ def _wait(m: MeasuredRequests, stamp: str) -> Floats:
     return np.asarray(np.where(at < 0, stopped_s(m), at) - m.column("arrival_s"), dtype=np.float64)
 
 
-def _times_target(m: MeasuredRequests, slo: Mapping[str, float]) -> Floats:
+def _times_target(m: MeasuredRequests) -> Floats:
     """Return how many times its tightest target for single requests each request takes; infinite without an answer."""
     found = np.where(unserved(m), np.inf, 0.0)
-    for name, target in slo.items():
+    for name, targets in request_targets(m.facts, m.column("adapter")).items():
         stamp = _quantile_stamp(name)
-        if stamp is not None and name.endswith("_p99_s"):
-            found = np.maximum(found, _wait(m, stamp) / max(target, 1e-9))
+        if stamp is not None:
+            found = np.maximum(found, _wait(m, stamp) / np.maximum(targets, 1e-9))
         elif name == "tpot_mean_s" and not m.facts.fixed:
             decode = _wait(m, "finished_s") - _wait(m, "first_token_s")
             gaps = np.maximum(m.column("output_tokens") - 1, 1)
-            found = np.maximum(found, decode / gaps / max(target, 1e-9))
+            found = np.maximum(found, decode / gaps / np.maximum(targets, 1e-9))
     return np.asarray(found, dtype=np.float64)
 
 

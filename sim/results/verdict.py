@@ -189,6 +189,11 @@ def value_verdict(point: Point, name: str, target: float, sure: float = SURE) ->
     return verdict_word(_value_probability(point, name, target), sure)
 
 
+def value_grade(point: Point, name: str, target: float) -> str:
+    """Return the same with "probably" where it is likely, but not certain."""
+    return grade(_value_probability(point, name, target))
+
+
 def _value_probability(point: Point, name: str, target: float) -> float:
     point, name = judged(point, name)
     return min(metric_probability(point.metrics.get(name), target), _chance_of_no_overload(point))

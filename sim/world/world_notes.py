@@ -18,10 +18,13 @@ from sim.spec.units import human_seconds
 from sim.traffic.generate import Traffic
 from sim.traffic.lengths import TokenLengths
 from sim.world.faults.storage_faults import storage_notes
+from sim.world.memory.gpu_memory import kv_tokens_that_fit
 from sim.world.memory.gpu_split import split_notes
 from sim.world.pools.full_model_layout import FullModelPool, full_model_notes
 from sim.world.world import World
 
+_MEASURED_MORE = 0.1
+"""A KV cache that was measured is up to this share larger than the one that the profile's numbers leave room for."""
 SHARING = "workload.prefix, workload.sessions.history, or a trace with prefix_id or hash_ids"
 
 
@@ -62,6 +65,14 @@ def _cache_notes(world: World) -> list[str]:
     """Return notes on slots that take no memory, loads that are too fast, and caches that are too small or pinned."""
     scenario, population = world.scenario, world.population
     notes: list[str] = []
+    given, profile = scenario.fleet.kv_tokens, world.profile
+    if given and profile and scenario.fleet.engine != "fixed":
+        fits = kv_tokens_that_fit(scenario, profile, population)
+        if given > (1 + _MEASURED_MORE) * fits:
+            notes.append(
+                f"fleet.kv_tokens ({given:,}) is more than {profile.device} has memory for: about {fits:,} tokens next "
+                "to the weights and the adapters"
+            )
     if scenario.adapters.base_alone and scenario.fleet.engine != "fixed":
         notes.append("no request is for an adapter, so LoRA is off: slots take no memory, and steps have no LoRA costs")
     if world.profile and scenario.storage.loaders > 1 and not scenario.storage.load:

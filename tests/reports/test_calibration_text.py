@@ -51,6 +51,7 @@ def test_both_intervals_stand_in_the_answer() -> None:
         (0.01, "high", "every interval is narrow and settled"),
         (0.10, "medium", "the calibration interval of p99 E2E is ±10 %"),
         (0.40, "low", "the calibration interval of p99 E2E is ±40 %"),
+        (1.50, "low", "the calibration interval of p99 E2E is 3 times as wide as its value"),
     ],
 )
 def test_a_wide_calibration_interval_lowers_confidence(width: float, word: str, reason: str) -> None:

@@ -164,6 +164,9 @@ def test_assumed_profile_is_called_so() -> None:
 def test_says_when_a_run_is_not_complete() -> None:
     run = samples.nothing_yet()
     assert "0 of 6 points are finished" in build_report(run)
+    plan = build_report(replace(run, manifest={**run.manifest, "kind": "plan", "points_total": 0}))
+    assert "and has no answer yet" in plan
+    assert "points are finished" not in plan
 
 
 def test_scenario_and_command_stand_in_the_page() -> None:

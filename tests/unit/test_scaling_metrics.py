@@ -126,7 +126,10 @@ def test_cold_starts_limit_where_requests_are_late_during_them(
 
 def test_the_answer_says_what_starts_did() -> None:
     point = evaluate_scenario(scenario(), EvaluationOptions()).point
-    starts = "There are 1.5 replicas on average; 1 start, each after 10 s, and then make 2 loads in their first minute."
+    starts = (
+        "There are 1.5 replicas on average; in the measured time 1 start, each after 10 s, and make 2 loads in their "
+        "first minute."
+    )
     late = "33.3 % of the requests that arrive while a replica starts are late, and 0 % of the others."
     assert scaling_sentences(point) == [starts], "the limit says it"
     in_time = replace(point, metrics={**point.metrics, "slo_attainment": Metric(0.995, unit="1")})

@@ -111,7 +111,7 @@ def test_a_tenants_requests_do_not_depend_on_the_other_tenants(tmp_path: Path) -
 def test_tenants_without_shares_leave_the_run_as_it_is(tmp_path: Path) -> None:
     """They only say whose requests are whose: the tables of the fleet stay the same to the byte."""
     plain = point_of(tmp_path, SCENARIO)
-    text = TENANTS.replace("share: 60%, ", "").replace("share: 40%, ", "")
+    text = "tenants: [{name: noisy, adapters: 10}, {name: quiet, adapters: 20}]\n"
     shared = point_of(tmp_path, SCENARIO + text)
     assert points_csv([plain]) == points_csv([shared])
     assert not plain.tenants
@@ -143,6 +143,28 @@ def test_one_tenant_has_the_metrics_of_the_fleet(tmp_path: Path) -> None:
     assert tenant.metrics == {name: point.metrics[name] for name in TENANT_METRICS}
     assert tenant.late == point.late
     assert tenant.token_share == 1
+
+
+def test_each_request_is_judged_by_the_targets_of_its_tenant(tmp_path: Path) -> None:
+    alone = SCENARIO.replace("slo: {ttft_p99: 1 s}\n", "")
+    point = point_of(tmp_path, alone + TENANTS.replace("e2e_p99: 20 s", "e2e_p99: 3 s").replace("1 s}", "60 ms}"))
+    goodputs = [tenant.metrics["goodput_rps"].value for tenant in point.tenants]
+    assert point.metrics["goodput_rps"].value == pytest.approx(sum(goodputs), rel=1e-12)
+    assert 0 < point.metrics["slo_attainment"].value < 1
+
+
+def test_tenants_with_the_target_of_the_fleet_have_its_late_requests(tmp_path: Path) -> None:
+    """A crash harms as many, whoever has the target."""
+    text = SCENARIO.replace("gpu: h100-80gb", "gpu: h100-80gb, replicas: 2").replace("slo: {ttft_p99: 1 s}\n", "")
+    text += "faults: [{kind: crash, replica: 1, at: 2 min, down: 1 min, detected: 5 s}]\n"
+    slo = "slo: {ttft_p99: 100 ms}"
+    fleet = point_of(tmp_path, f"{text}{slo}\n")
+    tenants = point_of(
+        tmp_path, f"{text}tenants: [{{name: a, adapters: 10, {slo}}}, {{name: b, adapters: 20, {slo}}}]\n"
+    )
+    assert fleet.metrics["harmed"].value > 0
+    for name in ("harmed", "slo_attainment", "goodput_rps"):
+        assert tenants.metrics[name] == fleet.metrics[name]
 
 
 def test_files_have_every_tenant(tmp_path: Path) -> None:

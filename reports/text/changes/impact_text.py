@@ -150,6 +150,9 @@ def impact_clause(point: Point) -> str:
     total = f"{impact_of(point).requests / impact_of(point).replications:,.0f} requests"
     beyond = " beyond the usual" if impact_name([point]) == "harmed_excess" else ""
     if not has_clear_impact(point) and beyond:
+        if not metric.value and impact_of(point).slow is None:
+            untold = "late ones aren't counted: the slo has no target for single requests"
+            return f"{cause} left none of {total} without a correct answer ({untold})"
         if not metric.value:
             return f"{cause} affected none of {total}{beyond}"
         counted = f"{with_bounds(metric)} of {total} affected{beyond}"

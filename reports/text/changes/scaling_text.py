@@ -27,8 +27,8 @@ def scaling_sentences(point: Point) -> list[str]:
     started = number(value("replicas_started") or 0.0)
     each = f"each after {human_seconds(cold_s)}" if cold_s else "each at once"
     said = [
-        f"There are {number(mean)} replicas on average; {started} start, {each}, and then make {number(loads)} loads "
-        "in their first minute."
+        f"There are {number(mean)} replicas on average; in the measured time {started} start, {each}, and make "
+        f"{number(loads)} loads in their first minute."
     ]
     late, otherwise = value("late_while_starting"), value("late_otherwise")
     said_already = any(limit.evidence is Evidence.COLD_STARTS for limit in limits(point))

@@ -30,8 +30,13 @@ def report(
         data = read_run(run_directory)
         page = write_report(data)
     if data.manifest.get("status") != "finished":
-        done, total = len(data.points), data.manifest.get("points_total", "?")
-        message(f"note: this run is not finished: {done} of {total} points", quiet)
+        plan, done, total = (
+            data.manifest.get("kind") == "plan",
+            len(data.points),
+            data.manifest.get("points_total", "?"),
+        )
+        what = "plan has no answer yet" if plan else f"run is not finished: {done} of {total} points"
+        message(f"note: this {what}", quiet)
     say_file("", page)
 
 

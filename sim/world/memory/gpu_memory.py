@@ -59,6 +59,11 @@ def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Populatio
     return (tokens // fleet.block_size - fleet.reserved_kv_blocks) * fleet.block_size
 
 
+def kv_tokens_that_fit(scenario: Scenario, profile: Profile, population: Population) -> int:
+    """Return the KV cache, in tokens, for which memory is left next to weights and adapters, whatever is given."""
+    return max(_left(scenario, profile, population, scenario.cache.gpu.slots, scenario.cache.gpu.size), 0)
+
+
 def _left(scenario: Scenario, profile: Profile, population: Population, slots: int | None, size: int | None) -> int:
     sharded = scenario.fleet.fully_sharded_loras
     taken = adapter_bytes(slots, profile, population, fully_sharded=sharded) if slots else size or 0
