@@ -21,7 +21,7 @@ from reports.text.changes.placement_text import placement_sentences
 from reports.text.changes.scaling_text import scaling_sentences
 from reports.text.confidence_text import confidence
 from reports.text.cost_text import cheapest_sentence, cost_sentences
-from reports.text.headroom_text import headroom_sentences, headroom_words
+from reports.text.headroom_text import fails_today, headroom_sentences, headroom_words
 from reports.text.limit_text import limit_sentence, limit_words, overload_words
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from reports.text.verdict_text import other_tenants_sentences, tenants_of_sweep, verdict_opening, whose_slo
@@ -146,6 +146,8 @@ def answer(
     missed = point.metrics.get("miss_ratio")
     starts_decide = binding.evidence is Evidence.COLD_STARTS
     cold = cold and found in _MISSED and missed is not None and bool(missed.value) and not starts_decide
+    if headroom is not None and fails_today(headroom):
+        cold = False  # full caches, with which that was found, don't help
     if cold:
         details.insert(0, _COLD.format(missed=_MISSED[found]))
     details += [f"Also near its limit: {other.name}. {limit_sentence(other, point)}" for other in others]

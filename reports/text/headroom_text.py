@@ -22,7 +22,7 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
         return ""
     if found.outcome == CLOSED_LOOP:
         return "A closed loop has headroom only against an SLO: its clients wait for their answers. Add an slo."
-    missed_today = missed_today and not _below_today(found)
+    missed_today = missed_today and not fails_today(found)
     if missed_today and not found.without:
         return "Headroom: none. The SLO is missed with today's traffic."
     batches = found.failing is not None and found.failing.capacity.seats is not None
@@ -35,7 +35,7 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
     return " ".join(part for part in (multiple, _limit(found), load, without, full) if part)
 
 
-def _below_today(found: Headroom) -> bool:
+def fails_today(found: Headroom) -> bool:
     """Return whether the search, too, finds that the SLO fails with today's traffic or less."""
     return found.outcome in (NEVER, CLOSED_LOOP) or (found.multiple is not None and found.multiple < 1)
 
@@ -64,7 +64,7 @@ def headroom_words(found: Headroom | None, *, missed_today: bool = False) -> str
     """
     if found is None or found.outcome == CLOSED_LOOP:
         return ""
-    if found.outcome == NEVER or (missed_today and not _below_today(found)):
+    if found.outcome == NEVER or (missed_today and not fails_today(found)):
         return "None"
     multiple = found.lo if found.outcome == ALWAYS else found.multiple
     assert multiple is not None, "it was found"

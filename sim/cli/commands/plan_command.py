@@ -125,13 +125,14 @@ def _print_plan(name: str, planned: PlanOutcome, data: RunData, said: Answer) ->
     from reports.answers.plan_reading import PlanReading, shown_metrics
     from reports.tables.plan_tables import frontier_table
     from reports.tables.what_if_table import what_if_table
+    from reports.text.metric_text import capital
     from sim.results.verdict import MET, NOT_MET
 
     say_result(name, said.headline, [planned.point], MET if planned.feasible else NOT_MET)
     for sentence in (*said.details, said.binding_sentence, said.headroom):
         if sentence:
             say(f"  {sentence}")
-    say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}", "")
+    say(f"  Confidence: {said.confidence}. {capital(said.reason)}.", "")
     _print_table(frontier_table(data))
     _print_table(what_if_table(data.what_if, shown_metrics(PlanReading(data).terms)))
 
