@@ -42,8 +42,9 @@ _REFUSALS: Mapping[Evidence, str] = {
         "serve them all."
     ),
     Evidence.TOO_LONG_FOR_KV: (
-        ": the longest has {longest:,} tokens, and the KV cache of a replica holds {limit:,}. Leave "
-        "the KV cache more GPU memory: more or larger GPUs for each replica, fewer adapter slots, smaller adapters."
+        ": the longest has {longest:,} tokens, and the KV cache of a replica holds {limit:,}. Enlarge "
+        "it: by fleet.kv_tokens where the scenario sets that, else by more or larger GPUs for each replica, fewer "
+        "adapter slots, or smaller adapters."
     ),
     Evidence.REFUSED: ". The notes of this run list the possible reasons.",
 }

@@ -53,7 +53,10 @@ def test_a_run_that_refuses_half_misses_its_slo(loraplan: CommandLine) -> None:
         rf"rf: The SLO is not met: {REFUSED}, more than the 1 % that a target for p99 TTFT allows; ", lines[0]
     )
     assert re.search(r"; p99 TTFT of the completed ones is \d+ ms ", lines[0])
-    assert re.match(rf"  {REFUSED}: {LONGEST}, and the KV cache of a replica holds 2,048\. Raise fleet\.kv", lines[2])
+    assert re.match(
+        rf"  {REFUSED}: {LONGEST}, and the KV cache of a replica holds 2,048\. Enlarge it: by fleet\.kv_tokens",
+        lines[2],
+    )
     assert "Confidence: medium. Clearly more requests go unserved" in ended.out
     page = Path("run/report.html").read_text(encoding="utf-8")
     assert "SLO not met" in page

@@ -162,8 +162,8 @@ RESULTS = (
     Mutant(
         "target-is-exclusive",
         _MEASURED,
-        "<= slo[name]",
-        "< slo[name]",
+        "<= targets[name]",
+        "< targets[name]",
         "a request that takes exactly its target is in time",
         METRICS,
     ),

@@ -37,7 +37,7 @@ TOO_LONG_WORDS = (
     "5 % of the requests were refused: the longest has 9,000 tokens, and fleet.max_model_len allows 8,192. Raise it"
 )
 BEYOND_KV = {"too_long": 5000, "longest_tokens": 300_000, "limit_tokens": 262_144}
-BEYOND_KV_WORDS = "the longest has 300,000 tokens, and the KV cache of a replica holds 262,144. Leave the"
+BEYOND_KV_WORDS = "the longest has 300,000 tokens, and the KV cache of a replica holds 262,144. Enlarge it:"
 
 
 @pytest.mark.parametrize(
