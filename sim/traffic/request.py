@@ -135,6 +135,7 @@ def requests_of(
     if text is not None:
         yield from map(Request, count(first), arrival_s, adapter, *tokens, *times_s, *text)
         return
+    # Written out, because compiled code then creates requests without packing their arguments.
     index = first
     for arrived_s, own, prompt, output, load_s, host_load_s, service_s in zip(
         arrival_s, adapter, prompts, outputs, loads_s, host_loads_s, services_s, strict=True

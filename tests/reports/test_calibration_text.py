@@ -61,6 +61,20 @@ def test_a_wide_calibration_interval_lowers_confidence(width: float, word: str, 
     assert said.reason.startswith(reason)
 
 
+@pytest.mark.parametrize(
+    ("p99", "side"),
+    [
+        (0.7, "within the 1 s target"),
+        (0.88, "probably within the 1 s target"),
+        (1.0, "too uncertain to compare with the 1 s target"),
+        (1.14, "probably above the 1 s target"),
+        (1.6, "above the 1 s target"),
+    ],
+)
+def test_a_sentence_says_on_which_side_of_its_target_a_value_probably_is(p99: float, side: str) -> None:
+    assert f", {side}" in answer(drawn(0.2, p99=p99), TERMS).headline
+
+
 def test_only_more_measurements_decide_what_only_the_draws_leave_open() -> None:
     said = answer(drawn(0.2, p99=0.9), TERMS)
     assert (said.verdict, said.confidence) == ("unclear", "medium")

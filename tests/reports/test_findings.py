@@ -18,6 +18,7 @@ from reports.text.answer_text import answer, sweep_answer
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, SlotUse
 from sim.results.point import Metric, Point
+from sim.results.run_directory.headroom_record import FOUND, Headroom
 from sim.results.verdict import metric_probability, verdict_word
 
 FREE: dict[str, dict[str, float | None]] = {
@@ -282,3 +283,7 @@ def test_an_slo_missed_from_a_cold_start_says_how_to_start_warm() -> None:
     assert hint not in " ".join(answer(late, {"e2e_p99_s": 1.0}).details), "the caches started full"
     assert hint not in " ".join(answer(samples.make_point(), {"e2e_p99_s": 1.0}, cold=True).details), "the SLO is met"
     assert hint not in " ".join(answer(samples.make_point(p99=3.0, miss=0.0), {"e2e_p99_s": 1.0}, cold=True).details)
+    for multiple, helps in ((1.5, True), (0.8, False)):  # headroom is found with full caches
+        more = Headroom(FOUND, multiple, multiple - 0.1, multiple + 0.1, "e2e_p99_s", failing=late)
+        said = answer(late, {"e2e_p99_s": 1.0}, cold=True, headroom=more)
+        assert (hint in said.details[0]) is helps

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reports.text.answer_text import answer
 from sim.errors import InputError
 from sim.results.by_tenant.tenant_metrics import TENANT_METRICS
 from sim.results.point import Point
@@ -154,7 +155,6 @@ def test_each_request_is_judged_by_the_targets_of_its_tenant(tmp_path: Path) -> 
 
 
 def test_tenants_with_the_target_of_the_fleet_have_its_late_requests(tmp_path: Path) -> None:
-    """A crash harms as many, whoever has the target."""
     text = SCENARIO.replace("gpu: h100-80gb", "gpu: h100-80gb, replicas: 2").replace("slo: {ttft_p99: 1 s}\n", "")
     text += "faults: [{kind: crash, replica: 1, at: 2 min, down: 1 min, detected: 5 s}]\n"
     slo = "slo: {ttft_p99: 100 ms}"
@@ -162,6 +162,7 @@ def test_tenants_with_the_target_of_the_fleet_have_its_late_requests(tmp_path: P
     tenants = point_of(
         tmp_path, f"{text}tenants: [{{name: a, adapters: 10, {slo}}}, {{name: b, adapters: 20, {slo}}}]\n"
     )
+    assert "late ones aren't counted" in answer(point_of(tmp_path, text), {}).headline
     assert fleet.metrics["harmed"].value > 0
     for name in ("harmed", "slo_attainment", "goodput_rps"):
         assert tenants.metrics[name] == fleet.metrics[name]

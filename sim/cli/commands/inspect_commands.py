@@ -30,12 +30,9 @@ def report(
         data = read_run(run_directory)
         page = write_report(data)
     if data.manifest.get("status") != "finished":
-        plan, done, total = (
-            data.manifest.get("kind") == "plan",
-            len(data.points),
-            data.manifest.get("points_total", "?"),
-        )
-        what = "plan has no answer yet" if plan else f"run is not finished: {done} of {total} points"
+        done = f"{len(data.points)} of {data.manifest.get('points_total', '?')} points"
+        plan = data.manifest.get("kind") == "plan"
+        what = "plan has no answer yet" if plan else f"run is not finished: {done}"
         message(f"note: this {what}", quiet)
     say_file("", page)
 
