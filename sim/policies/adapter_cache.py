@@ -104,7 +104,7 @@ class GpuCache(AdapterCache):
 
     def __init__(
         self,
-        weights: Sequence[int],
+        weights: list[int],
         capacity: int,
         eviction: Eviction,
         *,
@@ -349,7 +349,7 @@ class SlotForBaseModel(GpuCache):
     """
 
     def __init__(
-        self, weights: Sequence[int], capacity: int, eviction: Eviction, *, pinned: Sequence[int] = ()
+        self, weights: list[int], capacity: int, eviction: Eviction, *, pinned: Sequence[int] = ()
     ) -> None:
         super().__init__(weights, capacity, eviction, base_model_slot=True, pinned=pinned)
         self._number = -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import Final
@@ -11,6 +12,8 @@ from sim.traffic.request import Request
 NEVER: Final = 1 << 61
 """A decode step that never comes."""
 
+_push: Final = heappush  # compiled, constants are found faster than names
+_pop: Final = heappop
 _by_index = attrgetter("index")
 
 
@@ -22,31 +25,53 @@ class DecodeEnds:
 
     def __init__(self) -> None:
         self.next_step = NEVER
-        self._ending: dict[int, list[Request]] = {}  # by last step, none empty
-        self._steps = [NEVER]  # a heap of these last steps, and of one that is always behind them
+        self._steps = [NEVER]  # a heap of last steps, and of one that is always behind them
+        # The sequences of each last step, in the order of their index: a ring with a place for every step that any of
+        # them may reach, so that two steps never share one.
+        self._ending: list[list[Request] | None] = [None] * 256
+        self._mask = 255
 
     def start(self, requests: list[Request], step: int) -> list[Request]:
         """Let sequences decode that get their next token at ``step``; return those for which it is the last."""
-        ending, ended = self._ending, []
+        ended = []
         for request in requests:
-            request.last_step = last = step + request.output_tokens - request.generated - 1
-            if last == step:
+            left = request.output_tokens - request.generated - 1
+            request.last_step = last = step + left
+            if not left:
                 ended.append(request)
-            elif last in ending:
-                ending[last].append(request)
-            else:
-                ending[last] = [request]
-                heappush(self._steps, last)
+                continue
+            if left > self._mask:
+                self._widen(left)
+            place = last & self._mask
+            group = self._ending[place]
+            if group is None:
+                self._ending[place] = [request]
+                _push(self._steps, last)
                 if last < self.next_step:
                     self.next_step = last
+            elif group[-1].index < request.index:
+                group.append(request)
+            else:
+                insort(group, request, key=_by_index)
         return ended
+
+    def _widen(self, left: int) -> None:
+        """Make room for sequences that end this many steps from now."""
+        groups = [group for group in self._ending if group is not None]
+        size = 1 << left.bit_length()
+        self._ending = [None] * size
+        self._mask = size - 1
+        for group in groups:
+            self._ending[group[0].last_step & self._mask] = group
 
     def remove(self, request: Request) -> None:
         """Remove a sequence that leaves before its end."""
         last = request.last_step
-        self._ending[last].remove(request)
-        if not self._ending[last]:
-            del self._ending[last]
+        group = self._ending[last & self._mask]
+        assert group is not None, "it decodes"
+        group.remove(request)
+        if not group:
+            self._ending[last & self._mask] = None
             self._steps.remove(last)
             heapify(self._steps)
             self.next_step = self._steps[0]
@@ -54,10 +79,9 @@ class DecodeEnds:
     def pop_next(self) -> list[Request]:
         """Remove and return the sequences that end at ``next_step``, in the order of their index."""
         steps = self._steps
-        step = heappop(steps)
-        ended = self._ending[step]
-        del self._ending[step]
+        place = _pop(steps) & self._mask
         self.next_step = steps[0]
-        if len(ended) > 1:
-            ended.sort(key=_by_index)
+        ended = self._ending[place]
+        assert ended is not None, "each step of the heap has sequences"
+        self._ending[place] = None
         return ended

@@ -52,5 +52,5 @@ class SetOrder(TouchOrder):
         Batches are compared by identity, so a list must not be changed between calls.
         """
         if self._last[0] is not batch:
-            self._last = batch, set(map(self._key_of.__getitem__, batch))
+            self._last = batch, {self._key_of[adapter] for adapter in batch}
         return self._last[1]

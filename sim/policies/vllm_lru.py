@@ -52,7 +52,8 @@ class VllmLruCache(AdapterCache):
         self.listener: CacheListener | None = None
         self._order = order
         self._batch: list[int] = []
-        self._members: set[int] = set()
+        self._in_batch = [False] * adapters
+        self._batch_size = 0
         self._toggled: list[int] = []  # joined or left the batch since it was last touched
         # Adapters outside the batch, least recently touched first; those in the batch were touched by its last step.
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -116,14 +117,18 @@ class VllmLruCache(AdapterCache):
 
         :param batch: distinct adapters of the batch, in the order of their admission.
         """
-        before, members, users = self._batch, self._members, self.users
-        last_batch, toggled = len(members), set(self._toggled)
+        before, in_batch, users = self._batch, self._in_batch, self.users
+        last_batch = self._batch_size
         self._batch = batch
+        arrived: list[int] = []
+        gone: list[int] = []
+        for adapter in self._toggled:
+            there = users[adapter] > 0
+            if there != in_batch[adapter]:  # otherwise it has joined and left since then
+                in_batch[adapter] = there
+                (arrived if there else gone).append(adapter)
         self._toggled.clear()
-        arrived = [adapter for adapter in toggled if users[adapter] and adapter not in members]
-        gone = [adapter for adapter in toggled if not users[adapter] and adapter in members]
-        members.update(arrived)
-        members.difference_update(gone)
+        self._batch_size = last_batch + len(arrived) - len(gone)
         entering = [adapter for adapter in arrived if self.state[adapter] != RESIDENT]
         if entering and not self._idle_suffice(entering, last_batch):
             return self._walk(before, batch)
@@ -145,7 +150,7 @@ class VllmLruCache(AdapterCache):
         """
         idle, host_idle, fresh = self._idle, self._host_idle, not self._in_host[adapter]
         host_full = fresh and self._host_count == self.host_slots
-        occupied = len(idle) + len(self._members)
+        occupied = len(idle) + self._batch_size
         no_room = (occupied == self.capacity and not idle) or (host_full and not host_idle)
         if self.state[adapter] == RESIDENT or no_room:
             return FROM_GPU
@@ -171,7 +176,7 @@ class VllmLruCache(AdapterCache):
 
     def _may_leave(self, idle: OrderedDict[int, None], lacking: int) -> bool:
         """Return whether enough adapters are idle, and the new batch has none of those idle for longest."""
-        return lacking <= 0 or (lacking <= len(idle) and self._members.isdisjoint(islice(idle, lacking)))
+        return lacking <= 0 or (lacking <= len(idle) and not any(self._in_batch[a] for a in islice(idle, lacking)))
 
     def _fill(self, entering: list[int], last_batch: int) -> list[tuple[int, int]]:
         """Load adapters into free slots, or into those of adapters idle for longest."""
@@ -243,7 +248,7 @@ class VllmLruCache(AdapterCache):
             return
         self._in_host[adapter] = False
         self._host_count -= 1
-        if adapter in self._members:
+        if self._in_batch[adapter]:
             self._leave_batch(adapter)
         else:
             del self._host_idle[adapter]
@@ -262,7 +267,8 @@ class VllmLruCache(AdapterCache):
 
     def _leave_batch(self, adapter: int) -> None:
         self._batch = [other for other in self._batch if other != adapter]
-        self._members.remove(adapter)
+        self._in_batch[adapter] = False
+        self._batch_size -= 1
 
     def _settle(self, adapter: int) -> None:
         self.state[adapter] = RESIDENT
@@ -274,7 +280,7 @@ class VllmLruCache(AdapterCache):
         self.evictions += 1
         if self.listener is not None:
             self.listener.left(victim)
-        self.evictions_in_use += victim in self._members
+        self.evictions_in_use += self._in_batch[victim]
         if self.victims is not None:
             self.victims.append(victim)
 
@@ -283,8 +289,10 @@ class VllmLruCache(AdapterCache):
         adapters = self._adapters
         residents = {adapter for adapter, state in enumerate(self.state[:adapters]) if state == RESIDENT}
         copies = {adapter for adapter, there in enumerate(self._in_host) if there}
-        assert residents == self._idle.keys() | self._members
-        assert copies == self._host_idle.keys() | self._members
+        batch = {adapter for adapter, there in enumerate(self._in_batch) if there}
+        assert len(batch) == self._batch_size
+        assert residents == self._idle.keys() | batch
+        assert copies == self._host_idle.keys() | batch
         assert residents <= copies
         assert len(residents) <= self.capacity
         assert len(copies) == self._host_count <= self.host_slots

@@ -12,10 +12,10 @@ import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from librt.strings import BytesWriter, write_f64_le, write_i16_le, write_i32_le, write_i64_le
 from numpy.typing import NDArray
 
 from sim.results.leaps import GAP_BINS, Leaps, count_gaps, gap_bins, seconds_by_section, section_of, steps_by_section
@@ -69,79 +69,61 @@ _COLUMNS: dict[str, type] = {
 _KNOWN = ("arrival_s", "adapter", "prompt_tokens", "output_tokens")
 """Columns that are known before a request comes."""
 
-# Rows go into byte arrays as packed structures: a third of the time that array("d").extend takes. Their lengths are
-# multiples of 8 bytes: numpy reads unaligned columns at half the speed.
+# Rows are packed structures, written value by value: compiled, no value becomes a Python object on its way. Lengths of
+# rows are multiples of 8 bytes, because numpy reads unaligned columns at half the speed.
 _REQUEST_ROW = np.dtype(
     [
-        ("load_queue_s", "f8"),
-        ("load_wait_s", "f8"),
-        ("admitted_s", "f8"),
-        ("first_token_s", "f8"),
-        ("finished_s", "f8"),
-        ("index", "i8"),
-        ("preemptions", "i4"),
-        ("cached_tokens", "i4"),
-        ("outcome", "i2"),
-        ("tier", "i2"),
-        ("replica", "i2"),
-        ("status", "i2"),
+        ("load_queue_s", "<f8"),
+        ("load_wait_s", "<f8"),
+        ("admitted_s", "<f8"),
+        ("first_token_s", "<f8"),
+        ("finished_s", "<f8"),
+        ("index", "<i8"),
+        ("preemptions", "<i4"),
+        ("cached_tokens", "<i4"),
+        ("outcome", "<i2"),
+        ("tier", "<i2"),
+        ("replica", "<i2"),
+        ("status", "<i2"),
     ]
 )
-_STEP_ROW = np.dtype(
+_LEAP_ROW = np.dtype(
     [
-        ("start", "f8"),
-        ("first", "f8"),
-        ("growth", "f8"),
-        ("load_s", "f8"),
-        ("steps", "i4"),
-        ("decoding", "i4"),
-        ("running", "i4"),
-        ("blocked", "i4"),
-        ("replica", "i4"),
-        ("", "V4"),
+        ("start", "<f8"),
+        ("first", "<f8"),
+        ("growth", "<f8"),
+        ("load_s", "<f8"),
+        ("steps", "<i4"),
+        ("decoding", "<i4"),
+        ("running", "<i4"),
+        ("blocked", "<i2"),
+        ("replica", "<i2"),
     ]
 )
 _LOAD_COLUMNS = ("started_s", "ended_s", "adapter", "tier", "asked_s", "replica")
 _LOAD_ROW = np.dtype(
     [
-        ("started_s", "f8"),
-        ("ended_s", "f8"),
-        ("asked_s", "f8"),
-        ("adapter", "i4"),
-        ("tier", "i4"),
-        ("replica", "i4"),
-        ("", "V4"),
+        ("started_s", "<f8"),
+        ("ended_s", "<f8"),
+        ("asked_s", "<f8"),
+        ("adapter", "<i4"),
+        ("tier", "<i2"),
+        ("replica", "<i2"),
     ]
 )
-pack_request: Final = Struct("=5dq2i4h").pack
-"""One row of ``Recorder.request_rows``: the fields of ``_REQUEST_ROW`` in their order."""
-pack_step: Final = Struct("=4d5i4x").pack
-"""One row of ``Recorder.step_rows`` for every leap: the fields of ``_STEP_ROW``."""
-_PAUSE_ROW = np.dtype([("start", "f8"), ("seconds", "f8"), ("count", "f8")])
-pack_pause: Final = Struct("=3d").pack
-"""One row of ``Recorder.pause_rows``: a step's start, and gaps that end with it: how long and how many."""
-pack_load: Final = Struct("=3d3i4x").pack
-"""One row of ``Recorder.load_rows`` for every load: the fields of ``_LOAD_ROW``."""
+_PAUSE_ROW = np.dtype([("start", "<f8"), ("seconds", "<f8"), ("count", "<f8")])
 _MARK_ROW = np.dtype(
     [
-        ("index", "i8"),
-        ("marks", "i4"),
-        ("version", "i2"),
-        ("last_version", "i2"),
-        ("tokens_before", "i4"),
-        ("tries", "i4"),
-        ("detected", "i4"),
-        ("", "V4"),
+        ("index", "<i8"),
+        ("marks", "<i4"),
+        ("tokens_before", "<i4"),
+        ("version", "<i2"),
+        ("last_version", "<i2"),
+        ("tries", "<i2"),
+        ("detected", "<i2"),
     ]
 )
-pack_mark: Final = Struct("=qi2h2i8x").pack
-"""One row of ``Recorder.mark_rows`` for a request of which there is more to say, in any number: the fields of
-``_MARK_ROW`` but the last. Marks and tries add up; the other fields are 0 where a row doesn't speak of them."""
-_HOST_FILL_ROW = np.dtype([("index", "i8"), ("wait_s", "f8")])
-pack_host_fill: Final = Struct("=qd").pack
-"""One row of ``Recorder.host_fill_rows``: a completed request, and its seconds of waiting for host memory."""
-pack_judged: Final = Struct("=qi8x2i4x").pack
-"""Another of these rows, for a wrong answer that was noticed: index, marks, tries and ``detected``."""
+_HOST_FILL_ROW = np.dtype([("index", "<i8"), ("wait_s", "<f8")])
 _MARK_COLUMNS: dict[str, type] = {
     "marks": np.int32,
     "version": np.int32,
@@ -240,10 +222,7 @@ class Recorder:
     :param own: replicas with slots for adapters; those behind them swap whole models, and lack no slots.
     :param prefix_cache: whether requests may find tokens cached, so that there is a column for them.
     :ivar bounds: start of each section so far, then the end; set by ``mark`` before time gets there.
-    :ivar request_rows, step_rows, load_rows: the world adds the bytes of ``pack_request`` for every request that
-        leaves, of ``pack_step`` for every leap and of ``pack_load`` for every load.
-    :ivar pause_rows: of ``pack_pause`` for gaps between tokens that are longer than the step that ends them.
-    :ivar mark_rows: of ``pack_mark``; ``host_fill_rows``: of ``pack_host_fill``.
+    :ivar leap_rows, pause_rows: rows of ``record_leap`` and ``record_pause`` since the last flush.
     :ivar backoffs: rows of ``Recording.backoffs``.
     :ivar events: what happens to the fleet, in order.
     :ivar lives: rows of ``Recording.lives``; ``moves``: rows of ``Recording.moves``.
@@ -255,8 +234,8 @@ class Recorder:
         self.prefix_cache = prefix_cache
         self._kinds = {name: kind for name, kind in _COLUMNS.items() if prefix_cache or name != "cached_tokens"}
         self._own = replicas if own is None else own
-        self.mark_rows = bytearray()
-        self.host_fill_rows = bytearray()
+        self._mark_rows = BytesWriter()
+        self._host_fill_rows = BytesWriter()
         self.events: list[Event] = []
         self.backoffs: list[tuple[float, float, bool, int]] = []
         self.lives: list[tuple[int, float, float, float, float]] = []
@@ -265,10 +244,10 @@ class Recorder:
         self._busy_by_replica = np.zeros(replicas)
         self._sessions = bytearray()
         self.bounds: list[float] = []
-        self.step_rows = bytearray()
-        self.pause_rows = bytearray()
-        self.request_rows = bytearray()
-        self.load_rows = bytearray()
+        self.leap_rows = BytesWriter()
+        self.pause_rows = BytesWriter()
+        self._request_rows = BytesWriter()
+        self._load_rows = BytesWriter()
         # Bytes that grow, for arrays of each chunk would leave holes in memory too small for a whole column.
         self._columns = {name: bytearray() for name in self._kinds}
         self._gap_counts = np.zeros((sections, GAP_BINS), dtype=np.int64)
@@ -278,7 +257,7 @@ class Recorder:
         self._running_area = 0.0
         self._short: list[tuple[float, float]] = []
         self._busy_so_far: Floats | None = None  # by replica; None: nobody reads it
-        self._rows_read = 0  # bytes of ``step_rows`` that it includes
+        self._rows_read = 0  # bytes of ``leap_rows`` that it includes
 
     def mark(self, time: float) -> None:
         """Tell where the next section starts (or, last, where the measured time ends)."""
@@ -291,45 +270,106 @@ class Recorder:
         if chunk.session is not None:
             self._sessions += chunk.session.astype(np.int64).tobytes()
 
-    def marked(self, index: int, marks: int) -> None:
-        """Add marks to a request."""
-        self.mark_rows += pack_mark(index, marks, 0, 0, 0, 0)
+    def record_leap(
+        self,
+        start_s: float,
+        first_s: float,
+        growth_s: float,
+        load_s: float,
+        steps: int,
+        decoding: int,
+        running: int,
+        blocked: int,
+        replica: int,
+    ) -> None:
+        """Note equal steps that have ended, one after the other.
+
+        :param first_s: seconds of the first step without ``load_s``, for which it waited for loads; each further step
+            takes ``growth_s`` longer.
+        :param decoding: sequences that got a token from each step, without those of ``record_pause``.
+        :param blocked: why no other request joined, one of ``sim.policies.scheduler``.
+        """
+        rows = self.leap_rows
+        write_f64_le(rows, start_s)
+        write_f64_le(rows, first_s)
+        write_f64_le(rows, growth_s)
+        write_f64_le(rows, load_s)
+        write_i32_le(rows, steps)
+        write_i32_le(rows, decoding)
+        write_i32_le(rows, running)
+        write_i16_le(rows, blocked)
+        write_i16_le(rows, replica)
+
+    def record_pause(self, start_s: float, seconds: float, count: int) -> None:
+        """Note gaps between tokens that end with the step that started then, and are longer than that step."""
+        rows = self.pause_rows
+        write_f64_le(rows, start_s)
+        write_f64_le(rows, seconds)
+        write_f64_le(rows, float(count))
+
+    def record_load(
+        self, started_s: float, ended_s: float, asked_s: float, adapter: int, tier: int, replica: int
+    ) -> None:
+        """Note a load of an adapter that has ended, or will end then."""
+        rows = self._load_rows
+        write_f64_le(rows, started_s)
+        write_f64_le(rows, ended_s)
+        write_f64_le(rows, asked_s)
+        write_i32_le(rows, adapter)
+        write_i16_le(rows, tier)
+        write_i16_le(rows, replica)
+
+    def record_host_fill(self, index: int, wait_s: float) -> None:
+        """Note for how long a completed request waited for host memory."""
+        write_i64_le(self._host_fill_rows, index)
+        write_f64_le(self._host_fill_rows, wait_s)
+
+    def mark_request(
+        self,
+        index: int,
+        marks: int,
+        versions: tuple[int, int] = (0, 0),
+        tokens_before: int = 0,
+        tries: int = 0,
+        detected: int = 0,
+    ) -> None:
+        """Note more about a request, any number of times: marks, tries and ``detected`` add up.
+
+        :param versions: of its first and of its last token; 0 where this call doesn't speak of them, like
+            ``tokens_before``.
+        """
+        rows = self._mark_rows
+        write_i64_le(rows, index)
+        write_i32_le(rows, marks)
+        write_i32_le(rows, tokens_before)
+        write_i16_le(rows, versions[0])
+        write_i16_le(rows, versions[1])
+        write_i16_le(rows, tries)
+        write_i16_le(rows, detected)
 
     def record_completed(self, requests: Sequence[Request], replica: int, now: float) -> None:
         """Note requests that have their last token."""
-        rows = self.request_rows
-        for r in requests:
-            rows += pack_request(
-                r.load_queue_s,
-                r.load_wait_s,
-                r.admitted_s,
-                r.first_token_s,
-                now,
-                r.index,
-                r.preemptions,
-                r.cached_tokens,
-                r.outcome,
-                r.tier,
-                replica,
-                COMPLETED,
-            )
+        for request in requests:
+            self._record_request(request, now, replica, COMPLETED)
 
-    def record_unserved(self, r: Request, replica: int, status: int) -> None:
+    def record_unserved(self, request: Request, replica: int, status: int) -> None:
         """Note a request that did not complete: ``UNFINISHED``, ``REFUSED`` or ``FAILED``."""
-        self.request_rows += pack_request(
-            r.load_queue_s,
-            r.load_wait_s,
-            r.admitted_s,
-            r.first_token_s,
-            -1.0,
-            r.index,
-            r.preemptions,
-            r.cached_tokens,
-            r.outcome,
-            r.tier,
-            replica,
-            status,
-        )
+        self._record_request(request, -1.0, replica, status)
+
+    def _record_request(self, request: Request, finished_s: float, replica: int, status: int) -> None:
+        rows = self._request_rows
+        write_f64_le(rows, request.load_queue_s)
+        write_f64_le(rows, request.load_wait_s)
+        write_f64_le(rows, request.admitted_s)
+        write_f64_le(rows, request.first_token_s)
+        write_f64_le(rows, finished_s)
+        write_i64_le(rows, request.index)
+        write_i32_le(rows, request.preemptions)
+        write_i32_le(rows, request.cached_tokens)
+        write_i16_le(rows, request.outcome)
+        write_i16_le(rows, request.tier)
+        write_i16_le(rows, replica)
+        write_i16_le(rows, status)
 
     def load_attempts(
         self, spans: Iterable[tuple[float, float]], asked_s: float, adapter: int, replica: int, now: float = inf
@@ -343,7 +383,7 @@ class Recorder:
             if before <= min(started_s, now):
                 self.backoffs.append((before, min(started_s, now), started_s <= now, replica))
             if started_s <= now:
-                self.load_rows += pack_load(started_s, min(ended_s, now), asked_s, adapter, FROM_STORAGE, replica)
+                self.record_load(started_s, min(ended_s, now), asked_s, adapter, FROM_STORAGE, replica)
             before = ended_s
 
     def short_of_room(self, start: float, end: float) -> None:
@@ -357,10 +397,11 @@ class Recorder:
             for a, b, again, owner in self.backoffs
             if owner != replica or a <= now
         ]
-        rows = np.frombuffer(bytes(self.load_rows), dtype=_LOAD_ROW).copy()
+        rows = np.frombuffer(self._load_rows.getvalue(), dtype=_LOAD_ROW).copy()
         there = rows["replica"] == replica
         rows["ended_s"][there & (rows["ended_s"] > now)] = now
-        self.load_rows[:] = rows[~(there & (rows["started_s"] > now))].tobytes()
+        self._load_rows = BytesWriter()
+        self._load_rows.write(rows[~(there & (rows["started_s"] > now))].tobytes())
 
     def gaps(self, seconds: list[float], step_start_s: float) -> None:
         """Note single gaps between tokens that end with the step that started then: those across a preemption."""
@@ -375,12 +416,12 @@ class Recorder:
     def flush(self) -> None:
         """Sum up the step rows so far and set request rows aside; sections up to now must be marked."""
         self._flush_steps()
-        if self.request_rows:
-            rows = np.frombuffer(self.request_rows, dtype=_REQUEST_ROW)
+        if self._request_rows:
+            rows = np.frombuffer(self._request_rows.getvalue(), dtype=_REQUEST_ROW)
             for name, kind in self._kinds.items():
                 if name not in _KNOWN:
                     self._columns[name] += rows[name].astype(kind).tobytes()
-            self.request_rows = bytearray()
+            self._request_rows = BytesWriter()
 
     def busy_so_far(self) -> Floats:
         """Return (replicas,) seconds of the steps that have ended.
@@ -389,8 +430,8 @@ class Recorder:
         """
         if self._busy_so_far is None:
             self._busy_so_far = np.zeros(len(self._busy_by_replica))
-        rows = np.frombuffer(bytes(self.step_rows[self._rows_read :]), dtype=_STEP_ROW)
-        self._rows_read = len(self.step_rows)
+        rows = np.frombuffer(self.leap_rows.getvalue(), dtype=_LEAP_ROW)[self._rows_read // _LEAP_ROW.itemsize :]
+        self._rows_read = len(self.leap_rows)
         leaps = Leaps(*(rows[name].astype(np.float64) for name in Leaps.COLUMNS))
         self._busy_so_far += np.bincount(rows["replica"], weights=leaps.seconds(), minlength=len(self._busy_so_far))
         return self._busy_so_far
@@ -398,13 +439,13 @@ class Recorder:
     def _flush_steps(self) -> None:
         if self.pause_rows:
             self._flush_pauses()
-        if not self.step_rows:
+        if not self.leap_rows:
             return
         if self._busy_so_far is not None:
             self.busy_so_far()
             self._rows_read = 0
-        rows = np.frombuffer(self.step_rows, dtype=_STEP_ROW)
-        self.step_rows = bytearray()
+        rows = np.frombuffer(self.leap_rows.getvalue(), dtype=_LEAP_ROW)
+        self.leap_rows = BytesWriter()
         leaps = Leaps(*(rows[name].astype(np.float64) for name in Leaps.COLUMNS))
         end = leaps.start + leaps.seconds()
         self._running_area += float(np.sum(rows["running"] * (end - leaps.start)))
@@ -419,8 +460,8 @@ class Recorder:
         count_gaps(*steps_by_section(leaps, bounds, self.sections), self._gap_counts, self._gap_sum)
 
     def _flush_pauses(self) -> None:
-        rows = np.frombuffer(self.pause_rows, dtype=_PAUSE_ROW)
-        self.pause_rows = bytearray()
+        rows = np.frombuffer(self.pause_rows.getvalue(), dtype=_PAUSE_ROW)
+        self.pause_rows = BytesWriter()
         section = section_of(rows["start"], np.asarray(self.bounds))
         measured = section >= 0
         section, seconds, count = np.minimum(section, self.sections - 1)[measured], rows["seconds"], rows["count"]
@@ -446,12 +487,12 @@ class Recorder:
         return columns | self._marks(columns)
 
     def _marks(self, requests: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-        """Return the columns of ``mark_rows`` for requests, which are sorted by index."""
+        """Return the columns of ``mark_request`` for requests, which are sorted by index."""
         index = requests["index"]
         columns: dict[str, NDArray[np.generic]] = {
             name: np.zeros(len(index), kind) for name, kind in _MARK_COLUMNS.items()
         }
-        rows = np.frombuffer(self.mark_rows, dtype=_MARK_ROW)
+        rows = np.frombuffer(self._mark_rows.getvalue(), dtype=_MARK_ROW)
         at = np.searchsorted(index, rows["index"])
         np.bitwise_or.at(columns["marks"], at, rows["marks"])
         np.add.at(columns["tries"], at, rows["tries"])
@@ -486,7 +527,7 @@ class Recorder:
         """Return the recording of a simulation that stopped at ``stopped_s``."""
         self.flush()
         requests = self._requests()
-        loads = np.frombuffer(self.load_rows, dtype=_LOAD_ROW)
+        loads = np.frombuffer(self._load_rows.getvalue(), dtype=_LOAD_ROW)
         bounds = np.asarray(self.bounds)
         section = np.searchsorted(bounds, requests["arrival_s"], side="right").astype(np.int32) - 1
         start, end = bounds[0], bounds[-1]
@@ -501,7 +542,7 @@ class Recorder:
             busy_s=self._busy,
             blocked_s=self._blocked,
             busy_by_replica=self._busy_by_replica,
-            host_fills=np.frombuffer(self.host_fill_rows, dtype=_HOST_FILL_ROW),
+            host_fills=np.frombuffer(self._host_fill_rows.getvalue(), dtype=_HOST_FILL_ROW),
             backoffs=np.array(self.backoffs, dtype=np.float64).reshape(-1, 4),
             events=self.events,
             lives=np.array(self.lives, dtype=np.float64).reshape(-1, 5),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import count
+from collections.abc import Iterator
 from typing import Final
+
+from librt.strings import read_f64_le, read_i64_le
+from mypy_extensions import i64
 
 HIT: Final = 0
 DELAYED_HIT: Final = 1
@@ -116,35 +118,55 @@ Runs = tuple[tuple[int, int], ...]
 """What ``Request.shared`` is."""
 
 
-def requests_of(
-    first: int,
-    arrival_s: list[float],
-    adapter: list[int],
-    tokens: tuple[list[int], list[int]],
-    times_s: tuple[list[float], list[float], list[float]],
-    text: tuple[Iterable[Runs], Iterable[int]] | None,
-) -> Iterator[Request]:
-    """Create requests one by one, as they arrive; all lists have a value for each.
+class Arriving:
+    """Requests yet to arrive: those of one chunk of traffic, made one by one.
+
+    Columns come as packed bytes, one value of 8 bytes for each request: compiled code reads numbers from there without
+    creating Python objects.
 
     :param first: index of the first of them.
-    :param tokens: of prompt and answer; ``times_s``: ``load_s``, ``host_load_s`` and ``service_s``.
-    :param text: ``shared`` and ``text_key``, where requests share text.
+    :param arrival_s, load_s, host_load_s, service_s: packed floats: fields of ``Request``.
+    :param adapter, prompt_tokens, output_tokens, tenant: packed integers; no tenants: empty.
+    :param text: ``shared`` and ``text_key`` of each, where requests share text.
     """
-    prompts, outputs = tokens
-    loads_s, host_loads_s, services_s = times_s
-    if text is not None:
-        yield from map(Request, count(first), arrival_s, adapter, *tokens, *times_s, *text)
-        return
-    # Written out, because compiled code then creates requests without packing their arguments.
-    index = first
-    for arrived_s, own, prompt, output, load_s, host_load_s, service_s in zip(
-        arrival_s, adapter, prompts, outputs, loads_s, host_loads_s, services_s, strict=True
-    ):
-        yield Request(index, arrived_s, own, prompt, output, load_s, host_load_s, service_s)
-        index += 1
 
+    def __init__(
+        self,
+        first: int,
+        arrival_s: bytes,
+        adapter: bytes,
+        tokens: tuple[bytes, bytes],
+        times_s: tuple[bytes, bytes, bytes],
+        tenant: bytes = b"",
+        text: Iterator[tuple[Runs, int]] | None = None,
+    ) -> None:
+        self._index = first
+        self._place: i64 = 0
+        self._end: i64 = len(arrival_s)
+        self._arrival_s, self._adapter, self._tenant, self._text = arrival_s, adapter, tenant, text
+        self._prompt_tokens, self._output_tokens = tokens
+        self._load_s, self._host_load_s, self._service_s = times_s
 
-def of_tenant(request: Request, tenant: int) -> Request:
-    """Return a request that has just been made, as one of this tenant."""
-    request.tenant = tenant
-    return request
+    def next(self) -> Request | None:
+        """Return the next request; None after the last."""
+        place = self._place
+        if place == self._end:
+            return None
+        self._place = place + 8
+        index = self._index
+        self._index = index + 1
+        request = Request(
+            index,
+            read_f64_le(self._arrival_s, place),
+            read_i64_le(self._adapter, place),
+            read_i64_le(self._prompt_tokens, place),
+            read_i64_le(self._output_tokens, place),
+            read_f64_le(self._load_s, place),
+            read_f64_le(self._host_load_s, place),
+            read_f64_le(self._service_s, place),
+        )
+        if self._text is not None:
+            request.shared, request.text_key = next(self._text)
+        if self._tenant:
+            request.tenant = read_i64_le(self._tenant, place)
+        return request

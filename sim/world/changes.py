@@ -147,7 +147,7 @@ class Changes(FleetHooks):
         if marks & (LOST | LOAD_FAILED):
             self._rollouts.failed(request)
         self._recorder.record_unserved(request, replica, FAILED)
-        self._recorder.marked(request.index, marks)
+        self._recorder.mark_request(request.index, marks)
 
     def replaced(self, replica: int) -> None:
         """Note that a new, empty replica replaces a crashed one."""

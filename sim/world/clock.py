@@ -15,6 +15,9 @@ BOUNDARY: Final = 2
 ARRIVAL: Final = 3
 """Order of events at one instant: control events, ends of loads, step boundaries, arrivals (docs/model.md)."""
 
+_push: Final = heappush  # compiled, constants are found faster than names
+_pop: Final = heappop
+
 
 class Call:
     """A reusable event that calls one function at its time.
@@ -43,7 +46,7 @@ class Clock:
         self.now = 0.0
         self._environment = CallEnvironment(self)
         self.queue: list[Any] = self._environment._queue
-        self._next_id: Callable[[], int] = self._environment._eid.__next__
+        self._scheduled = 0  # events so far
         self._paused = False
 
     def call_at(self, time: float, kind: int, callback: Callable[[Call], None], subject: Any = None) -> Call:
@@ -54,7 +57,8 @@ class Clock:
 
     def schedule(self, time: float, kind: int, event: Call) -> None:
         """Schedule an event that is not on the queue; reusing events saves creating new ones."""
-        heappush(self.queue, (time, kind, self._next_id(), event))
+        self._scheduled = number = self._scheduled + 1
+        _push(self.queue, (time, kind, number, event))
 
     def reach(self, time: float, kind: int, event: Call) -> bool:
         """Go to ``time`` at once if nothing else happens by then, otherwise schedule ``event``; return which.
@@ -64,7 +68,8 @@ class Clock:
         """
         queue = self.queue
         if queue and queue[0][0] <= time:
-            heappush(queue, (time, kind, self._next_id(), event))
+            self._scheduled = number = self._scheduled + 1
+            _push(queue, (time, kind, number, event))
             return False
         self.now = time
         return True
@@ -76,7 +81,7 @@ class Clock:
         """
         if not self.queue:
             raise EmptySchedule
-        entry = heappop(self.queue)
+        entry = _pop(self.queue)
         self.now = entry[0]
         event: Call = entry[3]
         event.callback(event)
@@ -91,7 +96,7 @@ class Clock:
         while not self._paused:
             if not queue:
                 raise EmptySchedule
-            entry = heappop(queue)
+            entry = _pop(queue)
             self.now = entry[0]
             event: Call = entry[3]
             event.callback(event)

@@ -153,7 +153,7 @@ class ClosedLoopFleet(Fleet):
         if self._sent == self._window.total:
             self.recorder.mark(now)
         self._send(request)
-        self._next = next(self._requests, None) or self._load_chunk()
+        self._next = self._requests.next() or self._load_chunk()
         if self._next is None:
             self._clients.stop()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from sim.policies.routing import Choosing
 from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
-from sim.traffic.request import BASE_MODEL, Request, of_tenant, requests_of
+from sim.traffic.request import BASE_MODEL, Arriving, Request
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.fleet_ports import FleetHooks
 from sim.world.replica.server import ReplicaTotals, Server
@@ -108,7 +108,7 @@ class Fleet:
         self._carry_text = arrivals.with_text
         self._tenant_of = arrivals.tenant_of
         self._chunks: Iterator[Chunk] = iter(())
-        self._requests: Iterator[Request] = iter(())
+        self._requests = Arriving(0, b"", b"", (b"", b""), (b"", b"", b""))
         self._next: Request | None = None
         self._too_long: set[int] = set()
         self._only: Server | None = None  # the one replica to which all requests of this chunk go, without questions
@@ -252,17 +252,20 @@ class Fleet:
         times = self._times
         adapter = np.where(chunk.adapter == BASE_MODEL, self._base_model, chunk.adapter)
         text = chunk.text if self._carry_text else None
-        self._requests = requests_of(
+        self._requests = Arriving(
             chunk.first,
-            chunk.arrival_s.tolist(),
-            adapter.tolist(),
-            (chunk.prompt_tokens.tolist(), chunk.output_tokens.tolist()),
-            (times.load(chunk).tolist(), times.host_load(chunk).tolist(), times.service(chunk).tolist()),
-            None if text is None else (text.runs_of_requests(), text.rest.tolist()),
+            _packed(chunk.arrival_s, "<f8"),
+            _packed(adapter, "<i8"),
+            (_packed(chunk.prompt_tokens, "<i8"), _packed(chunk.output_tokens, "<i8")),
+            (
+                _packed(times.load(chunk), "<f8"),
+                _packed(times.host_load(chunk), "<f8"),
+                _packed(times.service(chunk), "<f8"),
+            ),
+            b"" if self._tenant_of is None else _packed(self._tenant_of[chunk.adapter], "<i8"),
+            None if text is None else text.of_requests(),
         )
-        if self._tenant_of is not None:
-            self._requests = map(of_tenant, self._requests, self._tenant_of[chunk.adapter].tolist())
-        return next(self._requests)
+        return self._requests.next()
 
     def _mark_sections(self, chunk: Chunk) -> None:
         """Mark the sections that begin, or end, in a chunk."""
@@ -291,7 +294,7 @@ class Fleet:
                 self.servers[self._router.choose(request.adapter, request.index)].arrive(request)
             else:
                 self._send(request)
-            request = next(requests, None)
+            request = requests.next()
             if request is None:
                 request = self._next = self._load_chunk()
                 requests, only = self._requests, self._only
@@ -331,6 +334,11 @@ class Fleet:
         if recorder.prefix_cache:
             recording.prefix_blocks_evicted = totals.prefix_blocks_evicted
         return recording
+
+
+def _packed(column: NDArray[Any], kind: str) -> bytes:
+    """Return the values of a column, packed as ``Arriving`` reads them."""
+    return column.astype(kind, copy=False).tobytes()
 
 
 def nothing_arrives(duration_s: float | None, remedy: str = "raise the rate") -> ScenarioError:

@@ -72,7 +72,7 @@ class FrontBuckets(FleetHooks):
             self._send_on(request)
         elif limited.refuses:
             self._recorder.record_unserved(request, -1, REFUSED)
-            self._recorder.marked(request.index, LIMITED)
+            self._recorder.mark_request(request.index, LIMITED)
         else:
             limited.held.append(request)
             self._area -= now

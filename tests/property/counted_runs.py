@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
+from librt.strings import BytesWriter
 from naive_parts import Broken, Facts, Gap, Load, Replication, Request, Span, Step
 
 from sim.results.point import Point
 from sim.results.point_summary import request_table, summarise
-from sim.results.records import _PAUSE_ROW, _STEP_ROW, STATUS_WORDS, Recorder, Recording
+from sim.results.records import _LEAP_ROW, _PAUSE_ROW, STATUS_WORDS, Recorder, Recording
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import REPLICATION, Design, Part, facts_of, simulate_part
 from sim.world.build import build_world
@@ -50,8 +51,8 @@ class KeepingRecorder(Recorder):
         self.kept.append(self.rows)
 
     def _flush_steps(self) -> None:
-        names = [name for name in _STEP_ROW.names or () if name]
-        self.rows.steps += [dict(zip(names, row, strict=False)) for row in rows_of(self.step_rows, _STEP_ROW)]
+        names = _LEAP_ROW.names or ()
+        self.rows.steps += [dict(zip(names, row, strict=True)) for row in rows_of(self.leap_rows, _LEAP_ROW)]
         self.rows.pauses += [
             {"start": start, "seconds": seconds, "count": count}
             for start, seconds, count in rows_of(self.pause_rows, _PAUSE_ROW)
@@ -67,8 +68,8 @@ class KeepingRecorder(Recorder):
         super().short_of_room(start, end)
 
 
-def rows_of(packed: bytearray, kind: np.dtype[Any]) -> list[Any]:
-    return list(np.frombuffer(bytes(packed), dtype=kind).tolist())
+def rows_of(packed: BytesWriter, kind: np.dtype[Any]) -> list[Any]:
+    return list(np.frombuffer(packed.getvalue(), dtype=kind).tolist())
 
 
 def single_steps(row: dict[str, float]) -> Iterator[Step]:

@@ -83,7 +83,7 @@ def watched_steps() -> Iterator[list[np.ndarray]]:
     flush = Recorder._flush_steps
 
     def watched(self: Recorder) -> None:
-        seen.append(np.frombuffer(bytes(self.step_rows), dtype=sim.results.records._STEP_ROW))
+        seen.append(np.frombuffer(self.leap_rows.getvalue(), dtype=sim.results.records._LEAP_ROW))
         flush(self)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -9,18 +9,21 @@ import pytest
 from strategies import GRID, build, fixed_time, write_profile, write_trace
 
 from sim.results.leaps import Leaps, gap_bins
-from sim.results.records import Recorder, Recording, pack_step
+from sim.results.records import Recorder, Recording
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.replication import simulate
 
+Leap = tuple[float, float, float, float, int, int, int, int, int]
+"""Arguments of ``Recorder.record_leap``."""
 
-def sections_of(*rows: bytes, bounds: tuple[float, ...] = (10.0, 15.0, 20.0), replicas: int = 1) -> Recording:
+
+def sections_of(*leaps: Leap, bounds: tuple[float, ...] = (10.0, 15.0, 20.0), replicas: int = 1) -> Recording:
     recorder = Recorder(len(bounds) - 1, replicas)
     for bound in bounds:
         recorder.mark(bound)
-    for row in rows:
-        recorder.step_rows += row
+    for leap in leaps:
+        recorder.record_leap(*leap)
     return recorder.close(30.0, 0.0)
 
 
@@ -30,7 +33,7 @@ def gaps(recording: Recording, section: int, *seconds: float) -> list[int]:
 
 def test_a_leap_from_the_warm_up_into_the_drain_counts_in_every_section_with_its_part() -> None:
     # 14 steps of 1 s, the first after a load of 0.25 s: they start at 7.5, then at 8.75, 9.75, ... and end at 21.75.
-    recording = sections_of(pack_step(7.5, 1.0, 0.0, 0.25, 14, 3, 4, 2, 1), replicas=2)
+    recording = sections_of((7.5, 1.0, 0.0, 0.25, 14, 3, 4, 2, 1), replicas=2)
     assert recording.busy_s.tolist() == [5.0, 5.0]
     assert recording.busy_by_replica.tolist() == [0.0, 10.0]
     assert recording.blocked_s.tolist() == [[0, 0], [0, 0], [5.0, 5.0], [0, 0]]
@@ -43,7 +46,7 @@ def test_a_leap_from_the_warm_up_into_the_drain_counts_in_every_section_with_its
 
 def test_the_steps_of_a_cut_leap_keep_their_length() -> None:
     # Steps of 1, 1.5, 2 and 2.5 s start at 12, 13, 14.5 and 16.5.
-    recording = sections_of(pack_step(12.0, 1.0, 0.5, 0.0, 4, 1, 1, 0, 0))
+    recording = sections_of((12.0, 1.0, 0.5, 0.0, 4, 1, 1, 0, 0))
     assert recording.busy_s.tolist() == [3.0, 4.0]
     assert recording.gap_sum_s.tolist() == [4.5, 2.5]
     assert gaps(recording, 0, 1.0, 1.5, 2.0, 2.5) == [1, 1, 1, 0]
@@ -51,7 +54,7 @@ def test_the_steps_of_a_cut_leap_keep_their_length() -> None:
 
 
 def test_a_step_that_starts_at_a_bound_belongs_to_the_section_that_begins_there() -> None:
-    recording = sections_of(pack_step(8.0, 1.0, 0.0, 0.0, 8, 1, 1, 0, 0))
+    recording = sections_of((8.0, 1.0, 0.0, 0.0, 8, 1, 1, 0, 0))
     assert recording.gap_counts.sum(axis=1).tolist() == [5, 1]
     assert recording.busy_s.tolist() == [5.0, 1.0]
 
@@ -67,13 +70,13 @@ def test_steps_before_a_time_are_counted_exactly_where_rounding_is_not(growth: f
 
 
 def test_only_the_first_step_of_a_leap_waits_for_its_loads() -> None:
-    recording = sections_of(pack_step(11.0, 0.5, 0.0, 2.0, 3, 1, 1, 0, 0))
+    recording = sections_of((11.0, 0.5, 0.0, 2.0, 3, 1, 1, 0, 0))
     assert gaps(recording, 0, 2.5, 0.5) == [1, 2]
     assert recording.gap_sum_s.tolist() == [3.5, 0.0]
 
 
 def test_what_lies_outside_the_measured_time_is_not_busy() -> None:
-    before, after = pack_step(1.0, 1.0, 0.0, 0.0, 9, 1, 1, 0, 0), pack_step(20.0, 1.0, 0.0, 0.0, 2, 1, 1, 0, 0)
+    before, after = (1.0, 1.0, 0.0, 0.0, 9, 1, 1, 0, 0), (20.0, 1.0, 0.0, 0.0, 2, 1, 1, 0, 0)
     recording = sections_of(before, after)
     assert recording.busy_s.tolist() == [0.0, 0.0]
     assert recording.gap_counts.sum(axis=1).tolist() == [0, 2], "tokens of the drain belong to measured requests"

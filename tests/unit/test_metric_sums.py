@@ -9,7 +9,7 @@ from test_change_metrics import COUNT, WARM, facts, recording
 from sim.results.leaps import GAP_BINS, GAP_STEP, gap_bin_edges, gap_bins
 from sim.results.metrics import measure
 from sim.results.point_summary import summarise
-from sim.results.records import COMPLETED, MIXED, STALE, Recorder, pack_load, pack_mark
+from sim.results.records import COMPLETED, MIXED, STALE, Recorder
 from sim.results.statistics import histogram_quantile
 from sim.traffic.request import FROM_STORAGE
 
@@ -58,10 +58,10 @@ def test_a_loader_is_held_in_the_pauses_between_attempts() -> None:
 
 def test_everything_that_happened_to_a_request_is_kept() -> None:
     recorder = Recorder(1)
-    recorder.marked(1, MIXED)
-    recorder.marked(1, STALE)
+    recorder.mark_request(1, MIXED)
+    recorder.mark_request(1, STALE)
     for _ in range(2):
-        recorder.mark_rows += pack_mark(0, 0, 0, 0, 0, 1)
+        recorder.mark_request(0, 0, tries=1)
     found = recorder._marks(
         {
             "index": np.arange(2),
@@ -80,7 +80,7 @@ def test_a_crash_ends_the_loads_of_its_own_replica_alone() -> None:
     recorder.mark(0.0)
     for replica in (0, 1):
         for started_s, ended_s in ((1.0, 9.0), (6.0, 8.0)):  # noted when they were decided: one is to begin after now
-            recorder.load_rows += pack_load(started_s, ended_s, 1.0, 0, FROM_STORAGE, replica)
+            recorder.record_load(started_s, ended_s, 1.0, 0, FROM_STORAGE, replica)
     recorder.cut_loads(0, 5.0)
     loads = recorder.close(10.0, 0.0).loads
     rows = zip(loads["replica"].tolist(), loads["started_s"].tolist(), loads["ended_s"].tolist(), strict=True)

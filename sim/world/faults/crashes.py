@@ -174,7 +174,7 @@ class Crashes(NoCrashes):
         for request in stuck:
             fleet.inside[replica] -= 1
             self.stuck_area += self._clock.now
-            self._recorder.marked(request.index, REROUTED)
+            self._recorder.mark_request(request.index, REROUTED)
         for request in stuck:
             fleet.submit(request)
 

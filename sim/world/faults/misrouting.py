@@ -19,7 +19,6 @@ from sim.results.records import (
     WRONG_SERVED,
     Event,
     Recorder,
-    pack_judged,
 )
 from sim.traffic.request import MISS, Request
 from sim.world.clock import ARRIVAL, Call, Clock
@@ -151,7 +150,7 @@ class MisroutedRequests(NoMisrouting):
 
     def _misroute(self, request: Request, reached: int, fault: MisroutingFault) -> None:
         self._wrong[request.index] = OriginalTarget(request.adapter, request.load_s, request.host_load_s, fault)
-        self._recorder.marked(request.index, MISROUTED)
+        self._recorder.mark_request(request.index, MISROUTED)
         if reached == self._base_model:
             request.adapter = reached
         else:
@@ -174,19 +173,20 @@ class MisroutedRequests(NoMisrouting):
         original = self._wrong.pop(request.index, None)
         if original is None:
             if self._prefixes.found(replica, request, now):
-                self._recorder.marked(request.index, OLD_PREFIX)
+                self._recorder.mark_request(request.index, OLD_PREFIX)
             if self._tries:
                 self._tries.pop(request.index, None)
             return False
         index, tried = request.index, self._tries.pop(request.index, 0)
         marks = WRONG_LOAD if request.outcome == MISS else 0
         if not original.fault.noticed(request, tried):
-            self._recorder.marked(index, marks | WRONG_SERVED)
+            self._recorder.mark_request(index, marks | WRONG_SERVED)
             return False
         detector = original.fault.detector
         assert detector is not None, "only a detector notices"
         again = tried < detector.retries
-        self._recorder.mark_rows += pack_judged(index, marks | WRONG_DETECTED | (RETRIED if again else 0), again, 1)
+        marks |= WRONG_DETECTED | (RETRIED if again else 0)
+        self._recorder.mark_request(index, marks, tries=int(again), detected=1)
         if again:
             self._tries[index] = tried + 1
             fresh = request.fresh_copy()

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from mypy_extensions import mypyc_attr
 
 from sim.policies.scheduler import Scheduler
-from sim.results.records import pack_pause, pack_step
 from sim.traffic.request import Request
 from sim.world.clock import BOUNDARY, Call
 from sim.world.replica.modes.adapter_mode import AdapterMode
@@ -166,7 +165,7 @@ class BatchServer(Server):
     def _end_leap(self, decoding: int, now: float) -> None:
         """Record the leap that ends now, and let its finished requests go."""
         scheduler, mode = self.scheduler, self.mode
-        self.recorder.step_rows += pack_step(
+        self.recorder.record_leap(
             self._started_s,
             self._first_s,
             self._growth_s,
@@ -210,7 +209,7 @@ class BatchServer(Server):
             return 0
         for since, count in self.scheduler.paused:
             gap_s = self._started_s - since + self._load_s + self._first_s
-            self.recorder.pause_rows += pack_pause(self._started_s, gap_s, count)
+            self.recorder.record_pause(self._started_s, gap_s, count)
         return int(sum(count for _, count in self.scheduler.paused))
 
     def _act(self, now: float) -> float:
@@ -257,7 +256,7 @@ class BatchServer(Server):
         if done:
             scheduler.kv.note_peak(done)
             decoding = self.scheduler.decided.decoding - (self._log_pauses() if scheduler.paused else 0)
-            self.recorder.step_rows += pack_step(
+            self.recorder.record_leap(
                 self._started_s,
                 self._first_s,
                 self._growth_s,
@@ -270,7 +269,7 @@ class BatchServer(Server):
             )
         began = self._started_s + self._elapsed(done) if done else self._started_s
         if self._steps and began < now:  # this step kept the GPU busy without a token
-            self.recorder.step_rows += pack_step(began, now - began, 0.0, 0.0, 1, 0, running, blocked, self.index)
+            self.recorder.record_leap(began, now - began, 0.0, 0.0, 1, 0, running, blocked, self.index)
         return super().close()
 
     def running(self) -> list[Request]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 
-from sim.results.records import pack_step
 from sim.traffic.request import Request
 from sim.world.clock import BOUNDARY, Call
 from sim.world.replica.modes.adapter_mode import AdapterMode
@@ -43,7 +42,7 @@ class FixedServer(Server):
         assert request is not None, "a service ends only after it began"
         now = self.clock.now
         request.first_token_s = now
-        self.recorder.step_rows += pack_step(request.admitted_s, request.service_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
+        self.recorder.record_leap(request.admitted_s, request.service_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
         self._leaving = True
         self._leave([request], now)  # by the weights that were resident until now
         while self._actions:
@@ -81,7 +80,7 @@ class FixedServer(Server):
         now, serving = self.clock.now, self._serving
         if serving is not None and serving.admitted_s < now:
             worked_s = now - serving.admitted_s
-            self.recorder.step_rows += pack_step(serving.admitted_s, worked_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
+            self.recorder.record_leap(serving.admitted_s, worked_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
         return super().close()
 
     def running(self) -> list[Request]:

@@ -12,7 +12,7 @@ from functools import partial
 
 from sim.policies.adapter_cache import GpuCache
 from sim.policies.host_tier import HostTier
-from sim.results.records import Recorder, pack_host_fill
+from sim.results.records import Recorder
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
 from sim.world.replica.intake import Intake
 from sim.world.replica.loader import LoadContext, Loader, LoadOwner
@@ -126,7 +126,7 @@ class FetchListener(ReplicaListener):
         waited_s = self._fill.leave(request)
         taken = self._listener.finished(request, now)
         if waited_s and not taken:
-            self._recorder.host_fill_rows += pack_host_fill(request.index, waited_s)
+            self._recorder.record_host_fill(request.index, waited_s)
         return taken
 
     def lost(self, request: Request) -> None:

@@ -11,7 +11,7 @@ from mypy_extensions import trait
 
 from sim.policies.adapter_cache import ABSENT, GpuCache
 from sim.policies.host_tier import HostTier
-from sim.results.records import Recorder, pack_load
+from sim.results.records import Recorder
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
 from sim.world.replica.ports import UNDISTURBED, Attempts, LoadTiming, WeightVersions
@@ -257,9 +257,7 @@ class Loader:
         if load.attempts.spans:
             self._recorder.load_attempts(load.attempts.spans, load.asked_s, load.adapter, self._replica, now)
         else:
-            self._recorder.load_rows += pack_load(
-                load.started_s, now, load.asked_s, load.adapter, load.tier, self._replica
-            )
+            self._recorder.record_load(load.started_s, now, load.asked_s, load.adapter, load.tier, self._replica)
 
     def _start(self, channel: Channel) -> None:
         queue = channel.queue

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from sim.results.records import GATED, MIXED, REFUSED, STALE, Recorder, pack_mark
+from sim.results.records import GATED, MIXED, REFUSED, STALE, Recorder
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.fleet_ports import OpenFleet, WeightsListener
@@ -205,7 +205,7 @@ class Rollouts(NoRollouts):
 
     def refuse(self, request: Request, replica: int) -> None:
         self._recorder.record_unserved(request, replica, REFUSED)
-        self._recorder.marked(request.index, GATED)
+        self._recorder.mark_request(request.index, GATED)
 
     def hold(self, request: Request, replica: int) -> None:
         self._held.hold(self._fleet, replica, request)
@@ -232,7 +232,7 @@ class Rollouts(NoRollouts):
             self._started.pop(request.index, None)
             name = self.original[adapter]
             if marks or last != self._progress.settled.get(name, 1):
-                self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
+                self._recorder.mark_request(request.index, marks, (first, last), tokens)
             else:
                 self._progress.unmarked(now, request.index, name, last)
             if adapter in self._gated:
@@ -246,7 +246,7 @@ class Rollouts(NoRollouts):
     def broken_off(self, replica: int, request: Request, *, whole: bool) -> None:
         if request.first_token_s >= 0 and request.adapter < len(self.original):  # otherwise the base model answers it
             first, last, tokens, marks = self._answered_by(replica, request, whole=whole)
-            self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
+            self._recorder.mark_request(request.index, marks, (first, last), tokens)
 
     def _answered_by(self, replica: int, request: Request, *, whole: bool) -> tuple[int, int, int, int]:
         """Return the versions of the first and the last token, the tokens by versions before the last, and marks."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sim.results.records import Event, Recorder, pack_mark
+from sim.results.records import Event, Recorder
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.rollouts.rollout_plan import PlannedRollout
@@ -88,7 +88,7 @@ class RolloutProgress:
         if self._instant == self._clock.now:
             for index, name, version in self._unmarked:
                 if name in newer:
-                    self._recorder.mark_rows += pack_mark(index, 0, version, version, 0, 0)
+                    self._recorder.mark_request(index, 0, (version, version))
         settled.update(newer)
         self._recorder.settled.append((self._clock.now, np.array(list(newer)), np.array(list(newer.values()))))
 

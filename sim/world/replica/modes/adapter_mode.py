@@ -13,7 +13,6 @@ from sim.policies.adapter_cache import AdapterCache, GpuCache
 from sim.policies.admission import WaitingQueue
 from sim.policies.host_tier import HostTier
 from sim.policies.scheduler import Scheduler
-from sim.results.records import pack_load
 from sim.traffic.request import FROM_STORAGE, Request
 from sim.world.replica.intake import Intake
 from sim.world.replica.loader import LoadContext
@@ -95,7 +94,7 @@ class AdapterMode(Intake):
             if attempts.spans:
                 context.recorder.load_attempts(attempts.spans, start_s, adapter, context.replica)
                 return attempts.seconds, attempts.succeeds
-        context.recorder.load_rows += pack_load(start_s, start_s + seconds, start_s, adapter, tier, context.replica)
+        context.recorder.record_load(start_s, start_s + seconds, start_s, adapter, tier, context.replica)
         return seconds, True
 
     def batch_shrank(self, decoding: int) -> None:
@@ -126,7 +125,7 @@ class AdapterMode(Intake):
 
         def in_step(start_s: float) -> float:
             took_s = context.timing.seconds(start_s, seconds, adapter)
-            context.recorder.load_rows += pack_load(
+            context.recorder.record_load(
                 start_s, start_s + took_s, context.clock.now, adapter, FROM_STORAGE, context.replica
             )
             replace_weights()
