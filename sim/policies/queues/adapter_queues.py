@@ -65,7 +65,7 @@ class AdapterQueues(WaitingQueue):
         self._scan_s = now = self._now()
         if not self._pending:
             return
-        for adapter in self._idle()[: len(self._pending)]:
+        for adapter in self._idle(len(self._pending)):
             self._offload(adapter)
         front = self._outstayed(now)
         if front is not None:
@@ -100,6 +100,9 @@ class AdapterQueues(WaitingQueue):
         queue = self.deferred.get(adapter)
         return queue is not None and queue[0].key == key and adapter in self._active
 
+    def push(self, request: Request) -> None:
+        self.ready.append(request)  # the next scan sorts
+
     def arrived(self, request: Request) -> None:
         """Take back a request given to ``request_load``: its adapter is resident."""
         self._loads_requested -= 1
@@ -122,7 +125,7 @@ class AdapterQueues(WaitingQueue):
 
     def may_go_on(self) -> bool:
         """Return whether another pass at this instant may free a place; one removes at most as many as are pending."""
-        return bool(self._pending) and (bool(self._idle()) or self._outstayed(self._now()) is not None)
+        return bool(self._pending) and (bool(self._idle(1)) or self._outstayed(self._now()) is not None)
 
     def next_change_s(self) -> float:
         """Return the time after which a pass may decide differently although no request has arrived or left."""
@@ -148,23 +151,26 @@ class AdapterQueues(WaitingQueue):
         self._claim(candidate, self._cache)
 
     def _sort_in(self) -> None:
-        ready = self.ready
-        while ready:
-            request = ready.popleft()
+        if not self.ready:
+            return
+        new = sorted(self.ready, key=by_key)
+        self.ready.clear()
+        for request in new:
             adapter = request.adapter
             if adapter in self._loading:
                 self._hand_over(request)
                 continue
             queue = self.deferred.get(adapter)
             self._sorted_in += 1
-            if queue is not None and queue[-1].key < request.key:
-                queue.append(request)
-                continue
             if queue is None:
-                self.deferred[adapter] = queue = []
+                self.deferred[adapter] = queue = [request]
                 if adapter not in self._active:
                     self._wait_for_place(adapter)
-            insort(queue, request, key=by_key)
+            elif queue[-1].key < request.key:
+                queue.append(request)
+                continue
+            else:
+                insort(queue, request, key=by_key)
             if queue[0] is request:
                 heappush(self._within, (request.key, adapter))
 
@@ -173,10 +179,16 @@ class AdapterQueues(WaitingQueue):
             self._is_pending.add(adapter)
             self._pending.append(adapter)
 
-    def _idle(self) -> list[int]:
-        """Return the active adapters that are not in use and have no waiting request."""
-        deferred = self.deferred
-        return [adapter for adapter in self._active if adapter not in deferred and self._may_go(adapter)]
+    def _idle(self, most: int) -> list[int]:
+        """Return the active adapters that are not in use and have no waiting request, up to ``most`` of them."""
+        users, loading, deferred = self._cache.users, self._loading, self.deferred
+        found: list[int] = []
+        for adapter in self._active:
+            if users[adapter] == 0 and adapter not in deferred and adapter not in loading:
+                found.append(adapter)
+                if len(found) == most:
+                    break
+        return found
 
     def _outstayed(self, now: float) -> int | None:
         """Return the adapter that has been active longest, if its cycle time is over and it may leave."""
