@@ -25,7 +25,7 @@ HOT = (
     "sim/policies",
     "sim/world",
     "sim/traffic/request.py",
-    "sim/results/records.py",
+    "sim/results/recording/recorder.py",
     "sim/studies/fidelity/step_replay.py",  # derives a class from one in sim/policies: interpreted ones can't
 )
 """What is compiled: files, and folders with everything in them."""

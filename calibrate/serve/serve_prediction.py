@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.serve.planned_requests import PlannedRequest
-from sim.results.leaps import gap_bin_edges
+from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording
 from sim.results.statistics import histogram_quantile
 from sim.spec.scenario import Scenario

@@ -348,9 +348,7 @@ class SlotForBaseModel(GpuCache):
     be; that takes no time.
     """
 
-    def __init__(
-        self, weights: list[int], capacity: int, eviction: Eviction, *, pinned: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, weights: list[int], capacity: int, eviction: Eviction, *, pinned: Sequence[int] = ()) -> None:
         super().__init__(weights, capacity, eviction, base_model_slot=True, pinned=pinned)
         self._number = -1
         self._base_users = 0

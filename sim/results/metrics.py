@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from sim.results.autoscaling.scaling_metrics import scaling_metrics
 from sim.results.changes.change_metrics import change_metrics
-from sim.results.leaps import gap_bin_edges
 from sim.results.metric_state import MANY_TIMES, Cause, State
 from sim.results.placement.placement_metrics import placement_metrics
 from sim.results.point import UNITS, Metric
+from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts, judge_of, slow_ones
 from sim.results.served import attainment

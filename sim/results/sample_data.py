@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.autoscaling.lives import provisioned_s
-from sim.results.leaps import seconds_by_section
+from sim.results.recording.leaps import seconds_by_section
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled
 from sim.spec.sections.arrival_processes import ClosedArrivals

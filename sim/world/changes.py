@@ -7,7 +7,8 @@ doesn't have do nothing.
 
 from __future__ import annotations
 
-from sim.results.records import FAILED, LOAD_FAILED, LOST, Recorder
+from sim.results.recording.recorder import Recorder
+from sim.results.records import FAILED, LOAD_FAILED, LOST
 from sim.traffic.request import Request
 from sim.world.faults.crashes import NoCrashes
 from sim.world.faults.misrouting import NoMisrouting

@@ -18,7 +18,8 @@ from struct import Struct
 import numpy as np
 
 from sim.policies.routing import Choosing
-from sim.results.records import UNFINISHED, Recorder, Recording
+from sim.results.recording.recorder import Recorder
+from sim.results.records import UNFINISHED, Recording
 from sim.rng import stream_key, uniform_draw
 from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.spec.sections.laws import FixedTime

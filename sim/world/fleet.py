@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from sim.errors import LoraplanError, ScenarioError
 from sim.policies.routing import Choosing
-from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
+from sim.results.recording.recorder import Recorder
+from sim.results.records import REFUSED, UNFINISHED, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, Arriving, Request

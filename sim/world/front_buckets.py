@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from sim.policies.eviction import EvictionContext
 from sim.policies.token_bucket import TokenBucket
-from sim.results.records import LIMITED, REFUSED, UNFINISHED, Recorder
+from sim.results.recording.recorder import Recorder
+from sim.results.records import LIMITED, REFUSED, UNFINISHED
 from sim.spec.sections.tenants import Tenant
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, Call, Clock

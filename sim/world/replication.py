@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sim.policies.routing import View
-from sim.results.records import Recorder, Recording
+from sim.results.recording.recorder import Recorder
+from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import FailingLoads
 from sim.world.changes import Changes

@@ -13,10 +13,10 @@ METRICS = ("tests/unit/test_metrics_by_hand.py", CHANGES, "tests/property/test_s
 CRASHES = "tests/unit/test_crashes.py"
 PAIRS = "tests/unit/test_pairs.py"
 
-_LEAPS = "sim/results/leaps.py"
+_LEAPS = "sim/results/recording/leaps.py"
 _MEASURED = "sim/results/sample_data.py"
 _METRICS = "sim/results/metrics.py"
-_RECORDS = "sim/results/records.py"
+_RECORDER = "sim/results/recording/recorder.py"
 _STATS = "sim/results/statistics.py"
 _VIEWS = "sim/results/point_summary.py"
 _VERDICT = "sim/results/verdict.py"
@@ -234,7 +234,7 @@ RESULTS = (
     ),
     Mutant(
         "first-measured-in-warm-up",
-        _RECORDS,
+        _RECORDER,
         'np.searchsorted(bounds, requests["arrival_s"], side="right")',
         'np.searchsorted(bounds, requests["arrival_s"])',
         "a section begins with the arrival of its first request",
@@ -242,7 +242,7 @@ RESULTS = (
     ),
     Mutant(
         "short-of-room-outside-measured-time",
-        _RECORDS,
+        _RECORDER,
         "min(b, end) - max(a, start)",
         "b - a",
         "waits for a slot in the warm-up count",
@@ -250,7 +250,7 @@ RESULTS = (
     ),
     Mutant(
         "marks-overwrite",
-        _RECORDS,
+        _RECORDER,
         'np.bitwise_or.at(columns["marks"], at, rows["marks"])',
         'columns["marks"][at] = rows["marks"]',
         "of several things that happen to a request only the last is noted",
@@ -258,7 +258,7 @@ RESULTS = (
     ),
     Mutant(
         "tries-counted-once",
-        _RECORDS,
+        _RECORDER,
         'np.add.at(columns["tries"], at, rows["tries"])',
         'columns["tries"][at] += rows["tries"]',
         "numpy adds once where an index comes twice",
@@ -266,7 +266,7 @@ RESULTS = (
     ),
     Mutant(
         "crash-cuts-loads-of-others",
-        _RECORDS,
+        _RECORDER,
         'there & (rows["ended_s"] > now)',
         'rows["ended_s"] > now',
         "the loads of replicas that are up end with a crash elsewhere",
@@ -274,7 +274,7 @@ RESULTS = (
     ),
     Mutant(
         "version-from-the-instant-after",
-        _RECORDS,
+        _RECORDER,
         "(finished_s >= time)",
         "(finished_s > time)",
         "what ends at the instant of a cutover is by the new version",

@@ -19,7 +19,8 @@ from naive_parts import Broken, Facts, Gap, Load, Replication, Request, Span, St
 
 from sim.results.point import Point
 from sim.results.point_summary import request_table, summarise
-from sim.results.records import _LEAP_ROW, _PAUSE_ROW, STATUS_WORDS, Recorder, Recording
+from sim.results.recording.recorder import LEAP_ROW, PAUSE_ROW, Recorder
+from sim.results.records import STATUS_WORDS, Recording
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import REPLICATION, Design, Part, facts_of, simulate_part
 from sim.world.build import build_world
@@ -51,11 +52,11 @@ class KeepingRecorder(Recorder):
         self.kept.append(self.rows)
 
     def _flush_steps(self) -> None:
-        names = _LEAP_ROW.names or ()
-        self.rows.steps += [dict(zip(names, row, strict=True)) for row in rows_of(self.leap_rows, _LEAP_ROW)]
+        names = LEAP_ROW.names or ()
+        self.rows.steps += [dict(zip(names, row, strict=True)) for row in rows_of(self.leap_rows, LEAP_ROW)]
         self.rows.pauses += [
             {"start": start, "seconds": seconds, "count": count}
-            for start, seconds, count in rows_of(self.pause_rows, _PAUSE_ROW)
+            for start, seconds, count in rows_of(self.pause_rows, PAUSE_ROW)
         ]
         super()._flush_steps()
 

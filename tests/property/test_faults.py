@@ -18,6 +18,7 @@ from strategies import fixed_time, seconds
 
 import sim.world.replication
 from sim.policies.adapter_cache import ABSENT
+from sim.results.recording.recorder import Recorder
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -27,7 +28,6 @@ from sim.results.records import (
     REROUTED,
     STATUS_WORDS,
     UNFINISHED,
-    Recorder,
     Recording,
 )
 from sim.spec.scenario import Scenario
@@ -83,7 +83,7 @@ def watched_steps() -> Iterator[list[np.ndarray]]:
     flush = Recorder._flush_steps
 
     def watched(self: Recorder) -> None:
-        seen.append(np.frombuffer(self.leap_rows.getvalue(), dtype=sim.results.records._LEAP_ROW))
+        seen.append(np.frombuffer(self.leap_rows.getvalue(), dtype=sim.results.recording.recorder.LEAP_ROW))
         flush(self)
 
     with pytest.MonkeyPatch.context() as patch:

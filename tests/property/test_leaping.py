@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from naive import Job, Result, TwinFleet
 from strategies import GRID, VLLM, build, fixed_time, scenarios, write_profile, write_trace
 
-from sim.results.leaps import GAP_BINS, GAP_STEP, gap_bin_edges
+from sim.results.recording.leaps import GAP_BINS, GAP_STEP, gap_bin_edges
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from strategies import GRID, build, fixed_time, write_profile, write_trace
 
-from sim.results.leaps import Leaps, gap_bins
-from sim.results.records import Recorder, Recording
+from sim.results.recording.leaps import Leaps, gap_bins
+from sim.results.recording.recorder import Recorder
+from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.replication import simulate

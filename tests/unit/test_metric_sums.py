@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from test_change_metrics import COUNT, WARM, facts, recording
 
-from sim.results.leaps import GAP_BINS, GAP_STEP, gap_bin_edges, gap_bins
 from sim.results.metrics import measure
 from sim.results.point_summary import summarise
-from sim.results.records import COMPLETED, MIXED, STALE, Recorder
+from sim.results.recording.leaps import GAP_BINS, GAP_STEP, gap_bin_edges, gap_bins
+from sim.results.recording.recorder import Recorder
+from sim.results.records import COMPLETED, MIXED, STALE
 from sim.results.statistics import histogram_quantile
 from sim.traffic.request import FROM_STORAGE
 

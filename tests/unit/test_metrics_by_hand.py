@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.results.leaps import GAP_BINS, gap_bins
 from sim.results.point_summary import summarise
+from sim.results.recording.leaps import GAP_BINS, gap_bins
 from sim.results.records import COMPLETED, Recording
 from sim.results.sample_data import ScenarioFacts
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_HOST, FROM_STORAGE, HIT, MISS

@@ -16,7 +16,7 @@ import numpy as np
 
 from sim.cells import text_cell
 from sim.errors import InputError
-from sim.results.leaps import gap_bin_edges
+from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import write_text
 from sim.spec.profile import bundled_profiles, load_profile

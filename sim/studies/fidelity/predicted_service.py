@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.leaps import gap_bin_edges
+from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording
 from sim.results.statistics import histogram_quantile
 from sim.traffic.request import MISS

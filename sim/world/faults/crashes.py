@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sim.results.records import LOST, REROUTED, UNFINISHED, Event, Recorder
+from sim.results.recording.recorder import Recorder
+from sim.results.records import LOST, REROUTED, UNFINISHED, Event
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash
 from sim.traffic.request import Request

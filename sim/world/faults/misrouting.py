@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from sim.results.recording.recorder import Recorder
 from sim.results.records import (
     MISROUTED,
     OLD_PREFIX,
@@ -18,7 +19,6 @@ from sim.results.records import (
     WRONG_LOAD,
     WRONG_SERVED,
     Event,
-    Recorder,
 )
 from sim.traffic.request import MISS, Request
 from sim.world.clock import ARRIVAL, Call, Clock

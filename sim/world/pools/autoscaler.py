@@ -14,7 +14,8 @@ from math import inf
 
 from sim.policies.autoscaling import Reading, make_policy
 from sim.policies.routing import View
-from sim.results.records import UNFINISHED, Recorder
+from sim.results.recording.recorder import Recorder
+from sim.results.records import UNFINISHED
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.fleet_ports import Endings, OpenFleet, Places

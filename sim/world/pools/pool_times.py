@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.records import REFUSED, Recorder
+from sim.results.recording.recorder import Recorder
+from sim.results.records import REFUSED
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, Request

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sim.policies.adapter_cache import RESIDENT
-from sim.results.records import Recorder
+from sim.results.recording.recorder import Recorder
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.replica.server import Server

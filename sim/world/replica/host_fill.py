@@ -12,7 +12,7 @@ from functools import partial
 
 from sim.policies.adapter_cache import GpuCache
 from sim.policies.host_tier import HostTier
-from sim.results.records import Recorder
+from sim.results.recording.recorder import Recorder
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
 from sim.world.replica.intake import Intake
 from sim.world.replica.loader import LoadContext, Loader, LoadOwner

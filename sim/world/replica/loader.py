@@ -11,7 +11,7 @@ from mypy_extensions import trait
 
 from sim.policies.adapter_cache import ABSENT, GpuCache
 from sim.policies.host_tier import HostTier
-from sim.results.records import Recorder
+from sim.results.recording.recorder import Recorder
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
 from sim.world.replica.ports import UNDISTURBED, Attempts, LoadTiming, WeightVersions

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from mypy_extensions import mypyc_attr
 
 from sim.policies.scheduler import Scheduler
-from sim.results.records import REFUSED, Recorder
+from sim.results.recording.recorder import Recorder
+from sim.results.records import REFUSED
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.replica.copies import AdapterCopies

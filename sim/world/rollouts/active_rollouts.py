@@ -7,7 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from sim.results.records import GATED, MIXED, REFUSED, STALE, Recorder
+from sim.results.recording.recorder import Recorder
+from sim.results.records import GATED, MIXED, REFUSED, STALE
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.fleet_ports import OpenFleet, WeightsListener

@@ -12,7 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from sim.results.records import Event, Recorder
+from sim.results.recording.recorder import Recorder
+from sim.results.records import Event
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.rollouts.rollout_plan import PlannedRollout

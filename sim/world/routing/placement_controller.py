@@ -15,7 +15,7 @@ import numpy as np
 from sim.policies.placement import Demand, Placement
 from sim.policies.routing import Choosing, View
 from sim.policies.routing.placed import Placed
-from sim.results.records import Recorder
+from sim.results.recording.recorder import Recorder
 from sim.rng import stream_key, uniform_draw
 from sim.spec.policies import PLACERS
 from sim.world.clock import CONTROL, Call, Clock

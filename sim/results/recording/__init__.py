@@ -1,0 +1,1 @@
+"""How a replication is recorded as it goes."""
