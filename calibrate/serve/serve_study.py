@@ -64,14 +64,23 @@ class ServerMeasurement:
     """What came back from the server.
 
     :ivar preset: the nearest engine preset, where its version is known.
-    :ivar kv: the size of its KV cache, where the server reports it.
+    :ivar kv: the size of its KV cache, ``prefix_caching``: whether it is on; both where the server reports it.
     """
 
     engine: str
     preset: str | None
     kv: dict[str, int]
+    prefix_caching: bool | None = None
     runs: list[LiveRun] = field(default_factory=list)
     observed: list[ObservedRun | str] = field(default_factory=list)
+
+    @property
+    def fleet(self) -> dict[str, int | bool]:
+        """What the server reports, as keys of ``fleet``: of prefix caching only that it is off.
+
+        The presets of vLLM have it on, and a scenario's engine may be one that can't have it.
+        """
+        return {**self.kv, **({"prefix_caching": False} if self.prefix_caching is False else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +209,9 @@ async def _measure(
         if page is not None and page.kv_tokens and page.block_size:
             kv = {"kv_tokens": page.kv_tokens, "block_size": page.block_size}
         name = installed.name if installed else bases[0] if bases else "server"
-        measured = ServerMeasurement(name, engine.nearest_preset(installed.version) if installed else None, kv)
+        caches = page.prefix_caching if page is not None else None
+        preset = engine.nearest_preset(installed.version) if installed else None
+        measured = ServerMeasurement(name, preset, kv, caches)
         if job.options.fit:
             job.say("measuring step and load costs over the API")
             await _fit(job, driver, measured)
@@ -302,7 +313,7 @@ def _conclude(job: ServeStudy, measured: ServerMeasurement) -> ServeResult:
     planned_s = np.array([request.at_s for request in job.planned])
     sent_s = np.where(np.isfinite(times[0].sent_s), times[0].sent_s, planned_s)
     preset, notes = _preset(job.loaded.scenario.fleet.engine, measured)
-    settings = {"profile": job.profile, "engine": preset, **measured.kv}
+    settings = {"profile": job.profile, "engine": preset, **measured.fleet}
     prediction = predict(job.loaded, job.planned, job.adapters, np.maximum(sent_s, 0.0), settings)
     used, digest = load_profile(job.profile)
     failed = [sum(sent.status != COMPLETE for sent in run.sent) for run in measured.runs]

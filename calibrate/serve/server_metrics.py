@@ -49,13 +49,14 @@ class MetricsPage:
 
     :ivar at: when it was read, monotonic seconds.
     :ivar values: by our names, those the server has.
-    :ivar kv_tokens, block_size: of vLLM's KV cache, where the page has them.
+    :ivar kv_tokens, block_size, prefix_caching: of vLLM's KV cache, where the page has them.
     """
 
     at: float
     values: dict[str, float] = field(default_factory=dict)
     kv_tokens: int | None = None
     block_size: int | None = None
+    prefix_caching: bool | None = None
 
 
 async def read_page(host: Host, limit_s: float) -> MetricsPage | None:
@@ -79,6 +80,7 @@ def parse_page(text: str, at: float) -> MetricsPage:
         name, labels = sample.key
         if name == CACHE_CONFIG:
             config = cache_config(labels)
+            page.prefix_caching = config.prefix_caching
             if config.tokens is not None:
                 page.block_size, page.kv_tokens = config.block_size, config.tokens
         elif is_of_interest(name) and sample.value <= _MOST:

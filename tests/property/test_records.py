@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sim.policies.set_order import SetOrder
 from sim.policies.vllm_lru import VllmLruCache
 from sim.studies.fidelity.record_costs import fit_costs, record_times
-from sim.studies.fidelity.record_prediction import predict
+from sim.studies.fidelity.record_prediction import predict, scenario_of
 from sim.studies.fidelity.step_record import StepRecord, read_record
 from sim.studies.fidelity.step_replay import replay
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
@@ -119,10 +119,11 @@ def test_latencies_of_a_record_are_those_its_readme_tells(
     assert told == [p50_ms, p99_ms, e2e_p99_ms]
 
 
-def test_costs_of_one_record_predict_another_end_to_end(shared: Path) -> None:
+def test_costs_of_one_record_predict_another_end_to_end(shared: Path, tmp_path: Path) -> None:
     fitted, predicted = read(shared, "online_slots8"), read(shared, "online_slots16_zipf")
     costs = fit_costs(record_times(fitted, "online_slots8"))
     metrics = predict(predicted, record_times(predicted, "online_slots16_zipf"), costs)
+    assert not scenario_of(predicted, costs, tmp_path).fleet.prefix_caching, "as recorded; the preset has it on"
     assert abs(metrics["ttft_p50_s"].error) <= 0.15
     assert abs(metrics["ttft_p99_s"].error) <= 0.30
     # Beyond the contract: what the README's prototype reached, with room for another order of sets.

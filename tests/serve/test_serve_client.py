@@ -18,6 +18,7 @@ from calibrate.serve.event_stream import EventStream
 from calibrate.serve.paired_table import comparison
 from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.serve_prediction import ServePrediction
+from calibrate.serve.serve_study import ServerMeasurement
 from calibrate.serve.server_errors import ServerError
 from calibrate.serve.server_metrics import ObservedRun, observed_between, over_run, parse_page
 from calibrate.serve.tiny_model import write_base
@@ -127,6 +128,25 @@ def test_metrics_pages() -> None:
     assert over_run([first, last]) == {"running_mean": 5.0, "running_max": 5.0, "preemptions": 2.0}
     assert over_run([first]) == {}
     assert parse_page("nothing {of use\n", 0.0).values == {}
+
+
+@pytest.mark.parametrize(
+    ("label", "reported", "fleet"),
+    [
+        (',enable_prefix_caching="False"', False, {"prefix_caching": False}),
+        (',enable_prefix_caching="True"', True, {}),  # as the presets of vLLM have it
+        ("", None, {}),
+    ],
+)
+def test_a_server_without_prefix_caching_is_predicted_without(
+    label: str, reported: bool | None, fleet: dict[str, bool]
+) -> None:
+    page = parse_page(f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="9"{label}}} 1.0\n', 0.0)
+    assert page.prefix_caching is reported
+    assert ServerMeasurement("vLLM", "vllm-0.32", {"block_size": 16}, page.prefix_caching).fleet == {
+        "block_size": 16,
+        **fleet,
+    }
 
 
 def test_what_an_observer_saw() -> None:

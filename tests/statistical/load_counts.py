@@ -89,6 +89,7 @@ def count(row: dict[str, str], folder: Path, *, mean_itl: bool = False) -> Count
                 "max_num_seqs": 2048,
                 "max_num_batched_tokens": 2048,
                 "kv_tokens": int(float(row["kv_tokens"])),
+                "prefix_caching": False,
                 "front_end": "vllm-0.8-scraped",
             },
             "cache": {"gpu": {"slots": slots}, "host": {"slots": adapters}},

@@ -38,6 +38,7 @@ def test_a_row_becomes_a_scenario(tmp_path: Path) -> None:
     assert scenario.adapters.mix[0].share == pytest.approx(2 / 3)
     assert scenario.cache.gpu.slots == 8
     assert scenario.cache.eviction == "vllm-lru", "the preset fills it in"
+    assert not scenario.fleet.prefix_caching, "the preset has it on, the servers had it off"
 
 
 @pytest.mark.parametrize(

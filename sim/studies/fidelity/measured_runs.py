@@ -266,7 +266,13 @@ def scenario_of(run: MeasuredRun, lengths: LengthHistograms, profile: str, seed:
                 "dtype": "bf16",
                 "mix": [{"share": f"{share:.9%}", "rank": rank, "targets": targets} for rank, share in shares.items()],
             },
-            "fleet": {"profile": profile, "engine": "vllm-0.8", "max_num_seqs": 2048, "max_num_batched_tokens": 2048},
+            "fleet": {
+                "profile": profile,
+                "engine": "vllm-0.8",
+                "max_num_seqs": 2048,
+                "max_num_batched_tokens": 2048,
+                "prefix_caching": False,  # the servers were started with --no-enable-prefix-caching
+            },
             "cache": {"gpu": {"slots": run.gpu_slots}, "host": {"slots": run.host_slots}},
             "run": {"seed": seed, "replications": 1, "warmup": "0%"},
         }

@@ -95,6 +95,7 @@ def scenario_of(record: StepRecord, costs: RecordCosts, folder: Path) -> Scenari
                 "max_num_batched_tokens": config.max_num_batched_tokens,
                 "block_size": config.block_size,
                 "kv_tokens": config.kv_blocks * config.block_size,
+                "prefix_caching": config.prefix_caching,
             },
             "cache": {"gpu": {"slots": config.slots}, "host": {"slots": config.host_slots}},
             "run": {"warmup": 0},
