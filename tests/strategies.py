@@ -11,8 +11,9 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -21,6 +22,8 @@ from sim.spec.engines import ENGINES
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 
+T = TypeVar("T")
+_made: dict[str, st.SearchStrategy[Any]] = {}
 _FOLDER = Path(tempfile.mkdtemp(prefix="loraplan-tests-"))
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 
@@ -45,6 +48,21 @@ PROTECTED = (
 """Evictions that ask nothing of the engine."""
 ODD = 1.0137159
 """Makes round draws odd, so that elsewhere nothing happens at the same instant by chance."""
+
+
+def sampled_from(values: Sequence[T]) -> st.SearchStrategy[T]:
+    """Return Hypothesis's strategy of that name, the same one for the same values where these can't change.
+
+    Hypothesis examines each new strategy before it draws from it: a tenth of the time of tests that draw scenarios.
+    """
+    try:
+        hash(tuple(values))
+    except TypeError:  # a drawn dictionary may be changed
+        return st.sampled_from(values)
+    name = repr(values)
+    if name not in _made:
+        _made[name] = st.sampled_from(values)
+    return _made[name]
 
 
 def write_file(suffix: str, text: str) -> str:
@@ -122,7 +140,7 @@ def _times(draw: st.DrawFn, grid: bool) -> dict[str, Any]:
     if grid:
         return fixed_time(draw(st.integers(1, 40)) * GRID)
     low = draw(st.integers(1, 100)) * ODD * 1e-3
-    law = draw(st.sampled_from(("fixed", "uniform", "exponential")))
+    law = draw(sampled_from(("fixed", "uniform", "exponential")))
     if law == "fixed":
         return fixed_time(low)
     if law == "exponential":
@@ -134,12 +152,12 @@ def _times(draw: st.DrawFn, grid: bool) -> dict[str, Any]:
 def _profiles(draw: st.DrawFn, grid: bool) -> str:
     """All-positive costs: steps of 2 to 60 ms, a good part of it for the KV cache. On the grid: whole ticks."""
     if grid:
-        ticks = st.sampled_from((0, 0, 0, GRID))
+        ticks = sampled_from((0, 0, 0, GRID))
         step: dict[str, Any] = {
             "fixed_s": draw(st.integers(1, 3)) * GRID,
             "tokens": [[0, 0.0], [64, draw(ticks) * 64]],
             "per_sequence_s": draw(ticks),
-            "per_kv_token_s": draw(st.sampled_from((0, 0, GRID / 16, GRID))),
+            "per_kv_token_s": draw(sampled_from((0, 0, GRID / 16, GRID))),
             "prefill_step_s": draw(ticks),
             "decode_step_s": draw(ticks),
             "per_passed_s": draw(ticks),
@@ -179,7 +197,7 @@ def _profiles(draw: st.DrawFn, grid: bool) -> str:
         "open_s": some(60, milli),
         "per_tensor_s": some(9, milli / 1024),
         "bandwidth_bytes_per_s": 2.0**26 * ODD,
-        "residual": draw(st.sampled_from(([1.0], [0.5, 1.0, 4.0]))),
+        "residual": draw(sampled_from(([1.0], [0.5, 1.0, 4.0]))),
     }
     host = {"open_s": some(10, milli), "bandwidth_bytes_per_s": 2.0**30 * ODD}
     return write_profile(step, storage, host)
@@ -187,10 +205,10 @@ def _profiles(draw: st.DrawFn, grid: bool) -> str:
 
 @st.composite
 def _adapters(draw: st.DrawFn) -> dict[str, Any]:
-    count = draw(st.sampled_from((6, 3, 12, 1)))
+    count = draw(sampled_from((6, 3, 12, 1)))
     if draw(st.booleans()):
-        return {"count": count, "size": f"{draw(st.integers(1, 4))} MiB", "rank": draw(st.sampled_from((4, 16)))}
-    kinds = draw(st.lists(st.tuples(st.integers(1, 8), st.sampled_from((4, 8, 32))), min_size=2, max_size=3))
+        return {"count": count, "size": f"{draw(st.integers(1, 4))} MiB", "rank": draw(sampled_from((4, 16)))}
+    kinds = draw(st.lists(st.tuples(st.integers(1, 8), sampled_from((4, 8, 32))), min_size=2, max_size=3))
     share = 1 / len(kinds)
     return {"count": count, "mix": [{"share": share, "size": f"{size} MiB", "rank": rank} for size, rank in kinds]}
 
@@ -205,28 +223,28 @@ def _caches(draw: st.DrawFn, adapters: dict[str, Any]) -> dict[str, Any]:
     gpu: dict[str, Any] = {"slots": draw(st.integers(1, 6))}
     if draw(st.booleans()):
         gpu = {"size": f"{_largest(adapters) + draw(st.integers(0, 12))} MiB"}
-    cache: dict[str, Any] = {"gpu": gpu, "eviction": draw(st.sampled_from(PROTECTED))}
+    cache: dict[str, Any] = {"gpu": gpu, "eviction": draw(sampled_from(PROTECTED))}
     room = gpu["slots"] - 1 if "slots" in gpu else int(gpu["size"].split()[0]) // _largest(adapters) - 1
-    cache["pinned"] = min(draw(st.sampled_from((0, 0, 0, 1, 2, 4))), room, adapters["count"])
-    cache["warm"] = draw(st.sampled_from((0, 0, 1, 3, 8)))
+    cache["pinned"] = min(draw(sampled_from((0, 0, 0, 1, 2, 4))), room, adapters["count"])
+    cache["warm"] = draw(sampled_from((0, 0, 1, 3, 8)))
     if draw(st.booleans()):
         host = {"slots": draw(st.integers(1, 8))}
-        cache["host"] = draw(st.sampled_from((host, {"size": f"{draw(st.integers(2, 24))} MiB"})))
+        cache["host"] = draw(sampled_from((host, {"size": f"{draw(st.integers(2, 24))} MiB"})))
     return cache
 
 
 @st.composite
 def _touched_caches(draw: st.DrawFn, adapters: dict[str, Any]) -> dict[str, Any]:
     """Slots that are few for the adapters, and a host that holds little more."""
-    slots = min(draw(st.sampled_from((4, 3, 2, 6, 1))), adapters["count"] + 1)
-    cache: dict[str, Any] = {"gpu": {"slots": slots}, "warm": draw(st.sampled_from((0, 0, 1, 2, 9)))}
-    more = draw(st.sampled_from((2, 1, 5, 0, None)))
+    slots = min(draw(sampled_from((4, 3, 2, 6, 1))), adapters["count"] + 1)
+    cache: dict[str, Any] = {"gpu": {"slots": slots}, "warm": draw(sampled_from((0, 0, 1, 2, 9)))}
+    more = draw(sampled_from((2, 1, 5, 0, None)))
     if more is not None:
         cache["host"] = {"slots": slots + more}
     return cache
 
 
-base_shares = st.sampled_from((0.0, 0.0, 0.0, 0.1, 0.3, 0.6))
+base_shares = sampled_from((0.0, 0.0, 0.0, 0.1, 0.3, 0.6))
 """Shares of requests to the base model."""
 
 
@@ -245,11 +263,11 @@ def _workloads(
 ) -> dict[str, Any]:
     prompt_most, output_most = lengths
     if grid or draw(st.integers(0, 3)) == 0:
-        ticks = st.sampled_from((0, 0, 0, 1, 2, 3, 5, 8, 40))
+        ticks = sampled_from((0, 0, 0, 1, 2, 3, 5, 8, 40))
         columns = st.tuples(
             ticks, st.integers(0, adapters["count"] - 1), st.integers(1, prompt_most), st.integers(1, output_most)
         )
-        least = draw(st.sampled_from((1, 12, 25)))
+        least = draw(sampled_from((1, 12, 25)))
         rows, horizon = [], 0.0
         for gap, adapter, prompt, output in draw(st.lists(columns, min_size=least, max_size=40)):
             horizon += gap * (GRID if grid else GRID * ODD)
@@ -257,17 +275,17 @@ def _workloads(
             rows.append((horizon, -1 if names_none else adapter, prompt, output))
         workload: dict[str, Any] = {"trace": {"file": write_trace(rows)}}
     else:
-        rate = draw(st.sampled_from((300, 60, 20, 5)))
+        rate = draw(sampled_from((300, 60, 20, 5)))
         arrivals: dict[str, Any] = {"process": "poisson", "rate": f"{rate}/s"}
         if draw(st.booleans()):
-            arrivals |= {"process": "gamma", "cv": draw(st.sampled_from((60.0, 10.0, 2.0, 0.3)))}
-        count = draw(st.sampled_from((60, 40, 25, 10, 1)))
+            arrivals |= {"process": "gamma", "cv": draw(sampled_from((60.0, 10.0, 2.0, 0.3)))}
+        count = draw(sampled_from((60, 40, 25, 10, 1)))
         horizon = count / rate
         workload = {
             "requests": count,
             "arrivals": arrivals,
             "popularity": draw(
-                st.sampled_from(
+                sampled_from(
                     (
                         {"law": "uniform"},
                         {"law": "cyclic"},
@@ -278,7 +296,7 @@ def _workloads(
             "tokens": {
                 "prompt": {"law": "uniform", "low": 1, "high": prompt_most},
                 "output": draw(
-                    st.sampled_from(
+                    sampled_from(
                         (
                             {"law": "uniform", "low": 1, "high": output_most},
                             {"law": "fixed", "value": output_most},
@@ -298,15 +316,15 @@ def _workloads(
 @st.composite
 def _fleets(draw: st.DrawFn, grid: bool, lengths: tuple[int, int]) -> dict[str, Any]:
     """Batching; the KV cache holds from somewhat less than the longest request to twenty of them."""
-    seats = draw(st.sampled_from((8, 6, 4, 3, 2, 1)))
-    block = draw(st.sampled_from((1, 2, 4, 5, 16, 32)))
+    seats = draw(sampled_from((8, 6, 4, 3, 2, 1)))
+    block = draw(sampled_from((1, 2, 4, 5, 16, 32)))
     longest = sum(lengths)
-    kv_tokens = int(longest * draw(st.sampled_from((1.0, 1.2, 1.5, 2.0, 20.0, 0.8))))
+    kv_tokens = int(longest * draw(sampled_from((1.0, 1.2, 1.5, 2.0, 20.0, 0.8))))
     return {
-        "replicas": draw(st.sampled_from((1, 1, 1, 2, 4))),
+        "replicas": draw(sampled_from((1, 1, 1, 2, 4))),
         "profile": draw(_profiles(grid)),
         "max_num_seqs": seats,
-        "max_num_batched_tokens": draw(st.sampled_from((16 + seats, seats + 3, 64, 512, seats))),
+        "max_num_batched_tokens": draw(sampled_from((16 + seats, seats + 3, 64, 512, seats))),
         "block_size": block,
         "kv_tokens": -(-kv_tokens // block) * block,
     }
@@ -323,24 +341,24 @@ def scenarios(
     """
     if grid is None:
         grid = draw(st.integers(0, 3)) == 0
-    kind = engine or draw(st.sampled_from(("continuous",) * 4 + ("fixed",) + VLLM))
-    lengths = draw(st.sampled_from(((8, 40), (40, 20), (90, 60), (20, 4), (40, 1))))
+    kind = engine or draw(sampled_from(("continuous",) * 4 + ("fixed",) + VLLM))
+    lengths = draw(sampled_from(((8, 40), (40, 20), (90, 60), (20, 4), (40, 1))))
     storage: dict[str, Any] = {"loaders": draw(st.integers(1, 3)), "host_loaders": draw(st.integers(1, 2))}
     if kind == "fixed":
-        replicas = draw(st.sampled_from((1, 1, 2, 4)))
+        replicas = draw(sampled_from((1, 1, 2, 4)))
         fleet = {"engine": kind, "service": draw(_times(grid)), "profile": draw(_profiles(grid)), "replicas": replicas}
     elif kind in VLLM:
         fleet = draw(_fleets(grid, lengths)) | {"engine": kind}
         storage["loaders"] = 1
-        reserved = draw(st.sampled_from((1, 1, 1, 1, 0, 2)))
+        reserved = draw(sampled_from((1, 1, 1, 1, 0, 2)))
         if reserved != 1:
             fleet["reserved_kv_blocks"] = reserved
         # Often those blocks come on top, or a tight cache would mostly refuse.
-        more = fleet["block_size"] * draw(st.sampled_from((reserved, reserved + 1, 0)))
+        more = fleet["block_size"] * draw(sampled_from((reserved, reserved + 1, 0)))
         fleet["kv_tokens"] = max(fleet["kv_tokens"] + more, fleet["block_size"] * (reserved + 1))
     else:
         fleet = draw(_fleets(grid, lengths)) | draw(_admissions(ahead=prefetch is True))
-        fleet["kv_check"] = draw(st.sampled_from(("whole-prompt", "whole-prompt", "first-chunk")))
+        fleet["kv_check"] = draw(sampled_from(("whole-prompt", "whole-prompt", "first-chunk")))
         storage["mode"] = fleet.pop("mode")
         if storage["mode"] == "blocking":
             storage["loaders"] = 1
@@ -350,7 +368,7 @@ def scenarios(
     adapters = draw(_adapters())
     cache = draw(_touched_caches(adapters) if kind in VLLM else _caches(adapters))
     if storage.get("mode") == "overlap" and fleet.get("load_at") != "arrival":
-        cache["prefetch"] = "queued" if prefetch else draw(st.sampled_from(("queued", "none")))
+        cache["prefetch"] = "queued" if prefetch else draw(sampled_from(("queued", "none")))
     base_share = draw(base_shares)
     workload = draw(_workloads(grid, adapters, lengths, base_share))
     scenario = build(
@@ -359,7 +377,7 @@ def scenarios(
         cache=cache,
         fleet=fleet,
         storage=storage,
-        router={"policy": draw(st.sampled_from(("round-robin", "least-loaded")))},
+        router={"policy": draw(sampled_from(("round-robin", "least-loaded")))},
         run={"seed": draw(st.integers(0, 999)), "warmup": 0},
     )
     if scenario.workload.duration is not None:
@@ -370,13 +388,13 @@ def scenarios(
 def _admissions(*, ahead: bool) -> st.SearchStrategy[dict[str, Any]]:
     """The five ways in which requests and loads can meet; ``ahead``: the two in which loads can come earlier."""
     if ahead:
-        return st.sampled_from(
+        return sampled_from(
             (
                 {"admission": "skip", "load_at": "admission", "mode": "overlap"},
                 {"admission": "stop", "mode": "overlap"},
             )
         )
-    return st.sampled_from(
+    return sampled_from(
         (
             {"admission": "skip", "load_at": "arrival", "mode": "overlap"},
             {"admission": "skip", "load_at": "admission", "mode": "overlap"},

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import assume
 from hypothesis import strategies as st
 from misrouting_scenarios import designs, with_
-from strategies import ODD, seconds
+from strategies import ODD, sampled_from, seconds
 
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
@@ -33,7 +33,7 @@ def times(draw: st.DrawFn, scenario: Scenario) -> float:
 
 @st.composite
 def spans(draw: st.DrawFn) -> str:
-    return seconds(draw(st.sampled_from((0.01, 0.1, 0.5, 2.0, 20.0))) * ODD)
+    return seconds(draw(sampled_from((0.01, 0.1, 0.5, 2.0, 20.0))) * ODD)
 
 
 @st.composite
@@ -43,7 +43,7 @@ def crashes(draw: st.DrawFn, scenario: Scenario, **fields: Any) -> dict[str, Any
         "kind": "crash",
         "replica": draw(st.integers(0, scenario.fleet.replicas - 1)),
         "at": seconds(draw(times(scenario))),
-        "requests": draw(st.sampled_from(("reroute", "lose"))),
+        "requests": draw(sampled_from(("reroute", "lose"))),
     }
     if draw(st.integers(0, 3)):
         crash["down"] = draw(spans())
@@ -61,14 +61,14 @@ def storage_faults(draw: st.DrawFn, scenario: Scenario, kind: str) -> dict[str, 
     if draw(st.integers(0, 2)) == 0:
         fault["replica"] = draw(st.integers(0, scenario.fleet.replicas - 1))
     if kind == "slow-storage":
-        fault["factor"] = draw(st.sampled_from((1.5, 3.0, 20.0)))
+        fault["factor"] = draw(sampled_from((1.5, 3.0, 20.0)))
     elif kind == "failing-loads":
-        fault["probability"] = draw(st.sampled_from((0.3, 0.05, 0.8, 1.0)))
-        fault["retries"] = draw(st.sampled_from((0, 1, 3)))
-        fault["backoff"] = draw(st.sampled_from(("0 s", "10 ms", "1 s")))
+        fault["probability"] = draw(sampled_from((0.3, 0.05, 0.8, 1.0)))
+        fault["retries"] = draw(sampled_from((0, 1, 3)))
+        fault["backoff"] = draw(sampled_from(("0 s", "10 ms", "1 s")))
     elif kind == "network-delay":
-        fault["delay"] = {"law": "uniform", "low": "5 ms", "high": draw(st.sampled_from(("5 ms", "200 ms")))}
-        fault["share"] = draw(st.sampled_from((1.0, 0.5)))
+        fault["delay"] = {"law": "uniform", "low": "5 ms", "high": draw(sampled_from(("5 ms", "200 ms")))}
+        fault["share"] = draw(sampled_from((1.0, 0.5)))
     return fault
 
 
@@ -78,12 +78,12 @@ def rollouts(draw: st.DrawFn, scenario: Scenario, *, failing: bool) -> dict[str,
     names = ("new-name", "new-name", "lazy-reread")
     swaps = ("in-place", "unload-then-load", "drain-then-swap")
     rollout: dict[str, Any] = {
-        "strategy": draw(st.sampled_from(names if failing else names + swaps)),
-        "at": seconds(draw(st.sampled_from((0.0, draw(times(scenario)))))),
+        "strategy": draw(sampled_from(names if failing else names + swaps)),
+        "at": seconds(draw(sampled_from((0.0, draw(times(scenario)))))),
         "dwell": "100 ms",
     }
     if rollout["strategy"] == "new-name":
-        rollout["stages"] = draw(st.sampled_from(([1.0], [0.3, 1.0])))
+        rollout["stages"] = draw(sampled_from(([1.0], [0.3, 1.0])))
     return rollout
 
 
@@ -93,7 +93,7 @@ def faulty_scenarios(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS, endless
     scenario = draw(designs(endless=endless))
     changes: dict[str, Any] = {"faults": []}
     failing = False
-    for kind in draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3)):
+    for kind in draw(st.lists(sampled_from(kinds), min_size=1, max_size=3)):
         if kind == "crash":
             changes["faults"].append(draw(crashes(scenario)))
         elif kind != "failing-loads" or may_fail(scenario):
@@ -103,7 +103,7 @@ def faulty_scenarios(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS, endless
     if draw(st.integers(0, 3)) == 0:
         changes["faults"].append(
             draw(
-                st.sampled_from(
+                sampled_from(
                     (
                         {"kind": "misrouting", "probability": 0.3, "detector": {"retries": 2}},
                         {"kind": "base-model", "probability": 0.3},

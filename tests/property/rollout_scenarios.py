@@ -8,7 +8,7 @@ from engine_scenarios import engine_scenarios
 from hypothesis import assume
 from hypothesis import strategies as st
 from misrouting_scenarios import ROUTERS, with_
-from strategies import GRID, ODD, scenarios, seconds
+from strategies import GRID, ODD, sampled_from, scenarios, seconds
 
 from sim.errors import ScenarioError
 from sim.spec.scenario import Scenario
@@ -38,12 +38,12 @@ def designs(
     scenario = draw(worlds)
     assume(scenario.cache.eviction != "belady")
     assume(endless is None or endless == (scenario.workload.duration is None))
-    policy = draw(st.sampled_from(("round-robin", *ROUTERS)))
-    sections: dict[str, Any] = {"router": {"policy": policy, "instances": draw(st.sampled_from((1, 2, 5)))}}
+    policy = draw(sampled_from(("round-robin", *ROUTERS)))
+    sections: dict[str, Any] = {"router": {"policy": policy, "instances": draw(sampled_from((1, 2, 5)))}}
     assume(not sessions or scenario.workload.trace is None)
     if scenario.workload.trace is None and (sessions or (sessions is None and draw(st.booleans()))):
-        gap = seconds(draw(st.sampled_from((0.01, 0.1, 1.0))) * ODD)
-        length = draw(st.sampled_from((1.5, 4.0)))
+        gap = seconds(draw(sampled_from((0.01, 0.1, 1.0))) * ODD)
+        length = draw(sampled_from((1.5, 4.0)))
         sections["workload"] = {"sessions": {"requests": length, "gap_median": gap, "gap_sigma": 1.0}}
     try:
         scenario = with_(scenario, **sections)
@@ -65,24 +65,24 @@ def rollouts(
     gates: bool = True,
 ) -> dict[str, Any]:
     """One rollout of all adapters; ``prompt``: everybody hears of it at once, and there is one stage."""
-    strategy = draw(st.sampled_from(strategies))
-    dwell_s = draw(st.sampled_from((0.05, 0.3, 3.0))) * (1 if grid else ODD)
+    strategy = draw(sampled_from(strategies))
+    dwell_s = draw(sampled_from((0.05, 0.3, 3.0))) * (1 if grid else ODD)
     at_s = horizon_s * draw(st.integers(0, 95)) / 100
     if grid:
         dwell_s, at_s = (round(time / GRID) * GRID for time in (dwell_s, at_s))
     rollout: dict[str, Any] = {"strategy": strategy, "at": seconds(at_s), "dwell": seconds(max(dwell_s, GRID))}
     if not prompt:
         if strategy != "lazy-reread":
-            rollout["stages"] = list(draw(st.sampled_from(STAGES)))
+            rollout["stages"] = list(draw(sampled_from(STAGES)))
         if draw(st.booleans()):
-            low = draw(st.sampled_from((0.0, 0.05, 1.0)))
+            low = draw(sampled_from((0.0, 0.05, 1.0)))
             rollout["propagation"] = {"law": "uniform", "low": seconds(low), "high": seconds(2 * low + 0.1)}
     if strategy == "new-name":
         rollout |= {"sticky": draw(st.booleans()), "keep_old": draw(st.booleans())}
         if draw(st.integers(0, 4)) == 0:
-            rollout["rank"] = draw(st.sampled_from((2, 8)))
+            rollout["rank"] = draw(sampled_from((2, 8)))
         if gates and len(rollout.get("stages", (1.0,))) > 1 and draw(st.booleans()):
-            rollout["gate"] = draw(st.sampled_from(GATES)) | {"min_requests": draw(st.sampled_from((1, 3, 100)))}
+            rollout["gate"] = draw(sampled_from(GATES)) | {"min_requests": draw(sampled_from((1, 3, 100)))}
     if "gate" not in rollout and draw(st.integers(0, 3)) == 0:
         rollout["spread"] = seconds(dwell_s)
     return rollout
@@ -108,11 +108,11 @@ def rollout_scenarios(
     parts = []
     for _ in range(draw(st.integers(1, most))):
         part = draw(rollouts(horizon_s, strategies=strategies, prompt=prompt, grid=grid, gates=gates))
-        which = draw(st.sampled_from(("all", "all", "one", "share")))
+        which = draw(sampled_from(("all", "all", "one", "share")))
         if which == "one":
             part["adapter"] = draw(st.integers(0, places - 1))
         elif which == "share" and places > 1:
-            part["share"] = 0.5 if most > 1 else draw(st.sampled_from((0.5, 1.0)))
+            part["share"] = 0.5 if most > 1 else draw(sampled_from((0.5, 1.0)))
         parts.append(part)
     try:
         scenario = with_(scenario, rollouts=parts)
