@@ -14,7 +14,8 @@ from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
 from sim.results.point import LateShare, Metric, Point
 from sim.results.point_summary import summarise
-from sim.results.records import COMPLETED, FAILED, GAP_BINS, GATED, REFUSED, UNFINISHED, Recording
+from sim.results.recording.leaps import GAP_BINS
+from sim.results.records import COMPLETED, FAILED, GATED, REFUSED, UNFINISHED, Recording
 from sim.results.sample_data import ScenarioFacts
 from sim.results.verdict import (
     MET,
