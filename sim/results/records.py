@@ -60,7 +60,8 @@ class Recording:
     """One replication, ready for statistics.
 
     :ivar requests: columns of ``recorder.REQUEST_COLUMNS``, sorted by index; times that never came are -1, and so is
-        the adapter of a request to the base model. Beside those ``marks`` (``MIXED`` and so on, added up), ``version`` and ``last_version`` (1 and more) of the first and the last token
+        the adapter of a request to the base model. Beside those ``marks`` (``MIXED`` and so on, added up),
+        ``version`` and ``last_version`` (1 and more) of the first and the last token
         so far (0: there is none, or the answer was by the base model, or by another adapter and went unnoticed),
         ``tokens_before`` (tokens by other versions than the last one), ``tries`` (how often a request was sent again),
         ``detected`` (how many wrong answers to it were noticed), and ``session`` where the traffic has sessions.
