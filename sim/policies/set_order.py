@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 
 class TouchOrder(ABC):
@@ -12,7 +12,7 @@ class TouchOrder(ABC):
     @abstractmethod
     def __call__(self, batch: list[int]) -> list[int]: ...
 
-    def subset(self, some: Collection[int], batch: list[int]) -> list[int]:
+    def subset(self, some: list[int], batch: list[int]) -> list[int]:
         """Return some adapters, all of this batch, in the order in which the batch is touched."""
         return [adapter for adapter in self(batch) if adapter in some]
 
@@ -34,9 +34,17 @@ class SetOrder(TouchOrder):
         adapter_of = self._adapter_of
         return [adapter_of[key] for key in self._keys(batch)]
 
-    def subset(self, some: Collection[int], batch: list[int]) -> list[int]:
+    def subset(self, some: list[int], batch: list[int]) -> list[int]:
         if len(some) < 2:
-            return list(some)
+            return some
+        if len(some) == 2:
+            first, second = self._key_of[some[0]], self._key_of[some[1]]
+            for key in self._keys(batch):
+                if key is first:
+                    return some
+                if key is second:
+                    break
+            return [some[1], some[0]]
         left = {self._key_of[adapter]: adapter for adapter in some}
         ordered: list[int] = []
         for key in self._keys(batch):

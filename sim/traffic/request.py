@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from librt.strings import read_f64_le, read_i64_le
-from mypy_extensions import i64
+from mypy_extensions import i64, mypyc_attr
 
 HIT: Final = 0
 DELAYED_HIT: Final = 1
@@ -21,6 +21,7 @@ BASE_MODEL = -1
 index lists with it, so they use the number after those of all adapters instead: what ``serve_base_model`` returns."""
 
 
+@mypyc_attr(acyclic=True)  # compiled, the cycle collector need not know of it
 class Request:
     """A request and its state. Times are in seconds, -1 until they are known.
 
