@@ -30,6 +30,10 @@ class Call:
         self.callback = callback
         self.subject = subject
 
+    def happen(self) -> None:
+        """Call the function. Frequent events do so themselves: compiled, a method is called faster than a function."""
+        self.callback(self)
+
 
 class Clock:
     """The time of one replication, and the calls to come.
@@ -84,7 +88,7 @@ class Clock:
         entry = _pop(self.queue)
         self.now = entry[0]
         event: Call = entry[3]
-        event.callback(event)
+        event.happen()
 
     def run_to_pause(self) -> None:
         """Process events until one of them calls ``pause``.
@@ -99,7 +103,7 @@ class Clock:
             entry = _pop(queue)
             self.now = entry[0]
             event: Call = entry[3]
-            event.callback(event)
+            event.happen()
 
     def pause(self) -> None:
         """Let ``run_to_pause`` return after the event that is being processed."""

@@ -202,7 +202,7 @@ class Fleet:
     def _begin(self) -> None:
         """Put the first arrival on the clock."""
         assert self._next is not None, "a run has requests"
-        self.clock.call_at(self._next.arrival_s, ARRIVAL, self._arrivals)
+        self.clock.schedule(self._next.arrival_s, ARRIVAL, NextArrival(self))
 
     def _run_to_the_last(self) -> None:
         """Run until the last request has left. Later control events are dropped; loads under way end."""
@@ -277,7 +277,7 @@ class Fleet:
             end = self._window.end_s
             self.recorder.mark(float(chunk.arrival_s[-1]) if end is None else end)
 
-    def _arrivals(self, event: Call) -> None:
+    def take_arrivals(self, event: Call) -> None:
         """Process arrivals until another event is due, then reschedule after it."""
         clock = self.clock
         now, queue, requests, only = clock.now, clock.queue, self._requests, self._only
@@ -335,6 +335,17 @@ class Fleet:
         if recorder.prefix_cache:
             recording.prefix_blocks_evicted = totals.prefix_blocks_evicted
         return recording
+
+
+class NextArrival(Call):
+    """The next arrival at a fleet."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(fleet.take_arrivals)
+        self._fleet = fleet
+
+    def happen(self) -> None:
+        self._fleet.take_arrivals(self)
 
 
 def _packed(column: NDArray[Any], kind: str) -> bytes:

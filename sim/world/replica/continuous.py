@@ -101,7 +101,7 @@ class BatchServer(Server):
             self._schedule(self._started_s + self._elapsed(steps))
 
     def _schedule(self, time: float) -> None:
-        event, self._spare = self._spare or Call(self._boundary), None
+        event, self._spare = self._spare or StepBoundary(self), None
         self._event = event
         self.clock.schedule(time, BOUNDARY, event)
 
@@ -126,7 +126,7 @@ class BatchServer(Server):
             steps -= 1
         return steps
 
-    def _boundary(self, event: Call) -> None:
+    def boundary(self, event: Call) -> None:
         """Complete the leap that ends now and begin the next, for as long as nothing happens between two boundaries."""
         if event is not self._event:
             self._spare = event
@@ -284,3 +284,14 @@ class BatchServer(Server):
     def check_integrity(self) -> None:
         super().check_integrity()
         self.scheduler.check_integrity()
+
+
+class StepBoundary(Call):
+    """The next boundary of a replica's steps."""
+
+    def __init__(self, server: BatchServer) -> None:
+        super().__init__(server.boundary)
+        self._server = server
+
+    def happen(self) -> None:
+        self._server.boundary(self)
