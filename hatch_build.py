@@ -24,6 +24,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 HOT = (
     "sim/policies",
     "sim/world",
+    "sim/rng.py",
     "sim/traffic/request.py",
     "sim/results/recording/recorder.py",
     "sim/studies/fidelity/step_replay.py",  # derives a class from one in sim/policies: interpreted ones can't
