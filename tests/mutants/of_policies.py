@@ -89,10 +89,26 @@ POLICIES = (
     Mutant(
         "one-token-too-many",
         "sim/policies/decode_ends.py",
-        "step + request.output_tokens - request.generated - 1",
-        "step + request.output_tokens - request.generated",
+        "left = request.output_tokens - request.generated - 1",
+        "left = request.output_tokens - request.generated",
         "the first token comes with the prefill",
         (LEAPING,),
+    ),
+    Mutant(
+        "ring-of-ends-too-small",
+        "sim/policies/decode_ends.py",
+        "if left > self._mask:",
+        "if left > self._mask + 1:",
+        "an answer as long as the ring ends with those of the step at which it begins",
+        ("tests/unit/test_decode_ends.py",),
+    ),
+    Mutant(
+        "ends-in-order-of-start",
+        "sim/policies/decode_ends.py",
+        "group[-1].index < request.index",
+        "group[-1].index != request.index",
+        "sequences that end together leave in the order in which they began to decode",
+        ("tests/unit/test_decode_ends.py",),
     ),
     Mutant(
         "ranks-of-those-who-left",
