@@ -98,8 +98,8 @@ POLICIES = (
         "ring-of-ends-too-small",
         "sim/policies/decode_ends.py",
         "if left > self._mask:",
-        "if left > self._mask + 1:",
-        "an answer as long as the ring ends with those of the step at which it begins",
+        "if left > 2 * self._mask:",
+        "sequences whose ends lie as far apart as the ring is long end together",
         ("tests/unit/test_decode_ends.py",),
     ),
     Mutant(

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from sim.policies.decode_ends import NEVER, DecodeEnds
 from sim.traffic.request import Request
 
-LENGTHS = st.sampled_from([1, 2, 3, 5, 255, 256, 257, 600, 5000])
+LENGTHS = st.sampled_from([1, 2, 3, 4, 256, 257, 258, 259, 600, 5000])
+PAUSES = st.sampled_from([0, 0, 0, 1, 2, 255, 300])
 
 
-@given(st.lists(st.tuples(LENGTHS, st.integers(0, 300), st.booleans()), max_size=40))
+@given(st.lists(st.tuples(LENGTHS, PAUSES, st.booleans()), min_size=10, max_size=40))
 def test_sequences_end_as_in_a_sorted_list(arrivals: list[tuple[int, int, bool]]) -> None:
     ends, decoding, step = DecodeEnds(), list[Request](), 0
     for number, (tokens, pause, preempted) in enumerate(arrivals):
