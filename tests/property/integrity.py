@@ -30,7 +30,7 @@ def checked_boundaries() -> Iterator[list[float]]:
         return wrapper
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BatchServer, "_boundary", checked(BatchServer._boundary))
+        patch.setattr(BatchServer, "boundary", checked(BatchServer.boundary))
         patch.setattr(FixedServer, "_served", checked(FixedServer._served))
         yield times
 
