@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from integrity import checked_boundaries
+from integrity import simulate_checked
 
 from sim.results.records import COMPLETED, REFUSED, UNFINISHED
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
-from sim.world.replication import simulate
 
 pytestmark = pytest.mark.interpreted
 
@@ -81,8 +80,8 @@ def fleets(draw: st.DrawFn) -> dict[str, Any]:
 @given(fleets())
 def test_blocks_agree_with_a_count_at_every_boundary(data: dict[str, Any]) -> None:
     built = build_world(Scenario.model_validate(data))
-    with checked_boundaries() as times:
-        requests = simulate(built, 0, 2).requests
+    recording, times = simulate_checked(built, 2)
+    requests = recording.requests
     assert times
     assert ("cached_tokens" in requests) == built.traffic.shares_text
     if built.traffic.shares_text:
