@@ -119,7 +119,7 @@ Runs = tuple[tuple[int, int], ...]
 """What ``Request.shared`` is."""
 
 
-class Arriving:
+class ArrivingRequests:
     """Requests yet to arrive: those of one chunk of traffic, made one by one.
 
     Columns come as packed bytes, one value of 8 bytes for each request: compiled code reads numbers from there without

@@ -17,7 +17,7 @@ from sim.results.recording.recorder import Recorder
 from sim.results.records import REFUSED, UNFINISHED, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
-from sim.traffic.request import BASE_MODEL, Arriving, Request
+from sim.traffic.request import BASE_MODEL, ArrivingRequests, Request
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.fleet_ports import FleetHooks
 from sim.world.replica.server import ReplicaTotals, Server
@@ -109,7 +109,7 @@ class Fleet:
         self._carry_text = arrivals.with_text
         self._tenant_of = arrivals.tenant_of
         self._chunks: Iterator[Chunk] = iter(())
-        self._requests = Arriving(0, b"", b"", (b"", b""), (b"", b"", b""))
+        self._requests = ArrivingRequests(0, b"", b"", (b"", b""), (b"", b"", b""))
         self._next: Request | None = None
         self._too_long: set[int] = set()
         self._only: Server | None = None  # the one replica to which all requests of this chunk go, without questions
@@ -253,7 +253,7 @@ class Fleet:
         times = self._times
         adapter = np.where(chunk.adapter == BASE_MODEL, self._base_model, chunk.adapter)
         text = chunk.text if self._carry_text else None
-        self._requests = Arriving(
+        self._requests = ArrivingRequests(
             chunk.first,
             _packed(chunk.arrival_s, "<f8"),
             _packed(adapter, "<i8"),
@@ -349,7 +349,7 @@ class NextArrival(Call):
 
 
 def _packed(column: NDArray[Any], kind: str) -> bytes:
-    """Return the values of a column, packed as ``Arriving`` reads them."""
+    """Return the values of a column, packed as ``ArrivingRequests`` reads them."""
     return column.astype(kind, copy=False).tobytes()
 
 

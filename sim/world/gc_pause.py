@@ -28,7 +28,9 @@ def collector_paused() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect(0)
-        if freezes:
-            gc.unfreeze()
-        gc.enable()
+        try:
+            gc.collect(0)
+        finally:  # a signal that stops the simulation may come while it collects
+            gc.enable()
+            if freezes:
+                gc.unfreeze()

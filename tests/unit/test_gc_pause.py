@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -70,5 +71,48 @@ def test_the_collector_is_left_as_it_was(on: bool) -> None:
         with pytest.raises(ZeroDivisionError), collector_paused():
             raise ZeroDivisionError
         assert gc.isenabled() == on
+    finally:
+        (gc.enable if was_on else gc.disable)()
+
+
+def test_frozen_objects_are_let_go_and_those_of_others_stay_frozen() -> None:
+    with collector_paused():
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        with collector_paused():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
+def test_garbage_of_a_replication_is_collected_at_its_end() -> None:
+    class Node:
+        pass
+
+    with collector_paused():
+        node = Node()
+        node.me = node  # type: ignore[attr-defined]
+        gone = ref(node)
+        del node
+        assert gone() is not None
+    assert gone() is None
+
+
+def test_a_signal_while_it_collects_leaves_the_collector_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(generation: int) -> int:
+        raise KeyboardInterrupt
+
+    was_on = gc.isenabled()
+    gc.enable()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(gc, "collect", stopped)
+            with pytest.raises(KeyboardInterrupt), collector_paused():
+                pass
+        assert gc.isenabled()
+        assert gc.get_freeze_count() == 0
     finally:
         (gc.enable if was_on else gc.disable)()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim.traffic.request import Arriving, Request
+from sim.traffic.request import ArrivingRequests, Request
 
 
 def packed(*values: float) -> bytes:
@@ -17,7 +17,7 @@ def whole(*values: int) -> bytes:
 
 def arriving(**more: object) -> list[Request]:
     times_s = packed(0.1, 0.2), packed(0.3, 0.4), packed(0.5, 0.6)
-    source = Arriving(7, packed(1.5, 2.5), whole(3, 2**40), (whole(10, 20), whole(30, 40)), times_s, **more)  # type: ignore[arg-type]
+    source = ArrivingRequests(7, packed(1.5, 2.5), whole(3, 2**40), (whole(10, 20), whole(30, 40)), times_s, **more)  # type: ignore[arg-type]
     found = [source.next(), source.next()]
     assert source.next() is None
     assert source.next() is None, "also when asked again"
@@ -40,4 +40,4 @@ def test_tenants_and_shared_text_are_optional() -> None:
 
 
 def test_a_chunk_may_be_empty() -> None:
-    assert Arriving(0, b"", b"", (b"", b""), (b"", b"", b"")).next() is None
+    assert ArrivingRequests(0, b"", b"", (b"", b""), (b"", b"", b"")).next() is None
