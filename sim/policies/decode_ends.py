@@ -27,7 +27,7 @@ class DecodeEnds:
         self.next_step = NEVER
         self._steps = [NEVER]  # a heap of last steps, and of one that is always behind them
         # The sequences of each last step, in the order of their index: a ring with a place for every step that any of
-        # them may reach, so that two steps never share one. It takes up to 16 bytes for each token of the longest answer.
+        # them may reach, so that two steps never share one: up to 16 bytes for each token of the longest answer.
         self._ending: list[list[Request] | None] = [None] * 256
         self._mask = 255
 
