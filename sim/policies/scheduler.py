@@ -169,9 +169,7 @@ class Scheduler:
         costs = self._costs
         step.decoding = decoding = kv.decoding
         step.tokens = tokens = prompt_tokens + decoding
-        distinct = len(self.adapters)
-        if self._base_model in self.adapters:
-            distinct -= 1
+        distinct = self.distinct_adapters()
         details = self.details() if costs.detailed else NO_DETAILS
         step.first_s = costs.step(tokens, kv.tokens + decoding, distinct, self._rank_sum, details)
         step.growth_s = costs.per_kv_token_s * decoding
@@ -434,12 +432,9 @@ class Scheduler:
             self._ends.remove(request)
             request.last_step = -1
 
-    def distinct_adapters(self) -> list[int]:
-        """Return the adapters of the batch, in the order in which they joined it; the base model is none."""
-        adapters = list(self.adapters)
-        if self._base_model in self.adapters:
-            adapters.remove(self._base_model)
-        return adapters
+    def distinct_adapters(self) -> int:
+        """Return how many adapters the batch has; the base model is none."""
+        return len(self.adapters) - (self._base_model in self.adapters)
 
     def details(self) -> StepDetails:
         """Return what detailed step costs need of the step just decided."""
@@ -472,5 +467,4 @@ class Scheduler:
         if self._costs.detailed:
             assert self._rank_tokens == sum(ranks[r.adapter] for r in decoding)
         assert sum(self.adapters.values()) == len(self.running) <= self.limits.num_seqs
-        adapters = self.distinct_adapters()
-        assert self._rank_sum == sum(ranks[a] for a in adapters)
+        assert self._rank_sum == sum(ranks[adapter] for adapter in self.adapters)

@@ -7,58 +7,82 @@ from collections.abc import Sequence
 
 
 class TouchOrder(ABC):
-    """Puts a batch's adapters, given in order of admission, into the order in which they are touched."""
+    """The adapters of a batch, and the order in which they are touched.
+
+    :param keys: what stands for each adapter; no two are equal.
+    """
+
+    def __init__(self, keys: Sequence[int]) -> None:
+        # Objects, because compiled code would make new numbers of them all the time.
+        self._keys: list[object] = list(keys)
+        self._batch: dict[object, int] = {}  # adapters by key, in the order in which they joined
+        assert len(set(keys)) == len(keys), "two adapters have the same key"
+
+    def join(self, adapter: int) -> None:
+        """Add an adapter to the batch, which does not hold it."""
+        self._batch[self._keys[adapter]] = adapter
+
+    def leave(self, adapter: int) -> None:
+        """Take an adapter out of the batch, if it is there."""
+        self._batch.pop(self._keys[adapter], None)
+
+    def batch(self) -> list[int]:
+        """Return the adapters of the batch in the order in which they joined."""
+        return list(self._batch.values())
 
     @abstractmethod
-    def __call__(self, batch: list[int]) -> list[int]: ...
+    def touched(self) -> list[int]:
+        """Return the adapters of the batch in the order in which they are touched."""
 
-    def subset(self, some: list[int], batch: list[int]) -> list[int]:
-        """Return some adapters, all of this batch, in the order in which the batch is touched."""
-        return [adapter for adapter in self(batch) if adapter in some]
+    def subset(self, some: list[int]) -> list[int]:
+        """Return some adapters of the batch in the order in which they are touched."""
+        return [adapter for adapter in self.touched() if adapter in some]
 
 
 class SetOrder(TouchOrder):
-    """The iteration order of a Python set of the batch's adapters, built as vLLM builds it.
+    """The iteration order of a Python set of the batch's keys, built as vLLM builds it.
 
     :param keys: hash of each adapter. vLLM hashes names, so its hashes differ from process to process.
     """
 
     def __init__(self, keys: Sequence[int]) -> None:
-        # Objects, because compiled code would make new numbers of them all the time.
-        self._key_of: list[object] = list(keys)
-        self._adapter_of: dict[object, int] = {key: adapter for adapter, key in enumerate(keys)}
-        assert len(self._adapter_of) == len(keys), "two adapters share a hash"
-        self._last: tuple[list[int], set[object]] = ([], set())
+        super().__init__(keys)
+        self._set: set[object] | None = None  # of the batch's keys; None: not built since the batch changed
 
-    def __call__(self, batch: list[int]) -> list[int]:
-        adapter_of = self._adapter_of
-        return [adapter_of[key] for key in self._keys(batch)]
+    def join(self, adapter: int) -> None:
+        super().join(adapter)
+        self._set = None
 
-    def subset(self, some: list[int], batch: list[int]) -> list[int]:
+    def leave(self, adapter: int) -> None:
+        super().leave(adapter)
+        self._set = None
+
+    def touched(self) -> list[int]:
+        batch = self._batch
+        return [batch[key] for key in self._built()]
+
+    def subset(self, some: list[int]) -> list[int]:
         if len(some) < 2:
             return some
         if len(some) == 2:
-            first, second = self._key_of[some[0]], self._key_of[some[1]]
-            for key in self._keys(batch):
+            first, second = self._keys[some[0]], self._keys[some[1]]
+            for key in self._built():
                 if key is first:
                     return some
                 if key is second:
                     break
             return [some[1], some[0]]
-        left = {self._key_of[adapter]: adapter for adapter in some}
+        left = {self._keys[adapter]: adapter for adapter in some}
         ordered: list[int] = []
-        for key in self._keys(batch):
+        for key in self._built():
             if key in left:
                 ordered.append(left.pop(key))
                 if len(left) == 1:
                     break  # where the last one stands does not matter
         return ordered + list(left.values())
 
-    def _keys(self, batch: list[int]) -> set[object]:
-        """Return the set of a batch's keys, cached for the last batch.
-
-        Batches are compared by identity, so a list must not be changed between calls.
-        """
-        if self._last[0] is not batch:
-            self._last = batch, {self._key_of[adapter] for adapter in batch}
-        return self._last[1]
+    def _built(self) -> set[object]:
+        """Return the set. Its keys are added one by one, because a set of a whole dict or set has another order."""
+        if self._set is None:
+            self._set = set(self._batch.keys())
+        return self._set

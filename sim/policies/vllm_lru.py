@@ -28,7 +28,7 @@ class VllmLruCache(AdapterCache):
 
     :param adapters: number of adapters.
     :param host_slots: adapters that host memory holds; at least ``slots``, as vLLM requires.
-    :param order: the order in which the adapters of a batch are touched.
+    :param order: the order in which the adapters of a batch are touched; it holds those of the last step.
     :ivar state: by adapter, ``ABSENT`` or ``RESIDENT``.
     :ivar users: by adapter, requests in the batch.
     :ivar in_use: distinct adapters in the batch.
@@ -51,7 +51,6 @@ class VllmLruCache(AdapterCache):
         self.victims: list[int] | None = None
         self.listener: CacheListener | None = None
         self._order = order
-        self._batch: list[int] = []
         self._in_batch = [False] * adapters
         self._batch_size = 0
         self._toggled: list[int] = []  # joined or left the batch since it was last touched
@@ -110,37 +109,50 @@ class VllmLruCache(AdapterCache):
         """Return whether the batch may hold ``adapter``: it has at most as many distinct adapters as slots."""
         return self.users[adapter] > 0 or self.in_use < self.capacity
 
-    def touch(self, batch: list[int]) -> list[tuple[int, int]]:
+    def touch(self) -> list[tuple[int, int]]:
         """Make the batch's adapters resident; return the loads as (adapter, tier), in their order.
 
         Call it whenever the set of adapters in the batch has changed; a step with the same set changes nothing.
-
-        :param batch: distinct adapters of the batch, in the order of their admission.
         """
-        before, in_batch, users = self._batch, self._in_batch, self.users
-        last_batch = self._batch_size
-        self._batch = batch
-        arrived: list[int] = []
-        gone: list[int] = []
-        for adapter in self._toggled:
-            there = users[adapter] > 0
-            if there != in_batch[adapter]:  # otherwise it has joined and left since then
-                in_batch[adapter] = there
-                (arrived if there else gone).append(adapter)
-        self._toggled.clear()
+        order, last_batch = self._order, self._batch_size
+        toggled, self._toggled = self._toggled, []
+        arrived, gone = self._arrived_and_gone(toggled)
         self._batch_size = last_batch + len(arrived) - len(gone)
         entering = [adapter for adapter in arrived if self.state[adapter] != RESIDENT]
         if entering and not self._idle_suffice(entering, last_batch):
-            return self._walk(before, batch)
+            before = order.touched()
+            self._change_order(toggled)
+            return self._walk(before)
+        leaving = order.subset(gone)
+        self._change_order(toggled)
+        loads = self._fill(order.subset(entering), last_batch) if entering else []
         idle, host_idle = self._idle, self._host_idle
-        leaving = self._order.subset(gone, before)  # of the last batch first, whose order may be known
-        loads = self._fill(self._order.subset(entering, batch), last_batch) if entering else []
         for adapter in arrived:
             idle.pop(adapter, None)
             host_idle.pop(adapter, None)
         for adapter in leaving:
             idle[adapter] = host_idle[adapter] = None
         return loads
+
+    def _arrived_and_gone(self, toggled: list[int]) -> tuple[list[int], list[int]]:
+        """Return which adapters are in the batch that were not in the last one, and the other way round."""
+        in_batch, users = self._in_batch, self.users
+        arrived: list[int] = []
+        gone: list[int] = []
+        for adapter in toggled:
+            there = users[adapter] > 0
+            if there != in_batch[adapter]:  # otherwise it has joined and left since then
+                in_batch[adapter] = there
+                (arrived if there else gone).append(adapter)
+        return arrived, gone
+
+    def _change_order(self, toggled: list[int]) -> None:
+        """Let adapters join and leave in the order; one that left and came back is now the last that joined."""
+        order, users = self._order, self.users
+        for adapter in toggled:
+            order.leave(adapter)
+            if users[adapter]:
+                order.join(adapter)
 
     def load_idle(self, adapter: int) -> int:
         """Load an adapter that the batch doesn't use, between two steps; it counts as touched after all such others.
@@ -204,13 +216,17 @@ class VllmLruCache(AdapterCache):
         self._evict(victim)
         return True
 
-    def _walk(self, before: list[int], batch: list[int]) -> list[tuple[int, int]]:
-        """Touch every adapter of the batch in turn, as vLLM does."""
+    def _walk(self, before: list[int]) -> list[tuple[int, int]]:
+        """Touch every adapter of the batch in turn, as vLLM does.
+
+        :param before: the last batch in the order in which it was touched.
+        """
         gpu, host, state = self._idle, self._host_idle, self.state
-        for adapter in self._order(before):  # with the last batch appended, both hold all residents in LRU order
+        for adapter in before:  # with the last batch appended, both hold all residents in LRU order
             gpu[adapter] = host[adapter] = None
         loads = []
-        for adapter in self._order(batch):
+        batch = self._order.touched()
+        for adapter in batch:
             if self._in_host[adapter]:
                 host.move_to_end(adapter)
             elif self._host_count == self.host_slots:
@@ -266,7 +282,7 @@ class VllmLruCache(AdapterCache):
             self.listener.left(adapter)
 
     def _leave_batch(self, adapter: int) -> None:
-        self._batch = [other for other in self._batch if other != adapter]
+        self._order.leave(adapter)
         self._in_batch[adapter] = False
         self._batch_size -= 1
 
@@ -291,6 +307,7 @@ class VllmLruCache(AdapterCache):
         copies = {adapter for adapter, there in enumerate(self._in_host) if there}
         batch = {adapter for adapter, there in enumerate(self._in_batch) if there}
         assert len(batch) == self._batch_size
+        assert batch == set(self._order.batch())
         assert residents == self._idle.keys() | batch
         assert copies == self._host_idle.keys() | batch
         assert residents <= copies

@@ -312,7 +312,7 @@ def test_an_adapter_without_a_home_keeps_its_replica_when_others_go_down() -> No
 def test_a_load_without_a_request_takes_an_idle_slot_but_none_of_the_batch() -> None:
     cache = VllmLruCache(6, slots=2, host_slots=3, order=SetOrder(range(6)))
     cache.acquire(0)
-    cache.touch([0])
+    cache.touch()
     assert cache.load_idle(1) == FROM_STORAGE
     assert cache.load_idle(1) == FROM_GPU, "it is there"
     assert cache.load_idle(2) == FROM_STORAGE
@@ -320,7 +320,7 @@ def test_a_load_without_a_request_takes_an_idle_slot_but_none_of_the_batch() -> 
     assert cache.load_idle(1) == FROM_HOST
     cache.check_integrity()
     cache.acquire(1)
-    cache.touch([0, 1])
+    cache.touch()
     assert cache.load_idle(3) == FROM_GPU, "both slots are the batch's"
     assert cache.load_idle(2) == FROM_GPU
     cache.check_integrity()

@@ -52,15 +52,17 @@ def replay(record: StepRecord) -> Replay:
 
 
 class _RecordedOrder(TouchOrder):
-    """The recorded order of a set of adapters; where the engine never had this set, the order given."""
+    """The recorded order of a set of adapters; where the engine never had this set, that in which they joined."""
 
-    def __init__(self) -> None:
+    def __init__(self, adapters: int) -> None:
+        super().__init__(range(adapters))
         self._orders: dict[frozenset[int], tuple[int, ...]] = {}
 
     def note(self, adapters: tuple[int, ...]) -> None:
         self._orders[frozenset(adapters)] = adapters
 
-    def __call__(self, batch: list[int]) -> list[int]:
+    def touched(self) -> list[int]:
+        batch = self.batch()
         return list(self._orders.get(frozenset(batch), batch))
 
 
@@ -68,7 +70,7 @@ class _Replayer:
     def __init__(self, record: StepRecord) -> None:
         config, preset = record.config, record.preset
         self.record = record
-        self._orders = _RecordedOrder()
+        self._orders = _RecordedOrder(config.adapters)
         self.cache = VllmLruCache(config.adapters, config.slots, config.host_slots, self._orders)
         self.waiting = vllm_queue(self.cache, preset_value(preset, "fleet.passed_requests"))
         whole_prompt = preset_value(preset, "fleet.kv_check") == "whole-prompt"
@@ -124,7 +126,7 @@ class _Replayer:
         self.waiting.unloaded.clear()
         victims: list[int] = []
         self.cache.victims = victims
-        loads = self.cache.touch(scheduler.distinct_adapters())
+        loads = self.cache.touch()
         self.cache.check_integrity()
         scheduler.check_integrity()
         evicted = [(adapter, adapter in scheduler.adapters) for adapter in victims]

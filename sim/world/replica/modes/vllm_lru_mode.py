@@ -42,7 +42,7 @@ class VllmLru(AdapterMode):
         end_s = start_s
         tiers: dict[int, int] = {}
         lost: set[int] = set()
-        for adapter, tier in self._slots.touch(batch.distinct_adapters()):
+        for adapter, tier in self._slots.touch():
             tiers[adapter] = tier
             seconds, succeeds = self._load(adapter, tier, first.get(adapter), end_s)
             if not succeeds:
