@@ -23,6 +23,8 @@ _JOINS = 12
 _STREAMS = 3
 _LEAST_STEPS = 12
 _STEPS_APART = 6
+SHORTEST = 8
+"""Tokens of the shortest prompts, which every ladder has."""
 _PASSES = 3
 """Every batch is timed so often, at different times, and the median kept, so that a short disturbance has no effect."""
 
@@ -91,24 +93,40 @@ async def measure(driver: Driver, scenario: Scenario, planned: Sequence[PlannedR
     prompts = [r.prompt_tokens for r in planned]
     typical, long = int(np.median(prompts)), int(np.quantile(prompts, 0.9))
     climb = _Climb(driver)
-    await climb.send(0, 8, 8)
+    await climb.send(0, SHORTEST, 8)
     await climb.loads(slots, min(host, count), count)
     for adapter in range(slots):  # what follows finds these resident
-        await climb.send(adapter, 8, 1)
-    await climb.prefills(sorted({8, typical, long, max(prompts)}))
+        await climb.send(adapter, SHORTEST, 1)
+    await climb.prefills(sorted({SHORTEST, typical, long, max(prompts)}))
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < scenario.fleet.max_num_seqs]
     most = min(scenario.fleet.max_num_seqs, MOST_SEQUENCES)
-    await climb.batches(sorted({*sizes, most}), slots, sorted({8, min(typical, longest)}))
-    await climb.joins(sorted({8, typical, long}), longest)
+    await climb.batches(sorted({*sizes, most}), slots, sorted({SHORTEST, min(typical, longest)}))
+    await climb.joins(sorted({SHORTEST, typical, long}), longest)
     return climb.ladder
 
 
-class _Climb:
-    """The requests of a ladder; each has a number of its own, so that no two prompts are alike."""
+async def slowdown(driver: Driver, ladder: Ladder, check: int) -> float | None:
+    """Time the largest batch of a ladder once more; return its step now, divided by its step then.
 
-    def __init__(self, driver: Driver) -> None:
+    :param ladder: with a batch at least.
+    :param check: number of this check from 1 on, so that its prompts are new.
+    :returns: None where the requests hardly overlapped.
+    :raises ServerError: where the server doesn't serve one.
+    """
+    then = max(ladder.batches, key=lambda batch: (batch.sequences, batch.distinct, -batch.kv_tokens))
+    now = await _Climb(driver, check).batch(then.sequences, then.distinct, SHORTEST)
+    return None if now is None else now.step_s / then.step_s
+
+
+class _Climb:
+    """The requests of a ladder; each has a number of its own, so that no two prompts are alike.
+
+    :param check: 0 for the ladder itself; otherwise for what is timed again after it.
+    """
+
+    def __init__(self, driver: Driver, check: int = 0) -> None:
         self.driver, self.ladder = driver, Ladder()
-        self._numbers = itertools.count(1_000_003)
+        self._numbers = itertools.count(1_000_003 * (check + 1))
 
     def _request(self, adapter: int, prompt: int, output: int) -> PlannedRequest:
         return PlannedRequest(next(self._numbers), 0.0, adapter, prompt, output)
@@ -124,8 +142,8 @@ class _Climb:
         """
 
         async def pair(adapter: int, storage: bool) -> None:
-            cold = await self.send(adapter, 8, 1)
-            warm = await self.send(adapter, 8, 1)
+            cold = await self.send(adapter, SHORTEST, 1)
+            warm = await self.send(adapter, SHORTEST, 1)
             seconds = (cold.first - cold.sent) - (warm.first - warm.sent)
             self.ladder.loads.append(TimedLoad(adapter, storage, seconds))
 
@@ -137,7 +155,7 @@ class _Climb:
         if host > slots:
             among = min(host, max(2 * slots, slots + 8))
             for adapter in range(among):
-                await self.send(adapter, 8, 1)
+                await self.send(adapter, SHORTEST, 1)
             for number in range(_LOADS):
                 await pair(number % among, False)
 
@@ -155,14 +173,14 @@ class _Climb:
             for size in sizes:
                 for distinct in sorted({1, max(1, min(size, slots) // 2), min(size, slots)}):
                     for prompt in prompts:
-                        batch = await self._batch(size, distinct, prompt)
+                        batch = await self.batch(size, distinct, prompt)
                         if batch is not None:
                             found.setdefault((size, distinct, prompt), []).append(batch)
         for passes in found.values():
             passes.sort(key=lambda batch: batch.step_s)
             self.ladder.batches.append(passes[(len(passes) - 1) // 2])
 
-    async def _batch(self, size: int, distinct: int, prompt: int) -> DecodeBatch | None:
+    async def batch(self, size: int, distinct: int, prompt: int) -> DecodeBatch | None:
         """Let a batch decode side by side; None where its requests hardly overlapped."""
         requests = [self._request(number % distinct, prompt, _ANSWER + size // 4) for number in range(size)]
         sent = await self.driver.together(requests)
@@ -182,7 +200,7 @@ class _Climb:
         rng = random.Random(1)
         for _ in range(_STREAMS):  # turn by turn: a noisy minute of the machine is shared by all lengths
             for prompt in prompts:
-                stream = asyncio.ensure_future(self.send(0, 8, max(_ANSWER, min(longest - 8, 400))))
+                stream = asyncio.ensure_future(self.send(0, SHORTEST, max(_ANSWER, min(longest - SHORTEST, 400))))
                 await asyncio.sleep(apart_s)
                 joined: list[SentRequest] = []
                 while len(joined) < _JOINS and not stream.done():

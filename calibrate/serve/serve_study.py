@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,8 @@ from sim.traffic.generate import Traffic
 
 COMPARISON, REQUESTS, KEPT = "comparison.json", "requests.parquet", "requests-{}.jsonl"
 PROFILE, LADDER = "profile.json", "ladder.json"
+STEADY = 1.2
+"""A server's speed has changed if a step takes over this factor longer than when costs were fitted, or less time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class ServerMeasurement:
 
     :ivar preset: the nearest engine preset, where its version is known.
     :ivar kv: the size of its KV cache, ``prefix_caching``: whether it is on; both where the server reports it.
+    :ivar slowdowns: with ``--fit``, a decode step after each run divided by the same step in the ladder.
     """
 
     engine: str
@@ -73,6 +77,7 @@ class ServerMeasurement:
     prefix_caching: bool | None = None
     runs: list[LiveRun] = field(default_factory=list)
     observed: list[ObservedRun | str] = field(default_factory=list)
+    slowdowns: list[float | None] = field(default_factory=list)
 
     @property
     def fleet(self) -> dict[str, int | bool]:
@@ -212,11 +217,14 @@ async def _measure(
         caches = page.prefix_caching if page is not None else None
         preset = engine.nearest_preset(installed.version) if installed else None
         measured = ServerMeasurement(name, preset, kv, caches)
+        rungs = None
         if job.options.fit:
             job.say("measuring step and load costs over the API")
-            await _fit(job, driver, measured)
+            rungs = await _fit(job, driver, measured)
         for number in range(1, job.options.repeat + 1):
             await _run(job, driver, measured, number, running.observed if running else None)
+            if rungs is not None:
+                measured.slowdowns.append(await ladder.slowdown(driver, rungs, number))
         return measured
     finally:
         await driver.host.close()
@@ -240,7 +248,7 @@ async def _run(
     )
 
 
-async def _fit(job: ServeStudy, driver: Driver, measured: ServerMeasurement) -> None:
+async def _fit(job: ServeStudy, driver: Driver, measured: ServerMeasurement) -> ladder.Ladder:
     rungs = await ladder.measure(driver, job.loaded.scenario, job.planned, job.adapters)
     write_json(job.folder / LADDER, asdict(rungs))
     if not rungs.batches:
@@ -254,6 +262,7 @@ async def _fit(job: ServeStudy, driver: Driver, measured: ServerMeasurement) -> 
     server = ladder_fit.MeasuredServer(job.base_model, population, measured.engine, measured.kv.get("kv_tokens"))
     fitted = ladder_fit.fit_profile(rungs, scenario, server, command)
     write_text(job.folder / PROFILE, fitted.model_dump_json(indent=2) + "\n")
+    return rungs
 
 
 def _names(pattern: str | None, listed: Sequence[str], bases: Sequence[str], count: int) -> list[str]:
@@ -302,6 +311,18 @@ def _preset(engine_: str, measured: ServerMeasurement) -> tuple[str, list[str]]:
     return near, [f"predicted with the rules of {near}, the server's; the scenario's fleet.engine is {engine_}"]
 
 
+def drift_notes(slowdowns: Sequence[float | None]) -> list[str]:
+    """Return what to say of steps that took longer or shorter after the runs than in the ladder."""
+    known = [factor for factor in slowdowns if factor is not None]
+    far = max(known, key=lambda factor: abs(math.log(factor)), default=1.0)
+    if 1 / STEADY < far < STEADY:
+        return []
+    return [
+        f"after run {slowdowns.index(far) + 1}, decode steps took {far:.2g} times as long as when their costs were "
+        "fitted: the server's speed changed, so the errors say little about the prediction"
+    ]
+
+
 def _conclude(job: ServeStudy, measured: ServerMeasurement) -> ServeResult:
     import pyarrow.parquet as parquet
 
@@ -340,7 +361,8 @@ def _conclude(job: ServeStudy, measured: ServerMeasurement) -> ServeResult:
             "fitted": job.options.fit,
             "front_end_s": used.front_end_s,
         },
-        "notes": [*notes, *prediction.notes],
+        "slowdown": measured.slowdowns,
+        "notes": [*notes, *drift_notes(measured.slowdowns), *prediction.notes],
     }
     write_json(job.folder / COMPARISON, summary)
     table = paired_table.request_table(measured.runs, times, prediction)

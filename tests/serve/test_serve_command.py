@@ -73,6 +73,14 @@ def test_a_server_is_measured_and_predicted(loraplan: CommandLine, server: FakeS
     assert "measured and measured again" in page
 
 
+def test_a_change_of_speed_is_noted_either_way() -> None:
+    from calibrate.serve.serve_study import drift_notes
+
+    assert drift_notes([]) == drift_notes([None, 1.19, 0.84]) == []
+    assert "after run 2, decode steps took 1.3 times" in drift_notes([1.0, 1.3])[0]
+    assert "after run 1, decode steps took 0.5 times" in drift_notes([0.5, None, 1.9])[0]
+
+
 def test_the_server_gets_what_the_scenario_says(loraplan: CommandLine, server: FakeServer) -> None:
     assert serve(loraplan, server).code == 0
     before, sent = server.seen[:4], server.seen[4:]
@@ -305,7 +313,16 @@ def test_costs_are_fitted_over_the_api(
     loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from calibrate.serve import ladder
+    from calibrate.serve.drive import Driver, LiveRun
 
+    run = Driver.run
+
+    async def run_and_slow_down(driver: Driver, planned: Any, kept: Path) -> LiveRun:
+        result = await run(driver, planned, kept)
+        server.token_s = 0.02
+        return result
+
+    monkeypatch.setattr(Driver, "run", run_and_slow_down)
     for name, value in (("_PASSES", 1), ("_LOADS", 8), ("_STREAMS", 1), ("_REPEATS", 3)):
         monkeypatch.setattr(ladder, name, value)
     server.token_s = 0.004
@@ -326,7 +343,11 @@ def test_costs_are_fitted_over_the_api(
     profile = json.loads((OUT / "profile.json").read_text())
     assert profile["status"] == "measured"
     assert 0.003 < profile["step"]["fixed_s"] < 0.012  # a step is a sleep of 4 ms, whoever is in it
-    assert json.loads(done.out)["profile"]["fitted"] is True
+    summary = json.loads(done.out)
+    assert summary["profile"]["fitted"] is True
+    assert summary["slowdown"] == [pytest.approx(5, rel=0.6)]
+    assert "after run 1, decode steps took " in done.err
+    assert any("the server's speed changed" in note for note in summary["notes"])
     assert len(profile["draws"]) == 16
     assert profile["provenance"]["command"] == ("loraplan calibrate serve short --fit --set fleet.max_num_seqs=4")
     assert "127.0.0.1" not in (OUT / "profile.json").read_text()
