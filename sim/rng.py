@@ -54,3 +54,28 @@ def uniform_draws(key: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return np.asarray(((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
+
+
+_BLOCK = 1024
+
+
+class UniformDraws:
+    """``uniform_draw`` of one key for numbers that mostly follow each other, such as those of requests.
+
+    A block of them is drawn at once, which costs a tenth of as many single draws.
+    """
+
+    def __init__(self, key: int) -> None:
+        self._key = key
+        self._first = 0
+        self._block: list[float] = []
+
+    def of(self, number: int) -> float:
+        """Return the draw of a number."""
+        place = number - self._first
+        if place < 0:  # a straggler, for which no block pays
+            return uniform_draw(self._key, number)
+        if place >= len(self._block):
+            self._first, place = number, 0
+            self._block = uniform_draws(self._key, np.arange(number, number + _BLOCK)).tolist()
+        return self._block[place]

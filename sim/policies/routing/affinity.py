@@ -7,7 +7,7 @@ from math import inf
 from typing import ClassVar
 
 from sim.policies.routing.router_policy import RouterContext, is_up, load_limit
-from sim.rng import uniform_draw
+from sim.rng import UniformDraws
 
 _MOST_MASKS = 1 << 16
 
@@ -55,7 +55,7 @@ class ByResidency:
         self._view = context.view
         self._replicas = context.replicas
         self._bound = context.bound
-        self._key = context.key
+        self._draws = UniformDraws(context.key)
         self._base_model = context.base_model
         self._masks = _Masks(context.replicas)
 
@@ -72,19 +72,19 @@ class ByResidency:
                 chosen = mask.bit_length() - 1
             if self._bound is None or loads[chosen] < load_limit(self._bound, loads, up):
                 return chosen
-        return _least_loaded(loads, up, self._key, number)
+        return _least_loaded(loads, up, self._draws, number)
 
 
-def _least_loaded(loads: list[int], up: list[int], key: int, number: int) -> int:
+def _least_loaded(loads: list[int], up: list[int], draws: UniformDraws, number: int) -> int:
     """Return one of the least loaded, at random."""
     if len(up) < len(loads):
         least = min(map(loads.__getitem__, up))
         candidates = [replica for replica in up if loads[replica] == least]
-        return candidates[int(uniform_draw(key, number) * len(candidates))]
+        return candidates[int(draws.of(number) * len(candidates))]
     least = min(loads)
     chosen, equal = loads.index(least), loads.count(least)
     if equal > 1:
-        for _ in range(int(uniform_draw(key, number) * equal)):
+        for _ in range(int(draws.of(number) * equal)):
             chosen = loads.index(least, chosen + 1)
     return chosen
 
@@ -102,7 +102,7 @@ class ByPrefix:
     def __init__(self, context: RouterContext) -> None:
         self._view = context.view
         self._bound = context.bound
-        self._key = context.key
+        self._draws = UniformDraws(context.key)
         self._last: dict[tuple[int, int], int] = {}  # replica, by adapter and text
 
     def choose(self, adapter: int, number: int) -> int:
@@ -116,7 +116,7 @@ class ByPrefix:
                 chosen = replica
                 break
         if chosen < 0:
-            chosen = _least_loaded(loads, up, self._key, number)
+            chosen = _least_loaded(loads, up, self._draws, number)
         for text in texts:
             last[adapter, text] = chosen
         return chosen
@@ -137,7 +137,7 @@ class ByActivity:
     def __init__(self, context: RouterContext) -> None:
         self._view = context.view
         self._replicas = context.replicas
-        self._key = context.key
+        self._draws = UniformDraws(context.key)
         self._base_model = context.base_model
         self._masks = _Masks(context.replicas)
         self._known = self._masks.known
@@ -160,4 +160,4 @@ class ByActivity:
                 self._reading = view.reading
                 self._room = [replica for replica in view.up if len(view.inside[replica]) < view.slots]
             best = self._room or [r for r in view.up if adapter in view.inside[r] and not base] or view.up
-        return best[int(uniform_draw(self._key, number) * len(best))]
+        return best[int(self._draws.of(number) * len(best))]

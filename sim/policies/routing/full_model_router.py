@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sim.policies.routing.router_policy import View
-from sim.rng import uniform_draw
+from sim.rng import UniformDraws
 
 
 class ToHolders:
@@ -23,7 +23,7 @@ class ToHolders:
         self._view = view
         self._pool = pool
         self._models = models
-        self._key = key
+        self._draws = UniformDraws(key)
 
     def choose(self, model: int, number: int) -> int:
         view, pool = self._view, self._pool
@@ -36,4 +36,4 @@ class ToHolders:
         room = [(loads[r], sum(view.resident[other] >> r & 1 for other in self._models)) for r in pool]
         most = min(room)
         candidates = [r for r, each in zip(pool, room, strict=True) if each == most]
-        return candidates[int(uniform_draw(self._key, number) * len(candidates))]
+        return candidates[int(self._draws.of(number) * len(candidates))]

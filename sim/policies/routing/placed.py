@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from sim.policies.routing.router_policy import RouterContext, is_up
-from sim.rng import uniform_draw
+from sim.rng import UniformDraws, uniform_draw
 
 NOWHERE: tuple[int, ...] = ()
 
@@ -27,6 +27,7 @@ class Placed:
         self._view = context.view
         self._replicas = context.replicas
         self._key = context.key
+        self._draws = UniformDraws(context.key)
         self._base_model = context.base_model
         self._pins: dict[int, list[int]] = {}
         self.asked: dict[int, int] = {}
@@ -51,7 +52,7 @@ class Placed:
         loads = self._view.loads
         least = min([loads[replica] for replica in among])
         equal = [replica for replica in among if loads[replica] == least]
-        return equal[int(uniform_draw(self._key, number) * len(equal))] if len(equal) > 1 else equal[0]
+        return equal[int(self._draws.of(number) * len(equal))] if len(equal) > 1 else equal[0]
 
     def _pin(self, adapter: int, up: list[int]) -> int:
         """Return the first replica in the adapter's order that is up."""

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from typing import ClassVar
 
 from sim.policies.routing.router_policy import RouterContext
-from sim.rng import uniform_draw
+from sim.rng import UniformDraws
 
 
 class RoundRobin:
@@ -35,11 +35,11 @@ class Random:
 
     def __init__(self, context: RouterContext) -> None:
         self._view = context.view
-        self._key = context.key
+        self._draws = UniformDraws(context.key)
 
     def choose(self, adapter: int, number: int) -> int:
         up = self._view.up
-        return up[int(uniform_draw(self._key, number) * len(up))]
+        return up[int(self._draws.of(number) * len(up))]
 
 
 class LeastLoaded:
@@ -73,7 +73,7 @@ class PowerOfTwo:
 
     def __init__(self, context: RouterContext) -> None:
         self._view = context.view
-        self._key = context.key
+        self._draws = UniformDraws(context.key)
 
     def choose(self, adapter: int, number: int) -> int:
         loads, up = self._view.loads, self._view.up
@@ -81,7 +81,7 @@ class PowerOfTwo:
         if others == 0:
             return up[0]
         # One number draws an ordered pair: the second of the others, counted without the first.
-        first, second = divmod(int(uniform_draw(self._key, number) * len(up) * others), others)
+        first, second = divmod(int(self._draws.of(number) * len(up) * others), others)
         if second >= first:
             second += 1
         one, two = up[first], up[second]

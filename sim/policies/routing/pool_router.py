@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from sim.policies.routing.router_policy import Choosing, View
-from sim.rng import uniform_draw
+from sim.rng import UniformDraws
 
 
 class ByRequest:
@@ -54,14 +54,14 @@ class ByWeight:
 
     def __init__(self, pools: Sequence[RoutedPool], key: int) -> None:
         self._pools = tuple(pools)
-        self._key = key
+        self._draws = UniformDraws(key)
         total = sum(pool.weight for pool in pools)
         self._edges = list(accumulate(pool.weight / total for pool in pools))
         self._last = max(place for place, pool in enumerate(pools) if pool.weight > 0)  # rounding draws none behind it
 
     def choose(self, adapter: int, number: int) -> int:
         pools, count = self._pools, len(self._pools)
-        drawn = min(bisect_right(self._edges, uniform_draw(self._key, number)), self._last)
+        drawn = min(bisect_right(self._edges, self._draws.of(number)), self._last)
         for place in range(drawn, drawn + count):
             pool = pools[place % count]
             if pool.has_room():

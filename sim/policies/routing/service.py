@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from sim.policies.routing.placement import Homes, fewest, with_room
 from sim.policies.routing.router_policy import RouterContext, is_up
-from sim.rng import uniform_draw
+from sim.rng import UniformDraws
 from sim.spec.policies import PLACEMENTS
 
 
@@ -27,7 +27,7 @@ class ServicePerAdapter:
         self._context = context
         self._view = context.view
         self._replicas = context.replicas
-        self._key = context.key
+        self._draws = UniformDraws(context.key)
         self._homes: list[Homes] = PLACEMENTS[context.placement].load()(context)
         self._late: dict[int, Homes] = {}
         self._moved: dict[int, int] = {}  # adapters whose own replicas are all down, and where they are now
@@ -37,7 +37,7 @@ class ServicePerAdapter:
     def choose(self, adapter: int, number: int) -> int:
         up = self._view.up
         if adapter == self._context.base_model:
-            return up[int(uniform_draw(self._key, number) * len(up))]
+            return up[int(self._draws.of(number) * len(up))]
         homes = self.homes(adapter)
         if len(up) < self._replicas:
             homes = tuple(replica for replica in homes if is_up(replica, up))
@@ -45,7 +45,7 @@ class ServicePerAdapter:
                 return self._elsewhere(adapter, up)
         if self._moved:
             self._back(adapter)
-        return homes[int(uniform_draw(self._key, number) * len(homes))] if len(homes) > 1 else homes[0]
+        return homes[int(self._draws.of(number) * len(homes))] if len(homes) > 1 else homes[0]
 
     def homes(self, adapter: int) -> Homes:
         """Return the replicas on which an adapter is placed, up or down; one that is new is placed now."""
