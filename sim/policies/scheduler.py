@@ -213,7 +213,7 @@ class Scheduler:
         if chooses:
             waiting.begin()
         if rule is not None:
-            rule.begin(running.values(), adapters, self.decode_steps)
+            rule.begin(running, adapters, self.decode_steps)
         while left and (ready or deferred):
             if not free_slots:
                 self.blocked = BY_BATCH_SLOTS
@@ -254,7 +254,7 @@ class Scheduler:
                     waiting.bring_forward()
             if rule is not None:
                 rule.joined(request)
-            running[request.index] = request
+            running[request] = None
             adapter = request.adapter
             if adapter in adapters:
                 adapters[adapter] += 1
@@ -285,10 +285,7 @@ class Scheduler:
         """
         self.kv = kv = self.kv.before_preemption()
         self._caches = kv.caches
-        if self.waiting.by_priority:
-            request = max(self.running.values(), key=by_key)
-        else:
-            request = self.running[next(reversed(self.running))]
+        request = max(self.running, key=by_key) if self.waiting.by_priority else next(reversed(self.running))
         if request.last_step >= 0:
             request.generated = request.output_tokens - (request.last_step - self.decode_steps)
             # The step that has just ended gave it a token. With prefill_first, too: a request joins only if each decode
@@ -411,7 +408,7 @@ class Scheduler:
         running, adapters = self.running, self.adapters
         self.kv.give_back(requests)
         for request in requests:
-            del running[request.index]
+            del running[request]
             adapter = request.adapter
             count = adapters[adapter]
             if count > 1:
@@ -450,14 +447,14 @@ class Scheduler:
     def scheduled(self) -> dict[int, int]:
         """Return the tokens of each request in the step just decided, by request index."""
         step = self.decided
-        decoding = self.running.values() if step.decoding else ()
+        decoding = self.running if step.decoding else ()
         tokens = {request.index: 1 for request in decoding if request.last_step >= 0}
         return tokens | {request.index: request.chunk for request in step.prefills}
 
     def check_integrity(self) -> None:
         """Assert that the running sums agree with a count over the running sequences."""
         kv, ranks = self.kv, self._ranks
-        decoding = [r for r in self.running.values() if r.last_step >= 0]
+        decoding = [r for r in self.running if r.last_step >= 0]
         contexts = [held_tokens(r, self.decode_steps) for r in decoding]
         assert contexts == [
             r.context + self.decode_steps - (r.last_step - r.output_tokens + r.generated + 1) for r in decoding

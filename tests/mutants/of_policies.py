@@ -33,8 +33,8 @@ POLICIES = (
     Mutant(
         "oldest-preempted",
         _SCHEDULER,
-        "request = self.running[next(reversed(self.running))]",
-        "request = self.running[next(iter(self.running))]",
+        "else next(reversed(self.running))",
+        "else next(iter(self.running))",
         "the request that has computed most is thrown out",
         (LEAPING,),
     ),

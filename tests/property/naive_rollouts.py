@@ -100,7 +100,7 @@ class Seen:
         class Watched(kind):  # type: ignore[misc]  # the class is only known when it runs
             def _next_leap(self, now: float) -> float:
                 end: float = super()._next_leap(now)
-                for request in self.scheduler.running.values() if self._steps else ():
+                for request in self.scheduler.running if self._steps else ():
                     seen._runs(self, request)
                 return end
 

@@ -47,14 +47,15 @@ class Simulated:
     def compose(self) -> tuple[dict[int, int], dict[int, int], list[int]]:
         """Decide a step; return tokens and cached tokens by request, and those preempted."""
         scheduler = self.scheduler
-        before = list(scheduler.running)
+        before = [request.index for request in scheduler.running]
         scheduler.compose(0.0)
         scheduler.check_integrity()
         scheduled = scheduler.scheduled()
         scheduler.waiting.unloaded.clear()
-        joined = [index for index in scheduler.running if index not in before]
-        cached = {index: scheduler.running[index].context - scheduled[index] for index in joined}
-        return scheduled, cached, [index for index in reversed(before) if index not in scheduler.running]
+        running = {request.index: request for request in scheduler.running}
+        joined = [index for index in running if index not in before]
+        cached = {index: running[index].context - scheduled[index] for index in joined}
+        return scheduled, cached, [index for index in reversed(before) if index not in running]
 
     def complete(self, steps: int) -> list[int]:
         finished = self.scheduler.complete(steps, 0.0)

@@ -84,13 +84,13 @@ class Watch:
         before, self.preemptions = self.preemptions, {r.index: r.preemptions for r in self.requests}
         victims = [r for r in self.requests for _ in range(r.preemptions - before.get(r.index, 0))]
         if victims:
-            self.preempted.append((victims, list(server.scheduler.running.values())))
+            self.preempted.append((victims, list(server.scheduler.running)))
         joined = [r for r in server.scheduler.decided.prefills if r.admitted_s == now]
         self.joined.append((joined, [r for r in queue if r.adapter in server.scheduler.adapters]))
 
     @staticmethod
     def is_gone(server: Any, request: Request) -> bool:
-        return request.index not in server.scheduler.running
+        return request not in server.scheduler.running
 
 
 def widest_gap(watch: Watch, weights: list[float]) -> tuple[float, int]:

@@ -50,14 +50,14 @@ class PrefixStore(KvStore):
     def _missing(self, request: Request, tokens: int) -> int:
         return math.ceil(tokens / self.size) - len(self.tables.get(request.index, ()))
 
-    def _held(self) -> dict[int, int]:
-        return {r.index: held_tokens(r, self.step) for r in self.running.values() if r.last_step >= 0}
+    def _held(self) -> dict[Request, int]:
+        return {r: held_tokens(r, self.step) for r in self.running if r.last_step >= 0}
 
     step = 0
 
     def _missing_after(self, steps: int) -> int:
         held = self._held()
-        return sum(self._missing(self.running[index], tokens + steps) for index, tokens in held.items())
+        return sum(self._missing(request, tokens + steps) for request, tokens in held.items())
 
     def reserve_decodes(self) -> bool:
         return self._missing_after(1) <= len(self.free)
@@ -84,9 +84,9 @@ class PrefixStore(KvStore):
         self.tokens += sum(request.context for request in requests)
 
     def grow(self, steps: int) -> None:
-        for index, tokens in self._held().items():
-            for _ in range(self._missing(self.running[index], tokens + steps)):
-                self._add_block(self.running[index], None)
+        for request, tokens in self._held().items():
+            for _ in range(self._missing(request, tokens + steps)):
+                self._add_block(request, None)
         self.step += steps
         self.tokens += steps * self.decoding
         self.peak = max(self.peak, self.tokens)
@@ -189,11 +189,11 @@ def test_counting_agrees_with_a_walk_over_all_sequences(data: st.DataObject) -> 
     while left:
         step = scheduler.compose(now)
         scheduler.check_integrity()
-        held = [held_tokens(r, scheduler.decode_steps) for r in scheduler.running.values() if r.last_step >= 0]
-        prefill = sum(-(-r.context // size) for r in scheduler.running.values() if r.last_step < 0)
+        held = [held_tokens(r, scheduler.decode_steps) for r in scheduler.running if r.last_step >= 0]
+        prefill = sum(-(-r.context // size) for r in scheduler.running if r.last_step < 0)
         used = [prefill + sum(-(-(tokens + k) // size) for tokens in held) for k in (step.steps, step.steps + 1)]
         assert used[0] <= total
-        ends = [r.last_step - scheduler.decode_steps for r in scheduler.running.values() if r.last_step >= 0]
+        ends = [r.last_step - scheduler.decode_steps for r in scheduler.running if r.last_step >= 0]
         if not step.prefills and not scheduler.paused and scheduler.preempted == 0 and step.steps < min(ends):
             assert used[1] > total, "a leap ends early only where the next step would lack a block"
         left -= len(scheduler.complete(step.steps, now := now + 1.0))

@@ -57,7 +57,7 @@ def test_a_prompt_that_shares_blocks_with_a_decode_does_not_lower_the_peak(share
     while not replica.kv.decoding:
         replica.step()
     second = replica.push(1, 160 + 4000, 5, shared=shared)
-    while first.index in replica.scheduler.running:
+    while first in replica.scheduler.running:
         replica.step()
     assert second.to_prefill > 0, "it is still being computed"
     assert second.cached_tokens == shared
@@ -137,7 +137,7 @@ def test_a_turn_finds_the_prompt_of_the_turn_that_still_runs(shared: int) -> Non
     later = replica.push(1, 165 + 50 + 30, 5)
     later.shared, later.text_key = first.shared, 7
     replica.step()
-    assert first.index in replica.scheduler.running
+    assert first in replica.scheduler.running
     assert later.cached_tokens == 160
     replica.run_until_empty()
     last = replica.push(2, 245 + 5 + 20, 5)

@@ -96,21 +96,21 @@ class CountingStore(KvStore):
         size = self.size
         if not self._phases:
             self._phases = [0] * size
-            for request in self.running.values():
+            for request in self.running:
                 if request.last_step >= 0:
                     self._phases[(held_tokens(request, self._step) - 1 - self._step) % size] += 1
         phases = self._phases
         at = (self._step + steps) % size
         # The sum of count * ((phase + at) % size), without a loop in Python.
         remainders: int = sum(map(mul, phases, range(size))) + at * self.decoding - size * sum(phases[size - at :])
-        for request in reversed(self.running.values()):
+        for request in reversed(self.running):
             if request.last_step >= 0:
                 break
             remainders += (request.context - 1) % size
         return (self._room - steps * self.decoding + remainders) // size
 
     def check_integrity(self) -> None:
-        size, running = self.size, self.running.values()
+        size, running = self.size, self.running
         tokens = [held_tokens(request, self._step) for request in running if request.last_step >= 0]
         prefill = [request.context for request in running if request.last_step < 0]
         free = self.total - sum(-(-held // size) for held in tokens + prefill)

@@ -99,11 +99,12 @@ class ExactCount(KvStore):
     def _check_count(self, held: dict[int, int]) -> None:
         """Assert that the counts agree with those over the running sequences, which hold these tokens by index."""
         size = self.size
-        decoding = [held[request.index] for request in self.running.values() if request.last_step >= 0]
+        decoding = [held[request.index] for request in self.running if request.last_step >= 0]
         assert (self.decoding, self.tokens) == (len(decoding), sum(decoding))
         phases = [(tokens - 1 - self._step) % size for tokens in decoding]
         assert self._phases == [phases.count(phase) for phase in range(size)]
-        assert all(self.running[index].last_step < 0 for index in self._found_in_use)
+        prefilling = {request.index for request in self.running if request.last_step < 0}
+        assert prefilling >= self._found_in_use.keys()
         free = self.total - sum(-(-tokens // size) for tokens in held.values()) + self._extra_users
         assert free >= 0, "no more blocks are in use than there are"
         assert self._free == free - sum(tokens % size == 0 for tokens in decoding)

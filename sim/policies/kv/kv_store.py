@@ -45,7 +45,7 @@ class KvStore(ABC):
 
     :cvar caches: whether ``cached_tokens`` may return anything but 0; otherwise the scheduler does not call it.
     :ivar total: number of blocks; ``size``: tokens of each.
-    :ivar running: the batch by index, in the order in which its sequences joined. The scheduler fills it; a store only
+    :ivar running: the batch, in the order in which its sequences joined. The scheduler fills it; a store only
         reads it.
     :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
     """
@@ -55,7 +55,7 @@ class KvStore(ABC):
     def __init__(self, total: int, size: int) -> None:
         self.total = total
         self.size = size
-        self.running: dict[int, Request] = {}
+        self.running: dict[Request, None] = {}
         self.decoding = 0
         self.tokens = 0
 

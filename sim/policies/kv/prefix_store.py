@@ -56,7 +56,7 @@ class PrefixStore(PrefixLookup):
         self._any_outdated = False
         self._outdated_hits = set[int]()  # requests inside that found outdated content, by index
 
-    def take_over(self, running: dict[int, Request], step: int, free: int, peak_tokens: int) -> None:
+    def take_over(self, running: dict[Request, None], step: int, free: int, peak_tokens: int) -> None:
         """Go on with a batch whose blocks another store has counted, and of which nothing is cached.
 
         :param step: decode steps so far; ``free``: free blocks, of which decodes have not taken those of the next step.
@@ -65,7 +65,7 @@ class PrefixStore(PrefixLookup):
         self.running = running
         self._step, self._free, self._peak_tokens = step, free, peak_tokens
         self._queue = FreeQueue(self._known, free, uncached_last=self._uncached_last)
-        for request in running.values():
+        for request in running:
             self._admissions = request.place = self._admissions + 1
             if request.last_step >= 0:
                 tokens = held_tokens(request, step)
@@ -77,7 +77,7 @@ class PrefixStore(PrefixLookup):
 
     def lose(self, indices: set[int]) -> None:
         """Let no request find what these running ones hold, or compute from now on."""
-        self._lost |= indices & self.running.keys()
+        self._lost |= indices.intersection(request.index for request in self.running)
 
     # Take -----------------------------------------------------------------------------------------------------------
 
@@ -302,7 +302,7 @@ class PrefixStore(PrefixLookup):
         """Make known all full blocks of running requests, those of unfinished prompts included."""
         self.settle()
         self._unfilled = {}
-        for request in self.running.values():
+        for request in self.running:
             self._fill(request, self._tokens_of(request) // self.size, own=True)
 
     def _tokens_of(self, request: Request) -> int:
@@ -328,14 +328,15 @@ class PrefixStore(PrefixLookup):
         for extent in self._extents_of(adapter):
             extent.forgotten = True
             self._known.remove(extent)
-        for index, request in self.running.items():
+        for request in self.running:
+            index = request.index
             if request.adapter == adapter or any(extent.forgotten for extent, _ in self._held.get(index, ())):
                 self._lost.add(index)
 
     def check_integrity(self) -> None:
-        held = {request.index: self._tokens_of(request) for request in self.running.values()}
+        held = {request.index: self._tokens_of(request) for request in self.running}
         assert held.keys() >= self._held.keys()
-        assert all(self.running[request.index] is request for request in self._unfilled.values())
+        assert all(request in self.running for request in self._unfilled.values())
         users: dict[Extent, list[int]] = {}
         for index, spans in self._held.items():
             block = 0

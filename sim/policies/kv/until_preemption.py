@@ -22,9 +22,8 @@ class CountUntilPreemption(CountingStore):
         self._outdated: set[int] = set()  # running requests, by index, whose weights have changed under way
 
     def forget(self, adapter: int) -> None:
-        running = self.running.values()
-        self._outdated &= self.running.keys()
-        self._outdated.update(request.index for request in running if request.adapter == adapter)
+        self._outdated &= {request.index for request in self.running}
+        self._outdated.update(request.index for request in self.running if request.adapter == adapter)
 
     def before_preemption(self) -> KvStore:
         store = PrefixStore(self.total, self.size, uncached_last=self._uncached_last)

@@ -120,7 +120,7 @@ class FairScheduler(Scheduler):
         queue, more = self.waiting, steps - self._charged
         assert isinstance(queue, FairQueue), "made together"
         if self.decided.decoding and more:
-            for request in self.running.values():
+            for request in self.running:
                 if request.last_step >= 0:
                     queue.charge(request.tenant, more)
         self._charged = steps

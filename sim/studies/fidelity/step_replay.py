@@ -116,13 +116,14 @@ class _Replayer:
         scheduler = self.scheduler
         while self._to_come and self._to_come[0][0] <= number:
             self.waiting.push(self._to_come.pop(0)[1])
-        before = list(scheduler.running)
+        before = [request.index for request in scheduler.running]
         evicted_blocks = self._prefixes.evicted_blocks if self._prefixes else 0
         scheduler.compose(step.at_s)
         scheduled = scheduler.scheduled()
-        preempted = sorted(set(before) - scheduler.running.keys())
-        joined = [index for index in scheduler.running if index not in before]
-        cached = {index: scheduler.running[index].context - scheduled[index] for index in joined}
+        running = {request.index: request for request in scheduler.running}
+        preempted = sorted(set(before) - running.keys())
+        joined = [index for index in running if index not in before]
+        cached = {index: running[index].context - scheduled[index] for index in joined}
         self.waiting.unloaded.clear()
         victims: list[int] = []
         self.cache.victims = victims

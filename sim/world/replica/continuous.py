@@ -225,7 +225,7 @@ class BatchServer(Server):
     def in_progress(self, adapter: int) -> list[tuple[Request, int]]:
         scheduler, now = self.scheduler, self.clock.now
         found = []
-        for request in scheduler.running.values() if adapter in scheduler.adapters else ():
+        for request in scheduler.running if adapter in scheduler.adapters else ():
             # A request that joined at this very boundary has computed nothing yet, unless it was preempted before.
             if request.adapter == adapter and (request.admitted_s < now or request.generated):
                 decoding = request.last_step >= 0
@@ -273,13 +273,13 @@ class BatchServer(Server):
         return super().close()
 
     def running(self) -> list[Request]:
-        return list(self.scheduler.running.values())
+        return list(self.scheduler.running)
 
     def busy_s(self) -> float:
         return self.clock.now - self._started_s if self._steps else 0.0
 
     def _queued_or_running(self) -> list[Request]:
-        return list(self.scheduler.running.values()) + self.mode.waiting.all_requests()
+        return list(self.scheduler.running) + self.mode.waiting.all_requests()
 
     def check_integrity(self) -> None:
         super().check_integrity()

@@ -52,7 +52,7 @@ class VllmLru(AdapterMode):
             if request.adapter in first and request.preemptions == 0:
                 request.tier, request.load_wait_s = tiers[request.adapter], end_s - start_s
         if lost:
-            self.failed = [request for request in batch.running.values() if request.adapter in lost]
+            self.failed = [request for request in batch.running if request.adapter in lost]
             for adapter in lost:
                 self._slots.lose(adapter)
         return end_s - start_s
