@@ -94,6 +94,6 @@ def _made_of(server: BatchServer) -> tuple[float, ...]:
         prefill_tokens,
         scheduler.kv.tokens + decoding,
         attended,
-        scheduler.distinct_adapters(),
+        scheduler.distinct_adapters,
         passed,
     )

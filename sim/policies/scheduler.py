@@ -8,6 +8,7 @@ waiting queue decides which requests may join. Nor does it count KV blocks: the 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -81,8 +82,8 @@ class Scheduler:
     :param rule: KV memory that a request must find to join, if that is more than its prompt needs.
     :ivar decode_steps: decode steps so far: the counter that finish times refer to.
     :ivar decided: the step that ``compose`` decided last.
-    :ivar adapters: requests in the batch by adapter, in the order in which the adapters joined it; those for the base
-        model under its number.
+    :ivar users: requests in the batch by adapter; those for the base model under its number.
+    :ivar distinct_adapters: how many adapters the batch has; the base model is none.
     :ivar adapters_changed: whether an adapter joined or left the batch since the world last set this to False.
     :ivar toggled: optional list; the scheduler appends an adapter each time it joins or leaves the batch.
     :ivar blocked: why the last boundary left a request waiting.
@@ -108,7 +109,8 @@ class Scheduler:
         self.rule = rule
         self.running = kv.running
         self.decode_steps = 0
-        self.adapters: dict[int, int] = {}
+        self.users = [0] * len(ranks)
+        self.distinct_adapters = 0
         self.adapters_changed = False
         self.toggled: list[int] | None = None
         self.blocked = UNBLOCKED
@@ -133,6 +135,7 @@ class Scheduler:
         """Let requests without an adapter join, under this adapter number. Call it before the first request."""
         self._base_model = number
         self._ranks = [*self._ranks, 0]
+        self.users.append(0)
         self._costs = self._costs.with_base_model()
 
     # Decide the next step -------------------------------------------------------------------------------------------
@@ -169,9 +172,8 @@ class Scheduler:
         costs = self._costs
         step.decoding = decoding = kv.decoding
         step.tokens = tokens = prompt_tokens + decoding
-        distinct = self.distinct_adapters()
         details = self.details() if costs.detailed else NO_DETAILS
-        step.first_s = costs.step(tokens, kv.tokens + decoding, distinct, self._rank_sum, details)
+        step.first_s = costs.step(tokens, kv.tokens + decoding, self.distinct_adapters, self._rank_sum, details)
         step.growth_s = costs.per_kv_token_s * decoding
         step.steps = 1 if step.prefills or self.paused or preempted else self._equal_steps()
         return step
@@ -207,13 +209,13 @@ class Scheduler:
     def _admit(self, budget: int, now: float) -> int:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
-        ready, deferred, adapters, prefills = waiting.ready, waiting.deferred, self.adapters, self.decided.prefills
+        ready, deferred, prefills, users = waiting.ready, waiting.deferred, self.decided.prefills, self.users
         chooses, caches, whole = self._chooses, self._caches, limits.whole_prompt
         late, left, free_slots = waiting.late, budget, limits.num_seqs - len(running)
         if chooses:
             waiting.begin()
         if rule is not None:
-            rule.begin(running, adapters, self.decode_steps)
+            rule.begin(running, self.decode_steps)
         while left and (ready or deferred):
             if not free_slots:
                 self.blocked = BY_BATCH_SLOTS
@@ -256,14 +258,9 @@ class Scheduler:
                 rule.joined(request)
             running[request] = None
             adapter = request.adapter
-            if adapter in adapters:
-                adapters[adapter] += 1
-            else:
-                adapters[adapter] = 1
-                self._rank_sum += self._ranks[adapter]
-                self.adapters_changed = True
-                if self.toggled is not None:
-                    self.toggled.append(adapter)
+            users[adapter] += 1
+            if users[adapter] == 1:
+                self._count_adapter(adapter, 1)
             if request.admitted_s < 0:
                 request.admitted_s = now
             request.chunk = chunk
@@ -405,22 +402,25 @@ class Scheduler:
 
     def _leave(self, requests: list[Request]) -> None:
         """Take requests out of the batch, and their blocks back."""
-        running, adapters = self.running, self.adapters
+        running, users = self.running, self.users
         self.kv.give_back(requests)
         for request in requests:
             del running[request]
             adapter = request.adapter
-            count = adapters[adapter]
-            if count > 1:
-                adapters[adapter] = count - 1
-            else:
-                del adapters[adapter]
-                self._rank_sum -= self._ranks[adapter]
-                self.adapters_changed = True
-                if self.toggled is not None:
-                    self.toggled.append(adapter)
+            users[adapter] -= 1
+            if users[adapter] == 0:
+                self._count_adapter(adapter, -1)
         if self._costs.detailed:
             self._rank_tokens -= sum([self._ranks[r.adapter] for r in requests if r.last_step >= 0])
+
+    def _count_adapter(self, adapter: int, change: int) -> None:
+        """Count an adapter that joins the batch (1) or leaves it (-1)."""
+        if adapter != self._base_model:
+            self.distinct_adapters += change
+            self._rank_sum += change * self._ranks[adapter]
+        self.adapters_changed = True
+        if self.toggled is not None:
+            self.toggled.append(adapter)
 
     def _leave_early(self, request: Request) -> None:
         """Take a request out of the batch before its last token."""
@@ -428,10 +428,6 @@ class Scheduler:
         if request.last_step >= 0:
             self._ends.remove(request)
             request.last_step = -1
-
-    def distinct_adapters(self) -> int:
-        """Return how many adapters the batch has; the base model is none."""
-        return len(self.adapters) - (self._base_model in self.adapters)
 
     def details(self) -> StepDetails:
         """Return what detailed step costs need of the step just decided."""
@@ -463,5 +459,8 @@ class Scheduler:
         kv.check_integrity()
         if self._costs.detailed:
             assert self._rank_tokens == sum(ranks[r.adapter] for r in decoding)
-        assert sum(self.adapters.values()) == len(self.running) <= self.limits.num_seqs
-        assert self._rank_sum == sum(ranks[adapter] for adapter in self.adapters)
+        assert len(self.running) <= self.limits.num_seqs
+        adapters = Counter(request.adapter for request in self.running)
+        assert self.users == [adapters[adapter] for adapter in range(len(ranks))]
+        assert self._rank_sum == sum(ranks[adapter] for adapter in adapters)
+        assert self.distinct_adapters == len(adapters.keys() - {self._base_model})

@@ -113,8 +113,8 @@ POLICIES = (
     Mutant(
         "ranks-of-those-who-left",
         _SCHEDULER,
-        "self._rank_sum -= self._ranks[adapter]",
-        "self._rank_sum -= 0",
+        "self._rank_sum += change * self._ranks[adapter]",
+        "self._rank_sum += max(change, 0) * self._ranks[adapter]",
         "steps cost the ranks of adapters that are gone",
         (LEAPING,),
     ),

@@ -28,8 +28,8 @@ class KvRule(Protocol):
     need: int
     timed: bool
 
-    def begin(self, running: Iterable[Request], adapters: Iterable[int], step: int) -> None:
-        """Begin a scan of waiting requests, given the batch, its distinct adapters and the decode counter."""
+    def begin(self, running: Iterable[Request], step: int) -> None:
+        """Begin a scan of waiting requests, given the batch and the decode counter."""
         ...
 
     def fits(self, request: Request) -> bool:
@@ -59,8 +59,8 @@ class WholeAnswer:
         self.need = 0
         self._adapters = _AdaptersOfBatch(adapter_blocks)
 
-    def begin(self, running: Iterable[Request], adapters: Iterable[int], step: int) -> None:
-        self._adapters.begin(adapters)
+    def begin(self, running: Iterable[Request], step: int) -> None:
+        self._adapters.begin(running)
 
     def fits(self, request: Request) -> bool:
         return self.need + self._blocks(request) + self._adapters.with_adapter_of(request) <= self.total
@@ -100,12 +100,12 @@ class PeakOfAnswers:
         self._tried: tuple[int, list[int], list[int]] = (0, [], [])
         self._step = 0
 
-    def begin(self, running: Iterable[Request], adapters: Iterable[int], step: int) -> None:
+    def begin(self, running: Iterable[Request], step: int) -> None:
         self._step = step
         alive = sorted([_left_and_held(request, step) for request in running])
         self._to_come = [left for left, _ in alive]
         self._held = [held for _, held in alive]
-        self._adapters.begin(adapters)
+        self._adapters.begin(running)
 
     def fits(self, request: Request) -> bool:
         to_come, held = self._to_come.copy(), self._held.copy()
@@ -152,9 +152,9 @@ class _AdaptersOfBatch:
         self._members: set[int] = set()
         self._taken = 0
 
-    def begin(self, adapters: Iterable[int]) -> None:
+    def begin(self, running: Iterable[Request]) -> None:
         if self._weights:
-            self._members = set(adapters)
+            self._members = {request.adapter for request in running}
             self._taken = sum(self._weights[adapter] for adapter in self._members)
 
     def with_adapter_of(self, request: Request) -> int:

@@ -33,7 +33,7 @@ class BatchActivity:
         dead = self._schedulers[index]
         if dead is not None:
             dead.toggled = None
-            self._toggled[index].extend(dead.adapters)
+            self._toggled[index].extend(_adapters_of(dead))
         scheduler.toggled = self._toggled[index]
         self._schedulers[index] = scheduler
 
@@ -52,8 +52,13 @@ class BatchActivity:
         masks = self.read()
         for index, scheduler in enumerate(self._schedulers):
             noted = {adapter for adapter, mask in enumerate(masks) if mask >> index & 1}
-            there = set(scheduler.adapters) if scheduler is not None else set()
+            there = _adapters_of(scheduler) if scheduler is not None else set()
             assert noted == there, f"replica {index}: {sorted(noted)} noted, {sorted(there)} there"
+
+
+def _adapters_of(scheduler: Scheduler) -> set[int]:
+    """Return the adapters of a batch, and the base model if it has requests for it."""
+    return {request.adapter for request in scheduler.running}
 
 
 class InFlightActivity:
