@@ -383,7 +383,7 @@ POLICIES = (
     Mutant(
         "lorax-turn-without-a-request",
         "sim/policies/queues/adapter_queues.py",
-        "front is None or front not in self._served or",
+        "front is None or not self._served[front] or",
         "front is None or",
         "adapters could come and go for ever without being used",
         (ENGINES, ENGINE_TWINS),

@@ -42,9 +42,10 @@ class AdapterQueues(WaitingQueue):
         self._scan_s = 0.0  # time of the scan under way
         self._active: dict[int, float] = {}  # end of each one's cycle time, in the order of activation
         self._pending: deque[int] = deque()
-        self._is_pending: set[int] = set()
-        self._loading: set[int] = set()
-        self._served: set[int] = set()  # adapters with a request admitted since they became active
+        adapters = len(cache.weights) + 1  # the base model is last
+        self._is_pending = [False] * adapters
+        self._loading = [False] * adapters
+        self._served = [False] * adapters  # whether a request was admitted since it became active
         self._weight = 0
         self._loads_requested = 0
         self._sorted_in = 0  # requests in the queues
@@ -106,15 +107,15 @@ class AdapterQueues(WaitingQueue):
     def arrived(self, request: Request) -> None:
         """Take back a request given to ``request_load``: its adapter is resident."""
         self._loads_requested -= 1
-        self._loading.discard(request.adapter)
+        self._loading[request.adapter] = False
         self.push(request)
 
     def failed(self, request: Request) -> None:
         """Forget a request given to ``request_load``: its load failed, and its adapter loses its place."""
         self._loads_requested -= 1
         adapter = request.adapter
-        if adapter in self._loading:
-            self._loading.remove(adapter)
+        if self._loading[adapter]:
+            self._loading[adapter] = False
             del self._active[adapter]
             self._weight -= self._cache.weights[adapter]
 
@@ -147,7 +148,7 @@ class AdapterQueues(WaitingQueue):
             heappush(self._within, (queue[0].key, adapter))
         else:
             del self.deferred[adapter]
-        self._served.add(adapter)
+        self._served[adapter] = True
         self._claim(candidate, self._cache)
 
     def _sort_in(self) -> None:
@@ -157,7 +158,7 @@ class AdapterQueues(WaitingQueue):
         self.ready.clear()
         for request in new:
             adapter = request.adapter
-            if adapter in self._loading:
+            if self._loading[adapter]:
                 self._hand_over(request)
                 continue
             queue = self.deferred.get(adapter)
@@ -175,8 +176,8 @@ class AdapterQueues(WaitingQueue):
                 heappush(self._within, (request.key, adapter))
 
     def _wait_for_place(self, adapter: int) -> None:
-        if adapter not in self._is_pending:
-            self._is_pending.add(adapter)
+        if not self._is_pending[adapter]:
+            self._is_pending[adapter] = True
             self._pending.append(adapter)
 
     def _idle(self, most: int) -> list[int]:
@@ -184,7 +185,7 @@ class AdapterQueues(WaitingQueue):
         users, loading, deferred = self._cache.users, self._loading, self.deferred
         found: list[int] = []
         for adapter in self._active:
-            if users[adapter] == 0 and adapter not in deferred and adapter not in loading:
+            if users[adapter] == 0 and not loading[adapter] and adapter not in deferred:
                 found.append(adapter)
                 if len(found) == most:
                     break
@@ -196,12 +197,12 @@ class AdapterQueues(WaitingQueue):
         front = next(active, None)
         if front is not None and front == self._base_model:  # it was first to become active, and stays
             front = next(active, None)
-        if front is None or front not in self._served or not self._may_go(front) or now <= self._active[front]:
+        if front is None or not self._served[front] or not self._may_go(front) or now <= self._active[front]:
             return None
         return front
 
     def _may_go(self, adapter: int) -> bool:
-        return self._cache.users[adapter] == 0 and adapter not in self._loading
+        return self._cache.users[adapter] == 0 and not self._loading[adapter]
 
     def _offload(self, adapter: int) -> None:
         del self._active[adapter]
@@ -209,11 +210,11 @@ class AdapterQueues(WaitingQueue):
         self._cache.evict(adapter)
 
     def _activate(self, adapter: int, now: float) -> None:
-        self._is_pending.discard(adapter)
+        self._is_pending[adapter] = False
         self._active[adapter] = now + self._cycle_s
         self._weight += self._cache.weights[adapter]
-        self._loading.add(adapter)
-        self._served.discard(adapter)
+        self._loading[adapter] = True
+        self._served[adapter] = False
         queue = self.deferred.pop(adapter)
         self._sorted_in -= len(queue)
         for request in queue:
