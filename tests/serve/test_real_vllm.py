@@ -16,6 +16,7 @@ from calibrate.serve.serve_study import STEADY
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1200),  # two attempts
     needs_vllm,
     pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times a server: 'make test-vllm' runs it alone"),
 ]
@@ -26,20 +27,21 @@ def test_a_real_vllm_is_predicted(tmp_path: Path, capfd: pytest.CaptureFixture[s
         summary = measured_and_predicted(tmp_path / f"out-{attempt}")
         with capfd.disabled():  # quality depends on how quiet the machine is: shown, not asked for
             print_errors(summary)
-        assert summary["failed"] == [0, 0]
+        assert summary["failed"] == [0]
         assert summary["loads_from"] == "an observer inside the server"
         assert (tmp_path / f"out-{attempt}" / "report.html").stat().st_size < 2_000_000
-        if all(1 / STEADY < factor < STEADY for factor in summary["slowdown"]):
+        if all(factor is not None and 1 / STEADY < factor < STEADY for factor in summary["slowdown"]):
             assert abs(summary["metrics"]["loads_per_request"]["error"]) < 0.10
             assert abs(summary["metrics"]["throughput_rps"]["error"]) < 0.05
             return
-    pytest.skip(f"this machine did not run at one speed: steps after the runs / in the ladder {summary['slowdown']}")
+    pytest.skip(f"this machine did not run at one speed: a step after the run / in the ladder: {summary['slowdown']}")
 
 
 def measured_and_predicted(folder: Path) -> dict[str, Any]:
     """Return what the command says of a server with the scenario that it brings along."""
     command = [sys.executable, "-m", "sim.cli", "calibrate", "serve", "serve-tiny", "--launch", "vllm", "--fit"]
     command += ["--server-python", str(PYTHON), "--out", str(folder), "--set", "workload.requests=200", "--json"]
+    command += ["--repeat", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=570, check=False)
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
@@ -47,12 +49,12 @@ def measured_and_predicted(folder: Path) -> dict[str, Any]:
 
 
 def print_errors(summary: dict[str, Any]) -> None:
-    print(f"\n{'metric':22}{'measured':>12}{'predicted':>12}{'error':>9}{'noise':>9}{'aim':>8}")
+    print(f"\n{'metric':22}{'measured':>12}{'predicted':>12}{'error':>9}{'aim':>8}")
     for name, row in summary["metrics"].items():
         numbers = [f"{row[key]:12.4g}" if row[key] is not None else f"{'–':>12}" for key in ("measured", "predicted")]
         shares = [
             f"{row[key]:{width}.1%}" if row[key] is not None else f"{'–':>{width}}"
-            for key, width in (("error", 9), ("noise", 9), ("wanted", 8))
+            for key, width in (("error", 9), ("wanted", 8))
         ]
         print(f"{name:22}{''.join(numbers)}{''.join(shares)}")
-    print("steps after each run / in the ladder:", summary["slowdown"])
+    print("a step after the run / in the ladder:", summary["slowdown"])
