@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -17,8 +18,9 @@ _LOG_STEP = float(np.log(GAP_STEP))
 _HALF_A_BIN = 0.0005
 
 
+@cache
 def gap_bin_edges() -> Floats:
-    """Return the upper edges of the bins, shape (GAP_BINS,)."""
+    """Return the upper edges of the bins, shape (GAP_BINS,); all callers get the same array."""
     return GAP_LOW_S * GAP_STEP ** np.arange(1, GAP_BINS + 1, dtype=np.float64)
 
 
