@@ -141,7 +141,8 @@ def steps_by_section(leaps: Leaps, bounds: Floats, sections: int) -> tuple[Leaps
     if not crossing.size:
         return whole, whole_section
     cut, starts = leaps.of(crossing), bounds[:sections]
-    before = np.stack([cut.steps_before(np.full(crossing.size, start)) for start in starts], axis=1)
+    every = cut.of(np.repeat(np.arange(crossing.size), len(starts)))
+    before = every.steps_before(np.tile(starts, crossing.size)).reshape(crossing.size, -1)
     before = np.column_stack((before, cut.steps))
     at, cut_section = np.nonzero(np.diff(before, axis=1) > 0)
     parts = cut.of(at).part(before[at, cut_section], before[at, cut_section + 1])
