@@ -313,14 +313,14 @@ def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None) -> 
     :param chosen: (adapters,) whose requests it has; None: those of the base model.
     """
     inside = _inside(m, chosen)
-    done = m.completed & inside
-    completed, arrived = int(done.sum()), m.column("arrival_s")[done]
+    done = np.flatnonzero(m.completed & inside)
+    arrived = m.column("arrival_s")[done]
     seconds = {stage: m.column(STAMPS[stage])[done] - arrived for stage in ("ttft", "e2e")}
     admitted = m.admitted_with_adapter & inside
     sizes = np.empty(0) if chosen is None else m.facts.size_bytes[chosen]
 
     def quantile(stage: str, share: float, least: int) -> float | None:
-        return quantile_of(seconds[stage], share) if completed >= least else None
+        return quantile_of(seconds[stage], share) if len(done) >= least else None
 
     missed = admitted & (m.column("outcome") == MISS)
     return {

@@ -332,6 +332,8 @@ def request_targets(facts: ScenarioFacts, adapter: NDArray[Any]) -> dict[str, Fl
     """
     found = {}
     for name in SINGLE:
+        if not any(name in slo for slo in (facts.slo, *(tenant.slo for tenant in facts.tenants))):
+            continue
         targets = np.full(len(adapter), facts.slo.get(name, math.inf))
         own = np.array([tenant.slo.get(name, math.inf) for tenant in facts.tenants])
         if facts.tenant_of is not None and len(own):
