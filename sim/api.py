@@ -248,7 +248,7 @@ def _study(
 
     with _folder(out) as folder, opened as pool:
         finished = run_study(loaded, sets, folder, Execution(pool, on_progress=progress), headroom=headroom)
-    return Results(read_run(finished.path), kept=out is not None)
+    return Results(finished.run, kept=out is not None)
 
 
 @contextmanager

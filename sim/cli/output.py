@@ -94,9 +94,13 @@ _PIPE_WIDTH = 10_000
 
 def print_rich(renderable: Any) -> None:
     """Print a rich object to stdout; a pipe gets full width, so that nothing is cut off."""
+    width = width_of_terminal()
+    if width is None and isinstance(renderable, TerminalTable):
+        for line in renderable.lines():
+            print(line)
+        return
     from rich.console import Console
 
-    width = width_of_terminal()
     console = Console(width=width or _PIPE_WIDTH, highlight=False)
     with nullcontext() if width else console.capture() as captured:
         console.print(renderable)

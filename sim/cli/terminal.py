@@ -139,6 +139,34 @@ class TerminalTable:
             for line in wrapped(f"A wider terminal also shows: {names}", options.max_width):
                 yield Text(line, style="dim")
 
+    def lines(self) -> list[str]:
+        """Return the table in one piece and without colour: what rich prints, which takes a second for 1,000 rows."""
+        from rich.cells import cell_len
+
+        columns = list(range(len(self.head)))
+        rows = [row for row in self.rows if self._is_shown(row, columns)]
+        if any(self.head):
+            rows.insert(0, self.head)
+        widths = [max((cell_len(row[index]) for row in rows if index < len(row)), default=0) for index in columns]
+        left = [self._aligns_left(index) for index in columns]
+        found = []
+        for row in rows:
+            cells = []
+            for index, cell in enumerate(row):
+                text = cell.rstrip()
+                space = " " * (widths[index] - cell_len(text))
+                cells.append(text + space if left[index] else space + text)
+            found.append((" " * _GAP).join(cells).rstrip())
+        return found
+
+    def _aligns_left(self, index: int) -> bool:
+        """Return whether a column aligns left: the first one, words, and verdicts."""
+        return index == 0 or index in self.words or any(column == index for _, column in self.verdicts)
+
+    def _is_shown(self, row: Sequence[str], columns: Sequence[int]) -> bool:
+        """Return whether a row has something in these columns; those that name rows don't count in later parts."""
+        return self.keys in columns or any(row[index] for index in columns[self.keys :])
+
     def _spared(self, ranges: Mapping[int, tuple[int, int]], width: int) -> list[int]:
         """Return the columns to leave out: as few as let the others fit, or all that can be spared."""
         spared: list[int] = []
@@ -177,12 +205,11 @@ class TerminalTable:
         from rich.text import Text
 
         result = Table(box=None, pad_edge=False, header_style="bold", show_header=any(self.head))
-        judged = {column for _, column in self.verdicts}
         for index in columns:
-            justify: Any = "left" if index == 0 or index in self.words or index in judged else "right"
+            justify: Any = "left" if self._aligns_left(index) else "right"
             result.add_column(Text(self.head[index]), justify=justify, width=widths.get(index))
         for number, row in enumerate(self.rows):
-            if self.keys not in columns and not any(row[index] for index in columns[self.keys :]):
+            if not self._is_shown(row, columns):
                 continue  # a part further down has nothing to say of this row
             result.add_row(*(self._cell(number, index, widths.get(index)) for index in columns if index < len(row)))
         return result

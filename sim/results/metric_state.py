@@ -119,6 +119,8 @@ class State:
     @property
     def note(self) -> str:
         """The text that ``summary.json`` and the files of points have for it."""
+        if not self.cause.note:
+            return ""
         longer = "run more requests"
         if self.requests:
             longer = f"run about {self.requests:,} requests"

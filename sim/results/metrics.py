@@ -16,7 +16,7 @@ from sim.results.placement.placement_metrics import placement_metrics
 from sim.results.point import UNITS, Metric
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, UNFINISHED, Recording
-from sim.results.sample_data import MeasuredRequests, ScenarioFacts, judge_of, slow_ones
+from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts, joined, judge_of, slow_ones
 from sim.results.served import attainment
 from sim.results.statistics import (
     ENOUGH_FOR_SHARE,
@@ -96,11 +96,9 @@ def _ratios(m: MeasuredRequests) -> dict[str, Metric]:
 
 
 def _latency(m: MeasuredRequests) -> dict[str, Metric]:
-    queue = m.sampled(m.seconds("admitted_s", "arrival_s"))
-    ttft = m.sampled(m.seconds("first_token_s", "arrival_s"))
-    e2e = m.sampled(m.seconds("finished_s", "arrival_s"))
     metrics = {}
-    for name, sample in (("queue", queue), ("ttft", ttft), ("e2e", e2e)):
+    for name in STAMPS:
+        sample = m.latency(name)
         metrics[f"{name}_mean_s"] = sample.mean("s")
         metrics[f"{name}_p50_s"] = sample.quantile(0.5, "s")
         metrics[f"{name}_p99_s"] = sample.quantile(0.99, "s")
@@ -114,11 +112,13 @@ def _tokens(m: MeasuredRequests) -> dict[str, Metric]:
     several = m.completed & (m.column("output_tokens") > 1)
     decode = (m.column("finished_s") - m.column("first_token_s"))[several]
     tpot = m.sampled(decode / (m.column("output_tokens")[several] - 1), several).mean("s")
-    counts = np.concatenate([r.gap_counts for r in m.recordings])
+    counts = joined([r.gap_counts for r in m.recordings])
+    used = np.flatnonzero(counts.sum(axis=0))
+    bins = slice(used[0], used[-1] + 1) if len(used) else slice(0)  # few of all bins: the others take time, too
+    counts, edges = counts[:, bins], gap_bin_edges()[bins]
     sums = np.concatenate([r.gap_sum_s for r in m.recordings])
-    edges = gap_bin_edges()
     itl_mean = ratio(sums, counts.sum(axis=1).astype(np.float64), m.sections, "s")
-    by_replication = [r.gap_counts.sum(axis=0) for r in m.recordings]
+    by_replication = counts.reshape(m.replications, m.sections, -1).sum(axis=1)
     itl_p99 = estimate(
         histogram_quantile(counts.sum(axis=0), edges, 0.99),
         np.array([histogram_quantile(row, edges, 0.99) for row in counts]),

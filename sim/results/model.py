@@ -250,7 +250,7 @@ class Impact:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Impact:
         """Return the impact of a stored point."""
-        return known_fields(Impact, data)
+        return known_fields(Impact, {**data, "faults": tuple(data.get("faults", ()))})
 
 
 @dataclass(frozen=True, slots=True)

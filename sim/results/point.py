@@ -214,8 +214,17 @@ class Metric:
 
     def to_json(self, *, calibrated: bool) -> dict[str, Any]:
         """Return plain data without parts, with the calibration interval only where the profile has draws."""
-        names = ("value", "lo", "hi", "unit", "settled", "note", "calibration_lo", "calibration_hi")
-        return {name: getattr(self, name) for name in names if calibrated or not name.startswith("calibration_")}
+        data = {
+            "value": self.value,
+            "lo": self.lo,
+            "hi": self.hi,
+            "unit": self.unit,
+            "settled": self.settled,
+            "note": self.note,
+        }
+        if calibrated:
+            data |= {"calibration_lo": self.calibration_lo, "calibration_hi": self.calibration_hi}
+        return data
 
     def kept(self, *, calibrated: bool) -> dict[str, Any]:
         """Return what the file of a point keeps: ``to_json``, and the state where it is not simply settled."""

@@ -40,7 +40,7 @@ from sim.results.model import (
 from sim.results.point import LateShare, Metric, Point, TenantResult, Usage
 from sim.results.pool_results import pool_rows
 from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
-from sim.results.sample_data import MeasuredRequests, ScenarioFacts
+from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares, unserved_counts
 from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99, quantile_of
 from sim.results.traffic_digest import traffic_ids
@@ -183,8 +183,7 @@ def request_table(recording: Recording, names: tuple[str, ...], facts: ScenarioF
 
 def _cdf(m: MeasuredRequests) -> dict[str, list[float]]:
     waits = m.sampled(m.column("load_wait_s")[m.completed])
-    stamps = {"ttft_s": "first_token_s", "e2e_s": "finished_s", "queue_s": "admitted_s"}
-    curves = {name: m.sampled(m.seconds(stamp, "arrival_s")).quantiles(_Q) for name, stamp in stamps.items()}
+    curves = {f"{stage}_s": m.latency(stage).quantiles(_Q) for stage in ("ttft", "e2e", "queue")}
     if m.facts.fixed:
         curves["ttft_s"] = []
     return {"q": _Q, **curves, "load_wait_s": waits.quantiles(_Q)}
@@ -199,8 +198,7 @@ def _timeline(recording: Recording) -> Timeline:
     at = (np.arange(_SPANS * 8) + 0.5) * end / (_SPANS * 8)
 
     def passed(stamps: NDArray[Any]) -> Floats:
-        known = np.sort(np.asarray(stamps, dtype=np.float64)[np.asarray(stamps) >= 0])
-        return np.searchsorted(known, at, side="right").astype(np.float64)
+        return _passed(np.asarray(stamps, dtype=np.float64), at, end)
 
     def mean(counts: Floats) -> list[float | None]:
         return [float(x) for x in counts.reshape(_SPANS, 8).mean(axis=1)]
@@ -227,6 +225,22 @@ def _timeline(recording: Recording) -> Timeline:
         **replicas,
         **timeline_latencies(r, end, _SPANS, event_cuts(recording, _SPANS)),
     )
+
+
+def _passed(stamps: Floats, at: Floats, end: float) -> Floats:
+    """Return how many stamps have come by each instant; a time that never came is negative.
+
+    The first instant at which a stamp has come is found by division, and put right where rounding moved it by one. That
+    takes a fifth of the time of sorting the stamps.
+
+    :param at: (n,) the middles of n equal parts of the time from 0 to ``end``.
+    """
+    known = np.minimum(stamps[stamps >= 0], end)
+    before, after = np.concatenate(((-np.inf,), at)), np.concatenate((at, (np.inf,)))
+    first = (known * (len(at) / end) + 0.5).astype(np.int64)
+    first -= before[first] >= known
+    first += after[first] < known
+    return np.cumsum(np.bincount(first, minlength=len(at) + 1)[: len(at)]).astype(np.float64)
 
 
 def _breakdown(m: MeasuredRequests) -> dict[str, float]:
@@ -299,14 +313,14 @@ def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None) -> 
     :param chosen: (adapters,) whose requests it has; None: those of the base model.
     """
     inside = _inside(m, chosen)
-    done = m.completed & inside
+    done = np.flatnonzero(m.completed & inside)
+    arrived = m.column("arrival_s")[done]
+    seconds = {stage: m.column(STAMPS[stage])[done] - arrived for stage in ("ttft", "e2e")}
     admitted = m.admitted_with_adapter & inside
     sizes = np.empty(0) if chosen is None else m.facts.size_bytes[chosen]
 
-    def quantile(stamp: str, share: float, least: int) -> float | None:
-        if done.sum() < least:
-            return None
-        return quantile_of(m.column(stamp)[done] - m.column("arrival_s")[done], share)
+    def quantile(stage: str, share: float, least: int) -> float | None:
+        return quantile_of(seconds[stage], share) if len(done) >= least else None
 
     missed = admitted & (m.column("outcome") == MISS)
     return {
@@ -316,9 +330,9 @@ def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None) -> 
         "requests": int(inside.sum()),
         "request_share": float(inside.mean()) if len(inside) else 0.0,
         "miss_ratio": float(missed.sum() / admitted.sum()) if admitted.any() else None,
-        "ttft_p50_s": None if m.facts.fixed else quantile("first_token_s", 0.5, 20),
-        "ttft_p99_s": None if m.facts.fixed else quantile("first_token_s", 0.99, 1000),
-        "e2e_p99_s": quantile("finished_s", 0.99, 1000),
+        "ttft_p50_s": None if m.facts.fixed else quantile("ttft", 0.5, 20),
+        "ttft_p99_s": None if m.facts.fixed else quantile("ttft", 0.99, 1000),
+        "e2e_p99_s": quantile("e2e", 0.99, 1000),
     }
 
 
@@ -474,7 +488,7 @@ def _start_warnings(m: MeasuredRequests) -> Iterator[str]:
         return
     missed = (m.column("outcome")[m.admitted_with_adapter] == MISS).astype(np.float64)
     series = {
-        "latencies": m.sampled(m.seconds("finished_s", "arrival_s")),
+        "latencies": m.latency("e2e"),
         "misses": m.sampled(missed, m.admitted_with_adapter),
     }
     for what, sample in series.items():

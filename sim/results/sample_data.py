@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -145,6 +146,10 @@ class ScenarioFacts:
         return self.replicas - self.full_replicas
 
 
+STAMPS = {"queue": "admitted_s", "ttft": "first_token_s", "e2e": "finished_s"}
+"""The stages that latencies are measured of, from the arrival, each with the stamp at its end."""
+
+
 class MeasuredRequests:
     """The measured requests of all replications, as columns, with sums by section.
 
@@ -169,8 +174,9 @@ class MeasuredRequests:
         # Requests are numbered in the order of their arrivals, so the measured ones are the last: a view, not a copy.
         self._first = [int(np.searchsorted(r.section_of, 0)) for r in recordings]
         firsts = enumerate(zip(recordings, self._first, strict=True))
-        self.section = _joined([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
+        self.section = joined([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
         self._columns: dict[str, NDArray[Any]] = {}
+        self._latencies: dict[str, Sampled] = {}
         status = self.column("status")
         self.completed = status == COMPLETED
         self.admitted = self.column("admitted_s") >= 0
@@ -181,7 +187,7 @@ class MeasuredRequests:
         """Return one column of the measured requests."""
         if name not in self._columns:
             pairs = zip(self.recordings, self._first, strict=True)
-            self._columns[name] = _joined([r.requests[name][first:] for r, first in pairs])
+            self._columns[name] = joined([r.requests[name][first:] for r, first in pairs])
         return self._columns[name]
 
     def replica_seconds(self, each: int) -> Floats:
@@ -197,6 +203,17 @@ class MeasuredRequests:
         """Return the time between two stamps of each completed request."""
         done = self.completed
         return np.asarray(self.column(later)[done] - self.column(earlier)[done], dtype=np.float64)
+
+    def latency(self, stage: str) -> Sampled:
+        """Return statistics over the seconds of each completed request from its arrival to the end of a stage.
+
+        Each is made once, because sorting its values takes longer than everything that is read from them.
+
+        :param stage: of ``STAMPS``.
+        """
+        if stage not in self._latencies:
+            self._latencies[stage] = self.sampled(self.seconds(STAMPS[stage], "arrival_s"))
+        return self._latencies[stage]
 
     def sampled(self, values: Floats, where: NDArray[np.bool_] | None = None) -> Sampled:
         """Return statistics over values of the completed requests (or of those ``where`` says)."""
@@ -215,14 +232,25 @@ class MeasuredRequests:
         :param where: count measured requests alone, and of these the ones that it finds good.
         """
         parts = []
+        for r, (request, section) in zip(self.recordings, self._completions, strict=True):
+            if where is not None:
+                good = (where(r.requests) & (r.section_of >= 0))[request]
+                request, section = request[good], section[good]
+            weights = None if weight is None else r.requests[weight][request].astype(np.float64)
+            parts.append(np.bincount(section, weights=weights, minlength=self.sections))
+        return np.concatenate(parts).astype(np.float64)
+
+    @cached_property
+    def _completions(self) -> list[tuple[Ints, Ints]]:
+        """Of each replication, which requests completed in the measured time, and in which section."""
+        found = []
         for r in self.recordings:
-            chosen = r.requests["status"] == COMPLETED if where is None else where(r.requests) & (r.section_of >= 0)
-            finished = np.asarray(r.requests["finished_s"], dtype=np.float64)[chosen]
+            request = np.flatnonzero(r.requests["status"] == COMPLETED)
+            finished = np.asarray(r.requests["finished_s"], dtype=np.float64)[request]
             section = np.searchsorted(r.bounds, finished, side="right") - 1
             inside = (section >= 0) & (section < self.sections)
-            weights = None if weight is None else r.requests[weight][chosen][inside].astype(np.float64)
-            parts.append(np.bincount(section[inside], weights=weights, minlength=self.sections))
-        return np.concatenate(parts).astype(np.float64)
+            found.append((request[inside], section[inside]))
+        return found
 
     def host_fill_s(self) -> float:
         """Return the seconds that completed measured requests waited for host memory at replicas whose loads happen
@@ -258,7 +286,7 @@ class MeasuredRequests:
         return np.concatenate(started).astype(np.float64), np.concatenate(busy)
 
 
-def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
     """Return arrays after one another; of a single one no copy is made."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -304,6 +332,8 @@ def request_targets(facts: ScenarioFacts, adapter: NDArray[Any]) -> dict[str, Fl
     """
     found = {}
     for name in SINGLE:
+        if not any(name in slo for slo in (facts.slo, *(tenant.slo for tenant in facts.tenants))):
+            continue
         targets = np.full(len(adapter), facts.slo.get(name, math.inf))
         own = np.array([tenant.slo.get(name, math.inf) for tenant in facts.tenants])
         if facts.tenant_of is not None and len(own):

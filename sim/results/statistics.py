@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -187,14 +188,45 @@ def quantile_of(values: Floats, q: float) -> float:
 
     :param values: (n,) at least one, none of them NaN. ``q``: below 1.
     """
-    place = (len(values) - 1) * q
+    below = int((len(values) - 1) * q)
+    ordered = values.copy()
+    ordered.partition((below, min(below + 1, len(values) - 1)))
+    return quantile_of_sorted(ordered, q)
+
+
+def quantile_of_sorted(ordered: Floats, q: float) -> float:
+    """Return the same of values in ascending order, or in which those next to the quantile are where they would be.
+
+    :param q: up to 1.
+    """
+    place = (len(ordered) - 1) * q
     below = int(place)
-    above = min(below + 1, len(values) - 1)
-    ordered = np.partition(values, (below, above))
-    low, high = float(ordered[below]), float(ordered[above])
+    low, high = float(ordered[below]), float(ordered[min(below + 1, len(ordered) - 1)])
     share = place - below
     # NumPy's form of the interpolation: from the nearer end.
     return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
+
+
+def mean_of(values: Floats) -> float:
+    """Return ``float(np.mean(values))``, to the last bit, in a third of the time that this takes for few values.
+
+    :param values: (n,) at least one.
+    """
+    return float(np.add.reduce(values)) / len(values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The values of each section, of each replication, and all."""
+
+    sections: list[Floats]
+    replications: list[Floats]
+    all: Floats
+
+
+def _merged(parts: list[Floats]) -> Floats:
+    """Return sorted arrays as one; a stable sort merges those that are there."""
+    return parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts), kind="stable")
 
 
 class Sampled:
@@ -226,7 +258,8 @@ class Sampled:
 
     def mean(self, unit: str) -> Metric:
         """Return the mean, with its interval."""
-        metric, by_section = self._estimate(lambda part: float(np.mean(part)), unit, MIN_FOR_REST)
+        parts = _Parts(self._by_section(), self.by_replication(), self._values)
+        metric, by_section = self._estimate(parts, mean_of, unit, MIN_FOR_REST)
         if not metric.value:
             return metric
         # The error of a mean is in proportion to the standard deviation, which a few values make up in a heavy tail.
@@ -237,7 +270,7 @@ class Sampled:
         """Return a quantile, with its interval; none where too few requests were measured."""
         tail = q >= 0.99
         least = self._least_for_p99 if tail else MIN_FOR_REST
-        metric, by_section = self._estimate(lambda part: quantile_of(part, q), unit, least)
+        metric, by_section = self._estimate(self._sorted, lambda part: quantile_of_sorted(part, q), unit, least)
         if metric.value is None:
             return metric
         beyond = [(values > metric.value).astype(np.float64) for values in self.by_replication()]
@@ -253,15 +286,27 @@ class Sampled:
 
     def quantiles(self, q: list[float]) -> list[float]:
         """Return quantiles over everything, for drawing."""
-        return [float(x) for x in np.quantile(self._values, q)] if len(self) else []
+        return [quantile_of_sorted(self._sorted.all, each) for each in q] if len(self) else []
 
-    def _estimate(self, statistic: Callable[[Floats], float], unit: str, least: int) -> tuple[Metric, Floats]:
+    def _by_section(self) -> list[Floats]:
+        """Return the values of each section."""
+        return [self._values[a:b] for a, b in pairwise(self._edges)]
+
+    @cached_property
+    def _sorted(self) -> _Parts:
+        """The values in ascending order: sorted once, for all quantiles."""
+        sections = [np.sort(part) for part in self._by_section()]
+        replications = [_merged(sections[i : i + self._sections]) for i in range(0, len(sections), self._sections)]
+        return _Parts(sections, replications, _merged(replications))
+
+    def _estimate(
+        self, parts: _Parts, statistic: Callable[[Floats], float], unit: str, least: int
+    ) -> tuple[Metric, Floats]:
         """Return a statistic with the wider interval, and the statistic in each section."""
         if len(self) < least:
             return Metric(None, unit=unit, state=State(Cause.FEW_REQUESTS, len(self), least)), np.empty(0)
-        by_section = _each(statistic, [self._values[a:b] for a, b in pairwise(self._edges)])
-        whole = _each(statistic, self.by_replication())
-        return estimate(statistic(self._values), by_section, whole, unit), by_section
+        by_section = _each(statistic, parts.sections)
+        return estimate(statistic(parts.all), by_section, _each(statistic, parts.replications), unit), by_section
 
 
 def _each(statistic: Callable[[Floats], float], parts: list[Floats]) -> Floats:

@@ -18,7 +18,14 @@ from typing import Any
 from sim.errors import InputError
 from sim.results.point import Point
 from sim.results.run_directory.result_files import json_ready
-from sim.results.run_directory.store import digest_file, holds_nothing_else, point_key, read_finished, scenario_hash
+from sim.results.run_directory.store import (
+    RunData,
+    digest_file,
+    holds_nothing_else,
+    point_key,
+    read_finished,
+    scenario_hash,
+)
 from sim.spec.files.tree import files_of, without_indexes
 from sim.spec.profile_choice import profiles_digest
 from sim.spec.scenario_file import LoadedScenario
@@ -27,15 +34,25 @@ from sim.version import __version__
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """The result of a study: its folder, its points, and how many of them were there already (``reused``).
+    """The result of a study: its run directory, and how many of its points were there already (``reused``).
 
+    :ivar run: as ``read_run`` would read it.
     :ivar unchanged: whether the folder is as it was: it held this very run, finished.
     """
 
-    path: Path
-    points: list[Point]
+    run: RunData
     reused: int
     unchanged: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.run.path
+
+    @property
+    def points(self) -> list[Point]:
+        """Its points, in the order of their keys."""
+        return self.run.points
 
 
 def finished_study(
@@ -57,7 +74,7 @@ def finished_study(
     asked = json_ready(study_record(loaded, sets, inputs, study_keys(loaded, sets, inputs)))
     if any(data.manifest.get(key) != value for key, value in asked.items()):
         return None
-    return StudyOutcome(out, data.points, len(data.points), unchanged=True)
+    return StudyOutcome(data, len(data.points), unchanged=True)
 
 
 def free_folder(loaded: LoadedScenario, sets: list[dict[str, Any]], root: Path = Path("runs")) -> Path:

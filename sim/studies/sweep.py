@@ -115,7 +115,7 @@ def run_study(
                     find_headroom(loaded.scenario, done[keys[0]], execution.recording_of).to_json()
                 )
                 store.update({"headroom": found})
-    return StudyOutcome(out, [done[key] for key in keys], reused)
+    return StudyOutcome(store.finished([done[key] for key in keys]), reused)
 
 
 def _headroom_of(manifest: Mapping[str, Any] | None, keys: list[str]) -> Any:

@@ -56,10 +56,14 @@ def simulate(world: World, replication: int, sections: int, wrap_server: ServerW
     :param wrap_server: see ``ServerWrapper``.
     """
     with collector_paused():
-        fleet = assemble(world, replication, sections, wrap_server).fleet
-        recording = fleet.run(world.traffic.chunks(replication))
+        recording = _run(world, replication, sections, wrap_server)
     note_storage(world, recording.events, recording.stopped_s)
     return recording
+
+
+def _run(world: World, replication: int, sections: int, wrap_server: ServerWrapper) -> Recording:
+    """Simulate one replication; nothing outside refers to its fleet, so that the collector can free it at the end."""
+    return assemble(world, replication, sections, wrap_server).fleet.run(world.traffic.chunks(replication))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sim.cli import streams
 from sim.cli.terminal import TerminalTable, wrapped, wrapped_command
@@ -111,6 +113,24 @@ def test_what_goes_on_below_leaves_out_rows_without_content() -> None:
     text = captured.get()
     assert [text.count(f"metric {row}") for row in range(4)] == [1, 1, 2, 1]
     assert "remark of" in text
+
+
+CELL = st.sampled_from(["", "1", "12.5 ms *", "–", "p99 TTFT", "漢字 x", "é", " lead", "trail ", "unclear: miss ratio"])
+
+
+@given(st.data(), st.integers(1, 5), st.integers(0, 5), st.integers(0, 2))
+def test_a_pipe_gets_what_rich_prints(data: st.DataObject, columns: int, rows: int, keys: int) -> None:
+    from rich.console import Console
+
+    row = st.lists(CELL, min_size=columns, max_size=columns)
+    verdicts = {(0, columns - 1): "met"} if rows and data.draw(st.booleans()) else {}
+    words = data.draw(st.lists(st.integers(0, columns - 1)))
+    cells = data.draw(st.lists(row, min_size=rows, max_size=rows))
+    table = TerminalTable(data.draw(row), cells, keys, words, verdicts, fits=False)
+    console = Console(width=10_000, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    assert table.lines() == [line.rstrip() for line in captured.get().splitlines()]
 
 
 @pytest.mark.parametrize("width", [40, *WIDTHS])

@@ -15,6 +15,23 @@ from sim.world.build import build_world
 from sim.world.fleet import Fleet
 from sim.world.gc_pause import collector_paused
 from sim.world.replication import simulate
+from sim.world.world import World
+
+
+def _world(more: dict[str, Any]) -> World:
+    return build_world(
+        Scenario.model_validate(
+            {
+                "schema_version": 1,
+                "name": "garbage",
+                "workload": {"requests": 4_000, "arrivals": {"process": "poisson", "rate": "20/s"}},
+                "adapters": {"count": 200, "rank": 8},
+                "cache": {"gpu": {"slots": 32}},
+                "fleet": {"replicas": 2},
+                **more,
+            }
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,25 +56,27 @@ def test_a_simulation_leaves_nothing_in_cycles_while_it_runs(
         return close(fleet)
 
     monkeypatch.setattr(Fleet, "_close", collect_first)
-    world = build_world(
-        Scenario.model_validate(
-            {
-                "schema_version": 1,
-                "name": "garbage",
-                "workload": {"requests": 4_000, "arrivals": {"process": "poisson", "rate": "20/s"}},
-                "adapters": {"count": 200, "rank": 8},
-                "cache": {"gpu": {"slots": 32}},
-                "fleet": {"replicas": 2},
-                **more,
-            }
-        )
-    )
+    world = _world(more)
     gc.collect()
     with collector_paused():
         recording = simulate(world, 0, 20)
     assert len(recording.loads["started_s"]) > 200, "without loads it would show nothing"
     assert len(found) == 1
     assert found[0] <= most
+
+
+def test_the_fleet_of_a_replication_is_freed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a sweep keeps the memory of all its points until the next full collection, which is far away."""
+    fleets: list[ref[Fleet]] = []
+    close = Fleet._close
+
+    def remember(fleet: Fleet) -> Recording:
+        fleets.append(ref(fleet))
+        return close(fleet)
+
+    monkeypatch.setattr(Fleet, "_close", remember)
+    simulate(_world({}), 0, 20)
+    assert [fleet() for fleet in fleets] == [None]
 
 
 @pytest.mark.parametrize("on", [True, False])

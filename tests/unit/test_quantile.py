@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.results.statistics import quantile_of
+from sim.results.statistics import Sampled, mean_of, quantile_of
 
 SECONDS = st.floats(0, 1e6, allow_subnormal=False) | st.integers(0, 3).map(float)
 
@@ -18,3 +18,22 @@ def test_a_quantile_is_that_of_numpy(values: list[float], q: float) -> None:
     array = np.array(values)
     assert quantile_of(array, q) == float(np.quantile(array, q))
     assert list(array) == values, "they stay in their order"
+
+
+@given(
+    st.lists(SECONDS, min_size=40, max_size=300),
+    st.lists(st.sampled_from([0.0, 0.5, 0.99, 1.0]) | st.floats(0, 1), min_size=1),
+    st.integers(1, 3),
+)
+def test_quantiles_of_a_sample_are_those_of_numpy(values: list[float], q: list[float], replications: int) -> None:
+    array = np.array(values)
+    section = np.arange(len(values)) * 4 * replications // len(values)
+    sample = Sampled(array, section, sections=4, replications=replications)
+    assert sample.quantiles(q) == [float(x) for x in np.quantile(array, q)]
+    assert sample.quantile(0.5, "s").value == float(np.quantile(array, 0.5))
+    assert list(array) == values, "they stay in their order"
+
+
+@given(st.lists(SECONDS, min_size=1, max_size=300))
+def test_a_mean_is_that_of_numpy(values: list[float]) -> None:
+    assert mean_of(np.array(values)) == float(np.mean(values))

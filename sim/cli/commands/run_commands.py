@@ -109,7 +109,7 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
     """Run a study, write its report, print its answer."""
     from reports.pages.run_page import current_report, run_answer, write_report
     from sim.results.by_tenant.slo_terms import all_terms
-    from sim.results.run_directory.store import blamed_on, read_run, summary_json
+    from sim.results.run_directory.store import blamed_on, summary_json
     from sim.studies.execution import Execution
     from sim.studies.study_identity import finished_study, free_folder
 
@@ -123,8 +123,8 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
         workers = workers_of(options.jobs)
         with opened as pool, progress_bar(options.quiet, workers=workers) as progress:
             finished = _run_study(loaded, sets, folder, Execution(pool, command_line(), progress), asked)
+    data = finished.run
     with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
-        data = read_run(finished.path)
         answer = run_answer(data)
     if options.json:
         say_json(summary_json(loaded.scenario.name, finished.points, data.headroom))

@@ -31,7 +31,7 @@ from sim.results.records import (
     Recording,
 )
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts, slow_ones
-from sim.results.statistics import MIN_SECTION_P99, quantile_of
+from sim.results.statistics import MIN_SECTION_P99, mean_of, quantile_of
 from sim.traffic.request import BASE_MODEL, MISS
 
 Floats = NDArray[np.float64]
@@ -177,7 +177,7 @@ def timeline_latencies(
         means, tails = found[f"{name}_mean_s"], found[f"{name}_p99_s"] = [], []
         for i in range(spans):
             own, around = seconds[own_from[i] : own_to[i]], seconds[from_[i] : to[i]]
-            means.append(float(own.mean()) if len(own) else None)
+            means.append(mean_of(own) if len(own) else None)
             tails.append(quantile_of(around, 0.99) if len(own) and len(around) >= MIN_SECTION_P99 else None)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -17,8 +18,9 @@ _LOG_STEP = float(np.log(GAP_STEP))
 _HALF_A_BIN = 0.0005
 
 
+@cache
 def gap_bin_edges() -> Floats:
-    """Return the upper edges of the bins, shape (GAP_BINS,)."""
+    """Return the upper edges of the bins, shape (GAP_BINS,); all callers get the same array."""
     return GAP_LOW_S * GAP_STEP ** np.arange(1, GAP_BINS + 1, dtype=np.float64)
 
 
@@ -139,7 +141,8 @@ def steps_by_section(leaps: Leaps, bounds: Floats, sections: int) -> tuple[Leaps
     if not crossing.size:
         return whole, whole_section
     cut, starts = leaps.of(crossing), bounds[:sections]
-    before = np.stack([cut.steps_before(np.full(crossing.size, start)) for start in starts], axis=1)
+    every = cut.of(np.repeat(np.arange(crossing.size), len(starts)))
+    before = every.steps_before(np.tile(starts, crossing.size)).reshape(crossing.size, -1)
     before = np.column_stack((before, cut.steps))
     at, cut_section = np.nonzero(np.diff(before, axis=1) > 0)
     parts = cut.of(at).part(before[at, cut_section], before[at, cut_section + 1])
