@@ -16,6 +16,9 @@ class FreeQueue:
     evicted. ``note_free`` says so before blocks are added, and before a request looks for content. It leaves them where
     they are, because many together are evicted at a lower cost; ``has`` finds out whether that can matter.
 
+    Nearly every request has entries put in at the end, taken out and evicted at the head. These three are written out
+    in ``give_back``, ``take`` and ``evict``; everything else uses ``_insert`` and ``_remove``.
+
     :ivar blocks: number of blocks in the queue; ``due``: the first of them, which are to be evicted.
     """
 
@@ -26,8 +29,9 @@ class FreeQueue:
         self._appended = 0  # blocks ever appended
         self._most_due = total // 16
         self._known = known
-        self._end = end = Entry()  # its neighbours are the last entry and the first one
-        end.before = 0
+        # Its neighbours are the last entry and the first one; the blocks after it are at the head of the queue.
+        self._end = end = Entry()
+        end.after = 0
         end.previous = end.following = end
         if uncached_last:
             self._insert(Segment(None, 0, total), end)
@@ -35,40 +39,40 @@ class FreeQueue:
 
     def _insert(self, entry: Entry, following: Entry) -> None:
         previous = following.previous
-        entry.before = following.before
         entry.previous = previous
         entry.following = following
         previous.following = following.previous = entry
-        following.before = 0
 
     def _remove(self, entry: Entry) -> None:
         previous, following = entry.previous, entry.following
-        following.before += entry.before
+        previous.after += entry.after
+        entry.after = 0
         previous.following = following
         following.previous = previous
 
-    def append(self, extent: Extent, end: int) -> int:
-        """Append the blocks of an extent from its ``cover`` to ``end`` (exclusive), which were its last ones in use.
-
-        Return how many they are.
-        """
-        blocks = end - extent.cover
-        if end == extent.end:
-            extent.appended = self._appended
-            self._insert(extent, self._end)
-        else:
-            self._insert(extent.new_segment(extent.cover, end), self._end)
-        self._appended += blocks
-        self.blocks += blocks
-        return blocks
-
     def give_back(self, spans: Spans) -> int:
         """Remove a user of these blocks. Append those that have no other user, the last one first; return how many."""
-        appended = 0
+        queue_end, freed = self._end, 0
         for extent, end in reversed(spans):
-            if extent.leave(end) < end:
-                appended += self.append(extent, end)
-        return appended
+            if extent.others:
+                cover = extent.leave(end)
+                if cover >= end:
+                    continue
+            else:
+                cover = extent.cover = extent.first
+            entry: Entry = extent
+            if end == extent.end:
+                extent.appended = self._appended + freed
+            else:
+                entry = extent.new_segment(cover, end)
+            freed += end - cover
+            previous = queue_end.previous
+            entry.previous = previous
+            entry.following = queue_end
+            previous.following = queue_end.previous = entry
+        self._appended += freed
+        self.blocks += freed
+        return freed
 
     def append_uncached(self) -> None:
         """Append a block without content, where such blocks go to the end."""
@@ -78,20 +82,29 @@ class FreeQueue:
 
     def append_unknown(self, blocks: int) -> None:
         """Append cached blocks that no request can find."""
-        self._end.before += blocks
+        self._end.previous.after += blocks
         self._appended += blocks
         self.blocks += blocks
 
-    def take(self, spans: Spans) -> None:
-        """Add a user of these blocks, and take those that are free out of the queue."""
+    def take(self, spans: Spans, idle: int) -> None:
+        """Add a user of these blocks, and take those that are free, ``idle`` of them, out of the queue."""
+        self.blocks -= idle
         for extent, end in spans:
-            if end > extent.cover:
-                self.blocks -= end - extent.cover
+            cover = extent.cover
+            if end > cover:
                 if extent.segments:
                     self._take_segments(extent, end)
                 elif end == extent.end:
-                    self._remove(extent)
-            extent.use(end)
+                    previous, following = extent.previous, extent.following
+                    if extent.after:
+                        previous.after += extent.after
+                        extent.after = 0
+                    previous.following = following
+                    following.previous = previous
+            if cover == extent.first:
+                extent.cover = end  # it is the only user
+            else:
+                extent.use(end)
 
     def _take_segments(self, extent: Extent, end: int) -> None:
         """Take the free blocks of an extent up to ``end`` out of its segments."""
@@ -110,8 +123,8 @@ class FreeQueue:
 
     def split(self, extent: Extent, block: int) -> Extent:
         """Cut an extent before a block, and return the rest of it; free blocks keep their places."""
-        segments, first = extent.segments, extent.first_queued()
-        extent.segments = []
+        segments, first = extent.segments or [], extent.first_queued()
+        extent.segments = None
         if first < extent.end:
             own = Segment(extent, first, extent.end)
             self._insert(own, extent)
@@ -147,51 +160,63 @@ class FreeQueue:
         due, self.due = self.due, 0
         self.blocks -= due
         self._evicted += due
+        end = self._end
         while due:
-            entry = self._end.following
-            if entry.before:
-                if due <= entry.before:
-                    entry.before -= due
+            if end.after:
+                if due <= end.after:
+                    end.after -= due
                     return
-                due -= entry.before
-                entry.before = 0
-            first, end = entry.first_queued(), entry.end - due  # the last blocks of an entry go first
-            if end < first:
-                end = first
-            blocks = entry.end - end
+                due -= end.after
+                end.after = 0
+            entry = end.following
+            extent = entry if isinstance(entry, Extent) else None
+            if extent is None:
+                first = entry.first_queued()
+            else:
+                first = extent.segments[0].end if extent.segments else extent.cover
+            blocks = entry.end - first
+            if due < blocks:  # the last blocks of an entry go first
+                entry.end -= due
+                if extent is None:
+                    self._segment_cut(entry, due)
+                return
             due -= blocks
-            entry.end = end
-            if end == first:
-                self._remove(entry)
-                entry.following = self._end  # so that what is gone does not keep others in memory
-            extent = entry if isinstance(entry, Extent) else self._cut_segment(entry, end, blocks)
-            if extent is not None and end == extent.first and not extent.forgotten:
+            entry.end = first
+            # The entry goes. Its own links lead nowhere, so that what is gone does not keep others in memory.
+            following = entry.following
+            end.after, entry.after = entry.after, 0
+            end.following = following
+            following.previous = end
+            entry.following = end
+            if extent is None:
+                extent = self._segment_cut(entry, blocks)
+            if extent is not None and first == extent.first and not extent.forgotten:
                 self._known.remove(extent)
 
-    def _cut_segment(self, entry: Entry, end: int, blocks: int) -> Extent | None:
-        """Note that a segment now ends at ``end``, so many blocks earlier; return its extent, if it has one."""
+    def _segment_cut(self, entry: Entry, blocks: int) -> Extent | None:
+        """Note that so many blocks of a segment have been evicted; return its extent, if it has one."""
         assert isinstance(entry, Segment)
         extent = entry.extent
         if extent is None:
             self._evicted -= blocks  # they were not cached
         else:
-            extent.end = end
-            if end == entry.first:
+            extent.end = entry.end
+            if entry.end == entry.first:
+                assert extent.segments is not None
                 extent.segments.pop(0)
         return extent
 
     @property
     def evicted(self) -> int:
         """Cached blocks that were used for something else, those that are due included."""
-        due, uncached = self.due, 0
+        due, uncached = self.due - self._end.after, 0
         for entry in self._entries():
-            due -= entry.before
             if due <= 0:
                 break
             blocks = entry.end - entry.first_queued()
             if isinstance(entry, Segment) and entry.extent is None:
                 uncached += min(blocks, due)
-            due -= blocks
+            due -= blocks + entry.after
         return self._evicted + self.due - uncached
 
     def _entries(self) -> Iterator[Entry]:
@@ -209,14 +234,16 @@ class FreeQueue:
         queued = {entry for entry in entries if isinstance(entry, Extent)}
         segments = [entry for entry in entries if isinstance(entry, Segment)]
         found = extents.union(queued, [segment.extent for segment in segments if segment.extent is not None])
-        blocks = sum(entry.before for entry in (*entries, self._end))
+        blocks = sum(entry.after for entry in (*entries, self._end))
         blocks += sum(segment.end - segment.first for segment in segments)
         for extent in found:
             block = extent.first_queued()
             assert (block < extent.end) == (extent in queued)
+            assert extent in queued or not extent.after
             blocks += extent.end - block
-            assert extent.segments == [segment for segment in segments if segment.extent is extent]
-            for segment in extent.segments:
+            own = [segment for segment in segments if segment.extent is extent]
+            assert (extent.segments or []) == own
+            for segment in own:
                 assert segment.end == block > segment.first
                 block = segment.first
             assert block == extent.cover

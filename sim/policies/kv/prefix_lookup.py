@@ -35,42 +35,46 @@ class PrefixLookup(ExactCount):
         if request.preemptions or self._shares_base or len(shared) > 1:
             return self._find(request) if shared or text >= 0 or request.preemptions else 0
         # The common case: one shared run at most. The rest does the same as _find.
-        adapter, size, first, twins = request.adapter, self.size, self._known.first, self._known.twins
+        adapter, size, first = request.adapter, self.size, self._known.first
         limit = (request.to_prefill - 1) // size
         self._found, self._found_idle = [], 0
         block = 0
         if shared:
-            key = (adapter, shared[0][1], 0)
-            extent = first.get(key)
+            tokens, run = shared[0]
+            extent = first.get((adapter, run, 0))
             if extent is not None:
-                if extent.first or extent.next is not None or len(extent.runs) > 1:
+                if not extent.plain or extent.next is not None or extent.first:
                     return self._find(request)
-                block = shared[0][0] // size
-                block = self._found_of(extent, block if block < limit else limit)
-            if twins and key in twins:
-                return self._find(request)
-        if text >= 0 and (not shared or block >= shared[0][0] // size):
-            key = (adapter, text, 0)
-            extent = first.get(key)
+                block = tokens // size
+                if block > limit:
+                    block = limit
+                if block > extent.cover:
+                    block = self._found_idle_until(extent, block)
+                if block:
+                    self._found.append((extent, block))
+            if block < tokens // size:
+                return block * size
+        if text >= 0:
+            extent = first.get((adapter, text, 0))
             if extent is not None:
-                if extent.next is not None:
+                if not extent.plain or extent.next is not None:
                     return self._find(request)
                 if extent.first == block < limit:
-                    block = self._found_of(extent, limit)
-            if twins and key in twins:
-                return self._find(request)
+                    end = limit
+                    if end > extent.cover:
+                        end = self._found_idle_until(extent, end)
+                    if end > block:
+                        self._found.append((extent, end))
+                        block = end
         return block * size
 
-    def _found_of(self, extent: Extent, end: int) -> int:
-        """Note that an extent is found up to ``end``, or to its own end; return that."""
-        if end > extent.cover:
-            if not self._queue.has(extent, self._free):
-                self.settle()
-            if end > extent.end:
-                end = extent.end
-            self._found_idle += end - extent.cover
-        if end > extent.first:
-            self._found.append((extent, end))
+    def _found_idle_until(self, extent: Extent, end: int) -> int:
+        """Return where an extent ends, or ``end`` if that is before; count the blocks up to there that are free."""
+        if not self._queue.has(extent, self._free):
+            self.settle()
+        if end > extent.end:
+            end = extent.end
+        self._found_idle += end - extent.cover
         return end
 
     def _find(self, request: Request) -> int:

@@ -71,7 +71,7 @@ class PrefixStore(PrefixLookup):
                 tokens = held_tokens(request, step)
                 self.decoding += 1
                 self.tokens += tokens
-                self._phases[(tokens - 1 - step) % self.size] += 1
+                self._phases[(step - tokens) % self.size] += 1
         self._free -= self._needed_next()
         self._queue.note_free(self._free)
 
@@ -85,8 +85,11 @@ class PrefixStore(PrefixLookup):
         size, context = self.size, request.context
         idle = self._found_idle if cached else 0
         left = -context % size  # tokens that still fit into its last block
-        if room_for > left and idle - (left - room_for) // size > self._free:
+        taken = idle - (left - tokens) // size
+        needed = taken if room_for == tokens else idle - (left - room_for) // size
+        if needed > self._free and room_for > left:
             return False
+        self._free -= taken
         if not context:
             self._admissions = request.place = self._admissions + 1
             if request.preemptions:
@@ -97,23 +100,19 @@ class PrefixStore(PrefixLookup):
             if self._any_outdated:
                 self._note_outdated(request, cached)
             if cached:
-                self._share(request.index, cached // size - idle)
-        if tokens > left:  # as always when it joins
-            self._free -= idle - (left - tokens) // size
+                found = self._held[request.index] = self._found
+                in_use = cached // size - idle
+                if in_use:
+                    self._extra_users += in_use
+                    self._found_in_use[request.index] = in_use
+                self._queue.take(found, idle)
         if tokens + cached == request.to_prefill:
-            if request.shared and cached + size <= request.shared[-1][0]:
+            shared, text = request.shared, request.text_key
+            if shared and cached + size <= shared[-1][0]:
                 self._fill_shared(request, (context + cached + tokens) // size)
-            if request.text_key >= 0:
-                self._unfilled[request.text_key] = request
+            if text >= 0:
+                self._unfilled[text] = request
         return True
-
-    def _share(self, index: int, in_use: int) -> None:
-        """Let a request use the blocks that it found, of which so many are in use already."""
-        found = self._held[index] = self._found
-        if in_use:
-            self._extra_users += in_use
-            self._found_in_use[index] = in_use
-        self._queue.take(found)
 
     def _note_outdated(self, request: Request, cached: int) -> None:
         """Note whether a request finds outdated content as it joins."""
@@ -148,7 +147,7 @@ class PrefixStore(PrefixLookup):
         spans = self._held.get(index)
         if spans is None and len(shared) == 1 and not (self._shares_base or index in self._lost):
             key = (request.adapter, shared[0][1], 0)
-            if key not in known.first and key not in known.twins:  # the common case: the rest does the same as _fill
+            if key not in known.first:  # the common case: the rest does the same as _fill
                 extent = known.first[key] = Extent(key, shared, 0, full)
                 extent.use(full)
                 self._held[index] = [(extent, full)]
@@ -197,9 +196,10 @@ class PrefixStore(PrefixLookup):
             if spans and block != shared and self._may_extend(spans[-1], key):
                 extent, _ = spans.pop()
                 extent.lengthen(end)
-                extent.runs = path[bisect_left(path, ((extent.first + 1) * size,)) : last + 1]
+                extent.set_runs(path[bisect_left(path, ((extent.first + 1) * size,)) : last + 1])
             else:
                 extent = Extent(key, path[at : last + 1], block, end)
+                extent.plain = at == last
                 extent.use(end)
                 known.add(extent)
             spans.append((extent, end))
@@ -218,7 +218,7 @@ class PrefixStore(PrefixLookup):
 
     def give_back(self, requests: list[Request]) -> None:
         if self._queue.blocks > self._free:
-            self._queue.note_free(self._free + self._needed_next())
+            self._queue.note_free(self._free + self._phases[self._step % self.size])
         if len(requests) > 1 and (self._held or self._unfilled):
             requests = sorted(requests, key=_place)
         for request in requests:
@@ -226,67 +226,70 @@ class PrefixStore(PrefixLookup):
 
     def _release(self, request: Request) -> None:
         """Free the blocks of a request, the last one first."""
-        index, text, last_step, size = request.index, request.text_key, request.last_step, self.size
+        index, last_step, size = request.index, request.last_step, self.size
         freed = 1  # its last block, or the one that it would have taken in the next step
         if last_step < 0:
             tokens = request.context
             self._found_in_use.pop(index, None)
             freed = int(tokens % size > 0)
         else:
-            step = self._step
-            tokens = held_tokens(request, step)
+            before_steps = request.prompt_tokens + request.output_tokens - 1 - last_step
+            tokens = before_steps + self._step  # as held_tokens, without a call
             self.decoding -= 1
             self.tokens -= tokens
-            self._phases[(tokens - 1 - step) % size] -= 1
+            self._phases[-before_steps % size] -= 1
         full = tokens // size
         if self._uncached_last and tokens % size:
             self._queue.append_uncached()
-        spans = self._held.get(index)
-        known = self._free_text(request, spans, full) if text >= 0 else NOT_FREED
-        if known == NOT_FREED:
-            if text >= 0 or last_step != self._step:
+        if request.text_key < 0:
+            if last_step != self._step:
                 self._fill(request, full, own=True)
-                spans = self._held.get(index)
-            known = spans[-1][1] if spans else 0
-            if full > known:
-                self._queue.append_unknown(full - known)
-        freed += full - known
+        elif not self._add_turn(request, full):
+            self._fill(request, full, own=True)
+        spans = self._held.pop(index, None)
+        known = spans[-1][1] if spans else 0
+        if full > known:
+            self._queue.append_unknown(full - known)
+            freed += full - known
         if spans:
             idle = self._queue.give_back(spans)
             freed += idle
-            self._extra_users -= known - idle
-            del self._held[index]
+            if idle < known:
+                self._extra_users -= known - idle
         self._free += freed
         if self._lost:
             self._lost.discard(index)
 
-    def _free_text(self, request: Request, spans: Spans | None, full: int) -> int:
-        """Make known the ``full`` blocks of a turn that leaves, the quick way, if none after ``spans`` was known.
-
-        Return how many of its first blocks, those in ``spans``, are still to be freed.
-        """
-        text = request.text_key
+    def _add_turn(self, request: Request, full: int) -> bool:
+        """Make known the ``full`` blocks of a turn that leaves, if that can be done without ``_fill``."""
+        index, text = request.index, request.text_key
         latest_turn = self._unfilled.pop(text, request)
         if latest_turn is not request:
             self._fill_prompt(latest_turn)
-        if self._shares_base or request.index in self._lost:
-            return NOT_FREED
-        known, key = self._known, (request.adapter, text, 0)
-        if known.twins and key in known.twins:
-            return NOT_FREED
+        if self._shares_base or index in self._lost:
+            return False
+        first, key, spans = self._known.first, (request.adapter, text, 0), self._held.get(index)
         end = spans[-1][1] if spans else 0
-        extent = known.first.get(key)
-        if extent is not None:
-            if not spans or extent is not spans[-1][0] or extent.end != end:
-                return NOT_FREED  # a later turn, which came before this one ended, may have filled the next block
-            extent.lengthen(full)
-            spans[-1] = (extent, full)
-            return full
-        if full <= end or end != (request.shared[-1][0] // self.size if request.shared else 0):
-            return NOT_FREED
-        extent = known.first[key] = Extent(key, ((NO_END, text),), end, full)
-        self._queue.append(extent, full)
-        return end
+        extent = first.get(key)
+        if extent is None:
+            shared = request.shared
+            if full <= end or end != (shared[-1][0] // self.size if shared else 0):
+                return False
+            extent = first[key] = Extent(key, ((NO_END, text),), end, full)
+            extent.use(full)
+            if spans is None:
+                self._held[index] = [(extent, full)]
+            else:
+                spans.append((extent, full))
+            return True
+        # A later turn, which came before this one ended, may have filled the next block.
+        if not spans or extent is not spans[-1][0] or extent.end != end:
+            return False
+        if not extent.plain or extent.next is not None:
+            return False
+        extent.lengthen(full)
+        spans[-1] = (extent, full)
+        return True
 
     # Evict, outdate and forget --------------------------------------------------------------------------------------
 
@@ -352,7 +355,7 @@ class PrefixStore(PrefixLookup):
         for extent in self._queue.check_integrity(known.union(users)):
             assert extent in known or extent.forgotten
             ends = users.get(extent, [])
-            assert extent.ends == sorted(ends)
+            assert extent.ends() == sorted(ends)
             assert extent.cover == max(ends, default=extent.first)
 
 
