@@ -14,7 +14,7 @@ class FreeQueue:
     Which physical block holds what does not matter. Otherwise a block without content always stands before all cached
     ones, so that only cached blocks are kept here. While there are more of them than free blocks, the first are to be
     evicted. ``note_free`` says so before blocks are added, and before a request looks for content. It leaves them where
-    they are, because many together are evicted at a lower cost; ``has`` finds out whether that can matter.
+    they are, because many together are evicted at a lower cost; ``cached_until`` finds out whether that can matter.
 
     Nearly every request has entries put in at the end, taken out and evicted at the head. These three are written out
     in ``give_back``, ``take`` and ``evict``; everything else uses ``_insert`` and ``_remove``.
@@ -52,7 +52,7 @@ class FreeQueue:
 
     def give_back(self, spans: Spans) -> int:
         """Remove a user of these blocks. Append those that have no other user, the last one first; return how many."""
-        queue_end, freed = self._end, 0
+        queue_end, appended = self._end, self._appended
         for extent, end in reversed(spans):
             if extent.others:
                 cover = extent.leave(end)
@@ -60,18 +60,20 @@ class FreeQueue:
                     continue
             else:
                 cover = extent.cover = extent.first
-            entry: Entry = extent
             if end == extent.end:
-                extent.appended = self._appended + freed
+                extent.appended = appended
+                last = queue_end.previous
+                extent.previous = last
+                extent.following = queue_end
+                last.following = queue_end.previous = extent
             else:
-                entry = extent.new_segment(cover, end)
-            freed += end - cover
-            previous = queue_end.previous
-            entry.previous = previous
-            entry.following = queue_end
-            previous.following = queue_end.previous = entry
-        self._appended += freed
+                self._insert(extent.new_segment(cover, end), queue_end)
+            appended += end - cover
+        freed = appended - self._appended
+        self._appended = appended
         self.blocks += freed
+        if self.due > self._most_due:
+            self.evict()
         return freed
 
     def append_uncached(self) -> None:
@@ -141,70 +143,74 @@ class FreeQueue:
 
     def note_free(self, free: int) -> None:
         """Note that no more than ``free`` blocks are free, so that those before them are to be evicted."""
-        due = self.blocks - free if free > 0 else self.blocks
+        due = self.blocks - free
         if due > self.due:
-            self.due = due
-            if due > self._most_due:
-                self.evict()
+            self.due = due if free > 0 else self.blocks
 
-    def has(self, extent: Extent, free: int) -> bool:
-        """Return whether an extent surely keeps all its free blocks, because enough others stand before them.
+    def cached_until(self, extent: Extent, end: int, free: int) -> int:
+        """Return where an extent with free blocks ends, or ``end`` if that is before.
 
-        :param free: how many blocks are free now.
+        :param free: how many blocks are free now. What is due is evicted, unless enough blocks surely stand before
+            those of the extent, so that it keeps them all.
         """
         from_here_on = self._appended - extent.appended  # no more blocks than these can stand there
-        return from_here_on <= free and from_here_on <= self.blocks - self.due
+        if from_here_on > free or from_here_on > self.blocks - self.due:
+            self.note_free(free)
+            self.evict()
+        return end if end < extent.end else extent.end
 
     def evict(self) -> None:
         """Evict the blocks that are due."""
         due, self.due = self.due, 0
         self.blocks -= due
         self._evicted += due
-        end = self._end
+        queue_end, known = self._end, self._known.first
         while due:
-            if end.after:
-                if due <= end.after:
-                    end.after -= due
-                    return
-                due -= end.after
-                end.after = 0
-            entry = end.following
-            extent = entry if isinstance(entry, Extent) else None
-            if extent is None:
-                first = entry.first_queued()
-            else:
-                first = extent.segments[0].end if extent.segments else extent.cover
+            if queue_end.after:
+                unknown = min(due, queue_end.after)
+                queue_end.after -= unknown
+                due -= unknown
+                continue
+            entry = queue_end.following
+            if not isinstance(entry, Extent):
+                due -= self._evict_segment(entry, due)
+                continue
+            first = entry.segments[0].end if entry.segments else entry.cover
             blocks = entry.end - first
             if due < blocks:  # the last blocks of an entry go first
                 entry.end -= due
-                if extent is None:
-                    self._segment_cut(entry, due)
                 return
             due -= blocks
             entry.end = first
-            # The entry goes. Its own links lead nowhere, so that what is gone does not keep others in memory.
             following = entry.following
-            end.after, entry.after = entry.after, 0
-            end.following = following
-            following.previous = end
-            entry.following = end
-            if extent is None:
-                extent = self._segment_cut(entry, blocks)
-            if extent is not None and first == extent.first and not extent.forgotten:
-                self._known.remove(extent)
+            if entry.after:
+                queue_end.after, entry.after = entry.after, 0
+            queue_end.following = following
+            following.previous = queue_end
+            entry.following = queue_end  # so that what is gone does not keep others in memory
+            if first == entry.first and not entry.forgotten:
+                if entry.next is None and known[entry.key] is entry:
+                    del known[entry.key]
+                else:
+                    self._known.remove(entry)
 
-    def _segment_cut(self, entry: Entry, blocks: int) -> Extent | None:
-        """Note that so many blocks of a segment have been evicted; return its extent, if it has one."""
-        assert isinstance(entry, Segment)
-        extent = entry.extent
+    def _evict_segment(self, segment: Entry, due: int) -> int:
+        """Evict the last blocks of a segment, ``due`` of them at most; return how many."""
+        assert isinstance(segment, Segment)
+        blocks, extent = min(due, segment.end - segment.first), segment.extent
+        segment.end -= blocks
+        if segment.end == segment.first:
+            self._remove(segment)
         if extent is None:
             self._evicted -= blocks  # they were not cached
-        else:
-            extent.end = entry.end
-            if entry.end == entry.first:
-                assert extent.segments is not None
-                extent.segments.pop(0)
-        return extent
+            return blocks
+        extent.end = segment.end
+        if segment.end == segment.first:
+            assert extent.segments is not None
+            extent.segments.pop(0)
+            if segment.first == extent.first and not extent.forgotten:
+                self._known.remove(extent)
+        return blocks
 
     @property
     def evicted(self) -> int:

@@ -37,8 +37,8 @@ class PrefixLookup(ExactCount):
         # The common case: one shared run at most. The rest does the same as _find.
         adapter, size, first = request.adapter, self.size, self._known.first
         limit = (request.to_prefill - 1) // size
-        self._found, self._found_idle = [], 0
-        block = 0
+        self._found = found = []
+        block = idle = 0
         if shared:
             tokens, run = shared[0]
             extent = first.get((adapter, run, 0))
@@ -49,33 +49,26 @@ class PrefixLookup(ExactCount):
                 if block > limit:
                     block = limit
                 if block > extent.cover:
-                    block = self._found_idle_until(extent, block)
+                    block = self._queue.cached_until(extent, block, self._free)
+                    idle = block - extent.cover
                 if block:
-                    self._found.append((extent, block))
+                    found.append((extent, block))
             if block < tokens // size:
-                return block * size
+                text = -1
         if text >= 0:
             extent = first.get((adapter, text, 0))
             if extent is not None:
                 if not extent.plain or extent.next is not None:
                     return self._find(request)
                 if extent.first == block < limit:
-                    end = limit
-                    if end > extent.cover:
-                        end = self._found_idle_until(extent, end)
-                    if end > block:
-                        self._found.append((extent, end))
-                        block = end
+                    block = limit
+                    if block > extent.cover:
+                        block = self._queue.cached_until(extent, block, self._free)
+                        idle += block - extent.cover
+                    if block > extent.first:
+                        found.append((extent, block))
+        self._found_idle = idle
         return block * size
-
-    def _found_idle_until(self, extent: Extent, end: int) -> int:
-        """Return where an extent ends, or ``end`` if that is before; count the blocks up to there that are free."""
-        if not self._queue.has(extent, self._free):
-            self.settle()
-        if end > extent.end:
-            end = extent.end
-        self._found_idle += end - extent.cover
-        return end
 
     def _find(self, request: Request) -> int:
         self.settle()

@@ -86,9 +86,10 @@ class PrefixStore(PrefixLookup):
         idle = self._found_idle if cached else 0
         left = -context % size  # tokens that still fit into its last block
         taken = idle - (left - tokens) // size
-        needed = taken if room_for == tokens else idle - (left - room_for) // size
-        if needed > self._free and room_for > left:
-            return False
+        if room_for != tokens or taken > self._free:
+            needed = idle - (left - room_for) // size
+            if room_for > left and needed > self._free:
+                return False
         self._free -= taken
         if not context:
             self._admissions = request.place = self._admissions + 1
@@ -132,7 +133,6 @@ class PrefixStore(PrefixLookup):
         return rest
 
     def _fill_text(self, text: int) -> None:
-        """Make known the prompt of the running request of this conversation, if there is one."""
         request = self._unfilled.pop(text, None)
         if request is not None:
             self._fill_prompt(request)
@@ -143,13 +143,15 @@ class PrefixStore(PrefixLookup):
     def _fill_shared(self, request: Request, full: int) -> None:
         """Make known what others may share of the ``full`` first blocks of a request, whose prompt is scheduled."""
         index, shared, known = request.index, request.shared, self._known
-        full = min(full, shared[-1][0] // self.size)
+        end = shared[-1][0] // self.size
+        if full > end:
+            full = end
         spans = self._held.get(index)
         if spans is None and len(shared) == 1 and not (self._shares_base or index in self._lost):
             key = (request.adapter, shared[0][1], 0)
             if key not in known.first:  # the common case: the rest does the same as _fill
                 extent = known.first[key] = Extent(key, shared, 0, full)
-                extent.use(full)
+                extent.cover = full  # its only user
                 self._held[index] = [(extent, full)]
                 return
         if (spans[-1][1] if spans else 0) < full:
@@ -217,8 +219,10 @@ class PrefixStore(PrefixLookup):
         return self
 
     def give_back(self, requests: list[Request]) -> None:
-        if self._queue.blocks > self._free:
-            self._queue.note_free(self._free + self._phases[self._step % self.size])
+        queue = self._queue
+        due = queue.blocks - self._free - self._phases[self._step % self.size]  # as note_free, without a call
+        if due > queue.due:
+            queue.due = due
         if len(requests) > 1 and (self._held or self._unfilled):
             requests = sorted(requests, key=_place)
         for request in requests:
@@ -233,20 +237,19 @@ class PrefixStore(PrefixLookup):
             self._found_in_use.pop(index, None)
             freed = int(tokens % size > 0)
         else:
-            before_steps = request.prompt_tokens + request.output_tokens - 1 - last_step
-            tokens = before_steps + self._step  # as held_tokens, without a call
+            first_step = last_step - request.output_tokens - request.prompt_tokens + 1
+            tokens = self._step - first_step  # as held_tokens, without a call
             self.decoding -= 1
             self.tokens -= tokens
-            self._phases[-before_steps % size] -= 1
+            self._phases[first_step % size] -= 1
         full = tokens // size
         if self._uncached_last and tokens % size:
             self._queue.append_uncached()
-        if request.text_key < 0:
-            if last_step != self._step:
-                self._fill(request, full, own=True)
-        elif not self._add_turn(request, full):
-            self._fill(request, full, own=True)
         spans = self._held.pop(index, None)
+        if request.text_key >= 0:
+            spans = self._fill_turn(request, spans, full)
+        elif last_step != self._step:
+            spans = self._fill_rest(request, spans, full)
         known = spans[-1][1] if spans else 0
         if full > known:
             self._queue.append_unknown(full - known)
@@ -260,36 +263,44 @@ class PrefixStore(PrefixLookup):
         if self._lost:
             self._lost.discard(index)
 
-    def _add_turn(self, request: Request, full: int) -> bool:
-        """Make known the ``full`` blocks of a turn that leaves, if that can be done without ``_fill``."""
-        index, text = request.index, request.text_key
+    def _fill_rest(self, request: Request, spans: Spans | None, full: int) -> Spans | None:
+        """Make known all ``full`` blocks of a request that leaves; return those that it then holds.
+
+        :param spans: those that it held.
+        """
+        if spans is not None:
+            self._held[request.index] = spans
+        self._fill(request, full, own=True)
+        return self._held.pop(request.index, None)
+
+    def _fill_turn(self, request: Request, spans: Spans | None, full: int) -> Spans | None:
+        """Do the same as ``_fill_rest`` for a turn of a conversation, in the common case the quick way."""
+        text = request.text_key
         latest_turn = self._unfilled.pop(text, request)
         if latest_turn is not request:
             self._fill_prompt(latest_turn)
-        if self._shares_base or index in self._lost:
-            return False
-        first, key, spans = self._known.first, (request.adapter, text, 0), self._held.get(index)
-        end = spans[-1][1] if spans else 0
-        extent = first.get(key)
-        if extent is None:
-            shared = request.shared
-            if full <= end or end != (shared[-1][0] // self.size if shared else 0):
-                return False
-            extent = first[key] = Extent(key, ((NO_END, text),), end, full)
-            extent.use(full)
-            if spans is None:
-                self._held[index] = [(extent, full)]
-            else:
-                spans.append((extent, full))
-            return True
-        # A later turn, which came before this one ended, may have filled the next block.
-        if not spans or extent is not spans[-1][0] or extent.end != end:
-            return False
-        if not extent.plain or extent.next is not None:
-            return False
-        extent.lengthen(full)
-        spans[-1] = (extent, full)
-        return True
+        if self._shares_base or self._lost:
+            return self._fill_rest(request, spans, full)
+        first, end = self._known.first, 0
+        if spans:
+            extent, end = spans[-1]
+            key = extent.key
+            if key[1] == text:
+                # A later turn, which came before this one ended, may have filled the next block.
+                if extent.end != end or extent.twin or extent.next is not None or first[key] is not extent:
+                    return self._fill_rest(request, spans, full)
+                extent.lengthen(full)
+                spans[-1] = (extent, full)
+                return spans
+        key, shared = (request.adapter, text, 0), request.shared
+        if full <= end or key in first or end != (shared[-1][0] // self.size if shared else 0):
+            return self._fill_rest(request, spans, full)
+        extent = first[key] = Extent(key, ((NO_END, text),), end, full)
+        extent.cover = full  # its only user
+        if spans is None:
+            return [(extent, full)]
+        spans.append((extent, full))
+        return spans
 
     # Evict, outdate and forget --------------------------------------------------------------------------------------
 
