@@ -33,25 +33,28 @@ class ExactCount(KvStore):
         return self._phases[self._step % self.size]
 
     def start_decodes(self, requests: list[Request]) -> None:
-        size, step, phases, tokens = self.size, self._step, self._phases, 0
+        size, step, phases, found = self.size, self._step, self._phases, self._found_in_use
         for request in requests:
             context = request.context
-            tokens += context
+            self.tokens += context
             phases[(step - context) % size] += 1
             if not context % size:
                 self._free -= 1
-        self.decoding += len(requests)
-        self.tokens += tokens
-        found = self._found_in_use
-        if found:
-            for request in requests:
+            if found:
                 found.pop(request.index, None)
+        self.decoding += len(requests)
 
     def grow(self, steps: int) -> None:
-        step = self._step + steps
+        step, size = self._step + steps, self.size
         if steps == 1:
-            self._free -= self._phases[step % self.size]
-        elif steps:
+            self._free -= self._phases[step % size]
+        elif steps < size:  # as _needed, without a call
+            last = step % size + 1
+            if last >= steps:
+                self._free -= sum(self._phases[last - steps : last])
+            else:
+                self._free -= self.decoding - sum(self._phases[last : last - steps + size])
+        else:
             self._free -= self._needed(steps)
         self._step = step
         self.tokens = tokens = self.tokens + steps * self.decoding
@@ -61,12 +64,11 @@ class ExactCount(KvStore):
     def _needed(self, steps: int) -> int:
         """Return how many blocks decodes take in the ``steps`` steps after the next one."""
         size, phases = self.size, self._phases
-        first = (self._step + 1) % size
-        last = first + steps
-        if last <= size:
-            return sum(phases[first:last])
-        rounds, last = divmod(last, size)
-        return (rounds - 1) * self.decoding + sum(phases[first:]) + sum(phases[:last])
+        rounds, steps = divmod(steps, size)
+        last = (self._step + steps) % size + 1
+        if last >= steps:
+            return rounds * self.decoding + sum(phases[last - steps : last])
+        return (rounds + 1) * self.decoding - sum(phases[last : last - steps + size])
 
     def steps_that_fit(self, steps: int) -> int:
         free = self._free  # after the first of them

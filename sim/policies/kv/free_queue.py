@@ -51,9 +51,13 @@ class FreeQueue:
         following.previous = previous
 
     def give_back(self, spans: Spans) -> int:
-        """Remove a user of these blocks. Append those that have no other user, the last one first; return how many."""
+        """Remove a user of these blocks. Append those that have no other user, the last one first; return how many.
+
+        :param spans: empty when they are given back.
+        """
         queue_end, appended = self._end, self._appended
-        for extent, end in reversed(spans):
+        while spans:
+            extent, end = spans.pop()
             if extent.others:
                 cover = extent.leave(end)
                 if cover >= end:

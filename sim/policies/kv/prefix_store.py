@@ -219,49 +219,45 @@ class PrefixStore(PrefixLookup):
         return self
 
     def give_back(self, requests: list[Request]) -> None:
-        queue = self._queue
-        due = queue.blocks - self._free - self._phases[self._step % self.size]  # as note_free, without a call
+        size, step, queue = self.size, self._step, self._queue
+        due = queue.blocks - self._free - self._phases[step % size]  # as note_free, without a call
         if due > queue.due:
             queue.due = due
         if len(requests) > 1 and (self._held or self._unfilled):
             requests = sorted(requests, key=_place)
-        for request in requests:
-            self._release(request)
-
-    def _release(self, request: Request) -> None:
-        """Free the blocks of a request, the last one first."""
-        index, last_step, size = request.index, request.last_step, self.size
-        freed = 1  # its last block, or the one that it would have taken in the next step
-        if last_step < 0:
-            tokens = request.context
-            self._found_in_use.pop(index, None)
-            freed = int(tokens % size > 0)
-        else:
-            first_step = last_step - request.output_tokens - request.prompt_tokens + 1
-            tokens = self._step - first_step  # as held_tokens, without a call
-            self.decoding -= 1
-            self.tokens -= tokens
-            self._phases[first_step % size] -= 1
-        full = tokens // size
-        if self._uncached_last and tokens % size:
-            self._queue.append_uncached()
-        spans = self._held.pop(index, None)
-        if request.text_key >= 0:
-            spans = self._fill_turn(request, spans, full)
-        elif last_step != self._step:
-            spans = self._fill_rest(request, spans, full)
-        known = spans[-1][1] if spans else 0
-        if full > known:
-            self._queue.append_unknown(full - known)
-            freed += full - known
-        if spans:
-            idle = self._queue.give_back(spans)
-            freed += idle
-            if idle < known:
-                self._extra_users -= known - idle
-        self._free += freed
-        if self._lost:
-            self._lost.discard(index)
+        for request in requests:  # mostly a single one; its last block is freed first
+            index, last_step = request.index, request.last_step
+            if last_step < 0:
+                tokens = request.context
+                self._found_in_use.pop(index, None)
+                freed = int(tokens % size > 0)
+            else:
+                before_decoding = last_step - request.output_tokens - request.prompt_tokens + 1
+                tokens = step - before_decoding  # as held_tokens, without a call
+                self.decoding -= 1
+                self.tokens -= tokens
+                self._phases[before_decoding % size] -= 1
+                freed = 1  # its last block, or the one that it would have taken in the next step
+            full = tokens // size
+            if self._uncached_last and tokens % size:
+                queue.append_uncached()
+            spans = self._held.pop(index, None)
+            if request.text_key >= 0:
+                spans = self._fill_turn(request, spans, full)
+            elif last_step != step:
+                spans = self._fill_rest(request, spans, full)
+            known = spans[-1][1] if spans else 0
+            if full > known:
+                queue.append_unknown(full - known)
+                freed += full - known
+            if spans:
+                idle = queue.give_back(spans)
+                freed += idle
+                if idle < known:
+                    self._extra_users -= known - idle
+            self._free += freed
+            if self._lost:
+                self._lost.discard(index)
 
     def _fill_rest(self, request: Request, spans: Spans | None, full: int) -> Spans | None:
         """Make known all ``full`` blocks of a request that leaves; return those that it then holds.
