@@ -45,15 +45,15 @@ class ExactCount(KvStore):
         self.decoding += len(requests)
 
     def grow(self, steps: int) -> None:
-        step, size = self._step + steps, self.size
+        step = self._step + steps
         if steps == 1:
-            self._free -= self._phases[step % size]
-        elif steps < size:  # as _needed, without a call
-            last = step % size + 1
+            self._free -= self._phases[step % self.size]
+        elif steps < self.size:  # as _needed, without a call
+            last = step % self.size + 1
             if last >= steps:
                 self._free -= sum(self._phases[last - steps : last])
             else:
-                self._free -= self.decoding - sum(self._phases[last : last - steps + size])
+                self._free -= self.decoding - sum(self._phases[last : last - steps + self.size])
         else:
             self._free -= self._needed(steps)
         self._step = step

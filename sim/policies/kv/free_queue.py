@@ -58,12 +58,16 @@ class FreeQueue:
         queue_end, appended = self._end, self._appended
         while spans:
             extent, end = spans.pop()
-            if extent.others:
-                cover = extent.leave(end)
-                if cover >= end:
-                    continue
-            else:
+            others = extent.others
+            if not others:
                 cover = extent.cover = extent.first
+            elif end < extent.cover:
+                extent.leave(end)
+                continue
+            else:
+                cover = extent.cover = others.pop()
+                if cover == end:
+                    continue
             if end == extent.end:
                 extent.appended = appended
                 last = queue_end.previous
@@ -109,6 +113,8 @@ class FreeQueue:
                     following.previous = previous
             if cover == extent.first:
                 extent.cover = end  # it is the only user
+            elif end == cover and extent.others is not None:
+                extent.others.append(end)
             else:
                 extent.use(end)
 
