@@ -24,7 +24,7 @@ class PrefixLookup(ExactCount):
         # By key, the running request of a conversation whose prompt is scheduled. Only later turns can find more of its
         # blocks than it has found itself, so they are made known when one of these comes, or when it ends.
         self._unfilled: dict[int, Request] = {}
-        self._found: Spans = []  # by the last lookup
+        self._found: Spans = []  # by the last lookup that found any blocks
         self._found_idle = 0  # those of its blocks that nobody uses
 
     def cached_tokens(self, request: Request) -> int:
@@ -37,36 +37,37 @@ class PrefixLookup(ExactCount):
         # The common case: one shared run at most. The rest does the same as _find.
         adapter, size, first = request.adapter, self.size, self._known.first
         limit = (request.to_prefill - 1) // size
-        self._found = found = []
         block = idle = 0
         if shared:
             tokens, run = shared[0]
+            whole = tokens // size
             extent = first.get((adapter, run, 0))
             if extent is not None:
                 if not extent.plain or extent.next is not None or extent.first:
                     return self._find(request)
-                block = tokens // size
-                if block > limit:
-                    block = limit
+                block = whole if whole < limit else limit
                 if block > extent.cover:
                     block = self._queue.cached_until(extent, block, self._free)
                     idle = block - extent.cover
                 if block:
-                    found.append((extent, block))
-            if block < tokens // size:
-                text = -1
+                    self._found = [(extent, block)]
+            if block < whole:
+                text = -1  # its own text comes after what it shares
         if text >= 0:
             extent = first.get((adapter, text, 0))
             if extent is not None:
                 if not extent.plain or extent.next is not None:
                     return self._find(request)
                 if extent.first == block < limit:
-                    block = limit
-                    if block > extent.cover:
-                        block = self._queue.cached_until(extent, block, self._free)
-                        idle += block - extent.cover
-                    if block > extent.first:
-                        found.append((extent, block))
+                    end = limit
+                    if end > extent.cover:
+                        end = self._queue.cached_until(extent, end, self._free)
+                        idle += end - extent.cover
+                    if not block:
+                        self._found = [(extent, end)] if end else []
+                    elif end > block:
+                        self._found.append((extent, end))
+                    block = end
         self._found_idle = idle
         return block * size
 
