@@ -285,7 +285,7 @@ class PrefixStore(PrefixLookup):
                 # A later turn, which came before this one ended, may have filled the next block.
                 if extent.end != end or extent.twin or extent.next is not None or first[key] is not extent:
                     return self._fill_rest(request, spans, full)
-                extent.lengthen(full)
+                extent.end = extent.cover = full  # it is a user of all blocks so far
                 spans[-1] = (extent, full)
                 return spans
         key, shared = (request.adapter, text, 0), request.shared
