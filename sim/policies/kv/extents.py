@@ -104,17 +104,6 @@ class Extent(Entry):
         self.runs = runs
         self.plain = len(runs) == 1 and not self.twin
 
-    def leave(self, end: int) -> int:
-        """Remove a user of the blocks up to ``end``; return the end of the blocks that others use."""
-        others = self.others
-        if not others:
-            self.cover = self.first
-        elif end == self.cover:
-            self.cover = others.pop()
-        else:
-            del others[bisect_left(others, end)]
-        return self.cover
-
     def ends(self) -> list[int]:
         """Return where the blocks of each user end, in order."""
         return [*(self.others or ()), self.cover] if self.cover > self.first else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from sim.policies.kv.extents import Entry, Extent, Segment, Spans
@@ -16,8 +17,9 @@ class FreeQueue:
     evicted. ``note_free`` says so before blocks are added, and before a request looks for content. It leaves them where
     they are, because many together are evicted at a lower cost; ``cached_until`` finds out whether that can matter.
 
-    Nearly every request has entries put in at the end, taken out and evicted at the head. These three are written out
-    in ``give_back``, ``take`` and ``evict``; everything else uses ``_insert`` and ``_remove``.
+    Nearly every request appends entries, takes some out and evicts some. Interpreted, calls for this take as long as
+    the work itself, so ``give_back``, ``take`` and ``evict`` have it written out. The rest uses ``_insert`` and
+    ``_remove``.
 
     :ivar blocks: number of blocks in the queue; ``due``: the first of them, which are to be evicted.
     """
@@ -62,14 +64,14 @@ class FreeQueue:
             if not others:
                 cover = extent.cover = extent.first
             elif end < extent.cover:
-                extent.leave(end)
+                del others[bisect_left(others, end)]
                 continue
             else:
                 cover = extent.cover = others.pop()
                 if cover == end:
                     continue
             if end == extent.end:
-                extent.appended = appended
+                extent.appended = appended  # the rest is _insert
                 last = queue_end.previous
                 extent.previous = last
                 extent.following = queue_end
@@ -104,15 +106,15 @@ class FreeQueue:
             if end > cover:
                 if extent.segments:
                     self._take_segments(extent, end)
-                elif end == extent.end:
+                elif end == extent.end:  # as _remove
                     previous, following = extent.previous, extent.following
                     if extent.after:
                         previous.after += extent.after
                         extent.after = 0
                     previous.following = following
                     following.previous = previous
-            if cover == extent.first:
-                extent.cover = end  # it is the only user
+            if cover == extent.first:  # as Extent.use
+                extent.cover = end
             elif end == cover and extent.others is not None:
                 extent.others.append(end)
             else:
@@ -192,14 +194,14 @@ class FreeQueue:
                 return
             due -= blocks
             entry.end = first
-            following = entry.following
+            following = entry.following  # as _remove
             if entry.after:
                 queue_end.after, entry.after = entry.after, 0
             queue_end.following = following
             following.previous = queue_end
             entry.following = queue_end  # so that what is gone does not keep others in memory
             if first == entry.first and not entry.forgotten:
-                if entry.next is None and known[entry.key] is entry:
+                if entry.next is None and known[entry.key] is entry:  # it is the only one of its key
                     del known[entry.key]
                 else:
                     self._known.remove(entry)

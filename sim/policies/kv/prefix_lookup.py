@@ -24,7 +24,7 @@ class PrefixLookup(ExactCount):
         # By key, the running request of a conversation whose prompt is scheduled. Only later turns can find more of its
         # blocks than it has found itself, so they are made known when one of these comes, or when it ends.
         self._unfilled: dict[int, Request] = {}
-        self._found: Spans = []  # by the last lookup that found any blocks
+        self._found: Spans = []  # by the last lookup, if it found any blocks
         self._found_idle = 0  # those of its blocks that nobody uses
 
     def cached_tokens(self, request: Request) -> int:
@@ -64,7 +64,7 @@ class PrefixLookup(ExactCount):
                         end = self._queue.cached_until(extent, end, self._free)
                         idle += end - extent.cover
                     if not block:
-                        self._found = [(extent, end)] if end else []
+                        self._found = [(extent, end)]
                     elif end > block:
                         self._found.append((extent, end))
                     block = end
