@@ -9,8 +9,9 @@ from sim.traffic.request import Request
 class ExactCount(KvStore):
     """Counts the blocks that are free, cached or not, whatever they contain. Subclass it to say what they contain.
 
-    Decodes grow together, so a count of them by phase, ``(tokens - 1 - steps so far) % size``, tells how many need a
-    block in each of the steps to come. What they need for the next step is never counted as free.
+    Decodes grow together, so a count of them by phase, ``(steps so far - tokens) % size``, tells how many need a block
+    in each of the steps to come: those whose phase is its number, modulo ``size``. What they need for the next step is
+    never counted as free.
 
     What decodes hold at their peak counts blocks that they share once. A subclass says how many they share.
     """
@@ -29,44 +30,45 @@ class ExactCount(KvStore):
 
     def _needed_next(self) -> int:
         """Return how many blocks decodes take in the next step."""
-        return self._phases[(-1 - self._step) % self.size]
+        return self._phases[self._step % self.size]
 
     def start_decodes(self, requests: list[Request]) -> None:
-        size, step, phases, tokens = self.size, self._step, self._phases, 0
+        size, step, phases, found = self.size, self._step, self._phases, self._found_in_use
         for request in requests:
             context = request.context
-            tokens += context
-            phases[(context - 1 - step) % size] += 1
+            self.tokens += context
+            phases[(step - context) % size] += 1
             if not context % size:
                 self._free -= 1
-        self.decoding += len(requests)
-        self.tokens += tokens
-        found = self._found_in_use
-        if found:
-            for request in requests:
+            if found:
                 found.pop(request.index, None)
+        self.decoding += len(requests)
 
     def grow(self, steps: int) -> None:
-        step = self._step
+        step = self._step + steps
         if steps == 1:
-            self._free -= self._phases[(-2 - step) % self.size]
-        elif steps:
+            self._free -= self._phases[step % self.size]
+        elif steps < self.size:  # as _needed, without a call
+            last = step % self.size + 1
+            if last >= steps:
+                self._free -= sum(self._phases[last - steps : last])
+            else:
+                self._free -= self.decoding - sum(self._phases[last : last - steps + self.size])
+        else:
             self._free -= self._needed(steps)
-        self._step = step + steps
+        self._step = step
         self.tokens = tokens = self.tokens + steps * self.decoding
         if tokens > self._peak_tokens:
             self._count_peak(tokens)
 
     def _needed(self, steps: int) -> int:
         """Return how many blocks decodes take in the ``steps`` steps after the next one."""
-        size, phases, needed = self.size, self._phases, 0
-        if steps >= size:
-            needed, steps = steps // size * self.decoding, steps % size
-        if steps:
-            last = (-2 - self._step) % size + 1
-            first = last - steps
-            needed += sum(phases[first:last]) if first >= 0 else sum(phases[:last]) + sum(phases[first:])
-        return needed
+        size, phases = self.size, self._phases
+        rounds, steps = divmod(steps, size)
+        last = (self._step + steps) % size + 1
+        if last >= steps:
+            return rounds * self.decoding + sum(phases[last - steps : last])
+        return (rounds + 1) * self.decoding - sum(phases[last : last - steps + size])
 
     def steps_that_fit(self, steps: int) -> int:
         free = self._free  # after the first of them
@@ -101,7 +103,7 @@ class ExactCount(KvStore):
         size = self.size
         decoding = [held[request.index] for request in self.running if request.last_step >= 0]
         assert (self.decoding, self.tokens) == (len(decoding), sum(decoding))
-        phases = [(tokens - 1 - self._step) % size for tokens in decoding]
+        phases = [(self._step - tokens) % size for tokens in decoding]
         assert self._phases == [phases.count(phase) for phase in range(size)]
         prefilling = {request.index for request in self.running if request.last_step < 0}
         assert prefilling >= self._found_in_use.keys()

@@ -16,13 +16,13 @@ class Entry:
     """An entry of the free queue: blocks that stand next to each other.
 
     :ivar end: the end (exclusive) of its blocks.
-    :ivar before: blocks just before it that no request can find.
+    :ivar after: blocks just after it that no request can find; 0 outside the queue.
     :ivar previous, following: its neighbours in the queue.
     """
 
-    __slots__ = ("before", "end", "following", "previous")
+    __slots__ = ("after", "end", "following", "previous")
     end: int
-    before: int
+    after: int
     previous: Entry
     following: Entry
 
@@ -41,9 +41,12 @@ class Extent(Entry):
     :ivar key: of its first block; its other blocks have the same adapter.
     :ivar runs: the runs of its blocks, from that of the first on; the last ones may have been evicted.
     :ivar twin: whether its blocks were filled while equal ones were known; it then has a single run.
-    :ivar ends: the end of the blocks of each user, in order.
+    :ivar plain: whether it has a single run and is no twin.
+    :ivar others: where the blocks of its users end, in order, without the one up to ``cover``. Most extents have one
+        user at a time, and many never have another, so they make no list.
     :ivar appended: blocks that had ever been appended to the free queue before the first of its free ones were.
-    :ivar segments: free blocks before those that the extent stands for, in the order of the free queue.
+    :ivar segments: free blocks before those that the extent stands for, in the order of the free queue; None: there
+        have been none.
     :ivar next: another extent with this key; the two have no block in common.
     :ivar forgotten: whether its content can no longer be found.
     :ivar outdated: whether weights that have been replaced since computed it, or its first blocks.
@@ -52,12 +55,13 @@ class Extent(Entry):
     __slots__ = (
         "appended",
         "cover",
-        "ends",
         "first",
         "forgotten",
         "key",
         "next",
+        "others",
         "outdated",
+        "plain",
         "runs",
         "segments",
         "twin",
@@ -69,42 +73,51 @@ class Extent(Entry):
         self.first = self.cover = first
         self.end = end
         self.twin = twin
-        self.appended = 0
-        self.ends: list[int] = []
-        self.segments: list[Segment] = []
+        self.plain = not twin
+        self.after = self.appended = 0
+        self.others: list[int] | None = None
+        self.segments: list[Segment] | None = None
         self.next: Extent | None = None
         self.forgotten = False
         self.outdated = False
 
     def use(self, end: int) -> None:
         """Add a user of the blocks up to ``end``."""
-        if end < self.cover:
-            insort(self.ends, end)
+        cover = self.cover
+        if cover == self.first:
+            self.cover = end
+            return
+        if self.others is None:
+            self.others = []
+        if end < cover:
+            insort(self.others, end)
         else:
-            self.ends.append(end)
+            self.others.append(cover)
             self.cover = end
 
     def lengthen(self, end: int) -> None:
         """Add blocks up to ``end`` for a user of all blocks so far."""
-        self.ends[-1] = self.end = self.cover = end
+        self.end = self.cover = end
 
-    def leave(self, end: int) -> int:
-        """Remove a user of the blocks up to ``end``; return the end of the blocks that others use."""
-        ends = self.ends
-        if end == self.cover:
-            ends.pop()
-            self.cover = ends[-1] if ends else self.first
-        else:
-            del ends[bisect_left(ends, end)]
-        return self.cover
+    def set_runs(self, runs: tuple[Run, ...]) -> None:
+        """Set the runs of its blocks; a twin has a single one."""
+        self.runs = runs
+        self.plain = len(runs) == 1 and not self.twin
+
+    def ends(self) -> list[int]:
+        """Return where the blocks of each user end, in order."""
+        return [*(self.others or ()), self.cover] if self.cover > self.first else []
 
     def split(self, block: int) -> Extent:
         """Cut a twin before a block, and return the rest of it. Its entries in the free queue stay as they are."""
         rest = Extent(self.key, self.runs, block, self.end, self.twin)
-        rest.outdated, rest.cover, rest.appended = self.outdated, max(self.cover, block), self.appended
-        rest.ends = [end for end in self.ends if end > block]
-        self.ends = [min(end, block) for end in self.ends]
-        self.end, self.cover = block, min(self.cover, block)
+        rest.outdated, rest.appended = self.outdated, self.appended
+        ends = self.ends()
+        self.end, self.cover, self.others = block, self.first, None
+        for end in ends:
+            self.use(min(end, block))
+            if end > block:
+                rest.use(end)
         return rest
 
     def first_queued(self) -> int:
@@ -114,6 +127,8 @@ class Extent(Entry):
     def new_segment(self, first: int, end: int) -> Segment:
         """Return a segment for free blocks before all others of this extent."""
         segment = Segment(self, first, end)
+        if self.segments is None:
+            self.segments = []
         self.segments.append(segment)
         return segment
 
@@ -190,6 +205,7 @@ class Segment(Entry):
         self.extent = extent
         self.first = first
         self.end = end
+        self.after = 0
 
     def first_queued(self) -> int:
         return self.first

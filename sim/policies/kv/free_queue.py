@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from sim.policies.kv.extents import Entry, Extent, Segment, Spans
@@ -14,7 +15,11 @@ class FreeQueue:
     Which physical block holds what does not matter. Otherwise a block without content always stands before all cached
     ones, so that only cached blocks are kept here. While there are more of them than free blocks, the first are to be
     evicted. ``note_free`` says so before blocks are added, and before a request looks for content. It leaves them where
-    they are, because many together are evicted at a lower cost; ``has`` finds out whether that can matter.
+    they are, because many together are evicted at a lower cost; ``cached_until`` finds out whether that can matter.
+
+    Nearly every request appends entries, takes some out and evicts some. Interpreted, calls for this take as long as
+    the work itself, so ``give_back``, ``take`` and ``evict`` have it written out. The rest uses ``_insert`` and
+    ``_remove``.
 
     :ivar blocks: number of blocks in the queue; ``due``: the first of them, which are to be evicted.
     """
@@ -26,8 +31,9 @@ class FreeQueue:
         self._appended = 0  # blocks ever appended
         self._most_due = total // 16
         self._known = known
-        self._end = end = Entry()  # its neighbours are the last entry and the first one
-        end.before = 0
+        # Its neighbours are the last entry and the first one; the blocks after it are at the head of the queue.
+        self._end = end = Entry()
+        end.after = 0
         end.previous = end.following = end
         if uncached_last:
             self._insert(Segment(None, 0, total), end)
@@ -35,40 +41,50 @@ class FreeQueue:
 
     def _insert(self, entry: Entry, following: Entry) -> None:
         previous = following.previous
-        entry.before = following.before
         entry.previous = previous
         entry.following = following
         previous.following = following.previous = entry
-        following.before = 0
 
     def _remove(self, entry: Entry) -> None:
         previous, following = entry.previous, entry.following
-        following.before += entry.before
+        previous.after += entry.after
+        entry.after = 0
         previous.following = following
         following.previous = previous
 
-    def append(self, extent: Extent, end: int) -> int:
-        """Append the blocks of an extent from its ``cover`` to ``end`` (exclusive), which were its last ones in use.
-
-        Return how many they are.
-        """
-        blocks = end - extent.cover
-        if end == extent.end:
-            extent.appended = self._appended
-            self._insert(extent, self._end)
-        else:
-            self._insert(extent.new_segment(extent.cover, end), self._end)
-        self._appended += blocks
-        self.blocks += blocks
-        return blocks
-
     def give_back(self, spans: Spans) -> int:
-        """Remove a user of these blocks. Append those that have no other user, the last one first; return how many."""
-        appended = 0
-        for extent, end in reversed(spans):
-            if extent.leave(end) < end:
-                appended += self.append(extent, end)
-        return appended
+        """Remove a user of these blocks. Append those that have no other user, the last one first; return how many.
+
+        :param spans: empty when they are given back.
+        """
+        queue_end, appended = self._end, self._appended
+        while spans:
+            extent, end = spans.pop()
+            others = extent.others
+            if not others:
+                cover = extent.cover = extent.first
+            elif end < extent.cover:
+                del others[bisect_left(others, end)]
+                continue
+            else:
+                cover = extent.cover = others.pop()
+                if cover == end:
+                    continue
+            if end == extent.end:
+                extent.appended = appended  # the rest is _insert
+                last = queue_end.previous
+                extent.previous = last
+                extent.following = queue_end
+                last.following = queue_end.previous = extent
+            else:
+                self._insert(extent.new_segment(cover, end), queue_end)
+            appended += end - cover
+        freed = appended - self._appended
+        self._appended = appended
+        self.blocks += freed
+        if self.due > self._most_due:
+            self.evict()
+        return freed
 
     def append_uncached(self) -> None:
         """Append a block without content, where such blocks go to the end."""
@@ -78,20 +94,31 @@ class FreeQueue:
 
     def append_unknown(self, blocks: int) -> None:
         """Append cached blocks that no request can find."""
-        self._end.before += blocks
+        self._end.previous.after += blocks
         self._appended += blocks
         self.blocks += blocks
 
-    def take(self, spans: Spans) -> None:
-        """Add a user of these blocks, and take those that are free out of the queue."""
+    def take(self, spans: Spans, idle: int) -> None:
+        """Add a user of these blocks, and take those that are free, ``idle`` of them, out of the queue."""
+        self.blocks -= idle
         for extent, end in spans:
-            if end > extent.cover:
-                self.blocks -= end - extent.cover
+            cover = extent.cover
+            if end > cover:
                 if extent.segments:
                     self._take_segments(extent, end)
-                elif end == extent.end:
-                    self._remove(extent)
-            extent.use(end)
+                elif end == extent.end:  # as _remove
+                    previous, following = extent.previous, extent.following
+                    if extent.after:
+                        previous.after += extent.after
+                        extent.after = 0
+                    previous.following = following
+                    following.previous = previous
+            if cover == extent.first:  # as Extent.use
+                extent.cover = end
+            elif end == cover and extent.others is not None:
+                extent.others.append(end)
+            else:
+                extent.use(end)
 
     def _take_segments(self, extent: Extent, end: int) -> None:
         """Take the free blocks of an extent up to ``end`` out of its segments."""
@@ -110,8 +137,8 @@ class FreeQueue:
 
     def split(self, extent: Extent, block: int) -> Extent:
         """Cut an extent before a block, and return the rest of it; free blocks keep their places."""
-        segments, first = extent.segments, extent.first_queued()
-        extent.segments = []
+        segments, first = extent.segments or [], extent.first_queued()
+        extent.segments = None
         if first < extent.end:
             own = Segment(extent, first, extent.end)
             self._insert(own, extent)
@@ -128,70 +155,86 @@ class FreeQueue:
 
     def note_free(self, free: int) -> None:
         """Note that no more than ``free`` blocks are free, so that those before them are to be evicted."""
-        due = self.blocks - free if free > 0 else self.blocks
+        due = self.blocks - free
         if due > self.due:
-            self.due = due
-            if due > self._most_due:
-                self.evict()
+            self.due = due if free > 0 else self.blocks
 
-    def has(self, extent: Extent, free: int) -> bool:
-        """Return whether an extent surely keeps all its free blocks, because enough others stand before them.
+    def cached_until(self, extent: Extent, end: int, free: int) -> int:
+        """Return where an extent with free blocks ends, or ``end`` if that is before.
 
-        :param free: how many blocks are free now.
+        :param free: how many blocks are free now. What is due is evicted, unless enough blocks surely stand before
+            those of the extent, so that it keeps them all.
         """
         from_here_on = self._appended - extent.appended  # no more blocks than these can stand there
-        return from_here_on <= free and from_here_on <= self.blocks - self.due
+        if from_here_on > free or from_here_on > self.blocks - self.due:
+            self.note_free(free)
+            self.evict()
+        return end if end < extent.end else extent.end
 
     def evict(self) -> None:
         """Evict the blocks that are due."""
         due, self.due = self.due, 0
         self.blocks -= due
         self._evicted += due
+        queue_end, known = self._end, self._known.first
         while due:
-            entry = self._end.following
-            if entry.before:
-                if due <= entry.before:
-                    entry.before -= due
-                    return
-                due -= entry.before
-                entry.before = 0
-            first, end = entry.first_queued(), entry.end - due  # the last blocks of an entry go first
-            if end < first:
-                end = first
-            blocks = entry.end - end
+            if queue_end.after:
+                unknown = min(due, queue_end.after)
+                queue_end.after -= unknown
+                due -= unknown
+                continue
+            entry = queue_end.following
+            if not isinstance(entry, Extent):
+                due -= self._evict_segment(entry, due)
+                continue
+            first = entry.segments[0].end if entry.segments else entry.cover
+            blocks = entry.end - first
+            if due < blocks:  # the last blocks of an entry go first
+                entry.end -= due
+                return
             due -= blocks
-            entry.end = end
-            if end == first:
-                self._remove(entry)
-                entry.following = self._end  # so that what is gone does not keep others in memory
-            extent = entry if isinstance(entry, Extent) else self._cut_segment(entry, end, blocks)
-            if extent is not None and end == extent.first and not extent.forgotten:
-                self._known.remove(extent)
+            entry.end = first
+            following = entry.following  # as _remove
+            if entry.after:
+                queue_end.after, entry.after = entry.after, 0
+            queue_end.following = following
+            following.previous = queue_end
+            entry.following = queue_end  # so that what is gone does not keep others in memory
+            if first == entry.first and not entry.forgotten:
+                if entry.next is None and known[entry.key] is entry:  # it is the only one of its key
+                    del known[entry.key]
+                else:
+                    self._known.remove(entry)
 
-    def _cut_segment(self, entry: Entry, end: int, blocks: int) -> Extent | None:
-        """Note that a segment now ends at ``end``, so many blocks earlier; return its extent, if it has one."""
-        assert isinstance(entry, Segment)
-        extent = entry.extent
+    def _evict_segment(self, segment: Entry, due: int) -> int:
+        """Evict the last blocks of a segment, ``due`` of them at most; return how many."""
+        assert isinstance(segment, Segment)
+        blocks, extent = min(due, segment.end - segment.first), segment.extent
+        segment.end -= blocks
+        if segment.end == segment.first:
+            self._remove(segment)
         if extent is None:
             self._evicted -= blocks  # they were not cached
-        else:
-            extent.end = end
-            if end == entry.first:
-                extent.segments.pop(0)
-        return extent
+            return blocks
+        extent.end = segment.end
+        if segment.end == segment.first:
+            assert extent.segments is not None
+            extent.segments.pop(0)
+            if segment.first == extent.first and not extent.forgotten:
+                self._known.remove(extent)
+        return blocks
 
     @property
     def evicted(self) -> int:
         """Cached blocks that were used for something else, those that are due included."""
-        due, uncached = self.due, 0
+        due, uncached = self.due - self._end.after, 0
         for entry in self._entries():
-            due -= entry.before
             if due <= 0:
                 break
             blocks = entry.end - entry.first_queued()
             if isinstance(entry, Segment) and entry.extent is None:
                 uncached += min(blocks, due)
-            due -= blocks
+            due -= blocks + entry.after
         return self._evicted + self.due - uncached
 
     def _entries(self) -> Iterator[Entry]:
@@ -209,14 +252,16 @@ class FreeQueue:
         queued = {entry for entry in entries if isinstance(entry, Extent)}
         segments = [entry for entry in entries if isinstance(entry, Segment)]
         found = extents.union(queued, [segment.extent for segment in segments if segment.extent is not None])
-        blocks = sum(entry.before for entry in (*entries, self._end))
+        blocks = sum(entry.after for entry in (*entries, self._end))
         blocks += sum(segment.end - segment.first for segment in segments)
         for extent in found:
             block = extent.first_queued()
             assert (block < extent.end) == (extent in queued)
+            assert extent in queued or not extent.after
             blocks += extent.end - block
-            assert extent.segments == [segment for segment in segments if segment.extent is extent]
-            for segment in extent.segments:
+            own = [segment for segment in segments if segment.extent is extent]
+            assert (extent.segments or []) == own
+            for segment in own:
                 assert segment.end == block > segment.first
                 block = segment.first
             assert block == extent.cover

@@ -14,16 +14,15 @@ NO_END = 1 << 60
 class KnownBlocks:
     """The extents that can be found.
 
-    :ivar first: the first extent of each key; others are linked to it.
-    :ivar twins: those that were filled while equal blocks were known, by key, the oldest first. An extent that is no
-        twin has only blocks that were not known, so none begins within a twin.
+    :ivar first: the first extent of each key; others are linked to it. Twins, which were filled while equal blocks were
+        known, come last, the oldest of them first. An extent that is no twin has only blocks that were not known, so
+        none begins within a twin.
     :param size: tokens of a block.
     :param invocation_tokens, base_model: as in ``PrefixStore``.
     """
 
     def __init__(self, size: int, invocation_tokens: int, base_model: int) -> None:
         self.first: dict[Key, Extent] = {}
-        self.twins: dict[Key, list[Extent]] = {}
         self._size = size
         self._invocation_tokens = invocation_tokens
         self._base_model = base_model
@@ -75,40 +74,34 @@ class KnownBlocks:
         """Return the known extent that begins with this block, or else the oldest twin that has it."""
         extent = self.first.get(key)
         while extent is not None and extent.first != block:
+            if extent.twin and extent.first < block < extent.end:
+                break
             extent = extent.next
-        if extent is None and self.twins:
-            for twin in self.twins.get(key, ()):
-                if twin.first <= block < twin.end:
-                    return twin
         return extent
 
     def _oldest_until(self, twin: Extent, block: int) -> int:
         """Return where the blocks of a twin end (exclusive) that are the oldest, as this one of them is."""
         end = twin.end
-        for other in self.twins[twin.key]:
+        for other in self.first[twin.key].chain():
             if other is twin:
                 break
-            if block < other.first < end:
+            if other.twin and block < other.first < end:
                 end = other.first
         return end
 
     def add(self, extent: Extent) -> None:
         """Let an extent be found."""
-        if extent.twin:
-            self.twins.setdefault(extent.key, []).append(extent)
+        first = self.first.get(extent.key)
+        if extent.twin and first is not None:
+            *_, last = first.chain()
+            last.next = extent
         else:
-            extent.next = self.first.get(extent.key)
+            extent.next = first
             self.first[extent.key] = extent
 
     def remove(self, extent: Extent) -> None:
         """Let an extent no longer be found."""
         key = extent.key
-        if extent.twin:
-            twins = self.twins[key]
-            twins.remove(extent)
-            if not twins:
-                del self.twins[key]
-            return
         before = self.first[key]
         if before is not extent:
             while before.next is not extent:
@@ -122,18 +115,20 @@ class KnownBlocks:
 
     def add_rest(self, twin: Extent, rest: Extent) -> None:
         """Let the rest of a twin that has been cut be found."""
-        twins = self.twins[twin.key]
-        twins.insert(twins.index(twin), rest)
+        rest.next = twin.next
+        twin.next = rest
 
     def extents(self) -> list[Extent]:
-        found = [extent for first in self.first.values() for extent in first.chain()]
-        return found + [twin for twins in self.twins.values() for twin in twins]
+        return [extent for first in self.first.values() for extent in first.chain()]
 
     def check_integrity(self) -> set[Extent]:
         """Assert that equal blocks, except the oldest, are twins; return all extents."""
         known = self.extents()
         assert len(known) == len(set(known))
         assert not any(extent.forgotten for extent in known)
+        assert all(extent.key == key for key, first in self.first.items() for extent in first.chain())
+        assert not any(extent.twin and extent.next is not None and not extent.next.twin for extent in known)
+        assert all(extent.plain == (len(extent.runs) == 1 and not extent.twin) for extent in known)
         pieces = sorted(piece for extent in known if not extent.twin for piece in extent.pieces(self._size))
         for (key, _, end), (next_key, first, _) in pairwise(pieces):
             assert key != next_key or end <= first, "equal blocks, except the oldest, are twins"

@@ -24,7 +24,7 @@ class PrefixLookup(ExactCount):
         # By key, the running request of a conversation whose prompt is scheduled. Only later turns can find more of its
         # blocks than it has found itself, so they are made known when one of these comes, or when it ends.
         self._unfilled: dict[int, Request] = {}
-        self._found: Spans = []  # by the last lookup
+        self._found: Spans = []  # by the last lookup, if it found any blocks
         self._found_idle = 0  # those of its blocks that nobody uses
 
     def cached_tokens(self, request: Request) -> int:
@@ -35,43 +35,41 @@ class PrefixLookup(ExactCount):
         if request.preemptions or self._shares_base or len(shared) > 1:
             return self._find(request) if shared or text >= 0 or request.preemptions else 0
         # The common case: one shared run at most. The rest does the same as _find.
-        adapter, size, first, twins = request.adapter, self.size, self._known.first, self._known.twins
+        adapter, size, first = request.adapter, self.size, self._known.first
         limit = (request.to_prefill - 1) // size
-        self._found, self._found_idle = [], 0
-        block = 0
+        block = idle = 0
         if shared:
-            key = (adapter, shared[0][1], 0)
-            extent = first.get(key)
+            tokens, run = shared[0]
+            whole = tokens // size
+            extent = first.get((adapter, run, 0))
             if extent is not None:
-                if extent.first or extent.next is not None or len(extent.runs) > 1:
+                if not extent.plain or extent.next is not None or extent.first:
                     return self._find(request)
-                block = shared[0][0] // size
-                block = self._found_of(extent, block if block < limit else limit)
-            if twins and key in twins:
-                return self._find(request)
-        if text >= 0 and (not shared or block >= shared[0][0] // size):
-            key = (adapter, text, 0)
-            extent = first.get(key)
+                block = whole if whole < limit else limit
+                if block > extent.cover:
+                    block = self._queue.cached_until(extent, block, self._free)
+                    idle = block - extent.cover
+                if block:
+                    self._found = [(extent, block)]
+            if block < whole:
+                text = -1  # its own text comes after what it shares
+        if text >= 0:
+            extent = first.get((adapter, text, 0))
             if extent is not None:
-                if extent.next is not None:
+                if not extent.plain or extent.next is not None:
                     return self._find(request)
                 if extent.first == block < limit:
-                    block = self._found_of(extent, limit)
-            if twins and key in twins:
-                return self._find(request)
+                    end = limit
+                    if end > extent.cover:
+                        end = self._queue.cached_until(extent, end, self._free)
+                        idle += end - extent.cover
+                    if not block:
+                        self._found = [(extent, end)]
+                    elif end > block:
+                        self._found.append((extent, end))
+                    block = end
+        self._found_idle = idle
         return block * size
-
-    def _found_of(self, extent: Extent, end: int) -> int:
-        """Note that an extent is found up to ``end``, or to its own end; return that."""
-        if end > extent.cover:
-            if not self._queue.has(extent, self._free):
-                self.settle()
-            if end > extent.end:
-                end = extent.end
-            self._found_idle += end - extent.cover
-        if end > extent.first:
-            self._found.append((extent, end))
-        return end
 
     def _find(self, request: Request) -> int:
         self.settle()

@@ -71,7 +71,7 @@ class PrefixStore(PrefixLookup):
                 tokens = held_tokens(request, step)
                 self.decoding += 1
                 self.tokens += tokens
-                self._phases[(tokens - 1 - step) % self.size] += 1
+                self._phases[(step - tokens) % self.size] += 1
         self._free -= self._needed_next()
         self._queue.note_free(self._free)
 
@@ -85,8 +85,12 @@ class PrefixStore(PrefixLookup):
         size, context = self.size, request.context
         idle = self._found_idle if cached else 0
         left = -context % size  # tokens that still fit into its last block
-        if room_for > left and idle - (left - room_for) // size > self._free:
-            return False
+        taken = idle - (left - tokens) // size
+        if room_for != tokens or taken > self._free:
+            needed = idle - (left - room_for) // size
+            if room_for > left and needed > self._free:
+                return False
+        self._free -= taken
         if not context:
             self._admissions = request.place = self._admissions + 1
             if request.preemptions:
@@ -97,23 +101,19 @@ class PrefixStore(PrefixLookup):
             if self._any_outdated:
                 self._note_outdated(request, cached)
             if cached:
-                self._share(request.index, cached // size - idle)
-        if tokens > left:  # as always when it joins
-            self._free -= idle - (left - tokens) // size
+                found = self._held[request.index] = self._found
+                in_use = cached // size - idle
+                if in_use:
+                    self._extra_users += in_use
+                    self._found_in_use[request.index] = in_use
+                self._queue.take(found, idle)
         if tokens + cached == request.to_prefill:
-            if request.shared and cached + size <= request.shared[-1][0]:
+            shared, text = request.shared, request.text_key
+            if shared and cached + size <= shared[-1][0]:
                 self._fill_shared(request, (context + cached + tokens) // size)
-            if request.text_key >= 0:
-                self._unfilled[request.text_key] = request
+            if text >= 0:
+                self._unfilled[text] = request
         return True
-
-    def _share(self, index: int, in_use: int) -> None:
-        """Let a request use the blocks that it found, of which so many are in use already."""
-        found = self._held[index] = self._found
-        if in_use:
-            self._extra_users += in_use
-            self._found_in_use[index] = in_use
-        self._queue.take(found)
 
     def _note_outdated(self, request: Request, cached: int) -> None:
         """Note whether a request finds outdated content as it joins."""
@@ -133,7 +133,6 @@ class PrefixStore(PrefixLookup):
         return rest
 
     def _fill_text(self, text: int) -> None:
-        """Make known the prompt of the running request of this conversation, if there is one."""
         request = self._unfilled.pop(text, None)
         if request is not None:
             self._fill_prompt(request)
@@ -144,13 +143,15 @@ class PrefixStore(PrefixLookup):
     def _fill_shared(self, request: Request, full: int) -> None:
         """Make known what others may share of the ``full`` first blocks of a request, whose prompt is scheduled."""
         index, shared, known = request.index, request.shared, self._known
-        full = min(full, shared[-1][0] // self.size)
+        end = shared[-1][0] // self.size
+        if full > end:
+            full = end
         spans = self._held.get(index)
         if spans is None and len(shared) == 1 and not (self._shares_base or index in self._lost):
             key = (request.adapter, shared[0][1], 0)
-            if key not in known.first and key not in known.twins:  # the common case: the rest does the same as _fill
+            if key not in known.first:  # the common case: the rest does the same as _fill
                 extent = known.first[key] = Extent(key, shared, 0, full)
-                extent.use(full)
+                extent.cover = full  # its only user
                 self._held[index] = [(extent, full)]
                 return
         if (spans[-1][1] if spans else 0) < full:
@@ -197,9 +198,10 @@ class PrefixStore(PrefixLookup):
             if spans and block != shared and self._may_extend(spans[-1], key):
                 extent, _ = spans.pop()
                 extent.lengthen(end)
-                extent.runs = path[bisect_left(path, ((extent.first + 1) * size,)) : last + 1]
+                extent.set_runs(path[bisect_left(path, ((extent.first + 1) * size,)) : last + 1])
             else:
                 extent = Extent(key, path[at : last + 1], block, end)
+                extent.plain = at == last
                 extent.use(end)
                 known.add(extent)
             spans.append((extent, end))
@@ -217,76 +219,84 @@ class PrefixStore(PrefixLookup):
         return self
 
     def give_back(self, requests: list[Request]) -> None:
-        if self._queue.blocks > self._free:
-            self._queue.note_free(self._free + self._needed_next())
+        size, step, queue = self.size, self._step, self._queue
+        due = queue.blocks - self._free - self._phases[step % size]  # as note_free, without a call
+        if due > queue.due:
+            queue.due = due
         if len(requests) > 1 and (self._held or self._unfilled):
             requests = sorted(requests, key=_place)
-        for request in requests:
-            self._release(request)
-
-    def _release(self, request: Request) -> None:
-        """Free the blocks of a request, the last one first."""
-        index, text, last_step, size = request.index, request.text_key, request.last_step, self.size
-        freed = 1  # its last block, or the one that it would have taken in the next step
-        if last_step < 0:
-            tokens = request.context
-            self._found_in_use.pop(index, None)
-            freed = int(tokens % size > 0)
-        else:
-            step = self._step
-            tokens = held_tokens(request, step)
-            self.decoding -= 1
-            self.tokens -= tokens
-            self._phases[(tokens - 1 - step) % size] -= 1
-        full = tokens // size
-        if self._uncached_last and tokens % size:
-            self._queue.append_uncached()
-        spans = self._held.get(index)
-        known = self._free_text(request, spans, full) if text >= 0 else NOT_FREED
-        if known == NOT_FREED:
-            if text >= 0 or last_step != self._step:
-                self._fill(request, full, own=True)
-                spans = self._held.get(index)
+        for request in requests:  # mostly a single one; its last block is freed first
+            index, last_step = request.index, request.last_step
+            if last_step < 0:
+                tokens = request.context
+                self._found_in_use.pop(index, None)
+                freed = int(tokens % size > 0)
+            else:
+                before_decoding = last_step - request.output_tokens - request.prompt_tokens + 1
+                tokens = step - before_decoding  # as held_tokens, without a call
+                self.decoding -= 1
+                self.tokens -= tokens
+                self._phases[before_decoding % size] -= 1
+                freed = 1  # its last block, or the one that it would have taken in the next step
+            full = tokens // size
+            if self._uncached_last and tokens % size:
+                queue.append_uncached()
+            spans = self._held.pop(index, None)
+            if request.text_key >= 0:
+                spans = self._fill_turn(request, spans, full)
+            elif last_step != step:
+                spans = self._fill_rest(request, spans, full)
             known = spans[-1][1] if spans else 0
             if full > known:
-                self._queue.append_unknown(full - known)
-        freed += full - known
-        if spans:
-            idle = self._queue.give_back(spans)
-            freed += idle
-            self._extra_users -= known - idle
-            del self._held[index]
-        self._free += freed
-        if self._lost:
-            self._lost.discard(index)
+                queue.append_unknown(full - known)
+                freed += full - known
+            if spans:
+                idle = queue.give_back(spans)
+                freed += idle
+                if idle < known:
+                    self._extra_users -= known - idle
+            self._free += freed
+            if self._lost:
+                self._lost.discard(index)
 
-    def _free_text(self, request: Request, spans: Spans | None, full: int) -> int:
-        """Make known the ``full`` blocks of a turn that leaves, the quick way, if none after ``spans`` was known.
+    def _fill_rest(self, request: Request, spans: Spans | None, full: int) -> Spans | None:
+        """Make known all ``full`` blocks of a request that leaves; return those that it then holds.
 
-        Return how many of its first blocks, those in ``spans``, are still to be freed.
+        :param spans: those that it held.
         """
+        if spans is not None:
+            self._held[request.index] = spans
+        self._fill(request, full, own=True)
+        return self._held.pop(request.index, None)
+
+    def _fill_turn(self, request: Request, spans: Spans | None, full: int) -> Spans | None:
+        """Do the same as ``_fill_rest`` for a turn of a conversation, in the common case the quick way."""
         text = request.text_key
         latest_turn = self._unfilled.pop(text, request)
         if latest_turn is not request:
             self._fill_prompt(latest_turn)
-        if self._shares_base or request.index in self._lost:
-            return NOT_FREED
-        known, key = self._known, (request.adapter, text, 0)
-        if known.twins and key in known.twins:
-            return NOT_FREED
-        end = spans[-1][1] if spans else 0
-        extent = known.first.get(key)
-        if extent is not None:
-            if not spans or extent is not spans[-1][0] or extent.end != end:
-                return NOT_FREED  # a later turn, which came before this one ended, may have filled the next block
-            extent.lengthen(full)
-            spans[-1] = (extent, full)
-            return full
-        if full <= end or end != (request.shared[-1][0] // self.size if request.shared else 0):
-            return NOT_FREED
-        extent = known.first[key] = Extent(key, ((NO_END, text),), end, full)
-        self._queue.append(extent, full)
-        return end
+        if self._shares_base or self._lost:
+            return self._fill_rest(request, spans, full)
+        first, end = self._known.first, 0
+        if spans:
+            extent, end = spans[-1]
+            key = extent.key
+            if key[1] == text:
+                # A later turn, which came before this one ended, may have filled the next block.
+                if extent.end != end or extent.twin or extent.next is not None or first[key] is not extent:
+                    return self._fill_rest(request, spans, full)
+                extent.end = extent.cover = full  # it is a user of all blocks so far
+                spans[-1] = (extent, full)
+                return spans
+        key, shared = (request.adapter, text, 0), request.shared
+        if full <= end or key in first or end != (shared[-1][0] // self.size if shared else 0):
+            return self._fill_rest(request, spans, full)
+        extent = first[key] = Extent(key, ((NO_END, text),), end, full)
+        extent.cover = full  # its only user
+        if spans is None:
+            return [(extent, full)]
+        spans.append((extent, full))
+        return spans
 
     # Evict, outdate and forget --------------------------------------------------------------------------------------
 
@@ -353,7 +363,7 @@ class PrefixStore(PrefixLookup):
         for extent in self._queue.check_integrity(known.union(users)):
             assert extent in known or extent.forgotten
             ends = users.get(extent, [])
-            assert extent.ends == sorted(ends)
+            assert extent.ends() == sorted(ends)
             assert extent.cover == max(ends, default=extent.first)
 
 
