@@ -73,7 +73,7 @@ class UniformDraws:
     def of(self, number: int) -> float:
         """Return the draw of a number."""
         place = number - self._first
-        if place < 0:  # a straggler, for which no block pays
+        if place < 0:  # before the block, such as a request sent again
             return uniform_draw(self._key, number)
         if place >= len(self._block):
             self._first, place = number, 0

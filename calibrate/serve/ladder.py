@@ -13,6 +13,7 @@ import numpy as np
 from calibrate.serve.client import SentRequest
 from calibrate.serve.drive import Driver
 from calibrate.serve.planned_requests import PlannedRequest
+from calibrate.serve.server_errors import ServerError
 from sim.spec.scenario import Scenario
 
 MOST_SEQUENCES = 64
@@ -33,11 +34,12 @@ _PASSES = 3
 class DecodeBatch:
     """A batch that only decodes: its mean step, in the median of several passes.
 
-    :ivar kv_tokens: KV tokens of all sequences together, on average.
+    :ivar prompt_tokens: of each sequence; ``kv_tokens``: KV tokens of all together, on average.
     """
 
     sequences: int
     distinct: int
+    prompt_tokens: int
     kv_tokens: float
     step_s: float
 
@@ -110,11 +112,13 @@ async def slowdown(driver: Driver, ladder: Ladder, check: int) -> float | None:
 
     :param ladder: with a batch at least.
     :param check: number of this check from 1 on, so that its prompts are new.
-    :returns: None where the requests hardly overlapped.
-    :raises ServerError: where the server doesn't serve one.
+    :returns: None where the server didn't serve all of it, or the requests hardly overlapped.
     """
-    then = max(ladder.batches, key=lambda batch: (batch.sequences, batch.distinct, -batch.kv_tokens))
-    now = await _Climb(driver, check).batch(then.sequences, then.distinct, SHORTEST)
+    then = max(ladder.batches, key=lambda batch: (batch.sequences, batch.distinct))
+    try:
+        now = await _Climb(driver, check).batch(then.sequences, then.distinct, then.prompt_tokens)
+    except ServerError:
+        return None  # what was measured before counts all the same
     return None if now is None else now.step_s / then.step_s
 
 
@@ -191,7 +195,9 @@ class _Climb:
             if len(inside) > 1 and inside[-1][1] - inside[0][1] >= _LEAST_STEPS and inside[-1][0] > inside[0][0]:
                 steps.append((inside[-1][0] - inside[0][0]) / (inside[-1][1] - inside[0][1]))
                 contexts.append(s.request.prompt_tokens + (inside[0][1] + inside[-1][1]) / 2)
-        return DecodeBatch(size, distinct, float(np.mean(contexts)) * size, float(np.mean(steps))) if steps else None
+        if not steps:
+            return None
+        return DecodeBatch(size, distinct, prompt, float(np.mean(contexts)) * size, float(np.mean(steps)))
 
     async def joins(self, prompts: Sequence[int], longest: int) -> None:
         """Let short requests join one that decodes, far enough apart to time how long each holds it up."""

@@ -34,7 +34,8 @@ from sim.traffic.generate import Traffic
 COMPARISON, REQUESTS, KEPT = "comparison.json", "requests.parquet", "requests-{}.jsonl"
 PROFILE, LADDER = "profile.json", "ladder.json"
 STEADY = 1.2
-"""A server's speed has changed if a step takes over this factor longer than when costs were fitted, or less time."""
+"""A server's speed has changed if a step takes more than this many times as long as in the ladder, or less than 1 over
+that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,14 +314,20 @@ def _preset(engine_: str, measured: ServerMeasurement) -> tuple[str, list[str]]:
 
 def drift_notes(slowdowns: Sequence[float | None]) -> list[str]:
     """Return what to say of steps that took longer or shorter after the runs than in the ladder."""
+    notes = [
+        f"after run {run}, the server did not serve the batch that checks its speed"
+        for run, factor in enumerate(slowdowns, 1)
+        if factor is None
+    ]
     known = [factor for factor in slowdowns if factor is not None]
     far = max(known, key=lambda factor: abs(math.log(factor)), default=1.0)
-    if 1 / STEADY < far < STEADY:
-        return []
-    return [
-        f"after run {slowdowns.index(far) + 1}, decode steps took {far:.2g} times as long as when their costs were "
-        "fitted: the server's speed changed, so the errors say little about the prediction"
-    ]
+    if not 1 / STEADY < far < STEADY:
+        times = f"{far:.2g}" if far < 10 else f"{far:,.0f}"
+        notes.append(
+            f"after run {slowdowns.index(far) + 1}, decode steps took {times} times as long as when their costs were "
+            "fitted: the server's speed changed, so the errors say little about the prediction"
+        )
+    return notes
 
 
 def _conclude(job: ServeStudy, measured: ServerMeasurement) -> ServeResult:

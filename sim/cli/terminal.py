@@ -152,7 +152,7 @@ class TerminalTable:
         found = []
         for row in rows:
             cells = []
-            for index, cell in enumerate(row):
+            for index, cell in zip(columns, row, strict=False):
                 text = cell.rstrip()
                 space = " " * (widths[index] - cell_len(text))
                 cells.append(text + space if left[index] else space + text)

@@ -83,7 +83,7 @@ class Scheduler:
     :ivar decode_steps: decode steps so far: the counter that finish times refer to.
     :ivar decided: the step that ``compose`` decided last.
     :ivar users: requests in the batch by adapter; those for the base model under its number.
-    :ivar distinct_adapters: how many adapters the batch has; the base model is none.
+    :ivar distinct_adapters: how many adapters the batch has, without the base model.
     :ivar adapters_changed: whether an adapter joined or left the batch since the world last set this to False.
     :ivar toggled: optional list; the scheduler appends an adapter each time it joins or leaves the batch.
     :ivar blocked: why the last boundary left a request waiting.

@@ -79,7 +79,7 @@ class VllmLruCache(AdapterCache):
     def serve_base_model(self) -> int:
         """Add an entry for requests without an adapter, always resident in a slot of its own; return its number.
 
-        It is never among the adapters passed to ``touch``.
+        It never counts as joining or leaving the batch.
         """
         self.state.append(RESIDENT)
         self.users.append(1)

@@ -16,7 +16,7 @@ from sim.results.placement.placement_metrics import placement_metrics
 from sim.results.point import UNITS, Metric
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, UNFINISHED, Recording
-from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts, joined, judge_of, slow_ones
+from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts, joined_columns, judge_of, slow_ones
 from sim.results.served import attainment
 from sim.results.statistics import (
     ENOUGH_FOR_SHARE,
@@ -112,7 +112,7 @@ def _tokens(m: MeasuredRequests) -> dict[str, Metric]:
     several = m.completed & (m.column("output_tokens") > 1)
     decode = (m.column("finished_s") - m.column("first_token_s"))[several]
     tpot = m.sampled(decode / (m.column("output_tokens")[several] - 1), several).mean("s")
-    counts = joined([r.gap_counts for r in m.recordings])
+    counts = joined_columns([r.gap_counts for r in m.recordings])
     used = np.flatnonzero(counts.sum(axis=0))
     bins = slice(used[0], used[-1] + 1) if len(used) else slice(0)  # few of all bins: the others take time, too
     counts, edges = counts[:, bins], gap_bin_edges()[bins]

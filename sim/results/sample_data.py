@@ -174,7 +174,7 @@ class MeasuredRequests:
         # Requests are numbered in the order of their arrivals, so the measured ones are the last: a view, not a copy.
         self._first = [int(np.searchsorted(r.section_of, 0)) for r in recordings]
         firsts = enumerate(zip(recordings, self._first, strict=True))
-        self.section = joined([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
+        self.section = joined_columns([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
         self._columns: dict[str, NDArray[Any]] = {}
         self._latencies: dict[str, Sampled] = {}
         status = self.column("status")
@@ -187,7 +187,7 @@ class MeasuredRequests:
         """Return one column of the measured requests."""
         if name not in self._columns:
             pairs = zip(self.recordings, self._first, strict=True)
-            self._columns[name] = joined([r.requests[name][first:] for r, first in pairs])
+            self._columns[name] = joined_columns([r.requests[name][first:] for r, first in pairs])
         return self._columns[name]
 
     def replica_seconds(self, each: int) -> Floats:
@@ -286,7 +286,7 @@ class MeasuredRequests:
         return np.concatenate(started).astype(np.float64), np.concatenate(busy)
 
 
-def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+def joined_columns(parts: list[NDArray[Any]]) -> NDArray[Any]:
     """Return arrays after one another; of a single one no copy is made."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

@@ -195,7 +195,7 @@ class Walk:
 
 
 def next_batch(random: Random, batch: list[int], adapters: int, slots: int) -> tuple[list[int], list[int]]:
-    """Return who stays in the next batch and who joins it, maybe after leaving: mostly few, sometimes many."""
+    """Return which adapters stay in the next batch, and which join it, maybe after leaving; sometimes many."""
     kind = random.random()
     if kind < 0.3:
         return batch, []

@@ -30,7 +30,7 @@ def ladder(noise: float = 0.0) -> Ladder:
             for prompt in (8, 200):
                 kv = size * (prompt + 32.0)
                 step = FIXED + (SEQUENCE + TOKEN) * size + ADAPTER * distinct + KV * kv
-                result.batches.append(DecodeBatch(size, distinct, kv, about(step)))
+                result.batches.append(DecodeBatch(size, distinct, prompt, kv, about(step)))
     for tokens in (8, 40, 120, 400):
         alone = OUTSIDE + FIXED + SEQUENCE + ADAPTER + PREFILL + TOKEN * tokens
         result.prefill += [(tokens, about(alone)) for _ in range(9)]
@@ -106,7 +106,9 @@ def test_a_profile_says_what_it_is_from() -> None:
     unknown = MeasuredServer("tiny", population, "x")
     again = fit_profile(ladder(noise=0.02), scenario, unknown, "cmd")
     assert again.draws == profile.draws
-    few = Ladder(batches=[DecodeBatch(1, 1, 40.0, 6e-3), DecodeBatch(2, 1, 80.0, 7e-3), DecodeBatch(4, 1, 160.0, 8e-3)])
+    few = Ladder(
+        batches=[DecodeBatch(1, 1, 8, 40.0, 6e-3), DecodeBatch(2, 1, 8, 80.0, 7e-3), DecodeBatch(4, 1, 8, 160.0, 8e-3)]
+    )
     few.prefill = [(8, 0.01)]
     assert len(fit_profile(few, scenario, unknown, "cmd").draws) == 16
     assert fit_profile(few, scenario, replace(server, engine="/home/me/model"), "cmd").name == "model/tiny/fitted"

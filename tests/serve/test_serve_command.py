@@ -76,9 +76,11 @@ def test_a_server_is_measured_and_predicted(loraplan: CommandLine, server: FakeS
 def test_a_change_of_speed_is_noted_either_way() -> None:
     from calibrate.serve.serve_study import drift_notes
 
-    assert drift_notes([]) == drift_notes([None, 1.19, 0.84]) == []
+    assert drift_notes([]) == drift_notes([1.19, 0.84]) == []
+    assert drift_notes([1.0, None]) == ["after run 2, the server did not serve the batch that checks its speed"]
     assert "after run 2, decode steps took 1.3 times" in drift_notes([1.0, 1.3])[0]
-    assert "after run 1, decode steps took 0.5 times" in drift_notes([0.5, None, 1.9])[0]
+    assert "after run 1, decode steps took 0.5 times" in drift_notes([0.5, None, 1.9])[1]
+    assert "after run 1, decode steps took 1,234 times" in drift_notes([1234.0])[0]
 
 
 def test_the_server_gets_what_the_scenario_says(loraplan: CommandLine, server: FakeServer) -> None:
@@ -309,20 +311,21 @@ def test_bad_arguments(loraplan: CommandLine, arguments: tuple[str, ...], words:
     assert words in done.err
 
 
+@pytest.mark.parametrize("afterwards", ["slower", "refuses"])
 def test_costs_are_fitted_over_the_api(
-    loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch, afterwards: str
 ) -> None:
     from calibrate.serve import ladder
     from calibrate.serve.drive import Driver, LiveRun
 
     run = Driver.run
 
-    async def run_and_slow_down(driver: Driver, planned: Any, kept: Path) -> LiveRun:
+    async def run_and_change(driver: Driver, planned: Any, kept: Path) -> LiveRun:
         result = await run(driver, planned, kept)
-        server.token_s = 0.02
+        server.token_s, server.refuses = (0.02, 0) if afterwards == "slower" else (server.token_s, 429)
         return result
 
-    monkeypatch.setattr(Driver, "run", run_and_slow_down)
+    monkeypatch.setattr(Driver, "run", run_and_change)
     for name, value in (("_PASSES", 1), ("_LOADS", 8), ("_STREAMS", 1), ("_REPEATS", 3)):
         monkeypatch.setattr(ladder, name, value)
     server.token_s = 0.004
@@ -345,9 +348,12 @@ def test_costs_are_fitted_over_the_api(
     assert 0.003 < profile["step"]["fixed_s"] < 0.012  # a step is a sleep of 4 ms, whoever is in it
     summary = json.loads(done.out)
     assert summary["profile"]["fitted"] is True
-    assert summary["slowdown"] == [pytest.approx(5, rel=0.6)]
-    assert "after run 1, decode steps took " in done.err
-    assert any("the server's speed changed" in note for note in summary["notes"])
+    if afterwards == "slower":
+        assert summary["slowdown"] == [pytest.approx(5, rel=0.6)]
+        assert "after run 1, decode steps took " in done.err
+    else:
+        assert summary["slowdown"] == [None]
+        assert "after run 1, the server did not serve the batch that checks its speed" in done.err
     assert len(profile["draws"]) == 16
     assert profile["provenance"]["command"] == ("loraplan calibrate serve short --fit --set fleet.max_num_seqs=4")
     assert "127.0.0.1" not in (OUT / "profile.json").read_text()

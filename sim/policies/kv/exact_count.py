@@ -10,7 +10,7 @@ class ExactCount(KvStore):
     """Counts the blocks that are free, cached or not, whatever they contain. Subclass it to say what they contain.
 
     Decodes grow together, so a count of them by phase, ``(steps so far - tokens) % size``, tells how many need a block
-    in each of the steps to come: those whose phase is its number, modulo ``size``. What they need for the next step is
+    in each of the steps to come: in step ``n`` those of phase ``n % size``. What they need for the next step is
     never counted as free.
 
     What decodes hold at their peak counts blocks that they share once. A subclass says how many they share.

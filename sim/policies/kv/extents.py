@@ -73,7 +73,7 @@ class Extent(Entry):
         self.first = self.cover = first
         self.end = end
         self.twin = twin
-        self.plain = not twin
+        self.plain = len(runs) == 1 and not twin
         self.after = self.appended = 0
         self.others: list[int] | None = None
         self.segments: list[Segment] | None = None
@@ -100,9 +100,9 @@ class Extent(Entry):
         self.end = self.cover = end
 
     def set_runs(self, runs: tuple[Run, ...]) -> None:
-        """Set the runs of its blocks; a twin has a single one."""
+        """Set the runs of its blocks; it is no twin."""
         self.runs = runs
-        self.plain = len(runs) == 1 and not self.twin
+        self.plain = len(runs) == 1
 
     def ends(self) -> list[int]:
         """Return where the blocks of each user end, in order."""

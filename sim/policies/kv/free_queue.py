@@ -14,8 +14,8 @@ class FreeQueue:
 
     Which physical block holds what does not matter. Otherwise a block without content always stands before all cached
     ones, so that only cached blocks are kept here. While there are more of them than free blocks, the first are to be
-    evicted. ``note_free`` says so before blocks are added, and before a request looks for content. It leaves them where
-    they are, because many together are evicted at a lower cost; ``cached_until`` finds out whether that can matter.
+    evicted. Whoever adds blocks, or looks for content, notes that first. They stay where they are until many are due,
+    because many together are evicted at a lower cost; ``settle_until`` finds out whether that can matter.
 
     Nearly every request appends entries, takes some out and evicts some. Interpreted, calls for this take as long as
     the work itself, so ``give_back``, ``take`` and ``evict`` have it written out. The rest uses ``_insert`` and
@@ -29,7 +29,7 @@ class FreeQueue:
         self.due = 0
         self._evicted = 0
         self._appended = 0  # blocks ever appended
-        self._most_due = total // 16
+        self._most_due = total // 16  # when more are due, ``give_back`` evicts them
         self._known = known
         # Its neighbours are the last entry and the first one; the blocks after it are at the head of the queue.
         self._end = end = Entry()
@@ -54,6 +54,8 @@ class FreeQueue:
 
     def give_back(self, spans: Spans) -> int:
         """Remove a user of these blocks. Append those that have no other user, the last one first; return how many.
+
+        Evict what is due if that is much.
 
         :param spans: empty when they are given back.
         """
@@ -159,11 +161,12 @@ class FreeQueue:
         if due > self.due:
             self.due = due if free > 0 else self.blocks
 
-    def cached_until(self, extent: Extent, end: int, free: int) -> int:
-        """Return where an extent with free blocks ends, or ``end`` if that is before.
+    def settle_until(self, extent: Extent, end: int, free: int) -> int:
+        """Evict what is due if that may reach an extent with free blocks; return its end then, ``end`` at most.
 
-        :param free: how many blocks are free now. What is due is evicted, unless enough blocks surely stand before
-            those of the extent, so that it keeps them all.
+        It can't reach the extent if enough other blocks surely stand before those of the extent.
+
+        :param free: how many blocks are free now.
         """
         from_here_on = self._appended - extent.appended  # no more blocks than these can stand there
         if from_here_on > free or from_here_on > self.blocks - self.due:
@@ -201,9 +204,9 @@ class FreeQueue:
             following.previous = queue_end
             entry.following = queue_end  # so that what is gone does not keep others in memory
             if first == entry.first and not entry.forgotten:
-                if entry.next is None and known[entry.key] is entry:  # it is the only one of its key
-                    del known[entry.key]
-                else:
+                found = known.pop(entry.key)
+                if found is not entry or entry.next is not None:  # it is not the only one of its key
+                    known[entry.key] = found
                     self._known.remove(entry)
 
     def _evict_segment(self, segment: Entry, due: int) -> int:

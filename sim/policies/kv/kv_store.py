@@ -45,8 +45,8 @@ class KvStore(ABC):
 
     :cvar caches: whether ``cached_tokens`` may return anything but 0; otherwise the scheduler does not call it.
     :ivar total: number of blocks; ``size``: tokens of each.
-    :ivar running: the batch, in the order in which its sequences joined. The scheduler fills it; a store only
-        reads it.
+    :ivar running: the batch, in the order in which its sequences joined: a dict used as an ordered set. The scheduler
+        fills it; a store only reads it.
     :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
     """
 

@@ -47,7 +47,7 @@ class PrefixLookup(ExactCount):
                     return self._find(request)
                 block = whole if whole < limit else limit
                 if block > extent.cover:
-                    block = self._queue.cached_until(extent, block, self._free)
+                    block = self._queue.settle_until(extent, block, self._free)
                     idle = block - extent.cover
                 if block:
                     self._found = [(extent, block)]
@@ -61,7 +61,7 @@ class PrefixLookup(ExactCount):
                 if extent.first == block < limit:
                     end = limit
                     if end > extent.cover:
-                        end = self._queue.cached_until(extent, end, self._free)
+                        end = self._queue.settle_until(extent, end, self._free)
                         idle += end - extent.cover
                     if not block:
                         self._found = [(extent, end)]

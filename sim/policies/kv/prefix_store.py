@@ -16,9 +16,6 @@ from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.policies.kv.prefix_lookup import PrefixLookup
 from sim.traffic.request import Request
 
-NOT_FREED = -1
-"""Stands for a number of blocks where none has been freed."""
-
 
 class PrefixStore(PrefixLookup):
     """Tracks what full blocks contain, so that requests share blocks with the same tokens; the rest it only counts.
@@ -201,7 +198,6 @@ class PrefixStore(PrefixLookup):
                 extent.set_runs(path[bisect_left(path, ((extent.first + 1) * size,)) : last + 1])
             else:
                 extent = Extent(key, path[at : last + 1], block, end)
-                extent.plain = at == last
                 extent.use(end)
                 known.add(extent)
             spans.append((extent, end))
@@ -220,7 +216,7 @@ class PrefixStore(PrefixLookup):
 
     def give_back(self, requests: list[Request]) -> None:
         size, step, queue = self.size, self._step, self._queue
-        due = queue.blocks - self._free - self._phases[step % size]  # as note_free, without a call
+        due = queue.blocks - self._free - self._phases[step % size]  # as note_free: never negative, decodes have theirs
         if due > queue.due:
             queue.due = due
         if len(requests) > 1 and (self._held or self._unfilled):
@@ -232,11 +228,11 @@ class PrefixStore(PrefixLookup):
                 self._found_in_use.pop(index, None)
                 freed = int(tokens % size > 0)
             else:
-                before_decoding = last_step - request.output_tokens - request.prompt_tokens + 1
-                tokens = step - before_decoding  # as held_tokens, without a call
+                empty_step = last_step - request.output_tokens - request.prompt_tokens + 1  # when it would hold none
+                tokens = step - empty_step  # as held_tokens, without a call
                 self.decoding -= 1
                 self.tokens -= tokens
-                self._phases[before_decoding % size] -= 1
+                self._phases[empty_step % size] -= 1
                 freed = 1  # its last block, or the one that it would have taken in the next step
             full = tokens // size
             if self._uncached_last and tokens % size:
@@ -289,9 +285,11 @@ class PrefixStore(PrefixLookup):
                 spans[-1] = (extent, full)
                 return spans
         key, shared = (request.adapter, text, 0), request.shared
-        if full <= end or key in first or end != (shared[-1][0] // self.size if shared else 0):
+        if full <= end or end != (shared[-1][0] // self.size if shared else 0):
             return self._fill_rest(request, spans, full)
-        extent = first[key] = Extent(key, ((NO_END, text),), end, full)
+        extent = Extent(key, ((NO_END, text),), end, full)
+        if first.setdefault(key, extent) is not extent:  # another one is known
+            return self._fill_rest(request, spans, full)
         extent.cover = full  # its only user
         if spans is None:
             return [(extent, full)]

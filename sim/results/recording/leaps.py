@@ -20,8 +20,10 @@ _HALF_A_BIN = 0.0005
 
 @cache
 def gap_bin_edges() -> Floats:
-    """Return the upper edges of the bins, shape (GAP_BINS,); all callers get the same array."""
-    return GAP_LOW_S * GAP_STEP ** np.arange(1, GAP_BINS + 1, dtype=np.float64)
+    """Return the upper edges of the bins, shape (GAP_BINS,); all callers get the same array, which is read-only."""
+    edges: Floats = GAP_LOW_S * GAP_STEP ** np.arange(1, GAP_BINS + 1, dtype=np.float64)
+    edges.flags.writeable = False
+    return edges
 
 
 def gap_bins(seconds: Floats) -> Ints:

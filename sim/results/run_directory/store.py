@@ -91,8 +91,7 @@ class RunStore:
         self.manifest = manifest
         self.previous = previous
         self._lock = lock
-        self._kept: set[str] = set()
-        """Keys of the points that this object wrote or read, so that their files are whole."""
+        self._kept: set[str] = set()  # keys of the points that this object wrote or read: their files are whole
 
     @classmethod
     def create(cls, out: Path, manifest: dict[str, Any], overwrite: bool = False) -> RunStore:
@@ -216,7 +215,7 @@ class RunStore:
         self.close()
 
     def finished(self, points: list[Point]) -> RunData:
-        """Return the finished run directory as ``read_run`` reads it; the files of a thousand points take seconds.
+        """Return the finished run as ``read_run`` would, without reading a thousand points back, which takes seconds.
 
         :param points: those that were given to ``finish``.
         """

@@ -94,7 +94,7 @@ class PoolTimes:
         kind = self._kind_of[pool]
         if kind == self._kind_of[self._first[request.adapter]] and not self.keeps:
             return
-        at = -1
+        at = -1  # mostly the last chunk
         if request.index < self._chunks[at].first:
             at = bisect_right(self._chunks, request.index, key=lambda chunk: chunk.first) - 1
         chunk, known = self._chunks[at], self._columns[at]
