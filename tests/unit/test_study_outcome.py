@@ -26,7 +26,7 @@ def typed(value: Any) -> Any:
     return type(value), repr(value)
 
 
-# With every part that a point can have.
+# Between them, these have all parts of points that a scenario can ask for.
 NAMES = (
     "disk-stall",
     "full-models-beside-adapters",
@@ -61,3 +61,12 @@ def test_a_sweep_returns_what_is_read_back_in_the_order_of_its_points(tmp_path: 
         assert [point.set for point in outcome.points] == sets_so_far
         assert typed(outcome.run) == typed(read_run(tmp_path / "run"))
     assert outcome.reused == 2
+
+
+def test_a_point_with_another_price_is_returned_as_it_is_read_back(tmp_path: Path) -> None:
+    loaded = load_scenario("quickstart").with_values({"workload.requests": 300, "run.replications": 1})
+    for price in (2.5, 4):
+        priced = loaded.with_values({"fleet.price": price})
+        outcome = run_study(priced, [{}], tmp_path / "run", Execution(Local(1)))
+        assert typed(outcome.run) == typed(read_run(tmp_path / "run"))
+    assert outcome.reused == 1
