@@ -24,8 +24,7 @@ _JOINS = 12
 _STREAMS = 3
 _LEAST_STEPS = 12
 _STEPS_APART = 6
-SHORTEST = 8
-"""Tokens of the shortest prompts, which every ladder has."""
+_SHORTEST = 8  # tokens of the shortest prompts
 _PASSES = 3
 """Every batch is timed so often, at different times, and the median kept, so that a short disturbance has no effect."""
 
@@ -95,15 +94,15 @@ async def measure(driver: Driver, scenario: Scenario, planned: Sequence[PlannedR
     prompts = [r.prompt_tokens for r in planned]
     typical, long = int(np.median(prompts)), int(np.quantile(prompts, 0.9))
     climb = _Climb(driver)
-    await climb.send(0, SHORTEST, 8)
+    await climb.send(0, _SHORTEST, 8)
     await climb.loads(slots, min(host, count), count)
     for adapter in range(slots):  # what follows finds these resident
-        await climb.send(adapter, SHORTEST, 1)
-    await climb.prefills(sorted({SHORTEST, typical, long, max(prompts)}))
+        await climb.send(adapter, _SHORTEST, 1)
+    await climb.prefills(sorted({_SHORTEST, typical, long, max(prompts)}))
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < scenario.fleet.max_num_seqs]
     most = min(scenario.fleet.max_num_seqs, MOST_SEQUENCES)
-    await climb.batches(sorted({*sizes, most}), slots, sorted({SHORTEST, min(typical, longest)}))
-    await climb.joins(sorted({SHORTEST, typical, long}), longest)
+    await climb.batches(sorted({*sizes, most}), slots, sorted({_SHORTEST, min(typical, longest)}))
+    await climb.joins(sorted({_SHORTEST, typical, long}), longest)
     return climb.ladder
 
 
@@ -146,8 +145,8 @@ class _Climb:
         """
 
         async def pair(adapter: int, storage: bool) -> None:
-            cold = await self.send(adapter, SHORTEST, 1)
-            warm = await self.send(adapter, SHORTEST, 1)
+            cold = await self.send(adapter, _SHORTEST, 1)
+            warm = await self.send(adapter, _SHORTEST, 1)
             seconds = (cold.first - cold.sent) - (warm.first - warm.sent)
             self.ladder.loads.append(TimedLoad(adapter, storage, seconds))
 
@@ -159,7 +158,7 @@ class _Climb:
         if host > slots:
             among = min(host, max(2 * slots, slots + 8))
             for adapter in range(among):
-                await self.send(adapter, SHORTEST, 1)
+                await self.send(adapter, _SHORTEST, 1)
             for number in range(_LOADS):
                 await pair(number % among, False)
 
@@ -206,7 +205,7 @@ class _Climb:
         rng = random.Random(1)
         for _ in range(_STREAMS):  # turn by turn: a noisy minute of the machine is shared by all lengths
             for prompt in prompts:
-                stream = asyncio.ensure_future(self.send(0, SHORTEST, max(_ANSWER, min(longest - SHORTEST, 400))))
+                stream = asyncio.ensure_future(self.send(0, _SHORTEST, max(_ANSWER, min(longest - _SHORTEST, 400))))
                 await asyncio.sleep(apart_s)
                 joined: list[SentRequest] = []
                 while len(joined) < _JOINS and not stream.done():

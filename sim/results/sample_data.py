@@ -145,6 +145,11 @@ class ScenarioFacts:
         """How many replicas serve the base model and its adapters."""
         return self.replicas - self.full_replicas
 
+    @property
+    def slos(self) -> tuple[Mapping[str, float], ...]:
+        """The SLO of the fleet, then that of each tenant."""
+        return self.slo, *(tenant.slo for tenant in self.tenants)
+
 
 STAMPS = {"queue": "admitted_s", "ttft": "first_token_s", "e2e": "finished_s"}
 """The stages that latencies are measured of, from the arrival, each with the stamp at its end."""
@@ -316,7 +321,7 @@ def judge_of(facts: ScenarioFacts) -> Judge | None:
     The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are applied to each single request: those of the
     fleet, and those of its tenant.
     """
-    if not any(name in SINGLE for slo in (facts.slo, *(tenant.slo for tenant in facts.tenants)) for name in slo):
+    if not any(name in slo for slo in facts.slos for name in SINGLE):
         return None
 
     def judge(requests: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
@@ -332,7 +337,7 @@ def request_targets(facts: ScenarioFacts, adapter: NDArray[Any]) -> dict[str, Fl
     """
     found = {}
     for name in SINGLE:
-        if not any(name in slo for slo in (facts.slo, *(tenant.slo for tenant in facts.tenants))):
+        if not any(name in slo for slo in facts.slos):
             continue
         targets = np.full(len(adapter), facts.slo.get(name, math.inf))
         own = np.array([tenant.slo.get(name, math.inf) for tenant in facts.tenants])
