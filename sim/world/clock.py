@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import Any, Final
 
 import simpy
@@ -109,9 +110,9 @@ class Clock:
         """Let ``run_to_pause`` return after the event that is being processed."""
         self._paused = True
 
-    def run(self, until: float | None = None) -> None:
-        """Process events up to a time, before all but control events of that instant; None: until there are none."""
-        if until is not None:
+    def run(self, until: float = inf) -> None:
+        """Process events up to a time, before all but control events of that instant; infinite: until none is left."""
+        if until < inf:
             self.call_at(until, CONTROL, _stop)
         self._environment.run()
 

@@ -129,7 +129,7 @@ class ClosedLoopFleet(Fleet):
 
     def next_s(self) -> float:
         """Return a time no later than the next arrival, which only the answers decide; infinite if there is none."""
-        return self.clock.now if self._next is not None and self.clock.pending() else inf
+        return self.clock.now if self._next_s < inf and self.clock.pending() else inf
 
     def run(self, chunks: Iterator[Chunk]) -> Recording:
         recording = super().run(chunks)
@@ -142,9 +142,7 @@ class ClosedLoopFleet(Fleet):
 
     def _send_next(self) -> None:
         """Send the next request."""
-        request = self._next
-        assert request is not None, "clients stop when there is none"
-        now = self.clock.now
+        request, now = self._next, self.clock.now
         request.arrival_s = now
         self._note_sent(request.index, now)
         self._sent += 1
@@ -154,8 +152,10 @@ class ClosedLoopFleet(Fleet):
         if self._sent == self._window.total:
             self.recorder.mark(now)
         self._send(request)
-        self._next = self._requests.next() or self._load_chunk()
-        if self._next is None:
+        following = self._requests.next()
+        if following is not None:
+            self._next = following
+        elif not self._next_chunk():
             self._clients.stop()
 
     def _mark_sections(self, chunk: Chunk) -> None:
@@ -163,9 +163,9 @@ class ClosedLoopFleet(Fleet):
 
     def _run_to_the_last(self) -> None:
         clock = self.clock
-        while self._next is not None and clock.pending():
+        while self._next_s < inf and clock.pending():
             clock.step()
-        self._next = None  # if all clients wait for replicas that never come up, the others are never sent
+        self._next_s = inf  # if all clients wait for replicas that never come up, the others are never sent
         super()._run_to_the_last()
 
 

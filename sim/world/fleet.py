@@ -49,13 +49,26 @@ class RunWindow:
     """Length of a run, and the part of it that is measured.
 
     :ivar total: number of requests; None if only ``end_s`` is known.
-    :ivar end_s: time at which the run stops; None: run until the last request has left.
+    :ivar end_s: time at which the run stops; infinite: it goes on until the last request has left.
     :ivar warmup: share of requests (or of ``end_s``) before the first section.
     """
 
     total: int | None
-    end_s: float | None
+    end_s: float
     warmup: float
+
+    def first_requests(self, sections: int) -> list[int]:
+        """Return the index of the request that opens each section; empty where sections go by time."""
+        if self.total is None:
+            return []
+        first = int(self.total * self.warmup)
+        return [first + (self.total - first) * i // sections for i in range(sections)]
+
+    def bounds_s(self, sections: int) -> list[float]:
+        """Return the times at which sections begin, and the end of the last; empty where they go by requests."""
+        if self.total is None:
+            return [float(bound) for bound in np.linspace(self.warmup * self.end_s, self.end_s, sections + 1)]
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +123,12 @@ class Fleet:
         self._tenant_of = arrivals.tenant_of
         self._chunks: Iterator[Chunk] = iter(())
         self._requests = ArrivingRequests(0, b"", b"", (b"", b""), (b"", b"", b""))
-        self._next: Request | None = None
+        self._next: Request
+        self._next_s = inf  # its arrival; infinite after the last request
         self._too_long: set[int] = set()
         self._only: Server | None = None  # the one replica to which all requests of this chunk go, without questions
         self._straight = False  # whether those of this chunk need only the router's choice
-        self._marks = self._section_starts()
+        self._marks = arrivals.window.first_requests(recorder.sections)
         self._hooks = hooks
         self._in_flight = in_flight
         self._sessions: list[int] = []  # of the requests of this chunk
@@ -160,7 +174,7 @@ class Fleet:
 
     def next_s(self) -> float:
         """Return the time of the next arrival; infinite if there is none."""
-        return inf if self._next is None else self._next.arrival_s
+        return self._next_s
 
     def choose(self, adapter: int, request: Request) -> int:
         """Return the replica to which the router sends a request.
@@ -182,32 +196,28 @@ class Fleet:
         """Simulate the run and return its recording."""
         self._chunks = chunks
         window, clock = self._window, self.clock
-        if window.total is None:
-            assert window.end_s is not None, "a run has a count or a duration"
-            for mark in np.linspace(window.warmup * window.end_s, window.end_s, self.recorder.sections + 1):
-                self.recorder.mark(float(mark))
-        self._next = self._load_chunk()
-        if self._next is None:
+        for bound_s in window.bounds_s(self.recorder.sections):
+            self.recorder.mark(bound_s)
+        if not self._next_chunk():
             raise nothing_arrives(window.end_s)
         self._begin()
         self._hooks.start(self)
-        if window.end_s is None:
-            self._run_to_the_last()
-            self._check_that_all_left()
-        else:
+        if window.end_s < inf:
             clock.call_at(window.end_s, CONTROL, lambda event: None)
             clock.run(window.end_s)
+        else:
+            self._run_to_the_last()
+            self._check_that_all_left()
         return self._close()
 
     def _begin(self) -> None:
         """Put the first arrival on the clock."""
-        assert self._next is not None, "a run has requests"
-        self.clock.schedule(self._next.arrival_s, ARRIVAL, NextArrival(self))
+        self.clock.schedule(self._next_s, ARRIVAL, NextArrival(self))
 
     def _run_to_the_last(self) -> None:
         """Run until the last request has left. Later control events are dropped; loads under way end."""
         clock = self.clock
-        if self._next is not None:
+        if self._next_s < inf:
             clock.run_to_pause()
         while clock.pending() and (any(self.inside) or self._hooks.has_pending() or clock.peek() == clock.now):
             clock.step()
@@ -225,20 +235,20 @@ class Fleet:
                 f"internal error: the simulation stands still at {self.clock.now:.6g} s with requests inside: {states}"
             )
 
-    def _section_starts(self) -> list[int]:
-        """Return the index of the request that opens each section; empty where sections go by time."""
-        total = self._window.total
-        if total is None:
-            return []
-        first = int(total * self._window.warmup)
-        return [first + (total - first) * i // self.recorder.sections for i in range(self.recorder.sections)]
+    def _next_chunk(self) -> bool:
+        """Go on to the first request of the next chunk; return False after the last."""
+        for chunk in self._chunks:
+            self._load(chunk)
+            request = self._requests.next()
+            if request is not None:
+                self._next, self._next_s = request, request.arrival_s
+                return True
+        self._next_s = inf
+        self.clock.pause()  # no request is left, so the run goes on only until those inside have left
+        return False
 
-    def _load_chunk(self) -> Request | None:
-        """Return the first request of the next chunk, or None after the last chunk."""
-        chunk = next(self._chunks, None)
-        if chunk is None:
-            self.clock.pause()  # no request is left, so the run goes on only until those inside have left
-            return None
+    def _load(self, chunk: Chunk) -> None:
+        """Prepare the requests of a chunk."""
         self._mark_sections(chunk)
         self.recorder.flush()
         self.recorder.to_come(chunk)
@@ -266,26 +276,25 @@ class Fleet:
             b"" if self._tenant_of is None else _packed(self._tenant_of[chunk.adapter], "<i8"),
             None if text is None else text.of_requests(),
         )
-        return self._requests.next()
 
     def _mark_sections(self, chunk: Chunk) -> None:
         """Mark the sections that begin, or end, in a chunk."""
         marks = self._marks
         while marks and marks[0] < chunk.first + len(chunk):
             self.recorder.mark(float(chunk.arrival_s[marks.pop(0) - chunk.first]))
-        if self._window.total is not None and chunk.first + len(chunk) == self._window.total:
-            end = self._window.end_s
-            self.recorder.mark(float(chunk.arrival_s[-1]) if end is None else end)
+        if chunk.first + len(chunk) == self._window.total:
+            end_s = self._window.end_s
+            self.recorder.mark(end_s if end_s < inf else float(chunk.arrival_s[-1]))
 
     def take_arrivals(self, event: Call) -> None:
         """Process arrivals until another event is due, then reschedule after it."""
         clock = self.clock
         now, queue, requests, only = clock.now, clock.queue, self._requests, self._only
         request = self._next
-        while request is not None:
+        while True:
             if request.arrival_s > now:
                 if queue and queue[0][0] <= request.arrival_s:
-                    self._next = request
+                    self._next, self._next_s = request, request.arrival_s
                     clock.schedule(request.arrival_s, ARRIVAL, event)
                     return
                 clock.now = now = request.arrival_s  # no event comes first, so scheduling one would be wasted
@@ -295,10 +304,13 @@ class Fleet:
                 self.servers[self._router.choose(request.adapter, request.index)].arrive(request)
             else:
                 self._send(request)
-            request = requests.next()
-            if request is None:
-                request = self._next = self._load_chunk()
-                requests, only = self._requests, self._only
+            following = requests.next()
+            if following is not None:
+                request = following
+            elif self._next_chunk():
+                request, requests, only = self._next, self._requests, self._only
+            else:
+                return
 
     def _send(self, request: Request) -> None:
         """Send a request that has arrived to a replica, or through rollouts and faults, or refuse it."""
@@ -353,11 +365,11 @@ def _packed(column: NDArray[Any], kind: str) -> bytes:
     return column.astype(kind, copy=False).tobytes()
 
 
-def nothing_arrives(duration_s: float | None, remedy: str = "raise the rate") -> ScenarioError:
+def nothing_arrives(duration_s: float, remedy: str = "raise the rate") -> ScenarioError:
     """Return the error of a run in which no request arrives."""
     return ScenarioError(
         "no request arrives in this duration",
         key="workload.duration",
-        got=format_seconds(duration_s or 0.0),
+        got=format_seconds(duration_s),
         hint=f"simulate longer, or {remedy}",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from sim.policies.routing import View
 from sim.results.recording.recorder import Recorder
@@ -91,7 +92,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     clock = Clock()
     recorder = make_recorder(world, replication, sections, clock)
 
-    at_a_time = min(adapters_at_a_time(pool.world) for pool in pools if pool.world.whole_models is None)
+    at_a_time = min(adapters_at_a_time(pool.world) for pool in pools if pool.world.serves_adapters)
     routing = route(world, replication, lambda up: View(up=up, slots=at_a_time))
     # With a single replica the router is never called.
     reads = routing.reads if replicas > 1 else frozenset[str]()
@@ -121,7 +122,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         recorder,
         routing.router,
         Arrivals(
-            RunWindow(world.traffic.total, world.traffic.end_s, scenario.run.warmup),
+            RunWindow(world.traffic.total, world.traffic.end_s or inf, scenario.run.warmup),
             times.of_requests(),
             times.limits.both,
             world.base_model,

@@ -345,7 +345,7 @@ WORLD = (
     Mutant(
         "warm-up-not-dropped",
         _FLEET,
-        "first = int(total * self._window.warmup)",
+        "first = int(self.total * self.warmup)",
         "first = 0",
         "misses of an empty cache are measured",
         ("tests/unit/test_sections.py",),
@@ -353,8 +353,8 @@ WORLD = (
     Mutant(
         "warm-up-of-a-duration-not-dropped",
         _FLEET,
-        "np.linspace(window.warmup * window.end_s, window.end_s",
-        "np.linspace(0.0, window.end_s",
+        "np.linspace(self.warmup * self.end_s, self.end_s",
+        "np.linspace(0.0, self.end_s",
         "misses of an empty cache are measured",
         ("tests/unit/test_sections.py",),
     ),

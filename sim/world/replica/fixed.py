@@ -20,27 +20,25 @@ class FixedServer(Server):
     def __init__(self, parts: ReplicaParts, mode: AdapterMode) -> None:
         super().__init__(parts, mode)
         self._queue: deque[Request] = deque()
-        self._serving: Request | None = None
+        self._serving: list[Request] = []  # one at most
         self._event = Call(self._served)
         self._actions: list[Action] = []
         self._leaving = False  # the request being served has its answer, and keeps its place for this instant
 
     def enqueue(self, request: Request, may_join_now: bool) -> None:
-        if self._serving is None:
-            self._serve(request)
-        else:
+        if self._serving:
             self._queue.append(request)
+        else:
+            self._serve(request)
 
     def _serve(self, request: Request) -> None:
         now = self.clock.now
-        self._serving = request
+        self._serving.append(request)
         request.admitted_s = now
         self.clock.schedule(now + request.service_s, BOUNDARY, self._event)
 
     def _served(self, event: Call) -> None:
-        request = self._serving
-        assert request is not None, "a service ends only after it began"
-        now = self.clock.now
+        now, request = self.clock.now, self._serving[0]
         request.first_token_s = now
         self.recorder.record_leap(request.admitted_s, request.service_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
         self._leaving = True
@@ -48,7 +46,7 @@ class FixedServer(Server):
         while self._actions:
             self._act()
         self._leaving = False
-        self._serving = None  # only now: requests that an action releases queue behind those that wait
+        self._serving.clear()  # only now: requests that an action releases queue behind those that wait
         if self._queue:
             self._serve(self._queue.popleft())
 
@@ -60,7 +58,7 @@ class FixedServer(Server):
 
     def at_boundary(self, action: Action) -> None:
         self._actions.append(action)
-        if self._serving is None:
+        if not self._serving:
             self._act()
 
     def _act(self) -> None:
@@ -77,17 +75,16 @@ class FixedServer(Server):
 
     def close(self) -> list[Request]:
         """Record the service under way; return the requests still inside."""
-        now, serving = self.clock.now, self._serving
-        if serving is not None and serving.admitted_s < now:
-            worked_s = now - serving.admitted_s
-            self.recorder.record_leap(serving.admitted_s, worked_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
+        for serving in self._serving:
+            if self.busy_s() > 0:
+                self.recorder.record_leap(serving.admitted_s, self.busy_s(), 0.0, 0.0, 1, 0, 1, 0, self.index)
         return super().close()
 
     def running(self) -> list[Request]:
-        return [] if self._serving is None or self._leaving else [self._serving]
+        return [] if self._leaving else list(self._serving)
 
     def busy_s(self) -> float:
-        return 0.0 if self._serving is None else self.clock.now - self._serving.admitted_s
+        return sum(self.clock.now - request.admitted_s for request in self._serving)
 
     def _queued_or_running(self) -> list[Request]:
         return self.running() + list(self._queue)
