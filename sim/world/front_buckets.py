@@ -35,6 +35,7 @@ class _Limited:
 class FrontBuckets(FleetHooks):
     """The buckets of one replication, in front of what its fleet does otherwise.
 
+    :param limited: by tenant, the buckets of those that have one.
     :param behind: what happens to the requests that are sent on.
     :param in_flight: counts requests inside by adapter, if the router reads that.
     """
@@ -42,19 +43,14 @@ class FrontBuckets(FleetHooks):
     direct = False
 
     def __init__(
-        self, tenants: tuple[Tenant, ...], recorder: Recorder, clock: Clock, behind: FleetHooks, in_flight: InFlight
+        self, limited: dict[int, _Limited], recorder: Recorder, clock: Clock, behind: FleetHooks, in_flight: InFlight
     ) -> None:
-        self._limited = [
-            None
-            if tenant.bucket is None
-            else _Limited(TokenBucket(tenant.bucket.rate, tenant.bucket.burst), tenant.bucket.full == "refuse")
-            for tenant in tenants
-        ]
+        self._limited = limited
         self._recorder = recorder
         self._clock = clock
         self._behind = behind
         self._in_flight = in_flight
-        self._reorders = any(limited is not None and not limited.refuses for limited in self._limited)
+        self._reorders = any(not each.refuses for each in limited.values())
         self._sent: set[int] = set()  # requests that took their tokens; they may come again if something lies behind
         self._area = 0.0
         self._fleet: OpenFleet
@@ -64,7 +60,7 @@ class FrontBuckets(FleetHooks):
         self._behind.start(fleet)
 
     def send(self, request: Request) -> None:
-        limited = self._limited[request.tenant]
+        limited = self._limited.get(request.tenant)
         if limited is None or request.index in self._sent:
             self._send_on(request)
             return
@@ -113,7 +109,7 @@ class FrontBuckets(FleetHooks):
         return self._behind.foresee(context, replica)
 
     def has_pending(self) -> bool:
-        return any(limited is not None and limited.held for limited in self._limited) or self._behind.has_pending()
+        return any(limited.held for limited in self._limited.values()) or self._behind.has_pending()
 
     def any_down(self) -> bool:
         return self._behind.any_down()
@@ -128,8 +124,8 @@ class FrontBuckets(FleetHooks):
         return self._area + self._behind.outside_area()
 
     def close(self) -> dict[str, float]:
-        for limited in self._limited:
-            for request in () if limited is None else limited.held:
+        for limited in self._limited.values():
+            for request in limited.held:
                 self._area += self._clock.now
                 self._recorder.record_unserved(request, -1, UNFINISHED)
         return self._behind.close()
@@ -144,6 +140,9 @@ def with_buckets(
     tenants: tuple[Tenant, ...], recorder: Recorder, clock: Clock, behind: FleetHooks, in_flight: InFlight
 ) -> FleetHooks:
     """Return hooks with the tenants' buckets in front; where no tenant has one, the hooks as they are."""
-    if all(tenant.bucket is None for tenant in tenants):
-        return behind
-    return FrontBuckets(tenants, recorder, clock, behind, in_flight)
+    limited = {
+        place: _Limited(TokenBucket(tenant.bucket.rate, tenant.bucket.burst), tenant.bucket.full == "refuse")
+        for place, tenant in enumerate(tenants)
+        if tenant.bucket is not None
+    }
+    return FrontBuckets(limited, recorder, clock, behind, in_flight) if limited else behind

@@ -102,9 +102,11 @@ def _one_by_one(rng: np.random.Generator, of_uniform: Callable[[Floats], Floats]
 
 def tier_times(scenario: Scenario, profile: Profile | None, population: Population) -> tuple[TierTimes, TierTimes]:
     """Return the load times from storage and from host memory."""
-    storage = scenario.storage
-    costs = (None, None) if profile is None else (profile.load.storage, _to_gpus(scenario, profile))
-    return _of_tier(storage.load, costs[0], population), _of_tier(storage.host_load, costs[1], population)
+    storage, from_storage, from_host = scenario.storage, TierTimes(), TierTimes()
+    if profile is not None:
+        from_storage = AdapterTimes(profile.load.storage, population)
+        from_host = AdapterTimes(_to_gpus(scenario, profile), population)
+    return _by_law(storage.load, from_storage), _by_law(storage.host_load, from_host)
 
 
 def _to_gpus(scenario: Scenario, profile: Profile) -> TierCost:
@@ -121,10 +123,8 @@ def _to_gpus(scenario: Scenario, profile: Profile) -> TierCost:
     return host.model_copy(update={"bandwidth_bytes_per_s": host.bandwidth_bytes_per_s / share})
 
 
-def _of_tier(law: TimeLaw | None, cost: TierCost | None, population: Population) -> TierTimes:
-    if law is not None:
-        return LawTimes(law)
-    return TierTimes() if cost is None else AdapterTimes(cost, population)
+def _by_law(law: TimeLaw | None, otherwise: TierTimes) -> TierTimes:
+    return otherwise if law is None else LawTimes(law)
 
 
 def request_times(scenario: Scenario, profile: Profile | None, population: Population) -> RequestTimes:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from sim.spec.base import Strict, located
 from sim.spec.sections.laws import TimeLaw
 from sim.spec.units import Bytes, Moment, Seconds, Share, format_seconds, format_share
+
+if TYPE_CHECKING:
+    from sim.spec.sections.laws import Floats
 
 STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread")
 
@@ -156,6 +159,10 @@ class Rollout(Strict):
         For propagation delays without a maximum: until it has nearly everywhere.
         """
         return self.spread + self.dwell * (len(self.stages) - 1) + self._known_after_s()
+
+    def delays(self, uniform: Floats) -> Floats:
+        """Return how many seconds a change takes to reach each router or replica, by uniform draws in [0, 1)."""
+        return uniform * 0.0 if self.propagation is None else self.propagation.ppf(uniform)
 
     def _known_after_s(self) -> float:
         if self.propagation is None:

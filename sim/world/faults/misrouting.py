@@ -138,7 +138,7 @@ class MisroutedRequests(NoMisrouting):
             self._update_active(now)
         for fault in self._active:
             reached = fault.reaches(request, tried, now)
-            if reached is not None:
+            if reached != request.adapter:
                 self._misroute(request, reached, fault)
                 return
 
@@ -179,11 +179,10 @@ class MisroutedRequests(NoMisrouting):
             return False
         index, tried = request.index, self._tries.pop(request.index, 0)
         marks = WRONG_LOAD if request.outcome == MISS else 0
-        if not original.fault.noticed(request, tried):
+        detector = original.fault.detected_by(request, tried)
+        if detector is None:
             self._recorder.mark_request(index, marks | WRONG_SERVED)
             return False
-        detector = original.fault.detector
-        assert detector is not None, "only a detector notices"
         again = tried < detector.retries
         marks |= WRONG_DETECTED | (RETRIED if again else 0)
         self._recorder.mark_request(index, marks, tries=int(again), detected=1)

@@ -8,7 +8,7 @@ from sim.errors import ScenarioError
 from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
 from sim.rng import stream, stream_key, uniform_draw
 from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import BaseModelAnswers, Misrouting, StaleMap, ends_s, never_happens
+from sim.spec.sections.faults import BaseModelAnswers, Detector, Misrouting, StaleMap, ends_s, never_happens
 from sim.spec.units import human_seconds
 from sim.traffic.generate import Traffic
 from sim.traffic.request import Request
@@ -31,25 +31,31 @@ class MisroutingFault(ABC):
         self, number: int, spec: Misrouting | StaleMap | BaseModelAnswers, seed: int, replication: int
     ) -> None:
         self.number = number
-        self.detector = spec.detector
+        self._detector = spec.detector
         self.begins_s = spec.at
         self.ends_s = ends_s(spec)
         self.words, self.never = "", never_happens(spec)
         self._check_key = stream_key(seed, replication, f"answer-check-{number}")
 
     @abstractmethod
-    def reaches(self, request: Request, tried: int, now: float) -> int | None:
-        """Return the wrong adapter that a request reaches now, as numbered in the traffic; None: the right one.
+    def reaches(self, request: Request, tried: int, now: float) -> int:
+        """Return the adapter that a request reaches now, mostly its own; a wrong one is numbered as in the traffic.
 
         :param tried: how many times the request was sent again.
         :param now: from ``begins_s`` on and before ``ends_s``.
         """
 
-    def noticed(self, request: Request, tried: int) -> bool:
-        """Return whether the detector checks the wrong answer to this try of a request."""
-        if self.detector is None:
-            return False
-        return uniform_draw(self._check_key, request.index * _MOST_TRIES + tried) < self.detector.checks
+    def detected_by(self, request: Request, tried: int) -> Detector | None:
+        """Return the detector that checks the wrong answer to this try of a request; None: it goes unnoticed."""
+        detector = self._detector
+        if detector is None or uniform_draw(self._check_key, _number(request, tried)) >= detector.checks:
+            return None
+        return detector
+
+
+def _number(request: Request, tried: int) -> int:
+    """Return the number of this try of a request, by which is drawn what happens to it."""
+    return request.index * _MOST_TRIES + tried
 
 
 class RandomMisrouting(MisroutingFault):
@@ -65,10 +71,10 @@ class RandomMisrouting(MisroutingFault):
         self._to_key = stream_key(seed, replication, f"misrouting-to-{number}")
         self.words = f"{100 * spec.probability:.3g} % of the requests reach another adapter"
 
-    def reaches(self, request: Request, tried: int, now: float) -> int | None:
-        number = request.index * _MOST_TRIES + tried
+    def reaches(self, request: Request, tried: int, now: float) -> int:
+        number = _number(request, tried)
         if uniform_draw(self._key, number) >= self._probability:
-            return None
+            return request.adapter
         return self._others.choose(request.adapter, uniform_draw(self._to_key, number))
 
 
@@ -89,11 +95,9 @@ class StaleMapMisrouting(MisroutingFault):
             f"{human_seconds(self.ends_s - spec.at)}"
         )
 
-    def reaches(self, request: Request, tried: int, now: float) -> int | None:
-        reached = self._reached.get(request.adapter)
-        if reached is None or now >= self._known_s[self._routers.of(request)]:
-            return None
-        return reached
+    def reaches(self, request: Request, tried: int, now: float) -> int:
+        known = now >= self._known_s[self._routers.of(request)]
+        return request.adapter if known else self._reached.get(request.adapter, request.adapter)
 
 
 class BaseModelMisrouting(MisroutingFault):
@@ -109,9 +113,9 @@ class BaseModelMisrouting(MisroutingFault):
         self._key = stream_key(seed, replication, f"base-model-{number}")
         self.words = f"{100 * spec.probability:.3g} % of the requests are answered by the base model"
 
-    def reaches(self, request: Request, tried: int, now: float) -> int | None:
-        number = request.index * _MOST_TRIES + tried
-        return self._base_model if uniform_draw(self._key, number) < self._probability else None
+    def reaches(self, request: Request, tried: int, now: float) -> int:
+        drawn = uniform_draw(self._key, _number(request, tried))
+        return self._base_model if drawn < self._probability else request.adapter
 
 
 def make_misrouting_faults(world: World, replication: int) -> list[MisroutingFault]:

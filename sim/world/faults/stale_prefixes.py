@@ -65,9 +65,7 @@ class StalePrefixes(WeightsListener):
             return self._servers[replica].found_outdated_prefix(request)
         where = replica, request.adapter
         self._answered_s[where] = now
-        replacements = self._replacements.get(where)
-        if replacements is None:
-            return False
+        replacements = self._replacements.get(where, [])
         last = bisect_right(replacements, (request.admitted_s, inf)) - 1
         if last < 0:
             return False

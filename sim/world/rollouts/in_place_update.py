@@ -60,8 +60,7 @@ class InPlaceUpdate:
         """Put the start on every replica on the clock: for all adapters at once, or one by one."""
         self._fleet = fleet
         rollout, replicas = self.planned.rollout, len(self._versions)
-        law, drawn = rollout.propagation, self._rng.random(replicas)
-        delays = np.zeros(replicas) if law is None else law.ppf(drawn)
+        delays = rollout.delays(self._rng.random(replicas)).tolist()
         all_adapters = tuple(range(len(self._offsets)))
         first = 0
         for number, share in enumerate(rollout.stages):
@@ -69,7 +68,7 @@ class InPlaceUpdate:
             self._clock.call_at(began_s, CONTROL, self._note_stage, (number, last - first))
             at: dict[float, list[int]] = {}
             for replica in range(first, last):
-                at.setdefault(began_s + float(delays[replica]), []).append(replica)
+                at.setdefault(began_s + delays[replica], []).append(replica)
             for there_s, together in at.items():
                 if rollout.spread == 0:
                     self._clock.call_at(there_s, CONTROL, self._begin_all, (together, all_adapters))

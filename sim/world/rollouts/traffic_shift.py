@@ -140,11 +140,9 @@ class TrafficShift:
 
     def _announce(self, share: float) -> float:
         """Announce a share to the routers; return the time at which all of them know it, for the first adapter."""
-        law, count = self.planned.rollout.propagation, self._routers.count
-        drawn = self._rng.random(count)
-        delays = [0.0] * count if law is None else law.ppf(drawn).tolist()
+        delays: list[float] = self.planned.rollout.delays(self._rng.random(self._routers.count)).tolist()
         self._stages.append((self._clock.now, share, delays))
-        return self._clock.now + float(max(delays))
+        return self._clock.now + max(delays)
 
     def _judge_later(self, number: int) -> None:
         self._progress.judging += 1

@@ -26,12 +26,12 @@ class BatchActivity:
     def __init__(self, adapters: int, replicas: int) -> None:
         self._masks = [0] * (adapters + 1)  # the base model is last
         self._toggled: list[list[int]] = [[] for _ in range(replicas)]
-        self._schedulers: list[Scheduler | None] = [None] * replicas
+        self._schedulers: dict[int, Scheduler] = {}
 
     def replica(self, index: int, scheduler: Scheduler) -> None:
         """Follow a new scheduler, still without requests, at an index; the one before it has stopped."""
-        dead = self._schedulers[index]
-        if dead is not None:
+        if index in self._schedulers:
+            dead = self._schedulers[index]
             dead.toggled = None
             self._toggled[index].extend(_adapters_of(dead))
         scheduler.toggled = self._toggled[index]
@@ -50,9 +50,9 @@ class BatchActivity:
     def check_integrity(self) -> None:
         """Assert that the masks agree with the batches."""
         masks = self.read()
-        for index, scheduler in enumerate(self._schedulers):
+        for index, scheduler in self._schedulers.items():
             noted = {adapter for adapter, mask in enumerate(masks) if mask >> index & 1}
-            there = _adapters_of(scheduler) if scheduler is not None else set()
+            there = _adapters_of(scheduler)
             assert noted == there, f"replica {index}: {sorted(noted)} noted, {sorted(there)} there"
 
 

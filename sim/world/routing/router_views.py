@@ -25,19 +25,17 @@ class Residency:
     def __init__(self, adapters: int, replicas: int) -> None:
         self.masks = [0] * (adapters + 1)
         self._bits = [1 << replica for replica in range(replicas)]
-        self._changed: set[int] | None = None  # since the last copy, if copies are made
+        self._changed: set[int] = set()  # since the last copy
 
     def placed(self, adapter: int, replica: int) -> None:
         """Note that a load has started on a replica; repeated calls are harmless."""
         self.masks[adapter] |= self._bits[replica]
-        if self._changed is not None:
-            self._changed.add(adapter)
+        self._changed.add(adapter)
 
     def left(self, adapter: int, replica: int) -> None:
         """Note that an adapter has left a replica, or was never there."""
         self.masks[adapter] &= ~self._bits[replica]
-        if self._changed is not None:
-            self._changed.add(adapter)
+        self._changed.add(adapter)
 
     def forget(self, replica: int) -> None:
         """Forget all adapters of a replica that has crashed."""
@@ -47,13 +45,12 @@ class Residency:
                 self.left(adapter, replica)
 
     def copy_to(self, masks: list[int]) -> None:
-        """Update a copy. Only one copy can be kept, since each change is noted once."""
-        if self._changed is None or len(masks) != len(self.masks):
+        """Update a copy, empty at first. Only one can be kept, since each change is noted once."""
+        if masks:
+            for adapter in self._changed:
+                masks[adapter] = self.masks[adapter]
+        else:
             masks[:] = self.masks
-            self._changed = set()
-            return
-        for adapter in self._changed:
-            masks[adapter] = self.masks[adapter]
         self._changed.clear()
 
     def check_integrity(self, states: Sequence[Sequence[int]]) -> None:
