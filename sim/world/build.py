@@ -77,7 +77,7 @@ def _build_pools(scenario: Scenario) -> World:
         scenario=lead.scenario.model_copy(update={"fleet": fleet}),
         profile_sha256=profiles_digest(scenario),
         notes=pool_notes(found),
-        takes=None,
+        takes=np.logical_or.reduce([pool.world.takes for pool in found]),
         pools=tuple(found),
     )
 
@@ -105,11 +105,11 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
     weights_kept = None if profile is None else base_weights(scenario.adapters, profile)
     if profile and weights_kept:
         profile = weights_kept.apply(profile)
-    population, takes = traffic.population.without_full(), None
+    population, takes = traffic.population.without_full(), np.append(~traffic.population.full, True)
     if pool is not None:
         takes = requests_taken(pool, scenario.adapters, traffic.population)
         population, scenario = taken_alone(pool, scenario, population, shape)
-        takes = None if scenario.rollouts and takes.all() else takes  # it takes new versions with their own names, too
+    takes = rollout_plan.with_new_versions(takes)
     population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan, takes)
@@ -127,12 +127,12 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
         weights=weights,
         capacity=capacity,
         ranks=population.rank.tolist(),
+        takes=takes,
         adapter_blocks=_adapter_blocks(scenario, profile, population),
         pinned=pinned,
         warm=warm,
-        shares=traffic.shares() if scenario.cache.starts_full else None,
+        shares=traffic.shares() if scenario.cache.starts_full else np.zeros(0),
         base_weights=weights_kept,
-        takes=takes,
         warmed_up=_warmed_up(scenario, traffic, len(pinned)),
     )
     world = replace(world, notes=tuple(notes_on(world, full)))
@@ -192,7 +192,7 @@ def _check_cold_start(world: World) -> None:
             got=format_seconds(spec.interval),
             allowed=f"below {human_seconds(end_s)}",
         )
-    seconds = mean_cold_start_s(world)
+    seconds = mean_cold_start_s(spec.cold_start, world)
     if spec.interval + seconds >= end_s:
         raise ScenarioError(
             "the run ends before a new replica is ready",
@@ -206,9 +206,9 @@ def _check_cold_start(world: World) -> None:
 def _check_buckets(world: World) -> None:
     """Refuse a token bucket that can never hold the tokens of a request that the fleet would take."""
     scenario = world.scenario
-    taken = min(limit for limit in (scenario.fleet.max_model_len, world.kv_tokens, inf) if limit is not None)
+    taken = min(scenario.fleet.max_model_len or inf, world.kv_tokens or inf)
     for place, tenant in enumerate(scenario.tenants):
-        longest = min(world.traffic.longest_request(place), taken) if tenant.bucket is not None else 0
+        longest = min(world.traffic.longest_request(place), taken)
         if tenant.bucket is not None and tenant.bucket.burst < longest:
             raise ScenarioError(
                 "the bucket never holds the tokens of the longest request, prompt and answer together",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,18 +24,9 @@ class SteadyStart:
     """
 
     def __init__(self, world: World, replication: int, fleet: World | None = None) -> None:
-        assert world.shares is not None, "caches start full"
-        fleet = fleet or world
-        taken = ~world.traffic.population.full if world.takes is None else world.takes
-        self._shares = np.where(taken[: world.traffic.places], world.shares, 0.0)
+        self._shares = np.where(world.takes[: world.traffic.places], world.shares, 0.0)
         self._shares[list(world.pinned)] = 0.0
-        self._owner: NDArray[np.int64] | None = None
-        self._homes: list[tuple[int, ...]] | None = None
-        if world.scenario.router_policy.splits_adapters and fleet.replicas > 1:
-            if world.scenario.router.placing is not None:
-                self._homes = _all_homes(fleet, replication)
-            else:
-                self._owner = _owners(fleet, replication)
+        self._sent_to = _adapters_sent(fleet or world, replication)
 
     def last_used(self, replica: int, draws: ReplicaDraws) -> tuple[int, ...]:
         """Return the adapters of a replica, the last used first; those that are never requested are left out.
@@ -41,12 +34,21 @@ class SteadyStart:
         Going back in time, independent requests meet adapters in the order of exponential times at the rates of their
         shares, and so the first of them are what an LRU cache holds.
         """
-        asked = self._shares > 0 if self._owner is None else (self._shares > 0) & (self._owner == replica)
-        if self._homes is not None:
-            asked &= np.array([replica in homes for homes in self._homes])
-        used = np.flatnonzero(asked)
+        used = np.flatnonzero((self._shares > 0) & self._sent_to(replica))
         ages = draws.stream("steady-start").exponential(size=len(self._shares))[used] / self._shares[used]
         return tuple(used[np.argsort(ages, kind="stable")].tolist())
+
+
+def _adapters_sent(world: World, replication: int) -> Callable[[int], NDArray[np.bool_]]:
+    """Return a function that returns the adapters, as a mask, whose requests may go to a replica."""
+    if not world.scenario.router_policy.splits_adapters or world.replicas == 1:
+        everything = np.ones(world.traffic.places, dtype=np.bool_)
+        return lambda replica: everything
+    if world.scenario.router.placing is not None:
+        all_homes = _all_homes(world, replication)
+        return lambda replica: np.array([replica in homes for homes in all_homes])
+    owners = _owners(world, replication)
+    return lambda replica: owners == replica
 
 
 def _owners(world: World, replication: int) -> NDArray[np.int64]:

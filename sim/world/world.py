@@ -29,7 +29,7 @@ class World:
     :ivar pinned: adapters that are resident from the start and never leave, the most popular first.
     :ivar warm: adapters that are resident at the start, as far as there is room, the last used first. Where caches
         start full, each replica gets its own (``steady_start``), from ``shares``: those of the requests by adapter.
-        Workers elsewhere may lack the file that these are read from. None where caches don't start full.
+        Workers elsewhere may lack the file that these are read from. Empty where caches don't start full.
     :ivar population: every adapter that caches may hold: those of the traffic, then new versions with names of their
         own.
     :ivar notes: sentences for the user.
@@ -38,7 +38,7 @@ class World:
     :ivar base_weights: format of the base model's weights, if it differs from the profile's; ``profile`` already
         includes its effect.
     :ivar takes: (adapters + 1,) whether these replicas take requests, by adapter and last for the base model; adapters
-        that they don't take have no size here. None: they take all.
+        that they don't take have no size here.
     :ivar whole_models: how these replicas serve full models, which are all that they serve; None: they serve adapters.
     :ivar pools: where a fleet has several kinds of replica, all of them, with a world each. The other fields are then
         those of the first pool, but ``scenario.fleet.replicas``, which counts the replicas of all pools without those
@@ -54,15 +54,15 @@ class World:
     weights: list[int]
     capacity: int
     ranks: list[int]
+    takes: NDArray[np.bool_]
     adapter_blocks: list[int] = field(default_factory=list)
     pinned: tuple[int, ...] = ()
     warm: tuple[int, ...] = ()
-    shares: NDArray[np.float64] | None = None
+    shares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     notes: tuple[str, ...] = field(default=())
     rollout_plan: RolloutPlan = NO_ROLLOUTS
     warmed_up: tuple[int, ...] = ()
     base_weights: BaseWeights | None = None
-    takes: NDArray[np.bool_] | None = None
     whole_models: FullModels | None = None
     pools: tuple[ReplicaPool, ...] = ()
 
@@ -92,10 +92,13 @@ class World:
     @property
     def serves_base_model(self) -> bool:
         """Whether replicas serve requests without an adapter: the traffic has some, or a fault makes some."""
-        if self.takes is not None and not self.takes[-1]:
-            return False
         by_fault = any(isinstance(fault, BaseModelAnswers) for fault in self.scenario.faults)
-        return by_fault or self.traffic.base_share > 0
+        return bool(self.takes[-1]) and (by_fault or self.traffic.base_share > 0)
+
+    @property
+    def serves_adapters(self) -> bool:
+        """Whether these replicas serve the base model and its adapters; otherwise they serve full models."""
+        return self.whole_models is None
 
     @property
     def prefix_cache(self) -> bool:
@@ -105,14 +108,14 @@ class World:
     @property
     def own_pools(self) -> tuple[ReplicaPool, ...]:
         """The pools of ``fleet.pools``; () in a fleet without, whether it has replicas of full models or not."""
-        return () if any(pool.world.whole_models is not None for pool in self.pools) else self.pools
+        return self.pools if all(pool.world.serves_adapters for pool in self.pools) else ()
 
     @property
     def draws(self) -> int:
         """Number of draws of the profile; of several profiles that have some, the smallest number."""
-        worlds = [pool.world for pool in self.pools if pool.world.whole_models is None] or [self]
-        counts = [len(world.profile.draws) for world in worlds if world.profile is not None and world.profile.draws]
-        return min(counts, default=0)
+        worlds = [pool.world for pool in self.pools if pool.world.serves_adapters] or [self]
+        counts = [len(world.profile.draws) for world in worlds if world.profile]
+        return min(filter(None, counts), default=0)
 
     def with_draw(self, number: int) -> World:
         """Return this world with the costs of one draw of its profile; each pool takes that draw of its own.
@@ -135,7 +138,7 @@ class World:
     def _with_own_costs(self, costs: Draw) -> World:
         assert self.profile is not None, "costs belong to a profile"
         own = costs if self.base_weights is None else self.base_weights.drawn(costs)
-        if self.whole_models is not None:
+        if not self.serves_adapters:
             own = without_lora(costs)
         profile = self.profile.model_copy(update={"step": own.step, "load": own.load, "draws": ()})
         return replace(self, profile=profile)
@@ -167,7 +170,7 @@ class ReplicaPool:
 
     def takes(self, adapter: int) -> bool:
         """Return whether it takes requests for an adapter; -1: for the base model."""
-        return self.world.takes is None or bool(self.world.takes[adapter])
+        return bool(self.world.takes[adapter])
 
     def with_world(self, world: World) -> ReplicaPool:
         """Return the same replicas in another world."""

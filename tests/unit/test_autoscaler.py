@@ -143,8 +143,10 @@ def test_cold_starts_add_up_and_the_new_cache_is_empty() -> None:
 
 def test_weights_take_their_bytes_over_the_bandwidth() -> None:
     world = build_world(waves({"cold_start": {"weights_per_s": "2 GB"}}))
-    assert world.profile is not None
-    assert mean_cold_start_s(world) == pytest.approx(34.0 + world.profile.memory.weights_bytes / 2e9)
+    autoscale, profile = world.scenario.fleet.autoscale, world.profile
+    assert autoscale is not None
+    assert profile is not None
+    assert mean_cold_start_s(autoscale.cold_start, world) == pytest.approx(34.0 + profile.memory.weights_bytes / 2e9)
 
 
 def test_a_warm_up_list_takes_time_and_is_resident() -> None:

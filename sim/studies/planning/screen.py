@@ -160,7 +160,7 @@ def _shares(world: World) -> tuple[np.ndarray, float, float]:
     """Return the adapters' shares of the requests for adapters, the share of all requests that go to replicas of the
     base model, and which share of these is for adapters."""
     shares, base = world.traffic.shares(), world.traffic.base_share
-    if world.takes is None and not world.pools:
+    if not world.traffic.population.full_kinds:
         return shares, 1.0, 1.0 - base
     own = np.where(world.traffic.population.full[: len(shares)], 0.0, shares)
     total = float(own.sum())

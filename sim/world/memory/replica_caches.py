@@ -174,21 +174,20 @@ def pinned_and_warm(
     weights: Sequence[int],
     capacity: int,
     rollout_plan: RolloutPlan,
-    takes: NDArray[np.bool_] | None = None,
+    takes: NDArray[np.bool_],
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the pinned and the warm adapters, the most popular first.
 
     :param weights: what each adapter takes of ``capacity``.
     :param rollout_plan: versions that adapters will have.
-    :param takes: by adapter, whether these replicas take its requests; None: they take those of all adapters.
+    :param takes: by adapter, whether these replicas take its requests.
     :raises ScenarioError: if there are fewer adapters than pins, or pinned ones leave no room for another adapter.
     """
     cache = scenario.cache
     number = 0 if cache.warm == "steady" else cache.warm  # the steady state differs between replicas
     if not (cache.pinned or number):
         return (), ()
-    served = ~traffic.population.full if takes is None else takes
-    hottest: list[int] = [a for a in traffic.hottest().tolist() if served[a]]
+    hottest: list[int] = [adapter for adapter in traffic.hottest().tolist() if takes[adapter]]
     if cache.pinned > len(hottest):
         raise ScenarioError(
             "there are fewer adapters", key="cache.pinned", got=cache.pinned, allowed=f"at most {len(hottest)}"

@@ -16,6 +16,7 @@ from sim.policies.autoscaling import Reading, make_policy
 from sim.policies.routing import View
 from sim.results.recording.recorder import Recorder
 from sim.results.records import UNFINISHED
+from sim.spec.sections.autoscaling import Autoscale
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.fleet_ports import Endings, OpenFleet, Places
@@ -73,22 +74,23 @@ class Place:
 class Autoscaler(NoAutoscaler):
     """The autoscaler of the replicas of a fleet.
 
-    :param view: the router's view, in which replicas come up and go down.
+    :param spec: how it decides; ``view``: the router's view, in which replicas come up and go down.
     """
 
     active = True
 
-    def __init__(self, world: World, replication: int, view: View, clock: Clock, recorder: Recorder) -> None:
+    def __init__(
+        self, spec: Autoscale, world: World, replication: int, view: View, clock: Clock, recorder: Recorder
+    ) -> None:
         fleet = world.scenario.fleet
-        assert fleet.autoscale is not None, "only an autoscaler is made from one"
-        self._interval_s = fleet.autoscale.interval
-        self.holds = fleet.autoscale.min == 0
-        self._starts = ColdStarts(world, replication)
-        self._policy = make_policy(fleet.autoscale, mean_cold_start_s(world))
+        self._interval_s = spec.interval
+        self.holds = spec.min == 0
+        self._starts = ColdStarts(spec.cold_start, world, replication)
+        self._policy = make_policy(spec, mean_cold_start_s(spec.cold_start, world))
         self._view = view
         self._clock = clock
         self._recorder = recorder
-        self._read = make_reader(world, clock, recorder)
+        self._read = make_reader(spec.metric, world, clock, recorder)
         self._places = [Place(index) for index in range(fleet.places)]
         for place in self._places[: fleet.replicas]:
             place.state, place.ready_s = READY, 0.0
@@ -259,6 +261,5 @@ class DrainListener(ReplicaListener):
 
 def make_autoscaler(world: World, replication: int, view: View, clock: Clock, recorder: Recorder) -> NoAutoscaler:
     """Return the autoscaler of one replication."""
-    if world.scenario.fleet.autoscale is None:
-        return NoAutoscaler()
-    return Autoscaler(world, replication, view, clock, recorder)
+    spec = world.scenario.fleet.autoscale
+    return NoAutoscaler() if spec is None else Autoscaler(spec, world, replication, view, clock, recorder)

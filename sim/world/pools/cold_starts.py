@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sim.rng import stream
+from sim.spec.sections.autoscaling import ColdStart
 from sim.spec.sections.laws import FixedTime, TimeLaw
 from sim.world.times import tier_times
 from sim.world.world import World
@@ -16,10 +17,8 @@ ENGINE_START_S = 34.0
 class ColdStarts:
     """The cold starts of one replication. The n-th replica that starts has the same draws in every design."""
 
-    def __init__(self, world: World, replication: int) -> None:
-        spec = world.scenario.fleet.autoscale
-        assert spec is not None, "a fixed fleet has no cold starts"
-        self._laws = cold_start_laws(world)
+    def __init__(self, spec: ColdStart, world: World, replication: int) -> None:
+        self._laws = cold_start_laws(spec, world)
         self._warm_up = _WarmUp(world)
         self._seed, self._replication = world.scenario.run.seed, replication
         self._count = 0
@@ -33,23 +32,20 @@ class ColdStarts:
         return seconds + self._warm_up.seconds(rng)
 
 
-def mean_cold_start_s(world: World) -> float:
+def mean_cold_start_s(spec: ColdStart, world: World) -> float:
     """Return the mean seconds of a cold start, the loads of the adapters on the warm-up list included."""
-    return sum(law.mean() for law in cold_start_laws(world)) + _WarmUp(world).seconds(None)
+    return sum(law.mean() for law in cold_start_laws(spec, world)) + _WarmUp(world).seconds(None)
 
 
-def cold_start_laws(world: World) -> list[TimeLaw]:
+def cold_start_laws(spec: ColdStart, world: World) -> list[TimeLaw]:
     """Return the laws of the parts of a cold start: provisioning, image, weights, engine."""
-    spec = world.scenario.fleet.autoscale
-    assert spec is not None, "a fixed fleet has no cold starts"
-    cold, profile = spec.cold_start, world.profile
-    fixed = world.scenario.fleet.engine == "fixed"
-    read_s = 0.0 if fixed or profile is None else profile.memory.weights_bytes / cold.weights_per_s
+    profile, fixed = world.profile, world.scenario.fleet.engine == "fixed"
+    read_s = 0.0 if fixed or profile is None else profile.memory.weights_bytes / spec.weights_per_s
     return [
-        cold.provision or _always(0.0),
-        cold.image or _always(0.0),
-        cold.weights or _always(read_s),
-        cold.engine or _always(0.0 if fixed else ENGINE_START_S),
+        spec.provision or _always(0.0),
+        spec.image or _always(0.0),
+        spec.weights or _always(read_s),
+        spec.engine or _always(0.0 if fixed else ENGINE_START_S),
     ]
 
 

@@ -11,6 +11,7 @@ from sim.errors import ScenarioError
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.spec.profile import Draw, LoraCost, Profile
 from sim.spec.scenario import Scenario
+from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.pools import MOST_REPLICAS
 from sim.spec.units import human_bytes
 from sim.traffic.generate import Traffic
@@ -20,9 +21,11 @@ from sim.traffic.generate import Traffic
 class FullModelPool:
     """Replicas that serve the same full models.
 
+    :ivar spec: how they serve them.
     :ivar kv_tokens: KV cache of one replica in tokens.
     """
 
+    spec: FullModels
     models: tuple[int, ...]
     replicas: int
     kv_tokens: int
@@ -52,17 +55,17 @@ def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Tr
         )
     sizes = population.size_bytes.tolist()
     return tuple(
-        FullModelPool(group, spec.replicas, _kv_tokens(scenario, profile, [sizes[model] for model in group]))
+        FullModelPool(spec, group, spec.replicas, _kv_tokens(scenario, profile, spec, [sizes[each] for each in group]))
         for group in groups
     )
 
 
 def full_model_notes(scenario: Scenario, pools: Sequence[FullModelPool]) -> list[str]:
     """Return notes for the user about the replicas of full models."""
-    spec, own = scenario.fleet.full_models, scenario.fleet.replicas
-    replicas, models = sum(pool.replicas for pool in pools), sum(len(pool.models) for pool in pools)
-    if spec is None or not replicas:
+    if not pools:
         return []
+    spec, own = pools[0].spec, scenario.fleet.replicas
+    replicas, models = sum(pool.replicas for pool in pools), sum(len(pool.models) for pool in pools)
     of = f"{models} full model{'s' * (models != 1)}"
     swaps = spec.serve == "swap" or not models
     how = f"a pool that swaps {of}" if swaps else f"{spec.replicas} for each of {of}"
@@ -79,11 +82,10 @@ def full_model_notes(scenario: Scenario, pools: Sequence[FullModelPool]) -> list
     return notes
 
 
-def _kv_tokens(scenario: Scenario, profile: Profile, sizes: list[int]) -> int:
+def _kv_tokens(scenario: Scenario, profile: Profile, spec: FullModels, sizes: list[int]) -> int:
     """Return the KV cache, in tokens, of a replica that holds one or several of these models."""
     fleet = scenario.fleet
-    assert fleet.full_models is not None, "called only if there are full models"
-    resident = min(fleet.full_models.places, max(1, len(sizes)))
+    resident = min(spec.places, max(1, len(sizes)))
     reserved = fleet.reserved_kv_blocks * fleet.block_size
     if fleet.kv_tokens:
         return fleet.kv_tokens // fleet.block_size * fleet.block_size - reserved

@@ -25,8 +25,7 @@ def with_full_models(world: World, layout: tuple[FullModelPool, ...], profile: P
     """
     first, price = world.scenario.fleet.replicas, world.scenario.fleet.price
     gpus = gpus_per_replica(world.scenario, profile)
-    base = replace(world, takes=np.append(~world.traffic.population.full, True))
-    pools = [ReplicaPool("base model", base, 0, first, gpus=gpus, price=price)]
+    pools = [ReplicaPool("base model", world, 0, first, gpus=gpus, price=price)]
     for each in layout:
         served = _world_of(world, each, profile_without_lora(profile))
         pools.append(ReplicaPool(FULL_MODELS, served, first, each.replicas, gpus=gpus, price=price))
@@ -42,8 +41,7 @@ def _world_of(world: World, pool: FullModelPool, profile: Profile) -> World:
 
     :param profile: its costs.
     """
-    scenario, spec = world.scenario, world.scenario.fleet.full_models
-    assert spec is not None, "there are full models"
+    scenario, spec = world.scenario, pool.spec
     swaps = spec.serve == "swap"
     rules: dict[str, object] = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
     if swaps:

@@ -23,7 +23,7 @@ def check_changes(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
     if not steering:
         return
     what = "rollouts" if steering[0].startswith("rollouts") else "faults that concern adapters"
-    choosy = next((pool.name for pool in pools if not _takes_all(pool)), None)
+    choosy = next((pool.name for pool in pools if not pool.world.takes.all()), None)
     if choosy is not None:
         raise ScenarioError(
             f"{what} are not supported where pools take different requests",
@@ -39,7 +39,3 @@ def check_changes(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
             got=f"pools {', '.join(pool.name for pool in pools)}",
             hint="simulate each pool alone, or give all pools the same GPU, engine and storage",
         )
-
-
-def _takes_all(pool: ReplicaPool) -> bool:
-    return pool.world.takes is None or bool(pool.world.takes.all())

@@ -83,14 +83,13 @@ def check_reachable(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
 
     :raises ScenarioError: with the key of the pool, or of all of them.
     """
-    traffic = pools[0].world.traffic
-    count = len(traffic.population)
-    wanted = np.zeros(count + 1, dtype=np.bool_)
+    traffic, population = pools[0].world.traffic, pools[0].world.population
+    wanted = np.zeros(len(population) + 1, dtype=np.bool_)
     wanted[-1] = traffic.base_share > 0
     if traffic.base_share < 1:
         wanted[: traffic.places] = traffic.shares() > 0
-        wanted[traffic.places : -1] = True  # those that arrive during the run
-    taken = np.array([_taken(pool, count) for pool in pools])
+        wanted[traffic.places : -1] = True  # adapters and versions that arrive during the run
+    taken = np.array([pool.world.takes for pool in pools])
     drawn = np.array([pool.weight > 0 or scenario.router.pools == "together" for pool in pools])
     lost = wanted & ~taken.any(axis=0)
     if lost[-1]:
@@ -101,11 +100,11 @@ def check_reachable(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
             hint="give a pool serves: all or serves: base",
         )
     if lost.any():
-        kinds = sorted({int(kind) for kind in traffic.population.kind[np.flatnonzero(lost)]})
+        kinds = sorted({int(kind) for kind in population.kind[np.flatnonzero(lost)]})
         raise ScenarioError(
             "no pool takes requests for some adapters",
             key="fleet.pools",
-            got=", ".join(traffic.population.kind_names[kind] for kind in kinds),
+            got=", ".join(population.kind_names[kind] for kind in kinds),
             hint="give a pool serves: all or serves: adapters, or these kinds",
         )
     if (wanted & ~(taken & drawn[:, None]).any(axis=0)).any():
@@ -124,10 +123,6 @@ def check_reachable(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
                 got=pool.name,
                 hint="the traffic has no such requests; remove the pool, or let it serve others",
             )
-
-
-def _taken(pool: ReplicaPool, adapters: int) -> NDArray[np.bool_]:
-    return np.ones(adapters + 1, dtype=np.bool_) if pool.world.takes is None else pool.world.takes
 
 
 def pool_notes(pools: Sequence[ReplicaPool]) -> tuple[str, ...]:

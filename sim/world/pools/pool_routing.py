@@ -14,6 +14,7 @@ from sim.policies.routing.plain import LeastLoaded
 from sim.policies.routing.pool_router import ByRequest, ByWeight, RoutedPool
 from sim.rng import stream_key
 from sim.spec.scenario import Scenario
+from sim.spec.sections.full_models import FullModels
 from sim.world.routing.router_state import make_router
 from sim.world.world import ReplicaPool, World
 
@@ -73,8 +74,9 @@ class _Routers:
         return found
 
     def _router(self, pools: Sequence[ReplicaPool]) -> Choosing:
-        if pools[0].world.whole_models is not None:
-            return self._of_full_models(pools[0])
+        spec = pools[0].world.whole_models
+        if spec is not None:
+            return self._of_full_models(pools[0], spec)
         router = self._world.scenario.router
         if router.pools == "together" or len(pools) == 1:
             return self._among(pools)[0]
@@ -97,17 +99,16 @@ class _Routers:
             self._made[indices] = (router, view)
         return self._made[indices]
 
-    def _of_full_models(self, pool: ReplicaPool) -> Choosing:
+    def _of_full_models(self, pool: ReplicaPool, spec: FullModels) -> Choosing:
         """Return a router that always sees the current state."""
-        found, spec = self._routing, pool.world.whole_models
+        found = self._routing
         view = self._new_view(list(pool.indices))
         found.current.append(view)
         found.current_reads |= {"loads"}
-        if spec is None or spec.serve == "dedicated":
+        if spec.serve == "dedicated":
             return LeastLoaded(RouterContext(view, self._world.replicas, 0, 0))
         if pool.replicas > 1:
             found.current_reads |= {"resident", "inside"}
-        assert pool.world.takes is not None, "it takes full models alone"
         key = stream_key(self._world.scenario.run.seed, self._replication, "full-model-router")
         return ToHolders(view, pool.indices, np.flatnonzero(pool.world.takes).tolist(), key)
 
@@ -117,8 +118,7 @@ def _kinds_of_requests(pools: Sequence[ReplicaPool], adapters: int) -> tuple[lis
     adapter of each kind (-1: the base model)."""
     kinds: NDArray[np.int64] = np.zeros(adapters + 1, dtype=np.int64)
     for pool in pools:
-        taken = np.ones(adapters + 1, dtype=np.bool_) if pool.world.takes is None else pool.world.takes
-        kinds = np.unique(2 * kinds + taken, return_inverse=True)[1].reshape(-1)
+        kinds = np.unique(2 * kinds + pool.world.takes, return_inverse=True)[1].reshape(-1)
     _, first = np.unique(kinds, return_index=True)
     return kinds.tolist(), [-1 if place == adapters else int(place) for place in first]
 

@@ -67,7 +67,7 @@ class PoolTimes:
         self._columns: list[list[tuple[list[float], ...]]] = []  # by chunk and kind of times
         self._kind_of = [self._kind(pool.world) for pool in pools]
         count = len(limits[0].both)
-        takes = np.array([_takes(pool, count) for pool in pools])
+        takes = np.array([pool.world.takes for pool in pools])
         self._first: Ints = takes.argmax(axis=0)
         own = np.array(self._kind_of)[:, None]
         other_times = (takes & (own != own[self._first, 0])).any()
@@ -154,10 +154,6 @@ def _same_sizes(one: Population, other: Population) -> bool:
     return one is other or all(
         np.array_equal(getattr(one, name), getattr(other, name)) for name in ("size_bytes", "rank", "tensors")
     )
-
-
-def _takes(pool: ReplicaPool, count: int) -> NDArray[np.bool_]:
-    return np.ones(count, dtype=np.bool_) if pool.world.takes is None else pool.world.takes
 
 
 class PoolEntry(ReplicaEntry):

@@ -79,12 +79,9 @@ class GpuLoad:
 _GAUGES: dict[str, Gauge] = {"in_flight": in_flight, "waiting": waiting, "adapter_waiting": adapter_waiting}
 
 
-def make_reader(world: World, clock: Clock, recorder: Recorder) -> Reader:
+def make_reader(metric: str, world: World, clock: Clock, recorder: Recorder) -> Reader:
     """Return the reader of the metric that the autoscaler of a world goes by."""
-    fleet = world.scenario.fleet
-    assert fleet.autoscale is not None, "only an autoscaler reads metrics"
-    metric = fleet.autoscale.metric
     if metric == "gpu_load":
-        return GpuLoad(clock, recorder, fleet.places).read
+        return GpuLoad(clock, recorder, world.scenario.fleet.places).read
     gauge = kv_usage(world.kv_tokens or 1) if metric == "kv_usage" else _GAUGES[metric]
     return lambda servers, indices: [gauge(servers[index]) for index in indices]

@@ -53,6 +53,13 @@ class RolloutPlan:
     original: NDArray[np.int64]
     initial_versions: dict[int, int]
 
+    def with_new_versions(self, takes: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which requests replicas take that take new versions as they do old ones.
+
+        :param takes: (adapters + 1,) by adapter as numbered in the traffic, and last for the base model.
+        """
+        return np.append(takes[self.original], takes[-1]) if self.rollouts else takes
+
 
 NO_ROLLOUTS = RolloutPlan((), np.arange(0), {})
 """The plan of a scenario without rollouts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sim.policies.costs import StepCosts
 from sim.policies.placement import Demand, Placement, Placer, PlacerContext, make_placer
 from sim.rng import stream_key
+from sim.spec.sections.routing import PlacementController
 from sim.world.world import World
 
 _BATCH = 32
@@ -13,16 +14,13 @@ _BATCH = 32
 
 def adapters_at_a_time(world: World) -> int:
     """Return how many adapters of the mean size fit into the GPU cache, leaving out versions that come later."""
-    weights = world.weights[: len(world.traffic.population)]
-    if world.takes is not None:
-        weights = [weight for weight, taken in zip(weights, world.takes[:-1].tolist(), strict=True) if taken]
+    present = len(world.traffic.population)
+    weights = [weight for weight, taken in zip(world.weights[:present], world.takes.tolist(), strict=False) if taken]
     return max(1, world.capacity * len(weights) // max(1, sum(weights)))
 
 
-def placer_of(world: World, replication: int) -> Placer:
+def placer_of(spec: PlacementController, world: World, replication: int) -> Placer:
     """Return the placement policy of a replication. Pinned adapters take slots of every replica."""
-    spec = world.scenario.router.placing
-    assert spec is not None, "only router placement has a policy"
     slots = spec.slots or max(1, adapters_at_a_time(world) - len(world.pinned))
     key = stream_key(world.scenario.run.seed, replication, "placement")
     costs = _costs_by_rank(world)

@@ -18,6 +18,7 @@ from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.rng import stream_key, uniform_draw
 from sim.spec.policies import PLACERS
+from sim.spec.sections.routing import PlacementController as ControllerSpec
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.replica.server import Server
 from sim.world.routing.first_placement import first_placement, placer_of
@@ -47,17 +48,22 @@ class PlacementController:
     """
 
     def __init__(
-        self, world: World, replication: int, router: Placed, fleet: PlacedFleet, clock: Clock, recorder: Recorder
+        self,
+        spec: ControllerSpec,
+        world: World,
+        replication: int,
+        router: Placed,
+        fleet: PlacedFleet,
+        clock: Clock,
+        recorder: Recorder,
     ) -> None:
-        spec = world.scenario.router.placing
-        assert spec is not None, "only router placement has a controller"
         self._period_s = spec.period
         self._clock = clock
         self._recorder = recorder
         self._router = router
         self._fleet = fleet
         self._shares: list[float] = world.traffic.shares().tolist()
-        self._placer = placer_of(world, replication)
+        self._placer = placer_of(spec, world, replication)
         self._history = int(spec.history / spec.period + 1e-9)
         self._periods: deque[dict[int, int]] = deque(maxlen=self._history)
         self._decisions = 1
@@ -180,5 +186,6 @@ def control_placement(
     world: World, replication: int, router: Choosing, fleet: PlacedFleet, clock: Clock, recorder: Recorder
 ) -> None:
     """Start the controller of one replication, if the router follows one and has a choice."""
-    if isinstance(router, Placed) and world.replicas > 1:
-        PlacementController(world, replication, router, fleet, clock, recorder)
+    spec = world.scenario.router.placing
+    if spec is not None and isinstance(router, Placed) and world.replicas > 1:
+        PlacementController(spec, world, replication, router, fleet, clock, recorder)

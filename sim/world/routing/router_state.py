@@ -72,7 +72,7 @@ def make_router(world: World, view: View, replication: int) -> Router:
             bound=spec.load_bound,
             placement=spec.placement,
             copies=spec.copies,
-            homes=None if spec.placing is None else first_placement(world, placer_of(world, replication)),
+            homes=None if spec.placing is None else first_placement(world, placer_of(spec.placing, world, replication)),
             base_model=world.base_model,
         ),
     )
