@@ -16,7 +16,7 @@ from sim.results.placement.placement_metrics import placement_metrics
 from sim.results.point import UNITS, Metric
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, UNFINISHED, Recording
-from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts, joined_columns, judge_of, slow_ones
+from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts, joined_columns
 from sim.results.served import attainment
 from sim.results.statistics import (
     ENOUGH_FOR_SHARE,
@@ -40,8 +40,7 @@ def measure(
     """Return every metric of ``UNITS`` that applies over all replications, and the measured requests."""
     m = MeasuredRequests(recordings, facts, least_for_p99)
     metrics = {**_cache(m), **_latency(m), **_tokens(m), **_rates(m), **_counts(m)}
-    slow = slow_ones(m)
-    metrics |= change_metrics(m, slow) | _prefixes(m) | scaling_metrics(m, slow) | placement_metrics(m)
+    metrics |= change_metrics(m, m.slow) | _prefixes(m) | scaling_metrics(m, m.slow) | placement_metrics(m)
     busy = _near_saturation(metrics, m)
     if busy is not None:
         metrics |= {
@@ -139,13 +138,12 @@ def _rates(m: MeasuredRequests) -> dict[str, Metric]:
     else:
         tokens = m.by_finish(weight="output_tokens")
         metrics["output_tokens_per_s"] = ratio(tokens, m.spans, m.sections, "1/s")
-    judge = judge_of(m.facts)
-    if judge is None:
+    if m.good is None:
         metrics["goodput_rps"] = Metric(None, unit="1/s", state=State(Cause.NO_TARGET))
         metrics["slo_attainment"] = Metric(None, unit="1", state=State(Cause.NO_TARGET))
     else:
-        metrics["goodput_rps"] = ratio(m.by_finish(judge), m.spans, m.sections, "1/s")
-        metrics["slo_attainment"] = attainment(m, judge)
+        metrics["goodput_rps"] = ratio(m.measured_by_finish(m.good), m.spans, m.sections, "1/s")
+        metrics["slo_attainment"] = attainment(m, m.good)
     return metrics
 
 

@@ -37,11 +37,11 @@ from sim.results.model import (
     SlotUse,
     Timeline,
 )
-from sim.results.point import LateShare, Metric, Point, TenantResult, Usage
+from sim.results.point import LateShare, Metric, Point, TenantResult
 from sim.results.pool_results import pool_rows
-from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
+from sim.results.records import STATUS_WORDS, Recording
 from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts
-from sim.results.served import is_served, late_shares, unserved_counts
+from sim.results.served import is_served, late_shares, unserved_counts, was_unserved
 from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99, quantile_of
 from sim.results.traffic_digest import traffic_ids
 from sim.traffic.popularity import concentration
@@ -95,14 +95,14 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
     """
     metrics, m = measure(recordings, facts)
     capacity, impact = _capacity(m, metrics), impact_of(m)
-    load, groups = capacity.offered_load, _groups(m)
+    load, (groups, group_tokens) = capacity.offered_load, _group_rows(m)
     return Point(
         set=set_,
         metrics=_overloaded(metrics) if load is not None and load >= 1 else metrics,
         cdf=_cdf(m),
         timeline=_timeline(recordings[0]),
         breakdown=_breakdown(m),
-        groups=[_group(m, name, chosen) for name, chosen in groups],
+        groups=groups,
         capacity=capacity,
         traffic=_traffic(m),
         warnings=[
@@ -117,7 +117,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
         traffic_ids=traffic_ids(recordings, facts),
         late={} if is_served(m) else late_shares(m),
         unserved=unserved_counts(m),
-        usage=_usage(m, metrics, groups),
+        usage=replace(measured_usage(m, metrics["gpu_utilization"]), group_tokens=group_tokens),
         pools=pool_rows(m),
         tenants=tenant_results(recordings, facts, _overload),
     )
@@ -201,14 +201,19 @@ def _timeline(recording: Recording) -> Timeline:
         return _passed(np.asarray(stamps, dtype=np.float64), at, end)
 
     def mean(counts: Floats) -> list[float | None]:
-        return [float(x) for x in counts.reshape(_SPANS, 8).mean(axis=1)]
+        found: list[float | None] = counts.reshape(_SPANS, 8).mean(axis=1).tolist()
+        return found
 
-    served = ~np.isin(r["status"], (REFUSED, FAILED))  # the others never wait, or left at an unknown time
+    served = ~was_unserved(r["status"])  # the others never wait, or left at an unknown time
     arrived, admitted = passed(r["arrival_s"][served]), passed(r["admitted_s"][served])
+    spans = np.linspace(0, end, _SPANS + 1)
 
     def per_second(times: NDArray[Any]) -> list[float | None]:
-        counts, _ = np.histogram(np.asarray(times, dtype=np.float64), bins=_SPANS, range=(0, end))
-        return [float(x) for x in counts / (end / _SPANS)]
+        ordered = np.sort(np.asarray(times, dtype=np.float64))
+        places = np.searchsorted(ordered, spans)
+        places[-1] = np.searchsorted(ordered, end, side="right")
+        found: list[float | None] = (np.diff(places) / (end / _SPANS)).tolist()
+        return found
 
     replicas: dict[str, list[float | None]] = {}
     if len(recording.lives):
@@ -216,7 +221,7 @@ def _timeline(recording: Recording) -> Timeline:
         replicas = {"replicas": mean(provisioned), "serving_replicas": mean(serving)}
     loading = passed(recording.loads["started_s"]) - passed(recording.loads["ended_s"])
     return Timeline(
-        t_s=[float(x) for x in (np.arange(_SPANS) + 0.5) * end / _SPANS],
+        t_s=((np.arange(_SPANS) + 0.5) * end / _SPANS).tolist(),
         running=mean(admitted - passed(r["finished_s"])),
         waiting=mean(arrived - admitted),
         loads_in_flight=mean(loading),
@@ -294,25 +299,26 @@ def _groups(m: MeasuredRequests) -> Groups:
     return found
 
 
-def _inside(m: MeasuredRequests, chosen: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    """Return which requests belong to a group of adapters, or to the base model."""
-    return m.for_base if chosen is None else np.asarray(~m.for_base & chosen[m.column("adapter")])
-
-
-def _usage(m: MeasuredRequests, metrics: dict[str, Metric], groups: Groups) -> Usage:
-    """Return the usage, with the share of the tokens that each group has."""
+def _group_rows(m: MeasuredRequests) -> tuple[list[dict[str, Any]], list[float]]:
+    """Return the row of each group, and which share of the tokens it has."""
     tokens = tokens_of(m)
     whole = float(tokens.sum())
-    shares = [float(tokens[_inside(m, chosen)].sum()) / whole if whole else 0.0 for _, chosen in groups]
-    return replace(measured_usage(m, metrics["gpu_utilization"]), group_tokens=shares)
+    rows, shares = [], []
+    for name, chosen in _groups(m):
+        inside = m.for_base if chosen is None else np.asarray(~m.for_base & chosen[m.column("adapter")])
+        rows.append(_group(m, name, chosen, inside))
+        shares.append(float(tokens[inside].sum()) / whole if whole else 0.0)
+    return rows, shares
 
 
-def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None) -> dict[str, Any]:
+def _group(
+    m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None, inside: NDArray[np.bool_]
+) -> dict[str, Any]:
     """Return the row of a group.
 
     :param chosen: (adapters,) whose requests it has; None: those of the base model.
+    :param inside: which requests these are.
     """
-    inside = _inside(m, chosen)
     done = np.flatnonzero(m.completed & inside)
     arrived = m.column("arrival_s")[done]
     seconds = {stage: m.column(STAMPS[stage])[done] - arrived for stage in ("ttft", "e2e")}
@@ -417,17 +423,19 @@ def _overload(m: MeasuredRequests) -> float | None:
         return None
     grown = served = came = 0.0
     for r in m.recordings:
-        taken_in = ~np.isin(r.requests["status"], (REFUSED, FAILED))
+        taken_in = ~was_unserved(r.requests["status"])
         arrived, admitted, finished = (
             np.asarray(r.requests[name][taken_in], dtype=np.float64)
             for name in ("arrival_s", "admitted_s", "finished_s")
         )
         marks = np.linspace(r.bounds[0], r.bounds[-1], 5)
-        queue = [float((arrived <= t).sum() - ((admitted >= 0) & (admitted <= t)).sum()) for t in marks]
+        queue = [
+            float(np.count_nonzero(arrived <= t) - np.count_nonzero((admitted >= 0) & (admitted <= t))) for t in marks
+        ]
         if queue[4] > queue[2] > queue[0]:
             grown += queue[4] - queue[0]
-        served += float(((finished > marks[0]) & (finished <= marks[4])).sum())
-        came += float(((arrived > marks[0]) & (arrived <= marks[4])).sum())
+        served += float(np.count_nonzero((finished > marks[0]) & (finished <= marks[4])))
+        came += float(np.count_nonzero((arrived > marks[0]) & (arrived <= marks[4])))
     if grown > max(50 * m.replications, _BACKLOG * came):
         return max(1.0, came / max(served, 1.0))
     return None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.autoscaling.lives import provisioned_s
-from sim.results.recording.leaps import seconds_by_section
+from sim.results.recording.leaps import Spans, seconds_by_section
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled
 from sim.spec.sections.arrival_processes import ClosedArrivals
@@ -20,9 +21,6 @@ from sim.traffic.request import BASE_MODEL, FROM_STORAGE
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-Judge = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]]
-"""Says of each request, given the columns of all, whether it is good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +178,8 @@ class MeasuredRequests:
         self._first = [int(np.searchsorted(r.section_of, 0)) for r in recordings]
         firsts = enumerate(zip(recordings, self._first, strict=True))
         self.section = joined_columns([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
+        self._edges = section_edges(self.section, self.sections * self.replications)
+        self._finished: dict[str | None, Floats] = {}
         self._columns: dict[str, NDArray[Any]] = {}
         self._latencies: dict[str, Sampled] = {}
         status = self.column("status")
@@ -220,6 +220,39 @@ class MeasuredRequests:
             self._latencies[stage] = self.sampled(self.seconds(STAMPS[stage], "arrival_s"))
         return self._latencies[stage]
 
+    @cached_property
+    def good(self) -> NDArray[np.bool_] | None:
+        """Which requests completed within every per-request target; None without such targets.
+
+        The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are applied to each single request: those of the
+        fleet, and those of its tenant.
+        """
+        if not any(name in slo for slo in self.facts.slos for name in SINGLE):
+            return None
+        return np.asarray(self.completed & _in_time({name: self.column(name) for name in JUDGED}, self.facts))
+
+    @cached_property
+    def slow(self) -> NDArray[np.bool_] | None:
+        """Which requests are late; None without per-request targets.
+
+        A request is late if it completed beyond such a target, or if it was unfinished when the run ended and had
+        already waited longer than one. What has not happened by then counts as if it happened at the end of the run,
+        the earliest time at which it can.
+        """
+        if self.good is None:
+            return None
+        columns = {name: self.column(name) for name in JUDGED}
+        for name in ("admitted_s", "first_token_s", "finished_s"):
+            columns[name] = np.where(columns[name] < 0, self.stopped_s, columns[name])
+        asked = self.completed | (columns["status"] == UNFINISHED)
+        return np.asarray(asked & ~_in_time(columns, self.facts))
+
+    @cached_property
+    def stopped_s(self) -> Floats:
+        """When the run of each request stopped."""
+        ends = np.array([recording.stopped_s for recording in self.recordings], dtype=np.float64)
+        return np.asarray(ends[self.section // self.sections])
+
     def sampled(self, values: Floats, where: NDArray[np.bool_] | None = None) -> Sampled:
         """Return statistics over values of the completed requests (or of those ``where`` says)."""
         mask = self.completed if where is None else where
@@ -227,22 +260,30 @@ class MeasuredRequests:
 
     def count(self, where: NDArray[np.bool_], weight: NDArray[Any] | None = None) -> Floats:
         """Return the number (or summed weight) of measured requests by section."""
+        if weight is None and self._edges is not None:
+            return np.array([np.count_nonzero(where[a:b]) for a, b in pairwise(self._edges)], dtype=np.float64)
         weights = None if weight is None else weight[where]
         total = self.sections * self.replications
         return np.bincount(self.section[where], weights=weights, minlength=total).astype(np.float64)
 
-    def by_finish(self, where: Judge | None = None, weight: str | None = None) -> Floats:
-        """Return completions (or their summed ``weight``) by the section in which they ended, whenever they came.
+    def by_finish(self, weight: str | None = None) -> Floats:
+        """Return completions (or their summed ``weight``) by the section in which they ended, whenever they came."""
+        if weight not in self._finished:
+            parts = []
+            for r, (request, section) in zip(self.recordings, self._completions, strict=True):
+                weights = None if weight is None else r.requests[weight][request].astype(np.float64)
+                parts.append(np.bincount(section, weights=weights, minlength=self.sections))
+            self._finished[weight] = np.concatenate(parts).astype(np.float64)
+        return self._finished[weight]
 
-        :param where: count measured requests alone, and of these the ones that it finds good.
-        """
-        parts = []
-        for r, (request, section) in zip(self.recordings, self._completions, strict=True):
-            if where is not None:
-                good = (where(r.requests) & (r.section_of >= 0))[request]
-                request, section = request[good], section[good]
-            weights = None if weight is None else r.requests[weight][request].astype(np.float64)
-            parts.append(np.bincount(section, weights=weights, minlength=self.sections))
+    def measured_by_finish(self, where: NDArray[np.bool_]) -> Floats:
+        """Return completions of those measured requests, by the section in which they ended."""
+        parts, begin = [], 0
+        for first, r, (request, section) in zip(self._first, self.recordings, self._completions, strict=True):
+            own = where[begin : (begin := begin + len(r.section_of) - first)]
+            measured = request >= first
+            good = own[request[measured] - first]
+            parts.append(np.bincount(section[measured][good], minlength=self.sections))
         return np.concatenate(parts).astype(np.float64)
 
     @cached_property
@@ -302,32 +343,25 @@ def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:
     Each by itself: differences of sums over the whole run would leave nothing of sections of a few nanoseconds.
     """
     sections = len(bounds) - 1
-    _, section, seconds = seconds_by_section(start, end, bounds, sections)
+    _, section, seconds = seconds_by_section(Spans.of(start, end, bounds), bounds, sections)
     return np.bincount(section, weights=seconds, minlength=sections).astype(np.float64)
 
 
+def section_edges(section: NDArray[np.integer], sections: int) -> list[int] | None:
+    """Return where each section begins, and where the last one ends; None if requests are not in their order."""
+    if np.any(section[1:] < section[:-1]):
+        return None
+    edges: list[int] = np.searchsorted(section, np.arange(sections + 1)).tolist()
+    return edges
+
+
 JUDGED = ("adapter", "status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
-"""Columns that a judge reads."""
+"""Columns that say whether a request was in time."""
 _TERMS = (("ttft_p99_s", "first_token_s"), ("e2e_p99_s", "finished_s"), ("queue_p99_s", "admitted_s"))
 
 
 SINGLE = (*(name for name, _ in _TERMS), "tpot_mean_s")
 """Terms of an SLO that are also applied to each single request."""
-
-
-def judge_of(facts: ScenarioFacts) -> Judge | None:
-    """Return what says of each request whether it completed within every per-request target; None without such.
-
-    The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are applied to each single request: those of the
-    fleet, and those of its tenant.
-    """
-    if not any(name in slo for slo in facts.slos for name in SINGLE):
-        return None
-
-    def judge(requests: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-        return np.asarray((requests["status"] == COMPLETED) & _in_time(requests, facts))
-
-    return judge
 
 
 def request_targets(facts: ScenarioFacts, adapter: NDArray[Any]) -> dict[str, Floats]:
@@ -359,26 +393,3 @@ def _in_time(requests: Mapping[str, NDArray[Any]], facts: ScenarioFacts) -> NDAr
         later = np.maximum(requests["output_tokens"] - 1, 1)
         good &= requests["finished_s"] - requests["first_token_s"] <= targets["tpot_mean_s"] * later
     return good
-
-
-def slow_ones(m: MeasuredRequests) -> NDArray[np.bool_] | None:
-    """Return which measured requests are late; None without per-request targets.
-
-    A request is late if it completed beyond such a target, or if it was unfinished when the run ended and had already
-    waited longer than one. What has not happened by then counts as if it happened at the end of the run, the earliest
-    time at which it can.
-    """
-    if judge_of(m.facts) is None:
-        return None
-    columns = {name: m.column(name) for name in JUDGED}
-    ends = stopped_s(m)
-    for name in ("admitted_s", "first_token_s", "finished_s"):
-        columns[name] = np.where(columns[name] < 0, ends, columns[name])
-    asked = m.completed | (columns["status"] == UNFINISHED)
-    return np.asarray(asked & ~_in_time(columns, m.facts))
-
-
-def stopped_s(m: MeasuredRequests) -> Floats:
-    """Return when the run of each measured request stopped."""
-    ends = np.array([recording.stopped_s for recording in m.recordings], dtype=np.float64)
-    return np.asarray(ends[m.section // m.sections])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.point import LateShare, Metric
 from sim.results.records import FAILED, LIMITED, REFUSED, UNFINISHED
-from sim.results.sample_data import JUDGED, Judge, MeasuredRequests, request_targets, slow_ones, stopped_s
+from sim.results.sample_data import MeasuredRequests, request_targets
 from sim.results.statistics import share_of_requests
 
 Floats = NDArray[np.float64]
@@ -22,7 +23,12 @@ _RARE = 0.01
 
 def unserved(m: MeasuredRequests) -> Mask:
     """Return which measured requests were refused or failed: they never get a right answer."""
-    return np.asarray(np.isin(m.column("status"), (REFUSED, FAILED)))
+    return was_unserved(m.column("status"))
+
+
+def was_unserved(status: NDArray[Any]) -> Mask:
+    """Return which of these statuses are of requests that were refused or failed."""
+    return np.asarray((status == REFUSED) | (status == FAILED))
 
 
 def unserved_counts(m: MeasuredRequests) -> dict[str, int]:
@@ -56,12 +62,13 @@ def is_served(m: MeasuredRequests) -> bool:
     )
 
 
-def attainment(m: MeasuredRequests, judge: Judge) -> Metric:
-    """Return the share of requests that complete within every target for single requests (docs/metrics.md)."""
-    late = slow_ones(m)
-    assert late is not None, "there is a judge"
-    good = judge({name: m.column(name) for name in JUDGED})
-    decided = (m.column("status") != UNFINISHED) | late
+def attainment(m: MeasuredRequests, good: Mask) -> Metric:
+    """Return the share of requests that complete within every target for single requests (docs/metrics.md).
+
+    :param good: which ones do.
+    """
+    assert m.slow is not None, "there are such targets"
+    decided = (m.column("status") != UNFINISHED) | m.slow
     return _share(m, good, decided, _times_target(m), m.sections)
 
 
@@ -95,7 +102,7 @@ def _quantile_stamp(name: str) -> str | None:
 def _wait(m: MeasuredRequests, stamp: str) -> Floats:
     """Return the seconds from arrival to a stamp; to the end of the run where it hasn't come by then."""
     at = m.column(stamp)
-    return np.asarray(np.where(at < 0, stopped_s(m), at) - m.column("arrival_s"), dtype=np.float64)
+    return np.asarray(np.where(at < 0, m.stopped_s, at) - m.column("arrival_s"), dtype=np.float64)
 
 
 def _times_target(m: MeasuredRequests) -> Floats:

@@ -207,6 +207,34 @@ def quantile_of_sorted(ordered: Floats, q: float) -> float:
     return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
 
 
+def quantiles_of_windows(values: Floats, first: Ints, last: Ints, q: float) -> Floats:
+    """Return ``quantile_of(values[a:b], q)`` of windows that overlap, to the last bit, for a quantile near the top.
+
+    Pieces between the ends of windows are sorted once each. Of these, only the highest values can be a window's
+    quantile.
+
+    :param first, last: (n,) where each window begins and ends, with at least one value.
+    """
+    count = last - first
+    place = (count - 1) * q
+    below = place.astype(np.int64)
+    ranks = count - below  # of the value below the quantile, from the top
+    edges = np.unique(np.concatenate((first, last)))
+    ordered = values.copy()
+    for a, b in pairwise(edges.tolist()):
+        ordered[a:b].sort()
+    at = edges[1:, None] - 1 - np.arange(ranks.max())
+    highest = np.where(at >= edges[:-1, None], ordered[at], -math.inf)  # of each piece
+    begin, end = np.searchsorted(edges, first), np.searchsorted(edges, last)
+    piece = begin[:, None] + np.arange((end - begin).max())
+    of_window = np.where((piece < end[:, None])[:, :, None], highest[np.minimum(piece, len(highest) - 1)], -math.inf)
+    of_window = np.sort(of_window.reshape(len(count), -1), axis=1)
+    row = np.arange(len(count))
+    low, high = of_window[row, -ranks], of_window[row, np.minimum(1 - ranks, -1)]
+    share = place - below
+    return np.asarray(np.where(share >= 0.5, high - (high - low) * (1 - share), low + (high - low) * share))
+
+
 def mean_of(values: Floats) -> float:
     """Return ``float(np.mean(values))``, to the last bit, in a third of the time that this takes for few values.
 
@@ -225,8 +253,8 @@ class _Parts:
 
 
 def _merged(parts: list[Floats]) -> Floats:
-    """Return sorted arrays as one; a stable sort merges those that are there."""
-    return parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts), kind="stable")
+    """Return sorted arrays as one. NumPy's vectorised sort is faster than merging them."""
+    return parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
 
 
 class Sampled:

@@ -14,7 +14,7 @@ from sim.results.changes.change_summary import impact_of
 from sim.results.model import WRONG_KINDS, Impact
 from sim.results.point import Point
 from sim.results.records import Recording
-from sim.results.sample_data import MeasuredRequests, ScenarioFacts, slow_ones
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -71,8 +71,7 @@ def with_impact(
 
 
 def _late_ones(m: MeasuredRequests) -> Mask:
-    slow = slow_ones(m)
-    return np.zeros(len(m.section), dtype=np.bool_) if slow is None else slow
+    return np.zeros(len(m.section), dtype=np.bool_) if m.slow is None else m.slow
 
 
 def _found(m: MeasuredRequests, indexes: Sequence[Ints]) -> Mask:

@@ -30,8 +30,8 @@ from sim.results.records import (
     WRONG_SERVED,
     Recording,
 )
-from sim.results.sample_data import MeasuredRequests, ScenarioFacts, slow_ones
-from sim.results.statistics import MIN_SECTION_P99, mean_of, quantile_of
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts
+from sim.results.statistics import MIN_SECTION_P99, mean_of, quantiles_of_windows
 from sim.traffic.request import BASE_MODEL, MISS
 
 Floats = NDArray[np.float64]
@@ -171,14 +171,15 @@ def timeline_latencies(
         return np.searchsorted(arrival, first), np.searchsorted(arrival, until)
 
     (own_from, own_to), (from_, to) = edges(0), edges(_NEIGHBOURS)
+    own = list(zip(own_from.tolist(), own_to.tolist(), strict=True))
+    enough = np.flatnonzero((own_to > own_from) & (to - from_ >= MIN_SECTION_P99))
     found: dict[str, list[float | None]] = {}
     for name, stamp in (("ttft", "first_token_s"), ("e2e", "finished_s")):
         seconds = np.asarray(r[stamp][done], dtype=np.float64)[order] - arrival
-        means, tails = found[f"{name}_mean_s"], found[f"{name}_p99_s"] = [], []
-        for i in range(spans):
-            own, around = seconds[own_from[i] : own_to[i]], seconds[from_[i] : to[i]]
-            means.append(mean_of(own) if len(own) else None)
-            tails.append(quantile_of(around, 0.99) if len(own) and len(around) >= MIN_SECTION_P99 else None)
+        found[f"{name}_mean_s"] = [mean_of(seconds[a:b]) if b > a else None for a, b in own]
+        p99 = quantiles_of_windows(seconds, from_[enough], to[enough], 0.99) if len(enough) else np.empty(0)
+        tails = dict(zip(enough.tolist(), p99.tolist(), strict=True))
+        found[f"{name}_p99_s"] = [tails.get(i) for i in range(spans)]
     return found
 
 
@@ -197,7 +198,8 @@ def _span_of(times: NDArray[Any], end: float, spans: int) -> NDArray[np.int64]:
 
 
 def _middles(end: float, spans: int) -> list[float]:
-    return [float(x) for x in (np.arange(spans) + 0.5) * end / spans]
+    middles: list[float] = ((np.arange(spans) + 0.5) * end / spans).tolist()
+    return middles
 
 
 def impact_of(m: MeasuredRequests) -> Impact | None:
@@ -206,7 +208,7 @@ def impact_of(m: MeasuredRequests) -> Impact | None:
         return None
     marks = m.column("marks")
     counts: dict[str, Any] = {name: int(((marks & mark) > 0).sum()) for name, mark in _IMPACT.items()}
-    slow, unanswered, before = slow_ones(m), m.column("status") == UNFINISHED, before_changes(m)
+    slow, unanswered, before = m.slow, m.column("status") == UNFINISHED, before_changes(m)
     since = bool(before.any() or m.facts.strategies)
 
     def late(where: NDArray[np.bool_]) -> int | None:

@@ -28,7 +28,8 @@ def gap_bin_edges() -> Floats:
 
 def gap_bins(seconds: Floats) -> Ints:
     """Return the bin of each gap."""
-    return np.asarray(np.clip(np.log(seconds / GAP_LOW_S) / _LOG_STEP, 0, GAP_BINS - 1), dtype=np.int64)
+    bins = np.log(np.maximum(seconds, GAP_LOW_S) / GAP_LOW_S) / _LOG_STEP
+    return np.asarray(np.minimum(bins, GAP_BINS - 1), dtype=np.int64)
 
 
 def section_of(time: Floats, bounds: Floats) -> Ints:
@@ -39,12 +40,30 @@ def section_of(time: Floats, bounds: Floats) -> Ints:
     return np.asarray(np.searchsorted(bounds, time, side="right"), dtype=np.int64) - 1
 
 
-def seconds_by_section(start: Floats, end: Floats, bounds: Floats, sections: int) -> tuple[Ints, Ints, Floats]:
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Intervals of time.
+
+    :ivar first, last: the sections in which they begin and end, by ``section_of``.
+    """
+
+    start: Floats
+    end: Floats
+    first: Ints
+    last: Ints
+
+    @staticmethod
+    def of(start: Floats, end: Floats, bounds: Floats) -> Spans:
+        """Find the sections of intervals."""
+        return Spans(start, end, section_of(start, bounds), section_of(end, bounds))
+
+
+def seconds_by_section(spans: Spans, bounds: Floats, sections: int) -> tuple[Ints, Ints, Floats]:
     """Return the parts of intervals that lie in sections: which interval, which section, how many seconds.
 
     Nearly all intervals lie within one section, so only the others are compared with every bound.
     """
-    first, last = section_of(start, bounds), section_of(end, bounds)
+    start, end, first, last = spans.start, spans.end, spans.first, spans.last
     row = np.flatnonzero((first == last) & (first >= 0) & (first < sections))
     section, seconds = first[row], end[row] - start[row]
     crossing = np.flatnonzero(first != last)
@@ -87,9 +106,9 @@ class Leaps:
         n = self.steps if steps is None else steps
         return self.load_s + n * self.first + self.growth * (n * (n - 1) / 2)
 
-    def of(self, rows: Ints | NDArray[np.bool_]) -> Leaps:
+    def of(self, rows: Ints) -> Leaps:
         """Return some of the leaps."""
-        return Leaps(*(getattr(self, name)[rows] for name in self.COLUMNS))
+        return Leaps(*(getattr(self, name).take(rows) for name in self.COLUMNS))
 
     def part(self, low: Floats, high: Floats) -> Leaps:
         """Return each leap from step ``low`` up to, and without, step ``high``; loads belong to the first step."""
@@ -124,53 +143,76 @@ def joined(parts: list[Leaps]) -> Leaps:
     return Leaps(*(np.concatenate([getattr(part, name) for part in parts]) for name in Leaps.COLUMNS))
 
 
-def steps_by_section(leaps: Leaps, bounds: Floats, sections: int) -> tuple[Leaps, Ints]:
-    """Return the leaps in which requests decode, cut so that all steps of each start in one section, and that section.
+def steps_by_section(leaps: Leaps, spans: Spans, bounds: Floats, sections: int) -> list[tuple[Leaps, Ints]]:
+    """Return leaps that each start all their steps in one section, with that section: those that do so anyway, and the
+    parts of the others.
 
-    Steps that start before the first section are left out.
+    Among the former all leaps keep their places, which takes less time than to sort some out. Those with other parts
+    have no sequences that decode there, nor have those that start before the first section.
 
     What starts after the end of the measured time counts in the last section: requests that are measured get these
     tokens.
+
+    :param spans: from the start of each leap to its end.
     """
     last_one = sections - 1
-    section = np.minimum(section_of(leaps.start, bounds), last_one)
-    beyond = np.minimum(section_of(leaps.start + leaps.seconds(), bounds), last_one)
-    decoding = leaps.decoding > 0
-    crossing = np.flatnonzero(decoding & (section != beyond) & (leaps.steps > 1))
-    inside = decoding & (section >= 0)
-    inside[crossing] = False
-    whole, whole_section = leaps.of(inside), section[inside]
+    section, beyond = np.minimum(spans.first, last_one), np.minimum(spans.last, last_one)
+    crossing = np.flatnonzero((leaps.decoding > 0) & (section != beyond) & (leaps.steps > 1))
+    decoding = np.where(section >= 0, leaps.decoding, 0.0)
+    decoding[crossing] = 0.0
+    whole = replace(leaps, decoding=decoding), np.maximum(section, 0)
     if not crossing.size:
-        return whole, whole_section
+        return [whole]
     cut, starts = leaps.of(crossing), bounds[:sections]
     every = cut.of(np.repeat(np.arange(crossing.size), len(starts)))
     before = every.steps_before(np.tile(starts, crossing.size)).reshape(crossing.size, -1)
     before = np.column_stack((before, cut.steps))
     at, cut_section = np.nonzero(np.diff(before, axis=1) > 0)
-    parts = cut.of(at).part(before[at, cut_section], before[at, cut_section + 1])
-    return joined([whole, parts]), np.concatenate((whole_section, cut_section))
+    return [whole, (cut.of(at).part(before[at, cut_section], before[at, cut_section + 1]), cut_section)]
 
 
-def count_gaps(leaps: Leaps, section: Ints, counts: NDArray[np.int64], sums: Floats) -> None:
+def count_gaps(parts: list[tuple[Leaps, Ints]], counts: NDArray[np.int64], sums: Floats) -> None:
     """Add the gaps between tokens that end with the steps of these leaps.
 
-    :param section: of each leap.
+    :param parts: leaps, and the section of each.
     :param counts: (sections, GAP_BINS) gaps so far; ``sums``: (sections,) their seconds.
     """
+    for leaps, section in _with_loads_apart(parts):
+        np.add.at(sums, section, leaps.seconds() * leaps.decoding)
+        tokens = leaps.steps * leaps.decoding
+        # Steps of one leap differ by the growing KV; pieces within half a bin's width count as equal. Few leaps differ
+        # by more.
+        growing = np.flatnonzero((leaps.growth * leaps.steps > _HALF_A_BIN * leaps.first) & (leaps.steps > 1))
+        tokens[growing] = 0.0
+        _add_gaps(leaps, 0.0, leaps.steps, tokens, section, counts)
+        those = leaps.of(growing)
+        pieces = np.clip(np.ceil(those.growth * those.steps / (_HALF_A_BIN * those.first)), 1, those.steps)
+        pieces = pieces.astype(np.int64)
+        leap = np.repeat(np.arange(len(pieces)), pieces)
+        piece = np.arange(len(leap)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        each = those.of(leap)
+        low = np.floor(piece * each.steps / pieces[leap])
+        high = np.floor((piece + 1) * each.steps / pieces[leap])
+        _add_gaps(each, low, high, (high - low) * each.decoding, section[growing[leap]], counts)
+
+
+def _with_loads_apart(parts: list[tuple[Leaps, Ints]]) -> list[tuple[Leaps, Ints]]:
+    """Return the leaps with a first step that waits for loads as two: only that step takes longer."""
+    if not any(np.any(leaps.load_s) for leaps, _ in parts):
+        return parts
+    leaps, section = joined([each for each, _ in parts]), np.concatenate([each for _, each in parts])
     loading = (leaps.load_s > 0) & (leaps.steps > 1)
-    if loading.any():  # only the first step waits for the loads
-        those = leaps.of(loading)
-        one = np.ones(len(those.steps))
-        leaps = joined([leaps.of(~loading), those.part(0 * one, one), those.part(one, those.steps)])
-        section = np.concatenate((section[~loading], section[loading], section[loading]))
-    np.add.at(sums, section, leaps.seconds() * leaps.decoding)
-    steps, first, growth = leaps.steps, leaps.first, leaps.growth
-    # Steps of one leap differ by the growing KV; pieces within half a bin's width count as equal.
-    pieces = np.clip(np.ceil(growth * steps / (_HALF_A_BIN * first)), 1, steps).astype(np.int64)
-    leap = np.repeat(np.arange(len(steps)), pieces)
-    piece = np.arange(len(leap)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    low = np.floor(piece * steps[leap] / pieces[leap])
-    high = np.floor((piece + 1) * steps[leap] / pieces[leap])
-    seconds = first[leap] + growth[leap] * (low + high - 1) / 2 + leaps.load_s[leap]
-    gaps = ((high - low) * leaps.decoding[leap]).astype(np.int64)
-    np.add.at(counts, (section[leap], gap_bins(seconds)), gaps)
+    split, others = np.flatnonzero(loading), np.flatnonzero(~loading)
+    those, one = leaps.of(split), np.ones(len(split))
+    pieces = [leaps.of(others), those.part(0 * one, one), those.part(one, those.steps)]
+    return [(joined(pieces), np.concatenate((section[others], section[split], section[split])))]
+
+
+def _add_gaps(
+    leaps: Leaps, low: Floats | float, high: Floats, tokens: Floats, section: Ints, counts: NDArray[np.int64]
+) -> None:
+    """Add as many gaps as there are tokens, each as long as the mean step of its leap from step ``low`` up to, and
+    without, step ``high``."""
+    seconds = leaps.first + leaps.growth * (low + high - 1) / 2 + leaps.load_s
+    # One index into the flat counts: numpy adds at pairs of indexes ten times as slowly.
+    np.add.at(counts.reshape(-1), section * GAP_BINS + gap_bins(seconds), tokens.astype(np.int64))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sim.results.recording.leaps import (
     GAP_BINS,
     Leaps,
+    Spans,
     count_gaps,
     gap_bins,
     seconds_by_section,
@@ -324,7 +325,7 @@ class Recorder:
             rows = np.frombuffer(self._request_rows.getvalue(), dtype=_REQUEST_ROW)
             for name, kind in self._kinds.items():
                 if name not in _KNOWN:
-                    self._columns[name] += rows[name].astype(kind).tobytes()
+                    self._columns[name] += rows[name].astype(kind).data
             self._request_rows = BytesWriter()
 
     def busy_so_far(self) -> Floats:
@@ -354,14 +355,15 @@ class Recorder:
         end = leaps.start + leaps.seconds()
         self._running_area += float(np.sum(rows["running"] * (end - leaps.start)))
         bounds = np.asarray(self.bounds)
-        row, section, seconds = seconds_by_section(leaps.start, end, bounds, self.sections)
+        spans = Spans.of(leaps.start, end, bounds)
+        row, section, seconds = seconds_by_section(spans, bounds, self.sections)
         np.add.at(self._busy, section, seconds)
         replica, blocked = rows["replica"][row], rows["blocked"][row].astype(np.int64)
         self._busy_by_replica += np.bincount(replica, weights=seconds, minlength=len(self._busy_by_replica))
         if self._own < len(self._busy_by_replica):
             blocked = np.where((blocked == _BY_ADAPTER_LIMIT) & (replica >= self._own), 0, blocked)
-        np.add.at(self._blocked, (blocked, section), seconds)
-        count_gaps(*steps_by_section(leaps, bounds, self.sections), self._gap_counts, self._gap_sum)
+        np.add.at(self._blocked.reshape(-1), blocked * self.sections + section, seconds)
+        count_gaps(steps_by_section(leaps, spans, bounds, self.sections), self._gap_counts, self._gap_sum)
 
     def _flush_pauses(self) -> None:
         rows = np.frombuffer(self.pause_rows.getvalue(), dtype=PAUSE_ROW)
@@ -379,15 +381,16 @@ class Recorder:
         One after the other, each let go before the next: two copies of ten million requests would take too much.
         """
         index = np.frombuffer(self._columns.pop("index"), dtype=np.int64)
-        order = np.argsort(index, kind="stable")
-        columns: dict[str, NDArray[np.generic]] = {"index": index[order]}
+        order = np.argsort(index)
+        place = index.take(order)
         del index
+        columns: dict[str, NDArray[np.generic]] = {"index": place}
         for name, kind in self._kinds.items():
             if name != "index":
                 column: NDArray[Any] = np.frombuffer(self._columns.pop(name), dtype=kind)
-                columns[name] = column[columns["index"] if name in _KNOWN else order]
+                columns[name] = column.take(place if name in _KNOWN else order)
         if self._sessions:
-            columns["session"] = np.frombuffer(self._sessions, dtype=np.int64)[columns["index"]]
+            columns["session"] = np.frombuffer(self._sessions, dtype=np.int64)[place]
         return columns | self._marks(columns)
 
     def _marks(self, requests: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
