@@ -151,8 +151,7 @@ def summary_json(name: str, points: Sequence[Point], headroom: Headroom | None =
         for point in points
     ]
     more = {} if headroom is None else {"headroom": headroom.summary()}
-    summary: dict[str, Any] = json_ready({"schema_version": 1, "scenario": name, "points": rows, **more})
-    return summary
+    return {"schema_version": 1, "scenario": name, "points": rows, **more}
 
 
 def points_csv(points: Sequence[Point]) -> str:
@@ -168,12 +167,14 @@ def points_csv(points: Sequence[Point]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     more = ["calibration_lo", "calibration_hi"] if calibrated else []
     writer.writerow([*map(_cell, swept), "metric", "value", "lo", "hi", "unit", *more])
+    texts = {text for point in points for name, metric in point.metrics.items() for text in (name, metric.unit)}
+    cells = {text: text_cell(text) for text in texts}
     for point in points:
         values = [_cell(point.set.get(key)) for key in swept]
         for name, metric in point.metrics.items():
             numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
             bounds = [_cell(number) for number in (metric.calibration_lo, metric.calibration_hi)] if calibrated else []
-            writer.writerow([*values, text_cell(name), *numbers, _cell(metric.unit), *bounds])
+            writer.writerow([*values, cells[name], *numbers, cells[metric.unit], *bounds])
         for row in point.pools:
             empty = [""] * len(more)
             for name, unit in POOL_UNITS.items():
@@ -234,12 +235,14 @@ def _tenants(point: Point) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
-    value = json_ready(value)
     if value is None:
         return ""
+    if type(value) is float:  # nearly all are
+        return repr(value) if math.isfinite(value) else ""
+    value = json_ready(value)
     if isinstance(value, str):
         return text_cell(value)
-    return repr(value) if type(value) is float else json.dumps(value, ensure_ascii=False)  # which gives the same
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _simulated(data: Mapping[str, Any]) -> dict[str, Any]:
