@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -329,13 +329,18 @@ class Profile(Strict):
 
 def bundled_profiles() -> list[str]:
     """Return the names of the profiles that come with loraplan."""
-    root = Path(str(files("scenarios") / "profiles"))
+    root = _bundled_folder()
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.json"))
+
+
+@cache
+def _bundled_folder() -> Path:
+    return Path(str(files("scenarios") / "profiles"))
 
 
 def _is_bundled(name: str) -> bool:
     """Return whether a profile of this name comes with loraplan; a scenario asks so often that none are listed."""
-    root = Path(str(files("scenarios") / "profiles"))
+    root = _bundled_folder()
     try:
         path = root / f"{name}.json"
         return path.is_file() and ".." not in path.parts and path.relative_to(root).as_posix() == f"{name}.json"
@@ -370,7 +375,7 @@ def load_profile(name: str) -> tuple[Profile, str]:
     :raises ScenarioError: where there is no such profile or it can't be used; key ``fleet.profile``.
     """
     bundled = _is_bundled(name)
-    path = Path(str(files("scenarios") / "profiles" / f"{name}.json")) if bundled else Path(name)
+    path = _bundled_folder() / f"{name}.json" if bundled else Path(name)
     try:
         if not bundled and not is_path(name):  # a name is never looked up in the working directory
             raise FileNotFoundError
