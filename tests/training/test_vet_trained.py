@@ -17,7 +17,6 @@ HEALTHY = ("cosine", "early-stop", "high-rank", "four-bit")
 """A twin of each failing one; the recorded runs have all of them."""
 STEPS = {
     "rank-1-cosine": 400,
-    "100-examples": 400,
     "unknown-words": 150,
     "cosine": 200,
     "high-rank": 200,
