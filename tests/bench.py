@@ -8,6 +8,7 @@ is added to the history (``bench_history.py``).
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import subprocess
@@ -243,17 +244,19 @@ def measure(data: dict[str, Any], repetitions: int) -> dict[str, float]:
     return {"request_s": min(costs), "timeout_s": min(timeouts), "worth": min(costs) / min(timeouts), "peak_mb": peak}
 
 
-def ratios(data: dict[str, Any], other: dict[str, Any], rounds: int = 9) -> dict[str, float]:
-    """Simulate two rows in turn; return median, lowest and highest ratio of their CPU times in a round."""
-    worlds, found = [build_world(Scenario.model_validate(row)) for row in (other, data)], []
+def ratios(data: dict[str, Any], other: dict[str, Any], rounds: int = 25) -> dict[str, float]:
+    """Simulate two rows in turn; return the ratio of their least CPU times, and the median ratio of a round."""
+    worlds = [build_world(Scenario.model_validate(row)) for row in (other, data)]
+    taken: list[list[float]] = []
     for _ in range(rounds):
-        times = []
+        taken.append([])
         for world in worlds:
+            gc.collect()  # what a run leaves behind is its own
             start = time.process_time()
             simulate(world, 0, 20)
-            times.append(time.process_time() - start)
-        found.append(times[1] / times[0])
-    return {"ratio": median(found), "lowest": min(found), "highest": max(found)}
+            taken[-1].append(time.process_time() - start)
+    base, own = (min(times) for times in zip(*taken, strict=True))
+    return {"least": own / base, "median": median(own / base for base, own in taken)}
 
 
 def main() -> None:
