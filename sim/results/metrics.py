@@ -111,11 +111,10 @@ def _tokens(m: MeasuredRequests) -> dict[str, Metric]:
     several = m.completed & (m.column("output_tokens") > 1)
     decode = (m.column("finished_s") - m.column("first_token_s"))[several]
     tpot = m.sampled(decode / (m.column("output_tokens")[several] - 1), several).mean("s")
-    low, high = min(r.gap_range[0] for r in m.recordings), max(r.gap_range[1] for r in m.recordings)
-    counts = joined_columns([r.gap_counts[:, low:high] for r in m.recordings])
+    counts = joined_columns([r.gap_counts for r in m.recordings])
     used = np.flatnonzero(counts.sum(axis=0))
     bins = slice(used[0], used[-1] + 1) if len(used) else slice(0)  # few of all bins: the others take time, too
-    counts, edges = counts[:, bins], gap_bin_edges()[low:high][bins]
+    counts, edges = counts[:, bins], gap_bin_edges()[bins]
     sums = np.concatenate([r.gap_sum_s for r in m.recordings])
     itl_mean = ratio(sums, counts.sum(axis=1).astype(np.float64), m.sections, "s")
     by_replication = counts.reshape(m.replications, m.sections, -1).sum(axis=1)

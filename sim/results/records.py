@@ -11,8 +11,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.recording.leaps import GAP_BINS
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -78,8 +76,7 @@ class Recording:
     :ivar bounds: (sections + 1,) times: section i is from ``bounds[i]`` to ``bounds[i + 1]``, the last is the end
         of the measured time.
     :ivar first_measured: index of the first measured request; ``section_of``: by request, -1 in the warm-up.
-    :ivar gap_counts: (sections, GAP_BINS) gaps between tokens; ``gap_sum_s``: (sections,) their sum. There are none in
-        bins outside of ``gap_range``, which takes time to find out of half a million counts.
+    :ivar gap_counts: (sections, GAP_BINS) gaps between tokens; ``gap_sum_s``: (sections,) their sum.
     :ivar busy_s: (sections,) seconds in which a step ran; ``blocked_s``: by reason, (reasons, sections).
     :ivar prefix_blocks_evicted: cached KV blocks that were taken for other content; None without a prefix cache.
     :ivar running_area: sequence-seconds in the batch over the whole run, from steps alone.
@@ -106,7 +103,6 @@ class Recording:
     room_short_s: float
     inside_area: float
     stopped_s: float
-    gap_range: tuple[int, int] = (0, GAP_BINS)
     busy_by_replica: Floats = field(default_factory=lambda: np.zeros(0))
     host_fills: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=HOST_FILL_ROW))
     backoffs: Floats = field(default_factory=lambda: np.zeros((0, 4)))

@@ -32,25 +32,6 @@ def gap_bins(seconds: Floats) -> Ints:
     return np.asarray(np.minimum(bins, GAP_BINS - 1), dtype=np.int64)
 
 
-class GapCounts:
-    """Gaps between tokens, by section and bin.
-
-    :ivar counts: (sections, GAP_BINS); ``low``, ``high``: there are none in bins below the one, or from the other on.
-    """
-
-    def __init__(self, sections: int) -> None:
-        self.counts = np.zeros((sections, GAP_BINS), dtype=np.int64)
-        self.low, self.high = GAP_BINS, 0
-
-    def add(self, section: Ints, seconds: Floats, gaps: Ints) -> None:
-        """Count gaps of so many seconds."""
-        bins = gap_bins(seconds)
-        if bins.size:
-            self.low, self.high = min(self.low, int(bins.min())), max(self.high, int(bins.max()) + 1)
-        # One index into the flat counts: numpy adds at pairs of indexes ten times as slowly.
-        np.add.at(self.counts.reshape(-1), section * GAP_BINS + bins, gaps)
-
-
 def section_of(time: Floats, bounds: Floats) -> Ints:
     """Return the section in which each time lies; -1 before the first one, and beyond the last after the end.
 
@@ -190,11 +171,11 @@ def steps_by_section(leaps: Leaps, spans: Spans, bounds: Floats, sections: int) 
     return [whole, (cut.of(at).part(before[at, cut_section], before[at, cut_section + 1]), cut_section)]
 
 
-def count_gaps(parts: list[tuple[Leaps, Ints]], counts: GapCounts, sums: Floats) -> None:
+def count_gaps(parts: list[tuple[Leaps, Ints]], counts: NDArray[np.int64], sums: Floats) -> None:
     """Add the gaps between tokens that end with the steps of these leaps.
 
     :param parts: leaps, and the section of each.
-    :param counts: gaps so far; ``sums``: (sections,) their seconds.
+    :param counts: (sections, GAP_BINS) gaps so far; ``sums``: (sections,) their seconds.
     """
     for leaps, section in _with_loads_apart(parts):
         np.add.at(sums, section, leaps.seconds() * leaps.decoding)
@@ -228,9 +209,10 @@ def _with_loads_apart(parts: list[tuple[Leaps, Ints]]) -> list[tuple[Leaps, Ints
 
 
 def _add_gaps(
-    leaps: Leaps, low: Floats | float, high: Floats, tokens: Floats, section: Ints, counts: GapCounts
+    leaps: Leaps, low: Floats | float, high: Floats, tokens: Floats, section: Ints, counts: NDArray[np.int64]
 ) -> None:
     """Add as many gaps as there are tokens, each as long as the mean step of its leap from step ``low`` up to, and
     without, step ``high``."""
     seconds = leaps.first + leaps.growth * (low + high - 1) / 2 + leaps.load_s
-    counts.add(section, seconds, tokens.astype(np.int64))
+    # One index into the flat counts: numpy adds at pairs of indexes ten times as slowly.
+    np.add.at(counts.reshape(-1), section * GAP_BINS + gap_bins(seconds), tokens.astype(np.int64))

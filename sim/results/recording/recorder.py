@@ -16,10 +16,11 @@ from librt.strings import BytesWriter, write_f64_le, write_i16_le, write_i32_le,
 from numpy.typing import NDArray
 
 from sim.results.recording.leaps import (
-    GapCounts,
+    GAP_BINS,
     Leaps,
     Spans,
     count_gaps,
+    gap_bins,
     seconds_by_section,
     section_of,
     steps_by_section,
@@ -154,7 +155,7 @@ class Recorder:
         self._load_rows = BytesWriter()
         # Bytes that grow, for arrays of each chunk would leave holes in memory too small for a whole column.
         self._columns = {name: bytearray() for name in self._kinds}
-        self._gaps = GapCounts(sections)
+        self._gap_counts = np.zeros((sections, GAP_BINS), dtype=np.int64)
         self._gap_sum = np.zeros(sections)
         self._busy = np.zeros(sections)
         self._blocked = np.zeros((4, sections))
@@ -311,8 +312,7 @@ class Recorder:
         """Note single gaps between tokens that end with the step that started then: those across a preemption."""
         section = self._section(step_start_s)
         if section >= 0:
-            each = np.asarray(seconds)
-            self._gaps.add(np.full(len(each), section), each, np.ones(len(each), dtype=np.int64))
+            np.add.at(self._gap_counts[section], gap_bins(np.asarray(seconds)), 1)
             self._gap_sum[section] += sum(seconds)
 
     def _section(self, time: float) -> int:
@@ -363,7 +363,7 @@ class Recorder:
         if self._own < len(self._busy_by_replica):
             blocked = np.where((blocked == _BY_ADAPTER_LIMIT) & (replica >= self._own), 0, blocked)
         np.add.at(self._blocked.reshape(-1), blocked * self.sections + section, seconds)
-        count_gaps(steps_by_section(leaps, spans, bounds, self.sections), self._gaps, self._gap_sum)
+        count_gaps(steps_by_section(leaps, spans, bounds, self.sections), self._gap_counts, self._gap_sum)
 
     def _flush_pauses(self) -> None:
         rows = np.frombuffer(self.pause_rows.getvalue(), dtype=PAUSE_ROW)
@@ -373,7 +373,7 @@ class Recorder:
         section, seconds, count = np.minimum(section, self.sections - 1)[measured], rows["seconds"], rows["count"]
         seconds, count = seconds[measured], count[measured]
         np.add.at(self._gap_sum, section, seconds * count)
-        self._gaps.add(section, seconds, count.astype(np.int64))
+        np.add.at(self._gap_counts, (section, gap_bins(seconds)), count.astype(np.int64))
 
     def _requests(self) -> dict[str, NDArray[np.generic]]:
         """Return the columns of all request rows, sorted by index.
@@ -444,8 +444,7 @@ class Recorder:
             loads={name: loads[name].astype(np.float64) for name in _LOAD_COLUMNS},
             bounds=bounds,
             section_of=np.minimum(section, self.sections - 1),
-            gap_counts=self._gaps.counts,
-            gap_range=(self._gaps.low, self._gaps.high),
+            gap_counts=self._gap_counts,
             gap_sum_s=self._gap_sum,
             busy_s=self._busy,
             blocked_s=self._blocked,
