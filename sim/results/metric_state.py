@@ -104,10 +104,6 @@ class State:
     requests: int | None = None
     text: str = ""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the values alone, as a ``Metric`` does."""
-        return State, (self.cause, *self._numbers().values())
-
     @property
     def kind(self) -> Kind:
         """What the cause means for the reader."""

@@ -212,11 +212,6 @@ class Metric:
         """Whether the scenario has what this metric is about."""
         return self.value is not None or self.state.kind is not Kind.NOT_APPLICABLE
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the values alone: points come from workers, and the way of dataclasses takes twice as long."""
-        ends = self.lo, self.hi, self.unit, self.state, self.calibration_lo, self.calibration_hi
-        return Metric, (self.value, *ends, self.parts)
-
     def to_json(self, *, calibrated: bool) -> dict[str, Any]:
         """Return plain data without parts, with the calibration interval only where the profile has draws."""
         data = {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -256,15 +256,12 @@ class MeasuredRequests:
     def sampled(self, values: Floats, where: NDArray[np.bool_] | None = None) -> Sampled:
         """Return statistics over values of the completed requests (or of those ``where`` says)."""
         mask = self.completed if where is None else where
-        if self._edges is None:
-            return Sampled(values, self.section[mask], self.sections, self.replications, self.least_for_p99)
-        edges = [0, *accumulate(_counts(mask, self._edges))]
-        return Sampled.in_order(values, edges, self.sections, self.least_for_p99)
+        return Sampled(values, self.section[mask], self.sections, self.replications, self.least_for_p99)
 
     def count(self, where: NDArray[np.bool_], weight: NDArray[Any] | None = None) -> Floats:
         """Return the number (or summed weight) of measured requests by section."""
         if weight is None and self._edges is not None:
-            return np.array(_counts(where, self._edges), dtype=np.float64)
+            return np.array([np.count_nonzero(where[a:b]) for a, b in pairwise(self._edges)], dtype=np.float64)
         weights = None if weight is None else weight[where]
         total = self.sections * self.replications
         return np.bincount(self.section[where], weights=weights, minlength=total).astype(np.float64)
@@ -338,11 +335,6 @@ class MeasuredRequests:
 def joined_columns(parts: list[NDArray[Any]]) -> NDArray[Any]:
     """Return arrays after one another; of a single one no copy is made."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _counts(where: NDArray[np.bool_], edges: list[int]) -> list[int]:
-    """Return how many requests these are in each section."""
-    return [int(np.count_nonzero(where[a:b])) for a, b in pairwise(edges)]
 
 
 def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:

@@ -51,7 +51,7 @@ CAUTION, CAUTIOUS_UNTIL = 1.3, 1.5
 """How much wider an interval is whose effective sample size is just enough, and at how many times that no more."""
 NARROW = 0.04
 """Half-widths below this share of the value need a smaller effective sample size, in proportion: they vary little."""
-_SHORT = "%.7g"
+_DIGITS = 7
 """Significant digits of parts."""
 MOST_SKEWED = 0.25
 """Half-width, as a share of the value, from which on a skewed interval has no upper end; far above ``WIDE``."""
@@ -70,13 +70,13 @@ def half_width(center: float, parts: Floats) -> float | None:
     count = len(parts)
     if count < 2:
         return None
-    spread = float(np.add.reduce((parts - center) ** 2)) / (count * (count - 1))
+    spread = float(np.sum((parts - center) ** 2)) / (count * (count - 1))
     return student(count - 1) * math.sqrt(spread)
 
 
 def kept(parts: Floats) -> list[float | None]:
     """Return parts as a point keeps them: with seven digits, which is far below their spread, and None for nan."""
-    return [float(_SHORT % part) if math.isfinite(part) else None for part in parts.tolist()]
+    return [float(f"{part:.{_DIGITS}g}") if math.isfinite(part) else None for part in parts.tolist()]
 
 
 def estimate(
@@ -276,22 +276,8 @@ class Sampled:
         if len(section) and np.any(section[1:] < section[:-1]):
             order = np.argsort(section, kind="stable")
             values, section = values[order], section[order]
-        edges: list[int] = np.searchsorted(section, np.arange(sections * replications + 1)).tolist()
-        self._fill(values, edges, sections, least_for_p99)
-
-    @classmethod
-    def in_order(cls, values: Floats, edges: list[int], sections: int, least_for_p99: int = MIN_FOR_P99) -> Sampled:
-        """Return statistics over values that are in the order of their sections.
-
-        :param edges: where each section begins, and where the last one ends.
-        """
-        sample = cls.__new__(cls)
-        sample._fill(values, edges, sections, least_for_p99)
-        return sample
-
-    def _fill(self, values: Floats, edges: list[int], sections: int, least_for_p99: int) -> None:
         self._values = values
-        self._edges = edges
+        self._edges = np.searchsorted(section, np.arange(sections * replications + 1))
         self._sections = sections
         self._least_for_p99 = least_for_p99
 
