@@ -251,7 +251,7 @@ def ratios(data: dict[str, Any], other: dict[str, Any], rounds: int = 25) -> dic
     for _ in range(rounds):
         taken.append([])
         for world in worlds:
-            gc.collect()  # what a run leaves behind is its own
+            gc.collect()  # so that no run pays for the garbage of the one before
             start = time.process_time()
             simulate(world, 0, 20)
             taken[-1].append(time.process_time() - start)

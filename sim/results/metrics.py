@@ -138,12 +138,12 @@ def _rates(m: MeasuredRequests) -> dict[str, Metric]:
     else:
         tokens = m.by_finish(weight="output_tokens")
         metrics["output_tokens_per_s"] = ratio(tokens, m.spans, m.sections, "1/s")
-    if m.good is None:
+    if m.good is None or m.slow is None:
         metrics["goodput_rps"] = Metric(None, unit="1/s", state=State(Cause.NO_TARGET))
         metrics["slo_attainment"] = Metric(None, unit="1", state=State(Cause.NO_TARGET))
     else:
         metrics["goodput_rps"] = ratio(m.measured_by_finish(m.good), m.spans, m.sections, "1/s")
-        metrics["slo_attainment"] = attainment(m, m.good)
+        metrics["slo_attainment"] = attainment(m, m.good, m.slow)
     return metrics
 
 

@@ -206,13 +206,10 @@ def _timeline(recording: Recording) -> Timeline:
 
     served = ~was_unserved(r["status"])  # the others never wait, or left at an unknown time
     arrived, admitted = passed(r["arrival_s"][served]), passed(r["admitted_s"][served])
-    spans = np.linspace(0, end, _SPANS + 1)
 
     def per_second(times: NDArray[Any]) -> list[float | None]:
-        ordered = np.sort(np.asarray(times, dtype=np.float64))
-        places = np.searchsorted(ordered, spans)
-        places[-1] = np.searchsorted(ordered, end, side="right")
-        found: list[float | None] = (np.diff(places) / (end / _SPANS)).tolist()
+        counts, _ = np.histogram(np.asarray(times, dtype=np.float64), bins=_SPANS, range=(0, end))
+        found: list[float | None] = (counts / (end / _SPANS)).tolist()
         return found
 
     replicas: dict[str, list[float | None]] = {}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.autoscaling.lives import provisioned_s
-from sim.results.recording.leaps import Spans, seconds_by_section
+from sim.results.recording.leaps import Intervals, seconds_by_section
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled
 from sim.spec.sections.arrival_processes import ClosedArrivals
@@ -178,7 +178,8 @@ class MeasuredRequests:
         self._first = [int(np.searchsorted(r.section_of, 0)) for r in recordings]
         firsts = enumerate(zip(recordings, self._first, strict=True))
         self.section = joined_columns([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
-        self._edges = section_edges(self.section, self.sections * self.replications)
+        assert not np.any(self.section[1:] < self.section[:-1]), "requests are in the order of their arrivals"
+        self._edges: list[int] = np.searchsorted(self.section, np.arange(len(self.spans) + 1)).tolist()
         self._finished: dict[str | None, Floats] = {}
         self._columns: dict[str, NDArray[Any]] = {}
         self._latencies: dict[str, Sampled] = {}
@@ -229,7 +230,7 @@ class MeasuredRequests:
         """
         if not any(name in slo for slo in self.facts.slos for name in SINGLE):
             return None
-        return np.asarray(self.completed & _in_time({name: self.column(name) for name in JUDGED}, self.facts))
+        return np.asarray(self.completed & _in_time({name: self.column(name) for name in _JUDGED}, self.facts))
 
     @cached_property
     def slow(self) -> NDArray[np.bool_] | None:
@@ -241,10 +242,10 @@ class MeasuredRequests:
         """
         if self.good is None:
             return None
-        columns = {name: self.column(name) for name in JUDGED}
+        columns = {name: self.column(name) for name in _JUDGED}
         for name in ("admitted_s", "first_token_s", "finished_s"):
             columns[name] = np.where(columns[name] < 0, self.stopped_s, columns[name])
-        asked = self.completed | (columns["status"] == UNFINISHED)
+        asked = self.completed | (self.column("status") == UNFINISHED)
         return np.asarray(asked & ~_in_time(columns, self.facts))
 
     @cached_property
@@ -260,11 +261,9 @@ class MeasuredRequests:
 
     def count(self, where: NDArray[np.bool_], weight: NDArray[Any] | None = None) -> Floats:
         """Return the number (or summed weight) of measured requests by section."""
-        if weight is None and self._edges is not None:
+        if weight is None:
             return np.array([np.count_nonzero(where[a:b]) for a, b in pairwise(self._edges)], dtype=np.float64)
-        weights = None if weight is None else weight[where]
-        total = self.sections * self.replications
-        return np.bincount(self.section[where], weights=weights, minlength=total).astype(np.float64)
+        return np.bincount(self.section[where], weights=weight[where], minlength=len(self.spans)).astype(np.float64)
 
     def by_finish(self, weight: str | None = None) -> Floats:
         """Return completions (or their summed ``weight``) by the section in which they ended, whenever they came."""
@@ -277,11 +276,14 @@ class MeasuredRequests:
         return self._finished[weight]
 
     def measured_by_finish(self, where: NDArray[np.bool_]) -> Floats:
-        """Return completions of those measured requests, by the section in which they ended."""
-        parts, begin = [], 0
-        for first, r, (request, section) in zip(self._first, self.recordings, self._completions, strict=True):
-            own = where[begin : (begin := begin + len(r.section_of) - first)]
-            measured = request >= first
+        """Return how many of some measured requests completed, by the section in which they did.
+
+        :param where: which ones, all of them completed.
+        """
+        parts, edges = [], self._edges[:: self.sections]
+        replications = zip(self._first, pairwise(edges), self._completions, strict=True)
+        for first, (begin, end), (request, section) in replications:
+            own, measured = where[begin:end], request >= first
             good = own[request[measured] - first]
             parts.append(np.bincount(section[measured][good], minlength=self.sections))
         return np.concatenate(parts).astype(np.float64)
@@ -343,19 +345,11 @@ def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:
     Each by itself: differences of sums over the whole run would leave nothing of sections of a few nanoseconds.
     """
     sections = len(bounds) - 1
-    _, section, seconds = seconds_by_section(Spans.of(start, end, bounds), bounds, sections)
+    _, section, seconds = seconds_by_section(Intervals.of(start, end, bounds), bounds, sections)
     return np.bincount(section, weights=seconds, minlength=sections).astype(np.float64)
 
 
-def section_edges(section: NDArray[np.integer], sections: int) -> list[int] | None:
-    """Return where each section begins, and where the last one ends; None if requests are not in their order."""
-    if np.any(section[1:] < section[:-1]):
-        return None
-    edges: list[int] = np.searchsorted(section, np.arange(sections + 1)).tolist()
-    return edges
-
-
-JUDGED = ("adapter", "status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
+_JUDGED = ("adapter", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
 """Columns that say whether a request was in time."""
 _TERMS = (("ttft_p99_s", "first_token_s"), ("e2e_p99_s", "finished_s"), ("queue_p99_s", "admitted_s"))
 

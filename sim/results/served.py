@@ -62,13 +62,12 @@ def is_served(m: MeasuredRequests) -> bool:
     )
 
 
-def attainment(m: MeasuredRequests, good: Mask) -> Metric:
+def attainment(m: MeasuredRequests, good: Mask, slow: Mask) -> Metric:
     """Return the share of requests that complete within every target for single requests (docs/metrics.md).
 
-    :param good: which ones do.
+    :param good: which ones do; ``slow``: which ones are late.
     """
-    assert m.slow is not None, "there are such targets"
-    decided = (m.column("status") != UNFINISHED) | m.slow
+    decided = (m.column("status") != UNFINISHED) | slow
     return _share(m, good, decided, _times_target(m), m.sections)
 
 

@@ -109,7 +109,7 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
     if pool is not None:
         takes = requests_taken(pool, scenario.adapters, traffic.population)
         population, scenario = taken_alone(pool, scenario, population, shape)
-    takes = rollout_plan.with_new_versions(takes)
+    takes = rollout_plan.extended(takes)
     population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan, takes)
@@ -208,8 +208,10 @@ def _check_buckets(world: World) -> None:
     scenario = world.scenario
     taken = min(scenario.fleet.max_model_len or inf, world.kv_tokens or inf)
     for place, tenant in enumerate(scenario.tenants):
+        if tenant.bucket is None:
+            continue
         longest = min(world.traffic.longest_request(place), taken)
-        if tenant.bucket is not None and tenant.bucket.burst < longest:
+        if tenant.bucket.burst < longest:
             raise ScenarioError(
                 "the bucket never holds the tokens of the longest request, prompt and answer together",
                 key=f"tenants.{place}.bucket.burst",

@@ -142,6 +142,7 @@ class ClosedLoopFleet(Fleet):
 
     def _send_next(self) -> None:
         """Send the next request."""
+        assert self._next_s < inf, "clients stop when there is none"
         request, now = self._next, self.clock.now
         request.arrival_s = now
         self._note_sent(request.index, now)

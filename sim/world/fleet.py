@@ -67,6 +67,7 @@ class RunWindow:
     def bounds_s(self, sections: int) -> list[float]:
         """Return the times at which sections begin, and the end of the last; empty where they go by requests."""
         if self.total is None:
+            assert self.end_s < inf, "a run has a count or a duration"
             return [float(bound) for bound in np.linspace(self.warmup * self.end_s, self.end_s, sections + 1)]
         return []
 

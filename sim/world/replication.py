@@ -92,7 +92,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     clock = Clock()
     recorder = make_recorder(world, replication, sections, clock)
 
-    at_a_time = min(adapters_at_a_time(pool.world) for pool in pools if pool.world.serves_adapters)
+    at_a_time = min(adapters_at_a_time(pool.world) for pool in pools if not pool.world.serves_full_models)
     routing = route(world, replication, lambda up: View(up=up, slots=at_a_time))
     # With a single replica the router is never called.
     reads = routing.reads if replicas > 1 else frozenset[str]()
@@ -137,8 +137,8 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     makers = [ReplicaMaker(pool, world, replication, around, wrap_server) for pool in pools]
     fleet.open(replicas, serving, makers[0] if len(makers) == 1 else PoolMakers(makers, pools))
     view = _show_replicas(routing, fleet, router_state, reads, scenario.router.view_interval)
-    placed = PlacedFleet(view, fleet.servers, fleet.next_s)
-    control_placement(world, replication, routing.router, placed, clock, recorder)
+    placed = PlacedFleet(clock, view, fleet.servers, fleet.next_s)
+    control_placement(world, replication, routing.router, placed, recorder)
     return Replication(fleet, router_state, rollouts)
 
 

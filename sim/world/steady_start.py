@@ -40,10 +40,10 @@ class SteadyStart:
 
 
 def _adapters_sent(world: World, replication: int) -> Callable[[int], NDArray[np.bool_]]:
-    """Return a function that returns the adapters, as a mask, whose requests may go to a replica."""
+    """Return a function from a replica to the mask of adapters whose requests the router may send there."""
     if not world.scenario.router_policy.splits_adapters or world.replicas == 1:
-        everything = np.ones(world.traffic.places, dtype=np.bool_)
-        return lambda replica: everything
+        all_adapters = np.ones(world.traffic.places, dtype=np.bool_)
+        return lambda replica: all_adapters
     if world.scenario.router.placing is not None:
         all_homes = _all_homes(world, replication)
         return lambda replica: np.array([replica in homes for homes in all_homes])

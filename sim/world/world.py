@@ -96,9 +96,9 @@ class World:
         return bool(self.takes[-1]) and (by_fault or self.traffic.base_share > 0)
 
     @property
-    def serves_adapters(self) -> bool:
-        """Whether these replicas serve the base model and its adapters; otherwise they serve full models."""
-        return self.whole_models is None
+    def serves_full_models(self) -> bool:
+        """Whether these replicas serve full models; otherwise they serve the base model, adapters or both."""
+        return self.whole_models is not None
 
     @property
     def prefix_cache(self) -> bool:
@@ -108,12 +108,12 @@ class World:
     @property
     def own_pools(self) -> tuple[ReplicaPool, ...]:
         """The pools of ``fleet.pools``; () in a fleet without, whether it has replicas of full models or not."""
-        return self.pools if all(pool.world.serves_adapters for pool in self.pools) else ()
+        return () if any(pool.world.serves_full_models for pool in self.pools) else self.pools
 
     @property
     def draws(self) -> int:
         """Number of draws of the profile; of several profiles that have some, the smallest number."""
-        worlds = [pool.world for pool in self.pools if pool.world.serves_adapters] or [self]
+        worlds = [pool.world for pool in self.pools if not pool.world.serves_full_models] or [self]
         counts = [len(world.profile.draws) for world in worlds if world.profile]
         return min(filter(None, counts), default=0)
 
@@ -138,7 +138,7 @@ class World:
     def _with_own_costs(self, costs: Draw) -> World:
         assert self.profile is not None, "costs belong to a profile"
         own = costs if self.base_weights is None else self.base_weights.drawn(costs)
-        if not self.serves_adapters:
+        if self.serves_full_models:
             own = without_lora(costs)
         profile = self.profile.model_copy(update={"step": own.step, "load": own.load, "draws": ()})
         return replace(self, profile=profile)

@@ -483,4 +483,20 @@ RESULTS = (
         "requests that need no adapter count as hits",
         ("tests/unit/test_base_requests.py",),
     ),
+    Mutant(
+        "goodput-of-the-first-replication",
+        _MEASURED,
+        "own, measured = where[begin:end], request >= first",
+        "own, measured = where[: end - begin], request >= first",
+        "the requests of one replication decide which of another are good",
+        ("tests/property/test_second_count.py", "tests/unit/test_served.py", "tests/unit/test_metrics.py"),
+    ),
+    Mutant(
+        "tails-of-the-timeline-off-by-one",
+        _STATS,
+        "ranks = count - below",
+        "ranks = count - below + 1",
+        "the p99 over time is the next smaller latency",
+        ("tests/unit/test_quantile.py",),
+    ),
 )

@@ -359,6 +359,22 @@ WORLD = (
         ("tests/unit/test_sections.py",),
     ),
     Mutant(
+        "new-versions-not-taken",
+        "sim/world/rollouts/rollout_plan.py",
+        "np.append(mask[self.original], mask[-1])",
+        "np.append(mask[self.original] & (np.arange(len(self.original)) < len(mask) - 1), mask[-1])",
+        "a pool takes no request for a new version with a name of its own",
+        ("tests/property/test_pool_changes.py", "tests/unit/test_replica_pools.py"),
+    ),
+    Mutant(
+        "a-copy-misses-a-change",
+        "sim/world/routing/router_views.py",
+        "            for adapter in self._changed:\n",
+        "            for adapter in list(self._changed)[1:]:\n",
+        "a router with an old view never learns of some loads and evictions",
+        ("tests/unit/test_routing.py",),
+    ),
+    Mutant(
         "sections-by-time",
         _FLEET,
         "self.recorder.mark(float(chunk.arrival_s[marks.pop(0) - chunk.first]))",

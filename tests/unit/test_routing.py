@@ -288,6 +288,23 @@ def test_a_look_between_arrivals_makes_up_for_a_reading_that_was_left_out_and_re
     assert seen[3:] == [(2.5, 4), (2.75, 4), (9.5, 6), (10.25, 6)]
 
 
+def test_a_copy_of_what_is_resident_follows_every_change() -> None:
+    residency, copy = Residency(4, 3), list[int]()
+    residency.placed(0, 0)
+    residency.copy_to(copy)
+    assert copy == [1, 0, 0, 0, 0]
+    residency.placed(1, 2)
+    residency.left(0, 0)
+    assert copy == [1, 0, 0, 0, 0]
+    residency.copy_to(copy)
+    assert copy == residency.masks == [0, 4, 0, 0, 0]
+    residency.placed(3, 2)
+    residency.forget(2)
+    residency.placed(2, 1)
+    residency.copy_to(copy)
+    assert copy == residency.masks == [0, 0, 2, 0, 0]
+
+
 def test_a_crash_makes_a_replica_lose_all_its_adapters() -> None:
     residency = Residency(4, 3)
     for adapter, replica in ((0, 0), (0, 2), (1, 2), (3, 1)):

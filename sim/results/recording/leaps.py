@@ -41,7 +41,7 @@ def section_of(time: Floats, bounds: Floats) -> Ints:
 
 
 @dataclass(frozen=True, slots=True)
-class Spans:
+class Intervals:
     """Intervals of time.
 
     :ivar first, last: the sections in which they begin and end, by ``section_of``.
@@ -53,12 +53,12 @@ class Spans:
     last: Ints
 
     @staticmethod
-    def of(start: Floats, end: Floats, bounds: Floats) -> Spans:
+    def of(start: Floats, end: Floats, bounds: Floats) -> Intervals:
         """Find the sections of intervals."""
-        return Spans(start, end, section_of(start, bounds), section_of(end, bounds))
+        return Intervals(start, end, section_of(start, bounds), section_of(end, bounds))
 
 
-def seconds_by_section(spans: Spans, bounds: Floats, sections: int) -> tuple[Ints, Ints, Floats]:
+def seconds_by_section(spans: Intervals, bounds: Floats, sections: int) -> tuple[Ints, Ints, Floats]:
     """Return the parts of intervals that lie in sections: which interval, which section, how many seconds.
 
     Nearly all intervals lie within one section, so only the others are compared with every bound.
@@ -143,12 +143,12 @@ def joined(parts: list[Leaps]) -> Leaps:
     return Leaps(*(np.concatenate([getattr(part, name) for part in parts]) for name in Leaps.COLUMNS))
 
 
-def steps_by_section(leaps: Leaps, spans: Spans, bounds: Floats, sections: int) -> list[tuple[Leaps, Ints]]:
+def steps_by_section(leaps: Leaps, spans: Intervals, bounds: Floats, sections: int) -> list[tuple[Leaps, Ints]]:
     """Return leaps that each start all their steps in one section, with that section: those that do so anyway, and the
     parts of the others.
 
-    Among the former all leaps keep their places, which takes less time than to sort some out. Those with other parts
-    have no sequences that decode there, nor have those that start before the first section.
+    The former come as an array of all leaps, which takes less time than picking some. In it, leaps that were cut, and
+    those that start before the first section, have ``decoding`` 0.
 
     What starts after the end of the measured time counts in the last section: requests that are measured get these
     tokens.

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from sim.results.recording.leaps import (
     GAP_BINS,
+    Intervals,
     Leaps,
-    Spans,
     count_gaps,
     gap_bins,
     seconds_by_section,
@@ -355,7 +355,7 @@ class Recorder:
         end = leaps.start + leaps.seconds()
         self._running_area += float(np.sum(rows["running"] * (end - leaps.start)))
         bounds = np.asarray(self.bounds)
-        spans = Spans.of(leaps.start, end, bounds)
+        spans = Intervals.of(leaps.start, end, bounds)
         row, section, seconds = seconds_by_section(spans, bounds, self.sections)
         np.add.at(self._busy, section, seconds)
         replica, blocked = rows["replica"][row], rows["blocked"][row].astype(np.int64)
@@ -382,15 +382,15 @@ class Recorder:
         """
         index = np.frombuffer(self._columns.pop("index"), dtype=np.int64)
         order = np.argsort(index)
-        place = index.take(order)
+        ordered = index.take(order)
         del index
-        columns: dict[str, NDArray[np.generic]] = {"index": place}
+        columns: dict[str, NDArray[np.generic]] = {"index": ordered}
         for name, kind in self._kinds.items():
             if name != "index":
                 column: NDArray[Any] = np.frombuffer(self._columns.pop(name), dtype=kind)
-                columns[name] = column.take(place if name in _KNOWN else order)
+                columns[name] = column.take(ordered if name in _KNOWN else order)
         if self._sessions:
-            columns["session"] = np.frombuffer(self._sessions, dtype=np.int64)[place]
+            columns["session"] = np.frombuffer(self._sessions, dtype=np.int64)[ordered]
         return columns | self._marks(columns)
 
     def _marks(self, requests: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:

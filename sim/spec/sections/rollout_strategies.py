@@ -162,7 +162,9 @@ class Rollout(Strict):
 
     def delays(self, uniform: Floats) -> Floats:
         """Return how many seconds a change takes to reach each router or replica, by uniform draws in [0, 1)."""
-        return uniform * 0.0 if self.propagation is None else self.propagation.ppf(uniform)
+        import numpy as np
+
+        return np.zeros_like(uniform) if self.propagation is None else self.propagation.ppf(uniform)
 
     def _known_after_s(self) -> float:
         if self.propagation is None:

@@ -54,7 +54,7 @@ class MisroutingFault(ABC):
 
 
 def _number(request: Request, tried: int) -> int:
-    """Return the number of this try of a request, by which is drawn what happens to it."""
+    """Return the number of this try of a request in the draws of a fault."""
     return request.index * _MOST_TRIES + tried
 
 

@@ -75,9 +75,9 @@ class FixedServer(Server):
 
     def close(self) -> list[Request]:
         """Record the service under way; return the requests still inside."""
-        for serving in self._serving:
-            if self.busy_s() > 0:
-                self.recorder.record_leap(serving.admitted_s, self.busy_s(), 0.0, 0.0, 1, 0, 1, 0, self.index)
+        worked_s = self.busy_s()
+        for request in self._serving if worked_s > 0 else ():
+            self.recorder.record_leap(request.admitted_s, worked_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
         return super().close()
 
     def running(self) -> list[Request]:

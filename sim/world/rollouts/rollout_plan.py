@@ -53,12 +53,12 @@ class RolloutPlan:
     original: NDArray[np.int64]
     initial_versions: dict[int, int]
 
-    def with_new_versions(self, takes: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return which requests replicas take that take new versions as they do old ones.
+    def extended(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return a mask with an entry for every new version that has a name of its own: that of its adapter.
 
-        :param takes: (adapters + 1,) by adapter as numbered in the traffic, and last for the base model.
+        :param mask: (adapters + 1,) by adapter as numbered in the traffic, and last for the base model.
         """
-        return np.append(takes[self.original], takes[-1]) if self.rollouts else takes
+        return np.append(mask[self.original], mask[-1]) if self.rollouts else mask
 
 
 NO_ROLLOUTS = RolloutPlan((), np.arange(0), {})

@@ -50,9 +50,9 @@ class BatchActivity:
     def check_integrity(self) -> None:
         """Assert that the masks agree with the batches."""
         masks = self.read()
-        for index, scheduler in self._schedulers.items():
+        for index in range(len(self._toggled)):
             noted = {adapter for adapter, mask in enumerate(masks) if mask >> index & 1}
-            there = _adapters_of(scheduler)
+            there = _adapters_of(self._schedulers[index]) if index in self._schedulers else set()
             assert noted == there, f"replica {index}: {sorted(noted)} noted, {sorted(there)} there"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sim.policies.costs import StepCosts
 from sim.policies.placement import Demand, Placement, Placer, PlacerContext, make_placer
 from sim.rng import stream_key
-from sim.spec.sections.routing import PlacementController
+from sim.spec.sections.routing import PlacementController as ControllerSpec
 from sim.world.world import World
 
 _BATCH = 32
@@ -15,11 +15,13 @@ _BATCH = 32
 def adapters_at_a_time(world: World) -> int:
     """Return how many adapters of the mean size fit into the GPU cache, leaving out versions that come later."""
     present = len(world.traffic.population)
-    weights = [weight for weight, taken in zip(world.weights[:present], world.takes.tolist(), strict=False) if taken]
+    weights = [
+        weight for weight, taken in zip(world.weights[:present], world.takes[:present].tolist(), strict=True) if taken
+    ]
     return max(1, world.capacity * len(weights) // max(1, sum(weights)))
 
 
-def placer_of(spec: PlacementController, world: World, replication: int) -> Placer:
+def placer_of(spec: ControllerSpec, world: World, replication: int) -> Placer:
     """Return the placement policy of a replication. Pinned adapters take slots of every replica."""
     slots = spec.slots or max(1, adapters_at_a_time(world) - len(world.pinned))
     key = stream_key(world.scenario.run.seed, replication, "placement")

@@ -30,11 +30,12 @@ from sim.world.world import World
 class PlacedFleet:
     """What a controller sees of its fleet.
 
-    :ivar view: the router's, in which the replicas that serve are up.
+    :ivar clock: its clock; ``view``: the router's, in which the replicas that serve are up.
     :ivar servers: the list of replicas that the fleet keeps current.
     :ivar next_s: returns the time of the next arrival, infinite if there is none.
     """
 
+    clock: Clock
     view: View
     servers: Sequence[Server]
     next_s: Callable[[], float]
@@ -54,11 +55,10 @@ class PlacementController:
         replication: int,
         router: Placed,
         fleet: PlacedFleet,
-        clock: Clock,
         recorder: Recorder,
     ) -> None:
         self._period_s = spec.period
-        self._clock = clock
+        self._clock = fleet.clock
         self._recorder = recorder
         self._router = router
         self._fleet = fleet
@@ -67,10 +67,12 @@ class PlacementController:
         self._history = int(spec.history / spec.period + 1e-9)
         self._periods: deque[dict[int, int]] = deque(maxlen=self._history)
         self._decisions = 1
-        self._moves = EagerMoves(world, replication, fleet.servers, clock) if spec.move == "eager" else LazyMoves()
+        self._moves = (
+            EagerMoves(world, replication, fleet.servers, fleet.clock) if spec.move == "eager" else LazyMoves()
+        )
         self._note(first_placement(world, self._placer), {})
         if PLACERS[spec.policy].moves:
-            clock.call_at(self._period_s, CONTROL, self._wake)
+            self._clock.call_at(self._period_s, CONTROL, self._wake)
 
     def _wake(self, event: Call) -> None:
         fleet, router = self._fleet, self._router
@@ -182,10 +184,8 @@ class EagerMoves(LazyMoves):
         return float(self._storage.seconds(name, drawn)[0]), host_s
 
 
-def control_placement(
-    world: World, replication: int, router: Choosing, fleet: PlacedFleet, clock: Clock, recorder: Recorder
-) -> None:
+def control_placement(world: World, replication: int, router: Choosing, fleet: PlacedFleet, recorder: Recorder) -> None:
     """Start the controller of one replication, if the router follows one and has a choice."""
     spec = world.scenario.router.placing
     if spec is not None and isinstance(router, Placed) and world.replicas > 1:
-        PlacementController(spec, world, replication, router, fleet, clock, recorder)
+        PlacementController(spec, world, replication, router, fleet, recorder)
