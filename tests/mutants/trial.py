@@ -29,6 +29,7 @@ MEMORY_BYTES = 12 * 2**30
 """Address space of a test run: a mutant that never stops allocating must not take the machine with it."""
 _LEFT_OUT = (
     ".venv",
+    ".fast-venv",
     ".vllm-venv",
     ".git",
     "node_modules",

@@ -16,14 +16,24 @@ from calibrate.serve.serve_study import STEADY
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1200),  # two attempts
+    pytest.mark.timeout(1800),  # three attempts
     needs_vllm,
     pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times a server: 'make test-vllm' runs it alone"),
 ]
 
 
+AIMS = {"loads_per_request": 0.10, "throughput_rps": 0.05}
+"""Largest errors of predictions."""
+
+
 def test_a_real_vllm_is_predicted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for attempt in (1, 2):
+    """The prediction is within the aims, on a machine of steady speed.
+
+    What disturbs only the middle of a run isn't seen in the batch that is timed after it, so a miss counts once it is
+    repeated.
+    """
+    missed = []
+    for attempt in (1, 2, 3):
         summary = measured_and_predicted(tmp_path / f"out-{attempt}")
         with capfd.disabled():  # quality depends on how quiet the machine is: shown, not asked for
             print_errors(summary)
@@ -31,9 +41,11 @@ def test_a_real_vllm_is_predicted(tmp_path: Path, capfd: pytest.CaptureFixture[s
         assert summary["loads_from"] == "an observer inside the server"
         assert (tmp_path / f"out-{attempt}" / "report.html").stat().st_size < 2_000_000
         if all(factor is not None and 1 / STEADY < factor < STEADY for factor in summary["slowdown"]):
-            assert abs(summary["metrics"]["loads_per_request"]["error"]) < 0.10
-            assert abs(summary["metrics"]["throughput_rps"]["error"]) < 0.05
-            return
+            errors = {name: summary["metrics"][name]["error"] for name in AIMS}
+            if all(abs(errors[name]) < aim for name, aim in AIMS.items()):
+                return
+            missed.append(errors)
+            assert len(missed) < 2, f"twice beyond {AIMS}: {missed}"
     pytest.skip(f"this machine did not run at one speed: a step after the run / in the ladder: {summary['slowdown']}")
 
 
