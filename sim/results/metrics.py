@@ -40,7 +40,7 @@ def measure(
     """Return every metric of ``UNITS`` that applies over all replications, and the measured requests."""
     m = MeasuredRequests(recordings, facts, least_for_p99)
     metrics = {**_cache(m), **_latency(m), **_tokens(m), **_rates(m), **_counts(m)}
-    metrics |= change_metrics(m, m.slow) | _prefixes(m) | scaling_metrics(m, m.slow) | placement_metrics(m)
+    metrics |= change_metrics(m) | _prefixes(m) | scaling_metrics(m) | placement_metrics(m)
     busy = _near_saturation(metrics, m)
     if busy is not None:
         metrics |= {

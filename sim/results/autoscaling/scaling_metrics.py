@@ -26,11 +26,8 @@ NEW_S = 60.0
 """How long a replica counts as new."""
 
 
-def scaling_metrics(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
-    """Return the metrics of the autoscaler; nothing where the fleet stays as it is.
-
-    :param slow: which requests are late; None without targets for single requests.
-    """
+def scaling_metrics(m: MeasuredRequests) -> dict[str, Metric]:
+    """Return the metrics of the autoscaler; nothing where the fleet stays as it is."""
     if not m.autoscaled:
         return {}
     seconds = m.replica_seconds(1).reshape(m.replications, -1).sum(axis=1)
@@ -40,7 +37,7 @@ def scaling_metrics(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]
         "replicas_started": mean_count(_within(m, BEGAN), "replicas"),
         "replicas_stopped": mean_count(_within(m, DRAINED), "replicas"),
         "cold_start_mean_s": _cold_start(m),
-        **_late(m, slow),
+        **_late(m),
         **_new_replicas(m),
     }
 
@@ -67,10 +64,10 @@ def _new(r: Recording) -> Mask:
     return np.asarray((r.lives[:, BEGAN] > 0) & (ready >= r.bounds[0]) & (ready < r.bounds[-1]))
 
 
-def _late(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
+def _late(m: MeasuredRequests) -> dict[str, Metric]:
     """Return the share of late requests among those that arrived while a replica was starting, and among the others."""
     names = ("late_while_starting", "late_otherwise")
-    if slow is None:
+    if m.slow is None:
         return {name: Metric(None, unit="1", state=State(Cause.NO_TARGET)) for name in names}
     arrival = m.column("arrival_s")
     replication = m.section // m.sections
@@ -79,7 +76,7 @@ def _late(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
         own = replication == i
         during[own] = starting(r, arrival[own])
     groups = zip(names, (during, ~during), strict=True)
-    return {name: ratio(m.count(slow & group), m.count(group), m.sections, "1", highest=1) for name, group in groups}
+    return {name: ratio(m.count(m.slow & group), m.count(group), m.sections, "1", highest=1) for name, group in groups}
 
 
 def _new_replicas(m: MeasuredRequests) -> dict[str, Metric]:

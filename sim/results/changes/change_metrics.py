@@ -56,23 +56,20 @@ _OF_FAULTS = {
 _HARMFUL = MIXED | STALE | GATED | WRONG_SERVED | OLD_PREFIX
 
 
-def change_metrics(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
-    """Return the metrics of refusals, failures, rollouts, faults and the load of replicas.
-
-    :param slow: which requests completed beyond the targets for single requests; None without such targets.
-    """
+def change_metrics(m: MeasuredRequests) -> dict[str, Metric]:
+    """Return the metrics of refusals, failures, rollouts, faults and the load of replicas."""
     status = m.column("status")
     return {
         "refused": _ended(m, status == REFUSED),
         "failed": _ended(m, status == FAILED),
         "replica_load_skew": _skew(m),
-        **_affected(m, slow),
+        **_affected(m),
         **_rollouts(m),
         **_faults(m),
     }
 
 
-def _affected(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
+def _affected(m: MeasuredRequests) -> dict[str, Metric]:
     """Return the requests with a mixed, stale, wrong or late answer, or none; each counts once.
 
     How many of them there would be anyway, only a simulation of the baseline shows (``baseline_impact``).
@@ -81,7 +78,7 @@ def _affected(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
         return {
             name: Metric(None, unit="requests", state=State(Cause.NO_CHANGE)) for name in ("harmed", "harmed_excess")
         }
-    affected = wrong_ones(m) if slow is None else wrong_ones(m) | slow
+    affected = wrong_ones(m) if m.slow is None else wrong_ones(m) | m.slow
     beyond = Metric(None, unit="requests", state=State(Cause.NO_BASELINE))
     return {"harmed": counted(m, affected), "harmed_excess": beyond}
 

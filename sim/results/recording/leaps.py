@@ -58,12 +58,12 @@ class Intervals:
         return Intervals(start, end, section_of(start, bounds), section_of(end, bounds))
 
 
-def seconds_by_section(spans: Intervals, bounds: Floats, sections: int) -> tuple[Ints, Ints, Floats]:
+def seconds_by_section(intervals: Intervals, bounds: Floats, sections: int) -> tuple[Ints, Ints, Floats]:
     """Return the parts of intervals that lie in sections: which interval, which section, how many seconds.
 
     Nearly all intervals lie within one section, so only the others are compared with every bound.
     """
-    start, end, first, last = spans.start, spans.end, spans.first, spans.last
+    start, end, first, last = intervals.start, intervals.end, intervals.first, intervals.last
     row = np.flatnonzero((first == last) & (first >= 0) & (first < sections))
     section, seconds = first[row], end[row] - start[row]
     crossing = np.flatnonzero(first != last)
@@ -143,7 +143,7 @@ def joined(parts: list[Leaps]) -> Leaps:
     return Leaps(*(np.concatenate([getattr(part, name) for part in parts]) for name in Leaps.COLUMNS))
 
 
-def steps_by_section(leaps: Leaps, spans: Intervals, bounds: Floats, sections: int) -> list[tuple[Leaps, Ints]]:
+def steps_by_section(leaps: Leaps, intervals: Intervals, bounds: Floats, sections: int) -> list[tuple[Leaps, Ints]]:
     """Return leaps that each start all their steps in one section, with that section: those that do so anyway, and the
     parts of the others.
 
@@ -153,10 +153,10 @@ def steps_by_section(leaps: Leaps, spans: Intervals, bounds: Floats, sections: i
     What starts after the end of the measured time counts in the last section: requests that are measured get these
     tokens.
 
-    :param spans: from the start of each leap to its end.
+    :param intervals: from the start of each leap to its end.
     """
     last_one = sections - 1
-    section, beyond = np.minimum(spans.first, last_one), np.minimum(spans.last, last_one)
+    section, beyond = np.minimum(intervals.first, last_one), np.minimum(intervals.last, last_one)
     crossing = np.flatnonzero((leaps.decoding > 0) & (section != beyond) & (leaps.steps > 1))
     decoding = np.where(section >= 0, leaps.decoding, 0.0)
     decoding[crossing] = 0.0

@@ -355,15 +355,15 @@ class Recorder:
         end = leaps.start + leaps.seconds()
         self._running_area += float(np.sum(rows["running"] * (end - leaps.start)))
         bounds = np.asarray(self.bounds)
-        spans = Intervals.of(leaps.start, end, bounds)
-        row, section, seconds = seconds_by_section(spans, bounds, self.sections)
+        intervals = Intervals.of(leaps.start, end, bounds)
+        row, section, seconds = seconds_by_section(intervals, bounds, self.sections)
         np.add.at(self._busy, section, seconds)
         replica, blocked = rows["replica"][row], rows["blocked"][row].astype(np.int64)
         self._busy_by_replica += np.bincount(replica, weights=seconds, minlength=len(self._busy_by_replica))
         if self._own < len(self._busy_by_replica):
             blocked = np.where((blocked == _BY_ADAPTER_LIMIT) & (replica >= self._own), 0, blocked)
         np.add.at(self._blocked.reshape(-1), blocked * self.sections + section, seconds)
-        count_gaps(steps_by_section(leaps, spans, bounds, self.sections), self._gap_counts, self._gap_sum)
+        count_gaps(steps_by_section(leaps, intervals, bounds, self.sections), self._gap_counts, self._gap_sum)
 
     def _flush_pauses(self) -> None:
         rows = np.frombuffer(self.pause_rows.getvalue(), dtype=PAUSE_ROW)
