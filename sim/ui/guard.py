@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 4_000_000
 """Bytes of a request's body: a scenario of 1 MB with its quotes escaped."""
+BODY_S = 5.0
+"""Seconds in which a request's body arrives."""
 MOST_AT_A_TIME = 12
 """Requests that are answered at a time."""
 HEADER = b"x-loraplan-token"
@@ -29,7 +32,7 @@ class Guard:
     - ``Host`` must name this machine and port, against DNS rebinding.
     - ``Origin``, where a browser sends one, must be this page's; requests that are no GET need one.
     - The token must be in the query or in a header. It isn't a cookie: those are sent to every port of a machine.
-    - Bodies and the number of requests at a time are limited.
+    - Bodies, the time that they take and the number of requests at a time are limited.
 
     :param port: where the page listens.
     """
@@ -57,6 +60,8 @@ class Guard:
             await self._app(scope, _limited(receive), _with_headers(send))
         except TooLarge:
             await _refuse(send, 413, f"The request is larger than {MOST_BYTES:,} bytes.")
+        except TooSlow:
+            await _refuse(send, 408, f"The request did not arrive within {BODY_S:g} seconds.")
         finally:
             self._under_way -= 1
 
@@ -99,16 +104,27 @@ class TooLarge(Exception):
     """A body is longer than it may be."""
 
 
+class TooSlow(Exception):
+    """A body takes longer than it may."""
+
+
 def _limited(receive: Receive) -> Receive:
-    """Return ``receive`` that stops at a body's limit, whatever its length was said to be."""
+    """Return ``receive`` that stops at a body's limits, whatever its length was said to be."""
     taken = 0
+    deadline: float | None = asyncio.get_running_loop().time() + BODY_S
 
     async def limited() -> Message:
-        nonlocal taken
-        message = await receive()
+        nonlocal taken, deadline
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise TooSlow from None
         taken += len(message.get("body", b""))
         if taken > MOST_BYTES:
             raise TooLarge
+        if not message.get("more_body", False):
+            deadline = None  # what follows is that the reader leaves
         return message
 
     return limited

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sim.errors import InputError
 from sim.ui.library import Library
@@ -22,6 +23,25 @@ _HOST = "127.0.0.1"
 _GRACE_S = 2
 """Seconds in which open answers end when the server stops."""
 _MOST_CONNECTIONS = 64
+_IDLE_S = 5
+"""Seconds in which a connection's first or next request begins to be answered, or the connection is closed."""
+
+
+class _Protocol(H11Protocol):
+    """Closes connections on which no whole head of a request arrives; uvicorn alone waits once a byte is there."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(_IDLE_S, self.timeout_keep_alive_handler)
+
+    def data_received(self, data: bytes) -> None:
+        request, timer = self.cycle, self.timeout_keep_alive_task
+        self.timeout_keep_alive_task = None
+        super().data_received(data)
+        if self.cycle is request:
+            self.timeout_keep_alive_task = timer
+        elif timer is not None:
+            timer.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -58,6 +78,7 @@ async def _serve(site: Site, listener: socket.socket, port: int, on_ready: Calla
     loop = asyncio.get_running_loop()
     config = uvicorn.Config(
         site.app(port),
+        http=_Protocol,
         log_level="critical",
         access_log=False,
         lifespan="off",
@@ -65,7 +86,7 @@ async def _serve(site: Site, listener: socket.socket, port: int, on_ready: Calla
         server_header=False,
         proxy_headers=False,
         limit_concurrency=_MOST_CONNECTIONS,
-        timeout_keep_alive=5,
+        timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=_GRACE_S,
     )
     server = _Server(config, lambda: loop.call_soon_threadsafe(site.stopping.set))  # type: ignore[arg-type]

@@ -6,12 +6,13 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from served_page import ServedPage
 
-from sim.ui.guard import MOST_AT_A_TIME, MOST_BYTES
+from sim.ui.guard import BODY_S, MOST_AT_A_TIME, MOST_BYTES
 
 ASKED = json.dumps({"name": "tiny.yaml"})
 
@@ -205,6 +206,34 @@ def test_too_many_at_a_time_are_refused_and_those_that_leave_make_room(served: S
         threading.Event().wait(0.05)
     stages = [event["stage"] for event in served.events({"name": "tiny.yaml"})]
     assert "final" in stages
+
+
+@pytest.mark.promise("A request's head and its body have five seconds each to arrive; then the connection is closed.")
+def test_half_open_connections_and_slow_bodies_hold_the_page_for_seconds_only(served: ServedPage) -> None:
+    headers = {**served.headers(), "Host": f"127.0.0.1:{served.port}", "Content-Length": "1000"}
+    head = "POST /api/open HTTP/1.1\r\n" + "".join(f"{key}: {value}\r\n" for key, value in headers.items())
+    with contextlib.ExitStack() as opened:
+
+        def connections(count: int, sent: str) -> list[socket.socket]:
+            address = ("127.0.0.1", served.port)
+            made = [opened.enter_context(socket.create_connection(address, timeout=30)) for _ in range(count)]
+            for each in made:
+                each.sendall(sent.encode())
+            return made
+
+        began = time.monotonic()
+        slow = connections(MOST_AT_A_TIME, head + "\r\n{")
+        assert served.post("/api/open", {"name": "tiny.yaml"})[0] == 429
+        half_open = connections(26, "") + connections(26, head)
+        assert served.post("/api/open", {"name": "tiny.yaml"})[0] == 503
+        while time.monotonic() - began < BODY_S - 1:  # bytes that trickle in are no reason to wait longer
+            for each in (*slow, *half_open[26:]):
+                each.sendall(b" " if each in slow else b"X")
+            time.sleep(0.5)
+        assert all(each.recv(100).startswith(b"HTTP/1.1 408") for each in slow)
+        assert all(each.recv(100) == b"" for each in half_open)
+        assert time.monotonic() - began < BODY_S + 5
+        assert served.post("/api/open", {"name": "tiny.yaml"})[0] == 200
 
 
 def test_web_sockets_and_other_methods_are_refused(served: ServedPage) -> None:
