@@ -49,6 +49,9 @@ EXTRAS = {"kernels": "aiconfigurator_core"}
 
 CUT = "…"
 
+PROGRESS = re.compile(r"[a-z ]+: \d+ of \d+(, about \d+:\d\d left)?$")
+"""What stands for the bar that a terminal shows, and that leaves nothing."""
+
 WIDTH = 200
 """Columns of a page's outputs: what loraplan gives a pipe."""
 
@@ -300,7 +303,7 @@ def run(text: str, folder: Path) -> Ended:
     printed = said.getvalue()
     for path in (folder.resolve(), folder, ROOT):
         printed = printed.replace(f"{path}{os.sep}", f"{CUT}/")
-    lines = [line.rstrip() for line in printed.splitlines()]
+    lines = [line.rstrip() for line in printed.splitlines() if not PROGRESS.match(line)]
     while lines and not lines[-1]:
         lines.pop()
     return Ended(code if isinstance(code, int) else 0, lines)

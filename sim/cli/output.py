@@ -117,6 +117,12 @@ def message(text: str, quiet: bool) -> None:
             print(each, file=sys.stderr)
 
 
+def say_notes(points: Sequence[Point], quiet: bool) -> None:
+    """Print to stderr what readers of these points must know, once each."""
+    for warning in dict.fromkeys(warning for point in points for warning in point.warnings):
+        message(f"note: {warning}", quiet)
+
+
 def pool_of(backend: list[str] | None, jobs: int, quiet: bool) -> AbstractContextManager[Pool]:
     """Return what opens the pool that ``--backend``, ``--address`` and ``--jobs`` select."""
     from sim.studies.backends.backend_choice import choose_backend, open_pool
@@ -129,14 +135,22 @@ def workers_of(jobs: int) -> int:
     return jobs if jobs > 0 else os.cpu_count() or 1
 
 
+_MOST_LINES = 20
+"""Lines on the progress of a command without a terminal: one for each task, or for every 5 % of many."""
+
+
 @contextmanager
-def progress_bar(quiet: bool, doing: str = "simulating", workers: int = 1) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar with an estimate of the time left on a terminal, nothing elsewhere.
+def progress_bar(
+    quiet: bool, doing: str = "simulating", workers: int = 1, *, lines: bool = False
+) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with an estimate of the time left on a terminal.
 
     :param workers: how many tasks run at a time.
+    :param lines: print lines where there is no terminal; nothing otherwise.
     """
+    left = TimeLeft(workers)
     if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield lambda done, total: None
+        yield _progress_lines(doing, left) if lines and not quiet else lambda done, total: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -150,18 +164,13 @@ def progress_bar(quiet: bool, doing: str = "simulating", workers: int = 1) -> It
     )
     from rich.text import Text
 
-    left = TimeLeft(workers)
-
     class Count(MofNCompleteColumn):
         def render(self, task: Task) -> Text:
             return super().render(task) if task.total else Text()
 
     class Left(ProgressColumn):
         def render(self, task: Task) -> Text:
-            seconds = left.seconds()
-            if task.total is None or seconds is None:
-                return Text()
-            return Text(f"about {round(seconds) // 60}:{round(seconds) % 60:02d} left")
+            return Text() if task.total is None else Text(left.text())
 
     def report(done: int, total: int) -> None:
         left.report(done, total)
@@ -173,6 +182,20 @@ def progress_bar(quiet: bool, doing: str = "simulating", workers: int = 1) -> It
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as bar:
         task = bar.add_task(doing, total=None)
         yield report
+
+
+def _progress_lines(doing: str, left: TimeLeft) -> Callable[[int, int], None]:
+    printed = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal printed
+        left.report(done, total)
+        due = done * _MOST_LINES // total if total else 0
+        if due > printed:
+            printed = due
+            message(f"{doing}: {done} of {total}" + (f", {left.text()}" if done < total else ""), quiet=False)
+
+    return report
 
 
 def rich_table(table: Table) -> TerminalTable:

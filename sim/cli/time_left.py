@@ -41,3 +41,8 @@ class TimeLeft:
         if self._left_s is None:
             return None
         return max(0.0, self._left_s - (self._clock() - self._reported))
+
+    def text(self) -> str:
+        """Return the time left in words; empty before anything is done."""
+        seconds = self.seconds()
+        return "" if seconds is None else f"about {round(seconds) // 60}:{round(seconds) % 60:02d} left"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from command_line import CommandLine
 
+from sim.cli.output import progress_bar
 from sim.results.point import ALWAYS_THERE
 
 SMALL = ("--set", "workload.requests=1100", "--set", "run.replications=2")
@@ -211,6 +213,27 @@ def test_requests_are_always_those_of_the_first_point(loraplan: CommandLine, tmp
     loraplan("sweep", "quickstart", *few, "--over", "cache.gpu.slots=64,16")
     second = pd.read_parquet(tmp_path / "out/requests.parquet")["outcome"]
     assert (second == "miss").sum() < (first == "miss").sum()
+
+
+def test_without_a_terminal_a_sweep_prints_a_line_for_each_point(loraplan: CommandLine) -> None:
+    few = ("--set", "workload.requests=300", "--set", "run.replications=1", "--overwrite")
+    sweep = ("sweep", "quickstart", *few, "--over", "cache.gpu.slots=16,32,64")
+    lines = [line for line in loraplan(*sweep).err.splitlines() if line.startswith("simulating: ")]
+    assert [line.partition(",")[0] for line in lines] == [f"simulating: {done} of 3" for done in (1, 2, 3)]
+    assert re.search(r"of 3, about \d:\d\d left$", lines[0])
+    assert "simulating" not in loraplan(*sweep, "--quiet").err
+
+
+@pytest.mark.parametrize(("total", "lines"), [(1, 1), (20, 20), (21, 20), (1000, 20)])
+def test_progress_without_a_terminal_takes_twenty_lines_at_most(
+    capsys: pytest.CaptureFixture[str], total: int, lines: int
+) -> None:
+    with progress_bar(quiet=False, lines=True) as report:
+        for done in range(total + 1):
+            report(done, total)
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == lines
+    assert printed[-1] == f"simulating: {total} of {total}"
 
 
 def test_another_grid_gets_a_folder_of_its_own_and_a_larger_one_goes_on(loraplan: CommandLine, tmp_path: Path) -> None:

@@ -127,6 +127,20 @@ def test_the_answer_is_told_in_words_with_what_stands_in_the_way(loraplan: Comma
     assert (tmp_path / "runs/small-plan/report.html").read_text() == page
 
 
+def test_a_plan_prints_the_notes_that_a_run_of_its_answer_prints(loraplan: CommandLine, tmp_path: Path) -> None:
+    def notes(ended: Ended) -> list[str]:
+        return [line for line in ended.err.splitlines() if line.startswith("note: ")]
+
+    question = "slo: {miss_ratio: 99%}\nplan: {minimize: cache.gpu.slots, values: [24]}"
+    changes = ("--set", "adapters.rank=64", "--set", "workload.arrivals.rate=2/s")
+    plan = ("plan", write(tmp_path, question, requests=400), *changes, "--out", "found")
+    planned = loraplan(*plan)
+    assert planned.code == 0, planned.err
+    assert any("rank 64" in note for note in notes(planned))
+    assert notes(planned) == notes(loraplan("run", "found/recommended.yaml"))
+    assert notes(loraplan(*plan, "--quiet")) == []
+
+
 def test_the_question_can_come_from_the_command_line(loraplan: CommandLine, tmp_path: Path) -> None:
     name = write(tmp_path, "slo: {ttft_p99: 2 s}")
     ended = loraplan("plan", name, "--maximize", "workload.arrivals.rate=10/s..80/s:10/s", "--json")

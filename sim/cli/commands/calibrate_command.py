@@ -153,7 +153,7 @@ def _time_steps(
         parts=tuple(part or ()),
         ends_at=ends_at,
     )
-    with progress_bar(options.quiet, "timing steps") as progress:
+    with progress_bar(options.quiet, "timing steps", lines=True) as progress:
         log = time_steps(
             grid, target, options.out, command=command_line(), overwrite=options.overwrite, progress=progress
         )
@@ -167,7 +167,7 @@ def _time_loads(options: SamplingOptions, ends_at: float, part: list[str] | None
 
     target = open_device(options.device)
     suite = LoadOptions(options.model, options.quick, options.seed, parts=tuple(part or ()), ends_at=ends_at)
-    with progress_bar(options.quiet, "timing loads") as progress:
+    with progress_bar(options.quiet, "timing loads", lines=True) as progress:
         log = time_loads(
             suite, target, options.out, command=command_line(), overwrite=options.overwrite, progress=progress
         )

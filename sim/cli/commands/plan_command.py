@@ -21,6 +21,7 @@ from sim.cli.output import (
     say_command,
     say_file,
     say_json,
+    say_notes,
     say_result,
     workers_of,
 )
@@ -111,6 +112,7 @@ def plan(
     else:
         _print_plan(loaded.scenario.name, planned, data, said)
         _print_files(planned, page)
+    say_notes([planned.point], quiet)
     if not planned.feasible:
         if manifests.emissions:
             message("note: nothing is emitted, because nothing meets the SLO", quiet)

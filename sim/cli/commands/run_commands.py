@@ -24,6 +24,7 @@ from sim.cli.output import (
     say,
     say_file,
     say_json,
+    say_notes,
     say_result,
     workers_of,
 )
@@ -121,7 +122,7 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
     finished = None if asked.overwrite else finished_study(loaded, sets, folder, headroom=asked.headroom)
     if finished is None:
         workers = workers_of(options.jobs)
-        with opened as pool, progress_bar(options.quiet, workers=workers) as progress:
+        with opened as pool, progress_bar(options.quiet, workers=workers, lines=len(sets) > 1) as progress:
             finished = _run_study(loaded, sets, folder, Execution(pool, command_line(), progress), asked)
     data = finished.run
     with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
@@ -157,8 +158,7 @@ def _notes(finished: StudyOutcome, quiet: bool) -> None:
     if finished.reused:
         count = f"{finished.reused} of {len(finished.points)} points" if len(finished.points) > 1 else "the results"
         message(f"note: {count} come from an earlier run; --overwrite simulates again", quiet)
-    for warning in dict.fromkeys(warning for point in finished.points for warning in point.warnings):
-        message(f"note: {warning}", quiet)
+    say_notes(finished.points, quiet)
 
 
 def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
