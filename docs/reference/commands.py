@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from reference.markdown import table
+from reference.markdown import linked, table
 
 
 def command_sections(*, measuring: bool) -> str:
@@ -29,7 +29,7 @@ def command_sections(*, measuring: bool) -> str:
         parts += [
             f"## {path}",
             "",
-            (command.help or "").split("\f")[0].strip(),
+            linked((command.help or "").split("\f")[0].strip()),
             "",
             "```",
             usage,

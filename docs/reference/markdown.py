@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table."""
@@ -10,4 +12,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("``", "`").split()).replace("|", "\\|")
+    return linked(" ".join(text.replace("``", "`").split()).replace("|", "\\|"))
+
+
+def linked(text: str) -> str:
+    """Return text in which the pages that a terminal would name by their files are links."""
+    return re.sub(r"\bdocs/([\w-]+)\.md\b", lambda page: f"[{page[1].replace('-', ' ')}]({page[1]}.md)", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from reference.markdown import table
+from reference.markdown import linked, table
 
 
 def _profiles() -> tuple[list[Any], list[Any]]:
@@ -39,7 +39,7 @@ def profile_sections() -> str:
             f"- device: {profile.device}",
             f"- model: {profile.model}, {profile.dtype}",
             f"- {profile.description}",
-            f"- error: {profile.error}",
+            f"- error: {linked(profile.error)}",
         ]
         numbers = _number_sources(data, profile.sources)
         sources = list(dict.fromkeys(source for _, source in numbers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from reference.markdown import table
+from reference.markdown import linked, table
 
 TAGS = ("law", "process", "kind")
 """Keys that say which of several models a mapping is; as in sim/spec/files/tree.py."""
@@ -74,7 +74,7 @@ def scenario_sections(page: str) -> str:
         fields = {one: field for one, field in model["properties"].items() if one not in elsewhere}
         rows = [_field_row(path, one, field, model, models) for one, field in fields.items()]
         about = " ".join(str(model.get("description", "")).replace("``", "`").split())
-        parts.append(f"## `{path}`\n\n{about}\n\n" + table(["key", "type", "default", "meaning"], rows))
+        parts.append(f"## `{path}`\n\n{linked(about)}\n\n" + table(["key", "type", "default", "meaning"], rows))
     return "\n\n".join(["", *parts, *(_law_table(models, law) for law in laws), ""])
 
 

@@ -15,9 +15,14 @@ from scripts import ROOT, script
 from typer.main import get_command
 
 from sim.cli import app
+from sim.policies.costs import load_seconds
+from sim.spec.engines import DEFAULT_ENGINE
+from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
+from sim.studies.headroom import COARSE, FINE
 from sim.studies.sweep import grid
 from sim.traffic.adapters import SHAPES, parameters_per_rank
+from sim.world.build import build_world
 
 LONG = bool(os.environ.get("LORAPLAN_DOCS_LONG"))
 
@@ -209,6 +214,27 @@ def test_the_adapter_table_is_what_the_shapes_give() -> None:
             assert [int(number.replace(",", "")) for number in numbers] == counted, name
             seen.add(name)
     assert seen == set(SHAPES)
+
+
+def test_the_load_times_on_the_page_are_those_of_the_default_profile() -> None:
+    page = " ".join((ROOT / "docs" / "model-adapters.md").read_text(encoding="utf-8").split())
+    found = re.search(r"takes (\d+), (\d+) and (\d+) ms at rank 8, 16 and 32 .* takes ([\d.]+) ms at each rank", page)
+    assert found
+    default = [f"fleet.gpu={DEFAULT_GPU}", f"adapters.base_model={DEFAULT_MODEL}"]
+    for rank, printed in zip((8, 16, 32), found.groups()[:3], strict=True):
+        world = build_world(load_scenario("quickstart", [*default, f"adapters.rank={rank}"]).scenario)
+        assert world.profile is not None
+        load = world.profile.load
+        assert printed == f"{1e3 * load_seconds(load.storage, world.population)[0]:.0f}"
+        assert found[4] == f"{1e3 * load_seconds(load.host, world.population)[0]:.1f}"
+
+
+def test_pages_name_the_default_engine_and_the_lengths_of_the_runs_for_headroom() -> None:
+    features = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
+    assert f"`{DEFAULT_ENGINE}`, the default" in features
+    verdict = (ROOT / "docs" / "verdict.md").read_text(encoding="utf-8")
+    assert f"Simulations of {COARSE:,} requests bracket" in verdict
+    assert f"Simulations of {FINE:,} requests narrow" in verdict
 
 
 def _without_code(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_what_is_wrong_with_a_navigation_is_named(tmp_path: Path, monkeypatch: p
 )
 def test_links_lead_to_the_same_page_on_the_site(written: str, on_the_site: str) -> None:
     assert site.for_site(written) == on_the_site
+
+
+@pytest.mark.parametrize("name", site.pages())
+def test_no_page_names_the_file_of_another_instead_of_a_link(name: str) -> None:
+    text = site.for_site(site.pages()[name].read_text(encoding="utf-8"))
+    prose = "".join(site._CODE.split(text)[::2])
+    assert re.findall(r"\bdocs/[\w-]+\.md", prose) == []
 
 
 def test_pages_that_fetch_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
