@@ -384,3 +384,19 @@ def judge(page: Page) -> None:
         runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']})"""
     )
     assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found["violations"]] == []
+
+
+def test_pages_of_the_documentation_are_no_wider_than_a_phone(browser: Browser) -> None:
+    docs = Path(__file__).parents[2]
+    (prefix,) = re.findall(r"line_spans: (\w+)", (docs / "mkdocs.yml").read_text())
+    style = (docs / "docs/assets/site.css").read_text()
+    lines = [f'<span id="{prefix}-0-{at}">  cache.gpu.slots {at}: not met{" and why" * 30}\n</span>' for at in (1, 2)]
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.set_content(f"<style>{style}</style><main class=md-typeset><pre><code>{''.join(lines)}</code></pre></main>")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    first, second = (page.locator(f"#{prefix}-0-{at}").bounding_box() for at in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert first["height"] > 50
+    assert second["y"] == first["y"] + first["height"], "the next line begins where this one ends"
+    page.close()
