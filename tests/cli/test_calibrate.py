@@ -36,6 +36,9 @@ def test_from_nothing_to_a_simulation_and_then_with_another_backend(tmp_path: Pa
     assert ended.code == 0, ended.err
     assert "leave one configuration out" in ended.out
     assert "Traceback" not in ended.err
+    for stage in ("timing steps", "timing loads"):
+        lines = [line for line in ended.err.splitlines() if line.startswith(f"{stage}: ")]
+        assert 10 < len(lines) <= 20, "progress without a terminal"
     profile = json.loads((tmp_path / "runs/cal/profile.json").read_text())
     assert profile["status"] == "measured"
     assert len(profile["draws"]) == 16

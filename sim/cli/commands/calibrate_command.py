@@ -22,7 +22,7 @@ PROFILE = "profile.json"
 ModelOption = Annotated[str, typer.Option(help="Base model whose shapes are timed, such as llama-3.1-8b or tiny.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda: the first visible GPU.")]
 SamplesOption = Annotated[Path, typer.Option(help="Folder for the samples; an interrupted suite resumes there.")]
-QuickOption = Annotated[bool, typer.Option("--quick", help="A small grid, in about a minute for steps and loads.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="A small grid: minutes, not an hour.")]
 LayersOption = Annotated[
     int | None, typer.Option(help="Decoder layers to time; fewer are scaled. Default: all.", min=1)
 ]
