@@ -208,6 +208,34 @@ def test_without_any_replica_requests_wait_for_the_first() -> None:
     assert recording.requests["admitted_s"].tolist() == [0.0, 1.0, 62.0, 63.0]
 
 
+def test_keda_keeps_replicas_while_requests_wait_or_run() -> None:
+    """Without a cooldown, and with a cold start longer than the interval: a trigger is active until the last answer."""
+    scaling = {"policy": "keda", "min": 0, "max": 2, "target": 1, "interval": "5 s"}
+    scaling |= {"cooldown": "0 s", "stabilization_down": "0 s", "cold_start": {"engine": fixed_time(12.0)}}
+    recording = run(services([(0.0, 0), *[(1.0, 0)] * 6, (41.0, 0), (41.0, 0)], scaling))
+    # The seven last until 7 s, so the replica stops at 10 s, not at 5 s. At 45 s two wait: one replica starts, is ready
+    # at 57 s and serves until the run ends at 59 s.
+    assert recording.lives[recording.lives[:, 0] == 0, 1:4].tolist() == [[0, 0, 10], [45, 57, math.inf]]
+    assert recording.requests["finished_s"].tolist() == [1, 2, 3, 4, 5, 6, 7, 58, 59]
+
+
+@pytest.mark.parametrize("arrivals", ["trace", "closed"])
+def test_a_fleet_that_never_gets_ready_is_an_error(arrivals: str) -> None:
+    """A timetable with a replica for 30 s of each minute, which takes 40 s to start."""
+    entries = [{"at": "0 s", "replicas": 0}, {"at": "30 s", "replicas": 1}]
+    scaling = {"policy": "schedule", "min": 0, "max": 1, "interval": "5 s", "schedule": entries, "every": "1 min"}
+    scaling |= {"cold_start": {"engine": fixed_time(40.0)}}
+    scenario = services([(0.0, 0), (1.0, 0), (90.0, 0), (200.0, 0)], scaling)
+    if arrivals == "closed":
+        loop = {"process": "closed", "concurrency": 2, "think": "2 s"}
+        fleet = {"engine": "fixed", "service": fixed_time(1.0), "autoscale": scaling}
+        scenario = build(
+            workload={"requests": 200, "arrivals": loop}, fleet=fleet, adapters={"count": 4, "size": "1 MB"}
+        )
+    with pytest.raises(ScenarioError, match="requests wait for a replica, and none gets ready"):
+        run(scenario)
+
+
 @pytest.mark.parametrize("at", [20, 47, 75, 118, 200])
 @pytest.mark.parametrize("replica", [0, 3])
 @pytest.mark.parametrize("requests", ["reroute", "lose"])

@@ -9,7 +9,7 @@ from sim.policies.autoscaling.fleet_reading import Reading, milli, milli_target
 
 
 class Keda:
-    """Ask for ``ceil(total / target)``; go to zero after a total of 0 for ``cooldown_s``, and to one above that.
+    """Ask for ``ceil(total / target)``; go to zero with a total that has been 0 for ``cooldown_s``, and to one above.
 
     From the "ScaledObject specification" (``cooldownPeriod``, ``minReplicaCount``) and "Scaling Deployments,
     StatefulSets & Custom Resources" of KEDA's documentation: above zero, KEDA leaves the number to an HPA with an
