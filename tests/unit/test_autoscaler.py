@@ -179,6 +179,14 @@ def test_the_last_ready_drains_first_and_starts_are_called_off() -> None:
     assert (recording.requests["status"] == COMPLETED).all()
 
 
+def test_gpu_load_is_that_of_the_last_interval() -> None:
+    scaling = {"target": 0.5, "max": 2, "metric": "gpu_load", "interval": "10 s", "stabilization_down": "0 s"}
+    # Replica 0 is busy until 40 s. At 10 s its load of 1 asks for two replicas. From 20 s on their mean is on target,
+    # and at 50 s it is 0.
+    recording = run(services([*[(0.0, 0)] * 40, (60.0, 0)], scaling))
+    assert recording.lives.tolist() == [[1, 10, 10, 50, 50], [0, 0, 0, math.inf, math.inf]]
+
+
 def test_a_replica_that_drains_keeps_its_place() -> None:
     entries = [{"at": "0 s", "replicas": 2}, {"at": "10 s", "replicas": 1}, {"at": "11 s", "replicas": 2}]
     scaling = {"policy": "schedule", "min": 1, "max": 2, "interval": "1 s", "schedule": entries}

@@ -123,7 +123,7 @@ def test_hpa_decides_as_the_documentation_says(seed: int) -> None:
 
 
 def test_an_hpa_computes_as_kubernetes_does() -> None:
-    """``calcPlainMetricReplicas`` and ``GetMetricUsageRatio``: a mean in whole thousandths, a ratio in float64, its ceil.
+    """``calcPlainMetricReplicas``: a mean in whole thousandths, a ratio in float64, its ceil.
 
     So 29 requests on 7 replicas are 4.142 each, and 29 replicas are enough for a target of 1; but 7 requests on 25
     replicas make 0.28 * 25 = 7.000000000000001, and Kubernetes asks for 8.
