@@ -257,8 +257,10 @@ class Scheduler:
                 rule.joined(request)
             running[request] = None
             adapter = request.adapter
-            count = users[adapter] = users.get(adapter, 0) + 1
-            if count == 1:
+            if adapter in users:
+                users[adapter] += 1
+            else:
+                users[adapter] = 1
                 self._count_adapter(adapter, 1)
             if request.admitted_s < 0:
                 request.admitted_s = now
@@ -406,8 +408,10 @@ class Scheduler:
         for request in requests:
             del running[request]
             adapter = request.adapter
-            users[adapter] -= 1
-            if users[adapter] == 0:
+            count = users[adapter]
+            if count > 1:
+                users[adapter] = count - 1
+            else:
                 del users[adapter]
                 self._count_adapter(adapter, -1)
         if self._costs.detailed:
