@@ -25,7 +25,9 @@ METRICS = {
     ),
     "loader_utilization": (
         "Seconds in which loads from storage run, including pauses between attempts, over measured time × "
-        "`storage.loaders` × replicas. Copies from host memory and loads of whole models do not count.",
+        "`storage.loaders` × replicas. Where loads block steps, copies from host memory count as well: it is the share "
+        "of the time in which replicas load instead of computing. Where loaders fetch to host memory beside the steps, "
+        "the busier of both counts. Loads of whole models do not count.",
         "time",
         "ratio",
     ),

@@ -82,7 +82,7 @@ class Scheduler:
     :param rule: KV memory that a request must find to join, if that is more than its prompt needs.
     :ivar decode_steps: decode steps so far: the counter that finish times refer to.
     :ivar decided: the step that ``compose`` decided last.
-    :ivar users: requests in the batch by adapter; those for the base model under its number.
+    :ivar users: requests in the batch by adapter that has any; those for the base model under its number.
     :ivar distinct_adapters: how many adapters the batch has, without the base model.
     :ivar adapters_changed: whether an adapter joined or left the batch since the world last set this to False.
     :ivar toggled: optional list; the scheduler appends an adapter each time it joins or leaves the batch.
@@ -109,7 +109,7 @@ class Scheduler:
         self.rule = rule
         self.running = kv.running
         self.decode_steps = 0
-        self.users = [0] * len(ranks)
+        self.users: dict[int, int] = {}
         self.distinct_adapters = 0
         self.adapters_changed = False
         self.toggled: list[int] | None = None
@@ -135,7 +135,6 @@ class Scheduler:
         """Let requests without an adapter join, under this adapter number. Call it before the first request."""
         self._base_model = number
         self._ranks = [*self._ranks, 0]
-        self.users.append(0)
         self._costs = self._costs.with_base_model()
 
     # Decide the next step -------------------------------------------------------------------------------------------
@@ -258,8 +257,10 @@ class Scheduler:
                 rule.joined(request)
             running[request] = None
             adapter = request.adapter
-            users[adapter] += 1
-            if users[adapter] == 1:
+            if adapter in users:
+                users[adapter] += 1
+            else:
+                users[adapter] = 1
                 self._count_adapter(adapter, 1)
             if request.admitted_s < 0:
                 request.admitted_s = now
@@ -407,8 +408,11 @@ class Scheduler:
         for request in requests:
             del running[request]
             adapter = request.adapter
-            users[adapter] -= 1
-            if users[adapter] == 0:
+            count = users[adapter]
+            if count > 1:
+                users[adapter] = count - 1
+            else:
+                del users[adapter]
                 self._count_adapter(adapter, -1)
         if self._costs.detailed:
             self._rank_tokens -= sum([self._ranks[r.adapter] for r in requests if r.last_step >= 0])
@@ -461,6 +465,6 @@ class Scheduler:
             assert self._rank_tokens == sum(ranks[r.adapter] for r in decoding)
         assert len(self.running) <= self.limits.num_seqs
         adapters = Counter(request.adapter for request in self.running)
-        assert self.users == [adapters[adapter] for adapter in range(len(ranks))]
+        assert self.users == adapters
         assert self._rank_sum == sum(ranks[adapter] for adapter in adapters)
         assert self.distinct_adapters == len(adapters.keys() - {self._base_model})

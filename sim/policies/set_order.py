@@ -13,18 +13,22 @@ class TouchOrder(ABC):
     """
 
     def __init__(self, keys: Sequence[int]) -> None:
-        # Objects, because compiled code would make new numbers of them all the time.
-        self._keys: list[object] = list(keys)
+        self._all_keys = keys
+        # Of adapters that were ever in the batch. Objects, because compiled code would make new numbers all the time.
+        self._keys: dict[int, object] = {}
         self._batch: dict[object, int] = {}  # adapters by key, in the order in which they joined
-        assert len(set(keys)) == len(keys), "two adapters have the same key"
 
     def join(self, adapter: int) -> None:
         """Add an adapter to the batch, which does not hold it."""
-        self._batch[self._keys[adapter]] = adapter
+        key = self._keys.get(adapter)
+        if key is None:
+            key = self._keys[adapter] = self._all_keys[adapter]
+            assert key not in self._batch, "two adapters have the same key"
+        self._batch[key] = adapter
 
     def leave(self, adapter: int) -> None:
         """Take an adapter out of the batch, if it is there."""
-        self._batch.pop(self._keys[adapter], None)
+        self._batch.pop(self._keys.get(adapter), None)
 
     def batch(self) -> list[int]:
         """Return the adapters of the batch in the order in which they joined."""

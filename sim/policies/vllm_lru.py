@@ -51,28 +51,25 @@ class VllmLruCache(AdapterCache):
         self.victims: list[int] | None = None
         self.listener: CacheListener | None = None
         self._order = order
-        self._in_batch = [False] * adapters
+        self._in_batch: set[int] = set()
         self._batch_size = 0
         self._toggled: list[int] = []  # joined or left the batch since it was last touched
         # Adapters outside the batch, least recently touched first; those in the batch were touched by its last step.
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._host_idle: OrderedDict[int, None] = OrderedDict()
-        self._in_host = [False] * adapters
-        self._host_count = 0
+        self._in_host: set[int] = set()
 
     def warm_up(self, adapters: Sequence[int]) -> None:
         """Fill slots and host memory before the run; the first adapter counts as touched last."""
         for adapter in reversed(adapters[: self.capacity]):
             self.state[adapter] = RESIDENT
-            self._in_host[adapter] = True
-            self._host_count += 1
+            self._in_host.add(adapter)
             self._idle[adapter] = self._host_idle[adapter] = None
 
     def copy_to_host(self, adapters: Sequence[int]) -> None:
         """Fill the rest of host memory before the run; all adapters count as touched before those in slots."""
-        for adapter in adapters[: self.host_slots - self._host_count]:
-            self._in_host[adapter] = True
-            self._host_count += 1
+        for adapter in adapters[: self.host_slots - len(self._in_host)]:
+            self._in_host.add(adapter)
             self._host_idle[adapter] = None
             self._host_idle.move_to_end(adapter, last=False)
 
@@ -141,9 +138,14 @@ class VllmLruCache(AdapterCache):
         gone: list[int] = []
         for adapter in toggled:
             there = users[adapter] > 0
-            if there != in_batch[adapter]:  # otherwise it has joined and left since then
-                in_batch[adapter] = there
-                (arrived if there else gone).append(adapter)
+            if there == (adapter in in_batch):
+                continue  # it has joined and left since then
+            if there:
+                in_batch.add(adapter)
+                arrived.append(adapter)
+            else:
+                in_batch.remove(adapter)
+                gone.append(adapter)
         return arrived, gone
 
     def _change_order(self, toggled: list[int]) -> None:
@@ -160,8 +162,8 @@ class VllmLruCache(AdapterCache):
         :returns: the tier that it comes from; ``FROM_GPU`` if it is resident, or if only adapters of the last batch
             could make room.
         """
-        idle, host_idle, fresh = self._idle, self._host_idle, not self._in_host[adapter]
-        host_full = fresh and self._host_count == self.host_slots
+        idle, host_idle, fresh = self._idle, self._host_idle, adapter not in self._in_host
+        host_full = fresh and len(self._in_host) == self.host_slots
         occupied = len(idle) + self._batch_size
         no_room = (occupied == self.capacity and not idle) or (host_full and not host_idle)
         if self.state[adapter] == RESIDENT or no_room:
@@ -181,21 +183,21 @@ class VllmLruCache(AdapterCache):
 
         That is the common, quick case: adapters outside the last batch were touched before all adapters in it.
         """
-        fresh = sum(not self._in_host[adapter] for adapter in entering)
-        return self._may_leave(self._host_idle, self._host_count + fresh - self.host_slots) and self._may_leave(
+        fresh = sum(adapter not in self._in_host for adapter in entering)
+        return self._may_leave(self._host_idle, len(self._in_host) + fresh - self.host_slots) and self._may_leave(
             self._idle, len(self._idle) + last_batch + len(entering) - self.capacity
         )
 
     def _may_leave(self, idle: OrderedDict[int, None], lacking: int) -> bool:
         """Return whether enough adapters are idle, and the new batch has none of those idle for longest."""
-        return lacking <= 0 or (lacking <= len(idle) and not any(self._in_batch[a] for a in islice(idle, lacking)))
+        return lacking <= 0 or (lacking <= len(idle) and not any(a in self._in_batch for a in islice(idle, lacking)))
 
     def _fill(self, entering: list[int], last_batch: int) -> list[tuple[int, int]]:
         """Load adapters into free slots, or into those of adapters idle for longest."""
         loads = []
         idle, occupied = self._idle, len(self._idle) + last_batch
         for adapter in entering:
-            if self._host_count == self.host_slots and not self._in_host[adapter]:
+            if len(self._in_host) == self.host_slots and adapter not in self._in_host:
                 occupied -= self._evict_from_host()
             if occupied >= self.capacity:
                 self._evict(idle.popitem(last=False)[0])
@@ -208,8 +210,7 @@ class VllmLruCache(AdapterCache):
     def _evict_from_host(self) -> bool:
         """Evict the adapter touched longest ago from host memory; return whether that emptied a slot as well."""
         victim = self._host_idle.popitem(last=False)[0]
-        self._in_host[victim] = False
-        self._host_count -= 1
+        self._in_host.remove(victim)
         if victim not in self._idle:
             return False
         del self._idle[victim]
@@ -227,9 +228,9 @@ class VllmLruCache(AdapterCache):
         loads = []
         batch = self._order.touched()
         for adapter in batch:
-            if self._in_host[adapter]:
+            if adapter in self._in_host:
                 host.move_to_end(adapter)
-            elif self._host_count == self.host_slots:
+            elif len(self._in_host) == self.host_slots:
                 self._evict_from_host()
             if state[adapter] == RESIDENT:
                 gpu.move_to_end(adapter)
@@ -245,26 +246,24 @@ class VllmLruCache(AdapterCache):
 
     def _tier(self, adapter: int) -> int:
         """Return the tier of a load; a load from storage leaves a copy in host memory."""
-        if self._in_host[adapter]:
+        if adapter in self._in_host:
             return FROM_HOST
-        self._in_host[adapter] = True
-        self._host_count += 1
+        self._in_host.add(adapter)
         return FROM_STORAGE
 
     def holds(self, adapter: int) -> bool:
         """Return whether there is a copy in a slot or in host memory."""
-        return self._in_host[adapter]
+        return adapter in self._in_host
 
     def discard(self, adapter: int) -> None:
         """Drop an adapter that will not be requested again from slot and host memory, unless the batch uses it.
 
         The last touched batch may still hold it.
         """
-        if self.users[adapter] or not self._in_host[adapter]:
+        if self.users[adapter] or adapter not in self._in_host:
             return
-        self._in_host[adapter] = False
-        self._host_count -= 1
-        if self._in_batch[adapter]:
+        self._in_host.remove(adapter)
+        if adapter in self._in_batch:
             self._leave_batch(adapter)
         else:
             del self._host_idle[adapter]
@@ -275,15 +274,14 @@ class VllmLruCache(AdapterCache):
     def lose(self, adapter: int) -> None:
         """Note that the load of an adapter of the batch has failed; its requests leave before the next step."""
         self._leave_batch(adapter)
-        self._in_host[adapter] = False
-        self._host_count -= 1
+        self._in_host.remove(adapter)
         self.state[adapter] = ABSENT
         if self.listener is not None:
             self.listener.left(adapter)
 
     def _leave_batch(self, adapter: int) -> None:
         self._order.leave(adapter)
-        self._in_batch[adapter] = False
+        self._in_batch.discard(adapter)
         self._batch_size -= 1
 
     def _settle(self, adapter: int) -> None:
@@ -296,7 +294,7 @@ class VllmLruCache(AdapterCache):
         self.evictions += 1
         if self.listener is not None:
             self.listener.left(victim)
-        self.evictions_in_use += self._in_batch[victim]
+        self.evictions_in_use += victim in self._in_batch
         if self.victims is not None:
             self.victims.append(victim)
 
@@ -304,13 +302,12 @@ class VllmLruCache(AdapterCache):
         """Assert that the two tiers agree with each other and with their counts."""
         adapters = self._adapters
         residents = {adapter for adapter, state in enumerate(self.state[:adapters]) if state == RESIDENT}
-        copies = {adapter for adapter, there in enumerate(self._in_host) if there}
-        batch = {adapter for adapter, there in enumerate(self._in_batch) if there}
+        copies, batch = self._in_host, self._in_batch
         assert len(batch) == self._batch_size
         assert batch == set(self._order.batch())
         assert residents == self._idle.keys() | batch
         assert copies == self._host_idle.keys() | batch
         assert residents <= copies
         assert len(residents) <= self.capacity
-        assert len(copies) == self._host_count <= self.host_slots
+        assert len(copies) <= self.host_slots
         assert self.in_use == sum(count > 0 for count in self.users[:adapters]) <= self.capacity

@@ -64,11 +64,10 @@ def _with_requests(metric: Metric, requests: int | None) -> Metric:
 
 
 def _cache(m: MeasuredRequests) -> dict[str, Metric]:
-    _, busy = m.loads("from storage")
     places = m.replica_seconds(m.facts.loaders) if m.autoscaled else m.spans * m.facts.loader_places
     return {
         **_ratios(m),
-        "loader_utilization": ratio(busy, places, m.sections, "1", highest=1),
+        "loader_utilization": ratio(m.loading_s(), places, m.sections, "1", highest=1),
         "load_wait_mean_s": m.sampled(m.column("load_wait_s")[m.completed]).mean("s"),
     }
 

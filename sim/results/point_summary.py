@@ -45,7 +45,7 @@ from sim.results.served import is_served, late_shares, unserved_counts, was_unse
 from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99, quantile_of
 from sim.results.traffic_digest import traffic_ids
 from sim.traffic.popularity import concentration
-from sim.traffic.request import BASE_MODEL, DELAYED_HIT, FROM_STORAGE, MISS
+from sim.traffic.request import BASE_MODEL, DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -395,7 +395,7 @@ def _offered_to_loaders(m: MeasuredRequests) -> float | None:
         return None
     loads, occupied_s = 0, 0.0
     for r in m.recordings:
-        stored = (r.loads["tier"] == FROM_STORAGE) & (r.loads["replica"] < m.facts.own_replicas)
+        stored = _by_loaders(m, r.loads["tier"], r.loads["replica"])
         loads += int(stored.sum()) - int(r.backoffs[:, 2].sum())  # those after a pause belong to one load
         occupied_s += float((r.loads["ended_s"] - r.loads["started_s"])[stored].sum())
         occupied_s += float((r.backoffs[:, 1] - r.backoffs[:, 0]).sum())
@@ -408,9 +408,18 @@ def _offered_to_loaders(m: MeasuredRequests) -> float | None:
     # would be misses.
     full = occupied_s > _FULL * places
     outcome = m.column("outcome")
-    of_loaders = (m.column("tier") == FROM_STORAGE) & (m.column("replica") < m.facts.own_replicas)
+    of_loaders = _by_loaders(m, m.column("tier"), m.column("replica"))
     asked = of_loaders & ((outcome == MISS) | (full & (outcome == DELAYED_HIT)))
     return float(asked.sum() * occupied_s / loads / places) if places > 0 else None
+
+
+def _by_loaders(m: MeasuredRequests, tier: NDArray[Any], replica: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which loads of adapters are those of ``loader_utilization``: from storage, and copies that block steps
+    like them."""
+    counted = tier == FROM_STORAGE
+    if m.facts.steps_load_all:
+        counted = counted | ((tier == FROM_HOST) & m.facts.loads_in_steps(replica))
+    return np.asarray(counted & (replica < m.facts.own_replicas))
 
 
 def _overload(m: MeasuredRequests) -> float | None:

@@ -17,7 +17,7 @@ from sim.results.recording.leaps import Intervals, seconds_by_section
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled
 from sim.spec.sections.arrival_processes import ClosedArrivals
-from sim.traffic.request import BASE_MODEL, FROM_STORAGE
+from sim.traffic.request import BASE_MODEL, FROM_HOST, FROM_STORAGE
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -130,6 +130,11 @@ class ScenarioFacts:
     def loader_places(self) -> int:
         """How many loaders all replicas of the base model and adapters have."""
         return sum(pool.loaders * pool.replicas for pool in self.pools) or self.loaders * self.own_replicas
+
+    @property
+    def steps_load_all(self) -> bool:
+        """Whether steps, where they load at all, load from storage as well as from host memory."""
+        return self.storage_blocks or (not self.blocking and any(pool.blocking for pool in self.pools))
 
     def loads_in_steps(self, replica: NDArray[Any]) -> NDArray[np.bool_]:
         """Return of which replicas loads happen inside steps, same shape; whole models always load inside a step."""
@@ -310,9 +315,23 @@ class MeasuredRequests:
             total += float(fills[chosen].sum())
         return total
 
-    def loads(self, which: Literal["all", "from storage", "full models"]) -> tuple[Floats, Floats]:
-        """Return loads started and seconds of loading by section: of all loads, of those that loaders make from
-        storage, or of whole models.
+    def loading_s(self) -> Floats:
+        """Return the seconds by section in which loaders load adapters from storage, or steps load them.
+
+        Steps that load do so from storage and from host memory, one load after the other. Where only copies from host
+        memory block steps, since loaders have fetched them before, it is what takes more time.
+        """
+        _, stored = self.loads("from storage")
+        if not (self.facts.blocking or any(pool.blocking for pool in self.facts.pools)):
+            return stored
+        _, copied = self.loads("copies in steps")
+        if self.facts.steps_load_all:
+            return stored + copied
+        return copied if copied.sum() > stored.sum() else stored
+
+    def loads(self, which: Literal["all", "from storage", "copies in steps", "full models"]) -> tuple[Floats, Floats]:
+        """Return loads started and seconds of loading by section: of all loads, of those of adapters from storage, of
+        those from host memory that block steps, or of whole models.
 
         Every attempt at a load counts as a load. A loader stays occupied in the pauses between them.
         """
@@ -321,8 +340,12 @@ class MeasuredRequests:
         for r in self.recordings:
             chosen = np.ones(len(r.loads["tier"]), dtype=bool)
             if which != "all":
-                whole = r.loads["replica"] >= own
-                chosen = ~whole & (r.loads["tier"] == FROM_STORAGE) if from_storage else whole
+                chosen = r.loads["replica"] >= own
+                if from_storage:
+                    chosen = ~chosen & (r.loads["tier"] == FROM_STORAGE)
+                elif which == "copies in steps":
+                    in_steps = self.facts.loads_in_steps(r.loads["replica"])
+                    chosen = ~chosen & in_steps & (r.loads["tier"] == FROM_HOST)
             start, end = r.loads["started_s"][chosen], r.loads["ended_s"][chosen]
             section = np.searchsorted(r.bounds, start, side="right") - 1
             inside = (section >= 0) & (section < self.sections)

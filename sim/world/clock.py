@@ -45,12 +45,14 @@ class Clock:
 
     :ivar now: the time in seconds.
     :ivar queue: events to come, a heap whose entries begin with their time.
+    :ivar periodic: how many events repeat themselves for as long as anything else is to come.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
         self._environment = CallEnvironment(self)
         self.queue: list[Any] = self._environment._queue
+        self.periodic = 0
         self._scheduled = 0  # events so far
         self._paused = False
 

@@ -129,7 +129,9 @@ class ClosedLoopFleet(Fleet):
 
     def next_s(self) -> float:
         """Return a time no later than the next arrival, which only the answers decide; infinite if there is none."""
-        return self.clock.now if self._next_s < inf and self.clock.pending() else inf
+        clock = self.clock
+        # The periodic event that asks is not on the queue; if only the others are, no answer comes any more.
+        return clock.now if self._next_s < inf and clock.pending() >= max(1, clock.periodic) else inf
 
     def run(self, chunks: Iterator[Chunk]) -> Recording:
         recording = super().run(chunks)

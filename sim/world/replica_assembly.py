@@ -37,7 +37,7 @@ from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica.tenant_servers import FairServer, PriorityServer, bands_of
 from sim.world.replica_draws import ReplicaDraws
-from sim.world.times import reload_times
+from sim.world.times import TierTimes, reload_times
 from sim.world.world import World
 
 ServerWrapper = Callable[[type[BatchServer]], Callable[..., BatchServer]]
@@ -61,13 +61,21 @@ def kv_rule(world: World) -> KvRule | None:
 
 
 def make_mode(
-    world: World, context: LoadContext, rule: KvRule | None, eviction: EvictionContext, draws: ReplicaDraws
+    world: World,
+    context: LoadContext,
+    rule: KvRule | None,
+    eviction: EvictionContext,
+    draws: ReplicaDraws,
+    tiers: tuple[TierTimes, TierTimes],
 ) -> AdapterMode:
-    """Return the way in which a replica serves adapters, with the adapters that are there from the start."""
+    """Return the way in which a replica serves adapters, with the adapters that are there from the start.
+
+    :param tiers: load times from storage and from host memory; replicas share them.
+    """
     scenario = world.scenario
     mode, stop = modes.mode_of(scenario), scenario.fleet.admission == "stop"
     if mode == modes.VLLM_LRU:
-        reload_s = reload_times(scenario, world.profile, world.population, draws)
+        reload_s = reload_times(tiers, draws)
         slots = vllm_cache(world, draws)
         # With priorities, passed requests go back to their places (vLLM's request_queue.py, prepend_requests).
         passed = "keep-order" if scenario.fleet.scheduling == "priority" else scenario.fleet.passed_requests

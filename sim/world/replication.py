@@ -44,6 +44,7 @@ from sim.world.routing.replica_views import ReplicaViews
 from sim.world.routing.router_state import RouterState
 from sim.world.routing.router_views import ViewRefresher
 from sim.world.steady_start import SteadyStart
+from sim.world.times import tier_times
 from sim.world.world import ReplicaPool, World
 
 Simulate = Callable[[World, int, int], Recording]
@@ -211,6 +212,7 @@ class ReplicaMaker:
         if world.scenario.cache.starts_full:
             drawn = fleet.own_pools and fleet.scenario.router.pools == "weight"
             self._steady = SteadyStart(world, replication, replace(fleet, pools=(pool,)) if drawn else fleet)
+        self._tiers = tier_times(world.scenario, world.profile, world.population)
         self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
         self._cache_listeners: list[FleetCacheListener] = [
             *around.router_state.cache_listeners(),
@@ -236,7 +238,7 @@ class ReplicaMaker:
         fetches = LoadContext(clock, recorder, index, self._rollouts.host_versions(index), timing)
         eviction = self._hooks.foresee(eviction_context(world, clock, draws), index)
         rule = kv_rule(world)
-        mode = make_mode(world, context, rule, eviction, draws)
+        mode = make_mode(world, context, rule, eviction, draws, self._tiers)
         attach_listeners(mode.cache, index, self._cache_listeners)
         parts = ReplicaParts(clock, recorder, index, inside, mode, self._hooks.listener(index), standing_in)
         parts = with_host_fill(world, parts, mode, fetches)

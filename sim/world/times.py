@@ -144,11 +144,9 @@ def request_times(scenario: Scenario, profile: Profile | None, population: Popul
     )
 
 
-def reload_times(
-    scenario: Scenario, profile: Profile | None, population: Population, draws: ReplicaDraws
-) -> Callable[[int, int], float]:
+def reload_times(tiers: tuple[TierTimes, TierTimes], draws: ReplicaDraws) -> Callable[[int, int], float]:
     """Return the function that draws the seconds of loads without a request (vLLM's cascades), by adapter and tier."""
-    from_storage, from_host = tier_times(scenario, profile, population)
+    from_storage, from_host = tiers
     again_from_storage = from_storage.draws(draws.stream("reload"))
     again_from_host = from_host.draws(draws.stream("host-reload"))
     return lambda adapter, tier: again_from_storage(adapter) if tier == FROM_STORAGE else again_from_host(adapter)

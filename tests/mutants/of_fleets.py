@@ -52,6 +52,14 @@ FLEETS = (
         (POOL_LAWS,),
     ),
     Mutant(
+        "spill-to-the-previous-pool",
+        "sim/policies/routing/pool_router.py",
+        "for place in range(drawn, drawn + count):",
+        "for place in range(drawn + count, drawn, -1):",
+        "a full pool passes requests on to the one before it",
+        (f"{POOL_LAWS}::test_a_full_pool_passes_requests_on_to_the_next_one_in_the_order_of_the_scenario",),
+    ),
+    Mutant(
         "idle-at-the-mean-price",
         "sim/results/fleet_costs/prices.py",
         "return _times(mean, own / mean.value)",
@@ -85,6 +93,38 @@ FLEETS = (
         (AUTOSCALER,),
     ),
     Mutant(
+        "gpu-load-since-the-start",
+        "sim/world/pools/replica_readings.py",
+        "        self._read_s, self._busy_s = now, busy_s\n",
+        "",
+        "an autoscaler reads the mean load of the whole run",
+        (f"{AUTOSCALER}::test_gpu_load_is_that_of_the_last_interval",),
+    ),
+    Mutant(
+        "starts-of-the-warm-up-count",
+        "sim/results/autoscaling/scaling_metrics.py",
+        "(at > max(0.0, r.bounds[0]))",
+        "(at > 0.0)",
+        "replicas that start or stop before the measured time are counted",
+        ("tests/unit/test_scaling_metrics.py::test_what_happens_in_the_warm_up_does_not_count",),
+    ),
+    Mutant(
+        "keda-stops-with-requests",
+        "sim/policies/autoscaling/keda.py",
+        "if total == 0 and time_s",
+        "if time_s",
+        "without a cooldown, KEDA stops the last replica while requests wait or run",
+        (f"{AUTOSCALER}::test_keda_keeps_replicas_while_requests_wait_or_run",),
+    ),
+    Mutant(
+        "hpa-without-milli-units",
+        "sim/policies/autoscaling/hpa.py",
+        "return sum(values) // len(values) / self._target",
+        "return sum(values) / len(values) / self._target",
+        "the mean isn't cut off as Kubernetes does it, so 29 requests on 7 replicas ask for 30",
+        (f"{SCALING}::test_an_hpa_computes_as_kubernetes_does",),
+    ),
+    Mutant(
         "hpa-rounds-down",
         "sim/policies/autoscaling/hpa.py",
         "else ceil(first * len(values))",
@@ -109,6 +149,14 @@ FLEETS = (
         (AUTOSCALER,),
     ),
     # Tenants --------------------------------------------------------------------------------------------------------
+    Mutant(
+        "cost-of-a-tenant-is-certain",
+        _MONEY,
+        "product(getattr(share, end), getattr(month, end))",
+        "product(getattr(share, end), month.value)",
+        "a tenant's cost leaves out how uncertain that of an autoscaled fleet is",
+        (f"{MONEY}::test_costs_are_as_uncertain_as_those_of_an_autoscaled_fleet",),
+    ),
     Mutant(
         "priority-upside-down",
         "sim/world/replica/tenant_servers.py",

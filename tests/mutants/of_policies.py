@@ -503,6 +503,24 @@ POLICIES = (
         PLACED,
     ),
     Mutant(
+        "copies-come-and-go",
+        "sim/policies/placement/placer.py",
+        "DROP_BELOW = 0.8",
+        "DROP_BELOW = 1.0",
+        "a copy goes as soon as the demand would no longer ask for it, so noise moves it",
+        (
+            "tests/property/test_placement_laws.py::test_a_copy_goes_only_below_four_fifths_of_the_load_that_asks_for_it",
+        ),
+    ),
+    Mutant(
+        "history-one-period-short",
+        "sim/world/routing/placement_controller.py",
+        "int(spec.history / spec.period + 1e-9)",
+        "int(spec.history / spec.period + 1e-9) - 1",
+        "a placement forgets the demand of one period too early",
+        ("tests/unit/test_placement.py::test_demand_is_that_of_the_whole_history",),
+    ),
+    Mutant(
         "moves-are-free",
         "sim/policies/placement/min_cost_flow.py",
         "comes = replica not in current.get(adapter, ())",

@@ -40,6 +40,14 @@ RESULTS = (
         METRICS,
     ),
     Mutant(
+        "copies-in-steps-are-free",
+        _MEASURED,
+        "            return stored + copied\n",
+        "            return stored\n",
+        "copies from host memory block steps and count nowhere",
+        ("tests/unit/test_step_loads.py",),
+    ),
+    Mutant(
         "loader-utilization-forgets-loaders",
         _MEASURED,
         "or self.loaders * self.own_replicas",

@@ -174,6 +174,8 @@ def facts_from(scenario: Scenario, world: World) -> Facts:
         faults=tuple(fault.kind for fault in scenario.faults),
         broken=tuple(broken_times(scenario)),
         sessions=scenario.workload.sessions is not None,
+        blocking=scenario.storage.mode == "blocking",
+        fetched_at_arrival=scenario.cache.host is not None and scenario.cache.host.fill == "arrival",
     )
 
 

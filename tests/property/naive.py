@@ -19,7 +19,7 @@ from naive_eviction import NAIVE
 from sim.policies.costs import load_seconds, residual
 from sim.rng import stream, stream_key, uniform_draw
 from sim.world.replica_draws import ReplicaDraws
-from sim.world.times import reload_times
+from sim.world.times import reload_times, tier_times
 from sim.world.world import World
 
 HIT, DELAYED_HIT, MISS = 0, 1, 2
@@ -584,7 +584,8 @@ class Touching(Batching):
         rng = stream(self.scenario.run.seed, replication, "set-order", index)
         self.keys = rng.integers(2**61 - 1, size=len(world.population)).tolist()
         self.reload_s = reload_times(
-            self.scenario, world.profile, world.population, ReplicaDraws(self.scenario.run.seed, replication, index)
+            tier_times(self.scenario, world.profile, world.population),
+            ReplicaDraws(self.scenario.run.seed, replication, index),
         )
         self.slots: list[int] = list(reversed(world.warm[: world.capacity]))  # least recently touched first
         self.host = list(self.slots)  # the same

@@ -10,6 +10,7 @@ import math
 from naive_metrics import all_seconds, count_mark, count_status, e2e_mean_s, queue_mean_s
 from naive_parts import (
     MIN_REQUESTS_P99,
+    Facts,
     Part,
     Replication,
     Request,
@@ -44,12 +45,12 @@ COUNTED_MARKS = {
 }
 
 
-def loader_seconds(replications: list[Replication]) -> float:
-    """Seconds for which loads hold the loaders from storage, pauses included, in the whole run."""
+def loader_seconds(replications: list[Replication], facts: Facts) -> float:
+    """Seconds for which loads hold the loaders, pauses included, in the whole run."""
     held_s = []
     for replication in replications:
         for load in replication.loads:
-            if load.tier == "storage" and not load.whole_model:
+            if facts.occupies_loaders(load.tier) and not load.whole_model:
                 held_s.append(load.end_s - load.start_s)
         for pause in replication.pauses:
             held_s.append(pause.end_s - pause.start_s)
@@ -59,7 +60,7 @@ def loader_seconds(replications: list[Replication]) -> float:
 def loaders_are_full(replications: list[Replication], parts: list[Part]) -> bool:
     """Whether their seconds are more than 98 % of measured time × loaders × replicas."""
     facts = parts[0].facts
-    return loader_seconds(replications) > FULL_LOADERS * all_seconds(parts) * facts.loaders * facts.base_replicas
+    return loader_seconds(replications, facts) > FULL_LOADERS * all_seconds(parts) * facts.loaders * facts.base_replicas
 
 
 def offered_to_loaders(replications: list[Replication], parts: list[Part]) -> float | None:
@@ -70,7 +71,7 @@ def offered_to_loaders(replications: list[Replication], parts: list[Part]) -> fl
     facts = parts[0].facts
     loads = 0
     for replication in replications:
-        loads += len([load for load in replication.loads if load.tier == "storage" and not load.whole_model])
+        loads += len([load for load in replication.loads if facts.occupies_loaders(load.tier) and not load.whole_model])
         loads -= replication.retries
     if loads <= 0:
         return 0.0
@@ -78,11 +79,11 @@ def offered_to_loaders(replications: list[Replication], parts: list[Part]) -> fl
     asked = 0
     for part in parts:
         for request in part.measured:
-            if request.tier == "storage" and request.replica < facts.base_replicas:
+            if facts.occupies_loaders(request.tier) and request.replica < facts.base_replicas:
                 if request.outcome == "miss" or (full and request.outcome == "delayed_hit"):
                     asked += 1
     there_s = all_seconds(parts) * facts.loaders * facts.base_replicas
-    return ratio(asked * loader_seconds(replications) / loads, there_s)
+    return ratio(asked * loader_seconds(replications, facts) / loads, there_s)
 
 
 def queue_length(requests: list[Request], time_s: float) -> int:

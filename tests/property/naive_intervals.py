@@ -29,6 +29,7 @@ from naive_metrics import (
     itl_p99_s,
     load_wait_mean_s,
     loader_utilization,
+    loading_s,
     loads_per_request,
     miss_ratio,
     output_tokens_per_s,
@@ -218,7 +219,8 @@ class SecondCount:
     """All metrics of one point, from its replications."""
 
     def __init__(self, replications: list[Replication], facts: Facts) -> None:
-        self.facts = facts
+        stored_s, copied_s = loading_s([whole(replication, facts) for replication in replications])
+        self.facts = facts = replace(facts, mostly_copies=copied_s > stored_s)
         self.replications = replications
         self.wholes = [whole(replication, facts) for replication in replications]
         how_many = math.ceil(SECTIONS_IN_ALL / len(replications))

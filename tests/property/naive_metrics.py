@@ -64,17 +64,28 @@ def loads_per_request(parts: list[Part]) -> float | None:
     return ratio(begun, len(admitted(parts)))
 
 
-def loader_utilization(parts: list[Part]) -> float | None:
-    busy_s = []
-    there_s = []
+def loading_s(parts: list[Part]) -> tuple[float, float]:
+    """Seconds of loads of adapters from storage, with their pauses, and of copies from host memory that block steps."""
+    stored_s = []
+    copied_s = []
     for part in parts:
-        there_s.append(part.seconds * part.facts.loaders * part.facts.base_replicas)
         for load in part.loads:
             if load.tier == "storage" and not load.whole_model:
-                busy_s.append(overlap_s(load.start_s, load.end_s, part.begin_s, part.end_s))
+                stored_s.append(overlap_s(load.start_s, load.end_s, part.begin_s, part.end_s))
+            if load.tier == "host" and not load.whole_model and part.facts.blocking:
+                copied_s.append(overlap_s(load.start_s, load.end_s, part.begin_s, part.end_s))
         for pause in part.pauses:
-            busy_s.append(overlap_s(pause.start_s, pause.end_s, part.begin_s, part.end_s))
-    return ratio(math.fsum(busy_s), math.fsum(there_s))
+            stored_s.append(overlap_s(pause.start_s, pause.end_s, part.begin_s, part.end_s))
+    return math.fsum(stored_s), math.fsum(copied_s)
+
+
+def loader_utilization(parts: list[Part]) -> float | None:
+    facts = parts[0].facts
+    stored, copied = loading_s(parts)
+    busy_s = stored + copied
+    if facts.fetched_at_arrival:  # loaders and steps load side by side
+        busy_s = copied if facts.mostly_copies else stored
+    return ratio(busy_s, math.fsum(part.seconds * facts.loaders * facts.base_replicas for part in parts))
 
 
 def gpu_utilization(parts: list[Part]) -> float | None:

@@ -125,6 +125,13 @@ class Facts:
     faults: tuple[str, ...] = ()
     broken: tuple[Broken, ...] = ()
     sessions: bool = False
+    blocking: bool = False
+    fetched_at_arrival: bool = False
+    mostly_copies: bool = False  # of the loads in the whole measured time, by their seconds
+
+    def occupies_loaders(self, tier: str | None) -> bool:
+        """Whether a load from this tier counts as one of the loaders; steps that load copies as well are one."""
+        return tier == "storage" or (tier == "host" and self.blocking and not self.fetched_at_arrival)
 
 
 @dataclass(frozen=True)

@@ -209,10 +209,13 @@ def test_clients_wait_for_a_fleet_that_never_comes_up_again() -> None:
     assert len(requests["index"]) < 400, "the others are never sent"
 
 
-def test_a_stale_view_of_a_fleet_that_never_comes_up_again_is_not_read_for_ever() -> None:
-    scenario = crashing(
-        {"detected": "100 ms", "requests": "reroute"}, router={"policy": "least-loaded", "staleness": "50 ms"}
-    )
+PLACING = {"policy": "placement", "controller": {"policy": "popularity", "period": "70 ms", "history": "140 ms"}}
+
+
+@pytest.mark.parametrize("router", [{"policy": "least-loaded"}, PLACING])
+def test_a_stale_view_of_a_fleet_that_never_comes_up_again_is_not_read_for_ever(router: dict[str, Any]) -> None:
+    """Nor do its readings and the decisions of a placement controller keep each other going."""
+    scenario = crashing({"detected": "100 ms", "requests": "reroute"}, router={**router, "staleness": "50 ms"})
     faults = [*scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)["faults"]]
     faults.append({**faults[0], "replica": 1})
     sections = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)

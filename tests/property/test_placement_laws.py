@@ -187,6 +187,16 @@ def test_a_hot_adapter_gets_a_copy_for_each_fair_share_of_the_load() -> None:
     assert len(make_placer("popularity", context).place(demand, {})[0]) == 3  # 60 of 100 on four replicas
 
 
+@pytest.mark.parametrize(("share", "copies"), [(26.0, 2), (24.0, 2), (20.5, 2), (19.5, 1)])
+def test_a_copy_goes_only_below_four_fifths_of_the_load_that_asks_for_it(share: float, copies: int) -> None:
+    """More than a fair share of a quarter asks for a second copy, which goes below a fifth."""
+    context = PlacerContext(8, 1, [1.0] * 5, [8] * 5)
+    demand = Demand({0: share} | dict.fromkeys(range(1, 5), (100 - share) / 4), (0, 1, 2, 3))
+    placer = make_placer("popularity", context)
+    assert len(placer.place(demand, {0: (0, 1)})[0]) == copies
+    assert len(placer.place(demand, {})[0]) == (2 if share > 25 else 1)
+
+
 def test_popularity_moves_adapters_only_while_the_load_is_uneven() -> None:
     context = PlacerContext(8, 1, [1.0] * 6, [8] * 6)
     uneven: Placement = dict.fromkeys(range(6), (0,))

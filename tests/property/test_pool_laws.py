@@ -142,18 +142,19 @@ def test_every_request_ends_in_one_pool_that_takes_it(
     assert utilization == pytest.approx(point.metrics["gpu_utilization"].value)
 
 
+class Always:
+    def __init__(self, replica: int) -> None:
+        self.replica = replica
+
+    def choose(self, adapter: int, number: int) -> int:
+        return self.replica
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.sampled_from((0.0, 0.5, 1.0, 4.0)), min_size=2, max_size=4), st.integers(0, 10**6))
 def test_pools_get_the_shares_of_their_weights(weights: list[float], key: int) -> None:
     if not any(weights):
         weights[0] = 1.0
-
-    class Always:
-        def __init__(self, replica: int) -> None:
-            self.replica = replica
-
-        def choose(self, adapter: int, number: int) -> int:
-            return self.replica
 
     view = View(loads=[0] * 4, up=[0, 1, 2, 3])
     router = ByWeight([RoutedPool(Always(i), view, weight) for i, weight in enumerate(weights)], key)
@@ -163,6 +164,18 @@ def test_pools_get_the_shares_of_their_weights(weights: list[float], key: int) -
         sd = (share * (1 - share) / 20_000) ** 0.5
         assert abs(drawn[place] / 20_000 - share) <= 5 * sd, "five standard deviations of a binomial"
         assert (drawn[place] == 0) == (weight == 0)
+
+
+def test_a_full_pool_passes_requests_on_to_the_next_one_in_the_order_of_the_scenario() -> None:
+    loads = [0, 0, 0]
+    views = [View(loads=loads, up=[place]) for place in range(3)]
+    pools = [RoutedPool(Always(i), views[i], float(i == 1), full=1) for i in range(3)]
+    router = ByWeight(pools, 7)
+    found = []
+    for number in range(4):  # every request draws the second pool
+        found.append(router.choose(0, number))
+        loads[found[-1]] += 1
+    assert found == [1, 2, 0, 1], "in a full fleet, it stays where it was drawn"
 
 
 def test_a_request_draws_the_same_pool_whatever_the_fleet() -> None:

@@ -179,6 +179,14 @@ def test_the_last_ready_drains_first_and_starts_are_called_off() -> None:
     assert (recording.requests["status"] == COMPLETED).all()
 
 
+def test_gpu_load_is_that_of_the_last_interval() -> None:
+    scaling = {"target": 0.5, "max": 2, "metric": "gpu_load", "interval": "10 s", "stabilization_down": "0 s"}
+    # Replica 0 is busy until 40 s. At 10 s its load of 1 asks for two replicas. From 20 s on their mean is on target,
+    # and at 50 s it is 0.
+    recording = run(services([*[(0.0, 0)] * 40, (60.0, 0)], scaling))
+    assert recording.lives.tolist() == [[1, 10, 10, 50, 50], [0, 0, 0, math.inf, math.inf]]
+
+
 def test_a_replica_that_drains_keeps_its_place() -> None:
     entries = [{"at": "0 s", "replicas": 2}, {"at": "10 s", "replicas": 1}, {"at": "11 s", "replicas": 2}]
     scaling = {"policy": "schedule", "min": 1, "max": 2, "interval": "1 s", "schedule": entries}
@@ -206,6 +214,34 @@ def test_without_any_replica_requests_wait_for_the_first() -> None:
     assert recording.lives[:2, 1:].tolist() == [[0, 0, 25, 25], [55, 62, math.inf, math.inf]]
     assert recording.requests["finished_s"].tolist() == [1.0, 2.0, 63.0, 64.0]
     assert recording.requests["admitted_s"].tolist() == [0.0, 1.0, 62.0, 63.0]
+
+
+def test_keda_keeps_replicas_while_requests_wait_or_run() -> None:
+    """Without a cooldown, and with a cold start longer than the interval: a trigger is active until the last answer."""
+    scaling = {"policy": "keda", "min": 0, "max": 2, "target": 1, "interval": "5 s"}
+    scaling |= {"cooldown": "0 s", "stabilization_down": "0 s", "cold_start": {"engine": fixed_time(12.0)}}
+    recording = run(services([(0.0, 0), *[(1.0, 0)] * 6, (41.0, 0), (41.0, 0)], scaling))
+    # The seven last until 7 s, so the replica stops at 10 s, not at 5 s. At 45 s two wait: one replica starts, is ready
+    # at 57 s and serves until the run ends at 59 s.
+    assert recording.lives[recording.lives[:, 0] == 0, 1:4].tolist() == [[0, 0, 10], [45, 57, math.inf]]
+    assert recording.requests["finished_s"].tolist() == [1, 2, 3, 4, 5, 6, 7, 58, 59]
+
+
+@pytest.mark.parametrize("arrivals", ["trace", "closed"])
+def test_a_fleet_that_never_gets_ready_is_an_error(arrivals: str) -> None:
+    """A timetable with a replica for 30 s of each minute, which takes 40 s to start."""
+    entries = [{"at": "0 s", "replicas": 0}, {"at": "30 s", "replicas": 1}]
+    scaling = {"policy": "schedule", "min": 0, "max": 1, "interval": "5 s", "schedule": entries, "every": "1 min"}
+    scaling |= {"cold_start": {"engine": fixed_time(40.0)}}
+    scenario = services([(0.0, 0), (1.0, 0), (90.0, 0), (200.0, 0)], scaling)
+    if arrivals == "closed":
+        loop = {"process": "closed", "concurrency": 2, "think": "2 s"}
+        fleet = {"engine": "fixed", "service": fixed_time(1.0), "autoscale": scaling}
+        scenario = build(
+            workload={"requests": 200, "arrivals": loop}, fleet=fleet, adapters={"count": 4, "size": "1 MB"}
+        )
+    with pytest.raises(ScenarioError, match="requests wait for a replica, and none gets ready"):
+        run(scenario)
 
 
 @pytest.mark.parametrize("at", [20, 47, 75, 118, 200])

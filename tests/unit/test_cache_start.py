@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Collection
 from typing import Any
 
@@ -19,7 +21,7 @@ from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, HIT, MISS
 from sim.world.build import build_world
-from sim.world.replication import simulate
+from sim.world.replication import assemble, simulate
 
 POLICIES = [name for name in EVICTIONS.names if name != "vllm-lru"]  # which is a whole cache
 
@@ -250,3 +252,30 @@ def test_every_policy_lets_an_adapter_be_taken_out_by_name() -> None:
         cache.evict(0)
         assert cache.state == [ABSENT, RESIDENT]
         cache.check_integrity()
+
+
+def replica_bytes(replicas: int, adapters: int) -> int:
+    """Memory that the replicas of a vLLM fleet take before the first request."""
+    scenario = build(
+        workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
+        adapters={"count": adapters, "base_model": "llama-3.1-8b"},
+        cache={"gpu": {"slots": 8}, "host": {"slots": 16}},
+        fleet={"gpu": "h100-64gb", "engine": "vllm", "replicas": replicas},
+        router={"policy": "least-loaded"},
+    )
+    world = build_world(scenario)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        replication = assemble(world, 0, 1)
+        assert len(replication.fleet.servers) == replicas
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_replica_takes_few_bytes_for_an_adapter_that_it_never_sees() -> None:
+    """What grows with replicas and adapters together: 256 replicas of 200,000 adapters must fit into a laptop."""
+    replicas, adapters = 4, 4000
+    grows = [replica_bytes(r, a) for r in (replicas, 2 * replicas) for a in (adapters, 2 * adapters)]
+    assert (grows[3] - grows[2] - grows[1] + grows[0]) / (replicas * adapters) < 28

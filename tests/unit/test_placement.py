@@ -95,6 +95,26 @@ def test_static_never_moves_and_the_others_follow_the_drift() -> None:
         assert len(decisions) > 3
 
 
+def test_demand_is_that_of_the_whole_history() -> None:
+    """Two replicas with one slot each; a history of three periods of 10 s.
+
+    Adapters 0 and 1 have more requests in the first period than adapter 2 in the second. Up to 30 s both periods count,
+    so adapter 2 comes at 40 s, to both replicas, and not before.
+    """
+    rows = [*[(1.0, 0)] * 6, *[(2.0, 1)] * 5, *[(11.0, 2)] * 3, (45.0, 2)]
+    scenario = build(
+        workload={"trace": {"file": write_trace([(second, adapter, 1, 1) for second, adapter in rows])}},
+        adapters={"size": "1 MB"},
+        cache={"gpu": {"slots": 1}},
+        fleet={"engine": "fixed", "service": fixed_time(0.1), "replicas": 2},
+        storage={"load": fixed_time(0.1)},
+        router={"policy": "placement", "controller": {"policy": "popularity", "period": "10 s", "history": "30 s"}},
+    )
+    recording = run(scenario)
+    coming = recording.moves[recording.moves[:, COMES] > 0]
+    assert coming[:, [TIME, ADAPTER]].tolist() == [[0, 0], [0, 1], [40, 2], [40, 2]]
+
+
 @pytest.mark.parametrize("policy", PLACERS.names)
 def test_the_same_seed_gives_the_same_run_and_all_policies_get_the_same_requests(policy: str) -> None:
     scenario = drifting({"policy": policy})

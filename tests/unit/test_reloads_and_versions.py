@@ -8,7 +8,7 @@ from sim.traffic.request import FROM_HOST, FROM_STORAGE
 from sim.world.build import build_world
 from sim.world.replica_draws import ReplicaDraws
 from sim.world.rollouts.duplicate_version_bytes import DuplicateVersionBytes
-from sim.world.times import reload_times
+from sim.world.times import reload_times, tier_times
 
 
 def test_a_reload_takes_the_time_of_its_tier() -> None:
@@ -21,7 +21,7 @@ def test_a_reload_takes_the_time_of_its_tier() -> None:
         run={"seed": 1},
     )
     world = build_world(scenario)
-    seconds = reload_times(scenario, world.profile, world.population, ReplicaDraws(1, 0, 0))
+    seconds = reload_times(tier_times(scenario, world.profile, world.population), ReplicaDraws(1, 0, 0))
     assert [seconds(adapter, tier) for adapter in (0, 7) for tier in (FROM_STORAGE, FROM_HOST)] == [0.125, 0.005] * 2
 
 

@@ -29,7 +29,7 @@ ROWS = [(0.0, 0), (12.0, 0), (12.0, 1), (12.0, 2), (30.0, 0), (30.0, 1), (39.0, 
 """Services of 1 s, loads of 0.25 s. From 10 s on a second replica starts; it is ready at 20 s."""
 
 
-def scenario(**fleet: Any) -> Scenario:
+def scenario(run: dict[str, Any] | None = None, **fleet: Any) -> Scenario:
     cold = {"engine": fixed_time(10.0)}
     scaling = {"policy": "schedule", "max": 2, "interval": "10 s", "schedule": SCHEDULE, "cold_start": cold}
     found: Scenario = build(
@@ -40,6 +40,7 @@ def scenario(**fleet: Any) -> Scenario:
         storage={"load": fixed_time(0.25)},
         router={"policy": "round-robin"},
         slo={"e2e_p99": "2 s"},
+        **({} if run is None else {"run": run}),
     )
     return found
 
@@ -69,6 +70,15 @@ def test_metrics_by_hand() -> None:
         "new_replica_loads": 2,
         "new_replica_miss_ratio": 1,
     }
+
+
+def test_what_happens_in_the_warm_up_does_not_count() -> None:
+    found, recording = metrics(scenario(run={"warmup": 0.5}))
+    assert recording.bounds.tolist() == [30, 60], "from the fifth of eight requests"
+    assert recording.lives.tolist() == [[1, 10, 20, 40, 40.25], [0, 0, 0, math.inf, math.inf]]
+    assert (found["replicas_started"].value, found["replicas_stopped"].value) == (0, 1)
+    found, _ = metrics(scenario(run={"warmup": 0.9}))  # from 60 s on
+    assert (found["replicas_started"].value, found["replicas_stopped"].value) == (0, 0)
 
 
 def test_busy_and_loader_shares_are_of_the_replicas_that_there_are() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import dataclass, field
@@ -21,22 +22,26 @@ class Oracle:
     scales: list[tuple[float, int, int]] = field(default_factory=list)
 
     def recommended(self, current: int, values: list[float]) -> int:
-        """desiredReplicas = ceil(currentReplicas * currentMetricValue / desiredMetricValue), with missing metrics."""
-        spec, target = self.spec, self.spec.target
-        assert target is not None, "an HPA has a target"
+        """desiredReplicas = ceil(currentReplicas * currentMetricValue / desiredMetricValue), with missing metrics.
+
+        As in Kubernetes, all quantities are integers, in thousandths; only the ratio is a float.
+        """
+        spec = self.spec
+        assert spec.target is not None, "an HPA has a target"
+        target, total = round(1000 * spec.target), sum(math.floor(1000 * value) for value in values)
         if current < spec.min:
             return spec.min
         if current > spec.max:
             return spec.max
-        ratio = sum(values) / len(values) / target
+        ratio = total // len(values) / target
         missing = current - len(values)
         if missing:
-            assumed = target if ratio < 1 else 0.0
-            again = (sum(values) + missing * assumed) / current / target
+            assumed = target if ratio < 1 else 0
+            again = (total + missing * assumed) // current / target
             if (ratio > 1 and again < 1) or (ratio < 1 and again > 1):
                 return current
             ratio = again
-        if abs(ratio - 1) <= spec.tolerance:
+        if 1 - spec.tolerance <= ratio <= 1 + spec.tolerance:
             return current
         return math.ceil(current * ratio)
 
@@ -117,11 +122,40 @@ def test_hpa_decides_as_the_documentation_says(seed: int) -> None:
     assert len(seen) > 1 or spec.max - spec.min < 3 or spec.stabilization_down > 100, "the series moves the fleet"
 
 
+def test_an_hpa_computes_as_kubernetes_does() -> None:
+    """``calcPlainMetricReplicas``: a mean in whole thousandths, a ratio in float64, its ceil.
+
+    So 29 requests on 7 replicas are 4.142 each, and 29 replicas are enough for a target of 1; but 7 requests on 25
+    replicas make 0.28 * 25 = 7.000000000000001, and Kubernetes asks for 8.
+    """
+    spec = Autoscale.model_validate({"target": 1, "max": 4096, "up_replicas": 4096, "stabilization_down": "0 s"})
+
+    def asked(replicas: int, requests: int, target: int) -> int:
+        low, more = divmod(requests, replicas)
+        values = [low + 1.0] * more + [float(low)] * (replicas - more)
+        policy = make_policy(spec.model_copy(update={"target": target}), 60.0)
+        return policy.desired(Reading(0.0, replicas, values))
+
+    assert asked(7, 29, 1) == 29
+    assert asked(25, 7, 1) == 8
+    for replicas, requests, target in itertools.product(range(1, 33), range(160), (1, 2, 3, 7, 10)):
+        mean = 1000 * requests // replicas
+        needed = max(1, -(-requests // target))
+        found = asked(replicas, requests, target)
+        if 900 * target <= mean <= 1100 * target:
+            assert found == replicas
+        else:
+            assert found == max(1, math.ceil(mean / (1000 * target) * replicas))
+            exact = mean * replicas % (1000 * target) == 0
+            assert needed <= found <= needed + exact, "one too many only where rounding meets a whole number"
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_keda_reads_a_total_and_stops_the_last_replica_after_its_cooldown(seed: int) -> None:
     rng = random.Random(seed)
     windows = {"stabilization_up": "0 s", "stabilization_down": "0 s", "up_replicas": 100, "down_share": 1}
-    spec = random_spec(rng, "keda", min=0, cooldown="60 s", **windows)
+    cooldown_s = rng.choice([0, 60])
+    spec = random_spec(rng, "keda", min=0, cooldown=f"{cooldown_s} s", **windows)
     policy = make_policy(spec, 60.0)
     assert spec.target is not None
     replicas, active_s = 1, 0.0
@@ -131,13 +165,13 @@ def test_keda_reads_a_total_and_stops_the_last_replica_after_its_cooldown(seed: 
         if wake % 50 > 30:
             total = 0.0
         ready = rng.randint(0, replicas)
-        values = [total / ready] * ready if ready else []
+        values = [total, *[0.0] * (ready - 1)] if ready else []
         held = 0 if ready else round(total)
-        total = sum(values) + held
+        total = (values[0] if ready else 0.0) + held
         active_s = now if total > 0 or not wake else active_s
         if replicas == 0:
             wanted = 1 if total > 0 else 0
-        elif now - active_s >= 60:
+        elif total == 0 and now - active_s >= cooldown_s:
             wanted = 0
         elif abs(total / (spec.target * replicas) - 1) <= spec.tolerance:
             wanted = replicas

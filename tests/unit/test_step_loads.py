@@ -8,6 +8,8 @@ import pytest
 from strategies import GRID, build, fixed_time, write_profile, write_trace
 
 from sim.results.records import Recording
+from sim.spec.scenario import Scenario
+from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, HIT, MISS
 from sim.world.build import build_world
 from sim.world.replication import simulate
@@ -16,9 +18,9 @@ D = GRID
 """Seconds of every step, whatever it does. A load takes three of them."""
 
 
-def run(rows: list[tuple[float, int, int, int]], **sections: Any) -> Recording:
-    """Run one replica with two adapters; rows give arrivals in steps, adapters, prompt and output tokens."""
-    scenario = build(
+def scenario_of(rows: list[tuple[float, int, int, int]], **sections: Any) -> Scenario:
+    """One replica with two adapters; rows give arrivals in steps, adapters, prompt and output tokens."""
+    scenario: Scenario = build(
         workload={"trace": {"file": write_trace([(at * D, *rest) for at, *rest in rows])}},
         adapters={"count": 2, "size": "1 MiB"},
         fleet={
@@ -32,7 +34,11 @@ def run(rows: list[tuple[float, int, int, int]], **sections: Any) -> Recording:
         storage={"load": fixed_time(3 * D), **sections.pop("storage", {})},
         **sections,
     )
-    return simulate(build_world(scenario), 0, 1)
+    return scenario
+
+
+def run(rows: list[tuple[float, int, int, int]], **sections: Any) -> Recording:
+    return simulate(build_world(scenario_of(rows, **sections)), 0, 1)
 
 
 @pytest.mark.parametrize("eviction", ["lru", "vllm-lru"])
@@ -47,3 +53,29 @@ def test_requests_without_their_adapter_wait_for_all_loads_of_their_step(evictio
     assert (requests["load_wait_s"] / D).tolist() == [6, 6, 6, 0]
     assert (requests["load_queue_s"] / D).tolist() == [0, 0, 0, 0]
     assert (requests["first_token_s"] / D).tolist() == [7, 7, 7, 14]
+
+
+@pytest.mark.parametrize(("storage", "seconds"), [({"mode": "blocking"}, 3 + 3 + 5 * 2), ({"mode": "overlap"}, 3 + 3)])
+def test_copies_from_host_memory_count_as_loading_where_they_block_steps(storage: dict[str, Any], seconds: int) -> None:
+    """Adapters take turns in one slot: two loads from storage, then copies of two steps each, one every ten steps."""
+    scenario = scenario_of(
+        [(10.0 * place, place % 2, 8, 1) for place in range(8)],
+        storage={"host_load": fixed_time(2 * D), **storage},
+        cache={"gpu": {"slots": 1}, "host": {"slots": 2}},
+        fleet={"load_at": "admission"},
+    )
+    point = evaluate_scenario(scenario, EvaluationOptions()).point
+    assert point.metrics["loader_utilization"].value == pytest.approx(seconds / 70)  # up to the last arrival
+    assert point.capacity.loader.offered_load == pytest.approx(seconds / 70, rel=0.3), "the last load begins later"
+
+
+def test_where_host_memory_fills_ahead_the_busier_of_loaders_and_steps_counts() -> None:
+    rows = [(10.0 * place, place % 2, 8, 1) for place in range(8)]
+    sections: dict[str, Any] = {
+        "cache": {"gpu": {"slots": 1}, "host": {"slots": 2, "fill": "arrival"}},
+        "fleet": {"load_at": "admission"},
+    }
+    for host_load, seconds in ((2, 7 * 2), (0.5, 2 * 3)):
+        storage = {"mode": "blocking", "host_load": fixed_time(host_load * D)}
+        point = evaluate_scenario(scenario_of(rows, storage=storage, **sections), EvaluationOptions()).point
+        assert point.metrics["loader_utilization"].value == pytest.approx(seconds / 70)

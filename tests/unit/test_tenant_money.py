@@ -80,6 +80,26 @@ def test_costs_and_margins_add_up_to_the_fleet(tmp_path: Path) -> None:
         assert margin.parts == pytest.approx([a - b for a, b in zip(revenue.parts, cost.parts, strict=True)])
 
 
+def test_costs_are_as_uncertain_as_those_of_an_autoscaled_fleet(tmp_path: Path) -> None:
+    waves = "workload.arrivals={process: diurnal, rate: 10/s, swing: 0.9, period: 1 min}"
+    scaling = "fleet.autoscale={target: 4, min: 1, max: 4, stabilization_down: 15 s, cold_start: {engine: 5 s}}"
+    scaling = scaling.replace("5 s}}", "{law: fixed, value: 5 s}}}")
+    point = point_of(tmp_path, SCENARIO + TENANTS, waves, scaling)
+    month = point.metrics["usd_per_month"]
+    assert month.lo < month.value < month.hi
+    for tenant in point.tenants:
+        cost, share = tenant.money["usd_per_month"], tenant.cost_share
+        assert cost.value == pytest.approx(share.value * month.value)
+        assert cost.hi - cost.lo >= share.value * (month.hi - month.lo)
+        assert tenant.money["margin_usd_per_month"].lo == pytest.approx(
+            tenant.money["revenue_usd_per_month"].lo - cost.hi
+        )
+    sections = [
+        sum(parts) for parts in zip(*(tenant.money["usd_per_month"].parts for tenant in point.tenants), strict=True)
+    ]
+    assert sections == pytest.approx(month.parts, rel=1e-5)
+
+
 def test_who_pays_the_same_for_every_token_bears_that_share_of_the_cost(tmp_path: Path) -> None:
     same = ", price: 0.40 USD/1M tokens}\n"
     tenants = TENANTS.split(", price")[0] + same + "  - {name: quiet, adapters: 20, share: 40%" + same

@@ -44,6 +44,16 @@ class ScalingPolicy(Protocol):
         ...
 
 
+def milli(value: float) -> int:
+    """Return a metric in milli-units, cut off as metrics adapters do: Kubernetes computes with those only."""
+    return int(value * 1000)
+
+
+def milli_target(value: float) -> int:
+    """Return a target in milli-units. It is at least one of them."""
+    return max(1, round(value * 1000))
+
+
 def within(value: int, least: int, most: int) -> int:
     """Return ``value``, or the bound that it exceeds."""
     return max(least, min(most, value))

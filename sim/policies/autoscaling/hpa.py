@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from sim.policies.autoscaling.behavior import Behavior
-from sim.policies.autoscaling.fleet_reading import Reading, within
+from sim.policies.autoscaling.fleet_reading import Reading, milli, milli_target, within
 
 
 class Hpa:
@@ -20,7 +20,7 @@ class Hpa:
     """
 
     def __init__(self, target: float, tolerance: float, behavior: Behavior) -> None:
-        self._target = target
+        self._target = milli_target(target)
         self._tolerance = tolerance
         self._behavior = behavior
 
@@ -35,17 +35,18 @@ class Hpa:
         return self._behavior.limit(reading.time_s, reading.replicas, asked)
 
     def _asked(self, reading: Reading) -> int:
-        values = list(reading.values)
+        values = [milli(value) for value in reading.values]
         first = self._ratio(values)
         if reading.without_metrics == 0:
             return reading.replicas if self._tolerates(first) else ceil(first * len(values))
-        values += [self._target if first < 1.0 else 0.0] * reading.without_metrics
+        values += [self._target if first < 1.0 else 0] * reading.without_metrics
         ratio = self._ratio(values)
         turned = (first < 1.0 < ratio) or (ratio < 1.0 < first)
         return reading.replicas if self._tolerates(ratio) or turned else ceil(ratio * len(values))
 
-    def _ratio(self, values: list[float]) -> float:
-        return sum(values) / (len(values) * self._target)
+    def _ratio(self, values: list[int]) -> float:
+        """Return the mean over the target. The mean is an integer too (``GetMetricUsageRatio``)."""
+        return sum(values) // len(values) / self._target
 
     def _tolerates(self, ratio: float) -> bool:
         return 1.0 - self._tolerance <= ratio <= 1.0 + self._tolerance

@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import ceil, inf
 
 from sim.policies.autoscaling.behavior import Behavior
-from sim.policies.autoscaling.fleet_reading import Reading
+from sim.policies.autoscaling.fleet_reading import Reading, milli, milli_target
 
 
 class Keda:
-    """Ask for ``ceil(total / target)``; go to zero after a total of 0 for ``cooldown_s``, and to one above that.
+    """Ask for ``ceil(total / target)``; go to zero with a total that has been 0 for ``cooldown_s``, and to one above.
 
     From the "ScaledObject specification" (``cooldownPeriod``, ``minReplicaCount``) and "Scaling Deployments,
     StatefulSets & Custom Resources" of KEDA's documentation: above zero, KEDA leaves the number to an HPA with an
@@ -19,7 +19,7 @@ class Keda:
     """
 
     def __init__(self, target: float, tolerance: float, behavior: Behavior, *, cooldown_s: float) -> None:
-        self._target = target
+        self._target = milli_target(target)
         self._tolerance = tolerance
         self._behavior = behavior
         self._cooldown_s = cooldown_s
@@ -32,11 +32,11 @@ class Keda:
         if self._behavior.least == 0:
             if current == 0:
                 return 1 if total > 0 else 0
-            if time_s - self._active_s >= self._cooldown_s:
+            if total == 0 and time_s - self._active_s >= self._cooldown_s:
                 return 0
         elif current == 0:
             return self._behavior.least
-        ratio = total / (self._target * current)
+        ratio = milli(total) / (self._target * current)
         tolerated = 1.0 - self._tolerance <= ratio <= 1.0 + self._tolerance
-        asked = current if tolerated else max(1, ceil(total / self._target))
+        asked = current if tolerated else max(1, ceil(milli(total) / self._target))
         return max(1, self._behavior.limit(time_s, current, asked))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from sim.policies.autoscaling.behavior import Behavior
-from sim.policies.autoscaling.fleet_reading import Reading
+from sim.policies.autoscaling.fleet_reading import Reading, milli, milli_target
 
 
 class Predictive:
@@ -19,7 +19,7 @@ class Predictive:
     """
 
     def __init__(self, target: float, tolerance: float, behavior: Behavior, *, history_s: float, lead_s: float) -> None:
-        self._target = target
+        self._target = milli_target(target)
         self._tolerance = tolerance
         self._behavior = behavior
         self._history_s = history_s
@@ -30,7 +30,7 @@ class Predictive:
         time_s, current = reading.time_s, reading.replicas
         self._seen = [each for each in self._seen if each[0] >= time_s - self._history_s]
         self._seen.append((time_s, reading.total))
-        total = max(reading.total, self._forecast(time_s + self._lead_s))
+        total = milli(max(reading.total, self._forecast(time_s + self._lead_s)))
         ratio = total / (self._target * current) if current else 0.0
         tolerated = 1.0 - self._tolerance <= ratio <= 1.0 + self._tolerance
         asked = current if tolerated else ceil(total / self._target)

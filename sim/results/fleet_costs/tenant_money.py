@@ -30,10 +30,22 @@ def _money(tenant: TenantResult, price: Mapping[str, float], month: Metric | Non
         money["revenue_usd_per_month"] = revenue
     if month is not None and month.value is not None and tenant.cost_share is not None:
         money["cost_share"] = tenant.cost_share
-        money["usd_per_month"] = cost = _sum([(tenant.cost_share, month.value)])
+        money["usd_per_month"] = cost = _part_of(tenant.cost_share, month)
         if revenue is not None:
             money["margin_usd_per_month"] = _sum([(revenue, 1.0), (cost, -1.0)])
     return money
+
+
+def _part_of(share: Metric, month: Metric) -> Metric:
+    """Return a share of a cost. Both ends of its interval are those of share and cost together."""
+
+    def product(a: float | None, b: float | None) -> float | None:
+        return None if a is None or b is None else a * b
+
+    parts = [product(a, b) for a, b in zip(share.parts, month.parts, strict=False)]
+    state = share.state if month.settled or not share.settled else month.state
+    value, lo, hi = (product(getattr(share, end), getattr(month, end)) for end in ("value", "lo", "hi"))
+    return Metric(value, lo, hi, "USD", state, parts=parts)
 
 
 def _revenue(tenant: TenantResult, price: Mapping[str, float]) -> Metric:

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
+from sim.errors import ScenarioError
 from sim.policies.autoscaling import Reading, make_policy
 from sim.policies.routing import View
 from sim.results.recording.recorder import Recorder
 from sim.results.records import UNFINISHED
 from sim.spec.sections.autoscaling import Autoscale
+from sim.spec.units import format_seconds
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.fleet_ports import Endings, OpenFleet, Places
@@ -27,6 +29,8 @@ from sim.world.world import World
 
 EMPTY, STARTING, READY, DRAINING = range(4)
 """States of a place."""
+PATIENCE_ROUNDS = 20
+"""After so many rounds of its timetable without a ready replica, an autoscaler that holds requests gives up."""
 
 
 class NoAutoscaler(Places):
@@ -96,6 +100,8 @@ class Autoscaler(NoAutoscaler):
             place.state, place.ready_s = READY, 0.0
         self._wanted = fleet.replicas
         self._held: list[Request] = []
+        self._held_s = inf  # since when requests are held
+        self._patience_s = PATIENCE_ROUNDS * (spec.every + spec.interval)
         self._wakes = 1
         self._fleet: OpenFleet
         self._endings: Endings
@@ -107,6 +113,8 @@ class Autoscaler(NoAutoscaler):
     def hold_if_none_ready(self, request: Request) -> bool:
         if self._view.up:
             return False
+        if not self._held:
+            self._held_s = self._clock.now
         self._held.append(request)
         return True
 
@@ -148,8 +156,21 @@ class Autoscaler(NoAutoscaler):
             if place.state == DRAINING:
                 self._retire_if_empty(place)
         self._decide()
+        if self._held and self._clock.now - self._held_s > self._patience_s:
+            self._give_up()
         self._wakes += 1  # a product, not a running sum: the n-th decision is at exactly n intervals
         self._clock.schedule(self._wakes * self._interval_s, CONTROL, event)
+
+    def _give_up(self) -> None:
+        """End a run in which replicas are stopped before they are ready, so that it would go on forever."""
+        if any(place.state in (STARTING, READY) for place in self._places):
+            return
+        raise ScenarioError(
+            "requests wait for a replica, and none gets ready",
+            key="fleet.autoscale",
+            got=f"{len(self._held):,} requests held for up to {format_seconds(self._clock.now - self._held_s)}",
+            hint="ask for replicas for longer than a cold start takes, or raise min",
+        )
 
     def _decide(self) -> None:
         ready = [place.index for place in self._places if place.state == READY and not place.down]

@@ -225,7 +225,7 @@ class BatchServer(Server):
     def in_progress(self, adapter: int) -> list[tuple[Request, int]]:
         scheduler, now = self.scheduler, self.clock.now
         found = []
-        for request in scheduler.running if scheduler.users[adapter] else ():
+        for request in scheduler.running if adapter in scheduler.users else ():
             # A request that joined at this very boundary has computed nothing yet, unless it was preempted before.
             if request.adapter == adapter and (request.admitted_s < now or request.generated):
                 decoding = request.last_step >= 0

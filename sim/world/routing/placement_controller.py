@@ -73,6 +73,7 @@ class PlacementController:
         self._note(first_placement(world, self._placer), {})
         if PLACERS[spec.policy].moves:
             self._clock.call_at(self._period_s, CONTROL, self._wake)
+            self._clock.periodic += 1
 
     def _wake(self, event: Call) -> None:
         fleet, router = self._fleet, self._router

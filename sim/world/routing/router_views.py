@@ -134,6 +134,7 @@ class ViewRefresher(FreshView):
         elif reads:
             self._read()
             clock.call_at(interval_s, CONTROL, self._again)
+            clock.periodic += 1
 
     def keep_current(self, views: Sequence[View]) -> None:
         """Show the same in the views of other routers of this fleet, but for the replicas that are up."""
