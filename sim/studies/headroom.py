@@ -21,7 +21,16 @@ from sim.results.by_tenant.slo_terms import all_terms, metric_of
 from sim.results.point import Point
 from sim.results.point_summary import measure_alone, summarise, tenants_alone
 from sim.results.records import Recording
-from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom, Probe
+from sim.results.run_directory.headroom_record import (
+    ALWAYS,
+    CLOSED_LOOP,
+    FOUND,
+    NEVER,
+    QUEUES,
+    TOO_LONG,
+    Headroom,
+    Probe,
+)
 from sim.results.verdict import strain
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
@@ -66,7 +75,10 @@ def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: 
     """
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
     without += ("autoscaling",) if scenario.fleet.autoscale else ()
-    search = _Search(Traffic.of(steady(scenario)), None if without else today, recording_of)
+    traffic = Traffic.of(steady(scenario))
+    if not traffic.fits:
+        return Headroom(TOO_LONG, period_s=traffic.changes_over_s, without=without)
+    search = _Search(traffic, None if without else today, recording_of)
     return replace(search.find(), without=without)
 
 
@@ -84,6 +96,7 @@ class _Search:
         self._today = today if today is not None and all(_is_known(today, name) for name in self._terms) else None
         self._corrections: dict[str, float] | None = None
         self._saturation: float | None = None
+        self._full = FINE
         self.probes: list[Probe] = []
         self._failing: tuple[float, World, Recording] | None = None
 
@@ -107,14 +120,16 @@ class _Search:
             edge.hi,
             self._term_at(edge.hi),
             self._saturation,
+            self._traffic.changes_over_s if edge.outcome == ALWAYS and edge.lo == self._traffic.most else None,
             probes=tuple(self.probes),
             failing=self._failing_point(edge),
         )
 
     def _find_edge(self) -> Edge:
         most = self._saturation
-        if most is None:
-            return find_edge(self._strains, LEAST, MOST_CLIENTS, top_fails=False)
+        longest = self._traffic.most
+        if most is None or most > longest:
+            return find_edge(self._strains, LEAST, min(MOST_CLIENTS, longest), top_fails=False)
         if not self._terms:
             below = most / NARROW
             if max(self._strains(below, fine=True).values()) <= 1:
@@ -130,10 +145,10 @@ class _Search:
         scenario = self._traffic.scenario
         fleets = [each.fleet for each in scenario.pools or (scenario,)]
         slots = sum(fleet.replicas * (1 if fleet.engine == "fixed" else fleet.max_num_seqs) for fleet in fleets)
-        requests = min(max(_OVERLOADED, _FULL_BATCHES * slots), MOST)
+        self._full = requests = min(max(_OVERLOADED, _FULL_BATCHES * slots), MOST)
         for multiple in _OVERLOADS:
             try:
-                world = self._traffic.world(multiple, requests)
+                world = self._traffic.world(multiple, requests, overloaded=True)
             except InputError:  # such as more sessions at a time than can be simulated
                 return None
             recording = self._recording_of(world, 0, SECTIONS)
@@ -141,7 +156,6 @@ class _Search:
             found = _served(recording) / (world.traffic.rate / multiple)
             if found < multiple / 4:
                 self.probes.append(Probe(multiple, len(recording.section_of), multiple / found, QUEUES))
-                self._failing = (math.inf, world, recording)
                 return found
         return None
 
@@ -202,13 +216,16 @@ class _Search:
 
     def _failing_point(self, edge: Edge) -> Point | None:
         """Return what says what limits the traffic where it fails, without what only charts need."""
+        if edge.hi is None:
+            return None
         if edge.hi == 1 and self._today is not None:
             point = self._today
-        elif self._failing is not None:
-            _, world, recording = self._failing
-            point = summarise([recording], facts_of(world), {}, [])
         else:
-            return None
+            if self._failing is None or self._failing[0] != edge.hi:  # where only the throughput said that it fails
+                _, world, recording = self._measure(edge.hi, max(FINE, self._full))
+            else:
+                _, world, recording = self._failing
+            point = summarise([recording], facts_of(world), {}, [])
         return Point(
             {},
             point.metrics,

@@ -9,12 +9,22 @@ from typing import Any
 import pytest
 from strategies import build
 
-from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom
+from reports.text.headroom_text import fails_today
+from sim.results.run_directory.headroom_record import (
+    ALWAYS,
+    CLOSED_LOOP,
+    FOUND,
+    NEVER,
+    QUEUES,
+    TOO_LONG,
+    Headroom,
+)
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import evaluate_scenario
 from sim.studies.headroom import FINE, LEAST, NARROW, Strains, find_edge, find_headroom
 from sim.studies.short_runs import MOST, WARMUP, Traffic
+from sim.world.replication import simulate
 
 SERVICE_S = 0.01
 RATE = 40.0
@@ -118,6 +128,93 @@ def test_no_simulation_has_more_requests_than_the_limit(arrivals: str) -> None:
     traffic = Traffic.of(load_scenario("quickstart", sets).scenario)
     world = traffic.world(32.0, MOST)
     assert world.scenario.workload.requests == MOST
+
+
+PERIOD_S, BURST_S = 210.0, 10.0
+STEPS = [{"time": f"{PERIOD_S - BURST_S:g} s", "level": 1}, {"time": f"{BURST_S:g} s", "level": 8}]
+"""Arrivals of which a short run at a constant rate would see no burst."""
+
+
+def rare_bursts(requests: int = 5000, slo: str = "1 s") -> Scenario:
+    """Return one server of 100 requests/s, and two tenants at 10/s each, one of which comes in bursts of 60/s."""
+    tenants = [
+        {"name": "chat", "adapters": 1, "share": "50%", "slo": {"e2e_p99": slo}},
+        {"name": "batch", "adapters": 1, "share": "50%", "steps": STEPS},
+    ]
+    return build(
+        workload={"requests": requests, "arrivals": {"process": "poisson", "rate": "20/s"}},
+        adapters={"count": 2, "size": "1 MB"},
+        fleet=FLEET,
+        cache={"gpu": {"slots": 2}},
+        storage={"load": {"law": "fixed", "value": "1 ms"}},
+        tenants=tenants,
+    )
+
+
+def test_a_tenants_rare_bursts_decide() -> None:
+    """For 10 s, m times the traffic brings 70 m requests/s to a server of 100/s. Its queue is then (70 m − 100) · 10
+    long, a wait of 1 s at m = 1.57; 5 % of the requests of chat wait, so its p99 is 0.8 of that or more."""
+    found = find_headroom(rare_bursts())
+    assert found.multiple is not None
+    assert 1.54 < found.multiple < 1.64
+    assert found.term == "tenants.chat.e2e_p99_s"
+    for probe in found.probes[1:]:
+        periods = probe.requests / (20 * probe.multiple * PERIOD_S)
+        assert periods == pytest.approx(round(periods), abs=0.01), "a part of a period has too many bursts, or too few"
+        assert periods > 1.9
+
+
+def test_a_tenants_burstier_gaps_are_simulated_for_longer() -> None:
+    scenario = rare_bursts()
+    gaps = scenario.tenants[1].model_copy(update={"steps": (), "cv": 2.0})
+    scenario = scenario.model_copy(update={"tenants": (scenario.tenants[0], gaps)})
+    assert Traffic.of(scenario).world(1.0, FINE).traffic.total == 4 * FINE
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "period"),
+    [
+        ("process: diurnal, rate: 6/s", 24 * 3600.0),
+        ("process: piecewise, rate: 6/s, steps: [{time: 20 min, level: 1}, {time: 1 h, level: 2}]", 4800.0),
+        ("process: on-off, rate: 6/s, on: 30 min, off: 1 h", 5400.0),
+        ("process: mmpp, rate: 6/s, states: [{time: 30 min, level: 1}, {time: 1 h, level: 3}]", 5400.0),
+    ],
+)
+def test_there_is_none_where_whole_periods_are_too_many_requests(arrivals: str, period: float) -> None:
+    """Parts of a period would say nothing of the whole: those at night nothing of the day."""
+    sets = [f"workload.arrivals={{{arrivals}}}", "workload.requests=200000"]
+    found = find_headroom(load_scenario("quickstart", sets).scenario)
+    assert (found.outcome, found.period_s, found.probes) == (TOO_LONG, period, ())
+    assert fails_today(found), "the search says nothing of today either"
+
+
+def test_there_is_none_where_the_run_itself_is_a_part_of_a_period() -> None:
+    found = find_headroom(rare_bursts(requests=2000))
+    assert (found.outcome, found.period_s) == (TOO_LONG, PERIOD_S)
+
+
+def test_the_search_ends_where_whole_periods_become_too_many_requests() -> None:
+    found = find_headroom(rare_bursts(requests=10_000, slo="1 h"))
+    assert found.outcome == ALWAYS
+    assert found.lo == pytest.approx((1 - WARMUP) * MOST / (2 * 20 * PERIOD_S))
+    assert found.period_s == PERIOD_S
+    assert found.failing is None
+
+
+def test_short_runs_leave_out_their_first_fifth() -> None:
+    """In it, queues and batches fill."""
+    world = Traffic.of(one_server("exponential", {})).world(2.0, 1000)
+    assert (simulate(world, 0, 20).section_of < 0).tolist() == [True] * 200 + [False] * 800
+
+
+@pytest.mark.parametrize("slo", [{}, {"e2e_p99": "1 h"}])
+def test_what_limits_is_said_by_a_run_at_the_headroom(slo: dict[str, str]) -> None:
+    """The throughput comes from a run at many times the traffic, which says nothing of how it fails."""
+    found = find_headroom(one_server("fixed", slo))
+    assert found.term == QUEUES
+    assert found.failing is not None
+    assert found.failing.capacity.compute.utilization == pytest.approx(1.0, abs=0.03)
+    assert (found.failing.capacity.compute.offered_load or 1.0) < 1.1
 
 
 def test_a_tighter_target_leaves_less() -> None:
