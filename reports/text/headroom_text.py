@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from reports.answers.bottleneck import BLOCKED_FOR_P99, blocked, limits
+from reports.answers.bottleneck import BLOCKED_FOR_P99, Evidence, Limit, blocked, limits
 from reports.formatting import listed, metric_words, percent
 from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import capital, unserved_words
 from sim.results.by_tenant.slo_terms import judged, split_term
 from sim.results.point import Point
-from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, NEVER, QUEUES, TOO_LONG, Headroom
+from sim.results.run_directory.headroom_record import ALWAYS, BUCKETS, CLOSED_LOOP, NEVER, QUEUES, TOO_LONG, Headroom
 from sim.results.verdict import allowed, lacks_answers, unserved
 from sim.spec.units import human_seconds
 
@@ -102,7 +102,7 @@ def _multiple(found: Headroom) -> str:
             else ""
         )
         return f"The SLO is met up to {times_words(found.lo)} times the traffic, the most that was tried.{longer}"
-    misses = "queues grow without limit" if found.term == QUEUES else f"{metric_words(found.term)} misses its target"
+    misses = _GROWS.get(found.term) or f"{metric_words(found.term)} misses its target"
     if found.outcome == NEVER:
         return f"The SLO is not met at any traffic: {misses} even with a fraction of it."
     assert found.multiple is not None, "it was found"
@@ -110,6 +110,12 @@ def _multiple(found: Headroom) -> str:
     if found.multiple < 1:
         return f"The SLO is met up to about {times} times the traffic. Beyond that, {misses}."
     return f"{capital(misses)} at about {times} times the traffic."
+
+
+_GROWS = {
+    QUEUES: "queues grow without limit",
+    BUCKETS: "the queue in front of a token bucket grows without limit",
+}
 
 
 def _limit(found: Headroom) -> str:
@@ -120,13 +126,20 @@ def _limit(found: Headroom) -> str:
         return "What limits it there: the adapter cache. It holds too few of the requested adapters."
     if unserved := _unserved(point, found.term):
         return unserved
-    limit = limits(point)[0]
+    limit = next((limit for limit in limits(point) if _concerns(limit, found.term)), Limit("none", Evidence.NOTHING))
     if limit.name == "none" and "p99" in (found.term or ""):
         limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
     why = limit_sentence(limit, point)
     if limit.name == "none":
         return f"No queue decides there: {_steps(point)}."
     return f"What limits it there: {limit.name}. {why}"
+
+
+def _concerns(limit: Limit, term: str) -> bool:
+    """Return whether a limit can be why a term fails: what a token bucket holds is its own tenant's."""
+    if term == BUCKETS or limit.bucket is None:
+        return (limit.bucket is None) == (term != BUCKETS)
+    return term != QUEUES and split_term(term)[0] in ("", limit.bucket.tenant)
 
 
 def _unserved(point: Point, term: str) -> str:

@@ -23,6 +23,7 @@ from sim.results.point_summary import measure_alone, summarise, tenants_alone
 from sim.results.records import Recording
 from sim.results.run_directory.headroom_record import (
     ALWAYS,
+    BUCKETS,
     CLOSED_LOOP,
     FOUND,
     NEVER,
@@ -87,6 +88,9 @@ class _Search:
 
     :param today: the point at a multiple of 1; None: it has to be simulated.
     :ivar probes: all simulations so far.
+    :ivar _full: requests of a simulation in which all batches are full.
+    :ivar _passing: by tenant, its share of the requests, and the multiple from which its token bucket holds or refuses
+        some of them; ``_held``: the least of those at which a queue in front of a bucket grows that may fail.
     """
 
     def __init__(self, traffic: Traffic, today: Point | None = None, recording_of: Simulate | None = None) -> None:
@@ -97,6 +101,8 @@ class _Search:
         self._corrections: dict[str, float] | None = None
         self._saturation: float | None = None
         self._full = FINE
+        self._passing: list[tuple[float, float]] = [(1.0, math.inf)]
+        self._held = math.inf
         self.probes: list[Probe] = []
         self._failing: tuple[float, World, Recording] | None = None
 
@@ -126,7 +132,7 @@ class _Search:
         )
 
     def _find_edge(self) -> Edge:
-        most = self._saturation
+        most = self._where_queues_grow()
         longest = self._traffic.most
         if most is None or most > longest:
             return find_edge(self._strains, LEAST, min(MOST_CLIENTS, longest), top_fails=False)
@@ -137,8 +143,9 @@ class _Search:
         return find_edge(self._strains, LEAST, most, top_fails=True)
 
     def _term_at(self, multiple: float | None) -> str:
-        """Return the worst term of the last probe there; queues at saturation, which is not simulated again."""
-        return next((probe.term for probe in reversed(self.probes) if probe.multiple == multiple), QUEUES)
+        """Return the worst term of the last probe there; what grows without limit where that needed none."""
+        grows = BUCKETS if multiple is not None and multiple >= self._held else QUEUES
+        return next((probe.term for probe in reversed(self.probes) if probe.multiple == multiple), grows)
 
     def _find_saturation(self) -> float | None:
         """Return the multiple that is the highest throughput; None where nothing is too much."""
@@ -155,9 +162,44 @@ class _Search:
             assert world.traffic.rate is not None, "only a closed loop has no rate"
             found = _served(recording) / (world.traffic.rate / multiple)
             if found < multiple / 4:
+                self._read_buckets(world, recording, world.traffic.rate / multiple)
                 self.probes.append(Probe(multiple, len(recording.section_of), multiple / found, QUEUES))
                 return found
         return None
+
+    def _read_buckets(self, world: World, recording: Recording, rate: float) -> None:
+        """Note from which multiples on the token buckets of tenants let no more pass.
+
+        :param rate: today's.
+        """
+        if world.traffic.tenant_of is None or all(each.bucket is None for each in self._traffic.scenario.tenants):
+            return
+        requests, self._passing = recording.requests, []
+        tenant = world.traffic.tenant_of[requests["adapter"].astype(np.int64)]
+        tokens = requests["prompt_tokens"].astype(np.float64) + requests["output_tokens"]
+        for place, spec in enumerate(self._traffic.scenario.tenants):
+            own = tenant == place
+            asked = rate * float(tokens[own].sum()) / len(tokens)
+            most = spec.bucket.rate / asked if spec.bucket is not None and asked else math.inf
+            self._passing.append((float(own.mean()), most))
+            judged = spec.slo.terms() or self._traffic.scenario.slo.terms() or not self._terms
+            if spec.bucket is not None and spec.bucket.full == "queue" and judged:
+                self._held = min(self._held, most)
+
+    def _load(self, multiple: float) -> float:
+        """Return how near what reaches the replicas is to saturation."""
+        passing = sum(share * min(multiple, most) for share, most in self._passing)
+        return 0.0 if self._saturation is None else passing / self._saturation
+
+    def _where_queues_grow(self) -> float | None:
+        """Return the multiple from which on queues grow without limit; None: up to the largest, they don't."""
+        if self._passing == [(1.0, math.inf)]:
+            return self._saturation
+        if self._load(MOST_CLIENTS) < 1:
+            return self._held if self._held < MOST_CLIENTS else None
+        from scipy.optimize import brentq
+
+        return min(self._held, float(brentq(lambda multiple: self._load(multiple) - 1, 0.0, MOST_CLIENTS)))
 
     def _strains(self, multiple: float, *, fine: bool) -> Strains:
         """Simulate a multiple of the traffic, unless it is today's and known."""
@@ -206,10 +248,10 @@ class _Search:
         strains = {
             name: strain(point, name, target) * corrections.get(name, 1.0) for name, target in self._terms.items()
         }
-        loads = [0.0 if self._saturation is None else multiple / self._saturation]
+        loads = [self._load(multiple)]
         if not self._terms:
             loads.append(point.capacity.loader.offered_load or 0.0)
-        strains[QUEUES] = max(loads)
+        strains |= {QUEUES: max(loads), BUCKETS: multiple / self._held}
         term = max(strains, key=lambda name: strains[name])
         self.probes.append(Probe(multiple, _requests(point), strains[term], term))
         return strains

@@ -133,7 +133,8 @@ class Traffic:
 
         :param requests: at least; more where traffic is bursty or changes with time, or many clients send it, those of
             the trace where it is one.
-        :param overloaded: whether far more arrives than is served, so that it doesn't matter when.
+        :param overloaded: whether far more arrives than is served, so that it doesn't matter when; then all of it
+            reaches the replicas, as if no tenant had a token bucket.
         :raises InputError: where whole periods of the traffic are too many requests, or the world can't be built.
         """
         changed: dict[str, Any]
@@ -157,7 +158,10 @@ class Traffic:
                 warmup, requests = self._whole_periods(multiple, requests)
         workload = workload.model_copy(update={**changed, "requests": requests, "duration": None})
         run = run.model_copy(update={"replications": 1, "warmup": warmup})
-        return build_world(self.scenario.model_copy(update={"workload": workload, "run": run}))
+        tenants = self.scenario.tenants
+        if overloaded:
+            tenants = tuple(tenant.model_copy(update={"bucket": None}) for tenant in tenants)
+        return build_world(self.scenario.model_copy(update={"workload": workload, "run": run, "tenants": tenants}))
 
     def _whole_periods(self, multiple: float, requests: int) -> tuple[float, int]:
         """Return the share of a warm-up and the requests of a short run that measures whole periods."""

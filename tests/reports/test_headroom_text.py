@@ -34,7 +34,7 @@ def test_it_says_what_fails_where_and_why() -> None:
         (Headroom(ALWAYS, lo=64.0), "The SLO is met up to 64 times the traffic, the most that was tried."),
         (
             Headroom(ALWAYS, lo=2.5, period_s=4800.0),
-            "The SLO is met up to 2.5 times the traffic, the most that was tried. With more, whole periods of 80 min are",
+            "2.5 times the traffic, the most that was tried. With more, whole periods of 80 min are more requests than",
         ),
         (
             Headroom(TOO_LONG, period_s=86400.0),

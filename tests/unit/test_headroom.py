@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from strategies import build
 
-from reports.text.headroom_text import fails_today
+from reports.answers.bottleneck import limits
+from reports.text.headroom_text import fails_today, headroom_sentences
 from sim.results.run_directory.headroom_record import (
     ALWAYS,
+    BUCKETS,
     CLOSED_LOOP,
     FOUND,
     NEVER,
@@ -128,6 +130,48 @@ def test_no_simulation_has_more_requests_than_the_limit(arrivals: str) -> None:
     traffic = Traffic.of(load_scenario("quickstart", sets).scenario)
     world = traffic.world(32.0, MOST)
     assert world.scenario.workload.requests == MOST
+
+
+def with_bucket(full: str, slo: dict[str, str] | None = None) -> Scenario:
+    """Return one server of 100 requests/s, and two tenants at 20/s each, one of which asks for 2,000 tokens/s of 3,000
+    that its bucket admits."""
+    bucket = {"rate": "3000/s", "burst": 100, "full": full}
+    return build(
+        workload={
+            "requests": 5000,
+            "arrivals": {"process": "poisson", "rate": f"{RATE}/s"},
+            "tokens": {"prompt": {"law": "fixed", "value": 80}, "output": {"law": "fixed", "value": 20}},
+        },
+        adapters={"count": 2, "size": "1 MB"},
+        fleet=FLEET,
+        cache={"gpu": {"slots": 2}},
+        storage={"load": {"law": "fixed", "value": "1 ms"}},
+        tenants=[
+            {"name": "paid", "adapters": 1, "share": "50%", "slo": slo or {}},
+            {"name": "free", "adapters": 1, "share": "50%", "bucket": bucket},
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("full", "slo", "multiple"),
+    [
+        ("queue", {}, 1.5),  # the queue in front of the bucket grows from 3,000 tokens/s on
+        ("refuse", {}, 3.5),  # the bucket lets 30 requests/s pass, so 70 are left for the other tenant's 20
+        ("queue", {"e2e_p99": "1 h"}, 3.5),  # no objective of the tenant's or the fleet's says that it may not wait
+    ],
+)
+def test_what_a_bucket_holds_or_refuses_is_no_load_of_the_replicas(
+    full: str, slo: dict[str, str], multiple: float
+) -> None:
+    found = find_headroom(with_bucket(full, slo))
+    assert found.multiple == pytest.approx(multiple, rel=0.03)
+    assert found.saturation == pytest.approx(2.5, rel=0.01), "of all requests, as if there were no bucket"
+    assert found.failing is not None
+    limit = limits(found.failing)[0]
+    assert limit.name == "token bucket"
+    said = headroom_sentences(found)
+    assert ("token bucket" in said) == (found.term == BUCKETS)
 
 
 PERIOD_S, BURST_S = 210.0, 10.0

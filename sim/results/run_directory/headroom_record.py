@@ -11,6 +11,8 @@ from sim.results.point import Point
 
 QUEUES = "queues"
 """In place of an SLO term: queues grow without limit."""
+BUCKETS = "buckets"
+"""The same: the queue in front of a tenant's token bucket does."""
 FOUND, NEVER, ALWAYS, CLOSED_LOOP, TOO_LONG = "found", "never", "always", "closed loop", "too long"
 
 
@@ -20,7 +22,7 @@ class Probe:
 
     :ivar requests: measured ones.
     :ivar strain: of the worst term, value over target; above 1 the SLO fails.
-    :ivar term: that term, by metric name, or ``queues``.
+    :ivar term: that term, by metric name, or ``queues`` or ``buckets``.
     """
 
     multiple: float
@@ -38,7 +40,7 @@ class Headroom:
         traffic changes so slowly that nothing was tried.
     :ivar multiple: where the worst term crosses its target; None unless found.
     :ivar lo, hi: of the probes around it: the last that holds, the first that fails.
-    :ivar term: what fails first, by metric name, or ``queues``.
+    :ivar term: what fails first, by metric name, or ``queues`` or ``buckets``.
     :ivar saturation: the multiple at which the fleet's throughput ends, with batches as large as they get; None in a
         closed loop.
     :ivar period_s: how long the traffic takes to go through its phases, where short simulations can't cover that: at
