@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mutant import Mutant
 
-HEADROOM = "tests/unit/test_headroom.py"
 AUTOSCALER = "tests/unit/test_autoscaler.py"
 BUCKETS = "tests/unit/test_token_buckets.py"
 FAIR_QUEUE = "tests/unit/test_fair_queue.py"
+HEADROOM = "tests/unit/test_headroom.py"
 MONEY = "tests/unit/test_tenant_money.py"
 OBJECTIVES = "tests/cli/test_tenant_objectives.py"
 POOL_CHANGES = "tests/property/test_pool_changes.py"
