@@ -137,8 +137,8 @@ def test_no_simulation_has_more_requests_than_the_limit(arrivals: str) -> None:
 
 
 def with_bucket(full: str, slo: dict[str, str] | None = None) -> Scenario:
-    """Return one server of 100 requests/s, and two tenants at 20/s each, one of which asks for 2,000 tokens/s of 3,000
-    that its bucket admits."""
+    """Return one server of 100 requests/s, and two tenants at 16/s and 24/s, the latter of which asks for 2,400 tokens/s
+    of 3,000 that its bucket admits."""
     bucket = {"rate": "3000/s", "burst": 100, "full": full}
     return build(
         workload={
@@ -151,8 +151,8 @@ def with_bucket(full: str, slo: dict[str, str] | None = None) -> Scenario:
         cache={"gpu": {"slots": 2}},
         storage={"load": {"law": "fixed", "value": "1 ms"}},
         tenants=[
-            {"name": "paid", "adapters": 1, "share": "50%", "slo": slo or {}},
-            {"name": "free", "adapters": 1, "share": "50%", "bucket": bucket},
+            {"name": "paid", "adapters": 1, "share": "40%", "slo": slo or {}},
+            {"name": "free", "adapters": 1, "share": "60%", "bucket": bucket},
         ],
     )
 
@@ -160,9 +160,9 @@ def with_bucket(full: str, slo: dict[str, str] | None = None) -> Scenario:
 @pytest.mark.parametrize(
     ("full", "slo", "multiple"),
     [
-        ("queue", {}, 1.5),  # the queue in front of the bucket grows from 3,000 tokens/s on
-        ("refuse", {}, 3.5),  # the bucket lets 30 requests/s pass, so 70 are left for the other tenant's 20
-        ("queue", {"e2e_p99": "1 h"}, 3.5),  # no objective of the tenant's or the fleet's says that it may not wait
+        ("queue", {}, 1.25),  # the queue in front of the bucket grows from 3,000 tokens/s on
+        ("refuse", {}, 70 / 16),  # the bucket lets 30 requests/s pass, so 70 are left for the other tenant
+        ("queue", {"e2e_p99": "1 h"}, 70 / 16),  # no objective of the tenant's or the fleet's says that it may not wait
     ],
 )
 def test_what_a_bucket_holds_or_refuses_is_no_load_of_the_replicas(
