@@ -21,6 +21,7 @@ from sim.results.run_directory.headroom_record import ALWAYS, FOUND, NEVER, Head
 from sim.results.verdict import strain
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
+from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.studies import headroom, short_runs
 from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
 from sim.studies.headroom import find_headroom
@@ -176,12 +177,16 @@ def random_scenario(seed: int) -> Scenario:
 
 
 def multiplied(scenario: Scenario, multiple: float) -> Scenario:
-    """Return a scenario with a multiple of its traffic for as long, and another seed."""
+    """Return a scenario with a multiple of its traffic for as long, and another seed.
+
+    More clients of a closed loop that is full send no more requests in the same time.
+    """
     workload, arrivals = scenario.workload, scenario.workload.arrivals
-    key = "concurrency" if hasattr(arrivals, "concurrency") else "rate"
-    value = getattr(arrivals, key) * multiple
-    more = {key: max(1, round(value)) if key == "concurrency" else value}
-    changed = {"arrivals": arrivals.model_copy(update=more), "requests": round(workload.requests * max(multiple, 0.2))}
+    if isinstance(arrivals, ClosedArrivals):
+        more, requests = {"concurrency": max(1, round(arrivals.concurrency * multiple))}, workload.requests
+    else:
+        more, requests = {"rate": arrivals.rate * multiple}, round(workload.requests * max(multiple, 0.2))
+    changed = {"arrivals": arrivals.model_copy(update=more), "requests": requests}
     run = scenario.run.model_copy(update={"seed": SEED})
     return scenario.model_copy(update={"workload": workload.model_copy(update=changed), "run": run})
 

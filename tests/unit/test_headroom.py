@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench_headroom import compared, random_scenario
 from strategies import build
 
 from reports.answers.bottleneck import limits
@@ -137,7 +138,7 @@ def test_no_simulation_has_more_requests_than_the_limit(arrivals: str) -> None:
 
 
 def with_bucket(full: str, slo: dict[str, str] | None = None) -> Scenario:
-    """Return one server of 100 requests/s, and two tenants at 16/s and 24/s, the latter of which asks for 2,400 tokens/s
+    """Return one server of 100 requests/s, and tenants at 16/s and 24/s, the latter of which asks for 2,400 tokens/s
     of 3,000 that its bucket admits."""
     bucket = {"rate": "3000/s", "burst": 100, "full": full}
     return build(
@@ -338,6 +339,15 @@ def test_todays_point_decides_on_which_side_of_1_it_is() -> None:
     assert found.multiple < found.hi == 1
     assert found.failing is not None
     assert found.failing.metrics["e2e_mean_s"].value == 0.041
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 3, 5, 17])
+def test_direct_runs_agree_outside_the_range_of_a_headroom(seed: int) -> None:
+    """Of bursts, a schedule, a tenant's bursts and a closed loop; ``bench_headroom.py --random`` tries more."""
+    found = compared(random_scenario(seed))
+    assert found.strains, "it has a number"
+    assert not found.wrong, (found.scenario, found.found.summary(), found.strains)
 
 
 def test_a_headroom_reads_what_it_wrote(found: Headroom) -> None:
