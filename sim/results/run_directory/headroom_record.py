@@ -69,8 +69,9 @@ class Headroom:
 
     def summary(self) -> dict[str, Any]:
         """Return the answer as plain data, for ``--json``."""
-        names = ("outcome", "multiple", "lo", "hi", "term", "saturation", "load", "period_s")
-        return {name: getattr(self, name) for name in names}
+        names = ("outcome", "multiple", "lo", "hi", "term", "saturation", "load")
+        found = {name: getattr(self, name) for name in names}
+        return found if self.period_s is None else {**found, "period_s": self.period_s}
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
