@@ -77,8 +77,6 @@ def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: 
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
     without += ("autoscaling",) if scenario.fleet.autoscale else ()
     traffic = Traffic.of(steady(scenario))
-    if not traffic.fits:
-        return Headroom(TOO_LONG, period_s=traffic.changes_over_s, without=without)
     search = _Search(traffic, None if without else today, recording_of)
     return replace(search.find(), without=without)
 
@@ -112,6 +110,9 @@ class _Search:
             return Headroom(CLOSED_LOOP)
         if not self._traffic.closed:
             self._saturation = self._find_saturation()
+        if not self._traffic.fits:
+            slow = self._traffic.changes_over_s
+            return Headroom(TOO_LONG, saturation=self._saturation, period_s=slow, probes=tuple(self.probes))
         try:
             edge = self._find_edge()
         except InputError:  # such as more sessions at a time than can be simulated

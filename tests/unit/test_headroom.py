@@ -207,7 +207,7 @@ def test_a_tenants_rare_bursts_decide() -> None:
     assert found.multiple is not None
     assert 1.54 < found.multiple < 1.64
     assert found.term == "tenants.chat.e2e_p99_s"
-    for probe in found.probes[1:]:
+    for probe in found.probes[1:]:  # the first one overloads the server, so that it doesn't matter when requests come
         periods = probe.requests / (20 * probe.multiple * PERIOD_S)
         assert periods == pytest.approx(round(periods), abs=0.01), "a part of a period has too many bursts, or too few"
         assert periods > 1.9
@@ -233,7 +233,9 @@ def test_there_is_none_where_whole_periods_are_too_many_requests(arrivals: str, 
     """Parts of a period would say nothing of the whole: those at night nothing of the day."""
     sets = [f"workload.arrivals={{{arrivals}}}", "workload.requests=200000"]
     found = find_headroom(load_scenario("quickstart", sets).scenario)
-    assert (found.outcome, found.period_s, found.probes) == (TOO_LONG, period, ())
+    assert (found.outcome, found.period_s) == (TOO_LONG, period)
+    assert [probe.term for probe in found.probes] == [QUEUES], "only the throughput of full batches is known"
+    assert found.load == found.probes[0].strain / found.probes[0].multiple
     assert fails_today(found), "the search says nothing of today either"
 
 

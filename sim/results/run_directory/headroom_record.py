@@ -37,7 +37,7 @@ class Headroom:
 
     :ivar outcome: ``found``; ``never``: the SLO fails even with hardly any traffic; ``always``: nothing that was tried
         makes it fail; ``closed loop``: clients wait for answers, so without an SLO nothing can fail; ``too long``: the
-        traffic changes so slowly that nothing was tried.
+        traffic changes so slowly that nothing was tried but the throughput of full batches.
     :ivar multiple: where the worst term crosses its target; None unless found.
     :ivar lo, hi: of the probes around it: the last that holds, the first that fails.
     :ivar term: what fails first, by metric name, or ``queues`` or ``buckets``.
