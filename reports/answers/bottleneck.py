@@ -1,4 +1,4 @@
-"""What limits a point: the loader, slots, KV memory, batch slots or compute.
+"""What limits a point: a token bucket, the loader, slots, KV memory, batch slots or compute.
 
 The findings follow from ``Point.capacity``, ``Point.breakdown`` and the counts of requests that were not served.
 ``reports.text.limit_text`` says them in words.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from sim.results.model import Impact, known_fields
+from sim.results.model import BucketUse, Impact, known_fields
 from sim.results.point import Point
 from sim.results.verdict import is_overloaded, unserved
 
@@ -49,6 +49,7 @@ class Evidence(Enum):
     TOO_LONG_FOR_KV = auto()
     REFUSED = auto()
     FAILED = auto()
+    BUCKET = auto()
     COLD_STARTS = auto()
     LOADING_MODELS = auto()
     LOADER_OVERLOADED = auto()
@@ -67,9 +68,10 @@ class Evidence(Enum):
 class Limit:
     """One resource that limits a point.
 
-    :ivar name: ``fault``, ``refusals``, ``failures``, ``cold starts``, ``swaps``, ``loader``, ``slots``, ``KV memory``,
-        ``batch slots (max_num_seqs)``, ``compute`` or ``none``.
+    :ivar name: ``fault``, ``refusals``, ``failures``, ``token bucket``, ``cold starts``, ``swaps``, ``loader``,
+        ``slots``, ``KV memory``, ``batch slots (max_num_seqs)``, ``compute`` or ``none``.
     :ivar value: utilization, offered load, blocked share or share of late requests, as the evidence has it.
+    :ivar bucket: of a tenant, with how it is used.
     :ivar otherwise: of cold starts: the share of late requests among those that arrive while no replica starts.
     :ivar wait_s: mean wait for a loader; ``of_latency``: the share of the mean latency that is spent waiting.
     :ivar cause: why most of the failed requests failed, by the name in ``Impact``; empty where no count says so.
@@ -86,6 +88,7 @@ class Limit:
     faults: Mapping[str, float] = field(default_factory=dict)
     unserved: Unserved | None = None
     otherwise: float = 0.0
+    bucket: BucketUse | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def limits(point: Point) -> list[Limit]:
     if is_broken(point):
         return [Limit("fault", Evidence.FAULT, faults=_fault_shares(point))]
     loader, compute = _loader(point), _compute(point)
-    first = (_not_served(point), _cold_starts(point), _swaps(point), loader)
+    first = (_not_served(point), *_buckets(point), _cold_starts(point), _swaps(point), loader)
     short = blocked(point)
     found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
@@ -164,17 +167,26 @@ def limits(point: Point) -> list[Limit]:
 
 
 def _not_served(point: Point) -> Limit | None:
-    """Return that requests are refused or fail, and why the larger part of them does."""
+    """Return that requests are refused, other than by token buckets, or fail, and why the larger part of them does."""
     lost, total = unserved(point)
-    if lost <= _UNSERVED * total:
-        return None
-    counts = known_fields(Unserved, point.unserved)
     refused = point.metrics["refused"].value or 0.0
+    by_buckets = sum(bucket.refused for bucket in point.capacity.buckets)
+    if lost - by_buckets <= _UNSERVED * total:
+        return None
+    lost, refused = lost - by_buckets, refused - by_buckets
+    counts = known_fields(Unserved, point.unserved)
     if refused >= lost / 2:
         return Limit("refusals", _refusals(point, counts, refused), unserved=counts)
     by_cause = {name: getattr(point.impact or Impact(), name) for name in _FAILURES}
     most = max(by_cause, key=lambda name: by_cause[name])
     return Limit("failures", Evidence.FAILED, cause=most if by_cause[most] else "", unserved=counts)
+
+
+def _buckets(point: Point) -> list[Limit]:
+    """Return the token buckets that hold or refuse requests, the one that does most of it first."""
+    used = sorted(point.capacity.buckets, key=lambda bucket: -bucket.limited)
+    found = [each for each in used if each.limited >= BLOCKED or (each.offered_load or 0.0) >= 1]
+    return [Limit("token bucket", Evidence.BUCKET, each.limited, bucket=each) for each in found]
 
 
 def _cold_starts(point: Point) -> Limit | None:
@@ -241,7 +253,8 @@ def _compute(point: Point) -> Limit | None:
     if is_fixed(point):
         return Limit("compute", Evidence.SERVER_BUSY, busy) if busy >= BUSY_LOADER else None
     # A batching engine is busy whenever anything runs: only waiting requests show a limit.
-    total, queue = sum(point.breakdown.values()), stages_of(point).queue_s
+    in_front = sum(bucket.wait_s for bucket in point.capacity.buckets)
+    total, queue = sum(point.breakdown.values()) - in_front, stages_of(point).queue_s - in_front
     if busy < BUSY_COMPUTE or not total or queue < 0.1 * total:
         return None
     return Limit("compute", Evidence.GPU_BUSY, busy, of_latency=queue / total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,9 @@ from reports.answers.change_comparison import Contrast, find_extremes, recommend
 from reports.answers.change_findings import is_changed
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, make_axes
+from sim.results.by_tenant.slo_terms import metric_of, with_tenants
 from sim.results.point import Point
-from sim.results.verdict import (
-    MET,
-    verdict,
-)
+from sim.results.verdict import MET, NO_SLO, strain, verdict
 
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
@@ -110,11 +109,13 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
 
     That is the edge of the SLO: of several keys the least that serves the most demand. Of rollouts and faults it is the
     design with the least impact, of policies, engines or GPUs the fastest, and else the slowest point that meets the
-    SLO.
+    SLO. Where no point meets it, that is the one least far from its targets.
     """
     axes = make_axes(points)
     if is_changed(points):
         return recommended([point for point in points if point.impact], axes, slo_terms)
+    if not any(verdict(point, slo_terms) in (MET, NO_SLO) for point in points):
+        return min(points, key=lambda point: _most_strained(point, slo_terms))
     if axes and not any(axis.numeric for axis in axes):
         return fastest_point(points, slo_terms)
     good = [point for point in points if verdict(point, slo_terms) == MET]
@@ -125,8 +126,15 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     return edge or tightest_point(points, slo_terms)
 
 
+def _most_strained(point: Point, slo_terms: Mapping[str, float]) -> float:
+    """Return how far a point is from the target that it misses most; infinite where a term has no value."""
+    terms = with_tenants(slo_terms, point)
+    known = all((metric := metric_of(point, name)) is not None and metric.value is not None for name in terms)
+    return max(strain(point, name, target) for name, target in terms.items()) if known else math.inf
+
+
 def fastest_point(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
-    """Return the fastest point that meets the SLO, or the fastest of all where none does."""
+    """Return the fastest point that meets the SLO, or the fastest of all where there is none."""
     good, name = [point for point in points if verdict(point, slo_terms) == MET], main_metric(points, slo_terms)
     known = [point for point in good or points if name in point.metrics and point.metrics[name].value is not None]
     return min(known, key=lambda point: point.metrics[name].value or 0.0) if known else points[0]
@@ -142,7 +150,7 @@ def varies(points: Sequence[Point], name: str) -> bool:
 
 
 def tightest_point(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
-    """Return the slowest point that meets the SLO, or the slowest of all where none does."""
+    """Return the slowest point that meets the SLO, or the slowest of all where there is none."""
     good = [point for point in points if verdict(point, slo_terms) == MET]
     return slowest_point(good or points, main_metric(points, slo_terms))
 

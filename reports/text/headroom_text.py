@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from reports.answers.bottleneck import BLOCKED_FOR_P99, blocked, limits
+from reports.answers.bottleneck import BLOCKED_FOR_P99, Evidence, Limit, blocked, limits
 from reports.formatting import listed, metric_words, percent
 from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import capital, unserved_words
 from sim.results.by_tenant.slo_terms import judged, split_term
 from sim.results.point import Point
-from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, NEVER, QUEUES, Headroom
+from sim.results.run_directory.headroom_record import ALWAYS, BUCKETS, CLOSED_LOOP, NEVER, QUEUES, TOO_LONG, Headroom
 from sim.results.verdict import allowed, lacks_answers, unserved
+from sim.spec.units import human_seconds
 
 
 def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, cold: bool = False) -> str:
@@ -22,6 +23,8 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
         return ""
     if found.outcome == CLOSED_LOOP:
         return "A closed loop has headroom only against an SLO: its clients wait for their answers. Add an slo."
+    if found.outcome == TOO_LONG:
+        return f"Headroom: not searched. {_too_long(found)}"
     missed_today = missed_today and not fails_today(found)
     if missed_today and not found.without:
         return "Headroom: none. The SLO is missed with today's traffic."
@@ -37,7 +40,20 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
 
 def fails_today(found: Headroom) -> bool:
     """Return whether the search, too, finds that the SLO fails with today's traffic or less."""
-    return found.outcome in (NEVER, CLOSED_LOOP) or (found.multiple is not None and found.multiple < 1)
+    return found.outcome in (NEVER, *_NO_SEARCH) or (found.multiple is not None and found.multiple < 1)
+
+
+_NO_SEARCH = (CLOSED_LOOP, TOO_LONG)
+
+
+def _too_long(found: Headroom) -> str:
+    """Return why traffic that changes slowly can't be searched in short runs, and what answers instead."""
+    assert found.period_s is not None, "it is too slow"
+    return (
+        f"The traffic takes {human_seconds(found.period_s)} to go through its phases, which is longer than this run or "
+        "than a short run can be. Simulate whole periods, and let loraplan plan --maximize workload.arrivals.rate find "
+        "the highest rate."
+    )
 
 
 def _otherwise(found: Headroom) -> str:
@@ -62,7 +78,7 @@ def headroom_words(found: Headroom | None, *, missed_today: bool = False) -> str
 
     :param missed_today: as of ``headroom_sentences``.
     """
-    if found is None or found.outcome == CLOSED_LOOP:
+    if found is None or found.outcome in _NO_SEARCH:
         return ""
     if found.outcome == NEVER or (missed_today and not fails_today(found)):
         return "None"
@@ -80,8 +96,13 @@ def times_words(multiple: float) -> str:
 def _multiple(found: Headroom) -> str:
     if found.outcome == ALWAYS:
         assert found.lo is not None, "something was tried"
-        return f"The SLO is met up to {times_words(found.lo)} times the traffic, the most that was tried."
-    misses = "queues grow without limit" if found.term == QUEUES else f"{metric_words(found.term)} misses its target"
+        longer = (
+            f" With more, whole periods of {human_seconds(found.period_s)} are more requests than a short run can have."
+            if found.period_s
+            else ""
+        )
+        return f"The SLO is met up to {times_words(found.lo)} times the traffic, the most that was tried.{longer}"
+    misses = _GROWS.get(found.term) or f"{metric_words(found.term)} misses its target"
     if found.outcome == NEVER:
         return f"The SLO is not met at any traffic: {misses} even with a fraction of it."
     assert found.multiple is not None, "it was found"
@@ -89,6 +110,12 @@ def _multiple(found: Headroom) -> str:
     if found.multiple < 1:
         return f"The SLO is met up to about {times} times the traffic. Beyond that, {misses}."
     return f"{capital(misses)} at about {times} times the traffic."
+
+
+_GROWS = {
+    QUEUES: "queues grow without limit",
+    BUCKETS: "the queue in front of a token bucket grows without limit",
+}
 
 
 def _limit(found: Headroom) -> str:
@@ -99,13 +126,20 @@ def _limit(found: Headroom) -> str:
         return "What limits it there: the adapter cache. It holds too few of the requested adapters."
     if unserved := _unserved(point, found.term):
         return unserved
-    limit = limits(point)[0]
+    limit = next((limit for limit in limits(point) if _concerns(limit, found.term)), Limit("none", Evidence.NOTHING))
     if limit.name == "none" and "p99" in (found.term or ""):
         limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
     why = limit_sentence(limit, point)
     if limit.name == "none":
         return f"No queue decides there: {_steps(point)}."
     return f"What limits it there: {limit.name}. {why}"
+
+
+def _concerns(limit: Limit, term: str) -> bool:
+    """Return whether a limit can be why a term fails: what a token bucket holds is its own tenant's."""
+    if term == BUCKETS or limit.bucket is None:
+        return (limit.bucket is None) == (term != BUCKETS)
+    return term != QUEUES and split_term(term)[0] in ("", limit.bucket.tenant)
 
 
 def _unserved(point: Point, term: str) -> str:

@@ -14,6 +14,7 @@ from reports.answers.bottleneck import (
 )
 from reports.formatting import percent
 from reports.text.metric_text import capital, unserved_words
+from sim.results.model import BucketUse
 from sim.results.point import Point
 from sim.results.verdict import is_overloaded
 from sim.spec.units import human_seconds
@@ -106,6 +107,8 @@ def limit_sentence(limit: Limit, point: Point) -> str:
         counts = limit.unserved
         why = _REFUSALS[evidence].format(longest=counts.longest_tokens, limit=counts.limit_tokens)
         return f"{capital(unserved_words(point))}{why}"
+    if limit.bucket is not None:
+        return _bucket(limit.bucket)
     if evidence is Evidence.BLOCKED:
         return f"During {busy} of the time {_BLOCKED[limit.name]}."
     if evidence in (Evidence.LOADER_WAIT, Evidence.LOADER_BUSY):
@@ -119,6 +122,17 @@ def _faults(shares: Mapping[str, float]) -> str:
         _FAULTS[kind].format("all" if share > 0.9995 else percent(share)) for kind, share in shares.items()
     )
     return f"{capital(said)}, and requests waited for that."
+
+
+def _bucket(bucket: BucketUse) -> str:
+    start = f"The bucket of {bucket.tenant} admits {bucket.rate:,.0f}"
+    share = percent(bucket.limited)
+    if bucket.asked <= bucket.rate:  # on average; at times it lacks tokens
+        return f"{start} tokens/s and {'refuses' if bucket.refuses else 'holds'} {share} of its requests."
+    asked = f"{start} of {float(f'{bucket.asked:.3g}'):,.0f} tokens/s"
+    if bucket.refuses:
+        return f"{asked} and refuses {share} of its requests."
+    return f"{asked}, so the queue in front of it grows without limit."
 
 
 def _loader(limit: Limit) -> str:

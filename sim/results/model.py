@@ -8,7 +8,7 @@ versions, and what is missing is as if there were none of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -144,6 +144,28 @@ class KvUse:
     tokens: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BucketUse:
+    """A tenant's token bucket, in front of the replicas.
+
+    :ivar rate: tokens per second that it admits; ``asked``: those of the measured requests.
+    :ivar limited: share of these requests that it held or refused; ``refused``: how many it refused.
+    :ivar refuses: whether it refuses requests; else they wait.
+    :ivar wait_s: the part of the fleet's mean latency that is waiting for it.
+    :ivar offered_load: what is asked for over what it admits, where the queue in front of it grew over the whole
+        measured time; None elsewhere.
+    """
+
+    tenant: str
+    rate: float
+    asked: float
+    limited: float = 0.0
+    refused: int = 0
+    refuses: bool = False
+    wait_s: float = 0.0
+    offered_load: float | None = None
+
+
 PartUse = LoaderUse | SlotUse | ComputeUse | FullModelUse | BatchSlotUse | KvUse
 _PARTS: dict[str, type[PartUse]] = {
     "loader": LoaderUse,
@@ -162,6 +184,7 @@ class Capacity:
     :ivar faults: by kind: the share of the measured time, times that of the replicas, that are down or have slow
         storage.
     :ivar seats: places in the batch (files call them so).
+    :ivar buckets: of the tenants that have one, in the order of the scenario.
     """
 
     loader: LoaderUse = LoaderUse()
@@ -171,27 +194,28 @@ class Capacity:
     faults: Mapping[str, float] = field(default_factory=dict)
     seats: BatchSlotUse | None = None
     kv: KvUse | None = None
+    buckets: tuple[BucketUse, ...] = ()
 
     @property
     def offered_load(self) -> float | None:
-        """The highest offered load, to the loader or to the replicas; at 1 or more, queues grow without limit."""
-        known = [load for load in (self.loader.offered_load, self.compute.offered_load) if load is not None]
-        return max(known) if known else None
+        """The highest offered load, to the loader, the replicas or a token bucket; at 1 or more, queues grow without
+        limit."""
+        loads = (self.loader.offered_load, self.compute.offered_load, *(each.offered_load for each in self.buckets))
+        return max((load for load in loads if load is not None), default=None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the parts that there are as plain data."""
         empty = Capacity()
-        return {
-            each.name: dict(value) if isinstance(value, Mapping) else asdict(value)
-            for each in fields(self)
-            if (value := getattr(self, each.name)) != getattr(empty, each.name)
-        }
+        plain = asdict(replace(self, faults=dict(self.faults)))
+        changed = (each.name for each in fields(self) if getattr(self, each.name) != getattr(empty, each.name))
+        return {name: list(plain[name]) if name == "buckets" else plain[name] for name in changed}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Capacity:
         """Return the capacity of a stored point."""
         parts: dict[str, Any] = {name: known_fields(kind, data[name]) for name, kind in _PARTS.items() if name in data}
-        return Capacity(**parts, faults=data.get("faults", {}))
+        buckets = tuple(known_fields(BucketUse, row) for row in data.get("buckets", ()))
+        return Capacity(**parts, faults=data.get("faults", {}), buckets=buckets)
 
 
 WRONG_KINDS = ("mixed", "stale", "refused_by_rollout", "wrong_served", "old_prefix", "lost", "failed_loads", "failed")

@@ -28,6 +28,7 @@ from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure
 from sim.results.model import (
     BatchSlotUse,
+    BucketUse,
     Capacity,
     ComputeUse,
     FullModelUse,
@@ -39,8 +40,8 @@ from sim.results.model import (
 )
 from sim.results.point import LateShare, Metric, Point, TenantResult
 from sim.results.pool_results import pool_rows
-from sim.results.records import STATUS_WORDS, Recording
-from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts
+from sim.results.records import LIMITED, REFUSED, STATUS_WORDS, Recording
+from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts, joined_columns
 from sim.results.served import is_served, late_shares, unserved_counts, was_unserved
 from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99, quantile_of
 from sim.results.traffic_digest import traffic_ids
@@ -130,7 +131,9 @@ def measure_alone(recording: Recording, facts: ScenarioFacts) -> tuple[dict[str,
     it is printed: one that varies more only makes the comparison wider.
     """
     metrics, m = measure([recording], facts, least_for_p99=MIN_SECTION_P99)
-    overloaded = any(load is not None and load >= 1 for load in (_offered_to_loaders(m), _overload(m)))
+    buckets = (each.offered_load for each in _bucket_uses(m))
+    loads = (_offered_to_loaders(m), _overload(m, behind_buckets=True), *buckets)
+    overloaded = any(load is not None and load >= 1 for load in loads)
     return metrics, late_shares(m), overloaded
 
 
@@ -368,11 +371,12 @@ def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
             in_use_peak=max(r.in_use_peak for r in m.recordings),
             slots=facts.slots,
         ),
-        ComputeUse(metrics["gpu_utilization"].value, _overload(m)),
+        ComputeUse(metrics["gpu_utilization"].value, _overload(m, behind_buckets=True)),
         full_models,
         _broken_shares(m),
         seats,
         kv,
+        _bucket_uses(m),
     )
 
 
@@ -422,9 +426,71 @@ def _by_loaders(m: MeasuredRequests, tier: NDArray[Any], replica: NDArray[Any]) 
     return np.asarray(counted & (replica < m.facts.own_replicas))
 
 
-def _overload(m: MeasuredRequests) -> float | None:
+def _bucket_uses(m: MeasuredRequests) -> tuple[BucketUse, ...]:
+    """Return how the token buckets of tenants are used."""
+    facts, found = m.facts, []
+    if all(tenant.bucket_rate is None for tenant in facts.tenants):
+        return ()
+    assert facts.tenant_of is not None, "there are tenants"
+    measured = joined_columns([r.section_of >= 0 for r in m.recordings])
+    waits = joined_columns([_sent_s(r) - r.requests["arrival_s"] for r in m.recordings])[measured]
+    refused = (m.column("status") == REFUSED) & (m.column("marks") & LIMITED > 0)
+    tokens = m.column("prompt_tokens").astype(np.float64) + m.column("output_tokens")
+    for place, tenant in enumerate(facts.tenants):
+        own = facts.tenant_of[m.column("adapter").astype(np.int64)] == place
+        if tenant.bucket_rate is None or not own.any():
+            continue
+        asked = float(tokens[own].sum() / m.spans.sum())
+        grown = came = 0.0
+        for r in m.recordings:
+            mine = facts.tenant_of[r.requests["adapter"].astype(np.int64)] == place
+            arrived = np.asarray(r.requests["arrival_s"][mine], dtype=np.float64)
+            grown += _growth(arrived, _sent_s(r)[mine], r.bounds)
+            came += np.count_nonzero((arrived > r.bounds[0]) & (arrived <= r.bounds[-1]))
+        overloaded = not tenant.refuses and _is_backlog(grown, came, m.replications)
+        found.append(
+            BucketUse(
+                tenant.name,
+                tenant.bucket_rate,
+                asked,
+                float(((waits > 0) | refused)[own].mean()),
+                int(refused[own].sum()),
+                tenant.refuses,
+                float(waits[own & m.completed].sum()) / max(1, np.count_nonzero(m.completed)),
+                max(1.0, asked / tenant.bucket_rate) if overloaded else None,
+            )
+        )
+    return tuple(found)
+
+
+def _sent_s(r: Recording) -> Floats:
+    """Return when each request was sent on to the fleet: at its arrival, or when its token bucket let it pass."""
+    sent = np.array(r.requests["arrival_s"], dtype=np.float64)
+    sent[r.held[:, 0].astype(np.int64)] = r.held[:, 1]
+    return sent
+
+
+def _growth(arrived: Floats, left: Floats, bounds: Floats) -> float:
+    """Return by how many requests a queue grew over the measured time, if it grew in both of its halves.
+
+    :param arrived, left: (n,) when each request came and when it left; not a number: it never left.
+    """
+    marks = np.linspace(bounds[0], bounds[-1], 3)
+    queue = [float(np.count_nonzero(arrived <= t) - np.count_nonzero(left <= t)) for t in marks]
+    return queue[2] - queue[0] if queue[2] > queue[1] > queue[0] else 0.0
+
+
+def _is_backlog(grown: float, came: float, replications: int) -> bool:
+    """Return whether a queue grew by more than chance may make it."""
+    return grown > max(50 * replications, _BACKLOG * came)
+
+
+def _overload(m: MeasuredRequests, *, behind_buckets: bool = False) -> float | None:
     """Return arrivals over completions where the queue grew over the whole measured time; None where it didn't, and in
-    a closed loop, where it can't."""
+    a closed loop, where it can't.
+
+    :param behind_buckets: whether requests come when their token bucket lets them pass, as the replicas see it.
+    """
     if m.facts.closed_loop is not None:
         return None
     grown = served = came = 0.0
@@ -434,17 +500,13 @@ def _overload(m: MeasuredRequests) -> float | None:
             np.asarray(r.requests[name][taken_in], dtype=np.float64)
             for name in ("arrival_s", "admitted_s", "finished_s")
         )
-        marks = np.linspace(r.bounds[0], r.bounds[-1], 5)
-        queue = [
-            float(np.count_nonzero(arrived <= t) - np.count_nonzero((admitted >= 0) & (admitted <= t))) for t in marks
-        ]
-        if queue[4] > queue[2] > queue[0]:
-            grown += queue[4] - queue[0]
-        served += float(np.count_nonzero((finished > marks[0]) & (finished <= marks[4])))
-        came += float(np.count_nonzero((arrived > marks[0]) & (arrived <= marks[4])))
-    if grown > max(50 * m.replications, _BACKLOG * came):
-        return max(1.0, came / max(served, 1.0))
-    return None
+        if behind_buckets and len(r.held):
+            arrived = _sent_s(r)[taken_in]
+        begin, end = r.bounds[0], r.bounds[-1]
+        grown += _growth(arrived, np.where(admitted < 0, math.nan, admitted), r.bounds)
+        served += float(np.count_nonzero((finished > begin) & (finished <= end)))
+        came += float(np.count_nonzero((arrived > begin) & (arrived <= end)))
+    return max(1.0, came / max(served, 1.0)) if _is_backlog(grown, came, m.replications) else None
 
 
 def _traffic(m: MeasuredRequests) -> dict[str, float]:
@@ -479,6 +541,12 @@ def _warnings(capacity: Capacity, impact: Impact, metrics: dict[str, Metric], re
             f"overloaded: {batch:.2f} times as many requests arrive as are served; the queue grows without limit, and "
             "percentiles depend on how long the run is"
         )
+    for bucket in capacity.buckets:
+        if bucket.offered_load is not None:
+            yield (
+                f"overloaded: {bucket.tenant} asks for {bucket.offered_load:.2f} times the tokens that its bucket "
+                "admits; the queue in front of it grows without limit, and percentiles depend on how long the run is"
+            )
     refused = metrics["refused"].value
     if refused:
         gated = impact.refused_by_rollout

@@ -87,6 +87,8 @@ class Recording:
     :ivar lives: (n, 5) one row for each replica that an autoscaler had: its place, and when its cold start began, when
         it was ready, when its drain began and when it was gone; infinite: not before the simulation stopped. The
         replicas of the start begin and are ready at 0. Empty where the fleet stays as it is.
+    :ivar held: (n, 2) index of each request that waited in front of the fleet for its tenant's token bucket, and when
+        it was sent on; infinite: not before the simulation stopped.
     :ivar moves: (n, 4) one row for each adapter that a placement controller put on a replica or took from it: time,
         adapter, replica, 1 or 0. The placement of the start is at 0.
     """
@@ -114,3 +116,4 @@ class Recording:
     facts: dict[str, float] = field(default_factory=dict)
     lives: Floats = field(default_factory=lambda: np.zeros((0, 5)))
     moves: Floats = field(default_factory=lambda: np.zeros((0, 4)))
+    held: Floats = field(default_factory=lambda: np.zeros((0, 2)))

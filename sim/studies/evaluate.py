@@ -26,6 +26,7 @@ from sim.spec.profile_choice import gpus_per_replica, prices_of, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
+from sim.spec.sections.tenants import Tenant
 from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
 from sim.world.memory.gpu_split import gpu_share
 from sim.world.replication import Simulate, simulate
@@ -376,7 +377,7 @@ def facts_of(world: World) -> ScenarioFacts:
         pools=pools,
         storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
         host_holds_all=_host_holds_all(world),
-        tenants=tuple(TenantFacts(tenant.name, tenant.slo.terms()) for tenant in scenario.tenants),
+        tenants=tuple(map(_tenant_facts, scenario.tenants)),
         tenant_of=world.traffic.tenant_of,
     )
 
@@ -396,6 +397,13 @@ def _of_all(world: World, value: Callable[[Scenario], int | None]) -> int | None
 
 def _loaders(scenario: Scenario) -> int:
     return 1 if scenario.storage.mode == "blocking" else scenario.storage.loaders
+
+
+def _tenant_facts(tenant: Tenant) -> TenantFacts:
+    bucket = tenant.bucket
+    if bucket is None:
+        return TenantFacts(tenant.name, tenant.slo.terms())
+    return TenantFacts(tenant.name, tenant.slo.terms(), bucket.rate, bucket.full == "refuse")
 
 
 def _pool_facts(pool: ReplicaPool) -> PoolFacts:

@@ -21,7 +21,17 @@ from sim.results.by_tenant.slo_terms import all_terms, metric_of
 from sim.results.point import Point
 from sim.results.point_summary import measure_alone, summarise, tenants_alone
 from sim.results.records import Recording
-from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom, Probe
+from sim.results.run_directory.headroom_record import (
+    ALWAYS,
+    BUCKETS,
+    CLOSED_LOOP,
+    FOUND,
+    NEVER,
+    QUEUES,
+    TOO_LONG,
+    Headroom,
+    Probe,
+)
 from sim.results.verdict import strain
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
@@ -66,7 +76,8 @@ def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: 
     """
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
     without += ("autoscaling",) if scenario.fleet.autoscale else ()
-    search = _Search(Traffic.of(steady(scenario)), None if without else today, recording_of)
+    traffic = Traffic.of(steady(scenario))
+    search = _Search(traffic, None if without else today, recording_of)
     return replace(search.find(), without=without)
 
 
@@ -75,6 +86,9 @@ class _Search:
 
     :param today: the point at a multiple of 1; None: it has to be simulated.
     :ivar probes: all simulations so far.
+    :ivar _full: requests of a simulation in which all batches are full.
+    :ivar _passing: by tenant, its share of the requests, and the multiple from which its token bucket holds or refuses
+        some of them; ``_held``: the least of those at which a queue in front of a bucket grows that may fail.
     """
 
     def __init__(self, traffic: Traffic, today: Point | None = None, recording_of: Simulate | None = None) -> None:
@@ -84,6 +98,9 @@ class _Search:
         self._today = today if today is not None and all(_is_known(today, name) for name in self._terms) else None
         self._corrections: dict[str, float] | None = None
         self._saturation: float | None = None
+        self._full = FINE
+        self._passing: list[tuple[float, float]] = [(1.0, math.inf)]
+        self._held = math.inf
         self.probes: list[Probe] = []
         self._failing: tuple[float, World, Recording] | None = None
 
@@ -93,6 +110,9 @@ class _Search:
             return Headroom(CLOSED_LOOP)
         if not self._traffic.closed:
             self._saturation = self._find_saturation()
+        if not self._traffic.fits:
+            slow = self._traffic.changes_over_s
+            return Headroom(TOO_LONG, saturation=self._saturation, period_s=slow, probes=tuple(self.probes))
         try:
             edge = self._find_edge()
         except InputError:  # such as more sessions at a time than can be simulated
@@ -107,14 +127,16 @@ class _Search:
             edge.hi,
             self._term_at(edge.hi),
             self._saturation,
+            self._traffic.changes_over_s if edge.outcome == ALWAYS and edge.lo == self._traffic.most else None,
             probes=tuple(self.probes),
             failing=self._failing_point(edge),
         )
 
     def _find_edge(self) -> Edge:
-        most = self._saturation
-        if most is None:
-            return find_edge(self._strains, LEAST, MOST_CLIENTS, top_fails=False)
+        most = self._where_queues_grow()
+        longest = self._traffic.most
+        if most is None or most > longest:
+            return find_edge(self._strains, LEAST, min(MOST_CLIENTS, longest), top_fails=False)
         if not self._terms:
             below = most / NARROW
             if max(self._strains(below, fine=True).values()) <= 1:
@@ -122,28 +144,63 @@ class _Search:
         return find_edge(self._strains, LEAST, most, top_fails=True)
 
     def _term_at(self, multiple: float | None) -> str:
-        """Return the worst term of the last probe there; queues at saturation, which is not simulated again."""
-        return next((probe.term for probe in reversed(self.probes) if probe.multiple == multiple), QUEUES)
+        """Return the worst term of the last probe there; what grows without limit where that needed none."""
+        grows = BUCKETS if multiple is not None and multiple >= self._held else QUEUES
+        return next((probe.term for probe in reversed(self.probes) if probe.multiple == multiple), grows)
 
     def _find_saturation(self) -> float | None:
         """Return the multiple that is the highest throughput; None where nothing is too much."""
         scenario = self._traffic.scenario
         fleets = [each.fleet for each in scenario.pools or (scenario,)]
         slots = sum(fleet.replicas * (1 if fleet.engine == "fixed" else fleet.max_num_seqs) for fleet in fleets)
-        requests = min(max(_OVERLOADED, _FULL_BATCHES * slots), MOST)
+        self._full = requests = min(max(_OVERLOADED, _FULL_BATCHES * slots), MOST)
         for multiple in _OVERLOADS:
             try:
-                world = self._traffic.world(multiple, requests)
+                world = self._traffic.world(multiple, requests, overloaded=True)
             except InputError:  # such as more sessions at a time than can be simulated
                 return None
             recording = self._recording_of(world, 0, SECTIONS)
             assert world.traffic.rate is not None, "only a closed loop has no rate"
             found = _served(recording) / (world.traffic.rate / multiple)
             if found < multiple / 4:
+                self._read_buckets(world, recording, world.traffic.rate / multiple)
                 self.probes.append(Probe(multiple, len(recording.section_of), multiple / found, QUEUES))
-                self._failing = (math.inf, world, recording)
                 return found
         return None
+
+    def _read_buckets(self, world: World, recording: Recording, rate: float) -> None:
+        """Note from which multiples on the token buckets of tenants let no more pass.
+
+        :param rate: today's.
+        """
+        if world.traffic.tenant_of is None or all(each.bucket is None for each in self._traffic.scenario.tenants):
+            return
+        requests, self._passing = recording.requests, []
+        tenant = world.traffic.tenant_of[requests["adapter"].astype(np.int64)]
+        tokens = requests["prompt_tokens"].astype(np.float64) + requests["output_tokens"]
+        for place, spec in enumerate(self._traffic.scenario.tenants):
+            own = tenant == place
+            asked = rate * float(tokens[own].sum()) / len(tokens)
+            most = spec.bucket.rate / asked if spec.bucket is not None and asked else math.inf
+            self._passing.append((float(own.mean()), most))
+            judged = spec.slo.terms() or self._traffic.scenario.slo.terms() or not self._terms
+            if spec.bucket is not None and spec.bucket.full == "queue" and judged:
+                self._held = min(self._held, most)
+
+    def _load(self, multiple: float) -> float:
+        """Return how near what reaches the replicas is to saturation."""
+        passing = sum(share * min(multiple, most) for share, most in self._passing)
+        return 0.0 if self._saturation is None else passing / self._saturation
+
+    def _where_queues_grow(self) -> float | None:
+        """Return the multiple from which on queues grow without limit; None: up to the largest, they don't."""
+        if self._passing == [(1.0, math.inf)]:
+            return self._saturation
+        if self._load(MOST_CLIENTS) < 1:
+            return self._held if self._held < MOST_CLIENTS else None
+        from scipy.optimize import brentq
+
+        return min(self._held, float(brentq(lambda multiple: self._load(multiple) - 1, 0.0, MOST_CLIENTS)))
 
     def _strains(self, multiple: float, *, fine: bool) -> Strains:
         """Simulate a multiple of the traffic, unless it is today's and known."""
@@ -192,23 +249,26 @@ class _Search:
         strains = {
             name: strain(point, name, target) * corrections.get(name, 1.0) for name, target in self._terms.items()
         }
-        loads = [0.0 if self._saturation is None else multiple / self._saturation]
+        loads = [self._load(multiple)]
         if not self._terms:
             loads.append(point.capacity.loader.offered_load or 0.0)
-        strains[QUEUES] = max(loads)
+        strains |= {QUEUES: max(loads), BUCKETS: multiple / self._held}
         term = max(strains, key=lambda name: strains[name])
         self.probes.append(Probe(multiple, _requests(point), strains[term], term))
         return strains
 
     def _failing_point(self, edge: Edge) -> Point | None:
         """Return what says what limits the traffic where it fails, without what only charts need."""
+        if edge.hi is None:
+            return None
         if edge.hi == 1 and self._today is not None:
             point = self._today
-        elif self._failing is not None:
-            _, world, recording = self._failing
-            point = summarise([recording], facts_of(world), {}, [])
         else:
-            return None
+            if self._failing is None or self._failing[0] != edge.hi:  # where only the throughput said that it fails
+                _, world, recording = self._measure(edge.hi, max(FINE, self._full))
+            else:
+                _, world, recording = self._failing
+            point = summarise([recording], facts_of(world), {}, [])
         return Point(
             {},
             point.metrics,

@@ -252,6 +252,9 @@ def _memory(scenario: Scenario) -> Iterator[Control]:
         stops=stops if host is not None else ("", *stops),
         disabled=disabled,
     )
+    own_start = str(scenario.cache.warm)
+    starts = {"0": "empty", own_start: f"{own_start} adapters loaded"} | {"0": "empty", "steady": "full (steady)"}
+    yield Control("cache.warm", "caches at the start", "Memory", own_start, choices=tuple(starts.items()))
 
 
 def _fleet(scenario: Scenario) -> Iterator[Control]:

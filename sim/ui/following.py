@@ -86,10 +86,13 @@ async def follow(broker: Broker, library: Library, asked: PageRequest) -> AsyncI
         await asyncio.to_thread(getattr, design, "key")  # reads the files that the scenario names
         known = broker.known(design)
         judged = known or await broker.short(design)
+    except TooLong as error:
+        judged = None
+        yield {"stage": "estimate", "status": f"No short run: {error}. The full run is under way."}
     except LoraplanError as error:
         yield _refusal(error, controls, asked.moved)
         return
-    if not judged.final:
+    if judged is not None and not judged.final:
         yield _judged_event(judged, design, "short", "From a short run. The full run is under way.")
     async for event in _merged(
         [
@@ -161,6 +164,8 @@ async def _pinned(
             pin = await asyncio.to_thread(design.opened.design, values)
             known = await asyncio.to_thread(broker.known, pin)
             found.append((pin, known or await broker.short(pin)))
+        except TooLong:
+            found.append((pin, None))
         except LoraplanError:
             continue  # a pin of a scenario that has changed meanwhile, or that can't be simulated in time
     judged = broker.known(design)
@@ -184,7 +189,7 @@ async def _compare(
         with suppress(LoraplanError):  # the pin's own, such as too many requests: its comparison stays as it was
             if known is not None and known.final and not judged.final:
                 known = await broker.short(pin)  # like with like
-            elif known is not None and judged.final and not known.final:
+            elif judged.final and not (known is not None and known.final):
                 async for found in broker.evaluate(pin):
                     known = found if isinstance(found, PointAnswer) else known
         rows.append(await asyncio.to_thread(fragments.compare, (pin, known), (design, judged)))
@@ -199,6 +204,7 @@ async def _curve(broker: Broker, library: Library, asked: PageRequest, design: C
         return
     here = control.check(asked.values.get(control.key, control.value))
     points: dict[str, Point] = {}
+    why = f"{control.words} has no other value here that can be simulated"
     wanted = curve_values(control, here)
     drawn = time.monotonic()
     for value in wanted:
@@ -210,13 +216,14 @@ async def _curve(broker: Broker, library: Library, asked: PageRequest, design: C
             )
             await asyncio.to_thread(getattr, other, "key")
             judged = await broker.short(other, curve=True)
-        except LoraplanError:
-            continue  # this value can't be simulated; the curve leaves it out
+        except LoraplanError as error:  # this value can't be simulated; the curve leaves it out
+            why = str(error) if isinstance(error, TooLong) else why
+            continue
         points[value] = replace(judged.point, set={control.key: control.typed(value)})
         if len(points) >= _DRAWN_FROM and time.monotonic() > drawn + _DRAWN_EVERY_S:
-            await _draw(broker, control, points, here, design, say)
+            await _draw(broker, control, points, here, design, why, say)
             drawn = time.monotonic()
-    await _draw(broker, control, points, here, design, say)
+    await _draw(broker, control, points, here, design, why, say)
     say({"stage": "curve", "whole": True})
 
 
@@ -226,16 +233,17 @@ async def _draw(
     points: Mapping[str, Point],
     here: str,
     design: ChosenDesign,
+    why: str,
     say: Say,
 ) -> None:
+    """Show the curve through these points, or why there is none."""
     chart = None
     if len(points) > 1:
         order = [name for name, _ in control.choices] or sorted(points, key=float)
         ordered = tuple(points[value] for value in order if value in points)
         chart = await broker.curve(ordered, control.typed(here), design.loaded.scenario.slo.terms())
     if chart is None:
-        text = f"No curve: {control.words} has no other value here that can be simulated."
-        say({"stage": "curve", "parts": {"curve": fragments.no_curve(text)}})
+        say({"stage": "curve", "parts": {"curve": fragments.no_curve(f"No curve: {why}.")}})
     else:
         say({"stage": "curve", "parts": {"curve": fragments.curve_figure(chart, SHORT, design.loaded)}})
 

@@ -100,7 +100,9 @@ def estimate_box(estimate: Estimate) -> str:
     if screened.loader_load is not None:
         rows.append(("load of the loaders", _load(screened.loader_load)))
     if estimate.headroom:
-        rows.append(("queues grow at the latest at", f"{number(estimate.headroom)} × this traffic"))
+        rows.append(
+            ("upper limit of the traffic", f"{number(estimate.headroom)} × this traffic; bursts and the SLO allow less")
+        )
     if estimate.usd_per_month is not None:
         rows.append(("cost per month", money(estimate.usd_per_month)))
     return _part("estimates", rows)

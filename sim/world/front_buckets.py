@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 
 from sim.policies.eviction import EvictionContext
 from sim.policies.token_bucket import TokenBucket
@@ -86,6 +87,7 @@ class FrontBuckets(FleetHooks):
         request, now = limited.held.popleft(), self._clock.now
         limited.bucket.take_due(tokens_of(request), now)
         self._area += now
+        self._recorder.held.append((request.index, now))
         self._send_on(request)
         if limited.held:
             self._wait_for_tokens(limited)
@@ -127,6 +129,7 @@ class FrontBuckets(FleetHooks):
         for limited in self._limited.values():
             for request in limited.held:
                 self._area += self._clock.now
+                self._recorder.held.append((request.index, inf))
                 self._recorder.record_unserved(request, -1, UNFINISHED)
         return self._behind.close()
 

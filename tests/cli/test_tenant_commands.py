@@ -83,4 +83,4 @@ def test_a_bucket_that_is_too_small_for_one_tenant_is_no_overload_of_another(
     table = result.out.splitlines()
     start = table.index("Tenants")
     assert [line.split()[:2] for line in table[start + 2 : start + 4]] == [["chat", "met"], ["batch", "–"]]
-    assert "as are served" in result.out, "the fleet and its bucket fall behind"
+    assert "The bucket of batch admits 200 of" in result.out, "its queue grows, and that of the fleet doesn't"

@@ -7,6 +7,7 @@ from mutant import Mutant
 AUTOSCALER = "tests/unit/test_autoscaler.py"
 BUCKETS = "tests/unit/test_token_buckets.py"
 FAIR_QUEUE = "tests/unit/test_fair_queue.py"
+HEADROOM = "tests/unit/test_headroom.py"
 MONEY = "tests/unit/test_tenant_money.py"
 OBJECTIVES = "tests/cli/test_tenant_objectives.py"
 POOL_CHANGES = "tests/property/test_pool_changes.py"
@@ -14,6 +15,7 @@ POOL_LAWS = "tests/property/test_pool_laws.py"
 SCALING = "tests/unit/test_scaling_policies.py"
 
 _AUTOSCALER = "sim/world/pools/autoscaler.py"
+_HEADROOM = "sim/studies/headroom.py"
 _MONEY = "sim/results/fleet_costs/tenant_money.py"
 _TIMES = "sim/world/pools/pool_times.py"
 
@@ -228,5 +230,71 @@ FLEETS = (
         "for tenant in scenario.tenants[:0]\n",
         "plans and headroom go by the fleet's SLO alone",
         (OBJECTIVES,),
+    ),
+    # Token buckets --------------------------------------------------------------------------------------------------
+    Mutant(
+        "sent-again-pays-again",
+        "sim/world/front_buckets.py",
+        "if limited is None or request.index in self._sent:",
+        "if limited is None:",
+        "a request that is sent again after a crash takes its tokens twice",
+        (f"{BUCKETS}::test_a_request_that_is_sent_again_after_a_crash_takes_no_more_tokens",),
+    ),
+    Mutant(
+        "bucket-is-compute",
+        "sim/results/point_summary.py",
+        "        if behind_buckets and len(r.held):",
+        "        if False:",
+        "the queue in front of a token bucket is taken for one of the replicas",
+        (f"{BUCKETS}::test_a_bucket_is_a_limit_of_its_own",),
+    ),
+    Mutant(
+        "buckets-in-saturation",
+        "sim/studies/short_runs.py",
+        'tenant.model_copy(update={"bucket": None})',
+        "tenant",
+        "the most that token buckets let pass is taken for what full batches serve",
+        (f"{HEADROOM}::test_what_a_bucket_holds_or_refuses_is_no_load_of_the_replicas",),
+    ),
+    # Headroom -------------------------------------------------------------------------------------------------------
+    Mutant(
+        "correction-inverted",
+        _HEADROOM,
+        "min(max(exact / own,",
+        "min(max(own / exact,",
+        "what a short run has too little of counts for even less",
+        (f"{HEADROOM}::test_what_a_short_run_has_too_little_of_is_made_up_for",),
+    ),
+    Mutant(
+        "saturation-over-all-answers",
+        _HEADROOM,
+        "first, last = int(0.3 * len(times)), int(0.7 * len(times))",
+        "first, last = 0, len(times) - 1",
+        "batches that fill and empty make the fleet seem slower",
+        (f"{HEADROOM}::test_the_throughput_is_that_of_full_batches",),
+    ),
+    Mutant(
+        "limit-at-saturation",
+        _HEADROOM,
+        "self._measure(edge.hi, max(FINE, self._full))",
+        "self._measure(32.0, max(FINE, self._full))",
+        "what limits at the headroom is said by a run far beyond it",
+        (f"{HEADROOM}::test_what_limits_is_said_by_a_run_at_the_headroom",),
+    ),
+    Mutant(
+        "short-runs-without-warm-up",
+        "sim/studies/short_runs.py",
+        "return first / requests, requests",
+        "return 0.0, requests",
+        "queues that fill at first make traffic seem to fit",
+        (f"{HEADROOM}::test_short_runs_leave_out_their_first_fifth",),
+    ),
+    Mutant(
+        "bursts-of-tenants-unseen",
+        "sim/studies/short_runs.py",
+        "sum(step.time for step in tenant.steps) for tenant in self.scenario.tenants",
+        "0.0 for tenant in self.scenario.tenants",
+        "a tenant's burst every 20 minutes is in no short run",
+        (f"{HEADROOM}::test_a_tenants_rare_bursts_decide",),
     ),
 )

@@ -289,6 +289,32 @@ RESULTS = (
         ("tests/unit/test_metric_sums.py",),
     ),
     # Intervals ------------------------------------------------------------------------------------------------------
+    Mutant(
+        "p99-of-small-samples",
+        _STATS,
+        "= 2000, 6000, 400",
+        "= 2000, 600, 400",
+        "runs without their share of long queues have a settled p99",
+        ("tests/statistical/test_coverage.py::test_the_p99_of_a_queue_is_settled_only_where_its_interval_holds",),
+    ),
+    Mutant(
+        "few-windows",
+        _STATS,
+        "WINDOWS = 100",
+        "WINDOWS = 10",
+        "a value is settled while a few long spells still decide it",
+        (
+            "tests/statistical/test_coverage.py::test_a_share_that_changes_slowly_is_settled_only_where_its_interval_holds",
+        ),
+    ),
+    Mutant(
+        "plan-without-caution",
+        _VERDICT,
+        "normal.cdf(normal.inv_cdf(min(max(probability, 1e-300), 0.5)) / 2)",
+        "probability",
+        "one burst in a short run of a plan rules a design out",
+        ("tests/unit/test_plan_evaluator.py",),
+    ),
     Mutant("student-with-n", _STATS, "student(count - 1)", "student(count)", "intervals are too narrow", (INTERVALS,)),
     Mutant(
         "variance-of-the-mean-over-n",

@@ -39,7 +39,7 @@ from trial import (
     try_mutant,
 )
 
-AREAS = ("sim/results", "sim/policies", "sim/world")
+AREAS = ("sim/results", "sim/policies", "sim/world", "sim/studies")
 
 
 class Kept:

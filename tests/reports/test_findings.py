@@ -19,7 +19,7 @@ from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, SlotUse
 from sim.results.point import Metric, Point
 from sim.results.run_directory.headroom_record import FOUND, Headroom
-from sim.results.verdict import metric_probability, verdict_word
+from sim.results.verdict import NOT_MET, metric_probability, verdict_word
 
 FREE: dict[str, dict[str, float | None]] = {
     "loader": {"utilization": 0.2, "offered_load": 0.2, "loaders": 1},
@@ -234,6 +234,22 @@ def test_the_key_numbers_are_of_the_point_to_choose() -> None:
     assert sweep_focus(policies, {"e2e_p99_s": 1.0}).set == {"cache.eviction": "sieve"}
     slots = slots_sweep({16: 5.0, 32: 0.4, 64: 0.3})
     assert sweep_focus(slots, {"e2e_p99_s": 1.0}).set == {"cache.gpu.slots": 32}
+
+
+@pytest.mark.parametrize("key", ["cache.gpu.slots", "router.policy"])
+def test_where_nothing_meets_the_slo_the_key_numbers_are_of_the_nearest_point(key: str) -> None:
+    """Each misses one of two targets: the first its latency twice over, the others their misses three times over."""
+    found = {8: (2.0, 0.1), 16: (0.9, 0.6), 32: (4.0, 0.2), 64: (0.8, 0.6)}
+    points = []
+    for slots, (p99, miss) in found.items():
+        point = samples.make_point({key: slots if key == "cache.gpu.slots" else f"policy-{slots}"}, p99=p99)
+        metrics = {**point.metrics, "miss_ratio": replace(point.metrics["miss_ratio"], value=miss, lo=miss, hi=miss)}
+        points.append(replace(point, metrics=metrics))
+    slo = {"e2e_p99_s": 1.0, "miss_ratio": 0.2}
+    assert sweep_answer(points, slo).verdict == NOT_MET
+    assert sweep_focus(points, slo) is points[0]
+    unknown = {**points[0].metrics, "miss_ratio": Metric(None, unit="1")}
+    assert sweep_focus([replace(points[0], metrics=unknown), *points[1:]], slo) is points[1]
 
 
 def test_a_metric_varies_if_the_difference_is_certain_and_can_be_seen() -> None:

@@ -10,7 +10,7 @@ import samples
 from reports.text.headroom_text import headroom_sentences, headroom_words, times_words
 from sim.results.model import BatchSlotUse, Capacity, SlotUse
 from sim.results.point import LateShare, Metric, TenantResult
-from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom
+from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, TOO_LONG, Headroom
 
 SHORT = replace(samples.make_point(), capacity=Capacity(slots=SlotUse(0.3), seats=BatchSlotUse(0.0)))
 FOUND_ABOVE = Headroom(FOUND, 1.43, 1.4, 1.5, "ttft_p99_s", saturation=4.0, failing=SHORT)
@@ -32,6 +32,14 @@ def test_it_says_what_fails_where_and_why() -> None:
         (replace(FOUND_ABOVE, term="miss_ratio"), "What limits it there: the adapter cache."),
         (Headroom(NEVER, hi=0.01, term="e2e_p99_s"), "The SLO is not met at any traffic: p99 E2E misses its target"),
         (Headroom(ALWAYS, lo=64.0), "The SLO is met up to 64 times the traffic, the most that was tried."),
+        (
+            Headroom(ALWAYS, lo=2.5, period_s=4800.0),
+            "2.5 times the traffic, the most that was tried. With more, whole periods of 80 min are more requests than",
+        ),
+        (
+            Headroom(TOO_LONG, period_s=86400.0),
+            "Headroom: not searched. The traffic takes 24 h to go through its phases",
+        ),
         (Headroom(CLOSED_LOOP), "A closed loop has headroom only against an SLO"),
         (replace(FOUND_ABOVE, without=("rollouts", "faults")), "The search leaves out rollouts and faults."),
     ],
@@ -102,6 +110,7 @@ def test_a_p99_is_limited_by_what_blocks_one_request_in_a_hundred() -> None:
 
 def test_nothing_is_said_where_nothing_was_searched() -> None:
     assert headroom_sentences(None) == ""
+    assert headroom_words(Headroom(TOO_LONG, period_s=60.0)) == ""
 
 
 @pytest.mark.parametrize(

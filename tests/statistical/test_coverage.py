@@ -22,12 +22,14 @@ from sim.results.statistics import (
     CAUTIOUS_UNTIL,
     ENOUGH,
     ENOUGH_FOR_P99,
+    ENOUGH_FOR_SHARE,
     MOST_SKEWED,
     NARROW,
     WINDOWS,
     Sampled,
     by_size,
     estimate,
+    share_by_size,
     skewed,
 )
 from sim.spec.scenario_file import load_scenario
@@ -243,6 +245,42 @@ def test_a_slow_part_behind_much_noise_is_not_enough() -> None:
     state = by_size(metric, sections, list(10 + slow + noise), ENOUGH).state
     assert state.cause is Cause.FEW_EFFECTIVE
     assert state.times_longer == pytest.approx(WINDOWS / found.windows, rel=0.25)
+
+
+def wrong_of_settled(metrics: list[Metric], truth: float) -> tuple[int, int]:
+    """Return how many intervals without the true value are given out as settled, of how many settled ones."""
+    settled = [metric for metric in metrics if metric.settled]
+    return sum(not (metric.lo or 0.0) <= truth <= (metric.hi or 0.0) for metric in settled), len(settled)
+
+
+def test_the_p99_of_a_queue_is_settled_only_where_its_interval_holds() -> None:
+    """Short runs whose half-width is narrow by chance are those that missed the long queues."""
+    queue, wrong, found = QUEUES["M/M/1"], [], []
+    for load, requests in ((0.7, 4_000), (0.3, 10_000)):
+        waits, _ = path(queue, load, (500, 500 + requests), np.random.default_rng(3))
+        metrics = [sampled(waits[i : i + 5, 500:].ravel()).quantile(0.99, "s") for i in range(0, 500, 5)]
+        few, settled = wrong_of_settled(metrics, queue.known(load)["queue_p99_s"])
+        wrong.append(few / max(1, settled))
+        found.append(settled)
+    assert found[1] > 50, "longer runs with less load are settled"
+    assert max(wrong) < 0.1
+
+
+def test_a_share_that_changes_slowly_is_settled_only_where_its_interval_holds() -> None:
+    """Sections that depend on each other look alike, so their interval is too narrow."""
+    rng, wrong, found = np.random.default_rng(5), [], []
+    for swing in (0.08, 0.0):
+        metrics = []
+        for seed in range(100):
+            likely = 0.5 + swing * (autoregressive(math.exp(-1 / 500), (5, 4_000), seed) - 10)
+            hits = (rng.uniform(size=likely.shape) < likely).astype(np.float64)
+            counts, total = hits.reshape(20, -1).sum(axis=1), np.full(20, 1_000.0)
+            metrics.append(share_by_size(counts, total, 4, list(hits), ENOUGH_FOR_SHARE))
+        few, settled = wrong_of_settled(metrics, 0.5)
+        wrong.append(few)
+        found.append(settled)
+    assert found[1] == 100, "independent requests are enough"
+    assert max(wrong) < 10
 
 
 def test_a_start_is_seen_where_every_replication_has_it() -> None:

@@ -98,6 +98,14 @@ def test_host_memory_that_a_scenario_lacks_can_be_added_and_left_out_again() -> 
     assert opened.design({host.key: ""}).settings == ()
 
 
+@pytest.mark.parametrize("warm", ["0", "steady", "40"])
+def test_what_an_answer_says_of_caches_at_the_start_can_be_done_on_the_page(warm: str) -> None:
+    control = controls("quickstart", f"cache.warm={warm}")["cache.warm"]
+    assert (control.value, control.disabled) == (warm, "")
+    assert {"0", "steady", warm} == {name for name, _ in control.choices}
+    assert "cache.warm=steady" in control.settings(control.check("steady"))
+
+
 def test_values_that_are_none_are_refused_at_their_control() -> None:
     opened = Library(Path()).open("quickstart")
     values = {

@@ -98,6 +98,24 @@ def test_answers_come_from_rough_to_final(broker: Broker, folder: Path) -> None:
     assert f"loraplan run {file} --set cache.gpu.slots=24" in events[0]["parts"]["commands"]
 
 
+def test_traffic_that_changes_slowly_has_no_short_run(broker: Broker, folder: Path) -> None:
+    """It would be a few minutes of a day."""
+    law = {"process": "diurnal", "rate": "20/s"}
+    text = yaml_text({**load_scenario(str(folder / "tiny.yaml")).data, "workload": {"requests": 1500, "arrivals": law}})
+    opened = PageRequest(name="slow.yaml", text=text)
+
+    async def work() -> list[Event]:
+        return [event async for event in follow(broker, Library(folder), opened)]
+
+    events = run(broker, work)
+    assert stages(events)[:2] == ["estimate", "estimate"]
+    assert events[1]["status"].startswith("No short run: the traffic takes 24 h to go through its phases")
+    assert "short" not in stages(events)
+    assert stages(events).count("final") == 1
+    curves = [event["parts"]["curve"] for event in events if event["stage"] == "curve" and "parts" in event]
+    assert "too long for a short run" in curves[-1]
+
+
 def test_the_final_numbers_are_those_of_loraplan_run(broker: Broker, folder: Path, tmp_path: Path) -> None:
     values = {"cache.gpu.slots": "40", "workload.arrivals.rate": "30", "slo.ttft_p99": "0.5"}
     library = Library(folder)

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from bench_headroom import compared, random_scenario
 from strategies import build
 
-from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, Headroom
+from reports.answers.bottleneck import limits
+from reports.text.headroom_text import fails_today, headroom_sentences
+from sim.results.point_summary import summarise
+from sim.results.run_directory.headroom_record import (
+    ALWAYS,
+    BUCKETS,
+    CLOSED_LOOP,
+    FOUND,
+    NEVER,
+    QUEUES,
+    TOO_LONG,
+    Headroom,
+)
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.studies.evaluate import evaluate_scenario
+from sim.studies import headroom
+from sim.studies.evaluate import evaluate_scenario, facts_of
 from sim.studies.headroom import FINE, LEAST, NARROW, Strains, find_edge, find_headroom
 from sim.studies.short_runs import MOST, WARMUP, Traffic
+from sim.world.replication import simulate
 
 SERVICE_S = 0.01
 RATE = 40.0
@@ -120,6 +137,137 @@ def test_no_simulation_has_more_requests_than_the_limit(arrivals: str) -> None:
     assert world.scenario.workload.requests == MOST
 
 
+def with_bucket(full: str, slo: dict[str, str] | None = None) -> Scenario:
+    """Return one server of 100 requests/s, and tenants at 16/s and 24/s, the latter of which asks for 2,400 tokens/s
+    of 3,000 that its bucket admits."""
+    bucket = {"rate": "3000/s", "burst": 100, "full": full}
+    return build(
+        workload={
+            "requests": 5000,
+            "arrivals": {"process": "poisson", "rate": f"{RATE}/s"},
+            "tokens": {"prompt": {"law": "fixed", "value": 80}, "output": {"law": "fixed", "value": 20}},
+        },
+        adapters={"count": 2, "size": "1 MB"},
+        fleet=FLEET,
+        cache={"gpu": {"slots": 2}},
+        storage={"load": {"law": "fixed", "value": "1 ms"}},
+        tenants=[
+            {"name": "paid", "adapters": 1, "share": "40%", "slo": slo or {}},
+            {"name": "free", "adapters": 1, "share": "60%", "bucket": bucket},
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("full", "slo", "multiple"),
+    [
+        ("queue", {}, 1.25),  # the queue in front of the bucket grows from 3,000 tokens/s on
+        ("refuse", {}, 70 / 16),  # the bucket lets 30 requests/s pass, so 70 are left for the other tenant
+        ("queue", {"e2e_p99": "1 h"}, 70 / 16),  # no objective of the tenant's or the fleet's says that it may not wait
+    ],
+)
+def test_what_a_bucket_holds_or_refuses_is_no_load_of_the_replicas(
+    full: str, slo: dict[str, str], multiple: float
+) -> None:
+    found = find_headroom(with_bucket(full, slo))
+    assert found.multiple == pytest.approx(multiple, rel=0.03)
+    assert found.saturation == pytest.approx(2.5, rel=0.01), "of all requests, as if there were no bucket"
+    assert found.failing is not None
+    limit = limits(found.failing)[0]
+    assert limit.name == "token bucket"
+    said = headroom_sentences(found)
+    assert ("token bucket" in said) == (found.term == BUCKETS)
+
+
+PERIOD_S, BURST_S = 210.0, 10.0
+STEPS = [{"time": f"{PERIOD_S - BURST_S:g} s", "level": 1}, {"time": f"{BURST_S:g} s", "level": 8}]
+"""Arrivals of which a short run at a constant rate would see no burst."""
+
+
+def rare_bursts(requests: int = 5000, slo: str = "1 s") -> Scenario:
+    """Return one server of 100 requests/s, and two tenants at 10/s each, one of which comes in bursts of 60/s."""
+    tenants = [
+        {"name": "chat", "adapters": 1, "share": "50%", "slo": {"e2e_p99": slo}},
+        {"name": "batch", "adapters": 1, "share": "50%", "steps": STEPS},
+    ]
+    return build(
+        workload={"requests": requests, "arrivals": {"process": "poisson", "rate": "20/s"}},
+        adapters={"count": 2, "size": "1 MB"},
+        fleet=FLEET,
+        cache={"gpu": {"slots": 2}},
+        storage={"load": {"law": "fixed", "value": "1 ms"}},
+        tenants=tenants,
+    )
+
+
+def test_a_tenants_rare_bursts_decide() -> None:
+    """For 10 s, m times the traffic brings 70 m requests/s to a server of 100/s. Its queue is then (70 m − 100) · 10
+    long, a wait of 1 s at m = 1.57; 5 % of the requests of chat wait, so its p99 is 0.8 of that or more."""
+    found = find_headroom(rare_bursts())
+    assert found.multiple is not None
+    assert 1.54 < found.multiple < 1.64
+    assert found.term == "tenants.chat.e2e_p99_s"
+    for probe in found.probes[1:]:  # the first one overloads the server, so that it doesn't matter when requests come
+        periods = probe.requests / (20 * probe.multiple * PERIOD_S)
+        assert periods == pytest.approx(round(periods), abs=0.01), "a part of a period has too many bursts, or too few"
+        assert periods > 1.9
+
+
+def test_a_tenants_burstier_gaps_are_simulated_for_longer() -> None:
+    scenario = rare_bursts()
+    gaps = scenario.tenants[1].model_copy(update={"steps": (), "cv": 2.0})
+    scenario = scenario.model_copy(update={"tenants": (scenario.tenants[0], gaps)})
+    assert Traffic.of(scenario).world(1.0, FINE).traffic.total == 4 * FINE
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "period"),
+    [
+        ("process: diurnal, rate: 6/s", 24 * 3600.0),
+        ("process: piecewise, rate: 6/s, steps: [{time: 20 min, level: 1}, {time: 1 h, level: 2}]", 4800.0),
+        ("process: on-off, rate: 6/s, on: 30 min, off: 1 h", 5400.0),
+        ("process: mmpp, rate: 6/s, states: [{time: 30 min, level: 1}, {time: 1 h, level: 3}]", 5400.0),
+    ],
+)
+def test_there_is_none_where_whole_periods_are_too_many_requests(arrivals: str, period: float) -> None:
+    """Parts of a period would say nothing of the whole: those at night nothing of the day."""
+    sets = [f"workload.arrivals={{{arrivals}}}", "workload.requests=200000"]
+    found = find_headroom(load_scenario("quickstart", sets).scenario)
+    assert (found.outcome, found.period_s) == (TOO_LONG, period)
+    assert [probe.term for probe in found.probes] == [QUEUES], "only the throughput of full batches is known"
+    assert found.load == found.probes[0].strain / found.probes[0].multiple
+    assert fails_today(found), "the search says nothing of today either"
+
+
+def test_there_is_none_where_the_run_itself_is_a_part_of_a_period() -> None:
+    found = find_headroom(rare_bursts(requests=2000))
+    assert (found.outcome, found.period_s) == (TOO_LONG, PERIOD_S)
+
+
+def test_the_search_ends_where_whole_periods_become_too_many_requests() -> None:
+    found = find_headroom(rare_bursts(requests=10_000, slo="1 h"))
+    assert found.outcome == ALWAYS
+    assert found.lo == pytest.approx((1 - WARMUP) * MOST / (2 * 20 * PERIOD_S))
+    assert found.period_s == PERIOD_S
+    assert found.failing is None
+
+
+def test_short_runs_leave_out_their_first_fifth() -> None:
+    """In it, queues and batches fill."""
+    world = Traffic.of(one_server("exponential", {})).world(2.0, 1000)
+    assert (simulate(world, 0, 20).section_of < 0).tolist() == [True] * 200 + [False] * 800
+
+
+@pytest.mark.parametrize("slo", [{}, {"e2e_p99": "1 h"}])
+def test_what_limits_is_said_by_a_run_at_the_headroom(slo: dict[str, str]) -> None:
+    """The throughput comes from a run at many times the traffic, which says nothing of how it fails."""
+    found = find_headroom(one_server("fixed", slo))
+    assert found.term == QUEUES
+    assert found.failing is not None
+    assert found.failing.capacity.compute.utilization == pytest.approx(1.0, abs=0.03)
+    assert (found.failing.capacity.compute.offered_load or 1.0) < 1.1
+
+
 def test_a_tighter_target_leaves_less() -> None:
     multiples = [find_headroom(one_server("exponential", {"e2e_p99": f"{ms} ms"})).multiple for ms in (60, 120, 400)]
     assert None not in multiples
@@ -163,6 +311,25 @@ def test_in_a_closed_loop_it_scales_the_clients() -> None:
     assert find_headroom(closed_loop({})).outcome == CLOSED_LOOP
 
 
+def test_what_a_short_run_has_too_little_of_is_made_up_for() -> None:
+    """Where today's own point has 1.2 times the mean of a short run, that of its multiples is taken to be 1.2 times as
+    large too: it is within 40 ms where the short runs have 33 ms, at 100 − 1 / 0.0333 = 70 requests/s."""
+    scenario = one_server("exponential", {"e2e_mean": "40 ms"})
+    world = Traffic.of(scenario).world(1.0, FINE)
+    short = summarise([simulate(world, 0, 20)], facts_of(world), {}, [])
+    mean = replace(short.metrics["e2e_mean_s"], value=1.2 * (short.metrics["e2e_mean_s"].value or 0.0))
+    many = replace(short.metrics["completed"], value=FINE)
+    found = find_headroom(scenario, replace(short, metrics={**short.metrics, "e2e_mean_s": mean, "completed": many}))
+    assert found.multiple == pytest.approx(70 / RATE, rel=0.05)
+
+
+def test_the_throughput_is_that_of_full_batches() -> None:
+    """Batches fill and empty slowly, at 1 request/s; while they are full, 10 requests/s are answered."""
+    gaps = np.repeat([1.0, 0.1, 1.0], [25, 50, 25])
+    requests = {"finished_s": np.cumsum(gaps), "replica": np.zeros(100, dtype=np.int16)}
+    assert headroom._served(SimpleNamespace(requests=requests)) == pytest.approx(10)  # type: ignore[arg-type]
+
+
 def test_todays_point_decides_on_which_side_of_1_it_is() -> None:
     scenario = one_server("exponential", {"e2e_mean": "40 ms"})
     point = evaluate_scenario(scenario).point
@@ -174,6 +341,15 @@ def test_todays_point_decides_on_which_side_of_1_it_is() -> None:
     assert found.multiple < found.hi == 1
     assert found.failing is not None
     assert found.failing.metrics["e2e_mean_s"].value == 0.041
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 3, 5, 17])
+def test_direct_runs_agree_outside_the_range_of_a_headroom(seed: int) -> None:
+    """Of bursts, a schedule, a tenant's bursts and a closed loop; ``bench_headroom.py --random`` tries more."""
+    found = compared(random_scenario(seed))
+    assert found.strains, "it has a number"
+    assert not found.wrong, (found.scenario, found.found.summary(), found.strains)
 
 
 def test_a_headroom_reads_what_it_wrote(found: Headroom) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from strategies import write_trace
 
+from sim.results.metric_state import Cause, State
+from sim.results.point import Metric, Point
+from sim.results.verdict import met_probability, planning_probability
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.evaluate import make_design
 from sim.studies.planning.evaluator import TIMES, efforts_of, longer
@@ -55,3 +58,19 @@ def test_a_trace_is_replayed_once(tmp_path: Path) -> None:
 
 def test_the_plan_decides_how_long_a_run_is() -> None:
     assert longer(quickstart("run.half_width=5%"), 4).scenario.run.half_width is None
+
+
+@pytest.mark.parametrize("value", [1.1, 1.3, 1.9])
+def test_a_plan_takes_the_error_of_an_unsettled_miss_to_be_twice_as_large(value: float) -> None:
+    """One burst may decide in its few replications. What is settled, or far from its target, may be ruled out."""
+
+    def missing(value: float, half: float, cause: Cause) -> Point:
+        """Return a point whose interval reaches from value / half to value × half."""
+        return Point({}, {"ttft_p99_s": Metric(value, value / half, value * half, "s", State(cause))})
+
+    slo = {"ttft_p99_s": 1.0}
+    unsettled, wider = (missing(value, half, Cause.FEW_EFFECTIVE) for half in (1.2, 1.2**2))
+    assert planning_probability(unsettled, slo) == pytest.approx(met_probability(wider, slo))
+    assert planning_probability(unsettled, slo) > met_probability(unsettled, slo)
+    for point in (missing(value, 1.2, Cause.NONE), missing(2.0 * value, 1.2, Cause.FEW_EFFECTIVE)):
+        assert planning_probability(point, slo) == met_probability(point, slo)

@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import build
 
+from reports.answers.bottleneck import limits
+from reports.text.limit_text import limit_sentence
 from sim.errors import InputError
 from sim.policies.token_bucket import TokenBucket
-from sim.results.records import COMPLETED, LIMITED, REFUSED, UNFINISHED, Recording
+from sim.results import verdict
+from sim.results.model import Capacity
+from sim.results.records import COMPLETED, LIMITED, REFUSED, REROUTED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
 from sim.world.build import build_world
@@ -152,13 +156,62 @@ def test_a_wide_bucket_changes_nothing() -> None:
 
 
 def test_a_request_that_is_sent_again_after_a_crash_takes_no_more_tokens() -> None:
-    crash = [{"kind": "crash", "replica": 0, "at": "5 s", "down": "5 s"}]
+    crash = [{"kind": "crash", "replica": 0, "at": "5 s", "down": "9 s", "detected": "3 s"}]
     recording, tenant = run(scenario(faults=crash))
     served = recording.requests["status"] == COMPLETED
     assert served.all(), "nothing is lost"
-    last = recording.requests["admitted_s"][tenant == 0].max()
+    assert ((recording.requests["marks"] & REROUTED) > 0)[tenant == 0].sum() > 5, "the bucket would notice"
     tokens = (recording.requests["prompt_tokens"] + recording.requests["output_tokens"])[tenant == 0].sum()
-    assert last == pytest.approx((tokens - BURST) / RATE, rel=0.02), "the bucket alone decides when the last one goes"
+    began_s = recording.requests["arrival_s"][tenant == 0].min()
+    last = began_s + (tokens - BURST) / RATE
+    assert recording.held[-1, 1] == pytest.approx(last), "each token has been paid for once, and none flowed over"
+
+
+def test_what_waits_for_its_tokens_is_recorded() -> None:
+    """Requests pass at the rate of the bucket to the token, and those that never pass are there too."""
+    recording, tenant = run(scenario(workload={"requests": None, "duration": "10 s"}))
+    requests, own = recording.requests, tenant == 0
+    sent = requests["arrival_s"].copy()
+    sent[recording.held[:, 0].astype(int)] = recording.held[:, 1]
+    tokens = (requests["prompt_tokens"] + requests["output_tokens"]).astype(float)
+    went = own & np.isfinite(sent)
+    assert passed(sent[went], tokens[went], RATE, BURST)
+    assert (np.isinf(sent) == ((requests["status"] == UNFINISHED) & (requests["replica"] < 0))).all()
+    assert (sent[~own] == requests["arrival_s"][~own]).all()
+
+
+@pytest.mark.parametrize("full", ["queue", "refuse"])
+def test_a_bucket_is_a_limit_of_its_own(full: str) -> None:
+    """The replicas are idle half of the time, whatever waits or is refused in front of them."""
+    found = scenario(full, workload={"requests": 2000})
+    point = evaluate(make_design(found), EvaluationOptions(draws=False)).point
+    (use,) = point.capacity.buckets
+    asked = 20 * (155.0 + 30.5)
+    assert use.asked == pytest.approx(asked, rel=0.05)
+    assert point.capacity.compute.offered_load is None
+    limit = limits(point)[0]
+    assert (limit.name, limit.bucket) == ("token bucket", use)
+    said = limit_sentence(limit, point)
+    assert said.startswith(f"The bucket of limited admits 2,000 of {float(f'{use.asked:.3g}'):,.0f} tokens/s")
+    if full == "queue":
+        assert use.offered_load == use.asked / RATE
+        assert verdict.is_overloaded(point), "percentiles depend on how long the run is"
+        assert not any(each.name == "compute" for each in limits(point)), "the wait is in front of the replicas"
+        assert use.wait_s == pytest.approx(point.breakdown["queue_s"], abs=0.1)
+    else:
+        assert use.refused == point.metrics["refused"].value
+        assert 0.2 < use.limited < 1 - RATE / asked, "short requests pass where long ones don't"
+        assert not verdict.is_overloaded(point)
+    assert Capacity.from_json(point.capacity.to_json()) == point.capacity
+
+
+def test_an_idle_bucket_limits_nothing() -> None:
+    wide = scenario()
+    bucket = wide.tenants[0].bucket.model_copy(update={"burst": 10**9})
+    wide = wide.model_copy(update={"tenants": (wide.tenants[0].model_copy(update={"bucket": bucket}), wide.tenants[1])})
+    point = evaluate(make_design(wide), EvaluationOptions(draws=False)).point
+    assert point.capacity.buckets[0].limited == 0
+    assert not any(limit.bucket for limit in limits(point))
 
 
 def test_clients_of_a_closed_loop_go_on_after_a_refusal() -> None:

@@ -11,7 +11,9 @@ from sim.results.point import Point
 
 QUEUES = "queues"
 """In place of an SLO term: queues grow without limit."""
-FOUND, NEVER, ALWAYS, CLOSED_LOOP = "found", "never", "always", "closed loop"
+BUCKETS = "buckets"
+"""The same: the queue in front of a tenant's token bucket does."""
+FOUND, NEVER, ALWAYS, CLOSED_LOOP, TOO_LONG = "found", "never", "always", "closed loop", "too long"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Probe:
 
     :ivar requests: measured ones.
     :ivar strain: of the worst term, value over target; above 1 the SLO fails.
-    :ivar term: that term, by metric name, or ``queues``.
+    :ivar term: that term, by metric name, or ``queues`` or ``buckets``.
     """
 
     multiple: float
@@ -34,12 +36,15 @@ class Headroom:
     """At what multiple of the scenario's traffic the SLO fails; without an SLO, where queues grow without limit.
 
     :ivar outcome: ``found``; ``never``: the SLO fails even with hardly any traffic; ``always``: nothing that was tried
-        makes it fail; ``closed loop``: clients wait for answers, so without an SLO nothing can fail.
+        makes it fail; ``closed loop``: clients wait for answers, so without an SLO nothing can fail; ``too long``: the
+        traffic changes so slowly that nothing was tried but the throughput of full batches.
     :ivar multiple: where the worst term crosses its target; None unless found.
     :ivar lo, hi: of the probes around it: the last that holds, the first that fails.
-    :ivar term: what fails first, by metric name, or ``queues``.
+    :ivar term: what fails first, by metric name, or ``queues`` or ``buckets``.
     :ivar saturation: the multiple at which the fleet's throughput ends, with batches as large as they get; None in a
         closed loop.
+    :ivar period_s: how long the traffic takes to go through its phases, where short simulations can't cover that: at
+        all, or beyond ``lo``.
     :ivar without: parts of the scenario that happen at given times, so that the search leaves them out.
     :ivar probes: all simulations, in order.
     :ivar failing: the point at ``hi``, or the least traffic that was tried where the outcome is ``never``: what limits
@@ -52,6 +57,7 @@ class Headroom:
     hi: float | None = None
     term: str = ""
     saturation: float | None = None
+    period_s: float | None = None
     without: tuple[str, ...] = ()
     probes: tuple[Probe, ...] = ()
     failing: Point | None = field(default=None, repr=False)
@@ -64,7 +70,8 @@ class Headroom:
     def summary(self) -> dict[str, Any]:
         """Return the answer as plain data, for ``--json``."""
         names = ("outcome", "multiple", "lo", "hi", "term", "saturation", "load")
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        return found if self.period_s is None else {**found, "period_s": self.period_s}
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data."""

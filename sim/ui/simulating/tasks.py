@@ -24,6 +24,7 @@ from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.tenants import Slo
+from sim.spec.units import human_seconds
 from sim.studies.backends.pool import Local
 from sim.studies.evaluate import (
     REPLICATION,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 Entry = TypeVar("Entry")
 
 SHORT = 2_000
-"""Requests of a short run; up to twice as many where traffic is bursty or changes with time."""
+"""Requests of a short run; up to twice as many where traffic is bursty, and more where its rate changes slowly."""
 SECTIONS = 20
 MOST_REQUESTS = 3_000_000
 """Requests of a design in all its replications and draws, at most: longer ones are left to the command line."""
@@ -82,7 +83,7 @@ class PointAnswer:
 
 
 class TooLong(LoraplanError):
-    """A design has more requests than a page simulates."""
+    """A design has more requests than a page simulates, or traffic that takes too long for a short run."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,15 @@ class Memory:
     simulated: int = 0
 
     def short(self, key: str, loaded: LoadedScenario) -> tuple[World, Recording]:
-        """Return the short run of a scenario; designs that differ in their SLO share it."""
+        """Return the short run of a scenario; designs that differ in their SLO share it.
+
+        :raises TooLong: if its traffic changes too slowly for one.
+        """
         if key not in self.shorts:
             traffic = Traffic.of(steady(loaded.scenario))
+            if not traffic.fits:
+                phases = human_seconds(traffic.changes_over_s)
+                raise TooLong(f"the traffic takes {phases} to go through its phases, too long for a short run")
             world = traffic.world(1.0, max(1, round(SHORT * min(1.0, 2 / traffic.burstiness))))
             self.simulated += 1
             self.shorts[key] = world, simulate(world, 0, SECTIONS)
@@ -177,7 +184,10 @@ class ShortRun:
     traffic_key: str
 
     def run(self, memory: Memory) -> Iterator[PointAnswer]:
-        """Yield the point."""
+        """Yield the point.
+
+        :raises TooLong: as ``Memory.short``.
+        """
         world, recording = memory.short(self.traffic_key, self.loaded)
         world = _with_slo(world, self.loaded.scenario.slo)
         point = summarise([recording], facts_of(world), {}, list(world.notes))
