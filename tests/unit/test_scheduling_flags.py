@@ -49,3 +49,18 @@ def test_a_policy_that_vllm_does_not_have_is_not_translated() -> None:
 
 def test_an_idealised_engine_has_no_command_line() -> None:
     assert "continuous is idealised" in why_no_flags(scenario(engine="continuous", scheduling="vtc"))
+
+
+def test_vllm_is_told_to_check_first_chunks_alone() -> None:
+    alone = scenario(kv_check="first-chunk")
+    assert why_no_flags(alone) == ""
+    command = engine_flags(alone, None)["vLLM"]
+    assert "--no-scheduler-reserve-full-isl" in command
+    assert {"fleet.kv_check": "first-chunk"}.items() <= {
+        each.key: each.value for each in read_command(command).settings
+    }.items()
+    assert "full-isl" not in engine_flags(scenario(), None)["vLLM"]
+    assert "full-isl" not in engine_flags(scenario(engine="vllm-0.12"), None)["vLLM"], "its rule, without the option"
+    assert why_no_flags(scenario(engine="vllm-0.12", kv_check="whole-prompt")).endswith(
+        "fleet.kv_check to whole-prompt."
+    )
