@@ -132,6 +132,16 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "vllm",
         {"fleet.kv_check": "first-chunk", "fleet.gpu_memory_utilization": 0.8, "cache.gpu.slots": 2},
     ),
+    "steps scheduled ahead": (
+        "vllm serve m --async-scheduling --max-loras 2",
+        "vllm",
+        {"fleet.async_scheduling": True, "cache.gpu.slots": 2},
+    ),
+    "steps one by one": (
+        "vllm serve --no-async-scheduling m",
+        "vllm",
+        {"fleet.async_scheduling": False},
+    ),
     "modules of adapters": (
         "vllm serve m --lora-target-modules q_proj v_proj",
         "vllm",

@@ -64,3 +64,19 @@ def test_vllm_is_told_to_check_first_chunks_alone() -> None:
     assert why_no_flags(scenario(engine="vllm-0.12", kv_check="whole-prompt")).endswith(
         "fleet.kv_check to whole-prompt."
     )
+
+
+@pytest.mark.parametrize(
+    ("engine", "ahead", "written"),
+    [
+        ("vllm", True, ""),
+        ("vllm-0.14", False, "--no-async-scheduling"),
+        ("vllm-0.12", False, ""),
+        ("vllm-0.12", True, "--async-scheduling"),
+    ],
+)
+def test_vllm_gets_its_way_of_scheduling_where_it_is_not_the_versions_default(
+    engine: str, ahead: bool, written: str
+) -> None:
+    words = engine_flags(scenario(engine=engine, async_scheduling=ahead), None)["vLLM"].split()
+    assert [word for word in words if "async" in word] == written.split()

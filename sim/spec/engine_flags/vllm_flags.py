@@ -40,6 +40,7 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Allowed values of vLLM's ``--max-lora-rank`` (``vllm/config.py``, ``LoRAConfig``): slots are padded to one of
 these."""
 _PROMPT_CHECK_FROM = (0, 19)
+_AHEAD_FROM = (0, 14)
 _OLD = "older versions only; "
 _ONE_PROMPT = "one prompt after the other is split"
 _REFUSED = "requests wait, as many as there are; tenants can have a limit (tenants.bucket)"
@@ -87,8 +88,17 @@ def _prompt_check(replica: Replica) -> bool | None:
     """Return False where a version with the option checks the first chunk only; else it is the default, or there is
     none."""
     fleet = replica.scenario.fleet
-    numbers = tuple(map(int, (release_of(fleet.engine) or "0").split(".")[:2]))
-    return False if fleet.kv_check == "first-chunk" and numbers >= _PROMPT_CHECK_FROM else None
+    return False if fleet.kv_check == "first-chunk" and _version(replica) >= _PROMPT_CHECK_FROM else None
+
+
+def _scheduled_ahead(replica: Replica) -> bool | None:
+    """Return whether steps are scheduled ahead where this is not the default of the version."""
+    ahead = value_of(replica.scenario, "fleet.async_scheduling") is True
+    return None if ahead == (_version(replica) >= _AHEAD_FROM) else ahead
+
+
+def _version(replica: Replica) -> tuple[int, ...]:
+    return tuple(map(int, (release_of(replica.scenario.fleet.engine) or "0").split(".")[:2]))
 
 
 def _scheduling(replica: Replica) -> str | None:
@@ -205,7 +215,11 @@ VLLM = EngineFlags(
                 reads=chosen("fleet.scheduling", fcfs="fcfs", priority="priority"),
             ),
             Flag(
-                "--async-scheduling", "a step is planned when the one before has ended", also=("--no-async-scheduling",)
+                "--async-scheduling",
+                "unset, vLLM has it from 0.14 on, except on CPUs",
+                sets=("fleet.async_scheduling",),
+                also=("--no-async-scheduling",),
+                written=_scheduled_ahead,
             ),
             Flag(
                 "--scheduler-reserve-full-isl",
