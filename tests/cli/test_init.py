@@ -142,6 +142,11 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "vllm",
         {"fleet.async_scheduling": False},
     ),
+    "prompts every third step": (
+        "vllm serve m --prefill-schedule-interval 3",
+        "vllm",
+        {"fleet.prefill_schedule_interval": 3},
+    ),
     "modules of adapters": (
         "vllm serve m --lora-target-modules q_proj v_proj",
         "vllm",

@@ -80,3 +80,11 @@ def test_vllm_gets_its_way_of_scheduling_where_it_is_not_the_versions_default(
 ) -> None:
     words = engine_flags(scenario(engine=engine, async_scheduling=ahead), None)["vLLM"].split()
     assert [word for word in words if "async" in word] == written.split()
+
+
+def test_vllm_gets_its_interval_of_prefills_from_0_33_on() -> None:
+    written = engine_flags(scenario(engine="vllm-0.33", prefill_schedule_interval=3), None)["vLLM"]
+    assert "--prefill-schedule-interval 3" in written
+    assert "--prefill-schedule-interval" not in engine_flags(scenario(engine="vllm-0.33"), None)["vLLM"]
+    refused = why_no_flags(scenario(engine="vllm-0.32", prefill_schedule_interval=3))
+    assert refused.endswith("no option of vLLM sets fleet.prefill_schedule_interval to 3.")

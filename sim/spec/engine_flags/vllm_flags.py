@@ -41,6 +41,7 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 these."""
 _PROMPT_CHECK_FROM = (0, 19)
 _AHEAD_FROM = (0, 14)
+_INTERVAL_FROM = (0, 33)
 _OLD = "older versions only; "
 _ONE_PROMPT = "one prompt after the other is split"
 _REFUSED = "requests wait, as many as there are; tenants can have a limit (tenants.bucket)"
@@ -95,6 +96,12 @@ def _scheduled_ahead(replica: Replica) -> bool | None:
     """Return whether steps are scheduled ahead where this is not the default of the version."""
     ahead = value_of(replica.scenario, "fleet.async_scheduling") is True
     return None if ahead == (_version(replica) >= _AHEAD_FROM) else ahead
+
+
+def _prefill_interval(replica: Replica) -> int | None:
+    """Return after how many steps prompts may follow, where that is not every step and the version has it."""
+    steps: int = value_of(replica.scenario, "fleet.prefill_schedule_interval")
+    return steps if steps > 1 and _version(replica) >= _INTERVAL_FROM else None
 
 
 def _version(replica: Replica) -> tuple[int, ...]:
@@ -229,7 +236,12 @@ VLLM = EngineFlags(
                 written=_prompt_check,
                 reads=_reads_prompt_check,
             ),
-            Flag("--prefill-schedule-interval", "every step may have prompts; without data parallelism from 0.33 on"),
+            Flag(
+                "--prefill-schedule-interval",
+                "without data parallelism from 0.33 on",
+                sets=("fleet.prefill_schedule_interval",),
+                written=_prefill_interval,
+            ),
             Flag("--max-num-active-seqs", "fleet.max_num_seqs is what runs, not what buffers are sized for"),
             Flag("--max-num-scheduled-tokens", "fleet.max_num_batched_tokens is what a step computes"),
             Flag("--max-num-queued-reqs", _REFUSED),
