@@ -1,6 +1,7 @@
-"""Steps of a base model from kernel tables: NVIDIA's measured kernels, added up by ``aiconfigurator-core``.
+"""Steps of a base model from kernel tables: NVIDIA's measured kernels, added up by ``aisimulate`` or, before it,
+``aiconfigurator-core``.
 
-What the tables can't answer is refused. The package itself interpolates and extrapolates silently, also to shapes of
+What the tables can't answer is refused. The packages themselves interpolate and extrapolate silently, also to shapes of
 attention for which a table has no row.
 """
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,9 @@ _EXPERTS = {"bf16": "bfloat16", "fp8": "fp8", "fp8-block": "fp8_block", "nvfp4":
 """Formats of experts' weights: the name in their table."""
 
 
+PACKAGES = {"aisimulate": "aisimulate_core", "aiconfigurator-core": "aiconfigurator_core"}
+"""Packages that have the tables, each with its module; the first that is installed is read. The second became a part of
+the first after its version 0.12: the calls and the folders are the same, and the first has newer tables."""
 _ALIGNED = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, *range(256, 4353, 256), 8192, 16384, 32768)
 """Sizes of matrix products in the tables that are multiples of 16."""
 
@@ -130,7 +135,8 @@ def check_weights(model: BaseModel, weights: str) -> None:
 class KernelTables:
     """The seconds of one replica's kernels in a step; the engine's own overhead is not among them.
 
-    :ivar version: of the engine that kernels were measured with.
+    :ivar version: of the engine that matrix products were measured with.
+    :ivar attention: of the engine that attention was measured with: no newer one.
     :ivar package: name and version of the package that has the tables.
     """
 
@@ -141,13 +147,21 @@ class KernelTables:
         """
         check_parallel(deployment.model, deployment.tensor_parallel)
         check_weights(deployment.model, deployment.weights)
-        package = _package()
-        self.package = f"aiconfigurator-core {package}"
-        self.version = engine_version(deployment.card.system, deployment.engine)
+        self._core, self.package = _package()
+        system, engine = deployment.card.system, deployment.engine
+        self._asked = asked_version(system, engine)
+        self.version, self.attention = (
+            measured_versions(system, engine, folder, self._asked)[0] for folder in ("gemm", "attention")
+        )
         self.deployment = deployment
         with _quiet():
             self._check_coverage()
-            self._handle = self._compile()
+            config = deployment.model.config()
+            self._handle = self._compile(config)
+            # aisimulate has the norms of queries and keys twice in a step with prompts, and in decode steps, where
+            # measured servers show none: they are in kernels of the layer. Llama's layers are Qwen3's without them.
+            plain = [name.replace("Qwen3", "Llama") for name in config["architectures"]]
+            self._decoding = self._compile({**config, "architectures": plain})
             self._memory = self._other_memory()
         self._aligned_correction_ms = lru_cache(maxsize=None)(self._uncached_correction_ms)
 
@@ -175,13 +189,13 @@ class KernelTables:
         if self._memory is not None:
             around += self._memory.extra_ms(tokens, decoding, context)
         if not prompts:
-            return float(self._handle.decode_step_latency(decoding, context, 2)) + around
+            return float(self._decoding.decode_step_latency(decoding, context, 2)) + around
         chunk, whole = prompts * prompt_tokens, prompt_tokens + before
         # The package averages the attention of a prompt over its chunks; this undoes it. Only one prompt is in chunks.
         _, shared, attention, _ = self._handle.mixed_step_breakdown(chunk, decoding, whole, 2, before)
         total = shared + around + attention * -(-whole // chunk)
         if decoding:
-            total += self._handle.mixed_step_breakdown(1, decoding, context, 2)[3]
+            total += self._decoding.mixed_step_breakdown(1, decoding, context, 2)[3]
         return float(total)
 
     def _aligned_ms(self, tokens: int) -> float:
@@ -211,17 +225,17 @@ class KernelTables:
             return None
         return OtherMemory(self._handle, measured.bandwidth_bytes_per_s / self.deployment.card.bandwidth_bytes_per_s)
 
-    def _compile(self) -> Any:
-        from aiconfigurator_core.sdk.engine import EngineHandle
-
+    def _compile(self, config: Mapping[str, Any]) -> Any:
+        handle = import_module(f"{self._core}.sdk.engine").EngineHandle
         deployment = self.deployment
         with TemporaryDirectory() as folder:
-            Path(folder, "config.json").write_text(json.dumps(deployment.model.config()))
+            Path(folder, "config.json").write_text(json.dumps(config))
             try:
-                return EngineHandle.compile(
+                return handle.compile(
                     folder,
                     deployment.card.system,
                     deployment.engine,
+                    backend_version=self._asked,
                     tp_size=deployment.tensor_parallel,
                     gemm_quant_mode=WEIGHTS[deployment.weights],
                     **self._experts(),
@@ -264,7 +278,7 @@ class KernelTables:
                 got=deployment.card.name,
                 hint=f"a card with tables of its own, such as {deployment.card.kernels_of.name}",
             )
-        table = table_of(deployment.card.system, deployment.engine, self.version, "moe")
+        table = self._table("moe")
         same = (
             (table["hidden_size"] == shape.hidden)
             & (table["inter_size"] == shape.intermediate)
@@ -285,7 +299,7 @@ class KernelTables:
     def _check_coverage(self) -> None:
         deployment = self.deployment
         self._check_experts()
-        formats = table_of(deployment.card.system, deployment.engine, self.version, "gemm")["gemm_dtype"].unique()
+        formats = self._table("gemm")["gemm_dtype"].unique()
         if WEIGHTS[deployment.weights] not in formats:
             offered = self._offered(formats.tolist())
             hint = None if offered == ["bf16"] else "formats that take longer than 16 bits in these tables are refused"
@@ -296,7 +310,7 @@ class KernelTables:
                 allowed=", ".join(offered) or None,
                 hint=hint if offered else "give another --gpu, or the config.json of a checkpoint in another format",
             )
-        attention = table_of(deployment.card.system, deployment.engine, self.version, "generation_attention")
+        attention = self._table("generation_attention")
         shape = deployment.model.shape
         attention = attention[attention["head_dim"] == shape.head_dim]
         if attention.empty:
@@ -314,6 +328,9 @@ class KernelTables:
         model = self.deployment.model
         fitting = [name for name in model.formats or WEIGHTS if WEIGHTS[name] in formats]
         return [name for name in fitting if (name in _EXPERTS if model.shape.experts else name not in EXPERTS_ALONE)]
+
+    def _table(self, name: str) -> pd.DataFrame:
+        return table_of(self.deployment.card.system, self.deployment.engine, self._asked, name)
 
     @property
     def _tables(self) -> str:
@@ -337,27 +354,51 @@ def systems_folder() -> Path:
 
     :raises InputError: without the extra.
     """
-    _package()
-    import aiconfigurator_core
+    module = import_module(_package()[0])
+    assert module.__file__ is not None, "a package with files"
+    return Path(module.__file__).parent / "systems"
 
-    return Path(aiconfigurator_core.__file__).parent / "systems"
 
+def asked_version(system: str, engine: str) -> str:
+    """Return the version of an engine for which to query the tables of a card: the package fills gaps with older rows.
 
-def engine_version(system: str, engine: str) -> str:
-    """Return the version of the engine that the tables of a card were measured with.
+    It is the package's ``next`` where matrix products of this card were measured since ``current``, else that.
 
     :raises InputError: where there are none.
     """
-    _package()
-    from aiconfigurator_core.sdk import perf_database
+    current, newest = _slots(system, engine)
+    return newest if measured_versions(system, engine, "gemm", newest)[0] != current else current
 
+
+@lru_cache(maxsize=16)
+def _slots(system: str, engine: str) -> tuple[str, str]:
+    """Return the package's current version of an engine on a card, and its newest."""
+    resolve = import_module(f"{_package()[0]}.sdk.perf_database").resolve_query_version
     with _quiet():
         try:
-            return str(perf_database.resolve_query_version(system, engine, "current"))
+            current = str(resolve(system, engine, "current"))
         except (KeyError, RuntimeError, ValueError):
             raise InputError(
                 "this card has no kernel tables for this engine", key="--engine", got=engine, allowed=", ".join(ENGINES)
             ) from None
+        try:
+            return current, str(resolve(system, engine, "next"))
+        except ValueError:
+            return current, current
+
+
+def measured_versions(system: str, engine: str, folder: str, asked: str) -> list[str]:
+    """Return the versions whose tables answer for the one asked for, newest first and ``current`` last.
+
+    :param folder: ``gemm``, ``attention`` or ``moe``.
+    """
+    least = _order(_slots(system, engine)[0])
+    there = [path.name for path in (systems_folder() / "data" / system / folder / engine).glob("[0-9]*")]
+    return sorted((each for each in there if least <= _order(each) <= _order(asked)), key=_order, reverse=True)
+
+
+def _order(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 _COLUMNS = {
@@ -367,31 +408,35 @@ _COLUMNS = {
 
 
 @lru_cache(maxsize=8)
-def table_of(system: str, engine: str, version: str, name: str) -> pd.DataFrame:
-    """Return the columns of a table that say what was measured."""
+def table_of(system: str, engine: str, asked: str, name: str) -> pd.DataFrame:
+    """Return the columns of a table that say what was measured, of all versions that answer for the one asked for."""
     import pandas as pd
 
     folder = "attention" if "attention" in name else name
     columns = _COLUMNS.get(name, ["head_dim", "num_heads", "num_key_value_heads"])
-    path = systems_folder() / "data" / system / folder / engine / version / f"{name}_perf.parquet"
-    try:
-        return pd.read_parquet(path, columns=columns)
-    except OSError:
-        raise LoraplanError(f"the package of kernel tables has no {path}") from None
+    data = systems_folder() / "data" / system / folder / engine
+    paths = [data / each / f"{name}_perf.parquet" for each in measured_versions(system, engine, folder, asked)]
+    found = [pd.read_parquet(path, columns=columns) for path in paths if path.exists()]
+    if not found:
+        raise LoraplanError(f"the package of kernel tables has no {name}_perf.parquet of {asked} in {data}")
+    return pd.concat(found)
 
 
 @lru_cache(maxsize=1)
-def _package() -> str:
+def _package() -> tuple[str, str]:
+    """Return the module that reads the tables, and name and version of its package.
+
+    :raises InputError: without the extra.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
-    try:
-        import aiconfigurator_core  # noqa: F401
-
-        return version("aiconfigurator-core")
-    except (ImportError, PackageNotFoundError):
-        raise InputError(
-            "profiles are built from kernel tables, which are not installed", hint=install_hint("kernels")
-        ) from None
+    for package, module in PACKAGES.items():
+        try:
+            import_module(module)
+            return module, f"{package} {version(package)}"
+        except (ImportError, PackageNotFoundError):
+            continue
+    raise InputError("profiles are built from kernel tables, which are not installed", hint=install_hint("kernels"))
 
 
 @contextmanager

@@ -205,8 +205,9 @@ def _sources(tables: KernelTables, overhead: EngineOverhead) -> dict[str, str]:
     deployment = tables.deployment
     card = deployment.card
     scaled = f", scaled to the memory bandwidth of {card.label}" if card.kernels_of else ""
+    older = f", its attention under {tables.attention}" if tables.attention != tables.version else ""
     kernels = (
-        f"kernels of {(card.kernels_of or card).label} under {ENGINES[deployment.engine]} {tables.version} "
+        f"kernels of {(card.kernels_of or card).label} under {ENGINES[deployment.engine]} {tables.version}{older} "
         f"({tables.package}, NVIDIA, Apache-2.0){scaled}, added up for the model's shapes and fitted"
     )
     return {

@@ -130,9 +130,10 @@ def release_of(name: str) -> str | None:
 
 
 def nearest_version(name: str) -> Versions:
-    """Return the row of a version of vLLM, also of one without a preset; the newest for what is none."""
+    """Return the row of a version of an engine, also of one without a preset; vLLM's newest for what is none."""
     found = _LOOSE.fullmatch(_bare(name))
-    return versions_of(name) or _row(VERSIONS["vLLM"], (found and found[2]) or "999")
+    rows = _rows(found[1]) if found else ()
+    return versions_of(name) or _row(rows or VERSIONS["vLLM"], (found and found[2]) or "999")
 
 
 def is_same_engine(name: str, other: str) -> bool:

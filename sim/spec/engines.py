@@ -143,13 +143,14 @@ _TENSORRT_LLM: Preset = {
         "kv_check": "whole-answer",
         "block_size": 32,
     },
-    # batch_manager/peftCacheManager.cpp, runtime/loraCache.cpp: host cache of 1 GiB filled at arrival, requests
-    # rejected when it is full; device cache of 2 % of the memory that weights leave (here of 64 GB); of tasks
-    # that no request uses, the one that ended longest ago leaves. capacityScheduler.cpp: a request to the base model
-    # has no LoRA task, and needs no pages.
+    # _torch/pyexecutor/resource_manager.py, PeftCacheManager.prepare_resources: an adapter is read from its files into
+    # the host cache when a step first schedules it, and the step waits. batch_manager/peftCacheManager.cpp,
+    # runtime/loraCache.cpp: host cache of 1 GiB; device cache of 2 % of the memory that weights leave (here of 64 GB);
+    # of tasks that no request uses, the one that ended longest ago leaves. capacityScheduler.cpp: a request to the base
+    # model has no LoRA task, and needs no pages.
     "cache": {
         "gpu": {"size": "0.8 GB"},
-        "host": {"size": "1 GiB", "fill": "arrival", "full": "reject"},
+        "host": {"size": "1 GiB", "fill": "load"},
         "eviction": "lru",
     },
     # peftCacheManager.cpp, ensureBatch: copies are joined before the step; numPutWorkers, numEnsureWorkers 1.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 pytest.importorskip("aiconfigurator_core", reason="needs the kernels extra: pip install -e '.[kernels]'")
 
+from calibrate.kernels import kernel_tables
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import overhead_of
@@ -19,6 +24,27 @@ from calibrate.kernels.profile_from_kernels import build_command, build_profile,
 from calibrate.kernels.weight_formats import WEIGHTS
 from sim.errors import InputError
 from sim.spec.profile import bundled_profiles, load_profile
+
+CACHES = (kernel_tables._package, kernel_tables._slots, kernel_tables.table_of)
+
+
+@pytest.fixture(autouse=True)
+def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Read one package of tables: that of the bundled profiles, unless a test says another."""
+    name: str = getattr(request, "param", "aiconfigurator-core")
+    monkeypatch.setattr(kernel_tables, "PACKAGES", {name: kernel_tables.PACKAGES[name]})
+    for cached in CACHES:
+        cached.cache_clear()
+    yield name
+    for cached in CACHES:
+        cached.cache_clear()
+
+
+NEWEST = pytest.param(
+    "aisimulate",
+    marks=pytest.mark.skipif(importlib.util.find_spec("aisimulate") is None, reason="needs the package aisimulate"),
+)
+EACH_PACKAGE = pytest.mark.parametrize("package", ["aiconfigurator-core", NEWEST], indirect=True)
 
 
 def deployment(gpu: str, model: str, **more: object) -> Deployment:
@@ -39,6 +65,64 @@ def test_steps_are_the_sums_of_the_package() -> None:
     assert tables.step_s(32, 1024, 4, 1024) * 1000 == pytest.approx(handle.mixed_step_latency(4096, 32, 1024, 2))
     # The second half of a prompt attends to the first.
     assert tables.step_s(0, 0, 1, 1024, 1024) * 1000 == pytest.approx(handle.predict_prefill_latency(1, 2048, 1024))
+
+
+@EACH_PACKAGE
+def test_norms_of_queries_and_keys_take_no_time_of_their_own_in_decode_steps(package: str) -> None:
+    """Decode steps of Qwen3-14B were measured on an H100: 11.2 ms with 1 sequence, 11.8 ms with 8, engine included."""
+    qwen = base_model_of("qwen3-8b")
+    tables, plain = (
+        KernelTables(Deployment(card_of("h100"), replace(qwen, architecture=name)))
+        for name in (qwen.architecture, "LlamaForCausalLM")
+    )
+    assert tables.step_s(8, 500) == plain.step_s(8, 500)
+    assert tables.step_s(8, 500, 1, 512) - plain.step_s(8, 500, 1, 512) == pytest.approx(
+        tables.step_s(0, 0, 1, 512) - plain.step_s(0, 0, 1, 512)
+    )
+
+
+@EACH_PACKAGE
+def test_a_profile_says_which_tables_it_was_built_from(package: str) -> None:
+    built = build_profile(deployment("h100-80gb", "llama-3.1-8b"), "command").profile
+    assert built.provenance is not None
+    assert built.provenance.device["tables"].startswith(f"{package} 0.")
+    version = built.name.rpartition("-")[2]
+    assert f"under vLLM {version}" in built.sources["step"]
+    assert f"({built.provenance.device['tables']}, NVIDIA" in built.sources["step"]
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package whose current tables are of 0.24; newer are those of some cards, and none is as new as its next."""
+    for card, versions in {"a": ("0.24.0", "0.25.0", "0.31.0"), "b": ("0.22.0", "0.24.0"), "c": ("0.14.0",)}.items():
+        for version in versions:
+            (tmp_path / f"systems/data/{card}/gemm/vllm/{version}").mkdir(parents=True)
+    (tmp_path / "systems/data/a/gemm/vllm/dev-1aa0e9").mkdir()
+    for folder, version in (("a", "0.24.0"), ("a", "0.25.0"), ("b", "0.24.0"), ("b", "0.30.0")):
+        (tmp_path / f"systems/data/{folder}/attention/vllm/{version}").mkdir(parents=True)
+    slots = {"a": {"next": "0.33.0"}, "b": {"next": "0.33.0"}, "c": {"current": "0.14.0"}}
+
+    def resolve(system: str, engine: str, slot: str) -> str:
+        found = {"current": "0.24.0", **slots[system]}
+        if slot not in found:
+            raise ValueError(slot)
+        return found[slot]
+
+    core, database = ModuleType("made_up_core"), ModuleType("database")
+    core.__file__ = str(tmp_path / "__init__.py")
+    database.resolve_query_version = resolve  # type: ignore[attr-defined]
+    monkeypatch.setattr(kernel_tables, "_package", lambda: ("made_up_core", "made-up 1"))
+    monkeypatch.setitem(sys.modules, "made_up_core", core)
+    monkeypatch.setitem(sys.modules, "made_up_core.sdk.perf_database", database)
+    kernel_tables._slots.cache_clear()
+
+
+@pytest.mark.usefixtures("made_up")
+def test_newer_tables_are_read_where_matrix_products_were_measured() -> None:
+    assert [kernel_tables.asked_version(card, "vllm") for card in "abc"] == ["0.33.0", "0.24.0", "0.14.0"]
+    assert kernel_tables.measured_versions("a", "vllm", "gemm", "0.33.0") == ["0.31.0", "0.25.0", "0.24.0"]
+    assert kernel_tables.measured_versions("a", "vllm", "attention", "0.33.0") == ["0.25.0", "0.24.0"]
+    assert kernel_tables.measured_versions("b", "vllm", "attention", "0.24.0") == ["0.24.0"]
 
 
 def test_the_profile_of_an_h100_meets_its_target() -> None:

@@ -18,6 +18,7 @@ from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
 from sim.spec.engine_flags.command_reading import read_command
 from sim.spec.engine_flags.flag import bare
 from sim.spec.engine_flags.flag_tables import FLAGS
+from sim.spec.engine_versions import VERSIONS
 from sim.spec.files.bundled import bundled_scenarios
 from sim.spec.files.problems import known_keys
 from sim.spec.files.tree import plain
@@ -125,6 +126,26 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "vllm serve m --num-gpu-blocks-override 100 --block-size 32",
         "vllm",
         {"fleet.kv_tokens": 3200},
+    ),
+    "chunks checked alone": (
+        "vllm serve m --no-scheduler-reserve-full-isl --device-memory-utilization 0.8 --max-loras 2",
+        "vllm",
+        {"fleet.kv_check": "first-chunk", "fleet.gpu_memory_utilization": 0.8, "cache.gpu.slots": 2},
+    ),
+    "steps scheduled ahead": (
+        "vllm serve m --async-scheduling --max-loras 2",
+        "vllm",
+        {"fleet.async_scheduling": True, "cache.gpu.slots": 2},
+    ),
+    "steps one by one": (
+        "vllm serve --no-async-scheduling m",
+        "vllm",
+        {"fleet.async_scheduling": False},
+    ),
+    "prompts every third step": (
+        "vllm serve m --prefill-schedule-interval 3",
+        "vllm",
+        {"fleet.prefill_schedule_interval": 3},
     ),
     "modules of adapters": (
         "vllm serve m --lora-target-modules q_proj v_proj",
@@ -291,12 +312,34 @@ def test_rows_of_the_model_that_is_served_are_requests_to_the_base_model(lorapla
     assert scenario.workload.trace.base_model == "org/base"
 
 
-@pytest.mark.parametrize(("gpu", "batch"), [("h100-80gb", (1024, 8192)), ("a100-80gb", (256, 2048))])
+@pytest.mark.parametrize(
+    ("gpu", "batch"), [("h100-80gb", (1024, 8192)), ("b200", (1024, 16384)), ("a100-80gb", (256, 2048))]
+)
 def test_what_a_command_line_leaves_to_vllm_is_vllms_default_on_that_gpu(
     loraplan: CommandLine, gpu: str, batch: tuple[int, int]
 ) -> None:
     fleet = drafted(loraplan, "--gpu", gpu, "--from-vllm", "vllm serve llama-3.1-8b --enable-lora").fleet
     assert (fleet.max_num_seqs, fleet.max_num_batched_tokens) == batch
+
+
+@pytest.mark.parametrize(("version", "share"), [("", 0.92), (":v0.25.0", 0.92), (":v0.24.1", 0.9), (":v0.9.1", 0.9)])
+def test_memory_that_a_command_line_leaves_to_vllm_is_that_of_its_version(
+    loraplan: CommandLine, version: str, share: float
+) -> None:
+    command = f"docker run vllm/vllm-openai{version} --model llama-3.1-8b --enable-lora"
+    assert drafted(loraplan, "--gpu", "h100", "--from-vllm", command).fleet.gpu_memory_utilization == share
+    Path("mine.yaml").unlink()
+    for option, said in (("--gpu-memory-utilization 0.8", 0.8), ("--num-gpu-blocks-override 9000", None)):
+        fleet = drafted(loraplan, "--gpu", "h100", "--from-vllm", f"{command} {option}").fleet
+        assert fleet.gpu_memory_utilization == said
+        Path("mine.yaml").unlink()
+
+
+@pytest.mark.parametrize(("version", "preset"), [("0.99.1", list(VERSIONS["vLLM"])[-1].preset), ("0.7.3", "vllm-0.8")])
+def test_a_version_without_a_preset_gets_the_nearest(loraplan: CommandLine, version: str, preset: str) -> None:
+    command = f"docker run vllm/vllm-openai:v{version} --model llama-3.1-8b --enable-lora"
+    assert drafted(loraplan, "--gpu", "h100", "--from-vllm", command).fleet.engine == preset
+    assert f"# {preset} stands for vllm-{version}: vLLM " in Path("mine.yaml").read_text(encoding="utf-8")
 
 
 def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,8 @@ def test_build_without_the_extra_says_how_to_install_it(loraplan: CommandLine, m
     from calibrate.kernels import kernel_tables
 
     kernel_tables._package.cache_clear()
-    monkeypatch.setitem(sys.modules, "aiconfigurator_core", None)
+    for module in kernel_tables.PACKAGES.values():
+        monkeypatch.setitem(sys.modules, module, None)
     ended = loraplan(*BUILD)
     kernel_tables._package.cache_clear()
     assert (ended.code, ended.out) == (2, "")

@@ -16,6 +16,7 @@ from vllm_environment import PYTHON, needs_vllm
 from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_sparse
 from calibrate.loads.synthetic_adapters import adapter_config
 from sim.results.run_directory.store import read_run
+from sim.spec.engine_flags.vllm_flags import VLLM
 
 PARSER = Path(__file__).with_name("vllm_parser.py")
 
@@ -106,6 +107,34 @@ def test_vllm_takes_every_emitted_command(loraplan: CommandLine, tmp_path: Path)
         assert found["max_model_len"] == scenario["fleet"].get("max_model_len")
     listed = [[name for name, _ in found["lora_modules"]] for found in parsed]
     assert listed == [["t0", "t1"] if name == "adapters" else [] for name in RUNS for _ in KINDS]
+
+
+GONE = {"--max-num-partial-prefills", "--swap-space"}
+"""Options of older versions."""
+IRRELEVANT = {
+    "--disable-chunked-mm-input",  # images
+    "--disable-hybrid-kv-cache-manager",  # layers of several kinds
+    "--enable-tower-connector-lora",  # images
+    "--default-mm-loras",  # images
+    "--enable-mixed-moe-lora-format",
+    "--enable-moe-shared-loras",
+    "--max-lora-cls-labels",  # classification
+}
+"""Options of LoRA and the scheduler that the table leaves out."""
+
+
+def test_the_table_has_the_options_of_this_vllm() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(PYTHON), str(PARSER), "options"], env=environment, capture_output=True, text=True, check=True
+    )
+    groups = json.loads(done.stdout.splitlines()[-1])
+    options = {name for group in groups.values() for names in group for name in names}
+    spelled = {flag.name: {each for each in (flag.name, *flag.also) if each.startswith("-")} for flag in VLLM.flags}
+    gone = {name for name, names in spelled.items() if names - options}
+    assert gone == GONE
+    wanted = {names[0] for title in ("SchedulerConfig", "LoRAConfig") for names in groups[title]}
+    assert wanted - set().union(*spelled.values()) == IRRELEVANT
 
 
 def test_a_command_that_vllm_refuses_is_noticed() -> None:

@@ -1,6 +1,7 @@
 """Runs on vLLM's Python: reads command lines as JSON from stdin and prints what vLLM's own parser makes of each.
 
-Standard output has one JSON list: for each command line the options that we set, or the parser's error.
+Standard output has one JSON list: for each command line the options that we set, or the parser's error. With the
+argument ``options`` it has all of vLLM's options instead, by group, each with its names.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ READ = (
 
 
 def main() -> None:
-    """Parse every command line after ``vllm serve``."""
+    """Parse every command line after ``vllm serve``, or list the options."""
+    if sys.argv[1:] == ["options"]:
+        groups = make_arg_parser(FlexibleArgumentParser())._action_groups
+        names = {group.title: [option.option_strings for option in group._group_actions] for group in groups}
+        sys.stdout.write(json.dumps(names))
+        return
     found: list[dict[str, object]] = []
     for words in json.load(sys.stdin):
         parser = make_arg_parser(FlexibleArgumentParser())

@@ -161,30 +161,44 @@ def test_lorax_waits_for_a_batch_that_is_worth_a_prefill() -> None:
     assert ticks(run("lorax", rows, fleet__waiting_ratio=0.5), "admitted_s") == [8, 21, 21, 31, 31]
 
 
-def test_tensorrt_llm_rejects_when_host_memory_is_in_use() -> None:
+def test_tensorrt_llm_reads_and_copies_within_the_step() -> None:
+    # The first: read to 6, tokens at 7, 8, ... 14. The step that admits the other reads from 14 to 20 and takes one
+    # tick: at 21 the first has its ninth token and the other its first. The third finds its adapter.
+    rows = [(0, 0, 2, 12), (13, 1, 2, 2), (40, 0, 2, 1)]
+    recording = run("tensorrt-llm", rows)
+    assert ticks(recording, "first_token_s") == [7, 21, 41]
+    assert ticks(recording, "finished_s") == [24, 22, 41]
+    assert recording.host_fills["wait_s"].tolist() == []
+
+
+FETCHING = {"slots": 1, "fill": "arrival", "full": "reject"}
+"""As its C++ executor has it."""
+
+
+def test_an_executor_that_fetches_at_arrival_rejects_when_host_memory_is_in_use() -> None:
     rows = [(0, 0, 2, 30), (4, 1, 2, 2), (60, 1, 2, 2)]
-    recording = run("tensorrt-llm", rows, cache__host={"slots": 1})
+    recording = run("tensorrt-llm", rows, cache__host=FETCHING)
     assert recording.requests["status"].tolist() == [0, REFUSED, 0]
     waits = run("tensorrt-llm", rows, cache__host={"slots": 1, "fill": "arrival", "full": "wait"})
     assert ticks(waits, "first_token_s") == [9, 38 + 6 + 2 + 1, 61]
 
 
-def test_tensorrt_llm_reads_storage_beside_the_steps_and_copies_within_them() -> None:
+def test_it_reads_storage_beside_the_steps_and_copies_within_them() -> None:
     # The first: fetch to 6, copy to 8, tokens at 9, 10, ... The other is fetched from 10 to 16 meanwhile; the step that
     # admits it takes two ticks for the copy and one for itself, which the first waits for.
     rows = [(0, 0, 2, 12), (10, 1, 2, 2)]
-    recording = run("tensorrt-llm", rows)
+    recording = run("tensorrt-llm", rows, cache__host={"slots": 2, "fill": "arrival"})
     assert ticks(recording, "first_token_s") == [9, 19]
     assert ticks(recording, "finished_s") == [22, 20]
     assert ticks(recording, "load_wait_s") == [8, 8]
-    in_step = run("tensorrt-llm", rows, cache__host={"slots": 2, "fill": "load"})
+    in_step = run("tensorrt-llm", rows)
     # First token at 7, the fifth at 11, the sixth after six ticks of reading at 18.
     assert ticks(in_step, "finished_s") == [24, 19], "the read, too, stops the first"
 
 
 def test_fetches_wait_before_admission_and_copies_after_it() -> None:
     # Both wait 6 ticks for host memory, and 2 for the copy inside the step that admits them, which itself takes one.
-    world = build_world(scenario("tensorrt-llm", [(0, 0, 2, 12), (10, 1, 2, 2)]))
+    world = build_world(scenario("tensorrt-llm", [(0, 0, 2, 12), (10, 1, 2, 2)], cache__host=FETCHING | {"slots": 2}))
     recording = simulate(world, 0, 1)
     assert recording.host_fills["wait_s"].tolist() == [6 * GRID, 6 * GRID]
     breakdown = summarise([recording], facts_of(world), {}, []).breakdown
@@ -196,9 +210,9 @@ def test_fetches_wait_before_admission_and_copies_after_it() -> None:
 def test_tensorrt_llm_keeps_blocks_for_whole_answers() -> None:
     # Two blocks of 32: one for 30 tokens; the other request needs two, though its prompt would fit in one.
     rows = [(0, 0, 10, 20), (12, 0, 20, 20)]
-    assert ticks(run("tensorrt-llm", rows, fleet__kv_tokens=64), "admitted_s") == [6, 28]
+    assert ticks(run("tensorrt-llm", rows, fleet__kv_tokens=64), "admitted_s") == [0, 26]
     chunked = {"fleet__kv_check": "whole-prompt", "fleet__chunked_prefill": True}
-    assert ticks(run("tensorrt-llm", rows, fleet__kv_tokens=64, **chunked), "admitted_s") == [6, 13]
+    assert ticks(run("tensorrt-llm", rows, fleet__kv_tokens=64, **chunked), "admitted_s") == [0, 13]
 
 
 @pytest.mark.parametrize("engine", PRESETS)

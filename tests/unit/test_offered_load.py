@@ -53,7 +53,8 @@ def test_loads_from_host_memory_ask_nothing_of_the_loaders() -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "blocks"), [("vllm", True), ("continuous", False), ("sglang", True), ("tensorrt-llm", False)]
+    ("engine", "blocks"),
+    [("vllm", True), ("continuous", False), ("sglang", True), ("tensorrt-llm", True), ("lorax", False)],
 )
 def test_a_point_says_whether_its_loads_from_storage_block_steps(engine: str, blocks: bool) -> None:
     """TensorRT-LLM's loads block steps too, but only those from host memory, which is filled at arrival."""

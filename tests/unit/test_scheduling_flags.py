@@ -49,3 +49,42 @@ def test_a_policy_that_vllm_does_not_have_is_not_translated() -> None:
 
 def test_an_idealised_engine_has_no_command_line() -> None:
     assert "continuous is idealised" in why_no_flags(scenario(engine="continuous", scheduling="vtc"))
+
+
+def test_vllm_is_told_to_check_first_chunks_alone() -> None:
+    alone = scenario(kv_check="first-chunk")
+    assert why_no_flags(alone) == ""
+    command = engine_flags(alone, None)["vLLM"]
+    assert "--no-scheduler-reserve-full-isl" in command
+    assert {"fleet.kv_check": "first-chunk"}.items() <= {
+        each.key: each.value for each in read_command(command).settings
+    }.items()
+    assert "full-isl" not in engine_flags(scenario(), None)["vLLM"]
+    assert "full-isl" not in engine_flags(scenario(engine="vllm-0.12"), None)["vLLM"], "its rule, without the option"
+    assert why_no_flags(scenario(engine="vllm-0.12", kv_check="whole-prompt")).endswith(
+        "fleet.kv_check to whole-prompt."
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "ahead", "written"),
+    [
+        ("vllm", True, ""),
+        ("vllm-0.14", False, "--no-async-scheduling"),
+        ("vllm-0.12", False, ""),
+        ("vllm-0.12", True, "--async-scheduling"),
+    ],
+)
+def test_vllm_gets_its_way_of_scheduling_where_it_is_not_the_versions_default(
+    engine: str, ahead: bool, written: str
+) -> None:
+    words = engine_flags(scenario(engine=engine, async_scheduling=ahead), None)["vLLM"].split()
+    assert [word for word in words if "async" in word] == written.split()
+
+
+def test_vllm_gets_its_interval_of_prefills_from_0_33_on() -> None:
+    written = engine_flags(scenario(engine="vllm-0.33", prefill_schedule_interval=3), None)["vLLM"]
+    assert "--prefill-schedule-interval 3" in written
+    assert "--prefill-schedule-interval" not in engine_flags(scenario(engine="vllm-0.33"), None)["vLLM"]
+    refused = why_no_flags(scenario(engine="vllm-0.32", prefill_schedule_interval=3))
+    assert refused.endswith("no option of vLLM sets fleet.prefill_schedule_interval to 3.")

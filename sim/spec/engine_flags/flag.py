@@ -81,7 +81,8 @@ class Flag(Entry):
     def is_switch(self) -> bool:
         """Whether it stands without a value."""
         first = self.name.lower().lstrip("-").partition("-")[0]
-        return first in ("enable", "disable", "fully", "async") or any(": " in setting for setting in self.sets)
+        opposite = any(name.startswith("--no-") for name in self.also)
+        return opposite or first in ("enable", "disable", "fully") or any(": " in setting for setting in self.sets)
 
     def text(self, replica: Replica) -> str | None:
         """Return the option as the command line of a replica has it; None: it has none."""

@@ -168,7 +168,7 @@ TENSORRT_LLM = EngineFlags(
             Flag("quant_config", QUANTIZED, sets=("adapters.base_quantization",)),
             Flag(
                 "scheduler_config.capacity_scheduler_policy",
-                "GUARANTEED_NO_EVICT; MAX_UTILIZATION, which pauses requests, is not simulated",
+                "GUARANTEED_NO_EVICT; for MAX_UTILIZATION whole-prompt, with fleet.chunked_prefill",
                 sets=("fleet.kv_check: whole-answer",),
                 also=("capacity_scheduler_policy",),
             ),

@@ -1,4 +1,4 @@
-"""The options of vLLM 0.32: https://docs.vllm.ai/en/latest/cli/serve.html and features/lora.html."""
+"""The options of vLLM 0.33: ``engine/arg_utils.py`` and ``config`` there, for those that 0.8 to 0.32 had as well."""
 
 from __future__ import annotations
 
@@ -32,12 +32,20 @@ from sim.spec.engine_flags.flag import (
     where,
     whole_number,
 )
+from sim.spec.engine_versions import release_of
 from sim.spec.needs import value_of
 from sim.spec.registry import Registry
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Allowed values of vLLM's ``--max-lora-rank`` (``vllm/config.py``, ``LoRAConfig``): slots are padded to one of
 these."""
+_PROMPT_CHECK_FROM = (0, 19)
+_AHEAD_FROM = (0, 14)
+_INTERVAL_FROM = (0, 33)
+_OLD = "older versions only; "
+_ONE_PROMPT = "one prompt after the other is split"
+_REFUSED = "requests wait, as many as there are; tenants can have a limit (tenants.bucket)"
+_NO_CONTEXT = "parallelism over the tokens of a sequence is not supported yet"
 
 
 def vllm_rank(rank: int) -> int:
@@ -71,6 +79,33 @@ def _tokens_of_blocks(words: Sequence[str], given: Given) -> Mapping[str, object
 def _host_slots(replica: Replica) -> int | None:
     """Return how many adapters vLLM keeps in host memory: unset, as many as on the GPU."""
     return value_of(replica.scenario, "cache.host.slots") or replica.scenario.cache.gpu.slots
+
+
+def _reads_prompt_check(words: Sequence[str], given: Given) -> Mapping[str, object]:
+    return {"fleet.kv_check": "first-chunk" if "no-scheduler-reserve-full-isl" in given else "whole-prompt"}
+
+
+def _prompt_check(replica: Replica) -> bool | None:
+    """Return False where a version with the option checks the first chunk only; else it is the default, or there is
+    none."""
+    fleet = replica.scenario.fleet
+    return False if fleet.kv_check == "first-chunk" and _version(replica) >= _PROMPT_CHECK_FROM else None
+
+
+def _scheduled_ahead(replica: Replica) -> bool | None:
+    """Return whether steps are scheduled ahead where this is not the default of the version."""
+    ahead = value_of(replica.scenario, "fleet.async_scheduling") is True
+    return None if ahead == (_version(replica) >= _AHEAD_FROM) else ahead
+
+
+def _prefill_interval(replica: Replica) -> int | None:
+    """Return after how many steps prompts may follow, where that is not every step and the version has it."""
+    steps: int = value_of(replica.scenario, "fleet.prefill_schedule_interval")
+    return steps if steps > 1 and _version(replica) >= _INTERVAL_FROM else None
+
+
+def _version(replica: Replica) -> tuple[int, ...]:
+    return tuple(map(int, (release_of(replica.scenario.fleet.engine) or "0").split(".")[:2]))
 
 
 def _scheduling(replica: Replica) -> str | None:
@@ -108,6 +143,8 @@ VLLM = EngineFlags(
             Flag("--max-model-len", sets=("fleet.max_model_len",), written=value_at("fleet.max_model_len")),
             Flag(
                 "--gpu-memory-utilization",
+                "unset, vLLM takes 0.92 from 0.25 on, before that 0.9",
+                also=("--device-memory-utilization",),
                 sets=("fleet.gpu_memory_utilization",),
                 written=_memory_share,
             ),
@@ -145,6 +182,8 @@ VLLM = EngineFlags(
             ),
             Flag("--pipeline-parallel-size", NOT_SPLIT, also=("-pp",)),
             Flag("--enable-expert-parallel", NOT_SPLIT, also=("-ep",)),
+            Flag("--prefill-context-parallel-size", _NO_CONTEXT, also=("-pcp",)),
+            Flag("--decode-context-parallel-size", _NO_CONTEXT, also=("-dcp",)),
             Flag("--data-parallel-size", EACH_ITS_OWN, sets=("fleet.replicas",), also=("-dp",)),
             Flag("--block-size", sets=("fleet.block_size",), written=value_at("fleet.block_size")),
             Flag(
@@ -182,13 +221,51 @@ VLLM = EngineFlags(
                 written=_scheduling,
                 reads=chosen("fleet.scheduling", fcfs="fcfs", priority="priority"),
             ),
-            Flag("--async-scheduling", "a step is planned when the one before has ended"),
-            Flag("--max-num-partial-prefills", "one prompt after the other is split"),
-            Flag("--long-prefill-token-threshold", "one prompt after the other is split"),
+            Flag(
+                "--async-scheduling",
+                "unset, vLLM has it from 0.14 on, except on CPUs",
+                sets=("fleet.async_scheduling",),
+                also=("--no-async-scheduling",),
+                written=_scheduled_ahead,
+            ),
+            Flag(
+                "--scheduler-reserve-full-isl",
+                "on, the default: whole-prompt; off: first-chunk; from 0.19 on",
+                sets=("fleet.kv_check",),
+                also=("--no-scheduler-reserve-full-isl",),
+                written=_prompt_check,
+                reads=_reads_prompt_check,
+            ),
+            Flag(
+                "--prefill-schedule-interval",
+                "without data parallelism from 0.33 on",
+                sets=("fleet.prefill_schedule_interval",),
+                written=_prefill_interval,
+            ),
+            Flag("--max-num-active-seqs", "fleet.max_num_seqs is what runs, not what buffers are sized for"),
+            Flag("--max-num-scheduled-tokens", "fleet.max_num_batched_tokens is what a step computes"),
+            Flag("--max-num-queued-reqs", _REFUSED),
+            Flag("--max-num-queued-tokens", _REFUSED),
+            Flag("--watermark", "requests join as long as there are KV blocks"),
+            Flag("--scheduler-cls", "another scheduler has other rules"),
+            Flag("--stream-interval", "each token is sent when it is there"),
+            Flag("--performance-mode", "changes defaults: set fleet.max_num_seqs and fleet.max_num_batched_tokens"),
+            Flag("--max-num-partial-prefills", _OLD + _ONE_PROMPT),
+            Flag("--long-prefill-token-threshold", _ONE_PROMPT),
+            Flag(
+                "--long-prefill-token-threshold-adaptive",
+                _ONE_PROMPT,
+                also=("--no-long-prefill-token-threshold-adaptive",),
+            ),
+            Flag(
+                "--specialize-active-lora",
+                "LoRA kernels cost what the profile says",
+                also=("--no-specialize-active-lora",),
+            ),
             Flag("--speculative-config", NO_SPECULATION, also=("num_speculative_tokens",)),
             Flag("--kv-transfer-config", NO_SPLIT),
             Flag("--cpu-offload-gb", "weights stay on the GPU"),
-            Flag("--swap-space", "a preempted request is computed again"),
+            Flag("--swap-space", _OLD + "a preempted request is computed again"),
         ),
     ),
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_reading import EngineCommand, Setting
+from sim.spec.engine_versions import nearest_version, release_of
 from sim.spec.files.yaml_text import flow_text
 from sim.spec.profile_choice import DEFAULT_GPU
 from sim.spec.scenario_file import load_scenario
@@ -26,9 +27,10 @@ _TRAFFIC = (
 _ADAPTERS = (Setting("adapters.count", 100, EXAMPLE), Setting("adapters.rank", 16, EXAMPLE))
 _GOALS = (Setting("slo.ttft_p99", "1 s", EXAMPLE),)
 _BATCH_KEYS = ("max_num_seqs", "max_num_batched_tokens")
-_LARGE_GPUS, _LARGE_BATCH, _BATCH = ("h100-80gb", "h200", "b200"), (1024, 8192), (256, 2048)
-"""What ``vllm serve`` takes for ``_BATCH_KEYS`` on GPUs of 70 GiB and more other than A100s, and on the rest: vLLM's
-``engine/arg_utils.py``, ``get_batch_defaults``, 0.9 to 0.32."""
+_LARGE_BATCHES, _BATCH = {"h100-80gb": (1024, 8192), "h200": (1024, 8192), "b200": (1024, 16384)}, (256, 2048)
+"""What ``vllm serve`` takes for ``_BATCH_KEYS`` on GPUs of 70 GiB and more other than A100s (of 160 GiB with
+larger steps), and on the rest: vLLM's ``engine/arg_utils.py``, ``get_batch_defaults``, 0.32 and 0.33."""
+_LARGER_SHARE_FROM = (0, 25)
 _MOST_TRIES = 8
 
 
@@ -65,7 +67,11 @@ class Draft:
 
     def add_command(self, command: EngineCommand) -> None:
         """Take what a command line says."""
-        self.add([Setting("fleet.engine", command.engine, f"a command line of {command.name}"), *command.settings])
+        row = nearest_version(command.engine)
+        engine = command.engine if row.simulated else row.preset
+        self.add([Setting("fleet.engine", engine, f"a command line of {command.name}"), *command.settings])
+        if not row.simulated:
+            self.comments.append(f"{engine} stands for {command.engine}: {command.name} {row.words} {row.about}")
         if command.model:
             self.add([Setting("adapters.base_model", command.model, "the command line's model")])
         if not command.loras:
@@ -89,14 +95,23 @@ class Draft:
             return
         self.add([Setting("fleet.gpu", DEFAULT_GPU, "not given: yours may be another (loraplan profiles list)")])
         if self.runs_vllm:
-            batch = _LARGE_BATCH if self.settings["fleet.gpu"].value in _LARGE_GPUS else _BATCH
+            batch = _LARGE_BATCHES.get(str(self.settings["fleet.gpu"].value), _BATCH)
             said = "the default of vllm serve on this GPU; its log says it at the start"
             self.add([Setting(f"fleet.{key}", value, said) for key, value in zip(_BATCH_KEYS, batch, strict=True)])
+            if "fleet.kv_tokens" not in self.settings:
+                self.add([_memory_share(str(self.settings["fleet.engine"].value))])
         if "workload" not in self.lines:
             self.add(_TRAFFIC)
         if "adapters" not in self.lines:
             self.add(_ADAPTERS[1:] if self.names_adapters else _ADAPTERS)
         self.add(_GOALS)
+
+
+def _memory_share(engine: str) -> Setting:
+    """Return the share of the GPU's memory that a version of vLLM takes where its command line doesn't say."""
+    larger = tuple(map(int, (release_of(engine) or "0").split(".")[:2])) >= _LARGER_SHARE_FROM
+    said = f"the default of vllm serve {'from 0.25 on' if larger else 'before 0.25'}"
+    return Setting("fleet.gpu_memory_utilization", 0.92 if larger else 0.9, said)
 
 
 def write_draft(draft: Draft, path: Path) -> list[str]:
