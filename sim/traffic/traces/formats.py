@@ -279,21 +279,14 @@ class _Reader:
         output = parts.output.take() if layout.output else None
         adapter = parts.adapter.take() if layout.adapter else None
         names = self._names.all()
-        if adapter is not None and not names:
-            raise TraceError(
-                "no row names an adapter",
-                key="/".join(layout.adapter),
-                file=ask.file,
-                got="only empty cells, which are requests to the base model",
-                allowed="a name in at least one row",
-                hint="LoRA can't be turned off; without this column, workload.popularity draws adapters",
-            )
+        text = None if self._texts is None else self._texts.finish()
         if layout.unsorted and len(arrival):
             order = np.argsort(arrival, kind="stable")[: ask.limit]
             arrival = arrival[order]
             prompt = None if prompt is None else prompt[order]
             output = None if output is None else output[order]
             session = None if session is None else _numbered(session[order])
+            text = None if text is None else text.pick(order)
             if adapter is not None:
                 adapter, names = in_use(adapter[order], names)
         if len(arrival):
@@ -319,7 +312,7 @@ class _Reader:
             adapter_bytes=self._sizes if len(self._sizes) else None,
             notes=tuple(notes),
             skipped=dict(bad_rows.skipped),
-            text=None if self._texts is None else self._texts.finish(),
+            text=text,
             text_by_user=self._texts is not None and self._texts.by_user,
             columns={} if log is None else log.said(style),
         )
