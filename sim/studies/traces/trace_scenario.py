@@ -92,6 +92,7 @@ def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
     facts, model, part = study.facts, study.model, study.part
     assert model is not None, "there is traffic to write"
     assert part is not None, "fitted to a part"
+    model = model.with_bursts(study.bursts, facts.span_s)
     named = trace.adapter is not None
     workload = workload_of(model, ADAPTERS) if named else dict(model.workload)
     if (
@@ -148,6 +149,12 @@ def _said(study: TraceStudy) -> list[str]:
     share = part.span_s / study.facts.span_s
     fitted = "Fitted to all of it" if share >= 1 else f"Fitted to the first {share:.3g} of its time"
     lines = [f"{fitted}, {len(part):,} requests{' for adapters' if 0 < study.facts.base_share < 1 else ''}."]
+    if study.bursts:
+        lines.append(
+            "Its bursts are those of all of it."
+            if study.facts.fit_has_bursts
+            else f"It lacks the bursts of the trace: size with {REPLAY}."
+        )
     worst = None if check is None else check.worst()
     if check is None or worst is None:
         return [*lines, "Its miss ratios were checked on nothing."]

@@ -40,6 +40,8 @@ class TraceData:
     :ivar skipped: reason → rows left out.
     :ivar text: which tokens of prompts requests share, or None where the trace doesn't say.
     :ivar columns: of a log, what was read as what: the fields of ``workload.trace.columns``.
+    :ivar begins_at: time of the first request in ISO 8601, without an offset where the trace gives none; empty: its
+        times are no dates.
     :ivar text_by_user: whether copies of the trace, which stand for other users, share nothing of it.
     """
 
@@ -55,6 +57,7 @@ class TraceData:
     text: SharedText | None = None
     text_by_user: bool = False
     columns: dict[str, str] = field(default_factory=dict)
+    begins_at: str = ""
 
     def __post_init__(self) -> None:
         for each in fields(self):
