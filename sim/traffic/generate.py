@@ -211,6 +211,23 @@ class Traffic:
             longest = max(longest, workload.sessions.max_context)
         return longest
 
+    def share_above(self, tokens: int) -> float:
+        """Return the share of requests with more tokens than this, of prompt and answer together.
+
+        Generated ones: without history, with a system prompt of median length, and as if prompt and answer were
+        independent, by 500 quantiles of each.
+        """
+        if self._trace is not None and self._trace.prompt_tokens is not None and self._trace.output_tokens is not None:
+            return float(np.mean(self._trace.prompt_tokens.astype(np.int64) + self._trace.output_tokens > tokens))
+        from scipy.special import ndtri
+
+        scores = ndtri((np.arange(500) + 0.5) / 500)
+        laws = self._workload.tokens
+        prompt, output = (TokenLengths(law).at(scores) for law in (laws.prompt, laws.output))
+        if self._workload.prefix is not None:
+            prompt = prompt + TokenLengths(self._workload.prefix.tokens).at(np.zeros(1))
+        return float(np.mean(prompt[:, None] + output > tokens))
+
     @property
     def has_sessions(self) -> bool:
         """Whether every request belongs to a session: ``workload.sessions`` makes them, or a trace names them."""

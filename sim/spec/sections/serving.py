@@ -111,7 +111,7 @@ class ReplicaKeys(Strict):
     """KV cache of one replica in tokens; unset: the memory left by weights and slots."""
     max_model_len: PositiveInt | None = None
     """Longest request, prompt and answer, in tokens: longer ones are refused, and the KV cache must be large enough for
-    one. Unset: limited by the KV cache."""
+    one. Unset: limited by the KV cache; a note names requests beyond the base model's context."""
     gpu_memory: Bytes | None = Field(default=None, gt=0)
     """Memory of one GPU, for a card that differs from the profile's only in this, such as ``96 GB``; unset: the
     profile's."""
