@@ -304,12 +304,17 @@ def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypat
     assert ended.code == 2
     assert "nothing to draft a scenario from" in ended.err
     monkeypatch.setattr("sim.cli.commands.init_command.sys.stdin.isatty", lambda: True, raising=False)
-    answers = iter(["h200", "qwen2.5-7b", "vllm", "2", "40", "32", "10", "3.5", "200", "50"])
+    answers = iter(
+        ["h200", "qwen2.5-7b", "vllm", "2", "40", "32", "10", "40", "20", "3.5/s", "4", "200", "50", "500 ms"]
+    )
     monkeypatch.setattr("rich.prompt.PromptBase.get_input", lambda *arguments, **options: next(answers))
     scenario = drafted(loraplan)
     assert (scenario.fleet.gpu, scenario.fleet.replicas, scenario.adapters.count) == ("h200", 2, 40)
     assert (scenario.adapters.rank, scenario.cache.gpu.slots) == (32, 10)
-    assert "rate: 3.5/s}   # your answer" in Path("mine.yaml").read_text(encoding="utf-8")
+    assert "rate: 3.5/s, cv: 4}   # your answer" in Path("mine.yaml").read_text(encoding="utf-8")
+    assert scenario.cache.host is not None
+    assert (scenario.cache.host.slots, scenario.slo.ttft_p99) == (40, 0.5)
+    assert not list(answers), "20 is not a rate, so the rate is asked again"
 
 
 @pytest.mark.parametrize(
