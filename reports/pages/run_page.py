@@ -265,13 +265,13 @@ def _has_goal(point: Point) -> bool:
 
 def _tenants_badge(judged: Counter[str]) -> tuple[str, str, str]:
     """Return the badge of points without an SLO of the fleet, by how many have which verdict on their tenants."""
-    start, total = "No SLO for the fleet; those of tenants", judged.total()
+    start, total = "SLOs of tenants", judged.total()
     if len(judged) > 1:
         mark, style = ("◐", "partly") if judged[MET] else ("?", "unclear")
-        return mark, f"{start}: met at {judged[MET]} of {total:,} points", style
+        return mark, f"{start} met at {judged[MET]} of {total:,} points", style
     (word,) = judged
     everywhere = " at every point" if total > 1 and word == MET else ""
-    return _MARKS[word], f"{start}: {word}{everywhere}", word.replace(" ", "-")
+    return _MARKS[word], f"{start} {word}{everywhere}", word.replace(" ", "-")
 
 
 def _warnings(points: Sequence[Point]) -> list[str]:

@@ -299,6 +299,12 @@ def test_what_a_command_line_leaves_to_vllm_is_vllms_default_on_that_gpu(
     assert (fleet.max_num_seqs, fleet.max_num_batched_tokens) == batch
 
 
+def test_a_command_line_without_a_model_says_which_one_is_assumed(loraplan: CommandLine) -> None:
+    ended = loraplan("init", "--from-vllm", "vllm serve --enable-lora --max-loras 4", "--out", "mine.yaml")
+    assert ended.code == 0
+    assert "note: The command line names no model: llama-3.1-8b is assumed" in ended.err
+
+
 def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = loraplan("init", "--out", "mine.yaml")
     assert ended.code == 2

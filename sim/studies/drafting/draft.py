@@ -10,7 +10,7 @@ from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_reading import EngineCommand, Setting
 from sim.spec.files.yaml_text import flow_text
-from sim.spec.profile_choice import DEFAULT_GPU
+from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
 from sim.studies.sweep import check_points
 
@@ -68,6 +68,8 @@ class Draft:
         self.add([Setting("fleet.engine", command.engine, f"a command line of {command.name}"), *command.settings])
         if command.model:
             self.add([Setting("adapters.base_model", command.model, "the command line's model")])
+        elif "adapters.base_model" not in self.settings:
+            self.comments.append(f"The command line names no model: {DEFAULT_MODEL} is assumed (adapters.base_model).")
         if not command.loras:
             self.comments.append("The command line doesn't enable LoRA; this scenario serves adapters all the same.")
         self.comments += [f"Not translated: {said}: {why}" for said, why in command.untranslated]
