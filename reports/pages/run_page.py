@@ -36,6 +36,7 @@ from sim.results.by_tenant.slo_terms import split_term, with_tenants
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
 from sim.spec.files.yaml_text import yaml_text
+from sim.spec.sections.times_of_day import parse_time_of_day
 
 if TYPE_CHECKING:
     from reports.table import Table
@@ -160,7 +161,7 @@ def _results(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str,
         "warnings": _warnings([focus] if planned else points),
         "is_changed": is_changed(points) or is_held(points),
         "changes": _changes(points, axes, terms, focus, where),
-        "charts": choose_charts(points, axes, terms, focus, planned=planned),
+        "charts": choose_charts(points, axes, terms, focus, planned=planned, day_s=_start_of_day(manifest)),
         "unchanged": unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms))),
         "pools": metric_tables.pools_table(focus, where),
         "replicas": change_tables.replicas_table(focus, where),
@@ -257,6 +258,12 @@ def verdict_badge(points: list[Point], terms: dict[str, float], word: str) -> tu
     if word == MET and (impact := badge_words(points)):
         return "◐", f"{words}{everywhere}, but {impact}", "partly"
     return _MARKS[word], words + everywhere, word.replace(" ", "-")
+
+
+def _start_of_day(manifest: Mapping[str, Any]) -> int | None:
+    """Return ``workload.start`` in seconds from midnight."""
+    workload = (manifest.get("scenario") or {}).get("workload")
+    return parse_time_of_day(workload.get("start")) if isinstance(workload, dict) else None
 
 
 def _has_goal(point: Point) -> bool:
