@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,14 +220,14 @@ class Traffic:
         """
         if self._trace is not None and self._trace.prompt_tokens is not None and self._trace.output_tokens is not None:
             return float(np.mean(self._trace.prompt_tokens.astype(np.int64) + self._trace.output_tokens > tokens))
-        from scipy.special import ndtri
-
-        scores = ndtri((np.arange(500) + 0.5) / 500)
-        laws = self._workload.tokens
-        prompt, output = (TokenLengths(law).at(scores) for law in (laws.prompt, laws.output))
-        if self._workload.prefix is not None:
-            prompt = prompt + TokenLengths(self._workload.prefix.tokens).at(np.zeros(1))
-        return float(np.mean(prompt[:, None] + output > tokens))
+        workload = self._workload
+        laws = [TokenLengths(law) for law in (workload.tokens.prompt, workload.tokens.output)]
+        prefix = 0 if workload.prefix is None else int(TokenLengths(workload.prefix.tokens).at(np.zeros(1))[0])
+        if prefix + sum(law.most for law in laws) <= tokens:
+            return 0.0
+        scores = np.array([NormalDist().inv_cdf((place + 0.5) / 500) for place in range(500)])  # without scipy
+        prompt, output = (law.at(scores) for law in laws)
+        return float(np.mean(prefix + prompt[:, None] + output > tokens))
 
     @property
     def has_sessions(self) -> bool:
