@@ -113,9 +113,9 @@ def did_you_mean(word: str, known: Iterable[str], least: float = 0.6) -> str | N
 
     :param least: how alike the two are, from 0 to 1 (``difflib``).
     """
-    words, same = list(known), _SYNONYMS.get(word)
-    close = [same] if same in words else difflib.get_close_matches(word, words, n=1, cutoff=least)
-    return f"did you mean {close[0]!r}?" if close else None
+    words, same = {each.lower(): each for each in known}, _SYNONYMS.get(word.lower())
+    close = [same] if same in words else difflib.get_close_matches(word.lower(), words, n=1, cutoff=least)
+    return f"did you mean {words[close[0]]!r}?" if close else None
 
 
 def install_hint(extra: str) -> str:

@@ -28,6 +28,26 @@ def seconds_tick(value: float) -> str:
     return f"{value * 1e3:.6g} ms" if abs(value) < 0.9995 else f"{value:,.6g} s"
 
 
+_CLOCK_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 14400, 21600, 43200, 86400)
+
+
+def clock_ticks(start: float, end: float, day_s: int, most: int = 6) -> list[float]:
+    """Return simulated times at round times of day inside an interval, at most so many.
+
+    :param day_s: time of day at simulated time 0, in seconds from midnight.
+    """
+    step = next((step for step in _CLOCK_STEPS if (end - start) / step <= most), math.ceil((end - start) / most))
+    first = math.ceil((start + day_s) / step)
+    return [float(place * step - day_s) for place in range(first, math.floor((end + day_s) / step) + 1)]
+
+
+def clock_words(seconds: float, day_s: int) -> str:
+    """Return the time of day at a simulated time: ``08:30``, with seconds where there are some; ``day 2 08:30``."""
+    minutes, rest = divmod(round(seconds) + day_s, 60)
+    day, minutes = divmod(minutes, 1440)
+    return f"{f'day {day + 1} ' if day else ''}{minutes // 60:02}:{minutes % 60:02}{f':{rest:02}' if rest else ''}"
+
+
 def count_tick(value: float) -> str:
     """Return a plain number for an axis."""
     return f"{value:,.6g}" if abs(value) < 1e5 else f"{value:,.0f}"

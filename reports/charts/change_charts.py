@@ -65,7 +65,7 @@ def impact_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
     return line_chart(Heading("impact", title, caption), axis, YAxis("affected requests", "count"), lines, table)
 
 
-def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
+def moments_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | None = None) -> Chart | None:
     """Draw p99 E2E and loads per second around the events, one line a point of a sweep (at most six)."""
     some = [p for p in in_order(points, axes) if _event_times(p) and p.timeline.e2e_p99_s] if axes else []
     some = spread(some, len(SERIES))
@@ -89,7 +89,7 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
         for i, (key, what) in enumerate(panels):
             ax = place(figure, 58, 34 + _PANEL * i, 150, 48 + _PANEL * (len(panels) - 1 - i))
             _lines(ax, some, labels, key, shown, named=i == 0)
-            time_axis(ax, start, end, last=i == len(panels) - 1)
+            time_axis(ax, start, end, last=i == len(panels) - 1, day_s=day_s)
             draw_events(ax, [(begins, "begin")], named=i == 0)
             y_title(ax, what)
             tips += column_tips([ax], picked, _moments_table(some, labels, panels[i : i + 1], picked))
@@ -181,7 +181,7 @@ def _value_at(times: Sequence[float], column: Sequence[float | None], time: floa
     return column[i] if i < len(column) else None
 
 
-def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
+def version_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | None = None) -> Chart | None:
     """Draw which version answers the requests that arrive, as stacked areas: one strip a point (at most six)."""
     alike: list[list[Point]] = []
     for point in (p for p in in_order(points, axes) if p.version_mix.get("versions")):
@@ -204,7 +204,7 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
             ax = place(figure, 58, 34 + strip * i, 24, 54 + strip * (len(some) - 1 - i))
             _stack(ax, point.version_mix, names)
             times = point.version_mix["t_s"]
-            time_axis(ax, times[0], times[-1], last=i == len(some) - 1)
+            time_axis(ax, times[0], times[-1], last=i == len(some) - 1, day_s=day_s)
             draw_events(ax, event_marks(point.events, times[0], times[-1]), named=not axes)
             y_title(ax, _strip_title(alike[i], axes) if axes else "share of arrivals", 0 if axes else 46)
             tips += column_tips([ax], picked, _mix_table([point], axes, names, picked))

@@ -24,16 +24,23 @@ _TIMES = (*LATENCIES, "ttft_p50_s", "e2e_mean_s")
 
 
 def choose_charts(
-    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], focus: Point, *, planned: bool
+    points: Sequence[Point],
+    axes: Sequence[Axis],
+    slo_terms: Mapping[str, float],
+    focus: Point,
+    *,
+    planned: bool,
+    day_s: int | None = None,
 ) -> list[Chart]:
     """Return the charts of a run, the most informative first.
 
     :param focus: the point whose timeline, stages and distribution are drawn.
+    :param day_s: time of day at the start of the run, in seconds from midnight; None: it has none.
     :param planned: whether it is the answer of a plan: then no chart but the first shows other points.
     """
     where = f" at {point_words(focus, axes)}" if axes else ""
-    rest = [breakdown_chart(focus, where), cdf_chart([focus], [], where), timeline_chart(focus, where)]
-    changed = [moments_chart(points, axes), version_chart(points, axes)]
+    rest = [breakdown_chart(focus, where), cdf_chart([focus], [], where), timeline_chart(focus, where, day_s)]
+    changed = [moments_chart(points, axes, day_s), version_chart(points, axes, day_s)]
     if not axes and focus.events:
         found = [rest[2], *changed, *rest[:2]]
     elif is_changed(points):

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from reports.axes import spread
-from reports.charts.axis_ticks import count_tick, draw_grid, nice_linear, seconds_tick, set_ticks, x_title, y_title
+from reports.charts.axis_ticks import (
+    clock_ticks,
+    clock_words,
+    count_tick,
+    draw_grid,
+    nice_linear,
+    seconds_tick,
+    set_ticks,
+    x_title,
+    y_title,
+)
 from reports.charts.hover import column_tips
 from reports.charts.svg import COLOURS, Chart, drawing, place, to_svg
 from reports.charts.sweep_charts import end_labels
@@ -34,8 +44,11 @@ _TITLE = 0.3
 """Share of the axis above which its title stands."""
 
 
-def timeline_chart(point: Point, where: str) -> Chart | None:
-    """Draw arrivals, loads, running and waiting requests over the first replication; latencies where things change."""
+def timeline_chart(point: Point, where: str, day_s: int | None = None) -> Chart | None:
+    """Draw arrivals, loads, running and waiting requests over the first replication; latencies where things change.
+
+    :param day_s: time of day at its start, in seconds from midnight, where the scenario has one.
+    """
     values = {key: [_number(key, v) for v in column] for key, column in point.timeline.columns().items()}
     times = values.get("t_s") or []
     panels: list[tuple[str, list[Series]]] = [
@@ -65,13 +78,14 @@ def timeline_chart(point: Point, where: str) -> Chart | None:
     desc = f"First replication over {human_seconds(times[-1])}, in spans: {', '.join(peaks)}."
     marks = event_marks(point.events, times[0], times[-1])
     picked = spread(range(len(times)), _ROWS)
-    table = _numbers(values, picked, panels)
+    table = _numbers(values, picked, panels, day_s)
     with drawing(_EACH * len(panels) + 48) as figure:
         strips = []
         for i, (what, series) in enumerate(panels):
             ax = place(figure, 58, 34 + _EACH * i, 142, 48 + _EACH * (len(panels) - 1 - i))
             strips.append(ax)
-            _panel(ax, values, times, what, series, last=i == len(panels) - 1)
+            _panel(ax, values, times, what, series)
+            time_axis(ax, times[0], times[-1], last=i == len(panels) - 1, day_s=day_s)
             draw_events(ax, marks, named=i == 0)
         svg = to_svg(figure, "timeline", title, desc, column_tips(strips, [times[i] for i in picked], table))
     caption = f"First replication{where}, warm-up included; means over short spans.{_events_words(point.events)}"
@@ -97,7 +111,10 @@ def _name(key: str, label: str, what: str) -> str:
 
 
 def _numbers(
-    values: dict[str, list[float]], picked: Sequence[int], panels: Sequence[tuple[str, Sequence[Series]]]
+    values: dict[str, list[float]],
+    picked: Sequence[int],
+    panels: Sequence[tuple[str, Sequence[Series]]],
+    day_s: int | None,
 ) -> Table:
     times = values["t_s"]
     series = [(key, _name(key, label, what)) for what, some in panels for key, label, _ in some]
@@ -108,13 +125,13 @@ def _numbers(
             "–" if math.isnan(v) else _value_words(key, v) if key in LATENCIES else f"{v:.3g}"
             for v, (key, _) in zip(cells, series, strict=True)
         ]
-        rows.append([human_seconds(times[i]), *texts])
+        rows.append([human_seconds(times[i]) if day_s is None else clock_words(times[i], day_s), *texts])
     note = f"{len(picked)} of {len(times)} spans." if len(picked) < len(times) else ""
     return Table("First replication over time", ["time", *(label for _, label in series)], rows, note)
 
 
 def _panel(
-    ax: Axes, values: dict[str, list[float]], times: Sequence[float], what: str, series: Sequence[Series], *, last: bool
+    ax: Axes, values: dict[str, list[float]], times: Sequence[float], what: str, series: Sequence[Series]
 ) -> None:
     """Draw one strip of the timeline."""
     every, ends = [], []
@@ -131,19 +148,22 @@ def _panel(
     ax.set_ylim(0, top)
     show_tick = seconds_tick if series[0][0] in LATENCIES else count_tick
     set_ticks(ax, "y", ticks, [show_tick(tick) for tick in ticks])
-    time_axis(ax, times[0], times[-1], last=last)
     end_labels(ax, ends, dashes=_DASHES)
     y_title(ax, what)
 
 
-def time_axis(ax: Axes, start: float, end: float, *, last: bool) -> None:
-    """Set limits, ticks and grid of an axis over simulated time; only the last strip names its ticks."""
+def time_axis(ax: Axes, start: float, end: float, *, last: bool, day_s: int | None = None) -> None:
+    """Set limits, ticks and grid of an axis over simulated time; only the last strip names its ticks.
+
+    :param day_s: time of day at its start, in seconds from midnight: then the ticks are times of day.
+    """
     ax.set_xlim(start, end)
-    ticks = nice_linear(start, end, 6)
-    set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks] if last else [""] * len(ticks))
+    ticks = nice_linear(start, end, 6) if day_s is None else clock_ticks(start, end, day_s)
+    labels = [seconds_tick(tick) if day_s is None else clock_words(tick, day_s) for tick in ticks]
+    set_ticks(ax, "x", ticks, labels if last else [""] * len(ticks))
     draw_grid(ax, "y")
     if last:
-        x_title(ax, "simulated time")
+        x_title(ax, "simulated time" if day_s is None else "time of day")
 
 
 def event_marks(events: Sequence[dict[str, Any]], start: float, end: float) -> list[tuple[float, str]]:

@@ -36,6 +36,7 @@ from sim.results.by_tenant.slo_terms import split_term, with_tenants
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
 from sim.spec.files.yaml_text import yaml_text
+from sim.spec.sections.times_of_day import parse_time_of_day
 
 if TYPE_CHECKING:
     from reports.table import Table
@@ -160,7 +161,7 @@ def _results(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str,
         "warnings": _warnings([focus] if planned else points),
         "is_changed": is_changed(points) or is_held(points),
         "changes": _changes(points, axes, terms, focus, where),
-        "charts": choose_charts(points, axes, terms, focus, planned=planned),
+        "charts": choose_charts(points, axes, terms, focus, planned=planned, day_s=_start_of_day(manifest)),
         "unchanged": unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms))),
         "pools": metric_tables.pools_table(focus, where),
         "replicas": change_tables.replicas_table(focus, where),
@@ -259,19 +260,25 @@ def verdict_badge(points: list[Point], terms: dict[str, float], word: str) -> tu
     return _MARKS[word], words + everywhere, word.replace(" ", "-")
 
 
+def _start_of_day(manifest: Mapping[str, Any]) -> int | None:
+    """Return ``workload.start`` in seconds from midnight."""
+    workload = (manifest.get("scenario") or {}).get("workload")
+    return parse_time_of_day(workload.get("start")) if isinstance(workload, dict) else None
+
+
 def _has_goal(point: Point) -> bool:
     return any(tenant.slo for tenant in point.tenants)
 
 
 def _tenants_badge(judged: Counter[str]) -> tuple[str, str, str]:
     """Return the badge of points without an SLO of the fleet, by how many have which verdict on their tenants."""
-    start, total = "No SLO for the fleet; those of tenants", judged.total()
+    start, total = "SLOs of tenants", judged.total()
     if len(judged) > 1:
         mark, style = ("◐", "partly") if judged[MET] else ("?", "unclear")
-        return mark, f"{start}: met at {judged[MET]} of {total:,} points", style
+        return mark, f"{start} met at {judged[MET]} of {total:,} points", style
     (word,) = judged
     everywhere = " at every point" if total > 1 and word == MET else ""
-    return _MARKS[word], f"{start}: {word}{everywhere}", word.replace(" ", "-")
+    return _MARKS[word], f"{start} {word}{everywhere}", word.replace(" ", "-")
 
 
 def _warnings(points: Sequence[Point]) -> list[str]:

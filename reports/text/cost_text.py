@@ -9,6 +9,7 @@ from reports.formatting import money, number, percent, show
 from sim.results.fleet_costs.prices import HOURS_PER_MONTH, is_priced
 from sim.results.point import Point
 from sim.results.verdict import MET, verdict
+from sim.spec.units import human_seconds
 
 
 def cost_sentences(point: Point, load: float | None = None) -> list[str]:
@@ -23,7 +24,10 @@ def cost_sentences(point: Point, load: float | None = None) -> list[str]:
     month, each = costs.get("usd_per_month") or 0.0, costs.get("usd_per_m_tokens")
     if "mean_replicas" in point.metrics:
         gpus = month / (usage.price * HOURS_PER_MONTH)
-        said = [f"{number(gpus)} GPUs on average at {money(usage.price)} an hour cost {money(month)} a month."]
+        said = [f"{number(gpus)} GPUs on average at {money(usage.price)} an hour cost {money(month)} a month"]
+        if seconds := point.timeline.t_s:  # another time of day may take other replicas
+            said[0] += f", if all of it is like the {human_seconds(seconds[0] + seconds[-1])} that were simulated"
+        said[0] += "."
         load = None  # it refers to the largest fleet
     else:
         fleet = f"{usage.gpus:,} GPU{'s' if usage.gpus != 1 else ''} at {money(usage.price)} an hour"

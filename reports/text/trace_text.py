@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 from reports.answers.trace_findings import (
     LEAST_ADAPTERS,
     Gaps,
@@ -43,7 +45,37 @@ _TOGETHER_WORDS = {
 
 
 def headline(facts: TraceFacts) -> str:
-    """Return the answer in a sentence: what locality does for a cache; without adapters, the rate."""
+    """Return the answer: a burst, if there is one; then what locality does for a cache, or the rate."""
+    return " ".join(filter(None, (_burst_words(facts), _main_finding(facts))))
+
+
+def _burst_words(facts: TraceFacts) -> str:
+    if not facts.bursts:
+        return ""
+    most = max(facts.bursts, key=lambda burst: burst.times)
+    which = f", the highest of {len(facts.bursts)} bursts" if len(facts.bursts) > 1 else ""
+    if facts.begins_at:
+        start = datetime.fromisoformat(facts.begins_at)
+        first, last = (start + timedelta(seconds=seconds) for seconds in (most.begin_s, most.end_s))
+        day = f" on {first:%Y-%m-%d}" if facts.span_s > 86400 else ""
+        when = f"From {first:%H:%M:%S} to {last:%H:%M:%S}{' UTC' if start.tzinfo else ''}{day}"
+    else:
+        when = f"From {human_seconds(most.begin_s)} to {human_seconds(most.end_s)} after the first request"
+    rate = f"{number(most.rate_rps)}/s, {number(most.times)} times the rate outside of bursts"
+    return f"{when}, requests come at {rate}{which}."
+
+
+def burst_fit_words(facts: TraceFacts) -> str:
+    """Return whether the fitted traffic has the trace's bursts, and what to size with; empty without bursts."""
+    if not facts.bursts or facts.fit is None:
+        return ""
+    which = "the burst" if len(facts.bursts) == 1 else "the bursts"
+    if facts.fit_has_bursts:
+        return f"Fitted traffic has {which} of the whole trace, at the same times."
+    return f"Fitted traffic lacks {which}: size with replay.yaml, not with traffic.yaml."
+
+
+def _main_finding(facts: TraceFacts) -> str:
     if facts.requests == 0:
         return "The trace has no requests."
     curve = facts.curve
@@ -56,7 +88,7 @@ def headline(facts: TraceFacts) -> str:
     found = order_finding(facts, curve)
     start = f"At {plural(found.slots, 'slot')} LRU misses {about(found.real)} of requests"
     if found.effect is OrderEffect.LITTLE:
-        return f"{start}, shuffled {about(found.shuffled)}: their order matters little."
+        return f"{start}, shuffled {about(found.shuffled)}: their order matters little to the cache."
     return f"{start}, but {about(found.shuffled)} of the same ones shuffled: {_EFFECT_WORDS[found.effect]}."
 
 
@@ -79,6 +111,7 @@ def sentences(facts: TraceFacts) -> list[str]:
         _session_words(facts),
         fit_words(facts),
         off_words(facts),
+        burst_fit_words(facts),
         _skipped_words(facts),
     ]
     return [text for text in texts if text]

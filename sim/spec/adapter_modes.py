@@ -79,8 +79,8 @@ MODES = Registry(
                 ),
                 Need(
                     {"cache.pinned": Only(0)},
-                    "vLLM admits as many distinct adapters as it has slots, pinned or not, and then lacks slots for "
-                    "those that aren't",
+                    "vLLM can pin adapters (pin_lora, in Python alone), but then its scheduler still admits as many "
+                    "distinct adapters as it has slots, pinned or not, and lacks slots for those that aren't",
                     hint=_WARM_INSTEAD,
                 ),
             ),

@@ -157,6 +157,16 @@ SHAPES = {
     "qwen3-8b": ModelShape(4096, 12288, 36, 32, 8, vocab=151936),
     "qwen3-32b": ModelShape(5120, 25600, 64, 64, 8, vocab=151936),
 }
+CONTEXTS = {
+    "gpt-oss-120b": 131072,
+    **dict.fromkeys(("llama-2-7b", "llama-2-13b", "llama-2-70b"), 4096),
+    **dict.fromkeys(("llama-3-8b", "llama-3-70b"), 8192),
+    **dict.fromkeys(("llama-3.1-8b", "llama-3.1-70b"), 131072),
+    "mistral-7b": 32768,
+    **dict.fromkeys(("qwen2.5-0.5b", "qwen2.5-7b", "qwen2.5-14b", "qwen2.5-32b"), 32768),
+    **dict.fromkeys(("qwen3-8b", "qwen3-32b"), 40960),
+}
+"""Tokens of the longest sequence, ``max_position_embeddings`` of each ``config.json``; Qwen2.5: of Instruct."""
 DENSE = {name: shape for name, shape in SHAPES.items() if not shape.experts}
 """The models without experts: those whose adapters and steps we know to the layer."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,8 @@ class Traffic:
     :ivar names: adapter names where a trace or weights file gives them, else ().
     :ivar total: number of requests; None if only the duration is known.
     :ivar end_s: no request arrives after this time; None without a duration.
-    :ivar base_share: share of the requests that are for the base model, by the mix or in the trace.
+    :ivar base_share: share of the requests that are for the base model, by the mix or in the trace; ``base_alone``: all
+        are, so that LoRA is off.
     :ivar tenant_of: the tenant of each adapter, and last of the base model, by its place in the scenario;
         (adapters + 1,). None without tenants.
     :ivar notes: sentences for the user.
@@ -125,6 +127,10 @@ class Traffic:
                     f"{workload.popularity.file}: its cv column has no effect without gamma or Weibull arrivals per "
                     "adapter",
                 )
+        self.base_share = _base_share(scenario, self._trace)
+        if self._trace is not None and self._trace.base_alone:
+            scenario, self._trace = without_adapters(scenario), self._trace.without_names()
+        self.base_alone = scenario.adapters.base_alone
         count = _adapter_count(scenario, self.names)
         if scenario.adapters.count is None and not self.names and not scenario.adapters.base_alone:
             self.notes += (
@@ -149,7 +155,6 @@ class Traffic:
         elif named is None:
             self._weights = weights_of(law, count)
             self._chooser = AdapterSampler(law, count)
-        self.base_share = _base_share(scenario, self._trace)
         self.tenant_of: Ints | None = None
         if self._tenants:
             self.tenant_of = tenant_of_adapters(self._tenants, self.names, count, self.base_share)
@@ -206,6 +211,23 @@ class Traffic:
         if workload.sessions is not None and workload.sessions.history:
             longest = max(longest, workload.sessions.max_context)
         return longest
+
+    def share_above(self, tokens: int) -> float:
+        """Return the share of requests with more tokens than this, of prompt and answer together.
+
+        Generated ones: without history, with a system prompt of median length, and as if prompt and answer were
+        independent, by 500 quantiles of each.
+        """
+        if self._trace is not None and self._trace.prompt_tokens is not None and self._trace.output_tokens is not None:
+            return float(np.mean(self._trace.prompt_tokens.astype(np.int64) + self._trace.output_tokens > tokens))
+        workload = self._workload
+        laws = [TokenLengths(law) for law in (workload.tokens.prompt, workload.tokens.output)]
+        prefix = 0 if workload.prefix is None else int(TokenLengths(workload.prefix.tokens).at(np.zeros(1))[0])
+        if prefix + sum(law.most for law in laws) <= tokens:
+            return 0.0
+        scores = np.array([NormalDist().inv_cdf((place + 0.5) / 500) for place in range(500)])  # without scipy
+        prompt, output = (law.at(scores) for law in laws)
+        return float(np.mean(prefix + prompt[:, None] + output > tokens))
 
     @property
     def has_sessions(self) -> bool:
@@ -452,6 +474,12 @@ def _check_together(prompt: TokenLengths, output: TokenLengths, prefix: SharedPr
         )
 
 
+def without_adapters(scenario: Scenario) -> Scenario:
+    """Return a scenario whose requests are all for the base model."""
+    mix = (AdapterKind(share=1.0, kind="base"),)
+    return scenario.model_copy(update={"adapters": scenario.adapters.model_copy(update={"mix": mix})})
+
+
 def _base_share(scenario: Scenario, trace: TraceData | None) -> float:
     """Return the share of the requests that are for the base model.
 
@@ -460,7 +488,7 @@ def _base_share(scenario: Scenario, trace: TraceData | None) -> float:
     kinds = scenario.adapters.mix
     if trace is None or trace.adapter is None:
         return scenario.adapters.base_share
-    if scenario.adapters.base_share > 0:
+    if scenario.adapters.base_share > 0 and not (scenario.adapters.base_alone and trace.base_alone):
         place = next(i for i, kind in enumerate(kinds) if kind.kind == "base")
         raise ScenarioError(
             "the trace itself says which requests are for the base model: those that name no adapter",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from sim.ui.controls import Control, controls_of, settings_of
 SAVED = "scenario.yaml"
 """What the page calls a design that it saves."""
 _MOST_FILES = 200
+_A_SCENARIO, _LOOKED_AT = re.compile(r"^\W*(schema_version|extends)\b", re.MULTILINE), 65_536
 _MOST_LETTERS = 100
 _MOST_OPEN = 8
 """Scenarios that are kept checked."""
@@ -93,6 +95,15 @@ class ChosenDesign:
         return point_key(data, {}, code_version(), digests_of(self.loaded))
 
 
+def _is_scenario(file: Path) -> bool:
+    """Return whether a YAML file has a key that every scenario has."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as content:
+            return _A_SCENARIO.search(content.read(_LOOKED_AT)) is not None
+    except OSError:
+        return False
+
+
 class Library:
     """Bundled scenarios, those in the chosen folder, and texts that visitors drop.
 
@@ -112,12 +123,12 @@ class Library:
         return [(each.name, each.description) for each in bundled_scenarios()]
 
     def files(self) -> list[str]:
-        """Return the names of YAML files in the chosen folder, and the scenario of the command line."""
+        """Return the names of scenarios in the chosen folder, and the scenario of the command line."""
         found = sorted(
             file.name
             for pattern in ("*.yaml", "*.yml")
             for file in self.folder.glob(pattern)
-            if file.is_file() and not file.is_symlink()
+            if file.is_file() and not file.is_symlink() and _is_scenario(file)
         )
         given = self._given
         first = [given] if given is not None and given not in found and given not in dict(self.bundled()) else []

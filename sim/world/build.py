@@ -24,7 +24,7 @@ from sim.spec.profile_choice import (
 from sim.spec.scenario import Pool, Scenario
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population, base_shape
-from sim.traffic.generate import Traffic
+from sim.traffic.generate import Traffic, without_adapters
 from sim.world.faults.misrouting_faults import check_misrouting_faults
 from sim.world.faults.stale_prefixes import check_stale_prefixes
 from sim.world.memory.gpu_memory import usable_kv_tokens
@@ -96,6 +96,8 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
     shape = base_model if profile is None or profile.shape is None else base_shape(profile)
     if traffic is None:
         traffic = Traffic(scenario, shape, 0 if profile is None else profile.memory.weights_bytes)
+    if traffic.base_alone:  # by the mix, or in the trace
+        scenario = without_adapters(scenario)
     _check_times(scenario, traffic)
     check_misrouting_faults(scenario, traffic)
     check_stale_prefixes(scenario, prefix_cache=scenario.fleet.prefix_caching and traffic.shares_text)

@@ -15,6 +15,7 @@ from sim.spec.policies import PLACERS
 from sim.spec.profile_choice import choice_notes, disturbance_notes, engine_notes, fitness_notes, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_seconds
+from sim.traffic.adapters import CONTEXTS
 from sim.traffic.generate import Traffic
 from sim.traffic.lengths import TokenLengths
 from sim.world.faults.storage_faults import storage_notes
@@ -37,7 +38,7 @@ def notes_on(world: World, full: Sequence[FullModelPool]) -> list[str]:
     scenario, traffic = world.scenario, world.traffic
     notes = list(traffic.notes) + shared_text_notes(scenario, traffic, world.kv_tokens) + _profile_notes(world)
     notes += storage_notes(scenario) + full_model_notes(scenario, full)
-    notes += _base_notes(scenario, world.base_weights) + _cache_notes(world)
+    notes += _base_notes(scenario, world.base_weights) + _cache_notes(world) + _context_notes(world)
     notes += _begins_unseen(scenario, traffic) + _client_notes(traffic) + _scheduling_notes(scenario)
     notes += _placement_notes(scenario, traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
@@ -59,6 +60,28 @@ def _profile_notes(world: World) -> list[str]:
         *split_notes(scenario, profile),
         *beyond_envelope(profile, slots, int(world.population.rank.max()), scenario.fleet.max_num_seqs),
     ]
+
+
+def _context_notes(world: World) -> list[str]:
+    """Return a note on requests that are longer than the server takes, by ``fleet.max_model_len`` or by its model."""
+    profile, limit = world.profile, world.scenario.fleet.max_model_len
+    if profile is None or world.kv_tokens is None:
+        return []
+    context = limit or CONTEXTS.get(profile.model)
+    sessions = world.scenario.workload.sessions
+    if context is None:
+        return []
+    what = "fleet.max_model_len" if limit else f"the context of {profile.model}"
+    why = (
+        "they are refused"
+        if limit
+        else f"a server refuses them, and this run doesn't; set fleet.max_model_len={context}"
+    )
+    if share := world.traffic.share_above(context):
+        return [f"about {share:.1%} of requests have more than {context:,} tokens, {what}: {why}"]
+    if sessions is not None and sessions.history and sessions.max_context > context:
+        return [f"workload.sessions.max_context ({sessions.max_context:,}) is above {what} ({context:,}): {why}"]
+    return []
 
 
 def _cache_notes(world: World) -> list[str]:

@@ -140,7 +140,6 @@ HEADER = "timestamp_s,tenant_id,input_tokens,output_tokens\n"
         (HEADER + "1,a,5,5\n2,b,-5,5\n", "t.csv:3: input_tokens: not a usable number (got -5"),
         (HEADER + "1,a,5,5\n2,b,x,5\n", "t.csv:3: input_tokens: not a usable number (got x"),
         (HEADER + "1,a,5,5\nnan,b,5,5\n", "t.csv:3: timestamp_s: not a usable number (got nan"),
-        (HEADER + "1,,5,5\n", "t.csv: tenant_id: no row names an adapter (got only empty cells"),
         (HEADER + "1,a,5,1.5\n", "t.csv:2: output_tokens: not a token count (got 1.5"),
         (HEADER + "1,a,5,99999999999\n", "t.csv:2: output_tokens: not a token count"),
         (

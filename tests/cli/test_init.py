@@ -342,17 +342,28 @@ def test_a_version_without_a_preset_gets_the_nearest(loraplan: CommandLine, vers
     assert f"# {preset} stands for vllm-{version}: vLLM " in Path("mine.yaml").read_text(encoding="utf-8")
 
 
+def test_a_command_line_without_a_model_says_which_one_is_assumed(loraplan: CommandLine) -> None:
+    ended = loraplan("init", "--from-vllm", "vllm serve --enable-lora --max-loras 4", "--out", "mine.yaml")
+    assert ended.code == 0
+    assert "note: The command line names no model: llama-3.1-8b is assumed" in ended.err
+
+
 def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = loraplan("init", "--out", "mine.yaml")
     assert ended.code == 2
     assert "nothing to draft a scenario from" in ended.err
     monkeypatch.setattr("sim.cli.commands.init_command.sys.stdin.isatty", lambda: True, raising=False)
-    answers = iter(["h200", "qwen2.5-7b", "vllm", "2", "40", "32", "10", "3.5", "200", "50"])
+    answers = iter(
+        ["h200", "qwen2.5-7b", "vllm", "2", "40", "32", "10", "40", "20", "3.5/s", "4", "200", "50", "500 ms"]
+    )
     monkeypatch.setattr("rich.prompt.PromptBase.get_input", lambda *arguments, **options: next(answers))
     scenario = drafted(loraplan)
     assert (scenario.fleet.gpu, scenario.fleet.replicas, scenario.adapters.count) == ("h200", 2, 40)
     assert (scenario.adapters.rank, scenario.cache.gpu.slots) == (32, 10)
-    assert "rate: 3.5/s}   # your answer" in Path("mine.yaml").read_text(encoding="utf-8")
+    assert "rate: 3.5/s, cv: 4}   # your answer" in Path("mine.yaml").read_text(encoding="utf-8")
+    assert scenario.cache.host is not None
+    assert (scenario.cache.host.slots, scenario.slo.ttft_p99) == (40, 0.5)
+    assert not list(answers), "20 is not a rate, so the rate is asked again"
 
 
 @pytest.mark.parametrize(

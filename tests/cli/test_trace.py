@@ -76,6 +76,23 @@ def test_the_scenario_runs_and_its_traffic_is_like_the_trace(loraplan: CommandLi
     assert loraplan("run", "fitted/traffic.yaml", "--set", "run.replications=1").code == 0
 
 
+def test_a_log_with_a_burst_that_is_not_fitted_is_planned_with_its_replay(loraplan: CommandLine) -> None:
+    """Every adapter has bursts of its own, which traffic with a common rate lacks, and five minutes are eight times as
+    fast."""
+    bursty = {"process": "weibull", "rate": "2/s", "cv": 3.0, "per": "adapter"}
+    times, adapters = drawn(traffic(12_000, 40, arrivals=bursty))
+    times = np.interp(times, (0, 3000, 5400, times[-1]), (0, 3000, 3300, times[-1] - 2100))
+    rows = [
+        f"{time},a{each},50,5" for time, each in zip((times - times[0] + 1741078800).tolist(), adapters, strict=True)
+    ]
+    Path("log.csv").write_text("\n".join(["ts,adapter,prompt_tokens,completion_tokens", *rows, ""]), encoding="utf-8")
+    ended = loraplan("trace", "log.csv")
+    assert ended.code == 0, ended.err
+    assert re.match(r"From 09:[45]\d:\d\d to 09:5\d:\d\d UTC, requests come at [\d.]+/s", ended.out), ended.out
+    assert "Fitted traffic lacks the burst: size with replay.yaml" in ended.out
+    assert "next     loraplan plan runs/trace-log/replay.yaml --minimize fleet.replicas=1..8 --set" in ended.out
+
+
 def test_shared_text_is_not_fitted_and_that_is_said(loraplan: CommandLine) -> None:
     rows = [f"{n},{'ab'[n % 2]},100,5,{n % 2},60" for n in range(400)]  # two adapters with a prompt of 60 tokens each
     header = "timestamp_s,adapter_id,input_tokens,output_tokens,prefix_id,prefix_tokens"

@@ -315,8 +315,8 @@ def test_an_address_without_metrics_says_so(loraplan: CommandLine) -> None:
         assert ended.code == 2
         assert f"{url}/metrics: status 404" in ended.err
     ended = loraplan("observe", "--prometheus", url)
-    assert ended.code == 3
-    assert "can't be read" in ended.err
+    assert ended.code == 2, "nobody listens: the address is wrong"
+    assert f"--prometheus: can't be read (got {url}" in ended.err
 
 
 def test_rates_of_the_bases_tenants_add_up_to_the_measured_one(loraplan: CommandLine) -> None:

@@ -10,6 +10,7 @@ import samples
 from reports.answers.change_comparison import certainly_less
 from reports.answers.change_findings import impact_of, replications_needed, rollouts_begun
 from reports.axes import make_axes
+from reports.charts.axis_ticks import clock_ticks, clock_words
 from reports.charts.change_charts import impact_chart, moments_chart, version_chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
@@ -321,11 +322,26 @@ def test_events_close_together_share_a_label() -> None:
     assert event_marks(events, 0.0, 100.0) == [(0.0, "1"), (50.0, "2–4"), (90.0, "5"), (100.0, "6")]
 
 
+def test_ticks_of_a_run_with_a_start_are_round_times_of_day() -> None:
+    half_past_seven = 7 * 3600 + 1800
+    ticks = clock_ticks(60.0, 7300.0, half_past_seven)
+    assert [clock_words(tick, half_past_seven) for tick in ticks] == ["08:00", "08:30", "09:00", "09:30"]
+    ticks = clock_ticks(10.0, 45.0, 86_380)
+    assert [clock_words(tick, 86_380) for tick in ticks] == [
+        *("23:59:50", "day 2 00:00", "day 2 00:00:10", "day 2 00:00:20")
+    ]
+
+
 def test_charts_mark_events_and_draw_versions() -> None:
     run = samples.strategies()
     axes = make_axes(run.points)
     timeline = timeline_chart(run.points[0], "")
     versions = version_chart(run.points, axes)
+    by_day = timeline_chart(run.points[0], "", day_s=8 * 3600)
+    assert by_day is not None
+    assert "time of day" in by_day.svg
+    assert by_day.table is not None
+    assert by_day.table.rows[0][0].startswith("08:00")
     assert moments_chart(run.points, axes) is None  # all lines are equal
     first, second, *others = run.points
     slow = [None if value is None else 4 * value for value in second.timeline.ttft_p99_s]

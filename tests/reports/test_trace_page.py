@@ -24,6 +24,7 @@ from reports.tables.trace_tables import (
 )
 from reports.text.trace_text import headline, laws_sentences, lengths_sentences, sentences
 from sim.results.traces.trace_facts import (
+    BurstFacts,
     Candidate,
     CheckedValue,
     FitCheck,
@@ -223,12 +224,28 @@ def test_the_headline_takes_the_power_of_two_where_order_matters_most() -> None:
 def test_the_headline_says_when_order_does_not_matter_or_hurts() -> None:
     same = replace(CURVE, shuffled=CURVE.real)
     assert headline(replace(FACTS, curve=same)) == (
-        "At 32 slots LRU misses 20 % of requests, shuffled 20 %: their order matters little."
+        "At 32 slots LRU misses 20 % of requests, shuffled 20 %: their order matters little to the cache."
     )
     scan = replace(CURVE, real=CURVE.shuffled, shuffled=CURVE.real)
     assert "LRU misses 90 % of requests, but 30 % of the same ones shuffled: the order hurts" in (
         headline(replace(FACTS, curve=scan))
     )
+
+
+def test_the_first_sentence_is_the_burst() -> None:
+    burst = BurstFacts(1800.0, 2100.0, 24.0, 5.0)
+    dated = replace(FACTS, bursts=[burst], begins_at="2025-03-04T09:00:00+00:00")
+    start = "From 09:30:00 to 09:35:00 UTC, requests come at 24/s, 5 times the rate outside of bursts."
+    assert headline(dated) == f"{start} {headline(FACTS)}"
+    assert sentences(dated)[-1] == "Fitted traffic lacks the burst: size with replay.yaml, not with traffic.yaml."
+    two = replace(dated, bursts=[burst, replace(burst, times=3.0)], begins_at="", fit_has_bursts=True)
+    assert headline(two).startswith(
+        "From 30 min to 35 min after the first request, requests come at 24/s, 5 times the rate outside of bursts, the "
+        "highest of 2 bursts."
+    )
+    assert sentences(two)[-1] == "Fitted traffic has the bursts of the whole trace, at the same times."
+    long = replace(dated, begins_at="2025-03-04T23:40:00", span_s=1e5)
+    assert headline(long).startswith("From 00:10:00 to 00:15:00 on 2025-03-05, requests")
 
 
 @pytest.mark.parametrize(

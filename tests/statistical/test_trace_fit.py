@@ -16,7 +16,7 @@ from sim.results.traces.trace_facts import FitCheck
 from sim.spec.sections.trace_source import Trace
 from sim.studies.traces.trace_scenario import scenario_text
 from sim.studies.traces.trace_study import study_trace
-from sim.traffic.fits.describe import dispersion
+from sim.traffic.fits.describe import dispersion, find_bursts
 from sim.traffic.fits.gaps import cvs_by_adapter, fit_gaps
 from sim.traffic.fits.modulation import fit_modulation
 from sim.traffic.fits.popularity_fit import _FAMILIES, LEAST_P, fit_popularity
@@ -190,3 +190,48 @@ def test_a_moving_rate_is_met_by_the_second_and_by_the_minute() -> None:
 def _as_trace(times: np.ndarray, adapters: np.ndarray) -> TraceData:
     names = tuple(str(number) for number in range(int(adapters.max()) + 1))
     return TraceData(times - times[0], None, None, adapters.astype(np.int32), None, names, None, (), {})
+
+
+def poisson(rng: np.random.Generator, rate: float, begin: float, end: float) -> np.ndarray:
+    return np.sort(rng.uniform(begin, end, rng.poisson(rate * (end - begin))))
+
+
+def with_a_burst(rng: np.random.Generator) -> np.ndarray:
+    """Three hours at 5/s, and five minutes of the second half at five times that."""
+    pieces = ((5, 0, 7200), (25, 7200, 7500), (5, 7500, 10800))
+    times = np.concatenate([poisson(rng, *piece) for piece in pieces])
+    return times - times[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_burst_is_found_where_it_is_and_nowhere_else(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    (burst,) = find_bursts(with_a_burst(rng))
+    assert (burst.begin_s, burst.end_s) == pytest.approx((7200, 7500), abs=3)
+    assert burst.times == pytest.approx(5, rel=4 / math.sqrt(7500))
+    uniform = np.sort(rng.uniform(0, 86400, 200_000))
+    by_day = uniform[rng.uniform(0, 1.8, 200_000) < 1 + 0.8 * np.sin(uniform * math.tau / 86400)]
+    for steady in (poisson(rng, 5, 0, 10800), np.cumsum(rng.gamma(1 / 16, 16, 50_000)), by_day):
+        assert find_bursts(steady) == ()
+
+
+def test_fitted_traffic_has_the_burst_of_the_trace_unless_it_can_not_carry_it() -> None:
+    rng = np.random.default_rng(1)
+    times = with_a_burst(rng)
+    names = tuple(f"a{number}" for number in range(40))
+    one_by_one = np.asarray(rng.zipf(1.5, len(times)) % 40, dtype=np.int32)
+    study = study_trace(TraceData(times, adapter=one_by_one, names=names), "t", fit_share=0.5, seed=1)
+    assert study.facts.fit_has_bursts
+    assert study.model is not None
+    assert study.part is not None
+    whole = replace(study.part, bursts=study.bursts, span_s=study.facts.span_s)
+    model = study.model.with_bursts(study.bursts, study.facts.span_s)
+    steps = model.workload["arrivals"]["steps"]
+    assert [step["level"] for step in steps] == pytest.approx([1, 5, 1], rel=0.06)
+    assert float(model.workload["arrivals"]["rate"].removesuffix("/s")) == pytest.approx(60_000 / 10800, rel=0.03)
+    assert whole.rate < 5.2
+    assert "its bursts are those of all of it" in scenario_text(study, TraceData(times), "t").lower()
+    # An adapter with a stream of its own has its own bursts.
+    assert not replace(
+        study.model, workload={"arrivals": {"process": "gamma", "rate": "5/s", "cv": 4.0, "per": "adapter"}}
+    ).carries_bursts

@@ -197,6 +197,7 @@ def test_a_text_is_checked_as_a_file_in_the_folder_and_may_name_nothing_outside(
 def test_a_library_opens_what_it_lists_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: quickstart\nname: mine\n")
     (tmp_path / "link.yaml").symlink_to("/etc/hostname")
+    (tmp_path / "deployment.yaml").write_text("apiVersion: apps/v1\nkind: Deployment\n")
     library = Library(tmp_path)
     assert library.files() == ["mine.yaml"]
     assert library.open("mine.yaml").loaded.scenario.name == "mine"

@@ -256,15 +256,31 @@ def test_a_request_without_an_adapter_needs_no_size() -> None:
         read(write_file(".csv", f"{head}0,mail,1,1,1000\n1,,1,1,-4\n"))
 
 
-def test_a_trace_in_which_no_row_names_an_adapter_is_refused() -> None:
-    file = write_file(".csv", "timestamp_s,adapter_id,input_tokens,output_tokens\n0,,1,1\n1,,1,1\n")
-    with pytest.raises(TraceError) as caught:
-        read(file)
-    assert str(caught.value) == (
-        f"{file}: adapter_id: no row names an adapter (got only empty cells, which are requests to the base model, "
-        "allowed: a name in at least one row); LoRA can't be turned off; without this column, workload.popularity "
-        "draws adapters"
+def test_a_trace_of_base_requests_alone_turns_lora_off(tmp_path: Path) -> None:
+    """As ``mix: [{kind: base, share: 100%}]`` does, with the same results as this mix and a trace without adapters."""
+    lengths = "".join(f"{second / 10},{{}}{second % 90 + 1},{second % 7 + 1}\n" for second in range(300))
+    file = write_file(".csv", "timestamp_s,adapter_id,input_tokens,output_tokens\n" + lengths.format(*300 * [","]))
+    log = write_file(".csv", "time,input_tokens,output_tokens\n" + lengths.format(*300 * [""]))
+    fleet = {"kv_tokens": None, "profile": "l40s/qwen2.5-7b/vllm-0.24.0"}
+    by_trace = build_world(scenario(workload={"trace": {"file": file}}, adapters={}, fleet=fleet))
+    by_mix = build_world(
+        scenario(
+            workload={"trace": {"file": log, "columns": {"adapter": "none", "unit": "s"}}},
+            adapters=ALONE,
+            fleet=fleet,
+        )
     )
+    assert by_trace.traffic.base_share == 1
+    assert by_trace.scenario.adapters == by_mix.scenario.adapters
+    assert by_trace.kv_tokens == by_mix.kv_tokens
+    assert [note for note in by_trace.notes if "LoRA is off" in note]
+    assert columns(run(by_trace)) == columns(run(by_mix))
+    with pytest.raises(TraceError, match="no row names an adapter, so no request uses a cache"):
+        read_adapter_sequence(str(file))
+    study = study_trace(read_trace(Trace(file=str(file))), "t", fit_share=0.8, seed=1)
+    assert (study.facts.adapters, study.facts.base_share, study.facts.curve) == (0, 1, None)
+    written = load_scenario(write_scenario(study, read_trace(Trace(file=str(file))), "t", tmp_path, seed=1)).scenario
+    assert written.adapters.base_alone
 
 
 def test_a_format_of_several_name_columns_still_needs_them() -> None:

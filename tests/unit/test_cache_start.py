@@ -152,7 +152,11 @@ def test_warm_adapters_come_up_to_the_first_that_finds_no_room() -> None:
 @pytest.mark.parametrize(
     ("sections", "key", "words"),
     [
-        ({"cache": {"pinned": 1}, "fleet": {"engine": "vllm-0.8"}}, "cache.pinned", "vLLM admits"),
+        (
+            {"cache": {"pinned": 1}, "fleet": {"engine": "vllm-0.8"}},
+            "cache.pinned",
+            "lacks slots for those that aren't",
+        ),
         ({"cache": {"pinned": 1}, "fleet": {"engine": "s-lora"}}, "cache.pinned", "unified memory only"),
         ({"cache": {"warm": 1, "gpu": {"size": "1 GB"}}, "fleet": {"engine": "lorax"}}, "cache.warm", "their turn"),
         ({"cache": {"prefetch": "queued"}}, "cache.prefetch", "only loads that start at admission"),

@@ -9,7 +9,7 @@ import pytest
 from scenario_samples import BASE, base, edited, refusal, write
 
 from sim.errors import InputError
-from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
+from sim.spec.engine_flags.command_lines import engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.engine_flags.flag import Flag
 from sim.spec.engine_flags.flag_hints import flag_hint
 from sim.spec.engine_flags.flag_tables import FLAGS
@@ -28,6 +28,15 @@ EVERY = [pytest.param(engine.name, flag, id=f"{engine.name} {flag.name}") for en
 
 
 # The table
+
+
+def test_a_base_model_in_short_says_what_to_put_in_its_place() -> None:
+    short = load_scenario("quickstart", ["adapters.base_model=llama-3.1-8b"]).scenario
+    assert model_to_fill_in(short) == [
+        "MODEL, the repository or path of llama-3.1-8b (adapters.base_model: OWNER/NAME writes it)"
+    ]
+    whole = load_scenario("quickstart", ["adapters.base_model=meta-llama/Llama-3.1-8B"]).scenario
+    assert model_to_fill_in(whole) == []
 
 
 def test_engines_with_presets_have_their_options_in_the_table() -> None:

@@ -482,6 +482,20 @@ def test_texts_that_are_too_long_for_the_model_are_named() -> None:
     )
 
 
+@pytest.mark.parametrize(("prompt", "noted"), [(131_071, False), (131_072, True)])
+def test_requests_beyond_the_context_of_the_model_are_named(prompt: int, noted: bool) -> None:
+    """Llama-3.1-8B takes 131,072 tokens, prompt and answer together, unless ``max_model_len`` says less."""
+    note = (
+        "about 100.0% of requests have more than 131,072 tokens, the context of llama-3.1-8b: a server refuses them, "
+        "and this run doesn't; set fleet.max_model_len=131072"
+    )
+    assert notes(world({"tokens": {"prompt": fixed(prompt), "output": fixed(1)}})) == ((note,) if noted else ())
+    half = {"prompt": {"law": "uniform", "low": 1, "high": 100}, "output": fixed(50)}
+    assert notes(world({"tokens": half}, fleet={"max_model_len": 100})) == (
+        "about 50.0% of requests have more than 100 tokens, fleet.max_model_len: they are refused",
+    )
+
+
 @pytest.mark.parametrize(("most", "noted"), [(389, True), (390, False)])
 def test_conversations_that_never_go_on_are_named(most: int, noted: bool) -> None:
     tokens = {"prompt": fixed(100), "output": fixed(20)}

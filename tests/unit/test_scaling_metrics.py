@@ -14,6 +14,7 @@ from reports.answers.bottleneck import limits
 from reports.charts.timeline_chart import timeline_chart
 from reports.text.answer_text import answer
 from reports.text.changes.scaling_text import scaling_sentences
+from reports.text.cost_text import cost_sentences
 from sim.results.autoscaling.lives import provisioned_s, seconds_in, starting
 from sim.results.autoscaling.scaling_metrics import replicas_over_time
 from sim.results.metrics import measure
@@ -144,6 +145,8 @@ def test_the_answer_says_what_starts_did() -> None:
     assert scaling_sentences(point) == [starts], "the limit says it"
     in_time = replace(point, metrics={**point.metrics, "slo_attainment": Metric(0.995, unit="1")})
     assert scaling_sentences(in_time) == [starts, late]
+    dear = evaluate_scenario(scenario(price=2.0), EvaluationOptions()).point
+    assert any("a month, if all of it is like the 61 s that were simulated." in said for said in cost_sentences(dear))
     assert scaling_sentences(evaluate_scenario(scenario(autoscale=None), EvaluationOptions()).point) == []
 
 

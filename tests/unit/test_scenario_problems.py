@@ -57,6 +57,28 @@ def test_what_is_not_yaml_is_refused_with_its_line(base: Path, content: str | by
     assert refusal(path).startswith(f"{path}:{message}")
 
 
+def test_a_log_in_place_of_a_scenario_is_sent_to_trace(base: Path) -> None:
+    path = base.parent / "access.log"
+    for size in (1, 100_000):
+        path.write_text("1.5,mail,410,64\n" * size, encoding="utf-8")
+        assert refusal(path).endswith(f"a log of requests or a trace: loraplan trace {path}")
+
+
+def test_keys_in_capitals_are_understood_in_the_hint(base: Path) -> None:
+    path = base.parent / "odd.yaml"
+    path.write_text(base.read_text(encoding="utf-8") + "SLO: {ttft_p99: 1 s}\n", encoding="utf-8")
+    assert "SLO: unknown key; did you mean 'slo'?" in refusal(path)
+
+
+def test_a_service_time_is_a_duration_or_a_law(base: Path) -> None:
+    found = [
+        load_scenario(str(base), ["fleet.engine=fixed", f"fleet.service={given}"]).scenario.fleet.service
+        for given in ("100 ms", "{law: fixed, value: 100 ms}")
+    ]
+    assert found[0] is not None
+    assert found[0] == found[1]
+
+
 def test_aliases_that_stand_for_a_billion_values_are_refused_soon(base: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]

@@ -190,6 +190,17 @@ def test_prefixes_of_a_trace_are_texts(tmp_path: Path) -> None:
     assert sorted(runs(twice.text)) == sorted(2 * runs(data.text)), "new users of the same system prompts"
 
 
+def test_prefixes_of_a_log_are_texts_in_the_order_of_its_times(tmp_path: Path) -> None:
+    head, *rows = PREFIXES.splitlines(keepends=True)
+    data = read(tmp_path, "".join((head, *reversed(rows))), columns={"adapter": "none"})
+    assert data.adapter is None
+    assert runs(data.text) == [((400, 1),), (), ((450, 1),), ((64, 0),), ()]
+    assert not any("prefix_id" in note for note in data.notes)
+    alone = read(tmp_path, PREFIXES.replace("prefix_id", "id"), columns={"adapter": "none"})
+    assert alone.text is None
+    assert any("columns ignored: adapter_id, id, prefix_tokens" in note for note in alone.notes)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

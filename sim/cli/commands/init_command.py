@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -199,6 +200,7 @@ def _answers() -> list[Setting]:
     from sim.spec.engine_flags.command_reading import Setting
     from sim.spec.gpus import GPUS
     from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
+    from sim.spec.units import parse_rate, parse_seconds
 
     say("Enter takes the default. All answers can be changed in the file.")
     mine = "your answer"
@@ -209,9 +211,16 @@ def _answers() -> list[Setting]:
     count = IntPrompt.ask("Adapters that requests ask for", default=100)
     rank = IntPrompt.ask("Their LoRA rank", default=16)
     slots = IntPrompt.ask("Adapters in GPU memory at once (--max-loras, --max-loras-per-batch)", default=8)
-    rate = FloatPrompt.ask("Requests per second, of all adapters", default=6.0)
+    # vLLM's own default, as many as in GPU memory, loads nearly every adapter from storage.
+    host = IntPrompt.ask("Adapters in host memory (--max-cpu-loras)", default=max(count, slots))
+    rate = _quantity("Requests of all adapters, such as 6/s or 90/min", "6/s", parse_rate)
+    cv = FloatPrompt.ask(
+        "Burstiness: cv of the gaps between requests (1 for independent users, 4 is bursty)", default=1.0
+    )
     prompt = IntPrompt.ask("Prompt tokens of a request, on average", default=300)
     output = IntPrompt.ask("Output tokens of a request, on average", default=120)
+    ttft = _quantity("Time to the first token that 99 % of requests must keep", "1 s", parse_seconds)
+    process = {"process": "poisson", "rate": rate} if cv == 1 else {"process": "gamma", "rate": rate, "cv": cv}
     values: dict[str, object] = {
         "fleet.gpu": gpu,
         "adapters.base_model": model,
@@ -220,8 +229,25 @@ def _answers() -> list[Setting]:
         "adapters.count": count,
         "adapters.rank": rank,
         "cache.gpu.slots": slots,
-        "workload.arrivals": {"process": "poisson", "rate": f"{rate:g}/s"},
+        "cache.host.slots": host,
+        "workload.arrivals": process,
         "workload.tokens.prompt": {"law": "lognormal", "mean": prompt, "p99": 6 * prompt},
         "workload.tokens.output": {"law": "lognormal", "mean": output, "p99": 6 * output},
+        "slo.ttft_p99": ttft,
     }
     return [Setting(key, value, mine) for key, value in values.items()]
+
+
+def _quantity(question: str, default: str, parse: Callable[[object], float]) -> str:
+    """Ask until the answer is a quantity as scenarios have it."""
+    from pydantic_core import PydanticCustomError
+    from rich.prompt import Prompt
+
+    while True:
+        answer = Prompt.ask(question, default=default)
+        try:
+            parse(answer)
+        except PydanticCustomError as error:
+            say(f"Please enter {(error.context or {})['allowed']}")
+        else:
+            return answer

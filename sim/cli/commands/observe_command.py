@@ -17,7 +17,7 @@ from sim.cli.commands.init_command import gpu_setting, one_command
 from sim.cli.measured_values import measured_value, measured_words
 from sim.cli.options import JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
-from sim.errors import InputError, LoraplanError, ScenarioError
+from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
     from calibrate.fit.load_correction import LoadCorrection
@@ -215,7 +215,7 @@ def _fetched(url: str) -> MetricPage:
     try:
         name, status, content = run_or_stop(fetch_page(url, _LIMIT_S, PAGE_BYTES))
     except (Broken, OSError) as error:
-        raise LoraplanError(f"{without_credentials(url)}: can't be read: {error}") from None
+        raise InputError("can't be read", key="--prometheus", got=without_credentials(url), hint=str(error)) from None
     if status != 200:
         got = f"{name}: status {status}"
         raise InputError("no metrics at this address", key="--prometheus", got=got, allowed="200")

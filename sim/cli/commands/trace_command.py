@@ -168,3 +168,6 @@ def _print(study: TraceStudy, written: list[tuple[str, Path]]) -> None:
     say("")
     for label, path in written:
         say_file(f"{label:8} ", path)
+        if label == "replay" and study.facts.bursts and not study.facts.fit_has_bursts:
+            plan = '--minimize fleet.replicas=1..8 --set "slo={ttft_p99: 1 s}"'
+            say(f"next     loraplan plan {shlex.quote(str(path))} {plan}")

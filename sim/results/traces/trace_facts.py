@@ -110,6 +110,19 @@ class FitCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class BurstFacts:
+    """A stretch of time with far more requests than usual.
+
+    :ivar begin_s, end_s: from the first request of the trace on; ``times``: its rate over that outside of bursts.
+    """
+
+    begin_s: float
+    end_s: float
+    rate_rps: float
+    times: float
+
+
+@dataclass(frozen=True, slots=True)
 class TraceFacts:
     """All that is known of a trace.
 
@@ -121,6 +134,8 @@ class TraceFacts:
     :ivar skipped: rows left out, by reason.
     :ivar base_share: share of the requests that are for the base model; popularity, locality and sessions are those of
         the others.
+    :ivar begins_at: time of the first request in ISO 8601; empty: the times are no dates.
+    :ivar bursts: in order; ``fit_has_bursts``: whether the fitted traffic has them at the same times.
     """
 
     file: str
@@ -145,6 +160,9 @@ class TraceFacts:
     skipped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     base_share: float = 0.0
+    begins_at: str = ""
+    bursts: list[BurstFacts] = field(default_factory=list)
+    fit_has_bursts: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write."""

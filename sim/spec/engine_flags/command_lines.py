@@ -139,6 +139,14 @@ def _read_back(scenario: Scenario, engine: EngineFlags) -> Scenario:
     return scenario.model_copy(update=dict(zip(data, parts, strict=True)))
 
 
+def model_to_fill_in(scenario: Scenario) -> list[str]:
+    """Return what ``MODEL`` stands for, where the scenario names the base model in short."""
+    named = scenario.adapters.base_model
+    if not named or served_model(scenario) != MODEL:
+        return []
+    return [f"{MODEL}, the repository or path of {named} (adapters.base_model: OWNER/NAME writes it)"]
+
+
 def beyond_flags(scenario: Scenario) -> list[str]:
     """Return the parts of the scenario that these command lines can't express."""
     found = []

@@ -48,7 +48,7 @@ def read_yaml(path: Path, name: str) -> Node:
 def yaml_mapping(raw: bytes, name: str) -> Node:
     """Return the mapping in the content of a YAML file; parameters and errors as for ``read_yaml``."""
     if len(raw) > MAX_BYTES:
-        raise ScenarioError("too large for a scenario", allowed="at most 1 MB", file=name)
+        raise ScenarioError("too large for a scenario", allowed="at most 1 MB", hint=_of_a_log(name), file=name)
     node = parse_yaml(_decode(raw, name), name)
     if node is None:
         raise ScenarioError("the file is empty", hint="'loraplan scenarios list' shows examples", file=name, line=1)
@@ -57,10 +57,16 @@ def yaml_mapping(raw: bytes, name: str) -> Node:
             "a scenario is a mapping of keys",
             got=_kind(node),
             allowed="key: value lines",
+            hint=_of_a_log(name),
             file=name,
             line=node.origin.line,
         )
     return node
+
+
+def _of_a_log(name: str) -> str | None:
+    """Return what to do with a file that is not called YAML, and so may be a log of requests."""
+    return None if name.endswith((".yaml", ".yml")) else f"a log of requests or a trace: loraplan trace {name}"
 
 
 def parse_yaml(text: str, place: str) -> Node | None:

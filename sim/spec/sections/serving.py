@@ -23,7 +23,7 @@ from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.autoscaling import Autoscale
 from sim.spec.sections.full_models import FullModels
-from sim.spec.sections.laws import MAX_TOKENS, TimeLaw
+from sim.spec.sections.laws import MAX_TOKENS, TimeLaw, TimeOrLaw
 from sim.spec.sections.pools import MOST_REPLICAS, ServedKinds, check_pools
 from sim.spec.units import Bytes, Price, Seconds, Share
 
@@ -81,8 +81,8 @@ class ReplicaKeys(Strict):
             "known, and any version, such as ``vllm-0.16``, finds the preset with its rules (docs/engines.md)."
         ),
     )
-    service: TimeLaw | None = None
-    """Engine ``fixed`` only: the time one request takes."""
+    service: TimeOrLaw | None = None
+    """Engine ``fixed`` only: the time one request takes, such as ``10 ms`` or a law."""
     max_num_seqs: PositiveInt = 256
     """Sequences in one batch, at most."""
     max_num_batched_tokens: PositiveInt = Field(default=2048, le=MAX_TOKENS)
@@ -111,7 +111,7 @@ class ReplicaKeys(Strict):
     """KV cache of one replica in tokens; unset: the memory left by weights and slots."""
     max_model_len: PositiveInt | None = None
     """Longest request, prompt and answer, in tokens: longer ones are refused, and the KV cache must be large enough for
-    one. Unset: limited by the KV cache."""
+    one. Unset: limited by the KV cache; a note names requests beyond the base model's context."""
     gpu_memory: Bytes | None = Field(default=None, gt=0)
     """Memory of one GPU, for a card that differs from the profile's only in this, such as ``96 GB``; unset: the
     profile's."""
@@ -346,7 +346,7 @@ class Fleet(ReplicaKeys):
             check_pools(self.pools, self.model_fields_set)
             return self  # what doesn't fit together is found in each pool by itself
         if self.engine == "fixed" and self.service is None:
-            raise located("service", "engine fixed needs its service time", hint="such as {law: fixed, value: 10 ms}")
+            raise located("service", "engine fixed needs its service time", hint="such as 10 ms")
         if self.engine != "fixed" and self.service is not None:
             raise located("service", "only engine fixed has a service time", hint="remove it, or set engine: fixed")
         for key in _BATCHING_KEYS:

@@ -11,7 +11,7 @@ from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_reading import EngineCommand, Setting
 from sim.spec.engine_versions import nearest_version, release_of
 from sim.spec.files.yaml_text import flow_text
-from sim.spec.profile_choice import DEFAULT_GPU
+from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
 from sim.studies.sweep import check_points
 
@@ -74,6 +74,8 @@ class Draft:
             self.comments.append(f"{engine} stands for {command.engine}: {command.name} {row.words} {row.about}")
         if command.model:
             self.add([Setting("adapters.base_model", command.model, "the command line's model")])
+        elif "adapters.base_model" not in self.settings:
+            self.comments.append(f"The command line names no model: {DEFAULT_MODEL} is assumed (adapters.base_model).")
         if not command.loras:
             self.comments.append("The command line doesn't enable LoRA; this scenario serves adapters all the same.")
         self.comments += [f"Not translated: {said}: {why}" for said, why in command.untranslated]

@@ -20,7 +20,7 @@ from sim.results.run_directory.run_folder import MANIFEST, read_manifest
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.results.verdict import PROBABLE
-from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, why_no_flags
+from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_text import yaml_text
 from sim.spec.profile_choice import gpus_per_replica, prices_of
 from sim.spec.scenario_file import LoadedScenario
@@ -315,7 +315,7 @@ def _record(
         ),
         flags={} if found.answer is None else engine_flags(chosen.loaded.scenario, chosen.world.kv_tokens),
         no_flags="" if found.answer is None else why_no_flags(chosen.loaded.scenario),
-        beyond_flags=beyond_flags(chosen.loaded.scenario),
+        beyond_flags=[*model_to_fill_in(chosen.loaded.scenario), *beyond_flags(chosen.loaded.scenario)],
         full_replicas=full_replicas(chosen),
         replications=0 if chosen.point is None else int(chosen.point.cost["replications"]),
     )

@@ -22,6 +22,7 @@ SCENARIO, REPLAY, ADAPTERS, LENGTHS = "traffic.yaml", "replay.yaml", "adapters.c
 _MOST_LENGTHS = 20_000
 _UNNAMED = "count: 100"
 _RANK = "  rank: 16   # the trace has no ranks: choose one"
+_BASE_ALONE = "  mix: [{share: 100%, kind: base}]   # no request names an adapter"
 _POPULARITY = "  popularity: {law: zipf, exponent: 0.9}   # the trace names no adapters: choose a law"
 _TOKENS = (
     "  tokens:   # the trace has no lengths: choose laws",
@@ -63,7 +64,7 @@ def write_replay(source: Trace, trace: TraceData, folder: Path, requests: int | 
         *replay_lines(source, trace, folder),
         "adapters:",
         *([f"  {_UNNAMED}"] if trace.adapter is None else ()),
-        _RANK,
+        _BASE_ALONE if trace.base_alone else _RANK,
     ]
     write_text(folder / REPLAY, "\n".join(lines) + "\n")
     return folder / REPLAY
@@ -91,9 +92,12 @@ def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
     facts, model, part = study.facts, study.model, study.part
     assert model is not None, "there is traffic to write"
     assert part is not None, "fitted to a part"
+    model = model.with_bursts(study.bursts, facts.span_s)
     named = trace.adapter is not None
     workload = workload_of(model, ADAPTERS) if named else dict(model.workload)
-    if facts.base_share > 0:  # fitted to the requests for adapters; a share of all requests will be for the base model
+    if (
+        0 < facts.base_share < 1
+    ):  # fitted to the requests for adapters; a share of all requests will be for the base model
         rate = float(workload["arrivals"]["rate"].removesuffix("/s")) / (1 - facts.base_share)
         workload["arrivals"] = {**workload["arrivals"], "rate": f"{rate:.6g}/s"}
     lines = [
@@ -108,7 +112,7 @@ def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
     ]
     for key, value in workload.items():
         lines.append(f"  {key}: {flow_text(value)}")
-    if not named:
+    if not named and facts.base_share < 1:
         lines.append(_POPULARITY)
     if trace.prompt_tokens is not None and trace.output_tokens is not None:
         prompt, output = trace.prompt_tokens[part.rows], trace.output_tokens[part.rows]
@@ -121,6 +125,8 @@ def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
             f"    by_adapter: {between:.3g}",
         ]
     lines.append("adapters:")
+    if facts.base_share == 1:
+        return "\n".join([*lines, _BASE_ALONE]) + "\n"
     if not named:
         lines.append(f"  {_UNNAMED}")
     elif model.weights is None:
@@ -142,7 +148,13 @@ def _said(study: TraceStudy) -> list[str]:
     assert part is not None, "fitted to a part"
     share = part.span_s / study.facts.span_s
     fitted = "Fitted to all of it" if share >= 1 else f"Fitted to the first {share:.3g} of its time"
-    lines = [f"{fitted}, {len(part):,} requests{' for adapters' if study.facts.base_share > 0 else ''}."]
+    lines = [f"{fitted}, {len(part):,} requests{' for adapters' if 0 < study.facts.base_share < 1 else ''}."]
+    if study.bursts:
+        lines.append(
+            "Its bursts are those of all of it."
+            if study.facts.fit_has_bursts
+            else f"It lacks the bursts of the trace: size with {REPLAY}."
+        )
     worst = None if check is None else check.worst()
     if check is None or worst is None:
         return [*lines, "Its miss ratios were checked on nothing."]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sim.policies.replay.lru_curve import lru_curve
 from sim.results.traces.trace_facts import (
+    BurstFacts,
     Candidate,
     CheckedValue,
     FitCheck,
@@ -31,7 +32,16 @@ from sim.studies.traces.traffic_fit import (
     number_of_models,
     plain_law,
 )
-from sim.traffic.fits.describe import SessionTable, counts_in, dispersion, gap_cv, quantiles, sessions_by_gap
+from sim.traffic.fits.describe import (
+    Burst,
+    SessionTable,
+    counts_in,
+    dispersion,
+    find_bursts,
+    gap_cv,
+    quantiles,
+    sessions_by_gap,
+)
 from sim.traffic.fits.length_fit import by_adapter, correlation
 from sim.traffic.fits.popularity_fit import fit_popularity
 from sim.traffic.popularity import concentration
@@ -63,11 +73,13 @@ class TraceStudy:
     """The diagnosis of a trace, and the traffic fitted to it.
 
     :ivar model: the best candidate, or None where nothing could be fitted; ``part``: the fitted part.
+    :ivar bursts: of the whole trace.
     """
 
     facts: TraceFacts
     model: TrafficModel | None
     part: TraceSpan | None = None
+    bursts: tuple[Burst, ...] = ()
 
 
 def study_trace(
@@ -89,8 +101,9 @@ def study_trace(
     model, part, check = None, None, None
     notes = list(trace.notes)
     pause = PAUSE_S
+    bursts = find_bursts(times)
     if span > 0:
-        model, part, check, found, why = _fit(trace, span, fit_share, seed, progress)
+        model, part, check, found, why = _fit(trace, span, bursts, fit_share, seed, progress)
         notes += why
         pause = found or pause
     notes += shares_text
@@ -123,8 +136,17 @@ def study_trace(
         fit=check,
         skipped=dict(trace.skipped),
         notes=notes,
+        begins_at=trace.begins_at,
+        bursts=[_burst_facts(burst, times) for burst in bursts],
+        fit_has_bursts=bool(bursts) and model is not None and model.carries_bursts,
     )
-    return TraceStudy(facts, model, part)
+    return TraceStudy(facts, model, part, bursts)
+
+
+def _burst_facts(burst: Burst, times: Floats) -> BurstFacts:
+    first, last = np.searchsorted(times, (burst.begin_s, burst.end_s), side="left").tolist()
+    rate = (last - first) / (burst.end_s - burst.begin_s)
+    return BurstFacts(burst.begin_s, burst.end_s, rate, burst.times)
 
 
 def _length_by_adapter(trace: TraceData, adapter: NDArray[np.int32]) -> float | None:
@@ -207,14 +229,14 @@ def _shared_text_note(trace: TraceData) -> list[str]:
 
 
 def _fit(
-    trace: TraceData, span: float, share: float, seed: int, progress: Progress
+    trace: TraceData, span: float, bursts: tuple[Burst, ...], share: float, seed: int, progress: Progress
 ) -> tuple[TrafficModel | None, TraceSpan | None, FitCheck | None, float | None, list[str]]:
     """Return the best model, what it was fitted to, its check, the pause that ends its sessions, and notes."""
     cut = span * share
     adapter = trace.adapter if trace.adapter is not None else np.zeros(len(trace.arrival_s), dtype=np.int32)
     count = max(len(trace.names), 1)
-    first = _part(trace, adapter, count, 0.0, cut)
-    second = _part(trace, adapter, count, cut, span)
+    first = _part(trace, bursts, adapter, count, 0.0, cut)
+    second = _part(trace, bursts, adapter, count, cut, span)
     if not _usable(first):
         few = f"no traffic is fitted: {len(first)} of at least {LEAST_FITTED} requests are in the fitted part"
         if len(first) >= LEAST_FITTED:
@@ -236,7 +258,9 @@ def _usable(part: TraceSpan) -> bool:
     return len(part) >= LEAST_FITTED and len(part) <= HIGHEST_RATE * part.span_s
 
 
-def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float) -> TraceSpan:
+def _part(
+    trace: TraceData, bursts: tuple[Burst, ...], adapter: Ints, count: int, begin: float, end: float
+) -> TraceSpan:
     """Return the requests from ``begin`` to ``end``, the first ``MOST_FITTED`` of them."""
     low, high = np.searchsorted(trace.arrival_s, (begin, end), side="left").tolist()
     if end >= float(trace.arrival_s[-1]):
@@ -246,7 +270,12 @@ def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float)
         end = float(trace.arrival_s[high - 1])
     session = None if trace.session is None or trace.adapter is None else trace.session[low:high]
     rows = slice(low, high)
-    return TraceSpan(rows, trace.arrival_s[rows] - begin, adapter[rows], session, end - begin, count)
+    within = tuple(
+        Burst(max(burst.begin_s, begin) - begin, min(burst.end_s, end) - begin, burst.times)
+        for burst in bursts
+        if burst.begin_s < end and burst.end_s > begin
+    )
+    return TraceSpan(rows, trace.arrival_s[rows] - begin, adapter[rows], session, end - begin, count, within)
 
 
 def _best(
@@ -259,7 +288,7 @@ def _best(
     total = number_of_models(part)
     for number, model in enumerate(models(part)):
         progress(number, total)
-        found.append((sampler.curves(model, part.span_s, slots).difference(real), model))
+        found.append((sampler.curves(model, part, slots).difference(real), model))
     least = min(error for error, _ in found)
     best = next(model for error, model in found if error <= least + NEARLY)
     in_sessions = min((p for p in found if p[1].name.startswith("sessions")), key=lambda p: p[0], default=None)
@@ -285,9 +314,9 @@ def _check(
     real = synthetic = drawn = np.empty(0)
     if slots:
         real = lru_curve(second.adapter).miss_ratios(slots)
-        synthetic = sampler.curves(best, second.span_s, slots).lru
-        drawn = sampler.curves(independent(first), second.span_s, slots).lru
-    made, asked = sampler.requests(best, second.span_s)
+        synthetic = sampler.curves(best, second, slots).lru
+        drawn = sampler.curves(independent(first), second, slots).lru
+    made, asked = sampler.requests(best, second)
     values = [CheckedValue("requests/s", len(second) / second.span_s, len(made) / second.span_s, "1/s")]
     for name, measure in (
         ("cv of gaps", gap_cv),

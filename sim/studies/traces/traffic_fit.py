@@ -23,7 +23,7 @@ from sim.policies.replay.lru_curve import lru_curve
 from sim.spec.scenario import Scenario
 from sim.spec.sections.popularity_laws import Popularity
 from sim.spec.units import human_seconds
-from sim.traffic.fits.describe import SessionTable, sessions_by_gap
+from sim.traffic.fits.describe import Burst, SessionTable, sessions_by_gap, without_bursts
 from sim.traffic.fits.gaps import GapFit, cvs_by_adapter, fit_gaps
 from sim.traffic.fits.modulation import fit_modulation
 from sim.traffic.fits.popularity_fit import LEAST_P, likeliest
@@ -47,6 +47,7 @@ class TraceSpan:
     :ivar times: (n,) from 0 at its beginning; ``span_s``: its length.
     :ivar adapter: (n,) index into all of the trace's adapters; ``count``: of these.
     :ivar session: (n,) or None.
+    :ivar bursts: those within it, from its beginning on.
     """
 
     rows: slice
@@ -55,16 +56,24 @@ class TraceSpan:
     session: Ints | None
     span_s: float
     count: int
+    bursts: tuple[Burst, ...] = ()
 
     def __len__(self) -> int:
         return len(self.times)
+
+    @property
+    def rate(self) -> float:
+        """Requests per second outside of bursts."""
+        inside_s = sum(burst.end_s - burst.begin_s for burst in self.bursts)
+        return len(without_bursts(self.times, self.bursts)) / (self.span_s - inside_s)
 
 
 @dataclass(frozen=True, slots=True)
 class TrafficModel:
     """A candidate.
 
-    :ivar workload: arrivals, popularity (without the file of its weights) and sessions, as a scenario has them.
+    :ivar workload: arrivals outside of bursts, popularity (without the file of its weights) and sessions, as a scenario
+        has them.
     :ivar weights: (adapters,) of a weights file, or None; ``cvs`` its third column, or None.
     :ivar adapters: how many there are.
     :ivar pause_s: the pause of an adapter that ends a session, where it was found so.
@@ -77,6 +86,30 @@ class TrafficModel:
     cvs: Floats | None
     adapters: int
     pause_s: float | None = None
+
+    @property
+    def carries_bursts(self) -> bool:
+        """Whether its traffic can have bursts of all adapters at given times."""
+        arrivals = self.workload["arrivals"]
+        return bool(arrivals["process"] != "mmpp" and arrivals.get("per") != "adapter")
+
+    def with_bursts(self, bursts: Sequence[Burst], span_s: float) -> TrafficModel:
+        """Return it with these bursts within ``span_s``, if it can carry them."""
+        if not bursts or not self.carries_bursts:
+            return self
+        steps, at = [], 0.0
+        for burst in bursts:
+            steps += [(burst.begin_s - at, 1.0), (burst.end_s - burst.begin_s, burst.times)]
+            at = burst.end_s
+        steps = [(time, level) for time, level in [*steps, (span_s - at, 1.0)] if time > 0]
+        calm = self.workload["arrivals"]
+        arrivals = {
+            "process": "piecewise",
+            "rate": _rate(float(calm["rate"].removesuffix("/s")) * sum(time * level for time, level in steps) / span_s),
+            **({"cv": calm["cv"]} if "cv" in calm else {}),
+            "steps": [{"time": _seconds(time), "level": _number(level)} for time, level in steps],
+        }
+        return replace(self, workload={**self.workload, "arrivals": arrivals})
 
 
 def models(part: TraceSpan) -> Iterator[TrafficModel]:
@@ -105,7 +138,7 @@ def _pauses(part: TraceSpan) -> list[float]:
 
 def independent(part: TraceSpan) -> TrafficModel:
     """Return the model in which every request draws its adapter independently, with the frequencies of the part."""
-    arrivals = _arrivals(part.times, len(part) / part.span_s)
+    arrivals = _arrivals(without_bursts(part.times, part.bursts), part.rate)
     asked = np.bincount(part.adapter, minlength=part.count).astype(np.float64)
     words = "every request draws its adapter independently"
     return TrafficModel("independent", words, {"arrivals": arrivals}, asked, None, part.count)
@@ -127,8 +160,8 @@ def _bursts(part: TraceSpan, process: str) -> TrafficModel:
 def _in_sessions(part: TraceSpan, session: Ints, name: str, words: str) -> TrafficModel:
     table = SessionTable(part.times, part.adapter, session)
     begun, whole = _inner(table, part.span_s)
-    rate = len(part) / part.span_s
-    workload: dict[str, Any] = {"arrivals": _arrivals(table.begin_s[begun], rate)}
+    begins = without_bursts(table.begin_s[begun], part.bursts)
+    workload: dict[str, Any] = {"arrivals": _arrivals(begins, part.rate)}
     workload["sessions"] = _session_law(table.requests[whole], table.gaps_s)
     asked = np.bincount(table.adapter, minlength=part.count)
     law = likeliest(asked)
@@ -231,8 +264,9 @@ class TrafficSampler:
     folder: Path
     seed: int
 
-    def requests(self, model: TrafficModel, span_s: float, replication: int = 0) -> tuple[Floats, Ints]:
-        """Return times and adapters of a model's requests during ``span_s``."""
+    def requests(self, model: TrafficModel, part: TraceSpan, replication: int = 0) -> tuple[Floats, Ints]:
+        """Return times and adapters of a model's requests, as long and with the same bursts as a part of the trace."""
+        model = model.with_bursts(part.bursts, part.span_s)
         file = self.folder / f"{model.name}.csv"
         adapters: dict[str, Any] = {}
         if model.weights is None:
@@ -247,7 +281,7 @@ class TrafficSampler:
                 "name": "fitted",
                 "run": {"seed": self.seed},
                 "adapters": adapters,
-                "workload": {"duration": _seconds(span_s), **workload_of(model, str(file))},
+                "workload": {"duration": _seconds(part.span_s), **workload_of(model, str(file))},
             }
         )
         blocks = list(Traffic(scenario, "llama-3.1-8b").arrivals(replication))
@@ -255,9 +289,9 @@ class TrafficSampler:
             return np.empty(0), np.empty(0, dtype=np.int64)
         return np.concatenate([times for times, _ in blocks]), np.concatenate([adapters for _, adapters in blocks])
 
-    def curves(self, model: TrafficModel, span_s: float, slots: list[int]) -> Curves:
+    def curves(self, model: TrafficModel, part: TraceSpan, slots: list[int]) -> Curves:
         """Return the curves of a model's requests, mean of a few replications."""
-        found = [curves(self.requests(model, span_s, each)[1], slots) for each in range(_REPLICATIONS)]
+        found = [curves(self.requests(model, part, each)[1], slots) for each in range(_REPLICATIONS)]
         return Curves(np.mean([one.lru for one in found], axis=0), np.mean([one.hottest for one in found], axis=0))
 
 

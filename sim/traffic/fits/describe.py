@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +48,74 @@ def counts_in(times: Floats, begin: float, window_s: float, windows: int) -> Int
     """Return the requests in each of so many windows from ``begin`` on, shape (windows,)."""
     edges = begin + window_s * np.arange(windows + 1)
     return np.diff(np.searchsorted(times, edges, side="left")).astype(np.int64)
+
+
+BURST, SHORT, MOST_BURSTS = 2.0, 0.2, 10
+"""A burst has at least so many times the usual rate. Where bursts take more than this share of the time, or are more
+than so many, the rate changes all the time, and none of it is a burst."""
+_BEYOND_CHANCE = 40
+"""Requests of a burst beyond ``BURST`` times the usual, at least, in units of the usual index of dispersion. For
+Poisson arrivals, chance makes such an excess about once in exp(1.26 * 40) requests: 1.26 solves exp(x) = 1 + 2 x."""
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """A stretch of time with far more requests than usual.
+
+    :ivar begin_s, end_s: its first and last request. ``times``: its rate over that outside of bursts.
+    """
+
+    begin_s: float
+    end_s: float
+    times: float
+
+
+def find_bursts(times: Floats) -> tuple[Burst, ...]:
+    """Return the stretches in which requests come at least ``BURST`` times as fast as usual, in order.
+
+    Each has the largest excess of requests over that rate. The usual rate is the median over windows with 20 requests
+    on average, or more; nothing shorter than a window is a burst.
+    """
+    span = float(times[-1] - times[0]) if len(times) else 0.0
+    windows = min(len(times) // 20, max(240, int(span / 60)))
+    if windows < LEAST_WINDOWS:
+        return ()
+    width = span / windows
+    counts = counts_in(times, float(times[0]), width, windows)
+    usual = float(np.median(counts))
+    if not usual > 0:
+        return ()
+    least = _BEYOND_CHANCE * max(1.0, (1.4826 * float(np.median(np.abs(counts - usual)))) ** 2 / usual)
+    excess = np.arange(len(times)) - BURST * usual / width * (times - times[0])
+    found: list[tuple[int, int]] = []
+    parts = [(0, len(times))]
+    while parts and len(found) <= MOST_BURSTS:
+        low, high = parts.pop()
+        gain = excess[low:high] - np.minimum.accumulate(excess[low:high])
+        if not len(gain) or gain.max() < least:
+            continue
+        last = low + int(np.argmax(gain))
+        first = low + int(np.argmin(excess[low : last + 1]))
+        parts += [(low, first), (last + 1, high)]
+        if times[last] - times[first] >= width:
+            found.append((first, last))
+    inside_s = sum(float(times[last] - times[first]) for first, last in found)
+    if len(found) > MOST_BURSTS or inside_s > SHORT * span:
+        return ()
+    calm = (len(times) - sum(last - first for first, last in found)) / (span - inside_s)
+    return tuple(
+        Burst(begin, end, (last - first) / (end - begin) / calm)
+        for first, last in sorted(found)
+        for begin, end in [(float(times[first]), float(times[last]))]
+    )
+
+
+def without_bursts(times: Floats, bursts: Sequence[Burst]) -> Floats:
+    """Return arrival times as if the bursts had never been: later requests come earlier by their length."""
+    for burst in reversed(bursts):
+        after = times[times > burst.end_s] - (burst.end_s - burst.begin_s)
+        times = np.concatenate((times[times < burst.begin_s], after))
+    return times
 
 
 def quantiles(values: NDArray[np.integer]) -> dict[str, float]:

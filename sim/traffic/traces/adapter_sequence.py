@@ -63,6 +63,8 @@ def read_adapter_sequence(
             )
         data = format_named(name).read(table, ask)
     assert data.adapter is not None, "the format says that it names adapters"
+    if data.base_alone:
+        raise TraceError("no row names an adapter, so no request uses a cache", file=file, got="only empty cells")
     sizes = data.adapter_bytes
     if adapter_size is not None:
         sizes = np.full(len(data.names), adapter_size, dtype=np.int64)

@@ -31,8 +31,8 @@ class TraceData:
 
     :ivar arrival_s: (n,) float64, from 0 at the first request, never falling.
     :ivar prompt_tokens, output_tokens: (n,) int32, 1 or more, or None where the format has no lengths.
-    :ivar adapter: (n,) int32 index into ``names`` (by first appearance), ``BASE_MODEL`` where a request names none
-        while others do; None where the trace names none.
+    :ivar adapter: (n,) int32 index into ``names`` (by first appearance), ``BASE_MODEL`` where a request names none;
+        None where the trace has no names.
     :ivar session: (n,) int32 index by first appearance, or None where the trace names none.
     :ivar names: adapter names.
     :ivar adapter_bytes: (adapters,) int64 from the optional column, or None.
@@ -40,6 +40,8 @@ class TraceData:
     :ivar skipped: reason → rows left out.
     :ivar text: which tokens of prompts requests share, or None where the trace doesn't say.
     :ivar columns: of a log, what was read as what: the fields of ``workload.trace.columns``.
+    :ivar begins_at: time of the first request in ISO 8601, without an offset where the trace gives none; empty: its
+        times are no dates.
     :ivar text_by_user: whether copies of the trace, which stand for other users, share nothing of it.
     """
 
@@ -55,6 +57,7 @@ class TraceData:
     text: SharedText | None = None
     text_by_user: bool = False
     columns: dict[str, str] = field(default_factory=dict)
+    begins_at: str = ""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -71,11 +74,22 @@ class TraceData:
 
     @property
     def base_share(self) -> float:
-        """Share of the requests that are for the base model, since they name no adapter while others do."""
+        """Share of the requests that are for the base model: in a trace of names, those that name no adapter."""
         return 0.0 if self.adapter is None else float(np.mean(self.adapter == BASE_MODEL))
 
+    @property
+    def base_alone(self) -> bool:
+        """Whether all requests are for the base model, so that LoRA is off."""
+        return self.adapter is not None and not self.names
+
+    def without_names(self) -> TraceData:
+        """Return the trace as one that says nothing about adapters."""
+        return replace(self, adapter=None, names=(), adapter_bytes=None)
+
     def for_adapters(self) -> TraceData:
-        """Return the trace without the requests to the base model."""
+        """Return the trace without the requests to the base model, unless there are no others."""
+        if self.base_alone:
+            return self.without_names()
         if self.adapter is None or self.base_share == 0:
             return self
         chosen = self.adapter != BASE_MODEL

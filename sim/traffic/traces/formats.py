@@ -27,12 +27,15 @@ from sim.traffic.traces.data import (
 )
 from sim.traffic.traces.growing_array import GrowingArray
 from sim.traffic.traces.log_columns import LogRules, is_milliseconds
-from sim.traffic.traces.log_times import EXAMPLES, ISO, UNITS, TimeStyle, numbers, style_of
+from sim.traffic.traces.log_times import EXAMPLES, ISO, ISO_WITHOUT_ZONE, UNITS, TimeStyle, numbers, style_of
 from sim.traffic.traces.rows import MAX_BYTES, Names, Rows, TimeOrder, hashes, kept
 from sim.traffic.traces.text_columns import TEXT_COLUMNS, TextReader, text_columns
 
 YEARS = (1700, 2200)
 """Beyond these, dates can't be told to 100 ns."""
+
+_SINCE_1970 = (9e8, 4e9)
+"""Seconds, from 1998 to 2096: numbers between them are times since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,24 +282,19 @@ class _Reader:
         output = parts.output.take() if layout.output else None
         adapter = parts.adapter.take() if layout.adapter else None
         names = self._names.all()
-        if adapter is not None and not names:
-            raise TraceError(
-                "no row names an adapter",
-                key="/".join(layout.adapter),
-                file=ask.file,
-                got="only empty cells, which are requests to the base model",
-                allowed="a name in at least one row",
-                hint="LoRA can't be turned off; without this column, workload.popularity draws adapters",
-            )
+        text = None if self._texts is None else self._texts.finish()
         if layout.unsorted and len(arrival):
             order = np.argsort(arrival, kind="stable")[: ask.limit]
             arrival = arrival[order]
             prompt = None if prompt is None else prompt[order]
             output = None if output is None else output[order]
             session = None if session is None else _numbered(session[order])
+            text = None if text is None else text.pick(order)
             if adapter is not None:
                 adapter, names = in_use(adapter[order], names)
+        begins_at = ""
         if len(arrival):
+            begins_at = self._begins_at(float(arrival[0]))
             arrival -= arrival[0]
             notes += ties_note(ask.file, arrival)
             if not layout.unsorted:
@@ -319,10 +317,23 @@ class _Reader:
             adapter_bytes=self._sizes if len(self._sizes) else None,
             notes=tuple(notes),
             skipped=dict(bad_rows.skipped),
-            text=None if self._texts is None else self._texts.finish(),
+            text=text,
             text_by_user=self._texts is not None and self._texts.by_user,
             columns={} if log is None else log.said(style),
+            begins_at=begins_at,
         )
+
+    def _begins_at(self, first_s: float) -> str:
+        """Return the date of the first request; empty where times have another origin than 1970."""
+        import pandas as pd
+
+        origin = self._origin
+        if origin is None and _SINCE_1970[0] < first_s < _SINCE_1970[1]:
+            origin = pd.Timestamp(0, tz="UTC")
+        if origin is None:
+            return ""
+        date = origin + pd.Timedelta(seconds=first_s)
+        return str((date.tz_localize(None) if self._style is ISO_WITHOUT_ZONE else date).isoformat(timespec="seconds"))
 
 
 def in_use(adapter: Ints32, names: tuple[str, ...]) -> tuple[Ints32, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from sim.traffic.traces.data import ReadOptions, TraceData
 from sim.traffic.traces.formats import Layout, plain, read_rows
 from sim.traffic.traces.log_columns import find_columns
 from sim.traffic.traces.scales import faster, with_population
-from sim.traffic.traces.text_columns import TEXT_COLUMNS
+from sim.traffic.traces.text_columns import TEXT_COLUMNS, TEXTS
 from sim.traffic.traces.windows import FUNCTION_COLUMN, read_function_counts, read_windows
 
 __all__ = ["Format", "TraceData", "format_named", "format_of", "read_trace"]
@@ -69,6 +69,7 @@ def _read_log(table: TraceTable, ask: ReadOptions) -> TraceData:
         no_output="failed",
         unsorted=True,
         session=column("session"),
+        texts=column("input") is not None and any(texts <= set(table.header) for texts in TEXTS),
         log=rules,
     )
     return read_rows(table, layout, ask)

@@ -18,6 +18,8 @@ Ints32 = NDArray[np.int32]
 
 PREFIX_ID, PREFIX_TOKENS, HASH_IDS = "prefix_id", "prefix_tokens", "hash_ids"
 TEXT_COLUMNS = (PREFIX_ID, PREFIX_TOKENS, HASH_IDS)
+TEXTS = ({PREFIX_ID, PREFIX_TOKENS}, {HASH_IDS})
+"""The columns that go together; a log with others, such as ``prefix_tokens`` alone, means something else by them."""
 MAX_RUNS = 500_000_000
 """Blocks with a hash of a whole trace, at most: they take 12 GB."""
 _MAX_HASH = 1 << 62
