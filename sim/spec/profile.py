@@ -68,6 +68,11 @@ class StepCost(Strict):
     """For a step with prefill, which assembles new inputs."""
     decode_step_s: Seconds = 0.0
     """For a step in which a sequence decodes: its attention is a kernel of its own."""
+    host_s: Seconds = 0.0
+    """Of the host, for every step: process its output, schedule, prepare and launch the next. With asynchronous
+    scheduling this runs while the GPU computes the step before; otherwise it adds to the step."""
+    host_per_sequence_s: Seconds = 0.0
+    """Of the host, for every sequence of the step."""
     per_passed_s: Seconds = 0.0
     """For every waiting request that the scheduler skips because its adapter would be one too many."""
     lora: LoraCost = LoraCost()
