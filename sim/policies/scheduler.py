@@ -183,7 +183,8 @@ class Scheduler:
                 prompt_tokens += self._admit(budget - prompt_tokens, now)
 
         if not self.running and not self._ended:
-            step.steps = 0
+            step.steps = step.tokens = step.decoding = 0
+            step.first_s = step.growth_s = step.host_s = 0.0
             return step
         if step.prefills and limits.prefill_first:
             return self._compose_prefills_only(prompt_tokens, now)
@@ -234,6 +235,12 @@ class Scheduler:
                 if free < 0:
                     return request
         return None
+
+    def tokens_so_far(self, request: Request) -> int:
+        """Return how many tokens a running request had when the step under way was decided."""
+        if request.last_step >= 0:
+            return self._generated(request) - int(self._asynchronous)
+        return request.output_tokens - 1 if request in self._ending else request.generated
 
     def _generated(self, request: Request) -> int:
         """Return the tokens of a decoding sequence, with the one that the step before this one gives it."""
@@ -357,9 +364,10 @@ class Scheduler:
             # The step that has just ended gave it a token. With prefill_first, too: a request joins only if each decode
             # keeps its next block, so only sequences whose prefill has just ended can lack theirs.
             assert not self.paused or request.last_token_s == now
-            request.last_token_s = now
             if self._asynchronous:
                 self._in_flight.append(request)
+            else:
+                request.last_token_s = now
         else:
             assert request is self._partial, "all older prompts are complete"
             self._partial = None

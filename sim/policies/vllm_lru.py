@@ -119,7 +119,9 @@ class VllmLruCache(AdapterCache):
 
     def resume(self, adapter: int) -> None:
         self.release_paused(adapter)
+        peak = self.in_use_peak  # this is no more than before, although requests that have ended may still count
         self.acquire(adapter)
+        self.in_use_peak = peak
 
     def release_paused(self, adapter: int) -> bool:
         if self._counts_running:

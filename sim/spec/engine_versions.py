@@ -54,7 +54,7 @@ VERSIONS: Mapping[str, tuple[Versions, ...]] = {
             "vllm-0.9.2",
             f"reverses the order of requests over the adapter limit with every step; {_CHUNK}",
         ),
-        Versions((0, 14), "0.14 to 0.17", "vllm-0.8", f"{_KEEP}; {_CHUNK}"),
+        Versions((0, 14), "0.14 to 0.17", "vllm-0.14", f"{_KEEP}; {_CHUNK}"),
         Versions((0, 18), "0.18", "vllm-0.18", f"{_APART}; {_CHUNK}"),
         Versions((0, 19), "0.19 to 0.22", "vllm-0.19", f"{_APART}; {_WHOLE}"),
         Versions(

@@ -214,7 +214,7 @@ ENGINES = Engines(
         # KV blocks for the first chunk of a prompt suffice to join.
         Engine(
             "vllm-0.8",
-            "as vLLM 0.8.3 to 0.9.1 and 0.14 to 0.17, V1 engine.",
+            "as vLLM 0.8.3 to 0.9.1, V1 engine.",
             f"{_RULES}:VLLM_0_8",
             flags=("vLLM",),
             preset=_VLLM,
@@ -227,6 +227,15 @@ ENGINES = Engines(
             f"{_RULES}:VLLM_BETWEEN",
             flags=("vLLM",),
             preset=_changed(_VLLM, fleet={"passed_requests": "reversed"}),
+            schedulings=_VLLM_POLICIES,
+        ),
+        # config/vllm.py, VllmConfig.__post_init__: from here on, steps are scheduled ahead on GPUs.
+        Engine(
+            "vllm-0.14",
+            "as vLLM 0.14 to 0.17.",
+            f"{_RULES}:VLLM_BETWEEN",
+            flags=("vLLM",),
+            preset=_VLLM,
             schedulings=_VLLM_POLICIES,
         ),
         # skipped_waiting: a queue of its own, which _select_waiting_queue_for_scheduling tries first.
@@ -269,7 +278,7 @@ ENGINES = Engines(
         Engine(
             "vllm-0.33",
             "as vLLM 0.33.",
-            f"{_RULES}:VLLM_0_33",
+            f"{_RULES}:VLLM_0_32",
             flags=("vLLM",),
             preset=_changed(_VLLM_0_32, fleet={"adapter_limit": "running", "self_preemption": "goes-on"}),
             schedulings=_VLLM_POLICIES,

@@ -319,6 +319,11 @@ class Profile(Strict):
         return self.status_note.endswith(UNFIT)
 
     @property
+    def is_cpu(self) -> bool:
+        """Whether the device is a CPU, on which vLLM schedules no step ahead."""
+        return "cpu" in f"{self.device} {self.name}".lower()
+
+    @property
     def front_end_s(self) -> float:
         """Seconds of a request between client and engine; 0 where none were measured."""
         try:

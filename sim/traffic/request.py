@@ -135,6 +135,7 @@ class ArrivingRequests:
     :param first: index of the first of them.
     :param arrival_s, load_s, host_load_s, service_s: packed floats: fields of ``Request``.
     :param adapter, prompt_tokens, output_tokens, tenant: packed integers; no tenants: empty.
+    :param stops: ``stops`` as integers; false for all: empty.
     :param text: ``shared`` and ``text_key`` of each, where requests share text.
     """
 
@@ -147,11 +148,13 @@ class ArrivingRequests:
         times_s: tuple[bytes, bytes, bytes],
         tenant: bytes = b"",
         text: Iterator[tuple[Runs, int]] | None = None,
+        stops: bytes = b"",
     ) -> None:
         self._index = first
         self._place: i64 = 0
         self._end: i64 = len(arrival_s)
         self._arrival_s, self._adapter, self._tenant, self._text = arrival_s, adapter, tenant, text
+        self._stops = stops
         self._prompt_tokens, self._output_tokens = tokens
         self._load_s, self._host_load_s, self._service_s = times_s
 
@@ -177,4 +180,6 @@ class ArrivingRequests:
             request.shared, request.text_key = next(self._text)
         if self._tenant:
             request.tenant = read_i64_le(self._tenant, place)
+        if self._stops:
+            request.stops = read_i64_le(self._stops, place) != 0
         return request

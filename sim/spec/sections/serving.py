@@ -43,6 +43,7 @@ _BATCHING_KEYS = (
     "scheduling",
     "adapter_limit",
     "self_preemption",
+    "async_scheduling",
     "gpu_memory",
     "gpu_memory_utilization",
     "tensor_parallel",
@@ -140,6 +141,11 @@ class ReplicaKeys(Strict):
     """With ``scheduling: priority``, what follows if a request lacks a KV block and is itself the one to be preempted.
     ``goes-on``: the next running request is looked at (vLLM 0.33). ``ends-scan``: those behind it get no token in this
     step (vLLM up to 0.32)."""
+    async_scheduling: bool = False
+    """Whether the next step is decided while the GPU computes the one before, so that a step takes the longer of the
+    GPU's time and the host's, and not their sum. Tokens and free places are known a step later. vLLM does so from 0.14
+    on, except on CPUs, where this has no effect; neither has it without ``batching: mixed``, or with rules of
+    ``kv_check`` and ``scheduling`` that vLLM doesn't have (docs/engines.md)."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     waiting_ratio: float = Field(default=0.0, ge=0, le=1000)
