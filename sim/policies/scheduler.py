@@ -100,8 +100,9 @@ class Scheduler:
     :ivar adapters_changed: whether an adapter joined or left the batch since the world last set this to False.
     :ivar toggled: optional list; the scheduler appends an adapter each time it joins or leaves the batch.
     :ivar blocked: why the last boundary left a request waiting.
-    :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted between them; the world
-        records and empties the list.
+    :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted, or passed by, between them; the
+        world records and empties the list.
+    :ivar late: decoding sequences for whose next token that is so.
     :ivar preempted: preemptions so far.
     :ivar paused: with ``prefill_first``, decoding sequences that wait for prefills: (time of their last token, how
         many).
@@ -143,7 +144,8 @@ class Scheduler:
         self._ended: list[Request] = []  # the same, but preempted
         self._passed_by: list[Request] = []  # running, but not reached by the scan of this step
         self._first_tokens: list[Request] = []  # prompts that are complete, with their token on its way
-        self._in_flight: list[Request] = []  # preempted, with a token on its way
+        self._in_flight: list[Request] = []  # preempted or passed by, with a token on its way
+        self.late: list[Request] = []
         self._partial: Request | None = None  # the sequence whose prompt is computed in part, always the newest
         self._joined_step = 0  # value of ``decode_steps`` at the last admission
         self._closed = False  # whether the last boundary was too early to admit
@@ -171,6 +173,8 @@ class Scheduler:
             step.prefills = []
         self.blocked, self._scanned, self._closed = UNBLOCKED, LOWEST_KEY, False
 
+        if self.late:
+            self.late = [request for request in self.late if request.last_step >= 0]
         reaches_all = self.kv.reserve_decodes() or self._make_room(now)
         kv = self.kv
         prompt_tokens, preempted = 0, self.blocked == BY_KV
@@ -202,7 +206,7 @@ class Scheduler:
                 step.first_s += step.host_s
         if not tokens:
             step.first_s = 0.0  # all wait for their last token
-        alone = step.prefills or self.paused or preempted or self._ending or self._passed_by
+        alone = step.prefills or self.paused or preempted or self._ending or self.late
         step.steps = 1 if alone else self._equal_steps()
         return step
 
@@ -222,6 +226,7 @@ class Scheduler:
                 for request in self._passed_by:
                     request.generated = self._generated(request) - 1  # as if its prompt were computed again
                     self._ends.remove(request)
+                    self._note_last_token(request, now)
                 if self._passed_by:
                     self._hold(self._passed_by)
         return reaches_all
@@ -364,10 +369,7 @@ class Scheduler:
             # The step that has just ended gave it a token. With prefill_first, too: a request joins only if each decode
             # keeps its next block, so only sequences whose prefill has just ended can lack theirs.
             assert not self.paused or request.last_token_s == now
-            if self._asynchronous:
-                self._in_flight.append(request)
-            else:
-                request.last_token_s = now
+            self._note_last_token(request, now)
         else:
             assert request is self._partial, "all older prompts are complete"
             self._partial = None
@@ -381,6 +383,15 @@ class Scheduler:
         request.context = 0
         self.waiting.push_front(request)
         return request
+
+    def _note_last_token(self, request: Request, now: float) -> None:
+        """Note when a sequence got its last token that does not get one in this step."""
+        if request in self.late:
+            self.late.remove(request)
+        if self._asynchronous:
+            self._in_flight.append(request)
+        else:
+            request.last_token_s = now
 
     def _compose_prefills_only(self, prompt_tokens: int, now: float) -> Step:
         """Decide a step of prefills only, for which all decodes wait; only the adapters of the prompts take part."""
@@ -439,6 +450,13 @@ class Scheduler:
         finished = ends.pop_next() if ends.next_step <= ended_step else []
         if step.prefills:
             self._complete_prefills(now, finished)
+        if self._asynchronous:
+            self._first_tokens += self.late
+        else:
+            for request in self.late:
+                self._note_token(request, now)
+        if self.late:
+            self.late = []
         if self._asynchronous or self._passed_by:
             finished = self._process_last_tokens(finished)
         if finished:
@@ -556,6 +574,7 @@ class Scheduler:
         """Let sequences decode again that the scan did not reach."""
         self._ends.start(requests, self.decode_steps)
         self.kv.resume(requests)
+        self.late += requests
         for request in requests:
             self.users[request.adapter] += 1
             if self.users[request.adapter] == 1:

@@ -207,7 +207,8 @@ class AsyncEngine(Touching):
 
     def join(self, budget: int, chunks: dict[State, tuple[int, int]], now: float) -> list[Job]:
         spec, fresh, passed = self.scenario.fleet, [], []
-        waiting = self.skipped + self.waiting if spec.passed_requests == "own-queue" else list(self.waiting)
+        apart = spec.passed_requests == "own-queue" and not self.by_priority()
+        waiting = self.skipped + self.waiting
         for state in waiting:
             if not budget:
                 break
@@ -247,7 +248,7 @@ class AsyncEngine(Touching):
         if self.step_blocked == 0 and passed:
             self.step_blocked = 3
         self.passed = len(passed)
-        if spec.passed_requests == "own-queue":
+        if apart:
             for state in passed:
                 if state in self.waiting:
                     self.waiting.remove(state)

@@ -204,12 +204,13 @@ class BatchServer(Server):
     def _end_leap(self, decoding: int, now: float) -> None:
         """Record the leap that ends now, and let its finished requests go."""
         scheduler, mode, steps = self.scheduler, self.mode, self._steps
-        self._record_steps(steps, decoding - self._log_pauses() if scheduler.paused else decoding)
+        apart = len(scheduler.late)  # their gaps are recorded one by one
+        self._record_steps(steps, decoding - apart - (self._log_pauses() if scheduler.paused else 0))
         finished = scheduler.complete(steps, now)
         if self._asynchronous:
             step = scheduler.decided
             self._gpu_s = step.first_s + self._copy_s + step.growth_s * (steps - 1)
-            self._due = decoding - scheduler.overran
+            self._due = decoding - apart - scheduler.overran
         if mode.failed:
             finished = self._end_failed(finished)
         if finished:
