@@ -450,14 +450,15 @@ class Scheduler:
         finished = ends.pop_next() if ends.next_step <= ended_step else []
         if step.prefills:
             self._complete_prefills(now, finished)
-        if self._asynchronous:
-            self._first_tokens += self.late
-        else:
-            for request in self.late:
-                self._note_token(request, now)
         if self.late:
+            if self._asynchronous:
+                self._first_tokens += self.late
+            else:
+                for request in self.late:
+                    self._note_token(request, now)
             self.late = []
-        if self._asynchronous or self._passed_by:
+        self.overran = 0
+        if self._ending or self._passed_by or (finished and self._asynchronous):
             finished = self._process_last_tokens(finished)
         if finished:
             self._leave(finished)
@@ -474,17 +475,19 @@ class Scheduler:
 
         :param done: those that the last step took out of the decodes.
         """
-        passed_by, self._passed_by = self._passed_by, []
-        stopped = [request for request in passed_by if request.generated + 1 == request.output_tokens]
-        going_on = [request for request in passed_by if request.generated + 1 < request.output_tokens]
-        if going_on:
-            self._resume(going_on)
-        if not self._asynchronous:
-            return done
-        ended = [request for request in done if request.last_step < self.decode_steps]
-        self.overran = len(ended)
-        ended += self._ending + stopped
-        self._ending = [request for request in done if request.last_step == self.decode_steps]
+        stopped: list[Request] = []
+        if self._passed_by:
+            passed_by, self._passed_by = self._passed_by, []
+            stopped = [request for request in passed_by if request.generated + 1 == request.output_tokens]
+            going_on = [request for request in passed_by if request.generated + 1 < request.output_tokens]
+            if going_on:
+                self._resume(going_on)
+            if not self._asynchronous:
+                return done
+        ended, before, self._ending = self._ending + stopped, self.decode_steps, []
+        for request in done:
+            (ended if request.last_step < before else self._ending).append(request)
+        self.overran = len(done) - len(self._ending)
         if self._ending:
             self._hold(self._ending)
         return ended
@@ -495,7 +498,10 @@ class Scheduler:
             self._note_token(request, now)
         for request in self._in_flight:
             request.last_token_s = now
-        self._first_tokens, self._in_flight = [], []
+        if self._first_tokens:
+            self._first_tokens = []
+        if self._in_flight:
+            self._in_flight = []
 
     def _note_token(self, request: Request, now: float) -> None:
         """Note the token that follows from a prompt being complete."""

@@ -164,17 +164,13 @@ class BatchServer(Server):
             if self._gpu_s <= 0.0:
                 return -1.0
             self._steps = steps = 1  # the engine waits for the last step, whose tokens nobody gets
-        self._load_s = blocked_s
-        if self._asynchronous:
-            mode.read_s = 0.0
-        if mode.prepares_steps:
-            self._load_s += mode.before_step(scheduler, now + blocked_s)
+        load_s = mode.before_step(scheduler, now + blocked_s) if mode.prepares_steps else 0.0
         self._first_s = step.first_s
         self._growth_s = step.growth_s
-        self._head_s = self._load_s
         if self._asynchronous:
-            steps = self._launch(step, blocked_s)
-            self._steps = steps
+            self._steps = steps = self._launch(step, blocked_s, load_s)
+        else:
+            self._head_s = self._load_s = blocked_s + load_s
         if mode.failed:
             self._steps = 1
         elif steps > 1 and mode.waiting.takes_turns:
@@ -182,24 +178,34 @@ class BatchServer(Server):
             if change_s < math.inf:
                 self._steps = min(steps, self._steps_until(change_s))
         steps = self._steps
-        return now + (self._load_s + step.first_s if steps == 1 and not self._asynchronous else self._elapsed(steps))
+        if steps == 1:
+            return now + (self._head_s if self._ahead else self._head_s + step.first_s)
+        return now + self._elapsed(steps)
 
-    def _launch(self, step: Step, blocked_s: float) -> int:
+    def _launch(self, step: Step, blocked_s: float, load_s: float) -> int:
         """Launch steps ahead of the tokens of the step before; return how many follow each other.
 
         The host reads adapters from storage before it launches; copies to the GPU wait there for the step ahead.
         """
-        read_s = self.mode.read_s
-        self._copy_s = self._load_s - blocked_s - read_s
-        host_s, self._load_s = step.host_s, 0.0
-        self._head_s = max(self._gpu_s, blocked_s + read_s + host_s)
-        self.scheduler.deliver(self._started_s + self._head_s)
-        steps = 1 if self._copy_s > 0 else step.steps
+        steps = self._steps
+        host_s = head_s = step.host_s
+        if load_s:
+            read_s = self.mode.read_s
+            self.mode.read_s = 0.0
+            head_s += read_s
+            load_s -= read_s
+            steps = 1
+        self._copy_s = load_s
+        head_s += blocked_s
+        if head_s < self._gpu_s:
+            head_s = self._gpu_s
+        self._head_s = head_s
+        self.scheduler.deliver(self._started_s + head_s)
         if steps > 1 and step.first_s < host_s:  # the GPU waits for the host, until the KV cache has grown
             self._first_s, self._growth_s = host_s, 0.0
             if step.growth_s > 0:
                 steps = min(steps, int((host_s - step.first_s) / step.growth_s) + 2)
-        return max(steps, 1)
+        return steps
 
     def _end_leap(self, decoding: int, now: float) -> None:
         """Record the leap that ends now, and let its finished requests go."""
@@ -209,7 +215,7 @@ class BatchServer(Server):
         finished = scheduler.complete(steps, now)
         if self._asynchronous:
             step = scheduler.decided
-            self._gpu_s = step.first_s + self._copy_s + step.growth_s * (steps - 1)
+            self._gpu_s = step.first_s + step.growth_s * (steps - 1) + self._copy_s
             self._due = decoding - apart - scheduler.overran
         if mode.failed:
             finished = self._end_failed(finished)
@@ -226,7 +232,7 @@ class BatchServer(Server):
             self.scheduler.recompute_gaps = []
 
     def _record_steps(self, steps: int, decoding: int) -> None:
-        """Record the first ``steps`` steps of the leap under way; ``decoding``: sequences that get a token from each."""
+        """Record the first ``steps`` steps of the leap under way, each of which gives ``decoding`` sequences a token."""
         scheduler, started_s = self.scheduler, self._started_s
         running, blocked = len(scheduler.running), scheduler.blocked
         if self._ahead:
@@ -271,6 +277,7 @@ class BatchServer(Server):
             for action in actions:
                 blocked_s += action(now + blocked_s)
         self._free_s = now + blocked_s
+        self.mode.read_s = 0.0  # of their loads, which block the engine as a whole
         return blocked_s
 
     def in_progress(self, adapter: int) -> list[tuple[Request, int]]:
