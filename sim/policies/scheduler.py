@@ -46,6 +46,8 @@ class Limits:
     :ivar chunked: a prompt that is longer than the budget left is cut; otherwise it waits, and others behind it.
     :ivar interval: decode steps between an admission and the next attempt to admit; an empty batch admits at once.
     :ivar waiting_ratio: try earlier once waiting requests outnumber running ones by this factor; 0: never.
+    :ivar prefill_interval: after a step with prefill that left no request waiting, the others up to this number compute
+        no prompt while sequences decode.
     :ivar asynchronous: a step is decided before the tokens of the step ahead of it are known (vLLM's asynchronous
         scheduling).
     :ivar ends_scan: a request that preempts itself, which happens with priorities, leaves those behind it without a
@@ -59,6 +61,7 @@ class Limits:
     chunked: bool = True
     interval: int = 1
     waiting_ratio: float = 0.0
+    prefill_interval: int = 1
     asynchronous: bool = False
     ends_scan: bool = False
 
@@ -147,6 +150,9 @@ class Scheduler:
         self._in_flight: list[Request] = []  # preempted or passed by, with a token on its way
         self.late: list[Request] = []
         self._partial: Request | None = None  # the sequence whose prompt is computed in part, always the newest
+        self._prefill_step = -limits.prefill_interval  # value of ``decode_steps`` after the last step with prefill
+        self._left_waiting = False  # whether that step left requests waiting
+        self._partial_waits = False  # whether the unfinished prompt gets no token in this step
         self._joined_step = 0  # value of ``decode_steps`` at the last admission
         self._closed = False  # whether the last boundary was too early to admit
         self._blocked_key = 0
@@ -178,13 +184,17 @@ class Scheduler:
         reaches_all = self.kv.reserve_decodes() or self._make_room(now)
         kv = self.kv
         prompt_tokens, preempted = 0, self.blocked == BY_KV
-        if waiting.ready or waiting.deferred or self._partial is not None:
+        prefills = waiting.ready or waiting.deferred or self._partial is not None
+        if prefills and limits.prefill_interval > 1 and self._holds_prefills():
+            self._closed, prefills = True, False
+        if prefills:
             budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding)
             if self._partial is not None and reaches_all:
                 prompt_tokens = self._continue_prefill(self._partial, budget, now)
                 preempted = self.blocked == BY_KV
             if not preempted and not (limits.interval > 1 and self._too_early_to_admit()):
                 prompt_tokens += self._admit(budget - prompt_tokens, now)
+            self._left_waiting = limits.prefill_interval > 1 and waiting.size() > 0
 
         if not self.running and not self._ended:
             step.steps = step.tokens = step.decoding = 0
@@ -267,6 +277,26 @@ class Scheduler:
             request.to_prefill -= chunk
             self.decided.prefills.append(request)
         return chunk
+
+    def _holds_prefills(self) -> bool:
+        """Return whether it is too early to compute prompts; an unfinished one then waits, outside the step."""
+        early = self.decode_steps - self._prefill_step < self.limits.prefill_interval - 1
+        holds = early and self.kv.decoding > 0 and not self._left_waiting
+        partial = self._partial
+        if partial is not None and holds != self._partial_waits:
+            if holds:
+                self._count_out([partial])
+                self.waiting.pause(partial)
+            else:
+                self._partial_rejoins(partial)
+            self._partial_waits = holds
+        return holds
+
+    def _partial_rejoins(self, partial: Request) -> None:
+        """Count an unfinished prompt among those of the step again."""
+        self._partial_waits = False
+        self._count_in(partial)
+        self.waiting.resume(partial)
 
     def _too_early_to_admit(self) -> bool:
         """Return whether requests wait, and it is too early to admit them."""
@@ -372,6 +402,8 @@ class Scheduler:
             self._note_last_token(request, now)
         else:
             assert request is self._partial, "all older prompts are complete"
+            if self._partial_waits:
+                self._partial_rejoins(request)
             self._partial = None
         self._leave_early(request)
         if request.generated == request.output_tokens:  # a stop token is on its way
@@ -414,6 +446,8 @@ class Scheduler:
         steps = self.kv.steps_that_fit(self._ends.next_step - self.decode_steps)
         if not self._closed:
             return steps
+        if self.limits.prefill_interval > 1:
+            return min(steps, max(1, self._prefill_step + self.limits.prefill_interval - 1 - self.decode_steps))
         since = self.decode_steps - self._joined_step
         return min(steps, 1 if since == 0 and self.limits.waiting_ratio else self.limits.interval - since)
 
@@ -449,6 +483,7 @@ class Scheduler:
         ends = self._ends
         finished = ends.pop_next() if ends.next_step <= ended_step else []
         if step.prefills:
+            self._prefill_step = ended_step
             self._complete_prefills(now, finished)
         if self.late:
             if self._asynchronous:
@@ -535,6 +570,8 @@ class Scheduler:
     def expel(self, request: Request) -> None:
         """Take a request that cannot continue out of the batch; call it right after ``complete``."""
         if request is self._partial:
+            if self._partial_waits:
+                self._partial_rejoins(request)
             self._partial = None
         elif request.last_step == HOLDING:
             self._ending.remove(request)
@@ -569,6 +606,13 @@ class Scheduler:
         if self._costs.detailed:
             self._rank_tokens -= sum([self._ranks[r.adapter] for r in requests if r.last_step >= 0])
 
+    def _count_in(self, request: Request) -> None:
+        """Count a request that gets tokens again."""
+        users = self.users
+        users[request.adapter] += 1
+        if users[request.adapter] == 1:
+            self._count_adapter(request.adapter, 1)
+
     def _hold(self, requests: list[Request]) -> None:
         """Let decoding sequences hold their places and blocks, without getting tokens."""
         self._count_out(requests)
@@ -582,9 +626,7 @@ class Scheduler:
         self.kv.resume(requests)
         self.late += requests
         for request in requests:
-            self.users[request.adapter] += 1
-            if self.users[request.adapter] == 1:
-                self._count_adapter(request.adapter, 1)
+            self._count_in(request)
             self.waiting.resume(request)
         if self._costs.detailed:
             self._rank_tokens += sum([self._ranks[request.adapter] for request in requests])
@@ -639,7 +681,8 @@ class Scheduler:
         if self._costs.detailed:
             assert self._rank_tokens == sum(ranks[r.adapter] for r in decoding)
         assert len(self.running) <= self.limits.num_seqs
-        adapters = Counter(request.adapter for request in self.running if request.last_step != HOLDING)
+        out = self._partial if self._partial_waits else None
+        adapters = Counter(r.adapter for r in self.running if r.last_step != HOLDING and r is not out)
         assert self.users == [adapters[adapter] for adapter in range(len(ranks))]
         assert self._rank_sum == sum(ranks[adapter] for adapter in adapters)
         assert self.distinct_adapters == len(adapters.keys() - {self._base_model})

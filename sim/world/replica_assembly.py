@@ -135,6 +135,7 @@ def make_server(
         chunked=fleet.chunked_prefill,
         interval=fleet.admission_interval,
         waiting_ratio=fleet.waiting_ratio,
+        prefill_interval=fleet.prefill_schedule_interval,
         asynchronous=world.asynchronous,
         ends_scan=fleet.self_preemption == "ends-scan",
     )

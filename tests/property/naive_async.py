@@ -68,6 +68,8 @@ class AsyncEngine(Touching):
         self.outstanding: list[Handed] = []
         self.launched_s = self.before_s = 0.0
         self.draining = False
+        self.since_prefill = math.inf  # steps that ran anything
+        self.left_waiting = False
         host = world.profile.load.host
         law = self.scenario.storage.host_load
         self.copy_s = [law.mean()] * len(world.population) if law else load_seconds(host, world.population).tolist()
@@ -168,10 +170,14 @@ class AsyncEngine(Touching):
         chunks: dict[State, tuple[int, int]] = {}
         self.prompts: set[State] = set()
         self.step_blocked = self.passed = 0
+        decodes = any(s.decoding and (s.stops or s.known + s.placeholders < s.job.output) for s in self.active)
+        waits = self.since_prefill < spec.prefill_schedule_interval - 1 and not self.left_waiting
         for state in list(self.active):
             if state not in self.active or not reached:
                 continue
             if not state.stops and state.known + state.placeholders == state.job.output:
+                continue
+            if not state.decoding and decodes and waits:
                 continue
             count = min(state.tokens + state.placeholders - state.computed, budget)
             while count and self.lacking(state, count) > len(self.free):
@@ -187,7 +193,12 @@ class AsyncEngine(Touching):
                 self.take(state, count, chunks)
                 budget -= count
         self.batch = self.still_in_batch(list(chunks))
-        fresh = [] if preempted else self.join(budget, chunks, now)
+        decodes = any(state.decoding for state in chunks)
+        fresh = [] if preempted or (decodes and waits) else self.join(budget, chunks, now)
+        if chunks:
+            self.since_prefill += 1
+        if self.prompts:
+            self.since_prefill, self.left_waiting = 0, bool(self.waiting or self.skipped)
         if preempted:
             self.step_blocked = 2
         rows = []

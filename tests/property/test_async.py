@@ -34,6 +34,7 @@ def ahead(draw: st.DrawFn, *, shares_text: bool = False) -> Scenario:
     data: dict[str, Any] = scenario.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     fleet, workload = data["fleet"], data["workload"]
     fleet["async_scheduling"] = True
+    fleet["prefill_schedule_interval"] = draw(st.sampled_from((1, 1, 2, 5)))
     fleet["reserved_kv_blocks"] = scenario.fleet.reserved_kv_blocks
     fleet["prefix_caching"] = shares_text or draw(st.booleans())
     fleet["adapter_limit"] = draw(st.sampled_from(("scheduled", "running")))

@@ -32,6 +32,7 @@ _BATCHING_KEYS = (
     "load_at",
     "batching",
     "admission_interval",
+    "prefill_schedule_interval",
     "waiting_ratio",
     "chunked_prefill",
     "budget_kv_share",
@@ -148,6 +149,9 @@ class ReplicaKeys(Strict):
     ``kv_check`` and ``scheduling`` that vLLM doesn't have (docs/engines.md)."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
+    prefill_schedule_interval: PositiveInt = Field(default=1, le=10000)
+    """After a step that computed prompts and left no request waiting, the others up to this number compute none while
+    requests decode, unfinished prompts included (vLLM 0.33, ``--prefill-schedule-interval``). 1: every step may."""
     waiting_ratio: float = Field(default=0.0, ge=0, le=1000)
     """With an ``admission_interval``: admit earlier, after one decode step, once there are this many times more waiting
     than running requests. 0: never."""
