@@ -79,6 +79,12 @@ def _scheduling(replica: Replica) -> str | None:
     return None if policy == "fcfs" else policy
 
 
+def _prefill_interval(replica: Replica) -> int | None:
+    """Return the interval where it is not vLLM's default."""
+    interval = replica.scenario.fleet.prefill_schedule_interval
+    return None if interval == 1 else interval
+
+
 VLLM = EngineFlags(
     "vLLM",
     command="vllm serve MODEL",
@@ -182,7 +188,18 @@ VLLM = EngineFlags(
                 written=_scheduling,
                 reads=chosen("fleet.scheduling", fcfs="fcfs", priority="priority"),
             ),
-            Flag("--async-scheduling", "a step is planned when the one before has ended"),
+            Flag(
+                "--async-scheduling",
+                "unset, vLLM schedules ahead on GPUs from 0.14 on",
+                sets=("fleet.async_scheduling",),
+                also=("--no-async-scheduling",),
+            ),
+            Flag(
+                "--prefill-schedule-interval",
+                "from 0.33 on",
+                sets=("fleet.prefill_schedule_interval",),
+                written=_prefill_interval,
+            ),
             Flag("--max-num-partial-prefills", "one prompt after the other is split"),
             Flag("--long-prefill-token-threshold", "one prompt after the other is split"),
             Flag("--speculative-config", NO_SPECULATION, also=("num_speculative_tokens",)),

@@ -130,9 +130,9 @@ class ReplicaKeys(Strict):
     many. ``keep-order``: at the head of the queue in their order, behind preempted ones. ``reversed``: at the head, in
     reverse order after every step. ``own-queue``: in a queue of their own, ahead of preempted ones."""
     adapter_limit: Literal["scheduled", "running"] = "scheduled"
-    """With ``cache.eviction: vllm-lru``, whose adapters count for the limit of ``cache.gpu.slots``. ``scheduled``: those
-    of requests that get a token in the step. ``running``: those of all running requests, as in vLLM 0.33: also of those
-    whose last token is on its way (``async_scheduling``)."""
+    """With ``cache.eviction: vllm-lru``, which adapters count for the limit of ``cache.gpu.slots``. ``scheduled``:
+    those of requests that get a token in the step. ``running``: those of all running requests, as in vLLM 0.33: also of
+    those whose last token is on its way (``async_scheduling``)."""
     scheduling: Literal["fcfs", "priority", "vtc"] = "fcfs"
     """Which waiting request goes first. ``fcfs``: the one that came first. ``priority``: that of the tenant with the
     lowest ``priority``, then the one that came first; when KV memory runs out, the last in this order is preempted

@@ -232,7 +232,7 @@ class BatchServer(Server):
             self.scheduler.recompute_gaps = []
 
     def _record_steps(self, steps: int, decoding: int) -> None:
-        """Record the first ``steps`` steps of the leap under way, each of which gives ``decoding`` sequences a token."""
+        """Record the first ``steps`` steps of the leap under way; each gives ``decoding`` sequences a token."""
         scheduler, started_s = self.scheduler, self._started_s
         running, blocked = len(scheduler.running), scheduler.blocked
         if self._ahead:
@@ -282,11 +282,12 @@ class BatchServer(Server):
 
     def in_progress(self, adapter: int) -> list[tuple[Request, int]]:
         scheduler, now = self.scheduler, self.clock.now
-        found = []
-        for request in scheduler.running if scheduler.users[adapter] else ():
-            # A request that joined at this very boundary has computed nothing yet, unless it was preempted before.
-            if request.adapter == adapter and (request.admitted_s < now or request.generated):
-                found.append((request, scheduler.tokens_so_far(request)))
+        # A request that joined at this very boundary has computed nothing yet, unless it was preempted before.
+        found = [
+            (request, scheduler.tokens_so_far(request))
+            for request in (scheduler.running if scheduler.users[adapter] or self._asynchronous else ())
+            if request.adapter == adapter and (request.admitted_s < now or request.generated)
+        ]
         if scheduler.preempted:
             waiting = self.mode.waiting.all_requests()
             found += [(r, r.generated) for r in waiting if r.adapter == adapter and r.generated]
