@@ -17,7 +17,7 @@ from sim.policies.costs import NO_DETAILS, StepCosts, StepDetails
 from sim.policies.decode_ends import DecodeEnds
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.kv.kv_store import KvStore, held_tokens
-from sim.traffic.request import Request
+from sim.traffic.request import HOLDING, Request
 
 UNBLOCKED: Final = 0
 BY_BATCH_SLOTS: Final = 1
@@ -46,6 +46,12 @@ class Limits:
     :ivar chunked: a prompt that is longer than the budget left is cut; otherwise it waits, and others behind it.
     :ivar interval: decode steps between an admission and the next attempt to admit; an empty batch admits at once.
     :ivar waiting_ratio: try earlier once waiting requests outnumber running ones by this factor; 0: never.
+    :ivar prefill_interval: after a step with prefill that left no request waiting, the others up to this number compute
+        no prompt while sequences decode.
+    :ivar asynchronous: a step is decided before the tokens of the step ahead of it are known (vLLM's asynchronous
+        scheduling).
+    :ivar ends_scan: a request that preempts itself, which happens with priorities, leaves those behind it without a
+        token in this step (vLLM up to 0.32).
     """
 
     num_seqs: int
@@ -55,6 +61,9 @@ class Limits:
     chunked: bool = True
     interval: int = 1
     waiting_ratio: float = 0.0
+    prefill_interval: int = 1
+    asynchronous: bool = False
+    ends_scan: bool = False
 
 
 @dataclass(slots=True)
@@ -63,6 +72,7 @@ class Step:
 
     :ivar steps: how many equal steps may follow each other; 1 if a sequence prefills, 0 if the batch is empty.
     :ivar first_s: seconds of the first step; ``growth_s``: seconds that each further step adds to the one before.
+    :ivar host_s: with asynchronous scheduling, seconds of the host for each step, which are then not in ``first_s``.
     :ivar tokens: tokens of the first step; ``decoding``: sequences that decode in each.
     :ivar prefills: sequences that prefill in this step, newly admitted ones included; each computes ``chunk`` tokens.
     """
@@ -72,11 +82,17 @@ class Step:
     decoding: int = 0
     first_s: float = 0.0
     growth_s: float = 0.0
+    host_s: float = 0.0
     prefills: list[Request] = field(default_factory=list)
 
 
 class Scheduler:
     """The batch of one replica: running sequences, and the rules by which waiting requests join.
+
+    With asynchronous scheduling a step is decided when the tokens of the step ahead of it are still on their way. So
+    ``complete`` says what follows from the step being decided, at once; but tokens come, and requests end, one step
+    later. A request whose last token is on its way holds its place and its KV blocks without getting a token; one that
+    ends by a stop token gets one token too many instead, since nobody knows yet.
 
     :param ranks: rank of every adapter.
     :param rule: KV memory that a request must find to join, if that is more than its prompt needs.
@@ -87,11 +103,13 @@ class Scheduler:
     :ivar adapters_changed: whether an adapter joined or left the batch since the world last set this to False.
     :ivar toggled: optional list; the scheduler appends an adapter each time it joins or leaves the batch.
     :ivar blocked: why the last boundary left a request waiting.
-    :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted between them; the world
-        records and empties the list.
+    :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted, or passed by, between them; the
+        world records and empties the list.
+    :ivar late: decoding sequences for whose next token that is so.
     :ivar preempted: preemptions so far.
     :ivar paused: with ``prefill_first``, decoding sequences that wait for prefills: (time of their last token, how
         many).
+    :ivar overran: sequences whose token of the last step nobody gets, since a stop token has ended them.
     """
 
     def __init__(
@@ -122,8 +140,19 @@ class Scheduler:
         self._ranks = ranks
         self._rank_sum = 0  # of the adapters of the batch; that of the base model is 0
         self._rank_tokens = 0  # ranks of decoding sequences, summed; only if step costs depend on it
-        self._ends = DecodeEnds()
+        self._asynchronous = kv.lags = limits.asynchronous
+        self._ends = DecodeEnds(overruns=limits.asynchronous)
+        self.overran = 0
+        self._ending: list[Request] = []  # running, with their last token on its way
+        self._ended: list[Request] = []  # the same, but preempted
+        self._passed_by: list[Request] = []  # running, but not reached by the scan of this step
+        self._first_tokens: list[Request] = []  # prompts that are complete, with their token on its way
+        self._in_flight: list[Request] = []  # preempted or passed by, with a token on its way
+        self.late: list[Request] = []
         self._partial: Request | None = None  # the sequence whose prompt is computed in part, always the newest
+        self._prefill_step = -limits.prefill_interval  # value of ``decode_steps`` after the last step with prefill
+        self._left_waiting = False  # whether that step left requests waiting
+        self._partial_waits = False  # whether the unfinished prompt gets no token in this step
         self._joined_step = 0  # value of ``decode_steps`` at the last admission
         self._closed = False  # whether the last boundary was too early to admit
         self._blocked_key = 0
@@ -149,20 +178,26 @@ class Scheduler:
             step.prefills = []
         self.blocked, self._scanned, self._closed = UNBLOCKED, LOWEST_KEY, False
 
-        while not self.kv.reserve_decodes():
-            self._preempt(now)
+        if self.late:
+            self.late = [request for request in self.late if request.last_step >= 0]
+        reaches_all = self.kv.reserve_decodes() or self._make_room(now)
         kv = self.kv
         prompt_tokens, preempted = 0, self.blocked == BY_KV
-        if waiting.ready or waiting.deferred or self._partial is not None:
+        prefills = waiting.ready or waiting.deferred or self._partial is not None
+        if prefills and limits.prefill_interval > 1 and self._holds_prefills():
+            self._closed, prefills = True, False
+        if prefills:
             budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding)
-            if self._partial is not None:
+            if self._partial is not None and reaches_all:
                 prompt_tokens = self._continue_prefill(self._partial, budget, now)
                 preempted = self.blocked == BY_KV
             if not preempted and not (limits.interval > 1 and self._too_early_to_admit()):
                 prompt_tokens += self._admit(budget - prompt_tokens, now)
+            self._left_waiting = limits.prefill_interval > 1 and waiting.size() > 0
 
-        if not self.running:
-            step.steps = 0
+        if not self.running and not self._ended:
+            step.steps = step.tokens = step.decoding = 0
+            step.first_s = step.growth_s = step.host_s = 0.0
             return step
         if step.prefills and limits.prefill_first:
             return self._compose_prefills_only(prompt_tokens, now)
@@ -174,8 +209,56 @@ class Scheduler:
         details = self.details() if costs.detailed else NO_DETAILS
         step.first_s = costs.step(tokens, kv.tokens + decoding, self.distinct_adapters, self._rank_sum, details)
         step.growth_s = costs.per_kv_token_s * decoding
-        step.steps = 1 if step.prefills or self.paused or preempted else self._equal_steps()
+        if costs.has_host:
+            step.host_s = costs.host_s(decoding + len(step.prefills))
+            if not self._asynchronous:
+                step.first_s += step.host_s
+        if not tokens:
+            step.first_s = 0.0  # all wait for their last token
+        alone = step.prefills or self.paused or preempted or self._ending or self.late
+        step.steps = 1 if alone else self._equal_steps()
         return step
+
+    def _make_room(self, now: float) -> bool:
+        """Preempt until every decode has a block for its next token; return whether the scan reaches all of them.
+
+        With ``ends_scan`` it does not if a request preempts itself: those behind it get no token in this step.
+        """
+        reaches_all = True
+        while not self.kv.reserve_decodes():
+            lacking = self._first_that_lacks() if self.limits.ends_scan and self.waiting.by_priority else None
+            order = list(self.running)
+            if self._preempt(now) is lacking and lacking is not None:
+                behind = order[order.index(lacking) + 1 :]
+                self._passed_by += [request for request in behind if request.last_step >= 0]
+                reaches_all = False
+                for request in self._passed_by:
+                    request.generated = self._generated(request) - 1  # as if its prompt were computed again
+                    self._ends.remove(request)
+                    self._note_last_token(request, now)
+                if self._passed_by:
+                    self._hold(self._passed_by)
+        return reaches_all
+
+    def _first_that_lacks(self) -> Request | None:
+        """Return the first decoding sequence that finds no block for its next token."""
+        free = self.kv.free_blocks()
+        for request in self.running:
+            if request.last_step >= 0 and not held_tokens(request, self.decode_steps) % self.kv.size:
+                free -= 1
+                if free < 0:
+                    return request
+        return None
+
+    def tokens_so_far(self, request: Request) -> int:
+        """Return how many tokens a running request had when the step under way was decided."""
+        if request.last_step >= 0:
+            return self._generated(request) - int(self._asynchronous)
+        return request.output_tokens - 1 if request in self._ending else request.generated
+
+    def _generated(self, request: Request) -> int:
+        """Return the tokens of a decoding sequence, with the one that the step before this one gives it."""
+        return request.output_tokens - (request.last_step - self.decode_steps)
 
     def _continue_prefill(self, request: Request, budget: int, now: float) -> int:
         """Compute the next chunk of an unfinished prompt; return its tokens.
@@ -193,6 +276,26 @@ class Scheduler:
             request.to_prefill -= chunk
             self.decided.prefills.append(request)
         return chunk
+
+    def _holds_prefills(self) -> bool:
+        """Return whether it is too early to compute prompts; an unfinished one then waits, outside the step."""
+        early = self.decode_steps - self._prefill_step < self.limits.prefill_interval - 1
+        holds = early and self.kv.decoding > 0 and not self._left_waiting
+        partial = self._partial
+        if partial is not None and holds != self._partial_waits:
+            if holds:
+                self._count_out([partial])
+                self.waiting.pause(partial)
+            else:
+                self._partial_rejoins(partial)
+            self._partial_waits = holds
+        return holds
+
+    def _partial_rejoins(self, partial: Request) -> None:
+        """Count an unfinished prompt among those of the step again."""
+        self._partial_waits = False
+        self._count_in(partial)
+        self.waiting.resume(partial)
 
     def _too_early_to_admit(self) -> bool:
         """Return whether requests wait, and it is too early to admit them."""
@@ -276,30 +379,52 @@ class Scheduler:
             self.blocked = BY_ADAPTER_LIMIT
         return budget - left
 
-    def _preempt(self, now: float) -> None:
-        """Take a request out of the batch: the newest, or with priorities the last in their order.
+    def _preempt(self, now: float) -> Request:
+        """Take a request out of the batch, and return it: the newest, or with priorities the last in their order.
 
         A step that preempts admits no request.
         """
         self.kv = kv = self.kv.before_preemption()
         self._caches = kv.caches
         request = max(self.running, key=by_key) if self.waiting.by_priority else next(reversed(self.running))
+        self.blocked, self._blocked_key = BY_KV, request.key
+        request.preemptions += 1
+        self.preempted += 1
+        if request.last_step == HOLDING:
+            self._ending.remove(request)
+            self._leave([request], early=True)
+            self._ended.append(request)
+            return request
         if request.last_step >= 0:
-            request.generated = request.output_tokens - (request.last_step - self.decode_steps)
+            request.generated = self._generated(request)
             # The step that has just ended gave it a token. With prefill_first, too: a request joins only if each decode
             # keeps its next block, so only sequences whose prefill has just ended can lack theirs.
             assert not self.paused or request.last_token_s == now
-            request.last_token_s = now
+            self._note_last_token(request, now)
         else:
             assert request is self._partial, "all older prompts are complete"
+            if self._partial_waits:
+                self._partial_rejoins(request)
             self._partial = None
         self._leave_early(request)
+        if request.generated == request.output_tokens:  # a stop token is on its way
+            self.waiting.pause(request)
+            request.last_step = HOLDING
+            self._ended.append(request)
+            return request
         request.to_prefill = request.prompt_tokens + request.generated
         request.context = 0
-        request.preemptions += 1
-        self.preempted += 1
         self.waiting.push_front(request)
-        self.blocked, self._blocked_key = BY_KV, request.key
+        return request
+
+    def _note_last_token(self, request: Request, now: float) -> None:
+        """Note when a sequence got its last token that does not get one in this step."""
+        if request in self.late:
+            self.late.remove(request)
+        if self._asynchronous:
+            self._in_flight.append(request)
+        else:
+            request.last_token_s = now
 
     def _compose_prefills_only(self, prompt_tokens: int, now: float) -> Step:
         """Decide a step of prefills only, for which all decodes wait; only the adapters of the prompts take part."""
@@ -322,6 +447,8 @@ class Scheduler:
         steps = self.kv.steps_that_fit(self._ends.next_step - self.decode_steps)
         if not self._closed:
             return steps
+        if self.limits.prefill_interval > 1:
+            return min(steps, max(1, self._prefill_step + self.limits.prefill_interval - 1 - self.decode_steps))
         since = self.decode_steps - self._joined_step
         return min(steps, 1 if since == 0 and self.limits.waiting_ratio else self.limits.interval - since)
 
@@ -342,7 +469,8 @@ class Scheduler:
     def complete(self, steps: int, now: float) -> list[Request]:
         """End ``steps`` steps at ``now``; return the finished requests, whose blocks are free again.
 
-        Sets the time of first tokens.
+        Sets the time of first tokens. With asynchronous scheduling ``deliver`` does that, and what has finished by now
+        are requests whose last token came from the step before.
         """
         step = self.decided
         if self.waiting.deferred:
@@ -356,13 +484,67 @@ class Scheduler:
         ends = self._ends
         finished = ends.pop_next() if ends.next_step <= ended_step else []
         if step.prefills:
+            self._prefill_step = ended_step
             self._complete_prefills(now, finished)
+        if self.late:
+            if self._asynchronous:
+                self._first_tokens += self.late
+            else:
+                for request in self.late:
+                    self._note_token(request, now)
+            self.late = []
+        self.overran = 0
+        if self._ending or self._passed_by or (finished and self._asynchronous):
+            finished = self._process_last_tokens(finished)
         if finished:
             self._leave(finished)
             if self.rule is not None:
                 for request in finished:
                     self.rule.left(request)
+        if self._ended:
+            finished += self._ended
+            self._ended = []
         return finished
+
+    def _process_last_tokens(self, done: list[Request]) -> list[Request]:
+        """Let requests end whose last token came from the step before the last one; return them.
+
+        :param done: those that the last step took out of the decodes.
+        """
+        stopped: list[Request] = []
+        if self._passed_by:
+            passed_by, self._passed_by = self._passed_by, []
+            stopped = [request for request in passed_by if request.generated + 1 == request.output_tokens]
+            going_on = [request for request in passed_by if request.generated + 1 < request.output_tokens]
+            if going_on:
+                self._resume(going_on)
+            if not self._asynchronous:
+                return done
+        ended, before, self._ending = self._ending + stopped, self.decode_steps, []
+        for request in done:
+            (ended if request.last_step < before else self._ending).append(request)
+        self.overran = len(done) - len(self._ending)
+        if self._ending:
+            self._hold(self._ending)
+        return ended
+
+    def deliver(self, now: float) -> None:
+        """Note when tokens come that were on their way when the step under way was decided."""
+        for request in self._first_tokens:
+            self._note_token(request, now)
+        for request in self._in_flight:
+            request.last_token_s = now
+        if self._first_tokens:
+            self._first_tokens = []
+        if self._in_flight:
+            self._in_flight = []
+
+    def _note_token(self, request: Request, now: float) -> None:
+        """Note the token that follows from a prompt being complete."""
+        if request.first_token_s < 0:
+            request.first_token_s = now
+        else:
+            self.recompute_gaps.append(now - request.last_token_s)
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:
         """Give each sequence whose prompt is complete its token. It decodes from now on, unless that was its last."""
@@ -370,11 +552,11 @@ class Scheduler:
         self._partial = None
         if complete[-1].to_prefill:
             self._partial, complete = complete[-1], complete[:-1]
-        for request in complete:
-            if request.first_token_s < 0:
-                request.first_token_s = now
-            else:
-                self.recompute_gaps.append(now - request.last_token_s)
+        if self._asynchronous:
+            self._first_tokens += complete
+        else:
+            for request in complete:
+                self._note_token(request, now)
         ended = self._ends.start(complete, self.decode_steps)
         finished += ended
         self.kv.start_decodes(complete)
@@ -389,7 +571,11 @@ class Scheduler:
     def expel(self, request: Request) -> None:
         """Take a request that cannot continue out of the batch; call it right after ``complete``."""
         if request is self._partial:
+            if self._partial_waits:
+                self._partial_rejoins(request)
             self._partial = None
+        elif request.last_step == HOLDING:
+            self._ending.remove(request)
         elif self.paused:
             # It got its first token in this step, like the others of the last group.
             since, count = self.paused.pop()
@@ -401,21 +587,53 @@ class Scheduler:
 
     # The sums of the batch ------------------------------------------------------------------------------------------
 
-    def _leave(self, requests: list[Request]) -> None:
+    def _leave(self, requests: list[Request], *, early: bool = False) -> None:
         """Take requests out of the batch, and their blocks back."""
-        running, users = self.running, self.users
-        self.kv.give_back(requests)
+        running = self.running
+        self.kv.give_back(requests, early=early)
         for request in requests:
             del running[request]
-            adapter = request.adapter
-            count = users[adapter]
-            if count > 1:
-                users[adapter] = count - 1
-            else:
-                del users[adapter]
-                self._count_adapter(adapter, -1)
+        self._count_out(requests)
+
+    def _count_out(self, requests: list[Request]) -> None:
+        """Count requests that get no more tokens out of the sums of the batch."""
+        users = self.users
+        for request in requests:
+            if request.last_step != HOLDING:
+                adapter = request.adapter
+                count = users[adapter]
+                if count > 1:
+                    users[adapter] = count - 1
+                else:
+                    del users[adapter]
+                    self._count_adapter(adapter, -1)
         if self._costs.detailed:
             self._rank_tokens -= sum([self._ranks[r.adapter] for r in requests if r.last_step >= 0])
+
+    def _count_in(self, request: Request) -> None:
+        """Count a request that gets tokens again."""
+        count = self.users.get(request.adapter, 0)
+        self.users[request.adapter] = count + 1
+        if not count:
+            self._count_adapter(request.adapter, 1)
+
+    def _hold(self, requests: list[Request]) -> None:
+        """Let decoding sequences hold their places and blocks, without getting tokens."""
+        self._count_out(requests)
+        self.kv.hold(requests)
+        for request in requests:
+            self.waiting.pause(request)
+
+    def _resume(self, requests: list[Request]) -> None:
+        """Let sequences decode again that the scan did not reach."""
+        self._ends.start(requests, self.decode_steps)
+        self.kv.resume(requests)
+        self.late += requests
+        for request in requests:
+            self._count_in(request)
+            self.waiting.resume(request)
+        if self._costs.detailed:
+            self._rank_tokens += sum([self._ranks[request.adapter] for request in requests])
 
     def _count_adapter(self, adapter: int, change: int) -> None:
         """Count an adapter that joins the batch (1) or leaves it (-1)."""
@@ -428,7 +646,7 @@ class Scheduler:
 
     def _leave_early(self, request: Request) -> None:
         """Take a request out of the batch before its last token."""
-        self._leave([request])
+        self._leave([request], early=True)
         if request.last_step >= 0:
             self._ends.remove(request)
             request.last_step = -1
@@ -459,12 +677,16 @@ class Scheduler:
         assert contexts == [
             r.context + self.decode_steps - (r.last_step - r.output_tokens + r.generated + 1) for r in decoding
         ]
+        holding = [r for r in self.running if r.last_step == HOLDING]
+        assert kv.aside == sum(r.context for r in holding)
+        assert set(holding) == {*self._ending, *self._passed_by}
         assert (kv.decoding, kv.tokens) == (len(decoding), sum(contexts))
         kv.check_integrity()
         if self._costs.detailed:
             assert self._rank_tokens == sum(ranks[r.adapter] for r in decoding)
         assert len(self.running) <= self.limits.num_seqs
-        adapters = Counter(request.adapter for request in self.running)
+        out = self._partial if self._partial_waits else None
+        adapters = Counter(r.adapter for r in self.running if r.last_step != HOLDING and r is not out)
         assert self.users == adapters
         assert self._rank_sum == sum(ranks[adapter] for adapter in adapters)
         assert self.distinct_adapters == len(adapters.keys() - {self._base_model})

@@ -433,7 +433,8 @@ def _bucket_uses(m: MeasuredRequests) -> tuple[BucketUse, ...]:
         return ()
     assert facts.tenant_of is not None, "there are tenants"
     measured = joined_columns([r.section_of >= 0 for r in m.recordings])
-    waits = joined_columns([_sent_s(r) - r.requests["arrival_s"] for r in m.recordings])[measured]
+    held = [_sent_s(r) - np.asarray(r.requests["arrival_s"], dtype=np.float64) for r in m.recordings]
+    waits: Floats = np.asarray(joined_columns(held), dtype=np.float64)[measured]
     refused = (m.column("status") == REFUSED) & (m.column("marks") & LIMITED > 0)
     tokens = m.column("prompt_tokens").astype(np.float64) + m.column("output_tokens")
     for place, tenant in enumerate(facts.tenants):

@@ -37,7 +37,7 @@ from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica.tenant_servers import FairServer, PriorityServer, bands_of
 from sim.world.replica_draws import ReplicaDraws
-from sim.world.times import TierTimes, reload_times
+from sim.world.times import TierTimes, reload_times, tier_times
 from sim.world.world import World
 
 ServerWrapper = Callable[[type[BatchServer]], Callable[..., BatchServer]]
@@ -143,6 +143,9 @@ def make_server(
         chunked=fleet.chunked_prefill,
         interval=fleet.admission_interval,
         waiting_ratio=fleet.waiting_ratio,
+        prefill_interval=fleet.prefill_schedule_interval,
+        asynchronous=world.asynchronous,
+        ends_scan=fleet.self_preemption == "ends-scan",
     )
     costs = StepCosts(
         world.profile.step,
@@ -152,6 +155,8 @@ def make_server(
     )
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(world, world.kv_tokens), mode.waiting, world.ranks, costs, rule)
+    if world.asynchronous:
+        mode.copy_s = tier_times(scenario, world.profile, world.population)[1].mean_s
     if fleet.scheduling == "priority":
         mode.waiting.by_priority = True
         server = wrap_server(PriorityServer)(parts, scheduler, mode)

@@ -38,6 +38,47 @@ class PriorityBatching(_ByPriority):
 class PriorityTouching(_ByPriority, Touching):
     """vLLM: whatever the version does with jobs over the adapter limit, they go back to their places."""
 
+    left_out: tuple[Job, ...] = ()  # behind a job that preempts itself, up to 0.32: they get no token in this step
+
+    def first_that_lacks(self) -> Job | None:
+        """The first decoding job, in the order of the batch, for whose next token no block is free."""
+        free = self.pool() - sum(
+            self.blocks(job.prompt + job.generated - 1 if job.decoding else job.prefilled) for job in self.running
+        )
+        for job in [job for job in self.running if job.decoding]:
+            free -= self.blocks(job.prompt + job.generated) - self.blocks(job.prompt + job.generated - 1)
+            if free < 0:
+                return job
+        return None
+
+    def preempt(self, job: Job) -> None:
+        ends_scan = self.scenario.fleet.self_preemption == "ends-scan" and job is self.first_that_lacks()
+        behind = self.running[self.running.index(job) + 1 :]
+        super().preempt(job)
+        if ends_scan:
+            self.in_order = list(self.running)
+            self.left_out = tuple(behind)
+            self.running = [other for other in self.running if other not in behind]
+            for other in behind:
+                other.uses = False
+            self.batch = [adapter for adapter in self.batch if adapter in self.in_use()]
+
+    def free_blocks(self) -> int:
+        held = [job.prompt + job.generated - 1 if job.decoding else job.prefilled for job in self.left_out]
+        return super().free_blocks() - sum(map(self.blocks, held))
+
+    def compose(self, now: float) -> None:
+        super().compose(now)
+        self.in_step += self.left_out
+
+    def end_step(self, now: float) -> None:
+        super().end_step(now)
+        if self.left_out:
+            self.running = [job for job in self.in_order if job in self.running or job in self.left_out]
+            for job in self.left_out:
+                self.use(job)
+            self.left_out = ()
+
 
 class Fair(Batching):
     """The virtual token counter: the tenant with the lowest counter among those that wait goes first."""

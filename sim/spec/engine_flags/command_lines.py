@@ -27,7 +27,7 @@ _NO_COMMAND = {
 _RULES = (
     *(f"fleet.{key}" for key in ("batching", "chunked_prefill", "admission", "admission_interval", "waiting_ratio")),
     *(f"fleet.{key}" for key in ("load_at", "passed_requests", "scheduling", "kv_check")),
-    "fleet.prefill_schedule_interval",
+    *(f"fleet.{key}" for key in ("adapter_limit", "self_preemption", "async_scheduling", "prefill_schedule_interval")),
     *(f"fleet.{key}" for key in ("reserved_kv_blocks", "prefix_caching", "uncached_blocks")),
     *(f"cache.gpu.{key}" for key in ("slots", "size", "unified", "base_model_slot")),
     *(f"cache.host.{key}" for key in ("slots", "size", "fill")),

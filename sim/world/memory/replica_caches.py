@@ -82,7 +82,9 @@ def vllm_cache(world: World, draws: ReplicaDraws) -> VllmLruCache:
     host_slots = (host.slots if host else None) or slots
     # A Python set is walked by hash, and vLLM's adapters are hashed by name, differently in every process.
     hashes = draws.stream("set-order").integers(2**61 - 1, size=adapters)
-    cache = VllmLruCache(adapters, slots, host_slots, SetOrder(array("q", hashes.tobytes())))
+    counts_running = world.scenario.fleet.adapter_limit == "running"
+    order = SetOrder(array("q", hashes.tobytes()))
+    cache = VllmLruCache(adapters, slots, host_slots, order, counts_running=counts_running)
     cache.warm_up(world.warm)
     if world.warm_in_host:
         cache.copy_to_host(world.warm[slots:])
