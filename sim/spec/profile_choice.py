@@ -27,6 +27,7 @@ DEFAULT_GPU = "h100-80gb"
 DEFAULT_MODEL = "llama-3.1-8b"
 """What a scenario is simulated with that names neither these nor a profile."""
 BASE_MODELS = (
+    "codellama-34b",
     "gpt-oss-120b",
     "llama-2-7b",
     "llama-2-13b",
@@ -41,6 +42,7 @@ BASE_MODELS = (
     "qwen2.5-14b",
     "qwen2.5-32b",
     "qwen3-8b",
+    "qwen3-14b",
     "qwen3-32b",
 )
 """Base models whose shapes are known (``sim/traffic/adapters.py``), so that a profile is built by their name."""
@@ -85,10 +87,10 @@ def profile_choice(scenario: Scenario) -> ProfileChoice:
     return _chosen(fleet.gpu, model, fleet.engine, fleet.tensor_parallel or 1)
 
 
-def has_profile(gpu: str, model: str, engine: str) -> bool:
-    """Return whether there is a profile of a model on one GPU."""
+def has_profile(gpu: str, model: str, engine: str, gpus: int = 1) -> bool:
+    """Return whether there is a profile of a model on so many GPUs."""
     try:
-        _chosen(gpu, model, engine, 1)
+        _chosen(gpu, model, engine, gpus)
     except ScenarioError:
         return False
     return True
