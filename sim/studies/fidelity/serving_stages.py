@@ -18,7 +18,6 @@ from sim.results.records import COMPLETED
 from sim.spec.gpus import GPUS, gpu_named
 from sim.spec.profile_choice import BASE_MODELS, is_model
 from sim.spec.scenario import Scenario
-from sim.studies.fidelity.client_wait import with_client_wait
 from sim.studies.fidelity.predicted_service import predicted_values, service_of
 from sim.studies.fidelity.run_cells import RunCells, TableOfRuns, non_negative
 from sim.studies.parallel import unordered
@@ -244,7 +243,7 @@ def _predict(place: int, stage: Stage, profile: str | None) -> tuple[int, StageP
         error.file, error.line = stage.file, stage.line
         raise
     assert world.profile is not None, "no stage is of engine fixed"
-    recording = simulate(with_client_wait(world, 0.0), 0, 1)
+    recording = simulate(world, 0, 1)
     assert np.any(recording.requests["status"] == COMPLETED), f"line {stage.line}: no request was served"
     values = predicted_values(service_of([recording]))
     return place, StagePrediction(stage, world.profile.name, {name: values[f"{name}_s"] for name in stage.measured})
