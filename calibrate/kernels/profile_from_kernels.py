@@ -93,7 +93,7 @@ def build_profile(deployment: Deployment, command: str) -> Built:
         memory=memory,
         envelope=Envelope(sequences=envelope.sequences, distinct_adapters=_ADAPTERS, rank=_RANK, slots=_SLOTS),
         sources=_sources(tables, overhead),
-        error=_error(surrogate, overhead),
+        error=_error(surrogate, overhead) + (card.kernels_of or card).caution,
         provenance=Provenance(
             command=command,
             data={},

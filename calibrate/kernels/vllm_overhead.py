@@ -23,7 +23,7 @@ from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import EngineOverhead
 from calibrate.kernels.kernel_tables import EXPERTS_ALONE, Deployment, KernelTables
-from calibrate.kernels.overhead_fit import LEAST_POINTS, DeploymentError, PredictedPoint, spread_of
+from calibrate.kernels.overhead_fit import LEAST_POINTS, MOST_PER_SEQUENCE_S, DeploymentError, PredictedPoint, spread_of
 from calibrate.kernels.serving_points import DeploymentGroup
 from sim.errors import InputError
 from sim.studies.fidelity.least_squares import significant
@@ -154,11 +154,11 @@ def _coefficients(gaps: Sequence[MeasuredGap]) -> Floats:
     sums, seconds = np.array([gap.sums for gap in gaps]), np.array([gap.token_s for gap in gaps])
     sizes = Counter(gap.group for gap in gaps)
     importance = np.array([sizes[gap.group] ** -0.25 for gap in gaps])
-    weights, found = importance / seconds, np.zeros(2)
+    weights, found, most = importance / seconds, np.zeros(2), np.array((np.inf, MOST_PER_SEQUENCE_S))
     for _ in range(_ROUNDS):
         x, y = sums[:, 1:] * weights[:, None], (seconds - sums[:, 0]) * weights
         scale = np.maximum(x.max(axis=0), 1e-300)
-        found = lsq_linear(x / scale, y, bounds=(0, np.inf)).x / scale
+        found = lsq_linear(x / scale, y, bounds=(0, most * scale)).x / scale
         weights = importance / seconds / np.sqrt(np.maximum(np.abs(_errors(found, gaps)), _LEAST_ERROR))
     return found
 

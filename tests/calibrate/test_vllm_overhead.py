@@ -19,7 +19,7 @@ from sim.spec.profile import StepCost
 from sim.studies.fidelity.run_cells import read_table
 from sim.studies.fidelity.serving_stages import stages_of
 
-GPU, HOST = np.array((4e-4, 2e-5)), np.array((9e-4, 3e-5))
+GPU, HOST = np.array((4e-4, 1.5e-5)), np.array((9e-4, 6e-6))
 
 
 def gaps(model: str, card: str, *, is_async: bool, off: float = 0.0, count: int = 16) -> list[MeasuredGap]:
