@@ -62,6 +62,16 @@ class AdapterCache(ABC):
     def release(self, adapter: int) -> bool:
         """Remove a user; return whether that may make room for a load."""
 
+    def pause(self, adapter: int) -> None:
+        """Note that a user gets no token in the next step; here that changes nothing: its adapter stays in use."""
+
+    def resume(self, adapter: int) -> None:
+        """Note that a user after ``pause`` gets tokens again."""
+
+    def release_paused(self, adapter: int) -> bool:
+        """Remove a user after ``pause``; return whether that may make room for a load."""
+        return self.release(adapter)
+
     @abstractmethod
     def can_claim(self, adapter: int) -> bool:
         """Return whether ``adapter`` fits among all adapters with users."""

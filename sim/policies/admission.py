@@ -86,6 +86,12 @@ class WaitingQueue(ABC):
             if not cache.acquire(request.adapter):
                 self.unloaded.append(request)
 
+    def pause(self, request: Request) -> None:
+        """Note that a running request gets no token in the next step."""
+
+    def resume(self, request: Request) -> None:
+        """Note that a request after ``pause`` gets tokens again."""
+
     def end_steps(self, steps: int) -> None:
         """Note that ``steps`` equal steps have ended, each with a scan like the last; here nothing follows from it.
 
@@ -245,6 +251,12 @@ class ClaimingQueue(WaitingQueue):
             self._cache.release(request.adapter)
             request.claimed = False
         super().push_front(request)
+
+    def pause(self, request: Request) -> None:
+        self._cache.pause(request.adapter)
+
+    def resume(self, request: Request) -> None:
+        self._cache.resume(request.adapter)
 
     def passed(self, before: int | None) -> int:
         """Return how many deferred requests a scan passes over: those with keys below ``before``; None: all."""

@@ -27,6 +27,7 @@ class StepCosts:
     :param max_tokens: token budget of a step.
     :param max_rank: rank that slots are padded to.
     :ivar detailed: whether a step's cost depends on more than its tokens, KV tokens and adapters.
+    :ivar has_host: whether ``host_s`` is ever more than 0.
     :ivar least_s: seconds of a step of one token.
     """
 
@@ -46,6 +47,8 @@ class StepCosts:
         self._adapter_rank = lora.per_adapter_rank_s
         self._token_rank = lora.per_token_rank_s
         self._passed = cost.per_passed_s
+        self._host, self._host_sequence = cost.host_s, cost.host_per_sequence_s
+        self.has_host = bool(self._host or self._host_sequence)
         self._prefill_step = cost.prefill_step_s
         self._decode_step = cost.decode_step_s
         self._prefill_token = lora.per_slot_prefill_token_s * slots
@@ -72,7 +75,7 @@ class StepCosts:
         rank_sum: int,
         details: StepDetails = NO_DETAILS,
     ) -> float:
-        """Return the seconds of one step.
+        """Return the seconds of one step without those of the host.
 
         :param tokens: tokens of the step: one of each decoding sequence, and those of prompts.
         :param kv_tokens: KV tokens that the decoding sequences attend to, their new ones included.
@@ -99,6 +102,10 @@ class StepCosts:
             + (self._prefill_step + self._prefill_token * prefill_tokens if prefill_tokens else 0.0)
             + (self._decode_step if tokens > prefill_tokens else 0.0)
         )
+
+    def host_s(self, sequences: int) -> float:
+        """Return the seconds of the host for one step of so many sequences."""
+        return self._host + self._host_sequence * sequences
 
     def with_base_model(self) -> StepCosts:
         """Return these costs for a replica that also serves requests without an adapter."""

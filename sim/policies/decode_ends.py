@@ -20,11 +20,13 @@ _by_index = attrgetter("index")
 class DecodeEnds:
     """The decoding sequences of a batch by ``last_step``.
 
+    :param overruns: a stop token is seen one step late, so a sequence that ends by one computes one token too many.
     :ivar next_step: the step at which the next sequence ends; ``NEVER`` if none decodes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, overruns: bool = False) -> None:
         self.next_step = NEVER
+        self._overruns = overruns
         self._steps = [NEVER]  # a heap of last steps, and of one that is always behind them
         # The sequences of each last step, in the order of their index: a ring with a place for every step that any of
         # them may reach, so that two steps never share one: up to 16 bytes for each token of the longest answer.
@@ -37,6 +39,9 @@ class DecodeEnds:
         for request in requests:
             left = request.output_tokens - request.generated - 1
             request.last_step = last = step + left
+            if self._overruns and request.stops:
+                left += 1
+                last += 1
             if not left:
                 ended.append(request)
                 continue
@@ -62,11 +67,15 @@ class DecodeEnds:
         self._ending = [None] * size
         self._mask = size - 1
         for group in groups:
-            self._ending[group[0].last_step & self._mask] = group
+            self._ending[self._end_of(group[0]) & self._mask] = group
+
+    def _end_of(self, request: Request) -> int:
+        """Return the step at which a sequence ends."""
+        return request.last_step + int(self._overruns and request.stops)
 
     def remove(self, request: Request) -> None:
         """Remove a sequence that leaves before its end."""
-        last = request.last_step
+        last = self._end_of(request)
         group = self._ending[last & self._mask]
         assert group is not None, "it decodes"
         group.remove(request)

@@ -17,7 +17,7 @@ from sim.policies.costs import NO_DETAILS, StepCosts, StepDetails
 from sim.policies.decode_ends import DecodeEnds
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.kv.kv_store import KvStore, held_tokens
-from sim.traffic.request import Request
+from sim.traffic.request import HOLDING, Request
 
 UNBLOCKED: Final = 0
 BY_BATCH_SLOTS: Final = 1
@@ -46,6 +46,10 @@ class Limits:
     :ivar chunked: a prompt that is longer than the budget left is cut; otherwise it waits, and others behind it.
     :ivar interval: decode steps between an admission and the next attempt to admit; an empty batch admits at once.
     :ivar waiting_ratio: try earlier once waiting requests outnumber running ones by this factor; 0: never.
+    :ivar asynchronous: a step is decided before the tokens of the step ahead of it are known (vLLM's asynchronous
+        scheduling).
+    :ivar ends_scan: a request that preempts itself, which happens with priorities, leaves those behind it without a
+        token in this step (vLLM up to 0.32).
     """
 
     num_seqs: int
@@ -55,6 +59,8 @@ class Limits:
     chunked: bool = True
     interval: int = 1
     waiting_ratio: float = 0.0
+    asynchronous: bool = False
+    ends_scan: bool = False
 
 
 @dataclass(slots=True)
@@ -63,6 +69,7 @@ class Step:
 
     :ivar steps: how many equal steps may follow each other; 1 if a sequence prefills, 0 if the batch is empty.
     :ivar first_s: seconds of the first step; ``growth_s``: seconds that each further step adds to the one before.
+    :ivar host_s: with asynchronous scheduling, seconds of the host for each step, which are then not in ``first_s``.
     :ivar tokens: tokens of the first step; ``decoding``: sequences that decode in each.
     :ivar prefills: sequences that prefill in this step, newly admitted ones included; each computes ``chunk`` tokens.
     """
@@ -72,11 +79,17 @@ class Step:
     decoding: int = 0
     first_s: float = 0.0
     growth_s: float = 0.0
+    host_s: float = 0.0
     prefills: list[Request] = field(default_factory=list)
 
 
 class Scheduler:
     """The batch of one replica: running sequences, and the rules by which waiting requests join.
+
+    With asynchronous scheduling a step is decided when the tokens of the step ahead of it are still on their way. So
+    ``complete`` says what follows from the step being decided, at once; but tokens come, and requests end, one step
+    later. A request whose last token is on its way holds its place and its KV blocks without getting a token; one that
+    ends by a stop token gets one token too many instead, since nobody knows yet.
 
     :param ranks: rank of every adapter.
     :param rule: KV memory that a request must find to join, if that is more than its prompt needs.
@@ -92,6 +105,7 @@ class Scheduler:
     :ivar preempted: preemptions so far.
     :ivar paused: with ``prefill_first``, decoding sequences that wait for prefills: (time of their last token, how
         many).
+    :ivar overran: sequences whose token of the last step nobody gets, since a stop token has ended them.
     """
 
     def __init__(
@@ -122,7 +136,14 @@ class Scheduler:
         self._ranks = ranks
         self._rank_sum = 0  # of the adapters of the batch; that of the base model is 0
         self._rank_tokens = 0  # ranks of decoding sequences, summed; only if step costs depend on it
-        self._ends = DecodeEnds()
+        self._asynchronous = kv.lags = limits.asynchronous
+        self._ends = DecodeEnds(overruns=limits.asynchronous)
+        self.overran = 0
+        self._ending: list[Request] = []  # running, with their last token on its way
+        self._ended: list[Request] = []  # the same, but preempted
+        self._passed_by: list[Request] = []  # running, but not reached by the scan of this step
+        self._first_tokens: list[Request] = []  # prompts that are complete, with their token on its way
+        self._in_flight: list[Request] = []  # preempted, with a token on its way
         self._partial: Request | None = None  # the sequence whose prompt is computed in part, always the newest
         self._joined_step = 0  # value of ``decode_steps`` at the last admission
         self._closed = False  # whether the last boundary was too early to admit
@@ -150,20 +171,20 @@ class Scheduler:
             step.prefills = []
         self.blocked, self._scanned, self._closed = UNBLOCKED, LOWEST_KEY, False
 
-        while not self.kv.reserve_decodes():
-            self._preempt(now)
+        reaches_all = self.kv.reserve_decodes() or self._make_room(now)
         kv = self.kv
         prompt_tokens, preempted = 0, self.blocked == BY_KV
         if waiting.ready or waiting.deferred or self._partial is not None:
             budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding)
-            if self._partial is not None:
+            if self._partial is not None and reaches_all:
                 prompt_tokens = self._continue_prefill(self._partial, budget, now)
                 preempted = self.blocked == BY_KV
             if not preempted and not (limits.interval > 1 and self._too_early_to_admit()):
                 prompt_tokens += self._admit(budget - prompt_tokens, now)
 
-        if not self.running:
-            step.steps = 0
+        if not self.running and not self._ended:
+            step.steps = step.tokens = step.decoding = 0
+            step.first_s = step.growth_s = step.host_s = 0.0
             return step
         if step.prefills and limits.prefill_first:
             return self._compose_prefills_only(prompt_tokens, now)
@@ -175,8 +196,55 @@ class Scheduler:
         details = self.details() if costs.detailed else NO_DETAILS
         step.first_s = costs.step(tokens, kv.tokens + decoding, self.distinct_adapters, self._rank_sum, details)
         step.growth_s = costs.per_kv_token_s * decoding
-        step.steps = 1 if step.prefills or self.paused or preempted else self._equal_steps()
+        if costs.has_host:
+            step.host_s = costs.host_s(decoding + len(step.prefills))
+            if not self._asynchronous:
+                step.first_s += step.host_s
+        if not tokens:
+            step.first_s = 0.0  # all wait for their last token
+        alone = step.prefills or self.paused or preempted or self._ending or self._passed_by
+        step.steps = 1 if alone else self._equal_steps()
         return step
+
+    def _make_room(self, now: float) -> bool:
+        """Preempt until every decode has a block for its next token; return whether the scan reaches all of them.
+
+        With ``ends_scan`` it does not if a request preempts itself: those behind it get no token in this step.
+        """
+        reaches_all = True
+        while not self.kv.reserve_decodes():
+            lacking = self._first_that_lacks() if self.limits.ends_scan and self.waiting.by_priority else None
+            order = list(self.running)
+            if self._preempt(now) is lacking and lacking is not None:
+                behind = order[order.index(lacking) + 1 :]
+                self._passed_by += [request for request in behind if request.last_step >= 0]
+                reaches_all = False
+                for request in self._passed_by:
+                    request.generated = self._generated(request) - 1  # as if its prompt were computed again
+                    self._ends.remove(request)
+                if self._passed_by:
+                    self._hold(self._passed_by)
+        return reaches_all
+
+    def _first_that_lacks(self) -> Request | None:
+        """Return the first decoding sequence that finds no block for its next token."""
+        free = self.kv.free_blocks()
+        for request in self.running:
+            if request.last_step >= 0 and not held_tokens(request, self.decode_steps) % self.kv.size:
+                free -= 1
+                if free < 0:
+                    return request
+        return None
+
+    def tokens_so_far(self, request: Request) -> int:
+        """Return how many tokens a running request had when the step under way was decided."""
+        if request.last_step >= 0:
+            return self._generated(request) - int(self._asynchronous)
+        return request.output_tokens - 1 if request in self._ending else request.generated
+
+    def _generated(self, request: Request) -> int:
+        """Return the tokens of a decoding sequence, with the one that the step before this one gives it."""
+        return request.output_tokens - (request.last_step - self.decode_steps)
 
     def _continue_prefill(self, request: Request, budget: int, now: float) -> int:
         """Compute the next chunk of an unfinished prompt; return its tokens.
@@ -275,30 +343,44 @@ class Scheduler:
             self.blocked = BY_ADAPTER_LIMIT
         return budget - left
 
-    def _preempt(self, now: float) -> None:
-        """Take a request out of the batch: the newest, or with priorities the last in their order.
+    def _preempt(self, now: float) -> Request:
+        """Take a request out of the batch, and return it: the newest, or with priorities the last in their order.
 
         A step that preempts admits no request.
         """
         self.kv = kv = self.kv.before_preemption()
         self._caches = kv.caches
         request = max(self.running, key=by_key) if self.waiting.by_priority else next(reversed(self.running))
+        self.blocked, self._blocked_key = BY_KV, request.key
+        request.preemptions += 1
+        self.preempted += 1
+        if request.last_step == HOLDING:
+            self._ending.remove(request)
+            self._leave([request], early=True)
+            self._ended.append(request)
+            return request
         if request.last_step >= 0:
-            request.generated = request.output_tokens - (request.last_step - self.decode_steps)
+            request.generated = self._generated(request)
             # The step that has just ended gave it a token. With prefill_first, too: a request joins only if each decode
             # keeps its next block, so only sequences whose prefill has just ended can lack theirs.
             assert not self.paused or request.last_token_s == now
-            request.last_token_s = now
+            if self._asynchronous:
+                self._in_flight.append(request)
+            else:
+                request.last_token_s = now
         else:
             assert request is self._partial, "all older prompts are complete"
             self._partial = None
         self._leave_early(request)
+        if request.generated == request.output_tokens:  # a stop token is on its way
+            self.waiting.pause(request)
+            request.last_step = HOLDING
+            self._ended.append(request)
+            return request
         request.to_prefill = request.prompt_tokens + request.generated
         request.context = 0
-        request.preemptions += 1
-        self.preempted += 1
         self.waiting.push_front(request)
-        self.blocked, self._blocked_key = BY_KV, request.key
+        return request
 
     def _compose_prefills_only(self, prompt_tokens: int, now: float) -> Step:
         """Decide a step of prefills only, for which all decodes wait; only the adapters of the prompts take part."""
@@ -341,7 +423,8 @@ class Scheduler:
     def complete(self, steps: int, now: float) -> list[Request]:
         """End ``steps`` steps at ``now``; return the finished requests, whose blocks are free again.
 
-        Sets the time of first tokens.
+        Sets the time of first tokens. With asynchronous scheduling ``deliver`` does that, and what has finished by now
+        are requests whose last token came from the step before.
         """
         step = self.decided
         if self.waiting.deferred:
@@ -356,12 +439,52 @@ class Scheduler:
         finished = ends.pop_next() if ends.next_step <= ended_step else []
         if step.prefills:
             self._complete_prefills(now, finished)
+        if self._asynchronous or self._passed_by:
+            finished = self._process_last_tokens(finished)
         if finished:
             self._leave(finished)
             if self.rule is not None:
                 for request in finished:
                     self.rule.left(request)
+        if self._ended:
+            finished += self._ended
+            self._ended = []
         return finished
+
+    def _process_last_tokens(self, done: list[Request]) -> list[Request]:
+        """Let requests end whose last token came from the step before the last one; return them.
+
+        :param done: those that the last step took out of the decodes.
+        """
+        passed_by, self._passed_by = self._passed_by, []
+        stopped = [request for request in passed_by if request.generated + 1 == request.output_tokens]
+        going_on = [request for request in passed_by if request.generated + 1 < request.output_tokens]
+        if going_on:
+            self._resume(going_on)
+        if not self._asynchronous:
+            return done
+        ended = [request for request in done if request.last_step < self.decode_steps]
+        self.overran = len(ended)
+        ended += self._ending + stopped
+        self._ending = [request for request in done if request.last_step == self.decode_steps]
+        if self._ending:
+            self._hold(self._ending)
+        return ended
+
+    def deliver(self, now: float) -> None:
+        """Note when tokens come that were on their way when the step under way was decided."""
+        for request in self._first_tokens:
+            self._note_token(request, now)
+        for request in self._in_flight:
+            request.last_token_s = now
+        self._first_tokens, self._in_flight = [], []
+
+    def _note_token(self, request: Request, now: float) -> None:
+        """Note the token that follows from a prompt being complete."""
+        if request.first_token_s < 0:
+            request.first_token_s = now
+        else:
+            self.recompute_gaps.append(now - request.last_token_s)
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:
         """Give each sequence whose prompt is complete its token. It decodes from now on, unless that was its last."""
@@ -369,11 +492,11 @@ class Scheduler:
         self._partial = None
         if complete[-1].to_prefill:
             self._partial, complete = complete[-1], complete[:-1]
-        for request in complete:
-            if request.first_token_s < 0:
-                request.first_token_s = now
-            else:
-                self.recompute_gaps.append(now - request.last_token_s)
+        if self._asynchronous:
+            self._first_tokens += complete
+        else:
+            for request in complete:
+                self._note_token(request, now)
         ended = self._ends.start(complete, self.decode_steps)
         finished += ended
         self.kv.start_decodes(complete)
@@ -389,6 +512,8 @@ class Scheduler:
         """Take a request that cannot continue out of the batch; call it right after ``complete``."""
         if request is self._partial:
             self._partial = None
+        elif request.last_step == HOLDING:
+            self._ending.remove(request)
         elif self.paused:
             # It got its first token in this step, like the others of the last group.
             since, count = self.paused.pop()
@@ -400,18 +525,44 @@ class Scheduler:
 
     # The sums of the batch ------------------------------------------------------------------------------------------
 
-    def _leave(self, requests: list[Request]) -> None:
+    def _leave(self, requests: list[Request], *, early: bool = False) -> None:
         """Take requests out of the batch, and their blocks back."""
-        running, users = self.running, self.users
-        self.kv.give_back(requests)
+        running = self.running
+        self.kv.give_back(requests, early=early)
         for request in requests:
             del running[request]
-            adapter = request.adapter
-            users[adapter] -= 1
-            if users[adapter] == 0:
-                self._count_adapter(adapter, -1)
+        self._count_out(requests)
+
+    def _count_out(self, requests: list[Request]) -> None:
+        """Count requests that get no more tokens out of the sums of the batch."""
+        users = self.users
+        for request in requests:
+            if request.last_step != HOLDING:
+                adapter = request.adapter
+                users[adapter] -= 1
+                if users[adapter] == 0:
+                    self._count_adapter(adapter, -1)
         if self._costs.detailed:
             self._rank_tokens -= sum([self._ranks[r.adapter] for r in requests if r.last_step >= 0])
+
+    def _hold(self, requests: list[Request]) -> None:
+        """Let decoding sequences hold their places and blocks, without getting tokens."""
+        self._count_out(requests)
+        self.kv.hold(requests)
+        for request in requests:
+            self.waiting.pause(request)
+
+    def _resume(self, requests: list[Request]) -> None:
+        """Let sequences decode again that the scan did not reach."""
+        self._ends.start(requests, self.decode_steps)
+        self.kv.resume(requests)
+        for request in requests:
+            self.users[request.adapter] += 1
+            if self.users[request.adapter] == 1:
+                self._count_adapter(request.adapter, 1)
+            self.waiting.resume(request)
+        if self._costs.detailed:
+            self._rank_tokens += sum([self._ranks[request.adapter] for request in requests])
 
     def _count_adapter(self, adapter: int, change: int) -> None:
         """Count an adapter that joins the batch (1) or leaves it (-1)."""
@@ -424,7 +575,7 @@ class Scheduler:
 
     def _leave_early(self, request: Request) -> None:
         """Take a request out of the batch before its last token."""
-        self._leave([request])
+        self._leave([request], early=True)
         if request.last_step >= 0:
             self._ends.remove(request)
             request.last_step = -1
@@ -455,12 +606,15 @@ class Scheduler:
         assert contexts == [
             r.context + self.decode_steps - (r.last_step - r.output_tokens + r.generated + 1) for r in decoding
         ]
+        holding = [r for r in self.running if r.last_step == HOLDING]
+        assert kv.aside == sum(r.context for r in holding)
+        assert set(holding) == {*self._ending, *self._passed_by}
         assert (kv.decoding, kv.tokens) == (len(decoding), sum(contexts))
         kv.check_integrity()
         if self._costs.detailed:
             assert self._rank_tokens == sum(ranks[r.adapter] for r in decoding)
         assert len(self.running) <= self.limits.num_seqs
-        adapters = Counter(request.adapter for request in self.running)
+        adapters = Counter(request.adapter for request in self.running if request.last_step != HOLDING)
         assert self.users == [adapters[adapter] for adapter in range(len(ranks))]
         assert self._rank_sum == sum(ranks[adapter] for adapter in adapters)
         assert self.distinct_adapters == len(adapters.keys() - {self._base_model})

@@ -29,6 +29,8 @@ class VllmLruCache(AdapterCache):
     :param adapters: number of adapters.
     :param host_slots: adapters that host memory holds; at least ``slots``, as vLLM requires.
     :param order: the order in which the adapters of a batch are touched; it holds those of the last step.
+    :param counts_running: the limit counts the adapters of all running requests (vLLM from 0.33 on); otherwise of those
+        that get a token in the step.
     :ivar state: by adapter, ``ABSENT`` or ``RESIDENT``.
     :ivar users: by adapter, requests in the batch.
     :ivar in_use: distinct adapters in the batch.
@@ -37,7 +39,9 @@ class VllmLruCache(AdapterCache):
     :ivar listener: called when an adapter enters or leaves a slot; optional.
     """
 
-    def __init__(self, adapters: int, slots: int, host_slots: int, order: TouchOrder) -> None:
+    def __init__(
+        self, adapters: int, slots: int, host_slots: int, order: TouchOrder, *, counts_running: bool = False
+    ) -> None:
         assert host_slots >= slots, "a slot's adapter has a copy in host memory"
         self.capacity = slots
         self._adapters = adapters
@@ -51,6 +55,8 @@ class VllmLruCache(AdapterCache):
         self.victims: list[int] | None = None
         self.listener: CacheListener | None = None
         self._order = order
+        self._counts_running = counts_running
+        self._paused: dict[int, int] = {}  # requests that run without getting tokens, by adapter, if they count
         self._in_batch = [False] * adapters
         self._batch_size = 0
         self._toggled: list[int] = []  # joined or left the batch since it was last touched
@@ -105,9 +111,32 @@ class VllmLruCache(AdapterCache):
             self.in_use -= 1
         return False
 
+    def pause(self, adapter: int) -> None:
+        """Take a request out of the batch that goes on running; a step touches the adapters of the others only."""
+        self.release(adapter)
+        if self._counts_running:
+            self._paused[adapter] = self._paused.get(adapter, 0) + 1
+
+    def resume(self, adapter: int) -> None:
+        self.release_paused(adapter)
+        peak = self.in_use_peak  # this is no more than before, although requests that have ended may still count
+        self.acquire(adapter)
+        self.in_use_peak = peak
+
+    def release_paused(self, adapter: int) -> bool:
+        if self._counts_running:
+            self._paused[adapter] -= 1
+            if not self._paused[adapter]:
+                del self._paused[adapter]
+        return False
+
     def can_claim(self, adapter: int) -> bool:
         """Return whether the batch may hold ``adapter``: it has at most as many distinct adapters as slots."""
-        return self.users[adapter] > 0 or self.in_use < self.capacity
+        users = self.users
+        if self._paused:
+            paused = [other for other in self._paused if not users[other]]
+            return users[adapter] > 0 or adapter in paused or self.in_use + len(paused) < self.capacity
+        return users[adapter] > 0 or self.in_use < self.capacity
 
     def touch(self) -> list[tuple[int, int]]:
         """Make the batch's adapters resident; return the loads as (adapter, tier), in their order.

@@ -36,8 +36,8 @@ _APART = "tries requests over the adapter limit before all others, also before p
 _CHUNK, _WHOLE = "needs KV blocks for the first chunk", "needs KV blocks for the whole prompt"
 VERSIONS: Mapping[str, tuple[Versions, ...]] = {
     # v1/core/sched/scheduler.py and v1/core/block_pool.py of 0.8.5, 0.9.1, 0.9.2, 0.10.2, 0.11.2, 0.12 to 0.14, 0.16 to
-    # 0.20, 0.22 to 0.24, 0.28 and 0.30 to 0.32 were read, and steps of 0.11.2, 0.16.0, 0.19.0, 0.28.0 and 0.32.0
-    # replayed (tests/property/test_records.py).
+    # 0.20, 0.22 to 0.24, 0.28 and 0.30 to 0.33 were read, and steps of 0.11.2, 0.16.0, 0.19.0, 0.28.0, 0.32.0 and
+    # 0.33.0 replayed (tests/property/test_records.py).
     "vLLM": (
         Versions((0,), "up to 0.7", "vllm-0.8", "runs the V0 engine, whose rules are different", simulated=False),
         Versions(
@@ -54,14 +54,20 @@ VERSIONS: Mapping[str, tuple[Versions, ...]] = {
             "vllm-0.9.2",
             f"reverses the order of requests over the adapter limit with every step; {_CHUNK}",
         ),
-        Versions((0, 14), "0.14 to 0.17", "vllm-0.8", f"{_KEEP}; {_CHUNK}"),
+        Versions((0, 14), "0.14 to 0.17", "vllm-0.14", f"{_KEEP}; {_CHUNK}"),
         Versions((0, 18), "0.18", "vllm-0.18", f"{_APART}; {_CHUNK}"),
         Versions((0, 19), "0.19 to 0.22", "vllm-0.19", f"{_APART}; {_WHOLE}"),
         Versions(
             (0, 23), "0.23 to 0.30", "vllm-0.23", "does the same, and reuses blocks that are not cached before others"
         ),
         Versions((0, 31), "0.31 and 0.32", "vllm-0.32", f"{_KEEP}; {_WHOLE}; reuses blocks that are not cached first"),
-        Versions((0, 33), "from 0.33 on", "vllm-0.32", "was not read; this is the newest preset", simulated=False),
+        Versions(
+            (0, 33),
+            "0.33",
+            "vllm-0.33",
+            "does the same, and counts the adapters of all running requests for the adapter limit",
+        ),
+        Versions((0, 34), "from 0.34 on", "vllm-0.33", "was not read; this is the newest preset", simulated=False),
     ),
     "SGLang": (
         Versions(
@@ -103,7 +109,7 @@ def versions_of(name: str) -> Versions | None:
         return None
     known = [row for row in rows if row.simulated]
     if found[2] is None:
-        return known[-1] if known else None
+        return [row for row in known if row.preset != "vllm-0.33"][-1] if known else None
     named = [row for row in known if found[2] == row.preset.rpartition("-")[2]]
     row = named[0] if named else _row(rows, found[2])
     return row if row.simulated else None

@@ -29,6 +29,7 @@ _VLLM: Preset = {
         "admission": "skip",
         "load_at": "admission",
         "passed_requests": "keep-order",
+        "self_preemption": "ends-scan",
         "kv_check": "first-chunk",
         "reserved_kv_blocks": 1,
         "prefix_caching": True,
@@ -47,6 +48,9 @@ def _changed(preset: Preset, **sections: Mapping[str, Any]) -> Preset:
 _VLLM_0_18 = _changed(_VLLM, fleet={"passed_requests": "own-queue"})
 _VLLM_0_19 = _changed(_VLLM_0_18, fleet={"kv_check": "whole-prompt"})
 _VLLM_0_23 = _changed(_VLLM_0_19, fleet={"uncached_blocks": "first"})
+
+
+_VLLM_0_32 = _changed(_VLLM_0_23, fleet={"passed_requests": "keep-order"})
 
 
 _VLLM_POLICIES = ("fcfs", "priority")
@@ -210,7 +214,7 @@ ENGINES = Engines(
         # KV blocks for the first chunk of a prompt suffice to join.
         Engine(
             "vllm-0.8",
-            "as vLLM 0.8.3 to 0.9.1 and 0.14 to 0.17, V1 engine.",
+            "as vLLM 0.8.3 to 0.9.1, V1 engine.",
             f"{_RULES}:VLLM_0_8",
             flags=("vLLM",),
             preset=_VLLM,
@@ -223,6 +227,15 @@ ENGINES = Engines(
             f"{_RULES}:VLLM_BETWEEN",
             flags=("vLLM",),
             preset=_changed(_VLLM, fleet={"passed_requests": "reversed"}),
+            schedulings=_VLLM_POLICIES,
+        ),
+        # config/vllm.py, VllmConfig.__post_init__: from here on, steps are scheduled ahead on GPUs.
+        Engine(
+            "vllm-0.14",
+            "as vLLM 0.14 to 0.17.",
+            f"{_RULES}:VLLM_BETWEEN",
+            flags=("vLLM",),
+            preset=_VLLM,
             schedulings=_VLLM_POLICIES,
         ),
         # skipped_waiting: a queue of its own, which _select_waiting_queue_for_scheduling tries first.
@@ -257,7 +270,17 @@ ENGINES = Engines(
             "as vLLM 0.31 and 0.32.",
             f"{_RULES}:VLLM_0_32",
             flags=("vLLM",),
-            preset=_changed(_VLLM_0_23, fleet={"passed_requests": "keep-order"}),
+            preset=_VLLM_0_32,
+            schedulings=_VLLM_POLICIES,
+        ),
+        # scheduler.py, schedule: max_loras counts all running requests; the scan of these goes on after one that
+        # preempts itself.
+        Engine(
+            "vllm-0.33",
+            "as vLLM 0.33.",
+            f"{_RULES}:VLLM_0_32",
+            flags=("vLLM",),
+            preset=_changed(_VLLM_0_32, fleet={"adapter_limit": "running", "self_preemption": "goes-on"}),
             schedulings=_VLLM_POLICIES,
         ),
         Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),

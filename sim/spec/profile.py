@@ -68,6 +68,11 @@ class StepCost(Strict):
     """For a step with prefill, which assembles new inputs."""
     decode_step_s: Seconds = 0.0
     """For a step in which a sequence decodes: its attention is a kernel of its own."""
+    host_s: Seconds = 0.0
+    """Of the host, for every step: process its output, schedule, prepare and launch the next. With asynchronous
+    scheduling this runs while the GPU computes the step before; otherwise it adds to the step."""
+    host_per_sequence_s: Seconds = 0.0
+    """Of the host, for every sequence of the step."""
     per_passed_s: Seconds = 0.0
     """For every waiting request that the scheduler skips because its adapter would be one too many."""
     host_s: Seconds = 0.0
@@ -317,6 +322,11 @@ class Profile(Strict):
     def unfit_to_plan(self) -> bool:
         """Whether its class of deployments is off too far to plan with, as its status note ends."""
         return self.status_note.endswith(UNFIT)
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the device is a CPU, on which vLLM schedules no step ahead."""
+        return "cpu" in f"{self.device} {self.name}".lower()
 
     @property
     def front_end_s(self) -> float:

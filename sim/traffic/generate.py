@@ -68,6 +68,7 @@ class Chunk:
     :ivar adapter: ``BASE_MODEL`` where a request is for the base model.
     :ivar load_uniform, host_load_uniform, service_uniform: uniform in [0, 1); decide the time of the load or
         service that the request brings about, whatever the design.
+    :ivar stops: whether a stop token ends the request, and not its ``max_tokens``.
     :ivar session: the session number of each request, from 0 in each replication; None without sessions. A generated
         session uses one adapter; one of a trace may use several.
     :ivar text: which tokens other requests have too; None where no two requests have any.
@@ -81,6 +82,7 @@ class Chunk:
     load_uniform: Floats
     host_load_uniform: Floats
     service_uniform: Floats
+    stops: NDArray[np.bool_]
     session: Ints | None = None
     text: SharedText | None = None
 
@@ -114,7 +116,7 @@ class Traffic:
         if workload.trace is not None:
             self._trace = read_trace(workload.trace, workload.requests, seed=self._seed)
             self.names, self.notes = self._trace.names, self._trace.notes
-            if self._trace.prompt_tokens is not None and "tokens" in workload.model_fields_set:
+            if self._trace.prompt_tokens is not None and workload.tokens.model_fields_set - {"stop"}:
                 raise ScenarioError("the trace has its own lengths", key="workload.tokens", hint="remove tokens")
         elif isinstance(workload.popularity, WeightsPopularity):
             weights = read_weights(workload.popularity.file)
@@ -353,6 +355,7 @@ class Traffic:
             load_uniform=rng("load").random(count),
             host_load_uniform=rng("host-load").random(count),
             service_uniform=rng("service").random(count),
+            stops=rng("stop").random(count) < self._workload.tokens.stop,
             session=session,
             text=text,
         )

@@ -16,6 +16,8 @@ FROM_GPU: Final = 0
 FROM_HOST: Final = 1
 FROM_STORAGE: Final = 2
 """The tier that its adapter came from."""
+HOLDING: Final = -2
+"""``Request.last_step`` of a request in the batch that gets no token in this step, and keeps its KV blocks."""
 BASE_MODEL = -1
 """Stands for an adapter in traffic, traces and results where a request is for the base model alone. Replicas
 index lists with it, so they use the number after those of all adapters instead: what ``serve_base_model`` returns."""
@@ -37,7 +39,10 @@ class Request:
     :ivar context: KV tokens that it holds; for a decoding request, those at the start of decoding.
     :ivar generated: output tokens before its current prefill: 0 unless it was preempted.
     :ivar place: its place among all admissions to its batch, for a KV store that needs it; otherwise unset.
-    :ivar last_step: value of the scheduler's decode counter after its last token; -1 while not decoding.
+    :ivar last_step: value of the scheduler's decode counter after its last token; -1 while not decoding, and
+        ``HOLDING`` while it only holds its place.
+    :ivar stops: whether a stop token ends it, which an engine with asynchronous scheduling can't foresee; otherwise its
+        ``max_tokens`` do.
     :ivar last_token_s: time of a preempted request's last token; unset before.
     :ivar session: number of its session, if any; set only if rollouts or faults need it.
     :ivar tenant: place of its tenant in the scenario; 0 without tenants.
@@ -55,7 +60,7 @@ class Request:
         "adapter", "admitted_s", "arrival_s", "asked_s", "cached_tokens", "chunk", "claimed", "context",
         "first_token_s", "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s",
         "load_s", "load_wait_s", "outcome", "output_tokens", "place", "preemptions", "prompt_tokens", "service_s",
-        "session", "shared", "tenant", "text_key", "tier", "to_prefill",
+        "session", "shared", "stops", "tenant", "text_key", "tier", "to_prefill",
     )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
     chunk: int
@@ -95,6 +100,7 @@ class Request:
         self.text_key = text_key
         self.cached_tokens = 0
         self.tenant = 0
+        self.stops = False
 
     def fresh_copy(self) -> Request:
         """Return a copy of the request as it arrived, to be served from the start."""
@@ -112,6 +118,7 @@ class Request:
         )
         fresh.session = self.session
         fresh.tenant = self.tenant
+        fresh.stops = self.stops
         return fresh
 
 
@@ -128,6 +135,7 @@ class ArrivingRequests:
     :param first: index of the first of them.
     :param arrival_s, load_s, host_load_s, service_s: packed floats: fields of ``Request``.
     :param adapter, prompt_tokens, output_tokens, tenant: packed integers; no tenants: empty.
+    :param stops: ``stops`` as integers; false for all: empty.
     :param text: ``shared`` and ``text_key`` of each, where requests share text.
     """
 
@@ -140,11 +148,13 @@ class ArrivingRequests:
         times_s: tuple[bytes, bytes, bytes],
         tenant: bytes = b"",
         text: Iterator[tuple[Runs, int]] | None = None,
+        stops: bytes = b"",
     ) -> None:
         self._index = first
         self._place: i64 = 0
         self._end: i64 = len(arrival_s)
         self._arrival_s, self._adapter, self._tenant, self._text = arrival_s, adapter, tenant, text
+        self._stops = stops
         self._prompt_tokens, self._output_tokens = tokens
         self._load_s, self._host_load_s, self._service_s = times_s
 
@@ -170,4 +180,6 @@ class ArrivingRequests:
             request.shared, request.text_key = next(self._text)
         if self._tenant:
             request.tenant = read_i64_le(self._tenant, place)
+        if self._stops:
+            request.stops = read_i64_le(self._stops, place) != 0
         return request

@@ -276,6 +276,7 @@ class Fleet:
             ),
             b"" if self._tenant_of is None else _packed(self._tenant_of[chunk.adapter], "<i8"),
             None if text is None else text.of_requests(),
+            _packed(chunk.stops, "<i8"),
         )
 
     def _mark_sections(self, chunk: Chunk) -> None:

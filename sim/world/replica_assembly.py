@@ -37,7 +37,7 @@ from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica.tenant_servers import FairServer, PriorityServer, bands_of
 from sim.world.replica_draws import ReplicaDraws
-from sim.world.times import reload_times
+from sim.world.times import copy_times, reload_times
 from sim.world.world import World
 
 ServerWrapper = Callable[[type[BatchServer]], Callable[..., BatchServer]]
@@ -135,6 +135,8 @@ def make_server(
         chunked=fleet.chunked_prefill,
         interval=fleet.admission_interval,
         waiting_ratio=fleet.waiting_ratio,
+        asynchronous=world.asynchronous,
+        ends_scan=fleet.self_preemption == "ends-scan",
     )
     costs = StepCosts(
         world.profile.step,
@@ -144,6 +146,8 @@ def make_server(
     )
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(world, world.kv_tokens), mode.waiting, world.ranks, costs, rule)
+    if world.asynchronous:
+        mode.copy_s = copy_times(scenario, world.profile, world.population)
     if fleet.scheduling == "priority":
         mode.waiting.by_priority = True
         server = wrap_server(PriorityServer)(parts, scheduler, mode)

@@ -49,6 +49,10 @@ class TierTimes:
         """Return how many times as long a load of ``adapter`` takes as one of ``other``, with the same draw."""
         return 1.0
 
+    def mean_s(self, adapter: int) -> float:
+        """Return the seconds of a load of an adapter, without what its draw adds."""
+        raise AssertionError("loads have a law or a profile")
+
     def seconds(self, adapter: NDArray[np.int64], uniform: Floats) -> Floats:
         """Return load times in seconds, same shape.
 
@@ -66,6 +70,9 @@ class LawTimes(TierTimes):
 
     def __init__(self, law: TimeLaw) -> None:
         self._law = law
+
+    def mean_s(self, adapter: int) -> float:
+        return self._law.mean()
 
     def seconds(self, adapter: NDArray[np.int64], uniform: Floats) -> Floats:
         return self._law.ppf(uniform)
@@ -85,6 +92,9 @@ class AdapterTimes(TierTimes):
 
     def ratio(self, adapter: int, other: int) -> float:
         return self._base[adapter] / self._base[other] if self._base[other] > 0 else 1.0
+
+    def mean_s(self, adapter: int) -> float:
+        return self._base[adapter]
 
     def seconds(self, adapter: NDArray[np.int64], uniform: Floats) -> Floats:
         return np.asarray(self._own[adapter] * residual(self._tier, uniform))
@@ -142,6 +152,11 @@ def request_times(scenario: Scenario, profile: Profile | None, population: Popul
         else none,
         service=none if service is None else lambda chunk: service.ppf(chunk.service_uniform),
     )
+
+
+def copy_times(scenario: Scenario, profile: Profile | None, population: Population) -> Callable[[int], float]:
+    """Return the function that says for how long a load from storage copies an adapter to the GPU, on average."""
+    return tier_times(scenario, profile, population)[1].mean_s
 
 
 def reload_times(

@@ -75,6 +75,14 @@ class World:
         return max(fleet.max_num_batched_tokens, min(share, MAX_TOKENS))
 
     @property
+    def asynchronous(self) -> bool:
+        """Whether replicas decide a step while the GPU computes the one before."""
+        fleet, profile = self.scenario.fleet, self.profile
+        as_vllm = fleet.batching == "mixed" and fleet.kv_check in ("whole-prompt", "first-chunk")
+        on_gpu = profile is not None and not profile.is_cpu
+        return fleet.async_scheduling and as_vllm and fleet.scheduling != "vtc" and on_gpu
+
+    @property
     def replicas(self) -> int:
         """Number of replicas, those of full models included; with an autoscaler, of places for them."""
         return self.pools[-1].indices.stop if self.pools else self.scenario.fleet.places

@@ -38,6 +38,11 @@ class PriorityBatching(_ByPriority):
 class PriorityTouching(_ByPriority, Touching):
     """vLLM: whatever the version does with jobs over the adapter limit, they go back to their places."""
 
+    def compose(self, now: float) -> None:
+        """Up to 0.32 those behind a job that preempts itself get no token in this step."""
+        self.left_out: list[Job] = []
+        super().compose(now)
+
 
 class Fair(Batching):
     """The virtual token counter: the tenant with the lowest counter among those that wait goes first."""

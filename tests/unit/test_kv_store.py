@@ -94,7 +94,10 @@ class PrefixStore(KvStore):
     def steps_that_fit(self, steps: int) -> int:
         return max(k for k in range(steps + 1) if self._missing_after(k) <= len(self.free))
 
-    def give_back(self, requests: Sequence[Request]) -> None:
+    def free_blocks(self) -> int:
+        return len(self.free)
+
+    def give_back(self, requests: Sequence[Request], *, early: bool = False) -> None:
         for request in requests:
             if request.last_step >= 0:
                 self.decoding -= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import mul
 
 from sim.policies.kv.kv_store import KvStore, held_tokens
-from sim.traffic.request import Request
+from sim.traffic.request import HOLDING, Request
 
 
 class CountingStore(KvStore):
@@ -23,9 +23,9 @@ class CountingStore(KvStore):
     def __init__(self, total: int, size: int) -> None:
         super().__init__(total, size)
         self._room = total * size + size - 1  # size times the free blocks, plus size - 1, less R
-        self._step = 0  # decode steps so far
         self._phases: list[int] = []  # decoding sequences by phase; empty until they are needed
         self._peak_tokens = 0
+        self._held_remainders = 0  # of sequences that only hold their blocks
 
     def reserve_decodes(self) -> bool:
         return self.decoding <= self._room or self._free_after(1) >= 0
@@ -47,16 +47,29 @@ class CountingStore(KvStore):
             for request in requests:
                 self._phases[(request.context - 1 - self._step) % self.size] += 1
 
+    def free_blocks(self) -> int:
+        return self._free_after(0)
+
+    def _hold(self, request: Request, tokens: int) -> None:
+        super()._hold(request, tokens)
+        self._held_remainders += (tokens - 1) % self.size
+        if self._phases:
+            self._phases[(tokens - 1 - self._step) % self.size] -= 1
+
+    def resume(self, requests: list[Request]) -> None:
+        self._held_remainders -= sum([(request.context - 1) % self.size for request in requests])
+        super().resume(requests)
+
     def grow(self, steps: int) -> None:
         grown = steps * self.decoding
         self._step += steps
         self._room -= grown
         self.tokens = tokens = self.tokens + grown
-        if tokens > self._peak_tokens:
-            self._peak_tokens = tokens
+        if tokens + self.aside > self._peak_tokens:
+            self._peak_tokens = tokens + self.aside
 
     def note_peak(self, steps: int) -> None:
-        self._peak_tokens = max(self._peak_tokens, self.tokens + steps * self.decoding)
+        self._peak_tokens = max(self._peak_tokens, self.tokens + self.aside + steps * self.decoding)
 
     def steps_that_fit(self, steps: int) -> int:
         if steps * self.decoding <= self._room:
@@ -70,11 +83,19 @@ class CountingStore(KvStore):
                 high = middle
         return low
 
-    def give_back(self, requests: list[Request]) -> None:
-        size, step, count = self.size, self._step, len(requests)
-        if requests[0].last_step < 0:
-            self._room += requests[0].context + size - 1
-            return
+    def give_back(self, requests: list[Request], *, early: bool = False) -> None:
+        size, step = self.size, self._step
+        if requests[0].last_step < 0 or self.aside:
+            for request in requests:
+                if request.last_step < 0:
+                    self._room += request.context + size - 1
+                if request.last_step == HOLDING:
+                    self.aside -= request.context
+                    self._held_remainders -= (request.context - 1) % size
+            requests = [request for request in requests if request.last_step >= 0]
+            if not requests:
+                return
+        count = len(requests)
         held = count * (step - 1)
         for request in requests:  # as held_tokens; calls would cost 2 % of a short request if interpreted
             held += request.prompt_tokens + request.output_tokens - request.last_step
@@ -104,10 +125,10 @@ class CountingStore(KvStore):
         # The sum of count * ((phase + at) % size), without a loop in Python.
         remainders: int = sum(map(mul, phases, range(size))) + at * self.decoding - size * sum(phases[size - at :])
         for request in reversed(self.running):
-            if request.last_step >= 0:
+            if request.last_step != -1:
                 break
             remainders += (request.context - 1) % size
-        return (self._room - steps * self.decoding + remainders) // size
+        return (self._room - steps * self.decoding + remainders + self._held_remainders) // size
 
     def check_integrity(self) -> None:
         size, running = self.size, self.running

@@ -19,7 +19,6 @@ class ExactCount(KvStore):
     def __init__(self, total: int, size: int) -> None:
         super().__init__(total, size)
         self._free = total  # free blocks after each decode has taken its next one; negative if some lack
-        self._step = 0  # decode steps so far
         self._phases = [0] * size  # decoding sequences by phase
         self._peak_tokens = 0
         self._extra_users = 0  # users of blocks in use, beyond one for each
@@ -44,6 +43,15 @@ class ExactCount(KvStore):
                 found.pop(request.index, None)
         self.decoding += len(requests)
 
+    def free_blocks(self) -> int:
+        return self._free + self._needed_next()
+
+    def _hold(self, request: Request, tokens: int) -> None:
+        super()._hold(request, tokens)
+        self._phases[(self._step - tokens) % self.size] -= 1
+        if not tokens % self.size:
+            self._free += 1
+
     def grow(self, steps: int) -> None:
         step = self._step + steps
         if steps == 1:
@@ -58,7 +66,7 @@ class ExactCount(KvStore):
             self._free -= self._needed(steps)
         self._step = step
         self.tokens = tokens = self.tokens + steps * self.decoding
-        if tokens > self._peak_tokens:
+        if tokens + self.aside > self._peak_tokens:
             self._count_peak(tokens)
 
     def _needed(self, steps: int) -> int:
@@ -89,6 +97,7 @@ class ExactCount(KvStore):
         What a prefilling request found in use does not count as shared among decodes. If decodes that shared it have
         left since, the peak is too high by that until the prompt is complete.
         """
+        tokens += self.aside
         extra = self._extra_users - sum(self._found_in_use.values())
         if extra > 0:
             tokens -= extra * self.size

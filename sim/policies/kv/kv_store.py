@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from mypy_extensions import mypyc_attr
 
-from sim.traffic.request import Request
+from sim.traffic.request import HOLDING, Request
 
 
 def held_tokens(request: Request, step: int) -> int:
@@ -22,7 +22,8 @@ class KvStore(ABC):
     """The KV blocks of one replica, as the step scheduler sees them. Subclass it to manage blocks in another way.
 
     A sequence *prefills* from the first ``take`` until ``start_decodes``. Then it *decodes*: it gets one token in
-    every decode step, until ``give_back``. The scheduler calls the store in this order:
+    every decode step, until ``give_back``. In between it may *hold* its blocks without getting tokens, from ``hold`` to
+    ``resume`` or ``give_back``. The scheduler calls the store in this order:
 
     1. At the start of a step, ``reserve_decodes`` makes sure that every decode has a block for its next token. While
        it returns False, the scheduler preempts the newest sequence (``give_back``) and calls it again.
@@ -48,6 +49,9 @@ class KvStore(ABC):
     :ivar running: the batch, in the order in which its sequences joined: a dict used as an ordered set. The scheduler
         fills it; a store only reads it.
     :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
+    :ivar aside: tokens of sequences that only hold their blocks.
+    :ivar lags: whether the scheduler is a step ahead of the tokens, so that the last one of a sequence that decodes is
+        not known yet, and neither is what a block that it fills contains.
     """
 
     caches = False
@@ -55,9 +59,12 @@ class KvStore(ABC):
     def __init__(self, total: int, size: int) -> None:
         self.total = total
         self.size = size
+        self._step = 0  # decode steps so far
         self.running: dict[Request, None] = {}
         self.decoding = 0
         self.tokens = 0
+        self.aside = 0
+        self.lags = False
 
     @property
     def evicted_blocks(self) -> int:
@@ -87,6 +94,29 @@ class KvStore(ABC):
         """Let sequences decode that hold the ``request.context`` tokens of their prompts; ``last_step`` is set."""
 
     @abstractmethod
+    def free_blocks(self) -> int:
+        """Return how many blocks are free, cached or not, before decodes take those for their next tokens."""
+
+    def hold(self, requests: list[Request]) -> None:
+        """Let decoding sequences get no more tokens; ``context`` says what they hold from now on."""
+        for request in requests:
+            self._hold(request, held_tokens(request, self._step))
+            self.aside += request.context
+
+    def _hold(self, request: Request, tokens: int) -> None:
+        """Take a sequence out of the counts of those that decode."""
+        request.context = tokens
+        request.last_step = HOLDING
+        self.decoding -= 1
+        self.tokens -= tokens
+
+    def resume(self, requests: list[Request]) -> None:
+        """Let sequences decode again that only held their blocks; ``last_step`` is set."""
+        for request in requests:
+            self.aside -= request.context
+        self.start_decodes(requests)
+
+    @abstractmethod
     def grow(self, steps: int) -> None:
         """Add ``steps`` tokens to every decoding sequence."""
 
@@ -99,10 +129,12 @@ class KvStore(ABC):
         return self
 
     @abstractmethod
-    def give_back(self, requests: list[Request]) -> None:
+    def give_back(self, requests: list[Request], *, early: bool = False) -> None:
         """Take back the blocks of sequences that leave the batch.
 
-        They all decode, or it is a single one that prefills: its ``last_step`` is below 0.
+        They all decode or hold their blocks, or it is a single one that prefills.
+
+        :param early: they leave before they have all their tokens.
         """
 
     def forget(self, adapter: int) -> None:

@@ -14,7 +14,7 @@ from sim.policies.kv.free_queue import FreeQueue
 from sim.policies.kv.known_blocks import NO_END, KnownBlocks
 from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.policies.kv.prefix_lookup import PrefixLookup
-from sim.traffic.request import Request
+from sim.traffic.request import HOLDING, Request
 
 
 class PrefixStore(PrefixLookup):
@@ -69,6 +69,8 @@ class PrefixStore(PrefixLookup):
                 self.decoding += 1
                 self.tokens += tokens
                 self._phases[(step - tokens) % self.size] += 1
+            elif request.last_step == HOLDING:
+                self.aside += request.context
         self._free -= self._needed_next()
         self._queue.note_free(self._free)
 
@@ -214,7 +216,7 @@ class PrefixStore(PrefixLookup):
         self._queue.note_free(self._free)  # decodes take their blocks before the request frees its own
         return self
 
-    def give_back(self, requests: list[Request]) -> None:
+    def give_back(self, requests: list[Request], *, early: bool = False) -> None:
         size, step, queue = self.size, self._step, self._queue
         due = queue.blocks - self._free - self._phases[step % size]  # as note_free: never negative, decodes have theirs
         if due > queue.due:
@@ -223,10 +225,14 @@ class PrefixStore(PrefixLookup):
             requests = sorted(requests, key=_place)
         for request in requests:  # mostly a single one; its last block is freed first
             index, last_step = request.index, request.last_step
+            unknown = 0  # of its tokens
             if last_step < 0:
                 tokens = request.context
                 self._found_in_use.pop(index, None)
                 freed = int(tokens % size > 0)
+                if last_step == HOLDING:
+                    self.aside -= tokens
+                    unknown = int(early and request.output_tokens > request.generated + 1)
             else:
                 empty_step = last_step - request.output_tokens - request.prompt_tokens + 1  # when it would hold none
                 tokens = step - empty_step  # as held_tokens, without a call
@@ -234,13 +240,16 @@ class PrefixStore(PrefixLookup):
                 self.tokens -= tokens
                 self._phases[empty_step % size] -= 1
                 freed = 1  # its last block, or the one that it would have taken in the next step
-            full = tokens // size
-            if self._uncached_last and tokens % size:
+                unknown = int(self.lags and tokens > request.context)
+            full = (tokens - unknown) // size
+            if unknown and not tokens % size:
+                freed += 1  # a full block, of which it is not known yet what it contains
+            if self._uncached_last and tokens > full * size:
                 queue.append_uncached()
             spans = self._held.pop(index, None)
             if request.text_key >= 0:
                 spans = self._fill_turn(request, spans, full)
-            elif last_step != step:
+            elif early:
                 spans = self._fill_rest(request, spans, full)
             known = spans[-1][1] if spans else 0
             if full > known:
@@ -311,7 +320,10 @@ class PrefixStore(PrefixLookup):
         self.settle()
         self._unfilled = {}
         for request in self.running:
-            self._fill(request, self._tokens_of(request) // self.size, own=True)
+            tokens = self._tokens_of(request)
+            if self.lags and tokens > request.context:
+                tokens -= 1  # not known yet
+            self._fill(request, tokens // self.size, own=True)
 
     def _tokens_of(self, request: Request) -> int:
         return request.context if request.last_step < 0 else held_tokens(request, self._step)

@@ -27,6 +27,7 @@ class CountUntilPreemption(CountingStore):
 
     def before_preemption(self) -> KvStore:
         store = PrefixStore(self.total, self.size, uncached_last=self._uncached_last)
+        store.lags = self.lags
         store.take_over(self.running, self._step, self._free_after(0), self._peak_tokens)
         store.lose(self._outdated)
         return store

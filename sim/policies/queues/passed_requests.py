@@ -113,6 +113,12 @@ class ReversingQueue(WaitingQueue):
         self._first.appendleft(request)
         self._count_in(request)
 
+    def pause(self, request: Request) -> None:
+        self._cache.pause(request.adapter)
+
+    def resume(self, request: Request) -> None:
+        self._cache.resume(request.adapter)
+
     def end_steps(self, steps: int) -> None:
         passed, later, block = self._passed, self._passed_later, self._block
         flips = steps % 2 == 1

@@ -42,6 +42,9 @@ _BATCHING_KEYS = (
     "reserved_kv_blocks",
     "passed_requests",
     "scheduling",
+    "adapter_limit",
+    "self_preemption",
+    "async_scheduling",
     "gpu_memory",
     "gpu_memory_utilization",
     "tensor_parallel",
@@ -126,11 +129,24 @@ class ReplicaKeys(Strict):
     """With ``cache.eviction: vllm-lru``, where requests wait that a step passes because their adapter would be one too
     many. ``keep-order``: at the head of the queue in their order, behind preempted ones. ``reversed``: at the head, in
     reverse order after every step. ``own-queue``: in a queue of their own, ahead of preempted ones."""
+    adapter_limit: Literal["scheduled", "running"] = "scheduled"
+    """With ``cache.eviction: vllm-lru``, whose adapters count for the limit of ``cache.gpu.slots``. ``scheduled``: those
+    of requests that get a token in the step. ``running``: those of all running requests, as in vLLM 0.33: also of those
+    whose last token is on its way (``async_scheduling``)."""
     scheduling: Literal["fcfs", "priority", "vtc"] = "fcfs"
     """Which waiting request goes first. ``fcfs``: the one that came first. ``priority``: that of the tenant with the
     lowest ``priority``, then the one that came first; when KV memory runs out, the last in this order is preempted
     (vLLM's ``--scheduling-policy``, from 0.9.2 on). ``vtc``: that of the tenant that was served least, by the virtual
     token counter of S-LoRA. With an engine that has the policy only; ``tenants`` give priorities and weights."""
+    self_preemption: Literal["goes-on", "ends-scan"] = "goes-on"
+    """With ``scheduling: priority``, what follows if a request lacks a KV block and is itself the one to be preempted.
+    ``goes-on``: the next running request is looked at (vLLM 0.33). ``ends-scan``: those behind it get no token in this
+    step (vLLM up to 0.32)."""
+    async_scheduling: bool = False
+    """Whether the next step is decided while the GPU computes the one before, so that a step takes the longer of the
+    GPU's time and the host's, and not their sum. Tokens and free places are known a step later. vLLM does so from 0.14
+    on, except on CPUs, where this has no effect; neither has it without ``batching: mixed``, or with rules of
+    ``kv_check`` and ``scheduling`` that vLLM doesn't have (docs/engines.md)."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     waiting_ratio: float = Field(default=0.0, ge=0, le=1000)

@@ -23,6 +23,11 @@ class Tokens(Strict):
     """Prompt tokens per request. With ``workload.prefix`` or a session's ``history`` these follow the shared text."""
     output: TokenLaw = LognormalTokens(law="lognormal", mean=155, p99=870, max=4096)
     """Output tokens per request."""
+    stop: Share = 0.9
+    """Share of the requests that end by a stop token; the others end by their ``max_tokens``. With
+    ``fleet.async_scheduling`` the engine can't foresee a stop token, and computes one token too many. Set it to 0% for
+    load generators that ignore stop tokens (``--ignore-eos``). The default is an assumption: most answers of a chat or an
+    agent end by themselves, well below a generous ``max_tokens``."""
     correlation: float = Field(default=0.0, gt=-1, lt=1)
     """Correlation of the normal scores of a request's prompt and output length: below 0, long prompts have short
     answers. 0: independent."""

@@ -90,6 +90,7 @@ def scenario_of(record: StepRecord, costs: RecordCosts, folder: Path) -> Scenari
             "adapters": {"count": config.adapters, "size": "1 MiB", "rank": 8},
             "fleet": {
                 "engine": record.preset,
+                "async_scheduling": record.asynchronous,
                 "profile": str(folder / "profile.json"),
                 "max_num_seqs": config.max_num_seqs,
                 "max_num_batched_tokens": config.max_num_batched_tokens,

@@ -14,7 +14,7 @@ import json
 import zlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
@@ -39,6 +39,8 @@ class RecordConfig(_Part):
     :ivar base_share: share of the requests that use the base model.
     :ivar texts: number of texts with which prompts start; 0: no prompts have text in common.
     :ivar sessions: number of conversations.
+    :ivar policy: which waiting request goes first, and which running one is preempted last.
+    :ivar ends: whether ``max_tokens`` end requests, or a stop token, which asynchronous scheduling can't foresee.
     """
 
     slots: Count
@@ -52,6 +54,8 @@ class RecordConfig(_Part):
     base_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     texts: NonNegativeInt = 0
     sessions: NonNegativeInt = 0
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    ends: Literal["length", "stop"] = "length"
 
 
 class RecordedRequest(_Part):
@@ -76,6 +80,7 @@ class RecordedRequest(_Part):
     turn: NonNegativeInt | None = None
     after: NonNegativeInt | None = None
     before_step: NonNegativeInt | None = None
+    priority: int = 0
     finished_s: Time | None = None
 
 
@@ -86,6 +91,11 @@ class RecordedStep(_Part):
     :ivar evictions: (adapter, whether it was in this batch) in their order.
     :ivar cached: with prefix caching, the tokens that were found cached, by request that joins in this step.
     :ivar overwritten: cached blocks that were used for something else in this step.
+    :ivar updated: of an asynchronous record, as are all that follow: how many steps' outputs had been processed when
+        this step was scheduled.
+    :ivar running: the running requests in their order, once this step was scheduled; ``finished``: those whose end was
+        processed since the step before was scheduled.
+    :ivar tokens: requests that got a token from this step, in the order in which it was processed.
     """
 
     at_s: Time
@@ -96,12 +106,17 @@ class RecordedStep(_Part):
     evictions: tuple[tuple[int, bool], ...] = ()
     cached: dict[int, NonNegativeInt] = {}
     overwritten: NonNegativeInt = 0
+    updated: NonNegativeInt | None = None
+    running: tuple[int, ...] = ()
+    finished: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 class StepRecord(_Part):
     """A complete record."""
 
     engine: str
+    asynchronous: bool = Field(default=False, alias="async")
     mode: str
     config: RecordConfig
     requests: tuple[RecordedRequest, ...]

@@ -19,7 +19,7 @@ from sim.policies.vllm_lru import VllmLruCache
 from sim.spec.engines import preset_value
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.step_record import RecordedRequest, RecordedStep, StepRecord
-from sim.traffic.request import Request
+from sim.traffic.request import HOLDING, Request
 
 
 @dataclass(slots=True)
@@ -27,7 +27,8 @@ class Replay:
     """How a replay compares with its record.
 
     :ivar steps: steps of the record; ``equal_steps``: those with the same tokens for the same requests, the same
-        preemptions, loads and evictions, and with prefix caching the same cached tokens and blocks overwritten.
+        preemptions, loads and evictions, with prefix caching the same cached tokens and blocks overwritten, and with
+        asynchronous scheduling the same running requests, ends and outputs processed.
     :ivar loads: loads of the record; ``predicted_loads``: of the replay; ``equal_loads``: those at the same place of
         the same step.
     :ivar cached_tokens: tokens of the record that were found cached; ``predicted_cached_tokens``: of the replay.
@@ -71,10 +72,19 @@ class _Replayer:
         config, preset = record.config, record.preset
         self.record = record
         self._orders = _RecordedOrder(config.adapters)
-        self.cache = VllmLruCache(config.adapters, config.slots, config.host_slots, self._orders)
+        counts_running = preset_value(preset, "fleet.adapter_limit") == "running"
+        self.cache = VllmLruCache(
+            config.adapters, config.slots, config.host_slots, self._orders, counts_running=counts_running
+        )
         self.waiting = vllm_queue(self.cache, preset_value(preset, "fleet.passed_requests"))
-        whole_prompt = preset_value(preset, "fleet.kv_check") == "whole-prompt"
-        limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, whole_prompt)
+        self.waiting.by_priority = config.policy == "priority"
+        limits = Limits(
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            preset_value(preset, "fleet.kv_check") == "whole-prompt",
+            asynchronous=record.asynchronous,
+            ends_scan=preset_value(preset, "fleet.self_preemption") == "ends-scan",
+        )
         blocks = config.kv_blocks - preset_value(preset, "fleet.reserved_kv_blocks")
         self._prefixes: PrefixStore | None = None
         if config.prefix_caching:
@@ -85,7 +95,8 @@ class _Replayer:
         self.scheduler = Scheduler(limits, kv, self.waiting, [0] * config.adapters, costs)
         base_model = self.cache.serve_base_model()
         self.scheduler.admit_base_model(base_model)
-        requests = [_request(request, base_model, config.texts) for request in record.requests]
+        requests = [self._request(request, base_model) for request in record.requests]
+        self._order: list[int] = []  # of the running requests, as the step before the last one processed them
         self._next_turns = {
             request.after: requests[request.id] for request in record.requests if request.after is not None
         }
@@ -95,7 +106,8 @@ class _Replayer:
         else:
             starts = [step.at_s for step in record.steps]
             self._to_come = [(bisect_left(starts, request.arrival_s), requests[request.id]) for request in first_turns]
-        self._to_come.sort(key=lambda coming: (coming[0], coming[1].arrival_s, coming[1].index))
+        self._to_come.sort(key=lambda coming: (coming[0], coming[1].arrival_s, coming[1].key))
+        self._finished: list[int] = []  # since the step before was scheduled
 
     def run(self) -> Replay:
         record = self.record
@@ -137,6 +149,13 @@ class _Replayer:
             ("loads", [adapter for adapter, _ in loads], [adapter for adapter, _ in step.loads]),
             ("evictions (adapter, in this batch)", evicted, list(step.evictions)),
         ]
+        if step.updated is not None:
+            comparisons += [
+                ("outputs processed", max(0, number - 1), step.updated),
+                ("running", list(running), list(step.running)),
+                ("finished", sorted(self._finished), sorted(step.finished)),
+                ("tokens out", [i for i in running if self._gives_token(running[i])], list(step.tokens)),
+            ]
         if self._prefixes:
             self._prefixes.settle()
             overwritten = self._prefixes.evicted_blocks - evicted_blocks
@@ -157,28 +176,45 @@ class _Replayer:
             result.equal_steps += 1
         elif result.first_difference is None:
             result.first_difference = different[0]
-        if not scheduler.running:
+        scheduler.deliver(step.at_s)
+        if not scheduler.decided.steps:
             return []
+        processed, self._order = self._order, [*before, *joined]
+        if not self.record.asynchronous:
+            processed = self._order
         finished = scheduler.complete(1, step.at_s)
         for request in finished:
-            self.cache.release(request.adapter)
-        ended = {request.index for request in finished}
-        for index in [*before, *joined]:
-            if index in ended and index in self._next_turns:
+            if request.last_step == HOLDING:
+                self.cache.release_paused(request.adapter)
+            else:
+                self.cache.release(request.adapter)
+        self._finished = [request.index for request in finished]
+        for index in processed:
+            if index in self._finished and index in self._next_turns:
                 self.waiting.push(self._next_turns[index])
         return finished
 
+    def _gives_token(self, request: Request) -> bool:
+        """Return whether a token for a running request comes out of the step just decided."""
+        if request.last_step == HOLDING:
+            return False
+        if request.last_step >= 0:
+            return request.last_step > self.scheduler.decode_steps  # otherwise a stop token has ended it
+        return request in self.scheduler.decided.prefills and not request.to_prefill
 
-def _request(recorded: RecordedRequest, base_model: int, texts: int) -> Request:
-    """Return a recorded request; prompts of a conversation have one key after those of all texts."""
-    adapter = base_model if recorded.adapter is None else recorded.adapter
-    request = Request(recorded.id, recorded.arrival_s, adapter, recorded.prompt_tokens, recorded.output_tokens)
-    if recorded.prefix is not None:
-        text, tokens = recorded.prefix
-        request.shared = ((tokens, text),)
-    if recorded.session is not None:
-        request.text_key = texts + recorded.session
-    return request
+    def _request(self, recorded: RecordedRequest, base_model: int) -> Request:
+        """Return a recorded request; prompts of a conversation have one key after those of all texts."""
+        config = self.record.config
+        adapter = base_model if recorded.adapter is None else recorded.adapter
+        request = Request(recorded.id, recorded.arrival_s, adapter, recorded.prompt_tokens, recorded.output_tokens)
+        request.key += recorded.priority * len(self.record.requests)
+        request.stops = config.ends == "stop"
+        if recorded.prefix is not None:
+            text, tokens = recorded.prefix
+            request.shared = ((tokens, text),)
+        if recorded.session is not None:
+            request.text_key = config.texts + recorded.session
+        return request
 
 
 def _brief(some: object, other: object) -> str:

@@ -201,6 +201,8 @@ def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, flo
         step = costs.step(
             tokens, int(batch * held), int(distinct), int(distinct * _mean_of_adapters(world, world.ranks))
         )
+        host = costs.host_s(batch)
+        step = max(step, host) if world.asynchronous else step + host
         serves = batch / (step * output) * max(0.0, 1 - blocked)
         best = max(best, serves)
         if serves >= rate and enough is None:

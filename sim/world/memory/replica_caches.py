@@ -81,7 +81,8 @@ def vllm_cache(world: World, draws: ReplicaDraws) -> VllmLruCache:
     host_slots = (host.slots if host else None) or slots
     # A Python set is walked by hash, and vLLM's adapters are hashed by name, differently in every process.
     hashes = draws.stream("set-order").integers(2**61 - 1, size=adapters)
-    cache = VllmLruCache(adapters, slots, host_slots, SetOrder(hashes.tolist()))
+    counts_running = world.scenario.fleet.adapter_limit == "running"
+    cache = VllmLruCache(adapters, slots, host_slots, SetOrder(hashes.tolist()), counts_running=counts_running)
     cache.warm_up(world.warm)
     if world.warm_in_host:
         cache.copy_to_host(world.warm[slots:])

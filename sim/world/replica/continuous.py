@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mypy_extensions import mypyc_attr
 
-from sim.policies.scheduler import Scheduler
+from sim.policies.scheduler import Scheduler, Step
 from sim.traffic.request import Request
 from sim.world.clock import BOUNDARY, Call
 from sim.world.replica.modes.adapter_mode import AdapterMode
@@ -23,12 +23,16 @@ class BatchServer(Server):
     steps takes ``k d + s k (k - 1) / 2`` seconds, where d is the first step and s the growth per step. An arrival that
     may be admitted cuts the leap at the next boundary.
 
+    With asynchronous scheduling a boundary is where the host decides a step and launches it, while the GPU computes the
+    one ahead. The next boundary comes when it has launched it and the one ahead has ended: after ``max(G, H)``, with G
+    of the step ahead, and H of this step. So the first interval of a leap ends with the tokens of the step ahead of it.
+
     :param scheduler: admits from the queue of ``mode``.
     """
 
     __slots__ = (
-        "_actions", "_event", "_first_s", "_free_s", "_growth_s", "_load_s", "_spare", "_started_s", "_steps",
-        "scheduler",
+        "_actions", "_ahead", "_asynchronous", "_copy_s", "_due", "_event", "_first_s", "_free_s", "_gpu_s",
+        "_growth_s", "_head_s", "_load_s", "_spare", "_started_s", "_steps", "scheduler",
     )  # fmt: skip  # names in a paragraph, not one a line
 
     def __init__(self, parts: ReplicaParts, scheduler: Scheduler, mode: AdapterMode) -> None:
@@ -41,6 +45,12 @@ class BatchServer(Server):
         self._first_s = 0.0
         self._growth_s = 0.0
         self._load_s = 0.0
+        self._head_s = 0.0  # from the start of a leap to the first of its steps that are equal
+        self._asynchronous = scheduler.limits.asynchronous
+        self._ahead = int(self._asynchronous)  # steps of the leap that end with that time
+        self._gpu_s = 0.0  # with asynchronous scheduling: of the GPU, for the step launched last
+        self._copy_s = 0.0  # of these, for adapters copied to the GPU
+        self._due = 0  # sequences that get a token from that step
         self._actions: list[Action] = []
         self._free_s = 0.0  # until then, actions block the engine
 
@@ -107,16 +117,18 @@ class BatchServer(Server):
 
     def _elapsed(self, steps: int) -> float:
         """Return the seconds from the start of the leap under way to the end of its first ``steps`` steps."""
-        return self._load_s + steps * self._first_s + self._growth_s * (steps * (steps - 1) / 2)
+        equal = steps - self._ahead
+        return self._head_s + equal * self._first_s + self._growth_s * (equal * (equal - 1) / 2)
 
     def _steps_until(self, now: float, may_join_now: bool = False) -> int:
         """Return the fewest steps that end after ``now``, or with ``may_join_now`` at it: the next boundary to join."""
         started_s, first_s, growth_s = self._started_s, self._first_s, self._growth_s
-        gone_s = now - started_s - self._load_s
+        gone_s = now - started_s - self._head_s
         steps = max(1, int(gone_s / first_s) + 1)  # an upper bound, since steps only get longer
         if steps > 50 and growth_s > 0:
             half = first_s / growth_s - 0.5
             steps = int(math.sqrt(half * half + 2 * gone_s / growth_s) - half) + 1
+        steps += self._ahead
         # The estimate is rounded; the boundary is the first one whose time, as computed, lies after now.
         while steps > 1 and started_s + self._elapsed(steps - 1) > now:
             steps -= 1
@@ -147,12 +159,22 @@ class BatchServer(Server):
         self._started_s = now
         self._steps = steps = step.steps
         if not steps:
-            return self._next_leap(now) if mode.nothing_runs() else -1.0
+            if mode.nothing_runs():
+                return self._next_leap(now)
+            if self._gpu_s <= 0.0:
+                return -1.0
+            self._steps = steps = 1  # the engine waits for the last step, whose tokens nobody gets
         self._load_s = blocked_s
+        if self._asynchronous:
+            mode.read_s = 0.0
         if mode.prepares_steps:
             self._load_s += mode.before_step(scheduler, now + blocked_s)
         self._first_s = step.first_s
         self._growth_s = step.growth_s
+        self._head_s = self._load_s
+        if self._asynchronous:
+            steps = self._launch(step, blocked_s)
+            self._steps = steps
         if mode.failed:
             self._steps = 1
         elif steps > 1 and mode.waiting.takes_turns:
@@ -160,32 +182,60 @@ class BatchServer(Server):
             if change_s < math.inf:
                 self._steps = min(steps, self._steps_until(change_s))
         steps = self._steps
-        return now + (self._load_s + step.first_s if steps == 1 else self._elapsed(steps))
+        return now + (self._load_s + step.first_s if steps == 1 and not self._asynchronous else self._elapsed(steps))
+
+    def _launch(self, step: Step, blocked_s: float) -> int:
+        """Launch steps ahead of the tokens of the step before; return how many follow each other.
+
+        The host reads adapters from storage before it launches; copies to the GPU wait there for the step ahead.
+        """
+        read_s = self.mode.read_s
+        self._copy_s = self._load_s - blocked_s - read_s
+        host_s, self._load_s = step.host_s, 0.0
+        self._head_s = max(self._gpu_s, blocked_s + read_s + host_s)
+        self.scheduler.deliver(self._started_s + self._head_s)
+        steps = 1 if self._copy_s > 0 else step.steps
+        if steps > 1 and step.first_s < host_s:  # the GPU waits for the host, until the KV cache has grown
+            self._first_s, self._growth_s = host_s, 0.0
+            if step.growth_s > 0:
+                steps = min(steps, int((host_s - step.first_s) / step.growth_s) + 2)
+        return max(steps, 1)
 
     def _end_leap(self, decoding: int, now: float) -> None:
         """Record the leap that ends now, and let its finished requests go."""
-        scheduler, mode = self.scheduler, self.mode
-        self.recorder.record_leap(
-            self._started_s,
-            self._first_s,
-            self._growth_s,
-            self._load_s,
-            self._steps,
-            decoding - self._log_pauses() if scheduler.paused else decoding,
-            len(scheduler.running),
-            scheduler.blocked,
-            self.index,
-        )
-        finished = scheduler.complete(self._steps, now)
+        scheduler, mode, steps = self.scheduler, self.mode, self._steps
+        self._record_steps(steps, decoding - self._log_pauses() if scheduler.paused else decoding)
+        finished = scheduler.complete(steps, now)
+        if self._asynchronous:
+            step = scheduler.decided
+            self._gpu_s = step.first_s + self._copy_s + step.growth_s * (steps - 1)
+            self._due = decoding - scheduler.overran
         if mode.failed:
             finished = self._end_failed(finished)
         if finished:
             self._leave(finished, now)
             if mode.discards:
                 mode.batch_shrank(decoding)
-        if scheduler.recompute_gaps:
-            self.recorder.gaps(scheduler.recompute_gaps, self._started_s)
-            scheduler.recompute_gaps = []
+        self._record_gaps()
+
+    def _record_gaps(self) -> None:
+        """Record the gaps across preemptions that end with the first step of the leap under way."""
+        if self.scheduler.recompute_gaps:
+            self.recorder.gaps(self.scheduler.recompute_gaps, self._started_s)
+            self.scheduler.recompute_gaps = []
+
+    def _record_steps(self, steps: int, decoding: int) -> None:
+        """Record the first ``steps`` steps of the leap under way; ``decoding``: sequences that get a token from each."""
+        scheduler, started_s = self.scheduler, self._started_s
+        running, blocked = len(scheduler.running), scheduler.blocked
+        if self._ahead:
+            self.recorder.record_leap(started_s, self._head_s, 0.0, 0.0, 1, self._due, running, blocked, self.index)
+            started_s += self._head_s
+            steps -= 1
+        if steps:
+            self.recorder.record_leap(
+                started_s, self._first_s, self._growth_s, self._load_s, steps, decoding, running, blocked, self.index
+            )
 
     def _end_failed(self, finished: list[Request]) -> list[Request]:
         """End the requests whose adapter could not be loaded by the step that ends now; return the other finished ones.
@@ -228,25 +278,25 @@ class BatchServer(Server):
         for request in scheduler.running if scheduler.users[adapter] else ():
             # A request that joined at this very boundary has computed nothing yet, unless it was preempted before.
             if request.adapter == adapter and (request.admitted_s < now or request.generated):
-                decoding = request.last_step >= 0
-                left = request.last_step - scheduler.decode_steps if decoding else 0
-                found.append((request, request.output_tokens - left if decoding else request.generated))
+                found.append((request, scheduler.tokens_so_far(request)))
         if scheduler.preempted:
             waiting = self.mode.waiting.all_requests()
             found += [(r, r.generated) for r in waiting if r.adapter == adapter and r.generated]
         return found
 
     def tokens_out(self, request: Request) -> int:
-        if request.last_step < 0:
-            return request.generated
-        left = request.last_step - self.scheduler.decode_steps
-        return request.output_tokens - left + (self._steps_done() if self.scheduler.decided.decoding else 0)
+        tokens = self.scheduler.tokens_so_far(request)
+        if self._asynchronous:
+            return min(tokens + self._steps_done(), request.output_tokens) if request.last_step != -1 else tokens
+        return tokens + (self._steps_done() if request.last_step >= 0 and self.scheduler.decided.decoding else 0)
 
     def _steps_done(self) -> int:
         """Return how many steps of the leap under way have ended."""
         now = self.clock.now
         if not self._steps or self._started_s + self._elapsed(1) > now:
             return 0
+        if self._steps == 1:
+            return 1
         return min(self._steps, self._steps_until(now) - 1)
 
     def close(self) -> list[Request]:
@@ -255,21 +305,14 @@ class BatchServer(Server):
         running, blocked = len(scheduler.running), scheduler.blocked
         if done:
             scheduler.kv.note_peak(done)
-            decoding = self.scheduler.decided.decoding - (self._log_pauses() if scheduler.paused else 0)
-            self.recorder.record_leap(
-                self._started_s,
-                self._first_s,
-                self._growth_s,
-                self._load_s,
-                done,
-                decoding,
-                running,
-                blocked,
-                self.index,
-            )
+            self._record_steps(done, scheduler.decided.decoding - (self._log_pauses() if scheduler.paused else 0))
+            self._record_gaps()
         began = self._started_s + self._elapsed(done) if done else self._started_s
         if self._steps and began < now:  # this step kept the GPU busy without a token
             self.recorder.record_leap(began, now - began, 0.0, 0.0, 1, 0, running, blocked, self.index)
+        for request in self._queued_or_running() if self._asynchronous else ():
+            if request.first_token_s > now:
+                request.first_token_s = -1.0  # it was on its way
         return super().close()
 
     def running(self) -> list[Request]:

@@ -15,7 +15,7 @@ from mypy_extensions import mypyc_attr
 from sim.policies.scheduler import Scheduler
 from sim.results.recording.recorder import Recorder
 from sim.results.records import REFUSED
-from sim.traffic.request import Request
+from sim.traffic.request import HOLDING, Request
 from sim.world.clock import Clock
 from sim.world.replica.copies import AdapterCopies
 from sim.world.replica.intake import Intake
@@ -141,7 +141,8 @@ class Server(Replica):
         for request in requests:
             inside[index] -= 1
             self.inside_area += now
-            if cache.release(request.adapter):
+            holding = request.last_step == HOLDING
+            if cache.release_paused(request.adapter) if holding else cache.release(request.adapter):
                 self.mode.room_appeared()
             if hears_ends and listener.finished(request, now):
                 taken_over.append(request)

@@ -47,6 +47,8 @@ class AdapterMode(Intake):
     :ivar loads_in_steps: whether loads block the step that needs them; otherwise they overlap with steps.
     :ivar prepares_steps: whether ``before_step`` does anything; otherwise the replica saves the call.
     :ivar discards: whether ``batch_shrank`` does anything.
+    :ivar copy_s: returns the seconds for which a load of an adapter keeps the GPU busy; the host reads for the rest.
+    :ivar read_s: seconds that the host has read for loads in steps, since the replica last set it to 0.
     :ivar failed: requests of the step under way whose adapter could not be loaded. At the end of the step, the replica
         empties the list and takes them out of the batch.
     """
@@ -68,6 +70,8 @@ class AdapterMode(Intake):
         self.prepares_steps = True
         self.discards = False
         self.failed: list[Request] = []
+        self.copy_s: Callable[[int], float] = _no_copy
+        self.read_s = 0.0
 
     def serve_base_model(self) -> int:
         return self.cache.serve_base_model()
@@ -91,6 +95,8 @@ class AdapterMode(Intake):
         context = self.context
         if tier == FROM_STORAGE:
             attempts = context.timing.attempts(start_s, seconds, adapter, index)
+            took_s = attempts.seconds if attempts.spans else seconds
+            self.read_s += max(0.0, took_s - self.copy_s(adapter))
             if attempts.spans:
                 context.recorder.load_attempts(attempts.spans, start_s, adapter, context.replica)
                 return attempts.seconds, attempts.succeeds
@@ -136,3 +142,7 @@ class AdapterMode(Intake):
     def check_integrity(self) -> None:
         self.cache.check_integrity()
         self.host.check_integrity()
+
+
+def _no_copy(adapter: int) -> float:
+    return 0.0

@@ -1,0 +1,100 @@
+"""Asynchronous scheduling: the simulator, with leaps, against a naive twin of vLLM's loop, and laws of its time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from naive_async import AsyncFleet
+from strategies import GRID, ODD, scenarios, write_file
+from test_leaping import compare, tell
+from test_tenant_twins import with_tenants
+
+from sim.policies.scheduler import Scheduler
+from sim.spec.scenario import Scenario
+from sim.world.build import build_world
+from sim.world.replication import simulate
+
+pytestmark = pytest.mark.interpreted
+
+PRESETS = ("vllm-0.8", "vllm-0.18", "vllm-0.23", "vllm-0.32")
+"""Presets of all ways to treat KV blocks and passed requests; the other rules are drawn."""
+
+
+@st.composite
+def ahead(draw: st.DrawFn, *, shares_text: bool = False) -> Scenario:
+    """A scenario of vLLM that schedules ahead: ends by stop tokens, host times, tight KV memory, few slots."""
+    grid = draw(st.integers(0, 3)) == 0
+    scenario = draw(scenarios(engine=draw(st.sampled_from(PRESETS)), grid=grid))
+    data: dict[str, Any] = scenario.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    fleet, workload = data["fleet"], data["workload"]
+    fleet["async_scheduling"] = True
+    fleet["reserved_kv_blocks"] = scenario.fleet.reserved_kv_blocks
+    fleet["prefix_caching"] = shares_text or draw(st.booleans())
+    fleet["adapter_limit"] = draw(st.sampled_from(("scheduled", "running")))
+    fleet["self_preemption"] = draw(st.sampled_from(("ends-scan", "goes-on")))
+    workload.setdefault("tokens", {})["stop"] = draw(st.sampled_from((0.0, 0.5, 1.0)))
+    fleet["profile"] = with_host_times(
+        fleet["profile"],
+        draw(st.integers(0, 6)) * (GRID if grid else ODD * 1e-3),
+        draw(st.integers(0, 3)) * (GRID if grid else ODD * 1e-4),
+    )
+    if shares_text:
+        assume(scenario.workload.trace is None)
+        tokens = draw(st.sampled_from((4, 16, 30)))
+        workload["prefix"] = {"tokens": {"law": "fixed", "value": tokens}, "texts": draw(st.integers(1, 3))}
+        fleet["kv_tokens"] += -(-tokens // scenario.fleet.block_size) * scenario.fleet.block_size
+    return Scenario.model_validate({"schema_version": 1, **data})
+
+
+def with_host_times(profile: str, host_s: float, per_sequence_s: float) -> str:
+    """Write a profile with these host times as well, and return its path."""
+    data = json.loads(Path(profile).read_text(encoding="utf-8"))
+    data["step"] |= {"host_s": host_s, "host_per_sequence_s": per_sequence_s}
+    return write_file(".json", json.dumps(data))
+
+
+@settings(max_examples=300)
+@given(ahead())
+def test_leaps_equal_steps_ahead(scenario: Scenario) -> None:
+    tell(scenario)
+    compare(scenario, AsyncFleet)
+
+
+@settings(max_examples=150)
+@given(ahead(shares_text=True))
+def test_leaps_equal_steps_ahead_with_prefix_caching(scenario: Scenario) -> None:
+    tell(scenario)
+    compare(scenario, AsyncFleet)
+    world = build_world(scenario)
+    twin = AsyncFleet(world)
+    twin.run()
+    requests = simulate(world, 0, 1).requests
+    found = dict(zip(requests["index"].tolist(), requests["cached_tokens"].tolist(), strict=True))
+    assert {index: found[index] for index in twin.cached} == twin.cached
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_leaps_equal_steps_ahead_with_priorities(data: st.DataObject) -> None:
+    scenario = with_tenants(data, data.draw(ahead()), scheduling="priority", engine="vllm-0.32")
+    tell(scenario)
+    compare(scenario, AsyncFleet)
+
+
+@settings(max_examples=150)
+@given(ahead())
+def test_leaps_ahead_equal_single_steps(scenario: Scenario) -> None:
+    tell(scenario)
+    world = build_world(scenario)
+    leaping = simulate(world, 0, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scheduler, "_equal_steps", lambda self: 1)
+        stepping = simulate(world, 0, 1)
+    for name, column in leaping.requests.items():
+        np.testing.assert_allclose(column, stepping.requests[name], rtol=1e-9, atol=1e-12, err_msg=name)
