@@ -23,17 +23,21 @@ from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import EngineOverhead
 from calibrate.kernels.kernel_tables import EXPERTS_ALONE, Deployment, KernelTables
+from calibrate.kernels.memory_model import STEP_TOKENS, memory_of
 from calibrate.kernels.overhead_fit import LEAST_POINTS, MOST_PER_SEQUENCE_S, DeploymentError, PredictedPoint, spread_of
+from calibrate.kernels.profile_from_kernels import envelope_of
 from calibrate.kernels.serving_points import DeploymentGroup
+from calibrate.kernels.surrogate import fit_surrogate, predict
 from sim.errors import InputError
+from sim.spec.profile import StepCost
 from sim.studies.fidelity.least_squares import significant
 from sim.studies.fidelity.serving_stages import Stage
 
 Floats = NDArray[np.float64]
 ASYNC_SINCE = (0, 14)
 """The first version that schedules asynchronously by default."""
-CARDS_FITTED = ("h100-80gb", "h200", "a100-80gb", "l40s")
-"""The B200's tables are off by up to 16 % themselves, by format: they are judged, and do not calibrate."""
+FITTED = "bf16"
+"""The format of weights that calibrates. Tables of others are off by format: by up to 16 % for FP8 on the B200."""
 _OVERLOADED_S = 1.0
 """Stages whose requests wait longer for their first token are of servers that did not keep up."""
 _BLOCK = 16
@@ -71,13 +75,13 @@ def gaps_of(points: Iterable[PredictedPoint], stages: Iterable[Stage]) -> list[M
         point = each.point
         if point.group.engine == "vllm" and point.fits:
             found.append(MeasuredGap(point.group, _is_async(point.version), each.steps.token[:3], point.token_s))
-    tables: dict[DeploymentGroup, KernelTables | None] = {}
+    kernels: dict[DeploymentGroup, StepCost | None] = {}
     for stage in stages:
         server = stage.server
         group = DeploymentGroup("vllm", server.gpu, server.model, "bf16", server.tensor_parallel)
-        if group not in tables:
-            tables[group] = _tables(group)
-        known = tables[group]
+        if group not in kernels:
+            kernels[group] = _step_costs(group)
+        known = kernels[group]
         if known and stage.rate_per_s and stage.measured.get("ttft_mean", 0.0) < _OVERLOADED_S:
             token_s = stage.measured["tpot_mean"]
             found.append(MeasuredGap(group, _is_async(server.engine), _stage_sums(stage, known), token_s))
@@ -90,14 +94,17 @@ def _is_async(version: str) -> bool:
     return numbers is None or (int(numbers[1]), int(numbers[2])) >= ASYNC_SINCE
 
 
-def _tables(group: DeploymentGroup) -> KernelTables | None:
+def _step_costs(group: DeploymentGroup) -> StepCost | None:
+    """Return the kernels of a deployment as its profile has them; None where the tables don't cover it."""
+    deployment = Deployment(card_of(group.card), base_model_of(group.model), tensor_parallel=group.gpus)
     try:
-        return KernelTables(Deployment(card_of(group.card), base_model_of(group.model), tensor_parallel=group.gpus))
+        envelope = envelope_of(deployment, memory_of(deployment))
+        return fit_surrogate(KernelTables(deployment).step_s, envelope).step
     except InputError:
         return None
 
 
-def _stage_sums(stage: Stage, tables: KernelTables) -> Floats:
+def _stage_sums(stage: Stage, kernels: StepCost) -> Floats:
     """Return the sums of a mean gap of a stage.
 
     By Little's law as many sequences decode as arrive while one does. Every arrival puts its prompt into one step.
@@ -106,25 +113,20 @@ def _stage_sums(stage: Stage, tables: KernelTables) -> Floats:
     decoding = max(stage.rate_per_s * stage.answer * token_s, 1.0)
     context = round(stage.prompt + stage.answer / 2)
     new = (stage.prompt - 1) % _BLOCK + 1 if stage.cached else stage.prompt
-    low, share = int(decoding), decoding % 1
     prompts = min(stage.rate_per_s * token_s, 1.0)
-    kernels = 0.0
-    for count, weight in ((low, 1 - share), (low + 1, share)):
-        alone = tables.step_s(count, context)
-        mixed = tables.step_s(count, context, 1, new, stage.prompt - new)
-        kernels += weight * (alone + prompts * (mixed - alone))
-    return np.array((kernels, 1.0, decoding + prompts))
+    low, share = int(decoding), decoding % 1
+    steps = [
+        (count, context, *prompt) for count in (low, low + 1) for prompt in ((0, 0, 0), (1, new, stage.prompt - new))
+    ]
+    low_alone, low_mixed, high_alone, high_mixed = predict(kernels, steps, STEP_TOKENS)
+    alone, mixed = low_alone + share * (high_alone - low_alone), low_mixed + share * (high_mixed - low_mixed)
+    return np.array((alone + prompts * (mixed - alone), 1.0, decoding + prompts))
 
 
 def fit_vllm(gaps: Sequence[MeasuredGap]) -> VllmFit:
     """Fit both forms, and judge them on what did not calibrate."""
-    dense = [gap for gap in gaps if gap.group.weights not in EXPERTS_ALONE]
-    sizes = Counter(gap.group for gap in dense)
-    fitted = [
-        gap
-        for gap in dense
-        if gap.group.card in CARDS_FITTED and (gap.group.weights == "bf16" or sizes[gap.group] >= LEAST_POINTS)
-    ]
+    sizes = Counter(gap.group for gap in gaps)
+    fitted = [gap for gap in gaps if gap.group.weights == FITTED]
     free, synchronous = ([gap for gap in fitted if gap.is_async == kind] for kind in (True, False))
     step_s, sequence_s = significant(_coefficients(free).tolist(), 5)
     whole = np.maximum(_coefficients(synchronous) - (step_s, sequence_s), 0)

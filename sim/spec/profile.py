@@ -75,11 +75,6 @@ class StepCost(Strict):
     """Of the host, for every sequence of the step."""
     per_passed_s: Seconds = 0.0
     """For every waiting request that the scheduler skips because its adapter would be one too many."""
-    host_s: Seconds = 0.0
-    """Host time of every step: added to the step with synchronous scheduling, hidden behind the GPU with
-    asynchronous."""
-    host_per_sequence_s: Seconds = 0.0
-    """Host time for every sequence of the step."""
     lora: LoraCost = LoraCost()
     """What LoRA adds."""
 

@@ -118,7 +118,7 @@ def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
     return profile, digest
 
 
-FRONT_END_S = 0.008
+FRONT_END_S = 0.007
 """Median of measured TTFT less simulated over the stages of vLLM 0.15 and 0.23 (docs/validation.md)."""
 
 

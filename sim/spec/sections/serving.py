@@ -170,7 +170,7 @@ class ReplicaKeys(Strict):
     request, and a client with at most 28,232 open requests."""
     front_end_time: Seconds | None = Field(default=None, le=60)
     """Time that a request spends between client and engine (connection, API server, tokenizer), which TTFT and E2E
-    include. Unset: as measured with the profile; else 8 ms for vLLM from 0.14 on, the median of measured servers
+    include. Unset: as measured with the profile; else 7 ms for vLLM from 0.14 on, the median of measured servers
     (docs/validation.md), and 0 for others, of which none was measured, and with a ``front_end``."""
 
     @field_validator("engine")
