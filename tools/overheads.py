@@ -1,8 +1,8 @@
-"""Fit what engines add to their kernels: ``python tools/overheads.py`` (needs the extra ``kernels``).
+"""Fit what engines add to their kernels: ``python tools/overheads.py STAGES.csv ...`` (needs the extra ``kernels``).
 
-Writes ``calibrate/kernels/overheads.json``, which ``loraplan profiles build`` reads, then replays the measured points
-that did not calibrate with the simulator and built profiles, and writes the tables of docs/validation-profiles.md and
-docs/validation-overheads.md.
+The tables have measured stages of vLLM servers, in the columns of ``loraplan fidelity`` (docs/validation.md). Writes
+``calibrate/kernels/overheads.json``, which ``loraplan profiles build`` reads, then replays the measured points with the
+simulator and built profiles, and writes the tables of docs/validation-profiles.md and docs/validation-overheads.md.
 Takes about three minutes.
 """
 
@@ -32,6 +32,9 @@ from calibrate.kernels.overhead_fit import (  # noqa: E402
 )
 from calibrate.kernels.replayed_points import ReplayedPoint, replay_points  # noqa: E402
 from calibrate.kernels.serving_points import DeploymentGroup, serving_points  # noqa: E402
+from calibrate.kernels.vllm_overhead import fit_vllm, gaps_of  # noqa: E402
+from sim.studies.fidelity.run_cells import read_table  # noqa: E402
+from sim.studies.fidelity.serving_stages import stages_of  # noqa: E402
 
 PAGE = ROOT / "docs" / "validation-profiles.md"
 FIT_PAGE = ROOT / "docs" / "validation-overheads.md"
@@ -46,13 +49,17 @@ _SGLANG = "Dense models under SGLang"
 _EXPERTS = "gpt-oss-120b, a mixture of experts"
 
 
-def main() -> int:
+def main(tables: list[str]) -> int:
     """Fit, replay, and write the three files."""
     points, others = serving_points()
     predicted = predict_points(points, progress=_progress)
-    fit, swapped = fit_overheads(predicted), fit_overheads(predicted, swapped=True)
+    rest = [each for each in predicted if each.point.group.engine != "vllm"]
+    stages = [stage for table in tables for stage in stages_of(read_table(Path(table)))]
+    vllm = fit_vllm(gaps_of(predicted, stages))
+    fit, swapped = fit_overheads(rest), fit_overheads(rest, swapped=True)
+    fit = OverheadFit(fit.overheads | vllm.overheads, (*fit.errors, *vllm.errors))
     write_overheads(fit.overheads)
-    judging = {each.group for each in fit.errors if each.role == "judges"}
+    judging = {each.group for each in fit.errors if each.role.startswith(("judges", "held out"))}
     replayed = replay_points(point for point in points if point.group in judging)
     overheads = widened(fit.overheads, {group: _errors(found)[0] for group, found in _by_group(replayed).items()})
     write_overheads(overheads)
@@ -154,10 +161,11 @@ def _errors(found: Iterable[ReplayedPoint]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _schedule(fit: OverheadFit) -> str:
-    judged = [each for each in fit.errors if each.role == "judges"]
+    judged = [each for each in fit.errors if each.role.startswith(("judges", "held out"))]
     return "\n".join(
         [
-            "**By the plain schedule**, to which coefficients are fitted, without points that outgrow the KV cache:",
+            "**By the plain schedule**, to which coefficients are fitted, without points that outgrow the KV cache. "
+            "Deployments of vLLM are predicted from other models, synchronous ones from other deployments:",
             "",
             _summary("All deployments that judge", judged),
             _summary(_HOPPER, [each for each in judged if _is_hopper(each.group)]),
@@ -196,11 +204,13 @@ def _swapped(fit: OverheadFit, swapped: OverheadFit) -> str:
 def _coefficients(fit: OverheadFit) -> str:
     return "\n".join(
         [
-            "| level | factor | a step | a sequence | a step with prompts | outside of steps | spread |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "| level | factor | a step | a sequence | a step with prompts | host: a step | a sequence "
+            "| outside of steps | spread |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
             *(
                 f"| {level} | {each.factor:.3f} | {each.step_s * 1e3:.2f} ms | {each.per_sequence_s * 1e6:.0f} us | "
-                f"{each.prefill_step_s * 1e3:.2f} ms | {each.outside_s * 1e3:.0f} ms | {each.spread:.1%} |"
+                f"{each.prefill_step_s * 1e3:.2f} ms | {each.host_s * 1e3:.2f} ms | "
+                f"{each.host_per_sequence_s * 1e6:.0f} us | {each.outside_s * 1e3:.0f} ms | {each.spread:.1%} |"
                 for level, each in fit.overheads.items()
             ),
         ]
@@ -223,9 +233,10 @@ def _is_hopper(group: DeploymentGroup) -> bool:
 def _summary(what: str, errors: list[DeploymentError]) -> str:
     token = np.abs(np.concatenate([each.token for each in errors]))
     first = np.abs(np.concatenate([each.first for each in errors]))
+    ttft = f", TTFT by {np.median(first):.0%} (median)" if len(first) else ""
     return (
         f"- {what}: {len(errors)} with {len(token)} points, TPOT off by {np.median(token):.1%} (median) and "
-        f"{np.quantile(token, 0.9):.1%} (90 %), TTFT by {np.median(first):.0%} (median)."
+        f"{np.quantile(token, 0.9):.1%} (90 %){ttft}."
     )
 
 
@@ -234,7 +245,7 @@ def _row(each: DeploymentError) -> str:
     flag = " !" if median > FLAG else ""
     return (
         f"{_cells(each.group)} {len(each.token)} | {each.role}{flag} | {median:.1%} | {ninety:.1%} | "
-        f"{np.median(each.token):+.1%} | {np.median(np.abs(each.first)):.0%} |"
+        f"{np.median(each.token):+.1%} | {f'{np.median(np.abs(each.first)):.0%}' if len(each.first) else ''} |"
     )
 
 
@@ -244,4 +255,4 @@ def _cells(group: DeploymentGroup) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from sim.rng import stream
 from sim.spec.profile import Draw, Profile, StepCost
-from sim.studies.fidelity.client_wait import with_client_wait
 from sim.studies.fidelity.predicted_service import predict_service, predicted_values
 from sim.world.world import World
 
@@ -45,8 +44,7 @@ _BY_FIRST = ("ttft_p50_s", "ttft_mean_s")
 class MeasuredLoad:
     """A server under one load.
 
-    :ivar world: the simulated one, with the costs of the profile that is corrected. In a closed loop, its clients wait
-        for the time outside the engine between requests.
+    :ivar world: the simulated one, with the costs of the profile that is corrected.
     :ivar measured: by metric such as ``tpot_mean_s``, in seconds; ``half_widths`` of their 95 % intervals, as far as
         they are known. 0 is an exact value.
     """
@@ -251,8 +249,8 @@ def _predicted(
     costs = Draw(step=scaled_step(profile.step, factor, fixed_s), load=profile.load)
     found: dict[tuple[str, str], float] = {}
     for load in loads:
-        world = with_client_wait(load.world.with_costs(costs), front_end_s)
-        values = predicted_values(predict_service(world, SIMULATIONS, front_end_s))
+        world = load.world.with_costs(costs).behind(front_end_s)
+        values = predicted_values(predict_service(world, SIMULATIONS))
         found |= {(load.name, name): values[name] for name in load.targets}
     return found
 

@@ -1,7 +1,8 @@
-"""What an engine adds to its kernels in every step: the host's work, and launches that no table has.
+"""What an engine adds to its kernels in every step: launches that no table has, and the host's work.
 
-step = ``factor`` · kernels + ``step_s`` + ``per_sequence_s`` · sequences + ``prefill_step_s``, the last where the
-step has a prompt.
+On the GPU a step takes ``factor`` · kernels + ``step_s`` + ``per_sequence_s`` · sequences + ``prefill_step_s``, the
+last where it has a prompt; on the host ``host_s`` + ``host_per_sequence_s`` · sequences. The two are known apart for
+vLLM (``calibrate.kernels.vllm_overhead``). For other engines all is on the GPU's side.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class EngineOverhead:
 
     :ivar outside_s: of a request before its first token, outside of steps: front end, client and their queues. Profiles
         leave it out, since scenarios have a front end of their own.
-    :ivar models: that were measured.
+    :ivar models: that were measured; empty: the spread is of models that were left out of the fit, and so of any.
     :ivar spread: standard deviation of the logarithm of measured over predicted times of whole deployments.
     :ivar error: what held-out measurements say, in words.
     :ivar source: where the coefficients come from.
@@ -42,6 +43,8 @@ class EngineOverhead:
     step_s: float = 0.0
     per_sequence_s: float = 0.0
     prefill_step_s: float = 0.0
+    host_s: float = 0.0
+    host_per_sequence_s: float = 0.0
     outside_s: float = 0.0
     models: tuple[str, ...] = ()
     spread: float = 0.0
@@ -55,7 +58,7 @@ class EngineOverhead:
         :param factor: further factor on whole steps, for draws.
         """
         scale = self.factor * factor
-        fixed, sequence, kv_token, attended, prefill, decode = significant(
+        fixed, sequence, kv_token, attended, prefill, decode, host, host_sequence = significant(
             [
                 kernels.fixed_s * scale + self.step_s * factor,
                 kernels.per_sequence_s * scale + self.per_sequence_s * factor,
@@ -63,6 +66,8 @@ class EngineOverhead:
                 kernels.per_attended_token_s * scale,
                 kernels.prefill_step_s * scale + self.prefill_step_s * factor,
                 kernels.decode_step_s * scale,
+                self.host_s * factor,
+                self.host_per_sequence_s * factor,
             ]
         )
         return kernels.model_copy(
@@ -74,6 +79,8 @@ class EngineOverhead:
                 "per_attended_token_s": attended,
                 "prefill_step_s": prefill,
                 "decode_step_s": decode,
+                "host_s": host,
+                "host_per_sequence_s": host_sequence,
             }
         )
 
@@ -88,10 +95,10 @@ def overhead_of(deployment: Deployment) -> EngineOverhead:
     for level in (f"{engine}/{weights}/{card}", f"{engine}/{weights}", engine):
         if level in fitted:
             found = fitted[level]
-            if deployment.model.name in found.models:
-                return found
             if deployment.model.shape.experts and not any(SHAPES[name].experts for name in found.models):
                 break
+            if not found.models or deployment.model.name in found.models:
+                return found
             note = f"measured with {', '.join(found.models)}, so more is assumed to be open for {deployment.model.name}"
             return replace(found, spread=max(found.spread, OTHER_MODEL), error=f"{found.error}; {note}")
     return EngineOverhead(spread=NOT_FITTED)  # dense models say little about experts: they were off by 26 to 57 %

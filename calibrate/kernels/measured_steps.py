@@ -71,7 +71,8 @@ def base_decode_steps(folder: Path, model: str) -> StepErrors:
     sequences, kv_tokens = columns["sequence"], columns["kv_token"]
     contexts = np.rint(kv_tokens / sequences).astype(int).tolist()
     kernels = np.array([tables.step_s(int(n), each) for n, each in zip(sequences, contexts, strict=True)])
-    whole = overhead.factor * kernels + overhead.step_s + overhead.per_sequence_s * sequences
+    fixed_s, sequence_s = overhead.step_s + overhead.host_s, overhead.per_sequence_s + overhead.host_per_sequence_s
+    whole = overhead.factor * kernels + fixed_s + sequence_s * sequences  # vLLM 0.8.5 schedules synchronously
     return StepErrors(sequences, seconds, kernels, whole)
 
 

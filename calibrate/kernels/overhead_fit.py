@@ -2,7 +2,8 @@
 
 A deployment is an engine on a card with a model, a format of weights and a number of GPUs. Those with at least
 ``LEAST_POINTS`` points count. Sorted by engine, format, card, model and GPUs, every other deployment of each engine,
-format and card calibrates, from the first on; the rest judges. Smaller deployments only stand in the table. Points
+format and card calibrates, from the first on; the rest judges. vLLM's deployments have a fit of their own, of the GPU's
+and the host's side (``calibrate.kernels.vllm_overhead``). Smaller deployments only stand in the table. Points
 whose requests outgrow the KV cache neither calibrate nor judge here: they wait for each other, which the plain schedule
 of a closed loop doesn't know. The simulator does, and is judged by them too (``calibrate.kernels.replayed_points``).
 
@@ -57,7 +58,7 @@ class PredictedPoint:
 class DeploymentError:
     """Relative errors of one deployment's points.
 
-    :ivar role: ``calibrates``, ``judges``, or ``listed``, which is too small for either.
+    :ivar role: ``calibrates``, ``judges``, or ``listed``, which is too small for either; under vLLM ``held out``.
     :ivar token: signed errors of the time between tokens.
     :ivar first: signed errors of the time to the first token.
     """
@@ -147,12 +148,12 @@ def widened(
     wider = dict(overheads)
     for level, several in by_level.items():
         if level in wider:
-            spread = round(_spread(np.concatenate(several)), 4)
+            spread = round(spread_of(np.concatenate(several)), 4)
             wider[level] = replace(wider[level], spread=max(wider[level].spread, spread))
     return wider
 
 
-def _spread(errors: Floats) -> float:
+def spread_of(errors: Floats) -> float:
     """Return the spread whose 90 % interval holds 90 % of the errors."""
     return float(np.quantile(np.abs(np.log1p(errors)), 0.9)) / Q90
 
@@ -195,7 +196,7 @@ def _overhead(
         ]
         held = np.concatenate(others)
         how = f"{len(held)} measured points on {', '.join(cards)}, each card predicted from the others"
-    spread = _spread(held)
+    spread = spread_of(held)
     if len(rest) < 2 and len(cards) == 1:
         spread = max(spread, UNKNOWN_CARD)
         how += "; how well this holds on another card is not known"

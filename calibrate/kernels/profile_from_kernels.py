@@ -26,6 +26,7 @@ from sim.spec.profile import (
     HoldOut,
     LoadCost,
     LoraCost,
+    Memory,
     Profile,
     Provenance,
     Shape,
@@ -63,12 +64,7 @@ def build_profile(deployment: Deployment, command: str) -> Built:
     check_faster(tables)
     memory = memory_model.memory_of(deployment)
     card, model = deployment.card, deployment.model
-    envelope = StepEnvelope(
-        sequences=card.batch_sequences,
-        tokens=memory_model.STEP_TOKENS,
-        context=min(model.context, LONGEST),
-        kv_tokens=kv_tokens_left(memory, 0),
-    )
+    envelope = envelope_of(deployment, memory)
     surrogate = fit_surrogate(tables.step_s, envelope)
     overhead = overhead_of(deployment)
     lora = lora_terms.lora_cost(model, card, deployment.tensor_parallel)
@@ -93,7 +89,7 @@ def build_profile(deployment: Deployment, command: str) -> Built:
         memory=memory,
         envelope=Envelope(sequences=envelope.sequences, distinct_adapters=_ADAPTERS, rank=_RANK, slots=_SLOTS),
         sources=_sources(tables, overhead),
-        error=_error(surrogate, overhead),
+        error=_error(surrogate, overhead) + (card.kernels_of or card).caution,
         provenance=Provenance(
             command=command,
             data={},
@@ -110,6 +106,16 @@ def build_profile(deployment: Deployment, command: str) -> Built:
         draws=cost_draws(surrogate.step, overhead, lora, load, card),
     )
     return Built(profile, surrogate)
+
+
+def envelope_of(deployment: Deployment, memory: Memory) -> StepEnvelope:
+    """Return the steps that a deployment's costs are fitted to."""
+    return StepEnvelope(
+        sequences=deployment.card.batch_sequences,
+        tokens=memory_model.STEP_TOKENS,
+        context=min(deployment.model.context, LONGEST),
+        kv_tokens=kv_tokens_left(memory, 0),
+    )
 
 
 def build_command(deployment: Deployment, model: str | None = None) -> list[str]:

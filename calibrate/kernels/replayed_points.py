@@ -100,7 +100,7 @@ def scenario_of(point: ServingPoint, profile: str) -> Scenario:
         },
     }
     fleet: dict[str, Any] = {
-        "engine": _PRESETS[engine],
+        "engine": f"vllm-{point.version}" if engine == "vllm" and point.version else _PRESETS[engine],
         "profile": profile,
         "max_num_seqs": loop.clients if loop.batch_slots is None else max(loop.batch_slots, 1),
         "max_num_batched_tokens": max(loop.budget, loop.clients + 1),

@@ -55,6 +55,7 @@ class ServingPoint:
     :ivar first_s: mean time to the first token.
     :ivar token_s: mean time between tokens of the answer.
     :ivar kv_bytes: of a number in the KV cache.
+    :ivar version: of the engine; empty where the table has none.
     """
 
     line: int
@@ -63,6 +64,7 @@ class ServingPoint:
     first_s: float
     token_s: float
     kv_bytes: int = 2
+    version: str = ""
 
     @property
     def fits(self) -> bool:
@@ -109,12 +111,14 @@ def point_of(line: int, row: dict[str, str]) -> ServingPoint | None:
     )
     lengths = int(float(row["batch_size"])), int(row["isl"]), int(row["osl"])
     seconds = float(row["silicon_ttft_ms"]) / 1000, float(row["silicon_tpot_ms"]) / 1000
+    version = row.get("backend_version", "")
     if _AROUND in row["silicon_data_source"]:
         loop = Loop(*lengths, (0.8, 1.2))
         if (deployment.engine, deployment.model.name) == _SHORT_OF_A_SLOT:
             loop = replace(loop, batch_slots=max(loop.clients - 1, 1))
-        return ServingPoint(line, deployment, loop, *seconds)
-    return ServingPoint(line, deployment, _inferencex_loop(deployment, *lengths), *seconds, kv_bytes=1)
+        return ServingPoint(line, deployment, loop, *seconds, version=version)
+    loop = _inferencex_loop(deployment, *lengths)
+    return ServingPoint(line, deployment, loop, *seconds, kv_bytes=1, version=version)
 
 
 def _inferencex_loop(deployment: Deployment, clients: int, prompt: int, answer: int) -> Loop:

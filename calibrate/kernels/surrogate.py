@@ -50,13 +50,36 @@ _TOKENS = (
     384,
     385,
 )
-_MANY_TOKENS = (448, 512, 513, 640, 768, 896, 1024, 1152, 1280, 1408, 1536, 1792, 2048, 3072, 4096, 6144, 8192)
-KNOTS = (*_TOKENS, *_MANY_TOKENS, 12288, 16384)
+_MANY_TOKENS = (448, 512, 513, 640, 768, 769, 896, 1024, 1025, 1152, 1280, 1281, 1408, 1536, 1537, 1792, 2048, 2049)
+_PROMPTS = (3072, 4096, 6144, 8192)
+KNOTS = (*_TOKENS, *_MANY_TOKENS, *_PROMPTS, 12288, 16384)
 """Tokens of a step between which its cost is linear. Matrix products come in tiles, so that one token more than a
-multiple of 64 may cost a step: these have two knots."""
+multiple of 64 may cost a step, 16 % of the whole at 1,025: these have two knots."""
 _BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 _CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-_CHUNKS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384)
+_CHUNKS = (
+    32,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    480,
+    512,
+    736,
+    768,
+    900,
+    992,
+    1024,
+    1248,
+    1536,
+    2016,
+    2048,
+    4096,
+    8192,
+    16384,
+)
 JUDGED = 2000
 """Steps that judge the fit."""
 _LEAST_CONTEXT, _LEAST_PROMPT = 64, 32

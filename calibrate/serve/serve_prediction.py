@@ -59,11 +59,9 @@ def predict(
     """
     with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
         world = build_world(scenario_of(loaded, planned, count, sent_s, settings, Path(folder)))
-    assert world.profile is not None, "engine fixed was refused before"
-    outside_s = world.profile.front_end_s
     first = len(world.population)
     runs = [simulate(world, order, 1) for order in range(ORDERS)]
-    pairs = [_times(run, first, outside_s) for run in runs]
+    pairs = [_times(run, first) for run in runs]
     metrics = [_metrics(run, world, first, *pair) for run, pair in zip(runs, pairs, strict=True)]
     return ServePrediction(
         ttft_s=np.mean([ttft for ttft, _ in pairs], axis=0),
@@ -100,13 +98,13 @@ def scenario_of(
     return Scenario.model_validate(data)
 
 
-def _times(run: Recording, first: int, outside_s: float) -> tuple[Floats, Floats]:
+def _times(run: Recording, first: int) -> tuple[Floats, Floats]:
     """Return TTFT and E2E of the traffic's requests in their order; NaN where one never ended."""
     r = run.requests
     good = r["status"][first:] == COMPLETED
     arrival = r["arrival_s"][first:].astype(np.float64)
     first_token, finished = (r[name][first:].astype(np.float64) for name in ("first_token_s", "finished_s"))
-    ttft, e2e = (np.where(good, stamps - arrival + outside_s, np.nan) for stamps in (first_token, finished))
+    ttft, e2e = (np.where(good, stamps - arrival, np.nan) for stamps in (first_token, finished))
     return ttft, e2e
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STAGES = {
+    "front_end_s": ("front end", "s4"),
     "loader_queue_s": ("load queue", "s2"),
     "load_s": ("load", "s5"),
     "queue_s": ("admission queue", "s1"),

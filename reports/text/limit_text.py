@@ -55,6 +55,7 @@ _BLOCKED = {
     BATCH_SLOTS: "the batch was full while requests waited",
 }
 _STAGES = {
+    "front_end_s": "the front end",
     "loader_queue_s": "waiting for a loader or a slot",
     "load_s": "loading adapters",
     "queue_s": "waiting for admission",

@@ -375,9 +375,9 @@ class Point:
     :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
         quantiles over all measured requests; a latency the engine lacks is an empty list.
     :ivar timeline: of the first replication.
-    :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"loader_queue_s",
-        "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode = service); docs/metrics.md
-        says which wait lies where.
+    :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"front_end_s",
+        "loader_queue_s", "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode =
+        service); docs/metrics.md says which wait lies where.
     :ivar groups: rows ``{"group", "adapters", "adapter_bytes", "requests", "request_share", "miss_ratio", "ttft_p50_s",
         "ttft_p99_s", "e2e_p99_s"}``: for the base model and for all adapters, if there are requests to the base model;
         by kind of adapter, if there are several; by popularity (hottest 1 %, next 9 %, rest). With a price also

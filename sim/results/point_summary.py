@@ -268,10 +268,12 @@ def _breakdown(m: MeasuredRequests) -> dict[str, float]:
     elif m.facts.full_replicas or m.facts.pools:
         in_steps = m.facts.loads_in_steps(m.column("replica")[m.completed])
         inside_step = float(np.where(in_steps, waits, 0.0).mean()) - m.host_fill_s() / len(waits)
+    outside = float(m.facts.front_end_s[np.maximum(m.column("replica")[m.completed], 0)].mean())
     stages = {
+        **({"front_end_s": outside} if outside else {}),
         "loader_queue_s": load_queue,
         "load_s": load_wait - load_queue,
-        "queue_s": before - (load_wait - inside_step),
+        "queue_s": before - outside - (load_wait - inside_step),
         "prefill_s": prefill - inside_step,
         "decode_s": after,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
@@ -99,6 +99,7 @@ class ScenarioFacts:
     :ivar tenants: in the order of the scenario; () where there are none.
     :ivar tenant_of: (adapters + 1,) the tenant of each adapter by its place among those, and last of the base model;
         None without tenants.
+    :ivar front_end_s: (replicas,) of a request between client and engine.
     """
 
     slo: dict[str, float]
@@ -129,6 +130,7 @@ class ScenarioFacts:
     pools: tuple[PoolFacts, ...] = ()
     tenants: tuple[TenantFacts, ...] = ()
     tenant_of: Ints | None = None
+    front_end_s: Floats = field(default_factory=lambda: np.zeros(1))
 
     @property
     def loader_places(self) -> int:

@@ -115,6 +115,12 @@ def versions_of(name: str) -> Versions | None:
     return row if row.simulated else None
 
 
+def schedules_ahead(name: str) -> bool:
+    """Return whether a name is of vLLM from 0.14 on, which schedules steps ahead on GPUs."""
+    row = versions_of(name)
+    return row is not None and row in VERSIONS["vLLM"] and row.first >= (0, 14)
+
+
 def has_version(name: str) -> bool:
     """Return whether a name that stands for versions names one, or just the engine."""
     found = _WRITTEN.fullmatch(name.lower())

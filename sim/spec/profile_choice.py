@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from sim.errors import ScenarioError, did_you_mean
-from sim.spec.engine_versions import has_version, is_same_engine, version_distance, versions_of
+from sim.spec.engine_versions import has_version, is_same_engine, schedules_ahead, version_distance, versions_of
 from sim.spec.engines import ENGINES, engine_words
 from sim.spec.gpus import gpu_named
 from sim.spec.profile import Profile, load_profile
@@ -21,12 +21,14 @@ from sim.spec.sibling_profiles import sibling_profile
 
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
+    from sim.spec.sections.serving import ReplicaKeys
 from sim.spec.units import human_bytes
 
 DEFAULT_GPU = "h100-80gb"
 DEFAULT_MODEL = "llama-3.1-8b"
 """What a scenario is simulated with that names neither these nor a profile."""
 BASE_MODELS = (
+    "codellama-34b",
     "gpt-oss-120b",
     "llama-2-7b",
     "llama-2-13b",
@@ -41,6 +43,7 @@ BASE_MODELS = (
     "qwen2.5-14b",
     "qwen2.5-32b",
     "qwen3-8b",
+    "qwen3-14b",
     "qwen3-32b",
 )
 """Base models whose shapes are known (``sim/traffic/adapters.py``), so that a profile is built by their name."""
@@ -85,10 +88,10 @@ def profile_choice(scenario: Scenario) -> ProfileChoice:
     return _chosen(fleet.gpu, model, fleet.engine, fleet.tensor_parallel or 1)
 
 
-def has_profile(gpu: str, model: str, engine: str) -> bool:
-    """Return whether there is a profile of a model on one GPU."""
+def has_profile(gpu: str, model: str, engine: str, gpus: int = 1) -> bool:
+    """Return whether there is a profile of a model on so many GPUs."""
     try:
-        _chosen(gpu, model, engine, 1)
+        _chosen(gpu, model, engine, gpus)
     except ScenarioError:
         return False
     return True
@@ -113,6 +116,19 @@ def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
         device = f"{profile.device} (with {human_bytes(of_gpu)})"
         profile = profile.model_copy(update={"memory": memory, "device": device})
     return profile, digest
+
+
+FRONT_END_S = 0.007
+"""Median of measured TTFT less simulated over the stages of vLLM 0.15 and 0.23 (docs/validation.md)."""
+
+
+def front_end_s(fleet: ReplicaKeys, profile: Profile | None) -> float:
+    """Return the seconds of a request between client and engine."""
+    if fleet.front_end_time is not None:
+        return fleet.front_end_time
+    if profile is None or fleet.front_end != "none":
+        return 0.0
+    return profile.front_end_s or (FRONT_END_S if schedules_ahead(fleet.engine) else 0.0)
 
 
 def gpus_per_replica(scenario: Scenario, profile: Profile | None) -> int:

@@ -379,6 +379,7 @@ def facts_of(world: World) -> ScenarioFacts:
         host_holds_all=_host_holds_all(world),
         tenants=tuple(map(_tenant_facts, scenario.tenants)),
         tenant_of=world.traffic.tenant_of,
+        front_end_s=world.front_ends_s,
     )
 
 

@@ -140,6 +140,7 @@ def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int
 
 
 SHAPES = {
+    "codellama-34b": _llama(8192, 22016, 48, 64, 8, 32000),
     "gpt-oss-120b": ModelShape(2880, 2880, 36, 64, 8, 64, vocab=201088, qkv_bias=True, experts=128, active_experts=4),
     "llama-2-7b": _llama(4096, 11008, 32, 32, 32, 32000),
     "llama-2-13b": _llama(5120, 13824, 40, 40, 40, 32000),
@@ -155,6 +156,7 @@ SHAPES = {
     "qwen2.5-14b": _qwen(5120, 13824, 48, 40, 8),
     "qwen2.5-32b": _qwen(5120, 27648, 64, 40, 8),
     "qwen3-8b": ModelShape(4096, 12288, 36, 32, 8, vocab=151936),
+    "qwen3-14b": ModelShape(5120, 17408, 40, 40, 8, vocab=151936),
     "qwen3-32b": ModelShape(5120, 25600, 64, 64, 8, vocab=151936),
 }
 CONTEXTS = {

@@ -42,10 +42,15 @@ class Clients:
 
     Times to think are drawn by the number of the request that was answered, so that they don't depend on the fleet
     either; first ones by the number of the client.
+
+    :param front_end_s: after which a request reaches the engine; one that is answered there is seen at once, since
+        recordings have the whole time in the front end before admission.
     """
 
-    def __init__(self, law: ClosedArrivals, seed: int, replication: int, clock: Clock) -> None:
-        self._law = law
+    def __init__(
+        self, law: ClosedArrivals, seed: int, replication: int, clock: Clock, front_end_s: float = 0.0
+    ) -> None:
+        self._law, self._front_end_s = law, front_end_s
         self._clock = clock
         self._first_key = stream_key(seed, replication, "first-think")
         self._key = stream_key(seed, replication, "think")
@@ -84,8 +89,8 @@ class Clients:
     def _seconds(self, key: int, number: int) -> float:
         think = self._law.think
         if isinstance(think, FixedTime):
-            return think.value
-        return float(think.ppf(np.array([uniform_draw(key, number)]))[0])
+            return think.value + self._front_end_s
+        return float(think.ppf(np.array([uniform_draw(key, number)]))[0]) + self._front_end_s
 
 
 class ClosedLoopRecorder(Recorder):
@@ -177,7 +182,7 @@ def make_recorder(world: World, replication: int, sections: int, clock: Clock) -
     law, seed, own = world.traffic.closed_loop, world.scenario.run.seed, world.scenario.fleet.places
     if law is None:
         return Recorder(sections, world.replicas, own, prefix_cache=world.prefix_cache)
-    clients = Clients(law, seed, replication, clock)
+    clients = Clients(law, seed, replication, clock, world.front_end_s)
     return ClosedLoopRecorder(clients, sections, world.replicas, own, prefix_cache=world.prefix_cache)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
+import numpy as np
+
 from sim.policies.routing import View
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
@@ -58,7 +60,7 @@ def simulate(world: World, replication: int, sections: int, wrap_server: ServerW
     :param wrap_server: see ``ServerWrapper``.
     """
     with collector_paused():
-        recording = _run(world, replication, sections, wrap_server)
+        recording = behind_front_end(_run(world, replication, sections, wrap_server), world)
     note_storage(world, recording.events, recording.stopped_s)
     return recording
 
@@ -66,6 +68,22 @@ def simulate(world: World, replication: int, sections: int, wrap_server: ServerW
 def _run(world: World, replication: int, sections: int, wrap_server: ServerWrapper) -> Recording:
     """Simulate one replication; nothing outside refers to its fleet, so that the collector can free it at the end."""
     return assemble(world, replication, sections, wrap_server).fleet.run(world.traffic.chunks(replication))
+
+
+def behind_front_end(recording: Recording, world: World) -> Recording:
+    """Return a recording as clients see it: all that happens to a request happens later by its time in the front end.
+
+    Requests arrive at the engine later by as much as their clients see everything later, so nothing in between changes.
+    """
+    seconds = world.front_ends_s
+    if not seconds.any():
+        return recording
+    later = seconds[np.maximum(recording.requests["replica"], 0)]
+    stamps = {}
+    for name in ("admitted_s", "first_token_s", "finished_s"):
+        times = np.asarray(recording.requests[name], dtype=np.float64)
+        stamps[name] = np.where(times < 0, times, times + later)
+    return replace(recording, requests={**recording.requests, **stamps})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sim.policies.base_weights import BaseWeights
 from sim.spec.profile import Draw, Profile
+from sim.spec.profile_choice import front_end_s
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import BaseModelAnswers
 from sim.spec.sections.full_models import FullModels
@@ -112,6 +113,24 @@ class World:
     def prefix_cache(self) -> bool:
         """Whether replicas look for the beginnings of prompts in their KV caches, and may find any."""
         return self.scenario.fleet.prefix_caching and self.traffic.shares_text
+
+    @property
+    def front_end_s(self) -> float:
+        """Seconds of a request between client and engine, at these replicas."""
+        return front_end_s(self.scenario.fleet, self.profile)
+
+    @property
+    def front_ends_s(self) -> NDArray[np.float64]:
+        """(replicas,) the same of every replica."""
+        if not self.pools:
+            return np.full(self.replicas, self.front_end_s)
+        return np.concatenate([np.full(pool.replicas, pool.world.front_end_s) for pool in self.pools])
+
+    def behind(self, front_end_s: float) -> World:
+        """Return this world with other seconds between client and engine."""
+        fleet = self.scenario.fleet.model_copy(update={"front_end_time": front_end_s})
+        found = replace(self, scenario=self.scenario.model_copy(update={"fleet": fleet}))
+        return replace(found, pools=tuple(pool.with_world(pool.world.behind(front_end_s)) for pool in self.pools))
 
     @property
     def own_pools(self) -> tuple[ReplicaPool, ...]:

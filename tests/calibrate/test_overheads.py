@@ -171,21 +171,23 @@ def test_small_deployments_neither_calibrate_nor_judge() -> None:
 
 def test_profiles_take_the_most_specific_level_and_are_wider_for_another_model() -> None:
     fitted = read_overheads()
-    measured = Deployment(card_of("h100"), base_model_of("qwen3-32b"), tensor_parallel=2)
-    assert overhead_of(measured) == fitted["vllm/bf16/h100-80gb"]
-    other = overhead_of(replace(measured, model=base_model_of("llama-3.1-8b")))
-    assert (other.factor, other.spread) == (fitted["vllm/bf16/h100-80gb"].factor, OTHER_MODEL)
-    assert other.error.endswith("; measured with qwen3-32b, so more is assumed to be open for llama-3.1-8b")
-    assert overhead_of(replace(measured, card=card_of("l40s"))) == fitted["vllm/bf16"]
-    assert fitted["vllm/bf16"].spread >= UNKNOWN_CARD, "16-bit weights were measured on one card only"
+    measured = Deployment(card_of("h100"), base_model_of("llama-3.1-8b"), "trtllm")
+    assert overhead_of(measured) == fitted["trtllm/bf16/h100-80gb"]
+    other = overhead_of(replace(measured, model=base_model_of("qwen3-32b")))
+    assert (other.factor, other.spread) == (fitted["trtllm/bf16/h100-80gb"].factor, OTHER_MODEL)
+    assert other.error.endswith("; measured with llama-3.1-8b, so more is assumed to be open for qwen3-32b")
+    assert overhead_of(replace(measured, card=card_of("l40s"))) == fitted["trtllm/bf16"]
+    assert fitted["trtllm/bf16"].spread >= UNKNOWN_CARD, "16-bit weights were measured on one card only"
     assert overhead_of(replace(measured, engine="sglang", weights="fp8")).source == fitted["sglang"].source
+    vllm = replace(measured, engine="vllm")
+    assert overhead_of(vllm) == fitted["vllm/bf16/h100-80gb"], "its spread is of models that were left out"
+    assert overhead_of(replace(vllm, card=card_of("h200"))) == fitted["vllm/bf16"]
     dense = [each for level, each in fitted.items() if level.split("/")[1:2] != ["mxfp4"]]
     assert all(0.5 < each.factor < 1.2 and 0 < each.spread < 0.4 for each in dense)
-    mixture = replace(measured, model=base_model_of("gpt-oss-120b"), weights="mxfp4")
+    mixture = replace(vllm, model=base_model_of("gpt-oss-120b"), weights="mxfp4", tensor_parallel=2)
     assert overhead_of(mixture) == fitted["vllm/mxfp4/h100-80gb"]
-    assert overhead_of(replace(mixture, engine="sglang")) == EngineOverhead(spread=NOT_FITTED), (
-        "dense models say little"
-    )
+    assert overhead_of(replace(mixture, weights="fp8")) == EngineOverhead(spread=NOT_FITTED), "dense models say little"
+    assert overhead_of(replace(mixture, engine="sglang")) == EngineOverhead(spread=NOT_FITTED)
     assert EngineOverhead(spread=NOT_FITTED).source == ""
 
 

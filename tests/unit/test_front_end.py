@@ -6,9 +6,14 @@ import pytest
 from strategies import build
 
 from sim.policies.front_end import FrontEnd, FrontEndCosts
-from sim.results.records import REFUSED
+from sim.results.point_summary import summarise
+from sim.results.records import REFUSED, Recording
+from sim.spec.profile import load_profile
+from sim.spec.profile_choice import FRONT_END_S, front_end_s
+from sim.studies.evaluate import facts_of
 from sim.world.build import build_world
-from sim.world.replication import assemble
+from sim.world.replication import assemble, simulate
+from sim.world.world import World
 
 COSTS = FrontEndCosts(
     scrape_interval_s=2.0, scrape_s=0.1, series_s=0.01, name_s=0.001, tokenizer_s=0.5, request_s=0.0, max_in_flight=10
@@ -80,3 +85,55 @@ def test_a_request_that_the_front_end_refuses_is_not_counted_inside(monkeypatch:
     status = fleet.run(world.traffic.chunks(0)).requests["status"]
     assert (status == REFUSED).any()
     assert counts == [{}, {}]
+
+
+FEW = {"workload": {"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}}, "adapters": {"count": 4}}
+
+
+def recorded(**fleet: object) -> tuple[World, Recording]:
+    workload = {"requests": 300, "arrivals": {"process": "poisson", "rate": "6/s"}}
+    world = build_world(build(workload=workload, adapters={"count": 20}, fleet={"engine": "vllm-0.12", **fleet}))
+    return world, simulate(world, 0, 1)
+
+
+def test_the_time_in_the_front_end_comes_on_top_and_changes_nothing_else() -> None:
+    _, plain = recorded()
+    world, behind = recorded(front_end_time="50 ms")
+    for name, column in plain.requests.items():
+        later = 0.05 if name in ("admitted_s", "first_token_s", "finished_s") else 0.0
+        assert behind.requests[name] == pytest.approx(column + later, rel=1e-12), name
+    point = summarise([behind], facts_of(world), {}, [])
+    assert point.breakdown["front_end_s"] == pytest.approx(0.05)
+    assert sum(point.breakdown.values()) == pytest.approx(point.metrics["e2e_mean_s"].value)
+
+
+def test_clients_of_a_closed_loop_send_later_by_the_time_in_the_front_end() -> None:
+    """As if they thought for so long: the engine can't tell the two apart."""
+
+    def loop(think: str, front_end: str) -> Recording:
+        arrivals = {"process": "closed", "concurrency": 3, "think": think}
+        fleet = {"engine": "vllm-0.12", "front_end_time": front_end}
+        return simulate(
+            build_world(build(workload={"requests": 200, "arrivals": arrivals}, adapters={"count": 20}, fleet=fleet)),
+            0,
+            1,
+        )
+
+    thinking, behind = loop("300 ms", "0 s"), loop("100 ms", "200 ms")
+    assert behind.requests["arrival_s"] == pytest.approx(thinking.requests["arrival_s"])
+    assert behind.requests["finished_s"] == pytest.approx(thinking.requests["finished_s"] + 0.2)
+
+
+def test_servers_that_were_measured_have_a_front_end_unless_told_otherwise() -> None:
+    def seconds(**fleet: object) -> float:
+        return build_world(build(fleet=fleet, **FEW)).front_end_s
+
+    assert seconds(engine="vllm-0.32") == FRONT_END_S
+    assert seconds(engine="vllm-0.16") == FRONT_END_S
+    assert seconds(engine="vllm-0.12") == seconds(engine="continuous") == seconds(engine="sglang") == 0
+    assert seconds(engine="vllm-0.32", front_end_time="3 ms") == 0.003
+    assert seconds(engine="vllm-0.32", front_end_time="0 s") == 0
+    assert seconds(engine="vllm-0.8", front_end="vllm-0.8-scraped") == 0
+    measured = load_profile("cpu/tiny/vllm-0.32")[0]
+    fleet = build(fleet={"engine": "vllm-0.32"}, **FEW).fleet
+    assert front_end_s(fleet, measured) == measured.front_end_s > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +14,13 @@ from sim.cli.bench_results import BenchFiles, predict_benchmarks
 from sim.cli.commands.fit_command import MeasuredTable, predict_runs
 from sim.cli.measured_values import measured_words
 from sim.cli.options import JobsOption, JsonOption, QuietOption, takes
-from sim.cli.output import message, print_rich, rich_rows, say, say_json
+from sim.cli.output import message, print_rich, progress_bar, rich_rows, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.studies.fidelity.record_costs import RecordCosts
     from sim.studies.fidelity.record_prediction import PredictedMetric
+    from sim.studies.fidelity.serving_stages import Server, ServerErrors, StagePrediction
     from sim.studies.fidelity.step_record import StepRecord
     from sim.studies.fidelity.step_replay import Replay
 
@@ -31,7 +34,7 @@ class FidelityOptions:
         typer.Argument(
             metavar="[FILE]...",
             help="Predict these measured runs: results of vllm bench serve, GuideLLM, AIPerf, GenAI-Perf or "
-            "inference-perf (.json), or a table RUNS.csv.",
+            "inference-perf (.json), or a table RUNS.csv of served hours or of serving stages (docs/validation.md).",
         ),
     ] = None
     scenario: Annotated[
@@ -114,8 +117,125 @@ def _predict(options: FidelityOptions, files: list[Path]) -> None:
     if len(files) > 1:
         raise InputError("one table at a time, or results (.json)", key="FILE", got=", ".join(map(str, files)))
     _refuse_server(options, "a table names its models; --profile-dir gives other profiles")
+    if _is_of_stages(files[0]):
+        _predict_stages(options, files[0])
+        return
     table = MeasuredTable(files[0], options.lengths, options.profile_dir, options.out, options.jobs)
     predict_runs(table, json=options.json, quiet=options.quiet)
+
+
+def _is_of_stages(file: Path) -> bool:
+    """Return whether a table has stages of a serving benchmark, rather than served hours with adapters."""
+    from sim.studies.fidelity.run_cells import read_table
+    from sim.studies.fidelity.serving_stages import KEY_COLUMN
+
+    return KEY_COLUMN in read_table(file).columns
+
+
+def _predict_stages(options: FidelityOptions, file: Path) -> None:
+    """Predict every stage of a serving benchmark, and print measured beside predicted."""
+    from sim.studies.fidelity.run_cells import read_table
+    from sim.studies.fidelity.serving_stages import METRICS, errors_by_server, predict_stages, stages_of
+
+    for key, value in (("--lengths", options.lengths), ("--profile-dir", options.profile_dir), ("--out", options.out)):
+        if value:
+            raise InputError("goes with tables of served hours", key=key, got=str(value))
+    stages = stages_of(read_table(file))
+    with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
+        profiles = {server: _profile_of(server, Path(folder)) for server in {stage.server for stage in stages}}
+        with progress_bar(options.quiet) as progress:
+            predictions = predict_stages(stages, profiles, options.jobs, progress)
+    errors = {
+        metric: errors_by_server(predictions, metric)
+        for metric in METRICS
+        if any(metric in stage.measured for stage in stages)
+    }
+    if options.json:
+        say_json(_stages_json(predictions, errors))
+        return
+    shown = [metric for metric in ("tpot_mean", "tpot_p90", "ttft_mean", "ttft_p99") if metric in errors]
+    heads = [f"{metric.partition('_')[0].upper()} {metric.partition('_')[2]}" for metric in shown]
+    rows = [
+        (each.stage.name, each.stage.server.words, each.stage.load, *(_beside(each, metric) for metric in shown))
+        for each in predictions
+    ]
+    print_rich(rich_rows(("stage", "server", "load", *heads), rows))
+    say("", "Errors: median and 90 % quantile of absolute errors, and the median signed one", "")
+    print_rich(
+        rich_rows(
+            ("server", "stages", *heads),
+            [
+                (words, f"{count:,}", *(_error_words(errors[metric].get(words)) for metric in shown))
+                for words, (count, *_) in errors[shown[0]].items()
+            ],
+        )
+    )
+    for name in sorted({each.profile for each in predictions}):
+        message(f"note: predicted with the profile {name}", options.quiet)
+
+
+def _profile_of(server: Server, folder: Path) -> str | None:
+    """Return the path of a server's profile, built from kernel tables if none comes with loraplan; None: one does."""
+    from sim.spec.profile_choice import has_profile
+
+    if has_profile(server.gpu, server.model, server.engine, server.tensor_parallel):
+        return None
+    from calibrate.kernels.base_models import base_model_of
+    from calibrate.kernels.cards import card_of
+    from calibrate.kernels.kernel_tables import Deployment, engine_of
+    from calibrate.kernels.profile_from_kernels import build_profile
+
+    deployment = Deployment(
+        card_of(server.gpu),
+        base_model_of(server.model),
+        engine_of(server.engine),
+        tensor_parallel=server.tensor_parallel,
+    )
+    path = folder / f"{server.gpu}-{server.model}-{server.tensor_parallel}.json"
+    path.write_text(build_profile(deployment, "loraplan fidelity").profile.model_dump_json())
+    return str(path)
+
+
+def _beside(prediction: StagePrediction, metric: str) -> str:
+    if metric not in prediction.stage.measured:
+        return ""
+    measured, predicted = (values[metric] * 1e3 for values in (prediction.stage.measured, prediction.predicted))
+    return f"{measured:,.1f} {predicted:,.1f} ms {prediction.error(metric):+.0%}"
+
+
+def _error_words(found: ServerErrors | None) -> str:
+    if found is None:
+        return ""
+    _, median, ninety, bias = found
+    return f"{median:.1%} {ninety:.1%} {bias:+.1%}"
+
+
+def _stages_json(
+    predictions: Sequence[StagePrediction], errors: Mapping[str, Mapping[str, ServerErrors]]
+) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "stages": [
+            {
+                "name": each.stage.name,
+                "server": each.stage.server.words,
+                "load": each.stage.load,
+                "profile": each.profile,
+                "metrics": {
+                    f"{name}_s": {"measured": value, "predicted": each.predicted[name], "error": each.error(name)}
+                    for name, value in each.stage.measured.items()
+                },
+            }
+            for each in predictions
+        ],
+        "errors": {
+            f"{metric}_s": {
+                words: dict(zip(("stages", "median", "p90", "bias"), found, strict=True))
+                for words, found in by_server.items()
+            }
+            for metric, by_server in errors.items()
+        },
+    }
 
 
 def _refuse_server(options: FidelityOptions, problem: str) -> None:

@@ -37,6 +37,7 @@ _BATCHING_KEYS = (
     "chunked_prefill",
     "budget_kv_share",
     "front_end",
+    "front_end_time",
     "max_model_len",
     "kv_check",
     "reserved_kv_blocks",
@@ -171,6 +172,10 @@ class ReplicaKeys(Strict):
     ``vllm-0.8-scraped``: an API server that pauses longer and longer whenever its metrics are read (every 2 s) and at
     each adapter's first request, and a client with at most 25,500 open requests. ``s-lora``: a constant 30 ms for each
     request, and a client with at most 28,232 open requests."""
+    front_end_time: Seconds | None = Field(default=None, le=60)
+    """Time that a request spends between client and engine (connection, API server, tokenizer), which TTFT and E2E
+    include. Unset: as measured with the profile; else 7 ms for vLLM from 0.14 on, the median of measured servers
+    (docs/validation.md), and 0 for others, of which none was measured, and with a ``front_end``."""
 
     @field_validator("engine")
     @classmethod

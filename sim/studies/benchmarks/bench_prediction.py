@@ -11,7 +11,6 @@ from sim.errors import InputError
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.benchmarks.bench_run import BenchRun, OpenLoad
 from sim.studies.benchmarks.bench_scenario import bench_scenario, moved_to_run
-from sim.studies.fidelity.client_wait import with_client_wait
 from sim.studies.fidelity.predicted_service import PredictedService, predict_service, predicted_values
 from sim.world.build import build_world
 from sim.world.world import World
@@ -55,7 +54,7 @@ class BenchPrediction:
 
 
 def bench_world(run: BenchRun, base: LoadedScenario | None, profile: str | None) -> World:
-    """Return the world of a run, whose files are all read; clients of a closed loop wait for the time outside.
+    """Return the world of a run, whose files are all read.
 
     :raises InputError: where it can't be simulated.
     """
@@ -63,13 +62,11 @@ def bench_world(run: BenchRun, base: LoadedScenario | None, profile: str | None)
         try:
             loaded = bench_scenario(run, base, profile, Path(folder))
             try:
-                world = build_world(loaded.scenario)
+                return build_world(loaded.scenario)
             except InputError as error:
                 raise loaded.locate(error) from None
         except InputError as error:
             raise moved_to_run(error, run, Path(folder)) from None
-    assert world.profile is not None, "engine fixed is refused"
-    return with_client_wait(world, world.profile.front_end_s)
 
 
 def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | None) -> BenchPrediction:
@@ -79,7 +76,7 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
     """
     world = bench_world(run, base, profile)
     assert world.profile is not None, "engine fixed is refused"
-    predicted = predict_service(world, SIMULATIONS, world.profile.front_end_s)
+    predicted = predict_service(world, SIMULATIONS)
     return BenchPrediction(
         run=run,
         profile=world.profile.name,

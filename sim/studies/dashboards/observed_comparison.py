@@ -69,12 +69,11 @@ def observed_world(scenario: Scenario, requests: int = SIMULATED_REQUESTS) -> Wo
 def compare_observed(service: ObservedService, scenario: Scenario) -> ObservedComparison:
     """Simulate a scenario of the measured traffic, and compare.
 
-    Engines take the time of a request from its arrival in the API server, so what a profile knows of the time between
-    client and engine counts for TTFT and E2E.
+    Engines take the time of a request from its arrival in the API server, so the time in the front end counts for TTFT
+    and E2E.
     """
     world = observed_world(scenario)
-    outside_s = 0.0 if world.profile is None else world.profile.front_end_s
-    predicted = predict_service(world, REPLICATIONS, outside_s)
+    predicted = predict_service(world, REPLICATIONS)
     return ObservedComparison(tuple(_rows(service, predicted)), predicted, world.notes)
 
 

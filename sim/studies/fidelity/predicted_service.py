@@ -60,16 +60,15 @@ class PredictedService:
         return float(np.quantile(values, share)) if len(values) else math.nan
 
 
-def predict_service(world: World, replications: int, outside_s: float = 0.0) -> PredictedService:
+def predict_service(world: World, replications: int) -> PredictedService:
     """Simulate a world, and return how its requests were served.
 
     :param replications: simulations with different random numbers; of a trace, with other orders of adapters in a step.
-    :param outside_s: seconds of each request between client and engine, which TTFT and E2E include.
     """
-    return service_of([simulate(world, number, 1) for number in range(replications)], outside_s)
+    return service_of([simulate(world, number, 1) for number in range(replications)])
 
 
-def service_of(recordings: Sequence[Recording], outside_s: float = 0.0) -> PredictedService:
+def service_of(recordings: Sequence[Recording]) -> PredictedService:
     """Return how the requests of recordings were served, all together."""
     columns = [_measured(recording) for recording in recordings]
     r = {name: np.concatenate([each[name] for each in columns]) for name in columns[0]}
@@ -82,9 +81,9 @@ def service_of(recordings: Sequence[Recording], outside_s: float = 0.0) -> Predi
     cached = r.get("cached_tokens")
     return PredictedService(
         latencies={
-            "ttft": first - arrival + outside_s,
+            "ttft": first - arrival,
             "tpot": (finished - first)[several] / (output[several] - 1),
-            "e2e": finished - arrival + outside_s,
+            "e2e": finished - arrival,
         },
         gap_counts=np.sum([recording.gap_counts.sum(axis=0) for recording in recordings], axis=0),
         gap_sum_s=float(sum(recording.gap_sum_s.sum() for recording in recordings)),
