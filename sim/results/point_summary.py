@@ -459,7 +459,7 @@ def _bucket_uses(m: MeasuredRequests) -> tuple[BucketUse, ...]:
                 float(((waits > 0) | refused)[own].mean()),
                 int(refused[own].sum()),
                 tenant.refuses,
-                float(waits[own & m.completed].sum()) / max(1, np.count_nonzero(m.completed)),
+                float(waits[own & m.completed].sum()) / max(1, int(np.count_nonzero(m.completed))),
                 max(1.0, asked / tenant.bucket_rate) if overloaded else None,
             )
         )
