@@ -435,13 +435,13 @@ def _bucket_uses(m: MeasuredRequests) -> tuple[BucketUse, ...]:
         return ()
     assert facts.tenant_of is not None, "there are tenants"
     measured = joined_columns([r.section_of >= 0 for r in m.recordings])
-    held = [_sent_s(r) - np.asarray(r.requests["arrival_s"], dtype=np.float64) for r in m.recordings]
-    waits: Floats = np.asarray(joined_columns(held), dtype=np.float64)[measured]
+    waits = np.concatenate([_sent_s(r) for r in m.recordings])[measured] - m.column("arrival_s")
     refused = (m.column("status") == REFUSED) & (m.column("marks") & LIMITED > 0)
     tokens = m.column("prompt_tokens").astype(np.float64) + m.column("output_tokens")
     for place, tenant in enumerate(facts.tenants):
         own = facts.tenant_of[m.column("adapter").astype(np.int64)] == place
-        if tenant.bucket_rate is None or not own.any():
+        rate = tenant.bucket_rate
+        if rate is None or not own.any():
             continue
         asked = float(tokens[own].sum() / m.spans.sum())
         grown = came = 0.0
@@ -454,13 +454,13 @@ def _bucket_uses(m: MeasuredRequests) -> tuple[BucketUse, ...]:
         found.append(
             BucketUse(
                 tenant.name,
-                tenant.bucket_rate,
+                rate,
                 asked,
                 float(((waits > 0) | refused)[own].mean()),
                 int(refused[own].sum()),
                 tenant.refuses,
-                float(waits[own & m.completed].sum()) / max(1, int(np.count_nonzero(m.completed))),
-                max(1.0, asked / tenant.bucket_rate) if overloaded else None,
+                float(waits[own & m.completed].sum()) / max(1, int(m.completed.sum())),
+                max(1.0, asked / rate) if overloaded else None,
             )
         )
     return tuple(found)

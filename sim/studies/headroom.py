@@ -177,7 +177,7 @@ class _Search:
             return
         requests, self._passing = recording.requests, []
         tenant = world.traffic.tenant_of[requests["adapter"].astype(np.int64)]
-        tokens = np.add(requests["prompt_tokens"], requests["output_tokens"], dtype=np.float64)
+        tokens = requests["prompt_tokens"].astype(np.float64) + requests["output_tokens"].astype(np.float64)
         for place, spec in enumerate(self._traffic.scenario.tenants):
             own = tenant == place
             asked = rate * float(tokens[own].sum()) / len(tokens)
