@@ -217,7 +217,8 @@ def _loader(point: Point) -> Limit | None:
     busy, load = loader.utilization, loader.offered_load
     if load is not None and load >= 1:
         return Limit("loader", Evidence.LOADER_OVERLOADED, load)
-    if loader.blocks_steps:
+    if loader.blocks_steps:  # copies from host memory block them too, but those come from too few slots
+        busy = busy if loader.storage is None else loader.storage
         evidence = Evidence.LOADS_BLOCK_ALL_IN_HOST if loader.host_holds_all else Evidence.LOADS_BLOCK
         return None if busy is None or busy < LOADING else Limit("loader", evidence, busy)
     stage = largest_stage(point)

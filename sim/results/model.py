@@ -82,6 +82,7 @@ class LoaderUse:
     :ivar offered_load: loader-seconds asked for, over those there are; at 1 or more their queue only grows.
     :ivar blocks_steps: whether a replica loads from storage within its steps, so that nothing is computed meanwhile.
     :ivar host_holds_all: whether host memory has slots for all adapters.
+    :ivar storage: the part of ``utilization`` that is loads from storage, which more host memory would save.
     """
 
     utilization: float | None = None
@@ -89,6 +90,7 @@ class LoaderUse:
     loaders: int | None = None
     blocks_steps: bool = False
     host_holds_all: bool = False
+    storage: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -367,6 +367,7 @@ def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
             facts.loader_places,
             facts.storage_blocks,
             facts.host_holds_all,
+            _storage_share(m),
         ),
         SlotUse(
             blocked_share=min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / own_time),
@@ -417,6 +418,12 @@ def _offered_to_loaders(m: MeasuredRequests) -> float | None:
     of_loaders = _by_loaders(m, m.column("tier"), m.column("replica"))
     asked = of_loaders & ((outcome == MISS) | (full & (outcome == DELAYED_HIT)))
     return float(asked.sum() * occupied_s / loads / places) if places > 0 else None
+
+
+def _storage_share(m: MeasuredRequests) -> float:
+    """Return the share of the loaders' time in which loads from storage run."""
+    places = m.replica_seconds(m.facts.loaders) if m.autoscaled else m.spans * m.facts.loader_places
+    return float(m.loads("from storage")[1].sum()) / max(float(places.sum()), 1e-12)
 
 
 def _by_loaders(m: MeasuredRequests, tier: NDArray[Any], replica: NDArray[Any]) -> NDArray[np.bool_]:

@@ -66,6 +66,7 @@ def test_copies_from_host_memory_count_as_loading_where_they_block_steps(storage
     )
     point = evaluate_scenario(scenario, EvaluationOptions()).point
     assert point.metrics["loader_utilization"].value == pytest.approx(seconds / 70)  # up to the last arrival
+    assert point.capacity.loader.storage == pytest.approx(6 / 70), "only this would more host memory save"
     assert point.capacity.loader.offered_load == pytest.approx(seconds / 70, rel=0.3), "the last load begins later"
 
 
