@@ -291,12 +291,16 @@ def test_rows_of_the_model_that_is_served_are_requests_to_the_base_model(lorapla
     assert scenario.workload.trace.base_model == "org/base"
 
 
-@pytest.mark.parametrize(("gpu", "batch"), [("h100-80gb", (1024, 8192)), ("a100-80gb", (256, 2048))])
+@pytest.mark.parametrize(
+    ("gpu", "batch"), [("h100-80gb", (1024, 8192)), ("a100-80gb", (256, 2048)), ("b200", (1024, 16384))]
+)
 def test_what_a_command_line_leaves_to_vllm_is_vllms_default_on_that_gpu(
     loraplan: CommandLine, gpu: str, batch: tuple[int, int]
 ) -> None:
     fleet = drafted(loraplan, "--gpu", gpu, "--from-vllm", "vllm serve llama-3.1-8b --enable-lora").fleet
     assert (fleet.max_num_seqs, fleet.max_num_batched_tokens) == batch
+    by_hand = load_scenario("quickstart", [f"fleet.gpu={gpu}"]).scenario.fleet
+    assert (by_hand.max_num_seqs, by_hand.max_num_batched_tokens) == batch
 
 
 def test_a_command_line_without_a_model_says_which_one_is_assumed(loraplan: CommandLine) -> None:

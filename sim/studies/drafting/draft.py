@@ -9,8 +9,10 @@ from pathlib import Path
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_reading import EngineCommand, Setting
+from sim.spec.engines import batch_limits
 from sim.spec.files.yaml_text import flow_text
-from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
+from sim.spec.gpus import DEFAULT_GPU
+from sim.spec.profile_choice import DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
 from sim.studies.sweep import check_points
 
@@ -26,9 +28,6 @@ _TRAFFIC = (
 _ADAPTERS = (Setting("adapters.count", 100, EXAMPLE), Setting("adapters.rank", 16, EXAMPLE))
 _GOALS = (Setting("slo.ttft_p99", "1 s", EXAMPLE),)
 _BATCH_KEYS = ("max_num_seqs", "max_num_batched_tokens")
-_LARGE_GPUS, _LARGE_BATCH, _BATCH = ("h100-80gb", "h200", "b200"), (1024, 8192), (256, 2048)
-"""What ``vllm serve`` takes for ``_BATCH_KEYS`` on GPUs of 70 GiB and more other than A100s, and on the rest: vLLM's
-``engine/arg_utils.py``, ``get_batch_defaults``, 0.9 to 0.32."""
 _MOST_TRIES = 8
 
 
@@ -91,9 +90,9 @@ class Draft:
             return
         self.add([Setting("fleet.gpu", DEFAULT_GPU, "not given: yours may be another (loraplan profiles list)")])
         if self.runs_vllm:
-            batch = _LARGE_BATCH if self.settings["fleet.gpu"].value in _LARGE_GPUS else _BATCH
+            limits = batch_limits(str(self.settings["fleet.gpu"].value))
             said = "the default of vllm serve on this GPU; its log says it at the start"
-            self.add([Setting(f"fleet.{key}", value, said) for key, value in zip(_BATCH_KEYS, batch, strict=True)])
+            self.add([Setting(f"fleet.{key}", value, said) for key, value in limits.items()])
         if "workload" not in self.lines:
             self.add(_TRAFFIC)
         if "adapters" not in self.lines:
