@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.spec.engine_versions import release_of, suggest_engine, versions_of
+from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.registry import Entry, Registry
 
 Preset = Mapping[str, Mapping[str, Any]]
@@ -25,7 +26,10 @@ _VLLM: Preset = {
     # lora/ops/triton_ops/lora_kernel_metadata.py, prepare_tensors: a step without any runs no LoRA kernel.
     # v1/core/block_pool.py, free_blocks: until 0.22 blocks return to the end of the free queue, cached or not.
     # v1/core/kv_cache_manager.py, enable_caching: on by default for models that generate.
+    # engine/arg_utils.py, get_batch_defaults: _VLLM_BATCHES has the limits of larger GPUs.
     "fleet": {
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 2048,
         "admission": "skip",
         "load_at": "admission",
         "passed_requests": "keep-order",
@@ -322,9 +326,32 @@ ENGINES = Engines(
 
 DEFAULT_ENGINE = "vllm"
 """What a scenario that names no engine plans for: the newest version of vLLM whose rules are known."""
+_VLLM_BATCHES = {"h100-80gb": (1024, 8192), "h200": (1024, 8192), "b200": (1024, 16384)}
+"""``max_num_seqs`` and ``max_num_batched_tokens`` of ``vllm serve`` on GPUs of 70 GiB and more other than A100s, and of
+160 GiB and more; vLLM 0.28 and 0.32, engine/arg_utils.py, get_batch_defaults."""
 _CAPACITY = ("slots", "size")
 _WITHOUT = {"budget_kv_share": "max_num_batched_tokens"}
 """Keys that a preset fills in only where the scenario leaves out another one as well."""
+
+
+def batch_limits(gpu: str) -> dict[str, int]:
+    """Return what ``vllm serve`` takes for ``max_num_seqs`` and ``max_num_batched_tokens`` on a GPU."""
+    known = gpu_named(gpu)
+    keys = ("max_num_seqs", "max_num_batched_tokens")
+    defaults = tuple(_VLLM["fleet"][key] for key in keys)
+    return dict(zip(keys, _VLLM_BATCHES.get(known.name, defaults) if known else defaults, strict=True))
+
+
+def _of_its_gpu(preset: Preset, fleet: Mapping[str, Any]) -> Preset:
+    """Return vLLM's preset with the limits of a batch on the GPU of a fleet; a profile's file may be of any GPU."""
+    gpu, profile = fleet.get("gpu"), fleet.get("profile")
+    if gpu is None:
+        gpu = DEFAULT_GPU if profile is None else str(profile).partition("/")[0]
+    limits = batch_limits(str(gpu))
+    budget = fleet.get("max_num_batched_tokens")
+    if isinstance(budget, int) and budget > 0:  # every running sequence needs one token of it
+        limits["max_num_seqs"] = min(limits["max_num_seqs"], budget)
+    return _changed(preset, fleet=limits)
 
 
 def fill(data: Any) -> Any:
@@ -337,6 +364,8 @@ def fill(data: Any) -> Any:
     fleet = data.get("fleet", {})
     engine = fleet.get("engine", DEFAULT_ENGINE) if isinstance(fleet, dict) else None
     preset = ENGINES[engine].preset if isinstance(engine, str) and engine in ENGINES else {}
+    if "max_num_seqs" in preset.get("fleet", {}):
+        preset = _of_its_gpu(preset, fleet)
     filled = dict(data)
     for section, values in preset.items():
         given = data.get(section, {})

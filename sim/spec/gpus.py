@@ -22,6 +22,8 @@ class Gpu:
     aliases: tuple[str, ...] = ()
 
 
+DEFAULT_GPU = "h100-80gb"
+"""What a scenario is simulated on that names neither a GPU nor a profile."""
 GPUS = {
     gpu.name: gpu
     for gpu in (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sim.errors import ScenarioError, did_you_mean
 from sim.spec.engine_versions import has_version, is_same_engine, schedules_ahead, version_distance, versions_of
 from sim.spec.engines import ENGINES, engine_words
-from sim.spec.gpus import gpu_named
+from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.profile import Profile, load_profile
 from sim.spec.shelf import Shelved, profiles_of_known_gpus, shelved
 from sim.spec.sibling_profiles import sibling_profile
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from sim.spec.sections.serving import ReplicaKeys
 from sim.spec.units import human_bytes
 
-DEFAULT_GPU = "h100-80gb"
 DEFAULT_MODEL = "llama-3.1-8b"
-"""What a scenario is simulated with that names neither these nor a profile."""
+"""What a scenario is simulated with that names neither a base model nor a profile."""
 BASE_MODELS = (
     "codellama-34b",
     "gpt-oss-120b",

@@ -177,7 +177,7 @@ def test_check_says_ok_and_shows_where_values_come_from(loraplan: CommandLine) -
     assert rows["cache.gpu.slots"].split()[1:] == ["48", "--set"]
     assert "burst.yaml:" in rows["workload.arrivals.cv"]
     assert "quickstart.yaml:" in rows["adapters.count"]
-    assert rows["fleet.max_num_seqs"].split()[1:] == ["256", "default"]
+    assert rows["fleet.max_num_seqs"].split()[1:] == ["256", "engine", "vllm"]
 
 
 def test_scenarios_are_listed_and_a_copy_runs(loraplan: CommandLine, tmp_path: Path) -> None:

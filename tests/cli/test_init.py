@@ -320,6 +320,8 @@ def test_what_a_command_line_leaves_to_vllm_is_vllms_default_on_that_gpu(
 ) -> None:
     fleet = drafted(loraplan, "--gpu", gpu, "--from-vllm", "vllm serve llama-3.1-8b --enable-lora").fleet
     assert (fleet.max_num_seqs, fleet.max_num_batched_tokens) == batch
+    by_hand = load_scenario("quickstart", [f"fleet.gpu={gpu}"]).scenario.fleet
+    assert (by_hand.max_num_seqs, by_hand.max_num_batched_tokens) == batch
 
 
 @pytest.mark.parametrize(("version", "share"), [("", 0.92), (":v0.25.0", 0.92), (":v0.24.1", 0.9), (":v0.9.1", 0.9)])

@@ -374,7 +374,7 @@ def test_command_lines_word_for_word(base: Path) -> None:
     full = ["cache.host.slots=64", "fleet.max_model_len=4096", "fleet.gpu_memory_utilization=0.8", "adapters.rank=24"]
     vllm = "vllm serve MODEL --enable-lora --max-loras 8 --max-lora-rank"
     cold = ["fleet.kv_tokens=40000", "fleet.prefix_caching=false"]
-    batch = "--max-num-seqs 256 --max-num-batched-tokens 2048"
+    batch = "--max-num-seqs 1024 --max-num-batched-tokens 8192"
     assert engine_flags(load_scenario("base.yaml", ["fleet.engine=vllm-0.32", *full]).scenario, KV) == {
         "vLLM": f"{vllm} 32 --max-cpu-loras 64 {batch} --max-model-len 4096 --gpu-memory-utilization 0.8 "
         "--block-size 16 --enable-prefix-caching"

@@ -328,7 +328,7 @@ CONTRADICTED = "sweep: {fleet.max_num_batched_tokens: [256, 4096]}\n"
 
 def test_a_set_may_contradict_points_that_are_not_simulated(base: Path) -> None:
     source = write(base.parent / "swept.yaml", BASE + CONTRADICTED)
-    assert load_scenario(str(source)).scenario.fleet.max_num_seqs == 256
+    assert load_scenario(str(source)).scenario.fleet.max_num_seqs == 1024
     message = (
         f"{source}:15: sweep.fleet.max_num_batched_tokens: every running sequence needs one token of the budget "
         "(got max_num_batched_tokens 256, max_num_seqs 512, allowed: at least max_num_seqs)"

@@ -198,8 +198,8 @@ def _answers() -> list[Setting]:
     from rich.prompt import FloatPrompt, IntPrompt, Prompt
 
     from sim.spec.engine_flags.command_reading import Setting
-    from sim.spec.gpus import GPUS
-    from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
+    from sim.spec.gpus import DEFAULT_GPU, GPUS
+    from sim.spec.profile_choice import DEFAULT_MODEL
     from sim.spec.units import parse_rate, parse_seconds
 
     say("Enter takes the default. All answers can be changed in the file.")

@@ -89,9 +89,11 @@ class ReplicaKeys(Strict):
     service: TimeOrLaw | None = None
     """Engine ``fixed`` only: the time one request takes, such as ``10 ms`` or a law."""
     max_num_seqs: PositiveInt = 256
-    """Sequences in one batch, at most."""
+    """Sequences in one batch, at most. With vLLM, unset: what ``vllm serve`` takes on ``gpu``, 1024 on h100-80gb, h200
+    and b200."""
     max_num_batched_tokens: PositiveInt = Field(default=2048, le=MAX_TOKENS)
-    """Token budget of one step; longer prefills are split into chunks."""
+    """Token budget of one step; longer prefills are split into chunks. With vLLM, unset: what ``vllm serve`` takes on
+    ``gpu``, 8192 on h100-80gb and h200, 16384 on b200."""
     budget_kv_share: float = Field(default=0.0, ge=0, le=1)
     """The token budget is at least this share of the KV cache's tokens. S-LoRA: a sixth, unless
     ``max_num_batched_tokens`` is given."""

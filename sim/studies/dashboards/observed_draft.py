@@ -11,7 +11,7 @@ from typing import Literal
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_reading import Setting
 from sim.spec.files.yaml_text import flow_text
-from sim.spec.profile_choice import DEFAULT_GPU
+from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.units import human_seconds
 from sim.studies.dashboards.engine_metrics import counter_name

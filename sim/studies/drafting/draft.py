@@ -10,8 +10,10 @@ from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_reading import EngineCommand, Setting
 from sim.spec.engine_versions import nearest_version, release_of
+from sim.spec.engines import batch_limits
 from sim.spec.files.yaml_text import flow_text
-from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
+from sim.spec.gpus import DEFAULT_GPU
+from sim.spec.profile_choice import DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
 from sim.studies.sweep import check_points
 
@@ -27,9 +29,6 @@ _TRAFFIC = (
 _ADAPTERS = (Setting("adapters.count", 100, EXAMPLE), Setting("adapters.rank", 16, EXAMPLE))
 _GOALS = (Setting("slo.ttft_p99", "1 s", EXAMPLE),)
 _BATCH_KEYS = ("max_num_seqs", "max_num_batched_tokens")
-_LARGE_BATCHES, _BATCH = {"h100-80gb": (1024, 8192), "h200": (1024, 8192), "b200": (1024, 16384)}, (256, 2048)
-"""What ``vllm serve`` takes for ``_BATCH_KEYS`` on GPUs of 70 GiB and more other than A100s (of 160 GiB with
-larger steps), and on the rest: vLLM's ``engine/arg_utils.py``, ``get_batch_defaults``, 0.32 and 0.33."""
 _LARGER_SHARE_FROM = (0, 25)
 _MOST_TRIES = 8
 
@@ -97,9 +96,9 @@ class Draft:
             return
         self.add([Setting("fleet.gpu", DEFAULT_GPU, "not given: yours may be another (loraplan profiles list)")])
         if self.runs_vllm:
-            batch = _LARGE_BATCHES.get(str(self.settings["fleet.gpu"].value), _BATCH)
+            limits = batch_limits(str(self.settings["fleet.gpu"].value))
             said = "the default of vllm serve on this GPU; its log says it at the start"
-            self.add([Setting(f"fleet.{key}", value, said) for key, value in zip(_BATCH_KEYS, batch, strict=True)])
+            self.add([Setting(f"fleet.{key}", value, said) for key, value in limits.items()])
             if "fleet.kv_tokens" not in self.settings:
                 self.add([_memory_share(str(self.settings["fleet.engine"].value))])
         if "workload" not in self.lines:
