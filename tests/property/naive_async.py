@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import naive_blocks as plain
 from naive import BASE, COMPLETED, DELAYED_HIT, MISS, STORAGE, Job, Touching, TwinFleet
 
 from sim.policies.costs import load_seconds
@@ -387,3 +388,82 @@ class AsyncFleet(TwinFleet):
 
     def kind(self) -> type[AsyncEngine]:
         return AsyncEngine
+
+
+class AheadBlocks(plain.NaiveEngine):
+    """Steps of real blocks and tokens, scheduled ahead; ``max_loras`` counts all running requests.
+
+    :param stops: indices of the requests that end by a stop token.
+    """
+
+    def __init__(self, rules: plain.Rules, stops: set[int]) -> None:
+        super().__init__(rules)
+        self.stops = stops
+        self.placeholders: dict[int, int] = {}
+        self.lives: dict[int, int] = {}
+        self.done: set[int] = set()
+        self.before: list[tuple[plain.Job, int]] = []  # of the step ahead: who gets a token, and in which life
+
+    def step(self) -> plain.Stepped:
+        rules, stepped = self.rules, plain.Stepped()
+        budget = rules.max_tokens
+        for job in list(self.running):
+            coming = self.placeholders.get(job.index, 0)
+            foreseen = job.index not in self.stops and job.generated + coming == len(job.answer)
+            if job not in self.running or foreseen:
+                continue
+            tokens = min(len(job.tokens) + coming - job.computed, budget)
+            while self._lacking(job, job.computed + tokens) > len(self.free):
+                victim = self.running.pop()
+                self._preempt(victim, stepped)
+                if victim is job:
+                    break
+            if job in self.running and tokens:
+                self._schedule(job, tokens, stepped)
+                budget -= tokens
+        if not stepped.preempted:
+            self._admit(budget, stepped)
+        before, self.before = self.before, []
+        for job in self.running:
+            coming = self.placeholders.get(job.index, 0)
+            if job.index in stepped.scheduled and job.computed == len(job.tokens) + coming:
+                self.placeholders[job.index] = coming + 1
+                self.before.append((job, self.lives.get(job.index, 0)))
+        for job, life in before:
+            if job.index not in self.done:
+                self._take_token(job, life, stepped)
+        return stepped
+
+    def _take_token(self, job: plain.Job, life: int, stepped: plain.Stepped) -> None:
+        job.generated += 1
+        if life == self.lives.get(job.index, 0):
+            self.placeholders[job.index] -= 1
+            self._make_known(job, job.computed - self.placeholders[job.index], stepped)
+        if job.generated == len(job.answer):
+            self.done.add(job.index)
+            (self.running if job in self.running else self.waiting).remove(job)
+            self._give_back(job)
+            stepped.ended.append(job.index)
+
+    def _schedule(self, job: plain.Job, tokens: int, done: plain.Stepped) -> None:
+        for _ in range(self._lacking(job, job.computed + tokens)):
+            block = self.free.pop(0)
+            done.overwritten += block.content is not None
+            block.content, block.users = None, 1
+            job.blocks.append(block)
+        job.computed += tokens
+        self._make_known(job, min(job.computed, len(job.tokens)), done)
+        done.scheduled[job.index] = tokens
+
+    def _make_known(self, job: plain.Job, tokens: int, done: plain.Stepped) -> None:
+        for number in range(tokens // self.rules.size):
+            if job.blocks[number].content is None:
+                self.filled += 1
+                content = plain.LOST if job.stale else self._content(job, number)
+                done.twins += any(block.content == content for block in self.blocks)
+                job.blocks[number].content, job.blocks[number].filled = content, self.filled
+
+    def _preempt(self, job: plain.Job, done: plain.Stepped) -> None:
+        super()._preempt(job, done)
+        self.placeholders[job.index] = 0
+        self.lives[job.index] = self.lives.get(job.index, 0) + 1

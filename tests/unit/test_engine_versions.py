@@ -59,7 +59,7 @@ def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, 
         ("vllm-0.22", "vllm-0.19", "vllm-0.22 (rules of 0.19 to 0.22)"),
         ("vllm_0.30", "vllm-0.23", "vllm_0.30 (rules of 0.23 to 0.30)"),
         ("vllm-0.9", "vllm-0.8", "vllm-0.9 (rules of 0.8.3 to 0.9.1)"),
-        ("VLLM v0.16.0", "vllm-0.8", "VLLM v0.16.0 (rules of 0.14 to 0.17)"),
+        ("VLLM v0.16.0", "vllm-0.14", "VLLM v0.16.0 (rules of 0.14 to 0.17)"),
         ("vllm_0.31.2+cpu", "vllm-0.32", "vllm_0.31.2+cpu (rules of 0.31 and 0.32)"),
         ("sglang", "sglang", "sglang"),
         ("SGLang", "sglang", "SGLang (rules of 0.5.7 to 0.5.23)"),
@@ -83,8 +83,8 @@ def test_a_version_finds_the_preset_with_its_rules(name: str, preset: str, words
             "the nearest preset is vllm-0.8: vLLM 0.8.0 to 0.8.2 differs in one rule: a request over the "
             "adapter limit holds up all behind it",
         ),
-        ("vllm-0.99", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
-        ("vllm-1.0", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
+        ("vllm-0.99", "the nearest preset is vllm-0.33: vLLM from 0.34 on was not read; this is the newest preset"),
+        ("vllm-1.0", "the nearest preset is vllm-0.33: vLLM from 0.34 on was not read; this is the newest preset"),
         ("vllm-0.16 nightly", "write vllm-0.16"),
         ("vllm-", "did you mean 'vllm'?"),
         ("vllmm", "did you mean 'vllm'?"),
@@ -108,7 +108,7 @@ def test_a_version_finds_the_preset_with_its_rules(name: str, preset: str, words
         ("continous", "did you mean 'continuous'?"),
         (
             "vllm-0." + "9" * 5000,
-            "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset",
+            "the nearest preset is vllm-0.33: vLLM from 0.34 on was not read; this is the newest preset",
         ),
         ("tgi", None),
         ("", None),
@@ -143,7 +143,7 @@ def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
                 "rules are simulated"
             ],
         ),
-        ("vllm-0.16", None, ["engine vllm-0.16 has the rules of 0.14 to 0.17 (preset vllm-0.8)"]),
+        ("vllm-0.16", None, ["engine vllm-0.16 has the rules of 0.14 to 0.17 (preset vllm-0.14)"]),
         (
             "sglang",
             "vLLM 0.8.5, V1",

@@ -221,7 +221,7 @@ class PrefixStore(PrefixLookup):
         due = queue.blocks - self._free - self._phases[step % size]  # as note_free: never negative, decodes have theirs
         if due > queue.due:
             queue.due = due
-        if len(requests) > 1 and (self._held or self._unfilled):
+        if len(requests) > 1 and (self._held or self._unfilled or self.lags):
             requests = sorted(requests, key=_place)
         for request in requests:  # mostly a single one; its last block is freed first
             index, last_step = request.index, request.last_step
