@@ -20,7 +20,7 @@ from sim.results.run_directory.result_files import write_json  # noqa: E402
 
 FOLDER = ROOT / "scenarios" / "profiles"
 CARDS = ("h100-80gb", "h200", "b200", "a100-80gb", "l40s")
-SMALL = ("llama-3.1-8b", "qwen2.5-7b", "qwen2.5-14b", "mistral-7b", "qwen3-8b")
+SMALL = ("llama-3.1-8b", "qwen2.5-7b", "qwen2.5-14b", "mistral-7b", "qwen3-8b", "qwen3-14b")
 LARGE_CARDS = ("h100-80gb", "h200", "b200")
 LARGE = [(card, model, gpus) for card in LARGE_CARDS for model in ("llama-3.1-70b", "qwen3-32b") for gpus in (2, 4)]
 MIXTURE = ("h200", "gpt-oss-120b", "mxfp4")
