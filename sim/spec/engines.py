@@ -69,8 +69,14 @@ _SGLANG: Preset = {
     # model is put into a slot at the start. arg_groups/fields/lora.py: max_loras_per_batch 8. All registered
     # adapters are in host memory; max_loaded_loras (cache.host.slots) limits them, and those it drove out are read
     # again when a request for them arrives. lora_manager.py, validate_lora_batch and fetch_new_loras: a request to the
-    # base model counts for max_loras_per_batch as adapter None, and takes a slot of zeros.
-    "cache": {"gpu": {"slots": 8, "base_model_slot": True}, "host": {"fill": "start"}, "eviction": "lru"},
+    # base model counts for max_loras_per_batch as adapter None, and takes a slot of zeros. lora/mem_pool.py,
+    # prepare_lora_batch: only the adapters of the batch about to run keep their slots.
+    "cache": {
+        "gpu": {"slots": 8, "base_model_slot": True},
+        "host": {"fill": "start"},
+        "eviction": "lru",
+        "protects": "batch",
+    },
     # model_executor/forward_batch_info.py: the batch's adapters are fetched right before it runs. With
     # --enable-lora-overlap-loading: mode overlap, one loader, load_at admission.
     "storage": {"mode": "blocking"},
@@ -319,7 +325,25 @@ def fill(data: Any) -> Any:
         if isinstance(given, dict):
             meant = {key: value for key, value in values.items() if given.get(_WITHOUT.get(key, "")) is None}
             filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in meant.items()}}
+    if not _has_batch_slots(filled) and isinstance(filled.get("cache"), dict):
+        kept = data.get("cache") or {}
+        filled["cache"] = {key: value for key, value in filled["cache"].items() if key != "protects" or key in kept}
     return filled
+
+
+def _has_batch_slots(filled: Mapping[str, Any]) -> bool:
+    """Return whether a scenario keeps to SGLang's slots; with other rules for adapters, those in use are protected."""
+    sections = (filled.get("cache"), filled.get("fleet"), filled.get("storage"))
+    cache, fleet, storage = (section if isinstance(section, dict) else {} for section in sections)
+    gpu = cache.get("gpu")
+    return (
+        cache.get("eviction") in ("lru", "fifo")
+        and isinstance(gpu, dict)
+        and gpu.get("base_model_slot") is True
+        and gpu.get("size") is None
+        and storage.get("mode") == "blocking"
+        and fleet.get("admission") == "skip"
+    )
 
 
 def _filled(value: Any, given: Any) -> Any:

@@ -21,13 +21,21 @@ from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
 from sim.world.memory.gpu_memory import padded_rank
-from sim.world.memory.replica_caches import fetched_copies, gpu_cache, host_tier, unified_cache, vllm_cache
+from sim.world.memory.replica_caches import (
+    batch_slots_cache,
+    fetched_copies,
+    gpu_cache,
+    host_tier,
+    unified_cache,
+    vllm_cache,
+)
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
 from sim.world.replica.front_end_server import FrontEndServer
 from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
+from sim.world.replica.modes.batch_slots_mode import BatchSlotsMode
 from sim.world.replica.modes.model_turns_mode import TurnsOfModels
 from sim.world.replica.modes.per_adapter import PerAdapterQueues
 from sim.world.replica.modes.prefetching import Prefetching
@@ -72,6 +80,11 @@ def make_mode(
         # With priorities, passed requests go back to their places (vLLM's request_queue.py, prepend_requests).
         passed = "keep-order" if scenario.fleet.scheduling == "priority" else scenario.fleet.passed_requests
         return VllmLru(slots, vllm_queue(slots, passed), reload_s, context)
+    if mode == modes.BATCH_SLOTS:
+        batch_slots = batch_slots_cache(world)
+        passing = ClaimingQueue(batch_slots, None, stop=False, gives_up=True)
+        reload_s = reload_times(scenario, world.profile, world.population, draws)
+        return BatchSlotsMode(batch_slots, host_tier(world, batch_slots), passing, reload_s, context)
     discards = scenario.cache.eviction == "discard-when-idle"
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
     if mode == modes.UNIFIED:

@@ -244,6 +244,10 @@ class Cache(Strict):
             "docs/own-policy.md."
         ),
     )
+    protects: Literal["running", "batch"] = "running"
+    """Which adapters can't be evicted. ``running``: those of running requests. ``batch``: those of the step about to
+    run, as in SGLang, where a prefill may evict adapters of requests that decode, and their next step loads them again.
+    The base model then counts as an adapter."""
     cycle: Seconds = Field(default=2.0, gt=0)
     """With ``eviction: cycle``: how long an adapter may keep its place while its queue isn't empty and others wait."""
     pinned: NonNegativeInt = 0
