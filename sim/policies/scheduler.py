@@ -90,6 +90,7 @@ class Scheduler:
     :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted between them; the world
         records and empties the list.
     :ivar preempted: preemptions so far.
+    :ivar overrunning: requests that have ended, but take part in the step just decided, which cannot know it.
     :ivar paused: with ``prefill_first``, decoding sequences that wait for prefills: (time of their last token, how
         many).
     """
@@ -115,6 +116,7 @@ class Scheduler:
         self.toggled: list[int] | None = None
         self.blocked = UNBLOCKED
         self.preempted = 0
+        self.overrunning: list[Request] = []
         self.paused: list[tuple[float, int]] = []
         self.recompute_gaps: list[float] = []
         self._chooses, self._caches = waiting.chooses, kv.caches

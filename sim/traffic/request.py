@@ -27,6 +27,7 @@ class Request:
 
     :ivar load_s, host_load_s: time of the load that it may have to start, from storage and from host memory.
     :ivar service_s: service time, for engine ``fixed``.
+    :ivar max_tokens: its limit. Above ``output_tokens``, the answer ends with the end token, which no engine can foresee.
     :ivar key: place in the waiting queue; the lowest is first.
     :ivar claimed: whether it counts as a user of its adapter, if loads start at admission.
     :ivar asked_s: time at which it asked for a load; unset before.
@@ -54,7 +55,7 @@ class Request:
     __slots__ = (
         "adapter", "admitted_s", "arrival_s", "asked_s", "cached_tokens", "chunk", "claimed", "context",
         "first_token_s", "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s",
-        "load_s", "load_wait_s", "outcome", "output_tokens", "place", "preemptions", "prompt_tokens", "service_s",
+        "load_s", "load_wait_s", "max_tokens", "outcome", "output_tokens", "place", "preemptions", "prompt_tokens", "service_s",
         "session", "shared", "tenant", "text_key", "tier", "to_prefill",
     )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
@@ -80,7 +81,7 @@ class Request:
         self.arrival_s = arrival_s
         self.adapter = adapter
         self.prompt_tokens = self.to_prefill = prompt_tokens
-        self.output_tokens = output_tokens
+        self.output_tokens = self.max_tokens = output_tokens
         self.load_s = load_s
         self.host_load_s = host_load_s
         self.service_s = service_s
@@ -112,6 +113,7 @@ class Request:
         )
         fresh.session = self.session
         fresh.tenant = self.tenant
+        fresh.max_tokens = self.max_tokens
         return fresh
 
 

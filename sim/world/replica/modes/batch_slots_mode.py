@@ -42,7 +42,8 @@ class BatchSlotsMode(AdapterMode):
         if self._whole_batch and not (batch.adapters_changed or step.prefills):
             return 0.0
         batch.adapters_changed = False
-        self._whole_batch = step.decoding > 0
+        decodes = step.decoding > 0 or bool(batch.overrunning)
+        self._whole_batch = decodes and not batch.overrunning
         unloaded, self.waiting.unloaded = self.waiting.unloaded, []
         first: dict[int, Request] = {}
         for request in unloaded:
@@ -54,7 +55,7 @@ class BatchSlotsMode(AdapterMode):
         end_s = start_s
         tiers: dict[int, int] = {}
         lost: list[int] = []
-        members = batch.running if self._whole_batch else step.prefills
+        members = [*batch.running, *batch.overrunning] if decodes else step.prefills
         for adapter in self._slots.fetch({request.adapter for request in members}):
             if adapter == self._base_model:
                 continue
