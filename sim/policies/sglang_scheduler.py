@@ -17,7 +17,16 @@ from typing import Final
 from sim.policies.admission import ClaimingQueue, by_key
 from sim.policies.costs import NO_DETAILS, StepCosts
 from sim.policies.kv.radix_memory import RadixMemory
-from sim.policies.scheduler import BY_ADAPTER_LIMIT, BY_BATCH_SLOTS, BY_KV, LOWEST_KEY, UNBLOCKED, Limits, Scheduler, Step
+from sim.policies.scheduler import (
+    BY_ADAPTER_LIMIT,
+    BY_BATCH_SLOTS,
+    BY_KV,
+    LOWEST_KEY,
+    UNBLOCKED,
+    Limits,
+    Scheduler,
+    Step,
+)
 from sim.traffic.request import Request
 
 CLIP: Final = 4096
@@ -96,7 +105,7 @@ class SglangScheduler(Scheduler):
         self._full = False
         self._full_reason = UNBLOCKED
         self._scans = 0
-        self._scanned_queue = False  # whether the last plan looked at the queue
+        self._scanned_queue = False  # whether the last plan looked at the queue, and each equal step does again
         self._again = False  # whether a plan without a batch may be followed by another one at once
         self._decodes = False  # whether the step just decided decodes
         self._decays = 0  # 1: its first step lets the ratio fall
@@ -152,8 +161,12 @@ class SglangScheduler(Scheduler):
         step.decoding = memory.decoding
         step.tokens = prompt_tokens + computing
         details = self.details() if costs.detailed else NO_DETAILS
-        step.first_s = costs.step(step.tokens, memory.tokens + computing, self.distinct_adapters, self._rank_sum, details)
+        step.first_s = costs.step(
+            step.tokens, memory.tokens + computing, self.distinct_adapters, self._rank_sum, details
+        )
         step.growth_s = costs.per_kv_token_s * step.decoding
+        if self._full:
+            self._scanned_queue = False
         changes = step.prefills or self.paused or taken_in or self.preempted > preempted
         step.steps = 1 if changes else self._steps_without_change()
         return step
@@ -284,15 +297,19 @@ class SglangScheduler(Scheduler):
         """Choose a request if it finds room; return whether the scan goes on."""
         memory, left = self._memory, self._left
         todo, page = request.to_prefill - known, memory.size
+        whole = memory.pages(todo) <= left
         if self._ignores_end and not memory.tree:
             if not self._fits_to_its_limit(request, memory.pages(todo) + page):
                 return NO_MEMORY
+            page, whole = 1, todo <= left  # this test cuts prompts anywhere
         else:
-            answer = min(max(request.max_tokens - request.generated, 0), CLIP)
+            # SGLang cuts limits so that each request fits alone.
+            most = memory.total * page - page - 1 - known - todo
+            answer = min(max(request.max_tokens - request.generated, 0), CLIP, most)
             if todo + answer + page >= memory.room_beside_found() - self._taken:
                 return NO_MEMORY
         chunk = todo
-        if memory.pages(todo) > left:
+        if not whole:
             if self.limits.chunked:
                 chunk = (known + left // page * page) // page * page - known
                 if chunk <= 0:
@@ -360,6 +377,8 @@ class SglangScheduler(Scheduler):
             return False
         order = [r for r in self.running if r.index not in self._ended]
         given = {r.index: self._given(r) for r in order}
+        if not order:
+            return False  # all have ended, and none knows it yet
         order.sort(key=lambda r: (given[r.index], -r.prompt_tokens), reverse=True)
         while len(order) > 1:
             self._retract(order[-1], given[order[-1].index], now)
@@ -368,11 +387,11 @@ class SglangScheduler(Scheduler):
             if memory.reserve_decodes():
                 break
         assert memory.reserve_decodes(), "one request always fits"
-        others = [r for r in self.running if r.index in self._ended]
+        order += [r for r in self.running if r.index in self._ended and r.max_tokens > r.output_tokens]
         self.running.clear()
-        self.running.update(dict.fromkeys([*order, *others]))
+        self.running.update(dict.fromkeys(order))
         self._full = False
-        tokens = sum([given[r.index] for r in order]) + RETRACT_STEPS * len(order)
+        tokens = sum([self._given(r) for r in order]) + RETRACT_STEPS * len(order)
         self.ratio = min(1.0, tokens / (sum([r.max_tokens for r in order]) + 1))
         return True
 

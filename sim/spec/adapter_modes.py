@@ -203,6 +203,29 @@ OTHER_CHOICES = (
         )
     ),
     Choice(
+        "ratio",
+        "SGLang's scheduler.",
+        set_by={"fleet.kv_check": "ratio"},
+        needs=(
+            Need(
+                {"cache.protects": Only("batch"), "fleet.admission_interval": Only(1)},
+                "this is SGLang's scheduler, which needs its slots and looks at its queue in every step",
+                at="fleet.kv_check",
+                hint="choose engine sglang, or another kv_check",
+            ),
+        ),
+    ),
+    Choice(
+        "overlap-schedule",
+        "Steps are planned before the result of the one before is known.",
+        set_by={"fleet.overlap_schedule": True},
+        needs=(
+            Need(
+                {"fleet.kv_check": Only("ratio")}, "this is a rule of SGLang's scheduler", at="fleet.overlap_schedule"
+            ),
+        ),
+    ),
+    Choice(
         "fixed",
         "One request at a time, without steps or tokens. It loads at arrival.",
         set_by={"fleet.engine": "fixed"},

@@ -62,6 +62,9 @@ _SGLANG: Preset = {
         "admission": "skip",
         "max_num_batched_tokens": 8192,
         "block_size": 1,
+        # managers/schedule_policy.py, PrefillAdder; scheduler.py, event_loop_overlap: the default on GPUs.
+        "kv_check": "ratio",
+        "overlap_schedule": True,
         # mem_cache/radix_cache.py: on unless --disable-radix-cache; a request's lora_id is part of the key.
         "prefix_caching": True,
     },
@@ -325,16 +328,26 @@ def fill(data: Any) -> Any:
         if isinstance(given, dict):
             meant = {key: value for key, value in values.items() if given.get(_WITHOUT.get(key, "")) is None}
             filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in meant.items()}}
-    if not _has_batch_slots(filled) and isinstance(filled.get("cache"), dict):
-        kept = data.get("cache") or {}
-        filled["cache"] = {key: value for key, value in filled["cache"].items() if key != "protects" or key in kept}
+    if preset is _SGLANG and all(isinstance(filled[section], dict) for section in preset):
+        _leave_out_what_does_not_fit(filled, data)
     return filled
 
 
-def _has_batch_slots(filled: Mapping[str, Any]) -> bool:
+def _leave_out_what_does_not_fit(filled: dict[str, Any], data: Mapping[str, Any]) -> None:
+    """Leave out what the preset says of SGLang's slots and scheduler where a scenario chooses rules beside them."""
+    cache, fleet = filled["cache"], filled["fleet"]
+    if not _has_batch_slots(cache, fleet, filled["storage"]) and data.get("cache", {}).get("protects") is None:
+        del cache["protects"]
+    given = data.get("fleet", {})
+    alone = cache.get("protects") == "batch" and fleet.get("admission_interval", 1) == 1
+    if not alone and given.get("kv_check") is None:
+        del fleet["kv_check"]
+    if fleet.get("kv_check") != "ratio" and given.get("overlap_schedule") is None:
+        del fleet["overlap_schedule"]
+
+
+def _has_batch_slots(cache: Mapping[str, Any], fleet: Mapping[str, Any], storage: Mapping[str, Any]) -> bool:
     """Return whether a scenario keeps to SGLang's slots; with other rules for adapters, those in use are protected."""
-    sections = (filled.get("cache"), filled.get("fleet"), filled.get("storage"))
-    cache, fleet, storage = (section if isinstance(section, dict) else {} for section in sections)
     gpu = cache.get("gpu")
     return (
         cache.get("eviction") in ("lru", "fifo")

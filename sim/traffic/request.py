@@ -27,7 +27,7 @@ class Request:
 
     :ivar load_s, host_load_s: time of the load that it may have to start, from storage and from host memory.
     :ivar service_s: service time, for engine ``fixed``.
-    :ivar max_tokens: its limit. Above ``output_tokens``, the answer ends with the end token, which no engine can foresee.
+    :ivar max_tokens: its limit. Above ``output_tokens``, the answer ends with the end token, which nothing foresees.
     :ivar key: place in the waiting queue; the lowest is first.
     :ivar claimed: whether it counts as a user of its adapter, if loads start at admission.
     :ivar asked_s: time at which it asked for a load; unset before.
@@ -55,8 +55,8 @@ class Request:
     __slots__ = (
         "adapter", "admitted_s", "arrival_s", "asked_s", "cached_tokens", "chunk", "claimed", "context",
         "first_token_s", "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s",
-        "load_s", "load_wait_s", "max_tokens", "outcome", "output_tokens", "place", "preemptions", "prompt_tokens", "service_s",
-        "session", "shared", "tenant", "text_key", "tier", "to_prefill",
+        "load_s", "load_wait_s", "max_tokens", "outcome", "output_tokens", "place", "preemptions", "prompt_tokens",
+        "service_s", "session", "shared", "tenant", "text_key", "tier", "to_prefill",
     )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
     chunk: int
@@ -131,6 +131,7 @@ class ArrivingRequests:
     :param arrival_s, load_s, host_load_s, service_s: packed floats: fields of ``Request``.
     :param adapter, prompt_tokens, output_tokens, tenant: packed integers; no tenants: empty.
     :param text: ``shared`` and ``text_key`` of each, where requests share text.
+    :param max_tokens: the limit of all whose answers are shorter; the others end by their limit.
     """
 
     def __init__(
@@ -142,8 +143,10 @@ class ArrivingRequests:
         times_s: tuple[bytes, bytes, bytes],
         tenant: bytes = b"",
         text: Iterator[tuple[Runs, int]] | None = None,
+        max_tokens: int = 0,
     ) -> None:
         self._index = first
+        self._max_tokens = max_tokens
         self._place: i64 = 0
         self._end: i64 = len(arrival_s)
         self._arrival_s, self._adapter, self._tenant, self._text = arrival_s, adapter, tenant, text
@@ -170,6 +173,8 @@ class ArrivingRequests:
         )
         if self._text is not None:
             request.shared, request.text_key = next(self._text)
+        if self._max_tokens > request.output_tokens:
+            request.max_tokens = self._max_tokens
         if self._tenant:
             request.tenant = read_i64_le(self._tenant, place)
         return request

@@ -13,10 +13,12 @@ from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.kv.kv_store import KvStore
 from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.kv.radix_memory import RadixMemory
 from sim.policies.kv.until_preemption import CountUntilPreemption
 from sim.policies.queues.fair_queue import FairQueue, FairScheduler
 from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
+from sim.policies.sglang_scheduler import RejoiningQueue, SglangScheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
@@ -82,7 +84,8 @@ def make_mode(
         return VllmLru(slots, vllm_queue(slots, passed), reload_s, context)
     if mode == modes.BATCH_SLOTS:
         batch_slots = batch_slots_cache(world)
-        passing = ClaimingQueue(batch_slots, None, stop=False, gives_up=True)
+        make_queue = RejoiningQueue if scenario.fleet.kv_check == "ratio" else ClaimingQueue
+        passing = make_queue(batch_slots, None, stop=False, gives_up=True)
         reload_s = reload_times(scenario, world.profile, world.population, draws)
         return BatchSlotsMode(batch_slots, host_tier(world, batch_slots), passing, reload_s, context)
     discards = scenario.cache.eviction == "discard-when-idle"
@@ -155,6 +158,20 @@ def make_server(
         world.batched_tokens,
         padded_rank(world.profile, world.population),
     )
+    if fleet.kv_check == "ratio":
+        assert isinstance(mode.waiting, RejoiningQueue), "made together"
+        blocks = world.kv_tokens // fleet.block_size
+        sglang = SglangScheduler(
+            limits,
+            RadixMemory(blocks, fleet.block_size, caches=fleet.prefix_caching),
+            mode.waiting,
+            world.ranks,
+            costs,
+            conservativeness=fleet.schedule_conservativeness,
+            overlapped=fleet.overlap_schedule,
+            ignores_end=scenario.workload.tokens.ignore_eos,
+        )
+        return wrap_server(BatchServer)(parts, sglang, mode)
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(world, world.kv_tokens), mode.waiting, world.ranks, costs, rule)
     if fleet.scheduling == "priority":

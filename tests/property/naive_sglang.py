@@ -6,7 +6,7 @@ Every token is an object, every try looks at every request, and every eviction s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 CLIP = 4096
@@ -157,6 +157,7 @@ class Batch:
     requests: list[Asked]
     chunked: Asked | None = None
     decoding: list[Asked] = field(default_factory=list)
+    ends_s: float = 0.0
 
 
 class Pool:
@@ -628,7 +629,7 @@ class Server:
             if self.results:
                 self.take_result(self.results.pop(0))
             if batch is not None:
-                self.results.append(Batch(batch.kind, list(batch.requests), batch.chunked, list(batch.decoding)))
+                self.results.append(replace(batch, requests=list(batch.requests)))
             idle = batch is None and last is None
         else:
             if batch is not None:

@@ -45,6 +45,13 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
     ("stop", "fleet.load_at", "arrival", {"fleet.admission": "stop", "fleet.load_at": "arrival"}),
     ("reversed", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "reversed"}),
     ("own-queue", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "own-queue"}),
+    (
+        "ratio",
+        "fleet.kv_check",
+        "cache.protects running, fleet.admission_interval 1",
+        {"fleet.kv_check": "ratio"},
+    ),
+    ("overlap-schedule", "fleet.overlap_schedule", "fleet.kv_check whole-prompt", {"fleet.overlap_schedule": True}),
     ("fixed", "storage.mode", "blocking", {**FIXED, "storage.mode": "blocking"}),
     ("fixed", "cache.eviction", "vllm-lru", {**FIXED, "cache.eviction": "vllm-lru"}),
     ("fixed", "cache.host.fill", "arrival", {**FIXED, "cache.host.fill": "arrival"}),
@@ -180,6 +187,8 @@ def fits(s: Scenario) -> bool:
             return False
         if host is not None and (host.fill != "load" or host.slots is None or host.slots < gpu.slots):
             return False
+    if fleet.kv_check == "ratio" and cache.protects != "batch":
+        return False
     if cache.protects == "batch":
         if not blocking or fleet.admission != "skip" or cache.eviction not in ("lru", "fifo"):
             return False
@@ -198,7 +207,7 @@ DRAWN: dict[str, tuple[Any, ...]] = {
     "fleet.engine": ("continuous", "vllm-0.32", "vllm-0.23", "sglang", "s-lora", "lorax", "tensorrt-llm"),
     "fleet.admission": ("skip", "stop", "per-adapter"),
     "fleet.load_at": ("arrival", "admission"),
-    "fleet.kv_check": ("whole-prompt", "first-chunk", "whole-answer"),
+    "fleet.kv_check": ("whole-prompt", "first-chunk", "whole-answer", "ratio"),
     "fleet.chunked_prefill": (True,),
     "fleet.front_end": ("none", "vllm-0.8-scraped", "s-lora"),
     "fleet.passed_requests": ("keep-order", "reversed", "own-queue"),

@@ -259,6 +259,8 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--tp-size",
         "--fully-sharded-loras",
         "--scheduling-policy",
+        "--schedule-conservativeness",
+        "--disable-overlap-schedule",
     }
     assert {option for _, option in printed - seen} <= unset
 

@@ -51,6 +51,16 @@ def _eviction(replica: Replica) -> str | None:
     return eviction if eviction in _EVICTIONS else None
 
 
+def _conservativeness(replica: Replica) -> float | None:
+    given = replica.scenario.fleet.schedule_conservativeness
+    return None if given == 1.0 else given
+
+
+def _without_overlap(replica: Replica) -> bool | None:
+    fleet = replica.scenario.fleet
+    return True if fleet.kv_check == "ratio" and not fleet.overlap_schedule else None
+
+
 def _chunk(words: Sequence[str], given: Given) -> Mapping[str, object]:
     size = whole_number(words)
     return {"fleet.chunked_prefill": False} if size is not None and size < 0 else _prefill_tokens(words, given)
@@ -149,7 +159,13 @@ SGLANG = EngineFlags(
             Flag("--schedule-policy", IN_ORDER),
             Flag(
                 "--schedule-conservativeness",
-                "a request joins if its prompt fits, whatever answers are to come",
+                sets=("fleet.schedule_conservativeness",),
+                written=_conservativeness,
+            ),
+            Flag(
+                "--disable-overlap-schedule",
+                sets=("fleet.overlap_schedule: false",),
+                written=_without_overlap,
             ),
             Flag("--max-queued-requests", "the queue has no limit"),
             Flag(

@@ -38,6 +38,8 @@ _BATCHING_KEYS = (
     "front_end",
     "max_model_len",
     "kv_check",
+    "schedule_conservativeness",
+    "overlap_schedule",
     "reserved_kv_blocks",
     "passed_requests",
     "scheduling",
@@ -139,11 +141,18 @@ class ReplicaKeys(Strict):
     """When a load starts: when the request arrives, or when the scheduler could first admit it.
     Unset: ``arrival``, except with ``admission: stop`` or ``storage.mode: blocking``."""
 
-    kv_check: Literal["whole-prompt", "first-chunk", "whole-answer", "peak"] = "whole-prompt"
+    kv_check: Literal["whole-prompt", "first-chunk", "whole-answer", "peak", "ratio"] = "whole-prompt"
     """How much of the KV cache must be free for a request to join. ``whole-prompt``, ``first-chunk``: blocks for that
     much; when answers outgrow the cache, the newest request is preempted. ``whole-answer``: blocks for prompt and
-    answer, reserved to its end. ``peak``: the most tokens that the batch will hold before its last answer ends. The
-    last two know the lengths of answers, as if every request's ``max_tokens`` were exact."""
+    answer, reserved to its end. ``peak``: the most tokens that the batch will hold before its last answer ends. These
+    two know the lengths of answers, as if every request's ``max_tokens`` were exact. ``ratio``: SGLang's scheduler.
+    There must be room for the prompt, the request's ``max_tokens``, and a share of what the limits of running requests
+    still allow: at first 0.7, less with every step, and set anew when it turned out too low and requests were retracted
+    (``workload.tokens.max_tokens``)."""
+    schedule_conservativeness: float = Field(default=1.0, gt=0, le=10)
+    """With ``kv_check: ratio``: a factor on the share of answers for which room is kept."""
+    overlap_schedule: bool = False
+    """With ``kv_check: ratio``: whether each step is planned while the one before runs, and so without its result."""
     reserved_kv_blocks: NonNegativeInt = Field(default=0, le=1024)
     """KV blocks that the engine keeps for itself."""
     front_end: Literal["none", "vllm-0.8-scraped", "s-lora"] = "none"
@@ -369,15 +378,17 @@ class Fleet(ReplicaKeys):
                 got=f"prefix_caching true, kv_check {self.kv_check}",
                 allowed="kv_check whole-prompt or first-chunk",
             )
-        if not self.chunked_prefill and not ahead:
+        if not self.chunked_prefill and not (ahead or self.kv_check == "ratio"):
             raise located(
                 "chunked_prefill",
                 "without chunks, a preempted request could outgrow the budget and never run again",
                 got=f"chunked_prefill false, kv_check {self.kv_check}",
-                allowed="kv_check whole-answer or peak",
+                allowed="kv_check whole-answer, peak or ratio",
             )
         if self.kv_check == "peak" and self.block_size != 1:
             raise located("block_size", "kv_check peak counts tokens", got=self.block_size, allowed="1")
+        if self.schedule_conservativeness != 1.0 and self.kv_check != "ratio":
+            raise located("schedule_conservativeness", "this is a factor of kv_check ratio", got=self.kv_check)
         if self.waiting_ratio and self.admission_interval == 1:
             raise located(
                 "waiting_ratio",

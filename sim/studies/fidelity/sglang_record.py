@@ -1,7 +1,7 @@
 """Records of SGLang, step by step: reading them, and replaying them through the simulator's scheduler and slots.
 
-A record has the form of those of vLLM, and says more: every step is a *try* of the scheduler, and a try that ran nothing
-is left out. What comes from the record is when requests joined the queue, and the order of the adapters' ids.
+A record has the form of those of vLLM, and says more: every step is a *try* of the scheduler, and a try that ran
+nothing is left out. What comes from the record is when requests joined the queue, and the order of the adapters' ids.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sim.errors import InputError
 from sim.policies.batch_slots import BatchSlots
@@ -72,12 +72,12 @@ class SglangStep(Part):
     """A step; ``uncached``: tokens that were thrown out of the tree. None stands for the base model."""
 
     number: PositiveInt
-    scheduled: dict[int, PositiveInt]
-    cached: dict[int, NonNegativeInt]
-    preempted: tuple[int, ...]
-    adapters: tuple[int | None, ...]
-    loads: tuple[tuple[int | None, Time], ...]
-    evictions: tuple[tuple[int | None, bool], ...]
+    scheduled: dict[int, PositiveInt] = Field(default_factory=dict)
+    cached: dict[int, NonNegativeInt] = Field(default_factory=dict)
+    preempted: tuple[int, ...] = ()
+    adapters: tuple[int | None, ...] = ()
+    loads: tuple[tuple[int | None, Time], ...] = ()
+    evictions: tuple[tuple[int | None, bool], ...] = ()
     uncached: NonNegativeInt = 0
 
     @model_validator(mode="before")
@@ -143,16 +143,20 @@ def read_any_record(path: Path) -> StepRecord | SglangRecord:
         ("policy", config.policy, "fcfs"),
     ):
         if value != plain:
-            raise InputError("this is not simulated", file=str(path), key=f"config.{key}", got=value, allowed=plain)
+            raise InputError(
+                "this is not simulated", file=str(path), key=f"config.{key}", got=value, allowed=str(plain)
+            )
     return record
 
 
 def replay_sglang(record: SglangRecord) -> Replay:
     """Replay a record, try by try."""
-    return _Replayer(record).run()
+    return Replayer(record).run()
 
 
-class _Replayer:
+class Replayer:
+    """A record's server, and the requests to come."""
+
     def __init__(self, record: SglangRecord) -> None:
         config = record.config
         self.record = record
@@ -176,7 +180,7 @@ class _Replayer:
         )
         self.base_model = self.cache.serve_base_model()
         self.scheduler.admit_base_model(self.base_model)
-        requests = [self._request(request) for request in record.requests]
+        self.requests = requests = [self._request(request) for request in record.requests]
         self._coming = [
             (request.before_try, requests[request.id]) for request in record.requests if request.after is None
         ]
@@ -207,7 +211,9 @@ class _Replayer:
         for number in range(1, record.steps[-1].number + 1):
             place, step = steps.get(number, (-1, None))
             for request in self._try(number, place, step, result):
-                result.late_steps[request.index] = max(place, 0) - last.get(request.index, place)
+                late = max(place, 0) - last.get(request.index, place)
+                overrun = record.config.overlap_schedule and late == -1  # it took part once more, in vain
+                result.late_steps[request.index] = 0 if overrun else late
         return result
 
     def _try(self, number: int, place: int, step: SglangStep | None, result: Replay) -> list[Request]:
@@ -222,7 +228,8 @@ class _Replayer:
         cached = {request.index: request.context - request.chunk for request in decided.prefills}
         preempted = [request.index for request in before if request.last_step < 0 and request.preemptions]
         preempted = [index for index in preempted if index not in batch]
-        cache.victims = victims = []
+        victims: list[int] = []
+        cache.victims = victims
         loads = cache.fetch({batch[index].adapter for index in scheduled}) if scheduled else []
         scheduler.waiting.unloaded.clear()
         cache.check_integrity()

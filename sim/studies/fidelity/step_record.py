@@ -24,6 +24,8 @@ from sim.spec.engine_versions import VERSIONS, Versions, has_version, versions_o
 
 
 class Part(BaseModel):
+    """A part of a record; what it says beyond the fields is ignored."""
+
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
