@@ -23,6 +23,7 @@ class BatchSlots(AdapterCache):
 
     :param order: place of each adapter in the order in which a batch is touched.
     :param pinned: adapters that are never evicted. Slots are kept for them, whether they are resident or not.
+    :ivar base_model: the number that stands for the base model.
     :ivar users: by adapter, requests in the batch.
     :ivar in_use: distinct adapters in the batch, the base model among them.
     :ivar victims: optional list, to which evicted adapters are appended; the base model as its number.
@@ -41,7 +42,7 @@ class BatchSlots(AdapterCache):
         self._order = [*order, NO_NUMBER]  # the base model goes first
         self._fifo = fifo
         self._pinned = set(pinned)
-        self._base = adapters
+        self.base_model = adapters
         self._base_in_slot = True
         self._filled = 1  # slots
         self._touched: OrderedDict[int, None] = OrderedDict()  # residents, least recently touched first
@@ -50,7 +51,7 @@ class BatchSlots(AdapterCache):
     def serve_base_model(self) -> int:
         self.state.append(RESIDENT)
         self.users.append(0)
-        return self._base
+        return self.base_model
 
     def warm_up(self, adapters: Sequence[int]) -> None:
         for adapter in reversed(adapters[: self.capacity - self._filled]):
@@ -82,17 +83,21 @@ class BatchSlots(AdapterCache):
         others = self.in_use - self._pins_in_use + (adapter not in self._pinned)
         return self.in_use < self.capacity and others <= self.capacity - len(self._pinned)
 
+    def in_order(self, batch: Collection[int]) -> list[int]:
+        """Return adapters in the order in which a batch of them is touched."""
+        return sorted(batch, key=self._order.__getitem__)
+
     def fetch(self, batch: Collection[int]) -> list[int]:
         """Make the adapters of the batch about to run resident; return those that must be loaded, in their order.
 
         The base model may be among them: it takes a slot, and its load no time.
         """
-        touched, ordered = self._touched, sorted(batch, key=self._order.__getitem__)
+        touched, ordered = self._touched, self.in_order(batch)
         missing = [adapter for adapter in ordered if self.state[adapter] != RESIDENT]
         for adapter in ordered:
             if adapter in touched and not self._fifo:
                 touched.move_to_end(adapter)
-            elif adapter != self._base:
+            elif adapter != self.base_model:
                 touched[adapter] = None
         for adapter in missing:
             if self._filled == self.capacity:
@@ -119,18 +124,18 @@ class BatchSlots(AdapterCache):
                 self._leave(victim)
                 return
         assert self._base_in_slot, "at most as many adapters as slots join a batch"
-        assert self._base not in batch, "at most as many adapters as slots join a batch"
+        assert self.base_model not in batch, "at most as many adapters as slots join a batch"
         self._base_in_slot = False
         self._filled -= 1
-        if self._base < len(self.state):
-            self.state[self._base] = ABSENT
+        if self.base_model < len(self.state):
+            self.state[self.base_model] = ABSENT
         if self.victims is not None:
-            self.victims.append(self._base)
+            self.victims.append(self.base_model)
 
     def _place(self, adapter: int) -> None:
         self.state[adapter] = RESIDENT
         self._filled += 1
-        if adapter == self._base:
+        if adapter == self.base_model:
             self._base_in_slot = True
         elif self.listener is not None:
             self.listener.placed(adapter)
@@ -163,9 +168,9 @@ class BatchSlots(AdapterCache):
             self._pins_in_use += (self.users[new] > 0) - (self.users[old] > 0)
 
     def check_integrity(self) -> None:
-        residents = {a for a, state in enumerate(self.state) if state == RESIDENT} - {self._base}
+        residents = {a for a, state in enumerate(self.state) if state == RESIDENT} - {self.base_model}
         assert residents == self._touched.keys()
         assert len(residents) + self._base_in_slot == self._filled <= self.capacity
         in_use = [adapter for adapter, users in enumerate(self.users) if users]
         assert (self.in_use, self._pins_in_use) == (len(in_use), len(self._pinned.intersection(in_use)))
-        assert self._base == len(self.state) or (self.state[self._base] == RESIDENT) == self._base_in_slot
+        assert self.base_model == len(self.state) or (self.state[self.base_model] == RESIDENT) == self._base_in_slot

@@ -90,6 +90,8 @@ class Scheduler:
     :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted between them; the world
         records and empties the list.
     :ivar preempted: preemptions so far.
+    :ivar lost: requests preempted in the step just decided that lose their last token, and the time of the token before
+        it; below 0: it came in the same leap.
     :ivar overrunning: requests that have ended, but take part in the step just decided, which cannot know it.
     :ivar paused: with ``prefill_first``, decoding sequences that wait for prefills: (time of their last token, how
         many).
@@ -117,6 +119,7 @@ class Scheduler:
         self.blocked = UNBLOCKED
         self.preempted = 0
         self.overrunning: list[Request] = []
+        self.lost: list[tuple[Request, float]] = []
         self.paused: list[tuple[float, int]] = []
         self.recompute_gaps: list[float] = []
         self._chooses, self._caches = waiting.chooses, kv.caches

@@ -14,9 +14,10 @@ from __future__ import annotations
 from heapq import nsmallest
 from typing import Final
 
-from sim.policies.admission import ClaimingQueue, by_key
+from sim.policies.admission import by_key
 from sim.policies.costs import NO_DETAILS, StepCosts
-from sim.policies.kv.radix_memory import RadixMemory
+from sim.policies.kv.radix_memory import RadixMemory, key_at, path_of
+from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
 from sim.policies.scheduler import (
     BY_ADAPTER_LIMIT,
     BY_BATCH_SLOTS,
@@ -39,36 +40,13 @@ REFRESH_SCANS: Final = 32
 REFRESHED: Final = 128
 """Of the waiting requests, so many are touched in the tree in every so many-th scan."""
 
+SHORT_PREFIX: Final = 32
+"""With the longest prefix first, requests that have no more known tokens, but as many in common, wait for the first."""
+
 GOES_ON: Final = 0
 NO_MEMORY: Final = 1
 NO_BUDGET: Final = 2
 """Whether the scan of the queue goes on after a request."""
-
-
-class RejoiningQueue(ClaimingQueue):
-    """Requests in the order in which they joined the queue, which a retracted request does once more."""
-
-    _last_key = 0
-
-    def push(self, request: Request) -> None:
-        if request.key == request.index:
-            request.key <<= 20  # retracted requests get the keys in between
-        self._last_key = max(self._last_key, request.key)
-        super().push(request)
-
-    def push_back(self, request: Request) -> None:
-        """Put a retracted request behind all others."""
-        self._cache.release(request.adapter)
-        request.claimed = False
-        request.key = self._last_key + 1
-        self.push(request)
-
-    def hold(self, request: Request) -> None:
-        """Keep the place of a request's adapter beyond its end; ``let_go`` gives it up."""
-        self._cache.acquire(request.adapter)
-
-    def let_go(self, request: Request) -> None:
-        self._cache.release(request.adapter)
 
 
 class SglangScheduler(Scheduler):
@@ -77,6 +55,7 @@ class SglangScheduler(Scheduler):
     :param conservativeness: factor on the ratio, ``schedule_conservativeness``.
     :param overlapped: steps are planned before the result of the one before is known.
     :param ignores_end: all requests run to their limit and say so (``ignore_eos``).
+    :param longest_prefix_first: with a ``ScannedQueue``: schedule_policy ``lpm``.
     :ivar tries: plans so far.
     :ivar ratio: share of what answers may still need that is reserved for running requests.
     """
@@ -92,6 +71,7 @@ class SglangScheduler(Scheduler):
         conservativeness: float = 1.0,
         overlapped: bool = False,
         ignores_end: bool = False,
+        longest_prefix_first: bool = False,
     ) -> None:
         super().__init__(limits, memory, waiting, ranks, costs)
         self.tries = 0
@@ -102,6 +82,7 @@ class SglangScheduler(Scheduler):
         self._queue = waiting
         self._overlapped = overlapped
         self._ignores_end = ignores_end
+        self._by_prefix = longest_prefix_first and memory.tree
         self._full = False
         self._full_reason = UNBLOCKED
         self._scans = 0
@@ -109,7 +90,9 @@ class SglangScheduler(Scheduler):
         self._again = False  # whether a plan without a batch may be followed by another one at once
         self._decodes = False  # whether the step just decided decodes
         self._decays = 0  # 1: its first step lets the ratio fall
-        self._decoded_s = 0.0  # when the last step with decodes ended
+        self._decoded_s = self._before_s = 0.0  # when the last steps with decodes ended, and the ones before
+        self._steps = 0  # that ended last
+        self._previous_s: dict[int, float] = {}  # last tokens before their prefill, of those prefilled again
         # Of the step that ended last, in its order: requests whose prompt is complete or that have ended.
         self._results: list[Request] = []
         self._ended: set[int] = set()
@@ -172,6 +155,8 @@ class SglangScheduler(Scheduler):
         return step
 
     def _steps_without_change(self) -> int:
+        if self._scanned_queue and self._queue.may_change:
+            return 1
         steps = self._memory.steps_that_fit(self._ends.next_step - self.decode_steps)
         if self._scanned_queue and self._memory.tree:  # up to the next scan that touches what waits
             steps = min(steps, -self._scans % REFRESH_SCANS + 1)
@@ -232,11 +217,31 @@ class SglangScheduler(Scheduler):
         self.blocked = reason
 
     def _refresh(self) -> None:
-        """Touch the prefixes of waiting requests in every so many-th scan."""
+        """Touch the prefixes of waiting requests in every so many-th scan, or sort by them."""
+        if self._by_prefix and self._queue.size() <= REFRESHED:
+            self._sort_by_prefix()
+            return
         if self._scans % REFRESH_SCANS == 0:
             for request in reversed(nsmallest(REFRESHED, self._queue.all_requests(), key=by_key)):
                 self._memory.touch(request)
         self._scans += 1
+
+    def _sort_by_prefix(self) -> None:
+        """Put requests with the longest known prefix first, and those last that share an unknown one with another."""
+        queue = self._queue
+        assert isinstance(queue, ScannedQueue), "made together"
+        known: dict[int, int] = {}
+        seen: set[tuple[int, int]] = set()
+        for request in queue.ready:
+            tokens = request.prompt_tokens + request.generated
+            found = self._memory.touch(request)
+            known[request.index] = -min(found, tokens - 1)
+            if found <= SHORT_PREFIX <= tokens:
+                beginning = request.adapter, key_at(path_of(request), SHORT_PREFIX - 1)
+                if beginning in seen:
+                    known[request.index] = 1
+                seen.add(beginning)
+        queue.sort(sorted(queue.ready, key=lambda request: known[request.index]))
 
     def _begin_scan(self, running: int) -> None:
         decodes = 0 if self.limits.prefill_first else running
@@ -268,6 +273,9 @@ class SglangScheduler(Scheduler):
         """Choose requests of the queue, until one finds no room."""
         waiting, chosen = self._queue, self.decided.prefills
         waiting.begin()
+        if waiting.may_change:
+            alive = [request for request in self.running if request.last_step >= 0]
+            waiting.look_at_running([(r.adapter, r.max_tokens - self._given(r)) for r in alive], now)
         while self._state() != NO_BUDGET:
             request = waiting.next_candidate()
             if request is None:
@@ -397,20 +405,28 @@ class SglangScheduler(Scheduler):
 
     def _retract(self, request: Request, given: int, now: float) -> None:
         """Take a request out of the batch, to the end of the queue. A token whose result is to come is lost."""
-        request.generated = given
-        if not given:
-            request.first_token_s = -1.0
-        request.last_token_s = last_s = max(request.last_token_s, self._decoded_s)
+        last_s = max(request.last_token_s, self._decoded_s)
         for place, (since, count) in enumerate(self.paused):
             if since == last_s:
                 self.paused[place] = since, count - 1
+        if self._overlapped and self._late:
+            before_s = max(request.last_token_s, self._before_s)
+            self.lost.append((request, before_s if self._steps == 1 else -1.0))
+        elif request.index in self._fresh:
+            last_s = self._previous_s.get(request.index, -1.0)
+            if last_s >= 0:
+                self.lost.append((request, last_s))
+            else:
+                request.first_token_s = -1.0
+        request.generated = given
+        request.last_token_s = last_s
         self._memory.drop_answer(request)
         self._leave_early(request)
         request.to_prefill = request.prompt_tokens + given
         request.context = 0
         request.preemptions += 1
         self.preempted += 1
-        self._queue.push_back(request)
+        self._queue.push_back(request, now)
         self.blocked = BY_KV
 
     # Results --------------------------------------------------------------------------------------------------------
@@ -436,6 +452,7 @@ class SglangScheduler(Scheduler):
 
     def complete(self, steps: int, now: float) -> list[Request]:
         step, memory = self.decided, self._memory
+        self.lost, self._steps = [], steps
         if self._queue.deferred:
             self._queue.end_steps(steps)
         if self._scanned_queue and memory.tree:
@@ -443,7 +460,7 @@ class SglangScheduler(Scheduler):
         finished: list[Request] = []
         if self._decodes:
             self.paused = []
-            self._decoded_s = now
+            self._before_s, self._decoded_s = self._decoded_s, now
             self.decode_steps += steps
             memory.grow(steps)
             if not step.prefills:
@@ -460,6 +477,7 @@ class SglangScheduler(Scheduler):
             if partial or self._decodes or not memory.decoding:
                 self._full = False
             complete = prefills[:-1] if partial else prefills
+            self._previous_s = {request.index: request.last_token_s for request in complete if request.generated}
             self._complete_prefills(now, finished)
             for request in complete:
                 request.last_token_s = now
@@ -469,7 +487,9 @@ class SglangScheduler(Scheduler):
                 others = [request for request in self.running if request not in prefills]
                 self.running.clear()
                 self.running.update(dict.fromkeys([*complete, *others, *last]))
-        self._results, self._late, self._fresh = results, self._decodes, {request.index for request in prefills}
+        self._results, self._late, self._fresh = results, self._decodes, set()
+        if self._overlapped:
+            self._fresh = {request.index for request in prefills}
         self._ended = {request.index for request in finished}
         if self._overlapped:
             for request in finished:

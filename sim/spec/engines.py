@@ -269,7 +269,14 @@ ENGINES = Engines(
             preset=_changed(_VLLM_0_23, fleet={"passed_requests": "keep-order"}),
             schedulings=_VLLM_POLICIES,
         ),
-        Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),
+        Engine(
+            "sglang",
+            "as SGLang 0.5.23.",
+            f"{_RULES}:SGLANG",
+            flags=("SGLang",),
+            preset=_SGLANG,
+            schedulings=("fcfs", "lpm"),
+        ),
         Engine(
             "s-lora",
             "as S-LoRA in 2024.",

@@ -17,8 +17,9 @@ from sim.policies.kv.radix_memory import RadixMemory
 from sim.policies.kv.until_preemption import CountUntilPreemption
 from sim.policies.queues.fair_queue import FairQueue, FairScheduler
 from sim.policies.queues.passed_requests import vllm_queue
+from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
 from sim.policies.scheduler import Limits, Scheduler
-from sim.policies.sglang_scheduler import RejoiningQueue, SglangScheduler
+from sim.policies.sglang_scheduler import SglangScheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
@@ -84,8 +85,13 @@ def make_mode(
         return VllmLru(slots, vllm_queue(slots, passed), reload_s, context)
     if mode == modes.BATCH_SLOTS:
         batch_slots = batch_slots_cache(world)
-        make_queue = RejoiningQueue if scenario.fleet.kv_check == "ratio" else ClaimingQueue
-        passing = make_queue(batch_slots, None, stop=False, gives_up=True)
+        fleet = scenario.fleet
+        passing: ClaimingQueue
+        if fleet.scheduling == "lpm" or fleet.drain_wait:
+            passing = ScannedQueue(batch_slots, fleet.drain_wait)
+        else:
+            make_queue = RejoiningQueue if fleet.kv_check == "ratio" else ClaimingQueue
+            passing = make_queue(batch_slots, None, stop=False, gives_up=True)
         reload_s = reload_times(scenario, world.profile, world.population, draws)
         return BatchSlotsMode(batch_slots, host_tier(world, batch_slots), passing, reload_s, context)
     discards = scenario.cache.eviction == "discard-when-idle"
@@ -158,8 +164,7 @@ def make_server(
         world.batched_tokens,
         padded_rank(world.profile, world.population),
     )
-    if fleet.kv_check == "ratio":
-        assert isinstance(mode.waiting, RejoiningQueue), "made together"
+    if isinstance(mode.waiting, RejoiningQueue):  # replicas for whole models have other queues, and plain rules
         blocks = world.kv_tokens // fleet.block_size
         sglang = SglangScheduler(
             limits,
@@ -170,6 +175,7 @@ def make_server(
             conservativeness=fleet.schedule_conservativeness,
             overlapped=fleet.overlap_schedule,
             ignores_end=scenario.workload.tokens.ignore_eos,
+            longest_prefix_first=fleet.scheduling == "lpm",
         )
         return wrap_server(BatchServer)(parts, sglang, mode)
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler

@@ -33,7 +33,7 @@ _RULES = (
     *(f"cache.{key}" for key in ("eviction", "pinned", "prefetch")),
     *(f"storage.{key}" for key in ("mode", "loaders", "host_loaders")),
     "cache.protects",
-    *(f"fleet.{key}" for key in ("kv_check", "schedule_conservativeness", "overlap_schedule")),
+    *(f"fleet.{key}" for key in ("kv_check", "schedule_conservativeness", "overlap_schedule", "drain_wait")),
 )
 """Keys that say how an engine works, rather than what it runs on or what it serves."""
 

@@ -9,7 +9,6 @@ from sim.spec.engine_flags.flag import (
     COUNTED,
     EACH_ITS_OWN,
     EVERY_SCENARIO,
-    IN_ORDER,
     KV_FORMAT,
     NO_SPECULATION,
     NO_SPLIT,
@@ -54,6 +53,14 @@ def _eviction(replica: Replica) -> str | None:
 def _conservativeness(replica: Replica) -> float | None:
     given = replica.scenario.fleet.schedule_conservativeness
     return None if given == 1.0 else given
+
+
+def _drain_wait(replica: Replica) -> float | None:
+    return replica.scenario.fleet.drain_wait or None
+
+
+def _policy(replica: Replica) -> str | None:
+    return "lpm" if replica.scenario.fleet.scheduling == "lpm" else None
 
 
 def _without_overlap(replica: Replica) -> bool | None:
@@ -127,7 +134,7 @@ SGLANG = EngineFlags(
                 sets=("storage.mode: overlap", "fleet.load_at: admission"),
                 written=where("storage.mode", "overlap"),
             ),
-            Flag("--lora-drain-wait-threshold", "adapters are not drained for others that starve"),
+            Flag("--lora-drain-wait-threshold", "0: off", sets=("fleet.drain_wait",), written=_drain_wait),
             Flag("--lora-backend", "kernels cost what the profile says"),
             Flag(
                 "--max-prefill-tokens",
@@ -156,7 +163,13 @@ SGLANG = EngineFlags(
                 sets=("fleet.prefix_caching: false",),
                 written=where("fleet.prefix_caching", False),
             ),
-            Flag("--schedule-policy", IN_ORDER),
+            Flag(
+                "--schedule-policy",
+                "fcfs, or lpm; loraplan has none of the others",
+                sets=("fleet.scheduling",),
+                written=_policy,
+                reads=chosen("fleet.scheduling", fcfs="fcfs", lpm="lpm"),
+            ),
             Flag(
                 "--schedule-conservativeness",
                 sets=("fleet.schedule_conservativeness",),

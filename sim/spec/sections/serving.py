@@ -40,6 +40,7 @@ _BATCHING_KEYS = (
     "kv_check",
     "schedule_conservativeness",
     "overlap_schedule",
+    "drain_wait",
     "reserved_kv_blocks",
     "passed_requests",
     "scheduling",
@@ -127,11 +128,15 @@ class ReplicaKeys(Strict):
     """With ``cache.eviction: vllm-lru``, where requests wait that a step passes because their adapter would be one too
     many. ``keep-order``: at the head of the queue in their order, behind preempted ones. ``reversed``: at the head, in
     reverse order after every step. ``own-queue``: in a queue of their own, ahead of preempted ones."""
-    scheduling: Literal["fcfs", "priority", "vtc"] = "fcfs"
+    scheduling: Literal["fcfs", "priority", "vtc", "lpm"] = "fcfs"
     """Which waiting request goes first. ``fcfs``: the one that came first. ``priority``: that of the tenant with the
     lowest ``priority``, then the one that came first; when KV memory runs out, the last in this order is preempted
     (vLLM's ``--scheduling-policy``, from 0.9.2 on). ``vtc``: that of the tenant that was served least, by the virtual
-    token counter of S-LoRA. With an engine that has the policy only; ``tenants`` give priorities and weights."""
+    token counter of S-LoRA. ``lpm``: that of which the prefix cache knows most, as long as at most 128 wait (SGLang's
+    ``--schedule-policy``). With an engine that has the policy only; ``tenants`` give priorities and weights."""
+    drain_wait: Seconds = Field(default=0.0, ge=0)
+    """With ``kv_check: ratio``: how long an adapter waits while all slots are taken until another one gets no more long
+    requests, to make room for it (SGLang's ``lora_drain_wait_threshold``). 0: never."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     waiting_ratio: float = Field(default=0.0, ge=0, le=1000)
@@ -389,6 +394,9 @@ class Fleet(ReplicaKeys):
             raise located("block_size", "kv_check peak counts tokens", got=self.block_size, allowed="1")
         if self.schedule_conservativeness != 1.0 and self.kv_check != "ratio":
             raise located("schedule_conservativeness", "this is a factor of kv_check ratio", got=self.kv_check)
+        if self.kv_check != "ratio" and (self.drain_wait or self.scheduling == "lpm"):
+            key = "drain_wait" if self.drain_wait else "scheduling"
+            raise located(key, "this is a rule of SGLang's scheduler (kv_check ratio)", got=self.kv_check)
         if self.waiting_ratio and self.admission_interval == 1:
             raise located(
                 "waiting_ratio",

@@ -16,8 +16,9 @@ from sim.errors import InputError
 from sim.policies.batch_slots import BatchSlots
 from sim.policies.costs import StepCosts
 from sim.policies.kv.radix_memory import RadixMemory
+from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
 from sim.policies.scheduler import Limits
-from sim.policies.sglang_scheduler import FIRST_RATIO, RejoiningQueue, SglangScheduler
+from sim.policies.sglang_scheduler import FIRST_RATIO, SglangScheduler
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.step_record import Count, Part, StepRecord, Time, read_data, validated
 from sim.studies.fidelity.step_replay import Replay, differing
@@ -136,16 +137,11 @@ def read_any_record(path: Path) -> StepRecord | SglangRecord:
     if not (isinstance(engine, str) and engine.lower().startswith("sglang")):
         return validated(StepRecord, data, path)
     record = validated(SglangRecord, data, path)
-    config = record.config
-    for key, value, plain in (
-        ("overlap_loading", config.overlap_loading, 0),
-        ("drain", config.drain, 0),
-        ("policy", config.policy, "fcfs"),
-    ):
-        if value != plain:
-            raise InputError(
-                "this is not simulated", file=str(path), key=f"config.{key}", got=value, allowed=str(plain)
-            )
+    tries = record.config.overlap_loading
+    if tries:
+        raise InputError(
+            "overlapped loads are not simulated", file=str(path), key="config.overlap_loading", got=tries, allowed="0"
+        )
     return record
 
 
@@ -171,12 +167,15 @@ class Replayer:
         self.scheduler = SglangScheduler(
             limits,
             self.memory,
-            RejoiningQueue(self.cache, None, stop=False, gives_up=True),
+            ScannedQueue(self.cache, float(config.drain))
+            if config.drain or config.policy == "lpm"
+            else RejoiningQueue(self.cache, None, stop=False, gives_up=True),
             [0] * config.adapters,
             StepCosts(StepCost(), config.slots, config.max_num_batched_tokens),
             conservativeness=config.ratio[0] / FIRST_RATIO,
             overlapped=config.overlap_schedule,
             ignores_end=config.ignore_eos,
+            longest_prefix_first=config.policy == "lpm",
         )
         self.base_model = self.cache.serve_base_model()
         self.scheduler.admit_base_model(self.base_model)
@@ -191,7 +190,9 @@ class Replayer:
 
     def _request(self, recorded: SglangRequest) -> Request:
         adapter = self.base_model if recorded.adapter is None else recorded.adapter
-        request = Request(recorded.id, 0.0, adapter, recorded.prompt_tokens, recorded.output_tokens)
+        request = Request(
+            recorded.id, recorded.before_try - 1.0, adapter, recorded.prompt_tokens, recorded.output_tokens
+        )
         request.max_tokens = recorded.max_tokens
         if recorded.prefix is not None:
             request.shared = ((recorded.prefix[1], recorded.prefix[0]),)
