@@ -107,6 +107,9 @@ class Scheduler:
         world records and empties the list.
     :ivar late: decoding sequences for whose next token that is so.
     :ivar preempted: preemptions so far.
+    :ivar lost: requests preempted in the step just decided that lose their last token, and the time of the token before
+        it; below 0: it came in the same leap.
+    :ivar overrunning: requests that have ended, but take part in the step just decided, which cannot know it.
     :ivar paused: with ``prefill_first``, decoding sequences that wait for prefills: (time of their last token, how
         many).
     :ivar overran: sequences whose token of the last step nobody gets, since a stop token has ended them.
@@ -133,6 +136,8 @@ class Scheduler:
         self.toggled: list[int] | None = None
         self.blocked = UNBLOCKED
         self.preempted = 0
+        self.overrunning: list[Request] = []
+        self.lost: list[tuple[Request, float]] = []
         self.paused: list[tuple[float, int]] = []
         self.recompute_gaps: list[float] = []
         self._chooses, self._caches = waiting.chooses, kv.caches
@@ -611,7 +616,7 @@ class Scheduler:
             self._rank_tokens -= sum([self._ranks[r.adapter] for r in requests if r.last_step >= 0])
 
     def _count_in(self, request: Request) -> None:
-        """Count a request that gets tokens again."""
+        """Count a request that gets tokens, for the first time or again."""
         count = self.users.get(request.adapter, 0)
         self.users[request.adapter] = count + 1
         if not count:

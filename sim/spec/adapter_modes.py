@@ -18,6 +18,7 @@ AT_ADMISSION = "loads-at-admission"
 AT_ARRIVAL = "loads-at-arrival"
 IN_STEPS = "loads-in-steps"
 VLLM_LRU = "vllm-lru"
+BATCH_SLOTS = "batch-slots"
 PER_ADAPTER = "per-adapter"
 UNIFIED = "unified"
 PREFETCHING = "prefetching"
@@ -25,6 +26,7 @@ PREFETCHING = "prefetching"
 _MODES = "sim.world.replica.modes"
 _WARM_INSTEAD = "cache.warm loads before the start"
 _TURN = "with eviction cycle adapters load at their turn"
+_RUNNING = "or set cache.protects: running"
 _VLLM_SLOTS = "vllm-lru has slots for adapters alone"
 
 MODES = Registry(
@@ -83,6 +85,25 @@ MODES = Registry(
                     "distinct adapters as it has slots, pinned or not, and lacks slots for those that aren't",
                     hint=_WARM_INSTEAD,
                 ),
+            ),
+        ),
+        Choice(
+            BATCH_SLOTS,
+            "Every step first loads its missing adapters, if need be in place of others that running requests use.",
+            f"{_MODES}.batch_slots_mode:BatchSlotsMode",
+            set_by={"cache.protects": "batch"},
+            needs=(
+                Need(
+                    {"storage.mode": Only("blocking"), "fleet.admission": Only("skip")},
+                    "with slots that protect a step, steps load, and requests over the adapter limit are passed",
+                    at="cache.protects",
+                ),
+                Need(
+                    {"cache.eviction": Only("lru", "fifo")}, "slots that protect a step only know these", hint=_RUNNING
+                ),
+                Need({"cache.gpu.size": UNSET}, "slots are counted", hint="give cache.gpu.slots"),
+                Need({"cache.gpu.unified": Only(False)}, "unified memory has no slots", hint=_RUNNING),
+                Need({"cache.gpu.base_model_slot": Only(True)}, "here the base model has a slot", hint=_RUNNING),
             ),
         ),
         Choice(
@@ -180,6 +201,29 @@ OTHER_CHOICES = (
             ("reversed", "Requests over the adapter limit change their order with every step."),
             ("own-queue", "Requests over the adapter limit have a queue of their own."),
         )
+    ),
+    Choice(
+        "ratio",
+        "SGLang's scheduler.",
+        set_by={"fleet.kv_check": "ratio"},
+        needs=(
+            Need(
+                {"cache.protects": Only("batch"), "fleet.admission_interval": Only(1)},
+                "this is SGLang's scheduler, which needs its slots and looks at its queue in every step",
+                at="fleet.kv_check",
+                hint="choose engine sglang, or another kv_check",
+            ),
+        ),
+    ),
+    Choice(
+        "overlap-schedule",
+        "Steps are planned before the result of the one before is known.",
+        set_by={"fleet.overlap_schedule": True},
+        needs=(
+            Need(
+                {"fleet.kv_check": Only("ratio")}, "this is a rule of SGLang's scheduler", at="fleet.overlap_schedule"
+            ),
+        ),
     ),
     Choice(
         "fixed",

@@ -70,6 +70,9 @@ _SGLANG: Preset = {
         "admission": "skip",
         "max_num_batched_tokens": 8192,
         "block_size": 1,
+        # managers/schedule_policy.py, PrefillAdder; scheduler.py, event_loop_overlap: the default on GPUs.
+        "kv_check": "ratio",
+        "overlap_schedule": True,
         # mem_cache/radix_cache.py: on unless --disable-radix-cache; a request's lora_id is part of the key.
         "prefix_caching": True,
     },
@@ -77,8 +80,14 @@ _SGLANG: Preset = {
     # model is put into a slot at the start. arg_groups/fields/lora.py: max_loras_per_batch 8. All registered
     # adapters are in host memory; max_loaded_loras (cache.host.slots) limits them, and those it drove out are read
     # again when a request for them arrives. lora_manager.py, validate_lora_batch and fetch_new_loras: a request to the
-    # base model counts for max_loras_per_batch as adapter None, and takes a slot of zeros.
-    "cache": {"gpu": {"slots": 8, "base_model_slot": True}, "host": {"fill": "start"}, "eviction": "lru"},
+    # base model counts for max_loras_per_batch as adapter None, and takes a slot of zeros. lora/mem_pool.py,
+    # prepare_lora_batch: only the adapters of the batch about to run keep their slots.
+    "cache": {
+        "gpu": {"slots": 8, "base_model_slot": True},
+        "host": {"fill": "start"},
+        "eviction": "lru",
+        "protects": "batch",
+    },
     # model_executor/forward_batch_info.py: the batch's adapters are fetched right before it runs. With
     # --enable-lora-overlap-loading: mode overlap, one loader, load_at admission.
     "storage": {"mode": "blocking"},
@@ -288,7 +297,14 @@ ENGINES = Engines(
             preset=_changed(_VLLM_0_32, fleet={"adapter_limit": "running", "self_preemption": "goes-on"}),
             schedulings=_VLLM_POLICIES,
         ),
-        Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),
+        Engine(
+            "sglang",
+            "as SGLang 0.5.23.",
+            f"{_RULES}:SGLANG",
+            flags=("SGLang",),
+            preset=_SGLANG,
+            schedulings=("fcfs", "lpm"),
+        ),
         Engine(
             "s-lora",
             "as S-LoRA in 2024.",
@@ -372,7 +388,35 @@ def fill(data: Any) -> Any:
         if isinstance(given, dict):
             meant = {key: value for key, value in values.items() if given.get(_WITHOUT.get(key, "")) is None}
             filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in meant.items()}}
+    if preset is _SGLANG and all(isinstance(filled[section], dict) for section in preset):
+        _leave_out_what_does_not_fit(filled, data)
     return filled
+
+
+def _leave_out_what_does_not_fit(filled: dict[str, Any], data: Mapping[str, Any]) -> None:
+    """Leave out what the preset says of SGLang's slots and scheduler where a scenario chooses rules beside them."""
+    cache, fleet = filled["cache"], filled["fleet"]
+    if not _has_batch_slots(cache, fleet, filled["storage"]) and data.get("cache", {}).get("protects") is None:
+        del cache["protects"]
+    given = data.get("fleet", {})
+    alone = cache.get("protects") == "batch" and fleet.get("admission_interval", 1) == 1
+    if not alone and given.get("kv_check") is None:
+        del fleet["kv_check"]
+    if fleet.get("kv_check") != "ratio" and given.get("overlap_schedule") is None:
+        del fleet["overlap_schedule"]
+
+
+def _has_batch_slots(cache: Mapping[str, Any], fleet: Mapping[str, Any], storage: Mapping[str, Any]) -> bool:
+    """Return whether a scenario keeps to SGLang's slots; with other rules for adapters, those in use are protected."""
+    gpu = cache.get("gpu")
+    return (
+        cache.get("eviction") in ("lru", "fifo")
+        and isinstance(gpu, dict)
+        and gpu.get("base_model_slot") is True
+        and gpu.get("size") is None
+        and storage.get("mode") == "blocking"
+        and fleet.get("admission") == "skip"
+    )
 
 
 def _filled(value: Any, given: Any) -> Any:

@@ -359,10 +359,12 @@ def _swept_key(key: str, sweep: Mapping[str, Any]) -> str | None:
 
 
 def _suggest(key: str, known: set[str]) -> str | None:
-    leaf = key.rpartition(".")[2]
+    leaf, hint = key.rpartition(".")[2], flag_hint(key)
+    if hint and ".".join(key.split(".")[-2:]) in hint:  # an option with its section, as in kv_cache_config.max_tokens
+        return hint
     same = [path for path in known if path.rpartition(".")[2] == leaf]
     same.sort(key=lambda path: (path.startswith("fleet.pools."), path))  # those of a pool come last
-    return f"did you mean {same[0]!r}?" if same else flag_hint(key) or did_you_mean(key, sorted(known))
+    return f"did you mean {same[0]!r}?" if same else hint or did_you_mean(key, sorted(known))
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -29,6 +29,7 @@ class Request:
 
     :ivar load_s, host_load_s: time of the load that it may have to start, from storage and from host memory.
     :ivar service_s: service time, for engine ``fixed``.
+    :ivar max_tokens: its limit. Above ``output_tokens``, the answer ends with the end token, which nothing foresees.
     :ivar key: place in the waiting queue; the lowest is first.
     :ivar claimed: whether it counts as a user of its adapter, if loads start at admission.
     :ivar asked_s: time at which it asked for a load; unset before.
@@ -59,8 +60,8 @@ class Request:
     __slots__ = (
         "adapter", "admitted_s", "arrival_s", "asked_s", "cached_tokens", "chunk", "claimed", "context",
         "first_token_s", "generated", "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s",
-        "load_s", "load_wait_s", "outcome", "output_tokens", "place", "preemptions", "prompt_tokens", "service_s",
-        "session", "shared", "stops", "tenant", "text_key", "tier", "to_prefill",
+        "load_s", "load_wait_s", "max_tokens", "outcome", "output_tokens", "place", "preemptions", "prompt_tokens",
+        "service_s", "session", "shared", "stops", "tenant", "text_key", "tier", "to_prefill",
     )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
     chunk: int
@@ -85,7 +86,7 @@ class Request:
         self.arrival_s = arrival_s
         self.adapter = adapter
         self.prompt_tokens = self.to_prefill = prompt_tokens
-        self.output_tokens = output_tokens
+        self.output_tokens = self.max_tokens = output_tokens
         self.load_s = load_s
         self.host_load_s = host_load_s
         self.service_s = service_s
@@ -119,6 +120,7 @@ class Request:
         fresh.session = self.session
         fresh.tenant = self.tenant
         fresh.stops = self.stops
+        fresh.max_tokens = self.max_tokens
         return fresh
 
 
@@ -137,6 +139,7 @@ class ArrivingRequests:
     :param adapter, prompt_tokens, output_tokens, tenant: packed integers; no tenants: empty.
     :param stops: ``stops`` as integers; false for all: empty.
     :param text: ``shared`` and ``text_key`` of each, where requests share text.
+    :param max_tokens: the limit of all whose answers are shorter; the others end by their limit.
     """
 
     def __init__(
@@ -149,8 +152,10 @@ class ArrivingRequests:
         tenant: bytes = b"",
         text: Iterator[tuple[Runs, int]] | None = None,
         stops: bytes = b"",
+        max_tokens: int = 0,
     ) -> None:
         self._index = first
+        self._max_tokens = max_tokens
         self._place: i64 = 0
         self._end: i64 = len(arrival_s)
         self._arrival_s, self._adapter, self._tenant, self._text = arrival_s, adapter, tenant, text
@@ -178,6 +183,8 @@ class ArrivingRequests:
         )
         if self._text is not None:
             request.shared, request.text_key = next(self._text)
+        if self._max_tokens > request.output_tokens:
+            request.max_tokens = self._max_tokens
         if self._tenant:
             request.tenant = read_i64_le(self._tenant, place)
         if self._stops:

@@ -81,6 +81,7 @@ class Arrivals:
         a longer request is refused.
     :ivar base_model: the number by which replicas know the base model.
     :ivar prompt_limit: the most tokens of the prompt alone, for all adapters.
+    :ivar max_tokens: the limit of requests with shorter answers.
     :ivar with_text: whether requests carry what they share, for a prefix cache or a router.
     :ivar tenant_of: (adapters + 1,) the tenant of each adapter, and last of the base model; None without tenants.
     """
@@ -91,6 +92,7 @@ class Arrivals:
     base_model: int
     prompt_limit: int = NO_LIMIT
     with_text: bool = False
+    max_tokens: int = 0
     tenant_of: NDArray[np.int64] | None = None
 
 
@@ -124,6 +126,7 @@ class Fleet:
         self._tenant_of = arrivals.tenant_of
         self._chunks: Iterator[Chunk] = iter(())
         self._requests = ArrivingRequests(0, b"", b"", (b"", b""), (b"", b"", b""))
+        self._max_tokens = arrivals.max_tokens
         self._next: Request
         self._next_s = inf  # its arrival; infinite after the last request
         self._too_long: set[int] = set()
@@ -277,6 +280,7 @@ class Fleet:
             b"" if self._tenant_of is None else _packed(self._tenant_of[chunk.adapter], "<i8"),
             None if text is None else text.of_requests(),
             _packed(chunk.stops, "<i8"),
+            self._max_tokens,
         )
 
     def _mark_sections(self, chunk: Chunk) -> None:

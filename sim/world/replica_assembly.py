@@ -13,21 +13,32 @@ from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.kv.kv_store import KvStore
 from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.kv.radix_memory import RadixMemory
 from sim.policies.kv.until_preemption import CountUntilPreemption
 from sim.policies.queues.fair_queue import FairQueue, FairScheduler
 from sim.policies.queues.passed_requests import vllm_queue
+from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
 from sim.policies.scheduler import Limits, Scheduler
+from sim.policies.sglang_scheduler import SglangScheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
 from sim.world.memory.gpu_memory import padded_rank
-from sim.world.memory.replica_caches import fetched_copies, gpu_cache, host_tier, unified_cache, vllm_cache
+from sim.world.memory.replica_caches import (
+    batch_slots_cache,
+    fetched_copies,
+    gpu_cache,
+    host_tier,
+    unified_cache,
+    vllm_cache,
+)
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
 from sim.world.replica.front_end_server import FrontEndServer
 from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
+from sim.world.replica.modes.batch_slots_mode import BatchSlotsMode
 from sim.world.replica.modes.model_turns_mode import TurnsOfModels
 from sim.world.replica.modes.per_adapter import PerAdapterQueues
 from sim.world.replica.modes.prefetching import Prefetching
@@ -80,6 +91,17 @@ def make_mode(
         # With priorities, passed requests go back to their places (vLLM's request_queue.py, prepend_requests).
         passed = "keep-order" if scenario.fleet.scheduling == "priority" else scenario.fleet.passed_requests
         return VllmLru(slots, vllm_queue(slots, passed), reload_s, context)
+    if mode == modes.BATCH_SLOTS:
+        batch_slots = batch_slots_cache(world)
+        fleet = scenario.fleet
+        passing: ClaimingQueue
+        if fleet.scheduling == "lpm" or fleet.drain_wait:
+            passing = ScannedQueue(batch_slots, fleet.drain_wait)
+        else:
+            make_queue = RejoiningQueue if fleet.kv_check == "ratio" else ClaimingQueue
+            passing = make_queue(batch_slots, None, stop=False, gives_up=True)
+        reload_s = reload_times(tiers, draws)
+        return BatchSlotsMode(batch_slots, host_tier(world, batch_slots), passing, reload_s, context)
     discards = scenario.cache.eviction == "discard-when-idle"
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
     if mode == modes.UNIFIED:
@@ -153,6 +175,20 @@ def make_server(
         world.batched_tokens,
         padded_rank(world.profile, world.population),
     )
+    if isinstance(mode.waiting, RejoiningQueue):  # replicas for whole models have other queues, and plain rules
+        blocks = world.kv_tokens // fleet.block_size
+        sglang = SglangScheduler(
+            limits,
+            RadixMemory(blocks, fleet.block_size, caches=fleet.prefix_caching),
+            mode.waiting,
+            world.ranks,
+            costs,
+            conservativeness=fleet.schedule_conservativeness,
+            overlapped=fleet.overlap_schedule,
+            ignores_end=scenario.workload.tokens.ignore_eos,
+            longest_prefix_first=fleet.scheduling == "lpm",
+        )
+        return wrap_server(BatchServer)(parts, sglang, mode)
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(world, world.kv_tokens), mode.waiting, world.ranks, costs, rule)
     if world.asynchronous:

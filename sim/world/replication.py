@@ -146,6 +146,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             times.limits.both,
             world.base_model,
             times.limits.prompt,
+            max_tokens=world.scenario.workload.tokens.max_tokens or 0,
             with_text=any(pool.world.prefix_cache for pool in pools) or "texts" in reads,
             tenant_of=world.traffic.tenant_of,
         ),

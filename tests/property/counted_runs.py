@@ -94,6 +94,10 @@ def steps_and_gaps(rows: Rows) -> tuple[list[Step], list[Gap]]:
         gaps += [Gap(pause["start"], pause["seconds"])] * int(pause["count"])
     for step_start_s, several in rows.single_gaps:
         gaps += [Gap(step_start_s, seconds) for seconds in several]
+    for pause in rows.pauses:
+        if pause["count"] < 0:  # the token of one of these is lost
+            lost = min(gaps, key=lambda gap: abs(gap.step_start_s - pause["start"]) + abs(gap.gap_s - pause["seconds"]))
+            gaps.remove(lost)
     return steps, gaps
 
 

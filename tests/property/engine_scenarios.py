@@ -104,6 +104,7 @@ def _free(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], storage
 @st.composite
 def _sglang(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], storage: dict[str, Any]) -> None:
     cache["gpu"] = {"slots": draw(st.integers(1, 6))}
+    cache["protects"] = "running"  # SGLang's own slots have a twin of their own (naive_sglang.py)
     cache["pinned"] = min(cache["pinned"], cache["gpu"]["slots"] - 1)
     cache.pop("host", None)
     if draw(st.booleans()):

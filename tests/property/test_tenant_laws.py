@@ -202,7 +202,7 @@ def test_with_one_tenant_every_policy_is_first_come_first_served(
 def test_only_engines_with_a_policy_have_it() -> None:
     tenants = [{"name": "all", "adapters": 12}]
     for engine, policy, words in (
-        ("sglang", "priority", "allowed fcfs"),
+        ("sglang", "priority", "allowed fcfs, lpm"),
         ("vllm", "vtc", "allowed fcfs, priority"),
         ("vllm-0.9.1", "priority", "allowed fcfs"),
         ("s-lora", "priority", "allowed fcfs, vtc"),

@@ -23,12 +23,18 @@ NEEDS = [(choice, need) for choice in CHOICES.values() for need in choice.needs]
 PER_ADAPTER = {"fleet.admission": "per-adapter", "cache.eviction": "cycle"}
 UNIFIED = {"cache.gpu.unified": True, "fleet.kv_check": "whole-answer", "storage.mode": "blocking"}
 VLLM = {"cache.eviction": "vllm-lru", "storage.mode": "blocking"}
+SGLANG = {"cache.protects": "batch", "storage.mode": "blocking", "cache.gpu": {"slots": 4, "base_model_slot": True}}
 FIXED = {"fleet.engine": "fixed", "fleet.service": "1 s"}
 
 HAD: dict[str, list[dict[str, Any]]] = {
     "loads-at-arrival": [{}, FIXED, {"cache.eviction": "sieve", "storage.loaders": 2}],
     "loads-at-admission": [{"fleet.load_at": "admission"}, {"fleet.admission": "stop"}],
-    "loads-in-steps": [{"storage.mode": "blocking"}, {"fleet.engine": "sglang"}, {"fleet.engine": "tensorrt-llm"}],
+    "loads-in-steps": [
+        {"storage.mode": "blocking"},
+        {"fleet.engine": "sglang", "cache.eviction": "sieve"},
+        {"fleet.engine": "tensorrt-llm"},
+    ],
+    "batch-slots": [SGLANG, {"fleet.engine": "sglang"}, {"fleet.engine": "sglang", "cache.eviction": "fifo"}],
     "vllm-lru": [VLLM, {"fleet.engine": "vllm-0.8"}, {"fleet.engine": "vllm-0.12"}, {"fleet.engine": "vllm"}],
     "per-adapter": [PER_ADAPTER, {"fleet.engine": "lorax"}],
     "unified": [UNIFIED, {"fleet.engine": "s-lora"}],
@@ -39,6 +45,13 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
     ("stop", "fleet.load_at", "arrival", {"fleet.admission": "stop", "fleet.load_at": "arrival"}),
     ("reversed", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "reversed"}),
     ("own-queue", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "own-queue"}),
+    (
+        "ratio",
+        "fleet.kv_check",
+        "cache.protects running, fleet.admission_interval 1",
+        {"fleet.kv_check": "ratio"},
+    ),
+    ("overlap-schedule", "fleet.overlap_schedule", "fleet.kv_check whole-prompt", {"fleet.overlap_schedule": True}),
     ("fixed", "storage.mode", "blocking", {**FIXED, "storage.mode": "blocking"}),
     ("fixed", "cache.eviction", "vllm-lru", {**FIXED, "cache.eviction": "vllm-lru"}),
     ("fixed", "cache.host.fill", "arrival", {**FIXED, "cache.host.fill": "arrival"}),
@@ -56,6 +69,11 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
     ("vllm-lru", "cache.host.size", "1000000000", {**VLLM, "cache.host.size": "1 GB"}),
     ("vllm-lru", "cache.host.slots", "3", {**VLLM, "cache.gpu.slots": 4, "cache.host.slots": 3}),
     ("vllm-lru", "cache.pinned", "1", {**VLLM, "cache.pinned": 1}),
+    ("batch-slots", "cache.protects", "storage.mode overlap, fleet.admission skip", {"cache.protects": "batch"}),
+    ("batch-slots", "cache.eviction", "sieve", {**SGLANG, "cache.eviction": "sieve"}),
+    ("batch-slots", "cache.gpu.size", "1000000000", {**SGLANG, "cache.gpu": {"size": "1 GB"}}),
+    ("batch-slots", "cache.gpu.unified", "true", {**SGLANG, "cache.gpu": {"slots": 4, "unified": True}}),
+    ("batch-slots", "cache.gpu.base_model_slot", "false", {**SGLANG, "cache.gpu": {"slots": 4}}),
     (
         "per-adapter",
         "cache.eviction",
@@ -149,7 +167,7 @@ def fits(s: Scenario) -> bool:
     vllm, queues = cache.eviction == "vllm-lru", fleet.admission == "per-adapter"
     cycle = cache.eviction == "cycle"
     if fixed:
-        in_steps = blocking or vllm or cycle or cache.eviction == "discard-when-idle"
+        in_steps = blocking or vllm or cycle or cache.eviction == "discard-when-idle" or cache.protects == "batch"
         ahead = cache.prefetch == "queued" or (host is not None and host.fill == "arrival")
         return not (in_steps or ahead or gpu.unified)
     if fleet.load_at == "arrival" and (blocking or fleet.admission != "skip"):
@@ -169,6 +187,13 @@ def fits(s: Scenario) -> bool:
             return False
         if host is not None and (host.fill != "load" or host.slots is None or host.slots < gpu.slots):
             return False
+    if fleet.kv_check == "ratio" and cache.protects != "batch":
+        return False
+    if cache.protects == "batch":
+        if not blocking or fleet.admission != "skip" or cache.eviction not in ("lru", "fifo"):
+            return False
+        if gpu.slots is None or gpu.unified or not gpu.base_model_slot:
+            return False
     if gpu.unified:
         if gpu.size is not None or gpu.base_model_slot or vllm or cycle or cache.pinned > 0:
             return False
@@ -182,11 +207,12 @@ DRAWN: dict[str, tuple[Any, ...]] = {
     "fleet.engine": ("continuous", "vllm-0.32", "vllm-0.23", "sglang", "s-lora", "lorax", "tensorrt-llm"),
     "fleet.admission": ("skip", "stop", "per-adapter"),
     "fleet.load_at": ("arrival", "admission"),
-    "fleet.kv_check": ("whole-prompt", "first-chunk", "whole-answer"),
+    "fleet.kv_check": ("whole-prompt", "first-chunk", "whole-answer", "ratio"),
     "fleet.chunked_prefill": (True,),
     "fleet.front_end": ("none", "vllm-0.8-scraped", "s-lora"),
     "fleet.passed_requests": ("keep-order", "reversed", "own-queue"),
     "cache.eviction": ("lru", "belady", "vllm-lru", "discard-when-idle", "cycle"),
+    "cache.protects": ("running", "batch"),
     "cache.gpu": (
         {"slots": 4},
         {"size": "1 GB"},

@@ -90,7 +90,7 @@ def test_a_name_means_one_option_of_an_engine() -> None:
         ("--max-loras: 8", "--max-loras: unknown key; --max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here"),
         (
             "cache: {max_cpu_loras: 8}",
-            "cache.max_cpu_loras: unknown key (allowed: gpu, host, eviction, cycle, pinned, "
+            "cache.max_cpu_loras: unknown key (allowed: gpu, host, eviction, protects, cycle, pinned, "
             "warm, prefetch); --max-cpu-loras of vLLM and TensorRT-LLM is cache.host.slots here",
         ),
         (
@@ -109,7 +109,7 @@ def test_a_name_means_one_option_of_an_engine() -> None:
         (
             "cache: {gpu_memory_utilization: 0.9}",
             "cache.gpu_memory_utilization: unknown key (allowed: gpu, host, "
-            "eviction, cycle, pinned, warm, prefetch); did you mean 'fleet.gpu_memory_utilization'?",
+            "eviction, protects, cycle, pinned, warm, prefetch); did you mean 'fleet.gpu_memory_utilization'?",
         ),
         ("max-model-len: 9", "max-model-len: unknown key; vLLM's --max-model-len is fleet.max_model_len here"),
         (
@@ -270,6 +270,8 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--scheduling-policy",
         "--scheduler-reserve-full-isl",
         "--prefill-schedule-interval",
+        "--schedule-conservativeness",
+        "--disable-overlap-schedule",
     }
     assert {option for _, option in printed - seen} <= unset
 

@@ -75,6 +75,18 @@ def test_sglangs_base_model_holds_a_slot_until_a_batch_needs_them_all() -> None:
     assert outcomes(run("sglang", together, cache__gpu=gpu)) == [MISS, MISS, HIT, HIT]
 
 
+def test_a_prefill_of_sglang_may_evict_the_adapter_of_a_request_that_decodes() -> None:
+    # The second request's prefill, from 5 to 8 with its load, takes the slot of the first one's adapter, although the
+    # base model has a slot as well. The next step loads it again, from 8 to 10, now in place of the base model.
+    rows = [(0, 0, 4, 5), (4, 1, 4, 2)]
+    recording = run("sglang", rows, cache__gpu={"slots": 2})
+    assert ticks(recording, "finished_s") == [12, 11]
+    assert recording.loads["adapter"].tolist() == [0, 1, 0]
+    recording = run("sglang", rows, cache__gpu={"slots": 2}, cache__protects="running")
+    assert ticks(recording, "finished_s") == [10, 9]
+    assert recording.loads["adapter"].tolist() == [0, 1]
+
+
 def test_fifo_evicts_the_first_loaded_where_lru_keeps_the_last_used() -> None:
     rows = [(0, 0, 2, 1), (20, 1, 2, 1), (40, 0, 2, 1), (60, 2, 2, 1), (80, 0, 2, 1)]
     gpu = {"slots": 2, "base_model_slot": False}

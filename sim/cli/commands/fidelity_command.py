@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sim.studies.fidelity.record_costs import RecordCosts
     from sim.studies.fidelity.record_prediction import PredictedMetric
     from sim.studies.fidelity.serving_stages import Server, ServerErrors, StagePrediction
+    from sim.studies.fidelity.sglang_record import SglangRecord
     from sim.studies.fidelity.step_record import StepRecord
     from sim.studies.fidelity.step_replay import Replay
 
@@ -247,12 +248,15 @@ def _refuse_server(options: FidelityOptions, problem: str) -> None:
 
 
 def _compare_record(file: Path, fit_on: Path | None, *, json: bool, quiet: bool) -> None:
+    from sim.studies.fidelity.sglang_record import SglangRecord, read_any_record, replay_sglang
     from sim.studies.fidelity.step_record import read_record
     from sim.studies.fidelity.step_replay import replay
 
-    record = read_record(file)
-    if fit_on is None:
-        result = replay(record)
+    record = read_any_record(file)
+    if isinstance(record, SglangRecord) and fit_on is not None:
+        raise InputError("records of SGLang have no times that could be predicted", key="--fit-on", got=str(fit_on))
+    if fit_on is None or isinstance(record, SglangRecord):
+        result = replay_sglang(record) if isinstance(record, SglangRecord) else replay(record)
         if json:
             say_json(_replay_json(result))
         else:
@@ -304,7 +308,7 @@ def _prediction_json(costs: RecordCosts, metrics: dict[str, PredictedMetric]) ->
     }
 
 
-def _print_replay(file: Path, record: StepRecord, result: Replay) -> None:
+def _print_replay(file: Path, record: StepRecord | SglangRecord, result: Replay) -> None:
     preempted = sum(len(step.preempted) for step in record.steps)
     rows: list[tuple[str, str]] = [
         ("engine", record.engine),

@@ -208,7 +208,10 @@ class Recorder:
         write_i16_le(rows, replica)
 
     def record_pause(self, start_s: float, seconds: float, count: int) -> None:
-        """Note gaps between tokens that end with the step that started then, and are longer than that step."""
+        """Note gaps between tokens that end with the step that started then, and are longer than that step.
+
+        :param count: -1: a gap that was noted before, since its token is lost.
+        """
         rows = self.pause_rows
         write_f64_le(rows, start_s)
         write_f64_le(rows, seconds)

@@ -26,13 +26,15 @@ _NO_COMMAND = {
 """Why engines that are no products have no command line."""
 _RULES = (
     *(f"fleet.{key}" for key in ("batching", "chunked_prefill", "admission", "admission_interval", "waiting_ratio")),
-    *(f"fleet.{key}" for key in ("load_at", "passed_requests", "scheduling", "kv_check")),
+    *(f"fleet.{key}" for key in ("load_at", "passed_requests", "scheduling")),
     *(f"fleet.{key}" for key in ("adapter_limit", "self_preemption", "async_scheduling", "prefill_schedule_interval")),
     *(f"fleet.{key}" for key in ("reserved_kv_blocks", "prefix_caching", "uncached_blocks")),
     *(f"cache.gpu.{key}" for key in ("slots", "size", "unified", "base_model_slot")),
     *(f"cache.host.{key}" for key in ("slots", "size", "fill")),
     *(f"cache.{key}" for key in ("eviction", "pinned", "prefetch")),
     *(f"storage.{key}" for key in ("mode", "loaders", "host_loaders")),
+    "cache.protects",
+    *(f"fleet.{key}" for key in ("kv_check", "schedule_conservativeness", "overlap_schedule", "drain_wait")),
 )
 """Keys that say how an engine works, rather than what it runs on or what it serves."""
 

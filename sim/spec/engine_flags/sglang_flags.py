@@ -9,7 +9,6 @@ from sim.spec.engine_flags.flag import (
     COUNTED,
     EACH_ITS_OWN,
     EVERY_SCENARIO,
-    IN_ORDER,
     KV_FORMAT,
     NO_SPECULATION,
     NO_SPLIT,
@@ -49,6 +48,24 @@ def _target_modules(replica: Replica) -> str:
 def _eviction(replica: Replica) -> str | None:
     eviction = replica.scenario.cache.eviction
     return eviction if eviction in _EVICTIONS else None
+
+
+def _conservativeness(replica: Replica) -> float | None:
+    given = replica.scenario.fleet.schedule_conservativeness
+    return None if given == 1.0 else given
+
+
+def _drain_wait(replica: Replica) -> float | None:
+    return replica.scenario.fleet.drain_wait or None
+
+
+def _policy(replica: Replica) -> str | None:
+    return "lpm" if replica.scenario.fleet.scheduling == "lpm" else None
+
+
+def _without_overlap(replica: Replica) -> bool | None:
+    fleet = replica.scenario.fleet
+    return True if fleet.kv_check == "ratio" and not fleet.overlap_schedule else None
 
 
 def _chunk(words: Sequence[str], given: Given) -> Mapping[str, object]:
@@ -117,7 +134,7 @@ SGLANG = EngineFlags(
                 sets=("storage.mode: overlap", "fleet.load_at: admission"),
                 written=where("storage.mode", "overlap"),
             ),
-            Flag("--lora-drain-wait-threshold", "adapters are not drained for others that starve"),
+            Flag("--lora-drain-wait-threshold", "0: off", sets=("fleet.drain_wait",), written=_drain_wait),
             Flag("--lora-backend", "kernels cost what the profile says"),
             Flag(
                 "--max-prefill-tokens",
@@ -146,10 +163,22 @@ SGLANG = EngineFlags(
                 sets=("fleet.prefix_caching: false",),
                 written=where("fleet.prefix_caching", False),
             ),
-            Flag("--schedule-policy", IN_ORDER),
+            Flag(
+                "--schedule-policy",
+                "fcfs, or lpm; loraplan has none of the others",
+                sets=("fleet.scheduling",),
+                written=_policy,
+                reads=chosen("fleet.scheduling", fcfs="fcfs", lpm="lpm"),
+            ),
             Flag(
                 "--schedule-conservativeness",
-                "a request joins if its prompt fits, whatever answers are to come",
+                sets=("fleet.schedule_conservativeness",),
+                written=_conservativeness,
+            ),
+            Flag(
+                "--disable-overlap-schedule",
+                sets=("fleet.overlap_schedule: false",),
+                written=_without_overlap,
             ),
             Flag("--max-queued-requests", "the queue has no limit"),
             Flag(

@@ -40,6 +40,9 @@ _BATCHING_KEYS = (
     "front_end_time",
     "max_model_len",
     "kv_check",
+    "schedule_conservativeness",
+    "overlap_schedule",
+    "drain_wait",
     "reserved_kv_blocks",
     "passed_requests",
     "scheduling",
@@ -136,11 +139,15 @@ class ReplicaKeys(Strict):
     """With ``cache.eviction: vllm-lru``, which adapters count for the limit of ``cache.gpu.slots``. ``scheduled``:
     those of requests that get a token in the step. ``running``: those of all running requests, as in vLLM 0.33: also of
     those whose last token is on its way (``async_scheduling``)."""
-    scheduling: Literal["fcfs", "priority", "vtc"] = "fcfs"
+    scheduling: Literal["fcfs", "priority", "vtc", "lpm"] = "fcfs"
     """Which waiting request goes first. ``fcfs``: the one that came first. ``priority``: that of the tenant with the
     lowest ``priority``, then the one that came first; when KV memory runs out, the last in this order is preempted
     (vLLM's ``--scheduling-policy``, from 0.9.2 on). ``vtc``: that of the tenant that was served least, by the virtual
-    token counter of S-LoRA. With an engine that has the policy only; ``tenants`` give priorities and weights."""
+    token counter of S-LoRA. ``lpm``: that of which the prefix cache knows most, as long as at most 128 wait (SGLang's
+    ``--schedule-policy``). With an engine that has the policy only; ``tenants`` give priorities and weights."""
+    drain_wait: Seconds = Field(default=0.0, ge=0)
+    """With ``kv_check: ratio``: how long an adapter waits while all slots are taken until another one gets no more long
+    requests, to make room for it (SGLang's ``lora_drain_wait_threshold``). 0: never."""
     self_preemption: Literal["goes-on", "ends-scan"] = "goes-on"
     """With ``scheduling: priority``, what follows if a request lacks a KV block and is itself the one to be preempted.
     ``goes-on``: the next running request is looked at (vLLM 0.33). ``ends-scan``: those behind it get no token in this
@@ -162,11 +169,18 @@ class ReplicaKeys(Strict):
     """When a load starts: when the request arrives, or when the scheduler could first admit it.
     Unset: ``arrival``, except with ``admission: stop`` or ``storage.mode: blocking``."""
 
-    kv_check: Literal["whole-prompt", "first-chunk", "whole-answer", "peak"] = "whole-prompt"
+    kv_check: Literal["whole-prompt", "first-chunk", "whole-answer", "peak", "ratio"] = "whole-prompt"
     """How much of the KV cache must be free for a request to join. ``whole-prompt``, ``first-chunk``: blocks for that
     much; when answers outgrow the cache, the newest request is preempted. ``whole-answer``: blocks for prompt and
-    answer, reserved to its end. ``peak``: the most tokens that the batch will hold before its last answer ends. The
-    last two know the lengths of answers, as if every request's ``max_tokens`` were exact."""
+    answer, reserved to its end. ``peak``: the most tokens that the batch will hold before its last answer ends. These
+    two know the lengths of answers, as if every request's ``max_tokens`` were exact. ``ratio``: SGLang's scheduler.
+    There must be room for the prompt, the request's ``max_tokens``, and a share of what the limits of running requests
+    still allow: at first 0.7, less with every step, and set anew when it turned out too low and requests were retracted
+    (``workload.tokens.max_tokens``)."""
+    schedule_conservativeness: float = Field(default=1.0, gt=0, le=10)
+    """With ``kv_check: ratio``: a factor on the share of answers for which room is kept."""
+    overlap_schedule: bool = False
+    """With ``kv_check: ratio``: whether each step is planned while the one before runs, and so without its result."""
     reserved_kv_blocks: NonNegativeInt = Field(default=0, le=1024)
     """KV blocks that the engine keeps for itself."""
     front_end: Literal["none", "vllm-0.8-scraped", "s-lora"] = "none"
@@ -271,6 +285,10 @@ class Cache(Strict):
             "docs/own-policy.md."
         ),
     )
+    protects: Literal["running", "batch"] = "running"
+    """Which adapters can't be evicted. ``running``: those of running requests. ``batch``: those of the step about to
+    run, as in SGLang, where a prefill may evict adapters of requests that decode, and their next step loads them again.
+    The base model then counts as an adapter."""
     cycle: Seconds = Field(default=2.0, gt=0)
     """With ``eviction: cycle``: how long an adapter may keep its place while its queue isn't empty and others wait."""
     pinned: NonNegativeInt = 0
@@ -392,15 +410,20 @@ class Fleet(ReplicaKeys):
                 got=f"prefix_caching true, kv_check {self.kv_check}",
                 allowed="kv_check whole-prompt or first-chunk",
             )
-        if not self.chunked_prefill and not ahead:
+        if not self.chunked_prefill and not (ahead or self.kv_check == "ratio"):
             raise located(
                 "chunked_prefill",
                 "without chunks, a preempted request could outgrow the budget and never run again",
                 got=f"chunked_prefill false, kv_check {self.kv_check}",
-                allowed="kv_check whole-answer or peak",
+                allowed="kv_check whole-answer, peak or ratio",
             )
         if self.kv_check == "peak" and self.block_size != 1:
             raise located("block_size", "kv_check peak counts tokens", got=self.block_size, allowed="1")
+        if self.schedule_conservativeness != 1.0 and self.kv_check != "ratio":
+            raise located("schedule_conservativeness", "this is a factor of kv_check ratio", got=self.kv_check)
+        if self.kv_check != "ratio" and (self.drain_wait or self.scheduling == "lpm"):
+            key = "drain_wait" if self.drain_wait else "scheduling"
+            raise located(key, "this is a rule of SGLang's scheduler (kv_check ratio)", got=self.kv_check)
         if self.waiting_ratio and self.admission_interval == 1:
             raise located(
                 "waiting_ratio",

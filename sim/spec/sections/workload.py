@@ -28,12 +28,26 @@ class Tokens(Strict):
     ``fleet.async_scheduling`` the engine can't foresee a stop token, and computes one token too many. Set it to 0% for
     load generators that ignore stop tokens (``--ignore-eos``). The default is an assumption: most answers of a chat or
     an agent end by themselves, well below a generous ``max_tokens``."""
+    max_tokens: PositiveInt | None = Field(default=None, le=MAX_TOKENS)
+    """The limit that requests set for their answers, as ``max_tokens`` of an API call. Unset: each request's limit is
+    the length of its answer, so it ends by its limit. Otherwise an answer below the limit ends with the end token. Only
+    engine ``sglang`` reads it: it admits requests, and picks those to retract, by what their limits still allow."""
+    ignore_eos: bool = False
+    """Whether requests ask for answers up to their limit (``ignore_eos``), as benchmarks do; SGLang counts on it."""
     correlation: float = Field(default=0.0, gt=-1, lt=1)
     """Correlation of the normal scores of a request's prompt and output length: below 0, long prompts have short
     answers. 0: independent."""
     by_adapter: Share = 0.0
     """Share of the variance of lengths (of their normal scores) between adapters. 0: every request is drawn
     independently. 50%: some adapters have long prompts and others short ones, likewise for answers."""
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Tokens:
+        if self.ignore_eos and self.max_tokens is not None:
+            raise located(
+                "max_tokens", "with ignore_eos, answers are as long as their limits", hint="remove one of both"
+            )
+        return self
 
 
 class Workload(Strict):

@@ -14,7 +14,7 @@ import json
 import zlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
@@ -23,7 +23,9 @@ from sim.reading import RECORD_BYTES, read_bounded, read_regular
 from sim.spec.engine_versions import VERSIONS, Versions, has_version, versions_of
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a record; what it says beyond the fields is ignored."""
+
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
@@ -31,7 +33,7 @@ Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Time = Annotated[float, Field(ge=0, le=1e7)]
 
 
-class RecordConfig(_Part):
+class RecordConfig(Part):
     """How the engine was set up.
 
     :ivar kv_blocks: all blocks, with the one that the engine never uses.
@@ -58,7 +60,7 @@ class RecordConfig(_Part):
     ends: Literal["length", "stop"] = "length"
 
 
-class RecordedRequest(_Part):
+class RecordedRequest(Part):
     """A request; times in seconds since the engine was ready.
 
     :ivar adapter: None: the base model.
@@ -84,7 +86,7 @@ class RecordedRequest(_Part):
     finished_s: Time | None = None
 
 
-class RecordedStep(_Part):
+class RecordedStep(Part):
     """A step: tokens by request, those preempted, adapters in the order they were touched, loads, evictions.
 
     :ivar loads: (adapter, seconds) in their order.
@@ -112,7 +114,7 @@ class RecordedStep(_Part):
     tokens: tuple[int, ...] = ()
 
 
-class StepRecord(_Part):
+class StepRecord(Part):
     """A complete record."""
 
     engine: str
@@ -180,9 +182,17 @@ class StepRecord(_Part):
 
 
 def read_record(path: Path) -> StepRecord:
-    """Read a record.
+    """Read a record of vLLM.
 
     :raises InputError: naming the file, the field and the value.
+    """
+    return validated(StepRecord, read_data(path), path)
+
+
+def read_data(path: Path) -> Any:
+    """Read the plain data of a record; an engine that it names is one whose rules are known.
+
+    :raises InputError: if there are none, or the engine is another one.
     """
     where = str(path)
     try:
@@ -210,15 +220,28 @@ def read_record(path: Path) -> StepRecord:
             file=where,
             key="engine",
             got=engine,
-            allowed="vllm " + ", ".join(row.words for row in VERSIONS["vLLM"] if row.simulated),
+            allowed=", ".join(
+                f"{name.lower()} {row.words}" for name in ("vLLM", "SGLang") for row in VERSIONS[name] if row.simulated
+            ),
         )
+    return data
+
+
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
+
+
+def validated(model: type[AnyRecord], data: Any, path: Path) -> AnyRecord:
+    """Return data as a record.
+
+    :raises InputError: naming the file, the field and the value.
+    """
     try:
-        return StepRecord.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "record"
         got = first["input"] if isinstance(first["input"], (str, int, float)) else None
-        raise InputError(first["msg"].removeprefix("Value error, "), file=where, key=key, got=got) from None
+        raise InputError(first["msg"].removeprefix("Value error, "), file=str(path), key=key, got=got) from None
 
 
 def _versions(engine: str) -> Versions | None:

@@ -166,12 +166,7 @@ class _Replayer:
             result.predicted_cached_tokens += sum(cached.values())
         result.predicted_loads += len(loads)
         result.equal_loads += sum(ours[0] == theirs[0] for ours, theirs in zip(loads, step.loads, strict=False))
-        different = [
-            f"step {number} (at {step.at_s:.3f} s): {what}: "
-            f"replay {_brief(ours, theirs)}, record {_brief(theirs, ours)}"
-            for what, ours, theirs in comparisons
-            if ours != theirs
-        ]
+        different = differing(f"step {number} (at {step.at_s:.3f} s)", comparisons)
         if not different:
             result.equal_steps += 1
         elif result.first_difference is None:
@@ -215,6 +210,15 @@ class _Replayer:
         if recorded.session is not None:
             request.text_key = config.texts + recorded.session
         return request
+
+
+def differing(step: str, comparisons: list[tuple[str, object, object]]) -> list[str]:
+    """Return a sentence for each (what, replay, record) that differ."""
+    return [
+        f"{step}: {what}: replay {_brief(ours, theirs)}, record {_brief(theirs, ours)}"
+        for what, ours, theirs in comparisons
+        if ours != theirs
+    ]
 
 
 def _brief(some: object, other: object) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.policies.adapter_cache import ABSENT, RESIDENT, AdapterCache, GpuCache, SlotForBaseModel
+from sim.policies.batch_slots import BatchSlots
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.eviction.lru import Lru
 from sim.policies.host_tier import AllInHost, HostCache, HostTier
@@ -91,6 +92,17 @@ def vllm_cache(world: World, draws: ReplicaDraws) -> VllmLruCache:
     return cache
 
 
+def batch_slots_cache(world: World) -> BatchSlots:
+    """Return SGLang's slots, with the pinned and the warm adapters.
+
+    SGLang touches adapters in the order of their ids, which are hashes; here that is the order of their numbers.
+    """
+    fifo = world.scenario.cache.eviction == "fifo"
+    cache = BatchSlots(world.capacity, range(len(world.population)), fifo=fifo, pinned=world.pinned)
+    cache.warm_up(world.pinned + world.warm)
+    return cache
+
+
 def gpu_cache(world: World, context: EvictionContext) -> GpuCache:
     """Return slots or bytes that protect adapters in use, with the pinned and the warm adapters."""
     scenario = world.scenario
@@ -113,7 +125,7 @@ def unified_cache(world: World, context: EvictionContext, rule: KvRule) -> Unifi
     return cache
 
 
-def host_tier(world: World, cache: GpuCache) -> HostTier:
+def host_tier(world: World, cache: AdapterCache) -> HostTier:
     """Return host memory as loads to the GPU see it, with copies of what is in ``cache`` from the start."""
     host, count = world.scenario.cache.host, len(world.population)
     if host is None:

@@ -156,6 +156,8 @@ class BatchServer(Server):
             self._end_leap(scheduler.decided.decoding, now)
         blocked_s = self._act(now) if self._actions or self._free_s > now else 0.0
         step = scheduler.compose(now)
+        if scheduler.lost:
+            self._take_back_gaps(now)
         self._started_s = now
         self._steps = steps = step.steps
         if not steps:
@@ -243,6 +245,14 @@ class BatchServer(Server):
             self.recorder.record_leap(
                 started_s, self._first_s, self._growth_s, self._load_s, steps, decoding, running, blocked, self.index
             )
+
+    def _take_back_gaps(self, now: float) -> None:
+        """Remove the gaps before tokens of the last step that are lost, and computed again later."""
+        for request, before_s in self.scheduler.lost:
+            gap_s = now - before_s if before_s >= 0 else self._first_s + self._growth_s * (self._steps - 1)
+            request.last_token_s = now - gap_s
+            step_s = self._started_s + (self._elapsed(self._steps - 1) if self._steps > 1 else 0.0)
+            self.recorder.record_pause(step_s, gap_s, -1)
 
     def _end_failed(self, finished: list[Request]) -> list[Request]:
         """End the requests whose adapter could not be loaded by the step that ends now; return the other finished ones.
