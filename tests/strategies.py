@@ -123,10 +123,12 @@ def build(**sections: Any) -> Scenario:
     """Return a scenario of these sections: unless they say so, of the idealised engine, measured as one section.
 
     Preempted requests compute everything again, as they do in the naive twins, unless ``prefix_caching`` is given.
-    Costs are round numbers, unless a profile or a GPU is given.
+    Costs are round numbers, unless a profile or a GPU is given. No time passes between clients and engine.
     """
     sections.setdefault("run", {"seed": 1, "warmup": 0})
     sections["fleet"] = {"engine": "continuous", **sections.get("fleet", {})}
+    if sections["fleet"]["engine"] != "fixed" and not sections["fleet"].get("pools"):
+        sections["fleet"].setdefault("front_end_time", 0)
     if "gpu" not in sections["fleet"]:
         sections["fleet"].setdefault("profile", "h100-64gb/llama-3.1-8b/assumed")
     if "prefix_caching" in ENGINES[sections["fleet"]["engine"]].preset.get("fleet", {}):

@@ -268,7 +268,8 @@ def _breakdown(m: MeasuredRequests) -> dict[str, float]:
     elif m.facts.full_replicas or m.facts.pools:
         in_steps = m.facts.loads_in_steps(m.column("replica")[m.completed])
         inside_step = float(np.where(in_steps, waits, 0.0).mean()) - m.host_fill_s() / len(waits)
-    outside = float(m.facts.front_end_s[np.maximum(m.column("replica")[m.completed], 0)].mean())
+    front_ends = m.facts.front_end_s
+    outside = float(front_ends[m.column("replica")[m.completed]].mean()) if front_ends.any() else 0.0
     stages = {
         **({"front_end_s": outside} if outside else {}),
         "loader_queue_s": load_queue,

@@ -91,6 +91,7 @@ def scenario_of(record: StepRecord, costs: RecordCosts, folder: Path) -> Scenari
             "fleet": {
                 "engine": record.preset,
                 "async_scheduling": record.asynchronous,
+                "front_end_time": 0,  # the engine's own times were recorded
                 "profile": str(folder / "profile.json"),
                 "max_num_seqs": config.max_num_seqs,
                 "max_num_batched_tokens": config.max_num_batched_tokens,
