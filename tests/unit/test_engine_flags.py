@@ -272,6 +272,7 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--prefill-schedule-interval",
         "--schedule-conservativeness",
         "--disable-overlap-schedule",
+        "--async-scheduling",
     }
     assert {option for _, option in printed - seen} <= unset
 
