@@ -54,10 +54,8 @@ _VLLM_0_14 = _changed(_VLLM, fleet={"async_scheduling": True})
 _VLLM_0_18 = _changed(_VLLM_0_14, fleet={"passed_requests": "own-queue"})
 _VLLM_0_19 = _changed(_VLLM_0_18, fleet={"kv_check": "whole-prompt"})
 _VLLM_0_23 = _changed(_VLLM_0_19, fleet={"uncached_blocks": "first"})
-
-
-_VLLM_0_32 = _changed(_VLLM_0_23, fleet={"passed_requests": "keep-order"})
-
+# config/cache.py: the default share of the memory is 0.92 from 0.25 on.
+_VLLM_0_32 = _changed(_VLLM_0_23, fleet={"passed_requests": "keep-order", "gpu_memory_utilization": 0.92})
 
 _VLLM_POLICIES = ("fcfs", "priority")
 """vLLM's ``--scheduling-policy``: v1/core/sched/request_queue.py, which V1 has from 0.9.2 on."""

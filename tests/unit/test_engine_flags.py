@@ -272,6 +272,8 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--prefill-schedule-interval",
         "--schedule-conservativeness",
         "--disable-overlap-schedule",
+        "--schedule-policy",
+        "--lora-drain-wait-threshold",
         "--async-scheduling",
     }
     assert {option for _, option in printed - seen} <= unset
@@ -314,7 +316,7 @@ def test_vllm_is_always_given_what_the_run_assumed_of_memory_and_prefixes() -> N
 @pytest.mark.parametrize(
     ("settings", "options"),
     [
-        (["fleet.engine=vllm"], ["--gpu-memory-utilization 0.9"]),
+        (["fleet.engine=vllm"], ["--gpu-memory-utilization 0.92"]),
         (["fleet.engine=vllm", "fleet.gpu_memory_utilization=0.8"], ["--gpu-memory-utilization 0.8"]),
         (["fleet.engine=vllm", "fleet.kv_tokens=40000"], ["--num-gpu-blocks-override 2500"]),
         (["fleet.engine=sglang"], [f"--max-total-tokens {KV}"]),

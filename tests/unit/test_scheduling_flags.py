@@ -26,7 +26,7 @@ def scenario(**fleet: object) -> Scenario:
 
 
 def test_vllm_gets_its_policy_only_where_it_is_not_the_default() -> None:
-    written = engine_flags(scenario(scheduling="priority"), None)["vLLM"]
+    written = engine_flags(scenario(scheduling="priority", async_scheduling=True), None)["vLLM"]
     assert written.endswith("--scheduling-policy priority")
     assert "--scheduling-policy" not in engine_flags(scenario(), None)["vLLM"]
     assert "priorities of the tenants: each request must carry its own (priority: chat -1, batch 3)" in beyond_flags(

@@ -126,7 +126,7 @@ class ReplicaKeys(Strict):
     """Memory of one GPU, for a card that differs from the profile's only in this, such as ``96 GB``; unset: the
     profile's."""
     gpu_memory_utilization: Share | None = None
-    """Share of the GPU's memory that the engine may use; unset: the profile's."""
+    """Share of the GPU's memory that the engine may use; unset: the profile's, which vLLM before 0.25 has too."""
     admission: Literal["skip", "stop", "per-adapter"] = "skip"
     """What happens to a waiting request whose adapter is not resident. ``skip``: later requests overtake it. ``stop``:
     all wait. ``per-adapter``: every adapter has a queue; as many queues are active as there is room, and among them the
