@@ -122,15 +122,18 @@ def fixed_time(value: float) -> dict[str, Any]:
 def build(**sections: Any) -> Scenario:
     """Return a scenario of these sections: unless they say so, of the idealised engine, measured as one section.
 
-    Preempted requests compute everything again, as they do in the naive twins, unless ``prefix_caching`` is given.
+    Preempted requests compute everything again, and no step is scheduled ahead, as in most naive twins, unless
+    ``prefix_caching`` and ``async_scheduling`` are given.
     Costs are round numbers, unless a profile or a GPU is given.
     """
     sections.setdefault("run", {"seed": 1, "warmup": 0})
     sections["fleet"] = {"engine": "continuous", **sections.get("fleet", {})}
     if "gpu" not in sections["fleet"]:
         sections["fleet"].setdefault("profile", "h100-64gb/llama-3.1-8b/assumed")
-    if "prefix_caching" in ENGINES[sections["fleet"]["engine"]].preset.get("fleet", {}):
-        sections["fleet"].setdefault("prefix_caching", False)
+    preset = ENGINES[sections["fleet"]["engine"]].preset.get("fleet", {})
+    for key in ("prefix_caching", "async_scheduling"):
+        if key in preset:
+            sections["fleet"].setdefault(key, False)
     return Scenario.model_validate({"schema_version": 1, "name": "test", **sections})
 
 

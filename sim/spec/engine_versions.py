@@ -32,6 +32,7 @@ class Versions:
 
 
 _KEEP = "keeps the order of requests over the adapter limit"
+_AHEAD = "schedules steps ahead on GPUs, as all newer ones do"
 _APART = "tries requests over the adapter limit before all others, also before preempted ones"
 _CHUNK, _WHOLE = "needs KV blocks for the first chunk", "needs KV blocks for the whole prompt"
 VERSIONS: Mapping[str, tuple[Versions, ...]] = {
@@ -54,7 +55,7 @@ VERSIONS: Mapping[str, tuple[Versions, ...]] = {
             "vllm-0.9.2",
             f"reverses the order of requests over the adapter limit with every step; {_CHUNK}",
         ),
-        Versions((0, 14), "0.14 to 0.17", "vllm-0.14", f"{_KEEP}; {_CHUNK}"),
+        Versions((0, 14), "0.14 to 0.17", "vllm-0.14", f"{_AHEAD}; {_KEEP}; {_CHUNK}"),
         Versions((0, 18), "0.18", "vllm-0.18", f"{_APART}; {_CHUNK}"),
         Versions((0, 19), "0.19 to 0.22", "vllm-0.19", f"{_APART}; {_WHOLE}"),
         Versions(
@@ -109,7 +110,7 @@ def versions_of(name: str) -> Versions | None:
         return None
     known = [row for row in rows if row.simulated]
     if found[2] is None:
-        return [row for row in known if row.preset != "vllm-0.33"][-1] if known else None
+        return known[-1] if known else None
     named = [row for row in known if found[2] == row.preset.rpartition("-")[2]]
     row = named[0] if named else _row(rows, found[2])
     return row if row.simulated else None

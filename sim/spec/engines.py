@@ -45,7 +45,9 @@ def _changed(preset: Preset, **sections: Mapping[str, Any]) -> Preset:
     return {name: {**preset.get(name, {}), **sections.get(name, {})} for name in (*preset, *sections)}
 
 
-_VLLM_0_18 = _changed(_VLLM, fleet={"passed_requests": "own-queue"})
+# config/vllm.py, VllmConfig.__post_init__: async_scheduling is on by default with the executors uni and mp on GPUs.
+_VLLM_0_14 = _changed(_VLLM, fleet={"async_scheduling": True})
+_VLLM_0_18 = _changed(_VLLM_0_14, fleet={"passed_requests": "own-queue"})
 _VLLM_0_19 = _changed(_VLLM_0_18, fleet={"kv_check": "whole-prompt"})
 _VLLM_0_23 = _changed(_VLLM_0_19, fleet={"uncached_blocks": "first"})
 
@@ -229,13 +231,13 @@ ENGINES = Engines(
             preset=_changed(_VLLM, fleet={"passed_requests": "reversed"}),
             schedulings=_VLLM_POLICIES,
         ),
-        # config/vllm.py, VllmConfig.__post_init__: from here on, steps are scheduled ahead on GPUs.
+        # Steps are scheduled ahead from here on.
         Engine(
             "vllm-0.14",
             "as vLLM 0.14 to 0.17.",
             f"{_RULES}:VLLM_BETWEEN",
             flags=("vLLM",),
-            preset=_VLLM,
+            preset=_VLLM_0_14,
             schedulings=_VLLM_POLICIES,
         ),
         # skipped_waiting: a queue of its own, which _select_waiting_queue_for_scheduling tries first.

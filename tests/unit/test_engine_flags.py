@@ -260,6 +260,7 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--fully-sharded-loras",
         "--scheduling-policy",
         "--prefill-schedule-interval",
+        "--async-scheduling",
     }
     assert {option for _, option in printed - seen} <= unset
 

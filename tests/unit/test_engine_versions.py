@@ -44,8 +44,8 @@ def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, 
 @pytest.mark.parametrize(
     ("name", "preset", "words"),
     [
-        ("vllm", "vllm-0.32", "vllm (rules of 0.31 and 0.32)"),
-        ("vLLM", "vllm-0.32", "vLLM (rules of 0.31 and 0.32)"),
+        ("vllm", "vllm-0.33", "vllm (rules of 0.33)"),
+        ("vLLM", "vllm-0.33", "vLLM (rules of 0.33)"),
         ("vllm-0.32", "vllm-0.32", "vllm-0.32"),
         ("vllm-0.32.0", "vllm-0.32", "vllm-0.32.0 (rules of 0.31 and 0.32)"),
         ("vllm-0.8", "vllm-0.8", "vllm-0.8"),
@@ -133,13 +133,13 @@ def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
         ("vllm-0.8", "vLLM 0.8.5, V1", []),
         ("vllm-0.8.4", "vLLM 0.8.5, V1", ["engine vllm-0.8.4 has the rules of 0.8.3 to 0.9.1 (preset vllm-0.8)"]),
         ("vllm-0.32", "vllm 0.32.0 (cpu)", []),
-        ("vllm", "vllm 0.32.0 (cpu)", []),
+        ("vllm", "vllm 0.33.0 (cpu)", []),
         ("sglang", "SGLang 0.5.10", []),
         (
             "vllm",
             "vLLM 0.8.5, V1",
             [
-                "step and load costs are those of vLLM 0.8.5, V1 (profile test), not of vllm 0.31 and 0.32, whose "
+                "step and load costs are those of vLLM 0.8.5, V1 (profile test), not of vllm 0.33, whose "
                 "rules are simulated"
             ],
         ),

@@ -149,7 +149,7 @@ def test_exact_before_near_and_measured_before_derived(monkeypatch: pytest.Monke
     assert order["vllm-0.32"] == ["vllm-0.20.0", "vllm-0.30.0", "vllm-0.12.0", "sglang-0.5"]
     assert order["sglang"] == ["sglang-0.5", "vllm-0.20.0", "vllm-0.12.0", "vllm-0.30.0"]
     assert order["s-lora"] == ["sglang-0.5", "vllm-0.20.0", "vllm-0.12.0", "vllm-0.30.0"]
-    assert version_distance("vllm", "vllm-0.24.0") == 8
+    assert version_distance("vllm", "vllm-0.24.0") == 9
     assert version_distance("vllm-0.12", "vllm 0.24.0") == 12
     assert version_distance("sglang", "sglang-0.5.10") == float("inf"), "no version of SGLang is known by its name"
 
@@ -174,7 +174,7 @@ def test_the_second_line_names_what_was_assumed() -> None:
     small = load_scenario("quickstart", ["fleet.gpu=h200", "workload.requests=200", "run.replications=1"]).scenario
     point = evaluate_scenario(small).point
     assert setup_line([point]) == (
-        "NVIDIA H200 · llama-3.1-8b · vllm (rules of 0.31 and 0.32) · profile h200/llama-3.1-8b/vllm-0.24.0 "
+        "NVIDIA H200 · llama-3.1-8b · vllm (rules of 0.33) · profile h200/llama-3.1-8b/vllm-0.24.0 "
         "(derived; nearest version of the engine) · base model assumed (set adapters.base_model)"
     )
     assert Setup(**point.setup.to_json()) == point.setup

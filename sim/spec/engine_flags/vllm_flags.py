@@ -32,6 +32,7 @@ from sim.spec.engine_flags.flag import (
     where,
     whole_number,
 )
+from sim.spec.engines import preset_value
 from sim.spec.needs import value_of
 from sim.spec.registry import Registry
 
@@ -77,6 +78,13 @@ def _scheduling(replica: Replica) -> str | None:
     """Return the policy where it is not vLLM's default."""
     policy = replica.scenario.fleet.scheduling
     return None if policy == "fcfs" else policy
+
+
+def _async_scheduling(replica: Replica) -> bool | None:
+    """Return whether steps are scheduled ahead, where that is not the version's default."""
+    fleet = replica.scenario.fleet
+    default = bool(preset_value(fleet.engine, "fleet.async_scheduling"))
+    return None if fleet.async_scheduling == default else fleet.async_scheduling
 
 
 def _prefill_interval(replica: Replica) -> int | None:
@@ -182,17 +190,18 @@ VLLM = EngineFlags(
                 written=value_at("fleet.prefix_caching"),
             ),
             Flag(
+                "--async-scheduling",
+                "unset, vLLM schedules ahead on GPUs from 0.14 on",
+                sets=("fleet.async_scheduling",),
+                also=("--no-async-scheduling",),
+                written=_async_scheduling,
+            ),
+            Flag(
                 "--scheduling-policy",
                 "each request carries the priority of its tenant; from 0.9.2 on",
                 sets=("fleet.scheduling",),
                 written=_scheduling,
                 reads=chosen("fleet.scheduling", fcfs="fcfs", priority="priority"),
-            ),
-            Flag(
-                "--async-scheduling",
-                "unset, vLLM schedules ahead on GPUs from 0.14 on",
-                sets=("fleet.async_scheduling",),
-                also=("--no-async-scheduling",),
             ),
             Flag(
                 "--prefill-schedule-interval",
