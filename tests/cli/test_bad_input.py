@@ -226,7 +226,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         ),
         (
             ("run", "quickstart", "--set", "fleet.engine=vllm-0.99"),
-            "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read",
+            "the nearest preset is vllm-0.33: vLLM from 0.34 on was not read",
         ),
         (("run", "quickstart", "--jobs", "0"), "--jobs: not a number of workers"),
         (("run", "quickstart", "--set", "cache.gpu.slots="), "give either slots or size (got neither)"),

@@ -190,7 +190,7 @@ def test_costs_of_the_record_itself_are_noted(loraplan: CommandLine) -> None:
         (
             changed("engine", "vllm 0.7.3"),
             "r.json.gz: engine: the rules of this engine version are not known (got vllm 0.7.3, allowed: vllm 0.8.3 to "
-            "0.9.1, 0.9.2 to 0.13, 0.14 to 0.17, 0.18, 0.19 to 0.22, 0.23 to 0.30, 0.31 and 0.32)",
+            "0.9.1, 0.9.2 to 0.13, 0.14 to 0.17, 0.18, 0.19 to 0.22, 0.23 to 0.30, 0.31 and 0.32, 0.33)",
         ),
         (changed("engine", "vllm"), "r.json.gz: engine: the rules of this engine version are not known (got vllm, "),
         (changed("engine", None), "r.json.gz: engine: "),
