@@ -261,6 +261,8 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--scheduling-policy",
         "--schedule-conservativeness",
         "--disable-overlap-schedule",
+        "--schedule-policy",
+        "--lora-drain-wait-threshold",
     }
     assert {option for _, option in printed - seen} <= unset
 
