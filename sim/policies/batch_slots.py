@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
-from sim.policies.adapter_cache import ABSENT, RESIDENT, AdapterCache, CacheListener
+from sim.policies.adapter_cache import ABSENT, LOADING, RESIDENT, AdapterCache, CacheListener
 
 NO_NUMBER = -1
 
@@ -47,6 +47,7 @@ class BatchSlots(AdapterCache):
         self._filled = 1  # slots
         self._touched: OrderedDict[int, None] = OrderedDict()  # residents, least recently touched first
         self._pins_in_use = 0
+        self._loading: set[int] = set()
 
     def serve_base_model(self) -> int:
         self.state.append(RESIDENT)
@@ -93,7 +94,7 @@ class BatchSlots(AdapterCache):
         The base model may be among them: it takes a slot, and its load no time.
         """
         touched, ordered = self._touched, self.in_order(batch)
-        missing = [adapter for adapter in ordered if self.state[adapter] != RESIDENT]
+        missing = [adapter for adapter in ordered if self.state[adapter] == ABSENT]
         for adapter in ordered:
             if adapter in touched and not self._fifo:
                 touched.move_to_end(adapter)
@@ -105,11 +106,30 @@ class BatchSlots(AdapterCache):
             self._place(adapter)
         return missing
 
+    def fetch_ahead(self, adapter: int) -> bool:
+        """Take a slot for an adapter that loads while steps go on, until ``arrived``; return whether there is one.
+
+        All running and loading adapters keep theirs.
+        """
+        wanted = {other for other, users in enumerate(self.users) if users} | self._loading | {adapter}
+        others = len(wanted - self._pinned)
+        if len(wanted) > self.capacity or others > self.capacity - len(self._pinned):
+            return False
+        self.fetch(wanted)
+        self.state[adapter] = LOADING
+        self._loading.add(adapter)
+        return True
+
+    def arrived(self, adapter: int) -> None:
+        """Note that the load of ``fetch_ahead`` has ended."""
+        self._loading.remove(adapter)
+        self.state[adapter] = RESIDENT
+
     def load_idle(self, adapter: int) -> bool:
         """Load an adapter between two steps, unless only adapters with users could make room; return whether it is."""
-        if self.state[adapter] == RESIDENT:
+        if self.state[adapter] != ABSENT:
             return False
-        in_use = {other for other, users in enumerate(self.users) if users} | self._pinned
+        in_use = {other for other, users in enumerate(self.users) if users} | self._pinned | self._loading
         if self._filled == self.capacity:
             if len(in_use) >= self.capacity:
                 return False
@@ -168,9 +188,9 @@ class BatchSlots(AdapterCache):
             self._pins_in_use += (self.users[new] > 0) - (self.users[old] > 0)
 
     def check_integrity(self) -> None:
-        residents = {a for a, state in enumerate(self.state) if state == RESIDENT} - {self.base_model}
+        residents = {a for a, state in enumerate(self.state) if state != ABSENT} - {self.base_model}
         assert residents == self._touched.keys()
         assert len(residents) + self._base_in_slot == self._filled <= self.capacity
         in_use = [adapter for adapter, users in enumerate(self.users) if users]
         assert (self.in_use, self._pins_in_use) == (len(in_use), len(self._pinned.intersection(in_use)))
-        assert self.base_model == len(self.state) or (self.state[self.base_model] == RESIDENT) == self._base_in_slot
+        assert self.base_model == len(self.state) or (self.state[self.base_model] != ABSENT) == self._base_in_slot

@@ -94,10 +94,12 @@ MODES = Registry(
             set_by={"cache.protects": "batch"},
             needs=(
                 Need(
-                    {"storage.mode": Only("blocking"), "fleet.admission": Only("skip")},
-                    "with slots that protect a step, steps load, and requests over the adapter limit are passed",
+                    {"fleet.load_at": Only("admission"), "fleet.admission": Only("skip"), "storage.loaders": Only(1)},
+                    "with slots that protect a step, loads start at admission, one after the other, and requests over "
+                    "the adapter limit are passed",
                     at="cache.protects",
                 ),
+                Need({"cache.prefetch": Only("none")}, "SGLang loads nothing ahead", hint=_RUNNING),
                 Need(
                     {"cache.eviction": Only("lru", "fifo")}, "slots that protect a step only know these", hint=_RUNNING
                 ),

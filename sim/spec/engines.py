@@ -414,7 +414,9 @@ def _has_batch_slots(cache: Mapping[str, Any], fleet: Mapping[str, Any], storage
         and isinstance(gpu, dict)
         and gpu.get("base_model_slot") is True
         and gpu.get("size") is None
-        and storage.get("mode") == "blocking"
+        and (storage.get("mode") == "blocking" or fleet.get("load_at") == "admission")
+        and storage.get("loaders", 1) == 1
+        and cache.get("prefetch", "none") == "none"
         and fleet.get("admission") == "skip"
     )
 

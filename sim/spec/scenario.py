@@ -309,6 +309,13 @@ class Scenario(Strict):
                 got=f"fleet.batching {self.fleet.batching}",
                 allowed="mixed",
             )
+        if self.cache.protects == "batch" and self.storage.mode == "overlap":
+            raise located(
+                key,
+                "failing loads that overlap with steps are not supported with slots that protect a step",
+                got=f"cache.protects {self.cache.protects}",
+                allowed="running",
+            )
         if self.cache.prefetch != "none":
             raise located(
                 key,

@@ -94,14 +94,16 @@ def make_mode(
     if mode == modes.BATCH_SLOTS:
         batch_slots = batch_slots_cache(world)
         fleet = scenario.fleet
-        passing: ClaimingQueue
-        if fleet.scheduling == "lpm" or fleet.drain_wait:
+        passing: ClaimingQueue | None = None
+        if scenario.storage.mode == "overlap":
+            pass  # the mode makes its own
+        elif fleet.scheduling == "lpm" or fleet.drain_wait:
             passing = ScannedQueue(batch_slots, fleet.drain_wait)
         else:
             make_queue = RejoiningQueue if fleet.kv_check == "ratio" else ClaimingQueue
             passing = make_queue(batch_slots, None, stop=False, gives_up=True)
         reload_s = reload_times(tiers, draws)
-        return BatchSlotsMode(batch_slots, host_tier(world, batch_slots), passing, reload_s, context)
+        return BatchSlotsMode(batch_slots, host_tier(world, batch_slots), passing, reload_s, context, fleet.drain_wait)
     discards = scenario.cache.eviction == "discard-when-idle"
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
     if mode == modes.UNIFIED:
@@ -175,7 +177,8 @@ def make_server(
         world.batched_tokens,
         padded_rank(world.profile, world.population),
     )
-    if isinstance(mode.waiting, RejoiningQueue):  # replicas for whole models have other queues, and plain rules
+    # Replicas for whole models have other queues, and plain rules.
+    if fleet.kv_check == "ratio" and isinstance(mode.waiting, RejoiningQueue):
         blocks = world.kv_tokens // fleet.block_size
         sglang = SglangScheduler(
             limits,

@@ -69,7 +69,18 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
     ("vllm-lru", "cache.host.size", "1000000000", {**VLLM, "cache.host.size": "1 GB"}),
     ("vllm-lru", "cache.host.slots", "3", {**VLLM, "cache.gpu.slots": 4, "cache.host.slots": 3}),
     ("vllm-lru", "cache.pinned", "1", {**VLLM, "cache.pinned": 1}),
-    ("batch-slots", "cache.protects", "storage.mode overlap, fleet.admission skip", {"cache.protects": "batch"}),
+    (
+        "batch-slots",
+        "cache.protects",
+        "fleet.load_at arrival, fleet.admission skip, storage.loaders 1",
+        {"cache.protects": "batch"},
+    ),
+    (
+        "batch-slots",
+        "cache.prefetch",
+        "queued",
+        {**SGLANG, "storage.mode": "overlap", "fleet.load_at": "admission", "cache.prefetch": "queued"},
+    ),
     ("batch-slots", "cache.eviction", "sieve", {**SGLANG, "cache.eviction": "sieve"}),
     ("batch-slots", "cache.gpu.size", "1000000000", {**SGLANG, "cache.gpu": {"size": "1 GB"}}),
     ("batch-slots", "cache.gpu.unified", "true", {**SGLANG, "cache.gpu": {"slots": 4, "unified": True}}),
@@ -190,7 +201,10 @@ def fits(s: Scenario) -> bool:
     if fleet.kv_check == "ratio" and cache.protects != "batch":
         return False
     if cache.protects == "batch":
-        if not blocking or fleet.admission != "skip" or cache.eviction not in ("lru", "fifo"):
+        late = blocking or fleet.load_at == "admission"
+        if not late or fleet.admission != "skip" or cache.eviction not in ("lru", "fifo"):
+            return False
+        if storage.loaders > 1 or cache.prefetch != "none":
             return False
         if gpu.slots is None or gpu.unified or not gpu.base_model_slot:
             return False

@@ -87,6 +87,20 @@ def test_a_prefill_of_sglang_may_evict_the_adapter_of_a_request_that_decodes() -
     assert recording.loads["adapter"].tolist() == [0, 1]
 
 
+def test_overlapped_loads_of_sglang_take_the_place_of_nothing_that_runs() -> None:
+    # The first load from 0 to 2, tokens from 3 to 7. The second load from 5 to 7, in place of the base model, so that
+    # its request is prefilled from 7 to 8.
+    rows = [(0, 0, 4, 5), (4, 1, 4, 2)]
+    recording = run("sglang", rows, cache__gpu={"slots": 2}, storage__mode="overlap", fleet__load_at="admission")
+    assert ticks(recording, "finished_s") == [7, 9]
+    assert recording.loads["adapter"].tolist() == [0, 1]
+    assert (recording.loads["ended_s"] / GRID).tolist() == [2, 7]
+    assert outcomes(recording) == [MISS, MISS]
+    # With one slot, the second one waits for the end of the first.
+    recording = run("sglang", rows, cache__gpu={"slots": 1}, storage__mode="overlap", fleet__load_at="admission")
+    assert (recording.loads["started_s"] / GRID).tolist()[1] >= 7
+
+
 def test_fifo_evicts_the_first_loaded_where_lru_keeps_the_last_used() -> None:
     rows = [(0, 0, 2, 1), (20, 1, 2, 1), (40, 0, 2, 1), (60, 2, 2, 1), (80, 0, 2, 1)]
     gpu = {"slots": 2, "base_model_slot": False}

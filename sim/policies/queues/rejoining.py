@@ -6,9 +6,10 @@ Source: SGLang 0.5.23 ``managers/scheduler.py``, ``schedule_policy.py``, and ``l
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from sim.policies.adapter_cache import LOADING, RESIDENT
 from sim.policies.admission import ClaimingQueue
 from sim.policies.batch_slots import BatchSlots
 from sim.traffic.request import Request
@@ -80,11 +81,14 @@ class ScannedQueue(RejoiningQueue):
         adapter = candidate.adapter
         if adapter in self._drains and candidate.max_tokens > self._to_come[adapter] * DRAIN_TOLERANCE:
             return False
-        return self._slots.can_claim(adapter)
+        return self._has_adapter(candidate)
 
     def pass_over(self, candidate: Request) -> bool:
         self._place += 1
         return True
+
+    def _has_adapter(self, candidate: Request) -> bool:
+        return self._slots.can_claim(candidate.adapter)
 
     def take(self, candidate: Request) -> None:
         del self.ready[self._place]
@@ -124,3 +128,33 @@ class ScannedQueue(RejoiningQueue):
                     continue  # SGLang never drains for the base model
                 self._drains[min(others, key=to_come.__getitem__)] = adapter
         self._drains = {adapter: other for adapter, other in self._drains.items() if adapter in members}
+
+
+class LoadingAheadQueue(ScannedQueue):
+    """Loads overlap with steps: a request whose adapter is absent starts its load, and is passed until it is there.
+
+    Source: ``lora/lora_overlap_loader.py``. An adapter that is there keeps its slot only once a request has joined.
+
+    :param start_load: called with a request whose adapter has taken a slot; returns whether it is resident at once.
+    :param waits: called with a request whose adapter another one loads.
+    """
+
+    def __init__(
+        self,
+        cache: BatchSlots,
+        start_load: Callable[[Request], bool],
+        waits: Callable[[Request], None],
+        drain_wait_s: float = 0.0,
+    ) -> None:
+        super().__init__(cache, drain_wait_s)
+        self._start = start_load
+        self._waits = waits
+
+    def _has_adapter(self, candidate: Request) -> bool:
+        slots, adapter = self._slots, candidate.adapter
+        if slots.users[adapter] or slots.state[adapter] == RESIDENT:
+            return True
+        if slots.state[adapter] == LOADING:
+            self._waits(candidate)
+            return False
+        return slots.fetch_ahead(adapter) and self._start(candidate)

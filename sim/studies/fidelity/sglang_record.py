@@ -12,11 +12,10 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from sim.errors import InputError
 from sim.policies.batch_slots import BatchSlots
 from sim.policies.costs import StepCosts
 from sim.policies.kv.radix_memory import RadixMemory
-from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
+from sim.policies.queues.rejoining import LoadingAheadQueue, RejoiningQueue, ScannedQueue
 from sim.policies.scheduler import Limits
 from sim.policies.sglang_scheduler import FIRST_RATIO, SglangScheduler
 from sim.spec.profile import StepCost
@@ -136,13 +135,7 @@ def read_any_record(path: Path) -> StepRecord | SglangRecord:
     engine = data.get("engine") if isinstance(data, dict) else None
     if not (isinstance(engine, str) and engine.lower().startswith("sglang")):
         return validated(StepRecord, data, path)
-    record = validated(SglangRecord, data, path)
-    tries = record.config.overlap_loading
-    if tries:
-        raise InputError(
-            "overlapped loads are not simulated", file=str(path), key="config.overlap_loading", got=tries, allowed="0"
-        )
-    return record
+    return validated(SglangRecord, data, path)
 
 
 def replay_sglang(record: SglangRecord) -> Replay:
@@ -167,9 +160,7 @@ class Replayer:
         self.scheduler = SglangScheduler(
             limits,
             self.memory,
-            ScannedQueue(self.cache, float(config.drain))
-            if config.drain or config.policy == "lpm"
-            else RejoiningQueue(self.cache, None, stop=False, gives_up=True),
+            self._queue(),
             [0] * config.adapters,
             StepCosts(StepCost(), config.slots, config.max_num_batched_tokens),
             conservativeness=config.ratio[0] / FIRST_RATIO,
@@ -177,6 +168,9 @@ class Replayer:
             ignores_end=config.ignore_eos,
             longest_prefix_first=config.policy == "lpm",
         )
+        self._started: list[int] = []  # overlapped loads of the try under way
+        self._ready: dict[int, int] = {}  # the tries in which they end
+        self._number = 0
         self.base_model = self.cache.serve_base_model()
         self.scheduler.admit_base_model(self.base_model)
         self.requests = requests = [self._request(request) for request in record.requests]
@@ -187,6 +181,19 @@ class Replayer:
         self._next_turns = {
             request.after: requests[request.id] for request in record.requests if request.after is not None
         }
+
+    def _queue(self) -> RejoiningQueue:
+        config = self.record.config
+        if config.overlap_loading:
+            return LoadingAheadQueue(self.cache, self._start_load, lambda request: None, float(config.drain))
+        if config.drain or config.policy == "lpm":
+            return ScannedQueue(self.cache, float(config.drain))
+        return RejoiningQueue(self.cache, None, stop=False, gives_up=True)
+
+    def _start_load(self, request: Request) -> bool:
+        self._started.append(request.adapter)
+        self._ready[request.adapter] = self._number + self.record.config.overlap_loading
+        return False
 
     def _request(self, recorded: SglangRequest) -> Request:
         adapter = self.base_model if recorded.adapter is None else recorded.adapter
@@ -223,15 +230,21 @@ class Replayer:
         while self._coming and self._coming[0][0] <= number:
             scheduler.waiting.push(self._coming.pop(0)[1])
         before, thrown_out = list(scheduler.running), memory.thrown_out
+        victims: list[int] = []
+        cache.victims = victims
+        self._started, self._number = [], number
+        for adapter in [adapter for adapter, at in self._ready.items() if at <= number]:
+            del self._ready[adapter]
+            cache.arrived(adapter)
         decided = scheduler.plan(float(number))
         scheduled = scheduler.scheduled() | {request.index: 1 for request in scheduler.overrunning}
         batch = {request.index: request for request in (*scheduler.running, *scheduler.overrunning)}
         cached = {request.index: request.context - request.chunk for request in decided.prefills}
         preempted = [request.index for request in before if request.last_step < 0 and request.preemptions]
         preempted = [index for index in preempted if index not in batch]
-        victims: list[int] = []
-        cache.victims = victims
-        loads = cache.fetch({batch[index].adapter for index in scheduled}) if scheduled else []
+        loads = self._started
+        if scheduled and not self.record.config.overlap_loading:
+            loads = cache.fetch({batch[index].adapter for index in scheduled})
         scheduler.waiting.unloaded.clear()
         cache.check_integrity()
         scheduler.check_integrity()

@@ -215,14 +215,13 @@ def read_data(path: Path) -> Any:
         raise InputError("the record is not JSON", file=where, got=str(error)) from None
     engine = data.get("engine") if isinstance(data, dict) else None
     if isinstance(engine, str) and _versions(engine) is None:
+        name = "SGLang" if engine.lower().startswith("sglang") else "vLLM"
         raise InputError(
             "the rules of this engine version are not known",
             file=where,
             key="engine",
             got=engine,
-            allowed=", ".join(
-                f"{name.lower()} {row.words}" for name in ("vLLM", "SGLang") for row in VERSIONS[name] if row.simulated
-            ),
+            allowed=f"{name.lower()} " + ", ".join(row.words for row in VERSIONS[name] if row.simulated),
         )
     return data
 
