@@ -49,8 +49,8 @@ POLICIES = (
     Mutant(
         "kv-blocks-released-twice",
         _SCHEDULER,
-        "        self._leave_early(request)\n        request.to_prefill",
-        "        self.kv.give_back([request])\n        self._leave_early(request)\n        request.to_prefill",
+        "        self._leave_early(request)\n        if request.generated",
+        "        self.kv.give_back([request])\n        self._leave_early(request)\n        if request.generated",
         "a preempted sequence gives back more blocks than it had",
         (LEAPING,),
     ),

@@ -103,9 +103,17 @@ PREFIX_CACHE = (
     Mutant(
         "reserved-block-is-lost",
         _STORE,
-        "            full = tokens // size\n            if self._uncached_last",
-        "            full, freed = tokens // size, int(tokens % size > 0)\n            if self._uncached_last",
+        "            full = (tokens - unknown) // size\n",
+        "            full, freed = (tokens - unknown) // size, int(tokens % size > 0)\n",
         "a preempted decode keeps the block that it would have taken",
+        (TWIN,),
+    ),
+    Mutant(
+        "known-when-scheduled",
+        _STORE,
+        "unknown = int(self.lags and tokens > request.context)",
+        "unknown = 0",
+        "a step scheduled ahead knows what the last block contains before its last token is there",
         (TWIN,),
     ),
     Mutant(

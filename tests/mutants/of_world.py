@@ -8,6 +8,7 @@ CACHE_START = "tests/unit/test_cache_start.py"
 ENGINES = "tests/unit/test_engines.py"
 ENGINE_TWINS = "tests/property/test_engine_leaping.py"
 LAWS = "tests/property/test_laws.py"
+AHEAD = "tests/property/test_async.py"
 LEAPING = "tests/property/test_leaping.py"
 CRASHES = "tests/unit/test_crashes.py"
 SPEED = "tests/unit/test_storage_speed.py"
@@ -25,18 +26,42 @@ _STORAGE = "sim/world/faults/storage_faults.py"
 WORLD = (
     # Steps and leaps ------------------------------------------------------------------------------------------------
     Mutant(
+        "copies-are-hidden",
+        _BATCH,
+        "step.growth_s * (steps - 1) + self._copy_s",
+        "step.growth_s * (steps - 1)",
+        "scheduling ahead hides copies to the GPU as well as reading",
+        (AHEAD,),
+    ),
+    Mutant(
+        "stop-token-is-foreseen",
+        "sim/policies/decode_ends.py",
+        "            if self._overruns and request.stops:\n",
+        "            if self._overruns and not request.stops:\n",
+        "requests that end by max_tokens get one token too many, and those that end by a stop token none",
+        (AHEAD,),
+    ),
+    Mutant(
+        "last-token-frees-its-adapter",
+        "sim/policies/vllm_lru.py",
+        "self.in_use + len(paused) < self.capacity",
+        "self.in_use < self.capacity",
+        "adapters of requests that wait for their last token don't count for the limit of vLLM 0.33",
+        (AHEAD,),
+    ),
+    Mutant(
         "elapsed-off-by-one-growth",
         _BATCH,
-        "self._growth_s * (steps * (steps - 1) / 2)",
-        "self._growth_s * (steps * (steps + 1) / 2)",
+        "self._growth_s * (equal * (equal - 1) / 2)",
+        "self._growth_s * (equal * (equal + 1) / 2)",
         "the first step of a leap has not grown yet",
         (LEAPING,),
     ),
     Mutant(
         "leap-without-growth",
         _BATCH,
-        "if steps == 1 else self._elapsed(steps))",
-        "if steps == 1 else self._load_s + steps * self._first_s)",
+        "        return now + self._elapsed(steps)\n",
+        "        return now + self._head_s + (steps - self._ahead) * self._first_s\n",
         "all steps of a leap take as long as its first",
         (LEAPING,),
     ),
@@ -67,24 +92,24 @@ WORLD = (
     Mutant(
         "pauses-counted-twice",
         _BATCH,
-        "decoding - self._log_pauses() if scheduler.paused else decoding",
-        "decoding if not scheduler.paused or self._log_pauses() else decoding",
+        "decoding - apart - (self._log_pauses() if scheduler.paused else 0)",
+        "decoding - apart - (0 * self._log_pauses() if scheduler.paused else 0)",
         "a gap that a prefill prolongs counts as an ordinary one too",
         (ENGINES, ENGINE_TWINS),
     ),
     Mutant(
         "gaps-across-preemption-lost",
         _BATCH,
-        "self.recorder.gaps(scheduler.recompute_gaps, ",
-        "(scheduler.recompute_gaps, ",
+        "self.recorder.gaps(self.scheduler.recompute_gaps, ",
+        "(self.scheduler.recompute_gaps, ",
         "the longest gaps of all are missing",
         (LEAPING, LAWS),
     ),
     Mutant(
         "earlier-steps-block-loads",
         _BATCH,
-        "self._load_s = blocked_s\n",
-        "self._load_s = 0.0\n",
+        "self._head_s = self._load_s = blocked_s + load_s",
+        "self._head_s = self._load_s = load_s",
         "a swap that blocks the engine takes no time",
         ("tests/property/test_rollout_cases.py",),
     ),
@@ -230,8 +255,8 @@ WORLD = (
     Mutant(
         "room-not-noticed",
         "sim/world/replica/server.py",
-        "if cache.release(request.adapter):",
-        "if not cache.release(request.adapter):",
+        "if cache.release_paused(request.adapter) if holding else cache.release(request.adapter):",
+        "if not (cache.release_paused(request.adapter) if holding else cache.release(request.adapter)):",
         "loads that wait for room wait although a request has left",
         (FIXED, LEAPING),
     ),
