@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from naive_async import AsyncFleet
-from strategies import GRID, ODD, scenarios, write_file
+from strategies import GRID, ODD, build, scenarios, write_file, write_profile, write_trace
 from test_leaping import compare, tell
 from test_tenant_twins import with_tenants
 
@@ -99,3 +99,31 @@ def test_leaps_ahead_equal_single_steps(scenario: Scenario) -> None:
         stepping = simulate(world, 0, 1)
     for name, column in leaping.requests.items():
         np.testing.assert_allclose(column, stepping.requests[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def times_of(stop: float, gpu: int, host: int) -> tuple[list[float], list[float]]:
+    """Return when two requests of 3 tokens get their first and their last one, in ticks; one at a time is served."""
+    scenario = build(
+        workload={"trace": {"file": write_trace([(0.0, 0, 4, 3), (0.0, 0, 4, 3)])}, "tokens": {"stop": stop}},
+        adapters={"count": 1, "size": "1 MiB"},
+        cache={"gpu": {"slots": 1}, "warm": 1},
+        fleet={
+            "engine": "vllm-0.33",
+            "async_scheduling": True,
+            "max_num_seqs": 1,
+            "kv_tokens": 160,
+            "profile": with_host_times(write_profile({"fixed_s": gpu * GRID}), host * GRID, 0.0),
+        },
+    )
+    requests = simulate(build_world(scenario), 0, 1).requests
+    return (requests["first_token_s"] / GRID).tolist(), (requests["finished_s"] / GRID).tolist()
+
+
+def test_a_step_takes_the_longer_of_gpu_and_host_and_a_free_place_idles_for_one() -> None:
+    # On an idle engine: 1 tick of the host, 4 of the GPU, then a token every 4. The place is free when the last token
+    # is there; the next request is launched a tick later.
+    assert times_of(stop=0.0, gpu=4, host=1) == ([5, 18], [13, 26])
+    # A stop token is seen when the GPU has begun to compute one token too many: the next request comes after that.
+    assert times_of(stop=1.0, gpu=4, host=1) == ([5, 21], [13, 29])
+    # A slow host: 6 ticks for each launch, while the GPU waits. The empty step takes the host as long as any other.
+    assert times_of(stop=0.0, gpu=4, host=6) == ([12, 36], [24, 48])
