@@ -115,3 +115,10 @@ def test_fidelity_prints_measured_beside_predicted(tmp_path: Path) -> None:
     assert "2/s constant" in shown.stdout
     refused = CliRunner().invoke(app, ["fidelity", str(file), "--out", str(tmp_path / "x")])
     assert "goes with tables of served hours" in str(refused.exception)
+
+
+def test_stages_without_a_profile_are_left_out_and_named(tmp_path: Path) -> None:
+    file = table(tmp_path, ROW, ROW | {"id": "two", "model": "llama-2-7b"})
+    said = CliRunner().invoke(app, ["fidelity", str(file), "--json", "--jobs", "1"])
+    assert [each["name"] for each in json.loads(said.stdout)["stages"]] == ["one"]
+    assert "note: the stages of llama-2-7b on h100-80gb are left out: " in said.stderr

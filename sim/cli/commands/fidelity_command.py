@@ -143,7 +143,8 @@ def _predict_stages(options: FidelityOptions, file: Path) -> None:
             raise InputError("goes with tables of served hours", key=key, got=str(value))
     stages = stages_of(read_table(file))
     with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
-        profiles = {server: _profile_of(server, Path(folder)) for server in {stage.server for stage in stages}}
+        profiles, refused = _profiles_of([stage.server for stage in stages], Path(folder))
+        stages = [stage for stage in stages if stage.server in profiles]
         with progress_bar(options.quiet) as progress:
             predictions = predict_stages(stages, profiles, options.jobs, progress)
     errors = {
@@ -151,6 +152,8 @@ def _predict_stages(options: FidelityOptions, file: Path) -> None:
         for metric in METRICS
         if any(metric in stage.measured for stage in stages)
     }
+    for server, error in refused.items():
+        message(f"note: the stages of {server.words} are left out: {error}", options.quiet)
     if options.json:
         say_json(_stages_json(predictions, errors))
         return
@@ -173,6 +176,23 @@ def _predict_stages(options: FidelityOptions, file: Path) -> None:
     )
     for name in sorted({each.profile for each in predictions}):
         message(f"note: predicted with the profile {name}", options.quiet)
+
+
+def _profiles_of(servers: Sequence[Server], folder: Path) -> tuple[dict[Server, str | None], dict[Server, InputError]]:
+    """Return the profile of each server, and why there is none for the others.
+
+    :raises InputError: where there is none for any.
+    """
+    profiles: dict[Server, str | None] = {}
+    refused: dict[Server, InputError] = {}
+    for server in dict.fromkeys(servers):
+        try:
+            profiles[server] = _profile_of(server, folder)
+        except InputError as error:
+            refused[server] = error
+    if not profiles:
+        raise next(iter(refused.values()))
+    return profiles, refused
 
 
 def _profile_of(server: Server, folder: Path) -> str | None:
