@@ -114,7 +114,9 @@ class Traffic:
         if workload.trace is not None:
             self._trace = read_trace(workload.trace, workload.requests, seed=self._seed)
             self.names, self.notes = self._trace.names, self._trace.notes
-            if self._trace.prompt_tokens is not None and "tokens" in workload.model_fields_set:
+            lengths = workload.tokens.model_fields_set - {"max_tokens", "ignore_eos"}
+            given = "tokens" in workload.model_fields_set and (lengths or not workload.tokens.model_fields_set)
+            if self._trace.prompt_tokens is not None and given:
                 raise ScenarioError("the trace has its own lengths", key="workload.tokens", hint="remove tokens")
         elif isinstance(workload.popularity, WeightsPopularity):
             weights = read_weights(workload.popularity.file)
