@@ -118,7 +118,8 @@ class Traffic:
         if workload.trace is not None:
             self._trace = read_trace(workload.trace, workload.requests, seed=self._seed)
             self.names, self.notes = self._trace.names, self._trace.notes
-            if self._trace.prompt_tokens is not None and workload.tokens.model_fields_set - {"stop"}:
+            lengths = workload.tokens.model_fields_set - {"stop", "max_tokens", "ignore_eos"}
+            if self._trace.prompt_tokens is not None and lengths:
                 raise ScenarioError("the trace has its own lengths", key="workload.tokens", hint="remove tokens")
         elif isinstance(workload.popularity, WeightsPopularity):
             weights = read_weights(workload.popularity.file)

@@ -16,6 +16,7 @@ from strategies import GRID, build, fixed_time, write_profile, write_trace
 from sim.results.point_summary import summarise
 from sim.results.records import REFUSED, Recording
 from sim.spec.scenario import Scenario
+from sim.spec.sections.workload import Tokens
 from sim.studies.evaluate import facts_of
 from sim.traffic.request import HIT, MISS
 from sim.world.build import build_world
@@ -85,6 +86,17 @@ def test_a_prefill_of_sglang_may_evict_the_adapter_of_a_request_that_decodes() -
     recording = run("sglang", rows, cache__gpu={"slots": 2}, cache__protects="running")
     assert ticks(recording, "finished_s") == [10, 9]
     assert recording.loads["adapter"].tolist() == [0, 1]
+
+
+def test_sglang_keeps_room_for_limits_that_answers_do_not_reach() -> None:
+    # Both are loaded by 2 and prefilled by 3, and have ten tokens at 12. With a limit of 80 tokens, the second finds no
+    # room: 10 + 80 + 1 of the 9 that the first leaves. It is prefilled one step after the first one's end token.
+    rows = [(0, 0, 10, 10), (0, 0, 10, 10)]
+    exact = scenario("sglang", rows, fleet__kv_tokens=100)
+    assert ticks(simulate(build_world(exact), 0, 1), "finished_s") == [12, 12]
+    workload = exact.workload.model_copy(update={"tokens": Tokens(max_tokens=80)})
+    limited = exact.model_copy(update={"workload": workload})
+    assert ticks(simulate(build_world(limited), 0, 1), "finished_s") == [12, 23]
 
 
 def test_overlapped_loads_of_sglang_take_the_place_of_nothing_that_runs() -> None:

@@ -73,7 +73,7 @@ class Workload(Strict):
     churn: Churn | None = None
     """Adapters are replaced by new ones as time passes. Not with a trace."""
     tokens: Tokens = Tokens()
-    """Prompt and output lengths. Not with a trace that has them."""
+    """Prompt and output lengths, and limits. With a trace that has lengths, only limits."""
     prefix: SharedPrefix | None = None
     """A text at the start of every prompt that requests share. Unset: prompts have nothing in common, unless
     ``sessions.history`` or the trace says so. It takes effect with ``fleet.prefix_caching``."""

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from sim.policies.admission import by_key
 from sim.policies.batch_slots import BatchSlots
 from sim.policies.costs import StepCosts
 from sim.policies.kv.radix_memory import RadixMemory
@@ -240,8 +241,8 @@ class Replayer:
         scheduled = scheduler.scheduled() | {request.index: 1 for request in scheduler.overrunning}
         batch = {request.index: request for request in (*scheduler.running, *scheduler.overrunning)}
         cached = {request.index: request.context - request.chunk for request in decided.prefills}
-        preempted = [request.index for request in before if request.last_step < 0 and request.preemptions]
-        preempted = [index for index in preempted if index not in batch]
+        gone = [request for request in before if request.last_step < 0 and request.index not in batch]
+        retracted = [request.index for request in sorted(gone, key=by_key) if request.preemptions]
         loads = self._started
         if scheduled and not self.record.config.overlap_loading:
             loads = cache.fetch({batch[index].adapter for index in scheduled})
@@ -257,7 +258,7 @@ class Replayer:
             comparisons: list[tuple[str, object, object]] = [
                 ("tokens by request", scheduled, step.scheduled),
                 ("cached tokens by request", cached, step.cached),
-                ("retracted", sorted(preempted), sorted(step.preempted)),
+                ("retracted", retracted, list(step.preempted)),
                 ("loads", ours, [adapter for adapter, _ in step.loads]),
                 ("evictions", [name.get(adapter, adapter) for adapter in victims], [a for a, _ in step.evictions]),
                 ("tokens thrown out", memory.thrown_out - thrown_out, step.uncached),
