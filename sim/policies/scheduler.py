@@ -441,6 +441,7 @@ class Scheduler:
         distinct = len(ranks) - ranks.count(0)  # the base model has no rank
         details = self.details() if self._costs.detailed else NO_DETAILS
         step.first_s, step.growth_s = self._costs.step(prompt_tokens, 0, distinct, sum(ranks), details), 0.0
+        step.first_s += self._costs.host_s(len(step.prefills))
         return step
 
     def _equal_steps(self) -> int:

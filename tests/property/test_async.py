@@ -101,7 +101,7 @@ def test_leaps_ahead_equal_single_steps(scenario: Scenario) -> None:
         np.testing.assert_allclose(column, stepping.requests[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-def times_of(stop: float, gpu: int, host: int) -> tuple[list[float], list[float]]:
+def times_of(stop: float, gpu: int, host: int, **fleet: Any) -> tuple[list[float], list[float]]:
     """Return when two requests of 3 tokens get their first and their last one, in ticks; one at a time is served."""
     scenario = build(
         workload={"trace": {"file": write_trace([(0.0, 0, 4, 3), (0.0, 0, 4, 3)])}, "tokens": {"stop": stop}},
@@ -113,6 +113,7 @@ def times_of(stop: float, gpu: int, host: int) -> tuple[list[float], list[float]
             "max_num_seqs": 1,
             "kv_tokens": 160,
             "profile": with_host_times(write_profile({"fixed_s": gpu * GRID}), host * GRID, 0.0),
+            **fleet,
         },
     )
     requests = simulate(build_world(scenario), 0, 1).requests
@@ -127,3 +128,9 @@ def test_a_step_takes_the_longer_of_gpu_and_host_and_a_free_place_idles_for_one(
     assert times_of(stop=1.0, gpu=4, host=1) == ([5, 21], [13, 29])
     # A slow host: 6 ticks for each launch, while the GPU waits. The empty step takes the host as long as any other.
     assert times_of(stop=0.0, gpu=4, host=6) == ([12, 36], [24, 48])
+
+
+def test_without_it_a_step_takes_both_times() -> None:
+    both = ([5, 20], [15, 30])
+    assert times_of(stop=1.0, gpu=4, host=1, async_scheduling=False) == both
+    assert times_of(stop=1.0, gpu=4, host=1, engine="continuous", batching="prefill-first") == both
