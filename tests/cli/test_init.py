@@ -331,9 +331,14 @@ def test_memory_that_a_command_line_leaves_to_vllm_is_that_of_its_version(
     command = f"docker run vllm/vllm-openai{version} --model llama-3.1-8b --enable-lora"
     assert drafted(loraplan, "--gpu", "h100", "--from-vllm", command).fleet.gpu_memory_utilization == share
     Path("mine.yaml").unlink()
-    for option, said in (("--gpu-memory-utilization 0.8", 0.8), ("--num-gpu-blocks-override 9000", None)):
-        fleet = drafted(loraplan, "--gpu", "h100", "--from-vllm", f"{command} {option}").fleet
-        assert fleet.gpu_memory_utilization == said
+    for option, line in (
+        ("--gpu-memory-utilization 0.8", "gpu_memory_utilization: 0.8"),
+        ("--num-gpu-blocks-override 9000", ""),
+    ):
+        drafted(loraplan, "--gpu", "h100", "--from-vllm", f"{command} {option}")
+        draft = Path("mine.yaml").read_text(encoding="utf-8")
+        assert line in draft
+        assert ("gpu_memory_utilization" in draft) == bool(line)
         Path("mine.yaml").unlink()
 
 
