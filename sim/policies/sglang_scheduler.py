@@ -116,7 +116,7 @@ class SglangScheduler(Scheduler):
         """Decide the next step; it has none if nothing runs, or if only results of the last one were taken in."""
         step, memory = self.decided, self._memory
         self.tries += 1
-        step.prefills, step.steps = [], 0
+        step.prefills, step.steps, step.decoding = [], 0, 0
         self.blocked, self._scanned, self.overrunning = UNBLOCKED, LOWEST_KEY, []
         self._decodes, self._decays, self._scanned_queue = False, 0, False
         preempted = self.preempted
