@@ -29,13 +29,12 @@ from calibrate.kernels.profile_from_kernels import envelope_of
 from calibrate.kernels.serving_points import DeploymentGroup
 from calibrate.kernels.surrogate import fit_surrogate, predict
 from sim.errors import InputError
+from sim.spec.engine_versions import AHEAD_SINCE
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.least_squares import significant
 from sim.studies.fidelity.serving_stages import Stage
 
 Floats = NDArray[np.float64]
-ASYNC_SINCE = (0, 14)
-"""The first version that schedules asynchronously by default."""
 FITTED = "bf16"
 """The format of weights that calibrates. Tables of others are off by format: by up to 16 % for FP8 on the B200."""
 _OVERLOADED_S = 1.0
@@ -91,7 +90,7 @@ def gaps_of(points: Iterable[PredictedPoint], stages: Iterable[Stage]) -> list[M
 def _is_async(version: str) -> bool:
     """Return whether a version schedules asynchronously; what names none is a later one."""
     numbers = re.search(r"(\d+)\.(\d+)", version)
-    return numbers is None or (int(numbers[1]), int(numbers[2])) >= ASYNC_SINCE
+    return numbers is None or (int(numbers[1]), int(numbers[2])) >= AHEAD_SINCE
 
 
 def _step_costs(group: DeploymentGroup) -> StepCost | None:
@@ -127,18 +126,18 @@ def fit_vllm(gaps: Sequence[MeasuredGap]) -> VllmFit:
     """Fit both forms, and judge them on what did not calibrate."""
     sizes = Counter(gap.group for gap in gaps)
     fitted = [gap for gap in gaps if gap.group.weights == FITTED]
-    free, synchronous = ([gap for gap in fitted if gap.is_async == kind] for kind in (True, False))
-    step_s, sequence_s = significant(_coefficients(free).tolist(), 5)
+    ahead, synchronous = ([gap for gap in fitted if gap.is_async == kind] for kind in (True, False))
+    step_s, sequence_s = significant(_coefficients(ahead).tolist(), 5)
     whole = np.maximum(_coefficients(synchronous) - (step_s, sequence_s), 0)
     host_s, host_sequence_s = significant(whole.tolist(), 5)
-    errors = _held_out(gaps, free, synchronous, sizes)
+    errors = _held_out(gaps, ahead, synchronous, sizes)
     base = EngineOverhead(
         step_s=step_s,
         per_sequence_s=sequence_s,
         host_s=host_s,
         host_per_sequence_s=host_sequence_s,
-        source=f"engine overhead of vLLM: the GPU's side of a step fitted on {len(free)} measured loads of servers "
-        f"with asynchronous scheduling ({_cards(free)}), the host's on {len(synchronous)} with synchronous "
+        source=f"engine overhead of vLLM: the GPU's side of a step fitted on {len(ahead)} measured loads of servers "
+        f"with asynchronous scheduling ({_cards(ahead)}), the host's on {len(synchronous)} with synchronous "
         f"scheduling ({_cards(synchronous)})",
     )
     return VllmFit(_levels(base, errors), errors)
@@ -171,7 +170,7 @@ def _errors(coefficients: Floats, gaps: Sequence[MeasuredGap]) -> Floats:
 
 def _held_out(
     gaps: Sequence[MeasuredGap],
-    free: Sequence[MeasuredGap],
+    ahead: Sequence[MeasuredGap],
     synchronous: Sequence[MeasuredGap],
     sizes: Counter[DeploymentGroup],
 ) -> tuple[DeploymentError, ...]:
@@ -183,7 +182,7 @@ def _held_out(
         groups[gap.group, gap.is_async].append(gap)
     for (group, is_async), several in sorted(groups.items()):
         others = (
-            [gap for gap in free if gap.group.model != group.model]
+            [gap for gap in ahead if gap.group.model != group.model]
             if is_async
             else [gap for gap in synchronous if gap.group != group]
         )
@@ -213,20 +212,20 @@ def _levels(base: EngineOverhead, errors: Sequence[DeploymentError]) -> dict[str
             spread = spread_of(own) if len(own) >= LEAST_POINTS else max(spread_of(own), spread_of(every))
             spreads[card] = round(spread, 4)
             found[f"vllm/{weights}/{card}"] = replace(
-                base, models=models, spread=spreads[card], error=_said(weights, own, card)
+                base, models=models, spread=spreads[card], error=_error_sentence(weights, own, card)
             )
         found[f"vllm/{weights}"] = replace(
             base,
             models=models,
             spread=max(spreads.values()),
-            error=f"{_said(weights, every, ', '.join(sorted(cards)))}; not known on other cards",
+            error=f"{_error_sentence(weights, every, ', '.join(sorted(cards)))}; not known on other cards",
         )
     dense = [each for level, each in found.items() if level.count("/") == 1 and not each.models]
     found["vllm"] = max(dense, key=lambda each: each.spread)
     return found
 
 
-def _said(weights: str, errors: Floats, cards: str) -> str:
+def _error_sentence(weights: str, errors: Floats, cards: str) -> str:
     median, ninety = np.quantile(np.abs(errors), (0.5, 0.9))
     return (
         f"base model under vLLM with {weights} weights: TPOT off by {median:.1%} (median) and {ninety:.1%} (90 % of "

@@ -92,7 +92,7 @@ class Scheduler:
     With asynchronous scheduling a step is decided when the tokens of the step ahead of it are still on their way. So
     ``complete`` says what follows from the step being decided, at once; but tokens come, and requests end, one step
     later. A request whose last token is on its way holds its place and its KV blocks without getting a token; one that
-    ends by a stop token gets one token too many instead, since nobody knows yet.
+    ends by a stop token gets one token too many instead, since its end is not known yet.
 
     :param ranks: rank of every adapter.
     :param rule: KV memory that a request must find to join, if that is more than its prompt needs.
@@ -112,7 +112,7 @@ class Scheduler:
     :ivar overrunning: requests that have ended, but take part in the step just decided, which cannot know it.
     :ivar paused: with ``prefill_first``, decoding sequences that wait for prefills: (time of their last token, how
         many).
-    :ivar overran: sequences whose token of the last step nobody gets, since a stop token has ended them.
+    :ivar overran: sequences whose last token is dropped, since a stop token has ended them.
     """
 
     def __init__(

@@ -116,10 +116,14 @@ def versions_of(name: str) -> Versions | None:
     return row if row.simulated else None
 
 
+AHEAD_SINCE = (0, 14)
+"""The first version of vLLM that schedules steps ahead on GPUs by default."""
+
+
 def schedules_ahead(name: str) -> bool:
-    """Return whether a name is of vLLM from 0.14 on, which schedules steps ahead on GPUs."""
+    """Return whether a name is of a version of vLLM that schedules steps ahead on GPUs by default."""
     row = versions_of(name)
-    return row is not None and row in VERSIONS["vLLM"] and row.first >= (0, 14)
+    return row is not None and row in VERSIONS["vLLM"] and row.first >= AHEAD_SINCE
 
 
 def has_version(name: str) -> bool:

@@ -324,12 +324,12 @@ class Profile(Strict):
         return "cpu" in f"{self.device} {self.name}".lower()
 
     @property
-    def front_end_s(self) -> float:
-        """Seconds of a request between client and engine; 0 where none were measured."""
+    def front_end_s(self) -> float | None:
+        """Seconds of a request between client and engine; None where they were not measured."""
         try:
-            return float(self.provenance.device.get(FRONT_END, 0.0)) if self.provenance else 0.0
-        except ValueError:
-            return 0.0
+            return float(self.provenance.device[FRONT_END]) if self.provenance else None
+        except (KeyError, ValueError):
+            return None
 
     @property
     def stated(self) -> str:

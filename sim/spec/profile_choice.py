@@ -118,7 +118,7 @@ def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
 
 
 FRONT_END_S = 0.007
-"""Median of measured TTFT less simulated over the stages of vLLM 0.15 and 0.23 (docs/validation.md)."""
+"""Median of measured TTFT less simulated over the stages of vLLM 0.15 and 0.23 (docs/validation-stages.md)."""
 
 
 def front_end_s(fleet: ReplicaKeys, profile: Profile | None) -> float:
@@ -127,7 +127,9 @@ def front_end_s(fleet: ReplicaKeys, profile: Profile | None) -> float:
         return fleet.front_end_time
     if profile is None or fleet.front_end != "none":
         return 0.0
-    return profile.front_end_s or (FRONT_END_S if schedules_ahead(fleet.engine) else 0.0)
+    if profile.front_end_s is not None:
+        return profile.front_end_s
+    return FRONT_END_S if schedules_ahead(fleet.engine) else 0.0
 
 
 def gpus_per_replica(scenario: Scenario, profile: Profile | None) -> int:

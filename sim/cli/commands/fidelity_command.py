@@ -35,7 +35,7 @@ class FidelityOptions:
         typer.Argument(
             metavar="[FILE]...",
             help="Predict these measured runs: results of vllm bench serve, GuideLLM, AIPerf, GenAI-Perf or "
-            "inference-perf (.json), or a table RUNS.csv of served hours or of serving stages (docs/validation.md).",
+            "inference-perf (.json), or a table RUNS.csv of served hours, or of serving stages.",
         ),
     ] = None
     scenario: Annotated[

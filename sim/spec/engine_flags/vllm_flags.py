@@ -32,7 +32,7 @@ from sim.spec.engine_flags.flag import (
     where,
     whole_number,
 )
-from sim.spec.engine_versions import release_of
+from sim.spec.engine_versions import AHEAD_SINCE, release_of
 from sim.spec.needs import value_of
 from sim.spec.registry import Registry
 
@@ -40,7 +40,6 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Allowed values of vLLM's ``--max-lora-rank`` (``vllm/config.py``, ``LoRAConfig``): slots are padded to one of
 these."""
 _PROMPT_CHECK_FROM = (0, 19)
-_AHEAD_FROM = (0, 14)
 _INTERVAL_FROM = (0, 33)
 _OLD = "older versions only; "
 _ONE_PROMPT = "one prompt after the other is split"
@@ -95,7 +94,7 @@ def _prompt_check(replica: Replica) -> bool | None:
 def _scheduled_ahead(replica: Replica) -> bool | None:
     """Return whether steps are scheduled ahead where this is not the default of the version."""
     ahead = value_of(replica.scenario, "fleet.async_scheduling") is True
-    return None if ahead == (_version(replica) >= _AHEAD_FROM) else ahead
+    return None if ahead == (_version(replica) >= AHEAD_SINCE) else ahead
 
 
 def _prefill_interval(replica: Replica) -> int | None:

@@ -155,8 +155,8 @@ class ReplicaKeys(Strict):
     async_scheduling: bool = False
     """Whether the next step is decided while the GPU computes the one before, so that a step takes the longer of the
     GPU's time and the host's, and not their sum. Tokens and free places are known a step later. vLLM does so from 0.14
-    on, except on CPUs, where this has no effect; neither has it without ``batching: mixed``, or with rules of
-    ``kv_check`` and ``scheduling`` that vLLM doesn't have (docs/engines.md)."""
+    on, except on CPUs. It has no effect on CPUs, without ``batching: mixed``, or with rules of ``kv_check`` and
+    ``scheduling`` that vLLM doesn't have (docs/engines.md)."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     prefill_schedule_interval: PositiveInt = Field(default=1, le=10000)
@@ -191,7 +191,7 @@ class ReplicaKeys(Strict):
     front_end_time: Seconds | None = Field(default=None, le=60)
     """Time that a request spends between client and engine (connection, API server, tokenizer), which TTFT and E2E
     include. Unset: as measured with the profile; else 7 ms for vLLM from 0.14 on, the median of measured servers
-    (docs/validation.md), and 0 for others, of which none was measured, and with a ``front_end``."""
+    (docs/validation-stages.md), and 0 for others, of which none was measured, and with a ``front_end``."""
 
     @field_validator("engine")
     @classmethod

@@ -165,7 +165,7 @@ class BatchServer(Server):
                 return self._next_leap(now)
             if self._gpu_s <= 0.0:
                 return -1.0
-            self._steps = steps = 1  # the engine waits for the last step, whose tokens nobody gets
+            self._steps = steps = 1  # the engine waits for the last step, whose tokens are dropped
         load_s = mode.before_step(scheduler, now + blocked_s) if mode.prepares_steps else 0.0
         self._first_s = step.first_s
         self._growth_s = step.growth_s
