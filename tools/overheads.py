@@ -1,6 +1,7 @@
 """Fit what engines add to their kernels: ``python tools/overheads.py STAGES.csv ...`` (needs the extra ``kernels``).
 
-The tables have measured stages of vLLM servers (docs/validation-stages.md). Writes ``calibrate/kernels/overheads.json``,
+The tables have measured stages of vLLM servers (docs/validation-stages.md). Writes
+``calibrate/kernels/overheads.json``,
 which ``loraplan profiles build`` reads, then replays the measured points with the simulator and built profiles, and
 writes the tables of docs/validation-profiles.md and docs/validation-overheads.md.
 Takes about three minutes.
