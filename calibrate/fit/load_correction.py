@@ -150,7 +150,8 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
         )
 
     fixed_s = profile.step.fixed_s
-    begin = [0.0, fixed_s, profile.front_end_s] if with_fixed else [0.0, profile.front_end_s]
+    front_end_s = profile.front_end_s or 0.0
+    begin = [0.0, fixed_s, front_end_s] if with_fixed else [0.0, front_end_s]
     blur_s = _blur_s(loads)
     front_end_step_s = max(blur_s, 5e-4)
     steps = [0.03, max(0.05 * fixed_s, 1e-4), front_end_step_s] if with_fixed else [0.03, front_end_step_s]

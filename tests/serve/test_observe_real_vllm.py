@@ -106,7 +106,7 @@ def predicted_from(low: Served, folder: Path) -> tuple[dict[str, Any], Predicted
     changed = [f"workload.arrivals.rate={HIGH_RPS}/s", f"workload.requests={HIGH_RPS * RUN_S}"]
     world = build_world(load_scenario(str(folder / "observed.yaml"), changed).scenario)
     assert world.profile is not None
-    return json.loads(done.stdout), predict_service(world, 10, world.profile.front_end_s)
+    return json.loads(done.stdout), predict_service(world, 10)
 
 
 def spread(values: list[float]) -> float:
