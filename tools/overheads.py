@@ -69,7 +69,8 @@ def main(tables: list[str]) -> int:
         f"{len(points):,} of the {len(points) + others:,} points are of dense models or of gpt-oss-120b, on one "
         "replica; the others are of other mixtures of experts, or split prompts and answers over servers."
     )
-    refused = sorted(judging - {each.point.group for each in replayed})
+    replayable = judging & {each.group for each in points}  # others have stages only
+    refused = sorted(replayable - {each.point.group for each in replayed})
     _write(PAGE, [count, _simulated(replayed, refused)])
     _write(FIT_PAGE, [_schedule(fit), _swapped(fit, swapped), _coefficients(fit)])
     return 0
