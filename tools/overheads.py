@@ -32,7 +32,7 @@ from calibrate.kernels.overhead_fit import (  # noqa: E402
     widened,
 )
 from calibrate.kernels.replayed_points import ReplayedPoint, replay_points  # noqa: E402
-from calibrate.kernels.serving_points import DeploymentGroup, serving_points  # noqa: E402
+from calibrate.kernels.serving_points import DeploymentGroup, ServingPoint, serving_points  # noqa: E402
 from calibrate.kernels.vllm_overhead import fit_vllm, gaps_of  # noqa: E402
 from sim.studies.fidelity.run_cells import read_table  # noqa: E402
 from sim.studies.fidelity.serving_stages import stages_of  # noqa: E402
@@ -70,10 +70,16 @@ def main(tables: list[str]) -> int:
         f"{len(points):,} of the {len(points) + others:,} points are of dense models or of gpt-oss-120b, on one "
         "replica; the others are of other mixtures of experts, or split prompts and answers over servers."
     )
-    refused = sorted(judging - {each.point.group for each in replayed})
-    _write(PAGE, [count, _simulated(replayed, refused)])
+    _write(
+        PAGE, [count, _simulated(replayed, refused_of((each for each in points if each.group in judging), replayed))]
+    )
     _write(FIT_PAGE, [_schedule(fit), _swapped(fit, swapped), _coefficients(fit)])
     return 0
+
+
+def refused_of(points: Iterable[ServingPoint], replayed: Iterable[ReplayedPoint]) -> list[DeploymentGroup]:
+    """Return the deployments whose points could not be replayed; one that has only stages has none."""
+    return sorted({each.group for each in points} - {each.point.group for each in replayed})
 
 
 def _write(page: Path, parts: list[str]) -> None:

@@ -8,7 +8,16 @@ from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import capital, unserved_words
 from sim.results.by_tenant.slo_terms import judged, split_term
 from sim.results.point import Point
-from sim.results.run_directory.headroom_record import ALWAYS, BUCKETS, CLOSED_LOOP, NEVER, QUEUES, TOO_LONG, Headroom
+from sim.results.run_directory.headroom_record import (
+    ALWAYS,
+    BUCKETS,
+    CLOSED_LOOP,
+    NEVER,
+    QUEUES,
+    TOO_LONG,
+    TOO_SHORT,
+    Headroom,
+)
 from sim.results.verdict import allowed, lacks_answers, unserved
 from sim.spec.units import human_seconds
 
@@ -25,6 +34,11 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
         return "A closed loop has headroom only against an SLO: its clients wait for their answers. Add an slo."
     if found.outcome == TOO_LONG:
         return f"Headroom: not searched. {_too_long(found)}"
+    if found.outcome == TOO_SHORT:
+        return (
+            f"Headroom: not searched. The trace has {found.trace_requests:,} requests, too few to fill the batches; "
+            f"headroom needs about {found.needed_requests:,}."
+        )
     missed_today = missed_today and not fails_today(found)
     if missed_today and not found.without:
         return "Headroom: none. The SLO is missed with today's traffic."
@@ -43,7 +57,7 @@ def fails_today(found: Headroom) -> bool:
     return found.outcome in (NEVER, *_NO_SEARCH) or (found.multiple is not None and found.multiple < 1)
 
 
-_NO_SEARCH = (CLOSED_LOOP, TOO_LONG)
+_NO_SEARCH = (CLOSED_LOOP, TOO_LONG, TOO_SHORT)
 
 
 def _too_long(found: Headroom) -> str:

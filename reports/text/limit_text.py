@@ -112,6 +112,8 @@ def limit_sentence(limit: Limit, point: Point) -> str:
         return _bucket(limit.bucket)
     if evidence is Evidence.BLOCKED:
         return f"During {busy} of the time {_BLOCKED[limit.name]}."
+    if evidence is Evidence.COMPUTE_OVERLOADED and limit.value == 1:
+        return "More requests arrive than are served, so the queue grows without limit."
     if evidence in (Evidence.LOADER_WAIT, Evidence.LOADER_BUSY):
         return _loader(limit)
     share = "" if limit.of_latency is None else percent(limit.of_latency)

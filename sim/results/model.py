@@ -110,7 +110,8 @@ class SlotUse:
 class ComputeUse:
     """The replicas themselves.
 
-    :ivar offered_load: arrivals over completions where the queue grew over the whole measured time; None elsewhere.
+    :ivar offered_load: arrivals over completions where the queue grew over the whole measured time; 1 where few
+        completions don't tell how much, None elsewhere.
     """
 
     utilization: float | None = None

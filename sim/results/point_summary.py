@@ -86,6 +86,8 @@ _ROUNDING = 1e-10
 """Share of the latency below which a stage is what rounding left of a difference of equal times."""
 _BACKLOG = 0.02
 """Growth of the queue over the measured time, as a share of arrivals, from which more comes than is served."""
+_LEAST_SERVED = 50
+"""Completions of the measured time from which on they say how many times as much comes."""
 
 
 def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str, Any], warnings: list[str]) -> Point:
@@ -497,8 +499,8 @@ def _is_backlog(grown: float, came: float, replications: int) -> bool:
 
 
 def _overload(m: MeasuredRequests, *, behind_buckets: bool = False) -> float | None:
-    """Return arrivals over completions where the queue grew over the whole measured time; None where it didn't, and in
-    a closed loop, where it can't.
+    """Return arrivals over completions where the queue grew over the whole measured time, 1 where few completions don't
+    tell how much; None where it didn't, and in a closed loop, where it can't.
 
     :param behind_buckets: whether requests come when their token bucket lets them pass, as the replicas see it.
     """
@@ -517,7 +519,9 @@ def _overload(m: MeasuredRequests, *, behind_buckets: bool = False) -> float | N
         grown += _growth(arrived, np.where(admitted < 0, math.nan, admitted), r.bounds)
         served += float(np.count_nonzero((finished > begin) & (finished <= end)))
         came += float(np.count_nonzero((arrived > begin) & (arrived <= end)))
-    return max(1.0, came / max(served, 1.0)) if _is_backlog(grown, came, m.replications) else None
+    if not _is_backlog(grown, came, m.replications):
+        return None
+    return 1.0 if served < _LEAST_SERVED else max(1.0, came / served)
 
 
 def _traffic(m: MeasuredRequests) -> dict[str, float]:
@@ -548,8 +552,9 @@ def _warnings(capacity: Capacity, impact: Impact, metrics: dict[str, Metric], re
             "percentiles depend on how long the run is"
         )
     if batch is not None:
+        more = f"{batch:.2f} times as many requests arrive as" if batch > 1 else "more requests arrive than"
         yield (
-            f"overloaded: {batch:.2f} times as many requests arrive as are served; the queue grows without limit, and "
+            f"overloaded: {more} are served; the queue grows without limit, and "
             "percentiles depend on how long the run is"
         )
     for bucket in capacity.buckets:

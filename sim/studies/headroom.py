@@ -29,6 +29,7 @@ from sim.results.run_directory.headroom_record import (
     NEVER,
     QUEUES,
     TOO_LONG,
+    TOO_SHORT,
     Headroom,
     Probe,
 )
@@ -52,6 +53,9 @@ Strains = Mapping[str, float]
 """Value over target by term, and how near the traffic is to saturation as ``queues``; above 1 a term fails."""
 _FULL_BATCHES = 12
 """Requests of the overloaded simulation, over all batch slots of the fleet: the first and last batches aren't full."""
+_FEWEST_BATCHES = 4
+"""Requests of a trace, over those that run at a time when it is overloaded, from which on enough of its batches are
+full: with half as many the throughput is off by a fifth."""
 _OVERLOADED = 4_000
 """Requests of that simulation, at least."""
 _OVERLOADS = (32.0, 512.0, 8192.0, 131072.0)
@@ -87,6 +91,7 @@ class _Search:
     :param today: the point at a multiple of 1; None: it has to be simulated.
     :ivar probes: all simulations so far.
     :ivar _full: requests of a simulation in which all batches are full.
+    :ivar _needed: about how many of a trace fill them, where it has fewer.
     :ivar _passing: by tenant, its share of the requests, and the multiple from which its token bucket holds or refuses
         some of them; ``_held``: the least of those at which a queue in front of a bucket grows that may fail.
     """
@@ -99,6 +104,7 @@ class _Search:
         self._corrections: dict[str, float] | None = None
         self._saturation: float | None = None
         self._full = FINE
+        self._needed: int | None = None
         self._passing: list[tuple[float, float]] = [(1.0, math.inf)]
         self._held = math.inf
         self.probes: list[Probe] = []
@@ -110,6 +116,8 @@ class _Search:
             return Headroom(CLOSED_LOOP)
         if not self._traffic.closed:
             self._saturation = self._find_saturation()
+        if self._needed is not None:
+            return Headroom(TOO_SHORT, trace_requests=self._traffic.requests, needed_requests=self._needed)
         if not self._traffic.fits:
             slow = self._traffic.changes_over_s
             return Headroom(TOO_LONG, saturation=self._saturation, period_s=slow, probes=tuple(self.probes))
@@ -160,6 +168,7 @@ class _Search:
             except InputError:  # such as more sessions at a time than can be simulated
                 return None
             recording = self._recording_of(world, 0, SECTIONS)
+            self._needed = self._missing(recording, slots)
             assert world.traffic.rate is not None, "only a closed loop has no rate"
             found = _served(recording) / (world.traffic.rate / multiple)
             if found < multiple / 4:
@@ -167,6 +176,17 @@ class _Search:
                 self.probes.append(Probe(multiple, len(recording.section_of), multiple / found, QUEUES))
                 return found
         return None
+
+    def _missing(self, recording: Recording, slots: int) -> int | None:
+        """Return about how many requests a trace needs to fill the batches, if it has fewer: as memory lets run, or if
+        it has too few to tell, as there are batch slots."""
+        has = self._traffic.requests
+        if self._traffic.scenario.workload.trace is None:
+            return None
+        most = _most_at_a_time(recording)
+        if has >= min(_FEWEST_BATCHES * most, MOST):
+            return None
+        return _FEWEST_BATCHES * (slots if 2 * most > has else most)
 
     def _read_buckets(self, world: World, recording: Recording, rate: float) -> None:
         """Note from which multiples on the token buckets of tenants let no more pass.
@@ -301,6 +321,14 @@ def _served(recording: Recording) -> float:
         if last > first and times[last] > times[first]:
             rates.append((last - first) / float(times[last] - times[first]) * len(finished) / len(times))
     return min(rates, default=math.inf)
+
+
+def _most_at_a_time(recording: Recording) -> int:
+    """Return how many requests ran at a time, at most."""
+    ran = np.asarray(recording.requests["finished_s"], dtype=np.float64) >= 0
+    begins, ends = (np.sort(recording.requests[name][ran]) for name in ("admitted_s", "finished_s"))
+    running = np.arange(1, len(begins) + 1) - np.searchsorted(ends, begins, side="right")
+    return int(running.max(initial=0))
 
 
 def _requests(point: Point) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,11 @@ from calibrate.kernels.overhead_fit import (
     roles_of,
     widened,
 )
-from calibrate.kernels.replayed_points import replay, replay_points
+from calibrate.kernels.replayed_points import ReplayedPoint, replay, replay_points
 from calibrate.kernels.serving_points import DeploymentGroup, ServingPoint, point_of
 from sim.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def seconds(decoding: int, context: int, prompts: int, tokens: int, before: int) -> float:
@@ -303,3 +307,18 @@ def test_points_without_a_profile_are_left_out(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("calibrate.kernels.replayed_points.build_profile", refuse)
     deployment = Deployment(card_of("h100"), base_model_of("llama-3.1-8b"))
     assert replay_points([ServingPoint(2, deployment, Loop(1, 10, 10), 1.0, 1.0)]) == []
+
+
+def test_only_deployments_with_points_are_refused() -> None:
+    """Some are known by their serving stages alone, and have nothing to replay."""
+    spec = importlib.util.spec_from_file_location("tools_overheads", ROOT / "tools" / "overheads.py")
+    assert spec is not None
+    assert spec.loader is not None
+    overheads = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(overheads)
+    one, other = (
+        ServingPoint(2, Deployment(card_of(card), base_model_of("llama-3.1-8b"), "vllm"), Loop(1, 9, 9), 1.0, 1.0)
+        for card in ("h100", "h200")
+    )
+    assert overheads.refused_of([one, one, other], [ReplayedPoint(other, 1.0, 1.0, 0.1)]) == [one.group]
+    assert overheads.refused_of([], []) == []

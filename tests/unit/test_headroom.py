@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from strategies import build
 
 from reports.answers.bottleneck import limits
 from reports.text.headroom_text import fails_today, headroom_sentences
+from reports.text.limit_text import limit_sentence
 from sim.results.point_summary import summarise
 from sim.results.run_directory.headroom_record import (
     ALWAYS,
@@ -23,6 +25,7 @@ from sim.results.run_directory.headroom_record import (
     NEVER,
     QUEUES,
     TOO_LONG,
+    TOO_SHORT,
     Headroom,
 )
 from sim.spec.scenario import Scenario
@@ -242,6 +245,43 @@ def test_there_is_none_where_whole_periods_are_too_many_requests(arrivals: str, 
 def test_there_is_none_where_the_run_itself_is_a_part_of_a_period() -> None:
     found = find_headroom(rare_bursts(requests=2000))
     assert (found.outcome, found.period_s) == (TOO_LONG, PERIOD_S)
+
+
+def from_trace(folder: Path, requests: int) -> Scenario:
+    """A server of one H100, up to 256 requests at a time, and a trace of 5 requests/s."""
+    rng = np.random.default_rng(1)
+    times, adapters = np.cumsum(rng.exponential(0.2, requests)), rng.integers(0, 20, requests)
+    rows = [f"{time:.4f},a{adapter},300,100" for time, adapter in zip(times, adapters, strict=True)]
+    file = folder / "trace.csv"
+    file.write_text("\n".join(["timestamp_s,adapter_id,input_tokens,output_tokens", *rows]), encoding="utf-8")
+    workload, slo = {"trace": {"file": str(file)}}, {"ttft_p99": "500 ms", "e2e_p99": "10 s"}
+    fleet, cache = {"gpu": "h100-80gb", "max_num_seqs": 256}, {"gpu": {"slots": 20}}
+    return build(workload=workload, adapters={"base_model": "llama-3.1-8b"}, fleet=fleet, cache=cache, slo=slo)
+
+
+def test_there_is_none_where_a_trace_is_too_short_to_fill_the_batches(tmp_path: Path) -> None:
+    found = find_headroom(from_trace(tmp_path, 600))
+    assert (found.outcome, found.trace_requests, found.needed_requests) == (TOO_SHORT, 600, 4 * 256)
+    assert found.multiple is None
+    assert found.load is None
+    assert "The trace has 600 requests" in headroom_sentences(found)
+    assert find_headroom(from_trace(tmp_path, 4 * 256)).outcome == FOUND, "as many as were asked for are enough"
+
+
+def test_few_completions_do_not_say_how_many_times_as_much_comes() -> None:
+    """5,000 requests arrive in 125 s, and 12 of them are answered by then."""
+    point = evaluate_scenario(
+        build(
+            workload={"requests": 5000, "arrivals": {"process": "poisson", "rate": f"{RATE}/s"}},
+            adapters={"count": 1, "size": "1 MB"},
+            fleet={"engine": "fixed", "service": {"law": "fixed", "value": "10 s"}},
+            cache={"gpu": {"slots": 1}},
+            run={"seed": 1, "warmup": 0, "replications": 1},
+        )
+    ).point
+    assert point.capacity.compute.offered_load == 1
+    assert "overloaded: more requests arrive than are served" in " ".join(point.warnings)
+    assert limit_sentence(limits(point)[0], point).startswith("More requests arrive than are served")
 
 
 def test_the_search_ends_where_whole_periods_become_too_many_requests() -> None:

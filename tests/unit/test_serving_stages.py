@@ -70,6 +70,7 @@ def test_a_row_says_which_server_and_which_load(tmp_path: Path) -> None:
         ({"gpu": "h900"}, "stages.csv:2: gpu: not a value (got h900, allowed: "),
         ({"model": "gpt-5"}, "stages.csv:2: model: not a value (got gpt-5, allowed: "),
         ({"version": "newest"}, "stages.csv:2: version: not a value (got newest"),
+        ({"version": "0.99"}, "stages.csv:2: version: unknown engine (got vllm-0.99, allowed: "),
         ({"tpot_mean_ms": "0"}, "stages.csv:2: tpot_mean_ms: not a time (got 0"),
         ({"tpot_mean_ms": "", "ttft_mean_ms": ""}, "stages.csv:2: ttft_mean_ms: nothing was measured"),
     ],
@@ -113,6 +114,7 @@ def test_fidelity_prints_measured_beside_predicted(tmp_path: Path) -> None:
     assert found["errors"]["tpot_mean_s"]["llama-3.1-8b on h100-80gb"]["stages"] == 2
     shown = CliRunner().invoke(app, ["fidelity", str(file), "--quiet", "--jobs", "1"])
     assert "2/s constant" in shown.stdout
+    assert "TPOT mean: measured, predicted, error" in " ".join(shown.stdout.split())
     refused = CliRunner().invoke(app, ["fidelity", str(file), "--out", str(tmp_path / "x")])
     assert "goes with tables of served hours" in str(refused.exception)
 
@@ -121,4 +123,24 @@ def test_stages_without_a_profile_are_left_out_and_named(tmp_path: Path) -> None
     file = table(tmp_path, ROW, ROW | {"id": "two", "model": "llama-2-7b"})
     said = CliRunner().invoke(app, ["fidelity", str(file), "--json", "--jobs", "1"])
     assert [each["name"] for each in json.loads(said.stdout)["stages"]] == ["one"]
-    assert "note: the stages of llama-2-7b on h100-80gb are left out: " in said.stderr
+    assert "note: the stages of llama-2-7b on h100-80gb are left out: model: the kernel tables of" in said.stderr
+    assert "another tp may fit" in said.stderr, "the table has no options"
+    assert "overloaded" not in said.stderr
+    alone = CliRunner().invoke(app, ["fidelity", str(table(tmp_path, ROW | {"model": "llama-2-7b"}))])
+    assert "--" not in str(alone.exception)
+
+
+def test_an_overloaded_server_is_named(tmp_path: Path) -> None:
+    """21 steps of 0.1 s an answer: one at a time, less than 0.5 of 2 requests/s are served."""
+    rows = stages(tmp_path, ROW, ROW | {"id": "hot", "max_num_seqs": "1"})
+    profile = write_profile({"fixed_s": 0.1})
+    calm, hot = predict_stages(rows, {rows[0].server: profile}, jobs=1)
+    assert (calm.overloaded, hot.overloaded) == (False, True)
+    said = CliRunner().invoke(app, ["fidelity", str(table(tmp_path, ROW | {"id": "hot", "rate_per_s": "900"}))])
+    assert "note: stage hot: the predicted server is overloaded" in said.stderr
+
+
+def test_an_empty_table_is_told_which_tables_there_are(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").touch()
+    said = CliRunner().invoke(app, ["fidelity", str(tmp_path / "empty.csv")])
+    assert "the table is empty (allowed: served hours or serving stages" in str(said.exception)

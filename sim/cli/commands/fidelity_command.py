@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,12 @@ def _is_of_stages(file: Path) -> bool:
     from sim.studies.fidelity.run_cells import read_table
     from sim.studies.fidelity.serving_stages import KEY_COLUMN
 
-    return KEY_COLUMN in read_table(file).columns
+    table = read_table(file)
+    if not table.columns:
+        raise InputError(
+            "the table is empty", file=table.file, allowed="served hours or serving stages (docs/validation.md)"
+        )
+    return KEY_COLUMN in table.columns
 
 
 def _predict_stages(options: FidelityOptions, file: Path) -> None:
@@ -154,6 +160,9 @@ def _predict_stages(options: FidelityOptions, file: Path) -> None:
     }
     for server, error in refused.items():
         message(f"note: the stages of {server.words} are left out: {error}", options.quiet)
+    for each in predictions:
+        if each.overloaded:
+            message(f"note: stage {each.stage.name}: the predicted server is overloaded", options.quiet)
     if options.json:
         say_json(_stages_json(predictions, errors))
         return
@@ -163,7 +172,7 @@ def _predict_stages(options: FidelityOptions, file: Path) -> None:
         (each.stage.name, each.stage.server.words, each.stage.load, *(_beside(each, metric) for metric in shown))
         for each in predictions
     ]
-    print_rich(rich_rows(("stage", "server", "load", *heads), rows))
+    print_rich(rich_rows(("stage", "server", "load", *(f"{head}: measured, predicted, error" for head in heads)), rows))
     say("", "Errors: median and 90 % quantile of absolute errors, and the median signed one", "")
     print_rich(
         rich_rows(
@@ -189,7 +198,8 @@ def _profiles_of(servers: Sequence[Server], folder: Path) -> tuple[dict[Server, 
         try:
             profiles[server] = _profile_of(server, folder)
         except InputError as error:
-            refused[server] = error
+            # What are options of loraplan profiles build are columns here.
+            refused[server] = InputError(re.sub(r"--(gpu|model|tp)\b", r"\1", str(error)))
     if not profiles:
         raise next(iter(refused.values()))
     return profiles, refused

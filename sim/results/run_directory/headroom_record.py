@@ -13,7 +13,8 @@ QUEUES = "queues"
 """In place of an SLO term: queues grow without limit."""
 BUCKETS = "buckets"
 """The same: the queue in front of a tenant's token bucket does."""
-FOUND, NEVER, ALWAYS, CLOSED_LOOP, TOO_LONG = "found", "never", "always", "closed loop", "too long"
+FOUND, NEVER, ALWAYS, CLOSED_LOOP = "found", "never", "always", "closed loop"
+TOO_LONG, TOO_SHORT = "too long", "too short"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Headroom:
 
     :ivar outcome: ``found``; ``never``: the SLO fails even with hardly any traffic; ``always``: nothing that was tried
         makes it fail; ``closed loop``: clients wait for answers, so without an SLO nothing can fail; ``too long``: the
-        traffic changes so slowly that nothing was tried but the throughput of full batches.
+        traffic changes so slowly that nothing was tried but the throughput of full batches; ``too short``: a trace
+        has too few requests to fill the batches.
     :ivar multiple: where the worst term crosses its target; None unless found.
     :ivar lo, hi: of the probes around it: the last that holds, the first that fails.
     :ivar term: what fails first, by metric name, or ``queues`` or ``buckets``.
@@ -45,6 +47,7 @@ class Headroom:
         closed loop.
     :ivar period_s: how long the traffic takes to go through its phases, where short simulations can't cover that: at
         all, or beyond ``lo``.
+    :ivar trace_requests, needed_requests: of a trace that is too short, how many it has and about how many it takes.
     :ivar without: parts of the scenario that happen at given times, so that the search leaves them out.
     :ivar probes: all simulations, in order.
     :ivar failing: the point at ``hi``, or the least traffic that was tried where the outcome is ``never``: what limits
@@ -58,6 +61,8 @@ class Headroom:
     term: str = ""
     saturation: float | None = None
     period_s: float | None = None
+    trace_requests: int | None = None
+    needed_requests: int | None = None
     without: tuple[str, ...] = ()
     probes: tuple[Probe, ...] = ()
     failing: Point | None = field(default=None, repr=False)
@@ -71,7 +76,8 @@ class Headroom:
         """Return the answer as plain data, for ``--json``."""
         names = ("outcome", "multiple", "lo", "hi", "term", "saturation", "load")
         found = {name: getattr(self, name) for name in names}
-        return found if self.period_s is None else {**found, "period_s": self.period_s}
+        known = ("period_s", "trace_requests", "needed_requests")
+        return found | {name: getattr(self, name) for name in known if getattr(self, name) is not None}
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data."""

@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from sim.errors import InputError
+from sim.results.point_summary import measure_alone
 from sim.results.records import COMPLETED
+from sim.spec.engines import ENGINES
 from sim.spec.gpus import GPUS, gpu_named
 from sim.spec.profile_choice import BASE_MODELS, is_model
 from sim.spec.scenario import Scenario
+from sim.studies.evaluate import facts_of
 from sim.studies.fidelity.predicted_service import predicted_values, service_of
 from sim.studies.fidelity.run_cells import RunCells, TableOfRuns, non_negative
 from sim.studies.parallel import unordered
@@ -123,11 +126,13 @@ class StagePrediction:
     """A stage, and what was predicted for it: seconds by metric.
 
     :ivar profile: whose costs were simulated.
+    :ivar overloaded: whether more requests come than are served: then times depend on how long the simulation is.
     """
 
     stage: Stage
     profile: str
     predicted: Mapping[str, float]
+    overloaded: bool = False
 
     def error(self, metric: str) -> float:
         """Return predicted over measured, minus 1."""
@@ -156,13 +161,17 @@ def _stage(cells: RunCells) -> Stage:
         raise cells.error("a closed loop has clients", "clients", "nothing", "a whole number, 1 or more")
     gpu = cells.parsed("gpu", _gpu, ", ".join(GPUS))
     model = cells.parsed("model", _model, ", ".join(BASE_MODELS))
-    version = cells.parsed("version", _version, "a version, such as 0.15.1")
+    engine = f"{row.get('engine') or 'vllm'}-{cells.parsed('version', _version, 'a version, such as 0.15.1')}"
+    if ENGINES.get(engine) is None:
+        error = ENGINES.unknown(engine, "version")
+        error.file, error.line = cells.file, cells.line
+        raise error
     settings = {key: row[key] for key in _FLEET if row.get(key)}
     prompt = max(1, round(cells.number("prompt_tokens")))
     caching = row.get("prefix_caching", "on") != "off"
     return Stage(
         name=row.get("id") or f"line {cells.line}",
-        server=Server(gpu, model, cells.count("tp"), f"{row.get('engine') or 'vllm'}-{version}"),
+        server=Server(gpu, model, cells.count("tp"), engine),
         settings=settings | {"prefix_caching": caching},
         prompt=prompt,
         answer=max(1, round(cells.number("answer_tokens"))),
@@ -246,7 +255,9 @@ def _predict(place: int, stage: Stage, profile: str | None) -> tuple[int, StageP
     recording = simulate(world, 0, 1)
     assert np.any(recording.requests["status"] == COMPLETED), f"line {stage.line}: no request was served"
     values = predicted_values(service_of([recording]))
-    return place, StagePrediction(stage, world.profile.name, {name: values[f"{name}_s"] for name in stage.measured})
+    _, _, overloaded = measure_alone(recording, facts_of(world))
+    predicted = {name: values[f"{name}_s"] for name in stage.measured}
+    return place, StagePrediction(stage, world.profile.name, predicted, overloaded)
 
 
 ServerErrors = tuple[int, float, float, float]
