@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from strategies import GRID, build, fixed_time, write_profile, write_trace
+from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
 
 from sim.results.point_summary import summarise
 from sim.results.records import REFUSED, Recording
@@ -97,6 +97,20 @@ def test_sglang_keeps_room_for_limits_that_answers_do_not_reach() -> None:
     workload = exact.workload.model_copy(update={"tokens": Tokens(max_tokens=80)})
     limited = exact.model_copy(update={"workload": workload})
     assert ticks(simulate(build_world(limited), 0, 1), "finished_s") == [12, 23]
+
+
+def test_the_longest_known_prefix_goes_first_with_lpm_of_sglang() -> None:
+    # The first of three requests runs alone from 2 to 7; the last begins with the same 8 tokens, the second does not.
+    rows = ["0,a0,10,5,text,8", f"{3 * GRID!r},a0,10,2,,", f"{4 * GRID!r},a0,10,2,text,8"]
+    header = "timestamp_s,adapter_id,input_tokens,output_tokens,prefix_id,prefix_tokens"
+    trace = write_file(".csv", "\n".join([header, *rows]) + "\n")
+    ends = []
+    for policy in ("fcfs", "lpm"):
+        exact = scenario("sglang", [], fleet__scheduling=policy, fleet__max_num_seqs=1, fleet__prefix_caching=True)
+        fields = exact.model_dump(exclude_unset=True)
+        fields["workload"]["trace"]["file"] = trace
+        ends.append(ticks(simulate(build_world(Scenario.model_validate(fields)), 0, 1), "finished_s"))
+    assert ends == [[7, 9, 11], [7, 11, 9]]
 
 
 def test_overlapped_loads_of_sglang_take_the_place_of_nothing_that_runs() -> None:
