@@ -113,6 +113,38 @@ def test_the_longest_known_prefix_goes_first_with_lpm_of_sglang() -> None:
     assert ends == [[7, 9, 11], [7, 11, 9]]
 
 
+def test_vllm_schedules_ahead_and_counts_as_vllm_only_with_its_own_rules() -> None:
+    for cache, fleet, expected in (
+        ({}, {}, (True, "running")),
+        ({"eviction": "lru"}, {}, (True, "scheduled")),
+        ({}, {"batching": "prefill-first"}, (False, "running")),
+    ):
+        data = {"fleet": {"engine": "vllm-0.33", **fleet}, "cache": {"gpu": {"slots": 4}, **cache}}
+        filled = Scenario.model_validate(
+            {
+                "schema_version": 1,
+                "name": "test",
+                "workload": {"requests": 9, "arrivals": {"process": "poisson", "rate": "1/s"}},
+                "adapters": {"count": 3},
+                **data,
+            }
+        ).fleet
+        assert (filled.async_scheduling, filled.adapter_limit) == expected
+
+
+def test_sglang_has_no_interval_of_prefills() -> None:
+    with pytest.raises(ValidationError, match="SGLang's scheduler"):
+        scenario("sglang", [(0, 0, 4, 5)], fleet__prefill_schedule_interval=2)
+
+
+def test_limits_of_answers_that_an_engine_does_not_read_are_said() -> None:
+    for engine, said in (("sglang", 0), ("vllm", 1), ("lorax", 1)):
+        for tokens in (Tokens(max_tokens=80), Tokens(ignore_eos=True)):
+            exact = scenario(engine, [(0, 0, 4, 5)])
+            limited = exact.model_copy(update={"workload": exact.workload.model_copy(update={"tokens": tokens})})
+            assert sum("has no effect" in note for note in build_world(limited).notes) == said
+
+
 def test_overlapped_loads_of_sglang_take_the_place_of_nothing_that_runs() -> None:
     # The first load from 0 to 2, tokens from 3 to 7. The second load from 5 to 7, in place of the base model, so that
     # its request is prefilled from 7 to 8.
