@@ -46,6 +46,7 @@ class BatchSlots(AdapterCache):
         self._base_in_slot = True
         self._filled = 1  # slots
         self._touched: OrderedDict[int, None] = OrderedDict()  # residents, least recently touched first
+        self._used: set[int] = set()
         self._pins_in_use = 0
         self._loading: set[int] = set()
 
@@ -63,6 +64,7 @@ class BatchSlots(AdapterCache):
         users = self.users
         users[adapter] += 1
         if users[adapter] == 1:
+            self._used.add(adapter)
             self.in_use += 1
             self.in_use_peak = max(self.in_use_peak, self.in_use)
             self._pins_in_use += adapter in self._pinned
@@ -73,6 +75,7 @@ class BatchSlots(AdapterCache):
         users[adapter] -= 1
         if users[adapter]:
             return False
+        self._used.remove(adapter)
         self.in_use -= 1
         self._pins_in_use -= adapter in self._pinned
         return True
@@ -111,7 +114,7 @@ class BatchSlots(AdapterCache):
 
         All running and loading adapters keep theirs.
         """
-        wanted = {other for other, users in enumerate(self.users) if users} | self._loading | {adapter}
+        wanted = self._used | self._loading | {adapter}
         others = len(wanted - self._pinned)
         if len(wanted) > self.capacity or others > self.capacity - len(self._pinned):
             return False
@@ -129,7 +132,7 @@ class BatchSlots(AdapterCache):
         """Load an adapter between two steps, unless only adapters with users could make room; return whether it is."""
         if self.state[adapter] != ABSENT:
             return False
-        in_use = {other for other, users in enumerate(self.users) if users} | self._pinned | self._loading
+        in_use = self._used | self._pinned | self._loading
         if self._filled == self.capacity:
             if len(in_use) >= self.capacity:
                 return False
@@ -192,5 +195,6 @@ class BatchSlots(AdapterCache):
         assert residents == self._touched.keys()
         assert len(residents) + self._base_in_slot == self._filled <= self.capacity
         in_use = [adapter for adapter, users in enumerate(self.users) if users]
+        assert self._used == set(in_use)
         assert (self.in_use, self._pins_in_use) == (len(in_use), len(self._pinned.intersection(in_use)))
         assert self.base_model == len(self.state) or (self.state[self.base_model] != ABSENT) == self._base_in_slot

@@ -189,19 +189,24 @@ OTHER_CHOICES = (
         Choice(
             name,
             about,
-            set_by={"fleet.passed_requests": name},
+            set_by={key: name},
             needs=(
                 Need(
                     {"cache.eviction": Only("vllm-lru")},
                     "this is a rule of vLLM's queue",
-                    at="fleet.passed_requests",
+                    at=key,
                     hint="remove it, or choose engine vllm",
                 ),
             ),
         )
-        for name, about in (
-            ("reversed", "Requests over the adapter limit change their order with every step."),
-            ("own-queue", "Requests over the adapter limit have a queue of their own."),
+        for key, name, about in (
+            (
+                "fleet.passed_requests",
+                "reversed",
+                "Requests over the adapter limit change their order with every step.",
+            ),
+            ("fleet.passed_requests", "own-queue", "Requests over the adapter limit have a queue of their own."),
+            ("fleet.adapter_limit", "running", "All running requests count for the adapter limit."),
         )
     ),
     Choice(
@@ -224,6 +229,23 @@ OTHER_CHOICES = (
         needs=(
             Need(
                 {"fleet.kv_check": Only("ratio")}, "this is a rule of SGLang's scheduler", at="fleet.overlap_schedule"
+            ),
+        ),
+    ),
+    Choice(
+        "async-scheduling",
+        "Steps are decided while the GPU computes the one before, as in vLLM.",
+        set_by={"fleet.async_scheduling": True},
+        needs=(
+            Need(
+                {
+                    "fleet.batching": Only("mixed"),
+                    "fleet.kv_check": Only("whole-prompt", "first-chunk"),
+                    "fleet.scheduling": Only("fcfs", "priority"),
+                },
+                "this is a rule of vLLM's scheduler",
+                at="fleet.async_scheduling",
+                hint="remove it, or choose engine vllm",
             ),
         ),
     ),

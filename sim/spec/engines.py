@@ -390,7 +390,18 @@ def fill(data: Any) -> Any:
             filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in meant.items()}}
     if preset is _SGLANG and all(isinstance(filled[section], dict) for section in preset):
         _leave_out_what_does_not_fit(filled, data)
+    elif "max_num_seqs" in preset.get("fleet", {}) and isinstance(filled["cache"], dict):
+        _leave_out_of_vllm(filled["fleet"], filled["cache"], fleet)
     return filled
+
+
+def _leave_out_of_vllm(filled: dict[str, Any], cache: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Leave out what vLLM's preset says of steps and adapters where a scenario chooses other rules for them."""
+    ahead = filled.get("batching", "mixed") == "mixed" and filled["kv_check"] in ("whole-prompt", "first-chunk")
+    if not ahead and given.get("async_scheduling") is None:
+        filled.pop("async_scheduling", None)
+    if cache.get("eviction") != "vllm-lru" and given.get("adapter_limit") is None:
+        filled.pop("adapter_limit", None)
 
 
 def _leave_out_what_does_not_fit(filled: dict[str, Any], data: Mapping[str, Any]) -> None:

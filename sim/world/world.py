@@ -77,10 +77,7 @@ class World:
     @property
     def asynchronous(self) -> bool:
         """Whether replicas decide a step while the GPU computes the one before."""
-        fleet, profile = self.scenario.fleet, self.profile
-        as_vllm = fleet.batching == "mixed" and fleet.kv_check in ("whole-prompt", "first-chunk")
-        on_gpu = profile is not None and not profile.is_cpu
-        return fleet.async_scheduling and as_vllm and fleet.scheduling != "vtc" and on_gpu
+        return self.scenario.fleet.async_scheduling and self.profile is not None and not self.profile.is_cpu
 
     @property
     def replicas(self) -> int:

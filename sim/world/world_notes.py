@@ -40,6 +40,7 @@ def notes_on(world: World, full: Sequence[FullModelPool]) -> list[str]:
     notes += storage_notes(scenario) + full_model_notes(scenario, full)
     notes += _base_notes(scenario, world.base_weights) + _cache_notes(world) + _context_notes(world)
     notes += _begins_unseen(scenario, traffic) + _client_notes(traffic) + _scheduling_notes(scenario)
+    notes += _limit_notes(scenario)
     notes += _placement_notes(scenario, traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
@@ -226,6 +227,14 @@ def _scheduling_notes(scenario: Scenario) -> list[str]:
     if policy == "priority" and len({tenant.priority for tenant in tenants}) < 2:
         return ["fleet.scheduling priority: all requests have the same priority, so the first to arrive goes first"]
     return []
+
+
+def _limit_notes(scenario: Scenario) -> list[str]:
+    """Return a note on limits of answers that the engine doesn't read."""
+    given = [key for key in ("max_tokens", "ignore_eos") if getattr(scenario.workload.tokens, key)]
+    if not given or scenario.fleet.kv_check == "ratio":
+        return []
+    return [f"workload.tokens.{given[0]} has no effect here: only SGLang's scheduler (fleet.kv_check ratio) reads it"]
 
 
 def _placement_notes(scenario: Scenario, traffic: Traffic) -> list[str]:

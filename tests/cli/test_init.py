@@ -157,6 +157,11 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "sglang",
         {"adapters.count": 3, "fleet.chunked_prefill": False, "fleet.prefix_caching": False},
     ),
+    "the longest prefix first, and drained adapters": (
+        SGLANG.format("m") + " --schedule-policy lpm --lora-drain-wait-threshold 2.5",
+        "sglang",
+        {"fleet.scheduling": "lpm", "fleet.drain_wait": "2.5 s"},
+    ),
     "the smaller of two limits": (
         SGLANG.format("m") + " --chunked-prefill-size 4096 --max-prefill-tokens 16384",
         "sglang",

@@ -133,4 +133,7 @@ def test_a_step_takes_the_longer_of_gpu_and_host_and_a_free_place_idles_for_one(
 def test_without_it_a_step_takes_both_times() -> None:
     both = ([5, 20], [15, 30])
     assert times_of(stop=1.0, gpu=4, host=1, async_scheduling=False) == both
-    assert times_of(stop=1.0, gpu=4, host=1, engine="continuous", batching="prefill-first") == both
+    other = {"engine": "continuous", "batching": "prefill-first"}
+    assert times_of(stop=1.0, gpu=4, host=1, async_scheduling=False, **other) == both
+    with pytest.raises(ValueError, match="this is a rule of vLLM's scheduler"):
+        times_of(stop=1.0, gpu=4, host=1, **other)

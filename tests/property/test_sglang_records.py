@@ -105,6 +105,23 @@ def test_slots_that_protect_a_batch_are_those_of_the_twin(seed: int) -> None:
             cache.release(adapter)
 
 
+class Uncounted(list[int]):
+    """A list with a place for each adapter, of which nothing may look at all."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("this takes time for every adapter there is")
+
+
+def test_loads_ahead_take_no_time_for_adapters_that_nothing_wants() -> None:
+    cache = BatchSlots(2, range(1000))
+    cache.users = Uncounted(cache.users)
+    assert cache.fetch_ahead(7)
+    cache.arrived(7)
+    cache.acquire(7)
+    assert cache.fetch_ahead(8)
+    assert not cache.fetch_ahead(9)
+
+
 def drawn(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A small server and its requests; ``came_s`` is between two steps of a second."""
     rng = Random(seed)

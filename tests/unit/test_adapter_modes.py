@@ -45,6 +45,7 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
     ("stop", "fleet.load_at", "arrival", {"fleet.admission": "stop", "fleet.load_at": "arrival"}),
     ("reversed", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "reversed"}),
     ("own-queue", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "own-queue"}),
+    ("running", "fleet.adapter_limit", "cache.eviction lru", {"fleet.adapter_limit": "running"}),
     (
         "ratio",
         "fleet.kv_check",
@@ -52,6 +53,12 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
         {"fleet.kv_check": "ratio"},
     ),
     ("overlap-schedule", "fleet.overlap_schedule", "fleet.kv_check whole-prompt", {"fleet.overlap_schedule": True}),
+    (
+        "async-scheduling",
+        "fleet.async_scheduling",
+        "fleet.batching prefill-first, fleet.kv_check whole-prompt, fleet.scheduling fcfs",
+        {"fleet.async_scheduling": True, "fleet.batching": "prefill-first"},
+    ),
     ("fixed", "storage.mode", "blocking", {**FIXED, "storage.mode": "blocking"}),
     ("fixed", "cache.eviction", "vllm-lru", {**FIXED, "cache.eviction": "vllm-lru"}),
     ("fixed", "cache.host.fill", "arrival", {**FIXED, "cache.host.fill": "arrival"}),

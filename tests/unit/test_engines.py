@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from strategies import GRID, build, fixed_time, write_profile, write_trace
+from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
 
 from sim.results.point_summary import summarise
 from sim.results.records import REFUSED, Recording
@@ -97,6 +97,52 @@ def test_sglang_keeps_room_for_limits_that_answers_do_not_reach() -> None:
     workload = exact.workload.model_copy(update={"tokens": Tokens(max_tokens=80)})
     limited = exact.model_copy(update={"workload": workload})
     assert ticks(simulate(build_world(limited), 0, 1), "finished_s") == [12, 23]
+
+
+def test_the_longest_known_prefix_goes_first_with_lpm_of_sglang() -> None:
+    # The first of three requests runs alone from 2 to 7; the last begins with the same 8 tokens, the second does not.
+    rows = ["0,a0,10,5,text,8", f"{3 * GRID!r},a0,10,2,,", f"{4 * GRID!r},a0,10,2,text,8"]
+    header = "timestamp_s,adapter_id,input_tokens,output_tokens,prefix_id,prefix_tokens"
+    trace = write_file(".csv", "\n".join([header, *rows]) + "\n")
+    ends = []
+    for policy in ("fcfs", "lpm"):
+        exact = scenario("sglang", [], fleet__scheduling=policy, fleet__max_num_seqs=1, fleet__prefix_caching=True)
+        fields = exact.model_dump(exclude_unset=True)
+        fields["workload"]["trace"]["file"] = trace
+        ends.append(ticks(simulate(build_world(Scenario.model_validate(fields)), 0, 1), "finished_s"))
+    assert ends == [[7, 9, 11], [7, 11, 9]]
+
+
+def test_vllm_schedules_ahead_and_counts_as_vllm_only_with_its_own_rules() -> None:
+    for cache, fleet, expected in (
+        ({}, {}, (True, "running")),
+        ({"eviction": "lru"}, {}, (True, "scheduled")),
+        ({}, {"batching": "prefill-first"}, (False, "running")),
+    ):
+        data = {"fleet": {"engine": "vllm-0.33", **fleet}, "cache": {"gpu": {"slots": 4}, **cache}}
+        filled = Scenario.model_validate(
+            {
+                "schema_version": 1,
+                "name": "test",
+                "workload": {"requests": 9, "arrivals": {"process": "poisson", "rate": "1/s"}},
+                "adapters": {"count": 3},
+                **data,
+            }
+        ).fleet
+        assert (filled.async_scheduling, filled.adapter_limit) == expected
+
+
+def test_sglang_has_no_interval_of_prefills() -> None:
+    with pytest.raises(ValidationError, match="SGLang's scheduler"):
+        scenario("sglang", [(0, 0, 4, 5)], fleet__prefill_schedule_interval=2)
+
+
+def test_limits_of_answers_that_an_engine_does_not_read_are_said() -> None:
+    for engine, said in (("sglang", 0), ("vllm", 1), ("lorax", 1)):
+        for tokens in (Tokens(max_tokens=80), Tokens(ignore_eos=True)):
+            exact = scenario(engine, [(0, 0, 4, 5)])
+            limited = exact.model_copy(update={"workload": exact.workload.model_copy(update={"tokens": tokens})})
+            assert sum("has no effect" in note for note in build_world(limited).notes) == said
 
 
 def test_overlapped_loads_of_sglang_take_the_place_of_nothing_that_runs() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
-from sim.spec.adapter_modes import AT_ADMISSION, AT_ARRIVAL, IN_STEPS, UNIFIED, VLLM_LRU, mode_of
+from sim.spec.adapter_modes import AT_ADMISSION, AT_ARRIVAL, BATCH_SLOTS, IN_STEPS, UNIFIED, VLLM_LRU, mode_of
 from sim.spec.base import located
 from sim.spec.engines import ENGINES, schedulings_of, with_scheduling
 from sim.spec.needs import value_of
@@ -66,12 +66,12 @@ def check_scheduling(scenario: BaseModel) -> None:
             hint=f"{policy} is simulated for {', '.join(with_scheduling(policy))}",
         )
     mode, stops = mode_of(scenario), value_of(scenario, "fleet.admission") == "stop"
-    known = (
-        mode in (AT_ARRIVAL, AT_ADMISSION, IN_STEPS, VLLM_LRU) and not stops
-        if policy == "priority"
-        else mode == AT_ARRIVAL or (mode == UNIFIED and stops)
-    )
-    if not known:
+    known = {
+        "priority": mode in (AT_ARRIVAL, AT_ADMISSION, IN_STEPS, VLLM_LRU) and not stops,
+        "vtc": mode == AT_ARRIVAL or (mode == UNIFIED and stops),
+        "lpm": mode == BATCH_SLOTS,  # it needs kv_check ratio, which needs these slots
+    }
+    if not known[policy]:
         raise located(
             "fleet.scheduling",
             "the rules of this scheduling policy are not known for this way of serving adapters",

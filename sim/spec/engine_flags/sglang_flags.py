@@ -59,6 +59,10 @@ def _drain_wait(replica: Replica) -> float | None:
     return replica.scenario.fleet.drain_wait or None
 
 
+def _seconds(words: Sequence[str], given: Given) -> Mapping[str, object]:
+    return {"fleet.drain_wait": f"{words[0]} s"} if words else {}
+
+
 def _policy(replica: Replica) -> str | None:
     return "lpm" if replica.scenario.fleet.scheduling == "lpm" else None
 
@@ -134,7 +138,13 @@ SGLANG = EngineFlags(
                 sets=("storage.mode: overlap", "fleet.load_at: admission"),
                 written=where("storage.mode", "overlap"),
             ),
-            Flag("--lora-drain-wait-threshold", "0: off", sets=("fleet.drain_wait",), written=_drain_wait),
+            Flag(
+                "--lora-drain-wait-threshold",
+                "in seconds; 0: off",
+                sets=("fleet.drain_wait",),
+                written=_drain_wait,
+                reads=_seconds,
+            ),
             Flag("--lora-backend", "kernels cost what the profile says"),
             Flag(
                 "--max-prefill-tokens",

@@ -155,8 +155,8 @@ class ReplicaKeys(Strict):
     async_scheduling: bool = False
     """Whether the next step is decided while the GPU computes the one before, so that a step takes the longer of the
     GPU's time and the host's, and not their sum. Tokens and free places are known a step later. vLLM does so from 0.14
-    on, except on CPUs. It has no effect on CPUs, without ``batching: mixed``, or with rules of ``kv_check`` and
-    ``scheduling`` that vLLM doesn't have (docs/engines.md)."""
+    on, except on CPUs, where this has no effect. It needs ``batching: mixed``, and rules of ``kv_check`` and
+    ``scheduling`` that vLLM has (docs/engines.md)."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     prefill_schedule_interval: PositiveInt = Field(default=1, le=10000)
@@ -424,6 +424,10 @@ class Fleet(ReplicaKeys):
         if self.kv_check != "ratio" and (self.drain_wait or self.scheduling == "lpm"):
             key = "drain_wait" if self.drain_wait else "scheduling"
             raise located(key, "this is a rule of SGLang's scheduler (kv_check ratio)", got=self.kv_check)
+        if self.kv_check == "ratio" and self.prefill_schedule_interval > 1:
+            raise located(
+                "prefill_schedule_interval", "SGLang's scheduler (kv_check ratio) has no such rule", allowed="1"
+            )
         if self.waiting_ratio and self.admission_interval == 1:
             raise located(
                 "waiting_ratio",
