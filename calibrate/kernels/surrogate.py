@@ -57,29 +57,8 @@ KNOTS = (*_TOKENS, *_MANY_TOKENS, *_PROMPTS, 12288, 16384)
 multiple of 64 may cost a step, 16 % of the whole at 1,025: these have two knots."""
 _BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 _CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-_CHUNKS = (
-    32,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    480,
-    512,
-    736,
-    768,
-    900,
-    992,
-    1024,
-    1248,
-    1536,
-    2016,
-    2048,
-    4096,
-    8192,
-    16384,
-)
+_CHUNKS = (32, 64, 96, 128, 176, 192, 208, 256, 288, 384, 416, 480, 512, 576, 736, 768, 769, 832, 900, 992, 1024, 1025)
+_LONG_CHUNKS = (1088, 1152, 1248, 1281, 1344, 1408, 1536, 1537, 1792, 2016, 2048, 2049, 3072, 4096, 6144, 8192, 16384)
 JUDGED = 2000
 """Steps that judge the fit."""
 _LEAST_CONTEXT, _LEAST_PROMPT = 64, 32
@@ -232,7 +211,7 @@ def _grid(envelope: StepEnvelope) -> Iterator[Step]:
             yield decoding, context, 0, 0, 0
     for decoding in (0, *_BATCHES[::3]):
         for context in _CONTEXTS[:8:3]:
-            for tokens in _CHUNKS:
+            for tokens in (*_CHUNKS, *_LONG_CHUNKS):
                 for prompts in (1, 2, 4, 8, 32):
                     yield decoding, context if decoding else 0, prompts, tokens, 0
                 for before in (tokens, 4 * tokens, envelope.context - tokens):

@@ -252,7 +252,7 @@ def test_a_mixture_of_experts() -> None:
     profile = built.profile
     assert profile.memory.weights_bytes == pytest.approx(65.2e9, rel=0.01)  # the published files
     assert profile.memory.kv_bytes_per_token == 2 * 18 * 8 * 64 * 2, "every other layer keeps the last 128 tokens"
-    assert "39 measured points" in profile.error
+    assert "75 measured loads on h200" in profile.error
     assert profile.status_note == "LoRA terms scaled from H100-64GB, on attention alone"
     assert "116.8 billion parameters in memory, 5.7 active; adapters on attention alone" in profile.description
 

@@ -50,7 +50,7 @@ def test_list_has_every_bundled_profile_with_its_status_and_error(loraplan: Comm
         (("--gpu", "H100", "--model", "Qwen2.5-14B-Instruct"), ["h100-80gb/qwen2.5-14b/vllm-0.24.0"]),
         (
             ("l40s", "--model", "qwen"),
-            ["l40s/qwen2.5-14b/vllm-0.24.0", "l40s/qwen2.5-7b/vllm-0.24.0", "l40s/qwen3-8b/vllm-0.24.0"],
+            [f"l40s/{model}/vllm-0.24.0" for model in ("qwen2.5-14b", "qwen2.5-7b", "qwen3-14b", "qwen3-8b")],
         ),
         (("--status", "assumed"), ["h100-64gb/llama-3.1-8b/assumed", "l40s-48gb/llama-3.1-8b/assumed"]),
         (("l40s", "--status", "assumed", "--model", "llama-3.1-8b"), ["l40s-48gb/llama-3.1-8b/assumed"]),

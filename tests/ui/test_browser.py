@@ -120,6 +120,7 @@ def test_every_control_moves_the_answer_and_the_command(page: Page) -> None:
         "adapters.rank",
         "cache.gpu.slots",
         "cache.host.slots",
+        "cache.warm",
         "fleet.replicas",
         "fleet.tensor_parallel",
         "fleet.engine",
