@@ -22,8 +22,9 @@ class TouchOrder(ABC):
         """Add an adapter to the batch, which does not hold it."""
         key = self._keys.get(adapter)
         if key is None:
-            key = self._keys[adapter] = self._all_keys[adapter]
-            assert key not in self._batch, "two adapters have the same key"
+            fresh: object = self._all_keys[adapter]  # one object: compiled code makes one for each use of a number
+            assert fresh not in self._batch, "two adapters have the same key"
+            self._keys[adapter] = key = fresh
         self._batch[key] = adapter
 
     def leave(self, adapter: int) -> None:

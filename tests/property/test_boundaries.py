@@ -14,6 +14,7 @@ def leap(started_s: float, load_s: float, first_s: float, growth_s: float) -> Ba
     """Return a server of which nothing is there but the leap under way."""
     server = BatchServer.__new__(BatchServer)
     server._started_s, server._load_s, server._first_s, server._growth_s = started_s, load_s, first_s, growth_s
+    server._ahead, server._head_s = 0, load_s
     return server
 
 
