@@ -70,6 +70,8 @@ class PriorityTouching(_ByPriority, Touching):
     def compose(self, now: float) -> None:
         super().compose(now)
         self.in_step += self.left_out
+        if self.left_out and not self.running:  # nothing is computed, and the next step begins at once
+            self.step_start_s = self.boundary = now
 
     def end_step(self, now: float) -> None:
         super().end_step(now)

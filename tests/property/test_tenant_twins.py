@@ -36,7 +36,6 @@ def with_tenants(data: st.DataObject, scenario: Scenario, **fleet: Any) -> Scena
     return Scenario.model_validate({**plain, "tenants": tenants})
 
 
-@pytest.mark.interpreted  # a difference of vllm-0.9.2 is open, compiled or not; other seeds reach it
 @pytest.mark.parametrize("engine", PRIORITY_ENGINES)
 @settings(max_examples=200)
 @given(data=st.data())
