@@ -29,6 +29,7 @@ from naive_parts import (
 FULL_LOADERS = 0.98
 BACKLOG_EACH = 50
 BACKLOG_SHARE = 0.02
+LEAST_SERVED = 50
 QUARTERS = 4
 MIN_REQUESTS_P99_REPLICA = 100
 COUNTED_MARKS = {
@@ -98,7 +99,10 @@ def queue_length(requests: list[Request], time_s: float) -> int:
 
 
 def overload(replications: list[Replication], parts: list[Part]) -> float | None:
-    """Arrivals over completions where the queue grew over both halves of the measured time; None where it didn't."""
+    """Arrivals over completions where the queue grew over both halves of the measured time; None where it didn't.
+
+    It is 1 where few completions don't tell how much.
+    """
     grown = served = came = 0
     for replication, part in zip(replications, parts, strict=True):
         taken_in = [request for request in replication.requests if request.status not in ("refused", "failed")]
@@ -112,7 +116,7 @@ def overload(replications: list[Replication], parts: list[Part]) -> float | None
             if part.begin_s < request.arrival_s <= part.end_s:
                 came += 1
     if grown > max(BACKLOG_EACH * len(parts), BACKLOG_SHARE * came):
-        return max(1.0, came / max(served, 1))
+        return 1.0 if served < LEAST_SERVED else max(1.0, came / served)
     return None
 
 

@@ -16,7 +16,7 @@ from counted_runs import Run, run
 from metric_scenarios import FAMILIES, FAULTS, STRATEGIES, metric_scenario
 from naive_intervals import MEANS, MEDIANS, P99S, Counted, SecondCount, is_narrow, skewed
 from naive_metrics import e2e_mean_s
-from naive_parts import Part, has_targets, is_late
+from naive_parts import Part, completed, has_targets, is_late, mean
 
 from sim.results.metric_state import Cause, Kind
 from sim.results.point import ALWAYS_THERE, Metric
@@ -253,7 +253,12 @@ def differences_of_breakdown(one: Run, parts: list[Part]) -> Iterator[str]:
         yield f"breakdown {ours} adds up to {sum(ours.values())}, mean E2E is {e2e_mean_s(parts)}"
     if min(ours.values()) < -ZERO:
         yield f"breakdown {ours} has a negative stage"
-    before_s, waits_s = theirs.pop("until_admission_s"), theirs["loader_queue_s"] + theirs["load_s"]
+    outside_s = mean([float(one.world.front_ends_s[request.replica]) for request in completed(parts)])
+    if outside_s:
+        theirs["front_end_s"] = outside_s
+        theirs["queue_and_prefill_s"] -= outside_s
+    before_s = theirs.pop("until_admission_s") - outside_s
+    waits_s = theirs["loader_queue_s"] + theirs["load_s"]
     scenario, host = one.world.scenario, one.world.scenario.cache.host
     if scenario.fleet.full_models is None and (host is None or host.fill != "arrival"):
         inside_step_s = waits_s if scenario.storage.mode == "blocking" else 0.0
