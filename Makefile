@@ -60,21 +60,21 @@ same: $(VENV)/.installed-test ## after a refactoring: no number of any bundled s
 	$(BIN)/python tools/same.py
 
 bench: $(VENV)/.installed-test ## simulated requests per second, compared with bare SimPy timeouts; adds to their history
-	$(BIN)/python tests/bench.py
-	$(BIN)/python tests/bench_compare.py --append
-	$(BIN)/python tests/bench_cache.py
+	$(BIN)/python validation/benches/bench.py
+	$(BIN)/python validation/benches/bench_compare.py --append
+	$(BIN)/python validation/benches/bench_cache.py
 
 bench-compare: $(VENV)/.installed-test ## a few quick rows of bench next to their history: reports, fails on nothing
-	-$(BIN)/python tests/bench_compare.py
+	-$(BIN)/python validation/benches/bench_compare.py
 
 fuzz: $(VENV)/.installed-test ## 10,000 made-up scenarios, traces, profiles, adapters, run directories and command lines
-	$(BIN)/python tests/fuzz/run.py --cases $(or $(CASES),10000) --jobs $(or $(JOBS),2)
+	$(BIN)/python validation/fuzz/run.py --cases $(or $(CASES),10000) --jobs $(or $(JOBS),2)
 
 kills: $(VENV)/.installed-test ## sweeps, plans and calibrations killed 100 times at random moments
-	$(BIN)/python tests/fuzz/kills.py --kills $(or $(KILLS),100)
+	$(BIN)/python validation/fuzz/kills.py --kills $(or $(KILLS),100)
 
 mutants: $(VENV)/.installed-test ## mistakes put into copies of the program one at a time: do the tests notice?
-	$(BIN)/python tests/mutants/run.py --jobs $(or $(JOBS),2) $(if $(WHOLE),--whole) $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python validation/mutants/run.py --jobs $(or $(JOBS),2) $(if $(WHOLE),--whole) $(if $(ONLY),--only $(ONLY))
 
 a11y: $(VENV)/.installed-test ## reports and the page in a headless Chromium: axe-core, keyboard; needs node and a Chromium
 	npm ci --prefix tests/a11y --no-audit --no-fund
@@ -127,10 +127,10 @@ $(VLLM_VENV)/.installed:
 	@touch $@
 
 # What says whether this machine can compile. Other packages are those of .venv: a path in a .pth file, in which the
-# editable install of the checkout is not followed.
+# editable install of the checkout is not followed. The checkout comes last, for validation/, which is not installed.
 $(FAST_VENV)/.tools: $(VENV)/.installed-test
 	test -x $(FAST)/pip || $(VENV)/bin/python -m venv $(FAST_VENV)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	$(BIN)/python -c 'import os, sysconfig; print(sysconfig.get_path("purelib"), os.getcwd(), sep="\n")' \
 		> $$($(FAST)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_venv.pth
 	$(FAST)/python -m pip install --quiet --disable-pip-version-check 'hatchling>=1.24' 'setuptools>=77'
 	@touch $@

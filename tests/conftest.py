@@ -12,6 +12,9 @@ from hypothesis import HealthCheck, Phase, settings
 
 from sim.version import build
 
+# For validation/, which is not installed. Last, so that a compiled installation comes before the checkout.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 # Tests start hundreds of processes. Where container images forbid bytecode, each would compile all sources again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -36,7 +39,7 @@ settings.register_profile(
     suppress_health_check=(HealthCheck.too_slow,),
 )
 settings.register_profile(
-    "no-shrinking",  # for tests/mutants, which asks only whether a test fails
+    "no-shrinking",  # for make mutants, which asks only whether a test fails
     parent=settings.get_profile("ci"),
     phases=(Phase.explicit, Phase.generate),
 )

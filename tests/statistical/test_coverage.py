@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_coverage import FIRST_REFERENCE, Task, cell, key, lines, rows, scenario_of, simulate, simulated, tasks
 from known_queues import md1, mm1
 from queue_paths import QUEUES, path
 from scipy.signal import lfilter
@@ -34,6 +33,18 @@ from sim.results.statistics import (
 )
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import doubled, evaluate_scenario
+from validation.benches.bench_coverage import (
+    FIRST_REFERENCE,
+    Task,
+    cell,
+    key,
+    lines,
+    rows,
+    scenario_of,
+    simulate,
+    simulated,
+    tasks,
+)
 
 RUNS = 6
 

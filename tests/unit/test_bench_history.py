@@ -6,10 +6,11 @@ import json
 import subprocess
 from pathlib import Path
 
-import bench
 import bench_compare
 import pytest
-from bench_history import Figures, append, compare, read, table
+
+from validation.benches import bench
+from validation.benches.bench_history import Figures, append, compare, read, table
 
 
 def figures(worth: float) -> Figures:

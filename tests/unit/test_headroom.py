@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_headroom import compared, random_scenario
 from strategies import build
 
 from reports.answers.bottleneck import limits
@@ -35,6 +34,7 @@ from sim.studies.evaluate import evaluate_scenario, facts_of
 from sim.studies.headroom import FINE, LEAST, NARROW, Strains, find_edge, find_headroom
 from sim.studies.short_runs import MOST, WARMUP, Traffic
 from sim.world.replication import simulate
+from validation.benches.bench_headroom import compared, random_scenario
 
 SERVICE_S = 0.01
 RATE = 40.0

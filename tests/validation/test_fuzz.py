@@ -1,0 +1,38 @@
+"""What CI fuzzes: 500 cases over the kinds, five kills, the readers' harnesses; make fuzz and make kills do more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from validation import ROOT
+from validation.fuzz import run as fuzz
+
+HARNESSES = ROOT / "validation" / "fuzz"
+CASES = 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(fuzz.KINDS))
+def test_every_case_ends_as_promised(kind: str) -> None:
+    found = fuzz.results(kind, 0, CASES * fuzz.KINDS[kind] // 100)
+    failed = [f"--kind {kind} --seed {each['seed']}: {fault}" for each in found for fault in each["faults"]]
+    assert not failed, "python validation/fuzz/run.py " + "\n".join(failed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "kills"), [("sweep", 2), ("workers", 1), ("plan", 2)])
+def test_nothing_is_lost_in_a_kill(kind: str, kills: int) -> None:
+    command = [sys.executable, str(HARNESSES / "kills.py"), "--kind", kind, "--kills", str(kills)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("name", ["atheris_trace.py", "atheris_safetensors.py"])
+def test_harnesses_run_on_their_corpus_without_atheris(name: str) -> None:
+    command = [sys.executable, str(HARNESSES / name), "--corpus"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout.split()[0]) > 20

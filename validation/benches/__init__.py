@@ -1,0 +1,1 @@
+"""Measure speed, and how well intervals, headroom and plans hold."""

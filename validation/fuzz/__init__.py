@@ -1,0 +1,1 @@
+"""Made-up scenarios, traces, profiles, adapters, run directories and command lines; commands killed midway."""

@@ -1,0 +1,1 @@
+"""Mistakes put into copies of the program: do the tests notice?"""
