@@ -1,16 +1,24 @@
-"""Report on a fitted profile: errors on held-out data, and which form of cost predicts better."""
+"""Write a fitted profile, and report on it: errors on held-out data, and which form of cost predicts better."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from calibrate.fit.cost_forms import ADDITIVE, MULTIPLICATIVE
+from sim.results.run_directory.result_files import write_json
 from sim.spec.profile import HoldOut, Profile
 from sim.studies.fidelity.least_squares import LEFT_OUT
 
 HEAD = ("predicted", "form", "held out", "rows", "mean error", "90 %", "bias")
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write a profile's JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, profile.model_dump(mode="json"))
 
 
 @dataclass(frozen=True, slots=True)

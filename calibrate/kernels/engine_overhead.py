@@ -2,25 +2,23 @@
 
 On the GPU a step takes ``factor`` · kernels + ``step_s`` + ``per_sequence_s`` · sequences + ``prefill_step_s``, the
 last where it has a prompt; on the host ``host_s`` + ``host_per_sequence_s`` · sequences. The two are known apart for
-vLLM (``calibrate.kernels.vllm_overhead``). For other engines all is on the GPU's side.
+vLLM (``validation/overheads/vllm_overhead.py``). For other engines all is on the GPU's side.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from calibrate.kernels.kernel_tables import Deployment
-from sim.results.run_directory.result_files import write_json
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.least_squares import significant
 from sim.traffic.adapters import SHAPES
 
 FILE = Path(__file__).with_name("overheads.json")
-"""Written by ``tools/overheads.py``."""
+"""Written by ``validation/overheads/overheads.py``."""
 OTHER_MODEL = 0.1
 """Least spread for a model that was not among the measured ones: an assumption."""
 NOT_FITTED = 0.2
@@ -116,9 +114,3 @@ def read_overheads() -> dict[str, EngineOverhead]:
         level: EngineOverhead(**{**values, "models": tuple(values["models"])})
         for level, values in json.loads(FILE.read_text()).items()
     }
-
-
-def write_overheads(overheads: Mapping[str, EngineOverhead]) -> None:
-    """Replace the fitted overheads."""
-    read_overheads.cache_clear()
-    write_json(FILE, {level: asdict(overhead) for level, overhead in overheads.items()})

@@ -14,7 +14,6 @@ from calibrate.kernels.cards import Card
 from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of, was_measured
 from calibrate.kernels.kernel_tables import ENGINES, Deployment, KernelTables
 from calibrate.kernels.surrogate import StepEnvelope, Surrogate, fit_surrogate
-from calibrate.published.step_terms import PASSED_S
 from sim.errors import InputError
 from sim.policies.kv.kv_memory import kv_tokens_left
 from sim.rng import stream
@@ -42,6 +41,8 @@ FLAG = 0.3
 DRAWS = 8
 """As many as a run simulates (``MAX_DRAWS``): a part of more quantiles would have another spread than all of them."""
 _CORRELATED = 0.25
+PASSED_S = 0.44e-6
+"""Seconds of vLLM's scheduler for each waiting request that it passes: measured apart (vllm_h100 notes)."""
 LONGEST = 32_768
 """Tokens of the longest sequence that step costs are fitted to."""
 

@@ -9,8 +9,11 @@ import pytest
 
 from calibrate.fit.cost_forms import ADDITIVE, IN_SAMPLE, MULTIPLICATIVE
 from calibrate.fit.fit_report import as_json, closing, decide, hold_out_rows
-from calibrate.published.profile_from_runs import calibration_subset, closed_loops
-from calibrate.published.published_costs import (
+from sim.spec.profile import Draw, HoldOut, LoadCost, Memory, load_profile
+from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, bootstrap, hold_out_line, join
+from sim.studies.fidelity.measured_runs import read_lengths, read_runs
+from validation.published.profile_from_runs import calibration_subset, closed_loops
+from validation.published.published_costs import (
     CELL_OUT,
     HALVES,
     KV_COLUMNS,
@@ -26,11 +29,8 @@ from calibrate.published.published_costs import (
     load_hold_outs,
     read_rows,
 )
-from calibrate.published.step_fit import ALONE, ROUNDS, ClosedLoops, ServedHours, fit_steps, step_hold_outs
-from calibrate.published.step_terms import TERMS, step_cost
-from sim.spec.profile import Draw, HoldOut, LoadCost, Memory, load_profile
-from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, bootstrap, hold_out_line, join
-from sim.studies.fidelity.measured_runs import read_lengths, read_runs
+from validation.published.step_fit import ALONE, ROUNDS, ClosedLoops, ServedHours, fit_steps, step_hold_outs
+from validation.published.step_terms import TERMS, step_cost
 
 MODELS = ("llama-3.1-8b", "qwen2.5-7b")
 

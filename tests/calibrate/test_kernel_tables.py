@@ -278,8 +278,8 @@ def test_a_gap_closes_where_tensor_parallelism_leaves_fewer_heads() -> None:
 
 def test_a_measured_server_that_did_not_calibrate_is_met() -> None:
     """Llama-3.1-70B in fp8 over two H200 under vLLM: one deployment of the table in docs/validation-profiles.md."""
-    from calibrate.kernels.overhead_fit import predict_points
-    from calibrate.kernels.serving_points import serving_points
+    from validation.overheads.overhead_fit import predict_points
+    from validation.overheads.serving_points import serving_points
 
     points, others = serving_points()
     assert (len(points), others) == (1425, 3796)
@@ -296,8 +296,8 @@ def test_a_measured_server_that_did_not_calibrate_is_met() -> None:
 
 
 def test_the_simulator_meets_points_that_did_not_calibrate() -> None:
-    from calibrate.kernels.replayed_points import replay_points
-    from calibrate.kernels.serving_points import serving_points
+    from validation.overheads.replayed_points import replay_points
+    from validation.overheads.serving_points import serving_points
 
     wanted = ("vllm", "h200", "llama-3.1-70b", "fp8", 2), ("trtllm", "h200", "llama-3.1-70b", "fp8", 2)
     found = replay_points(point for point in serving_points()[0] if point.group in wanted)
@@ -309,8 +309,8 @@ def test_the_simulator_meets_points_that_did_not_calibrate() -> None:
 
 
 def test_the_simulator_knows_waits_for_kv_blocks() -> None:
-    from calibrate.kernels.replayed_points import replay_points
-    from calibrate.kernels.serving_points import serving_points
+    from validation.overheads.replayed_points import replay_points
+    from validation.overheads.serving_points import serving_points
 
     crowded = ("trtllm", "h200", "llama-3.1-70b", "fp8", 1)
     found = replay_points(point for point in serving_points()[0] if point.group == crowded and not point.fits)

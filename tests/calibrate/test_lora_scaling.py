@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calibrate.kernels.lora_terms import MEASURED
-from calibrate.kernels.measured_steps import base_decode_steps, lora_decode_steps
+from validation.published.step_errors import base_decode_steps, lora_decode_steps
 
 
 @pytest.mark.parametrize("model", MEASURED)

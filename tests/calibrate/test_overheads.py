@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,9 @@ from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import NOT_FITTED, OTHER_MODEL, EngineOverhead, overhead_of, read_overheads
 from calibrate.kernels.kernel_tables import Deployment
-from calibrate.kernels.loop_schedule import REQUESTS_EACH, Loop, loop_steps
-from calibrate.kernels.overhead_fit import (
+from sim.errors import InputError
+from validation.overheads.loop_schedule import REQUESTS_EACH, Loop, loop_steps
+from validation.overheads.overhead_fit import (
     LEAST_POINTS,
     UNKNOWN_CARD,
     PredictedPoint,
@@ -26,11 +25,9 @@ from calibrate.kernels.overhead_fit import (
     roles_of,
     widened,
 )
-from calibrate.kernels.replayed_points import ReplayedPoint, replay, replay_points
-from calibrate.kernels.serving_points import DeploymentGroup, ServingPoint, point_of
-from sim.errors import InputError
-
-ROOT = Path(__file__).resolve().parents[2]
+from validation.overheads.overheads import refused_of
+from validation.overheads.replayed_points import ReplayedPoint, replay, replay_points
+from validation.overheads.serving_points import DeploymentGroup, ServingPoint, point_of
 
 
 def seconds(decoding: int, context: int, prompts: int, tokens: int, before: int) -> float:
@@ -305,21 +302,16 @@ def test_points_without_a_profile_are_left_out(monkeypatch: pytest.MonkeyPatch) 
     def refuse(deployment: Deployment, command: str) -> None:
         raise InputError("no kernels", key="--weights")
 
-    monkeypatch.setattr("calibrate.kernels.replayed_points.build_profile", refuse)
+    monkeypatch.setattr("validation.overheads.replayed_points.build_profile", refuse)
     deployment = Deployment(card_of("h100"), base_model_of("llama-3.1-8b"))
     assert replay_points([ServingPoint(2, deployment, Loop(1, 10, 10), 1.0, 1.0)]) == []
 
 
 def test_only_deployments_with_points_are_refused() -> None:
     """Some are known by their serving stages alone, and have nothing to replay."""
-    spec = importlib.util.spec_from_file_location("tools_overheads", ROOT / "tools" / "overheads.py")
-    assert spec is not None
-    assert spec.loader is not None
-    overheads = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(overheads)
     one, other = (
         ServingPoint(2, Deployment(card_of(card), base_model_of("llama-3.1-8b"), "vllm"), Loop(1, 9, 9), 1.0, 1.0)
         for card in ("h100", "h200")
     )
-    assert overheads.refused_of([one, one, other], [ReplayedPoint(other, 1.0, 1.0, 0.1)]) == [one.group]
-    assert overheads.refused_of([], []) == []
+    assert refused_of([one, one, other], [ReplayedPoint(other, 1.0, 1.0, 0.1)]) == [one.group]
+    assert refused_of([], []) == []

@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibrate.published.profile_from_runs import calibration_subset, fit_profile
-from calibrate.published.published_costs import fit_loads, fit_memory, read_rows
 from sim.errors import InputError, ScenarioError
 from sim.policies.costs import load_seconds, mean_residual
 from sim.spec.profile import LoadCost, Memory, load_profile
@@ -19,6 +17,8 @@ from sim.spec.scenario import Scenario
 from sim.studies.fidelity.measured_runs import MODELS, TARGETS, read_runs
 from sim.traffic.adapters import populate
 from sim.world.build import build_world
+from validation.published.profile_from_runs import calibration_subset, fit_profile
+from validation.published.published_costs import fit_loads, fit_memory, read_rows
 
 LENGTHS = {"llama-3.1-8b": 131072, "qwen2.5-7b": 32768}
 """max_model_len: the models' own, unchanged in these runs."""

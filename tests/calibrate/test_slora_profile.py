@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.published.slora_profile import COLUMNS, FILE, NAME, TERMS, fit_slora, read_steps, spans_problem
 from sim.errors import InputError
 from sim.policies.costs import StepCosts
 from sim.spec.profile import load_profile
 from sim.studies.fidelity.least_squares import solve
+from validation.published.slora_profile import COLUMNS, FILE, NAME, TERMS, fit_slora, read_steps, spans_problem
 
 COSTS = dict(zip(TERMS, (0.015, 1.5e-4, 1e-7, 5e-4, 4e-5, 3e-5, 6e-3), strict=True))
 

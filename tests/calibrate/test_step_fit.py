@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.published.step_fit import closed_loop, served_hour
-from calibrate.published.step_log import StepLog
-from calibrate.published.step_terms import BENDS, PASSED_S, TERMS, Steps, step_cost
 from sim.spec.profile import load_profile
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.least_squares import Problem, join, solve
 from sim.studies.fidelity.measured_runs import METRICS, MeasuredRun
 from sim.world.build import build_world
 from sim.world.replication import simulate
+from validation.published.step_fit import closed_loop, served_hour
+from validation.published.step_log import StepLog
+from validation.published.step_terms import BENDS, PASSED_S, TERMS, Steps, step_cost
 
 Floats = NDArray[np.float64]
 

@@ -12,12 +12,12 @@ from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of, read_overheads
 from calibrate.kernels.kernel_tables import Deployment, KernelTables
-from calibrate.kernels.overhead_fit import covered
-from calibrate.kernels.serving_points import DeploymentGroup
-from calibrate.kernels.vllm_overhead import MeasuredGap, fit_vllm, gaps_of
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.run_cells import read_table
 from sim.studies.fidelity.serving_stages import stages_of
+from validation.overheads.overhead_fit import covered
+from validation.overheads.serving_points import DeploymentGroup
+from validation.overheads.vllm_overhead import MeasuredGap, fit_vllm, gaps_of
 
 GPU, HOST = np.array((4e-4, 1.5e-5)), np.array((9e-4, 6e-6))
 

@@ -64,7 +64,7 @@ def test_a_wheel_from_the_source_archive_runs_in_an_empty_folder_with_the_core_d
     (source,) = (tmp_path / "source").iterdir()
     here = {path.name for path in ROOT.iterdir()}
     assert here >= {path.name for path in source.iterdir()} - {"PKG-INFO"}
-    assert {"tests", "docs", "tools"} <= {path.name for path in source.iterdir()}, "its tests can be run"
+    assert {"tests", "docs", "tools", "validation"} <= {path.name for path in source.iterdir()}, "its tests can be run"
     output(*build, "wheel", cwd=source)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
 

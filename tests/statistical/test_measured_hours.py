@@ -9,17 +9,16 @@ import pytest
 from load_counts import count, median_error, rows
 
 from sim.studies.fidelity.fidelity_errors import errors_of
-from sim.studies.fidelity.fidelity_study import RunPrediction, fronted_scenario, predict_run, profiles_for
+from sim.studies.fidelity.fidelity_study import RunPrediction, predict_run, profiles_for
 from sim.studies.fidelity.measured_runs import MeasuredRun, read_lengths, read_runs
 
 
 def predictions(runs: list[MeasuredRun], shared: Path) -> list[RunPrediction]:
     lengths = read_lengths(shared / "vllm_h100" / "sharegpt_lengths.json")
     profiles = profiles_for(sorted({run.model for run in runs}), None)
-    return [
-        RunPrediction(run, predict_run(fronted_scenario(run, lengths, profiles[run.model].path), 1), 0.0, False)
-        for run in runs
-    ]
+    scenarios = [run.as_measured(lengths, profiles[run.model].path, Path()) for run in runs]
+    predicted = [predict_run(run, scenario) for run, scenario in zip(runs, scenarios, strict=True)]
+    return [RunPrediction(run, values, 0.0, False) for run, values in zip(runs, predicted, strict=True)]
 
 
 def test_the_cliff_over_slots_is_met(shared: Path) -> None:

@@ -9,19 +9,14 @@ import pytest
 
 from sim.policies.front_end import FRONT_ENDS
 from sim.studies.fidelity.fidelity_errors import errors_of
-from sim.studies.fidelity.fidelity_study import (
-    RunPrediction,
-    predict_run,
-    read_measured,
-    scenario_as_measured,
-    snapshot_metrics_of,
-)
+from sim.studies.fidelity.fidelity_study import RunPrediction, predict_run
 from sim.studies.fidelity.measured_runs import MeasuredRun
+from validation.published.slora_runs import read_slora_runs
 
 
 def predict(run: MeasuredRun, folder: Path) -> RunPrediction:
-    scenario = scenario_as_measured(run, None, run.profile.format(model=run.model), folder / "trace.csv")
-    return RunPrediction(run, predict_run(scenario, 1, snapshot_metrics_of), 0.0, False)
+    scenario = run.as_measured(None, run.profile.format(model=run.model), folder / "trace.csv")
+    return RunPrediction(run, predict_run(run, scenario), 0.0, False)
 
 
 @pytest.fixture
@@ -29,7 +24,7 @@ def runs(shared: Path) -> list[MeasuredRun]:
     table = shared / "slora" / "runs.csv"
     if not table.exists():
         pytest.skip(f"measured runs of S-LoRA are not here: {table}")
-    return read_measured(table)
+    return read_slora_runs(table)
 
 
 BOUNDS = {"req_per_s": 0.01, "tpot_mean_ms": 0.02, "loads_per_request": 0.02, "ttft_p50_ms": 0.05, "ttft_p99_ms": 0.05}

@@ -13,10 +13,10 @@ from strategies import build
 
 from sim.errors import InputError
 from sim.results.records import COMPLETED
-from sim.studies.fidelity.fidelity_study import predict_run, read_measured, scenario_as_measured, snapshot_metrics_of
-from sim.studies.fidelity.slora_runs import SLoraRun, sent_requests, snapshot
+from sim.studies.fidelity.fidelity_study import predict_run
 from sim.world.build import build_world
 from sim.world.replication import simulate
+from validation.published.slora_runs import SLoraRun, read_slora_runs, sent_requests
 
 PROFILE = "unnamed-64gb/llama-2-7b/s-lora"
 
@@ -25,7 +25,7 @@ def read(folder: Path, **changes: str) -> SLoraRun:
     row = SLORA_ROW | changes
     path = folder / "runs.csv"
     path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n", encoding="utf-8")
-    [run] = read_measured(path)
+    [run] = read_slora_runs(path)
     assert isinstance(run, SLoraRun)
     return run
 
@@ -33,7 +33,7 @@ def read(folder: Path, **changes: str) -> SLoraRun:
 def test_a_row_becomes_a_scenario(tmp_path: Path) -> None:
     run = read(tmp_path)
     assert (run.offered_rps, run.regime) == (1.6, "unsaturated")
-    scenario = scenario_as_measured(run, None, PROFILE, tmp_path / "trace.csv")
+    scenario = run.as_measured(None, PROFILE, tmp_path / "trace.csv")
     fleet = scenario.fleet
     assert (fleet.engine, fleet.front_end, fleet.kv_tokens) == ("s-lora", "s-lora", 82528)
     assert (fleet.max_num_batched_tokens, fleet.max_num_seqs, fleet.admission_interval) == (13754, 1000, 10)
@@ -98,18 +98,18 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     row = {name: value for name, value in SLORA_ROW.items() if name not in ("sent", "rank")}
     path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"runs.csv:1: columns are missing \(got rank, sent\)"):
-        read_measured(path)
+        read_slora_runs(path)
 
 
 def test_a_snapshot_counts_what_has_not_ended(tmp_path: Path) -> None:
     """The run ends 20 s in, with requests in the batch: they wait to the end, and their loads count."""
     run = read(tmp_path, sent="31", duration_s="20")
-    scenario = scenario_as_measured(run, None, PROFILE, tmp_path / "trace.csv")
+    scenario = run.as_measured(None, PROFILE, tmp_path / "trace.csv")
     recording = simulate(build_world(scenario), 0, 1)
     columns = recording.requests
     done = columns["status"] == COMPLETED
     assert 0 < np.count_nonzero(~done) < 15
-    found = snapshot(recording, 20.0)
+    found = run.counted_otherwise(recording, 20.0)
     assert found["ttft_p99_ms"] == 20_000.0
     seen_s = (columns["first_token_s"] - columns["arrival_s"])[done].tolist()
     unseen_s = [20.0] * int(np.count_nonzero(~done))
@@ -120,10 +120,11 @@ def test_a_snapshot_counts_what_has_not_ended(tmp_path: Path) -> None:
 
 
 def test_the_front_end_delays_every_request_by_a_constant(tmp_path: Path) -> None:
-    scenario = scenario_as_measured(read(tmp_path), None, PROFILE, tmp_path / "trace.csv")
-    behind = predict_run(scenario, 1, snapshot_metrics_of)
+    run = read(tmp_path)
+    scenario = run.as_measured(None, PROFILE, tmp_path / "trace.csv")
+    behind = predict_run(run, scenario)
     bare = scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"front_end": "none"})})
-    direct = predict_run(bare, 1, snapshot_metrics_of)
+    direct = predict_run(run, bare)
     for name in ("ttft_p50_ms", "ttft_mean_ms"):
         assert behind[name] - direct[name] == pytest.approx(30.0, abs=1e-6)
     assert behind["tpot_mean_ms"] == pytest.approx(direct["tpot_mean_ms"], rel=1e-9)

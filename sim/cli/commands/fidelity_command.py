@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.bench_results import BenchFiles, predict_benchmarks
-from sim.cli.commands.fit_command import MeasuredTable, predict_runs
+from sim.cli.commands.fit_command import LENGTHS, MeasuredTable, predict_runs
 from sim.cli.measured_values import measured_words
 from sim.cli.options import JobsOption, JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, progress_bar, rich_rows, say, say_json
@@ -122,7 +122,11 @@ def _predict(options: FidelityOptions, files: list[Path]) -> None:
     if _is_of_stages(files[0]):
         _predict_stages(options, files[0])
         return
-    table = MeasuredTable(files[0], options.lengths, options.profile_dir, options.out, options.jobs)
+    from sim.studies.fidelity.measured_runs import read_lengths, read_runs
+
+    file = files[0]
+    runs, lengths = read_runs(file), read_lengths(options.lengths or file.with_name(LENGTHS))
+    table = MeasuredTable(file, runs, lengths, options.profile_dir, options.out, options.jobs)
     predict_runs(table, json=options.json, quiet=options.quiet)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.bench_results import BenchFiles, fit_to_benchmarks
-from sim.cli.options import JobsOption, QuietOption, takes
+from sim.cli.options import QuietOption, takes
 from sim.cli.output import message, print_rich, progress_bar, rich_rows, rich_table, say, say_file, say_json
 from sim.errors import InputError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from reports.pages.fidelity_page import FidelityPage
     from sim.spec.profile import Profile
     from sim.studies.fidelity.fidelity_study import ModelProfile, RunPrediction
-    from sim.studies.fidelity.measured_runs import MeasuredRun
+    from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun
 
 LENGTHS = "sharegpt_lengths.json"
 PEER = "digital_twin_predictions.csv"
@@ -32,14 +32,15 @@ TABLE, PAGE, SUMMARY = "predictions.csv", "report.html", "fidelity.json"
 class MeasuredTable:
     """A table of measured runs to predict.
 
-    :ivar lengths: histograms of lengths; None: those next to the table.
+    :ivar lengths: histograms of lengths; None: those of every run are known.
     :ivar profile_dir: folder with a profile for each model; None: the bundled ones.
     :ivar out: folder for results; None: ``runs/fidelity-NAME``.
     :ivar jobs: worker processes; -1: one for each core.
     """
 
     file: Path
-    lengths: Path | None
+    runs: Sequence[MeasuredRun]
+    lengths: LengthHistograms | None
     profile_dir: Path | None
     out: Path | None
     jobs: int
@@ -52,17 +53,11 @@ def predict_runs(measured: MeasuredTable, *, json: bool, quiet: bool) -> None:
     from reports.text.fidelity_text import choice_sentence
     from sim.results.run_directory.result_files import write_json
     from sim.studies.fidelity.fidelity_errors import as_json
-    from sim.studies.fidelity.fidelity_study import predict_all, profiles_for, read_measured
-    from sim.studies.fidelity.measured_runs import read_lengths
-    from sim.studies.fidelity.slora_runs import SLoraRun
+    from sim.studies.fidelity.fidelity_study import predict_all, profiles_for
 
     if measured.jobs == 0:
         raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
-    runs = read_measured(measured.file)
-    exact = isinstance(runs[0], SLoraRun)
-    if exact and measured.lengths is not None:
-        raise InputError("these runs have their lengths in the table", key="--lengths", got=str(measured.lengths))
-    histograms = None if exact else read_lengths(measured.lengths or measured.file.with_name(LENGTHS))
+    runs = measured.runs
     profiles = profiles_for(sorted({run.model for run in runs}), measured.profile_dir, runs[0].profile)
     folder = measured.out or Path("runs") / f"fidelity-{measured.file.stem}"
     _make(folder)
@@ -70,7 +65,7 @@ def predict_runs(measured: MeasuredTable, *, json: bool, quiet: bool) -> None:
         raise InputError("this folder holds a run", key="--out", got=str(folder), hint="give another one")
     with progress_bar(quiet) as progress:
         predictions = predict_all(
-            runs, histograms, profiles, table=folder / TABLE, jobs=measured.jobs, progress=progress
+            runs, measured.lengths, profiles, table=folder / TABLE, jobs=measured.jobs, progress=progress
         )
     errors = as_json(predictions)
     write_json(folder / SUMMARY, errors)
@@ -136,18 +131,11 @@ def _page(
                 for model, profile in profiles.items()
             ),
             ("Calibration", f"{errors['calibration_runs']} runs, named in the profiles, are left out of all errors"),
-            ("Model", _model(predictions[0].run)),
+            ("Model", "engine {0.engine} behind the front end {0.front_end}; {0.sampling}".format(predictions[0].run)),
             ("Cost", f"{seconds:,.0f} core seconds, {seconds / len(predictions):.2f} a run"),
         ],
         command=shlex.join(["loraplan", *sys.argv[1:]]),
     )
-
-
-def _model(run: MeasuredRun) -> str:
-    from sim.studies.fidelity.slora_runs import SLoraRun
-
-    how = "arrivals as they were sent" if isinstance(run, SLoraRun) else "up to 30 requests/s thrice"
-    return f"engine {run.engine} behind the front end {run.front_end}; {how}"
 
 
 @dataclass(frozen=True)
@@ -157,9 +145,9 @@ class FitOptions:
     out: Annotated[Path, typer.Option(help="The profile to write.")]
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="Folder of samples, or of tables of published measurements."),
+        typer.Argument(metavar="[DIR]", help="Folder of samples."),
     ] = None
-    model: Annotated[str | None, typer.Option(help="Base model, such as llama-3.1-8b; tables have several.")] = None
+    model: Annotated[str | None, typer.Option(help="Base model that must have been timed.")] = None
     from_bench: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Correct a profile by this result of a benchmark instead. Repeatable."),
@@ -175,7 +163,6 @@ class FitOptions:
         typer.Option("--set", metavar="KEY=VALUE", help="With --scenario: change a value of it. Repeatable."),
     ] = None
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False
-    jobs: JobsOption = -1
     quiet: QuietOption = False
 
 
@@ -183,13 +170,11 @@ class FitOptions:
 def fit(options: FitOptions) -> None:
     """Fit a profile to measurements, and say how well it predicts what it was not fitted on.
 
-    DIR has either samples that `loraplan calibrate steps` and `loads` took, or tables of published measurements
-    (docs/validation.md). With `--from-bench`, a profile is corrected by results of benchmarks (docs/benchmarks.md).
+    DIR has samples that `loraplan calibrate steps` and `loads` took. With `--from-bench`, a profile is corrected by
+    results of benchmarks (docs/benchmarks.md).
 
     Example: loraplan calibrate fit runs/calibration --out profile.json
     """
-    if options.jobs == 0:
-        raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
     out = check_profile_target(options.out)
     if options.from_bench:
         if options.folder is not None or options.model is not None:
@@ -207,13 +192,28 @@ def fit(options: FitOptions) -> None:
 
 
 def fit_to_folder(folder: Path, options: FitOptions, out: Path) -> None:
-    """Fit a profile to samples or published tables, write it, and print how well it predicts."""
-    from calibrate.fit.fit_report import HEAD, as_json, closing, hold_out_rows
-    from calibrate.published.profile_from_runs import write_profile
+    """Fit a profile to samples, write it, and print how well it predicts."""
+    from calibrate.fit.sample_fit import fit_samples
 
-    profile = _fitted(folder, options.model, out.name, options.jobs, options.quiet)
+    if not any((folder / file).exists() for file in SAMPLES):
+        raise InputError(
+            "nothing to fit in this folder",
+            key="DIR",
+            got=str(folder),
+            allowed=" and ".join(SAMPLES),
+            hint="loraplan calibrate steps and loads take samples",
+        )
+    model = ["--model", options.model] if options.model else []
+    command = shlex.join(["loraplan", "calibrate", "fit", "DIR", *model, "--out", out.name])
+    show_fitted(fit_samples(folder, options.model, command), out, json=options.json)
+
+
+def show_fitted(profile: Profile, out: Path, *, json: bool) -> None:
+    """Write a fitted profile, and print how well it predicts."""
+    from calibrate.fit.fit_report import HEAD, as_json, closing, hold_out_rows, write_profile
+
     write_profile(profile, out)
-    if options.json:
+    if json:
         say_json({**as_json(profile), "file": str(out)})
         return
     print_rich(rich_rows(HEAD, hold_out_rows(profile.hold_out)))
@@ -242,34 +242,3 @@ def is_profile(file: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(data, dict) and {"step", "load", "memory"} <= data.keys()
-
-
-def _fitted(folder: Path, model: str | None, name: str, jobs: int, quiet: bool) -> Profile:
-    """Fit whatever kind of measurements a folder holds."""
-    from calibrate.published.profile_from_runs import FILES, fit_profile
-    from calibrate.published.slora_profile import FILE as STEPS
-
-    options = ["--model", model] if model else []
-    command = shlex.join(["loraplan", "calibrate", "fit", "DIR", *options, "--out", name])
-    if any((folder / file).exists() for file in SAMPLES):
-        from calibrate.fit.sample_fit import fit_samples
-
-        return fit_samples(folder, model, command)
-    if (folder / STEPS).exists():
-        from calibrate.published.slora_profile import fit_slora
-
-        return fit_slora(folder, command)
-    if not any((folder / file).exists() for file in FILES):
-        raise InputError(
-            "nothing to fit in this folder",
-            key="DIR",
-            got=str(folder),
-            allowed=f"{' and '.join(SAMPLES)}, or the tables {', '.join(FILES)}",
-            hint="loraplan calibrate steps and loads take samples",
-        )
-    if model is None:
-        from sim.studies.fidelity.measured_runs import MODELS
-
-        raise InputError("tables hold several base models", key="--model", allowed=", ".join(MODELS.values()))
-    with progress_bar(quiet) as progress:
-        return fit_profile(folder, model, command, jobs, progress)

@@ -171,13 +171,13 @@ def build_profile(
 
     Example: loraplan profiles build --gpu h100-80gb --model llama-3.1-8b
     """
+    from calibrate.fit.fit_report import write_profile
     from calibrate.kernels.base_models import base_model_of, config_file
     from calibrate.kernels.cards import card_of
     from calibrate.kernels.kernel_tables import Deployment, engine_of, other_version
     from calibrate.kernels.profile_from_kernels import build_command
     from calibrate.kernels.profile_from_kernels import build_profile as built_profile
     from calibrate.kernels.weight_formats import WEIGHTS
-    from calibrate.published.profile_from_runs import write_profile
 
     if weights not in WEIGHTS:
         raise InputError("unknown format of weights", key="--weights", got=weights, allowed=", ".join(WEIGHTS))

@@ -21,16 +21,7 @@ from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import write_text
 from sim.spec.profile import bundled_profiles, load_profile
 from sim.spec.scenario import Scenario
-from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun, runs_of, scenario_of
-from sim.studies.fidelity.run_cells import read_table
-from sim.studies.fidelity.slora_runs import (
-    KEY_COLUMN,
-    SLoraRun,
-    slora_runs_of,
-    slora_scenario,
-    snapshot,
-    write_trace,
-)
+from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun
 from sim.studies.parallel import unordered
 from sim.studies.study_identity import code_version
 from sim.world.build import build_world
@@ -52,10 +43,6 @@ PREDICTED = (
 """Columns of a prediction, in the units of the measured table."""
 
 KEPT = "predicted.jsonl"
-
-LIGHT_RPS = 30
-SEEDS_LIGHT, SEEDS = 3, 1
-"""Up to ``LIGHT_RPS`` the randomness of arrivals is as large as the error, so predictions are means over seeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +66,6 @@ class ModelProfile:
     sha256: str
     name: str
     calibration_runs: frozenset[str]
-
-
-def read_measured(path: Path) -> list[MeasuredRun]:
-    """Read a table of measured runs, of vLLM or of S-LoRA; its columns say which.
-
-    :raises InputError: naming the missing columns, or the line and value that can't be used.
-    """
-    table = read_table(path)
-    return slora_runs_of(table) if KEY_COLUMN in table.columns else runs_of(table)
 
 
 def profiles_for(
@@ -122,21 +100,6 @@ def profiles_for(
     return found
 
 
-def fronted_scenario(run: MeasuredRun, lengths: LengthHistograms, profile: str) -> Scenario:
-    """Return the scenario of a run as it was measured: behind the API server and its client.
-
-    Every run has a seed of its own, from its name: with one seed for all, their random errors would be the same.
-    """
-    seed = int.from_bytes(hashlib.sha256(run.name.encode()).digest()[:4], "big")
-    scenario = scenario_of(run, lengths, profile, seed)
-    return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"front_end": run.front_end})})
-
-
-def seeds_of(run: MeasuredRun) -> int:
-    """Return how often a run is simulated; one whose arrivals are known exactly, once."""
-    return SEEDS_LIGHT if run.offered_rps <= LIGHT_RPS and not isinstance(run, SLoraRun) else SEEDS
-
-
 def metrics_of(recording: Recording, duration_s: float) -> dict[str, float]:
     """Return ``PREDICTED``: latencies over the requests that a client saw completed in time, as they were measured."""
     columns = recording.requests
@@ -166,22 +129,11 @@ def metrics_of(recording: Recording, duration_s: float) -> dict[str, float]:
     return {name: float(value) for name, value in zip(PREDICTED, values, strict=True)}
 
 
-def snapshot_metrics_of(recording: Recording, duration_s: float) -> dict[str, float]:
-    """Return ``PREDICTED`` as the runs of S-LoRA were measured."""
-    return metrics_of(recording, duration_s) | snapshot(recording, duration_s)
-
-
-Reader = Callable[[Recording, float], dict[str, float]]
-"""Reads ``PREDICTED`` from a recording, given the seconds after which the run was measured."""
-
-
-def predict_run(scenario: Scenario, seeds: int = 1, read: Reader = metrics_of) -> dict[str, float]:
-    """Simulate a run and return ``PREDICTED``: the mean over seeds, of p99 TTFT the geometric mean.
-
-    :param read: reads the metrics from a recording, as they were measured.
-    """
+def predict_run(run: MeasuredRun, scenario: Scenario, seeds: int = 1) -> dict[str, float]:
+    """Simulate a run and return ``PREDICTED``: the mean over seeds, of p99 TTFT the geometric mean."""
     world, duration_s = build_world(scenario), float(scenario.workload.duration or 0)
-    found = [read(simulate(world, replication, 1), duration_s) for replication in range(seeds)]
+    recordings = (simulate(world, replication, 1) for replication in range(seeds))
+    found = [metrics_of(each, duration_s) | run.counted_otherwise(each, duration_s) for each in recordings]
     means = {name: float(np.mean([values[name] for values in found])) for name in PREDICTED}
     tails = [values["ttft_p99_ms"] for values in found]
     return means | {"ttft_p99_ms": float(np.exp(np.mean(np.log(tails))))}
@@ -198,7 +150,7 @@ def predict_all(
 ) -> list[RunPrediction]:
     """Predict every run, in parallel; what was predicted before, in this or another call, is not simulated again.
 
-    :param lengths: of the requests of vLLM's runs; those of S-LoRA's are in their table.
+    :param lengths: of the requests; None: every run knows its own.
     :param table: CSV file, one row a run, written at the end and when the study is interrupted. Next to
         it, ``predicted.jsonl`` keeps every prediction that was ever made in this folder.
     :raises InputError: naming file and line of a run that can't be simulated, before any is simulated.
@@ -209,7 +161,7 @@ def predict_all(
     progress(len(rows), len(runs))
     with tempfile.TemporaryDirectory(prefix="loraplan-") as traces:
         scenarios = [
-            scenario_as_measured(run, lengths, profiles[run.model].path, Path(traces) / f"{key}.csv")
+            run.as_measured(lengths, profiles[run.model].path, Path(traces) / f"{key}.csv")
             for run, key in zip(runs, keys, strict=True)
         ]
         for run, scenario in zip(runs, scenarios, strict=True):
@@ -217,9 +169,8 @@ def predict_all(
         left = [task for task in zip(keys, runs, scenarios, strict=True) if task[0] not in rows]
         # Long runs first: a worker that begins one last would keep the others waiting.
         left.sort(key=lambda task: -task[1].offered_rps)
-        tasks = [(key, scenario, seeds_of(run), _reader(run)) for key, run, scenario in left]
         try:
-            for key, predicted, wall_s in unordered(_predict_task, tasks, jobs):
+            for key, predicted, wall_s in unordered(_predict_task, left, jobs):
                 rows[key] = {**predicted, "wall_s": wall_s}
                 with open(kept, "a", encoding="utf-8") as lines:
                     lines.write(json.dumps({"key": key, **rows[key]}) + "\n")
@@ -246,25 +197,9 @@ def _check(run: MeasuredRun, scenario: Scenario) -> None:
         raise
 
 
-def scenario_as_measured(run: MeasuredRun, lengths: LengthHistograms | None, profile: str, trace: Path) -> Scenario:
-    """Return the scenario of a run as it was measured.
-
-    :param trace: where to write its requests, if they are known exactly.
-    """
-    if isinstance(run, SLoraRun):
-        write_trace(run, trace)
-        return slora_scenario(run, profile, trace)
-    assert lengths is not None, "runs of vLLM come with lengths"
-    return fronted_scenario(run, lengths, profile)
-
-
-def _reader(run: MeasuredRun) -> Reader:
-    return snapshot_metrics_of if isinstance(run, SLoraRun) else metrics_of
-
-
-def _predict_task(key: str, scenario: Scenario, seeds: int, read: Reader) -> tuple[str, dict[str, float], float]:
+def _predict_task(key: str, run: MeasuredRun, scenario: Scenario) -> tuple[str, dict[str, float], float]:
     started = time.perf_counter()
-    return key, predict_run(scenario, seeds, read), time.perf_counter() - started
+    return key, predict_run(run, scenario, run.seeds), time.perf_counter() - started
 
 
 def _key(run: MeasuredRun, lengths: LengthHistograms | None, profile: ModelProfile) -> str:

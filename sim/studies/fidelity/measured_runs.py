@@ -5,6 +5,7 @@ The columns are those of ``vllm_h100/runs.csv`` (docs/validation.md); lengths co
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 
 from sim.errors import InputError
 from sim.reading import MANIFEST_BYTES, read_regular
+from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import HistogramTokens
 from sim.studies.fidelity.run_cells import RunCells, TableOfRuns, non_negative, positive_int, read_table
@@ -58,6 +60,10 @@ tokens for each running sequence, while independent lengths would give 425 (docs
 MOST_RPS = 1e6
 """More requests per second can't be simulated."""
 
+LIGHT_RPS = 30
+SEEDS_LIGHT, SEEDS = 3, 1
+"""Up to ``LIGHT_RPS`` the randomness of arrivals is as large as the error, so predictions are means over seeds."""
+
 UNSATURATED, SLOT_LIMITED, OTHER_LIMITED = "unsaturated", "slot-limited", "kv-or-compute-limited"
 REGIMES = (UNSATURATED, SLOT_LIMITED, OTHER_LIMITED)
 
@@ -68,6 +74,7 @@ class MeasuredRun:
 
     :cvar compared: the metrics that predictions are compared by; ``regimes``: what may limit a run.
     :cvar engine, front_end: what served it; ``profile``: the bundled profile with its costs, for a base model.
+    :cvar sampling: how often a run is simulated, in words.
     :ivar file, line: where it was read, for error messages.
     :ivar rates: (requests per second of one adapter, how many adapters have this rate).
     :ivar measured: the compared metrics, in the table's units; NaN where a cell is empty.
@@ -78,6 +85,7 @@ class MeasuredRun:
     engine: ClassVar[str] = "vllm-0.8"
     front_end: ClassVar[str] = "vllm-0.8-scraped"
     profile: ClassVar[str] = "h100-64gb/{model}/vllm-0.8.5"
+    sampling: ClassVar[str] = f"up to {LIGHT_RPS} requests/s thrice"
 
     line: int
     model: str
@@ -123,6 +131,27 @@ class MeasuredRun:
         Beyond 300 requests/s offered, and below 5 ms, the gaps come from the measuring client's own queue.
         """
         return self.offered_rps <= 300 and self.measured["itl_p50_ms"] >= 5
+
+    @property
+    def seeds(self) -> int:
+        """How often the run is simulated."""
+        return SEEDS_LIGHT if self.offered_rps <= LIGHT_RPS else SEEDS
+
+    def as_measured(self, lengths: LengthHistograms | None, profile: str, trace: Path) -> Scenario:
+        """Return the scenario of the run as it was measured: behind the API server and its client.
+
+        Every run has a seed of its own, from its name: with one seed for all, their random errors would be the same.
+
+        :param trace: where to write its requests, if they are known exactly.
+        """
+        assert lengths is not None, "runs of vLLM come with lengths"
+        seed = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:4], "big")
+        scenario = scenario_of(self, lengths, profile, seed)
+        return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"front_end": self.front_end})})
+
+    def counted_otherwise(self, recording: Recording, duration_s: float) -> dict[str, float]:
+        """Return the metrics that were not measured as a client of vLLM counts them."""
+        return {}
 
     @property
     def regime(self) -> str:

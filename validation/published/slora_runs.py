@@ -1,11 +1,12 @@
 """Measured runs of S-LoRA: a table with a row a run, whose arrivals and adapters are known exactly.
 
 The columns are those of ``slora/runs.csv`` (docs/validation-slora.md). The client was seeded, so each run is
-replayed as a trace.
+replayed as a trace. ``python validation/published/slora_runs.py RUNS.csv`` predicts them.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 from dataclasses import dataclass
@@ -15,16 +16,14 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.cli.commands.fit_command import MeasuredTable, predict_runs
 from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import write_text
 from sim.spec.scenario import Scenario
-from sim.studies.fidelity.measured_runs import METRICS, MOST_RPS, UNSATURATED, MeasuredRun
-from sim.studies.fidelity.run_cells import RunCells, TableOfRuns
+from sim.studies.fidelity.measured_runs import METRICS, MOST_RPS, UNSATURATED, LengthHistograms, MeasuredRun
+from sim.studies.fidelity.run_cells import RunCells, read_table
 
 SATURATED = "saturated"
-
-KEY_COLUMN = "batch_max_tokens"
-"""Tables of other runs have no such column."""
 
 SETTINGS = {
     "max_total_tokens": "kv_tokens",
@@ -79,12 +78,18 @@ class SLoraRun(MeasuredRun):
     engine: ClassVar[str] = "s-lora"
     front_end: ClassVar[str] = "s-lora"
     profile: ClassVar[str] = "unnamed-64gb/{model}/s-lora"
+    sampling: ClassVar[str] = "arrivals as they were sent"
 
     sent: int
     client_extra_s: float
     prompt_tokens: int
     output_tokens: int
     settings: tuple[tuple[str, int], ...]
+
+    @property
+    def seeds(self) -> int:
+        """How often the run is simulated: its arrivals are known exactly."""
+        return 1
 
     @property
     def regime(self) -> str:
@@ -106,12 +111,60 @@ class SLoraRun(MeasuredRun):
             return False
         return self.measured.get(metric, 0.0) > 0
 
+    def as_measured(self, lengths: LengthHistograms | None, profile: str, trace: Path) -> Scenario:
+        """Return the scenario that the run was: one replica of S-LoRA behind its front end."""
+        times, adapters = sent_requests(self)
+        rest = f"{self.prompt_tokens},{self.output_tokens}\n"
+        rows = "".join([f"{time!r},{adapter},{rest}" for time, adapter in zip(times.tolist(), adapters, strict=True)])
+        write_text(trace, f"timestamp_s,adapter_id,input_tokens,output_tokens\n{rows}")
+        return Scenario.model_validate(
+            {
+                "schema_version": 1,
+                "name": "measured-run",
+                "description": self.name,
+                "workload": {"duration": f"{self.duration_s} s", "trace": {"file": str(trace)}},
+                "adapters": {
+                    "base_model": self.model,
+                    "count": self.adapters,
+                    "dtype": "fp16",
+                    "rank": self.max_lora_rank,
+                    "targets": list(TARGETS),
+                },
+                "fleet": {
+                    "profile": profile,
+                    "engine": self.engine,
+                    "front_end": self.front_end,
+                    **dict(self.settings),
+                },
+                "run": {"replications": 1, "warmup": "0%"},
+            }
+        )
 
-def slora_runs_of(table: TableOfRuns) -> list[MeasuredRun]:
-    """Return the rows of a table as runs of S-LoRA.
+    def counted_otherwise(self, recording: Recording, duration_s: float) -> dict[str, float]:
+        """Return the metrics that the snapshot of a run defines in its own way.
+
+        Quantiles of TTFT are over all requests that were sent, where those that have not completed wait to the end;
+        loads are counted over requests that have completed or run.
+        """
+        columns = recording.requests
+        done = (columns["status"] == COMPLETED) & (columns["finished_s"].astype(np.float64) <= duration_s)
+        first_s, sent_s = columns["first_token_s"].astype(np.float64), columns["arrival_s"].astype(np.float64)
+        ttft_ms = np.where(done, first_s - sent_s, duration_s) * 1000
+        p50, p99 = np.quantile(ttft_ms, (0.5, 0.99)) if len(ttft_ms) else (np.nan, np.nan)
+        joined = int(np.count_nonzero(columns["admitted_s"].astype(np.float64) >= 0))
+        return {
+            "ttft_p50_ms": float(p50),
+            "ttft_p99_ms": float(p99),
+            "loads_per_request": len(recording.loads["tier"]) / max(joined, 1),
+        }
+
+
+def read_slora_runs(path: Path) -> list[MeasuredRun]:
+    """Read a table of measured runs of S-LoRA.
 
     :raises InputError: naming the missing columns, or the line and value that can't be used.
     """
+    table = read_table(path)
     table.require(COLUMNS)
     return [_run(cells) for cells in table.rows]
 
@@ -160,52 +213,18 @@ def sent_requests(run: SLoraRun) -> tuple[NDArray[np.float64], list[int]]:
     return np.concatenate(([0.0], np.cumsum(gaps)[:-1])), adapters
 
 
-def write_trace(run: SLoraRun, path: Path) -> None:
-    """Write the requests of a run as a trace."""
-    times, adapters = sent_requests(run)
-    rest = f"{run.prompt_tokens},{run.output_tokens}\n"
-    rows = "".join([f"{time!r},{adapter},{rest}" for time, adapter in zip(times.tolist(), adapters, strict=True)])
-    write_text(path, f"timestamp_s,adapter_id,input_tokens,output_tokens\n{rows}")
+def main() -> None:
+    """Predict the runs of a table, as ``loraplan fidelity`` predicts those of vLLM."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, metavar="RUNS.csv")
+    parser.add_argument("--out", type=Path, help="folder for results; default: runs/fidelity-NAME")
+    parser.add_argument("--profile-dir", type=Path, help="folder with a profile MODEL.json; default: the bundled one")
+    parser.add_argument("--jobs", type=int, default=-1)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    table = MeasuredTable(given.file, read_slora_runs(given.file), None, given.profile_dir, given.out, given.jobs)
+    predict_runs(table, json=given.json, quiet=False)
 
 
-def slora_scenario(run: SLoraRun, profile: str, trace: Path) -> Scenario:
-    """Return the scenario that a run was: one replica of S-LoRA behind its front end.
-
-    :param trace: the requests, from ``write_trace``.
-    """
-    return Scenario.model_validate(
-        {
-            "schema_version": 1,
-            "name": "measured-run",
-            "description": run.name,
-            "workload": {"duration": f"{run.duration_s} s", "trace": {"file": str(trace)}},
-            "adapters": {
-                "base_model": run.model,
-                "count": run.adapters,
-                "dtype": "fp16",
-                "rank": run.max_lora_rank,
-                "targets": list(TARGETS),
-            },
-            "fleet": {"profile": profile, "engine": run.engine, "front_end": run.front_end, **dict(run.settings)},
-            "run": {"replications": 1, "warmup": "0%"},
-        }
-    )
-
-
-def snapshot(recording: Recording, duration_s: float) -> dict[str, float]:
-    """Return the metrics that the snapshot of a run defines in its own way.
-
-    Quantiles of TTFT are over all requests that were sent, where those that have not completed wait to the end; loads
-    are counted over requests that have completed or run.
-    """
-    columns = recording.requests
-    done = (columns["status"] == COMPLETED) & (columns["finished_s"].astype(np.float64) <= duration_s)
-    first_s, sent_s = columns["first_token_s"].astype(np.float64), columns["arrival_s"].astype(np.float64)
-    ttft_ms = np.where(done, first_s - sent_s, duration_s) * 1000
-    p50, p99 = np.quantile(ttft_ms, (0.5, 0.99)) if len(ttft_ms) else (np.nan, np.nan)
-    joined = int(np.count_nonzero(columns["admitted_s"].astype(np.float64) >= 0))
-    return {
-        "ttft_p50_ms": float(p50),
-        "ttft_p99_ms": float(p99),
-        "loads_per_request": len(recording.loads["tier"]) / max(joined, 1),
-    }
+if __name__ == "__main__":
+    main()

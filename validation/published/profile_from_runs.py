@@ -1,17 +1,27 @@
 """Fit a profile from published measurements: five tables of vLLM 0.8.5 runs on an H100 (docs/validation.md).
 
-A derived profile has no residuals of single steps: the tables hold one median a run.
+``python validation/published/profile_from_runs.py DIR --model llama-3.1-8b --out llama-3.1-8b.json`` writes it. A
+derived profile has no residuals of single steps: the tables hold one median a run.
 """
 
 from __future__ import annotations
 
+import argparse
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from calibrate.published.published_costs import (
+from sim.cli.commands.fit_command import show_fitted
+from sim.cli.output import progress_bar
+from sim.errors import InputError
+from sim.results.run_directory.result_files import digest_file
+from sim.spec.profile import Conditions, Draw, Envelope, LoadCost, Memory, Profile, Provenance, StepCost, TierCost
+from sim.studies.fidelity.least_squares import DRAWS, Problem, bootstrap, significant
+from sim.studies.fidelity.measured_runs import MODELS, MeasuredRun, read_lengths, read_runs
+from validation.published.published_costs import (
     KV_COLUMNS,
     LOAD_COLUMNS,
     Cells,
@@ -23,13 +33,8 @@ from calibrate.published.published_costs import (
     load_hold_outs,
     read_rows,
 )
-from calibrate.published.step_fit import STEP_COLUMNS, ClosedLoops, ServedHours, closed_loop, fit_steps, step_hold_outs
-from calibrate.published.step_terms import GRAPH_TOKENS, TERMS, step_cost
-from sim.errors import InputError
-from sim.results.run_directory.result_files import digest_file, write_json
-from sim.spec.profile import Conditions, Draw, Envelope, LoadCost, Memory, Profile, Provenance, StepCost, TierCost
-from sim.studies.fidelity.least_squares import DRAWS, Problem, bootstrap, significant
-from sim.studies.fidelity.measured_runs import MODELS, MeasuredRun, read_lengths, read_runs
+from validation.published.step_fit import STEP_COLUMNS, ClosedLoops, ServedHours, closed_loop, fit_steps, step_hold_outs
+from validation.published.step_terms import GRAPH_TOKENS, TERMS, step_cost
 
 FILES = ("runs.csv", "step_runs.csv", "load_samples.csv", "kv_capacity.csv", "sharegpt_lengths.json")
 RULE = (
@@ -118,12 +123,6 @@ def closed_loops(folder: Path, model: str, memory: Memory) -> ClosedLoops:
     return closed_loop(rows, model, lambda slots, rank: kv_tokens(memory, model, slots, rank))
 
 
-def write_profile(profile: Profile, path: Path) -> None:
-    """Write a profile's JSON file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, profile.model_dump(mode="json"))
-
-
 def _left_out(loops: ClosedLoops) -> list[str]:
     return [f"{count} closed-loop runs left out: {reason}" for reason, count in loops.left_out.items()]
 
@@ -166,3 +165,22 @@ def _sources(runs: int) -> dict[str, str]:
         "memory": f"kv_capacity.csv ({_PUBLISHED}) for overhead_bytes; the rest is computed",
         "envelope": "largest values in step_runs.csv and runs.csv",
     }
+
+
+def main() -> None:
+    """Fit a profile, write it, and print how well it predicts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the five tables")
+    parser.add_argument("--model", required=True, help=", ".join(MODELS.values()))
+    parser.add_argument("--out", type=Path, required=True, help="the profile to write")
+    parser.add_argument("--jobs", type=int, default=-1)
+    given = parser.parse_args()
+    script = "validation/published/profile_from_runs.py"
+    command = shlex.join(["python", script, "DIR", "--model", given.model, "--out", given.out.name])
+    with progress_bar(quiet=False) as progress:
+        profile = fit_profile(given.folder, given.model, command, given.jobs, progress)
+    show_fitted(profile, given.out, json=False)
+
+
+if __name__ == "__main__":
+    main()

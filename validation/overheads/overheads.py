@@ -1,9 +1,8 @@
-"""Fit what engines add to their kernels: ``python tools/overheads.py STAGES.csv ...`` (needs the extra ``kernels``).
+"""Fit what engines add to their kernels: ``python validation/overheads/overheads.py STAGES.csv ...``.
 
-The tables have measured stages of vLLM servers (docs/validation-stages.md). Writes
-``calibrate/kernels/overheads.json``,
-which ``loraplan profiles build`` reads, then replays the measured points with the simulator and built profiles, and
-writes the tables of docs/validation-profiles.md and docs/validation-overheads.md.
+Needs the extra ``kernels``. The tables have measured stages of vLLM servers (docs/validation-stages.md). Writes
+``calibrate/kernels/overheads.json``, which ``loraplan profiles build`` reads, then replays the measured points with the
+simulator and built profiles, and writes the tables of docs/validation-profiles.md and docs/validation-overheads.md.
 Takes about three minutes.
 """
 
@@ -12,17 +11,18 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from calibrate.kernels.engine_overhead import EngineOverhead, write_overheads  # noqa: E402
-from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE  # noqa: E402
-from calibrate.kernels.overhead_fit import (  # noqa: E402
+from calibrate.kernels.engine_overhead import FILE, EngineOverhead, read_overheads
+from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE
+from sim.results.run_directory.result_files import write_json
+from sim.studies.fidelity.run_cells import read_table
+from sim.studies.fidelity.serving_stages import stages_of
+from validation import ROOT
+from validation.overheads.overhead_fit import (
     DeploymentError,
     OverheadFit,
     covered,
@@ -31,15 +31,14 @@ from calibrate.kernels.overhead_fit import (  # noqa: E402
     predict_points,
     widened,
 )
-from calibrate.kernels.replayed_points import ReplayedPoint, replay_points  # noqa: E402
-from calibrate.kernels.serving_points import DeploymentGroup, ServingPoint, serving_points  # noqa: E402
-from calibrate.kernels.vllm_overhead import fit_vllm, gaps_of  # noqa: E402
-from sim.studies.fidelity.run_cells import read_table  # noqa: E402
-from sim.studies.fidelity.serving_stages import stages_of  # noqa: E402
+from validation.overheads.replayed_points import ReplayedPoint, replay_points
+from validation.overheads.serving_points import DeploymentGroup, ServingPoint, serving_points
+from validation.overheads.vllm_overhead import fit_vllm, gaps_of
 
 PAGE = ROOT / "docs" / "validation-profiles.md"
 FIT_PAGE = ROOT / "docs" / "validation-overheads.md"
-BEGIN, END = "<!-- written by tools/overheads.py -->", "<!-- end of what tools/overheads.py writes -->"
+BEGIN = "<!-- written by validation/overheads/overheads.py -->"
+END = "<!-- end of what validation/overheads/overheads.py writes -->"
 FLAG = 0.3
 _CLASS = "| engine | card | model | weights | GPUs |"
 
@@ -59,11 +58,11 @@ def main(tables: list[str]) -> int:
     vllm = fit_vllm(gaps_of(predicted, stages))
     fit, swapped = fit_overheads(rest), fit_overheads(rest, swapped=True)
     fit = OverheadFit(fit.overheads | vllm.overheads, (*fit.errors, *vllm.errors))
-    write_overheads(fit.overheads)
+    _write_overheads(fit.overheads)
     judging = {each.group for each in fit.errors if each.role.startswith(("judges", "held out"))}
     replayed = replay_points(point for point in points if point.group in judging)
     overheads = widened(fit.overheads, {group: _errors(found)[0] for group, found in _by_group(replayed).items()})
-    write_overheads(overheads)
+    _write_overheads(overheads)
     fit = replace(fit, overheads=overheads)
     replayed = [replace(each, spread=_spread_of(each, overheads)) for each in replayed]
     count = (
@@ -75,6 +74,11 @@ def main(tables: list[str]) -> int:
     )
     _write(FIT_PAGE, [_schedule(fit), _swapped(fit, swapped), _coefficients(fit)])
     return 0
+
+
+def _write_overheads(overheads: Mapping[str, EngineOverhead]) -> None:
+    read_overheads.cache_clear()
+    write_json(FILE, {level: asdict(overhead) for level, overhead in overheads.items()})
 
 
 def refused_of(points: Iterable[ServingPoint], replayed: Iterable[ReplayedPoint]) -> list[DeploymentGroup]:

@@ -1,19 +1,21 @@
 """Fit a profile from counts of S-LoRA's steps: ``steps.csv``, whose rows are spans of 250 or 1,000 steps.
 
 The table has neither times of single steps nor of loads, so costs are what explains the lengths of spans
-(docs/validation-slora.md).
+(docs/validation-slora.md). ``python validation/published/slora_profile.py DIR s-lora.json`` writes the profile.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from calibrate.fit.cost_forms import hold_outs
+from sim.cli.commands.fit_command import show_fitted
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file
 from sim.spec.profile import (
@@ -220,3 +222,11 @@ def _sources() -> dict[str, str]:
         "overhead_bytes is what is left, of which 10 GB stayed free",
         "envelope": "largest values in runs.csv; slots are distinct adapters of one batch",
     }
+
+
+if __name__ == "__main__":
+    show_fitted(
+        fit_slora(Path(sys.argv[1]), f"python validation/published/slora_profile.py DIR {Path(sys.argv[2]).name}"),
+        Path(sys.argv[2]),
+        json=False,
+    )

@@ -3,9 +3,9 @@
 A deployment is an engine on a card with a model, a format of weights and a number of GPUs. Those with at least
 ``LEAST_POINTS`` points count. Sorted by engine, format, card, model and GPUs, every other deployment of each engine,
 format and card calibrates, from the first on; the rest judges. vLLM's deployments have a fit of their own, of the GPU's
-and the host's side (``calibrate.kernels.vllm_overhead``). Smaller deployments only stand in the table. Points
+and the host's side (``validation.overheads.vllm_overhead``). Smaller deployments only stand in the table. Points
 whose requests outgrow the KV cache neither calibrate nor judge here: they wait for each other, which the plain schedule
-of a closed loop doesn't know. The simulator does, and is judged by them too (``calibrate.kernels.replayed_points``).
+of a closed loop doesn't know. The simulator does, and is judged by them too (``validation.overheads.replayed_points``).
 
 Coefficients are fitted at three levels: for an engine with a format on a card, for an engine with a format, and for an
 engine. A profile takes the first level that was measured. On a card that was not, the error is that of predicting each
@@ -25,10 +25,10 @@ from scipy.optimize import lsq_linear
 
 from calibrate.kernels.engine_overhead import EngineOverhead
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE, KernelTables
-from calibrate.kernels.loop_schedule import LoopSteps, loop_steps
-from calibrate.kernels.serving_points import DeploymentGroup, ServingPoint
 from sim.errors import InputError
 from sim.studies.fidelity.least_squares import significant
+from validation.overheads.loop_schedule import LoopSteps, loop_steps
+from validation.overheads.serving_points import DeploymentGroup, ServingPoint
 
 Floats = NDArray[np.float64]
 LEAST_POINTS = 12

@@ -24,15 +24,21 @@ from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import EngineOverhead
 from calibrate.kernels.kernel_tables import EXPERTS_ALONE, Deployment, KernelTables
 from calibrate.kernels.memory_model import STEP_TOKENS, memory_of
-from calibrate.kernels.overhead_fit import LEAST_POINTS, MOST_PER_SEQUENCE_S, DeploymentError, PredictedPoint, spread_of
 from calibrate.kernels.profile_from_kernels import envelope_of
-from calibrate.kernels.serving_points import DeploymentGroup
 from calibrate.kernels.surrogate import fit_surrogate, predict
 from sim.errors import InputError
 from sim.spec.engine_versions import AHEAD_SINCE
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.least_squares import significant
 from sim.studies.fidelity.serving_stages import Stage
+from validation.overheads.overhead_fit import (
+    LEAST_POINTS,
+    MOST_PER_SEQUENCE_S,
+    DeploymentError,
+    PredictedPoint,
+    spread_of,
+)
+from validation.overheads.serving_points import DeploymentGroup
 
 Floats = NDArray[np.float64]
 FITTED = "bf16"

@@ -3,7 +3,7 @@
 This is how the servers that we compare with were measured: all clients start at once, each sends ten requests, and the
 means are over all of them. Which requests share a step does not depend on how long steps take. So the schedule
 comes first, and any costs can be put on it: its sums are linear in the coefficients of a step's cost. The simulator
-follows the same rules, but takes the costs first (``calibrate.kernels.replayed_points``).
+follows the same rules, but takes the costs first (``validation.overheads.replayed_points``).
 """
 
 from __future__ import annotations

@@ -12,15 +12,15 @@ import numpy as np
 
 from calibrate.kernels.engine_overhead import overhead_of
 from calibrate.kernels.kernel_tables import Deployment
-from calibrate.kernels.loop_schedule import REQUESTS_EACH
 from calibrate.kernels.profile_from_kernels import build_profile
-from calibrate.kernels.serving_points import ServingPoint
 from sim.errors import InputError
 from sim.results.records import COMPLETED
 from sim.spec.profile import LoraCost, Profile
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.replication import simulate
+from validation.overheads.loop_schedule import REQUESTS_EACH
+from validation.overheads.serving_points import ServingPoint
 
 _PRESETS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt-llm"}
 """Engines by their names in scenarios."""

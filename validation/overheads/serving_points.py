@@ -9,9 +9,9 @@ from typing import NamedTuple
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import CARDS
 from calibrate.kernels.kernel_tables import ENGINES, Deployment, systems_folder
-from calibrate.kernels.loop_schedule import Loop
 from calibrate.kernels.memory_model import memory_of
 from sim.policies.kv.kv_memory import kv_tokens_left
+from validation.overheads.loop_schedule import Loop
 
 TABLE = "silicon_sample.csv"
 _MIXTURE = "openai/gpt-oss-120b"

@@ -1,7 +1,13 @@
-"""Decode steps measured on the H100-64GB under vLLM 0.8.5, next to what would have been derived without them."""
+"""Judge built profiles by decode steps measured on the H100-64GB: ``python validation/published/step_errors.py DIR``.
+
+DIR has ``step_runs.csv`` (docs/validation.md says where it is from). Needs the extra ``kernels``; prints two tables:
+steps measured under vLLM 0.8.5 next to what would have been derived without them.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +19,10 @@ from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import overhead_of
 from calibrate.kernels.kernel_tables import Deployment, KernelTables
 from calibrate.kernels.lora_terms import MEASURED, lora_cost
-from calibrate.published.profile_from_runs import closed_loops
-from calibrate.published.step_fit import BASE_DECODE, LORA_DECODE
-from calibrate.published.step_terms import TERMS
 from sim.spec.profile import StepCost, load_profile
+from validation.published.profile_from_runs import closed_loops
+from validation.published.step_fit import BASE_DECODE, LORA_DECODE
+from validation.published.step_terms import TERMS
 
 Floats = NDArray[np.float64]
 CARD = "h100-64gb"
@@ -103,3 +109,36 @@ def _measured(folder: Path, model: str, kind: str) -> tuple[dict[str, Floats], F
     chosen = (np.array(problem.kind) == kind) & (problem.weight > 0)
     columns = {term: problem.features[chosen, TERMS.index(term)] for term in TERMS}
     return columns, problem.seconds[chosen], problem.known[chosen]
+
+
+def main() -> int:
+    """Print both tables."""
+    if len(sys.argv) != 2:
+        print(__doc__)
+        return 2
+    folder = Path(sys.argv[1])
+    print("| base decode steps | steps | median | 90 % below | bias | left by kernels: a step | a sequence |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for model, errors in _all(folder, base_decode_steps):
+        step_s, sequence_s = errors.left()
+        print(f"{_row(model, errors)} {step_s * 1e3:.1f} ms | {sequence_s * 1e6:.0f} us |")
+    print("\n| LoRA decode steps | steps | median | 90 % below | bias |\n| --- | ---: | ---: | ---: | ---: |")
+    for model, errors in _all(folder, lora_decode_steps):
+        print(_row(model, errors))
+    return 0
+
+
+def _all(folder: Path, judge: Callable[[Path, str], StepErrors]) -> list[tuple[str, StepErrors]]:
+    return [(model, judge(folder, model)) for model in MEASURED]
+
+
+def _row(model: str, errors: StepErrors) -> str:
+    off = np.abs(errors.signed)
+    return (
+        f"| {model} | {len(off)} | {np.median(off):.1%} | {np.quantile(off, 0.9):.1%} | "
+        f"{np.median(errors.signed):+.1%} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

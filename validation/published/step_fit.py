@@ -25,17 +25,16 @@ from calibrate.fit.cost_forms import (
     in_sample_errors,
     multiplicative,
 )
-from calibrate.published.step_log import StepLog
-from calibrate.published.step_terms import BASE_TERMS, BUDGET_TOKENS, FACTOR_TERMS, PASSED_S, TERMS, Steps, step_cost
 from sim.policies.front_end import FRONT_ENDS
 from sim.spec.profile import HoldOut, Profile
 from sim.spec.scenario import Scenario
-from sim.studies.fidelity.fidelity_study import fronted_scenario
 from sim.studies.fidelity.least_squares import LEFT_OUT, Floats, Problem, additive, join, left_out_errors, solve
 from sim.studies.fidelity.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
 from sim.studies.parallel import unordered
 from sim.world.build import build_world
 from sim.world.replication import simulate
+from validation.published.step_log import StepLog
+from validation.published.step_terms import BASE_TERMS, BUDGET_TOKENS, FACTOR_TERMS, PASSED_S, TERMS, Steps, step_cost
 
 # By hand: a plain list of names reads better in lines than one name a line.
 STEP_COLUMNS = (
@@ -292,7 +291,8 @@ def _fit_rounds(
     for turn in range(rounds):
         profile = _with_costs(profile, terms)
         path.write_text(profile.model_dump_json(), encoding="utf-8")
-        tasks = [(place, run, fronted_scenario(run, hours.lengths, str(path))) for place, run in enumerate(runs)]
+        scenarios = [run.as_measured(hours.lengths, str(path), path.with_name("trace.csv")) for run in runs]
+        tasks = [(place, run, scenario) for place, (run, scenario) in enumerate(zip(runs, scenarios, strict=True))]
         equations: dict[int, Problem] = {}
         for place, equations_of_hour in unordered(_numbered_hour, tasks, jobs):
             equations[place] = equations_of_hour

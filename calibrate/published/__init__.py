@@ -1,1 +1,0 @@
-"""Profiles from published measurements instead of our own samples."""
