@@ -24,6 +24,7 @@ from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file
 from sim.spec.profile import Conditions, Draw, Envelope, HoldOut, Memory, Profile, Provenance
 from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, additive, bootstrap, left_out_errors, solve
+from sim.studies.fidelity.step_terms import LORA
 from sim.traffic.adapters import ModelShape, model_shape
 
 UTILIZATION = 0.9
@@ -61,12 +62,12 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
     _require_every_kind(steps, folder)
     terms = StepTerms.of(steps)
     adapted = int((steps.column("distinct") > 0).sum())
-    if adapted < terms.count_lora:
+    if adapted < len(LORA):
         raise InputError(
             "too few steps with LoRA to fit its costs",
             file=str(folder / "steps.parquet"),
             got=adapted,
-            allowed=f"at least {terms.count_lora}, of the backend {backend}",
+            allowed=f"at least {len(LORA)}, of the backend {backend}",
             hint="steps.json lists what was skipped and why",
         )
     problem = terms.problem(steps)

@@ -7,29 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from calibrate.device.lora_backends import REFERENCE
 from calibrate.fit.cost_forms import ramps
 from sim.errors import InputError
-from sim.spec.profile import LoraCost, StepCost
+from sim.spec.profile import StepCost
 from sim.studies.fidelity.least_squares import Floats, Problem
+from sim.studies.fidelity.step_terms import BASE, LORA, columns, step_cost
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-_BASE = ("sequence", "kv_token", "attended", "prefill_step")
-_LORA = (
-    "lora",
-    "slot",
-    "slot_token",
-    "slot_prefill_token",
-    "adapter",
-    "adapter_max_rank",
-    "adapter_rank",
-    "token_rank",
-)
+_LINEAR = tuple(term.name for term in (*BASE, *LORA) if term.name != "step")
 CLASSES = ("base decode steps", "LoRA decode steps", "base prefill steps", "LoRA prefill steps")
 
 
@@ -123,48 +114,22 @@ class StepTerms:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all terms, in the order of ``features``' columns."""
-        return ("step", *(f"tokens_to_{knot}" for knot in self.knots), *_BASE, *_LORA)
-
-    @property
-    def count_lora(self) -> int:
-        """How many terms LoRA has."""
-        return len(_LORA)
+        """Names of all terms, in the order of a problem's columns."""
+        return ("step", *(f"tokens_to_{knot}" for knot in self.knots), *_LINEAR)
 
     @property
     def base(self) -> tuple[str, ...]:
         """The terms of a step without LoRA."""
-        return tuple(name for name in self.names if name not in _LORA)
+        return self.names[: -len(LORA)]
 
-    def columns(self, steps: TimedSteps) -> dict[str, ArrayLike]:
-        """Return what each term is multiplied with, (n,).
+    def problem(self, steps: TimedSteps) -> Problem:
+        """Return the equations of timed steps; every configuration counts the same.
 
         ``tokens_to_K`` rises from 0 to 1 between the knot before K and K: non-negative terms make a table that never
         falls.
         """
-        tokens, slots, on = steps.column("tokens"), steps.column("slots"), steps.column("distinct") > 0
-        prefill, distinct, rank = steps.column("prefill_tokens"), steps.column("distinct"), steps.column("max_rank")
-        table = ramps(tokens, (0, *self.knots))
-        columns = {
-            "step": np.ones_like(tokens),
-            "sequence": steps.column("sequences"),
-            "kv_token": steps.column("decode_kv_tokens"),
-            "attended": steps.column("attended"),
-            "prefill_step": prefill > 0,
-            "lora": on,
-            "slot": slots,
-            "slot_token": slots * tokens,
-            "slot_prefill_token": slots * prefill,
-            "adapter": distinct,
-            "adapter_max_rank": distinct * rank,
-            "adapter_rank": steps.column("rank_sum"),
-            "token_rank": steps.column("rank_tokens"),
-        }
-        columns |= {f"tokens_to_{knot}": values for knot, values in zip(self.knots, table.T, strict=True)}
-        return {name: columns[name] for name in self.names}
-
-    def problem(self, steps: TimedSteps) -> Problem:
-        """Return the equations of timed steps; every configuration counts the same."""
+        ramp = ramps(steps.column("tokens"), (0, *self.knots)).T
+        table = {f"tokens_to_{knot}": values for knot, values in zip(self.knots, ramp, strict=True)}
         adapters = steps.column("distinct") > 0
         axes = (
             np.where(steps.column("prefill_tokens") > 0, steps.column("prefill_tokens"), np.nan),
@@ -173,7 +138,7 @@ class StepTerms:
             *(np.where(adapters, steps.column(name), np.nan) for name in ("distinct", "slots", "max_rank")),
         )
         return Problem.of(
-            self.columns(steps),
+            columns(self.names, steps.column, table),
             steps.seconds,
             kind=steps.classes.tolist(),
             configuration=steps.keys,
@@ -187,24 +152,7 @@ class StepTerms:
         for knot in self.knots:
             total += seconds[f"tokens_to_{knot}"]
             table.append((float(knot), total))
-        return StepCost(
-            fixed_s=seconds["step"],
-            tokens=tuple(table),
-            per_sequence_s=seconds["sequence"],
-            per_kv_token_s=seconds["kv_token"],
-            per_attended_token_s=seconds["attended"],
-            prefill_step_s=seconds["prefill_step"],
-            lora=LoraCost(
-                fixed_s=seconds["lora"],
-                per_slot_s=seconds["slot"],
-                per_slot_token_s=seconds["slot_token"],
-                per_slot_prefill_token_s=seconds["slot_prefill_token"],
-                per_adapter_s=seconds["adapter"],
-                per_adapter_max_rank_s=seconds["adapter_max_rank"],
-                per_adapter_rank_s=seconds["adapter_rank"],
-                per_token_rank_s=seconds["token_rank"],
-            ),
-        )
+        return step_cost(seconds, table)
 
 
 def _twin(key: str) -> str:

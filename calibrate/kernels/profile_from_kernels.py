@@ -31,6 +31,7 @@ from sim.spec.profile import (
     Shape,
     StepCost,
 )
+from sim.studies.fidelity.step_terms import PASSED_S
 from sim.traffic.adapters import SHAPES
 
 _ADAPTERS, _RANK, _SLOTS = 384, 32, 384
@@ -41,8 +42,6 @@ FLAG = 0.3
 DRAWS = 8
 """As many as a run simulates (``MAX_DRAWS``): a part of more quantiles would have another spread than all of them."""
 _CORRELATED = 0.25
-PASSED_S = 0.44e-6
-"""Seconds of vLLM's scheduler for each waiting request that it passes: measured apart (vllm_h100 notes)."""
 LONGEST = 32_768
 """Tokens of the longest sequence that step costs are fitted to."""
 

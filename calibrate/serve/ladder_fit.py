@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from calibrate.serve.ladder import DecodeBatch, JoiningRequest, Ladder, TimedLoad
 from calibrate.serve.server_errors import ServerError
 from sim.rng import stream
-from sim.spec.profile import FRONT_END, Profile
+from sim.spec.profile import FRONT_END, Profile, StepCost
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.least_squares import (
     DRAWS,
@@ -30,6 +29,7 @@ from sim.studies.fidelity.least_squares import (
     solve,
     sum_of_terms,
 )
+from sim.studies.fidelity.step_terms import columns, step_cost
 from sim.traffic.adapters import DTYPE_BYTES, SHAPES, Population
 
 _QUANTILES = np.linspace(0, 1, 21)
@@ -133,17 +133,8 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")
 
 
-def _step_cost(step: Mapping[str, float]) -> dict[str, Any]:
-    rounded = dict(zip(step, significant(list(step.values())), strict=True))
-    return {
-        "fixed_s": rounded["fixed"],
-        "tokens": [[0, 0.0], [1, rounded["token"]]],
-        "per_sequence_s": rounded["sequence"],
-        "per_kv_token_s": rounded["kv_token"],
-        "per_attended_token_s": rounded["attended"],
-        "prefill_step_s": rounded["prefill_step"],
-        "lora": {"per_adapter_s": rounded["adapter"]},
-    }
+def _step_cost(step: Mapping[str, float]) -> StepCost:
+    return step_cost(dict(zip(step, significant(list(step.values())), strict=True)))
 
 
 def _load_cost(loads: Sequence[TimedLoad], population: Population) -> dict[str, Any]:
@@ -175,9 +166,9 @@ def resampled(ladder: Ladder, rng: np.random.Generator) -> Ladder:
 
 
 def fit_steps(ladder: Ladder) -> dict[str, float]:
-    """Return seconds by ``fixed``, ``sequence``, ``token``, ``adapter``, ``kv_token``, ``attended``,
+    """Return seconds by ``step``, ``sequence``, ``token``, ``adapter``, ``kv_token``, ``attended``,
     ``prefill_step`` and ``front_end``."""
-    fixed, sequence, adapter, kv_token = map(float, _fit_batches(_batch_problem(ladder.batches)))
+    step, sequence, adapter, kv_token = map(float, _fit_batches(_batch_problem(ladder.batches)))
     token, attended = _prefill(*_quantiles(ladder.prefill, 0.5))
     # Decoding sequences pay for their token as well: what a token costs is no more than a sequence does.
     sequence_only = max(0.0, sequence - token)
@@ -185,7 +176,7 @@ def fit_steps(ladder: Ladder) -> dict[str, float]:
     rest = sequence_only + token * prompts + attended * prompts**2 / 2
     prefill_step = float(max(0.0, np.median(held - rest))) if len(held) else 0.0
     return {
-        "fixed": fixed,
+        "step": step,
         "sequence": sequence_only,
         "token": token,
         "adapter": adapter,
@@ -209,13 +200,10 @@ def _front_end(joins: Sequence[JoiningRequest], base_s: float, token: float, att
 
 
 def _batch_problem(batches: Sequence[DecodeBatch]) -> Problem:
-    columns: dict[str, ArrayLike] = {
-        "step": [1.0] * len(batches),
-        "sequence": [batch.sequences for batch in batches],
-        "adapter": [batch.distinct for batch in batches],
-        "kv_token": [batch.kv_tokens for batch in batches],
-    }
-    return Problem.of(columns, [batch.step_s for batch in batches])
+    rows = [(batch.sequences, batch.distinct, batch.kv_tokens) for batch in batches]
+    facts = dict(zip(("sequences", "distinct", "decode_kv_tokens"), np.array(rows, dtype=np.float64).T, strict=True))
+    made_of = columns(("step", "sequence", "adapter", "kv_token"), facts.__getitem__, {})
+    return Problem.of(made_of, [batch.step_s for batch in batches])
 
 
 def _fit_batches(problem: Problem) -> Floats:

@@ -29,8 +29,16 @@ from validation.published.published_costs import (
     load_hold_outs,
     read_rows,
 )
-from validation.published.step_fit import ALONE, ROUNDS, ClosedLoops, ServedHours, fit_steps, step_hold_outs
-from validation.published.step_terms import TERMS, step_cost
+from validation.published.step_fit import (
+    ALONE,
+    ROUNDS,
+    TERMS,
+    ClosedLoops,
+    ServedHours,
+    cost_of,
+    fit_steps,
+    step_hold_outs,
+)
 
 MODELS = ("llama-3.1-8b", "qwen2.5-7b")
 
@@ -155,7 +163,7 @@ def test_one_round_fits_a_profile_with_its_equations(shared: Path) -> None:
     assert by["LoRA decode steps", ADDITIVE, IN_SAMPLE].mean <= by["LoRA decode steps", ADDITIVE, LEFT_OUT].mean
     assert fitted.profile.step.fixed_s == pytest.approx(0.012, rel=0.1)
     assert fitted.profile.step.lora.per_adapter_s > 0
-    draws = [step_cost(dict(zip(TERMS, terms, strict=True))) for terms in bootstrap(fitted.problem, 2)]
+    draws = [cost_of(dict(zip(TERMS, terms, strict=True))) for terms in bootstrap(fitted.problem, 2)]
     assert draws[0] != draws[1]
 
 

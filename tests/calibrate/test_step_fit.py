@@ -12,11 +12,11 @@ from sim.spec.profile import load_profile
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.least_squares import Problem, join, solve
 from sim.studies.fidelity.measured_runs import METRICS, MeasuredRun
+from sim.studies.fidelity.step_terms import PASSED_S
 from sim.world.build import build_world
 from sim.world.replication import simulate
-from validation.published.step_fit import closed_loop, served_hour
+from validation.published.step_fit import BENDS, FACTS, TERMS, closed_loop, cost_of, features, served_hour
 from validation.published.step_log import StepLog
-from validation.published.step_terms import BENDS, PASSED_S, TERMS, Steps, step_cost
 
 Floats = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ KNOWN = dict(
 
 def scenario(path: Path, slots: int, rate: float) -> Scenario:
     """Return a small vLLM scenario over a profile with the known costs."""
-    profile = load_profile("h100-64gb/llama-3.1-8b/assumed")[0].model_copy(update={"step": step_cost(KNOWN)})
+    profile = load_profile("h100-64gb/llama-3.1-8b/assumed")[0].model_copy(update={"step": cost_of(KNOWN)})
     path.write_text(profile.model_dump_json(), encoding="utf-8")
     return Scenario.model_validate(
         {
@@ -115,21 +115,16 @@ def test_the_log_has_every_step(tmp_path: Path) -> None:
     assert columns["load_s"].sum() == pytest.approx(
         float(np.sum(recording.loads["ended_s"] - recording.loads["started_s"])), rel=1e-3
     )
-    made_of = Steps(
-        columns["tokens"],
-        columns["decoding"] + columns["prefills"],
-        columns["prefill_tokens"],
-        columns["kv_tokens"] + columns["decoding"] * (columns["steps"] - 1) / 2,
-        columns["distinct"],
-        8,
-        16,
-    ).features()
-    seconds = made_of @ np.array([KNOWN[name] for name in TERMS]) + columns["passed"] * PASSED_S
+    seconds = features(log.facts(8, 16)) @ np.array([KNOWN[name] for name in TERMS]) + columns["passed"] * PASSED_S
     assert seconds * columns["steps"] + columns["load_s"] == pytest.approx(columns["seconds"], rel=1e-9)
 
 
-def problem(features: Floats, seconds: Floats) -> Problem:
-    return Problem.of(dict(zip(TERMS, features.T, strict=True)), seconds)
+def features_of(*facts: Floats) -> Floats:
+    return features(dict(zip(FACTS, facts, strict=True)))
+
+
+def problem(made_of: Floats, seconds: Floats) -> Problem:
+    return Problem.of(dict(zip(TERMS, made_of.T, strict=True)), seconds)
 
 
 def test_known_costs_are_found_again() -> None:
@@ -138,33 +133,31 @@ def test_known_costs_are_found_again() -> None:
     prompts = np.where(rng.random(400) < 0.5, tokens * rng.random(400), 0.0)
     parts = []
     for slots, rank in ((8.0, 8.0), (64.0, 16.0), (300.0, 32.0), (0.0, 0.0)):
-        steps = Steps(
+        made_of = features_of(
             tokens,
             (tokens - prompts) + 2 * (prompts > 0),
             prompts,
             tokens * rng.integers(50, 900, 400),
             np.minimum(rng.integers(1, 300, 400), slots),
-            slots,
-            rank,
+            np.full(400, slots),
+            np.full(400, rank),
         )
-        features = steps.features()
-        seconds = features @ np.array([KNOWN[name] for name in TERMS])
-        parts.append(problem(features, seconds))
+        parts.append(problem(made_of, made_of @ np.array([KNOWN[name] for name in TERMS])))
     assert solve(join(parts)) == pytest.approx(np.array([KNOWN[name] for name in TERMS]), rel=1e-4)
 
 
 def test_a_few_wild_runs_do_not_spoil_the_fit() -> None:
     tokens = np.linspace(1, 500, 200)
     zero = np.zeros(200)
-    features = Steps(tokens, tokens, zero, zero, zero, 0.0, 0.0).features()
+    made_of = features_of(tokens, tokens, zero, zero, zero, zero, zero)
     seconds = 0.012 + 2e-5 * tokens
     seconds[::20] *= 3
-    found = solve(problem(features, seconds))
-    assert features @ found == pytest.approx(0.012 + 2e-5 * tokens, rel=0.02)
+    found = solve(problem(made_of, seconds))
+    assert made_of @ found == pytest.approx(0.012 + 2e-5 * tokens, rel=0.02)
 
 
 def test_step_costs_hold_the_terms() -> None:
-    cost = step_cost(KNOWN)
+    cost = cost_of(KNOWN)
     table = dict(cost.tokens)
     each = [KNOWN["token"], *(KNOWN[f"token_beyond_{bend}"] for bend in BENDS)]
     assert table[128.0] == pytest.approx(128 * each[0])

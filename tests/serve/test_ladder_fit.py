@@ -50,7 +50,7 @@ def test_costs_come_back() -> None:
     found = fit_steps(ladder())
     assert found == pytest.approx(
         {
-            "fixed": FIXED,
+            "step": FIXED,
             "sequence": SEQUENCE,
             "token": TOKEN,
             "adapter": ADAPTER,

@@ -33,8 +33,17 @@ from validation.published.published_costs import (
     load_hold_outs,
     read_rows,
 )
-from validation.published.step_fit import STEP_COLUMNS, ClosedLoops, ServedHours, closed_loop, fit_steps, step_hold_outs
-from validation.published.step_terms import GRAPH_TOKENS, TERMS, step_cost
+from validation.published.step_fit import (
+    GRAPH_TOKENS,
+    STEP_COLUMNS,
+    TERMS,
+    ClosedLoops,
+    ServedHours,
+    closed_loop,
+    cost_of,
+    fit_steps,
+    step_hold_outs,
+)
 
 FILES = ("runs.csv", "step_runs.csv", "load_samples.csv", "kv_capacity.csv", "sharegpt_lengths.json")
 RULE = (
@@ -128,7 +137,7 @@ def _left_out(loops: ClosedLoops) -> list[str]:
 
 
 def _conditions(loops: ClosedLoops, subset: Sequence[MeasuredRun]) -> Conditions:
-    places = [TERMS.index(name) for name in ("lora", "slot", "adapter", "adapter_rank")]
+    places = [TERMS.index(name) for name in ("lora", "slot", "adapter", "adapter_max_rank")]
     lora, slots, distinct, times_rank = loops.problem.features[:, places].T
     turned_on = lora > 0
     ranks = np.rint(times_rank[turned_on] / distinct[turned_on]).astype(int).tolist()
@@ -142,7 +151,7 @@ def _conditions(loops: ClosedLoops, subset: Sequence[MeasuredRun]) -> Conditions
 
 
 def _draws(problem: Problem, cells: Cells, model: str) -> tuple[Draw, ...]:
-    steps = [step_cost(dict(zip(TERMS, significant(terms), strict=True))) for terms in bootstrap(problem)]
+    steps = [cost_of(dict(zip(TERMS, significant(terms), strict=True))) for terms in bootstrap(problem)]
     return tuple(
         Draw(step=step, load=_rounded(load)) for step, load in zip(steps, load_draws(cells, model, DRAWS), strict=True)
     )

@@ -23,7 +23,6 @@ from sim.spec.profile import (
     Draw,
     Envelope,
     LoadCost,
-    LoraCost,
     Memory,
     Profile,
     Provenance,
@@ -41,6 +40,7 @@ from sim.studies.fidelity.least_squares import (
     significant,
     solve,
 )
+from sim.studies.fidelity.step_terms import step_cost
 from sim.traffic.adapters import SHAPES, parameters_per_rank
 
 FILE = "steps.csv"
@@ -179,14 +179,7 @@ def fit_slora(folder: Path, command: str) -> Profile:
 def _step_cost(terms: Floats) -> StepCost:
     seconds = dict(zip(TERMS, map(float, terms), strict=True))
     beyond_s = seconds["prompt_token"] * (BUDGET_TOKENS - PROMPT_TOKENS)
-    return StepCost(
-        fixed_s=seconds["step"],
-        tokens=((0, 0), (PROMPT_TOKENS, 0), (BUDGET_TOKENS, round(beyond_s, 9))),
-        per_sequence_s=seconds["sequence"],
-        per_kv_token_s=seconds["kv_token"],
-        prefill_step_s=seconds["prefill_step"],
-        lora=LoraCost(per_adapter_s=seconds["adapter"]),
-    )
+    return step_cost(seconds, ((0, 0), (PROMPT_TOKENS, 0), (BUDGET_TOKENS, round(beyond_s, 9))))
 
 
 def _load_cost(terms: Floats) -> LoadCost:

@@ -20,21 +20,12 @@ from calibrate.kernels.engine_overhead import overhead_of
 from calibrate.kernels.kernel_tables import Deployment, KernelTables
 from calibrate.kernels.lora_terms import MEASURED, lora_cost
 from sim.spec.profile import StepCost, load_profile
+from sim.studies.fidelity.step_terms import BASE, LORA, Term
 from validation.published.profile_from_runs import closed_loops
-from validation.published.step_fit import BASE_DECODE, LORA_DECODE
-from validation.published.step_terms import TERMS
+from validation.published.step_fit import BASE_DECODE, LORA_DECODE, TERMS
 
 Floats = NDArray[np.float64]
 CARD = "h100-64gb"
-_LORA_TERMS = {
-    "lora": "fixed_s",
-    "slot": "per_slot_s",
-    "slot_token": "per_slot_token_s",
-    "slot_prefill_token": "per_slot_prefill_token_s",
-    "adapter": "per_adapter_s",
-    "adapter_rank": "per_adapter_max_rank_s",
-}
-_BASE_TERMS = {"sequence": "per_sequence_s", "kv_token": "per_kv_token_s", "prefill_step": "prefill_step_s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +83,21 @@ def lora_decode_steps(folder: Path, model: str) -> StepErrors:
     step = load_profile(MEASURED[model])[0].step
     (other,) = (name for name in MEASURED if name != model)
     terms = lora_cost(base_model_of(model), card_of(CARD), measured=(other,))
-    lora = np.sum([columns[name] * getattr(terms, term) for name, term in _LORA_TERMS.items()], axis=0)
+    lora = np.sum([columns[name] * getattr(terms, term) for name, term in _of(LORA)], axis=0)
     return StepErrors(columns["sequence"], seconds, lora, _base_s(step, columns) + known + lora)
 
 
 def _base_s(step: StepCost, columns: dict[str, Floats]) -> Floats:
     tokens, seconds = np.array(step.tokens).T
     total = step.fixed_s + np.interp(columns["token"], tokens, seconds)
-    for name, term in _BASE_TERMS.items():
+    for name, term in _of(BASE[1:]):
         total = total + columns[name] * getattr(step, term)
     return np.asarray(total)
+
+
+def _of(terms: tuple[Term, ...]) -> list[tuple[str, str]]:
+    """Return names and fields of the terms that were fitted."""
+    return [(term.name, term.field) for term in terms if term.name in TERMS]
 
 
 def _measured(folder: Path, model: str, kind: str) -> tuple[dict[str, Floats], Floats, Floats]:

@@ -8,7 +8,7 @@ next costs, and so on: the batches that a simulation forms depend on the costs, 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,15 +26,34 @@ from calibrate.fit.cost_forms import (
     multiplicative,
 )
 from sim.policies.front_end import FRONT_ENDS
-from sim.spec.profile import HoldOut, Profile
+from sim.spec.profile import HoldOut, Profile, StepCost
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.least_squares import LEFT_OUT, Floats, Problem, additive, join, left_out_errors, solve
 from sim.studies.fidelity.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
+from sim.studies.fidelity.step_terms import LORA, PASSED_S, columns, step_cost
 from sim.studies.parallel import unordered
 from sim.world.build import build_world
 from sim.world.replication import simulate
 from validation.published.step_log import StepLog
-from validation.published.step_terms import BASE_TERMS, BUDGET_TOKENS, FACTOR_TERMS, PASSED_S, TERMS, Steps, step_cost
+
+GRAPH_TOKENS = 512
+"""vLLM captures CUDA graphs up to so many tokens; larger steps run eagerly."""
+BUDGET_TOKENS = 2048
+BENDS = (128, 256, 512, 1024)
+"""Tokens of a step beyond which each more may cost more."""
+BASE_TERMS = (
+    "step",
+    "token",
+    *(f"token_beyond_{bend}" for bend in BENDS),
+    "eager",
+    "sequence",
+    "kv_token",
+    "prefill_step",
+)
+"""What a step costs without LoRA; ``eager``: a step that runs eagerly."""
+TERMS = (*BASE_TERMS, *(term.name for term in LORA if term.name not in ("adapter_rank", "token_rank")))
+FACTOR_TERMS = ("lora", "slot", "adapter", "adapter_max_rank")
+"""What the multiplicative rival's factor is linear in: LoRA on, slots, distinct adapters, and those times rank."""
 
 # By hand: a plain list of names reads better in lines than one name a line.
 STEP_COLUMNS = (
@@ -55,6 +74,9 @@ STEP_COLUMNS = (
 )
 """What ``closed_loop`` reads of ``step_runs.csv``."""
 
+FACTS = ("tokens", "sequences", "prefill_tokens", "decode_kv_tokens", "distinct", "slots", "max_rank")
+"""What is known of these steps."""
+
 BASE_DECODE, LORA_DECODE, PREFILL = "base decode steps", "LoRA decode steps", "prefill steps"
 """Kinds of closed-loop rows."""
 ALONE = ", closed loops alone"
@@ -62,6 +84,26 @@ ALONE = ", closed loops alone"
 
 ROUNDS = 4
 DAMPING = 0.85
+
+
+def features(steps: Mapping[str, Floats]) -> Floats:
+    """Return what each term is multiplied with, (n, len(TERMS))."""
+    tokens = steps["tokens"]
+    beyond = {f"token_beyond_{bend}": np.maximum(tokens - bend, 0.0) for bend in BENDS}
+    more = {"token": tokens, "eager": tokens > GRAPH_TOKENS, **beyond}
+    return np.column_stack(list(columns(TERMS, steps.__getitem__, more).values())).astype(np.float64)
+
+
+def cost_of(seconds: Mapping[str, float]) -> StepCost:
+    """Return the profile section of fitted terms."""
+
+    def token_s(tokens: int) -> float:
+        beyond = sum(seconds[f"token_beyond_{bend}"] * max(tokens - bend, 0) for bend in BENDS)
+        return round(seconds["token"] * tokens + beyond + seconds["eager"] * (tokens > GRAPH_TOKENS), 12)
+
+    knots = sorted({0, *BENDS, GRAPH_TOKENS + 1, BUDGET_TOKENS})
+    cost = step_cost(seconds, [(knot, token_s(knot)) for knot in knots])
+    return cost.model_copy(update={"per_passed_s": PASSED_S})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +129,7 @@ def closed_loop(
     :param kv_tokens: how many KV tokens are left by so many slots of such a rank: a run that needs more preempts, so
         that its median is not the time of a decode step.
     """
-    features, seconds, kinds, names, settings = [], [], [], [], []
+    steps, seconds, kinds, settings = [], [], [], []
     left_out: dict[str, int] = {}
     for row in rows:
         if MODELS[row["model"]] != model:
@@ -108,13 +150,12 @@ def closed_loop(
             tokens = prefill_tokens = sequences * prompt
             seconds.append(tokens / float(row["total_input_tokens"]) * _busy_s(row))
             kinds.append(PREFILL)
-        amounts = np.array([[tokens], [sequences], [prefill_tokens], [kv], [_distinct(adapters, sequences)]])
-        made_of = Steps(amounts[0], amounts[1], amounts[2], amounts[3], amounts[4], slots, rank)
-        features.append(made_of.features()[0])
+        steps.append((tokens, sequences, prefill_tokens, kv, _distinct(adapters, sequences), slots, rank))
         settings.append((batch if output > 1 else np.nan, prompt, output, adapters))
-        names.append("/".join(f"{value:.10g}" for value in features[-1]))
-    columns = dict(zip(TERMS, np.array(features).T, strict=True))
-    problem = Problem.of(columns, seconds, kind=kinds, configuration=names, settings=np.array(settings))
+    made_of = features(dict(zip(FACTS, np.array(steps).T, strict=True)))
+    names = ["/".join(f"{value:.10g}" for value in row) for row in made_of]
+    terms = dict(zip(TERMS, made_of.T, strict=True))
+    problem = Problem.of(terms, seconds, kind=kinds, configuration=names, settings=np.array(settings))
     return ClosedLoops(problem, left_out)
 
 
@@ -162,25 +203,17 @@ def served_hour(run: MeasuredRun, scenario: Scenario) -> Problem:
     """
     log = StepLog()
     simulate(build_world(scenario), 0, 1, log.watching)
-    columns = log.columns()
-    steps, growth = columns["steps"], (columns["steps"] - 1) / 2
-    made_of = Steps(
-        columns["tokens"],
-        columns["decoding"] + columns["prefills"],
-        columns["prefill_tokens"],
-        columns["kv_tokens"] + columns["decoding"] * growth,
-        columns["distinct"],
-        run.gpu_slots,
-        run.max_lora_rank,
-    ).features()
-    known = columns["passed"] * PASSED_S + columns["load_s"] / steps
-    mean, mean_known = _mean_tpot(log, columns["ended_s"], made_of * steps[:, None], known * steps)
-    gap_s = columns["seconds"] / steps
-    middle = _around_median(gap_s, columns["decoding"] * steps)
-    share = (columns["decoding"] * steps)[middle] / (columns["decoding"] * steps)[middle].sum()
+    logged = log.columns()
+    steps = logged["steps"]
+    made_of = features(log.facts(run.gpu_slots, run.max_lora_rank))
+    known = logged["passed"] * PASSED_S + logged["load_s"] / steps
+    mean, mean_known = _mean_tpot(log, logged["ended_s"], made_of * steps[:, None], known * steps)
+    gap_s = logged["seconds"] / steps
+    middle = _around_median(gap_s, logged["decoding"] * steps)
+    share = (logged["decoding"] * steps)[middle] / (logged["decoding"] * steps)[middle].sum()
     measured_itl = run.measured["itl_p50_ms"] / 1000
     usable = run.itl_usable
-    first, first_known = _median_ttft(log, columns, made_of * steps[:, None], known * steps)
+    first, first_known = _median_ttft(log, logged, made_of * steps[:, None], known * steps)
     light = run.regime == UNSATURATED
     measured_ttft = run.measured["ttft_p50_ms"] / 1000 - FRONT_ENDS[run.front_end].request_s
     equations = Problem.of(
@@ -213,15 +246,15 @@ def _mean_tpot(log: StepLog, ended_s: Floats, made_of: Floats, known: Floats) ->
     return mean, float(((total_known[end] - total_known[start]) / gaps[:, 0]).mean())
 
 
-def _median_ttft(log: StepLog, columns: dict[str, Floats], made_of: Floats, known: Floats) -> tuple[Floats, float]:
+def _median_ttft(log: StepLog, logged: dict[str, Floats], made_of: Floats, known: Floats) -> tuple[Floats, float]:
     """Return what the TTFT of requests around the median is made of: the rest of the step they find, and what follows.
 
     Between the start and the end of a leap its features pass in proportion to time; idle time is made of nothing.
     """
     arrival, first, _, _ = log.request_columns()
     middle = _around_median(first - arrival, np.ones(len(first)))
-    ends = columns["ended_s"]
-    times = np.column_stack((ends - columns["seconds"], ends)).ravel()
+    ends = logged["ended_s"]
+    times = np.column_stack((ends - logged["seconds"], ends)).ravel()
     parts = []
     for column in np.column_stack((made_of, known)).T:
         total = np.cumsum(column)
@@ -307,7 +340,7 @@ def _fit_rounds(
 
 
 def _with_costs(profile: Profile, terms: Floats) -> Profile:
-    return profile.model_copy(update={"step": step_cost(dict(zip(TERMS, terms.tolist(), strict=True)))})
+    return profile.model_copy(update={"step": cost_of(dict(zip(TERMS, terms.tolist(), strict=True)))})
 
 
 def step_hold_outs(loops: Problem, problem: Problem) -> tuple[HoldOut, ...]:

@@ -48,6 +48,20 @@ class StepLog:
         table = np.frombuffer(self.rows, dtype=np.float64).reshape(-1, len(COLUMNS))
         return dict(zip(COLUMNS, table.T, strict=True))
 
+    def facts(self, slots: int, max_rank: int) -> dict[str, Floats]:
+        """Return what the steps are made of, the mean over each leap, on a server with so many slots."""
+        table = self.columns()
+        growth = (table["steps"] - 1) / 2
+        return {
+            "tokens": table["tokens"],
+            "sequences": table["decoding"] + table["prefills"],
+            "prefill_tokens": table["prefill_tokens"],
+            "decode_kv_tokens": table["kv_tokens"] + table["decoding"] * growth,
+            "distinct": table["distinct"],
+            "slots": np.full_like(growth, slots),
+            "max_rank": np.full_like(growth, max_rank),
+        }
+
     def request_columns(self) -> tuple[Floats, Floats, Floats, Floats]:
         """Return times of arrival, first and last token, and output tokens, each (requests,)."""
         arrival, first, last, tokens = np.frombuffer(self.requests, dtype=np.float64).reshape(-1, 4).T

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sim.errors import InputError
 from sim.studies.fidelity.least_squares import Floats, Problem, left_out_seconds, solve, sum_of_terms
 from sim.studies.fidelity.step_record import StepRecord
+from sim.studies.fidelity.step_terms import columns
 
 FEATURES = ("step", "sequence", "token", "adapter", "storage_load", "kv_token")
 """What a step may cost seconds for: itself, each sequence, scheduled token, distinct adapter, load from storage
@@ -143,11 +144,12 @@ def _features(record: StepRecord) -> tuple[dict[str, Floats], NDArray[np.int64]]
                 if produced[request] == 0:
                     first[request] = number
                 produced[request] += 1
-        from_storage = host.touch(step.adapters)
         tokens_in_step = sum(step.scheduled.values())
-        rows.append((1, len(step.scheduled), tokens_in_step, len(step.adapters), from_storage, kv_tokens))
-    columns = np.array(rows, dtype=np.float64).T
-    return dict(zip(FEATURES, columns, strict=True)), first
+        rows.append((len(step.scheduled), len(step.adapters), kv_tokens, tokens_in_step, host.touch(step.adapters)))
+    sequences, distinct, kv, token, storage_load = np.array(rows, dtype=np.float64).T
+    facts = {"sequences": sequences, "distinct": distinct, "decode_kv_tokens": kv}
+    made_of = columns(FEATURES, facts.__getitem__, {"token": token, "storage_load": storage_load})
+    return {name: np.asarray(column) for name, column in made_of.items()}, first
 
 
 class HostCopies:

@@ -15,6 +15,7 @@ from sim.results.records import COMPLETED
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.record_costs import RecordCosts, RecordTimes
 from sim.studies.fidelity.step_record import StepRecord
+from sim.studies.fidelity.step_terms import step_cost
 from sim.world.build import build_world
 from sim.world.replication import simulate
 
@@ -106,8 +107,7 @@ def scenario_of(record: StepRecord, costs: RecordCosts, folder: Path) -> Scenari
 
 
 def _profile(record: StepRecord, costs: RecordCosts) -> dict[str, Any]:
-    step, config = costs.step_s, record.config
-    per_token = step.get("token", 0.0)
+    config = record.config
     tiers = {}
     for name, seconds in (("storage", costs.storage_s), ("host", costs.host_s)):
         median = float(np.median(seconds))
@@ -121,13 +121,7 @@ def _profile(record: StepRecord, costs: RecordCosts) -> dict[str, Any]:
         "device": "record",
         "model": _MODEL,
         "dtype": "bf16",
-        "step": {
-            "fixed_s": step.get("step", 0.0),
-            "tokens": [[0, 0.0], [1, per_token]],
-            "per_sequence_s": step.get("sequence", 0.0),
-            "per_kv_token_s": step.get("kv_token", 0.0),
-            "lora": {"per_adapter_s": step.get("adapter", 0.0)},
-        },
+        "step": step_cost(costs.step_s).model_dump(mode="json"),
         "load": tiers,
         "memory": {
             "total_bytes": 2**30,
