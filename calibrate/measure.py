@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -130,7 +130,7 @@ def measure(
     """
     parts = [work.configurations] if work.parts is None else work.parts
     chosen = {one.key for part in parts for one in part}
-    visits = _Visits(work, device, log, method, {k: v for k, v in _skipped(log).items() if k not in chosen})
+    visits = _Visits(work, device, log, method, chosen)
     total, count = method.rounds * sum(len(part) for part in parts), 0
     try:
         for part in parts:
@@ -148,14 +148,17 @@ def measure(
 class _Visits:
     """Visits configurations, unless the log has them, and knows what was skipped.
 
+    :param chosen: keys of those that are tried now, whatever earlier runs skipped.
     :ivar skipped: why, by key.
     """
 
     def __init__(
-        self, work: TimedWork, device: Device, log: SampleLog, method: Method, skipped: dict[str, str]
+        self, work: TimedWork, device: Device, log: SampleLog, method: Method, chosen: Collection[str]
     ) -> None:
         self._work, self._device, self._log, self._method = work, device, log, method
-        self.skipped, self._done = skipped, log.done
+        earlier = log.manifest.get("skipped", {})
+        self.skipped = {str(key): str(why) for key, why in earlier.items() if key not in chosen}
+        self._done = log.done
         self._monitor, self._order = DisturbanceMonitor(device), len(log.visits)
         self._made = 0
         self._kept: dict[str, list[float]] = {}
@@ -173,7 +176,9 @@ class _Visits:
             raise _TimeIsUpError
         self._made += 1
         if canary:
-            self._add(_canary_visit(self._work.canary, self._device, self._monitor, turn, self._order))
+            _once(self._work.canary, self._device)
+            samples = [_once(self._work.canary, self._device) for _ in range(5)]
+            self._add(_visit(Configuration(CANARY, CANARY, {}), turn, self._order, samples, self._monitor))
         if one.key in self.skipped:
             return
         before = self._kept.setdefault(one.key, [])
@@ -225,12 +230,6 @@ def _counts(visits: Sequence[Visit]) -> dict[str, int]:
     for visit in visits:
         counts[visit.configuration.key] = counts.get(visit.configuration.key, 0) + len(visit.seconds)
     return counts
-
-
-def _skipped(log: SampleLog) -> dict[str, str]:
-    """Return what earlier runs skipped; older manifests have a list without reasons, and those are tried again."""
-    found = log.manifest.get("skipped")
-    return {str(key): str(why) for key, why in found.items()} if isinstance(found, dict) else {}
 
 
 def drift(visits: Sequence[Visit]) -> list[str]:
@@ -294,9 +293,3 @@ def _visit(
     seen = monitor.check()
     flags = [f"throttled: {seen.what}"] * seen.throttled + [f"busy device: {seen.what}"] * seen.busy
     return Visit(one, turn, order, [s for s, _ in samples], [w for _, w in samples], flags)
-
-
-def _canary_visit(canary: Prepared, device: Device, monitor: DisturbanceMonitor, turn: int, order: int) -> Visit:
-    _once(canary, device)
-    samples = [_once(canary, device) for _ in range(5)]
-    return _visit(Configuration(CANARY, CANARY, {}), turn, order, samples, monitor)

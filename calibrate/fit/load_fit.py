@@ -105,7 +105,11 @@ def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int
     cells = {tier: _cells(frame, kind, manifest) for tier, kind in TIERS.items()}
     alone = {tier: [cell for cell in found if cell.concurrency == 1] for tier, found in cells.items()}
     rng = np.random.default_rng(seed)
-    hold_out = [row for tier in TIERS for row in (_leave_one_out(tier, alone[tier]), *_odd_even(tier, alone[tier]))]
+    hold_out: list[HoldOut] = []
+    for tier in TIERS:
+        errors = left_out_errors(_problem(alone[tier]), sum_of_terms(_fit))
+        hold_out.append(hold_out_line(f"medians of loads from {tier}", "law", LEFT_OUT, errors))
+        hold_out += _odd_even(tier, alone[tier])
     return LoadFit(
         LoadCost(storage=_tier_cost(alone["storage"]), host=_tier_cost(alone["host"])),
         {
@@ -171,11 +175,6 @@ def _residual(cells: Sequence[LoadConfiguration], law: Floats) -> Floats:
     ratios, weights = ratios[order], weights[order]
     at = (np.cumsum(weights) - weights / 2) / weights.sum()
     return np.asarray(np.interp(_QUANTILES, at, ratios))
-
-
-def _leave_one_out(tier: Tier, cells: Sequence[LoadConfiguration]) -> HoldOut:
-    errors = left_out_errors(_problem(cells), sum_of_terms(_fit))
-    return hold_out_line(f"medians of loads from {tier}", "law", LEFT_OUT, errors)
 
 
 def _odd_even(tier: Tier, cells: Sequence[LoadConfiguration]) -> list[HoldOut]:

@@ -162,7 +162,10 @@ class KernelTables:
             # measured servers show none: they are in kernels of the layer. Llama's layers are Qwen3's without them.
             plain = [name.replace("Qwen3", "Llama") for name in config["architectures"]]
             self._decoding = self._compile({**config, "architectures": plain})
-            self._memory = self._other_memory()
+            self._memory: OtherMemory | None = None
+            if (measured := deployment.card.kernels_of) is not None:
+                ratio = measured.bandwidth_bytes_per_s / deployment.card.bandwidth_bytes_per_s
+                self._memory = OtherMemory(self._handle, ratio)
         self._aligned_correction_ms = lru_cache(maxsize=None)(self._uncached_correction_ms)
 
     def step_s(self, decoding: int, context: int, prompts: int = 0, prompt_tokens: int = 0, before: int = 0) -> float:
@@ -218,12 +221,6 @@ class KernelTables:
 
     def _shared_ms(self, tokens: int) -> float:
         return float(self._handle.mixed_step_breakdown(tokens, 0, tokens, 2)[1])
-
-    def _other_memory(self) -> OtherMemory | None:
-        measured = self.deployment.card.kernels_of
-        if measured is None:
-            return None
-        return OtherMemory(self._handle, measured.bandwidth_bytes_per_s / self.deployment.card.bandwidth_bytes_per_s)
 
     def _compile(self, config: Mapping[str, Any]) -> Any:
         handle = import_module(f"{self._core}.sdk.engine").EngineHandle

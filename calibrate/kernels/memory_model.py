@@ -113,12 +113,9 @@ def _smaller(deployment: Deployment) -> str | None:
     ways = ["a larger --tp"] if any(shape.fits(more) for more in NCCL_BYTES if more > gpus) else []
     largest = max(card.memory_bytes for card in (*CARDS.values(), *SCALED.values()))
     ways += ["a larger --gpu"] if deployment.card.memory_bytes < largest else []
-    ways += ["--weights fp8"] if deployment.weights == "bf16" and _may_be_fp8(deployment) else []
+    may_be_fp8 = not shape.experts and "fp8" in (deployment.model.formats or ("fp8",))
+    ways += ["--weights fp8"] if deployment.weights == "bf16" and may_be_fp8 else []
     return ", or ".join(filter(None, (", ".join(ways[:-1]), *ways[-1:]))) or None
-
-
-def _may_be_fp8(deployment: Deployment) -> bool:
-    return not deployment.model.shape.experts and "fp8" in (deployment.model.formats or ("fp8",))
 
 
 def _weights(deployment: Deployment) -> int:

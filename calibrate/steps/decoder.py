@@ -167,7 +167,11 @@ class Decoder:
         if lora is None:
             return
         if lora.backend == PACKED:
-            self._adapt_packed(layer, lora, x, y, names)
+            from calibrate.device.vllm_lora import vllm_kernels
+
+            if any(name in lora.targets for name in names):
+                slots = [self.slots(layer, name, lora.slots, lora.max_rank) for name in names]
+                vllm_kernels().apply(y, x, slots, lora.prepared)
             return
         at = 0
         for name, width in zip(names, widths, strict=True):
@@ -175,13 +179,6 @@ class Decoder:
                 a, b = self.slots(layer, name, lora.slots, lora.max_rank)
                 BACKENDS[lora.backend](y[:, at : at + width], x, a, b, lora.routing)
             at += width
-
-    def _adapt_packed(self, layer: int, lora: Lora, x: torch.Tensor, y: torch.Tensor, names: Sequence[str]) -> None:
-        from calibrate.device.vllm_lora import vllm_kernels
-
-        if any(name in lora.targets for name in names):
-            slots = [self.slots(layer, name, lora.slots, lora.max_rank) for name in names]
-            vllm_kernels().apply(y, x, slots, lora.prepared)
 
     def slots(self, layer: int, name: str, slots: int, max_rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return views of a module's slots: A (slots, max rank, d_in) and B (slots, d_out, max rank)."""

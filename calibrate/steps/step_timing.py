@@ -15,7 +15,7 @@ import torch
 from calibrate.device.devices import Device, out_of_memory
 from calibrate.device.hardware import Ceilings, describe, measure_ceilings
 from calibrate.device.lora_backends import BACKENDS, PACKED, REFERENCE, TOLERANCE, check
-from calibrate.device.lora_routing import Routing, route
+from calibrate.device.lora_routing import route
 from calibrate.measure import QUICK as QUICK_METHOD
 from calibrate.measure import Method, Open, Prepared, TimedWork, measure
 from calibrate.samples import Configuration, SampleLog
@@ -194,7 +194,11 @@ def bench_opener(decoder: Decoder, specs: dict[str, StepSpec], device: Device) -
         if spec.distinct:
             groups = [(g.count, g.new, slots) for g, slots in zip(spec.groups, spec.adapters(), strict=True)]
             routing = route(groups, spec.rank_of_slot(), spec.slots, device.torch_device)
-            prepared = _prepared(spec.backend, routing, len(x))
+            prepared: tuple[Any, ...] = ()
+            if spec.backend == PACKED:
+                from calibrate.device.vllm_lora import vllm_kernels
+
+                prepared = vllm_kernels().prepare(routing, len(x))
             lora = Lora(spec.backend, spec.targets, spec.slots, spec.max_rank, routing, prepared)
 
         def step() -> torch.Tensor:
@@ -215,14 +219,6 @@ def _versions(backends: Sequence[str], device: Device) -> dict[str, str]:
     from calibrate.device.vllm_lora import check_vllm
 
     return {PACKED: check_vllm(device.torch_device)}
-
-
-def _prepared(backend: str, routing: Routing, tokens: int) -> tuple[Any, ...]:
-    if backend != PACKED:
-        return ()
-    from calibrate.device.vllm_lora import vllm_kernels
-
-    return vllm_kernels().prepare(routing, tokens)
 
 
 def _refuse_wrong(errors: dict[str, float]) -> None:
@@ -279,10 +275,6 @@ def _plan(options: StepOptions, device: Device, method: Method, layers: int) -> 
 
 def _fresh_seed() -> int:
     """Return a seed that differs from run to run: a backend must be right on any input."""
-    return int(torch.randint(2**31, (1,), generator=_entropy()).item())
-
-
-def _entropy() -> torch.Generator:
     generator = torch.Generator()
     generator.seed()
-    return generator
+    return int(torch.randint(2**31, (1,), generator=generator).item())

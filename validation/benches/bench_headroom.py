@@ -79,7 +79,7 @@ def bisected_scenario(scenario: Scenario, start: float, requests: int) -> float:
     while hi / lo > WIDTH:
         middle = (lo * hi) ** 0.5
         lo, hi = (lo, middle) if fails(middle) else (middle, hi)
-    return (lo * hi) ** 0.5
+    return float((lo * hi) ** 0.5)
 
 
 def rows(names: tuple[str, ...]) -> Iterator[str]:
@@ -143,14 +143,14 @@ def random_scenario(seed: int) -> Scenario:
     slo = {metric: target}
     tenants: list[dict[str, Any]] = []
     if kind.startswith("tenant") or kind == "bucket":
-        second = {
+        seconds: dict[str, dict[str, Any]] = {
             "tenant steps": {"steps": steps},
             "tenant bursts": {"cv": float(rng.uniform(2, 4))},
             "bucket": {"bucket": {"rate": f"{0.5 * rate * 120 * float(rng.uniform(1.2, 3))}/s", "burst": 2_000}},
-        }[kind]
+        }
         tenants = [
             {"name": "chat", "adapters": 12, "share": "50%", "slo": slo},
-            {"name": "batch", "adapters": 4, "share": "50%", **second},
+            {"name": "batch", "adapters": 4, "share": "50%", **seconds[kind]},
         ]
     law = str(rng.choice(["fixed", "exponential"]))
     service = {"law": law, ("value" if law == "fixed" else "mean"): f"{service_s} s"}
@@ -183,10 +183,14 @@ def multiplied(scenario: Scenario, multiple: float) -> Scenario:
     More clients of a closed loop that is full send no more requests in the same time.
     """
     workload, arrivals = scenario.workload, scenario.workload.arrivals
+    assert arrivals is not None
+    assert workload.requests is not None
+    more: dict[str, float] = {}
+    requests = workload.requests
     if isinstance(arrivals, ClosedArrivals):
-        more, requests = {"concurrency": max(1, round(arrivals.concurrency * multiple))}, workload.requests
+        more["concurrency"] = max(1, round(arrivals.concurrency * multiple))
     else:
-        more, requests = {"rate": arrivals.rate * multiple}, round(workload.requests * max(multiple, 0.2))
+        more["rate"], requests = arrivals.rate * multiple, round(requests * max(multiple, 0.2))
     changed = {"arrivals": arrivals.model_copy(update=more), "requests": requests}
     run = scenario.run.model_copy(update={"seed": SEED})
     return scenario.model_copy(update={"workload": workload.model_copy(update=changed), "run": run})
@@ -224,6 +228,7 @@ def compared(scenario: Scenario) -> Compared:
     at = found.multiple or found.lo or found.hi
     strains = {}
     for factor in FACTORS if at else ():
+        assert at is not None
         point = evaluate(make_design(multiplied(scenario, factor * at)), EvaluationOptions(draws=False)).point
         strains[factor] = max(strain(point, name, target) for name, target in all_terms(scenario).items())
     return Compared(scenario, found, at, strains)

@@ -18,10 +18,10 @@ else:
 
 from calibrate.loads.example_fleet import header_of
 from sim.errors import InputError
+from sim.spec.scenario import Targets
 
-SHAPES = [
-    (rank, targets, dtype) for rank in (1, 2, 64) for targets in (("q",), ("q", "v")) for dtype in ("bf16", "fp32")
-]
+TARGETS: tuple[Targets, ...] = (("q",), ("q", "v"))
+SHAPES = [(rank, targets, dtype) for rank in (1, 2, 64) for targets in TARGETS for dtype in ("bf16", "fp32")]
 
 
 def read_both(file: Path) -> None:
@@ -36,7 +36,7 @@ def read_both(file: Path) -> None:
         config.unlink()
 
 
-def whole(rank: int, targets: tuple[str, ...], dtype: str) -> bytes:
+def whole(rank: int, targets: Targets, dtype: str) -> bytes:
     """Return weights of zeros."""
     start, size = header_of("tiny", rank, targets, dtype)
     return start + bytes(size)

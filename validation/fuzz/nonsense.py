@@ -138,7 +138,7 @@ def put(tree: Any, path: Path, value: Any) -> None:
         else:
             return
         tree = tree[key]
-    last = path[-1]
+    last: Any = path[-1]
     if isinstance(tree, dict) or (isinstance(tree, list) and isinstance(last, int) and last < len(tree)):
         tree[last] = value
 

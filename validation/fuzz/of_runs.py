@@ -109,4 +109,4 @@ def run_cases(draw: st.DrawFn) -> Case:
             )
         )
     )
-    return Case({"small.yaml": SMALL}, [list(line) for line in lines], prepare, lawful=False)
+    return Case({"small.yaml": SMALL}, [list(line) for line in lines], [*prepare], lawful=False)
