@@ -6,10 +6,9 @@ import json
 import subprocess
 from pathlib import Path
 
-import bench_compare
 import pytest
 
-from validation.benches import bench
+from validation.benches import bench, bench_compare
 from validation.benches.bench_history import Figures, append, compare, read, table
 
 
