@@ -135,7 +135,7 @@ def test_a_missing_table_or_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"t.csv: no rows of this model \(got qwen2.5-7b\)"):
         read_rows(tmp_path / "t.csv", ("model", "tier"))
     (tmp_path / "t.csv").write_text("model,load_ms\nllama-3.1-8b-instruct,x\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"t.csv:2: load_ms: not a number \(got x\)"):
+    with pytest.raises(InputError, match=r"t.csv:2: load_ms: not a value \(got x, allowed: a number\)"):
         read_rows(tmp_path / "t.csv", ("model", "load_ms"))
     with pytest.raises(InputError, match=r"no.csv: the table can't be read"):
         read_rows(tmp_path / "no.csv", ("model",))

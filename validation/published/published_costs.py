@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,10 @@ from sim.spec.profile import HoldOut, LoadCost, Memory, TierCost
 from sim.spec.scenario import Targets
 from sim.studies.fidelity.least_squares import Floats, Problem, hold_out_line, resample, rounded, significant, solve
 from sim.studies.fidelity.measured_runs import MODELS, TARGETS
+from sim.studies.fidelity.run_cells import read_table
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count
 
-Row = dict[str, str]
+Row = Mapping[str, str]
 
 TOTAL_BYTES = 64 << 30
 UTILIZATION = 0.9
@@ -70,32 +70,25 @@ def read_rows(path: Path, columns: Sequence[str], model: str | None = None) -> l
     :param model: a base model that must occur; None: every known one must.
     :raises InputError: naming the file, and the missing columns or the line and value that can't be used.
     """
-    file = str(path)
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError("columns are missing", file=file, line=1, got=", ".join(missing))
-            rows = [_checked(row, columns, file, reader.line_num) for row in reader if row["model"] in MODELS]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError("the table can't be read", file=file, got=str(error)) from None
-    there = {MODELS[row["model"]] for row in rows}
+    table = read_table(path)
+    table.require(columns)
+    rows = [cells for cells in table.rows if cells.row["model"] in MODELS]
+    for cells in rows:
+        for name in columns:
+            if name not in _WORDS and cells.row[name]:
+                cells.parsed(name, _finite, "a number")
+    there = {MODELS[cells.row["model"]] for cells in rows}
     wanted = {model} if model is not None else set(MODELS.values())
     if wanted - there:
-        raise InputError("no rows of this model", file=file, got=", ".join(sorted(wanted - there)))
-    return rows
+        raise InputError("no rows of this model", file=table.file, got=", ".join(sorted(wanted - there)))
+    return [cells.row for cells in rows]
 
 
-def _checked(row: Row, columns: Sequence[str], file: str, line: int) -> Row:
-    for name in columns:
-        try:
-            good = name in _WORDS or not row[name] or math.isfinite(float(row[name]))
-        except (TypeError, ValueError):
-            good = False
-        if not good:
-            raise InputError("not a number", file=file, line=line, key=name, got=row[name])
-    return row
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 def fit_memory(rows: Sequence[Row], model: str) -> Fitted:

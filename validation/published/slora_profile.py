@@ -6,8 +6,6 @@ The table has neither times of single steps nor of loads, so costs are what expl
 
 from __future__ import annotations
 
-import csv
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +38,7 @@ from sim.studies.fidelity.least_squares import (
     significant,
     solve,
 )
+from sim.studies.fidelity.run_cells import non_negative, read_table
 from sim.studies.fidelity.step_terms import step_cost
 from sim.traffic.adapters import SHAPES, parameters_per_rank
 
@@ -81,29 +80,24 @@ def read_steps(path: Path) -> list[dict[str, float]]:
 
     :raises InputError: naming the file, and the missing columns or the line and value that can't be used.
     """
-    file = str(path)
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError("columns are missing", file=file, line=1, got=", ".join(missing))
-            rows = [{name: _number(row[name], name, file, reader.line_num) for name in COLUMNS} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError("the table can't be read", file=file, got=str(error)) from None
+    table = read_table(path)
+    table.require(COLUMNS)
+    rows = [
+        {name: cells.number(name) for name in COLUMNS}
+        | {"span_s": cells.parsed("span_s", _positive, "a number above 0")}
+        for cells in table.rows
+    ]
     if len({(row["adapters"], row["adapter_rate_rps"]) for row in rows}) < 2:
-        raise InputError("too few rows to fit costs to", file=file, got=len(rows), allowed="spans of two runs or more")
+        raise InputError(
+            "too few rows to fit costs to", file=table.file, got=len(rows), allowed="spans of two runs or more"
+        )
     return rows
 
 
-def _number(text: str, name: str, file: str, line: int) -> float:
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = math.nan
-    least, allowed = (1e-6, "a number above 0") if name == "span_s" else (0.0, "a number, 0 or more")
-    if not least <= value < math.inf:
-        raise InputError("not a value", file=file, line=line, key=name, got=text, allowed=allowed)
+def _positive(text: str) -> float:
+    value = non_negative(text)
+    if value < 1e-6:
+        raise ValueError
     return value
 
 

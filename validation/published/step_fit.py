@@ -118,7 +118,7 @@ class ClosedLoops:
 
 
 def closed_loop(
-    rows: Sequence[dict[str, str]], model: str, kv_tokens: Callable[[int, int], float] = lambda slots, rank: np.inf
+    rows: Sequence[Mapping[str, str]], model: str, kv_tokens: Callable[[int, int], float] = lambda slots, rank: np.inf
 ) -> ClosedLoops:
     """Return the equations of ``step_runs.csv``: runs in which a fixed number of requests is always in the batch.
 
@@ -159,7 +159,7 @@ def closed_loop(
     return ClosedLoops(problem, left_out)
 
 
-def _unusable(row: dict[str, str], kv_tokens: Callable[[int, int], float]) -> str:
+def _unusable(row: Mapping[str, str], kv_tokens: Callable[[int, int], float]) -> str:
     """Return why a row can't be used to time steps; empty where it can."""
     if not row["max_num_seqs"]:
         return "no batch size given"
@@ -173,7 +173,7 @@ def _unusable(row: dict[str, str], kv_tokens: Callable[[int, int], float]) -> st
     return ""
 
 
-def _lora(row: dict[str, str]) -> tuple[float, float, float]:
+def _lora(row: Mapping[str, str]) -> tuple[float, float, float]:
     """Return slots, their rank, and adapters in use; zeros without LoRA."""
     if row["lora_enabled"] != "1":
         return 0.0, 0.0, 0.0
@@ -185,7 +185,7 @@ def _distinct(adapters: float, sequences: float) -> float:
     return adapters * (1 - (1 - 1 / adapters) ** sequences) if adapters else 0.0
 
 
-def _busy_s(row: dict[str, str]) -> float:
+def _busy_s(row: Mapping[str, str]) -> float:
     """Return how long the engine worked on the requests of a run with one output token.
 
     All requests are sent at once and the server takes them all in, one by one, before any token comes out: some 4 s for
