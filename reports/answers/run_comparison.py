@@ -126,7 +126,6 @@ class Cautions:
     :ivar tenants_alone: tenants with an SLO that the other run does not have, of A and of B.
     :ivar rates: arrival rates of the pairs of points in which they differ.
     :ivar unfinished: A or B, with the points it has and those it should have.
-    :ivar unknown_traffic: whether a run does not say what traffic it met.
     """
 
     same_run: bool
@@ -139,7 +138,6 @@ class Cautions:
     tenants_alone: tuple[tuple[str, ...], tuple[str, ...]]
     rates: tuple[tuple[float, float], ...]
     unfinished: tuple[tuple[str, int | None, int | None], ...]
-    unknown_traffic: bool
 
 
 @dataclass(frozen=True)
@@ -410,7 +408,6 @@ def _cautions(runs: tuple[RunData, RunData], pairs: Sequence[Pair], terms: _Term
         tenants_alone=terms.alone,
         rates=tuple((x, y) for x, y in rates if abs(y - x) > _OTHER_RATE * max(x, y)),
         unfinished=tuple((side, made.done, made.total) for side, made in (("A", a), ("B", b)) if not made.finished),
-        unknown_traffic=any(not point.traffic_ids for pair in pairs for point in (pair.one, pair.other)),
     )
 
 

@@ -1,8 +1,7 @@
 """The typed parts of a point: capacity, impact of changes, timeline, and rollouts that were held back.
 
 All of them are frozen, as are plans and what-ifs (``sim.results.run_directory.study_records``). Fields have the names
-of the files (docs/run-directory.md), and each type reads what it wrote: ``from_json`` leaves out keys of other
-versions, and what is missing is as if there were none of it.
+of the files (docs/run-directory.md), and each type reads what it wrote: what is missing is as if there were none of it.
 """
 
 from __future__ import annotations
@@ -237,7 +236,7 @@ class Impact:
     :ivar requests_before, slow_before: that came before the first rollout or fault that begins at some time;
         ``unanswered_after``: that came from it on. None where everything is there from the start.
     :ivar replications: over which the counts are summed; in each, the rollouts and faults happen once.
-    :ivar faults: their kinds, in alphabetical order; () in files of versions that didn't keep them.
+    :ivar faults: their kinds, in alphabetical order.
     :ivar beyond: by kind, how many more requests of a replication it affects than there are in the same traffic without
         rollouts and faults; ``slow`` counts those that are not affected in another way. None where that traffic was not
         simulated.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from sim.results.metric_state import SETTLED, TRUSTED, Kind, State, stored_state
+from sim.results.metric_state import SETTLED, TRUSTED, Kind, State
 from sim.results.model import Capacity, ComputeUse, HeldBack, Impact, Setup, Timeline
 
 UNITS = {
@@ -233,11 +233,9 @@ class Metric:
 
     @staticmethod
     def from_json(data: dict[str, Any], parts: list[float | None] | None = None) -> Metric:
-        """Return a metric from what ``to_json`` or ``kept`` gave."""
-        data = dict(data)
-        state = stored_state(
-            data.pop("state", None), data.pop("note", ""), data["value"], settled=data.pop("settled", True)
-        )
+        """Return a metric from what ``kept`` gave."""
+        data = {key: value for key, value in data.items() if key not in ("settled", "note")}
+        state = State.from_json(data.pop("state")) if "state" in data else SETTLED
         return Metric(**data, state=state, parts=parts or [])
 
 
@@ -262,7 +260,7 @@ class TenantResult:
     :ivar late: as of a point, for its own targets.
     :ivar overload: its arrivals over its completions where its queue grew over the whole measured time; else None.
     :ivar token_share: its share of the tokens of all requests that completed in the measured time.
-    :ivar cost_share: the same with its interval: its share of what the fleet costs; None in points of older versions.
+    :ivar cost_share: the same with its interval: its share of what the fleet costs.
     :ivar sold: what its completed requests are a month, by what a price is for: ``input`` and ``output``, millions of
         tokens, and ``request``.
     :ivar price: in US dollars by what it is for, that its money is from; {}: it pays nothing.
@@ -371,7 +369,7 @@ class Point:
     :ivar set: swept keys and their values, ``{}`` for a single run.
     :ivar metrics: every name of ``UNITS``, but ``ONLY_WITH_PREFIX_CACHE`` where they don't apply, and
         ``ONLY_WITH_PRICE`` without a price.
-    :ivar setup: device, model, engine and profile; None: an older version simulated it.
+    :ivar setup: device, model, engine and profile.
     :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
         quantiles over all measured requests; a latency the engine lacks is an empty list.
     :ivar timeline: of the first replication.
@@ -405,7 +403,7 @@ class Point:
     :ivar unserved: measured requests of all replications: ``{"requests", "refused", "failed", "too_long",
         "longest_tokens", "limit_tokens"}``; too long: refused at arrival for their tokens, with the most that one of
         them has, and how many ``fleet.max_model_len`` or the KV cache allows; ``{}`` where every one was served.
-    :ivar usage: what costs follow from (``sim.results.fleet_costs``); None: an older version simulated it.
+    :ivar usage: what costs follow from (``sim.results.fleet_costs``).
     :ivar pools: rows of all replications where there are several pools: ``{"pool", "replicas", "gpus", "device",
         "requests", "request_share", "completed", "miss_ratio", "loads", "gpu_utilization", "ttft_mean_s",
         "ttft_p99_s", "e2e_mean_s", "e2e_p99_s"}``, measured requests and time. With a price also ``"usd_per_month"``:
@@ -438,24 +436,19 @@ class Point:
     tenants: list[TenantResult] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data that ``json`` can write, without the parts that most points have nothing of.
-
-        Files call the impact ``harm`` and what was held back ``held``.
-        """
+        """Return plain data that ``json`` can write, without the parts that most points have nothing of."""
         calibrated = bool(self.calibration)
         data: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
             plain = value.to_json() if hasattr(value, "to_json") else _copied(value)
-            data[_KEYS.get(each.name, each.name)] = {} if plain is None else plain
+            data[each.name] = plain
         data["metrics"] = {name: metric.kept(calibrated=calibrated) for name, metric in self.metrics.items()}
         data["late"] = _late_json(self.late, calibrated=calibrated)
         data["tenants"] = [tenant.to_json() for tenant in self.tenants]
         data["parts"] = {name: metric.parts for name, metric in self.metrics.items() if metric.parts}
-        for name in ("calibration", "held", "late", "pools", "tenants", "unserved"):
-            if not data[name]:
-                del data[name]
-        return data
+        left_out = ("calibration", "late", "pools", "tenants", "unserved")
+        return {name: each for name, each in data.items() if each is not None and (each or name not in left_out)}
 
     def of_tenant(self, tenant: TenantResult) -> Point:
         """Return a tenant's requests as a point, to be judged as the fleet is.
@@ -482,51 +475,23 @@ class Point:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Point:
-        """Build a point from what ``to_json`` gave; keys of other versions are left out."""
+        """Build a point from what ``to_json`` gave; other keys are left out."""
         parts = data.get("parts", {})
         known = {one.name for one in fields(Point)}
         given = {key: value for key, value in data.items() if key in known}
-        harm, held = data.get("harm"), data.get("held")
-        metrics = {name: Metric.from_json(one, parts.get(name)) for name, one in data["metrics"].items()}
-        if harm and "replications" not in harm:
-            harm, metrics = _from_totals(harm, metrics)
+        impact, held = data.get("impact"), data.get("held_back")
         given |= {
-            "metrics": metrics,
+            "metrics": {name: Metric.from_json(one, parts.get(name)) for name, one in data["metrics"].items()},
             "late": _late_from(data.get("late", {})),
             "tenants": [TenantResult.from_json(one) for one in data.get("tenants", [])],
             "timeline": Timeline.from_json(data.get("timeline") or {}),
             "capacity": Capacity.from_json(data.get("capacity") or {}),
-            "impact": Impact.from_json(harm) if harm else None,
+            "impact": Impact.from_json(impact) if impact else None,
             "held_back": HeldBack.from_json(held) if held else None,
             "setup": Setup.from_json(data["setup"]) if data.get("setup") else None,
             "usage": Usage.from_json(data["usage"]) if data.get("usage") else None,
         }
         return Point(**given)
-
-
-_KEYS = {"impact": "harm", "held_back": "held"}
-"""Fields that files have another name for."""
-
-
-_MEAN_COUNTS = frozenset(name for name, unit in UNITS.items() if unit in COUNTS) - {
-    "completed",
-    "unfinished",
-    "refused",
-    "failed",
-}
-"""Counts of what rollouts and faults do: means over the replications."""
-
-
-def _from_totals(harm: dict[str, Any], metrics: dict[str, Metric]) -> tuple[dict[str, Any], dict[str, Metric]]:
-    """Return the impact of a point of an older version, whose counts were sums over the replications."""
-    count = len(metrics["harmed"].parts) or 1 if "harmed" in metrics else 1
-    found = dict(metrics)
-    for name in _MEAN_COUNTS & metrics.keys():
-        value, low, high = (
-            None if end is None else end / count for end in (metrics[name].value, metrics[name].lo, metrics[name].hi)
-        )
-        found[name] = replace(metrics[name], value=value, lo=low, hi=high)
-    return {**harm, "replications": count}, found
 
 
 def _copied(value: Any) -> Any:

@@ -214,15 +214,6 @@ def test_without_a_baseline_nothing_is_called_usual() -> None:
     assert point.metrics["harmed_excess"].note == "the same traffic without the rollouts and faults was not simulated"
 
 
-def test_counts_of_older_versions_were_sums() -> None:
-    point = summarise([recording(marks={9: STALE}), recording(marks={9: STALE, 11: STALE})], facts(), {}, [])
-    data = point.to_json()
-    del data["harm"]["replications"]
-    for name in ("harmed", "stale_after_cutover"):
-        data["metrics"][name] |= {key: 2 * data["metrics"][name][key] for key in ("value", "lo", "hi")}
-    assert Point.from_json(data) == point
-
-
 def test_rerouted_requests_say_how_long_they_take() -> None:
     one = recording(
         marks={10: REROUTED, 11: REROUTED, 12: REROUTED}, finished_s={10: 15.0, 11: 18.0}, status={12: UNFINISHED}

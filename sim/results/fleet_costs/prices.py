@@ -20,8 +20,6 @@ def priced(
 ) -> Point:
     """Return a point with the costs that follow from a price, or without any, and with what tenants pay.
 
-    A point of an older version, which has no usage, stays as it is.
-
     :param price: of a GPU, in US dollars per hour, in a fleet of pools the mean; None: no costs are shown.
     :param pools: of a GPU of each pool; () without pools or prices.
     :param tenants: what each tenant pays, by what it is for; () where none pays.

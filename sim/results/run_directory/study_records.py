@@ -18,7 +18,7 @@ class EvaluationRecord:
 
     :ivar word: the verdict; ``score``: the worst term, value over target; None where it is infinite.
     :ivar unserved: share of the requests that were refused or failed, where that makes its term the worst.
-    :ivar probability: how likely it meets the SLO; ``requests``: simulated in each replication. None in older files.
+    :ivar probability: how likely it meets the SLO; ``requests``: simulated in each replication.
     """
 
     set: dict[str, Any]
