@@ -11,7 +11,8 @@ from reports.formatting import percent, show
 from reports.table import Table, point_rows, table_note
 from reports.text.changes.impact_text import rounded, with_bounds
 from reports.text.metric_text import with_interval
-from sim.results.point import UNITS, Point
+from sim.results.catalogue import UNITS
+from sim.results.point import Point
 from sim.spec.units import human_seconds
 
 _MOST_POINTS = 100

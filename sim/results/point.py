@@ -7,170 +7,15 @@ from which reports are written without simulating.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sim.results.metric_state import SETTLED, TRUSTED, Kind, State
 from sim.results.model import Capacity, ComputeUse, HeldBack, Impact, Setup, Timeline
 
-UNITS = {
-    "miss_ratio": "1",
-    "delayed_hit_ratio": "1",
-    "hit_ratio": "1",
-    "byte_miss_ratio": "1",
-    "loads_per_request": "1",
-    "loader_utilization": "1",
-    "gpu_utilization": "1",
-    "queue_mean_s": "s",
-    "queue_p50_s": "s",
-    "queue_p99_s": "s",
-    "load_wait_mean_s": "s",
-    "ttft_mean_s": "s",
-    "ttft_p50_s": "s",
-    "ttft_p99_s": "s",
-    "tpot_mean_s": "s",
-    "itl_mean_s": "s",
-    "itl_p99_s": "s",
-    "e2e_mean_s": "s",
-    "e2e_p50_s": "s",
-    "e2e_p99_s": "s",
-    "throughput_rps": "1/s",
-    "output_tokens_per_s": "1/s",
-    "goodput_rps": "1/s",
-    "slo_attainment": "1",
-    "completed": "requests",
-    "unfinished": "requests",
-    "refused": "requests",
-    "failed": "requests",
-    "preemptions": "1",
-    "evictions": "1",
-    "prefix_hit_ratio": "1",
-    "prefix_blocks_evicted": "1",
-    "prefix_hit_ttft_mean_s": "s",
-    "prefix_miss_ttft_mean_s": "s",
-    "replica_load_skew": "1",
-    "harmed": "requests",
-    "harmed_excess": "requests",
-    "mixed_version_responses": "requests",
-    "sessions_saw_both": "sessions",
-    "sessions_went_back": "sessions",
-    "stale_after_cutover": "requests",
-    "extra_resident_bytes_peak": "B",
-    "rollout_duration_s": "s",
-    "rollout_loads": "loads",
-    "rollout_peak_loads_per_s": "1/s",
-    "rollout_ttft_p99_s": "s",
-    "rollout_e2e_p99_s": "s",
-    "rollout_miss_ratio": "1",
-    "before_peak_loads_per_s": "1/s",
-    "before_ttft_p99_s": "s",
-    "before_e2e_p99_s": "s",
-    "before_miss_ratio": "1",
-    "misrouted": "requests",
-    "wrong_adapter_served": "requests",
-    "wrong_adapter_detected": "requests",
-    "retried": "requests",
-    "old_prefix_served": "requests",
-    "rerouted": "requests",
-    "lost": "requests",
-    "rerouted_e2e_mean_s": "s",
-    "replica_seconds": "replica-s",
-    "mean_replicas": "1",
-    "replicas_started": "replicas",
-    "replicas_stopped": "replicas",
-    "cold_start_mean_s": "s",
-    "late_while_starting": "1",
-    "late_otherwise": "1",
-    "new_replica_loads": "1",
-    "new_replica_miss_ratio": "1",
-    "placement_moves": "moves",
-    "placement_loads": "loads",
-    "placement_load_s": "s",
-    "placed_share": "1",
-    "usd_per_m_tokens": "USD",
-    "usd_per_m_input_tokens": "USD",
-    "usd_per_m_output_tokens": "USD",
-    "usd_per_request": "USD",
-    "usd_per_month": "USD",
-    "idle_usd_per_month": "USD",
-    "cost_usd": "USD",
-}
-"""Every metric and its unit, in the order in which tables print them."""
-
-ONLY_WITH_PREFIX_CACHE = frozenset(name for name in UNITS if name.startswith("prefix_"))
-"""Metrics that a point lacks unless its replicas have a prefix cache and its requests something to share."""
-ONLY_WITH_PRICE = frozenset(name for name, unit in UNITS.items() if unit == "USD")
-"""Metrics that a point lacks unless its scenario says what a GPU costs (``fleet.price``)."""
-ONLY_WITH_AUTOSCALER = frozenset(
-    {
-        "replica_seconds",
-        "mean_replicas",
-        "replicas_started",
-        "replicas_stopped",
-        "cold_start_mean_s",
-        "late_while_starting",
-        "late_otherwise",
-        "new_replica_loads",
-        "new_replica_miss_ratio",
-        "cost_usd",
-    }
-)
-"""Metrics that a point lacks where the number of replicas stays the same (``fleet.autoscale``); ``cost_usd`` needs a
-price as well."""
-ONLY_WITH_PLACEMENT = frozenset({"placement_moves", "placement_loads", "placement_load_s", "placed_share"})
-"""Metrics that a point lacks unless a controller places adapters (``router.policy: placement``)."""
-_NOT_ALWAYS = ONLY_WITH_PREFIX_CACHE | ONLY_WITH_PRICE | ONLY_WITH_AUTOSCALER | ONLY_WITH_PLACEMENT
-ALWAYS_THERE = tuple(name for name in UNITS if name not in _NOT_ALWAYS)
-"""Metrics that every point has."""
-
 COUNTS = frozenset({"requests", "sessions", "loads", "moves", "replicas", "replica-s"})
 """Units of counts: exact for their run. Of rollouts and faults they are means over the replications."""
-
-POOL_UNITS = {
-    "replicas": "replicas",
-    "gpus": "GPUs",
-    "requests": "requests",
-    "request_share": "1",
-    "completed": "requests",
-    "miss_ratio": "1",
-    "loads": "loads",
-    "gpu_utilization": "1",
-    "ttft_mean_s": "s",
-    "ttft_p99_s": "s",
-    "e2e_mean_s": "s",
-    "e2e_p99_s": "s",
-    "usd_per_month": "USD",
-}
-"""What is known of each pool of a fleet, and its unit."""
-
-TENANT_UNITS = {
-    "revenue_usd_per_month": "USD",
-    "cost_share": "1",
-    "usd_per_month": "USD",
-    "margin_usd_per_month": "USD",
-}
-"""What a tenant pays and costs, and its unit. Revenue and margin only where it has a price, and all but revenue only
-where GPUs have one."""
-
-SHARES = frozenset(
-    {
-        "miss_ratio",
-        "delayed_hit_ratio",
-        "hit_ratio",
-        "byte_miss_ratio",
-        "loader_utilization",
-        "gpu_utilization",
-        "slo_attainment",
-        "prefix_hit_ratio",
-        "rollout_miss_ratio",
-        "before_miss_ratio",
-        "late_while_starting",
-        "late_otherwise",
-        "new_replica_miss_ratio",
-        "cost_share",
-    }
-)
-"""Metrics of unit 1 between 0 and 1; the others of unit 1 are counts or averages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +56,14 @@ class Metric:
     def applies(self) -> bool:
         """Whether the scenario has what this metric is about."""
         return self.value is not None or self.state.kind is not Kind.NOT_APPLICABLE
+
+    def mapped(self, change: Callable[[float], float]) -> Metric:
+        """Return the metric with its value, the ends of its intervals and its parts changed."""
+        ends: dict[str, Any] = {
+            name: None if (end := getattr(self, name)) is None else change(end)
+            for name in ("value", "lo", "hi", "calibration_lo", "calibration_hi")
+        }
+        return replace(self, **ends, parts=[None if part is None else change(part) for part in self.parts])
 
     def to_json(self, *, calibrated: bool) -> dict[str, Any]:
         """Return plain data without parts, with the calibration interval only where the profile has draws."""
@@ -264,7 +117,8 @@ class TenantResult:
     :ivar sold: what its completed requests are a month, by what a price is for: ``input`` and ``output``, millions of
         tokens, and ``request``.
     :ivar price: in US dollars by what it is for, that its money is from; {}: it pays nothing.
-    :ivar money: what it pays and costs a month: ``TENANT_UNITS``, as far as there are prices.
+    :ivar money: what it pays and costs a month. Revenue and margin only where it has a price, and all but revenue only
+        where GPUs have one.
     """
 
     name: str
@@ -339,8 +193,8 @@ class Usage:
     """How many GPU hours requests and tokens take, whatever an hour costs.
 
     :ivar gpus: of the whole fleet.
-    :ivar metrics: costs at a price of 1 for a GPU and an hour; every name of ``ONLY_WITH_PRICE``;
-        ``cost_usd`` only with an autoscaler.
+    :ivar metrics: costs at a price of 1 for a GPU and an hour; the names of
+        ``catalogue.ONLY_WITH_PRICE``.
     :ivar group_tokens: by row of ``Point.groups``: its share of the tokens of all completed requests.
     :ivar price: of a GPU, in US dollars per hour, that the point's costs are from; None: it has no costs.
     """
@@ -367,8 +221,7 @@ class Point:
     """Everything a report needs to know of one point.
 
     :ivar set: swept keys and their values, ``{}`` for a single run.
-    :ivar metrics: every name of ``UNITS``, but ``ONLY_WITH_PREFIX_CACHE`` where they don't apply, and
-        ``ONLY_WITH_PRICE`` without a price.
+    :ivar metrics: those of ``sim.results.catalogue`` that the scenario has anything of, in its order.
     :ivar setup: device, model, engine and profile.
     :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
         quantiles over all measured requests; a latency the engine lacks is an empty list.

@@ -22,10 +22,10 @@ from sim.results.changes.change_summary import (
     timeline_latencies,
     version_mix,
 )
-from sim.results.fleet_costs.measured_usage import measured_usage, tokens_of
+from sim.results.fleet_costs.measured_usage import tokens_of
 from sim.results.intervals.initial_transient import initial_transient
 from sim.results.metric_state import Cause, State
-from sim.results.metrics import measure
+from sim.results.metrics import measure, measured_usage
 from sim.results.model import (
     BatchSlotUse,
     BucketUse,
@@ -120,7 +120,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
         traffic_ids=traffic_ids(recordings, facts),
         late={} if is_served(m) else late_shares(m),
         unserved=unserved_counts(m),
-        usage=replace(measured_usage(m, metrics["gpu_utilization"]), group_tokens=group_tokens),
+        usage=replace(measured_usage(m), group_tokens=group_tokens),
         pools=pool_rows(m),
         tenants=tenant_results(recordings, facts, _overload),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from sim.results.point import UNITS
+from sim.results.catalogue import UNITS
 from sim.spec.scenario_file import load_scenario
 from sim.studies.backends.pool import Local
 from sim.studies.execution import Execution

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sim.results.catalogue import UNITS
 from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.model import WRONG_KINDS, Capacity, Impact, Timeline
-from sim.results.point import UNITS, Metric, Point
+from sim.results.point import Metric, Point
 from sim.results.run_directory.store import RunData
 
 RATES = (25, 26, 33, 34, 34.2, 34.5)

@@ -20,9 +20,10 @@ from reports.tables.metric_tables import metrics_table, terminal_table
 from reports.text.answer_text import answer, sweep_answer
 from reports.text.changes.change_comparison_text import extremes
 from reports.text.changes.impact_text import composition
+from sim.results.catalogue import UNITS
 from sim.results.metric_state import Cause, State
 from sim.results.model import ComputeUse
-from sim.results.point import UNITS, LateShare, Metric, Point
+from sim.results.point import LateShare, Metric, Point
 
 TERMS = {"ttft_p99_s": 1.0}
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.results.catalogue import ALWAYS_THERE
 from sim.results.changes.baseline_impact import usual_impact, with_impact
 from sim.results.changes.change_metrics import PEAK_SPAN_S, sessions_of_both
 from sim.results.changes.change_summary import event_cuts, mark_words, replica_rows, timeline_latencies, version_mix
 from sim.results.metrics import measure
 from sim.results.model import Impact
-from sim.results.point import ALWAYS_THERE, Metric, Point
+from sim.results.point import Metric, Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.recording.leaps import GAP_BINS
 from sim.results.records import (

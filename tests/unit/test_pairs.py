@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sim.results.catalogue import CATALOGUE, UNITS
 from sim.results.metric_state import Cause, State
 from sim.results.pairs import (
     BETTER,
-    DIRECTIONS,
     LESS,
     MORE,
     NOT_COMPARABLE,
@@ -22,7 +22,7 @@ from sim.results.pairs import (
     same_draws,
     same_requests,
 )
-from sim.results.point import UNITS, Metric, Point
+from sim.results.point import Metric, Point
 from sim.results.statistics import kept
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import evaluate_scenario
@@ -49,10 +49,9 @@ def point(name: str, value: float | None, parts: list[float | None], traffic: st
 
 
 def test_every_metric_has_a_direction() -> None:
-    assert DIRECTIONS.keys() == UNITS.keys()
-    assert DIRECTIONS["e2e_p99_s"] == "lower"
-    assert DIRECTIONS["slo_attainment"] == "higher"
-    assert DIRECTIONS["evictions"] == DIRECTIONS["completed"] == "neither"
+    assert CATALOGUE["e2e_p99_s"].better == "lower"
+    assert CATALOGUE["slo_attainment"].better == "higher"
+    assert CATALOGUE["evictions"].better == CATALOGUE["completed"].better == "neither"
 
 
 def test_parts_are_paired_around_the_change_of_the_whole() -> None:
