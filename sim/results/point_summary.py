@@ -46,7 +46,16 @@ from sim.results.served import is_served, late_shares, unserved_counts, was_unse
 from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99, quantile_of
 from sim.results.traffic_digest import traffic_ids
 from sim.traffic.popularity import concentration
-from sim.traffic.request import BASE_MODEL, DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS
+from sim.traffic.request import (
+    BASE_MODEL,
+    BY_ADAPTER_LIMIT,
+    BY_BATCH_SLOTS,
+    BY_KV,
+    DELAYED_HIT,
+    FROM_HOST,
+    FROM_STORAGE,
+    MISS,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -352,6 +361,7 @@ def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
     blocked = np.sum([r.blocked_s.sum(axis=1) for r in m.recordings], axis=0)
     time = max(float(m.replica_seconds(1).sum()) if m.autoscaled else span * facts.replicas, 1e-12)
     own_time = time if m.autoscaled else max(span * facts.own_replicas, 1e-12)
+    short_s = sum(r.room_short_s for r in m.recordings)
     full_models = seats = kv = None
     if facts.full_replicas:
         started, loading = m.loads("full models")
@@ -361,8 +371,8 @@ def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
             replicas=facts.full_replicas,
         )
     if not facts.fixed:
-        seats = BatchSlotUse(float(blocked[1]) / time, facts.max_num_seqs)
-        kv = KvUse(float(blocked[2]) / time, max(r.kv_peak_share for r in m.recordings), facts.kv_tokens)
+        seats = BatchSlotUse(float(blocked[BY_BATCH_SLOTS]) / time, facts.max_num_seqs)
+        kv = KvUse(float(blocked[BY_KV]) / time, max(r.kv_peak_share for r in m.recordings), facts.kv_tokens)
     return Capacity(
         LoaderUse(
             metrics["loader_utilization"].value,
@@ -373,7 +383,7 @@ def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
             _storage_share(m),
         ),
         SlotUse(
-            blocked_share=min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / own_time),
+            blocked_share=min(1.0, (short_s + float(blocked[BY_ADAPTER_LIMIT])) / own_time),
             in_use_peak=max(r.in_use_peak for r in m.recordings),
             slots=facts.slots,
         ),
