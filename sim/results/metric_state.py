@@ -6,7 +6,6 @@ and its numbers too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -128,11 +127,6 @@ class State:
     def to_json(self) -> dict[str, Any]:
         """Return the cause and those numbers that say something, as plain data."""
         return {"cause": self.cause.name, **{name: value for name, value in self._numbers().items() if value}}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> State:
-        """Return what ``to_json`` gave."""
-        return State(Cause[data["cause"]], **{name: data[name] for name in _NUMBERS if name in data})
 
     def _numbers(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _NUMBERS}

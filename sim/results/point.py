@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sim.results.metric_state import SETTLED, TRUSTED, Kind, State
-from sim.results.model import Capacity, ComputeUse, HeldBack, Impact, Setup, Timeline
+from sim.results.model import Capacity, ComputeUse, HeldBack, Impact, Setup, Timeline, from_plain
 
 COUNTS = frozenset({"requests", "sessions", "loads", "moves", "replicas", "replica-s"})
 """Units of counts: exact for their run. Of rollouts and faults they are means over the replications."""
@@ -84,13 +84,6 @@ class Metric:
         data = self.to_json(calibrated=calibrated)
         return data if self.state == SETTLED else {**data, "state": self.state.to_json()}
 
-    @staticmethod
-    def from_json(data: dict[str, Any], parts: list[float | None] | None = None) -> Metric:
-        """Return a metric from what ``kept`` gave."""
-        data = {key: value for key, value in data.items() if key not in ("settled", "note")}
-        state = State.from_json(data.pop("state")) if "state" in data else SETTLED
-        return Metric(**data, state=state, parts=parts or [])
-
 
 @dataclass(frozen=True, slots=True)
 class LateShare:
@@ -147,23 +140,6 @@ class TenantResult:
             "money": _metrics_json(self.money),
         }
 
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> TenantResult:
-        """Return the tenant of a stored point."""
-        share = data.get("cost_share")
-        return TenantResult(
-            data["name"],
-            data["slo"],
-            _metrics_from(data["metrics"]),
-            _late_from(data["late"]),
-            data["overload"],
-            data["token_share"],
-            None if share is None else _metrics_from({"": share})[""],
-            _metrics_from(data.get("sold", {})),
-            data.get("price", {}),
-            _metrics_from(data.get("money", {})),
-        )
-
 
 def _metrics_json(metrics: dict[str, Metric]) -> dict[str, Any]:
     """Return metrics as a file of a point keeps them, with their parts."""
@@ -173,19 +149,8 @@ def _metrics_json(metrics: dict[str, Metric]) -> dict[str, Any]:
     }
 
 
-def _metrics_from(data: dict[str, Any]) -> dict[str, Metric]:
-    return {
-        name: Metric.from_json({key: value for key, value in one.items() if key != "parts"}, one.get("parts"))
-        for name, one in data.items()
-    }
-
-
 def _late_json(late: dict[str, LateShare], *, calibrated: bool) -> dict[str, Any]:
     return {name: {"target": one.target, "share": one.share.kept(calibrated=calibrated)} for name, one in late.items()}
-
-
-def _late_from(data: dict[str, Any]) -> dict[str, LateShare]:
-    return {name: LateShare(one["target"], Metric.from_json(one["share"])) for name, one in data.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,12 +173,6 @@ class Usage:
         """Return it as plain data."""
         metrics = _metrics_json(self.metrics)
         return {"gpus": self.gpus, "metrics": metrics, "group_tokens": list(self.group_tokens), "price": self.price}
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> Usage:
-        """Return the usage of a stored point."""
-        metrics = _metrics_from(data["metrics"])
-        return Usage(data["gpus"], metrics, data.get("group_tokens", []), data.get("price"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,21 +289,8 @@ class Point:
     def from_json(data: dict[str, Any]) -> Point:
         """Build a point from what ``to_json`` gave; other keys are left out."""
         parts = data.get("parts", {})
-        known = {one.name for one in fields(Point)}
-        given = {key: value for key, value in data.items() if key in known}
-        impact, held = data.get("impact"), data.get("held_back")
-        given |= {
-            "metrics": {name: Metric.from_json(one, parts.get(name)) for name, one in data["metrics"].items()},
-            "late": _late_from(data.get("late", {})),
-            "tenants": [TenantResult.from_json(one) for one in data.get("tenants", [])],
-            "timeline": Timeline.from_json(data.get("timeline") or {}),
-            "capacity": Capacity.from_json(data.get("capacity") or {}),
-            "impact": Impact.from_json(impact) if impact else None,
-            "held_back": HeldBack.from_json(held) if held else None,
-            "setup": Setup.from_json(data["setup"]) if data.get("setup") else None,
-            "usage": Usage.from_json(data["usage"]) if data.get("usage") else None,
-        }
-        return Point(**given)
+        metrics = {name: {**one, "parts": parts.get(name, [])} for name, one in data["metrics"].items()}
+        return from_plain(Point, {**data, "metrics": metrics})
 
 
 def _copied(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sim.results.catalogue import UNITS
 from sim.results.metric_state import SETTLED, Cause, State
-from sim.results.model import WRONG_KINDS, Capacity, Impact, Timeline
+from sim.results.model import WRONG_KINDS, Capacity, Impact, Timeline, from_plain
 from sim.results.point import Metric, Point
 from sim.results.run_directory.store import RunData
 
@@ -68,7 +68,7 @@ def make_point(
         timeline=_timeline(rate, mean, busy),
         breakdown=stages if breakdown is None else breakdown,
         groups=_groups(miss, p99),
-        capacity=Capacity.from_json(shares if capacity is None else capacity),
+        capacity=from_plain(Capacity, shares if capacity is None else capacity),
         traffic={
             "requests": 1_000_000,
             "adapters": 1000,

@@ -6,6 +6,7 @@ import pytest
 
 from reports.text.metric_text import remark, unsettled, why
 from sim.results.metric_state import Cause, State
+from sim.results.model import from_plain
 from sim.results.point import Metric, Point
 
 
@@ -33,4 +34,4 @@ def test_too_short_a_run_says_how_many_requests_it_needs() -> None:
     assert remark("e2e_p99_s", metric) == said
     assert unsettled("e2e_p99_s", metric) == f"{said} (--set workload.requests=26000)"
     assert metric.note == "the effective sample size is 2,308, 6,000 are needed; run about 26,000 requests"
-    assert State.from_json(state.to_json()) == state
+    assert from_plain(State, state.to_json()) == state
