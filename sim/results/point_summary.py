@@ -18,11 +18,9 @@ from sim.results.changes.change_summary import (
     event_rows,
     impact_of,
     mark_words,
-    replica_rows,
     timeline_latencies,
     version_mix,
 )
-from sim.results.fleet_costs.measured_usage import tokens_of
 from sim.results.intervals.initial_transient import initial_transient
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure, measured_usage
@@ -39,11 +37,11 @@ from sim.results.model import (
     Timeline,
 )
 from sim.results.point import LateShare, Metric, Point, TenantResult
-from sim.results.pool_results import pool_rows
 from sim.results.records import LIMITED, REFUSED, STATUS_WORDS, Recording
-from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts, joined_columns
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts, joined_columns
 from sim.results.served import is_served, late_shares, unserved_counts, was_unserved
-from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99, quantile_of
+from sim.results.slices import group_rows, pool_rows, replica_rows
+from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99
 from sim.results.traffic_digest import traffic_ids
 from sim.traffic.popularity import concentration
 from sim.traffic.request import (
@@ -61,8 +59,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 Floats = NDArray[np.float64]
-Groups = list[tuple[str, NDArray[np.bool_] | None]]
-"""Groups of requests by name, each with its adapters; None: the base model."""
 
 _Q = [
     0.0,
@@ -107,7 +103,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
     """
     metrics, m = measure(recordings, facts)
     capacity, impact = _capacity(m, metrics), impact_of(m)
-    load, (groups, group_tokens) = capacity.offered_load, _group_rows(m)
+    load, (groups, group_tokens) = capacity.offered_load, group_rows(m)
     return Point(
         set=set_,
         metrics=_overloaded(metrics) if load is not None and load >= 1 else metrics,
@@ -291,69 +287,6 @@ def _breakdown(m: MeasuredRequests) -> dict[str, float]:
     }
     rounding = _ROUNDING * sum(stages.values())
     return {name: 0.0 if abs(seconds) < rounding else seconds for name, seconds in stages.items()}
-
-
-def _groups(m: MeasuredRequests) -> Groups:
-    """Return groups by name, each with its adapters (None: the base model): the base model and all adapters if both are
-    asked for, kinds of adapters, and popularity as seen in the run."""
-    facts = m.facts
-    count = len(facts.size_bytes)
-    found: Groups = []
-    if m.for_base.any():
-        found += [("base model", None), ("adapters", np.ones(count, dtype=np.bool_))]
-    if len(facts.kind_names) > 1:
-        found += [(name, facts.kind == i) for i, name in enumerate(facts.kind_names)]
-    if count >= 10:
-        asked = np.bincount(m.column("adapter")[~m.for_base], minlength=count)
-        place = np.empty(count, dtype=np.int64)
-        place[np.argsort(-asked, kind="stable")] = np.arange(count)
-        top, next_ = max(1, round(count * 0.01)), max(2, round(count * 0.1))
-        bands = (("hottest 1 %", 0, top), ("next 9 %", top, next_), ("other 90 %", next_, count))
-        found += [(name, (place >= a) & (place < b)) for name, a, b in bands]
-    return found
-
-
-def _group_rows(m: MeasuredRequests) -> tuple[list[dict[str, Any]], list[float]]:
-    """Return the row of each group, and which share of the tokens it has."""
-    tokens = tokens_of(m)
-    whole = float(tokens.sum())
-    rows, shares = [], []
-    for name, chosen in _groups(m):
-        inside = m.for_base if chosen is None else np.asarray(~m.for_base & chosen[m.column("adapter")])
-        rows.append(_group(m, name, chosen, inside))
-        shares.append(float(tokens[inside].sum()) / whole if whole else 0.0)
-    return rows, shares
-
-
-def _group(
-    m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None, inside: NDArray[np.bool_]
-) -> dict[str, Any]:
-    """Return the row of a group.
-
-    :param chosen: (adapters,) whose requests it has; None: those of the base model.
-    :param inside: which requests these are.
-    """
-    done = np.flatnonzero(m.completed & inside)
-    arrived = m.column("arrival_s")[done]
-    seconds = {stage: m.column(STAMPS[stage])[done] - arrived for stage in ("ttft", "e2e")}
-    admitted = m.admitted_with_adapter & inside
-    sizes = np.empty(0) if chosen is None else m.facts.size_bytes[chosen]
-
-    def quantile(stage: str, share: float, least: int) -> float | None:
-        return quantile_of(seconds[stage], share) if len(done) >= least else None
-
-    missed = admitted & (m.column("outcome") == MISS)
-    return {
-        "group": name,
-        "adapters": len(sizes),
-        "adapter_bytes": float(sizes.mean()) if len(sizes) else 0.0,
-        "requests": int(inside.sum()),
-        "request_share": float(inside.mean()) if len(inside) else 0.0,
-        "miss_ratio": float(missed.sum() / admitted.sum()) if admitted.any() else None,
-        "ttft_p50_s": None if m.facts.fixed else quantile("ttft", 0.5, 20),
-        "ttft_p99_s": None if m.facts.fixed else quantile("ttft", 0.99, 1000),
-        "e2e_p99_s": quantile("e2e", 0.99, 1000),
-    }
 
 
 def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:

@@ -455,7 +455,7 @@ RESULTS = (
     ),
     Mutant(
         "coldest-adapters-first",
-        _VIEWS,
+        "sim/results/slices.py",
         "np.argsort(-asked",
         "np.argsort(asked",
         "the hottest 1 % are the coldest",

@@ -11,7 +11,7 @@ import pytest
 from sim.results.catalogue import ALWAYS_THERE
 from sim.results.changes.baseline_impact import usual_impact, with_impact
 from sim.results.changes.change_metrics import PEAK_SPAN_S, sessions_of_both
-from sim.results.changes.change_summary import event_cuts, mark_words, replica_rows, timeline_latencies, version_mix
+from sim.results.changes.change_summary import event_cuts, mark_words, timeline_latencies, version_mix
 from sim.results.metrics import measure
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
@@ -34,6 +34,7 @@ from sim.results.records import (
     Recording,
 )
 from sim.results.sample_data import FaultWindow, ScenarioFacts
+from sim.results.slices import replica_rows
 from sim.traffic.request import FROM_STORAGE, HIT, MISS
 
 T975 = {1: 12.7062, 2: 4.30265}

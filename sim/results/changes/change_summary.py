@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from sim.results.changes.change_metrics import before_changes
 from sim.results.model import Impact
 from sim.results.records import COMPLETED, MARKS, UNFINISHED, Recording
-from sim.results.sample_data import MeasuredRequests, ScenarioFacts
+from sim.results.sample_data import MeasuredRequests
 from sim.results.statistics import MIN_SECTION_P99, mean_of, quantiles_of_windows
-from sim.traffic.request import BASE_MODEL, MISS
+from sim.traffic.request import BASE_MODEL
 
 Floats = NDArray[np.float64]
 Requests = Mapping[str, NDArray[Any]]
@@ -32,39 +32,6 @@ def mark_words(marks: NDArray[Any]) -> tuple[NDArray[np.int32], list[str]]:
     found, which = np.unique(marks, return_inverse=True)
     texts = [" ".join(word for word, mark in MARKS.items() if value & mark) for value in found.tolist()]
     return which.astype(np.int32), texts
-
-
-def replica_rows(recording: Recording, facts: ScenarioFacts) -> list[dict[str, Any]]:
-    """Return one row a replica of what one replication measured; nothing for a single replica."""
-    if facts.replicas == 1:
-        return []
-    measured = recording.section_of >= 0
-    r: dict[str, NDArray[Any]] = {name: column[measured] for name, column in recording.requests.items()}
-    begins, ends = float(recording.bounds[0]), float(recording.bounds[-1])
-    started = recording.loads["started_s"]
-    loads = recording.loads["replica"][(started >= begins) & (started < ends)].astype(np.int64)
-    counts = np.bincount(loads, minlength=facts.replicas)
-    pool_of = [pool.name for pool in facts.pools for _ in range(pool.replicas)]
-    rows = []
-    for replica in range(facts.replicas):
-        here = r["replica"] == replica
-        done = here & (r["status"] == COMPLETED)
-        admitted = here & (r["admitted_s"] >= 0) & (r["adapter"] != BASE_MODEL)
-        seconds = (r["finished_s"] - r["arrival_s"])[done]
-        rows.append(
-            {
-                "replica": replica,
-                **({"pool": pool_of[replica]} if pool_of else {}),
-                **({"full": replica >= facts.own_replicas} if facts.full_replicas else {}),
-                "requests": int(here.sum()),
-                "completed": int(done.sum()),
-                "miss_ratio": float((r["outcome"][admitted] == MISS).mean()) if admitted.any() else None,
-                "loads": int(counts[replica]),
-                "busy_share": float(recording.busy_by_replica[replica]) / (ends - begins) if ends > begins else None,
-                "e2e_p99_s": float(np.quantile(seconds, 0.99)) if len(seconds) >= MIN_SECTION_P99 else None,
-            }
-        )
-    return rows
 
 
 def event_rows(recording: Recording) -> list[dict[str, Any]]:
