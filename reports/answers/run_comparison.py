@@ -14,9 +14,9 @@ from reports.axes import Axis, make_axes
 from reports.formatting import read_terms
 from sim.errors import InputError
 from sim.results.by_tenant.slo_terms import judged, split_term, with_tenants
+from sim.results.catalogue import CATALOGUE, UNITS
 from sim.results.pairs import (
     BETTER,
-    DIRECTIONS,
     NOT_COMPARABLE,
     UNCLEAR,
     WORSE,
@@ -25,7 +25,7 @@ from sim.results.pairs import (
     same_draws,
     same_requests,
 )
-from sim.results.point import UNITS, Point
+from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NOT_MET, is_overloaded, term_verdict, unserved, verdict
 from sim.spec.scenario_file import value_text
@@ -49,7 +49,7 @@ _OTHER_RATE = 0.02
 class Pair:
     """Two points that belong together; both have the ``set`` of the pair.
 
-    :ivar differences: by metric; SLO terms first, then in the order of ``UNITS``.
+    :ivar differences: by metric; SLO terms first, then in the order of the catalogue.
     :ivar traffic: ``SAME_REQUESTS``, ``SAME_DRAWS`` or ``OTHER_TRAFFIC``.
     :ivar decided: ``BETTER`` or ``WORSE`` where something weighs more than any change; else empty.
     :ivar decided_by: ``OVERLOAD`` where only one of both is overloaded, ``SLO`` where one meets the SLO and the other
@@ -80,7 +80,7 @@ class Pair:
         for name in judged:
             d = self.differences.get(name)
             if d is not None and d.word == UNCLEAR and d.one and d.lo is not None and d.hi is not None:
-                direction = DIRECTIONS[split_term(name)[1]]
+                direction = CATALOGUE[split_term(name)[1]].better
                 against = d.hi if (direction == "lower") == (word == BETTER) else -d.lo
                 if direction != "neither" and against > _DOUBT * abs(d.one):
                     found.append(name)
@@ -126,7 +126,6 @@ class Cautions:
     :ivar tenants_alone: tenants with an SLO that the other run does not have, of A and of B.
     :ivar rates: arrival rates of the pairs of points in which they differ.
     :ivar unfinished: A or B, with the points it has and those it should have.
-    :ivar unknown_traffic: whether a run does not say what traffic it met.
     """
 
     same_run: bool
@@ -139,7 +138,6 @@ class Cautions:
     tenants_alone: tuple[tuple[str, ...], tuple[str, ...]]
     rates: tuple[tuple[float, float], ...]
     unfinished: tuple[tuple[str, int | None, int | None], ...]
-    unknown_traffic: bool
 
 
 @dataclass(frozen=True)
@@ -410,7 +408,6 @@ def _cautions(runs: tuple[RunData, RunData], pairs: Sequence[Pair], terms: _Term
         tenants_alone=terms.alone,
         rates=tuple((x, y) for x, y in rates if abs(y - x) > _OTHER_RATE * max(x, y)),
         unfinished=tuple((side, made.done, made.total) for side, made in (("A", a), ("B", b)) if not made.finished),
-        unknown_traffic=any(not point.traffic_ids for pair in pairs for point in (pair.one, pair.other)),
     )
 
 

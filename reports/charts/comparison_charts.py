@@ -14,13 +14,13 @@ from reports.charts.distribution_charts import Curve, measured_quantiles, quanti
 from reports.charts.hover import row_tips
 from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, to_svg
 from reports.charts.sweep_charts import Line, YAxis, line_chart
-from reports.formatting import RATIOS, metric_words, percent, show
+from reports.formatting import metric_words, percent, show
 from reports.table import Table, numbers_table
 from reports.text.changes.design_text import side_names
 from reports.text.deltas import change_cell, relative_cell
 from sim.results.by_tenant.slo_terms import judged, split_term
+from sim.results.catalogue import SHARES, UNITS
 from sim.results.pairs import BETTER, WORSE
-from sim.results.point import UNITS
 from sim.spec.units import human_seconds
 
 A, B = COLOURS["s6"], SERIES[0]
@@ -161,7 +161,7 @@ def _signed(tick: Callable[[float], str]) -> Callable[[float], str]:
 
 def _ticks(name: str) -> Callable[[float], str]:
     _, metric = split_term(name)
-    if metric in RATIOS:
+    if metric in SHARES:
         return _signed(lambda share: percent(share).replace(" %", " pp"))
     return _signed(seconds_tick if UNITS[metric] == "s" else count_tick)
 
@@ -180,7 +180,7 @@ def curves_chart(comparison: Comparison, axis: Axis, name: str) -> Chart | None:
     both = [numbers_table("", axis, side, [metric]).rows for side in sides]
     rows = [[a[0], a[1], b[1]] for a, b in zip(*both, strict=True)]
     table = Table(f"{words} by {axis.words}", [axis.words, *side_names(comparison)], rows)
-    kind = "share" if metric in RATIOS else "s" if UNITS[metric] == "s" else "count"
+    kind = "share" if metric in SHARES else "s" if UNITS[metric] == "s" else "count"
     assert kind in TICKS, "an axis has ticks"
     title = f"How does {words} change with {axis.words}, in A and in B?"
     caption = "Bands are the 95 % interval of each alone, wider than that of their difference; hollow: unsettled."

@@ -88,8 +88,6 @@ def caution_sentences(comparison: Comparison) -> list[str]:
         rates = f"{number(low)}/s and {number(high)}/s" if len(comparison.pairs) == 1 else "at some points"
         said.append(f"Arrival rates differ ({rates}): throughput and goodput depend on them, whatever the design.")
     said += [f"{side} is not finished: {done} of {total} points." for side, done, total in found.unfinished]
-    if found.unknown_traffic:
-        said.append("At least one run was written by an older version, which did not record its traffic. Run it again.")
     return said
 
 

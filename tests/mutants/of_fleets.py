@@ -64,7 +64,7 @@ FLEETS = (
     Mutant(
         "idle-at-the-mean-price",
         "sim/results/fleet_costs/prices.py",
-        "return _times(mean, own / mean.value)",
+        "return mean.mapped(lambda cost: cost * factor)",
         "return mean",
         "idle GPUs of all pools cost the same",
         ("tests/unit/test_replica_pools.py::test_costs_are_each_pools_price_times_its_gpus",),

@@ -30,7 +30,11 @@ from sim.results.point import Metric
         ("loader_utilization", Metric(0.97, 0.93, 1.02), "97 % (93.0 to 100.0)"),
         ("throughput_rps", Metric(26.0, 25.9, 26.1, "1/s"), "26/s (25.9 to 26.1)"),
         ("evictions", Metric(0.0, 0.0, 0.0), "0"),
-        ("ttft_p99_s", Metric(None, unit="s", state=State(Cause.UNKNOWN, text="too few")), "not enough data (too few)"),
+        (
+            "itl_p99_s",
+            Metric(None, unit="s", state=State(Cause.NO_TOKENS)),
+            "not enough data (engine fixed has no tokens)",
+        ),
     ],
 )
 def test_value_unit_interval(name: str, metric: Metric, text: str) -> None:
