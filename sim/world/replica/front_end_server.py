@@ -36,7 +36,7 @@ class FrontEndServer(BatchServer):
     def arrive(self, request: Request) -> None:
         now = self.clock.now
         if self._inside[self.index] >= self.front_end.max_in_flight:
-            self._listener.lost(request)
+            self._listener.lost(request, self.index)
             self.recorder.record_unserved(request, self.index, REFUSED)
             return
         self._inside[self.index] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.traffic.request import Request
 from sim.world.clock import Clock
-from sim.world.fleet_ports import OpenFleet
+from sim.world.dispatcher import Dispatcher
 
 
 class HeldRequests:
@@ -19,7 +19,7 @@ class HeldRequests:
         self._held: list[list[Request]] = [[] for _ in range(replicas)]
         self.area = 0.0
 
-    def hold(self, fleet: OpenFleet, replica: int, request: Request) -> None:
+    def hold(self, fleet: Dispatcher, replica: int, request: Request) -> None:
         """Hold back a request that arrives now."""
         fleet.inside[replica] += 1
         self.area -= self._clock.now
@@ -29,7 +29,7 @@ class HeldRequests:
         """Return the requests that a replica holds back."""
         return self._held[replica]
 
-    def release(self, fleet: OpenFleet, replica: int, adapter: int) -> None:
+    def release(self, fleet: Dispatcher, replica: int, adapter: int) -> None:
         """Let the requests for an adapter arrive, behind all that wait."""
         held = self._held[replica]
         self._held[replica] = [request for request in held if request.adapter != adapter]

@@ -11,7 +11,7 @@ import numpy as np
 
 from sim.rng import stream, stream_key, uniform_draw
 from sim.world.clock import CONTROL, Call
-from sim.world.fleet_ports import OpenFleet
+from sim.world.dispatcher import Dispatcher
 from sim.world.rollouts.barriers import Barrier
 from sim.world.rollouts.rollout_plan import PlannedRollout, note_missing_stages
 from sim.world.rollouts.rollout_progress import RolloutContext
@@ -54,9 +54,9 @@ class InPlaceUpdate:
         self._begun: list[set[int]] = [set() for _ in range(replicas)]
         self._replicas_left = replicas
         self._stages_begun = 0
-        self._fleet: OpenFleet
+        self._fleet: Dispatcher
 
-    def start(self, fleet: OpenFleet) -> None:
+    def start(self, fleet: Dispatcher) -> None:
         """Put the start on every replica on the clock: for all adapters at once, or one by one."""
         self._fleet = fleet
         rollout, replicas = self.planned.rollout, len(self._versions)

@@ -10,7 +10,7 @@ from sim.policies.stage_gate import NEVER_S, Sample, failed_terms
 from sim.rng import stream, stream_key, uniform_draw
 from sim.traffic.request import MISS, Request
 from sim.world.clock import CONTROL, Call
-from sim.world.fleet_ports import OpenFleet
+from sim.world.dispatcher import Dispatcher
 from sim.world.rollouts.held_requests import HeldRequests
 from sim.world.rollouts.rollout_plan import PlannedRollout, note_missing_stages
 from sim.world.rollouts.rollout_progress import RolloutContext
@@ -57,9 +57,9 @@ class TrafficShift:
         self._inside: Counter[int] = Counter()  # requests inside for adapters that get no more requests
         self._open = count  # adapters whose losing version still gets requests, or has some inside
         self._samples: list[Sample] = []
-        self._fleet: OpenFleet
+        self._fleet: Dispatcher
 
-    def start(self, fleet: OpenFleet) -> None:
+    def start(self, fleet: Dispatcher) -> None:
         """Put the stages on the clock; with a gate, each stage follows the judgement of the one before."""
         self._fleet = fleet
         rollout = self.planned.rollout
