@@ -87,8 +87,8 @@ class Extension:
     def restore(self, request: Request) -> None:
         """Give a request that is sent again its own adapter, as when it arrived."""
 
-    def give_up(self, replica: int) -> list[Request]:
-        """Return the requests held back for a replica, which now never get there."""
+    def held(self, replica: int) -> list[Request]:
+        """Return the requests that are kept at a replica outside its server; to the router, they are inside."""
         return []
 
     def crashed(self, replica: int) -> bool:
@@ -269,9 +269,9 @@ class Dispatcher(ReplicaListener):
             each.restore(again)
         return again
 
-    def give_up(self, replica: int) -> list[Request]:
-        """Return the requests held back for a replica, which now never get there."""
-        return [request for each in self.extensions for request in each.give_up(replica)]
+    def held(self, replica: int) -> list[Request]:
+        """Return the requests that are kept at a replica outside its server."""
+        return [request for each in self.extensions for request in each.held(replica)]
 
 
 class InFlight(Extension):

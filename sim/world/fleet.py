@@ -17,7 +17,7 @@ from sim.results.records import REFUSED, UNFINISHED, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, ArrivingRequests, Request
-from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
+from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.dispatcher import Dispatcher
 from sim.world.replica.server import Server
 from sim.world.times import RequestTimes
@@ -136,7 +136,7 @@ class Fleet:
         for each in reversed(self.dispatcher.extensions):
             each.start(self.dispatcher)
         if window.end_s < inf:
-            clock.call_at(window.end_s, CONTROL, lambda event: None)
+            clock.until(window.end_s)
             clock.run(window.end_s)
         else:
             self._run_to_the_last()
@@ -262,7 +262,7 @@ class Fleet:
     def _close(self) -> Recording:
         stopped, dispatcher, recorder = self.clock.now, self.dispatcher, self.recorder
         for server in self.servers:
-            for request in server.close() + dispatcher.give_up(server.index):
+            for request in server.close() + dispatcher.held(server.index):
                 dispatcher.broken_off(request, server.index)
                 recorder.record_unserved(request, server.index, UNFINISHED)
         facts: dict[str, float] = {}

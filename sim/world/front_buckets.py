@@ -8,6 +8,7 @@ request that is sent again takes no tokens.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 
@@ -60,23 +61,18 @@ class FrontBuckets(Extension):
             limited.held.append(request)
             self.outside_area -= now
             if len(limited.held) == 1:
-                self._wait_for_tokens(limited)
+                self._clock.process(self._release(limited))
         return False
 
-    def _wait_for_tokens(self, limited: _Limited) -> None:
-        ready_s = limited.bucket.ready_s(tokens_of(limited.held[0]), self._clock.now)
-        self._clock.call_at(ready_s, ARRIVAL, self._release, limited)
-
-    def _release(self, event: Call) -> None:
-        """Send on the request that has waited longest; its tokens are there."""
-        limited: _Limited = event.subject
-        request, now = limited.held.popleft(), self._clock.now
-        limited.bucket.take_due(tokens_of(request), now)
-        self.outside_area += now
-        self._recorder.held.append((request.index, now))
-        self._fleet.send(request)
-        if limited.held:
-            self._wait_for_tokens(limited)
+    def _release(self, limited: _Limited) -> Iterator[Call]:
+        """Send on the requests that wait, each when its tokens are there."""
+        while limited.held:
+            yield self._clock.until(limited.bucket.ready_s(tokens_of(limited.held[0]), self._clock.now), ARRIVAL)
+            request, now = limited.held.popleft(), self._clock.now
+            limited.bucket.take_due(tokens_of(request), now)
+            self.outside_area += now
+            self._recorder.held.append((request.index, now))
+            self._fleet.send(request)
 
     def pending(self) -> bool:
         return any(limited.held for limited in self._limited.values())

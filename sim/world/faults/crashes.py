@@ -100,7 +100,7 @@ class Crashes(Extension):
             self._note(CrashedReplica(number, crash), "end", f"replica {replica} does not serve now, so nothing dies")
             return
         dead = fleet.servers[replica]
-        inside = sorted(dead.die() + fleet.give_up(replica), key=lambda request: request.key)
+        inside = sorted(dead.die() + fleet.held(replica), key=lambda request: request.key)
         if crash.requests == "lose":
             for request in inside:
                 fleet.broken_off(request, replica)

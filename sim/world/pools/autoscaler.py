@@ -8,7 +8,9 @@ last request has left.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from math import inf
 
 from sim.errors import ScenarioError
@@ -75,12 +77,11 @@ class Autoscaler(Extension):
         self._held: list[Request] = []
         self._held_s = inf  # since when requests are held
         self._patience_s = PATIENCE_ROUNDS * (spec.every + spec.interval)
-        self._wakes = 1
         self._fleet: Dispatcher
 
     def start(self, fleet: Dispatcher) -> None:
         self._fleet = fleet
-        self._clock.call_at(self._interval_s, CONTROL, self._wake)
+        self._clock.process(self._rounds())
 
     def receive(self, request: Request) -> bool:
         if self._view.up:
@@ -126,15 +127,15 @@ class Autoscaler(Extension):
 
     # Decisions
 
-    def _wake(self, event: Call) -> None:
-        for place in self._places:
-            if place.state == DRAINING:
-                self._retire_if_empty(place)
-        self._decide()
-        if self._held and self._clock.now - self._held_s > self._patience_s:
-            self._give_up()
-        self._wakes += 1  # a product, not a running sum: the n-th decision is at exactly n intervals
-        self._clock.schedule(self._wakes * self._interval_s, CONTROL, event)
+    def _rounds(self) -> Iterator[Call]:
+        for number in count(1):  # a product, not a running sum: the n-th decision is at exactly n intervals
+            yield self._clock.until(number * self._interval_s)
+            for place in self._places:
+                if place.state == DRAINING:
+                    self._retire_if_empty(place)
+            self._decide()
+            if self._held and self._clock.now - self._held_s > self._patience_s:
+                self._give_up()
 
     def _give_up(self) -> None:
         """End a run in which replicas are stopped before they are ready, so that it would go on forever."""
@@ -161,7 +162,7 @@ class Autoscaler(Extension):
             if len(alive) >= self._wanted:
                 break
             if place.state == EMPTY:
-                self._start(place)
+                self._clock.process(self._start(place))
                 alive.append(place)
         for _ in range(len(alive) - self._wanted):
             stoppable = [place for place in alive if not place.down]
@@ -173,21 +174,15 @@ class Autoscaler(Extension):
             alive.remove(last)
             self._stop(last)
 
-    def _start(self, place: Place) -> None:
+    def _start(self, place: Place) -> Iterator[Call]:
         now = self._clock.now
         place.state, place.began_s, place.ready_s, place.drained_s = STARTING, now, inf, inf
         seconds = self._starts.next_s()
         if seconds > 0:
-            place.due = self._clock.call_at(now + seconds, CONTROL, self._ready, place)
-        else:
-            self._serve(place)
-
-    def _ready(self, event: Call) -> None:
-        place: Place = event.subject
-        if place.due is event:  # otherwise its start was called off
-            self._serve(place)
-
-    def _serve(self, place: Place) -> None:
+            place.due = due = self._clock.until(now + seconds)
+            yield due
+            if place.due is not due:
+                return  # its start was called off
         place.state, place.ready_s, place.due = READY, self._clock.now, None
         self._fleet.replace(place.index, standing_in=False)
         self._view.comes_up(place.index)

@@ -12,15 +12,11 @@ from sim.results.records import GATED, LOAD_FAILED, LOST, MIXED, REFUSED, STALE
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.dispatcher import Dispatcher, Extension
-from sim.world.rollouts.barriers import Barriers
-from sim.world.rollouts.duplicate_version_bytes import DuplicateVersionBytes
-from sim.world.rollouts.held_requests import HeldRequests
-from sim.world.rollouts.in_place_update import InPlaceUpdate
+from sim.world.rollouts.in_place_update import Barriers, InPlaceUpdate
 from sim.world.rollouts.rollout_plan import RolloutPlan
-from sim.world.rollouts.rollout_progress import RolloutContext, RolloutProgress
+from sim.world.rollouts.rollout_progress import RolloutProgress
 from sim.world.rollouts.traffic_shift import TrafficShift
-from sim.world.rollouts.version_state import VersionState
-from sim.world.rollouts.versions import HostLoadVersions, Versions
+from sim.world.rollouts.versions import DuplicateVersionBytes, HostLoadVersions, Versions
 from sim.world.routing.router_instances import RouterInstances
 from sim.world.times import Retarget, tier_times
 from sim.world.world import World
@@ -41,10 +37,12 @@ class Rollouts(Extension):
     def __init__(
         self,
         rollout_plan: RolloutPlan,
-        context: RolloutContext,
+        progress: RolloutProgress,
         shifts: Sequence[TrafficShift],
         updates: Sequence[InPlaceUpdate],
-        state: VersionState,
+        versions: Sequence[Versions],
+        barriers: Barriers,
+        duplicate_bytes: DuplicateVersionBytes,
         retarget: Callable[[Request, int], None],
         weights_replaced: WeightsReplaced,
         misrouted: Container[int],
@@ -61,8 +59,9 @@ class Rollouts(Extension):
             if update.planned.rollout.strategy == "lazy-reread"
             for adapter in update.planned.adapters
         }
-        self._clock = context.clock
-        self._progress = context.progress
+        self._clock = progress.clock
+        self._recorder = progress.recorder
+        self._progress = progress
         self._shifts = shifts
         self._updates = updates
         self._parts: tuple[TrafficShift | InPlaceUpdate, ...] = (*shifts, *updates)
@@ -70,11 +69,9 @@ class Rollouts(Extension):
         for part in self._parts:
             for name in part.planned.names:
                 self._parts_of.setdefault(name, []).append(part)
-        self.barriers = state.barriers
-        self._held = state.held
-        self._versions = state.versions
-        self._recorder = context.recorder
-        self._duplicate_bytes = state.duplicate_bytes
+        self.barriers = barriers
+        self._versions = versions
+        self._duplicate_bytes = duplicate_bytes
         self._weights_replaced = weights_replaced
         self._misrouted = misrouted
         self._fleet: Dispatcher
@@ -83,7 +80,7 @@ class Rollouts(Extension):
         }
         # By request whose version changed during its answer: (version, tokens out when that version was replaced).
         self._started: dict[int, list[tuple[int, int]]] = {}
-        for replica, of_replica in enumerate(state.versions):
+        for replica, of_replica in enumerate(versions):
             of_replica.report_to(partial(self._changed, replica))
 
     def versions(self, replica: int) -> tuple[Versions, HostLoadVersions]:
@@ -135,12 +132,11 @@ class Rollouts(Extension):
             self._recorder.record_unserved(request, replica, REFUSED)
             self._recorder.mark_request(request.index, GATED)
         else:
-            self._fleet.entered(request, replica)
-            self._held.hold(self._fleet, replica, request)
+            self.barriers.hold(self._fleet, replica, request)
         return False
 
-    def give_up(self, replica: int) -> list[Request]:
-        return self._held.give_up(replica)
+    def held(self, replica: int) -> list[Request]:
+        return self.barriers.held[replica]
 
     def ended(self, request: Request, replica: int, now: float) -> bool:
         """Record the versions that have answered a request."""
@@ -212,7 +208,7 @@ class Rollouts(Extension):
 
     def close(self) -> dict[str, float]:
         parts = self._parts
-        self.outside_area = self._held.area
+        self.outside_area = self.barriers.held_area
         for part in parts:
             part.close()
         begins = [part.planned.rollout.at for part in parts]
@@ -260,20 +256,29 @@ def make_rollouts(
     in_place = [planned for planned in rollout_plan.rollouts if not planned.new_adapters]
     renamed = {name for planned in renaming for name in planned.names}
     sizes = world.population.size_bytes.tolist()
-    state = VersionState(
-        [Versions(rollout_plan.initial_versions) for _ in range(replicas)],
-        Barriers(replicas),
-        HeldRequests(clock, replicas),
-        DuplicateVersionBytes(rollout_plan.original.tolist(), sizes, renamed),
-    )
+    versions = [Versions(rollout_plan.initial_versions) for _ in range(replicas)]
+    barriers, progress = Barriers(clock, replicas), RolloutProgress(clock, recorder)
+    duplicate_bytes = DuplicateVersionBytes(rollout_plan.original.tolist(), sizes, renamed)
     routers = RouterInstances(scenario.router.instances, seed, replication)
-    context = RolloutContext(clock, recorder, RolloutProgress(clock, recorder), seed, replication)
     resized = any(rollout.rank or rollout.size for rollout in scenario.rollouts)
     retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
-    shifts = [TrafficShift(planned, context, retarget, routers, state.held) for planned in renaming]
+    shifts = [TrafficShift(planned, progress, seed, replication, retarget, routers) for planned in renaming]
     from_storage, _ = tier_times(*costs)
-    updates = [InPlaceUpdate(planned, context, state, from_storage) for planned in in_place]
-    return Rollouts(rollout_plan, context, shifts, updates, state, retarget, weights_replaced, misrouted)
+    updates = [
+        InPlaceUpdate(planned, progress, seed, replication, versions, barriers, from_storage) for planned in in_place
+    ]
+    return Rollouts(
+        rollout_plan,
+        progress,
+        shifts,
+        updates,
+        versions,
+        barriers,
+        duplicate_bytes,
+        retarget,
+        weights_replaced,
+        misrouted,
+    )
 
 
 def _rename(request: Request, adapter: int) -> None:
