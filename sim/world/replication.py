@@ -36,7 +36,7 @@ from sim.world.replica.ports import WeightVersions
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
 from sim.world.replica_draws import ReplicaDraws
-from sim.world.rollouts.active_rollouts import Rollouts, make_rollouts
+from sim.world.rollouts.active_rollouts import Rollouts
 from sim.world.routing.first_placement import adapters_at_a_time
 from sim.world.routing.placement_controller import PlacedFleet, control_placement
 from sim.world.routing.replica_views import ReplicaViews
@@ -117,8 +117,10 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
 
     prefixes = make_stale_prefixes(world, replication)
     misrouting = make_misrouting(world, replication, clock, recorder, prefixes)
-    misrouted = () if misrouting is None else misrouting.wrong
-    rollouts = make_rollouts(world, replication, clock, recorder, prefixes.replaced, misrouted)
+    rollouts: Rollouts | None = None
+    if world.rollout_plan.rollouts:
+        misrouted = () if misrouting is None else misrouting.wrong
+        rollouts = Rollouts(world, replication, clock, recorder, prefixes.replaced, misrouted)
     crashes = make_crashes(scenario, ReplicaViews(routing.views, routing.of_request), clock, recorder)
     times.keeps = crashes is not None
     foresight: Foresight | None = None

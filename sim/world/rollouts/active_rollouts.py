@@ -13,7 +13,6 @@ from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.dispatcher import Dispatcher, Extension
 from sim.world.rollouts.in_place_update import Barriers, InPlaceUpdate
-from sim.world.rollouts.rollout_plan import RolloutPlan
 from sim.world.rollouts.rollout_progress import RolloutProgress
 from sim.world.rollouts.traffic_shift import TrafficShift
 from sim.world.rollouts.versions import DuplicateVersionBytes, HostLoadVersions, Versions
@@ -36,51 +35,59 @@ class Rollouts(Extension):
 
     def __init__(
         self,
-        rollout_plan: RolloutPlan,
-        progress: RolloutProgress,
-        shifts: Sequence[TrafficShift],
-        updates: Sequence[InPlaceUpdate],
-        versions: Sequence[Versions],
-        barriers: Barriers,
-        duplicate_bytes: DuplicateVersionBytes,
-        retarget: Callable[[Request, int], None],
+        world: World,
+        replication: int,
+        clock: Clock,
+        recorder: Recorder,
         weights_replaced: WeightsReplaced,
         misrouted: Container[int],
     ) -> None:
         super().__init__()
-        self._retarget = retarget
-        self._renames = bool(shifts)
-        self.reorders = any(update.planned.rollout.strategy == "drain-then-swap" for update in updates)
-        self.original: list[int] = rollout_plan.original.tolist()
-        # The engine isn't told that files were overwritten, so it keeps what it cached under the adapter's name.
-        self._unannounced = {
-            adapter
-            for update in updates
-            if update.planned.rollout.strategy == "lazy-reread"
-            for adapter in update.planned.adapters
-        }
-        self._clock = progress.clock
-        self._recorder = progress.recorder
-        self._progress = progress
-        self._shifts = shifts
-        self._updates = updates
-        self._parts: tuple[TrafficShift | InPlaceUpdate, ...] = (*shifts, *updates)
+        plan, scenario, seed = world.rollout_plan, world.scenario, world.scenario.run.seed
+        self.original: list[int] = plan.original.tolist()
+        self._clock, self._recorder = clock, recorder
+        self._progress = progress = RolloutProgress(clock, recorder)
+        self._versions = [Versions(plan.initial_versions) for _ in range(scenario.fleet.places)]
+        self.barriers = Barriers(clock, len(self._versions))
+        costs = scenario, world.profile, world.population
+        resized = any(rollout.rank or rollout.size for rollout in scenario.rollouts)
+        self._retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
+        routers = RouterInstances(scenario.router.instances, seed, replication)
+        self._shifts = [
+            TrafficShift(planned, progress, seed, replication, self._retarget, routers)
+            for planned in plan.rollouts
+            if planned.new_adapters
+        ]
+        from_storage, _ = tier_times(*costs)
+        self._updates = [
+            InPlaceUpdate(planned, progress, seed, replication, self._versions, self.barriers, from_storage)
+            for planned in plan.rollouts
+            if not planned.new_adapters
+        ]
+        self._parts: tuple[TrafficShift | InPlaceUpdate, ...] = (*self._shifts, *self._updates)
         self._parts_of: dict[int, list[TrafficShift | InPlaceUpdate]] = {}
         for part in self._parts:
             for name in part.planned.names:
                 self._parts_of.setdefault(name, []).append(part)
-        self.barriers = barriers
-        self._versions = versions
-        self._duplicate_bytes = duplicate_bytes
+        self.reorders = any(update.planned.rollout.strategy == "drain-then-swap" for update in self._updates)
+        # The engine isn't told that files were overwritten, so it keeps what it cached under the adapter's name.
+        self._unannounced = {
+            adapter
+            for update in self._updates
+            if update.planned.rollout.strategy == "lazy-reread"
+            for adapter in update.planned.adapters
+        }
+        self._gated = {
+            copy: shift for shift in self._shifts if shift.planned.rollout.gate for copy in shift.planned.new_adapters
+        }
+        renamed = {name for shift in self._shifts for name in shift.planned.names}
+        self._duplicate_bytes = DuplicateVersionBytes(self.original, world.population.size_bytes.tolist(), renamed)
         self._weights_replaced = weights_replaced
         self._misrouted = misrouted
         self._fleet: Dispatcher
-        self._gated = {
-            copy: shift for shift in shifts if shift.planned.rollout.gate for copy in shift.planned.new_adapters
-        }
         # By request whose version changed during its answer: (version, tokens out when that version was replaced).
         self._started: dict[int, list[tuple[int, int]]] = {}
-        for replica, of_replica in enumerate(versions):
+        for replica, of_replica in enumerate(self._versions):
             of_replica.report_to(partial(self._changed, replica))
 
     def versions(self, replica: int) -> tuple[Versions, HostLoadVersions]:
@@ -89,7 +96,7 @@ class Rollouts(Extension):
 
     def cache_listeners(self) -> list[DuplicateVersionBytes]:
         """Return what must know which adapters come to, and leave, the caches of the replicas."""
-        return [self._duplicate_bytes] if self._renames else []
+        return [self._duplicate_bytes] if self._shifts else []
 
     def start(self, fleet: Dispatcher) -> None:
         self._fleet = fleet
@@ -236,49 +243,6 @@ class Rollouts(Extension):
     def _due(self, name: int, time: float) -> int:
         """Return the version that all requests should get at a time: 1 before the first cutover."""
         return max([part.due(name, time) for part in self._parts_of.get(name, ())], default=1)
-
-
-def make_rollouts(
-    world: World,
-    replication: int,
-    clock: Clock,
-    recorder: Recorder,
-    weights_replaced: WeightsReplaced,
-    misrouted: Container[int],
-) -> Rollouts | None:
-    """Return the rollouts of one replication, if there are any."""
-    rollout_plan, scenario = world.rollout_plan, world.scenario
-    if not rollout_plan.rollouts:
-        return None
-    seed, replicas = scenario.run.seed, scenario.fleet.places
-    costs = scenario, world.profile, world.population
-    renaming = [planned for planned in rollout_plan.rollouts if planned.new_adapters]
-    in_place = [planned for planned in rollout_plan.rollouts if not planned.new_adapters]
-    renamed = {name for planned in renaming for name in planned.names}
-    sizes = world.population.size_bytes.tolist()
-    versions = [Versions(rollout_plan.initial_versions) for _ in range(replicas)]
-    barriers, progress = Barriers(clock, replicas), RolloutProgress(clock, recorder)
-    duplicate_bytes = DuplicateVersionBytes(rollout_plan.original.tolist(), sizes, renamed)
-    routers = RouterInstances(scenario.router.instances, seed, replication)
-    resized = any(rollout.rank or rollout.size for rollout in scenario.rollouts)
-    retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
-    shifts = [TrafficShift(planned, progress, seed, replication, retarget, routers) for planned in renaming]
-    from_storage, _ = tier_times(*costs)
-    updates = [
-        InPlaceUpdate(planned, progress, seed, replication, versions, barriers, from_storage) for planned in in_place
-    ]
-    return Rollouts(
-        rollout_plan,
-        progress,
-        shifts,
-        updates,
-        versions,
-        barriers,
-        duplicate_bytes,
-        retarget,
-        weights_replaced,
-        misrouted,
-    )
 
 
 def _rename(request: Request, adapter: int) -> None:
