@@ -185,7 +185,10 @@ class InPlaceUpdate(ActiveRollout):
             # A replica may learn of a later rollout first; files only become newer.
             versions.files[adapter] = max(planned.versions[i], versions.on_storage(adapter))
             if strategy == "lazy-reread":
-                self._await_reading(replica, i)
+                if server.copies.exist(adapter):
+                    versions.awaits(adapter, partial(self._done, replica, i))
+                else:
+                    self._done(replica, i)
             elif not drains:
                 self._renew(replica, i, partial(self._done, replica, i))
             elif (closed := self._barriers.closed(replica, adapter)) is not None:
@@ -219,13 +222,6 @@ class InPlaceUpdate(ActiveRollout):
         self._barriers.release(self._fleet, replica, adapter)
         for begin in barrier.on_open:
             begin()
-
-    def _await_reading(self, replica: int, i: int) -> None:
-        adapter = self.planned.adapters[i]
-        if self._fleet.servers[replica].copies.exist(adapter):
-            self._versions[replica].awaits(adapter, partial(self._done, replica, i))
-        else:
-            self._done(replica, i)
 
     def _done(self, replica: int, i: int) -> None:
         over = self._over[replica]
