@@ -144,7 +144,7 @@ class Dispatcher(ReplicaListener):
         self._router = router
         self._recorder = recorder
         self._in_flight = InFlight(counts, base_model)
-        self._make: MakeReplica
+        self._makers: Sequence[MakeReplica] = ()
         self._sort()
 
     def _sort(self) -> None:
@@ -159,14 +159,15 @@ class Dispatcher(ReplicaListener):
         self.hears_ends = bool(self._ending or self._leaving)
         self._reorders = any(each.reorders for each in self.extensions)
 
-    def open(self, places: int, serving: int, make: MakeReplica) -> None:
+    def open(self, makers: Sequence[MakeReplica], serving: int) -> None:
         """Start the replicas.
 
+        :param makers: one for each.
         :param serving: how many there are at the start; the others are places that an autoscaler may fill.
         """
-        self._make = make
-        self.inside.extend([0] * places)
-        for index in range(places):
+        self._makers = makers
+        self.inside.extend([0] * len(makers))
+        for index, make in enumerate(makers):
             empty = index >= serving
             self.servers.append(make(index, self.inside, restarted=empty, standing_in=empty))
 
@@ -178,7 +179,7 @@ class Dispatcher(ReplicaListener):
         for each in self.extensions:
             each.replaced(replica)
         self.dead.add(self.servers[replica].totals())
-        self.servers[replica] = self._make(replica, self.inside, restarted=True, standing_in=standing_in)
+        self.servers[replica] = self._makers[replica](replica, self.inside, restarted=True, standing_in=standing_in)
 
     def count_inside(self) -> list[dict[int, int]]:
         """Return, by replica, requests inside by adapter; the counts stay current from the first call on."""

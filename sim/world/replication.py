@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -14,7 +14,7 @@ from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
 from sim.world.clock import Clock
 from sim.world.closed_loop import make_fleet, make_recorder
-from sim.world.dispatcher import Dispatcher
+from sim.world.dispatcher import Dispatcher, Extension
 from sim.world.faults.crashes import make_crashes
 from sim.world.faults.misrouting import make_misrouting
 from sim.world.faults.stale_prefixes import make_stale_prefixes
@@ -126,7 +126,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     foresight: Foresight | None = None
     if scenario.eviction_policy.needs_future:
         foresight = Foresight(ArrivalOracle(world.traffic.arrivals(replication), len(world.population)), replicas)
-    extensions = [
+    extensions: list[Extension | None] = [  # in the order in which requests pass them
         make_buckets(scenario.tenants, recorder, clock),
         make_autoscaler(world, replication, routing.views[0], clock, recorder),
         PoolLimits(pools, times, recorder) if times.differ else None,
@@ -154,8 +154,10 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         dispatcher,
     )
     around = Surroundings(clock, recorder, router_state, rollouts, foresight, dispatcher)
-    makers = [ReplicaMaker(pool, world, replication, around, wrap_server) for pool in pools]
-    dispatcher.open(replicas, serving, makers[0] if len(makers) == 1 else PoolMakers(makers, pools))
+    makers: list[ReplicaMaker] = []
+    for pool in pools:
+        makers += [ReplicaMaker(pool, world, replication, around, wrap_server)] * pool.replicas
+    dispatcher.open(makers, serving)
     if there and router_state.reads("inside"):
         fleet.count_inside()  # from the start: some may be kept outside their replica later
     view = _show_replicas(routing, fleet, router_state, reads, scenario.router.view_interval)
@@ -178,17 +180,6 @@ def _show_replicas(
         current.keep_current(routing.current)
     fleet.dispatcher.view = refresher
     return view
-
-
-class PoolMakers:
-    """Makes the replicas of a fleet with pools, each by the maker of its pool."""
-
-    def __init__(self, makers: Sequence[ReplicaMaker], pools: Sequence[ReplicaPool]) -> None:
-        self._makers = [maker for maker, pool in zip(makers, pools, strict=True) for _ in pool.indices]
-
-    def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
-        """Return an empty replica; see ``MakeReplica``."""
-        return self._makers[index](index, inside, restarted=restarted, standing_in=standing_in)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +211,7 @@ class ReplicaMaker:
         self._world = world = pool.world
         self._replicas = fleet.replicas
         self._replication = replication
-        self._clock = around.clock
-        self._recorder = around.recorder
-        self._router_state = around.router_state
-        self._rollouts = rollouts = around.rollouts
-        self._foresight = around.foresight
-        self._dispatcher = around.dispatcher
+        self._around = around
         self._wrap_server = wrap_server
         self._steady: SteadyStart | None = None
         if world.scenario.cache.starts_full:
@@ -235,13 +221,13 @@ class ReplicaMaker:
         self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
         self._cache_listeners: list[FleetCacheListener] = [
             *around.router_state.cache_listeners(),
-            *(rollouts.cache_listeners() if rollouts is not None else ()),
+            *(around.rollouts.cache_listeners() if around.rollouts is not None else ()),
         ]
 
     def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
         """Return an empty replica; see ``MakeReplica``."""
-        world, clock, recorder, scenario = self._world, self._clock, self._recorder, self._world.scenario
-        rollouts = self._rollouts
+        world, scenario, around = self._world, self._world.scenario, self._around
+        clock, recorder, rollouts = around.clock, around.recorder, around.rollouts
         if restarted:
             pinned = world.pinned if rollouts is None else rollouts.pinned(world.pinned)
             world = replace(world, warm=() if standing_in else world.warmed_up, pinned=pinned)
@@ -258,15 +244,15 @@ class ReplicaMaker:
         loaded = (WeightVersions(), WeightVersions()) if rollouts is None else rollouts.versions(index)
         context, fetches = (LoadContext(clock, recorder, index, versions, timing) for versions in loaded)
         eviction = eviction_context(world, clock, draws)
-        if self._foresight is not None:
-            eviction = self._foresight.of(eviction, index)
+        if around.foresight is not None:
+            eviction = around.foresight.of(eviction, index)
         rule = kv_rule(world)
         mode = make_mode(world, context, rule, eviction, draws, self._tiers)
         attach_listeners(mode.cache, index, self._cache_listeners)
-        parts = ReplicaParts(clock, recorder, index, inside, mode, self._dispatcher, standing_in)
+        parts = ReplicaParts(clock, recorder, index, inside, mode, around.dispatcher, standing_in)
         parts = with_host_fill(world, parts, mode, fetches)
         server = make_server(world, parts, mode, rule, self._wrap_server)
         if world.serves_base_model:
             server.serve_base_model()
-        self._router_state.replica(server)
+        around.router_state.replica(server)
         return server
