@@ -7,7 +7,7 @@ looks like a slow replica. With ``requests: lose`` they fail at once, and it loo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sim.results.recording.recorder import Recorder
@@ -15,7 +15,7 @@ from sim.results.records import LOST, REROUTED, UNFINISHED, Event
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash
 from sim.traffic.request import Request
-from sim.world.clock import CONTROL, Call, Clock
+from sim.world.clock import Call, Clock
 from sim.world.dispatcher import Dispatcher, Extension
 from sim.world.routing.replica_views import ReplicaViews
 
@@ -60,7 +60,7 @@ class Crashes(Extension):
     def start(self, fleet: Dispatcher) -> None:
         self._fleet = fleet
         for number, crash in self._crashes:
-            self._clock.call_at(crash.at, CONTROL, self._crash, (number, crash))
+            self._clock.process(self._crash(number, crash))
 
     def receive(self, request: Request) -> bool:
         """Hold a request until a replica is up, if all that take it are down."""
@@ -93,8 +93,8 @@ class Crashes(Extension):
             self._recorder.record_unserved(request, -1, UNFINISHED)
         return {}
 
-    def _crash(self, event: Call) -> None:
-        number, crash = event.subject
+    def _crash(self, number: int, crash: Crash) -> Iterator[Call]:
+        yield self._clock.until(crash.at)
         fleet, now, replica = self._fleet, self._clock.now, crash.replica
         if not all(each.crashed(replica) for each in fleet.extensions):
             self._note(CrashedReplica(number, crash), "end", f"replica {replica} does not serve now, so nothing dies")
@@ -117,13 +117,13 @@ class Crashes(Extension):
                 fleet.fail(request, replica, LOST)
             else:
                 self._add_stuck(crashed, request)
-        self._clock.call_at(now + crash.detected, CONTROL, self._detect, crashed)
+        self._clock.process(self._detect(crashed))
         if crash.down is not None:
-            self._clock.call_at(now + crash.down, CONTROL, self._restart, crashed)
+            self._clock.process(self._restart(crashed, crash.down))
 
-    def _detect(self, event: Call) -> None:
-        """Take the replica out of the router's view, and send its stuck requests elsewhere."""
-        crashed: CrashedReplica = event.subject
+    def _detect(self, crashed: CrashedReplica) -> Iterator[Call]:
+        """Take the replica out of the router's view once that notices, and send its stuck requests elsewhere."""
+        yield self._clock.until(self._clock.now + crashed.crash.detected)
         fleet, replica = self._fleet, crashed.crash.replica
         crashed.detected = True
         if not crashed.over:
@@ -139,9 +139,9 @@ class Crashes(Extension):
         for request in stuck:
             fleet.submit(request)
 
-    def _restart(self, event: Call) -> None:
-        """Put a fresh replica in the place of the crashed one."""
-        crashed: CrashedReplica = event.subject
+    def _restart(self, crashed: CrashedReplica, down_s: float) -> Iterator[Call]:
+        """Put a fresh replica in the place of the crashed one once that is up again."""
+        yield self._clock.until(self._clock.now + down_s)
         replica = crashed.crash.replica
         crashed.over = True
         del self._down[replica]
