@@ -27,7 +27,6 @@ from sim.cli.commands import (
     profiles_command,
     run_commands,
     serve_command,
-    trace_command,
     ui_command,
     vet_command,
 )
@@ -36,6 +35,7 @@ from sim.cli.options import Session
 from sim.cli.output import message, say
 from sim.cli.streams import check_surroundings, guarded_streams, working_folder_exists
 from sim.errors import InputError, LoraplanError, did_you_mean
+from sim.studies.trace import command as trace_command
 
 INTERRUPTED = 130
 

@@ -1,4 +1,4 @@
-"""Writes the scenario file of fitted traffic, with the files that it names."""
+"""The scenarios of a trace, as text: fitted traffic, with the files that it names, and the recorded requests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import os
 import re
 from pathlib import Path
 
-from sim.results.run_directory.result_files import write_text
 from sim.rng import stream
 from sim.spec.files.yaml_text import flow_text
 from sim.spec.sections.trace_source import LogColumns, Trace
-from sim.studies.traces.trace_study import TraceStudy
-from sim.studies.traces.traffic_fit import weights_text, workload_of
+from sim.studies.trace.fits import weights_text, workload_of
+from sim.studies.trace.study import TraceStudy
 from sim.traffic.fits.length_fit import by_adapter, correlation
 from sim.traffic.traces.data import TraceData
 
@@ -35,25 +34,28 @@ _NO_TEXT = (
 )
 
 
-def write_scenario(study: TraceStudy, trace: TraceData, name: str, folder: Path, *, seed: int) -> Path:
-    """Write the fitted traffic as a scenario, its weights and its lengths, and return the scenario's path.
+def scenario_files(study: TraceStudy, trace: TraceData, name: str, *, seed: int) -> dict[str, str]:
+    """Return the fitted traffic as a scenario, its weights and its lengths, by file name; nothing if none was fitted.
 
     Everything is taken from the fitted part of the trace.
     """
     model, part = study.model, study.part
-    assert model is not None, "there is traffic to write"
-    assert part is not None, "fitted to a part"
+    if model is None or part is None:
+        return {}
     trace = trace.for_adapters()
+    files = {SCENARIO: scenario_text(study, trace, name)}
     if trace.adapter is not None and model.weights is not None:
-        write_text(folder / ADAPTERS, weights_text(model, trace.names))
+        files[ADAPTERS] = weights_text(model, trace.names)
     if trace.prompt_tokens is not None:
-        write_text(folder / LENGTHS, _lengths(trace, part.rows, seed))
-    write_text(folder / SCENARIO, scenario_text(study, trace, name))
-    return folder / SCENARIO
+        files[LENGTHS] = _lengths(trace, part.rows, seed)
+    return files
 
 
-def write_replay(source: Trace, trace: TraceData, folder: Path, requests: int | None) -> Path:
-    """Write the scenario that replays the recorded requests, with the columns of a log as they were read."""
+def replay_text(source: Trace, trace: TraceData, folder: Path, requests: int | None) -> str:
+    """Return the scenario that replays the recorded requests, with the columns of a log as they were read.
+
+    :param folder: where the scenario will be.
+    """
     name = Path(source.files[0]).name
     lines = [
         f"# The requests of {_one_line(name)} as they were recorded, written by loraplan trace.",
@@ -66,8 +68,7 @@ def write_replay(source: Trace, trace: TraceData, folder: Path, requests: int | 
         *([f"  {_UNNAMED}"] if trace.adapter is None else ()),
         _BASE_ALONE if trace.base_alone else _RANK,
     ]
-    write_text(folder / REPLAY, "\n".join(lines) + "\n")
-    return folder / REPLAY
+    return "\n".join(lines) + "\n"
 
 
 def replay_lines(source: Trace, trace: TraceData, folder: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 Each candidate is the ``workload`` section of a scenario. Its requests are compared with the part it was fitted to by
 two miss curves: LRU's shows locality, that of a cache which always holds the hottest adapters shows popularity. The
-best candidate is then checked against the rest of the trace (``trace_study``).
+best candidate is then checked against the rest of the trace (``study``).
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from sim.results.traces.trace_facts import (
     SessionFacts,
     TraceFacts,
 )
-from sim.studies.traces.cache_study import lru_orders
-from sim.studies.traces.traffic_fit import (
+from sim.studies.lru_orders import lru_orders
+from sim.studies.trace.fits import (
     TraceSpan,
     TrafficModel,
     TrafficSampler,
@@ -52,6 +52,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]
 Progress = Callable[[int, int], None]
 
+SEED = 1
+"""Of shuffles and of the generated traffic: the same trace gives the same answer."""
 PAUSE_S = 1800.0
 """The pause that ends a session where neither the trace nor the fit gives one: half an hour, as in GenTD26."""
 LEAST_FITTED = 200
@@ -83,7 +85,7 @@ class TraceStudy:
 
 
 def study_trace(
-    trace: TraceData, file: str, *, fit_share: float, seed: int, progress: Progress = lambda done, total: None
+    trace: TraceData, file: str, *, fit_share: float, seed: int = SEED, progress: Progress = lambda done, total: None
 ) -> TraceStudy:
     """Diagnose a trace and fit traffic to its first part.
 

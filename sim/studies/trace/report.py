@@ -1,14 +1,187 @@
-"""Tables of what a trace is like, for the page and the terminal."""
+"""The report on a trace: what it shows of the findings, and the files that come with it."""
 
 from __future__ import annotations
 
-from reports.answers.trace_fit_findings import relative_change
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from reports.document import Caution, Code, File, Heading, Paragraph, Part, Provenance, Report, Section, method
 from reports.formatting import number, percent
 from reports.table import Table
-from reports.text.trace_words import known, parameters, plural, points, shown, with_sign
+from sim.results.run_directory.result_files import digest_file
 from sim.results.traces.trace_facts import CheckedValue, FitCheck, LawRow, SessionFacts, TraceFacts
+from sim.spec.sections.trace_source import Trace
 from sim.spec.units import human_seconds
+from sim.studies.trace.charts import check_chart, curve_chart, rate_chart
+from sim.studies.trace.findings import (
+    headline,
+    laws_sentences,
+    lengths_sentences,
+    parameters,
+    plural,
+    points,
+    relative_change,
+    sentences,
+    shown,
+    with_sign,
+)
+from sim.studies.trace.scenario import REPLAY, SCENARIO, replay_text, scenario_files
+from sim.studies.trace.study import SEED, TraceStudy
 from sim.traffic.fits.popularity_fit import LEAST_P
+from sim.traffic.traces.data import TraceData
+from sim.version import __version__
+
+_LAWS_NOTE = (
+    "AIC: smaller is likelier, among laws of the same ranking. Distance: how far the shares of the first adapters, "
+    "added up, are from those of the law. p: how often rankings drawn from the law, and fitted in the same way, are at "
+    "least as far off; below 0.02 the law is ruled out. It assumes that requests, or sessions, are independent of each "
+    "other. With many requests even small distances rule a law out; with few, counts and fitted laws are steeper than "
+    "the truth."
+)
+_PLAN = 'next     loraplan plan {} --minimize fleet.replicas=1..8 --set "slo={ttft_p99: 1 s}"'
+
+
+def study_report(
+    study: TraceStudy, source: Trace, trace: TraceData, *, stem: str, requests: int | None, command: str
+) -> Report:
+    """Return the report on a trace that was studied, with the scenarios of its traffic.
+
+    :param source: where the trace was read from; ``stem``: what to call it; ``requests``: how many, at most.
+    :param command: the command that makes the report again.
+    """
+    facts = study.facts
+    scenario = scenario_files(study, trace, stem, seed=SEED)
+    hint = _PLAN if facts.bursts and not facts.fit_has_bursts else ""
+    provenance = [
+        *(("Trace", f"{Path(each).name}, sha256 {digest_file(Path(each))[:12]}") for each in source.files),
+        ("Seed", str(SEED)),
+        ("Version", f"loraplan {__version__}"),
+    ]
+    files = [
+        *(File(name, text, "scenario" if name == SCENARIO else "") for name, text in scenario.items()),
+        File(REPLAY, lambda folder: replay_text(source, trace, folder, requests), "replay", hint),
+        File("trace.json", facts.to_json(), "facts"),
+    ]
+    return trace_report(facts, Path(source.files[0]).name, command, scenario.get(SCENARIO), provenance, files)
+
+
+def trace_report(
+    facts: TraceFacts,
+    name: str,
+    command: str,
+    scenario: str | None = None,
+    provenance: Sequence[tuple[str, str]] = (),
+    files: Sequence[File] = (),
+) -> Report:
+    """Return what a trace is like as a report.
+
+    :param name: the trace, as the reader knows it.
+    :param scenario: text of the file with the fitted traffic, or None.
+    """
+    tables = filter(None, (facts_table(facts), curve_table(facts), laws_table(facts), check_table(facts)))
+    return Report(
+        kind="trace",
+        name=name,
+        title=f"Traffic of {name}",
+        lead="What the traffic of this trace is like, what that means for adapter slots, and whether synthetic traffic "
+        "can replace it.",
+        headline=headline(facts),
+        statements=sentences(facts),
+        data=facts.to_json(),
+        terminal=[
+            headline(facts),
+            *(f"  {text}" for text in sentences(facts)),
+            *(part for table in tables for part in ("", table.caption, table)),
+        ],
+        sections=lambda: _sections(facts, scenario, provenance, command),
+        files=files,
+        notes=facts.notes,
+        margin=9,
+    )
+
+
+def _sections(
+    facts: TraceFacts, scenario: str | None, provenance: Sequence[tuple[str, str]], command: str
+) -> list[Section]:
+    curve = curve_table(facts)
+    drawn = curve_chart(facts, curve) or curve
+    laws = [laws_table(facts, of) for of in dict.fromkeys(law.of for law in facts.laws)]
+    return [
+        Section("slots", "Slots and misses", drawn, check_chart(facts.fit), listed="Slots"),
+        Section(
+            "fitted",
+            "Can fitted traffic replace the trace?",
+            check_table(facts),
+            candidates_table(facts),
+            listed="Fitted traffic",
+        ),
+        Section("rates", "Rate and burstiness", rate_chart(facts), facts_table(facts), listed="Rate"),
+        Section(
+            "popularity",
+            "Popularity",
+            *laws_sentences(facts),
+            *map(_unbroken, filter(None, laws)),
+            listed="Popularity",
+            note=_LAWS_NOTE,
+        ),
+        Section("lengths", "Lengths", *lengths_sentences(facts), lengths_table(facts), listed="Lengths"),
+        method(*_method(facts), *_notes(facts), Provenance(provenance), command=command),
+        _scenario_section(scenario),
+    ]
+
+
+def _unbroken(laws: Table) -> Table:
+    """Return a table of laws whose verdicts of two words stay on one line."""
+    return replace(laws, rows=[[*row[:-1], row[-1].replace(" ", "\u00a0")] for row in laws.rows])
+
+
+def _method(facts: TraceFacts) -> list[str]:
+    texts = []
+    checked = ", and compared with the second part" if check_table(facts) else ""
+    if facts.curve is not None:
+        texts.append(
+            "Miss ratios are those of LRU by slots, in the order of the requests: no times, loads take none, nothing "
+            "is in use. Real serving protects adapters in use; simulate before deciding on a size."
+        )
+    if facts.sessions is not None and not facts.sessions.named:
+        texts.append(
+            "The trace names no sessions: one ends where its adapter pauses for longer than given above. Two users of "
+            "one adapter at the same time count as one session."
+        )
+    if facts.fit is not None and facts.fit.candidates:
+        texts.append(
+            "Models of traffic are fitted to the first part of the trace; the one whose miss curves (of LRU, and of a "
+            f"cache that always holds the hottest) are closest to that part's is chosen{checked}."
+        )
+    elif facts.fit is not None:
+        texts.append(f"Arrivals are fitted to the first part of the trace{checked}.")
+    return [
+        *texts,
+        "Poisson: requests that come independently of each other at a constant rate. Its gaps have a cv of 1, its "
+        "counts an index of dispersion of 1.",
+    ]
+
+
+def _notes(facts: TraceFacts) -> list[str]:
+    """Return what a reader should know about the file, with the rows left out, by reason."""
+    left_out = [f"Rows left out: {number(count)} ({reason})." for reason, count in facts.skipped.items()]
+    notes = [Caution(note) for note in (*left_out, *facts.notes)]
+    return [Heading("Notes on the file"), *notes] if notes else []
+
+
+def _scenario_section(scenario: str | None) -> Section:
+    parts: list[Part] = []
+    if scenario is not None:
+        parts = [
+            Paragraph(f"In {SCENARIO}, in the folder of this page. Run it there:"),
+            Code(f"loraplan run {shlex.quote(SCENARIO)}", "Command that runs the scenario"),
+            Heading(SCENARIO),
+            Code(scenario, "Scenario", command=False),
+        ]
+    return Section("scenario", "The fitted traffic as a scenario", *parts, listed="Scenario")
+
 
 _CHECKED_SLOTS = (4, 8, 16, 32, 64)
 """Slots at which the terminal's table compares the fitted traffic with the trace."""
@@ -23,7 +196,11 @@ def facts_table(facts: TraceFacts) -> Table:
         ["rate", f"{number(facts.rate_rps)}/s" if facts.span_s > 0 else "–", "on average"],
         ["cv of gaps", known(facts.gap_cv), "standard deviation over mean of the gaps between requests; Poisson: 1"],
         ["dispersion, 1 s", known(facts.dispersion_1s), "variance over mean of the requests in a second; Poisson: 1"],
-        ["dispersion, 60 s", known(facts.dispersion_60s), "variance over mean of the requests in a minute; Poisson: 1"],
+        [
+            "dispersion, 60 s",
+            known(facts.dispersion_60s),
+            "variance over mean of the requests in a minute; Poisson: 1",
+        ],
         ["longest gap", human_seconds(facts.longest_gap_s), "without any request"],
     ]
     if facts.base_share > 0:
@@ -48,6 +225,11 @@ def facts_table(facts: TraceFacts) -> Table:
     if facts.sessions is not None:
         rows += _session_rows(facts.sessions)
     return Table("The trace in numbers", ["", "value", "meaning"], rows, words=(2,))
+
+
+def known(value: float | None) -> str:
+    """Return a number, or why there is none."""
+    return "too few to say" if value is None else number(round(value, 2))
 
 
 def _session_rows(sessions: SessionFacts) -> list[list[str]]:
