@@ -15,7 +15,6 @@ import typer
 
 from sim.cli.commands import (
     adapters_command,
-    cache_command,
     calibrate_command,
     compare_command,
     fidelity_command,
@@ -35,6 +34,7 @@ from sim.cli.options import Session
 from sim.cli.output import message, say
 from sim.cli.streams import check_surroundings, guarded_streams, working_folder_exists
 from sim.errors import InputError, LoraplanError, did_you_mean
+from sim.studies.cache import command as cache_command
 from sim.studies.trace import command as trace_command
 
 INTERRUPTED = 130

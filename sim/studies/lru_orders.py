@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.replay.che import che_byte_miss_ratios, che_miss_ratios
 from sim.policies.replay.lru_curve import lru_byte_curve
-from sim.results.traces.cache_points import LruOrders
 from sim.rng import stream
 
 _SHUFFLED_REQUESTS, _MOST_SHUFFLES = 500_000, 5
 """Short traces are shuffled several times: one order of a few thousand requests varies by chance."""
 
 MissRatios = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class LruOrders:
+    """Miss ratios of LRU at some capacities: in the real order, and in orders without locality.
+
+    :ivar capacities: slots or bytes, ascending; all others have the same shape.
+    :ivar real: the trace as it is; exact.
+    :ivar shuffled: the same requests in random order, mean over some shuffles.
+    :ivar independent: requests drawn independently with the trace's popularity: Che's approximation.
+    """
+
+    capacities: NDArray[np.int64]
+    real: NDArray[np.float64]
+    shuffled: NDArray[np.float64]
+    independent: NDArray[np.float64]
 
 
 def lru_orders(

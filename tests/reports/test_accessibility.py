@@ -21,19 +21,19 @@ from test_compare_page import ALL as COMPARED
 from test_size import one_axis, three_axes, vary
 from test_trace_page import FACTS, page_of
 
-import reports.pages.cache_page
 import reports.pages.comparison_page
 import reports.pages.fidelity_page
 import reports.pages.serve_page
 import reports.tables.serve_tables
 import sim
 from reports.answers.fidelity_findings import METRICS, Compared
-from reports.pages.cache_page import CachePage
 from reports.pages.fidelity_page import FidelityPage
 from reports.pages.page import template
 from reports.pages.run_page import build_report
 from reports.pages.serve_page import ServePage, Shown
+from reports.render.html import page
 from reports.table import Table
+from sim.studies.cache.report import cache_report
 
 A11Y = Path(__file__).parents[1] / "a11y"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -42,9 +42,7 @@ REGIMES = ("unsaturated", "slot-limited", "kv-or-compute-limited")
 
 def cache(file: Path) -> None:
     result = study(sessions(), ("lru", "sieve", "lfu", "belady"), (200_000_000, 500_000_000, 1_000_000_000))
-    reports.pages.cache_page.write_page(
-        CachePage("t.csv", result, ["a note"], [("Trace", "t")], "loraplan cache t"), file
-    )
+    file.write_text(page(cache_report(result, "t.csv", "t", ["a note"], "loraplan cache t")), encoding="utf-8")
 
 
 def fidelity(file: Path) -> None:

@@ -15,7 +15,7 @@ from test_report import LOADING, Page
 from reports.document import File
 from reports.pages.page import tied
 from reports.render.html import page, write
-from sim.results.traces.trace_facts import (
+from sim.studies.trace.facts import (
     BurstFacts,
     Candidate,
     CheckedValue,

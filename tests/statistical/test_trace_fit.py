@@ -12,8 +12,8 @@ import pytest
 from traffic_samples import drawn, traffic
 
 from sim.policies.replay.lru_curve import lru_curve
-from sim.results.traces.trace_facts import FitCheck
 from sim.spec.sections.trace_source import Trace
+from sim.studies.trace.facts import FitCheck
 from sim.studies.trace.scenario import scenario_text
 from sim.studies.trace.study import study_trace
 from sim.traffic.fits.describe import dispersion, find_bursts

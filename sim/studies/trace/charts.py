@@ -13,8 +13,8 @@ from reports.charts.hover import column_tips
 from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Heading, drawing, legend_style, place, to_svg
 from reports.formatting import number, percent
 from reports.table import Table
-from sim.results.traces.trace_facts import FitCheck, TraceFacts
 from sim.spec.units import human_seconds
+from sim.studies.trace.facts import FitCheck, TraceFacts
 from sim.studies.trace.findings import plural, points
 
 if TYPE_CHECKING:

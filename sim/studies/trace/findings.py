@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from reports.formatting import listed, number, percent, popular_words
-from sim.results.traces.trace_facts import CheckedValue, FitCheck, LawRow, MissCurve, TraceFacts
 from sim.spec.units import human_seconds
+from sim.studies.trace.facts import CheckedValue, FitCheck, LawRow, MissCurve, TraceFacts
 from sim.traffic.fits.popularity_fit import LEAST_P
 
 GAP = 0.02

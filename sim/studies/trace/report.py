@@ -11,10 +11,10 @@ from reports.document import Caution, Code, File, Heading, Paragraph, Part, Prov
 from reports.formatting import number, percent
 from reports.table import Table
 from sim.results.run_directory.result_files import digest_file
-from sim.results.traces.trace_facts import CheckedValue, FitCheck, LawRow, SessionFacts, TraceFacts
 from sim.spec.sections.trace_source import Trace
 from sim.spec.units import human_seconds
 from sim.studies.trace.charts import check_chart, curve_chart, rate_chart
+from sim.studies.trace.facts import CheckedValue, FitCheck, LawRow, SessionFacts, TraceFacts
 from sim.studies.trace.findings import (
     headline,
     laws_sentences,

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.replay.lru_curve import lru_curve
-from sim.results.traces.trace_facts import (
+from sim.studies.lru_orders import lru_orders
+from sim.studies.trace.facts import (
     BurstFacts,
     Candidate,
     CheckedValue,
@@ -21,7 +22,6 @@ from sim.results.traces.trace_facts import (
     SessionFacts,
     TraceFacts,
 )
-from sim.studies.lru_orders import lru_orders
 from sim.studies.trace.fits import (
     TraceSpan,
     TrafficModel,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.replay.cache_replay import Replayed, replay, replayable
-from sim.results.traces.cache_points import CachePoint, CacheResult, LruOrders
+from sim.policies.replay.overflow import check_byte_sums
 from sim.spec.policies import EvictionEntry
-from sim.studies.lru_orders import lru_orders
+from sim.studies.lru_orders import LruOrders, lru_orders
+from sim.traffic.traces.adapter_sequence import AdapterSequence
 
 DEFAULT_SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Default cache sizes, as shares of all adapters' bytes."""
@@ -24,6 +26,62 @@ _SMALLEST = 1 / 1000
 
 
 @dataclass(frozen=True, slots=True)
+class CachePoint:
+    """One policy at one capacity.
+
+    :ivar capacity_bytes: the capacity in bytes; None where adapters have no known size. A slot is as large as the
+        largest adapter.
+    :ivar slots: the capacity where it was asked in slots, else None.
+    :ivar byte_miss_ratio: missed over requested bytes; None where it isn't known.
+    """
+
+    policy: str
+    capacity_bytes: int | None
+    slots: int | None
+    requests: int
+    misses: int
+    miss_ratio: float
+    byte_miss_ratio: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``loraplan cache --json`` prints."""
+        return {name: value for name, value in asdict(self).items() if name != "slots" or value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheResult:
+    """All that ``loraplan cache`` reports.
+
+    :ivar adapters: how many the trace asks for.
+    :ivar by_slots: whether capacities count slots; else they are bytes.
+    :ivar footprint: capacity that holds every adapter.
+    :ivar equal_sizes: whether all adapters take the same room, so that Belady's choice is the best there is.
+    :ivar capacities: as asked, ascending.
+    :ivar points: policies in the order asked, each at every capacity.
+    :ivar at: LRU's orders at the capacities; ``at_bytes`` the same in missed over requested bytes, where sizes differ.
+    :ivar curve: LRU's orders over all capacities.
+    :ivar shuffles: how many random orders were averaged.
+    """
+
+    requests: int
+    adapters: int
+    by_slots: bool
+    footprint: int
+    equal_sizes: bool
+    policies: tuple[str, ...]
+    capacities: tuple[int, ...]
+    points: tuple[CachePoint, ...]
+    at: LruOrders
+    at_bytes: LruOrders | None
+    curve: LruOrders
+    shuffles: int
+
+    def row(self, policy: str) -> tuple[CachePoint, ...]:
+        """Return a policy's points, by capacity."""
+        return tuple(point for point in self.points if point.policy == policy)
+
+
+@dataclass(frozen=True, slots=True)
 class CacheSizes:
     """The sizes of the caches to replay on: slots or bytes."""
 
@@ -31,16 +89,25 @@ class CacheSizes:
     by_slots: bool
 
 
-def default_slots(adapters: int) -> tuple[int, ...]:
-    """Return powers of two below the number of adapters, the largest six; 1 where there is one adapter."""
-    return tuple(1 << power for power in range((adapters - 1).bit_length()))[-_MOST_SLOTS:] or (1,)
+def cache_sizes(
+    objects: AdapterSequence, slots: Sequence[int] | None, in_bytes: Sequence[int] | None
+) -> tuple[CacheSizes, list[str]]:
+    """Return the sizes that were asked for, or defaults in bytes where adapters have sizes; and what to know of that.
 
-
-def default_capacities(sizes: NDArray[np.int64]) -> tuple[int, ...]:
-    """Return round sizes from a fortieth to most of all adapters' bytes, none below twice the largest adapter."""
+    Default slots are the largest six powers of two below the number of adapters. Default bytes are round, from a
+    fortieth to most of all adapters' bytes, and never below twice the largest adapter.
+    """
+    if slots is not None:
+        return CacheSizes(slots, by_slots=True), []
+    sizes = objects.size_bytes
+    if sizes is None:
+        note = "the trace doesn't say how large adapters are, so sizes count slots; --adapter-size gives bytes"
+        powers = [1 << power for power in range((len(objects.names) - 1).bit_length())]
+        return CacheSizes(powers[-_MOST_SLOTS:] or [1], by_slots=True), [note]
+    check_byte_sums(len(objects.adapter), sizes)
     total, least = int(sizes.sum()), 2 * int(sizes.max())
-    rounded = {_two_digits(share * total) for share in DEFAULT_SHARES}
-    return tuple(sorted({max(size, least) for size in rounded}))
+    rounded = {max(_two_digits(share * total), least) for share in DEFAULT_SHARES}
+    return CacheSizes(in_bytes or sorted(rounded), by_slots=False), []
 
 
 def study_cache(
@@ -98,12 +165,12 @@ def _point(policy: str, capacity: int, by_slots: bool, sizes: NDArray[np.int64] 
     requests, misses = done.requests, done.misses
     ratio = misses / requests
     if not by_slots:
-        return CachePoint(policy, None, capacity, requests, misses, ratio, done.byte_miss_ratio)
+        return CachePoint(policy, capacity, None, requests, misses, ratio, done.byte_miss_ratio)
     if sizes is None:
-        return CachePoint(policy, capacity, None, requests, misses, ratio, None)
+        return CachePoint(policy, None, capacity, requests, misses, ratio, None)
     # The replay counted slots: missed bytes follow from it only if all adapters are equally large.
     equal = bool((sizes == sizes[0]).all())
-    return CachePoint(policy, capacity, capacity * int(sizes.max()), requests, misses, ratio, ratio if equal else None)
+    return CachePoint(policy, capacity * int(sizes.max()), capacity, requests, misses, ratio, ratio if equal else None)
 
 
 def _grid(weights: NDArray[np.int64], asked: Sequence[int]) -> NDArray[np.int64]:

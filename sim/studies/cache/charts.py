@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reports.answers.cache_findings import CLAIRVOYANT
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_log, scale_y, set_ticks, x_title, y_title
 from reports.charts.hover import column_tips
@@ -13,9 +12,9 @@ from reports.charts.svg import COLOURS, SERIES, Chart, drawing, legend_style, pl
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number, percent
 from reports.table import Table
-from reports.text.cache_text import capacity_words
-from sim.results.traces.cache_points import CacheResult
 from sim.spec.units import human_bytes
+from sim.studies.cache.findings import CLAIRVOYANT, capacity_words
+from sim.studies.cache.study import CacheResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
