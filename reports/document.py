@@ -69,7 +69,7 @@ def method(*parts: Part | None, command: str, label: str = "Command") -> Section
 class File:
     """A file that a command leaves.
 
-    :ivar content: text, or data to write as JSON; a function gets the folder.
+    :ivar content: text, or data to write as JSON; a function gets the folder. None: the command has written it.
     :ivar label: what it is, where the terminal names it; empty: it does not.
     :ivar hint: a line for the terminal below it; ``{}`` stands for its path.
     """
@@ -85,10 +85,10 @@ class Report:
     """What a command found.
 
     :ivar kind: the command, such as ``trace``; ``name``: of what it is about.
-    :ivar lead: what the page is for.
-    :ivar headline: the answer; ``statements``: what else there is to say, a sentence or a few each.
     :ivar data: as ``--json`` prints it.
     :ivar terminal: lines and tables, in order.
+    :ivar lead: what the page is for.
+    :ivar headline: the answer; ``statements``: what else there is to say, a sentence or a few each.
     :ivar sections: makes those of the page, below the answer: charts are drawn only if there will be a page.
     :ivar notes: what a reader should know about the input, as messages.
     :ivar margin: columns that labels of files take on the terminal.
@@ -98,12 +98,12 @@ class Report:
 
     kind: str
     name: str
-    lead: str
-    headline: str
-    statements: Sequence[str]
     data: Any
     terminal: Sequence[str | Table]
-    sections: Callable[[], Sequence[Section]]
+    lead: str = ""
+    headline: str = ""
+    statements: Sequence[str] = ()
+    sections: Callable[[], Sequence[Section]] = tuple
     files: Sequence[File] = ()
     notes: Sequence[str] = ()
     margin: int = 8

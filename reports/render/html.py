@@ -36,6 +36,6 @@ def write(report: Report, folder: Path) -> None:
         content = file.content(folder) if callable(file.content) else file.content
         if isinstance(content, str):
             write_text(folder / file.name, content)
-        else:
+        elif content is not None:
             write_json(folder / file.name, content)
     write_text(folder / PAGE, page(report))

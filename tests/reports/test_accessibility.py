@@ -22,18 +22,16 @@ from test_size import one_axis, three_axes, vary
 from test_trace_page import FACTS, page_of
 
 import reports.pages.comparison_page
-import reports.pages.fidelity_page
 import reports.pages.serve_page
 import reports.tables.serve_tables
 import sim
-from reports.answers.fidelity_findings import METRICS, Compared
-from reports.pages.fidelity_page import FidelityPage
 from reports.pages.page import template
 from reports.pages.run_page import build_report
 from reports.pages.serve_page import ServePage, Shown
 from reports.render.html import page
 from reports.table import Table
 from sim.studies.cache.report import cache_report
+from sim.studies.fidelity.report import METRICS, Compared, fidelity_report
 
 A11Y = Path(__file__).parents[1] / "a11y"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -53,8 +51,6 @@ def fidelity(file: Path) -> None:
         predicted = {name: value * luck.uniform(0.7, 1.3) for name, value in measured.items()}
         runs.append(
             Compared(
-                f"run {i}",
-                "m",
                 f"g{i // 4}",
                 f"workload {i // 4}",
                 8 * 2 ** (i % 4),
@@ -73,9 +69,9 @@ def fidelity(file: Path) -> None:
         "by_regime": dict.fromkeys(REGIMES, every),
         "slot_choice": {"groups": 10, "right": 0.5, "within_10pct": 0.8},
     }
-    reports.pages.fidelity_page.write_page(
-        FidelityPage(runs, errors, [("p99 TTFT", 12, 0.2, 0.1)], [("Runs", "40")], "loraplan fidelity runs.csv"), file
-    )
+    peer = [("p99 TTFT", 12, 0.2, 0.1)]
+    found = fidelity_report(runs, errors, peer, [("Runs", "40")], "loraplan fidelity runs.csv")
+    file.write_text(page(found), encoding="utf-8")
 
 
 def serve(file: Path) -> None:

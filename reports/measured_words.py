@@ -1,6 +1,9 @@
-"""How commands name and print what was measured on a server and what is predicted for it."""
+"""How reports name and show what was measured on a server and what is predicted for it."""
 
 from __future__ import annotations
+
+from reports.formatting import number
+from sim.spec.units import human_seconds
 
 _WORDS = {
     "requests_per_s": "requests/s",
@@ -21,9 +24,6 @@ def measured_words(name: str) -> str:
 
 def measured_value(name: str, value: float) -> str:
     """Return a value of it with its unit."""
-    from reports.formatting import number
-    from sim.spec.units import human_seconds
-
     if name.partition("_")[0] in _LATENCIES:
         return human_seconds(value)
     return f"{value:.1%}" if name == "prefix_hits" else number(value)
