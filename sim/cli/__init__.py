@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from calibrate.serve import command as serve_command
 from sim.cli.commands import (
     adapters_command,
     calibrate_command,
@@ -24,7 +25,6 @@ from sim.cli.commands import (
     plan_command,
     profiles_command,
     run_commands,
-    serve_command,
     ui_command,
     vet_command,
 )

@@ -22,12 +22,11 @@ from test_size import one_axis, three_axes, vary
 from test_trace_page import FACTS, page_of
 
 import reports.pages.comparison_page
-import reports.pages.serve_page
-import reports.tables.serve_tables
 import sim
+from calibrate.serve.report import METRICS as SERVED
+from calibrate.serve.report import serve_report
 from reports.pages.page import template
 from reports.pages.run_page import build_report
-from reports.pages.serve_page import ServePage, Shown
 from reports.render.html import page
 from reports.table import Table
 from sim.studies.cache.report import cache_report
@@ -79,7 +78,7 @@ def serve(file: Path) -> None:
     times = [(luck.lognormvariate(-2, 0.5), luck.lognormvariate(0, 0.5)) for _ in range(200)]
     row = {"measured": 0.2, "predicted": 0.21, "error": 0.05, "noise": 0.01, "wanted": 0.1}
     summary = {
-        "metrics": dict.fromkeys(reports.tables.serve_tables.METRICS, row),
+        "metrics": dict.fromkeys(SERVED, row),
         "repeat": 2,
         "loads_from": "an observer in the server",
         "failed": [1, 0],
@@ -93,11 +92,12 @@ def serve(file: Path) -> None:
         "kv": None,
         "profile": {"name": "p", "fitted": True, "sha256": "ab" * 32, "front_end_s": 0.001},
     }
-    requests = [
-        Shown(i, t, e, t * luck.uniform(0.8, 1.3), e * luck.uniform(0.8, 1.3)) for i, (t, e) in enumerate(times)
-    ]
-    again = [([t * 1.02 for t, _ in times], [e * 1.02 for _, e in times])]
-    reports.pages.serve_page.write_page(ServePage(summary, requests, "Tiny.", again, "loraplan calibrate serve"), file)
+    found, again = {}, {}
+    for name, seconds in zip(("ttft", "e2e"), zip(*times, strict=True), strict=True):
+        found[name] = [(i, value, value * luck.uniform(0.8, 1.3)) for i, value in enumerate(seconds)]
+        again[name] = [value * 1.02 for value in seconds]
+    report = serve_report(summary, "Tiny.", found, again, "loraplan calibrate serve")
+    file.write_text(page(report), encoding="utf-8")
 
 
 def compare(file: Path) -> None:

@@ -8,17 +8,13 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption, session_of, takes
-from sim.cli.output import make_folder, message, print_rich, progress_bar, rich_table, say, say_file, say_json
+from sim.cli.output import finish, make_folder, message, progress_bar
 from sim.errors import InputError
-
-if TYPE_CHECKING:
-    from calibrate.serve.serve_study import ServeResult
-    from sim.spec.scenario_file import LoadedScenario
 
 KEYS = ("LORAPLAN_API_KEY", "OPENAI_API_KEY")
 MOST_RUNS = 20
@@ -105,6 +101,8 @@ def serve(options: ServeArguments) -> None:
     used = profile or (profile_choice(loaded.scenario).name if needed else "")
     folder = _folder(options.out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)
 
+    from calibrate.serve.connection import without_credentials
+    from calibrate.serve.report import serve_report
     from calibrate.serve.serve_study import ServeOptions, serve
 
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
@@ -128,7 +126,9 @@ def serve(options: ServeArguments) -> None:
         raise
     except InputError as error:
         raise error if (error.key or "").startswith("--") else loaded.locate(error) from None
-    _print(loaded, result, json=options.json, quiet=quiet)
+    command = shlex.join(["loraplan", *map(without_credentials, sys.argv[1:])])
+    report = serve_report(result.summary, loaded.scenario.description, *result.compared(), command)
+    finish(report, result.folder, as_json=options.json, quiet=quiet)
 
 
 def _folder(folder: Path, profile: Path, *, fit: bool) -> Path:
@@ -151,59 +151,3 @@ def _folder(folder: Path, profile: Path, *, fit: bool) -> Path:
             else:
                 file.rename(aside / file.name)
     return folder
-
-
-def _print(loaded: LoadedScenario, result: ServeResult, *, json: bool, quiet: bool) -> None:
-    from reports.pages.serve_page import write_page
-    from reports.tables.serve_tables import metrics_table
-
-    page = write_page(_page(loaded, result), result.folder / "report.html")
-    if json:
-        say_json(result.summary)
-    else:
-        table = metrics_table(result.summary)
-        print_rich(rich_table(table))
-        say(table.note, "")
-        say_file("report    ", page)
-        say_file("requests  ", result.folder / "requests.parquet")
-        if result.summary["profile"]["fitted"]:
-            say(f"profile   {result.folder / 'profile.json'}")
-    for sentence in _notes(result.summary):
-        message(f"note: {sentence}", quiet)
-
-
-def _notes(summary: dict[str, Any]) -> list[str]:
-    notes = [*summary["notes"]]
-    if any(summary["failed"]):
-        words = "; ".join(summary["problems"])
-        notes.append(f"{sum(summary['failed'])} requests were not served and are in no metric: {words}")
-    if summary["late_p99_s"] > 0.01:
-        notes.append(
-            f"1 % of the requests were sent more than {summary['late_p99_s'] * 1e3:.0f} ms late: this machine was "
-            "busy; the prediction takes the times at which they were sent"
-        )
-    return notes
-
-
-def _page(loaded: LoadedScenario, result: ServeResult) -> Any:
-    from calibrate.serve.connection import without_credentials
-    from reports.pages.serve_page import ServePage, Shown
-
-    first = result.times[0]
-    requests = [
-        Shown(
-            row.request.index,
-            first.ttft_s[row.request.index],
-            first.e2e_s[row.request.index],
-            result.prediction.ttft_s[row.request.index],
-            result.prediction.e2e_s[row.request.index],
-        )
-        for row in result.measured.runs[0].sent
-    ]
-    return ServePage(
-        summary=result.summary,
-        requests=requests,
-        description=loaded.scenario.description,
-        again=[(run.ttft_s.tolist(), run.e2e_s.tolist()) for run in result.times[1:2]],
-        command=shlex.join(["loraplan", *map(without_credentials, sys.argv[1:])]),
-    )
