@@ -49,6 +49,7 @@ Part = str | Table | Chart | Code | Provenance
 class Section:
     """A part of a page. One without parts is left out, also of the list of sections at the top.
 
+    :ivar title: empty: charts right below the answer.
     :ivar parts: what it shows, in order; tables and charts that follow each other stand side by side.
     :ivar listed: its name in that list; empty: it is not in there.
     :ivar note: on its parts, in small print.
@@ -94,6 +95,7 @@ class Report:
     :ivar margin: columns that labels of files take on the terminal.
     :ivar title: of the page, if it isn't the name.
     :ivar facts: label, figure and explanation, shown below the statements.
+    :ivar verdict: mark, words, style and terms of a verdict, above the headline; ``cautions``: above the answer.
     """
 
     kind: str
@@ -109,3 +111,5 @@ class Report:
     margin: int = 8
     title: str = ""
     facts: Sequence[tuple[str, str, str]] = ()
+    verdict: tuple[str, str, str, str] | None = None
+    cautions: Sequence[str] = ()

@@ -17,7 +17,6 @@ from calibrate.serve import command as serve_command
 from sim.cli.commands import (
     adapters_command,
     calibrate_command,
-    compare_command,
     fit_command,
     init_command,
     inspect_commands,
@@ -34,6 +33,7 @@ from sim.cli.output import message, say
 from sim.cli.streams import check_surroundings, guarded_streams, working_folder_exists
 from sim.errors import InputError, LoraplanError, did_you_mean
 from sim.studies.cache import command as cache_command
+from sim.studies.compare import command as compare_command
 from sim.studies.fidelity import command as fidelity_command
 from sim.studies.trace import command as trace_command
 

@@ -21,7 +21,6 @@ from test_compare_page import ALL as COMPARED
 from test_size import one_axis, three_axes, vary
 from test_trace_page import FACTS, page_of
 
-import reports.pages.comparison_page
 import sim
 from calibrate.serve.report import METRICS as SERVED
 from calibrate.serve.report import serve_report
@@ -30,6 +29,7 @@ from reports.pages.run_page import build_report
 from reports.render.html import page
 from reports.table import Table
 from sim.studies.cache.report import cache_report
+from sim.studies.compare.report import compare_report
 from sim.studies.fidelity.report import METRICS, Compared, fidelity_report
 
 A11Y = Path(__file__).parents[1] / "a11y"
@@ -101,7 +101,7 @@ def serve(file: Path) -> None:
 
 
 def compare(file: Path) -> None:
-    reports.pages.comparison_page.write_page(COMPARED["swept"], file, "loraplan compare a b")
+    file.write_text(page(compare_report(COMPARED["swept"], "loraplan compare a b")), encoding="utf-8")
 
 
 def plan(file: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from reports.answers.run_comparison import Comparison
-from reports.answers.setting_changes import ABSENT, POOLS, REPLICAS, UNSET
 from reports.formatting import is_counted, key_words, listed
 from sim.results.run_directory.store import RunData
+from sim.studies.compare.setting_changes import ABSENT, POOLS, REPLICAS, UNSET
+from sim.studies.compare.study import Comparison
 
 _PHRASED = 3
 """Changes that a sentence names."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reports.answers.findings import VISIBLE
-from reports.answers.run_comparison import Comparison, Pair, key_metrics
 from reports.axes import Axis, shorten, spread
 from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, scale_rows, seconds_tick, set_ticks, x_title
 from reports.charts.breakdown_charts import STAGES
@@ -16,12 +15,13 @@ from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, 
 from reports.charts.sweep_charts import Line, YAxis, line_chart
 from reports.formatting import RATIOS, metric_words, percent, show
 from reports.table import Table, numbers_table
-from reports.text.changes.design_text import side_names
 from reports.text.deltas import change_cell, relative_cell
 from sim.results.by_tenant.slo_terms import judged, split_term
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import UNITS
 from sim.spec.units import human_seconds
+from sim.studies.compare.design_words import side_names
+from sim.studies.compare.study import Comparison, Pair, key_metrics
 
 A, B = COLOURS["s6"], SERIES[0]
 """Colours of the two runs: the first as what exists, the second as what is proposed."""

@@ -6,7 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from reports.answers.run_comparison import (
+from reports.formatting import listed, metric_words, number, show
+from reports.text.changes.impact_text import label_of
+from reports.text.deltas import change_cell, change_words, relative_cell
+from reports.text.metric_text import capital
+from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
+from sim.results.point import Point
+from sim.results.run_directory.store import RunData
+from sim.results.verdict import MET, NOT_MET, verdict
+from sim.studies.compare.design_words import change_phrase, side_names
+from sim.studies.compare.study import (
     MIXED,
     OPEN,
     OTHER_TRAFFIC,
@@ -19,15 +28,6 @@ from reports.answers.run_comparison import (
     key_metrics,
     worse_terms,
 )
-from reports.formatting import listed, metric_words, number, show
-from reports.text.changes.design_text import change_phrase, side_names
-from reports.text.changes.impact_text import label_of
-from reports.text.deltas import change_cell, change_words, relative_cell
-from reports.text.metric_text import capital
-from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
-from sim.results.point import Point
-from sim.results.run_directory.store import RunData
-from sim.results.verdict import MET, NOT_MET, verdict
 
 _LISTED, _NAMED, _TENANTS = 5, 9, 3
 """Metrics, points and tenants that a sentence names."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from reports.answers.change_comparison import impact_name
 from reports.answers.change_findings import has_rollout, is_changed, latency_name
-from reports.answers.setting_changes import SettingChanges, changed_settings
 from reports.axes import Axis, make_axes
 from reports.formatting import read_terms
 from sim.errors import InputError
@@ -29,6 +28,7 @@ from sim.results.point import UNITS, Point
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NOT_MET, is_overloaded, term_verdict, unserved, verdict
 from sim.spec.scenario_file import value_text
+from sim.studies.compare.setting_changes import SettingChanges, changed_settings
 
 MIXED, OPEN = "mixed", "open"
 """Better in one metric and worse in another; clear in one while another may be much the other way."""
@@ -151,7 +151,7 @@ class Comparison:
     :ivar judged: metrics that decide which one is better: the SLO's, else the main ones.
     :ivar changed: key and values of what differs between the scenarios.
     :ivar parts: lists that differ in length, and sections that one of the scenarios lacks.
-    :ivar cautions: what to know before believing the differences (``reports.text.comparison_text`` says it).
+    :ivar cautions: what to know before believing the differences (``caution_sentences`` says it).
     :ivar alone: swept values of points without a partner, of the first and of the second run.
     """
 
