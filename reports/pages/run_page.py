@@ -18,7 +18,7 @@ from reports.charts.chart_selection import choose_charts, unchanged
 from reports.charts.tornado_chart import remedy_rows, tornado_chart
 from reports.formatting import metric_words, read_terms, show
 from reports.pages import method
-from reports.pages.page import Page
+from reports.render.html import template
 from reports.tables import change_tables, metric_tables
 from reports.tables.held_back_table import held_table
 from reports.tables.plan_tables import formulas_table, frontier_table, search_table
@@ -34,6 +34,7 @@ from reports.text.remedy_text import badge, cures_answer
 from reports.text.setup_text import setup_line
 from sim.results.by_tenant.slo_terms import split_term, with_tenants
 from sim.results.point import Point
+from sim.results.run_directory.result_files import write_text
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
 from sim.spec.files.yaml_text import yaml_text
 from sim.spec.sections.times_of_day import parse_time_of_day
@@ -89,7 +90,9 @@ def write_report(run: RunData, known: Answer | None = None) -> Path:
 
     :param known: the run's answer, where the caller has it already.
     """
-    return report_page(run, known).write(Path(run.path) / FILE)
+    path = Path(run.path) / FILE
+    write_text(path, build_report(run, known))
+    return path
 
 
 def current_report(folder: Path) -> Path | None:
@@ -103,17 +106,16 @@ def current_report(folder: Path) -> Path | None:
     return report if report.stat().st_mtime_ns >= newest else None
 
 
-def build_report(run: RunData) -> str:
+def build_report(run: RunData, known: Answer | None = None) -> str:
     """Return the report of a run as HTML."""
-    return report_page(run).html()
-
-
-def report_page(run: RunData, known: Answer | None = None) -> Page:
-    """Return the report of a run, not yet written."""
     manifest = run.manifest
     scenario = manifest.get("scenario") or {}
     terms = _terms(run)
     content = {
+        "name": manifest.get("name", "run"),
+        "command": manifest.get("command") or "",
+        "provenance": method.provenance(manifest),
+        "version": (manifest.get("versions") or {}).get("loraplan", ""),
         "kind": manifest.get("kind") or "run",
         "description": scenario.get("description", ""),
         "slo": slo_words(terms, run.points),
@@ -128,14 +130,7 @@ def report_page(run: RunData, known: Answer | None = None) -> Page:
         "study": None,
     }
     content |= _results(run, terms, known or run_answer(run)) if run.points else _WITHOUT_POINTS
-    return Page(
-        "report.html.j2",
-        manifest.get("name", "run"),
-        manifest.get("command") or "",
-        content,
-        method.provenance(manifest),
-        version=(manifest.get("versions") or {}).get("loraplan", ""),
-    )
+    return template("report.html.j2").render(content)
 
 
 def _terms(run: RunData) -> dict[str, float]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from reports.charts.svg import Chart
 from reports.formatting import key_words, listed, money, number, percent
-from reports.pages.page import environment, page_script
 from reports.pages.run_page import slo_words, verdict_badge
+from reports.render.html import environment, page_script
 from reports.table import Table
 from reports.tables.metric_tables import make_tiles
 from reports.tables.tenant_tables import tenants_table

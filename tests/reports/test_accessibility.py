@@ -24,9 +24,8 @@ from test_trace_page import FACTS, page_of
 import sim
 from calibrate.serve.report import METRICS as SERVED
 from calibrate.serve.report import serve_report
-from reports.pages.page import template
 from reports.pages.run_page import build_report
-from reports.render.html import page
+from reports.render.html import page, template
 from reports.table import Table
 from sim.studies.cache.report import cache_report
 from sim.studies.compare.report import compare_report

@@ -13,8 +13,7 @@ from one_script import without_script
 from test_report import LOADING, Page
 
 from reports.document import File
-from reports.pages.page import tied
-from reports.render.html import page, write
+from reports.render.html import page, tied, write
 from sim.studies.trace.facts import (
     BurstFacts,
     Candidate,
