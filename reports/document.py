@@ -23,6 +23,10 @@ class Caution(str):
     """What a reader should know about the input, as an entry of a list."""
 
 
+class Note(str):
+    """Small print."""
+
+
 @dataclass(frozen=True)
 class Code:
     """Text to copy.
@@ -43,20 +47,30 @@ class Provenance:
     rows: Sequence[tuple[str, str]]
 
 
-Part = str | Table | Chart | Code | Provenance
+class Columns:
+    """Parts in columns side by side; a column without any is left out."""
+
+    def __init__(self, *columns: Sequence[Part | None]) -> None:
+        self.columns = [found for parts in columns if (found := [part for part in parts if part])]
+
+    def __bool__(self) -> bool:
+        """Return whether there is anything to show."""
+        return bool(self.columns)
+
+
+Part = str | Table | Chart | Code | Provenance | Columns
 
 
 class Section:
     """A part of a page. One without parts is left out, also of the list of sections at the top.
 
-    :ivar title: empty: charts right below the answer.
-    :ivar parts: what it shows, in order; tables and charts that follow each other stand side by side.
+    :ivar title: empty: it stands right below the answer, a chart on the left and all else beside it.
+    :ivar parts: what it shows, in order. Charts, and tables among them, stand side by side.
     :ivar listed: its name in that list; empty: it is not in there.
-    :ivar note: on its parts, in small print.
     """
 
-    def __init__(self, ident: str, title: str, *parts: Part | None, listed: str = "", note: str = "") -> None:
-        self.ident, self.title, self.listed, self.note = ident, title, listed, note
+    def __init__(self, ident: str, title: str, *parts: Part | None, listed: str = "") -> None:
+        self.ident, self.title, self.listed = ident, title, listed
         self.parts = [part for part in parts if part]
 
 
@@ -88,28 +102,38 @@ class Report:
     :ivar kind: the command, such as ``trace``; ``name``: of what it is about.
     :ivar data: as ``--json`` prints it.
     :ivar terminal: lines and tables, in order.
-    :ivar lead: what the page is for.
-    :ivar headline: the answer; ``statements``: what else there is to say, a sentence or a few each.
-    :ivar sections: makes those of the page, below the answer: charts are drawn only if there will be a page.
-    :ivar notes: what a reader should know about the input, as messages.
-    :ivar margin: columns that labels of files take on the terminal.
+    :ivar kicker: above the name on the page, after ``loraplan``; default: the kind.
     :ivar title: of the page, if it isn't the name.
+    :ivar lead: what the page is for; ``setup``: on what it was simulated; ``swept``: over which values.
+    :ivar cautions: what to know before reading the answer.
+    :ivar verdict: mark, words, style and terms of a verdict, above the headline.
+    :ivar headline: the answer; ``statements``: what else there is to say, a sentence or a few each.
     :ivar facts: label, figure and explanation, shown below the statements.
-    :ivar verdict: mark, words, style and terms of a verdict, above the headline; ``cautions``: above the answer.
+    :ivar tiles: key numbers, and ``where`` they hold.
+    :ivar sections: makes those of the page, below the answer: charts are drawn only if there will be a page.
+    :ivar files: what it leaves besides the page; ``margin``: columns that their labels take on the terminal.
+    :ivar notes: what a reader should know about the input, as messages.
+    :ivar version: of loraplan, where a run of that version is the subject.
     """
 
     kind: str
     name: str
     data: Any
     terminal: Sequence[str | Table]
+    kicker: str = ""
+    title: str = ""
     lead: str = ""
+    setup: str = ""
+    swept: str = ""
+    cautions: Sequence[str] = ()
+    verdict: tuple[str, str, str, str] | None = None
     headline: str = ""
     statements: Sequence[str] = ()
+    facts: Sequence[tuple[str, str, str]] = ()
+    tiles: Sequence[Any] = ()
+    where: str = ""
     sections: Callable[[], Sequence[Section]] = tuple
     files: Sequence[File] = ()
-    notes: Sequence[str] = ()
     margin: int = 8
-    title: str = ""
-    facts: Sequence[tuple[str, str, str]] = ()
-    verdict: tuple[str, str, str, str] | None = None
-    cautions: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    version: str = ""

@@ -6,13 +6,14 @@ import base64
 import hashlib
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.charts.svg import Chart
-from reports.document import Part, Report, Section
+from reports.document import Part, Report
 from reports.table import Table
 from sim.results.run_directory.result_files import write_json, write_text
 
@@ -26,16 +27,16 @@ _GRID = {Table: "grid", Chart: "grid"}
 
 def page(report: Report) -> str:
     """Return a report's page."""
-    shown = [(section, _groups(section)) for section in report.sections() if section.parts]
-    return template("document.html.j2").render(report=report, sections=shown)
+    shown = [(section, groups(section.parts)) for section in report.sections() if section.parts]
+    return template("report.html.j2").render(report=report, sections=shown, groups=groups)
 
 
-def _groups(section: Section) -> list[tuple[str, list[Part]]]:
-    """Return a section's parts, those of one kind that follow each other together; a single table has all the width."""
+def groups(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
+    """Return parts of one kind that follow each other together; tables among charts are of their kind."""
     found = []
-    for kind, group in itertools.groupby(section.parts, lambda part: _GRID.get(type(part), type(part).__name__)):
-        parts = list(group)
-        found.append(("table" if [type(part) for part in parts] == [Table] else kind, parts))
+    for kind, group in itertools.groupby(parts, lambda part: _GRID.get(type(part), type(part).__name__)):
+        some = list(group)
+        found.append(("tables" if kind == "grid" and Chart not in map(type, some) else kind, some))
     return found
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from reports.document import Caution, File, Provenance, Report, Section, method
+from reports.document import Caution, File, Heading, Provenance, Report, Section, method
 from reports.formatting import number, percent
 from reports.table import Table
 from sim.studies.cache.charts import orders_chart, policies_chart
@@ -55,7 +55,7 @@ def cache_report(result: CacheResult, name: str, digest: str, notes: Sequence[st
         data=[point.as_json() for point in result.points],
         terminal=[headline(result), "", table, "", *sentences(result)],
         sections=lambda: [
-            Section("notes", "Notes", *map(Caution, notes)),
+            Section("notes", "", *([Heading("Notes")] if notes else []), *map(Caution, notes)),
             Section("table", "What misses", table, listed="Table"),
             Section(
                 "charts",

@@ -7,7 +7,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reports.document import Caution, Code, File, Heading, Paragraph, Part, Provenance, Report, Section, method
+from reports.document import (
+    Caution,
+    Code,
+    Columns,
+    File,
+    Heading,
+    Note,
+    Paragraph,
+    Part,
+    Provenance,
+    Report,
+    Section,
+    method,
+)
 from reports.formatting import number, percent
 from reports.table import Table
 from sim.results.run_directory.result_files import digest_file
@@ -113,8 +126,7 @@ def _sections(
         Section(
             "fitted",
             "Can fitted traffic replace the trace?",
-            check_table(facts),
-            candidates_table(facts),
+            Columns([check_table(facts)], [candidates_table(facts)]),
             listed="Fitted traffic",
         ),
         Section("rates", "Rate and burstiness", rate_chart(facts), facts_table(facts), listed="Rate"),
@@ -122,9 +134,9 @@ def _sections(
             "popularity",
             "Popularity",
             *laws_sentences(facts),
-            *map(_unbroken, filter(None, laws)),
+            Columns(*([_unbroken(table)] for table in laws if table is not None)),
+            Note(_LAWS_NOTE) if laws else None,
             listed="Popularity",
-            note=_LAWS_NOTE,
         ),
         Section("lengths", "Lengths", *lengths_sentences(facts), lengths_table(facts), listed="Lengths"),
         method(*_method(facts), *_notes(facts), Provenance(provenance), command=command),
