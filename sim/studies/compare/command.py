@@ -39,7 +39,7 @@ def compare(
     with blamed_on(one, other):
         comparison = compare_runs(_read(one), _read(other))
         if check and not comparison.terms:
-            if any(comparison.cautions.tenants_alone):
+            if any(comparison.tenants_alone):
                 raise InputError(
                     "only one of the runs has the tenants with an SLO, so there is none to check", key="tenants"
                 )

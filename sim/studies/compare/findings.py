@@ -31,6 +31,8 @@ from sim.studies.compare.study import (
 
 _LISTED, _NAMED, _TENANTS = 5, 9, 3
 """Metrics, points and tenants that a sentence names."""
+_OTHER_RATE = 0.02
+"""Arrival rates further apart than this share: throughput follows them."""
 
 
 def traffic_sentence(comparison: Comparison) -> str:
@@ -55,40 +57,49 @@ def traffic_sentence(comparison: Comparison) -> str:
 
 def caution_sentences(comparison: Comparison) -> list[str]:
     """Return what to know before believing the differences."""
-    found, said = comparison.cautions, []
+    runs, said = (comparison.one, comparison.other), []
     alone = [f"{len(sets)} of {side}" for side, sets in zip("AB", comparison.alone, strict=True) if sets]
     if alone:
         said.append(f"Left out, without a partner of the same values: {' and '.join(alone)}.")
-    if found.same_run:
+    if runs[0].path.resolve() == runs[1].path.resolve():
         said.append("A and B are the same run.")
-    if found.versions is not None:
-        one, other = found.versions
+    one, other = (
+        run.manifest.get("code") or (run.manifest.get("versions") or {}).get("loraplan", "unknown") for run in runs
+    )
+    if one != other:
         said.append(
             f"A was simulated by loraplan {one}, B by {other}: a difference may come from the code. "
             "Run the older one again."
         )
-    if found.profiles is not None:
-        one, other = found.profiles
+    profiles = [run.manifest.get("profile") or {} for run in runs]
+    if profiles[0].get("sha256") != profiles[1].get("sha256"):
+        one, other = (str(profile.get("name", "no profile")) for profile in profiles)
         same = "of the same name with other numbers" if one == other else f"{one} and {other}"
         said.append(
             f"The profiles differ ({same}): their errors don't cancel, and the intervals here don't include them."
         )
-    for pair, words in ((found.seeds, "seeds"), (found.replications, "numbers of replications")):
-        if pair is not None:
-            said.append(f"The {words} differ ({pair[0]} and {pair[1]}): every difference includes chance variation.")
-    if found.slo_of:
-        differ = f"Only {found.slo_of} has an SLO: both are judged by it."
-        said.append(differ if found.slo_of_one else "The SLOs differ: both are judged by that of B.")
-    for side, tenants in zip("AB", found.tenants_alone, strict=True):
+    for key, words in (("seed", "seeds"), ("replications", "numbers of replications")):
+        one, other = (run.manifest.get(key) for run in runs)
+        if one != other:
+            said.append(f"The {words} differ ({one} and {other}): every difference includes chance variation.")
+    if comparison.slo_of:
+        differ = f"Only {comparison.slo_of} has an SLO: both are judged by it."
+        said.append(differ if comparison.slo_of_one else "The SLOs differ: both are judged by that of B.")
+    for side, tenants in zip("AB", comparison.tenants_alone, strict=True):
         if tenants:
             slos = "its SLO is" if len(tenants) == 1 else "their SLOs are"
             said.append(f"Only {side} has {_tenants(tenants)}: {slos} left out.")
-    if found.rates:
-        low, high = found.rates[0]
-        rates = f"{number(low)}/s and {number(high)}/s" if len(comparison.pairs) == 1 else "at some points"
-        said.append(f"Arrival rates differ ({rates}): throughput and goodput depend on them, whatever the design.")
-    said += [f"{side} is not finished: {done} of {total} points." for side, done, total in found.unfinished]
-    if found.unknown_traffic:
+    pairs = [(pair.one, pair.other) for pair in comparison.pairs]
+    rates = [[point.traffic.get("rate_rps", 0.0) for point in pair] for pair in pairs]
+    rates = [pair for pair in rates if abs(pair[1] - pair[0]) > _OTHER_RATE * max(pair)]
+    if rates:
+        which = f"{number(rates[0][0])}/s and {number(rates[0][1])}/s" if len(pairs) == 1 else "at some points"
+        said.append(f"Arrival rates differ ({which}): throughput and goodput depend on them, whatever the design.")
+    for side, manifest in zip("AB", (run.manifest for run in runs), strict=True):
+        if manifest.get("status") != "finished":
+            done, total = manifest.get("points_done"), manifest.get("points_total")
+            said.append(f"{side} is not finished: {done} of {total} points.")
+    if any(not point.traffic_ids for pair in pairs for point in pair):
         said.append("At least one run was written by an older version, which did not record its traffic. Run it again.")
     return said
 
@@ -100,7 +111,7 @@ def _tenants(names: Sequence[str]) -> str:
 
 def _slo(comparison: Comparison) -> str:
     """Return the SLO that both are judged by, and whose it is where the two differ."""
-    side = comparison.cautions.slo_of
+    side = comparison.slo_of
     return f"{side}'s SLO" if side else "the SLO"
 
 

@@ -41,8 +41,6 @@ _IDLE_KEYS = ("schema_version", "name", "description", "sweep")
 _LISTED = 5
 _UNSERVED = 0.01
 """Share of refused or failed requests above which these are judged too: a latency leaves them out."""
-_OTHER_RATE = 0.02
-"""Arrival rates further apart than this share: throughput follows them."""
 
 
 @dataclass(frozen=True)
@@ -88,61 +86,6 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class _Made:
-    """What the manifest of a run says of how it was made."""
-
-    version: str
-    profile: str
-    profile_sha256: str | None
-    seed: int | None
-    replications: int | None
-    finished: bool
-    done: int | None
-    total: int | None
-
-    @staticmethod
-    def of(run: RunData) -> _Made:
-        manifest = run.manifest
-        profile = manifest.get("profile") or {}
-        return _Made(
-            manifest.get("code") or (manifest.get("versions") or {}).get("loraplan", "unknown"),
-            str(profile.get("name", "no profile")),
-            profile.get("sha256"),
-            manifest.get("seed"),
-            manifest.get("replications"),
-            manifest.get("status") == "finished",
-            manifest.get("points_done"),
-            manifest.get("points_total"),
-        )
-
-
-@dataclass(frozen=True)
-class Cautions:
-    """What to know before believing the differences. Pairs are of A and B, and None where both have the same.
-
-    :ivar versions: of loraplan; ``profiles``: names, which may be equal although the numbers differ.
-    :ivar slo_of: A or B, whose SLO judges both; empty where both have the same one, or none.
-    :ivar slo_of_one: whether the other one has none.
-    :ivar tenants_alone: tenants with an SLO that the other run does not have, of A and of B.
-    :ivar rates: arrival rates of the pairs of points in which they differ.
-    :ivar unfinished: A or B, with the points it has and those it should have.
-    :ivar unknown_traffic: whether a run does not say what traffic it met.
-    """
-
-    same_run: bool
-    versions: tuple[str, str] | None
-    profiles: tuple[str, str] | None
-    seeds: tuple[int | None, int | None] | None
-    replications: tuple[int | None, int | None] | None
-    slo_of: str
-    slo_of_one: bool
-    tenants_alone: tuple[tuple[str, ...], tuple[str, ...]]
-    rates: tuple[tuple[float, float], ...]
-    unfinished: tuple[tuple[str, int | None, int | None], ...]
-    unknown_traffic: bool
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Two runs, paired.
 
@@ -151,7 +94,9 @@ class Comparison:
     :ivar judged: metrics that decide which one is better: the SLO's, else the main ones.
     :ivar changed: key and values of what differs between the scenarios.
     :ivar parts: lists that differ in length, and sections that one of the scenarios lacks.
-    :ivar cautions: what to know before believing the differences (``caution_sentences`` says it).
+    :ivar slo_of: A or B, whose SLO judges both; empty where both have the same one, or none. ``slo_of_one``: whether
+        the other one has none.
+    :ivar tenants_alone: tenants with an SLO that the other run does not have, of A and of B.
     :ivar alone: swept values of points without a partner, of the first and of the second run.
     """
 
@@ -161,7 +106,9 @@ class Comparison:
     terms: dict[str, float]
     judged: tuple[str, ...]
     changed: tuple[tuple[str, str, str], ...]
-    cautions: Cautions
+    slo_of: str
+    slo_of_one: bool
+    tenants_alone: tuple[tuple[str, ...], tuple[str, ...]]
     alone: tuple[list[dict[str, Any]], list[dict[str, Any]]]
     parts: SettingChanges
 
@@ -208,7 +155,9 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
         slo,
         _judged(pairs, slo),
         changed,
-        _cautions((one, other), pairs, terms),
+        terms.side,
+        not (terms.one and terms.other),
+        terms.alone,
         (alone[0], alone[1]),
         parts,
     )
@@ -393,25 +342,6 @@ def _swept(run: RunData) -> dict[str, str]:
     if len(run.points) == 1:
         found |= {key: value_text(value) for key, value in run.points[0].set.items()}
     return found
-
-
-def _cautions(runs: tuple[RunData, RunData], pairs: Sequence[Pair], terms: _Terms) -> Cautions:
-    """Return what makes the comparison less than it seems."""
-    a, b = (_Made.of(run) for run in runs)
-    rates = [tuple(point.traffic.get("rate_rps", 0.0) for point in (pair.one, pair.other)) for pair in pairs]
-    return Cautions(
-        same_run=runs[0].path.resolve() == runs[1].path.resolve(),
-        versions=(a.version, b.version) if a.version != b.version else None,
-        profiles=(a.profile, b.profile) if a.profile_sha256 != b.profile_sha256 else None,
-        seeds=(a.seed, b.seed) if a.seed != b.seed else None,
-        replications=(a.replications, b.replications) if a.replications != b.replications else None,
-        slo_of=terms.side,
-        slo_of_one=not (terms.one and terms.other),
-        tenants_alone=terms.alone,
-        rates=tuple((x, y) for x, y in rates if abs(y - x) > _OTHER_RATE * max(x, y)),
-        unfinished=tuple((side, made.done, made.total) for side, made in (("A", a), ("B", b)) if not made.finished),
-        unknown_traffic=any(not point.traffic_ids for pair in pairs for point in (pair.one, pair.other)),
-    )
 
 
 def is_word(pair: Pair, name: str, word: str) -> bool:
