@@ -74,9 +74,9 @@ class Section:
         self.parts = [part for part in parts if part]
 
 
-def method(*parts: Part | None, command: str, label: str = "Command") -> Section:
+def method(*parts: Part | None, command: str) -> Section:
     """Return the section on how a report came about, with the command that makes it again."""
-    again = (Heading("Do it again"), Code(command, label))
+    again = (Heading("Do it again"), Code(command))
     return Section("method", "Method and provenance", *parts, *again, listed="Method")
 
 
