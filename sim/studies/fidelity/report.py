@@ -111,7 +111,11 @@ def fidelity_report(
         f"{left_out} further runs calibrated the profiles; on this page they appear only in the charts over slots."
     )
     calibrated = errors["calibration_runs"]
-    beside = [] if against is None else ["", f"{against.caption}:", replace(against, note="")]
+    printed_peer: list[str | Table] = []
+    shown_peer: list[str | Table] = []
+    if against is not None:
+        printed_peer = ["", f"{against.caption}:", replace(against, note="")]
+        shown_peer = [Heading("Another simulator on the same runs"), against]
     return Report(
         kind="fidelity",
         name="Predicted and measured",
@@ -120,14 +124,9 @@ def fidelity_report(
         headline=_headline(errors),
         statements=[choice, *([further] if left_out else [])],
         data=errors,
-        terminal=[table, "", choice, *beside],
+        terminal=[table, "", choice, *printed_peer],
         sections=lambda: [
-            Section(
-                "errors",
-                "How far off are predictions?",
-                table,
-                *([] if against is None else [Heading("Another simulator on the same runs"), against]),
-            ),
+            Section("errors", "How far off are predictions?", table, *shown_peer),
             Section("charts", "Predicted against measured", *_charts(compared), listed="Charts"),
             Section("slots", "How many slots? Workloads where it matters most", *_slot_charts(runs), listed="Slots"),
             Section("worst", "Worst cases", worst_table(compared), listed="Worst cases"),
