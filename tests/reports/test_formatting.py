@@ -12,7 +12,7 @@ from reports.axes import make_axis, spread
 from reports.charts.axis_ticks import nice_linear, nice_log
 from reports.charts.svg import place_labels
 from reports.formatting import number, percent, popular_words, read_terms, show
-from reports.pages.page import tied
+from reports.render.html import tied
 from reports.tables.metric_tables import traffic_sentence
 from reports.text.metric_text import capital, with_interval
 from sim.results.metric_state import Cause, State

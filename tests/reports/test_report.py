@@ -13,8 +13,8 @@ import pytest
 import samples
 from one_script import without_script
 
-from reports.pages.page import template
 from reports.pages.run_page import build_report, write_report
+from reports.render.html import template
 from reports.table import Table
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, Timeline
