@@ -11,98 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.results.by_tenant.slo_terms import split_term
-from sim.results.point import COUNTS, SHARES, UNITS, Metric
+from sim.results.catalogue import CATALOGUE, SHARES
+from sim.results.point import COUNTS, Metric
 from sim.spec.units import human_bytes, human_seconds, parse_seconds, parse_share
-
-RATIOS = SHARES
-"""Metrics that print as percentages."""
-
-METRIC_WORDS = {
-    "miss_ratio": "miss ratio",
-    "delayed_hit_ratio": "delayed-hit ratio",
-    "hit_ratio": "hit ratio",
-    "byte_miss_ratio": "byte miss ratio",
-    "loads_per_request": "loads per request",
-    "loader_utilization": "loader utilization",
-    "gpu_utilization": "GPU busy",
-    "queue_mean_s": "mean queue wait",
-    "queue_p50_s": "median queue wait",
-    "queue_p99_s": "p99 queue wait",
-    "load_wait_mean_s": "mean load wait",
-    "ttft_mean_s": "mean TTFT",
-    "ttft_p50_s": "median TTFT",
-    "ttft_p99_s": "p99 TTFT",
-    "tpot_mean_s": "mean TPOT",
-    "itl_mean_s": "mean ITL",
-    "itl_p99_s": "p99 ITL",
-    "e2e_mean_s": "mean E2E",
-    "e2e_p50_s": "median E2E",
-    "e2e_p99_s": "p99 E2E",
-    "throughput_rps": "throughput",
-    "output_tokens_per_s": "output tokens",
-    "goodput_rps": "goodput",
-    "slo_attainment": "SLO attainment",
-    "completed": "completed",
-    "unfinished": "unfinished",
-    "refused": "refused",
-    "failed": "failed",
-    "preemptions": "preemptions",
-    "evictions": "evictions",
-    "prefix_hit_ratio": "prefix hit ratio",
-    "prefix_blocks_evicted": "cached blocks evicted",
-    "prefix_hit_ttft_mean_s": "mean TTFT with a prefix hit",
-    "prefix_miss_ttft_mean_s": "mean TTFT without",
-    "replica_load_skew": "load skew of replicas",
-    "harmed": "affected requests",
-    "harmed_excess": "affected beyond the usual",
-    "mixed_version_responses": "mixed-version responses",
-    "sessions_saw_both": "sessions that saw both versions",
-    "sessions_went_back": "sessions that went back",
-    "stale_after_cutover": "stale after cutover",
-    "extra_resident_bytes_peak": "extra resident bytes, peak",
-    "rollout_duration_s": "rollout duration",
-    "rollout_loads": "loads during",
-    "rollout_peak_loads_per_s": "peak loads during",
-    "rollout_ttft_p99_s": "p99 TTFT during",
-    "rollout_e2e_p99_s": "p99 E2E during",
-    "rollout_miss_ratio": "miss ratio during",
-    "before_peak_loads_per_s": "peak loads before",
-    "before_ttft_p99_s": "p99 TTFT before",
-    "before_e2e_p99_s": "p99 E2E before",
-    "before_miss_ratio": "miss ratio before",
-    "misrouted": "misrouted",
-    "wrong_adapter_served": "wrong answers served",
-    "wrong_adapter_detected": "wrong answers noticed",
-    "retried": "sent again",
-    "old_prefix_served": "old prefixes served",
-    "rerouted": "rerouted",
-    "lost": "lost",
-    "rerouted_e2e_mean_s": "mean E2E of rerouted",
-    "replica_seconds": "replica-seconds",
-    "mean_replicas": "replicas on average",
-    "replicas_started": "replicas started",
-    "replicas_stopped": "replicas stopped",
-    "cold_start_mean_s": "mean cold start",
-    "late_while_starting": "late while a replica starts",
-    "late_otherwise": "late at other times",
-    "new_replica_loads": "loads of a new replica",
-    "new_replica_miss_ratio": "miss ratio of a new replica",
-    "placement_moves": "adapters moved",
-    "placement_loads": "loads by moves",
-    "placement_load_s": "loading by moves",
-    "placed_share": "requests for placed adapters",
-    "usd_per_m_tokens": "cost per million tokens",
-    "usd_per_m_input_tokens": "cost per million input tokens",
-    "usd_per_m_output_tokens": "cost per million output tokens",
-    "usd_per_request": "cost per request",
-    "usd_per_month": "cost a month",
-    "idle_usd_per_month": "idle GPUs a month",
-    "cost_usd": "cost of the run",
-    "revenue_usd_per_month": "revenue a month",
-    "cost_share": "share of the cost",
-    "margin_usd_per_month": "margin a month",
-}
-"""Metrics in the words of style.md."""
 
 KEY_WORDS = {
     "workload.arrivals.rate": "arrival rate",
@@ -228,7 +139,7 @@ def is_counted(words: str) -> bool:
 def metric_words(name: str) -> str:
     """Return a metric's name in words; of a term of a tenant with the tenant: ``p99 TTFT of chat``."""
     tenant, name = split_term(name)
-    words = METRIC_WORDS.get(name, name.replace("_", " "))
+    words = CATALOGUE[name].words if name in CATALOGUE else name.replace("_", " ")
     return f"{words} of {tenant}" if tenant else words
 
 
@@ -273,12 +184,12 @@ def percent(share: float) -> str:
 def show(name: str, value: float | None, unit: str | None = None) -> str:
     """Return a metric's value with its unit, or ``not enough data``.
 
-    :param unit: as in ``UNITS``; taken from there where it isn't given.
+    :param unit: as in the catalogue of metrics; taken from there where it isn't given.
     """
     if value is None:
         return "not enough data"
     _, name = split_term(name)
-    unit = unit or UNITS.get(name, "1")
+    unit = unit or (CATALOGUE[name].unit if name in CATALOGUE else "1")
     if unit == "s":
         return human_seconds(value)
     if unit == "1/s":
@@ -287,7 +198,7 @@ def show(name: str, value: float | None, unit: str | None = None) -> str:
         return human_bytes(value)
     if unit == "USD":
         return money(value)
-    return percent(value) if name in RATIOS else number(value)
+    return percent(value) if name in SHARES else number(value)
 
 
 def _parts(name: str, value: float, unit: str) -> tuple[float, str]:
@@ -299,7 +210,7 @@ def _parts(name: str, value: float, unit: str) -> tuple[float, str]:
         return 1e-6, " µs"
     if unit == "1/s":
         return 1.0, "/s"
-    return (0.01, " %") if name in RATIOS else (1.0, "")
+    return (0.01, " %") if name in SHARES else (1.0, "")
 
 
 def _scaled(value: float, like: float) -> str:
@@ -329,7 +240,7 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
     _, name = split_term(name)
     factor, suffix = _parts(name, metric.value, metric.unit)
     low, high, like = lower / factor, upper / factor, metric.value / factor
-    if name in RATIOS:  # Student's t doesn't know that a share ends at 0 and at 1.
+    if name in SHARES:  # Student's t doesn't know that a share ends at 0 and at 1.
         low, high = max(low, 0.0), min(high, 100.0)
     # A bound many times the value says more in its own unit: "87 ms to 1.9 s".
     if metric.unit == "B":
@@ -344,7 +255,7 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
         return f"up to {human_seconds(upper)}"
     if suffix.strip() and metric.unit == "s" and (high > 1000 or (low and abs(low) < 0.1)):
         return f"{human_seconds(lower)} to {human_seconds(upper)}"
-    if name in RATIOS and like >= _NEARLY_ALL:  # "100 to 100" would hide that a few were late
+    if name in SHARES and like >= _NEARLY_ALL:  # "100 to 100" would hide that a few were late
         return f"{_near_all(low)} to {_near_all(high)}"
     return f"{_scaled(low, like)} to {_scaled(high, like)}"
 

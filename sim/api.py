@@ -187,7 +187,7 @@ def compare(one: Results | str | Path, other: Results | str | Path) -> Compariso
     :param one, other: what ``run``, ``sweep`` or ``plan`` returned, or run directories.
     :raises InputError: if a run can't be read, or no points of the two belong together.
     """
-    from reports.answers.run_comparison import compare_runs
+    from sim.studies.compare.study import compare_runs
 
     runs = [read_run(each.path if isinstance(each, Results) else Path(each)) for each in (one, other)]
     return ComparisonResults(compare_runs(*runs))

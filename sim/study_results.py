@@ -16,8 +16,8 @@ from sim.results.verdict import MET, NO_SLO, verdict
 if TYPE_CHECKING:
     import pandas as pd
 
-    from reports.answers.run_comparison import Comparison
     from reports.text.answer_text import Answer
+    from sim.studies.compare.study import Comparison
 
 
 class Results:
@@ -202,7 +202,7 @@ class ComparisonResults:
     @property
     def answer(self) -> str:
         """Whether the second run is better, in one sentence."""
-        from reports.text.comparison_text import headline
+        from sim.studies.compare.findings import headline
 
         return headline(self.comparison)
 

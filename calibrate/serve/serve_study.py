@@ -99,6 +99,20 @@ class ServeResult:
     times: Sequence[paired_table.RequestTimes]
     prediction: ServePrediction
 
+    def compared(self) -> tuple[dict[str, list[tuple[int, float, float]]], dict[str, list[float]]]:
+        """Return number, measured and predicted seconds of each request of the first run, and seconds of a second one.
+
+        Both by ``ttft`` and ``e2e``; the second is empty if there was one run.
+        """
+        sent = [row.request.index for row in self.measured.runs[0].sent]
+        found, again = {}, {}
+        for name in ("ttft", "e2e"):
+            first, predicted = (getattr(each, f"{name}_s") for each in (self.times[0], self.prediction))
+            found[name] = [(index, first[index], predicted[index]) for index in sent]
+            for run in self.times[1:2]:
+                again[name] = getattr(run, f"{name}_s").tolist()
+        return found, again
+
 
 @dataclass(frozen=True, slots=True)
 class ServeStudy:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from sim.results.model import BucketUse, Impact, known_fields
+from sim.results.model import BucketUse, Impact, from_plain
 from sim.results.point import Point
 from sim.results.verdict import is_overloaded, unserved
 
@@ -120,7 +120,7 @@ class Stages:
 
 def stages_of(point: Point) -> Stages:
     """Return the mean latency of a point by stage."""
-    return known_fields(Stages, point.breakdown)
+    return from_plain(Stages, point.breakdown)
 
 
 def is_fixed(point: Point) -> bool:
@@ -174,7 +174,7 @@ def _not_served(point: Point) -> Limit | None:
     if lost - by_buckets <= _UNSERVED * total:
         return None
     lost, refused = lost - by_buckets, refused - by_buckets
-    counts = known_fields(Unserved, point.unserved)
+    counts = from_plain(Unserved, point.unserved)
     if refused >= lost / 2:
         return Limit("refusals", _refusals(point, counts, refused), unserved=counts)
     by_cause = {name: getattr(point.impact or Impact(), name) for name in _FAILURES}

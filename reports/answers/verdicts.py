@@ -38,8 +38,8 @@ def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
     return targets[0] if targets else "e2e_p99_s"
 
 
-def deciding_term(point: Point, slo_terms: Mapping[str, float], found: str) -> str | None:
-    """Return the term that the headline is about; None where none alone decides.
+def deciding_term(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
+    """Return the term that the headline is about.
 
     With SLOs of tenants, that is the least likely one, the fleet's first. Where all are met, it is the fleet's main
     one, else the one that is nearest to its target.
@@ -51,8 +51,8 @@ def deciding_term(point: Point, slo_terms: Mapping[str, float], found: str) -> s
         return max(terms, key=lambda name: strain(point, name, terms[name]))
     each = [name for name, target in terms.items() if term_verdict(point, name, target) == found]
     if len(terms) == len(slo_terms):
-        return each[0] if each else None
-    return min(each, key=lambda name: term_probability(point, name, terms[name]), default=None)
+        return each[0]
+    return min(each, key=lambda name: term_probability(point, name, terms[name]))
 
 
 def missed_term(point: Point, slo_terms: Mapping[str, float]) -> str | None:

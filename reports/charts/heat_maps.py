@@ -12,8 +12,9 @@ from reports.charts.axis_ticks import set_ticks, x_title, y_title
 from reports.charts.hover import cell_tips
 from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, drawing, place, to_svg
 from reports.charts.sweep_charts import has_values, unserved_note
-from reports.formatting import RATIOS, metric_words, show
+from reports.formatting import metric_words, show
 from reports.table import Table, cell
+from sim.results.catalogue import SHARES
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, verdict
 
@@ -142,7 +143,7 @@ def _extremes(grid: Grid, across: Axis, up: Axis, name: str) -> str:
 def _steps(values: Sequence[float], name: str) -> Scale:
     """Return the ends of the colour scale and whether it is logarithmic; shares are linear."""
     low, high = min(values), max(values)
-    return low, high, name not in RATIOS and low > 0 and high > 4 * low
+    return low, high, name not in SHARES and low > 0 and high > 4 * low
 
 
 def _level(value: float, scale: Scale) -> int:

@@ -26,10 +26,10 @@ from reports.charts.svg import (
     place_labels,
     to_svg,
 )
-from reports.formatting import RATIOS as SHARES
 from reports.formatting import metric_words, percent, show
 from reports.table import MOST_ROWS, Table, brackets_note, cell, numbers_table, table_note
-from sim.results.point import COUNTS, UNITS, Metric, Point
+from sim.results.catalogue import SHARES, UNITS
+from sim.results.point import COUNTS, Metric, Point
 from sim.results.verdict import unserved
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from reports.answers.plan_reading import PlanReading, is_plan
 from reports.axes import make_axes
 from reports.formatting import read_terms
-from reports.pages.page import template
+from reports.render.html import template
 from reports.tables.metric_tables import metrics_table, terminal_table
 from reports.tables.plan_tables import frontier_table, search_table
 from reports.text.answer_text import Answer

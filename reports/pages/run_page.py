@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from reports.answers import findings
 from reports.answers.change_findings import is_changed
 from reports.answers.held_back_rollouts import is_held
@@ -16,9 +18,21 @@ from reports.answers.verdicts import main_metric, missed_term
 from reports.axes import Axis, make_axes, point_words
 from reports.charts.chart_selection import choose_charts, unchanged
 from reports.charts.tornado_chart import remedy_rows, tornado_chart
+from reports.document import (
+    Caution,
+    Code,
+    Columns,
+    Heading,
+    Note,
+    Paragraph,
+    Part,
+    Provenance,
+    Report,
+    Section,
+)
 from reports.formatting import metric_words, read_terms, show
 from reports.pages import method
-from reports.pages.page import Page
+from reports.render.html import page
 from reports.tables import change_tables, metric_tables
 from reports.tables.held_back_table import held_table
 from reports.tables.plan_tables import formulas_table, frontier_table, search_table
@@ -34,6 +48,7 @@ from reports.text.remedy_text import badge, cures_answer
 from reports.text.setup_text import setup_line
 from sim.results.by_tenant.slo_terms import split_term, with_tenants
 from sim.results.point import Point
+from sim.results.run_directory.result_files import write_text
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
 from sim.spec.files.yaml_text import yaml_text
 from sim.spec.sections.times_of_day import parse_time_of_day
@@ -44,15 +59,8 @@ if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
 
 FILE = "report.html"
+_PLANNED = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
 _MARKS = {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}
-_WITHOUT_POINTS = {
-    **dict.fromkeys(("answer", "badge", "groups", "tenants", "money", "metrics", "traffic", "capacity", "pools")),
-    "replicas": None,
-    **dict.fromkeys(("tiles", "charts", "warnings", "swept", "changes"), ()),
-    **dict.fromkeys(("where", "setup", "unchanged"), ""),
-    "is_changed": False,
-}
-"""What a run shows of which no point has finished yet."""
 
 
 def run_answer(run: RunData) -> Answer:
@@ -89,7 +97,9 @@ def write_report(run: RunData, known: Answer | None = None) -> Path:
 
     :param known: the run's answer, where the caller has it already.
     """
-    return report_page(run, known).write(Path(run.path) / FILE)
+    path = Path(run.path) / FILE
+    write_text(path, build_report(run, known))
+    return path
 
 
 def current_report(folder: Path) -> Path | None:
@@ -103,38 +113,34 @@ def current_report(folder: Path) -> Path | None:
     return report if report.stat().st_mtime_ns >= newest else None
 
 
-def build_report(run: RunData) -> str:
+def build_report(run: RunData, known: Answer | None = None) -> str:
     """Return the report of a run as HTML."""
-    return report_page(run).html()
+    return page(_with_results(run, known or run_answer(run)) if run.points else _report(run))
 
 
-def report_page(run: RunData, known: Answer | None = None) -> Page:
-    """Return the report of a run, not yet written."""
+def _report(run: RunData, results: Sequence[Section] = (), **found: Any) -> Report:
+    """Return the report of a run: what its manifest says, and what was found at its points."""
     manifest = run.manifest
-    scenario = manifest.get("scenario") or {}
-    terms = _terms(run)
-    content = {
-        "kind": manifest.get("kind") or "run",
-        "description": scenario.get("description", ""),
-        "slo": slo_words(terms, run.points),
-        "state_note": method.state_note(manifest),
-        "assumed_note": _assumed_note(manifest),
-        "modelled": method.modelled(manifest),
-        "assumptions": method.assumed(manifest),
-        "intervals": method.intervals(manifest),
-        "calibration": method.calibration(manifest, run.points),
-        "scenario_yaml": yaml_text(scenario),
-        "started": str(manifest.get("started_at", ""))[:10],
-        "study": None,
+    kind, started = manifest.get("kind") or "run", str(manifest.get("started_at", ""))[:10]
+    state, assumed = method.state_note(manifest), _assumed_note(manifest)
+    nothing = {
+        "headline": "No answer yet" if kind == "plan" else "No point has finished yet",
+        "statements": ["There is only the scenario to show. Run the same command again to continue."],
     }
-    content |= _results(run, terms, known or run_answer(run)) if run.points else _WITHOUT_POINTS
-    return Page(
-        "report.html.j2",
-        manifest.get("name", "run"),
-        manifest.get("command") or "",
-        content,
-        method.provenance(manifest),
+    return Report(
+        kind="report",
+        name=manifest.get("name", "run"),
+        data=None,
+        terminal=(),
+        kicker=f"{kind} · {started}" if started else kind,
+        lead=(manifest.get("scenario") or {}).get("description", ""),
+        cautions=[
+            *([Markup("<strong>Not complete.</strong> {}").format(state)] if state else []),
+            *([Markup("<strong>Assumed, not measured.</strong> {}").format(assumed)] if assumed else []),
+        ],
+        sections=lambda: [*results, *_behind(run)],
         version=(manifest.get("versions") or {}).get("loraplan", ""),
+        **(found or nothing),
     )
 
 
@@ -142,82 +148,154 @@ def _terms(run: RunData) -> dict[str, float]:
     return read_terms(run.slo)
 
 
-def _results(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str, Any]:
-    """Return what follows from the points: the answer, and what is shown at the point it is about."""
-    points, manifest = run.points, run.manifest
+def _with_results(run: RunData, answer: Answer) -> Report:
+    """Return a report with what follows from the points: the answer, and what is shown at the point it is about."""
+    points, manifest, terms = run.points, run.manifest, _terms(run)
     axes = make_axes(points)
-    planned = is_plan(manifest)
+    planned, priced = is_plan(manifest), is_priced(manifest)
     focus = PlanReading(run).chosen if planned else findings.sweep_focus(points, terms) if axes else points[0]
     assert focus is not None, "a finished plan has a best point"
     where = f" at {point_words(focus, axes)}" if axes else ""
-    content: dict[str, Any] = {
-        "answer": answer,
-        "badge": verdict_badge(points, terms, answer.verdict),
-        "where": where,
-        "setup": setup_line([focus] if planned else points),
-        "facts_of": "",
-        "swept": [(axis.words, axis.key, len(axis.values)) for axis in axes],
-        "tiles": metric_tables.make_tiles(focus, terms),
-        "warnings": _warnings([focus] if planned else points),
-        "is_changed": is_changed(points) or is_held(points),
-        "changes": _changes(points, axes, terms, focus, where),
-        "charts": choose_charts(points, axes, terms, focus, planned=planned, day_s=_start_of_day(manifest)),
-        "unchanged": unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms))),
-        "pools": metric_tables.pools_table(focus, where),
-        "replicas": change_tables.replicas_table(focus, where),
-        "groups": metric_tables.groups_table(focus, where),
-        "tenants": tenants_table([focus] if planned else points, [] if planned else axes),
-        "money": money_table([focus] if planned else points, [] if planned else axes),
-        "metrics": metric_tables.points_table(points, axes, terms) if axes else metric_tables.metrics_table(points[0]),
-        "capacity": metric_tables.capacity_table(focus),
-        "traffic": metric_tables.traffic_table(focus),
-    }
+    shown = [focus] if planned else points
+    charts = choose_charts(points, axes, terms, focus, planned=planned, day_s=_start_of_day(manifest))
+    verdict_, facts_of, study = verdict_badge(points, terms, answer.verdict), "", None
+    tornado = None
     if planned:
-        content |= _plan(run, terms, answer)
+        verdict_ = _PLANNED.get(answer.verdict, ("?", "Nothing certainly meets the SLO", "unclear"))
+        study = _plan(run)
         tornado = tornado_chart(run.what_if, main_metric([focus], terms))
-    elif is_priced(manifest):
-        content |= {"badge": badge(run), "where": " as it is", "facts_of": " today", "study": _remedies(run)}
+    elif priced:
+        verdict_, facts_of = badge(run), " today"
+        study = Section(
+            "plan",
+            "What was found, and what would its remedies cost?",
+            *remedy_tables(run),
+            vetted_table(run),
+            listed="Remedies",
+        )
         rows, width = remedy_rows(run.remedies)
         tornado = tornado_chart(rows, main_metric([focus], terms), "as it is", width)
-    else:
-        return content
     place = 1 if planned else 0  # the main chart of a plan shows the designs that it chose from
-    return content | {"charts": [*content["charts"][:place], *filter(None, [tornado]), *content["charts"][place:]]}
+    charts = [*charts[:place], *filter(None, [tornado]), *charts[place:]]
+    unchanged_words = unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms)))
+    changed = is_changed(points) or is_held(points)
+    further, warnings = answer.details[4:], _warnings(shown)
+    every = metric_tables.points_table(points, axes, terms) if axes else metric_tables.metrics_table(points[0])
+    results = [
+        Section(
+            "lead",
+            "",
+            *charts[:1],
+            *([Heading("Further findings"), *map(Caution, further)] if further else []),
+            *([Heading("Notes"), *map(Caution, warnings)] if warnings else []),
+        ),
+        *([study] if study is not None else []),
+        Section(
+            "changes",
+            "What changed, and what did it cost?" if changed else "How do the routers compare?",
+            *_changes(points, axes, terms, focus, where),
+            listed="What changed" if changed else "Routers",
+        ),
+        Section("charts", "Charts", Paragraph(unchanged_words), *charts[1:], listed="Charts"),
+        Section("pools", "What does each pool do?", metric_tables.pools_table(focus, where)),
+        Section("replicas", "How even is the load?", change_tables.replicas_table(focus, where), listed="Replicas"),
+        Section(
+            "tenants",
+            "What did each tenant get?",
+            tenants_table(shown, [] if planned else axes),
+            money_table(shown, [] if planned else axes),
+            listed="Tenants",
+        ),
+        Section("groups", "Which adapters wait?", metric_tables.groups_table(focus, where), listed="Adapters"),
+        Section(
+            "metrics",
+            "All numbers",
+            every,
+            Columns([metric_tables.capacity_table(focus)], [metric_tables.traffic_table(focus)]),
+            listed="All numbers",
+        ),
+    ]
+    facts = [
+        (f"What limits it{facts_of}", _capital(answer.binding), answer.binding_sentence),
+        (f"Headroom{facts_of}", answer.headroom_words, answer.headroom),
+        (f"Confidence{facts_of}", answer.confidence.capitalize(), f"{_capital(answer.reason)}."),
+    ]
+    searched = "Searched" if planned else "Swept"
+    swept = Markup(" × ").join(_swept(axis) for axis in axes)
+    return _report(
+        run,
+        results,
+        setup=setup_line(shown),
+        swept=Markup("{}: {}").format(searched, swept) if axes else "",
+        verdict=(*verdict_, " · ".join(slo_words(terms, points))),
+        headline=answer.headline,
+        statements=answer.details[:4],
+        facts=[fact for fact in facts if fact[2]],
+        tiles=metric_tables.make_tiles(focus, terms),
+        where=" as it is" if priced else where,
+    )
 
 
-def _plan(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str, Any]:
-    """Return what the page of a plan shows in addition to its results, and its own badge."""
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _swept(axis: Axis) -> str:
+    key = Markup(" <code>{}</code>").format(axis.key) if axis.words != axis.key else ""
+    return Markup("{}{}, {} values").format(axis.words, key, len(axis.values))
+
+
+def _plan(run: RunData) -> Section:
+    """Return the section on how the answer of a plan was found, and the flags of what it recommends."""
     record = run.plan
-    badges = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
-    tables = [
+    flags: list[Part] = []
+    for engine, line in record.flags.items():
+        flags += [Heading(f"{engine} with these settings, for each replica"), Code(line, f"Command for {engine}")]
+    beyond = f"In addition to these settings: {'; '.join(record.beyond_flags or [])}."
+    return Section(
+        "plan",
+        "How was it found, and what would change it?",
+        *flags,
+        Note(record.no_flags),
+        Note(beyond) if record.flags and record.beyond_flags else None,
         frontier_table(run),
         what_if_table(run.what_if, shown_metrics(PlanReading(run).terms)),
         search_table(run),
         formulas_table(run),
+        listed="Plan",
+    )
+
+
+def _behind(run: RunData) -> list[Section]:
+    """Return what is behind the numbers, and how to get them again."""
+    manifest = run.manifest
+    calibration = method.calibration(manifest, run.points)
+    drawn = [Heading("How the calibration intervals are made"), Paragraph(calibration)] if calibration else []
+    return [
+        Section(
+            "method",
+            "Method and provenance",
+            Columns(
+                [Heading("What is modelled"), *method.modelled(manifest)],
+                [Heading("What is assumed"), *method.assumed(manifest)],
+            ),
+            Heading("How the intervals are made"),
+            Paragraph(method.intervals(manifest)),
+            *drawn,
+            Heading("Where this comes from"),
+            Provenance(method.provenance(manifest)),
+            listed="Method",
+        ),
+        Section(
+            "scenario",
+            "Do it again",
+            Paragraph("This command reproduces the run; the same seed and versions give the same numbers."),
+            Code(manifest.get("command") or ""),
+            Heading("The scenario, with every change from the command line merged in"),
+            Code(yaml_text(manifest.get("scenario") or {}), "Scenario as YAML", command=False),
+            listed="Scenario",
+        ),
     ]
-    return {
-        "badge": badges.get(answer.verdict, ("?", "Nothing certainly meets the SLO", "unclear")),
-        "study": {
-            "name": "Plan",
-            "heading": "How was it found, and what would change it?",
-            "tables": [table for table in tables if table is not None],
-            "flags": list(record.flags.items()),
-            "no_flags": record.no_flags,
-            "beyond": record.beyond_flags or [],
-        },
-    }
-
-
-def _remedies(run: RunData) -> dict[str, Any]:
-    """Return the section about the remedies that a vetting found."""
-    return {
-        "name": "Remedies",
-        "heading": "What was found, and what would its remedies cost?",
-        "tables": [*remedy_tables(run), vetted_table(run)],
-        "flags": [],
-        "no_flags": "",
-        "beyond": [],
-    }
 
 
 def _changes(points: list[Point], axes: list[Axis], terms: dict[str, float], focus: Point, where: str) -> list[Table]:

@@ -11,41 +11,30 @@ from reports.formatting import percent, show
 from reports.table import Table, point_rows, table_note
 from reports.text.changes.impact_text import rounded, with_bounds
 from reports.text.metric_text import with_interval
-from sim.results.point import UNITS, Point
+from sim.results.catalogue import UNITS
+from sim.results.point import Point
 from sim.spec.units import human_seconds
 
 _MOST_POINTS = 100
 _MOST_EVENTS = 40
 _IMPACT_ROWS = {
-    "mixed": "answers of more than one version",
-    "stale": "answers of an old version after cutover",
-    "refused_by_rollout": "refused while an adapter was replaced",
-    "misrouted": "reached a wrong adapter, or none",
-    "wrong_served": "wrong answers that went unnoticed",
-    "wrong_detected": "wrong answers noticed",
-    "retried": "sent again after a wrong answer",
-    "old_prefix": "prefixes of an old version",
-    "lost": "lost with their replica",
-    "rerouted": "sent to another replica",
-    "failed_loads": "adapter could not be loaded",
-    "failed": "failed, for any reason",
-    "slow": "late by the SLO, answered or not",
+    "mixed": ("answers of more than one version", "mixed_version_responses"),
+    "stale": ("answers of an old version after cutover", "stale_after_cutover"),
+    "refused_by_rollout": ("refused while an adapter was replaced", ""),
+    "misrouted": ("reached a wrong adapter, or none", "misrouted"),
+    "wrong_served": ("wrong answers that went unnoticed", "wrong_adapter_served"),
+    "wrong_detected": ("wrong answers noticed", "wrong_adapter_detected"),
+    "retried": ("sent again after a wrong answer", "retried"),
+    "old_prefix": ("prefixes of an old version", "old_prefix_served"),
+    "lost": ("lost with their replica", "lost"),
+    "rerouted": ("sent to another replica", "rerouted"),
+    "failed_loads": ("adapter could not be loaded", ""),
+    "failed": ("failed, for any reason", "failed"),
+    "slow": ("late by the SLO, answered or not", "harmed"),
 }
+"""Kinds of impact in words, each with the metric that says whether it is possible; without one, a row is shown where
+it is not zero."""
 _OF_ADAPTERS = ("miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loads_per_request")
-_METRIC_OF = {
-    "mixed": "mixed_version_responses",
-    "stale": "stale_after_cutover",
-    "misrouted": "misrouted",
-    "wrong_served": "wrong_adapter_served",
-    "wrong_detected": "wrong_adapter_detected",
-    "retried": "retried",
-    "old_prefix": "old_prefix_served",
-    "lost": "lost",
-    "rerouted": "rerouted",
-    "failed": "failed",
-    "slow": "harmed",
-}
-"""Metric that says whether a kind of impact is possible; rows without one are shown where they are not zero."""
 _AFFECTED = {"harmed": "affected in any of these ways", "harmed_excess": "affected beyond the usual"}
 _COUNTS = (
     "harmed_excess",
@@ -96,10 +85,10 @@ def impact_table(point: Point, where: str) -> Table | None:
         return None
     total = max(1, impact.requests) / impact.replications
     rows = []
-    for key, words in _IMPACT_ROWS.items():
+    for key, (words, name) in _IMPACT_ROWS.items():
         every = getattr(impact, key, None)
         count = value_of(point, "misrouted") or 0 if key == "misrouted" else every and every / impact.replications
-        metric = point.metrics.get(_METRIC_OF.get(key, ""))
+        metric = point.metrics.get(name)
         if count is not None and (count or (metric is not None and metric.applies)):
             rows.append([words, rounded(count), percent(count / total)])
     for name, words in _AFFECTED.items():

@@ -15,45 +15,15 @@ from reports.formatting import calibration, interval, metric_words, percent, pop
 from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.tables.change_tables import shown_metrics
 from reports.text.metric_text import matrix_note, remark, verdict_words
+from sim.results.catalogue import shown_in
 from sim.results.fleet_costs.prices import GROUP_COST
 from sim.results.point import Metric, Point
 from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds
 
-GROUPS = {
-    "TTFT": ("ttft_p50_s", "ttft_p99_s"),
-    "TPOT, ITL": ("tpot_mean_s", "itl_p99_s"),
-    "E2E": ("e2e_p99_s",),
-    "cache": ("miss_ratio",),
-    "load": ("throughput_rps", "loader_utilization"),
-    "fleet": ("mean_replicas", "replicas_started", "late_while_starting", "late_otherwise", "new_replica_miss_ratio"),
-    "cost": ("usd_per_m_tokens", "usd_per_m_output_tokens", "usd_per_request", "usd_per_month", "idle_usd_per_month"),
-}
+GROUPS = {group: shown_in(group) for group in ("TTFT", "TPOT, ITL", "E2E", "cache", "load", "fleet", "cost")}
 """The metrics that a terminal shows of one point, by what they are about."""
-TILES = (
-    "ttft_p99_s",
-    "e2e_p99_s",
-    "tpot_mean_s",
-    "miss_ratio",
-    "prefix_hit_ratio",
-    "loader_utilization",
-    "throughput_rps",
-    "usd_per_m_tokens",
-)
 ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
-_KEY_COLUMNS = (
-    "ttft_p99_s",
-    "e2e_p99_s",
-    "miss_ratio",
-    "delayed_hit_ratio",
-    "loader_utilization",
-    "gpu_utilization",
-    "throughput_rps",
-    "slo_attainment",
-    "unfinished",
-    "usd_per_m_tokens",
-    "usd_per_month",
-)
 _RESOURCES = {
     "loader": "loader",
     "slots": "slots",
@@ -91,7 +61,7 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
     """Return the key numbers of a point; SLO terms come first."""
     during = ROLLOUT_TILES if has_rollout([point]) else ()
     changed = (impact_name([point]), *during) if is_changed([point]) else ()
-    names = [*slo_terms, *(name for name in (*changed, *TILES) if name not in slo_terms)]
+    names = [*slo_terms, *(name for name in (*changed, *shown_in("tile")) if name not in slo_terms)]
     tiles = []
     if is_fixed(point) and "ttft_p99_s" not in slo_terms:
         names.remove("ttft_p99_s")  # the first token is the whole answer
@@ -236,7 +206,7 @@ def calibration_note(point: Point) -> str:
 def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
     """Return one row for each point: every metric for few points, the key ones for many."""
     measured = [name for name in shown_metrics(points) if any(value_of(p, name) is not None for p in points)]
-    names = [n for n in measured if len(points) <= _ALL_METRICS_UP_TO or n in _KEY_COLUMNS or n in slo_terms]
+    names = [n for n in measured if len(points) <= _ALL_METRICS_UP_TO or n in shown_in("key") or n in slo_terms]
     shown = spread(in_order(points, axes), _MOST_POINTS)
     if len(axes) == 1 and len(points) <= _ALL_ACROSS_UP_TO:
         return _across(shown, axes[0], slo_terms, names)

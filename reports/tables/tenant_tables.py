@@ -8,11 +8,12 @@ from reports.axes import Axis, in_order, spread
 from reports.formatting import interval, metric_words, show
 from reports.table import Table
 from reports.text.metric_text import verdict_words
-from sim.results.point import TENANT_UNITS, Metric, Point, TenantResult
+from sim.results.point import Metric, Point, TenantResult
 from sim.results.verdict import verdict
 
 _COLUMNS = ("ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s", "miss_ratio", "output_tokens_per_s")
 _COST = "usd_per_month"
+_MONEY = ("revenue_usd_per_month", "cost_share", "usd_per_month", "margin_usd_per_month")
 _MOST_ROWS = 200
 
 
@@ -59,7 +60,7 @@ def money_table(points: Sequence[Point], axes: Sequence[Axis] = (), where: str =
     if not any(tenant.price for _, tenant in rows_of):
         return None
     shown = spread(rows_of, _MOST_ROWS)
-    names = [name for name in TENANT_UNITS if any(name in tenant.money for _, tenant in shown)]
+    names = [name for name in _MONEY if any(name in tenant.money for _, tenant in shown)]
     head = [*(axis.words for axis in axes), "tenant", *map(metric_words, names)]
     rows = [
         [

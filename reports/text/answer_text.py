@@ -26,7 +26,6 @@ from reports.text.limit_text import limit_sentence, limit_words, overload_words
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from reports.text.verdict_text import other_tenants_sentences, tenants_of_sweep, verdict_opening, whose_slo
 from sim.results.by_tenant.slo_terms import with_tenants
-from sim.results.model import Impact
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.verdict import (
@@ -81,10 +80,6 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple
         hedge = "" if metric.settled else ", unsettled"
         return f"{start}{capital(metric_words(name))} is {with_interval(name, metric)}{hedge}.", name
     deciding = deciding_term(point, slo_terms, found)
-    if deciding is None:
-        impact = point.impact or Impact()
-        late, total = impact.slow_unanswered or 0, impact.requests
-        return f"{start}The SLO is not met: {late:,} of {total:,} requests were late and had no answer yet.", None
     target = with_tenants(slo_terms, point)[deciding]
     alone = len(whose_slo(point, slo_terms, deciding)) == 1  # the opening names the tenant
     said = term_sentence(point, deciding, target, its=alone)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from reports.answers.change_comparison import find_extremes
 from reports.axes import Axis
-from reports.formatting import RATIOS, metric_words, percent, show
+from reports.formatting import metric_words, percent, show
 from sim.results.by_tenant.slo_terms import split_term
+from sim.results.catalogue import SHARES
 from sim.results.model import MetricChange
 from sim.results.pairs import BETTER, LESS, MORE, WORSE, Difference
 from sim.results.point import Point
@@ -20,7 +21,7 @@ _AMOUNT = re.compile(r"^[−+]?\$?[\d.,]+(e[-+]?\d+)?")
 
 def signed(name: str, value: float, unit: str) -> str:
     """Return a change: ``−72 ms``, ``+3.1 pp``, ``+1,204``, ``0``."""
-    if split_term(name)[1] in RATIOS:
+    if split_term(name)[1] in SHARES:
         text = f"{abs(value) * 100:.3g}"
         text = f"{0 if 'e-' in text else text} pp"
     else:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from reports.answers.verdicts import missed_term
 from reports.formatting import calibration, interval, metric_words, percent, show
 from sim.results.by_tenant.slo_terms import judged, metric_of, split_term, with_tenants
-from sim.results.metric_state import MANY_TIMES, Cause, Kind, State
+from sim.results.metric_state import Cause, Kind, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import (
     MET,
@@ -32,56 +32,27 @@ from sim.results.verdict import (
     verdict_word,
 )
 
-_CAUSES: Mapping[Cause, str] = {
-    Cause.WIDE: "the 95 % interval is wider than ±10 %; {longer}",
-    Cause.WIDE_OVER_REPLICATIONS: "the 95 % interval is wider than ±10 %; run more replications",
-    Cause.NO_REQUESTS: "not enough data",
-    Cause.FEW_REQUESTS: "not enough data: {found:,} requests were measured, {needed:,} are needed",
-    Cause.NONE_REROUTED: "no request was rerouted and completed",
-    Cause.NO_BASELINE: "the same traffic without the rollouts and faults was not simulated",
-    Cause.FEW_SECTIONS: "the run is too short for an interval; run more requests",
-    Cause.SMALL_SECTIONS: "the run is too short: some sections have fewer than {needed} requests; run more requests",
+_OTHER_WORDS: Mapping[Cause, str] = {
     Cause.FEW_EFFECTIVE: "the run is too short for a reliable {metric}; {longer}",
-    Cause.ONE_REPLICATION: "one replication gives no interval",
     Cause.LOADER_BUSY: "the loader is busy {busy} of the time, close to saturation",
     Cause.SERVER_BUSY: "the server is busy {busy} of the time, close to saturation",
-    Cause.OVERLOADED: "more requests arrive than are served, so the value depends on how long the run is",
-    Cause.NOT_COMPLETE: "not complete before the end of the run",
-    Cause.ROLLED_BACK: "not complete before the end of the run; rolled back",
     Cause.COMPLETE_IN_SOME: "complete in {some} of {needed} replications",
     Cause.ROLLED_BACK_IN_SOME: "complete in {some} of {needed} replications; rolled back in {others}",
-    Cause.NO_TOKENS: "engine fixed has no tokens",
-    Cause.NO_TARGET: "the SLO has no target for single requests",
-    Cause.NO_SESSIONS: "the traffic has no sessions",
-    Cause.NO_ROLLOUT: "the scenario has no rollout",
-    Cause.NO_FAULT: "the scenario has no such fault",
-    Cause.NO_CHANGE: "the scenario has neither rollouts nor faults",
-    Cause.ONE_REPLICA: "there is one replica",
-    Cause.UNKNOWN: "{text}",
 }
+"""Causes that people read in other words than the notes of files."""
 
 
 def why(name: str, state: State) -> str:
     """Return why a metric has no value or can't be trusted, and what to do about it; empty where there is nothing."""
-    return _CAUSES.get(state.cause, "").format(
+    return _OTHER_WORDS.get(state.cause, state.cause.note).format(
         metric=metric_words(name),
         found=state.found,
         needed=state.needed,
         others=state.others,
         some=state.found or "none",
-        longer=_longer(state),
+        longer=state.longer,
         busy=percent(state.share),
-        text=state.text,
     )
-
-
-def _longer(state: State) -> str:
-    """Return how long the run must be."""
-    if state.requests:
-        return f"run about {state.requests:,} requests"
-    if state.times_longer and state.times_longer > MANY_TIMES:
-        return f"run more than {MANY_TIMES} times as long"
-    return f"run about {state.times_longer:.2g} times as long" if state.times_longer else "run more requests"
 
 
 def missing(name: str, metric: Metric | None) -> str:
@@ -158,10 +129,10 @@ def term_sentence(point: Point, name: str, target: float, *, its: bool = False) 
 def verdict_words(point: Point, slo_terms: Mapping[str, float]) -> str:
     """Return the verdict on a point, and the term that decides it: ``not met: p99 TTFT``."""
     found, name = verdict(point, slo_terms), missed_term(point, slo_terms)
-    if name is not None:
-        lacking = lacks_answers(point, name, with_tenants(slo_terms, point)[name])
-        return f"{found}: {'unserved requests' if lacking else metric_words(name)}"
-    return f"{found}: requests late without an answer" if found == NOT_MET else found
+    if name is None:
+        return found
+    lacking = lacks_answers(point, name, with_tenants(slo_terms, point)[name])
+    return f"{found}: {'unserved requests' if lacking else metric_words(name)}"
 
 
 def matrix_note(metric: str, across: str, slo_terms: Mapping[str, float]) -> str:

@@ -142,7 +142,7 @@ def _graded(read: PlanReading, grade: GradeRecord) -> str:
 
 
 def _too_close(read: PlanReading) -> str:
-    """Name the designs whose verdict is open, with the probability that each meets the SLO; of older files, without."""
+    """Name the designs whose verdict is open, with the probability that each meets the SLO."""
     grades = [next((g for g in read.record.grades if g.set == set_), None) for set_ in read.record.doubtful[:4]]
     named = [
         read.phrase(set_) if grade is None else _graded(read, grade)

@@ -13,12 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
+from calibrate.serve import command as serve_command
 from sim.cli.commands import (
     adapters_command,
-    cache_command,
     calibrate_command,
-    compare_command,
-    fidelity_command,
     fit_command,
     init_command,
     inspect_commands,
@@ -26,8 +24,6 @@ from sim.cli.commands import (
     plan_command,
     profiles_command,
     run_commands,
-    serve_command,
-    trace_command,
     ui_command,
     vet_command,
 )
@@ -36,6 +32,10 @@ from sim.cli.options import Session
 from sim.cli.output import message, say
 from sim.cli.streams import check_surroundings, guarded_streams, working_folder_exists
 from sim.errors import InputError, LoraplanError, did_you_mean
+from sim.studies.cache import command as cache_command
+from sim.studies.compare import command as compare_command
+from sim.studies.fidelity import command as fidelity_command
+from sim.studies.trace import command as trace_command
 
 INTERRUPTED = 130
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.cli.measured_values import measured_value, measured_words
+from reports.measured_words import measured_value, measured_words
 from sim.cli.output import command_line, message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError, ScenarioError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,20 +27,15 @@ AdapterFromOption = Annotated[
 ]
 
 
-class LogOptions(Protocol):
-    """Options of a command that reads logs."""
-
-    @property
-    def columns(self) -> list[str] | None: ...
-
-    @property
-    def base_model(self) -> str | None: ...
-
-    @property
-    def adapter_from(self) -> str | None: ...
-
-
-def trace_source(files: Sequence[Path], options: LogOptions, *, format_: str = "auto", skip_bad: bool = False) -> Trace:
+def trace_source(
+    files: Sequence[Path],
+    columns: list[str] | None,
+    base_model: str | None,
+    adapter_from: str | None,
+    *,
+    format_: str = "auto",
+    skip_bad: bool = False,
+) -> Trace:
     """Return a trace as a scenario has it.
 
     :raises InputError: naming the option that can't be used.
@@ -55,9 +50,9 @@ def trace_source(files: Sequence[Path], options: LogOptions, *, format_: str = "
     given = {
         "file": names if len(names) > 1 else names[0],
         "format": format_,
-        "columns": _columns(options.columns or []) or None,
-        "base_model": options.base_model,
-        "adapter_from": options.adapter_from,
+        "columns": _columns(columns or []) or None,
+        "base_model": base_model,
+        "adapter_from": adapter_from,
         "skip_bad": skip_bad,
     }
     try:

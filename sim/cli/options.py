@@ -6,17 +6,19 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from sim.cli.completion import complete_assignment, complete_scenario
 from sim.cli.help import EXECUTION, RESULTS, SIMULATE
+from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.cli.emitting import Manifests
     from sim.spec.scenario_file import LoadedScenario
 
+T = TypeVar("T")
 FINISHED_POINTS = "finished points are kept; run the same command to resume"
 MEASURED_SAMPLES = "what was measured is kept; run the same command to resume"
 
@@ -110,6 +112,23 @@ BackendOption = Annotated[
     ),
 ]
 """One option with two names: the value shows whether it is a backend or an address."""
+
+
+def parsed(parse: Callable[[object], T], key: str, text: str, problem: str = "") -> T:
+    """Return the value of an option in units, such as ``5%`` or ``10GB``.
+
+    :param problem: to say instead of what exactly is wrong.
+    :raises InputError: naming the option.
+    """
+    from pydantic_core import PydanticCustomError
+
+    try:
+        return parse(text)
+    except PydanticCustomError as error:
+        known = error.context or {}
+        raise InputError(
+            problem or known["problem"], key=key, got=text, allowed=known["allowed"] or None, hint=known["hint"] or None
+        ) from None
 
 
 def session_of(context: typer.Context) -> Session:

@@ -22,6 +22,7 @@ from sim.errors import InputError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from reports.document import Report
     from reports.table import Table
     from sim.results.point import Point
     from sim.studies.backends.pool import Pool
@@ -238,6 +239,41 @@ def make_folder(folder: Path) -> None:
         raise InputError("can't make this folder", key="--out", got=str(folder), hint=error.strerror) from None
     if (folder / "manifest.json").exists():
         raise InputError("this folder holds a run", key="--out", got=str(folder), hint="give another one")
+
+
+def folder_for(out: Path | None, default: str, *, as_json: bool) -> Path | None:
+    """Make the folder for results, if there will be any, and return it.
+
+    :param out: as given; else it is ``default`` in ``runs``, and there is none with ``--json``.
+    """
+    folder = out or (None if as_json else Path("runs") / default)
+    if folder is not None:
+        make_folder(folder)
+    return folder
+
+
+def finish(report: Report, folder: Path | None, *, as_json: bool, quiet: bool) -> None:
+    """Write a report's files, and print it: what every command ends with that returns a report."""
+    from reports.render.html import PAGE, write
+
+    for note in report.notes:
+        message(f"note: {note}", quiet)
+    if folder is not None:
+        write(report, folder)
+    if as_json:
+        say_json(report.data)
+        return
+    for part in report.terminal:
+        if isinstance(part, str):
+            say(part)
+        else:
+            print_rich(rich_table(part))
+            say(*filter(None, [part.note]))
+    if folder is not None:
+        say("")
+        for name, label, hint in (PAGE, "report", ""), *((f.name, f.label, f.hint) for f in report.files if f.label):
+            say_file(f"{label:{report.margin}}", folder / name)
+            say(*filter(None, [hint.replace("{}", shlex.quote(str(folder / name)))]))
 
 
 def to_json(data: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sim.errors import ScenarioError
 from sim.spec.profile import Draw, Profile, StepCost
 from sim.spec.scenario import Adapters
-from sim.traffic.adapters import ModelShape, base_shape
+from sim.traffic.adapters import base_shape
 
 BITS = {"int8": 8 + 16 * 0.001, "nf4": 4 + 0.127}
 """Bits of a weight. ``int8``: 8, and 16 for the columns of outlier features, up to 0.1 % of all (Dettmers et al.,
@@ -99,7 +99,7 @@ def quantised_bytes(profile: Profile, name: str, *, double: bool = True) -> int:
     """
     shape = base_shape(profile)
     bits = NF4_BITS_SINGLE if name == "nf4" and not double else BITS[name]
-    linear, width = _linear(shape), _WIDTH.get(profile.dtype, 2)
+    linear, width = shape.layers * shape.linear_parameters(), _WIDTH.get(profile.dtype, 2)
     rest = profile.memory.weights_bytes - round(linear * width)
     if rest < 0:
         raise ScenarioError(
@@ -110,7 +110,3 @@ def quantised_bytes(profile: Profile, name: str, *, double: bool = True) -> int:
             allowed="bf16 (as in the profile)",
         )
     return rest + round(linear * bits / 8)
-
-
-def _linear(shape: ModelShape) -> int:
-    return shape.layers * shape.linear_parameters()

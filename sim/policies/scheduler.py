@@ -17,14 +17,7 @@ from sim.policies.costs import NO_DETAILS, StepCosts, StepDetails
 from sim.policies.decode_ends import DecodeEnds
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.kv.kv_store import KvStore, held_tokens
-from sim.traffic.request import HOLDING, Request
-
-UNBLOCKED: Final = 0
-BY_BATCH_SLOTS: Final = 1
-BY_KV: Final = 2
-BY_ADAPTER_LIMIT: Final = 3
-"""Why a request was not admitted at the last boundary: no batch slot, no KV blocks, or (where loads start at admission)
-no room for its adapter among those in use."""
+from sim.traffic.request import BY_ADAPTER_LIMIT, BY_BATCH_SLOTS, BY_KV, HOLDING, UNBLOCKED, Request
 
 NO_BASE_MODEL: Final = -1
 """Number of the base model where no request is for it."""

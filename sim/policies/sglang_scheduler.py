@@ -18,17 +18,8 @@ from sim.policies.admission import by_key
 from sim.policies.costs import NO_DETAILS, StepCosts
 from sim.policies.kv.radix_memory import RadixMemory, key_at, path_of
 from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
-from sim.policies.scheduler import (
-    BY_ADAPTER_LIMIT,
-    BY_BATCH_SLOTS,
-    BY_KV,
-    LOWEST_KEY,
-    UNBLOCKED,
-    Limits,
-    Scheduler,
-    Step,
-)
-from sim.traffic.request import Request
+from sim.policies.scheduler import LOWEST_KEY, Limits, Scheduler, Step
+from sim.traffic.request import BY_ADAPTER_LIMIT, BY_BATCH_SLOTS, BY_KV, UNBLOCKED, Request
 
 CLIP: Final = 4096
 """Most tokens of an answer to come that are counted."""

@@ -58,7 +58,6 @@ class VllmLruCache(AdapterCache):
         self._counts_running = counts_running
         self._paused: dict[int, int] = {}  # requests that run without getting tokens, by adapter, if they count
         self._in_batch: set[int] = set()
-        self._batch_size = 0
         self._toggled: list[int] = []  # joined or left the batch since it was last touched
         # Adapters outside the batch, least recently touched first; those in the batch were touched by its last step.
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -140,10 +139,9 @@ class VllmLruCache(AdapterCache):
 
         Call it whenever the set of adapters in the batch has changed; a step with the same set changes nothing.
         """
-        order, last_batch = self._order, self._batch_size
+        order, last_batch = self._order, len(self._in_batch)
         toggled, self._toggled = self._toggled, []
         arrived, gone = self._arrived_and_gone(toggled)
-        self._batch_size = last_batch + len(arrived) - len(gone)
         entering = [adapter for adapter in arrived if self.state[adapter] != RESIDENT]
         if entering and not self._idle_suffice(entering, last_batch):
             before = order.touched()
@@ -193,7 +191,7 @@ class VllmLruCache(AdapterCache):
         """
         idle, host_idle, fresh = self._idle, self._host_idle, adapter not in self._in_host
         host_full = fresh and len(self._in_host) == self.host_slots
-        occupied = len(idle) + self._batch_size
+        occupied = len(idle) + len(self._in_batch)
         no_room = (occupied == self.capacity and not idle) or (host_full and not host_idle)
         if self.state[adapter] == RESIDENT or no_room:
             return FROM_GPU
@@ -311,7 +309,6 @@ class VllmLruCache(AdapterCache):
     def _leave_batch(self, adapter: int) -> None:
         self._order.leave(adapter)
         self._in_batch.discard(adapter)
-        self._batch_size -= 1
 
     def _settle(self, adapter: int) -> None:
         self.state[adapter] = RESIDENT
@@ -332,7 +329,6 @@ class VllmLruCache(AdapterCache):
         adapters = self._adapters
         residents = {adapter for adapter, state in enumerate(self.state[:adapters]) if state == RESIDENT}
         copies, batch = self._in_host, self._in_batch
-        assert len(batch) == self._batch_size
         assert batch == set(self._order.batch())
         assert residents == self._idle.keys() | batch
         assert copies == self._host_idle.keys() | batch

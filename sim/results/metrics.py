@@ -1,22 +1,24 @@
-"""From the recordings of a point's replications to its metrics."""
+"""From the recordings of a point's replications to its metrics: what the estimates of the catalogue are made of."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sim.results.autoscaling.scaling_metrics import scaling_metrics
-from sim.results.changes.change_metrics import change_metrics
+from sim.results.autoscaling.scaling_metrics import ScalingMetrics
+from sim.results.catalogue import CATALOGUE, ONLY_WITH_PRICE, UNITS, Definition
+from sim.results.changes.change_metrics import ChangeMetrics
+from sim.results.fleet_costs.measured_usage import GpuHours
 from sim.results.metric_state import MANY_TIMES, Cause, State
-from sim.results.placement.placement_metrics import placement_metrics
-from sim.results.point import UNITS, Metric
+from sim.results.placement.placement_metrics import PlacementMetrics
+from sim.results.point import Metric, Usage
 from sim.results.recording.leaps import gap_bin_edges
-from sim.results.records import COMPLETED, UNFINISHED, Recording
-from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts, joined_columns
+from sim.results.records import Recording
+from sim.results.sample_data import Floats, MeasuredRequests, ScenarioFacts, joined_columns
 from sim.results.served import attainment
 from sim.results.statistics import (
     ENOUGH_FOR_SHARE,
@@ -25,167 +27,227 @@ from sim.results.statistics import (
     estimate,
     histogram_quantile,
     kept,
+    mean_count,
     ratio,
     share_by_size,
+    spread_over,
 )
-from sim.traffic.request import DELAYED_HIT, HIT, MISS
+from sim.traffic.request import MISS
 
 BUSY = 0.95
 """A loader or server busier than this leaves latencies unsettled: their queue has not reached its mean."""
 
 
 def measure(
-    recordings: list[Recording], facts: ScenarioFacts, least_for_p99: int = MIN_FOR_P99
-) -> tuple[dict[str, Metric], MeasuredRequests]:
-    """Return every metric of ``UNITS`` that applies over all replications, and the measured requests."""
-    m = MeasuredRequests(recordings, facts, least_for_p99)
-    metrics = {**_cache(m), **_latency(m), **_tokens(m), **_rates(m), **_counts(m)}
-    metrics |= change_metrics(m) | _prefixes(m) | scaling_metrics(m) | placement_metrics(m)
-    busy = _near_saturation(metrics, m)
-    if busy is not None:
-        metrics |= {
-            name: replace(metric, state=busy)
-            for name, metric in metrics.items()
-            if UNITS[name] == "s"
-            and name not in ("rollout_duration_s", "cold_start_mean_s", "placement_load_s")
-            and metric.value is not None
-        }
-    return {name: _with_requests(metrics[name], facts.requests) for name in UNITS if name in metrics}, m
+    recordings: list[Recording],
+    facts: ScenarioFacts,
+    least_for_p99: int = MIN_FOR_P99,
+    names: Container[str] = frozenset(UNITS) - ONLY_WITH_PRICE,
+) -> tuple[dict[str, Metric], Measured]:
+    """Return the metrics of the catalogue that apply over all replications, and the measured requests.
+
+    :param names: which metrics; costs are those of ``measured_usage``.
+    """
+    m = Measured(recordings, facts, least_for_p99)
+    return {each.name: metric for each in CATALOGUE.values() if each.name in names and (metric := _of(each, m))}, m
 
 
-def _with_requests(metric: Metric, requests: int | None) -> Metric:
-    """Return a metric with the number of requests for a run that is long enough, rounded up to two digits."""
-    times = metric.state.times_longer
-    if times is None or times > MANY_TIMES or requests is None:
+def measured_usage(m: Measured) -> Usage:
+    """Return the usage of all replications, as costs at a price of 1 per GPU hour."""
+    costs = (each for each in CATALOGUE.values() if each.name in ONLY_WITH_PRICE)
+    return Usage(m.facts.gpus, {each.name: metric for each in costs if (metric := each.of(m))})
+
+
+def _of(definition: Definition, m: Measured) -> Metric | None:
+    """Return a metric, unsettled where it is a latency of a fleet that is nearly full."""
+    metric = definition.of(m)
+    if metric is not None and metric.value is not None and definition.is_latency and m.near_saturation is not None:
+        return replace(metric, state=m.near_saturation)
+    return metric and m.with_requests(metric)
+
+
+class Measured(MeasuredRequests):
+    """The measured requests, and what metrics are made of (``sim.results.catalogue``)."""
+
+    @cached_property
+    def changes(self) -> ChangeMetrics:
+        """What rollouts and faults did."""
+        return ChangeMetrics(self)
+
+    @cached_property
+    def scaling(self) -> ScalingMetrics:
+        """What an autoscaler did."""
+        return ScalingMetrics(self)
+
+    @cached_property
+    def placement(self) -> PlacementMetrics:
+        """What a placement controller did."""
+        return PlacementMetrics(self)
+
+    @cached_property
+    def gpu_hours(self) -> GpuHours:
+        """What costs are made of."""
+        return GpuHours(self)
+
+    def ratio(self, over: Floats, under: Floats, unit: str = "1", *, highest: float = math.inf) -> Metric:
+        """Return the ratio of two sums over sections; see ``statistics.ratio``."""
+        return ratio(over, under, self.sections, unit, highest=highest)
+
+    def mean_count(self, each: Floats, unit: str) -> Metric:
+        """Return the mean of one count a replication."""
+        return mean_count(each, unit)
+
+    def mean_of_replications(self, each: Floats, unit: str) -> Metric:
+        """Return the mean of one value a replication, which is not a count."""
+        return spread_over(float(each.mean()), each, unit)
+
+    def with_requests(self, metric: Metric) -> Metric:
+        """Return a metric with the number of requests for a run that is long enough, rounded up to two digits."""
+        times, requests = metric.state.times_longer, self.facts.requests
+        if times is None or times > MANY_TIMES or requests is None:
+            return metric
+        needed = requests * times
+        step = int(10 ** max(0, math.floor(math.log10(needed)) - 1))
+        return replace(metric, state=replace(metric.state, requests=math.ceil(needed / step) * step))
+
+    # Of admitted requests for adapters ------------------------------------------------------------------------------
+
+    @cached_property
+    def _few(self) -> Metric | None:
+        """What stands in place of shares of the admitted requests where there are too few of them."""
+        count = int(self.admitted_with_adapter.sum())
+        if 0 < count < self.least_for_ratio:
+            return Metric(None, unit="1", state=State(Cause.FEW_REQUESTS, count, self.least_for_ratio))
+        return None
+
+    @cached_property
+    def _asked(self) -> Floats:
+        return self.count(self.admitted_with_adapter)
+
+    def outcomes(self, outcome: int) -> Metric:
+        """Return the share of the requests that found their adapter so."""
+        if self._few is not None:
+            return self._few
+        admitted = self.admitted_with_adapter
+        chosen = self.column("outcome") == outcome
+        series = self.sampled(chosen[admitted].astype(np.float64), admitted).by_replication()
+        return share_by_size(self.count(admitted & chosen), self._asked, self.sections, series, ENOUGH_FOR_SHARE)
+
+    def byte_misses(self) -> Metric:
+        """Return the adapter bytes of the requests that missed, over those of all."""
+        if self._few is not None:
+            return self._few
+        sizes = self.facts.size_bytes[self.column("adapter")].astype(np.float64)
+        missed = self.admitted_with_adapter & (self.column("outcome") == MISS)
+        return self.ratio(self.count(missed, sizes), self.count(self.admitted_with_adapter, sizes), highest=1)
+
+    def loads_per_request(self) -> Metric:
+        """Return the loads from any tier over the requests."""
+        return self._few or self.ratio(self.loads("all")[0], self._asked)
+
+    def of_admitted(self, column: str) -> Floats:
+        """Return the sum of a column over all admitted requests, by section."""
+        return self.count(self.admitted, self.column(column))
+
+    def prefix_ttft(self, *, hit: bool) -> Metric:
+        """Return the mean TTFT of the requests that found any of their prompt cached, or of the others."""
+        chosen = self.completed & ((self.column("cached_tokens") > 0) == hit)
+        ttft = self.column("first_token_s") - self.column("arrival_s")
+        return self.sampled(ttft[chosen], chosen).mean("s")
+
+    # Of time --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def loaders_busy(self) -> Metric:
+        """The share of the time in which loaders load."""
+        places = self.replica_seconds(self.facts.loaders) if self.autoscaled else self.spans * self.facts.loader_places
+        return self.ratio(self.loading_s(), places, highest=1)
+
+    @cached_property
+    def gpus_busy(self) -> Metric:
+        """The share of the time in which steps run."""
+        busy = np.concatenate([r.busy_s for r in self.recordings])
+        return self.with_requests(self.ratio(busy, self.replica_seconds(1), highest=1))
+
+    @cached_property
+    def near_saturation(self) -> State | None:
+        """The state of latencies near saturation, where intervals don't show what a longer run would; else None."""
+        server = self.gpus_busy.value if self.facts.fixed else None  # a batch engine is busy at any load
+        if server is not None and server > BUSY:
+            return State(Cause.SERVER_BUSY, share=server)
+        loader = self.loaders_busy.value
+        return State(Cause.LOADER_BUSY, share=loader) if loader is not None and loader > BUSY else None
+
+    # Of tokens ------------------------------------------------------------------------------------------------------
+
+    def tpot(self) -> Metric:
+        """Return the mean TPOT of the requests with several output tokens."""
+        several = self.completed & (self.column("output_tokens") > 1)
+        decode = (self.column("finished_s") - self.column("first_token_s"))[several]
+        return self.sampled(decode / (self.column("output_tokens")[several] - 1), several).mean("s")
+
+    @cached_property
+    def _gap_counts(self) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.int64]], Floats]:
+        """Gaps by section and bin, and the edges of these bins."""
+        counts = joined_columns([r.gap_counts for r in self.recordings])
+        used = np.flatnonzero(counts.sum(axis=0))
+        bins = slice(used[0], used[-1] + 1) if len(used) else slice(0)  # few of all bins: the others take time, too
+        return counts[:, bins], gap_bin_edges()[bins]
+
+    def itl_mean(self) -> Metric:
+        """Return the mean gap."""
+        sums = np.concatenate([r.gap_sum_s for r in self.recordings])
+        return self.ratio(sums, self._gap_counts[0].sum(axis=1).astype(np.float64), "s")
+
+    def itl_p99(self) -> Metric:
+        """Return the 99 % quantile of the gaps."""
+        counts, edges = self._gap_counts
+        by_replication = counts.reshape(self.replications, self.sections, -1).sum(axis=1)
+        return estimate(
+            histogram_quantile(counts.sum(axis=0), edges, 0.99),
+            np.array([histogram_quantile(row, edges, 0.99) for row in counts]),
+            np.array([histogram_quantile(row, edges, 0.99) for row in by_replication]),
+            "s",
+        )
+
+    # Of targets -----------------------------------------------------------------------------------------------------
+
+    def goodput(self) -> Metric:
+        """Return the requests per second within every target for single requests."""
+        assert self.good is not None, "there are targets"
+        return self.ratio(self.measured_by_finish(self.good), self.spans, "1/s")
+
+    def attainment(self) -> Metric:
+        """Return the share of the requests within every target for single requests."""
+        assert self.good is not None, "there are targets"
+        assert self.slow is not None, "there are targets"
+        return attainment(self, self.good, self.slow)
+
+    # Counts ---------------------------------------------------------------------------------------------------------
+
+    def total(self, by_section: Floats, unit: str) -> Metric:
+        """Return a count of what a run consists of: exact, so without an interval, but with parts to compare it by."""
+        enough = self.replications >= ENOUGH_REPLICATIONS
+        parts = by_section.reshape(-1, self.sections).sum(axis=1) if enough else by_section
+        return Metric(int(by_section.sum()), unit=unit, parts=kept(parts))
+
+    def summed(self, column: str) -> Floats:
+        """Return the sum of a column over all measured requests, by section."""
+        return self.count(np.ones(len(self.section), dtype=bool), self.column(column))
+
+    def of_whole_runs(self, each: Sequence[int]) -> Metric:
+        """Return a count of whole runs, which no section has a part of."""
+        counts = np.array(each, dtype=np.float64)
+        return Metric(int(counts.sum()), unit="1", parts=kept(counts))
+
+    def unserved(self, status: str) -> Metric:
+        """Return how many requests ended so in all replications; if nothing changes, with the sections of a short run
+        as parts."""
+        where = self.ended(status)
+        each = self.by_replication(where)
+        mean, count = mean_count(each, "requests"), len(each)
+        ends = [None if end is None else end * count for end in (mean.lo, mean.hi)]
+        metric = replace(mean, value=round(each.sum()), lo=ends[0], hi=ends[1])
+        if self.replications < ENOUGH_REPLICATIONS and not self.facts.strategies and not self.facts.faults:
+            return replace(metric, parts=kept(self.count(where)))
         return metric
-    needed = requests * times
-    step = int(10 ** max(0, math.floor(math.log10(needed)) - 1))
-    return replace(metric, state=replace(metric.state, requests=math.ceil(needed / step) * step))
-
-
-def _cache(m: MeasuredRequests) -> dict[str, Metric]:
-    places = m.replica_seconds(m.facts.loaders) if m.autoscaled else m.spans * m.facts.loader_places
-    return {
-        **_ratios(m),
-        "loader_utilization": ratio(m.loading_s(), places, m.sections, "1", highest=1),
-        "load_wait_mean_s": m.sampled(m.column("load_wait_s")[m.completed]).mean("s"),
-    }
-
-
-def _ratios(m: MeasuredRequests) -> dict[str, Metric]:
-    """Return what is counted over the admitted requests for adapters."""
-    outcome, admitted = m.column("outcome"), m.admitted_with_adapter
-    total, count = m.count(admitted), int(admitted.sum())
-    names = {"miss_ratio": MISS, "delayed_hit_ratio": DELAYED_HIT, "hit_ratio": HIT}
-    if 0 < count < m.least_for_ratio:
-        few = Metric(None, unit="1", state=State(Cause.FEW_REQUESTS, count, m.least_for_ratio))
-        return dict.fromkeys((*names, "byte_miss_ratio", "loads_per_request"), few)
-    found = {}
-    for name, chosen in names.items():
-        series = m.sampled((outcome[admitted] == chosen).astype(np.float64), admitted).by_replication()
-        over = m.count(admitted & (outcome == chosen))
-        found[name] = share_by_size(over, total, m.sections, series, ENOUGH_FOR_SHARE)
-    sizes = m.facts.size_bytes[m.column("adapter")].astype(np.float64)
-    missed = admitted & (outcome == MISS)
-    started, _ = m.loads("all")
-    found["byte_miss_ratio"] = ratio(m.count(missed, sizes), m.count(admitted, sizes), m.sections, "1", highest=1)
-    found["loads_per_request"] = ratio(started, total, m.sections, "1")
-    return found
-
-
-def _latency(m: MeasuredRequests) -> dict[str, Metric]:
-    metrics = {}
-    for name in STAMPS:
-        sample = m.latency(name)
-        metrics[f"{name}_mean_s"] = sample.mean("s")
-        metrics[f"{name}_p50_s"] = sample.quantile(0.5, "s")
-        metrics[f"{name}_p99_s"] = sample.quantile(0.99, "s")
-    return metrics
-
-
-def _tokens(m: MeasuredRequests) -> dict[str, Metric]:
-    if m.facts.fixed:
-        nothing = Metric(None, unit="s", state=State(Cause.NO_TOKENS))
-        return {"tpot_mean_s": nothing, "itl_mean_s": nothing, "itl_p99_s": nothing}
-    several = m.completed & (m.column("output_tokens") > 1)
-    decode = (m.column("finished_s") - m.column("first_token_s"))[several]
-    tpot = m.sampled(decode / (m.column("output_tokens")[several] - 1), several).mean("s")
-    counts = joined_columns([r.gap_counts for r in m.recordings])
-    used = np.flatnonzero(counts.sum(axis=0))
-    bins = slice(used[0], used[-1] + 1) if len(used) else slice(0)  # few of all bins: the others take time, too
-    counts, edges = counts[:, bins], gap_bin_edges()[bins]
-    sums = np.concatenate([r.gap_sum_s for r in m.recordings])
-    itl_mean = ratio(sums, counts.sum(axis=1).astype(np.float64), m.sections, "s")
-    by_replication = counts.reshape(m.replications, m.sections, -1).sum(axis=1)
-    itl_p99 = estimate(
-        histogram_quantile(counts.sum(axis=0), edges, 0.99),
-        np.array([histogram_quantile(row, edges, 0.99) for row in counts]),
-        np.array([histogram_quantile(row, edges, 0.99) for row in by_replication]),
-        "s",
-    )
-    return {"tpot_mean_s": tpot, "itl_mean_s": itl_mean, "itl_p99_s": itl_p99}
-
-
-def _rates(m: MeasuredRequests) -> dict[str, Metric]:
-    busy = np.concatenate([r.busy_s for r in m.recordings])
-    metrics = {
-        "gpu_utilization": ratio(busy, m.replica_seconds(1), m.sections, "1", highest=1),
-        "throughput_rps": ratio(m.by_finish(), m.spans, m.sections, "1/s"),
-    }
-    if m.facts.fixed:
-        metrics["output_tokens_per_s"] = Metric(None, unit="1/s", state=State(Cause.NO_TOKENS))
-    else:
-        tokens = m.by_finish(weight="output_tokens")
-        metrics["output_tokens_per_s"] = ratio(tokens, m.spans, m.sections, "1/s")
-    if m.good is None or m.slow is None:
-        metrics["goodput_rps"] = Metric(None, unit="1/s", state=State(Cause.NO_TARGET))
-        metrics["slo_attainment"] = Metric(None, unit="1", state=State(Cause.NO_TARGET))
-    else:
-        metrics["goodput_rps"] = ratio(m.measured_by_finish(m.good), m.spans, m.sections, "1/s")
-        metrics["slo_attainment"] = attainment(m, m.good, m.slow)
-    return metrics
-
-
-def _counts(m: MeasuredRequests) -> dict[str, Metric]:
-    status = m.column("status")
-    everywhere = np.ones(len(status), dtype=bool)
-    evictions = np.array([r.evictions for r in m.recordings], dtype=np.float64)
-    return {
-        "completed": _total(m, m.count(status == COMPLETED), "requests"),
-        "unfinished": _total(m, m.count(status == UNFINISHED), "requests"),
-        "preemptions": _total(m, m.count(everywhere, m.column("preemptions")), "1"),
-        "evictions": Metric(int(evictions.sum()), unit="1", parts=kept(evictions)),
-    }
-
-
-def _prefixes(m: MeasuredRequests) -> dict[str, Metric]:
-    """Return how much of the prompts was cached; nothing where there is no prefix cache."""
-    if any(r.prefix_blocks_evicted is None for r in m.recordings):
-        return {}
-    cached = m.column("cached_tokens")
-    found = m.count(m.admitted, cached)
-    ttft = m.column("first_token_s") - m.column("arrival_s")
-    hit, miss = m.completed & (cached > 0), m.completed & (cached == 0)
-    evicted = np.array([r.prefix_blocks_evicted for r in m.recordings], dtype=np.float64)
-    return {
-        "prefix_hit_ratio": ratio(found, m.count(m.admitted, m.column("prompt_tokens")), m.sections, "1", highest=1),
-        "prefix_blocks_evicted": Metric(int(evicted.sum()), unit="1", parts=kept(evicted)),
-        "prefix_hit_ttft_mean_s": m.sampled(ttft[hit], hit).mean("s"),
-        "prefix_miss_ttft_mean_s": m.sampled(ttft[miss], miss).mean("s"),
-    }
-
-
-def _total(m: MeasuredRequests, by_section: NDArray[np.float64], unit: str) -> Metric:
-    """Return a count of what a run consists of: exact, so without an interval, but with parts to compare it by."""
-    enough = m.replications >= ENOUGH_REPLICATIONS
-    parts = by_section.reshape(-1, m.sections).sum(axis=1) if enough else by_section
-    return Metric(int(by_section.sum()), unit=unit, parts=kept(parts))
-
-
-def _near_saturation(metrics: Mapping[str, Metric], m: MeasuredRequests) -> State | None:
-    """Return the state of latencies near saturation, where intervals don't show what a longer run would; else None."""
-    server = metrics["gpu_utilization"].value if m.facts.fixed else None  # a batch engine is busy at any load
-    if server is not None and server > BUSY:
-        return State(Cause.SERVER_BUSY, share=server)
-    loader = metrics["loader_utilization"].value
-    return State(Cause.LOADER_BUSY, share=loader) if loader is not None and loader > BUSY else None

@@ -1,23 +1,55 @@
 """The typed parts of a point: capacity, impact of changes, timeline, and rollouts that were held back.
 
 All of them are frozen, as are plans and what-ifs (``sim.results.run_directory.study_records``). Fields have the names
-of the files (docs/run-directory.md), and each type reads what it wrote: ``from_json`` leaves out keys of other
-versions, and what is missing is as if there were none of it.
+of the files (docs/run-directory.md), so ``from_plain`` reads them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from enum import Enum
+from functools import cache, partial
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
 
-def known_fields(kind: type[T], data: Mapping[str, Any]) -> T:
-    """Return a dataclass made of those keys that it has fields for."""
-    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{key: value for key, value in data.items() if key in names})
+Reader = Callable[[Any], Any]
+
+
+def from_plain(kind: type[T], data: Mapping[str, Any]) -> T:
+    """Return what a file has of a dataclass: fields that are missing have their default, other keys are left out."""
+    dataclass_: Any = kind
+    readers = _field_readers(dataclass_)
+    known = ((name, value, readers[name]) for name, value in data.items() if name in readers)
+    return kind(**{name: value if read is None else read(value) for name, value, read in known})
+
+
+@cache
+def _field_readers(kind: Any) -> dict[str, Reader | None]:
+    hints = get_type_hints(kind)
+    return {each.name: _reader(hints[each.name]) for each in fields(kind)}
+
+
+@cache
+def _reader(kind: Any) -> Reader | None:
+    """Return what makes a value of this type of a file's; None: it is one."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        return partial(from_plain, kind)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind.__getitem__
+    origin, inner = get_origin(kind), [read for read in map(_reader, get_args(kind)) if read is not None]
+    if not inner:
+        return tuple if origin is tuple else None
+    (read,) = inner
+    if origin is list:
+        return lambda values: [read(value) for value in values]
+    if origin is tuple:
+        return lambda values: tuple(map(read, values))
+    if origin in (dict, Mapping):
+        return lambda values: {name: read(value) for name, value in values.items()}
+    return lambda value: None if value is None else read(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +95,6 @@ class Setup:
         """Return it as plain data."""
         data = {name: value for name, value in asdict(self).items() if value is not None}
         return data if self.pools is None else {**data, "pools": [pool.to_json() for pool in self.pools]}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Setup:
-        """Return the setup of a stored point."""
-        share, pools = data.get("share"), data.get("pools")
-        more = {
-            "share": share and known_fields(GpuShare, share),
-            "pools": pools and tuple(map(Setup.from_json, pools)),
-        }
-        return known_fields(Setup, {**data, **more})
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,17 +191,6 @@ class BucketUse:
     offered_load: float | None = None
 
 
-PartUse = LoaderUse | SlotUse | ComputeUse | FullModelUse | BatchSlotUse | KvUse
-_PARTS: dict[str, type[PartUse]] = {
-    "loader": LoaderUse,
-    "slots": SlotUse,
-    "compute": ComputeUse,
-    "full_models": FullModelUse,
-    "seats": BatchSlotUse,
-    "kv": KvUse,
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """What could limit a point. A part that the engine or the scenario lacks is None.
@@ -213,13 +224,6 @@ class Capacity:
         changed = (each.name for each in fields(self) if getattr(self, each.name) != getattr(empty, each.name))
         return {name: list(plain[name]) if name == "buckets" else plain[name] for name in changed}
 
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Capacity:
-        """Return the capacity of a stored point."""
-        parts: dict[str, Any] = {name: known_fields(kind, data[name]) for name, kind in _PARTS.items() if name in data}
-        buckets = tuple(known_fields(BucketUse, row) for row in data.get("buckets", ()))
-        return Capacity(**parts, faults=data.get("faults", {}), buckets=buckets)
-
 
 WRONG_KINDS = ("mixed", "stale", "refused_by_rollout", "wrong_served", "old_prefix", "lost", "failed_loads", "failed")
 """Counts of ``Impact`` whose requests got a mixed, stale or wrong answer, or none."""
@@ -237,7 +241,7 @@ class Impact:
     :ivar requests_before, slow_before: that came before the first rollout or fault that begins at some time;
         ``unanswered_after``: that came from it on. None where everything is there from the start.
     :ivar replications: over which the counts are summed; in each, the rollouts and faults happen once.
-    :ivar faults: their kinds, in alphabetical order; () in files of versions that didn't keep them.
+    :ivar faults: their kinds, in alphabetical order.
     :ivar beyond: by kind, how many more requests of a replication it affects than there are in the same traffic without
         rollouts and faults; ``slow`` counts those that are not affected in another way. None where that traffic was not
         simulated.
@@ -273,11 +277,6 @@ class Impact:
     def to_json(self) -> dict[str, Any]:
         """Return the counts; of those that may be absent only ``slow`` says so."""
         return {name: count for name, count in asdict(self).items() if count is not None or name == "slow"}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Impact:
-        """Return the impact of a stored point."""
-        return known_fields(Impact, {**data, "faults": tuple(data.get("faults", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,11 +316,6 @@ class Timeline:
     def to_json(self) -> dict[str, Any]:
         """Return the columns that are there as plain data."""
         return {name: list(column) for name, column in self.columns().items()}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Timeline:
-        """Return the timeline of a stored point."""
-        return known_fields(Timeline, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,14 +385,3 @@ class HeldBack:
             name: {key: getattr(change, key) for key in _KEPT_CHANGE} for name, change in self.metrics.items()
         }
         return data
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> HeldBack:
-        """Return what a stored point says of rollouts that were held back."""
-        return HeldBack(
-            [known_fields(HeldBackRollout, row) for row in data["rollouts"]],
-            data["requests"],
-            known_fields(Count, data["answered"]),
-            [known_fields(Count, row) for row in data["by_rollout"]],
-            {name: known_fields(MetricChange, change) for name, change in data["metrics"].items()},
-        )

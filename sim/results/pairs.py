@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sim.results.by_tenant.slo_terms import metric_of, split_term
+from sim.results.catalogue import CATALOGUE
 from sim.results.point import Metric, Point
 
 if TYPE_CHECKING:
@@ -19,113 +20,12 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-Direction = Literal["lower", "higher", "neither"]
-
 BETTER, WORSE, MORE, LESS = "clearly better", "clearly worse", "clearly more", "clearly less"
 UNCLEAR, NOT_COMPARABLE = "no clear difference", "not comparable"
 WORDS = (BETTER, WORSE, MORE, LESS, UNCLEAR, NOT_COMPARABLE)
 
-_HIGHER = frozenset(
-    {"hit_ratio", "throughput_rps", "output_tokens_per_s", "goodput_rps", "slo_attainment", "prefix_hit_ratio"}
-)
-_NEITHER = frozenset(
-    {
-        # A delayed hit is better than a miss and worse than a hit; how busy a part is, is a cost and a use of it.
-        "delayed_hit_ratio",
-        "loader_utilization",
-        "gpu_utilization",
-        "completed",
-        "evictions",
-        "prefix_blocks_evicted",
-        # Noticing errors is good, having errors to notice is not.
-        "wrong_adapter_detected",
-        "retried",
-        "rerouted",
-        "replicas_started",
-        "replicas_stopped",
-        # Moves are what a controller is for; their loads are the cost.
-        "placement_moves",
-        "placed_share",
-    }
-)
-_LOWER = frozenset(
-    {
-        "miss_ratio",
-        "byte_miss_ratio",
-        "loads_per_request",
-        "queue_mean_s",
-        "queue_p50_s",
-        "queue_p99_s",
-        "load_wait_mean_s",
-        "ttft_mean_s",
-        "ttft_p50_s",
-        "ttft_p99_s",
-        "tpot_mean_s",
-        "itl_mean_s",
-        "itl_p99_s",
-        "e2e_mean_s",
-        "e2e_p50_s",
-        "e2e_p99_s",
-        "unfinished",
-        "refused",
-        "failed",
-        "preemptions",
-        "replica_load_skew",
-        "harmed",
-        "harmed_excess",
-        "prefix_hit_ttft_mean_s",
-        "prefix_miss_ttft_mean_s",
-        "rerouted_e2e_mean_s",
-        "mixed_version_responses",
-        "sessions_saw_both",
-        "sessions_went_back",
-        "stale_after_cutover",
-        "extra_resident_bytes_peak",
-        "rollout_duration_s",
-        "rollout_loads",
-        "rollout_peak_loads_per_s",
-        "rollout_ttft_p99_s",
-        "rollout_e2e_p99_s",
-        "rollout_miss_ratio",
-        "before_peak_loads_per_s",
-        "before_ttft_p99_s",
-        "before_e2e_p99_s",
-        "before_miss_ratio",
-        "misrouted",
-        "wrong_adapter_served",
-        "old_prefix_served",
-        "lost",
-        "replica_seconds",
-        "mean_replicas",
-        "cold_start_mean_s",
-        "late_while_starting",
-        "late_otherwise",
-        "new_replica_loads",
-        "new_replica_miss_ratio",
-        "placement_loads",
-        "placement_load_s",
-        "cost_usd",
-        "usd_per_m_tokens",
-        "usd_per_m_input_tokens",
-        "usd_per_m_output_tokens",
-        "usd_per_request",
-        "usd_per_month",
-        "idle_usd_per_month",
-    }
-)
-DIRECTIONS: dict[str, Direction] = {
-    **dict.fromkeys(_LOWER, "lower"),
-    **dict.fromkeys(_HIGHER, "higher"),
-    **dict.fromkeys(_NEITHER, "neither"),
-}
-"""Which way a metric is better: every name of ``UNITS``."""
-
 _ALIKE = 1e-6
 """Values that differ by less than this share are equal: parts are kept with seven digits."""
-_TOTALS = frozenset(
-    {"completed", "unfinished", "refused", "failed", "preemptions", "evictions", "prefix_blocks_evicted"}
-)
-"""Sums over all parts; other values are means of them, or the like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +90,7 @@ def difference_of(one: Point, other: Point, name: str) -> Difference | None:
     change = after.value - before.value
     if abs(change) <= _ALIKE * max(abs(before.value), abs(after.value)):
         change = 0.0
-    total = metric in _TOTALS
+    total = CATALOGUE[metric].is_total
     half = _paired_half(change, before, after, total) if same_draws(one, other) else None
     paired = half is not None
     if half is None:
@@ -216,7 +116,7 @@ def _measured(point: Point) -> float:
 def _word(name: str, low: float | None, high: float | None) -> str:
     if low is None or high is None or low <= 0 <= high:
         return UNCLEAR
-    direction = DIRECTIONS[name]
+    direction = CATALOGUE[name].better
     if direction == "neither":
         return MORE if low > 0 else LESS
     return BETTER if (low > 0) == (direction == "higher") else WORSE

@@ -7,170 +7,15 @@ from which reports are written without simulating.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from sim.results.metric_state import SETTLED, TRUSTED, Kind, State, stored_state
-from sim.results.model import Capacity, ComputeUse, HeldBack, Impact, Setup, Timeline
-
-UNITS = {
-    "miss_ratio": "1",
-    "delayed_hit_ratio": "1",
-    "hit_ratio": "1",
-    "byte_miss_ratio": "1",
-    "loads_per_request": "1",
-    "loader_utilization": "1",
-    "gpu_utilization": "1",
-    "queue_mean_s": "s",
-    "queue_p50_s": "s",
-    "queue_p99_s": "s",
-    "load_wait_mean_s": "s",
-    "ttft_mean_s": "s",
-    "ttft_p50_s": "s",
-    "ttft_p99_s": "s",
-    "tpot_mean_s": "s",
-    "itl_mean_s": "s",
-    "itl_p99_s": "s",
-    "e2e_mean_s": "s",
-    "e2e_p50_s": "s",
-    "e2e_p99_s": "s",
-    "throughput_rps": "1/s",
-    "output_tokens_per_s": "1/s",
-    "goodput_rps": "1/s",
-    "slo_attainment": "1",
-    "completed": "requests",
-    "unfinished": "requests",
-    "refused": "requests",
-    "failed": "requests",
-    "preemptions": "1",
-    "evictions": "1",
-    "prefix_hit_ratio": "1",
-    "prefix_blocks_evicted": "1",
-    "prefix_hit_ttft_mean_s": "s",
-    "prefix_miss_ttft_mean_s": "s",
-    "replica_load_skew": "1",
-    "harmed": "requests",
-    "harmed_excess": "requests",
-    "mixed_version_responses": "requests",
-    "sessions_saw_both": "sessions",
-    "sessions_went_back": "sessions",
-    "stale_after_cutover": "requests",
-    "extra_resident_bytes_peak": "B",
-    "rollout_duration_s": "s",
-    "rollout_loads": "loads",
-    "rollout_peak_loads_per_s": "1/s",
-    "rollout_ttft_p99_s": "s",
-    "rollout_e2e_p99_s": "s",
-    "rollout_miss_ratio": "1",
-    "before_peak_loads_per_s": "1/s",
-    "before_ttft_p99_s": "s",
-    "before_e2e_p99_s": "s",
-    "before_miss_ratio": "1",
-    "misrouted": "requests",
-    "wrong_adapter_served": "requests",
-    "wrong_adapter_detected": "requests",
-    "retried": "requests",
-    "old_prefix_served": "requests",
-    "rerouted": "requests",
-    "lost": "requests",
-    "rerouted_e2e_mean_s": "s",
-    "replica_seconds": "replica-s",
-    "mean_replicas": "1",
-    "replicas_started": "replicas",
-    "replicas_stopped": "replicas",
-    "cold_start_mean_s": "s",
-    "late_while_starting": "1",
-    "late_otherwise": "1",
-    "new_replica_loads": "1",
-    "new_replica_miss_ratio": "1",
-    "placement_moves": "moves",
-    "placement_loads": "loads",
-    "placement_load_s": "s",
-    "placed_share": "1",
-    "usd_per_m_tokens": "USD",
-    "usd_per_m_input_tokens": "USD",
-    "usd_per_m_output_tokens": "USD",
-    "usd_per_request": "USD",
-    "usd_per_month": "USD",
-    "idle_usd_per_month": "USD",
-    "cost_usd": "USD",
-}
-"""Every metric and its unit, in the order in which tables print them."""
-
-ONLY_WITH_PREFIX_CACHE = frozenset(name for name in UNITS if name.startswith("prefix_"))
-"""Metrics that a point lacks unless its replicas have a prefix cache and its requests something to share."""
-ONLY_WITH_PRICE = frozenset(name for name, unit in UNITS.items() if unit == "USD")
-"""Metrics that a point lacks unless its scenario says what a GPU costs (``fleet.price``)."""
-ONLY_WITH_AUTOSCALER = frozenset(
-    {
-        "replica_seconds",
-        "mean_replicas",
-        "replicas_started",
-        "replicas_stopped",
-        "cold_start_mean_s",
-        "late_while_starting",
-        "late_otherwise",
-        "new_replica_loads",
-        "new_replica_miss_ratio",
-        "cost_usd",
-    }
-)
-"""Metrics that a point lacks where the number of replicas stays the same (``fleet.autoscale``); ``cost_usd`` needs a
-price as well."""
-ONLY_WITH_PLACEMENT = frozenset({"placement_moves", "placement_loads", "placement_load_s", "placed_share"})
-"""Metrics that a point lacks unless a controller places adapters (``router.policy: placement``)."""
-_NOT_ALWAYS = ONLY_WITH_PREFIX_CACHE | ONLY_WITH_PRICE | ONLY_WITH_AUTOSCALER | ONLY_WITH_PLACEMENT
-ALWAYS_THERE = tuple(name for name in UNITS if name not in _NOT_ALWAYS)
-"""Metrics that every point has."""
+from sim.results.metric_state import SETTLED, TRUSTED, Kind, State
+from sim.results.model import Capacity, ComputeUse, HeldBack, Impact, Setup, Timeline, from_plain
 
 COUNTS = frozenset({"requests", "sessions", "loads", "moves", "replicas", "replica-s"})
 """Units of counts: exact for their run. Of rollouts and faults they are means over the replications."""
-
-POOL_UNITS = {
-    "replicas": "replicas",
-    "gpus": "GPUs",
-    "requests": "requests",
-    "request_share": "1",
-    "completed": "requests",
-    "miss_ratio": "1",
-    "loads": "loads",
-    "gpu_utilization": "1",
-    "ttft_mean_s": "s",
-    "ttft_p99_s": "s",
-    "e2e_mean_s": "s",
-    "e2e_p99_s": "s",
-    "usd_per_month": "USD",
-}
-"""What is known of each pool of a fleet, and its unit."""
-
-TENANT_UNITS = {
-    "revenue_usd_per_month": "USD",
-    "cost_share": "1",
-    "usd_per_month": "USD",
-    "margin_usd_per_month": "USD",
-}
-"""What a tenant pays and costs, and its unit. Revenue and margin only where it has a price, and all but revenue only
-where GPUs have one."""
-
-SHARES = frozenset(
-    {
-        "miss_ratio",
-        "delayed_hit_ratio",
-        "hit_ratio",
-        "byte_miss_ratio",
-        "loader_utilization",
-        "gpu_utilization",
-        "slo_attainment",
-        "prefix_hit_ratio",
-        "rollout_miss_ratio",
-        "before_miss_ratio",
-        "late_while_starting",
-        "late_otherwise",
-        "new_replica_miss_ratio",
-        "cost_share",
-    }
-)
-"""Metrics of unit 1 between 0 and 1; the others of unit 1 are counts or averages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +57,14 @@ class Metric:
         """Whether the scenario has what this metric is about."""
         return self.value is not None or self.state.kind is not Kind.NOT_APPLICABLE
 
+    def mapped(self, change: Callable[[float], float]) -> Metric:
+        """Return the metric with its value, the ends of its intervals and its parts changed."""
+        ends: dict[str, Any] = {
+            name: None if (end := getattr(self, name)) is None else change(end)
+            for name in ("value", "lo", "hi", "calibration_lo", "calibration_hi")
+        }
+        return replace(self, **ends, parts=[None if part is None else change(part) for part in self.parts])
+
     def to_json(self, *, calibrated: bool) -> dict[str, Any]:
         """Return plain data without parts, with the calibration interval only where the profile has draws."""
         data = {
@@ -230,15 +83,6 @@ class Metric:
         """Return what the file of a point keeps: ``to_json``, and the state where it is not simply settled."""
         data = self.to_json(calibrated=calibrated)
         return data if self.state == SETTLED else {**data, "state": self.state.to_json()}
-
-    @staticmethod
-    def from_json(data: dict[str, Any], parts: list[float | None] | None = None) -> Metric:
-        """Return a metric from what ``to_json`` or ``kept`` gave."""
-        data = dict(data)
-        state = stored_state(
-            data.pop("state", None), data.pop("note", ""), data["value"], settled=data.pop("settled", True)
-        )
-        return Metric(**data, state=state, parts=parts or [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +106,12 @@ class TenantResult:
     :ivar late: as of a point, for its own targets.
     :ivar overload: its arrivals over its completions where its queue grew over the whole measured time; else None.
     :ivar token_share: its share of the tokens of all requests that completed in the measured time.
-    :ivar cost_share: the same with its interval: its share of what the fleet costs; None in points of older versions.
+    :ivar cost_share: the same with its interval: its share of what the fleet costs.
     :ivar sold: what its completed requests are a month, by what a price is for: ``input`` and ``output``, millions of
         tokens, and ``request``.
     :ivar price: in US dollars by what it is for, that its money is from; {}: it pays nothing.
-    :ivar money: what it pays and costs a month: ``TENANT_UNITS``, as far as there are prices.
+    :ivar money: what it pays and costs a month. Revenue and margin only where it has a price, and all but revenue only
+        where GPUs have one.
     """
 
     name: str
@@ -295,23 +140,6 @@ class TenantResult:
             "money": _metrics_json(self.money),
         }
 
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> TenantResult:
-        """Return the tenant of a stored point."""
-        share = data.get("cost_share")
-        return TenantResult(
-            data["name"],
-            data["slo"],
-            _metrics_from(data["metrics"]),
-            _late_from(data["late"]),
-            data["overload"],
-            data["token_share"],
-            None if share is None else _metrics_from({"": share})[""],
-            _metrics_from(data.get("sold", {})),
-            data.get("price", {}),
-            _metrics_from(data.get("money", {})),
-        )
-
 
 def _metrics_json(metrics: dict[str, Metric]) -> dict[str, Any]:
     """Return metrics as a file of a point keeps them, with their parts."""
@@ -321,19 +149,8 @@ def _metrics_json(metrics: dict[str, Metric]) -> dict[str, Any]:
     }
 
 
-def _metrics_from(data: dict[str, Any]) -> dict[str, Metric]:
-    return {
-        name: Metric.from_json({key: value for key, value in one.items() if key != "parts"}, one.get("parts"))
-        for name, one in data.items()
-    }
-
-
 def _late_json(late: dict[str, LateShare], *, calibrated: bool) -> dict[str, Any]:
     return {name: {"target": one.target, "share": one.share.kept(calibrated=calibrated)} for name, one in late.items()}
-
-
-def _late_from(data: dict[str, Any]) -> dict[str, LateShare]:
-    return {name: LateShare(one["target"], Metric.from_json(one["share"])) for name, one in data.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,8 +158,8 @@ class Usage:
     """How many GPU hours requests and tokens take, whatever an hour costs.
 
     :ivar gpus: of the whole fleet.
-    :ivar metrics: costs at a price of 1 for a GPU and an hour; every name of ``ONLY_WITH_PRICE``;
-        ``cost_usd`` only with an autoscaler.
+    :ivar metrics: costs at a price of 1 for a GPU and an hour; the names of
+        ``catalogue.ONLY_WITH_PRICE``.
     :ivar group_tokens: by row of ``Point.groups``: its share of the tokens of all completed requests.
     :ivar price: of a GPU, in US dollars per hour, that the point's costs are from; None: it has no costs.
     """
@@ -357,21 +174,14 @@ class Usage:
         metrics = _metrics_json(self.metrics)
         return {"gpus": self.gpus, "metrics": metrics, "group_tokens": list(self.group_tokens), "price": self.price}
 
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> Usage:
-        """Return the usage of a stored point."""
-        metrics = _metrics_from(data["metrics"])
-        return Usage(data["gpus"], metrics, data.get("group_tokens", []), data.get("price"))
-
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """Everything a report needs to know of one point.
 
     :ivar set: swept keys and their values, ``{}`` for a single run.
-    :ivar metrics: every name of ``UNITS``, but ``ONLY_WITH_PREFIX_CACHE`` where they don't apply, and
-        ``ONLY_WITH_PRICE`` without a price.
-    :ivar setup: device, model, engine and profile; None: an older version simulated it.
+    :ivar metrics: those of ``sim.results.catalogue`` that the scenario has anything of, in its order.
+    :ivar setup: device, model, engine and profile.
     :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
         quantiles over all measured requests; a latency the engine lacks is an empty list.
     :ivar timeline: of the first replication.
@@ -405,7 +215,7 @@ class Point:
     :ivar unserved: measured requests of all replications: ``{"requests", "refused", "failed", "too_long",
         "longest_tokens", "limit_tokens"}``; too long: refused at arrival for their tokens, with the most that one of
         them has, and how many ``fleet.max_model_len`` or the KV cache allows; ``{}`` where every one was served.
-    :ivar usage: what costs follow from (``sim.results.fleet_costs``); None: an older version simulated it.
+    :ivar usage: what costs follow from (``sim.results.fleet_costs``).
     :ivar pools: rows of all replications where there are several pools: ``{"pool", "replicas", "gpus", "device",
         "requests", "request_share", "completed", "miss_ratio", "loads", "gpu_utilization", "ttft_mean_s",
         "ttft_p99_s", "e2e_mean_s", "e2e_p99_s"}``, measured requests and time. With a price also ``"usd_per_month"``:
@@ -438,24 +248,19 @@ class Point:
     tenants: list[TenantResult] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data that ``json`` can write, without the parts that most points have nothing of.
-
-        Files call the impact ``harm`` and what was held back ``held``.
-        """
+        """Return plain data that ``json`` can write, without the parts that most points have nothing of."""
         calibrated = bool(self.calibration)
         data: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
             plain = value.to_json() if hasattr(value, "to_json") else _copied(value)
-            data[_KEYS.get(each.name, each.name)] = {} if plain is None else plain
+            data[each.name] = plain
         data["metrics"] = {name: metric.kept(calibrated=calibrated) for name, metric in self.metrics.items()}
         data["late"] = _late_json(self.late, calibrated=calibrated)
         data["tenants"] = [tenant.to_json() for tenant in self.tenants]
         data["parts"] = {name: metric.parts for name, metric in self.metrics.items() if metric.parts}
-        for name in ("calibration", "held", "late", "pools", "tenants", "unserved"):
-            if not data[name]:
-                del data[name]
-        return data
+        left_out = ("calibration", "late", "pools", "tenants", "unserved")
+        return {name: each for name, each in data.items() if each is not None and (each or name not in left_out)}
 
     def of_tenant(self, tenant: TenantResult) -> Point:
         """Return a tenant's requests as a point, to be judged as the fleet is.
@@ -482,51 +287,10 @@ class Point:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Point:
-        """Build a point from what ``to_json`` gave; keys of other versions are left out."""
+        """Build a point from what ``to_json`` gave; other keys are left out."""
         parts = data.get("parts", {})
-        known = {one.name for one in fields(Point)}
-        given = {key: value for key, value in data.items() if key in known}
-        harm, held = data.get("harm"), data.get("held")
-        metrics = {name: Metric.from_json(one, parts.get(name)) for name, one in data["metrics"].items()}
-        if harm and "replications" not in harm:
-            harm, metrics = _from_totals(harm, metrics)
-        given |= {
-            "metrics": metrics,
-            "late": _late_from(data.get("late", {})),
-            "tenants": [TenantResult.from_json(one) for one in data.get("tenants", [])],
-            "timeline": Timeline.from_json(data.get("timeline") or {}),
-            "capacity": Capacity.from_json(data.get("capacity") or {}),
-            "impact": Impact.from_json(harm) if harm else None,
-            "held_back": HeldBack.from_json(held) if held else None,
-            "setup": Setup.from_json(data["setup"]) if data.get("setup") else None,
-            "usage": Usage.from_json(data["usage"]) if data.get("usage") else None,
-        }
-        return Point(**given)
-
-
-_KEYS = {"impact": "harm", "held_back": "held"}
-"""Fields that files have another name for."""
-
-
-_MEAN_COUNTS = frozenset(name for name, unit in UNITS.items() if unit in COUNTS) - {
-    "completed",
-    "unfinished",
-    "refused",
-    "failed",
-}
-"""Counts of what rollouts and faults do: means over the replications."""
-
-
-def _from_totals(harm: dict[str, Any], metrics: dict[str, Metric]) -> tuple[dict[str, Any], dict[str, Metric]]:
-    """Return the impact of a point of an older version, whose counts were sums over the replications."""
-    count = len(metrics["harmed"].parts) or 1 if "harmed" in metrics else 1
-    found = dict(metrics)
-    for name in _MEAN_COUNTS & metrics.keys():
-        value, low, high = (
-            None if end is None else end / count for end in (metrics[name].value, metrics[name].lo, metrics[name].hi)
-        )
-        found[name] = replace(metrics[name], value=value, lo=low, hi=high)
-    return {**harm, "replications": count}, found
+        metrics = {name: {**one, "parts": parts.get(name, [])} for name, one in data["metrics"].items()}
+        return from_plain(Point, {**data, "metrics": metrics})
 
 
 def _copied(value: Any) -> Any:

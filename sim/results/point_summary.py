@@ -18,14 +18,12 @@ from sim.results.changes.change_summary import (
     event_rows,
     impact_of,
     mark_words,
-    replica_rows,
     timeline_latencies,
     version_mix,
 )
-from sim.results.fleet_costs.measured_usage import measured_usage, tokens_of
 from sim.results.intervals.initial_transient import initial_transient
 from sim.results.metric_state import Cause, State
-from sim.results.metrics import measure
+from sim.results.metrics import measure, measured_usage
 from sim.results.model import (
     BatchSlotUse,
     BucketUse,
@@ -39,21 +37,28 @@ from sim.results.model import (
     Timeline,
 )
 from sim.results.point import LateShare, Metric, Point, TenantResult
-from sim.results.pool_results import pool_rows
 from sim.results.records import LIMITED, REFUSED, STATUS_WORDS, Recording
-from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts, joined_columns
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts, joined_columns
 from sim.results.served import is_served, late_shares, unserved_counts, was_unserved
-from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99, quantile_of
+from sim.results.slices import group_rows, pool_rows, replica_rows
+from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99
 from sim.results.traffic_digest import traffic_ids
 from sim.traffic.popularity import concentration
-from sim.traffic.request import BASE_MODEL, DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS
+from sim.traffic.request import (
+    BASE_MODEL,
+    BY_ADAPTER_LIMIT,
+    BY_BATCH_SLOTS,
+    BY_KV,
+    DELAYED_HIT,
+    FROM_HOST,
+    FROM_STORAGE,
+    MISS,
+)
 
 if TYPE_CHECKING:
     import pyarrow
 
 Floats = NDArray[np.float64]
-Groups = list[tuple[str, NDArray[np.bool_] | None]]
-"""Groups of requests by name, each with its adapters; None: the base model."""
 
 _Q = [
     0.0,
@@ -98,7 +103,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
     """
     metrics, m = measure(recordings, facts)
     capacity, impact = _capacity(m, metrics), impact_of(m)
-    load, (groups, group_tokens) = capacity.offered_load, _group_rows(m)
+    load, (groups, group_tokens) = capacity.offered_load, group_rows(m)
     return Point(
         set=set_,
         metrics=_overloaded(metrics) if load is not None and load >= 1 else metrics,
@@ -120,7 +125,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
         traffic_ids=traffic_ids(recordings, facts),
         late={} if is_served(m) else late_shares(m),
         unserved=unserved_counts(m),
-        usage=replace(measured_usage(m, metrics["gpu_utilization"]), group_tokens=group_tokens),
+        usage=replace(measured_usage(m), group_tokens=group_tokens),
         pools=pool_rows(m),
         tenants=tenant_results(recordings, facts, _overload),
     )
@@ -284,74 +289,12 @@ def _breakdown(m: MeasuredRequests) -> dict[str, float]:
     return {name: 0.0 if abs(seconds) < rounding else seconds for name, seconds in stages.items()}
 
 
-def _groups(m: MeasuredRequests) -> Groups:
-    """Return groups by name, each with its adapters (None: the base model): the base model and all adapters if both are
-    asked for, kinds of adapters, and popularity as seen in the run."""
-    facts = m.facts
-    count = len(facts.size_bytes)
-    found: Groups = []
-    if m.for_base.any():
-        found += [("base model", None), ("adapters", np.ones(count, dtype=np.bool_))]
-    if len(facts.kind_names) > 1:
-        found += [(name, facts.kind == i) for i, name in enumerate(facts.kind_names)]
-    if count >= 10:
-        asked = np.bincount(m.column("adapter")[~m.for_base], minlength=count)
-        place = np.empty(count, dtype=np.int64)
-        place[np.argsort(-asked, kind="stable")] = np.arange(count)
-        top, next_ = max(1, round(count * 0.01)), max(2, round(count * 0.1))
-        bands = (("hottest 1 %", 0, top), ("next 9 %", top, next_), ("other 90 %", next_, count))
-        found += [(name, (place >= a) & (place < b)) for name, a, b in bands]
-    return found
-
-
-def _group_rows(m: MeasuredRequests) -> tuple[list[dict[str, Any]], list[float]]:
-    """Return the row of each group, and which share of the tokens it has."""
-    tokens = tokens_of(m)
-    whole = float(tokens.sum())
-    rows, shares = [], []
-    for name, chosen in _groups(m):
-        inside = m.for_base if chosen is None else np.asarray(~m.for_base & chosen[m.column("adapter")])
-        rows.append(_group(m, name, chosen, inside))
-        shares.append(float(tokens[inside].sum()) / whole if whole else 0.0)
-    return rows, shares
-
-
-def _group(
-    m: MeasuredRequests, name: str, chosen: NDArray[np.bool_] | None, inside: NDArray[np.bool_]
-) -> dict[str, Any]:
-    """Return the row of a group.
-
-    :param chosen: (adapters,) whose requests it has; None: those of the base model.
-    :param inside: which requests these are.
-    """
-    done = np.flatnonzero(m.completed & inside)
-    arrived = m.column("arrival_s")[done]
-    seconds = {stage: m.column(STAMPS[stage])[done] - arrived for stage in ("ttft", "e2e")}
-    admitted = m.admitted_with_adapter & inside
-    sizes = np.empty(0) if chosen is None else m.facts.size_bytes[chosen]
-
-    def quantile(stage: str, share: float, least: int) -> float | None:
-        return quantile_of(seconds[stage], share) if len(done) >= least else None
-
-    missed = admitted & (m.column("outcome") == MISS)
-    return {
-        "group": name,
-        "adapters": len(sizes),
-        "adapter_bytes": float(sizes.mean()) if len(sizes) else 0.0,
-        "requests": int(inside.sum()),
-        "request_share": float(inside.mean()) if len(inside) else 0.0,
-        "miss_ratio": float(missed.sum() / admitted.sum()) if admitted.any() else None,
-        "ttft_p50_s": None if m.facts.fixed else quantile("ttft", 0.5, 20),
-        "ttft_p99_s": None if m.facts.fixed else quantile("ttft", 0.99, 1000),
-        "e2e_p99_s": quantile("e2e", 0.99, 1000),
-    }
-
-
 def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
     facts, span = m.facts, float(m.spans.sum())
     blocked = np.sum([r.blocked_s.sum(axis=1) for r in m.recordings], axis=0)
     time = max(float(m.replica_seconds(1).sum()) if m.autoscaled else span * facts.replicas, 1e-12)
     own_time = time if m.autoscaled else max(span * facts.own_replicas, 1e-12)
+    short_s = sum(r.room_short_s for r in m.recordings)
     full_models = seats = kv = None
     if facts.full_replicas:
         started, loading = m.loads("full models")
@@ -361,8 +304,8 @@ def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
             replicas=facts.full_replicas,
         )
     if not facts.fixed:
-        seats = BatchSlotUse(float(blocked[1]) / time, facts.max_num_seqs)
-        kv = KvUse(float(blocked[2]) / time, max(r.kv_peak_share for r in m.recordings), facts.kv_tokens)
+        seats = BatchSlotUse(float(blocked[BY_BATCH_SLOTS]) / time, facts.max_num_seqs)
+        kv = KvUse(float(blocked[BY_KV]) / time, max(r.kv_peak_share for r in m.recordings), facts.kv_tokens)
     return Capacity(
         LoaderUse(
             metrics["loader_utilization"].value,
@@ -373,7 +316,7 @@ def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
             _storage_share(m),
         ),
         SlotUse(
-            blocked_share=min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / own_time),
+            blocked_share=min(1.0, (short_s + float(blocked[BY_ADAPTER_LIMIT])) / own_time),
             in_use_peak=max(r.in_use_peak for r in m.recordings),
             slots=facts.slots,
         ),

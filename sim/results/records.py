@@ -34,6 +34,23 @@ none, at least once."""
 LIMITED = 4096
 """And one: it was refused in front of the fleet, because the token bucket of its tenant lacked tokens."""
 
+MARKS = {
+    "mixed": MIXED,
+    "stale": STALE,
+    "gated": GATED,
+    "lost": LOST,
+    "load-failed": LOAD_FAILED,
+    "rerouted": REROUTED,
+    "wrong-served": WRONG_SERVED,
+    "wrong-detected": WRONG_DETECTED,
+    "retried": RETRIED,
+    "old-prefix": OLD_PREFIX,
+    "wrong-load": WRONG_LOAD,
+    "misrouted": MISROUTED,
+    "limited": LIMITED,
+}
+"""Marks by the words of ``requests.parquet``."""
+
 HOST_FILL_ROW = np.dtype([("index", "<i8"), ("wait_s", "<f8")])
 """Layout of ``Recording.host_fills``."""
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.autoscaling.lives import provisioned_s
+from sim.results.point import Metric
 from sim.results.recording.leaps import Intervals, seconds_by_section
-from sim.results.records import COMPLETED, UNFINISHED, Recording
-from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled
+from sim.results.records import COMPLETED, MARKS, STATUS_WORDS, UNFINISHED, Recording
+from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled, mean_count
 from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.traffic.request import BASE_MODEL, FROM_HOST, FROM_STORAGE
 
@@ -206,6 +207,27 @@ class MeasuredRequests:
             pairs = zip(self.recordings, self._first, strict=True)
             self._columns[name] = joined_columns([r.requests[name][first:] for r, first in pairs])
         return self._columns[name]
+
+    @cached_property
+    def replication(self) -> Ints:
+        """The replication of each request."""
+        return self.section // self.sections
+
+    def by_replication(self, where: NDArray[np.bool_]) -> Floats:
+        """Return how many requests these are in each replication."""
+        return np.bincount(self.replication[where], minlength=self.replications).astype(np.float64)
+
+    def counted(self, where: NDArray[np.bool_]) -> Metric:
+        """Return how many requests these are in a replication."""
+        return mean_count(self.by_replication(where), "requests")
+
+    def ended(self, status: str) -> NDArray[np.bool_]:
+        """Return which requests ended so, in the words of ``STATUS_WORDS``."""
+        return np.asarray(self.column("status") == STATUS_WORDS.index(status))
+
+    def marked(self, *marks: str) -> NDArray[np.bool_]:
+        """Return which requests have any of these marks, in the words of ``MARKS``."""
+        return np.asarray((self.column("marks") & sum(MARKS[mark] for mark in marks)) > 0)
 
     def replica_seconds(self, each: int) -> Floats:
         """Return the seconds of each section, times what is there in every replica, times the replicas there were.

@@ -99,6 +99,27 @@ def estimate(
     return Metric(value, max(0.0, value - half), min(highest, value + half), unit, state, parts=parts)
 
 
+def mean_count(each: Floats, unit: str, least: float = 0.0) -> Metric:
+    """Return the mean of one count a replication, with an interval from their spread, which ends at ``least``."""
+    mean = float(each.mean())
+    half = half_width(mean, each)
+    if half is None:
+        state = State(Cause.ONE_REPLICATION) if mean else SETTLED
+        return Metric(mean, unit=unit, state=state, parts=kept(each))
+    return Metric(mean, max(least, mean - half), mean + half, unit, parts=kept(each))
+
+
+def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.inf) -> Metric:
+    """Return a value with an interval from the same statistic in each replication (nan: it has none there)."""
+    if not math.isfinite(value):
+        return Metric(None, unit=unit, state=State(Cause.NO_REQUESTS))
+    half = half_width(value, each)
+    if half is None:
+        return Metric(value, unit=unit, state=State(Cause.ONE_REPLICATION))
+    state = State(Cause.WIDE_OVER_REPLICATIONS) if half > WIDE * abs(value) else SETTLED
+    return Metric(value, max(0.0, value - half), min(highest, value + half), unit, state, parts=kept(each))
+
+
 def _wider_half(value: float, by_section: Floats, by_replication: Floats) -> float | None:
     """Return the wider half-width of sections and, where there are enough, of replications."""
     half = half_width(value, by_section)

@@ -10,7 +10,6 @@ from statistics import NormalDist
 
 from sim.results.by_tenant.slo_terms import judged, metric_of, with_tenants
 from sim.results.intervals.wilson import NORMAL, wilson
-from sim.results.model import Impact
 from sim.results.point import Metric, Point
 
 MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
@@ -107,9 +106,9 @@ def allowed(name: str) -> float:
 def late_share(point: Point, name: str, target: float) -> Metric | None:
     """Return the share of the measured requests that are late for a term; None where every one was served.
 
-    Refused and failed requests are infinitely late (``sim.results.served``). Points of older versions, and those
-    simulated for another target, only have counts and the distribution of completed requests: these say nearly the
-    same, with an interval as of independent requests.
+    Refused and failed requests are infinitely late (``sim.results.served``). Points that were simulated for another
+    target only have counts and the distribution of completed requests: these say nearly the same, with an interval as
+    of independent requests.
     """
     point, name = judged(point, name)
     if name == "miss_ratio":  # judges the cache, by admitted requests
@@ -219,23 +218,8 @@ def lacks_answers(point: Point, name: str, target: float) -> bool:
     return total > 0 and lost / total >= late.value / 2
 
 
-def certainly_late(point: Point, slo_terms: Mapping[str, float]) -> bool:
-    """Return whether enough requests were late and unanswered at the end of the run to miss a p99 target.
-
-    Points of newer versions count them by target (``late_share``). Older ones don't say which target they miss, so
-    there must be more than 1 % of all requests for each of the targets: one of these then has its 1 %.
-    """
-    single = [name for name in slo_terms if name in ("ttft_p99_s", "e2e_p99_s", "queue_p99_s")]
-    if point.late or not single or "tpot_mean_s" in slo_terms:
-        return False
-    impact = point.impact or Impact()
-    return (impact.slow_unanswered or 0) > 0.01 * len(single) * impact.requests
-
-
 def met_probability(point: Point, slo_terms: Mapping[str, float]) -> float:
     """Return how likely a point meets its SLO: that of its least likely term, for terms of one run err together."""
-    if certainly_late(point, slo_terms):
-        return 0.0
     return min((term_probability(point, name, target) for name, target in slo_terms.items()), default=1.0)
 
 

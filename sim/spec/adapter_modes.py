@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from sim.spec.needs import UNSET, AtLeast, Choice, EvictionBut, Need, Only
+from sim.spec.needs import UNSET, Choice, Need, at_least, eviction_but, only
 from sim.spec.policies import EVICTIONS
 from sim.spec.registry import Registry
 
@@ -50,8 +50,8 @@ MODES = Registry(
             f"{_MODES}.protected:LoadsInSteps",
             set_by={"storage.mode": "blocking"},
             needs=(
-                Need({"storage.loaders": Only(1)}, "blocking loads run one after the other"),
-                Need({"fleet.load_at": Only("admission")}, "blocking loads start at admission"),
+                Need({"storage.loaders": only(1)}, "blocking loads run one after the other"),
+                Need({"fleet.load_at": only("admission")}, "blocking loads start at admission"),
             ),
         ),
         Choice(
@@ -62,25 +62,25 @@ MODES = Registry(
             set_by={"cache.eviction": "vllm-lru"},
             needs=(
                 Need(
-                    {"storage.mode": Only("blocking"), "fleet.admission": Only("skip")},
+                    {"storage.mode": only("blocking"), "fleet.admission": only("skip")},
                     "vllm-lru loads inside the step and passes requests over the adapter limit",
                     at="cache.eviction",
                 ),
-                Need({"cache.gpu.unified": Only(False)}, _VLLM_SLOTS),
-                Need({"cache.gpu.base_model_slot": Only(False)}, _VLLM_SLOTS),
+                Need({"cache.gpu.unified": only(False)}, _VLLM_SLOTS),
+                Need({"cache.gpu.base_model_slot": only(False)}, _VLLM_SLOTS),
                 Need({"cache.gpu.size": UNSET}, "vllm-lru counts slots", hint="give cache.gpu.slots"),
-                Need({"cache.host.fill": Only("load")}, "vllm-lru reads storage within its steps"),
+                Need({"cache.host.fill": only("load")}, "vllm-lru reads storage within its steps"),
                 Need(
                     {"cache.host.size": UNSET},
                     "vllm-lru counts slots in host memory too",
                     hint="give cache.host.slots",
                 ),
                 Need(
-                    {"cache.host.slots": AtLeast("cache.gpu.slots")},
+                    {"cache.host.slots": at_least("cache.gpu.slots")},
                     "every adapter in a slot has a copy in host memory",
                 ),
                 Need(
-                    {"cache.pinned": Only(0)},
+                    {"cache.pinned": only(0)},
                     "vLLM can pin adapters (pin_lora, in Python alone), but then its scheduler still admits as many "
                     "distinct adapters as it has slots, pinned or not, and lacks slots for those that aren't",
                     hint=_WARM_INSTEAD,
@@ -94,18 +94,18 @@ MODES = Registry(
             set_by={"cache.protects": "batch"},
             needs=(
                 Need(
-                    {"fleet.load_at": Only("admission"), "fleet.admission": Only("skip"), "storage.loaders": Only(1)},
+                    {"fleet.load_at": only("admission"), "fleet.admission": only("skip"), "storage.loaders": only(1)},
                     "with slots that protect a step, loads start at admission, one after the other, and requests over "
                     "the adapter limit are passed",
                     at="cache.protects",
                 ),
-                Need({"cache.prefetch": Only("none")}, "SGLang loads nothing ahead", hint=_RUNNING),
+                Need({"cache.prefetch": only("none")}, "SGLang loads nothing ahead", hint=_RUNNING),
                 Need(
-                    {"cache.eviction": Only("lru", "fifo")}, "slots that protect a step only know these", hint=_RUNNING
+                    {"cache.eviction": only("lru", "fifo")}, "slots that protect a step only know these", hint=_RUNNING
                 ),
                 Need({"cache.gpu.size": UNSET}, "slots are counted", hint="give cache.gpu.slots"),
-                Need({"cache.gpu.unified": Only(False)}, "unified memory has no slots", hint=_RUNNING),
-                Need({"cache.gpu.base_model_slot": Only(True)}, "here the base model has a slot", hint=_RUNNING),
+                Need({"cache.gpu.unified": only(False)}, "unified memory has no slots", hint=_RUNNING),
+                Need({"cache.gpu.base_model_slot": only(True)}, "here the base model has a slot", hint=_RUNNING),
             ),
         ),
         Choice(
@@ -116,20 +116,20 @@ MODES = Registry(
             set_by={"fleet.admission": "per-adapter", "cache.eviction": "cycle"},
             needs=(
                 Need(
-                    {"fleet.admission": Only("per-adapter"), "cache.eviction": Only("cycle")},
+                    {"fleet.admission": only("per-adapter"), "cache.eviction": only("cycle")},
                     "admission per-adapter and eviction cycle go together",
                 ),
                 Need(
-                    {"storage.mode": Only("overlap")},
+                    {"storage.mode": only("overlap")},
                     "admission per-adapter loads at an adapter's turn, not in a step",
                 ),
                 Need(
-                    {"fleet.load_at": Only("admission")},
+                    {"fleet.load_at": only("admission")},
                     "with admission per-adapter, loads start at an adapter's turn",
                 ),
-                Need({"cache.pinned": Only(0)}, _TURN),
-                Need({"cache.warm": Only(0, "steady")}, _TURN),
-                Need({"cache.prefetch": Only("none")}, "admission per-adapter loads ahead anyway"),
+                Need({"cache.pinned": only(0)}, _TURN),
+                Need({"cache.warm": only(0, "steady")}, _TURN),
+                Need({"cache.prefetch": only("none")}, "admission per-adapter loads ahead anyway"),
             ),
         ),
         Choice(
@@ -139,20 +139,24 @@ MODES = Registry(
             set_by={"cache.gpu.unified": True},
             needs=(
                 Need({"cache.gpu.size": UNSET}, "unified memory has no size of its own", hint="remove it"),
-                Need({"cache.gpu.base_model_slot": Only(False)}, "unified memory has no slots to take one from"),
+                Need({"cache.gpu.base_model_slot": only(False)}, "unified memory has no slots to take one from"),
                 Need(
-                    {"cache.eviction": EvictionBut("vllm-lru", "cycle")},
+                    {"cache.eviction": eviction_but("vllm-lru", "cycle")},
                     "unified memory has no slots, which this policy needs",
                 ),
                 Need(
-                    {"fleet.kv_check": Only("whole-answer", "peak"), "storage.mode": Only("blocking")},
+                    {"fleet.kv_check": only("whole-answer", "peak"), "storage.mode": only("blocking")},
                     "unified memory needs an admission check that reserves KV blocks for whole answers",
                     at="cache.gpu.unified",
                 ),
                 Need(
-                    {"cache.pinned": Only(0)},
+                    {"cache.pinned": only(0)},
                     "with unified memory only adapters of running requests can be kept",
                     hint=_WARM_INSTEAD,
+                ),
+                Need(
+                    {"router.controller.move": only("lazy")},
+                    "with unified memory, adapters come and go with the batch, and none is loaded without a request",
                 ),
             ),
         ),
@@ -163,7 +167,7 @@ MODES = Registry(
             set_by={"cache.prefetch": "queued"},
             needs=(
                 Need(
-                    {"storage.mode": Only("overlap"), "fleet.load_at": Only("admission")},
+                    {"storage.mode": only("overlap"), "fleet.load_at": only("admission")},
                     "only loads that start at admission and overlap with steps can be prefetched",
                     at="cache.prefetch",
                 ),
@@ -179,7 +183,7 @@ OTHER_CHOICES = (
         set_by={"fleet.admission": "stop"},
         needs=(
             Need(
-                {"fleet.load_at": Only("admission")},
+                {"fleet.load_at": only("admission")},
                 "with admission stop, loads start at admission; otherwise waiting requests could hold every slot and "
                 "block the first in the queue for ever",
             ),
@@ -192,7 +196,7 @@ OTHER_CHOICES = (
             set_by={key: name},
             needs=(
                 Need(
-                    {"cache.eviction": Only("vllm-lru")},
+                    {"cache.eviction": only("vllm-lru")},
                     "this is a rule of vLLM's queue",
                     at=key,
                     hint="remove it, or choose engine vllm",
@@ -215,7 +219,7 @@ OTHER_CHOICES = (
         set_by={"fleet.kv_check": "ratio"},
         needs=(
             Need(
-                {"cache.protects": Only("batch"), "fleet.admission_interval": Only(1)},
+                {"cache.protects": only("batch"), "fleet.admission_interval": only(1)},
                 "this is SGLang's scheduler, which needs its slots and looks at its queue in every step",
                 at="fleet.kv_check",
                 hint="choose engine sglang, or another kv_check",
@@ -228,7 +232,7 @@ OTHER_CHOICES = (
         set_by={"fleet.overlap_schedule": True},
         needs=(
             Need(
-                {"fleet.kv_check": Only("ratio")}, "this is a rule of SGLang's scheduler", at="fleet.overlap_schedule"
+                {"fleet.kv_check": only("ratio")}, "this is a rule of SGLang's scheduler", at="fleet.overlap_schedule"
             ),
         ),
     ),
@@ -238,11 +242,7 @@ OTHER_CHOICES = (
         set_by={"fleet.async_scheduling": True},
         needs=(
             Need(
-                {
-                    "fleet.batching": Only("mixed"),
-                    "fleet.kv_check": Only("whole-prompt", "first-chunk"),
-                    "fleet.scheduling": Only("fcfs", "priority"),
-                },
+                {"fleet.batching": only("mixed"), "fleet.kv_check": only("whole-prompt", "first-chunk")},
                 "this is a rule of vLLM's scheduler",
                 at="fleet.async_scheduling",
                 hint="remove it, or choose engine vllm",
@@ -254,14 +254,17 @@ OTHER_CHOICES = (
         "One request at a time, without steps or tokens. It loads at arrival.",
         set_by={"fleet.engine": "fixed"},
         needs=(
-            Need({"storage.mode": Only("overlap")}, "engine fixed has no steps that a load could block"),
+            Need({"storage.mode": only("overlap")}, "engine fixed has no steps that a load could block"),
             Need(
-                {"cache.eviction": EvictionBut(*(entry.name for entry in EVICTIONS if entry.needs_batch))},
+                {"cache.eviction": eviction_but(*(entry.name for entry in EVICTIONS if entry.needs_batch))},
                 "this policy evicts at steps, which engine fixed does not have",
             ),
-            Need({"cache.host.fill": Only("load", "start")}, "engine fixed loads at arrival anyway"),
-            Need({"cache.gpu.unified": Only(False)}, "engine fixed has no KV cache to share"),
-            Need({"cache.prefetch": Only("none")}, "engine fixed loads ahead anyway"),
+            Need({"cache.host.fill": only("load", "start")}, "engine fixed loads at arrival anyway"),
+            Need({"cache.gpu.unified": only(False)}, "engine fixed has no KV cache to share"),
+            Need({"cache.prefetch": only("none")}, "engine fixed loads ahead anyway"),
+            Need(
+                {"adapters.base_quantization": only("bf16")}, "engine fixed has no weights: its service time is given"
+            ),
         ),
     ),
     Choice(
@@ -270,7 +273,7 @@ OTHER_CHOICES = (
         set_by={"fleet.front_end": "vllm-0.8-scraped"},
         needs=(
             Need(
-                {"cache.eviction": Only("vllm-lru")},
+                {"cache.eviction": only("vllm-lru")},
                 "this front end is vLLM's",
                 at="fleet.front_end",
                 hint="choose engine vllm-0.8 or vllm-0.32",
@@ -283,7 +286,7 @@ OTHER_CHOICES = (
         set_by={"fleet.front_end": "s-lora"},
         needs=(
             Need(
-                {"cache.gpu.unified": Only(True)},
+                {"cache.gpu.unified": only(True)},
                 "this front end is S-LoRA's",
                 at="fleet.front_end",
                 hint="choose engine s-lora",
@@ -296,14 +299,3 @@ OTHER_CHOICES = (
 def mode_of(scenario: BaseModel) -> str:
     """Return the name of the mode in which a scenario's replicas serve adapters."""
     return [mode.name for mode in MODES if mode.is_set(scenario)][-1]
-
-
-def check_modes(scenario: BaseModel) -> None:
-    """Refuse a scenario that does not meet the needs of what it chooses.
-
-    :raises PydanticCustomError: for the first need that is not met.
-    """
-    for choice in (*OTHER_CHOICES, *MODES):
-        if choice.is_set(scenario):
-            for need in choice.needs:
-                need.check(scenario)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 
 class Strict(BaseModel):
@@ -65,7 +66,34 @@ def _docstrings(model: type) -> dict[str, str]:
     return found
 
 
-def located(key: str, problem: str, *, got: object = None, allowed: str = "", hint: str = "") -> Exception:
+def located(key: str, problem: str, *, got: object = None, allowed: str = "", hint: str = "") -> PydanticCustomError:
     """Return the error of a check that spans fields, pointing at ``key`` (relative to the model)."""
     context = {"key": key, "problem": problem, "got": got, "allowed": allowed, "hint": hint}
     return PydanticCustomError("quantity", "{problem}", context)
+
+
+Errors = Iterator[PydanticCustomError]
+"""What is wrong with a model, as ``located`` says it."""
+
+
+def refuse(model: type[BaseModel], errors: Errors) -> None:
+    """Raise errors of a model together, if there are any: for each key the first one.
+
+    :raises ValidationError: with all of them.
+    """
+    by_key: dict[str, PydanticCustomError] = {}
+    for error in errors:
+        by_key.setdefault((error.context or {})["key"], error)
+    if by_key:
+        details = [InitErrorDetails(type=error, loc=(), input=None) for error in by_key.values()]
+        raise ValidationError.from_exception_data(model.__name__, details)
+
+
+def checks(errors_of: Callable[[Any], Errors]) -> Any:
+    """Turn a method of a model that yields what is wrong with it into a check of the model."""
+
+    def check(model: Strict) -> Strict:
+        refuse(type(model), errors_of(model))
+        return model
+
+    return model_validator(mode="after")(check)

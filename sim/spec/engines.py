@@ -57,9 +57,8 @@ _VLLM_0_23 = _changed(_VLLM_0_19, fleet={"uncached_blocks": "first"})
 # config/cache.py: the default share of the memory is 0.92 from 0.25 on.
 _VLLM_0_32 = _changed(_VLLM_0_23, fleet={"passed_requests": "keep-order", "gpu_memory_utilization": 0.92})
 
-_VLLM_POLICIES = ("fcfs", "priority")
-"""vLLM's ``--scheduling-policy``: v1/core/sched/request_queue.py, which V1 has from 0.9.2 on."""
 _PRIORITY_FROM = (0, 9, 2)
+"""The first V1 engine with vLLM's ``--scheduling-policy``: v1/core/sched/request_queue.py."""
 
 # SGLang 0.5.23.
 _SGLANG: Preset = {
@@ -215,6 +214,13 @@ class Engines(Registry[Engine]):
 
 
 _RULES = "sim.training.files.engine_rules"
+
+
+def _vllm(name: str, about: str, rules: str, preset: Preset) -> Engine:
+    """Return a version of vLLM's V1 engine."""
+    return Engine(name, about, f"{_RULES}:{rules}", flags=("vLLM",), preset=preset, schedulings=("fcfs", "priority"))
+
+
 ENGINES = Engines(
     "engine",
     (
@@ -226,76 +232,30 @@ ENGINES = Engines(
             schedulings=("fcfs", "priority", "vtc"),
         ),
         # KV blocks for the first chunk of a prompt suffice to join.
-        Engine(
-            "vllm-0.8",
-            "as vLLM 0.8.3 to 0.9.1, V1 engine.",
-            f"{_RULES}:VLLM_0_8",
-            flags=("vLLM",),
-            preset=_VLLM,
-            schedulings=_VLLM_POLICIES,
-        ),
+        _vllm("vllm-0.8", "as vLLM 0.8.3 to 0.9.1, V1 engine.", "VLLM_0_8", _VLLM),
         # RequestQueue.prepend_requests reverses what prepend_request has reversed: skipped requests change their order.
-        Engine(
+        _vllm(
             "vllm-0.9.2",
             "as vLLM 0.9.2 to 0.13.",
-            f"{_RULES}:VLLM_BETWEEN",
-            flags=("vLLM",),
-            preset=_changed(_VLLM, fleet={"passed_requests": "reversed"}),
-            schedulings=_VLLM_POLICIES,
+            "VLLM_BETWEEN",
+            _changed(_VLLM, fleet={"passed_requests": "reversed"}),
         ),
         # Steps are scheduled ahead from here on.
-        Engine(
-            "vllm-0.14",
-            "as vLLM 0.14 to 0.17.",
-            f"{_RULES}:VLLM_BETWEEN",
-            flags=("vLLM",),
-            preset=_VLLM_0_14,
-            schedulings=_VLLM_POLICIES,
-        ),
+        _vllm("vllm-0.14", "as vLLM 0.14 to 0.17.", "VLLM_BETWEEN", _VLLM_0_14),
         # skipped_waiting: a queue of its own, which _select_waiting_queue_for_scheduling tries first.
-        Engine(
-            "vllm-0.18",
-            "as vLLM 0.18.",
-            f"{_RULES}:VLLM_BETWEEN",
-            flags=("vLLM",),
-            preset=_VLLM_0_18,
-            schedulings=_VLLM_POLICIES,
-        ),
+        _vllm("vllm-0.18", "as vLLM 0.18.", "VLLM_BETWEEN", _VLLM_0_18),
         # The whole prompt must fit (scheduler_reserve_full_isl).
-        Engine(
-            "vllm-0.19",
-            "as vLLM 0.19 to 0.22.",
-            f"{_RULES}:VLLM_BETWEEN",
-            flags=("vLLM",),
-            preset=_VLLM_0_19,
-            schedulings=_VLLM_POLICIES,
-        ),
+        _vllm("vllm-0.19", "as vLLM 0.19 to 0.22.", "VLLM_BETWEEN", _VLLM_0_19),
         # block_pool.py, free_blocks: blocks without a hash are put at the head of the free queue.
-        Engine(
-            "vllm-0.23",
-            "as vLLM 0.23 to 0.30.",
-            f"{_RULES}:VLLM_BETWEEN",
-            flags=("vLLM",),
-            preset=_VLLM_0_23,
-            schedulings=_VLLM_POLICIES,
-        ),
-        Engine(
-            "vllm-0.32",
-            "as vLLM 0.31 and 0.32.",
-            f"{_RULES}:VLLM_0_32",
-            flags=("vLLM",),
-            preset=_VLLM_0_32,
-            schedulings=_VLLM_POLICIES,
-        ),
+        _vllm("vllm-0.23", "as vLLM 0.23 to 0.30.", "VLLM_BETWEEN", _VLLM_0_23),
+        _vllm("vllm-0.32", "as vLLM 0.31 and 0.32.", "VLLM_0_32", _VLLM_0_32),
         # scheduler.py, schedule: max_loras counts all running requests; the scan of these goes on after one that
         # preempts itself.
-        Engine(
+        _vllm(
             "vllm-0.33",
             "as vLLM 0.33.",
-            f"{_RULES}:VLLM_0_32",
-            flags=("vLLM",),
-            preset=_changed(_VLLM_0_32, fleet={"adapter_limit": "running", "self_preemption": "goes-on"}),
-            schedulings=_VLLM_POLICIES,
+            "VLLM_0_32",
+            _changed(_VLLM_0_32, fleet={"adapter_limit": "running", "self_preemption": "goes-on"}),
         ),
         Engine(
             "sglang",
@@ -453,11 +413,6 @@ def schedulings_of(engine: str) -> tuple[str, ...]:
     if "vLLM" in ENGINES[engine].flags and numbers and numbers < _PRIORITY_FROM:
         return ("fcfs",)
     return known
-
-
-def with_scheduling(policy: str) -> tuple[str, ...]:
-    """Return the presets that have a value of ``fleet.scheduling``, that of the newest version of an engine first."""
-    return tuple(name for name in ENGINES.all_names() if policy in schedulings_of(name))
 
 
 def engine_words(name: str) -> str:

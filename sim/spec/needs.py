@@ -1,18 +1,20 @@
-"""What a choice in a scenario needs of other keys: rows of a table, from which the checks follow.
+"""What a section, or a whole scenario, must be: rows of tables, from which the checks follow.
+
+A ``Rule`` says when something is wrong. A ``Need`` says which values keys must have, and a ``Choice`` which needs come
+with a value of a key. All are rows of one kind: ``errors`` yields what is broken.
 
 Scenarios are looked at key by key, as any model: the module of ``Scenario`` imports this one.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from sim.spec.base import located
+from sim.spec.base import Errors, located
 from sim.spec.policies import EVICTIONS
 from sim.spec.registry import Entry
 
@@ -36,63 +38,109 @@ def _listed(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {words_of(value)}" for key, value in values.items())
 
 
-class Values(ABC):
+class Row(Protocol):
+    """A row of a table of rules."""
+
+    def errors(self, model: Any) -> Errors:
+        """Yield what is wrong with a model."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Something that must not be. Of a list, the first entry that breaks the rule is reported.
+
+    Texts have the model as ``{s}``; with a key such as ``faults.{i}.at``, also the entry as ``{it}``.
+
+    :ivar text: the key that the error names, and what is wrong: ``router.copies: there are fewer replicas``.
+    :ivar wrong: looks at ``s``, or at ``s``, ``it`` and ``i`` for each entry. False: all is well. True: it is wrong.
+        Any other value is what the error shows as wrong; a dictionary has it as ``got``, and more for the texts.
+    """
+
+    text: str
+    wrong: Callable[..., object]
+    allowed: str = ""
+    hint: str = ""
+
+    def errors(self, model: Any) -> Errors:
+        """Yield the error of a model that breaks the rule."""
+        entries, is_list, _ = self.text.partition(".{i}")
+        cases = ((model, it, i) for i, it in enumerate(value_of(model, entries))) if is_list else ((model,),)
+        for case in cases:
+            if found := self.wrong(*case):
+                facts = {**dict(zip(("s", "it", "i"), case, strict=False)), "got": None if found is True else found}
+                facts |= found if isinstance(found, dict) else {}
+                texts = (*self.text.split(": ", 1), self.allowed, self.hint)
+                key, problem, allowed, hint = (text.format(**facts) for text in texts)
+                yield located(key, problem, got=facts["got"], allowed=allowed, hint=hint)
+                return
+
+
+class When:
+    """Rows of the models for which ``applies`` holds."""
+
+    def __init__(self, applies: Callable[[Any], object], *rows: Row) -> None:
+        self._applies, self.rows = applies, rows
+
+    def errors(self, model: Any) -> Errors:
+        """Yield what is wrong with a model to which the rows apply."""
+        if self._applies(model):
+            yield from broken((model, self.rows))
+
+
+class First:
+    """Rows of which only the first that is broken counts, because what breaks it mostly breaks others as well."""
+
+    def __init__(self, *rows: Row) -> None:
+        self.rows = rows
+
+    def errors(self, model: Any) -> Errors:
+        """Yield what is wrong with a model by the first row that it breaks."""
+        yield from next(filter(None, (list(row.errors(model)) for row in self.rows)), [])
+
+
+def broken(*tables: tuple[BaseModel, Iterable[Row]]) -> Errors:
+    """Yield what is wrong with models, each with its rows."""
+    for model, rows in tables:
+        for row in rows:
+            yield from row.errors(model)
+
+
+@dataclass(frozen=True)
+class Values:
     """The values that a key may have.
 
     :ivar words: the values, for a table.
+    :ivar allow: whether a value, which is not None, is one of them in a scenario.
+    :ivar listed: the values, for an error message.
     """
 
     words: str
-
-    @abstractmethod
-    def allow(self, value: Any, scenario: BaseModel) -> bool:
-        """Return whether a value, which is not None, is one of them."""
-
-    def listed(self, scenario: BaseModel) -> str:
-        """Return the values, for an error message."""
-        return self.words
+    allow: Callable[[Any, BaseModel], bool]
+    listed: Callable[[BaseModel], str]
 
 
-class Only(Values):
-    """One of these values; without any, the key must be unset."""
-
-    def __init__(self, *values: object) -> None:
-        self._values = values
-        self.words = " or ".join(words_of(value) for value in values) or "unset"
-
-    def allow(self, value: Any, scenario: BaseModel) -> bool:
-        return value in self._values
+def only(*values: object) -> Values:
+    """Return one of these values; without any, the key must be unset."""
+    words = " or ".join(map(words_of, values)) or "unset"
+    return Values(words, lambda value, scenario: value in values, lambda scenario: words)
 
 
-UNSET = Only()
+UNSET = only()
 
 
-class EvictionBut(Values):
-    """Any eviction policy but these."""
-
-    def __init__(self, *names: str) -> None:
-        self._names = names
-        self.words = f"any but {', '.join(names)}"
-
-    def allow(self, value: Any, scenario: BaseModel) -> bool:
-        return value not in self._names
-
-    def listed(self, scenario: BaseModel) -> str:
-        return ", ".join(name for name in EVICTIONS.names if name not in self._names)
+def eviction_but(*names: str) -> Values:
+    """Return any eviction policy but these."""
+    others = ", ".join(name for name in EVICTIONS.names if name not in names)
+    return Values(f"any but {', '.join(names)}", lambda value, scenario: value not in names, lambda scenario: others)
 
 
-class AtLeast(Values):
-    """At least as much as another key."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-        self.words = f"at least {key}"
-
-    def allow(self, value: Any, scenario: BaseModel) -> bool:
-        return bool(value >= value_of(scenario, self._key))
-
-    def listed(self, scenario: BaseModel) -> str:
-        return f"{self.words} ({value_of(scenario, self._key)})"
+def at_least(key: str) -> Values:
+    """Return at least as much as another key has, where that is set."""
+    return Values(
+        f"at least {key}",
+        lambda value, scenario: bool(value >= (value_of(scenario, key) or 0)),
+        lambda scenario: f"at least {key} ({value_of(scenario, key)})",
+    )
 
 
 @dataclass(frozen=True)
@@ -110,21 +158,19 @@ class Need:
     at: str = ""
     hint: str = ""
 
-    def check(self, scenario: BaseModel) -> None:
-        """Refuse a scenario that does not meet this need.
-
-        :raises PydanticCustomError: with the key that is wrong, its value and what is allowed.
-        """
-        got = {key: value_of(scenario, key) for key in self.keys}
-        wrong = [key for key, value in got.items() if value is not None and not self.keys[key].allow(value, scenario)]
+    def errors(self, model: BaseModel) -> Errors:
+        """Yield the error of a scenario that does not meet it: the key that is wrong, its value and what is allowed."""
+        got = {key: value_of(model, key) for key in self.keys}
+        wrong = [key for key, value in got.items() if value is not None and not self.keys[key].allow(value, model)]
         if not wrong:
             return
-        allowed = {key: values.listed(scenario) for key, values in self.keys.items()}
+        allowed = {key: values.listed(model) for key, values in self.keys.items()}
         at = self.at or wrong[0]
         if list(got) == [at]:
             value = words_of(got[at]) if isinstance(got[at], bool) else got[at]
-            raise located(at, self.why, got=value, allowed=allowed[at], hint=self.hint)
-        raise located(at, self.why, got=_listed(got), allowed=_listed(allowed), hint=self.hint)
+            yield located(at, self.why, got=value, allowed=allowed[at], hint=self.hint)
+        else:
+            yield located(at, self.why, got=_listed(got), allowed=_listed(allowed), hint=self.hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,3 +186,8 @@ class Choice(Entry):
     def is_set(self, scenario: BaseModel) -> bool:
         """Return whether a scenario chooses it."""
         return any(value_of(scenario, key) == value for key, value in self.set_by.items())
+
+    def errors(self, model: BaseModel) -> Errors:
+        """Yield the errors of the needs that a scenario does not meet, if it chooses this."""
+        if self.is_set(model):
+            yield from broken((model, self.needs))

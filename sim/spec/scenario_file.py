@@ -342,7 +342,8 @@ def _bad_values(loaded: LoadedScenario, sweep: Mapping[str, Sequence[Any]]) -> l
                 loaded.with_values(point)
             except InputError as error:
                 for problem in error.errors if isinstance(error, SeveralErrors) else [error]:
-                    mine = _swept_key(problem.key or "", sweep) or key
+                    at = problem.key or ""
+                    mine = next((swept for swept in sweep if at == swept or at.startswith(f"{swept}.")), key)
                     moved = ScenarioError(
                         problem.problem if (problem.key or mine) == mine else f"{problem.key}: {problem.problem}",
                         key=f"sweep.{mine}",
@@ -352,10 +353,6 @@ def _bad_values(loaded: LoadedScenario, sweep: Mapping[str, Sequence[Any]]) -> l
                     )
                     found.setdefault((mine, str(moved)), moved)
     return list(found.values())
-
-
-def _swept_key(key: str, sweep: Mapping[str, Any]) -> str | None:
-    return next((swept for swept in sweep if key == swept or key.startswith(f"{swept}.")), None)
 
 
 def _suggest(key: str, known: set[str]) -> str | None:

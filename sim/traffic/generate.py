@@ -141,7 +141,10 @@ class Traffic:
                 f"drawn from workload.popularity ({workload.popularity.law})",
             )
         self.end_s = workload.duration
-        self.total = self._count_total()
+        self.total = workload.requests
+        if self._trace is not None:
+            times = self._trace.arrival_s
+            self.total = len(times) if self.end_s is None else int(np.searchsorted(times, self.end_s, side="left"))
         self._places = count
         self._new = newcomers(workload.churn, count, self.expected_s()) if workload.churn is not None else 0
         self._check_size()
@@ -313,12 +316,6 @@ class Traffic:
                     problem, key=f"workload.{key}", got=f"about {times:,.0f}", allowed=f"up to {most:,}"
                 )
 
-    def _count_total(self) -> int | None:
-        if self._trace is not None:
-            times = self._trace.arrival_s
-            return len(times) if self.end_s is None else int(np.searchsorted(times, self.end_s, side="left"))
-        return self._workload.requests
-
     def expected_s(self) -> float:
         """Return how long requests are expected to arrive; infinite where that follows from the answers."""
         if self.end_s is not None:
@@ -340,7 +337,7 @@ class Traffic:
         sizes = GrowingSizes(1.0 if sessions is None else sessions.requests)
         source: RequestSource
         assert self._weights is not None, "only a trace names adapters"
-        if any(tenant.has_arrivals for tenant in self._tenants):
+        if any(tenant.arrivals_key for tenant in self._tenants):
             assert self.tenant_of is not None, "there are tenants"
             return TenantArrivals(arrivals, self._tenants, self.tenant_of, self._weights, seed)
         if getattr(arrivals, "per", "aggregate") == "adapter":

@@ -26,16 +26,11 @@ def weights_of(law: Popularity, count: int) -> Floats:
 
     :raises TraceError: for a weights file that can't be read, or has another number of weights.
     """
-    raw = _weights_of_file(law.file, count) if isinstance(law, WeightsPopularity) else law.weights(count)
-    return np.asarray(raw / raw.sum())
-
-
-def _weights_of_file(file: str, count: int) -> Floats:
-    raw = read_weights(file).weight
-    if len(raw) != count:
+    raw = read_weights(law.file).weight if isinstance(law, WeightsPopularity) else law.weights(count)
+    if isinstance(law, WeightsPopularity) and len(raw) != count:
         got = f"{len(raw)} weights, {count} adapters"
-        raise TraceError("as many weights as adapters are needed", file=file, got=got)
-    return raw
+        raise TraceError("as many weights as adapters are needed", file=law.file, got=got)
+    return np.asarray(raw / raw.sum())
 
 
 class AdapterSampler:

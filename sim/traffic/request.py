@@ -16,6 +16,12 @@ FROM_GPU: Final = 0
 FROM_HOST: Final = 1
 FROM_STORAGE: Final = 2
 """The tier that its adapter came from."""
+UNBLOCKED: Final = 0
+BY_BATCH_SLOTS: Final = 1
+BY_KV: Final = 2
+BY_ADAPTER_LIMIT: Final = 3
+"""Why a request was not admitted at the last step boundary: no batch slot, no KV blocks, or (where loads start at
+admission) no room for its adapter among those in use."""
 HOLDING: Final = -2
 """``Request.last_step`` of a request in the batch that gets no token in this step, and keeps its KV blocks."""
 BASE_MODEL = -1

@@ -8,23 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reports.answers.run_comparison import Comparison, compare_runs
 from reports.charts.svg import Chart
 from reports.formatting import key_words, listed, money, number, percent
-from reports.pages.page import environment, page_script
 from reports.pages.run_page import slo_words, verdict_badge
+from reports.render.html import environment, page_script
 from reports.table import Table
-from reports.tables.comparison_tables import key_table
 from reports.tables.metric_tables import make_tiles
 from reports.tables.tenant_tables import tenants_table
 from reports.text.answer_text import Answer
-from reports.text.comparison_text import headline
 from reports.text.setup_text import setup_line
 from sim.results.by_tenant.slo_terms import all_terms
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario_file import LoadedScenario
+from sim.studies.compare.findings import headline
+from sim.studies.compare.report import key_table
+from sim.studies.compare.study import Comparison, compare_runs
 from sim.ui.controls import Control
 from sim.ui.estimates import Estimate
 from sim.ui.library import SAVED, ChosenDesign, Library, Opened

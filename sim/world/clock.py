@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any, Final
@@ -61,6 +61,16 @@ class Clock:
         event = Call(callback, subject)
         self.schedule(time, kind, event)
         return event
+
+    def until(self, time: float, kind: int = CONTROL) -> Call:
+        """Return an event at ``time``, for a process to yield."""
+        return self.call_at(time, kind, lambda event: None)
+
+    def process(self, steps: Iterator[Call]) -> None:
+        """Run what happens seldom and is written in order: a generator goes on with each event that it yields."""
+        event = next(steps, None)
+        if event is not None:
+            event.callback = lambda event: self.process(steps)
 
     def schedule(self, time: float, kind: int, event: Call) -> None:
         """Schedule an event that is not on the queue; reusing events saves creating new ones."""

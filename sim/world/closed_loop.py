@@ -26,9 +26,8 @@ from sim.spec.sections.laws import FixedTime
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, Call, Clock
+from sim.world.dispatcher import Dispatcher
 from sim.world.fleet import Arrivals, Fleet, nothing_arrives
-from sim.world.fleet_ports import FleetHooks
-from sim.world.routing.in_flight import InFlight
 from sim.world.world import World
 
 PAUSE_S = 0.125
@@ -119,15 +118,9 @@ class ClosedLoopFleet(Fleet):
     """A fleet whose requests are sent by the clients of a closed loop."""
 
     def __init__(
-        self,
-        clock: Clock,
-        recorder: ClosedLoopRecorder,
-        router: Choosing,
-        arrivals: Arrivals,
-        hooks: FleetHooks,
-        in_flight: InFlight,
+        self, clock: Clock, recorder: ClosedLoopRecorder, router: Choosing, arrivals: Arrivals, dispatcher: Dispatcher
     ) -> None:
-        super().__init__(clock, recorder, router, arrivals, hooks, in_flight)
+        super().__init__(clock, recorder, router, arrivals, dispatcher)
         self._clients = recorder.clients
         self._note_sent = recorder.sent
         self._sent = 0
@@ -186,15 +179,8 @@ def make_recorder(world: World, replication: int, sections: int, clock: Clock) -
     return ClosedLoopRecorder(clients, sections, world.replicas, own, prefix_cache=world.prefix_cache)
 
 
-def make_fleet(
-    clock: Clock,
-    recorder: Recorder,
-    router: Choosing,
-    arrivals: Arrivals,
-    hooks: FleetHooks,
-    in_flight: InFlight,
-) -> Fleet:
+def make_fleet(clock: Clock, recorder: Recorder, router: Choosing, arrivals: Arrivals, dispatcher: Dispatcher) -> Fleet:
     """Return the fleet of a replication, whose requests come by themselves or from the clients of a closed loop."""
     if isinstance(recorder, ClosedLoopRecorder):
-        return ClosedLoopFleet(clock, recorder, router, arrivals, hooks, in_flight)
-    return Fleet(clock, recorder, router, arrivals, hooks, in_flight)
+        return ClosedLoopFleet(clock, recorder, router, arrivals, dispatcher)
+    return Fleet(clock, recorder, router, arrivals, dispatcher)

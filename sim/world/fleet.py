@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,30 +17,15 @@ from sim.results.records import REFUSED, UNFINISHED, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, ArrivingRequests, Request
-from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
-from sim.world.fleet_ports import FleetHooks
-from sim.world.replica.server import ReplicaTotals, Server
-from sim.world.routing.in_flight import InFlight
-from sim.world.routing.router_views import FreshView
+from sim.world.clock import ARRIVAL, Call, Clock
+from sim.world.dispatcher import Dispatcher
+from sim.world.replica.server import Server
 from sim.world.times import RequestTimes
 
 Floats = NDArray[np.float64]
 
 NO_LIMIT = int(np.iinfo(np.int64).max)
 """Tokens of a request of any length."""
-
-
-class MakeReplica(Protocol):
-    """Makes a replica of the fleet."""
-
-    def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
-        """Return an empty replica.
-
-        :param inside: the list in which it counts the requests inside.
-        :param restarted: whether it replaces another one, so that no adapter is warm.
-        :param standing_in: whether it only stands in for a crashed replica.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +81,18 @@ class Arrivals:
 
 
 class Fleet:
-    """All replicas of one replication.
+    """All replicas of one replication, and the requests that arrive there.
 
-    :param in_flight: counts requests inside by adapter, if the router reads that.
-    :ivar inside: number of requests inside each replica.
-    :ivar next_key: returns the last place in the queues, for requests that are sent again or were held back.
+    :ivar servers: replicas, by index; ``inside``: number of requests inside each.
     """
 
     def __init__(
-        self,
-        clock: Clock,
-        recorder: Recorder,
-        router: Choosing,
-        arrivals: Arrivals,
-        hooks: FleetHooks,
-        in_flight: InFlight,
+        self, clock: Clock, recorder: Recorder, router: Choosing, arrivals: Arrivals, dispatcher: Dispatcher
     ) -> None:
         self.clock = clock
         self.recorder = recorder
-        self.servers: list[Server] = []
-        self.inside: list[int] = []
+        self.dispatcher = dispatcher
+        self.servers, self.inside = dispatcher.servers, dispatcher.inside
         self._router = router
         self._window = arrivals.window
         self._times = arrivals.times
@@ -133,68 +109,20 @@ class Fleet:
         self._only: Server | None = None  # the one replica to which all requests of this chunk go, without questions
         self._straight = False  # whether those of this chunk need only the router's choice
         self._marks = arrivals.window.first_requests(recorder.sections)
-        self._hooks = hooks
-        self._in_flight = in_flight
         self._sessions: list[int] = []  # of the requests of this chunk
         self._chunk_first = 0
-        self._make: MakeReplica
-        self._view: FreshView = FreshView()
-        self._dead = ReplicaTotals()
-        self.next_key: Callable[[], int] = count().__next__
-
-    def open(self, places: int, serving: int, make: MakeReplica) -> None:
-        """Start the replicas.
-
-        :param serving: how many there are at the start; the others are places that an autoscaler may fill.
-        """
-        self._make = make
-        self.inside.extend([0] * places)
-        for index in range(places):
-            empty = index >= serving
-            self.servers.append(make(index, self.inside, restarted=empty, standing_in=empty))
-
-    def show_to(self, view: FreshView) -> None:
-        """Keep the router's view current from now on."""
-        self._view = view
-
-    def replace(self, replica: int, *, standing_in: bool) -> None:
-        """Put a new, empty replica in the place of a crashed one.
-
-        :param standing_in: whether it serves nothing, until it is replaced in turn.
-        """
-        self._dead.add(self.servers[replica].totals())
-        self.servers[replica] = self._make(replica, self.inside, restarted=True, standing_in=standing_in)
 
     def count_inside(self) -> list[dict[int, int]]:
         """Return, by replica, requests inside by adapter; the counts stay current from the first call on.
 
         Few fleets need them, and counting takes 5 % of the time of a request.
         """
-        in_flight = self._in_flight
-        if not in_flight.counting:
-            self._straight = False
-            in_flight.begin(self.servers)
-        return in_flight.counts
+        self._straight = False
+        return self.dispatcher.count_inside()
 
     def next_s(self) -> float:
         """Return the time of the next arrival; infinite if there is none."""
         return self._next_s
-
-    def choose(self, adapter: int, request: Request) -> int:
-        """Return the replica to which the router sends a request.
-
-        :param adapter: the one by which to route it.
-        """
-        if len(self.servers) == 1:
-            return 0
-        if self._view.of_request:
-            self._view.show(request)
-        return self._router.choose(adapter, request.index)
-
-    def submit(self, request: Request) -> None:
-        """Route a request again."""
-        self._view.refresh()
-        self._hooks.send(request)
 
     def run(self, chunks: Iterator[Chunk]) -> Recording:
         """Simulate the run and return its recording."""
@@ -205,9 +133,10 @@ class Fleet:
         if not self._next_chunk():
             raise nothing_arrives(window.end_s)
         self._begin()
-        self._hooks.start(self)
+        for each in reversed(self.dispatcher.extensions):
+            each.start(self.dispatcher)
         if window.end_s < inf:
-            clock.call_at(window.end_s, CONTROL, lambda event: None)
+            clock.until(window.end_s)
             clock.run(window.end_s)
         else:
             self._run_to_the_last()
@@ -220,21 +149,24 @@ class Fleet:
 
     def _run_to_the_last(self) -> None:
         """Run until the last request has left. Later control events are dropped; loads under way end."""
-        clock = self.clock
+        clock, extensions = self.clock, self.dispatcher.extensions
         if self._next_s < inf:
             clock.run_to_pause()
-        while clock.pending() and (any(self.inside) or self._hooks.has_pending() or clock.peek() == clock.now):
+        while clock.pending() and (
+            any(self.inside) or any(each.pending() for each in extensions) or clock.peek() == clock.now
+        ):
             clock.step()
         clock.forget_control_events()
         clock.run()
 
     def _check_that_all_left(self) -> None:
-        """Check that no request is stuck inside while all replicas are up.
+        """Check that no request is stuck inside a replica that is up.
 
         :raises LoraplanError: if one is, which is a bug of the simulator.
         """
-        if any(self.inside) and not self._hooks.any_down():
-            states = "; ".join(server.state_in_words() for server in self.servers if self.inside[server.index])
+        stuck = [server for server in self.servers if self.inside[server.index] and not server.copies.standing_in]
+        if stuck:
+            states = "; ".join(server.state_in_words() for server in stuck)
             raise LoraplanError(
                 f"internal error: the simulation stands still at {self.clock.now:.6g} s with requests inside: {states}"
             )
@@ -259,9 +191,9 @@ class Fleet:
         too_long = chunk.prompt_tokens + chunk.output_tokens > self._token_limits[chunk.adapter]
         too_long |= chunk.prompt_tokens > self._prompt_limit
         self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())
-        simple = self._hooks.direct and not self._too_long
+        simple = not self.dispatcher.extensions and not self._too_long
         self._only = self.servers[0] if simple and len(self.servers) == 1 else None
-        self._straight = simple and not self._view.of_request and not self._in_flight.counting
+        self._straight = simple and not self.dispatcher.view.of_request
         if chunk.session is not None:
             self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
         times = self._times
@@ -319,31 +251,30 @@ class Fleet:
                 return
 
     def _send(self, request: Request) -> None:
-        """Send a request that has arrived to a replica, or through rollouts and faults, or refuse it."""
+        """Send a request that has arrived, or refuse it."""
         if self._too_long and request.index in self._too_long:
             self.recorder.record_unserved(request, -1, REFUSED)
-        elif self._hooks.direct:
-            replica = self.choose(request.adapter, request)
-            if self._in_flight.counting:
-                self._in_flight.entered(replica, request)
-            self.servers[replica].arrive(request)
-        else:
+            return
+        if self.dispatcher.extensions:
             request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None
-            self._hooks.send(request)
+        self.dispatcher.take(request)
 
     def _close(self) -> Recording:
-        stopped, hooks, recorder = self.clock.now, self._hooks, self.recorder
+        stopped, dispatcher, recorder = self.clock.now, self.dispatcher, self.recorder
         for server in self.servers:
-            for request in server.close() + hooks.give_up(server.index):
-                hooks.broken_off(server.index, request)
+            for request in server.close() + dispatcher.held(server.index):
+                dispatcher.broken_off(request, server.index)
                 recorder.record_unserved(request, server.index, UNFINISHED)
-        facts = hooks.close()
+        facts: dict[str, float] = {}
+        for each in dispatcher.extensions:
+            facts |= each.close()
         while len(recorder.bounds) <= recorder.sections:  # fewer requests than sections
             recorder.mark(stopped)
-        totals = self._dead
+        outside = sum((each.outside_area for each in reversed(dispatcher.extensions)), 0.0)
+        totals = dispatcher.dead
         for server in self.servers:
             totals.add(server.totals())
-        recording = recorder.close(float(stopped), totals.inside_area + hooks.outside_area())
+        recording = recorder.close(float(stopped), totals.inside_area + outside)
         recording.facts |= facts
         if totals.merged_gaps:
             recording.facts["merged_gaps"] = totals.merged_gaps

@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 
 from sim.policies.eviction import EvictionContext
 from sim.traffic.request import BASE_MODEL, Request
-from sim.world.fleet_ports import FleetHooks, OpenFleet
-from sim.world.replica.ports import ReplicaListener
-from sim.world.routing.in_flight import InFlight
+from sim.world.dispatcher import Extension
 
 
 class ArrivalOracle:
@@ -50,7 +48,7 @@ class ArrivalOracle:
         return positions[place] if place < end else inf
 
 
-class ReplicaOracle(ReplicaListener):
+class ReplicaOracle:
     """The next uses as one replica knows them: by its own waiting requests, and by those still to come."""
 
     def __init__(self, arrivals: ArrivalOracle) -> None:
@@ -89,29 +87,21 @@ class ReplicaOracle(ReplicaListener):
         return self._arrivals.come
 
 
-class Foresight(FleetHooks):
+class Foresight(Extension):
     """Keeps the oracles of all replicas current, in a run without rollouts and faults."""
 
-    direct = False
-
-    def __init__(self, arrivals: ArrivalOracle, replicas: int, in_flight: InFlight) -> None:
+    def __init__(self, arrivals: ArrivalOracle, replicas: int) -> None:
+        super().__init__()
         self._oracles = [ReplicaOracle(arrivals) for _ in range(replicas)]
-        self._in_flight = in_flight
-        self._fleet: OpenFleet
 
-    def start(self, fleet: OpenFleet) -> None:
-        self._fleet = fleet
-
-    def listener(self, replica: int) -> ReplicaListener:
-        return self._oracles[replica]
-
-    def foresee(self, context: EvictionContext, replica: int) -> EvictionContext:
+    def of(self, context: EvictionContext, replica: int) -> EvictionContext:
+        """Return what the eviction policy of a replica may know, with the future."""
         oracle = self._oracles[replica]
         return replace(context, next_use=oracle.next_use, come=oracle.come)
 
-    def send(self, request: Request) -> None:
-        replica = self._fleet.choose(request.adapter, request)
-        if self._in_flight.counting:
-            self._in_flight.entered(replica, request)
+    def entered(self, request: Request, replica: int) -> None:
         self._oracles[replica].arrived(request)
-        self._fleet.servers[replica].arrive(request)
+
+    def left(self, request: Request, replica: int) -> None:
+        if request.admitted_s < 0:
+            self._oracles[replica].lost(request)

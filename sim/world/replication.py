@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -12,19 +12,16 @@ import numpy as np
 from sim.policies.routing import View
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
-from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import FailingLoads
-from sim.world.changes import Changes
 from sim.world.clock import Clock
 from sim.world.closed_loop import make_fleet, make_recorder
+from sim.world.dispatcher import Dispatcher, Extension
 from sim.world.faults.crashes import make_crashes
 from sim.world.faults.misrouting import make_misrouting
 from sim.world.faults.stale_prefixes import make_stale_prefixes
 from sim.world.faults.storage_faults import make_load_timing, note_storage
 from sim.world.fleet import Arrivals, Fleet, RunWindow
-from sim.world.fleet_ports import FleetHooks, ReplicaEntry
 from sim.world.foresight import ArrivalOracle, Foresight
-from sim.world.front_buckets import with_buckets
+from sim.world.front_buckets import make_buckets
 from sim.world.gc_pause import collector_paused
 from sim.world.memory.replica_caches import (
     FleetCacheListener,
@@ -33,14 +30,14 @@ from sim.world.memory.replica_caches import (
 )
 from sim.world.pools.autoscaler import make_autoscaler
 from sim.world.pools.pool_routing import Routing, route
-from sim.world.pools.pool_times import PoolEntry, PoolHooks, PoolTimes, token_limits
+from sim.world.pools.pool_times import PoolLimits, PoolTimes, token_limits
 from sim.world.replica.loader import LoadContext
+from sim.world.replica.ports import WeightVersions
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
 from sim.world.replica_draws import ReplicaDraws
-from sim.world.rollouts.active_rollouts import NoRollouts, make_rollouts
+from sim.world.rollouts.active_rollouts import Rollouts
 from sim.world.routing.first_placement import adapters_at_a_time
-from sim.world.routing.in_flight import InFlight
 from sim.world.routing.placement_controller import PlacedFleet, control_placement
 from sim.world.routing.replica_views import ReplicaViews
 from sim.world.routing.router_state import RouterState
@@ -91,12 +88,12 @@ class Replication:
     """One replication, put together and ready to run.
 
     :ivar router_state: what the router reads of the replicas.
-    :ivar rollouts: the rollouts, or what stands for none.
+    :ivar rollouts: the rollouts, if there are any.
     """
 
     fleet: Fleet
     router_state: RouterState
-    rollouts: NoRollouts
+    rollouts: Rollouts | None
 
 
 def assemble(world: World, replication: int, sections: int, wrap_server: ServerWrapper = unwrapped) -> Replication:
@@ -116,26 +113,30 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     # With a single replica the router is never called.
     reads = routing.reads if replicas > 1 else frozenset[str]()
     router_state = RouterState(len(world.population), replicas, reads | routing.current_reads)
-    in_flight = InFlight(router_state.counts, world.base_model)
     times = PoolTimes(pools, [token_limits(pool.world) for pool in pools])
 
     prefixes = make_stale_prefixes(world, replication)
-    rollouts = make_rollouts(world, replication, clock, recorder, prefixes)
     misrouting = make_misrouting(world, replication, clock, recorder, prefixes)
+    rollouts: Rollouts | None = None
+    if world.rollout_plan.rollouts:
+        misrouted = () if misrouting is None else misrouting.wrong
+        rollouts = Rollouts(world, replication, clock, recorder, prefixes.replaced, misrouted)
     crashes = make_crashes(scenario, ReplicaViews(routing.views, routing.of_request), clock, recorder)
-    scaling = make_autoscaler(world, replication, routing.views[0], clock, recorder)
-    hooks, entry = FleetHooks(), PoolEntry(pools, times, recorder) if times.differ else ReplicaEntry()
-    if rollouts.active or misrouting.active or crashes.active or scaling.active or _loads_fail(scenario):
-        in_flight.counting = router_state.reads("inside")
-        hooks = Changes(recorder, rollouts, misrouting, crashes, scaling, in_flight, entry)
-        times.keeps = crashes.active
-    elif scenario.eviction_policy.needs_future:
-        oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
-        hooks = Foresight(oracle, replicas, in_flight)
-    elif times.differ:
-        hooks = PoolHooks(entry, in_flight)
-
-    hooks = with_buckets(scenario.tenants, recorder, clock, hooks, in_flight)
+    times.keeps = crashes is not None
+    foresight: Foresight | None = None
+    if scenario.eviction_policy.needs_future:
+        foresight = Foresight(ArrivalOracle(world.traffic.arrivals(replication), len(world.population)), replicas)
+    extensions: list[Extension | None] = [  # in the order in which requests pass them
+        make_buckets(scenario.tenants, recorder, clock),
+        make_autoscaler(world, replication, routing.views[0], clock, recorder),
+        PoolLimits(pools, times, recorder) if times.differ else None,
+        crashes,
+        misrouting,
+        rollouts,
+        foresight,
+    ]
+    there = [each for each in extensions if each is not None]
+    dispatcher = Dispatcher(routing.router, there, recorder, router_state.counts, world.base_model)
     fleet = make_fleet(
         clock,
         recorder,
@@ -150,12 +151,15 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             with_text=any(pool.world.prefix_cache for pool in pools) or "texts" in reads,
             tenant_of=world.traffic.tenant_of,
         ),
-        hooks,
-        in_flight,
+        dispatcher,
     )
-    around = Surroundings(clock, recorder, router_state, rollouts, hooks)
-    makers = [ReplicaMaker(pool, world, replication, around, wrap_server) for pool in pools]
-    fleet.open(replicas, serving, makers[0] if len(makers) == 1 else PoolMakers(makers, pools))
+    around = Surroundings(clock, recorder, router_state, rollouts, foresight, dispatcher)
+    makers: list[ReplicaMaker] = []
+    for pool in pools:
+        makers += [ReplicaMaker(pool, world, replication, around, wrap_server)] * pool.replicas
+    dispatcher.open(makers, serving)
+    if there and router_state.reads("inside"):
+        fleet.count_inside()  # from the start: some may be kept outside their replica later
     view = _show_replicas(routing, fleet, router_state, reads, scenario.router.view_interval)
     placed = PlacedFleet(clock, view, fleet.servers, fleet.next_s)
     control_placement(world, replication, routing.router, placed, recorder)
@@ -174,23 +178,8 @@ def _show_replicas(
     if routing.current:
         current = ViewRefresher(fleet.clock, View(), sources, routing.current_reads, 0.0, fleet.next_s)
         current.keep_current(routing.current)
-    fleet.show_to(refresher)
+    fleet.dispatcher.view = refresher
     return view
-
-
-def _loads_fail(scenario: Scenario) -> bool:
-    return any(isinstance(fault, FailingLoads) for fault in scenario.faults)
-
-
-class PoolMakers:
-    """Makes the replicas of a fleet with pools, each by the maker of its pool."""
-
-    def __init__(self, makers: Sequence[ReplicaMaker], pools: Sequence[ReplicaPool]) -> None:
-        self._makers = [maker for maker, pool in zip(makers, pools, strict=True) for _ in pool.indices]
-
-    def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
-        """Return an empty replica; see ``MakeReplica``."""
-        return self._makers[index](index, inside, restarted=restarted, standing_in=standing_in)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +189,9 @@ class Surroundings:
     clock: Clock
     recorder: Recorder
     router_state: RouterState
-    rollouts: NoRollouts
-    hooks: FleetHooks
+    rollouts: Rollouts | None
+    foresight: Foresight | None
+    dispatcher: Dispatcher
 
 
 class ReplicaMaker:
@@ -221,11 +211,7 @@ class ReplicaMaker:
         self._world = world = pool.world
         self._replicas = fleet.replicas
         self._replication = replication
-        self._clock = around.clock
-        self._recorder = around.recorder
-        self._router_state = around.router_state
-        self._rollouts = around.rollouts
-        self._hooks = around.hooks
+        self._around = around
         self._wrap_server = wrap_server
         self._steady: SteadyStart | None = None
         if world.scenario.cache.starts_full:
@@ -235,15 +221,16 @@ class ReplicaMaker:
         self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
         self._cache_listeners: list[FleetCacheListener] = [
             *around.router_state.cache_listeners(),
-            *around.rollouts.cache_listeners(),
+            *(around.rollouts.cache_listeners() if around.rollouts is not None else ()),
         ]
 
     def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
         """Return an empty replica; see ``MakeReplica``."""
-        world, clock, recorder, scenario = self._world, self._clock, self._recorder, self._world.scenario
+        world, scenario, around = self._world, self._world.scenario, self._around
+        clock, recorder, rollouts = around.clock, around.recorder, around.rollouts
         if restarted:
-            warm = () if standing_in else world.warmed_up
-            world = replace(world, warm=warm, pinned=self._rollouts.pinned(world.pinned))
+            pinned = world.pinned if rollouts is None else rollouts.pinned(world.pinned)
+            world = replace(world, warm=() if standing_in else world.warmed_up, pinned=pinned)
             for each in self._cache_listeners:
                 each.forget(index)
         place = self._made[index] * self._replicas + index
@@ -253,16 +240,19 @@ class ReplicaMaker:
             world = replace(world, warm=self._steady.last_used(index, draws))
 
         timing = make_load_timing(world, index, draws)
-        context = LoadContext(clock, recorder, index, self._rollouts.versions(index), timing)
-        fetches = LoadContext(clock, recorder, index, self._rollouts.host_versions(index), timing)
-        eviction = self._hooks.foresee(eviction_context(world, clock, draws), index)
+        loaded: tuple[WeightVersions, WeightVersions]
+        loaded = (WeightVersions(), WeightVersions()) if rollouts is None else rollouts.versions(index)
+        context, fetches = (LoadContext(clock, recorder, index, versions, timing) for versions in loaded)
+        eviction = eviction_context(world, clock, draws)
+        if around.foresight is not None:
+            eviction = around.foresight.of(eviction, index)
         rule = kv_rule(world)
         mode = make_mode(world, context, rule, eviction, draws, self._tiers)
         attach_listeners(mode.cache, index, self._cache_listeners)
-        parts = ReplicaParts(clock, recorder, index, inside, mode, self._hooks.listener(index), standing_in)
+        parts = ReplicaParts(clock, recorder, index, inside, mode, around.dispatcher, standing_in)
         parts = with_host_fill(world, parts, mode, fetches)
         server = make_server(world, parts, mode, rule, self._wrap_server)
         if world.serves_base_model:
             server.serve_base_model()
-        self._router_state.replica(server)
+        around.router_state.replica(server)
         return server

@@ -108,7 +108,7 @@ def test_files_hold_what_is_printed(loraplan: CommandLine) -> None:
         curve = {int(row["capacity_bytes"]): float(row["lru"]) for row in csv.DictReader(lines)}
     for entry in found[:2]:
         assert curve[entry["capacity_bytes"]] == pytest.approx(entry["miss_ratio"])
-    page = (folder / "report.html").read_text(encoding="utf-8")
+    page = (folder / "report.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     for part in (ended.out.splitlines()[0], "lru, requests shuffled", "Che"):
         assert part in ended.out
         assert part in page

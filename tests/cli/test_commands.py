@@ -14,7 +14,7 @@ import pytest
 from command_line import CommandLine
 
 from sim.cli.output import progress_bar
-from sim.results.point import ALWAYS_THERE
+from sim.results.catalogue import ALWAYS_THERE
 
 SMALL = ("--set", "workload.requests=1100", "--set", "run.replications=2")
 

@@ -23,7 +23,7 @@ from sim.policies.replay.cache_replay import replayable
 from sim.results.run_directory.store import read_run
 from sim.spec.policies import EVICTIONS, ROUTERS
 from sim.spec.scenario_file import load_scenario
-from sim.studies.traces.cache_study import CacheSizes, study_cache
+from sim.studies.cache.study import CacheSizes, study_cache
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/own-policy.md"
 FILES: dict[str, str] = dict(

@@ -33,8 +33,8 @@ from sim.results.records import (
 from sim.spec.scenario import Scenario
 from sim.traffic.request import FROM_STORAGE, HIT, MISS, Request
 from sim.world.build import build_world
-from sim.world.changes import Changes
 from sim.world.clock import Clock
+from sim.world.faults.crashes import Crashes
 from sim.world.replica.modes.protected import OverlappedLoads
 from sim.world.replica.server import Server
 from sim.world.replication import ReplicaMaker, Replication, assemble, simulate
@@ -206,22 +206,22 @@ def crashed_on(scenario: Scenario) -> tuple[Recording, set[int], set[int]]:
     until_s = crash.at + min(crash.detected, np.inf if crash.down is None else crash.down)
     inside: set[int] = set()
     sent: set[int] = set()
-    die, accepts = Server.die, Changes.accepts
+    die, accept = Server.die, Crashes.accept
 
     def died(self: Server) -> list[Request]:
         requests = die(self)
         inside.update(request.index for request in requests)
         return requests
 
-    def accepted(self: Changes, request: Request, replica: int) -> bool:
+    def accepted(self: Crashes, request: Request, replica: int) -> bool:
         now = self._fleet.servers[replica].clock.now
         if replica == crash.replica and crash.at <= now < until_s and request.index not in inside:
             sent.add(request.index)
-        return accepts(self, request, replica)
+        return accept(self, request, replica)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Server, "die", died)
-        patch.setattr(Changes, "accepts", accepted)
+        patch.setattr(Crashes, "accept", accepted)
         recording = run(scenario)
     return recording, inside, sent
 

@@ -71,7 +71,7 @@ def test_every_request_ends_in_one_row_and_nothing_is_left_behind(scenario: Scen
         assert rollouts._started == rollouts._progress.draining == {}
         assert not any(seen.fleet.inside)
         for server in seen.fleet.servers:
-            assert server.all_requests() == rollouts.give_up(server.index) == []
+            assert server.all_requests() == rollouts.held(server.index) == []
             if isinstance(server.mode, OverlappedLoads):
                 assert server.mode.loader._renewals == []
                 assert server.mode.loader.loads == {}

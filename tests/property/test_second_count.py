@@ -18,8 +18,9 @@ from naive_intervals import MEANS, MEDIANS, P99S, Counted, SecondCount, is_narro
 from naive_metrics import e2e_mean_s
 from naive_parts import Part, completed, has_targets, is_late, mean
 
+from sim.results.catalogue import ALWAYS_THERE
 from sim.results.metric_state import Cause, Kind
-from sim.results.point import ALWAYS_THERE, Metric
+from sim.results.point import Metric
 
 EACH = 32
 """Scenarios of a family: 512 in all."""

@@ -13,7 +13,7 @@ from metric_scenarios import FAMILIES, metric_scenario
 from naive_parts import Part, whole
 
 from sim.errors import LoraplanError
-from sim.results.by_tenant.tenant_metrics import TENANT_METRICS
+from sim.results.catalogue import TENANT_METRICS
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 

@@ -9,10 +9,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.pages.trace_page import TracePage, build_page
+from reports.render.html import page
 from sim.results.run_directory.result_files import json_ready
-from sim.studies.traces.trace_scenario import scenario_text
-from sim.studies.traces.trace_study import study_trace
+from sim.studies.trace.report import trace_report
+from sim.studies.trace.scenario import scenario_text
+from sim.studies.trace.study import study_trace
 from sim.traffic.traces.data import TraceData
 
 
@@ -43,8 +44,8 @@ def traces(draw: st.DrawFn) -> TraceData:
 @given(traces(), st.sampled_from((0.01, 0.5, 0.9, 1.0)), st.sampled_from((3, 20, 400_000)))
 def test_every_trace_is_described_and_fitted_or_not(trace: TraceData, share: float, most: int) -> None:
     with (
-        patch("sim.studies.traces.trace_study.LEAST_FITTED", 3),
-        patch("sim.studies.traces.trace_study.MOST_FITTED", most),
+        patch("sim.studies.trace.study.LEAST_FITTED", 3),
+        patch("sim.studies.trace.study.MOST_FITTED", most),
         patch("sim.traffic.fits.popularity_fit._DRAWS", 3),
     ):
         study = study_trace(trace, "t.csv", fit_share=share, seed=1)
@@ -58,4 +59,4 @@ def test_every_trace_is_described_and_fitted_or_not(trace: TraceData, share: flo
         assert facts.fit.requests_fitted <= most
         assert facts.fit.requests_fitted + facts.fit.requests_checked <= len(trace)
     text = None if study.model is None else scenario_text(study, trace, "t")
-    assert "loraplan" in build_page(TracePage(facts, "t.csv", "loraplan trace t.csv", text, []))
+    assert "loraplan" in page(trace_report(facts, "t.csv", "loraplan trace t.csv", text))

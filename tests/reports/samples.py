@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sim.results.metric_state import stored_state
-from sim.results.model import WRONG_KINDS, Capacity, Impact, Timeline
-from sim.results.point import UNITS, Metric, Point
+from sim.results.catalogue import UNITS
+from sim.results.metric_state import SETTLED, Cause, State
+from sim.results.model import WRONG_KINDS, Capacity, Impact, Timeline, from_plain
+from sim.results.point import Metric, Point
 from sim.results.run_directory.store import RunData
 
 RATES = (25, 26, 33, 34, 34.2, 34.5)
@@ -19,11 +20,10 @@ SERVICE_S = 0.01
 LOAD_S = 0.035
 
 
-def metric(name: str, value: float | None, half: float = 0.015, *, settled: bool = True, note: str = "") -> Metric:
+def metric(name: str, value: float | None, half: float = 0.015, state: State = SETTLED) -> Metric:
     unit = UNITS[name]
     if value is None:
-        return Metric(None, unit=unit, state=stored_state(None, note, None, settled=False))
-    state = stored_state(None, note, value, settled=settled)
+        return Metric(None, unit=unit, state=state)
     return Metric(value, value * (1 - half), value * (1 + half), unit, state)
 
 
@@ -68,7 +68,7 @@ def make_point(
         timeline=_timeline(rate, mean, busy),
         breakdown=stages if breakdown is None else breakdown,
         groups=_groups(miss, p99),
-        capacity=Capacity.from_json(shares if capacity is None else capacity),
+        capacity=from_plain(Capacity, shares if capacity is None else capacity),
         traffic={
             "requests": 1_000_000,
             "adapters": 1000,
@@ -119,14 +119,13 @@ def _metrics(
         "evictions": 950_000 * miss,
     }
     shaky = {"ttft_p99_s", "e2e_p99_s", "queue_p99_s"}
-    note = "this engine has no tokens"
+    busy_state = State(Cause.LOADER_BUSY, share=0.96)
     return {
         name: metric(
             name,
             value,
             0.002 if "ratio" in name else half,
-            settled=settled or name not in shaky,
-            note=note if value is None else "" if settled else "the loader is loaded above 0.95",
+            State(Cause.NO_TOKENS) if value is None else SETTLED if settled or name not in shaky else busy_state,
         )
         for name, value in values.items()
     }
@@ -347,7 +346,8 @@ def changed_point(
     """
     point = make_point(swept, fixed=False, miss=0.2, busy=0.2)
     found = {"mixed": 95, "slow": harmed - 95} if harm is None else harm
-    impact = Impact(**{"requests": 57_000, "slow": 0, **found})
+    kinds = ("crash",) if "lost" in (faults or {}) else ()
+    impact = Impact(**{"requests": 57_000, "slow": 0, **found}, faults=kinds)
     beyond = {kind: impact.mean(kind) for kind in (*WRONG_KINDS, "slow")}
     beyond["slow"] -= usual
     impact = replace(impact, beyond={kind: many for kind, many in beyond.items() if many})
@@ -376,8 +376,8 @@ def changed_point(
             "before_miss_ratio": 0.34,
         }
     for name, value in values.items():
-        note = "complete in 0 of 4 replications" if value is None else ""
-        point.metrics[name] = metric(name, value, 0.05, note=note)
+        state = State(Cause.COMPLETE_IN_SOME, 0, 4) if value is None else SETTLED
+        point.metrics[name] = metric(name, value, 0.05, state)
     shares = [min(1.0, max(0.0, (t - 400) / 50)) for t in point.timeline.t_s]
     version_mix: dict[str, Any] = {}
     if rollout:

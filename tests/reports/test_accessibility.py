@@ -21,19 +21,15 @@ from test_compare_page import ALL as COMPARED
 from test_size import one_axis, three_axes, vary
 from test_trace_page import FACTS, page_of
 
-import reports.pages.cache_page
-import reports.pages.comparison_page
-import reports.pages.fidelity_page
-import reports.pages.serve_page
-import reports.tables.serve_tables
 import sim
-from reports.answers.fidelity_findings import METRICS, Compared
-from reports.pages.cache_page import CachePage
-from reports.pages.fidelity_page import FidelityPage
-from reports.pages.page import template
+from calibrate.serve.report import METRICS as SERVED
+from calibrate.serve.report import serve_report
 from reports.pages.run_page import build_report
-from reports.pages.serve_page import ServePage, Shown
+from reports.render.html import page, template
 from reports.table import Table
+from sim.studies.cache.report import cache_report
+from sim.studies.compare.report import compare_report
+from sim.studies.fidelity.report import METRICS, Compared, fidelity_report
 
 A11Y = Path(__file__).parents[1] / "a11y"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -42,9 +38,7 @@ REGIMES = ("unsaturated", "slot-limited", "kv-or-compute-limited")
 
 def cache(file: Path) -> None:
     result = study(sessions(), ("lru", "sieve", "lfu", "belady"), (200_000_000, 500_000_000, 1_000_000_000))
-    reports.pages.cache_page.write_page(
-        CachePage("t.csv", result, ["a note"], [("Trace", "t")], "loraplan cache t"), file
-    )
+    file.write_text(page(cache_report(result, "t.csv", "t", ["a note"], "loraplan cache t")), encoding="utf-8")
 
 
 def fidelity(file: Path) -> None:
@@ -55,8 +49,6 @@ def fidelity(file: Path) -> None:
         predicted = {name: value * luck.uniform(0.7, 1.3) for name, value in measured.items()}
         runs.append(
             Compared(
-                f"run {i}",
-                "m",
                 f"g{i // 4}",
                 f"workload {i // 4}",
                 8 * 2 ** (i % 4),
@@ -75,9 +67,9 @@ def fidelity(file: Path) -> None:
         "by_regime": dict.fromkeys(REGIMES, every),
         "slot_choice": {"groups": 10, "right": 0.5, "within_10pct": 0.8},
     }
-    reports.pages.fidelity_page.write_page(
-        FidelityPage(runs, errors, [("p99 TTFT", 12, 0.2, 0.1)], [("Runs", "40")], "loraplan fidelity runs.csv"), file
-    )
+    peer = [("p99 TTFT", 12, 0.2, 0.1)]
+    found = fidelity_report(runs, errors, peer, [("Runs", "40")], "loraplan fidelity runs.csv")
+    file.write_text(page(found), encoding="utf-8")
 
 
 def serve(file: Path) -> None:
@@ -85,7 +77,7 @@ def serve(file: Path) -> None:
     times = [(luck.lognormvariate(-2, 0.5), luck.lognormvariate(0, 0.5)) for _ in range(200)]
     row = {"measured": 0.2, "predicted": 0.21, "error": 0.05, "noise": 0.01, "wanted": 0.1}
     summary = {
-        "metrics": dict.fromkeys(reports.tables.serve_tables.METRICS, row),
+        "metrics": dict.fromkeys(SERVED, row),
         "repeat": 2,
         "loads_from": "an observer in the server",
         "failed": [1, 0],
@@ -99,15 +91,16 @@ def serve(file: Path) -> None:
         "kv": None,
         "profile": {"name": "p", "fitted": True, "sha256": "ab" * 32, "front_end_s": 0.001},
     }
-    requests = [
-        Shown(i, t, e, t * luck.uniform(0.8, 1.3), e * luck.uniform(0.8, 1.3)) for i, (t, e) in enumerate(times)
-    ]
-    again = [([t * 1.02 for t, _ in times], [e * 1.02 for _, e in times])]
-    reports.pages.serve_page.write_page(ServePage(summary, requests, "Tiny.", again, "loraplan calibrate serve"), file)
+    found, again = {}, {}
+    for name, seconds in zip(("ttft", "e2e"), zip(*times, strict=True), strict=True):
+        found[name] = [(i, value, value * luck.uniform(0.8, 1.3)) for i, value in enumerate(seconds)]
+        again[name] = [value * 1.02 for value in seconds]
+    report = serve_report(summary, "Tiny.", found, again, "loraplan calibrate serve")
+    file.write_text(page(report), encoding="utf-8")
 
 
 def compare(file: Path) -> None:
-    reports.pages.comparison_page.write_page(COMPARED["swept"], file, "loraplan compare a b")
+    file.write_text(page(compare_report(COMPARED["swept"], "loraplan compare a b")), encoding="utf-8")
 
 
 def plan(file: Path) -> None:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from one_script import without_script
 
-from reports.charts.cache_charts import orders_chart, policies_chart
-from reports.pages.cache_page import CachePage, write_page
-from reports.tables.cache_tables import miss_table
-from reports.text.cache_text import headline, sentences
-from sim.results.traces.cache_points import CacheResult
+from reports.render.html import page
 from sim.spec.policies import EVICTIONS
-from sim.studies.traces.cache_study import CacheSizes, study_cache
+from sim.studies.cache.charts import orders_chart, policies_chart
+from sim.studies.cache.findings import headline, sentences
+from sim.studies.cache.report import cache_report, miss_table
+from sim.studies.cache.study import CacheResult, CacheSizes, study_cache
 
 SIZES = np.full(40, 50_000_000)
 
@@ -104,10 +102,9 @@ def test_charts_describe_themselves_and_all_policies_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("capacities", [(500_000_000,), (200_000_000, 500_000_000)])
-def test_the_page_stands_alone(tmp_path: Path, capacities: tuple[int, ...]) -> None:
+def test_the_page_stands_alone(capacities: tuple[int, ...]) -> None:
     result = study(sessions(), ("lru", "sieve"), capacities)
-    page = CachePage("<b>.csv", result, ["a note"], [("Trace", "t")], "loraplan cache '<b>.csv'")
-    text = without_script(write_page(page, tmp_path / "report.html").read_text(encoding="utf-8"))
+    text = without_script(page(cache_report(result, "<b>.csv", "t", ["a note"], "loraplan cache '<b>.csv'")))
     assert "<script" not in text
     assert not re.search(r"(?:src|href)=\"(?:https?:)?//", text)
     assert "<b>.csv" not in text  # escaped

@@ -12,17 +12,17 @@ import samples
 from one_script import without_script
 from test_report import LOADING, Page
 
-from reports.answers.run_comparison import Comparison, compare_runs, key_metrics, worse_terms
-from reports.charts.comparison_charts import charts_of, points_chart
-from reports.pages.comparison_page import write_page
-from reports.tables.comparison_tables import key_table, terminal_table
-from reports.text.changes.design_text import change_phrase, side_names
-from reports.text.comparison_text import as_json, caution_sentences, details, headline
+from reports.render.html import page
 from reports.text.deltas import change_cell, interval_words, relative_cell, signed
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
 from sim.results.point import Point, TenantResult
 from sim.results.run_directory.store import RunData
+from sim.studies.compare.charts import charts_of, points_chart
+from sim.studies.compare.design_words import change_phrase, side_names
+from sim.studies.compare.findings import as_json, caution_sentences, details, headline
+from sim.studies.compare.report import compare_report, key_table, terminal_table
+from sim.studies.compare.study import Comparison, compare_runs, key_metrics, worse_terms
 
 SAME = {"requests": "a", "draws": "b"}
 
@@ -214,18 +214,17 @@ def test_every_difference_of_the_page_is_that_of_the_points() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
-def test_the_page_stands_alone(name: str, tmp_path: Path) -> None:
-    path = write_page(ALL[name], tmp_path / "p.html", "loraplan compare a b")
-    text = path.read_text(encoding="utf-8")
-    page = Page(without_script(text))
-    assert len(set(page.ids)) == len(page.ids)
-    assert not page.of("script")
-    for _, attrs in page.tags:
+def test_the_page_stands_alone(name: str) -> None:
+    text = page(compare_report(ALL[name], "loraplan compare a b"))
+    read = Page(without_script(text))
+    assert len(set(read.ids)) == len(read.ids)
+    assert not read.of("script")
+    for _, attrs in read.tags:
         for key in LOADING & attrs.keys():
             assert re.match(r"#|data:", attrs[key] or "#"), attrs
-    assert len(page.of("h1")) == 1
-    anchors = {(a["href"] or "").removeprefix("#") for a in page.of("a") if (a["href"] or "").startswith("#")}
-    assert anchors - {""} <= set(page.ids)
+    assert len(read.of("h1")) == 1
+    anchors = {(a["href"] or "").removeprefix("#") for a in read.of("a") if (a["href"] or "").startswith("#")}
+    assert anchors - {""} <= set(read.ids)
     assert "nan" not in re.sub(r"<style>.*?</style>", "", text, flags=re.S).lower().split()
     assert len(text) < 1_000_000
 
@@ -244,7 +243,7 @@ def shared(*, chat: float, p99: float = 0.3, offered: float | None = None) -> Po
     )
 
 
-def test_tenants_slos_are_judged_too(tmp_path: Path) -> None:
+def test_tenants_slos_are_judged_too() -> None:
     slo = {"ttft_p99": "1 s"}
     found = compare_runs(run(shared(chat=0.2), slo=slo), run(shared(chat=5.0, p99=0.2), slo=slo, name="two"))
     assert found.judged == ("ttft_p99_s", "tenants.chat.ttft_p99_s")
@@ -261,7 +260,7 @@ def test_tenants_slos_are_judged_too(tmp_path: Path) -> None:
     assert as_json(missed)["points"][0]["metrics"]["tenants.chat.ttft_p99_s"]["word"] == "clearly worse"
     alone = compare_runs(run(shared(chat=0.2)), run(shared(chat=0.3), name="two"))
     assert alone.terms == {"tenants.chat.ttft_p99_s": 0.4}
-    assert "p99 TTFT of chat" in write_page(missed, tmp_path / "page.html", "").read_text(encoding="utf-8")
+    assert "p99 TTFT of chat" in page(compare_report(missed, ""))
 
 
 def test_relief_of_the_fleet_does_not_hide_what_a_tenant_loses() -> None:
@@ -342,10 +341,10 @@ def test_lists_and_sections_are_one_change() -> None:
     assert phrase({"slo": {"e2e_p99": "2 s"}}, {"slo": {"e2e_p99": "1 s"}}) == ""
 
 
-def test_what_users_write_is_escaped(tmp_path: Path) -> None:
+def test_what_users_write_is_escaped() -> None:
     one, two = (run(samples.make_point(fixed=False), name="<b>1") for _ in "ab")
     two.manifest["scenario"] = {**two.manifest["scenario"], "cache": {"eviction": "<script>alert(1)</script>"}}
-    text = write_page(compare_runs(one, two), tmp_path / "p.html", "<i>x</i>").read_text(encoding="utf-8")
+    text = page(compare_report(compare_runs(one, two), "<i>x</i>"))
     assert "<script" not in without_script(text)
     assert "<b>1" not in text
     assert "&lt;script&gt;alert(1)" in text

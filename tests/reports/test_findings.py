@@ -166,12 +166,10 @@ def test_unsettled_and_missing_values_are_called_so() -> None:
     said = answer(made, {"e2e_p99_s": 1.0})
     assert "probably met" in said.headline
     assert said.confidence == "low"
-    made.metrics["e2e_p99_s"] = Metric(
-        None, unit="s", state=State(Cause.UNKNOWN, text="only 40 requests were measured")
-    )
+    made.metrics["e2e_p99_s"] = Metric(None, unit="s", state=State(Cause.FEW_REQUESTS, 40, 1000))
     said = answer(made, {"e2e_p99_s": 1.0})
     assert said.verdict == "unclear"
-    assert "not enough data (only 40 requests were measured)" in said.headline
+    assert "not enough data: 40 requests were measured, 1,000 are needed" in said.headline
 
 
 def test_assumed_costs_cap_confidence() -> None:

@@ -12,7 +12,7 @@ from reports.axes import make_axis, spread
 from reports.charts.axis_ticks import nice_linear, nice_log
 from reports.charts.svg import place_labels
 from reports.formatting import number, percent, popular_words, read_terms, show
-from reports.pages.page import tied
+from reports.render.html import tied
 from reports.tables.metric_tables import traffic_sentence
 from reports.text.metric_text import capital, with_interval
 from sim.results.metric_state import Cause, State
@@ -30,7 +30,11 @@ from sim.results.point import Metric
         ("loader_utilization", Metric(0.97, 0.93, 1.02), "97 % (93.0 to 100.0)"),
         ("throughput_rps", Metric(26.0, 25.9, 26.1, "1/s"), "26/s (25.9 to 26.1)"),
         ("evictions", Metric(0.0, 0.0, 0.0), "0"),
-        ("ttft_p99_s", Metric(None, unit="s", state=State(Cause.UNKNOWN, text="too few")), "not enough data (too few)"),
+        (
+            "itl_p99_s",
+            Metric(None, unit="s", state=State(Cause.NO_TOKENS)),
+            "not enough data (engine fixed has no tokens)",
+        ),
     ],
 )
 def test_value_unit_interval(name: str, metric: Metric, text: str) -> None:

@@ -13,9 +13,10 @@ import pytest
 import samples
 from one_script import without_script
 
-from reports.pages.page import template
 from reports.pages.run_page import build_report, write_report
+from reports.render.html import template
 from reports.table import Table
+from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, Timeline
 
 VOID = frozenset(["meta", "link", "br", "img", "input", "hr"])
@@ -184,7 +185,7 @@ def bare(**changes: Any) -> samples.RunData:
     """A run whose points lack all that a point may lack."""
     point = samples.make_point()
     for name, metric in point.metrics.items():
-        point.metrics[name] = samples.metric(name, None, note="no request was measured") if metric else metric
+        point.metrics[name] = samples.metric(name, None, state=State(Cause.NO_REQUESTS)) if metric else metric
     point = replace(point, cdf={}, breakdown={}, groups=[], traffic={}, timeline=Timeline(), capacity=Capacity())
     return samples.RunData(Path("x"), samples.manifest(**changes), [point])
 

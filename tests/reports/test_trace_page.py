@@ -12,18 +12,9 @@ import pytest
 from one_script import without_script
 from test_report import LOADING, Page
 
-from reports.answers.trace_fit_findings import closed_gap
-from reports.pages.trace_page import TracePage, build_page, write_page
-from reports.tables.trace_tables import (
-    candidates_table,
-    check_table,
-    curve_table,
-    facts_table,
-    laws_table,
-    lengths_table,
-)
-from reports.text.trace_text import headline, laws_sentences, lengths_sentences, sentences
-from sim.results.traces.trace_facts import (
+from reports.document import File
+from reports.render.html import page, tied, write
+from sim.studies.trace.facts import (
     BurstFacts,
     Candidate,
     CheckedValue,
@@ -32,6 +23,16 @@ from sim.results.traces.trace_facts import (
     MissCurve,
     SessionFacts,
     TraceFacts,
+)
+from sim.studies.trace.findings import closed_gap, headline, laws_sentences, lengths_sentences, sentences
+from sim.studies.trace.report import (
+    candidates_table,
+    check_table,
+    curve_table,
+    facts_table,
+    laws_table,
+    lengths_table,
+    trace_report,
 )
 
 TOKENS = {"mean": 600.0, "p50": 400.0, "p90": 1500.0, "p99": 5400.0, "max": 9000.0}
@@ -136,8 +137,10 @@ def variants() -> dict[str, TraceFacts]:
 
 
 def page_of(facts: TraceFacts, **changes: Any) -> str:
-    page = TracePage(facts, "day.csv", "loraplan trace day.csv", "schema_version: 1\n", [("Seed", "1")])
-    return build_page(replace(page, **changes))
+    given = {"scenario": "schema_version: 1\n", "provenance": [("Seed", "1")], **changes}
+    return page(
+        trace_report(facts, given.pop("name", "day.csv"), given.pop("command", "loraplan trace day.csv"), **given)
+    )
 
 
 @pytest.mark.parametrize("name", variants())
@@ -148,7 +151,7 @@ def test_renders_whatever_is_missing(name: str) -> None:
     assert len(read.ids) == len(set(read.ids))
     targets = [attrs["href"] or "" for attrs in read.of("a")]
     assert all(target.lstrip("#") in read.ids for target in targets)
-    assert ("p", headline(facts).replace(" %", "\xa0%")) in read.text
+    assert ("p", tied(headline(facts))) in read.text
     assert not re.search(r"\b(nan|None|inf)\b", re.sub(r"<style.*?</style>", "", text, flags=re.S))
     assert ("popularity" in read.ids) == bool(facts.laws)
     assert ("lengths" in read.ids) == (facts.prompt is not None)
@@ -204,12 +207,9 @@ def test_markup_in_names_stays_text() -> None:
         laws=[LawRow(evil, {evil: 1.0}, 1.0, 0.1, 0.5)],
         fit=replace(FIT, chosen=evil, candidates=[Candidate(evil, evil, 0.1)], values=[CheckedValue(evil, 1.0, 2.0)]),
     )
-    text = without_script(
-        page_of(facts, name=evil, command=evil, scenario=evil, scenario_file=evil, provenance=[(evil, evil)])
-    )
+    text = without_script(page_of(facts, name=evil, command=evil, scenario=evil, provenance=[(evil, evil)]))
     assert "<script" not in text
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 14
-    assert "loraplan run &#39;&lt;script" in text  # quoted for the shell as well
 
 
 def test_the_headline_takes_the_power_of_two_where_order_matters_most() -> None:
@@ -406,8 +406,8 @@ def test_the_band_of_the_rate_is_that_of_poisson_arrivals() -> None:
 
 
 def test_writes_the_file_whole(tmp_path: Path) -> None:
-    page = TracePage(FACTS, "day.csv", "loraplan trace day.csv", None, [])
-    written = write_page(page, tmp_path / "report.html")
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
-    assert written.read_text(encoding="utf-8") == build_page(page)
-    assert "as a scenario" not in build_page(page)
+    report = trace_report(FACTS, "day.csv", "loraplan trace day.csv", files=[File("trace.json", FACTS.to_json())])
+    write(report, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "trace.json"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page(report)
+    assert "as a scenario" not in page(report)

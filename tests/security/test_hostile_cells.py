@@ -13,7 +13,7 @@ from sim.cells import plain_text, text_cell
 from sim.results.point import Metric, Point
 from sim.results.run_directory.result_files import points_csv
 from sim.spec.sections.trace_source import Trace
-from sim.studies.traces.traffic_fit import TrafficModel, weights_text
+from sim.studies.trace.fits import TrafficModel, weights_text
 from sim.traffic.popularity import read_weights
 from sim.traffic.traces.export import write_plain
 from sim.traffic.traces.read import read_trace

@@ -13,7 +13,8 @@ import pytest
 from reports.pages.run_page import write_report
 from sim import cli
 from sim.errors import OutputError
-from sim.results.point import UNITS, Metric, Point
+from sim.results.catalogue import UNITS
+from sim.results.point import Metric, Point
 from sim.results.run_directory import result_files
 from sim.results.run_directory.result_files import digest_file, read_json, write_text
 from sim.results.run_directory.run_folder import read_manifest

@@ -12,10 +12,10 @@ import pytest
 from traffic_samples import drawn, traffic
 
 from sim.policies.replay.lru_curve import lru_curve
-from sim.results.traces.trace_facts import FitCheck
 from sim.spec.sections.trace_source import Trace
-from sim.studies.traces.trace_scenario import scenario_text
-from sim.studies.traces.trace_study import study_trace
+from sim.studies.trace.facts import FitCheck
+from sim.studies.trace.scenario import scenario_text
+from sim.studies.trace.study import study_trace
 from sim.traffic.fits.describe import dispersion, find_bursts
 from sim.traffic.fits.gaps import cvs_by_adapter, fit_gaps
 from sim.traffic.fits.modulation import fit_modulation
@@ -95,7 +95,7 @@ def test_concentration_is_compared_over_the_adapters_that_were_asked_for() -> No
 def test_only_the_first_requests_of_a_long_part_are_fitted_and_all_is_taken_from_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sim.studies.traces.trace_study.MOST_FITTED", 2000)
+    monkeypatch.setattr("sim.studies.trace.study.MOST_FITTED", 2000)
     times, adapters = drawn(traffic(20_000, 30))
     trace = _as_trace(times, adapters)
     lengths = np.where(np.arange(20_000) < 2000, 100, np.where(np.arange(20_000) < 10_000, 500, 900)).astype(np.int32)

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from pydantic_core import PydanticCustomError
 from strategies import build
 
-from sim.spec.adapter_modes import MODES, OTHER_CHOICES, check_modes, mode_of
+from sim.spec.adapter_modes import MODES, OTHER_CHOICES, mode_of
 from sim.spec.files.problems import known_keys
-from sim.spec.needs import Choice, Need
+from sim.spec.needs import Choice, Need, broken
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.replication import assemble
@@ -64,6 +63,7 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
     ("fixed", "cache.host.fill", "arrival", {**FIXED, "cache.host.fill": "arrival"}),
     ("fixed", "cache.gpu.unified", "true", {**FIXED, "cache.gpu.unified": True}),
     ("fixed", "cache.prefetch", "queued", {**FIXED, "cache.prefetch": "queued"}),
+    ("fixed", "adapters.base_quantization", "nf4", {**FIXED, "adapters.base_quantization": "nf4"}),
     ("vllm-0.8-scraped", "fleet.front_end", "cache.eviction lru", {"fleet.front_end": "vllm-0.8-scraped"}),
     ("s-lora", "fleet.front_end", "cache.gpu.unified false", {"fleet.front_end": "s-lora"}),
     ("loads-in-steps", "storage.loaders", "2", {"storage.mode": "blocking", "storage.loaders": 2}),
@@ -113,6 +113,12 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
         {**UNIFIED, "fleet.kv_check": "whole-prompt"},
     ),
     ("unified", "cache.pinned", "1", {**UNIFIED, "cache.pinned": 1}),
+    (
+        "unified",
+        "router.controller.move",
+        "eager",
+        {**UNIFIED, "router.policy": "placement", "router.controller.move": "eager"},
+    ),
     (
         "prefetching",
         "cache.prefetch",
@@ -252,7 +258,7 @@ DRAWN: dict[str, tuple[Any, ...]] = {
 
 
 def test_a_scenario_is_refused_if_and_only_if_its_parts_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.spec.scenario.check_modes", lambda scenario: None)
+    monkeypatch.setattr("sim.spec.scenario.check", lambda scenario: None)
     rng = random.Random(20)
     counts = {True: 0, False: 0}
     for _ in range(1500):
@@ -263,11 +269,7 @@ def test_a_scenario_is_refused_if_and_only_if_its_parts_do_not_fit(monkeypatch: 
             unchecked = scenario(values)
         except ValidationError:
             continue  # a section on its own is wrong
-        try:
-            check_modes(unchecked)
-            accepted = True
-        except PydanticCustomError:
-            accepted = False
+        accepted = not list(broken((unchecked, (*OTHER_CHOICES, *MODES))))
         assert accepted == fits(unchecked), values
         counts[accepted] += 1
     assert min(counts.values()) > 300

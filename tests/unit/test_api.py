@@ -12,7 +12,7 @@ import pytest
 import loraplan
 import sim
 from sim.errors import InputError
-from sim.results.point import ALWAYS_THERE, UNITS
+from sim.results.catalogue import ALWAYS_THERE, UNITS
 
 SMALL = {"workload.requests": 2000, "run.replications": 2}
 

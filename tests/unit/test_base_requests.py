@@ -17,7 +17,6 @@ from strategies import GRID, build, fixed_time, write_file, write_profile, write
 from calibrate.serve.planned_requests import plan_requests
 from reports.answers.verdicts import find_confidence
 from reports.tables.metric_tables import base_model_table, groups_table, traffic_sentence, traffic_table
-from reports.tables.trace_tables import facts_table
 from sim.errors import ScenarioError, TraceError
 from sim.policies.adapter_cache import SlotForBaseModel
 from sim.policies.costs import StepCosts
@@ -36,11 +35,13 @@ from sim.spec.sections.workload import AdapterKind
 from sim.studies.evaluate import evaluate_scenario, facts_of
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if_changes import changes
-from sim.studies.traces.trace_scenario import write_scenario
-from sim.studies.traces.trace_study import study_trace
+from sim.studies.trace.report import facts_table
+from sim.studies.trace.scenario import SCENARIO, scenario_files
+from sim.studies.trace.study import TraceStudy, study_trace
 from sim.studies.training.remedy_kinds import mixed_in
 from sim.traffic.request import BASE_MODEL, HIT, MISS
 from sim.traffic.traces.adapter_sequence import read_adapter_sequence
+from sim.traffic.traces.data import TraceData
 from sim.traffic.traces.export import write_plain
 from sim.traffic.traces.read import read_trace
 from sim.world.build import build_world
@@ -237,6 +238,13 @@ def read(file: str) -> Any:
     return read_trace(Trace.model_validate({"file": file}))
 
 
+def write_scenario(study: TraceStudy, trace: TraceData, folder: Path) -> str:
+    """Write the fitted traffic and the files that it names; return the scenario's path."""
+    for name, text in scenario_files(study, trace, "t", seed=1).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / SCENARIO)
+
+
 def test_an_empty_adapter_is_the_base_model_in_every_format(tmp_path: Path) -> None:
     for file in (as_csv(), as_csv("  "), as_jsonl(), as_parquet(tmp_path)):
         data = read(file)
@@ -279,7 +287,7 @@ def test_a_trace_of_base_requests_alone_turns_lora_off(tmp_path: Path) -> None:
         read_adapter_sequence(str(file))
     study = study_trace(read_trace(Trace(file=str(file))), "t", fit_share=0.8, seed=1)
     assert (study.facts.adapters, study.facts.base_share, study.facts.curve) == (0, 1, None)
-    written = load_scenario(write_scenario(study, read_trace(Trace(file=str(file))), "t", tmp_path, seed=1)).scenario
+    written = load_scenario(write_scenario(study, read_trace(Trace(file=str(file))), tmp_path)).scenario
     assert written.adapters.base_alone
 
 
@@ -336,8 +344,8 @@ def test_a_study_says_their_share_and_its_scenario_keeps_it(tmp_path: Path) -> N
     assert facts.requests == 3000
     rows = {row[0]: row[1] for row in facts_table(facts).rows}
     assert rows["for the base model"] == f"{100 * share:.1f} %"
-    path = write_scenario(study, data, "t", tmp_path, seed=1)
-    written = load_scenario(str(path), ["fleet.engine=vllm-0.32", "cache.gpu.slots=4"]).scenario
+    path = write_scenario(study, data, tmp_path)
+    written = load_scenario(path, ["fleet.engine=vllm-0.32", "cache.gpu.slots=4"]).scenario
     assert written.adapters.base_share == pytest.approx(share, abs=1e-6)
     assert [kind.rank for kind in written.adapters.of_adapters] == [16]
     assert written.workload.arrivals is not None

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.results.catalogue import ALWAYS_THERE
 from sim.results.changes.baseline_impact import usual_impact, with_impact
 from sim.results.changes.change_metrics import PEAK_SPAN_S, sessions_of_both
-from sim.results.changes.change_summary import event_cuts, mark_words, replica_rows, timeline_latencies, version_mix
+from sim.results.changes.change_summary import event_cuts, mark_words, timeline_latencies, version_mix
 from sim.results.metrics import measure
 from sim.results.model import Impact
-from sim.results.point import ALWAYS_THERE, Metric, Point
+from sim.results.point import Metric, Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.recording.leaps import GAP_BINS
 from sim.results.records import (
@@ -33,6 +34,7 @@ from sim.results.records import (
     Recording,
 )
 from sim.results.sample_data import FaultWindow, ScenarioFacts
+from sim.results.slices import replica_rows
 from sim.traffic.request import FROM_STORAGE, HIT, MISS
 
 T975 = {1: 12.7062, 2: 4.30265}
@@ -212,15 +214,6 @@ def test_without_a_baseline_nothing_is_called_usual() -> None:
     point = summarise([recording(finished_s={20: 60.0})], facts(), {}, [])
     assert values(point.metrics, "harmed", "harmed_excess") == [1, None]
     assert point.metrics["harmed_excess"].note == "the same traffic without the rollouts and faults was not simulated"
-
-
-def test_counts_of_older_versions_were_sums() -> None:
-    point = summarise([recording(marks={9: STALE}), recording(marks={9: STALE, 11: STALE})], facts(), {}, [])
-    data = point.to_json()
-    del data["harm"]["replications"]
-    for name in ("harmed", "stale_after_cutover"):
-        data["metrics"][name] |= {key: 2 * data["metrics"][name][key] for key in ("value", "lo", "hi")}
-    assert Point.from_json(data) == point
 
 
 def test_rerouted_requests_say_how_long_they_take() -> None:

@@ -19,9 +19,10 @@ from reports.formatting import money, show
 from reports.tables.metric_tables import grouped_table, groups_table, metrics_table
 from reports.text.cost_text import cheapest_sentence, cost_sentences
 from sim.errors import InputError
+from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, ONLY_WITH_PRICE, needing
 from sim.results.fleet_costs.prices import priced
 from sim.results.pairs import difference_of
-from sim.results.point import ALWAYS_THERE, ONLY_WITH_AUTOSCALER, ONLY_WITH_PRICE, Metric, Point, Usage
+from sim.results.point import Metric, Point, Usage
 from sim.results.point_summary import summarise
 from sim.results.records import Recording
 from sim.results.run_directory.result_files import scenario_hash
@@ -77,7 +78,7 @@ def test_tables_show_costs_only_with_a_price() -> None:
 
 def test_another_price_scales_every_part_and_no_price_shows_nothing() -> None:
     twice, none = priced(ON_PAPER, 7.2), priced(ON_PAPER, None)
-    for name in ONLY_WITH_PRICE - ONLY_WITH_AUTOSCALER:
+    for name in ONLY_WITH_PRICE - needing(AUTOSCALER):
         one, other = ON_PAPER.metrics[name], twice.metrics[name]
         assert (other.value, other.parts[0]) == pytest.approx((2 * (one.value or 0), 2 * (one.parts[0] or 0)))
     assert none.metrics.keys() == set(ALWAYS_THERE)

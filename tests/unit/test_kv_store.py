@@ -12,9 +12,9 @@ from sim.policies.admission import ReadyQueue
 from sim.policies.costs import StepCosts
 from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_store import KvStore, held_tokens
-from sim.policies.scheduler import BY_KV, UNBLOCKED, Limits, Scheduler, Step
+from sim.policies.scheduler import Limits, Scheduler, Step
 from sim.spec.profile import StepCost
-from sim.traffic.request import Request
+from sim.traffic.request import BY_KV, UNBLOCKED, Request
 
 SIZE = 4
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from librt.strings import BytesWriter
 from test_change_metrics import COUNT, WARM, facts, recording
 
 from sim.results.metrics import measure
 from sim.results.point_summary import summarise
 from sim.results.recording.leaps import GAP_BINS, GAP_STEP, gap_bin_edges, gap_bins
-from sim.results.recording.recorder import Recorder
+from sim.results.recording.recorder import _LOAD_ROW, _MARK_ROW, LEAP_ROW, REQUEST_COLUMNS, Recorder
 from sim.results.records import COMPLETED, MIXED, STALE
 from sim.results.statistics import histogram_quantile
-from sim.traffic.request import FROM_STORAGE
+from sim.traffic.request import FROM_STORAGE, Request
 
 MEASURED = COUNT - WARM
 
@@ -74,6 +75,45 @@ def test_everything_that_happened_to_a_request_is_kept() -> None:
     )
     assert found["marks"].tolist() == [0, MIXED | STALE]
     assert found["tries"].tolist() == [2, 0]
+
+
+def test_rows_hold_what_was_written_under_its_own_name() -> None:
+    recorder = Recorder(1, prefix_cache=True)
+    wanted = {"load_queue_s": 1.5, "load_wait_s": 2.5, "admitted_s": 3.5, "first_token_s": 4.5}
+    wanted |= {"index": 5, "outcome": 1, "tier": 2, "preemptions": 8, "cached_tokens": 90_000}
+    request = Request(5, 0.5, 3, 10, 20)
+    for name, value in wanted.items():
+        setattr(request, name, value)
+    recorder.record_completed([request], 7, 6.5)
+    recorder.flush()
+    wanted |= {"replica": 7, "finished_s": 6.5, "status": COMPLETED}
+    assert {name: np.frombuffer(recorder._columns[name], REQUEST_COLUMNS[name]).tolist() for name in wanted} == {
+        name: [value] for name, value in wanted.items()
+    }
+    recorder.record_leap(0.5, 1.5, 2.5, 3.5, 4, 5, 6, 2, 8)
+    assert row_of(recorder.leap_rows, LEAP_ROW) == {
+        "start": 0.5,
+        "first": 1.5,
+        "growth": 2.5,
+        "load_s": 3.5,
+        "steps": 4,
+        "decoding": 5,
+        "running": 6,
+        "blocked": 2,
+        "replica": 8,
+    }
+    recorder.record_load(0.5, 1.5, 0.25, 3, FROM_STORAGE, 4)
+    loads = {"started_s": 0.5, "ended_s": 1.5, "asked_s": 0.25, "adapter": 3, "tier": FROM_STORAGE, "replica": 4}
+    assert row_of(recorder._load_rows, _LOAD_ROW) == loads
+    recorder.mark_request(5, MIXED, (1, 2), 300, 4, 6)
+    marks = {"marks": MIXED, "version": 1, "last_version": 2, "tokens_before": 300, "tries": 4, "detected": 6}
+    assert row_of(recorder._mark_rows, _MARK_ROW) == {"index": 5} | marks
+
+
+def row_of(written: BytesWriter, layout: np.dtype[np.void]) -> dict[str, float]:
+    """The only row that was written, by name."""
+    (row,) = np.frombuffer(written.getvalue(), layout).tolist()
+    return dict(zip(layout.names or (), row, strict=True))
 
 
 def test_a_crash_ends_the_loads_of_its_own_replica_alone() -> None:

@@ -35,7 +35,6 @@ from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
 from sim.world.build import build_world
-from sim.world.changes import Changes
 from sim.world.replication import assemble, simulate
 from sim.world.routing.router_instances import RouterInstances
 
@@ -393,16 +392,17 @@ def test_a_request_that_was_lost_asks_for_its_own_adapter_again(strategy: str) -
         faults=[{"kind": "base-model", "probability": 0.5}, {"kind": "misrouting", "probability": 0.5}],
     )
     fleet = assemble(build_world(scenario), 0, 1).fleet
-    changes = fleet._hooks
-    assert isinstance(changes, Changes)
-    changes.start(fleet)
+    dispatcher = fleet.dispatcher
+    for each in dispatcher.extensions:
+        each.start(dispatcher)
     reached = Counter[bool]()
     for index in range(50):
         request = Request(index, 0.0, index % 9, 1, 1, 0.25, 0.125)
         request.session = None
-        changes.steer(request)
+        for each in dispatcher.extensions:
+            assert each.receive(request)
         reached[request.adapter == index % 9] += 1
-        fresh = changes.fresh_copy(request)
+        fresh = dispatcher.fresh_copy(request)
         assert (fresh.adapter, fresh.load_s, fresh.host_load_s) == (index % 9, 0.25, 0.125)
     assert reached[False] > 20
 

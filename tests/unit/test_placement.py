@@ -15,9 +15,9 @@ from sim.policies.routing import RouterContext, View
 from sim.policies.routing.placed import Placed
 from sim.policies.set_order import SetOrder
 from sim.policies.vllm_lru import VllmLruCache
+from sim.results.catalogue import ALWAYS_THERE, PLACEMENT, needing
 from sim.results.metrics import measure
 from sim.results.placement.placement_metrics import ADAPTER, COMES, REPLICA, TIME
-from sim.results.point import ALWAYS_THERE, ONLY_WITH_PLACEMENT
 from sim.results.records import COMPLETED, Recording
 from sim.spec.policies import PLACERS
 from sim.spec.scenario import Scenario
@@ -164,7 +164,7 @@ def cost_of_moves(move: str) -> dict[str, float]:
     scenario = drifting({"policy": "popularity", "move": move}, storage={"load": fixed_time(0.05)})
     world = build_world(scenario)
     found, _ = measure([simulate(world, 0, 2)], facts_of(world))
-    return {name: found[name].value or 0.0 for name in ONLY_WITH_PLACEMENT}
+    return {name: found[name].value or 0.0 for name in needing(PLACEMENT)}
 
 
 def test_an_eager_move_loads_more_and_never_less_than_a_lazy_one() -> None:
@@ -246,7 +246,7 @@ def test_a_steady_start_has_each_adapter_on_all_its_replicas() -> None:
 
 def test_one_replica_has_nothing_to_place() -> None:
     found = measure([run(drifting({}, fleet={"replicas": 1}))], facts_of(build_world(drifting({}))))[0]
-    assert not ONLY_WITH_PLACEMENT & found.keys()
+    assert not needing(PLACEMENT) & found.keys()
 
 
 def test_metrics_by_hand() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from sim.errors import InputError
 from sim.policies.routing import RouterContext, View, make_router
+from sim.results.catalogue import ALWAYS_THERE
 from sim.results.metrics import measure
-from sim.results.point import ALWAYS_THERE
 from sim.results.records import COMPLETED, OLD_PREFIX, Recording
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario

@@ -7,7 +7,7 @@ from strategies import build, fixed_time
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 from sim.world.build import build_world
 from sim.world.replica_draws import ReplicaDraws
-from sim.world.rollouts.duplicate_version_bytes import DuplicateVersionBytes
+from sim.world.rollouts.versions import DuplicateVersionBytes
 from sim.world.times import reload_times, tier_times
 
 

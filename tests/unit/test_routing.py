@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from strategies import build
 
 from sim.policies.routing import RouterContext, View, make_router
 from sim.spec.policies import PLACEMENTS, ROUTERS
+from sim.spec.scenario import Scenario
 from sim.spec.sections import routing
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.routing.activity import InFlightActivity, RunningNow
@@ -75,11 +77,18 @@ def test_staleness_is_a_time_that_can_be_simulated(staleness: Any) -> None:
 
 
 def test_more_copies_than_replicas_are_refused() -> None:
-    router = routing.Router(policy="service-per-adapter", copies=3)
-    router.check_copies(3)
-    with pytest.raises(Exception, match="fewer replicas") as caught:
-        router.check_copies(2)
-    assert caught.value.context["key"] == "router.copies"  # type: ignore[attr-defined]
+    def placed(replicas: int) -> Scenario:
+        return build(
+            workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
+            adapters={"count": 8},
+            fleet={"replicas": replicas},
+            router={"policy": "service-per-adapter", "copies": 3},
+        )
+
+    assert placed(3).router.copies == 3
+    with pytest.raises(ValidationError, match="fewer replicas") as caught:
+        placed(2)
+    assert caught.value.errors()[0]["ctx"]["key"] == "router.copies"
 
 
 def test_defaults_depend_on_the_policy() -> None:

@@ -17,8 +17,9 @@ from reports.text.changes.scaling_text import scaling_sentences
 from reports.text.cost_text import cost_sentences
 from sim.results.autoscaling.lives import provisioned_s, seconds_in, starting
 from sim.results.autoscaling.scaling_metrics import replicas_over_time
+from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, needing
 from sim.results.metrics import measure
-from sim.results.point import ALWAYS_THERE, ONLY_WITH_AUTOSCALER, Metric
+from sim.results.point import Metric
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario, facts_of
@@ -57,7 +58,7 @@ def test_metrics_by_hand() -> None:
     found, recording = metrics(scenario())
     assert recording.lives.tolist() == [[1, 10, 20, 40, 40.25], [0, 0, 0, math.inf, math.inf]]
     assert recording.bounds.tolist() == [0, 60], "from the first to the last arrival"
-    values = {name: found[name].value for name in ONLY_WITH_AUTOSCALER if name in found}
+    values = {name: found[name].value for name in needing(AUTOSCALER) if name in found}
     assert values == {
         "replica_seconds": pytest.approx(60 + 30.25),
         "mean_replicas": pytest.approx(90.25 / 60),

@@ -284,6 +284,28 @@ def test_all_problems_come_together_sorted_by_line(base: Path) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_every_broken_rule_is_reported_across_sections_and_within_one(base: Path) -> None:
+    across = ["workload.requests=null", "workload.duration=1 min", "run.half_width=5%", "router.spill=full"]
+    crash = "faults=[{kind: crash, replica: 7, at: 2 min}]"
+    assert [line.split(": ")[1] for line in refusal(base, *across, crash).splitlines()] == [
+        "run.half_width",
+        "router.spill",
+        "faults.0.replica",
+        "faults.0.at",
+    ]
+    within = ["fleet.waiting_ratio=2", "fleet.drain_wait=1 s", "router.spill=full"]
+    assert [line.split(": ")[1] for line in refusal(base, *within).splitlines()] == [
+        "fleet.drain_wait",
+        "fleet.waiting_ratio",
+    ], "the rules across sections wait until each section is right"
+
+
+def test_of_one_key_the_first_problem_is_reported(base: Path) -> None:
+    message = refusal(base, "fleet.scheduling=vtc", "fleet.engine=lorax", "fleet.front_end=none")
+    assert message.splitlines() == [message]
+    assert "engine lorax has no scheduling policy vtc" in message
+
+
 def test_a_pair_of_escapes_is_one_character_as_in_json() -> None:
     node = parse_yaml('description: "\\ud83d\\ude00"', "x")
     assert node is not None

@@ -11,8 +11,7 @@ import pytest
 
 from sim.results.calibration import ReplicationValues, with_calibration
 from sim.results.metric_state import Cause, State
-from sim.results.model import Impact
-from sim.results.point import LateShare, Metric, Point
+from sim.results.point import Metric, Point
 from sim.results.point_summary import summarise
 from sim.results.recording.leaps import GAP_BINS
 from sim.results.records import COMPLETED, FAILED, GATED, REFUSED, UNFINISHED, Recording
@@ -232,13 +231,10 @@ def test_what_costs_leave_open_widens_the_share_of_late_requests() -> None:
         ({}, MET),
     ],
 )
-def test_points_of_older_versions_are_judged_by_their_counts(shares: dict[str, float], word: str) -> None:
-    data = made(TTFT, **shares).to_json()
-    for key in ("late", "unserved"):
-        data.pop(key, None)
-    old = Point.from_json(data)
-    assert verdict(old, TTFT) == word
-    assert lacks_answers(old, "ttft_p99_s", 2.0) == (word == NOT_MET and "slow" not in shares)
+def test_points_without_a_share_for_a_target_are_judged_by_their_counts(shares: dict[str, float], word: str) -> None:
+    point = replace(made(TTFT, **shares), late={}, unserved={})
+    assert verdict(point, TTFT) == word
+    assert lacks_answers(point, "ttft_p99_s", 2.0) == (word == NOT_MET and "slow" not in shares)
 
 
 def test_another_target_is_judged_by_counts_and_the_distribution() -> None:
@@ -247,15 +243,6 @@ def test_another_target_is_judged_by_counts_and_the_distribution() -> None:
     assert late_verdict(point, "ttft_p99_s", 3.5) == MET
     assert late_verdict(point, "e2e_p99_s", 3.6) == MET
     assert late_verdict(point, "e2e_p99_s", 0.6) == NOT_MET
-
-
-def test_older_points_know_those_late_without_an_answer_from_their_impact() -> None:
-    point = made(TTFT)
-    point = replace(point, impact=Impact(requests=20_000, slow_unanswered=300))
-    assert verdict(point, TTFT) == NOT_MET
-    assert verdict(point, TTFT | {"e2e_p99_s": 9.0}) == MET  # 150 each may be
-    point = replace(point, late={"ttft_p99_s": LateShare(2.0, Metric(0.005, 0.004, 0.006))})
-    assert verdict(point, TTFT) == MET
 
 
 def test_causes_are_counted_where_requests_are_turned_away() -> None:

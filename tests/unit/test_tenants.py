@@ -9,7 +9,7 @@ import pytest
 
 from reports.text.answer_text import answer
 from sim.errors import InputError
-from sim.results.by_tenant.tenant_metrics import TENANT_METRICS
+from sim.results.catalogue import TENANT_METRICS
 from sim.results.point import Point
 from sim.results.run_directory.result_files import points_csv, summary_json, tenants_csv
 from sim.spec.scenario_file import load_scenario

@@ -15,7 +15,7 @@ from reports.text.limit_text import limit_sentence
 from sim.errors import InputError
 from sim.policies.token_bucket import TokenBucket
 from sim.results import verdict
-from sim.results.model import Capacity
+from sim.results.model import Capacity, from_plain
 from sim.results.records import COMPLETED, LIMITED, REFUSED, REROUTED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
@@ -202,7 +202,7 @@ def test_a_bucket_is_a_limit_of_its_own(full: str) -> None:
         assert use.refused == point.metrics["refused"].value
         assert 0.2 < use.limited < 1 - RATE / asked, "short requests pass where long ones don't"
         assert not verdict.is_overloaded(point)
-    assert Capacity.from_json(point.capacity.to_json()) == point.capacity
+    assert from_plain(Capacity, point.capacity.to_json()) == point.capacity
 
 
 def test_an_idle_bucket_limits_nothing() -> None:

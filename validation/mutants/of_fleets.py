@@ -64,7 +64,7 @@ FLEETS = (
     Mutant(
         "idle-at-the-mean-price",
         "sim/results/fleet_costs/prices.py",
-        "return _times(mean, own / mean.value)",
+        "return mean.mapped(lambda cost: cost * factor)",
         "return mean",
         "idle GPUs of all pools cost the same",
         ("tests/unit/test_replica_pools.py::test_costs_are_each_pools_price_times_its_gpus",),
@@ -81,8 +81,8 @@ FLEETS = (
     Mutant(
         "drains-in-the-view",
         _AUTOSCALER,
-        "        self._view.goes_down(place.index)\n        server",
-        "        server",
+        "        self._view.goes_down(place.index)\n        self._one_left",
+        "        self._one_left",
         "the router keeps sending requests to a replica that drains",
         (AUTOSCALER,),
     ),
@@ -234,9 +234,9 @@ FLEETS = (
     # Token buckets --------------------------------------------------------------------------------------------------
     Mutant(
         "sent-again-pays-again",
-        "sim/world/front_buckets.py",
-        "if limited is None or request.index in self._sent:",
-        "if limited is None:",
+        "sim/world/dispatcher.py",
+        "        self.view.refresh()\n        self.send(request)",
+        "        self.view.refresh()\n        self.take(request)",
         "a request that is sent again after a crash takes its tokens twice",
         (f"{BUCKETS}::test_a_request_that_is_sent_again_after_a_crash_takes_no_more_tokens",),
     ),

@@ -34,8 +34,8 @@ RESULTS = (
     Mutant(
         "byte-miss-ratio-counts-requests",
         _METRICS,
-        "ratio(m.count(missed, sizes), m.count(admitted, sizes)",
-        "ratio(m.count(missed), m.count(admitted)",
+        "ratio(self.count(missed, sizes), self.count(self.admitted_with_adapter, sizes)",
+        "ratio(self.count(missed), self.count(self.admitted_with_adapter)",
         "small adapters weigh as much as large ones",
         METRICS,
     ),
@@ -58,8 +58,8 @@ RESULTS = (
     Mutant(
         "gpu-utilization-halved",
         _METRICS,
-        "ratio(busy, m.replica_seconds(1)",
-        "ratio(busy, m.replica_seconds(2)",
+        "ratio(busy, self.replica_seconds(1)",
+        "ratio(busy, self.replica_seconds(2)",
         "a saturated GPU seems half idle",
         METRICS,
     ),
@@ -82,8 +82,8 @@ RESULTS = (
     Mutant(
         "tpot-over-n",
         _METRICS,
-        '(m.column("output_tokens")[several] - 1)',
-        'm.column("output_tokens")[several]',
+        '(self.column("output_tokens")[several] - 1)',
+        'self.column("output_tokens")[several]',
         "the first token is no part of the decode time",
         METRICS,
     ),
@@ -97,7 +97,7 @@ RESULTS = (
     ),
     Mutant(
         "tokens-per-second-counts-requests",
-        _METRICS,
+        "sim/results/catalogue.py",
         'm.by_finish(weight="output_tokens")',
         "m.by_finish()",
         "a request counts as one token",
@@ -122,8 +122,8 @@ RESULTS = (
     Mutant(
         "miss-ratio-over-all-requests",
         _METRICS,
-        "total, count = m.count(admitted), int(admitted.sum())",
-        'total, count = m.count(m.column("status") >= 0), int(admitted.sum())',
+        "return self.count(self.admitted_with_adapter)",
+        'return self.count(self.column("status") >= 0)',
         "refused requests lower the miss ratio",
         METRICS,
     ),
@@ -406,7 +406,7 @@ RESULTS = (
     ),
     Mutant(
         "sum-with-the-interval-of-one",
-        "sim/results/changes/change_metrics.py",
+        _METRICS,
         "end * count for end in",
         "end for end in",
         "a sum over replications has the interval of a single one",
@@ -416,8 +416,8 @@ RESULTS = (
     Mutant(
         "window-includes-its-end",
         "sim/results/changes/change_metrics.py",
-        "(arrival_s < ends)",
-        "(arrival_s <= ends)",
+        "(arrival < ends[",
+        "(arrival <= ends[",
         "the first request after a rollout counts as during it",
         (CHANGES,),
     ),
@@ -455,7 +455,7 @@ RESULTS = (
     ),
     Mutant(
         "coldest-adapters-first",
-        _VIEWS,
+        "sim/results/slices.py",
         "np.argsort(-asked",
         "np.argsort(asked",
         "the hottest 1 % are the coldest",

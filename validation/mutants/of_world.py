@@ -449,7 +449,7 @@ WORLD = (
     ),
     Mutant(
         "extra-bytes-of-the-newest",
-        "sim/world/rollouts/duplicate_version_bytes.py",
+        "sim/world/rollouts/versions.py",
         "self._sizes[max(there)]",
         "self._sizes[min(there)]",
         "the newest version is the one that stays",

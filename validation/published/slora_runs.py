@@ -16,10 +16,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cli.commands.fit_command import MeasuredTable, predict_runs
+from sim.cli.output import finish
 from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import write_text
 from sim.spec.scenario import Scenario
+from sim.studies.fidelity.command import predict_runs
 from sim.studies.fidelity.measured_runs import METRICS, MOST_RPS, UNSATURATED, LengthHistograms, MeasuredRun
 from sim.studies.fidelity.run_cells import RunCells, read_table
 
@@ -222,8 +223,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=-1)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    table = MeasuredTable(given.file, read_slora_runs(given.file), None, given.profile_dir, given.out, given.jobs)
-    predict_runs(table, json=given.json, quiet=False)
+    runs = read_slora_runs(given.file)
+    folder, report = predict_runs(given.file, runs, None, given.profile_dir, given.out, given.jobs, quiet=False)
+    finish(report, folder, as_json=given.json, quiet=False)
 
 
 if __name__ == "__main__":

@@ -91,8 +91,6 @@ def cause_of(points: Sequence[Point]) -> Cause:
         several = any(rollouts_begun(point) > 1 for point in points)
         return Cause("the rollouts" if several else "the rollout", "rollout", several)
     kinds = {kind for point in points for kind in impact_of(point).faults}
-    if not kinds and all(value_of(point, "lost") is not None for point in points):  # written by an older version
-        kinds = {"crash"}
     if len(kinds) > 1:
         return Cause("the faults", "run", several=True)
     kind = next(iter(kinds), "")

@@ -1,93 +1,23 @@
-"""The side of ``loraplan fidelity`` that predicts measured runs, and ``loraplan calibrate fit``."""
+"""``loraplan calibrate fit``: fit a profile to measurements."""
 
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sim.cli.bench_results import BenchFiles, fit_to_benchmarks
 from sim.cli.options import QuietOption, takes
-from sim.cli.output import message, print_rich, progress_bar, rich_rows, rich_table, say, say_file, say_json
+from sim.cli.output import print_rich, rich_rows, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from reports.pages.fidelity_page import FidelityPage
     from sim.spec.profile import Profile
-    from sim.studies.fidelity.fidelity_study import ModelProfile, RunPrediction
-    from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun
 
-LENGTHS = "sharegpt_lengths.json"
-PEER = "digital_twin_predictions.csv"
 SAMPLES = ("steps.parquet", "loads.parquet")
-TABLE, PAGE, SUMMARY = "predictions.csv", "report.html", "fidelity.json"
-
-
-@dataclass(frozen=True)
-class MeasuredTable:
-    """A table of measured runs to predict.
-
-    :ivar lengths: histograms of lengths; None: those of every run are known.
-    :ivar profile_dir: folder with a profile for each model; None: the bundled ones.
-    :ivar out: folder for results; None: ``runs/fidelity-NAME``.
-    :ivar jobs: worker processes; -1: one for each core.
-    """
-
-    file: Path
-    runs: Sequence[MeasuredRun]
-    lengths: LengthHistograms | None
-    profile_dir: Path | None
-    out: Path | None
-    jobs: int
-
-
-def predict_runs(measured: MeasuredTable, *, json: bool, quiet: bool) -> None:
-    """Predict every run of a table; write one row a run and a page; print the errors."""
-    from reports.pages.fidelity_page import write_page
-    from reports.tables.fidelity_tables import error_table, peer_table
-    from reports.text.fidelity_text import choice_sentence
-    from sim.results.run_directory.result_files import write_json
-    from sim.studies.fidelity.fidelity_errors import as_json
-    from sim.studies.fidelity.fidelity_study import predict_all, profiles_for
-
-    if measured.jobs == 0:
-        raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
-    runs = measured.runs
-    profiles = profiles_for(sorted({run.model for run in runs}), measured.profile_dir, runs[0].profile)
-    folder = measured.out or Path("runs") / f"fidelity-{measured.file.stem}"
-    _make(folder)
-    if (folder / "manifest.json").exists():
-        raise InputError("this folder holds a run", key="--out", got=str(folder), hint="give another one")
-    with progress_bar(quiet) as progress:
-        predictions = predict_all(
-            runs, measured.lengths, profiles, table=folder / TABLE, jobs=measured.jobs, progress=progress
-        )
-    errors = as_json(predictions)
-    write_json(folder / SUMMARY, errors)
-    page = _page(predictions, errors, measured.file, profiles)
-    path = write_page(page, folder / PAGE)
-    if json:
-        say_json(errors)
-        return
-    table = error_table(errors)
-    print_rich(rich_table(table))
-    say(table.note, "", choice_sentence(errors))
-    comparison = peer_table(page.peer)
-    if comparison is not None:
-        say("", f"{comparison.caption}:")
-        print_rich(rich_table(comparison))
-    say("")
-    say_file("report  ", path)
-    say_file("table   ", folder / TABLE)
-    if errors["calibration_runs"]:
-        message(
-            f"note: {errors['calibration_runs']} runs calibrated the profiles and are left out of all errors", quiet
-        )
 
 
 def _make(folder: Path) -> None:
@@ -95,47 +25,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError("can't make this folder", key="--out", got=str(folder), hint=error.strerror) from None
-
-
-def _page(
-    predictions: Sequence[RunPrediction], errors: dict[str, Any], file: Path, profiles: dict[str, ModelProfile]
-) -> FidelityPage:
-    from reports.answers.fidelity_findings import Compared
-    from reports.pages.fidelity_page import FidelityPage
-    from sim.studies.fidelity.fidelity_errors import compare_peer
-
-    peer = file.with_name(PEER)
-    left = [p for p in predictions if not p.calibrated]
-    seconds = sum(p.wall_s for p in predictions)
-    return FidelityPage(
-        runs=[
-            Compared(
-                p.run.name,
-                p.run.model,
-                f"{p.run.model}/{p.run.workload_group}/{p.run.rates}/{p.run.ranks}",
-                f"{p.run.model}, {p.run.adapters} adapters, {p.run.offered_rps:.3g} requests/s",
-                p.run.gpu_slots,
-                p.run.regime,
-                p.calibrated,
-                p.run.measured,
-                p.predicted,
-            )
-            for p in predictions
-        ],
-        errors=errors,
-        peer=compare_peer(left, peer).rows if peer.exists() else (),
-        provenance=[
-            ("Measured runs", f"{file.name}, {len(predictions)} runs"),
-            *(
-                (f"Profile of {model}", f"{profile.name}, sha256 {profile.sha256[:12]}")
-                for model, profile in profiles.items()
-            ),
-            ("Calibration", f"{errors['calibration_runs']} runs, named in the profiles, are left out of all errors"),
-            ("Model", "engine {0.engine} behind the front end {0.front_end}; {0.sampling}".format(predictions[0].run)),
-            ("Cost", f"{seconds:,.0f} core seconds, {seconds / len(predictions):.2f} a run"),
-        ],
-        command=shlex.join(["loraplan", *sys.argv[1:]]),
-    )
 
 
 @dataclass(frozen=True)

@@ -144,10 +144,10 @@ def _add_trace(draft: Draft, files: list[Path], options: InitOptions, model: str
 
     :param model: the base model that is served; rows with its name are requests to it.
     """
-    from sim.studies.traces.trace_scenario import replay_lines
+    from sim.studies.trace.scenario import replay_lines
     from sim.traffic.traces.read import read_trace
 
-    source = trace_source(files, options)
+    source = trace_source(files, options.columns, options.base_model, options.adapter_from)
     data = read_trace(source)
     if options.base_model is None and model in data.names:
         source = source.model_copy(update={"base_model": model})

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reports.measured_words import measured_value, measured_words
 from sim.cli.bench_results import say_correction
 from sim.cli.commands.init_command import gpu_setting, one_command
-from sim.cli.measured_values import measured_value, measured_words
 from sim.cli.options import JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError, ScenarioError

@@ -105,7 +105,10 @@ class Belady:
         if next_use < inf:
             heappush(self._near, (next_use, adapter))
         if len(self._far) > 64 + 4 * len(self._next):
-            self._tidy()
+            self._far = [(-next_use, adapter) for adapter, next_use in self._next.items()]
+            self._near = [(next_use, adapter) for adapter, next_use in self._next.items() if next_use < inf]
+            heapify(self._far)
+            heapify(self._near)
 
     def _go_on(self) -> None:
         """Look once more at those whose request has come: it waits, which it then does until the adapter is in use, or
@@ -118,12 +121,6 @@ class Belady:
                 if next_use != due:
                     assert next_use > due, "what comes next moves on, or this would never end"
                     self._note(adapter, next_use)
-
-    def _tidy(self) -> None:
-        self._far = [(-next_use, adapter) for adapter, next_use in self._next.items()]
-        self._near = [(next_use, adapter) for adapter, next_use in self._next.items() if next_use < inf]
-        heapify(self._far)
-        heapify(self._near)
 
     def __len__(self) -> int:
         return len(self._next)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Final
 
 from sim.policies.kv.extents import Extent, Key, Run, Spans
 from sim.traffic.request import Request
 
-NO_END = 1 << 60
+NO_END: Final = 1 << 60
 """A position above all others."""
 
 

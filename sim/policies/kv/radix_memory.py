@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from heapq import heapify, heappop, heappush
-from typing import Final
 
+from sim.policies.kv.known_blocks import NO_END
 from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.traffic.request import Request, Runs
-
-NO_END: Final = 1 << 60
 
 
 class Node:
@@ -76,7 +74,6 @@ class RadixMemory(KvStore):
         self.free = total * size
         self.evictable = 0
         self.thrown_out = 0
-        self._step = 0
         self._phases = [0] * size  # decoding sequences by (tokens that they hold - steps so far) % size
         self._peak_tokens = 0
         self._clock = 0
@@ -398,7 +395,5 @@ class RadixMemory(KvStore):
             known = sum(node.end - node.start for node in nodes)
             assert self.free + known + own == self.total * self.size
             assert self.evictable == sum(node.end - node.start for node in nodes if not node.locks)
-        assert (self.decoding, sum(self._phases)) == (len(self.running) - self._prefilling(), self.decoding)
-
-    def _prefilling(self) -> int:
-        return sum(r.last_step < 0 or r.index in self._stopped for r in self.running)
+        others = sum(r.last_step < 0 or r.index in self._stopped for r in self.running)
+        assert (self.decoding, sum(self._phases)) == (len(self.running) - others, self.decoding)

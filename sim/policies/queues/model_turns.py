@@ -50,14 +50,12 @@ class ModelTurns(WaitingQueue):
     def next_candidate(self) -> Request | None:
         now, overtaking = self._now(), False
         for _, model in sorted((queue[0].key, model) for model, queue in self.deferred.items()):
-            if self._may_claim(model) and (not overtaking or now < self._until.get(model, -inf)):
-                return self.deferred[model][0]
+            first = self.deferred[model][0]
+            may_claim = first.claimed or self._cache.can_claim(model)
+            if may_claim and (not overtaking or now < self._until.get(model, -inf)):
+                return first
             overtaking = True
         return None
-
-    def _may_claim(self, model: int) -> bool:
-        """Return whether the first request of a model has claimed it, or may claim it now."""
-        return self.deferred[model][0].claimed or self._cache.can_claim(model)
 
     def size(self) -> int:
         return len(self.ready) + sum(map(len, self.deferred.values()))

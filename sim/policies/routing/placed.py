@@ -42,7 +42,9 @@ class Placed:
         if len(homes) == 1 and len(up) == self._replicas:
             return homes[0]
         there = homes if len(up) == self._replicas else [replica for replica in homes if is_up(replica, up)]
-        return self._least_loaded(there, number) if there else self._pin(adapter, up)
+        if there:
+            return self._least_loaded(there, number)
+        return next(replica for replica in self._order(adapter) if is_up(replica, up))
 
     def all_homes(self, adapter: int) -> tuple[int, ...]:
         """Return the replicas that get an adapter's requests while all are up."""
@@ -53,10 +55,6 @@ class Placed:
         least = min([loads[replica] for replica in among])
         equal = [replica for replica in among if loads[replica] == least]
         return equal[int(self._draws.of(number) * len(equal))] if len(equal) > 1 else equal[0]
-
-    def _pin(self, adapter: int, up: list[int]) -> int:
-        """Return the first replica in the adapter's order that is up."""
-        return next(replica for replica in self._order(adapter) if is_up(replica, up))
 
     def _order(self, adapter: int) -> list[int]:
         """Return all replicas by their weight for an adapter."""

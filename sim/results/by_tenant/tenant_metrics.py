@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.catalogue import TENANT_METRICS
 from sim.results.fleet_costs.measured_usage import sold
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure
@@ -16,31 +17,6 @@ from sim.results.records import Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares
 from sim.results.statistics import MIN_FOR_P99, ratio
-
-TENANT_METRICS = (
-    "miss_ratio",
-    "delayed_hit_ratio",
-    "queue_mean_s",
-    "queue_p50_s",
-    "queue_p99_s",
-    "ttft_mean_s",
-    "ttft_p50_s",
-    "ttft_p99_s",
-    "tpot_mean_s",
-    "e2e_mean_s",
-    "e2e_p50_s",
-    "e2e_p99_s",
-    "throughput_rps",
-    "output_tokens_per_s",
-    "goodput_rps",
-    "slo_attainment",
-    "completed",
-    "unfinished",
-    "refused",
-    "failed",
-    "preemptions",
-)
-"""Metrics of a tenant: those of the fleet that are over requests. Gaps between tokens are recorded by replica."""
 
 
 def tenant_results(
@@ -62,7 +38,8 @@ def tenant_results(
     for place, tenant in enumerate(facts.tenants):
         own = [_only(r, tenants == place) for r, tenants in zip(recordings, whole, strict=True)]
         own_facts = replace(facts, slo=tenant.slo, tenants=())
-        metrics, m = measure(own, own_facts, MIN_FOR_P99 if least_for_p99 is None else least_for_p99)
+        least = MIN_FOR_P99 if least_for_p99 is None else least_for_p99
+        metrics, m = measure(own, own_facts, least, TENANT_METRICS)
         overload = overload_of(m)
         # As what is sold, by the time of the end: otherwise, margins would be differences of two things.
         tokens.append(m.by_finish(weight="prompt_tokens") + m.by_finish(weight="output_tokens"))
@@ -70,7 +47,7 @@ def tenant_results(
             TenantResult(
                 name=tenant.name,
                 slo=dict(tenant.slo),
-                metrics={name: _judged(metrics[name], overload) for name in TENANT_METRICS if name in metrics},
+                metrics={name: _judged(metric, overload) for name, metric in metrics.items()},
                 late={} if is_served(m) and least_for_p99 is None else late_shares(m),
                 overload=overload,
                 sold=sold(m),

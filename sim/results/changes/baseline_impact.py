@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.changes.change_metrics import by_replication, mean_count, replication_of, wrong_ones
+from sim.results.changes.change_metrics import wrong_ones
 from sim.results.changes.change_summary import impact_of
 from sim.results.model import WRONG_KINDS, Impact
 from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
+from sim.results.statistics import mean_count
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -57,8 +58,8 @@ def with_impact(
     m = MeasuredRequests(list(recordings), facts)
     wrong, late = wrong_ones(m), _late_ones(m)
     was_wrong, was_late = _found(m, [each.wrong for each in usual]), _found(m, [each.late for each in usual])
-    only_late = by_replication(m, late & ~wrong) - by_replication(m, was_late & ~wrong & ~was_wrong)
-    excess = by_replication(m, wrong) - by_replication(m, was_wrong) + only_late
+    only_late = m.by_replication(late & ~wrong) - m.by_replication(was_late & ~wrong & ~was_wrong)
+    excess = m.by_replication(wrong) - m.by_replication(was_wrong) + only_late
     impact, before = impact_of(m), [each.impact for each in usual]
     assert impact is not None, "the scenario has rollouts or faults"
     beyond = {name: impact.mean(name) - float(np.mean([each.mean(name) for each in before])) for name in WRONG_KINDS}
@@ -76,7 +77,7 @@ def _late_ones(m: MeasuredRequests) -> Mask:
 
 def _found(m: MeasuredRequests, indexes: Sequence[Ints]) -> Mask:
     """Return which measured requests are among those of their replication."""
-    index, replication = m.column("index"), replication_of(m)
+    index, replication = m.column("index"), m.replication
     found = np.zeros(len(index), dtype=np.bool_)
     for place, some in enumerate(indexes):
         here = replication == place

@@ -9,31 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.metric_state import SETTLED, Cause, State
-from sim.results.point import UNITS, Metric
-from sim.results.records import (
-    COMPLETED,
-    FAILED,
-    GATED,
-    LOST,
-    MISROUTED,
-    MIXED,
-    OLD_PREFIX,
-    REFUSED,
-    REROUTED,
-    RETRIED,
-    STALE,
-    WRONG_DETECTED,
-    WRONG_SERVED,
-    Recording,
-)
-from sim.results.sample_data import MeasuredRequests
-from sim.results.statistics import ENOUGH_REPLICATIONS, WIDE, half_width, kept, ratio
+from sim.results.metric_state import Cause, State
+from sim.results.point import Metric
+from sim.results.records import COMPLETED, Recording
+from sim.results.sample_data import STAMPS, MeasuredRequests
+from sim.results.statistics import mean_count, quantile_of, ratio, spread_over
 from sim.traffic.request import MISS
 
 Floats = NDArray[np.float64]
@@ -41,51 +27,11 @@ Mask = NDArray[np.bool_]
 
 PEAK_SPAN_S = 10.0
 """Loads per second peak over spans of this length."""
-IDENTITY = frozenset({"misrouting", "stale-map", "base-model"})
-"""Kinds of faults by which a request reaches the wrong adapter."""
-_OF_ROLLOUTS = {"mixed_version_responses": MIXED, "stale_after_cutover": STALE}
-_OF_FAULTS = {
-    "misrouted": (MISROUTED, IDENTITY),
-    "wrong_adapter_served": (WRONG_SERVED, IDENTITY),
-    "wrong_adapter_detected": (WRONG_DETECTED, IDENTITY),
-    "retried": (RETRIED, IDENTITY),
-    "old_prefix_served": (OLD_PREFIX, frozenset({"named-prefixes"})),
-    "rerouted": (REROUTED, frozenset({"crash"})),
-    "lost": (LOST, frozenset({"crash"})),
-}
-_HARMFUL = MIXED | STALE | GATED | WRONG_SERVED | OLD_PREFIX
-
-
-def change_metrics(m: MeasuredRequests) -> dict[str, Metric]:
-    """Return the metrics of refusals, failures, rollouts, faults and the load of replicas."""
-    status = m.column("status")
-    return {
-        "refused": _ended(m, status == REFUSED),
-        "failed": _ended(m, status == FAILED),
-        "replica_load_skew": _skew(m),
-        **_affected(m),
-        **_rollouts(m),
-        **_faults(m),
-    }
-
-
-def _affected(m: MeasuredRequests) -> dict[str, Metric]:
-    """Return the requests with a mixed, stale, wrong or late answer, or none; each counts once.
-
-    How many of them there would be anyway, only a simulation of the baseline shows (``baseline_impact``).
-    """
-    if not m.facts.strategies and not m.facts.faults:
-        return {
-            name: Metric(None, unit="requests", state=State(Cause.NO_CHANGE)) for name in ("harmed", "harmed_excess")
-        }
-    affected = wrong_ones(m) if m.slow is None else wrong_ones(m) | m.slow
-    beyond = Metric(None, unit="requests", state=State(Cause.NO_BASELINE))
-    return {"harmed": counted(m, affected), "harmed_excess": beyond}
 
 
 def wrong_ones(m: MeasuredRequests) -> Mask:
     """Return which measured requests got a mixed, stale or wrong answer, or none."""
-    return np.asarray(((m.column("marks") & _HARMFUL) > 0) | (m.column("status") == FAILED))
+    return m.marked("mixed", "stale", "gated", "wrong-served", "old-prefix") | m.ended("failed")
 
 
 def before_changes(m: MeasuredRequests) -> Mask:
@@ -95,177 +41,147 @@ def before_changes(m: MeasuredRequests) -> Mask:
     """
     begins = np.array([min(r.facts.get("during_from_s", math.inf), m.facts.faults_from_s) for r in m.recordings])
     begins[np.isinf(begins)] = 0.0
-    return np.asarray(m.column("arrival_s") < begins[replication_of(m)])
+    return np.asarray(m.column("arrival_s") < begins[m.replication])
 
 
-def replication_of(m: MeasuredRequests) -> NDArray[np.int64]:
-    """Return the replication of each measured request."""
-    return m.section // m.sections
+class ChangeMetrics:
+    """What rollouts and faults did to the measured requests."""
+
+    def __init__(self, m: MeasuredRequests) -> None:
+        self._m = m
+
+    def affected(self) -> Metric:
+        """Return the requests with a mixed, stale, wrong or late answer, or none; each counts once.
+
+        How many of them there would be anyway, only a simulation of the baseline shows (``baseline_impact``).
+        """
+        wrong, slow = wrong_ones(self._m), self._m.slow
+        return self._m.counted(wrong if slow is None else wrong | slow)
+
+    def skew(self) -> Metric:
+        """Return the requests of each replication's busiest replica, over the mean per replica; those of full models
+        aside, to which requests don't come by choice."""
+        m, replicas = self._m, self._m.facts.own_replicas
+        replica = m.column("replica").astype(np.int64)
+        sent = (replica >= 0) & (replica < replicas)
+        by_section = np.zeros((m.sections * m.replications, replicas))
+        np.add.at(by_section, (m.section[sent], replica[sent]), 1.0)
+        by_replication = by_section.reshape(m.replications, m.sections, replicas).sum(axis=1)
+        busiest = np.repeat(by_replication.argmax(axis=1), m.sections)
+        of_busiest = by_section[np.arange(len(by_section)), busiest]
+        metric = ratio(of_busiest, by_section.sum(axis=1) / replicas, m.sections, "1", highest=float(replicas))
+        return metric if metric.lo is None else replace(metric, lo=max(1.0, metric.lo))
+
+    def rerouted(self) -> Metric:
+        """Return how long requests take that start again on another replica, from their first arrival on."""
+        chosen = self._m.completed & self._m.marked("rerouted")
+        if not chosen.any():
+            return Metric(None, unit="s", state=State(Cause.NONE_REROUTED))
+        seconds = self._m.column("finished_s") - self._m.column("arrival_s")
+        return over_replications(self._m, chosen, lambda where: float(seconds[where].mean()), "s")
+
+    def fact(self, name: str) -> Floats:
+        """Return a number that each replication of a rollout has."""
+        return np.array([r.facts[name] for r in self._m.recordings])
+
+    def duration(self) -> Metric:
+        """Return how long the rollouts took."""
+        m, took = self._m, self.fact("rollout_duration_s")
+        back = int((self.fact("rolled_back") > 0).sum())
+        complete = int(np.isfinite(took).sum())
+        if complete == m.replications:
+            return spread_over(float(took.mean()), took, "s")
+        if m.replications == 1:
+            return Metric(None, unit="s", state=State(Cause.ROLLED_BACK if back else Cause.NOT_COMPLETE))
+        cause = Cause.ROLLED_BACK_IN_SOME if back else Cause.COMPLETE_IN_SOME
+        return Metric(None, unit="s", state=State(cause, complete, m.replications, back))
+
+    @cached_property
+    def during(self) -> Window:
+        """The rollouts: from the first one on, for as long as they are observed."""
+        begins, ends = self.fact("during_from_s"), self.fact("during_to_s")
+        arrival = self._m.column("arrival_s").astype(np.float64)
+        here = (arrival >= begins[self._m.replication]) & (arrival < ends[self._m.replication])
+        spans = [
+            (max(first, begin), max(first, begin, min(last, end)))
+            for (first, last), begin, end in zip(self._measured_s, begins.tolist(), ends.tolist(), strict=True)
+        ]
+        return Window(self._m, here, spans)
+
+    @cached_property
+    def before(self) -> Window:
+        """The measured time before the rollouts."""
+        begins = self.fact("during_from_s")
+        here = self._m.column("arrival_s").astype(np.float64) < begins[self._m.replication]
+        spans = [
+            (first, max(first, min(last, begin)))
+            for (first, last), begin in zip(self._measured_s, begins.tolist(), strict=True)
+        ]
+        return Window(self._m, here, spans)
+
+    @property
+    def _measured_s(self) -> list[tuple[float, float]]:
+        """When the measured time of each replication begins and ends."""
+        return [(float(r.bounds[0]), float(r.bounds[-1])) for r in self._m.recordings]
+
+    @cached_property
+    def sessions(self) -> Floats:
+        """(replications, 2) sessions that were answered by several versions of an adapter, and that went back."""
+        return np.array([sessions_of_both(_measured_columns(r)) for r in self._m.recordings], dtype=np.float64)
 
 
-def counted(m: MeasuredRequests, where: Mask, unit: str = "requests") -> Metric:
-    """Return how many measured requests these are in a replication."""
-    return mean_count(by_replication(m, where), unit)
+class Window:
+    """Latencies, misses and loads in a part of the measured time; the same part in every design.
 
-
-def by_replication(m: MeasuredRequests, where: Mask) -> Floats:
-    """Return how many measured requests these are in each replication."""
-    return np.bincount(replication_of(m)[where], minlength=m.replications).astype(np.float64)
-
-
-def _ended(m: MeasuredRequests, where: Mask) -> Metric:
-    """Return how many requests ended in a way in all replications; if nothing changes, with the sections of a short
-    run as parts."""
-    each = by_replication(m, where)
-    mean, count = mean_count(each, "requests"), len(each)
-    ends = [None if end is None else end * count for end in (mean.lo, mean.hi)]
-    metric = replace(mean, value=round(each.sum()), lo=ends[0], hi=ends[1])
-    if m.replications < ENOUGH_REPLICATIONS and not m.facts.strategies and not m.facts.faults:
-        return replace(metric, parts=kept(m.count(where)))
-    return metric
-
-
-def mean_count(each: Floats, unit: str, least: float = 0.0) -> Metric:
-    """Return the mean of one count a replication, with an interval from their spread, which ends at ``least``."""
-    mean = float(each.mean())
-    half = half_width(mean, each)
-    if half is None:
-        state = State(Cause.ONE_REPLICATION) if mean else SETTLED
-        return Metric(mean, unit=unit, state=state, parts=kept(each))
-    return Metric(mean, max(least, mean - half), mean + half, unit, parts=kept(each))
-
-
-def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.inf) -> Metric:
-    """Return a value with an interval from the same statistic in each replication (nan: it has none there)."""
-    if not math.isfinite(value):
-        return Metric(None, unit=unit, state=State(Cause.NO_REQUESTS))
-    half = half_width(value, each)
-    if half is None:
-        return Metric(value, unit=unit, state=State(Cause.ONE_REPLICATION))
-    state = State(Cause.WIDE_OVER_REPLICATIONS) if half > WIDE * abs(value) else SETTLED
-    return Metric(value, max(0.0, value - half), min(highest, value + half), unit, state, parts=kept(each))
-
-
-def _skew(m: MeasuredRequests) -> Metric:
-    """Return the requests of each replication's busiest replica, over the mean per replica; those of full models
-    aside, to which requests don't come by choice."""
-    replicas = m.facts.own_replicas
-    if replicas == 1:
-        return Metric(None, state=State(Cause.ONE_REPLICA))
-    replica = m.column("replica").astype(np.int64)
-    sent = (replica >= 0) & (replica < replicas)
-    by_section = np.zeros((m.sections * m.replications, replicas))
-    np.add.at(by_section, (m.section[sent], replica[sent]), 1.0)
-    by_replication = by_section.reshape(m.replications, m.sections, replicas).sum(axis=1)
-    busiest = np.repeat(by_replication.argmax(axis=1), m.sections)
-    of_busiest = by_section[np.arange(len(by_section)), busiest]
-    metric = ratio(of_busiest, by_section.sum(axis=1) / replicas, m.sections, "1", highest=float(replicas))
-    return metric if metric.lo is None else replace(metric, lo=max(1.0, metric.lo))
-
-
-def _faults(m: MeasuredRequests) -> dict[str, Metric]:
-    marks, found = m.column("marks"), {}
-    for name, (mark, kinds) in _OF_FAULTS.items():
-        if kinds & m.facts.faults:
-            found[name] = counted(m, (marks & mark) > 0)
-        else:
-            found[name] = Metric(None, unit="requests", state=State(Cause.NO_FAULT))
-    found["rerouted_e2e_mean_s"] = (
-        _rerouted(m) if "crash" in m.facts.faults else Metric(None, unit="s", state=State(Cause.NO_FAULT))
-    )
-    return found
-
-
-def _rerouted(m: MeasuredRequests) -> Metric:
-    """Return how long requests take that start again on another replica, from their first arrival on."""
-    chosen = m.completed & ((m.column("marks") & REROUTED) > 0)
-    if not chosen.any():
-        return Metric(None, unit="s", state=State(Cause.NONE_REROUTED))
-    seconds = m.column("finished_s") - m.column("arrival_s")
-
-    def mean(where: Mask) -> float:
-        return float(seconds[where].mean()) if where.any() else math.nan
-
-    return spread_over(mean(chosen), _per_replication(m, chosen, mean), "s")
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutWindow:
-    """Which measured requests came during the rollouts and which before, and the times that count.
-
-    :ivar during_s, before_s: from and to, within the measured time; the same in every design.
+    :param here: which measured requests came in it.
+    :param spans: from and to, of each replication.
     """
 
-    during: Mask
-    before: Mask
-    during_s: tuple[float, float]
-    before_s: tuple[float, float]
+    def __init__(self, m: MeasuredRequests, here: Mask, spans: list[tuple[float, float]]) -> None:
+        self._m, self._here, self._spans = m, here, spans
 
-    @staticmethod
-    def of(recording: Recording, arrival_s: Floats) -> RolloutWindow:
-        """Return the window of one replication.
+    def p99(self, stage: str) -> Metric:
+        """Return the 99 % quantile of a stage of ``STAMPS``."""
+        m = self._m
+        done = self._here & m.completed
+        count = int(done.sum())
+        if count < m.least_for_p99:
+            return Metric(None, unit="s", state=State(Cause.FEW_REQUESTS, count, m.least_for_p99))
+        seconds = m.column(STAMPS[stage]) - m.column("arrival_s").astype(np.float64)
+        return over_replications(m, done, lambda where: quantile_of(seconds[where], 0.99), "s")
 
-        :param arrival_s: (n,) of its measured requests.
-        """
-        begins, ends = recording.facts["during_from_s"], recording.facts["during_to_s"]
-        first, last = float(recording.bounds[0]), float(recording.bounds[-1])
-        return RolloutWindow(
-            (arrival_s >= begins) & (arrival_s < ends),
-            arrival_s < begins,
-            (max(first, begins), max(first, begins, min(last, ends))),
-            (first, max(first, min(last, begins))),
-        )
+    def misses(self) -> Metric:
+        """Return the miss ratio."""
+        missed = self._m.column("outcome") == MISS
+        inside = self._here & self._m.admitted_with_adapter
+        return over_replications(self._m, inside, lambda where: float(missed[where].mean()), "1", highest=1)
 
+    def loads(self) -> Metric:
+        """Return the loads that start."""
+        return mean_count(np.array([float(len(starts)) for starts in self._starts]), "loads")
 
-def _rollouts(m: MeasuredRequests) -> dict[str, Metric]:
-    if not m.facts.strategies:
-        names = [name for name in UNITS if name.startswith(("rollout_", "before_", "sessions_"))]
-        names += [*_OF_ROLLOUTS, "extra_resident_bytes_peak"]
-        return {name: Metric(None, unit=UNITS[name], state=State(Cause.NO_ROLLOUT)) for name in names}
-    marks = m.column("marks")
-    extra = np.array([r.facts["extra_resident_bytes_peak"] for r in m.recordings])
-    return {
-        **{name: counted(m, (marks & mark) > 0) for name, mark in _OF_ROLLOUTS.items()},
-        **_sessions(m),
-        "extra_resident_bytes_peak": spread_over(float(extra.mean()), extra, "B"),
-        "rollout_duration_s": _duration(m),
-        **window_metrics(m),
-    }
+    def peak_loads(self) -> Metric:
+        """Return the highest rate of loads."""
+        peaks = np.array([_peak(s, b - a) for s, (a, b) in zip(self._starts, self._spans, strict=True)])
+        return spread_over(float(peaks.mean()), peaks, "1/s")
+
+    @cached_property
+    def _starts(self) -> list[Floats]:
+        """When loads start in each replication, in ascending order."""
+        times = zip((r.loads["started_s"] for r in self._m.recordings), self._spans, strict=True)
+        return [np.sort(starts[(starts >= a) & (starts < b)]) for starts, (a, b) in times]
 
 
-def _duration(m: MeasuredRequests) -> Metric:
-    took = np.array([r.facts["rollout_duration_s"] for r in m.recordings])
-    back = sum(r.facts["rolled_back"] > 0 for r in m.recordings)
-    complete = int(np.isfinite(took).sum())
-    if complete == m.replications:
-        return spread_over(float(took.mean()), took, "s")
-    if m.replications == 1:
-        return Metric(None, unit="s", state=State(Cause.ROLLED_BACK if back else Cause.NOT_COMPLETE))
-    cause = Cause.ROLLED_BACK_IN_SOME if back else Cause.COMPLETE_IN_SOME
-    return Metric(None, unit="s", state=State(cause, complete, m.replications, back))
+def over_replications(
+    m: MeasuredRequests, mask: Mask, statistic: Callable[[Mask], float], unit: str, *, highest: float = math.inf
+) -> Metric:
+    """Return a statistic of some requests with an interval from the same one in each replication."""
 
+    def known(where: Mask) -> float:
+        return statistic(where) if where.any() else math.nan
 
-def window_metrics(m: MeasuredRequests) -> dict[str, Metric]:
-    """Return latencies, misses and loads during the rollouts and before."""
-    arrival, replication = m.column("arrival_s").astype(np.float64), replication_of(m)
-    windows = [RolloutWindow.of(r, arrival[replication == i]) for i, r in enumerate(m.recordings)]
-    found: dict[str, Metric] = {}
-    for side in ("rollout", "before"):
-        mask = np.concatenate([w.during if side == "rollout" else w.before for w in windows])
-        for name, stamp in (("ttft", "first_token_s"), ("e2e", "finished_s")):
-            found[f"{side}_{name}_p99_s"] = _p99(m, mask, m.column(stamp) - arrival)
-        found[f"{side}_miss_ratio"] = _misses(m, mask)
-        spans = [w.during_s if side == "rollout" else w.before_s for w in windows]
-        starts = [np.sort(_inside(r.loads["started_s"], span)) for r, span in zip(m.recordings, spans, strict=True)]
-        peaks = np.array([_peak(s, b - a) for s, (a, b) in zip(starts, spans, strict=True)])
-        found[f"{side}_peak_loads_per_s"] = spread_over(float(peaks.mean()), peaks, "1/s")
-        if side == "rollout":
-            found["rollout_loads"] = mean_count(np.array([float(len(s)) for s in starts]), "loads")
-    return found
-
-
-def _inside(times: Floats, span: tuple[float, float]) -> Floats:
-    return times[(times >= span[0]) & (times < span[1])]
+    each = np.array([known(mask & (m.replication == i)) for i in range(m.replications)])
+    return spread_over(known(mask), each, unit, highest=highest)
 
 
 def _peak(starts: Floats, span_s: float) -> float:
@@ -280,41 +196,9 @@ def _peak(starts: Floats, span_s: float) -> float:
     return float(np.max(ends - np.arange(len(starts)), initial=0)) / length
 
 
-def _per_replication(m: MeasuredRequests, mask: Mask, statistic: Callable[[Mask], float]) -> Floats:
-    replication = replication_of(m)
-    return np.array([statistic(mask & (replication == i)) for i in range(m.replications)])
-
-
-def _p99(m: MeasuredRequests, mask: Mask, seconds: Floats) -> Metric:
-    done = mask & (m.column("status") == COMPLETED)
-    count = int(done.sum())
-    if count < m.least_for_p99:
-        return Metric(None, unit="s", state=State(Cause.FEW_REQUESTS, count, m.least_for_p99))
-
-    def p99(chosen: Mask) -> float:
-        return float(np.quantile(seconds[chosen], 0.99)) if chosen.any() else math.nan
-
-    return spread_over(p99(done), _per_replication(m, done, p99), "s")
-
-
-def _misses(m: MeasuredRequests, mask: Mask) -> Metric:
-    inside, missed = mask & m.admitted_with_adapter, m.column("outcome") == MISS
-
-    def share(chosen: Mask) -> float:
-        return float(missed[chosen].mean()) if chosen.any() else math.nan
-
-    return spread_over(share(inside), _per_replication(m, inside, share), "1", highest=1)
-
-
-def _sessions(m: MeasuredRequests) -> dict[str, Metric]:
-    names = ("sessions_saw_both", "sessions_went_back")
-    if any("session" not in r.requests for r in m.recordings):
-        return {name: Metric(None, unit="sessions", state=State(Cause.NO_SESSIONS)) for name in names}
-    counts = np.array(
-        [sessions_of_both({n: c[k] for n, c in r.requests.items()}) for r in m.recordings for k in [r.section_of >= 0]],
-        dtype=np.float64,
-    )
-    return {name: mean_count(counts[:, i], "sessions") for i, name in enumerate(names)}
+def _measured_columns(r: Recording) -> dict[str, NDArray[np.generic]]:
+    measured = r.section_of >= 0
+    return {name: column[measured] for name, column in r.requests.items()}
 
 
 def sessions_of_both(requests: dict[str, NDArray[np.generic]]) -> tuple[int, int]:

@@ -11,59 +11,16 @@ from numpy.typing import NDArray
 
 from sim.results.changes.change_metrics import before_changes
 from sim.results.model import Impact
-from sim.results.records import (
-    COMPLETED,
-    FAILED,
-    GATED,
-    LIMITED,
-    LOAD_FAILED,
-    LOST,
-    MISROUTED,
-    MIXED,
-    OLD_PREFIX,
-    REROUTED,
-    RETRIED,
-    STALE,
-    UNFINISHED,
-    WRONG_DETECTED,
-    WRONG_LOAD,
-    WRONG_SERVED,
-    Recording,
-)
-from sim.results.sample_data import MeasuredRequests, ScenarioFacts
+from sim.results.records import COMPLETED, MARKS, UNFINISHED, Recording
+from sim.results.sample_data import MeasuredRequests
 from sim.results.statistics import MIN_SECTION_P99, mean_of, quantiles_of_windows
-from sim.traffic.request import BASE_MODEL, MISS
+from sim.traffic.request import BASE_MODEL
 
 Floats = NDArray[np.float64]
 Requests = Mapping[str, NDArray[Any]]
 
-_MARK_WORDS = {
-    MIXED: "mixed",
-    STALE: "stale",
-    GATED: "gated",
-    LOST: "lost",
-    LOAD_FAILED: "load-failed",
-    REROUTED: "rerouted",
-    WRONG_SERVED: "wrong-served",
-    WRONG_DETECTED: "wrong-detected",
-    RETRIED: "retried",
-    OLD_PREFIX: "old-prefix",
-    WRONG_LOAD: "wrong-load",
-    MISROUTED: "misrouted",
-    LIMITED: "limited",
-}
-_IMPACT = {
-    "mixed": MIXED,
-    "stale": STALE,
-    "refused_by_rollout": GATED,
-    "wrong_served": WRONG_SERVED,
-    "wrong_detected": WRONG_DETECTED,
-    "retried": RETRIED,
-    "lost": LOST,
-    "failed_loads": LOAD_FAILED,
-    "rerouted": REROUTED,
-    "old_prefix": OLD_PREFIX,
-}
+_MARKED = ("mixed", "stale", "wrong_served", "wrong_detected", "retried", "lost", "rerouted", "old_prefix")
+"""Counts of ``Impact`` that are called as their mark is."""
 _NEIGHBOURS = 2
 """Spans on each side that the p99 of a span includes."""
 _BEGIN = frozenset({"rollout", "stage", "fault", "crash"})
@@ -73,41 +30,8 @@ _BEGIN = frozenset({"rollout", "stage", "fault", "crash"})
 def mark_words(marks: NDArray[Any]) -> tuple[NDArray[np.int32], list[str]]:
     """Return the marks of requests as words with spaces between, each text once: (n,) which text, and the texts."""
     found, which = np.unique(marks, return_inverse=True)
-    texts = [" ".join(word for mark, word in _MARK_WORDS.items() if value & mark) for value in found.tolist()]
+    texts = [" ".join(word for word, mark in MARKS.items() if value & mark) for value in found.tolist()]
     return which.astype(np.int32), texts
-
-
-def replica_rows(recording: Recording, facts: ScenarioFacts) -> list[dict[str, Any]]:
-    """Return one row a replica of what one replication measured; nothing for a single replica."""
-    if facts.replicas == 1:
-        return []
-    measured = recording.section_of >= 0
-    r: dict[str, NDArray[Any]] = {name: column[measured] for name, column in recording.requests.items()}
-    begins, ends = float(recording.bounds[0]), float(recording.bounds[-1])
-    started = recording.loads["started_s"]
-    loads = recording.loads["replica"][(started >= begins) & (started < ends)].astype(np.int64)
-    counts = np.bincount(loads, minlength=facts.replicas)
-    pool_of = [pool.name for pool in facts.pools for _ in range(pool.replicas)]
-    rows = []
-    for replica in range(facts.replicas):
-        here = r["replica"] == replica
-        done = here & (r["status"] == COMPLETED)
-        admitted = here & (r["admitted_s"] >= 0) & (r["adapter"] != BASE_MODEL)
-        seconds = (r["finished_s"] - r["arrival_s"])[done]
-        rows.append(
-            {
-                "replica": replica,
-                **({"pool": pool_of[replica]} if pool_of else {}),
-                **({"full": replica >= facts.own_replicas} if facts.full_replicas else {}),
-                "requests": int(here.sum()),
-                "completed": int(done.sum()),
-                "miss_ratio": float((r["outcome"][admitted] == MISS).mean()) if admitted.any() else None,
-                "loads": int(counts[replica]),
-                "busy_share": float(recording.busy_by_replica[replica]) / (ends - begins) if ends > begins else None,
-                "e2e_p99_s": float(np.quantile(seconds, 0.99)) if len(seconds) >= MIN_SECTION_P99 else None,
-            }
-        )
-    return rows
 
 
 def event_rows(recording: Recording) -> list[dict[str, Any]]:
@@ -206,8 +130,7 @@ def impact_of(m: MeasuredRequests) -> Impact | None:
     """Return how many measured requests rollouts and faults met with what; None where there are neither."""
     if not m.facts.strategies and not m.facts.faults:
         return None
-    marks = m.column("marks")
-    counts: dict[str, Any] = {name: int(((marks & mark) > 0).sum()) for name, mark in _IMPACT.items()}
+    counts: dict[str, Any] = {name: int(m.marked(name.replace("_", "-")).sum()) for name in _MARKED}
     slow, unanswered, before = m.slow, m.column("status") == UNFINISHED, before_changes(m)
     since = bool(before.any() or m.facts.strategies)
 
@@ -215,11 +138,13 @@ def impact_of(m: MeasuredRequests) -> Impact | None:
         return None if slow is None else int((slow & where).sum())
 
     return Impact(
-        requests=len(marks),
+        requests=len(m.section),
         replications=m.replications,
         faults=tuple(sorted(m.facts.faults)),
         **counts,
-        failed=int((m.column("status") == FAILED).sum()),
+        refused_by_rollout=int(m.marked("gated").sum()),
+        failed_loads=int(m.marked("load-failed").sum()),
+        failed=int(m.ended("failed").sum()),
         slow=late(np.ones_like(unanswered)),
         unanswered=int(unanswered.sum()),
         slow_unanswered=late(unanswered),

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sim.results.changes.change_metrics import counted, window_metrics
+from sim.results.catalogue import CATALOGUE
+from sim.results.metrics import Measured
 from sim.results.model import Count, HeldBack, HeldBackRollout, MetricChange
 from sim.results.pairs import difference_of
 from sim.results.point import Metric, Point
@@ -57,7 +58,8 @@ def avoided(
     sides = []
     for recordings in (happened, otherwise):
         marked = [replace(r, facts={**r.facts, "during_from_s": begins, "during_to_s": ends}) for r in recordings]
-        metrics = window_metrics(MeasuredRequests(marked, facts))
+        measured = Measured(marked, facts)
+        metrics = {name: metric for name in NAMES if (metric := CATALOGUE[name].of(measured)) is not None}
         sides.append(Point({}, metrics, traffic_ids=traffic_ids(marked, facts)))
     m = MeasuredRequests(list(otherwise), facts)
     each = [_answered(m, (one,)) for one in held]
@@ -81,7 +83,7 @@ def _answered(m: MeasuredRequests, held: Sequence[WithheldVersions]) -> Metric:
         brings = np.zeros(count + 1, dtype=np.int64)  # last: of the base model, nothing
         brings[list(each.adapters)] = each.versions
         found |= done & (version > 0) & (version == brings[adapter])
-    return counted(m, found)
+    return m.counted(found)
 
 
 def _count(metric: Metric) -> Count:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sim.results.catalogue import ONLY_WITH_PRICE, UNITS
 from sim.results.fleet_costs.tenant_money import with_money
-from sim.results.point import ONLY_WITH_PRICE, UNITS, Metric, Point
+from sim.results.point import Metric, Point
 
 HOURS_PER_MONTH = 730.0
 """A twelfth of a year of 365 days."""
@@ -19,8 +20,6 @@ def priced(
     point: Point, price: float | None, pools: Sequence[float] = (), tenants: Sequence[Mapping[str, float]] = ()
 ) -> Point:
     """Return a point with the costs that follow from a price, or without any, and with what tenants pay.
-
-    A point of an older version, which has no usage, stays as it is.
 
     :param price: of a GPU, in US dollars per hour, in a fleet of pools the mean; None: no costs are shown.
     :param pools: of a GPU of each pool; () without pools or prices.
@@ -34,7 +33,7 @@ def priced(
     metrics = {name: metric for name, metric in point.metrics.items() if name not in ONLY_WITH_PRICE}
     groups = [{key: value for key, value in row.items() if key != GROUP_COST} for row in point.groups]
     if price is not None:
-        metrics |= {name: _times(metric, price) for name, metric in usage.metrics.items()}
+        metrics |= {name: metric.mapped(lambda cost: cost * price) for name, metric in usage.metrics.items()}
         metrics["idle_usd_per_month"] = _idle_of_pools(metrics["idle_usd_per_month"], point.pools, pools)
         month = metrics["usd_per_month"].value or 0.0
         if len(groups) == len(usage.group_tokens):
@@ -73,17 +72,10 @@ def _idle_of_pools(mean: Metric, rows: Sequence[Mapping[str, Any]], prices: Sequ
         return mean
     parts = zip(rows, busy, prices, strict=True)
     own = sum(max(0.0, 1 - share) * row["gpus"] * price for row, share, price in parts) * HOURS_PER_MONTH
-    return _times(mean, own / mean.value)
+    factor = own / mean.value
+    return mean.mapped(lambda cost: cost * factor)
 
 
 def is_priced(point: Point) -> bool:
     """Return whether a point has costs."""
     return point.usage is not None and point.usage.price is not None
-
-
-def _times(metric: Metric, price: float) -> Metric:
-    ends: dict[str, Any] = {
-        name: None if (value := getattr(metric, name)) is None else value * price
-        for name in ("value", "lo", "hi", "calibration_lo", "calibration_hi")
-    }
-    return replace(metric, **ends, parts=[None if part is None else part * price for part in metric.parts])

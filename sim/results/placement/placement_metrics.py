@@ -6,11 +6,11 @@ Decisions are few, so counts are those of one run: means over the replications, 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.changes.change_metrics import mean_count
 from sim.results.point import Metric
 from sim.results.records import Recording
 from sim.results.sample_data import MeasuredRequests
@@ -23,19 +23,22 @@ TIME, ADAPTER, REPLICA, COMES = range(4)
 """Columns of ``Recording.moves``."""
 
 
-def placement_metrics(m: MeasuredRequests) -> dict[str, Metric]:
-    """Return the metrics of the controller; nothing where no router follows one."""
-    if not any(len(r.moves) for r in m.recordings):
-        return {}
-    spent = np.array([_moves_and_loads(r) for r in m.recordings])
-    placed = np.concatenate([_placed(r)[int(np.searchsorted(r.section_of, 0)) :] for r in m.recordings])
-    named = ~m.for_base
-    return {
-        "placement_moves": mean_count(spent[:, 0], "moves"),
-        "placement_loads": mean_count(spent[:, 1], "loads"),
-        "placement_load_s": mean_count(spent[:, 2], "s"),
-        "placed_share": ratio(m.count(named & placed), m.count(named), m.sections, "1", highest=1),
-    }
+class PlacementMetrics:
+    """What a placement controller did."""
+
+    def __init__(self, m: MeasuredRequests) -> None:
+        self._m = m
+
+    @cached_property
+    def spent(self) -> Floats:
+        """(replications, 3) moves, those of them that cost a load, and the seconds of these loads."""
+        return np.array([_moves_and_loads(r) for r in self._m.recordings])
+
+    def placed(self) -> Metric:
+        """Return the share of the requests for adapters whose adapter had a place."""
+        m = self._m
+        placed = np.concatenate([_placed(r)[int(np.searchsorted(r.section_of, 0)) :] for r in m.recordings])
+        return ratio(m.count(~m.for_base & placed), m.count(~m.for_base), m.sections, "1", highest=1)
 
 
 def _moves_and_loads(r: Recording) -> tuple[float, float, float]:

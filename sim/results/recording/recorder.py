@@ -26,98 +26,51 @@ from sim.results.recording.leaps import (
     steps_by_section,
 )
 from sim.results.records import COMPLETED, HOST_FILL_ROW, WRONG_SERVED, Event, Floats, Ints, Recording
-from sim.traffic.request import BASE_MODEL, FROM_STORAGE
+from sim.traffic.request import BASE_MODEL, BY_ADAPTER_LIMIT, FROM_STORAGE
 
 if TYPE_CHECKING:
     from sim.traffic.generate import Chunk
     from sim.traffic.request import Request
 
-REQUEST_COLUMNS: dict[str, type] = {
-    "index": np.int64,
+_KNOWN: dict[str, type] = {
     "arrival_s": np.float64,
     "adapter": np.int32,
     "prompt_tokens": np.int32,
     "output_tokens": np.int32,
+}
+"""Columns that are known before a request comes."""
+
+
+def _row(fields: str) -> np.dtype[np.void]:
+    """Return the layout of packed rows. Whoever writes them writes these fields, in this order.
+
+    Written value by value, compiled, no value becomes a Python object on its way. Lengths of rows are multiples of 8
+    bytes, and so is the place of each field of 8, because numpy reads unaligned columns at half the speed.
+    """
+    return np.dtype([(name, f"<{kind}") for name, kind in (field.split(":") for field in fields.split())])
+
+
+LEAP_ROW = _row("start:f8 first:f8 growth:f8 load_s:f8 steps:i4 decoding:i4 running:i4 blocked:i2 replica:i2")
+PAUSE_ROW = _row("start:f8 seconds:f8 count:f8")
+_LOAD_ROW = _row("started_s:f8 ended_s:f8 asked_s:f8 adapter:i4 tier:i2 replica:i2")
+_MARK_ROW = _row("index:i8 marks:i4 version:i2 last_version:i2 tokens_before:i4 tries:i2 detected:i2")
+_REQUEST_ROW = _row(
+    "index:i8 outcome:i2 tier:i2 replica:i4 preemptions:i4 cached_tokens:i4 "
+    "load_queue_s:f8 load_wait_s:f8 admitted_s:f8 first_token_s:f8 finished_s:f8 status:i8"
+)
+_NARROW: dict[str, type] = {
     "outcome": np.int8,
     "tier": np.int8,
     "replica": np.int16,
     "preemptions": np.int16,
-    "cached_tokens": np.int32,
-    "load_queue_s": np.float64,
-    "load_wait_s": np.float64,
-    "admitted_s": np.float64,
-    "first_token_s": np.float64,
-    "finished_s": np.float64,
     "status": np.int8,
 }
-_KNOWN = ("arrival_s", "adapter", "prompt_tokens", "output_tokens")
-"""Columns that are known before a request comes."""
-
-# Rows are packed structures, written value by value: compiled, no value becomes a Python object on its way. Lengths of
-# rows are multiples of 8 bytes, because numpy reads unaligned columns at half the speed.
-_REQUEST_ROW = np.dtype(
-    [
-        ("load_queue_s", "<f8"),
-        ("load_wait_s", "<f8"),
-        ("admitted_s", "<f8"),
-        ("first_token_s", "<f8"),
-        ("finished_s", "<f8"),
-        ("index", "<i8"),
-        ("preemptions", "<i4"),
-        ("cached_tokens", "<i4"),
-        ("outcome", "<i2"),
-        ("tier", "<i2"),
-        ("replica", "<i2"),
-        ("status", "<i2"),
-    ]
-)
-LEAP_ROW = np.dtype(
-    [
-        ("start", "<f8"),
-        ("first", "<f8"),
-        ("growth", "<f8"),
-        ("load_s", "<f8"),
-        ("steps", "<i4"),
-        ("decoding", "<i4"),
-        ("running", "<i4"),
-        ("blocked", "<i2"),
-        ("replica", "<i2"),
-    ]
-)
-_LOAD_COLUMNS = ("started_s", "ended_s", "adapter", "tier", "asked_s", "replica")
-_LOAD_ROW = np.dtype(
-    [
-        ("started_s", "<f8"),
-        ("ended_s", "<f8"),
-        ("asked_s", "<f8"),
-        ("adapter", "<i4"),
-        ("tier", "<i2"),
-        ("replica", "<i2"),
-    ]
-)
-PAUSE_ROW = np.dtype([("start", "<f8"), ("seconds", "<f8"), ("count", "<f8")])
-_MARK_ROW = np.dtype(
-    [
-        ("index", "<i8"),
-        ("marks", "<i4"),
-        ("tokens_before", "<i4"),
-        ("version", "<i2"),
-        ("last_version", "<i2"),
-        ("tries", "<i2"),
-        ("detected", "<i2"),
-    ]
-)
-_MARK_COLUMNS: dict[str, type] = {
-    "marks": np.int32,
-    "version": np.int32,
-    "last_version": np.int32,
-    "tokens_before": np.int32,
-    "tries": np.int32,
-    "detected": np.int32,
+"""Columns of requests that are kept in fewer bytes than they are written in."""
+REQUEST_COLUMNS: dict[str, type] = {
+    "index": np.int64,
+    **_KNOWN,
+    **{name: _NARROW.get(name, _REQUEST_ROW[name].type) for name in (_REQUEST_ROW.names or ())[1:]},
 }
-
-_BY_ADAPTER_LIMIT = 3
-"""``sim.policies.scheduler.BY_ADAPTER_LIMIT``, the last row of ``blocked_s``."""
 
 
 class Recorder:
@@ -194,7 +147,7 @@ class Recorder:
         :param first_s: seconds of the first step without ``load_s``, for which it waited for loads; each further step
             takes ``growth_s`` longer.
         :param decoding: sequences that got a token from each step, without those of ``record_pause``.
-        :param blocked: why no other request joined, one of ``sim.policies.scheduler``.
+        :param blocked: why no other request joined, one of ``sim.traffic.request``.
         """
         rows = self.leap_rows
         write_f64_le(rows, start_s)
@@ -251,9 +204,9 @@ class Recorder:
         rows = self._mark_rows
         write_i64_le(rows, index)
         write_i32_le(rows, marks)
-        write_i32_le(rows, tokens_before)
         write_i16_le(rows, versions[0])
         write_i16_le(rows, versions[1])
+        write_i32_le(rows, tokens_before)
         write_i16_le(rows, tries)
         write_i16_le(rows, detected)
 
@@ -268,18 +221,18 @@ class Recorder:
 
     def _record_request(self, request: Request, finished_s: float, replica: int, status: int) -> None:
         rows = self._request_rows
+        write_i64_le(rows, request.index)
+        write_i16_le(rows, request.outcome)
+        write_i16_le(rows, request.tier)
+        write_i32_le(rows, replica)
+        write_i32_le(rows, request.preemptions)
+        write_i32_le(rows, request.cached_tokens)
         write_f64_le(rows, request.load_queue_s)
         write_f64_le(rows, request.load_wait_s)
         write_f64_le(rows, request.admitted_s)
         write_f64_le(rows, request.first_token_s)
         write_f64_le(rows, finished_s)
-        write_i64_le(rows, request.index)
-        write_i32_le(rows, request.preemptions)
-        write_i32_le(rows, request.cached_tokens)
-        write_i16_le(rows, request.outcome)
-        write_i16_le(rows, request.tier)
-        write_i16_le(rows, replica)
-        write_i16_le(rows, status)
+        write_i64_le(rows, status)
 
     def load_attempts(
         self, spans: Iterable[tuple[float, float]], asked_s: float, adapter: int, replica: int, now: float = inf
@@ -366,7 +319,7 @@ class Recorder:
         replica, blocked = rows["replica"][row], rows["blocked"][row].astype(np.int64)
         self._busy_by_replica += np.bincount(replica, weights=seconds, minlength=len(self._busy_by_replica))
         if self._own < len(self._busy_by_replica):
-            blocked = np.where((blocked == _BY_ADAPTER_LIMIT) & (replica >= self._own), 0, blocked)
+            blocked = np.where((blocked == BY_ADAPTER_LIMIT) & (replica >= self._own), 0, blocked)
         np.add.at(self._blocked.reshape(-1), blocked * self.sections + section, seconds)
         count_gaps(steps_by_section(leaps, intervals, bounds, self.sections), self._gap_counts, self._gap_sum)
 
@@ -402,7 +355,7 @@ class Recorder:
         """Return the columns of ``mark_request`` for requests, which are sorted by index."""
         index = requests["index"]
         columns: dict[str, NDArray[np.generic]] = {
-            name: np.zeros(len(index), kind) for name, kind in _MARK_COLUMNS.items()
+            name: np.zeros(len(index), np.int32) for name in (_MARK_ROW.names or ())[1:]
         }
         rows = np.frombuffer(self._mark_rows.getvalue(), dtype=_MARK_ROW)
         at = np.searchsorted(index, rows["index"])
@@ -446,7 +399,7 @@ class Recorder:
         short = sum(max(0.0, min(b, end) - max(a, start)) for a, b in self._short)
         return Recording(
             requests=requests,
-            loads={name: loads[name].astype(np.float64) for name in _LOAD_COLUMNS},
+            loads={name: loads[name].astype(np.float64) for name in _LOAD_ROW.names or ()},
             bounds=bounds,
             section_of=np.minimum(section, self.sections - 1),
             gap_counts=self._gap_counts,

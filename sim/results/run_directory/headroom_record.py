@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sim.results.model import known_fields
+from sim.results.model import from_plain
 from sim.results.point import Point
 
 QUEUES = "queues"
@@ -92,12 +92,5 @@ class Headroom:
     def from_json(data: Mapping[str, Any]) -> Headroom:
         """Return the headroom of a run directory."""
         failing = data.get("failing")
-        return known_fields(
-            Headroom,
-            {
-                **data,
-                "without": tuple(data.get("without", ())),
-                "probes": tuple(known_fields(Probe, row) for row in data.get("probes", ())),
-                "failing": Point.from_json(failing) if failing else None,
-            },
-        )
+        point = Point.from_json(failing) if failing else None
+        return replace(from_plain(Headroom, {**data, "failing": None}), failing=point)

@@ -15,12 +15,16 @@ from typing import Any, BinaryIO
 from sim.cells import text_cell
 from sim.errors import OutputError
 from sim.reading import MANIFEST_BYTES, brackets_fit, open_regular, read_regular
-from sim.results.point import POOL_UNITS, Point
+from sim.results.catalogue import UNITS
+from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.verdict import term_verdict, verdict
 
 # What can change without changing a result, as can fleet.price: a sweep that grows keeps the points it has.
 _NOT_HASHED = ("name", "description", "sweep", "plan")
+
+_POOL_UNITS = {"replicas": "replicas", "gpus": "GPUs", "requests": "requests", "request_share": "1", "loads": "loads"}
+"""Units of what pools have that is no metric of a fleet."""
 
 
 def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
@@ -177,10 +181,10 @@ def points_csv(points: Sequence[Point]) -> str:
             writer.writerow([*values, cells[name], *numbers, cells[metric.unit], *bounds])
         for row in point.pools:
             empty = [""] * len(more)
-            for name, unit in POOL_UNITS.items():
-                if row.get(name) is not None:
-                    named = text_cell(f"pools.{row['pool']}.{name}")
-                    writer.writerow([*values, named, _cell(row[name]), "", "", unit, *empty])
+            for name, value in row.items():
+                if name not in ("pool", "device") and value is not None:
+                    named, unit = text_cell(f"pools.{row['pool']}.{name}"), _POOL_UNITS.get(name) or UNITS[name]
+                    writer.writerow([*values, named, _cell(value), "", "", unit, *empty])
         for tenant in point.tenants if any(each.price for each in point.tenants) else ():
             for name, metric in tenant.money.items():
                 numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]

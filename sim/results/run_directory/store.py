@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sim.errors import LoraplanError, OutputError
 from sim.reading import POINT_BYTES, TABLE_BYTES, open_regular
 from sim.results.fleet_costs.prices import priced
+from sim.results.model import from_plain
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.result_files import (
@@ -249,7 +250,7 @@ class RunData:
     @property
     def plan(self) -> PlanRecord:
         """What the search of a plan left; empty for other runs."""
-        return PlanRecord.from_json(self.manifest.get("plan") or {})
+        return from_plain(PlanRecord, self.manifest.get("plan") or {})
 
     @property
     def headroom(self) -> Headroom | None:
@@ -260,12 +261,13 @@ class RunData:
     @property
     def what_if(self) -> list[WhatIfRow]:
         """What one change at a time would do, where that was asked."""
-        return [WhatIfRow.from_json(row) for row in self.manifest.get("what_if") or []]
+        return [from_plain(WhatIfRow, row) for row in self.manifest.get("what_if") or []]
 
     @property
     def remedies(self) -> list[RemedyRow]:
         """What the remedies of a vetting cost, where that was asked."""
-        return [RemedyRow.from_json(row) for row in (self.manifest.get("cures") or {}).get("rows", [])]
+        rows = (self.manifest.get("cures") or {}).get("rows", [])
+        return [from_plain(RemedyRow, {**row, "paths": row.get("for", [])}) for row in rows]
 
     @property
     def slo(self) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """What a plan, its what-ifs and the remedies of a vetting leave in the manifest of a run directory.
 
-All of them are frozen, and each type reads what it wrote (see ``sim.results.model``).
+All of them are frozen; ``sim.results.model.from_plain`` reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sim.results.model import MetricChange, known_fields
+from sim.results.model import MetricChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,7 @@ class EvaluationRecord:
 
     :ivar word: the verdict; ``score``: the worst term, value over target; None where it is infinite.
     :ivar unserved: share of the requests that were refused or failed, where that makes its term the worst.
-    :ivar probability: how likely it meets the SLO; ``requests``: simulated in each replication. None in older files.
+    :ivar probability: how likely it meets the SLO; ``requests``: simulated in each replication.
     """
 
     set: dict[str, Any]
@@ -145,24 +144,6 @@ class PlanRecord:
         """Return it as plain data."""
         return asdict(self)
 
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> PlanRecord:
-        """Return the record of a run directory; of an unfinished plan it has only the question."""
-        formulas, probable = data.get("formulas"), data.get("probable")
-        return known_fields(
-            PlanRecord,
-            {
-                **data,
-                "refused": [known_fields(RefusedDesign, row) for row in data.get("refused", [])],
-                "fleets": [known_fields(FleetRecord, row) for row in data.get("fleets", [])],
-                "grades": [known_fields(GradeRecord, row) for row in data.get("grades", [])],
-                "probable": known_fields(GradeRecord, probable) if probable else None,
-                "frontier": [known_fields(GradeRecord, row) for row in data.get("frontier", [])],
-                "looks": [known_fields(EvaluationRecord, row) for row in data.get("looks", [])],
-                "formulas": known_fields(FormulaRecord, formulas) if formulas else None,
-            },
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class WhatIfRow:
@@ -186,12 +167,6 @@ class WhatIfRow:
         for change in data["metrics"].values():
             del change["note"]
         return data
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> WhatIfRow:
-        """Return a row of a run directory."""
-        metrics = {name: known_fields(MetricChange, change) for name, change in data.get("metrics", {}).items()}
-        return known_fields(WhatIfRow, {**data, "metrics": metrics})
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +193,3 @@ class RemedyRow(WhatIfRow):
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data, under the names of the file."""
         return {("for" if name == "paths" else name): value for name, value in WhatIfRow.to_json(self).items()}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> RemedyRow:
-        """Return a row of a run directory."""
-        metrics = {name: known_fields(MetricChange, change) for name, change in data.get("metrics", {}).items()}
-        return known_fields(RemedyRow, {**data, "metrics": metrics, "paths": data.get("for", [])})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sim.spec.needs import value_of
 from sim.spec.profile import Profile
@@ -140,9 +140,14 @@ def chosen(key: str, **values: str) -> Reads:
     return lambda words, given: {key: values[words[0]]} if words and words[0] in values else {}
 
 
-def value_at(key: str) -> Written:
+def same(name: str, key: str, **facts: Any) -> Flag:
     """Return an option that has the value of a key."""
-    return lambda replica: value_of(replica.scenario, key)
+    return Flag(name, sets=(key,), written=lambda replica: value_of(replica.scenario, key), **facts)
+
+
+def unless(key: str, default: object) -> Written:
+    """Return an option that has the value of a key, unless that is the engine's default."""
+    return lambda replica: None if value_of(replica.scenario, key) == default else value_of(replica.scenario, key)
 
 
 def where(key: str, value: object) -> Written:

@@ -26,8 +26,9 @@ from sim.spec.engine_flags.flag import (
     largest_rank,
     means_nothing,
     modules,
+    same,
     tensor_parallel,
-    value_at,
+    unless,
     where,
     whole_number,
 )
@@ -48,15 +49,6 @@ def _target_modules(replica: Replica) -> str:
 def _eviction(replica: Replica) -> str | None:
     eviction = replica.scenario.cache.eviction
     return eviction if eviction in _EVICTIONS else None
-
-
-def _conservativeness(replica: Replica) -> float | None:
-    given = replica.scenario.fleet.schedule_conservativeness
-    return None if given == 1.0 else given
-
-
-def _drain_wait(replica: Replica) -> float | None:
-    return replica.scenario.fleet.drain_wait or None
 
 
 def _seconds(words: Sequence[str], given: Given) -> Mapping[str, object]:
@@ -96,11 +88,10 @@ SGLANG = EngineFlags(
         "option of SGLang",
         (
             Flag("--enable-lora", EVERY_SCENARIO, written=always),
-            Flag(
+            same(
                 "--max-loras-per-batch",
-                "with cache.gpu.base_model_slot, the base model takes one of them",
-                sets=("cache.gpu.slots",),
-                written=value_at("cache.gpu.slots"),
+                "cache.gpu.slots",
+                about="with cache.gpu.base_model_slot, the base model takes one of them",
                 unset=8,
             ),
             Flag(
@@ -110,21 +101,16 @@ SGLANG = EngineFlags(
                 written=largest_rank,
             ),
             Flag("--lora-target-modules", sets=("adapters.targets",), written=_target_modules, reads=modules),
-            Flag("--max-loaded-loras", sets=("cache.host.slots",), written=value_at("cache.host.slots")),
+            same("--max-loaded-loras", "cache.host.slots"),
             Flag("--lora-eviction-policy", sets=("cache.eviction",), written=_eviction),
-            Flag(
-                "--max-running-requests",
-                sets=("fleet.max_num_seqs",),
-                written=value_at("fleet.max_num_seqs"),
-            ),
-            Flag(
+            same("--max-running-requests", "fleet.max_num_seqs"),
+            same(
                 "--chunked-prefill-size",
-                "-1: fleet.chunked_prefill false",
-                sets=("fleet.max_num_batched_tokens",),
-                written=value_at("fleet.max_num_batched_tokens"),
+                "fleet.max_num_batched_tokens",
+                about="-1: fleet.chunked_prefill false",
                 reads=_chunk,
             ),
-            Flag("--context-length", sets=("fleet.max_model_len",), written=value_at("fleet.max_model_len")),
+            same("--context-length", "fleet.max_model_len"),
             Flag(
                 "--model-path",
                 OF_PROFILE,
@@ -142,7 +128,7 @@ SGLANG = EngineFlags(
                 "--lora-drain-wait-threshold",
                 "in seconds; 0: off",
                 sets=("fleet.drain_wait",),
-                written=_drain_wait,
+                written=unless("fleet.drain_wait", 0.0),
                 reads=_seconds,
             ),
             Flag("--lora-backend", "kernels cost what the profile says"),
@@ -164,7 +150,7 @@ SGLANG = EngineFlags(
                 reads=means_nothing,
             ),
             Flag("--max-total-tokens", sets=("fleet.kv_tokens",), written=_kv_tokens),
-            Flag("--page-size", sets=("fleet.block_size",), written=value_at("fleet.block_size")),
+            same("--page-size", "fleet.block_size"),
             Flag("--kv-cache-dtype", KV_FORMAT),
             Flag("--dtype", OF_PROFILE, sets=("fleet.profile",), reads=means_nothing),
             Flag("--quantization", QUANTIZED, sets=("adapters.base_quantization",), reads=means_nothing),
@@ -183,7 +169,7 @@ SGLANG = EngineFlags(
             Flag(
                 "--schedule-conservativeness",
                 sets=("fleet.schedule_conservativeness",),
-                written=_conservativeness,
+                written=unless("fleet.schedule_conservativeness", 1.0),
             ),
             Flag(
                 "--disable-overlap-schedule",

@@ -27,8 +27,9 @@ from sim.spec.engine_flags.flag import (
     means_nothing,
     modules,
     profile,
+    same,
     tensor_parallel,
-    value_at,
+    unless,
     where,
     whole_number,
 )
@@ -50,10 +51,6 @@ _NO_CONTEXT = "parallelism over the tokens of a sequence is not supported yet"
 def vllm_rank(rank: int) -> int:
     """Return the rank to which vLLM pads slots for this largest rank; above vLLM's limit, the rank itself."""
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), rank)
-
-
-def _padded_rank(replica: Replica) -> int:
-    return min(vllm_rank(largest_rank(replica)), VLLM_RANKS[-1])
 
 
 def _memory_share(replica: Replica) -> str | None:
@@ -80,10 +77,6 @@ def _host_slots(replica: Replica) -> int | None:
     return value_of(replica.scenario, "cache.host.slots") or replica.scenario.cache.gpu.slots
 
 
-def _reads_prompt_check(words: Sequence[str], given: Given) -> Mapping[str, object]:
-    return {"fleet.kv_check": "first-chunk" if "no-scheduler-reserve-full-isl" in given else "whole-prompt"}
-
-
 def _prompt_check(replica: Replica) -> bool | None:
     """Return False where a version with the option checks the first chunk only; else it is the default, or there is
     none."""
@@ -107,12 +100,6 @@ def _version(replica: Replica) -> tuple[int, ...]:
     return tuple(map(int, (release_of(replica.scenario.fleet.engine) or "0").split(".")[:2]))
 
 
-def _scheduling(replica: Replica) -> str | None:
-    """Return the policy where it is not vLLM's default."""
-    policy = replica.scenario.fleet.scheduling
-    return None if policy == "fcfs" else policy
-
-
 VLLM = EngineFlags(
     "vLLM",
     command="vllm serve MODEL",
@@ -120,12 +107,12 @@ VLLM = EngineFlags(
         "option of vLLM",
         (
             Flag("--enable-lora", EVERY_SCENARIO, written=always),
-            Flag("--max-loras", sets=("cache.gpu.slots",), written=value_at("cache.gpu.slots"), unset=1),
+            same("--max-loras", "cache.gpu.slots", unset=1),
             Flag(
                 "--max-lora-rank",
                 "the largest rank of all adapters; vLLM pads slots to it",
                 sets=("adapters.rank",),
-                written=_padded_rank,
+                written=lambda replica: min(vllm_rank(largest_rank(replica)), VLLM_RANKS[-1]),
             ),
             Flag(
                 "--max-cpu-loras",
@@ -133,13 +120,9 @@ VLLM = EngineFlags(
                 sets=("cache.host.slots",),
                 written=_host_slots,
             ),
-            Flag("--max-num-seqs", sets=("fleet.max_num_seqs",), written=value_at("fleet.max_num_seqs")),
-            Flag(
-                "--max-num-batched-tokens",
-                sets=("fleet.max_num_batched_tokens",),
-                written=value_at("fleet.max_num_batched_tokens"),
-            ),
-            Flag("--max-model-len", sets=("fleet.max_model_len",), written=value_at("fleet.max_model_len")),
+            same("--max-num-seqs", "fleet.max_num_seqs"),
+            same("--max-num-batched-tokens", "fleet.max_num_batched_tokens"),
+            same("--max-model-len", "fleet.max_model_len"),
             Flag(
                 "--gpu-memory-utilization",
                 "unset, vLLM takes 0.92 from 0.25 on, before that 0.9",
@@ -184,7 +167,7 @@ VLLM = EngineFlags(
             Flag("--prefill-context-parallel-size", _NO_CONTEXT, also=("-pcp",)),
             Flag("--decode-context-parallel-size", _NO_CONTEXT, also=("-dcp",)),
             Flag("--data-parallel-size", EACH_ITS_OWN, sets=("fleet.replicas",), also=("-dp",)),
-            Flag("--block-size", sets=("fleet.block_size",), written=value_at("fleet.block_size")),
+            same("--block-size", "fleet.block_size"),
             Flag(
                 "--num-gpu-blocks-override",
                 "blocks × fleet.block_size",
@@ -207,17 +190,12 @@ VLLM = EngineFlags(
                 sets=("fleet.chunked_prefill",),
                 also=("--no-enable-chunked-prefill",),
             ),
-            Flag(
-                "--enable-prefix-caching",
-                sets=("fleet.prefix_caching",),
-                also=("--no-enable-prefix-caching",),
-                written=value_at("fleet.prefix_caching"),
-            ),
+            same("--enable-prefix-caching", "fleet.prefix_caching", also=("--no-enable-prefix-caching",)),
             Flag(
                 "--scheduling-policy",
                 "each request carries the priority of its tenant; from 0.9.2 on",
                 sets=("fleet.scheduling",),
-                written=_scheduling,
+                written=unless("fleet.scheduling", "fcfs"),
                 reads=chosen("fleet.scheduling", fcfs="fcfs", priority="priority"),
             ),
             Flag(
@@ -233,7 +211,9 @@ VLLM = EngineFlags(
                 sets=("fleet.kv_check",),
                 also=("--no-scheduler-reserve-full-isl",),
                 written=_prompt_check,
-                reads=_reads_prompt_check,
+                reads=lambda words, given: {
+                    "fleet.kv_check": "first-chunk" if "no-scheduler-reserve-full-isl" in given else "whole-prompt"
+                },
             ),
             Flag(
                 "--prefill-schedule-interval",

@@ -161,7 +161,10 @@ def with_absolute_files(node: Node, folder: Path, path: str = "", confines: Path
     """
     value = node.value
     if path.startswith("sweep."):
-        return _swept_files(path.removeprefix("sweep."), node, folder, confines)
+        key = path.removeprefix("sweep.")
+        items = value if isinstance(value, list) else []
+        swept = [with_absolute_files(item, folder, key, confines) for item in items]
+        return replace(node, value=swept) if swept else node
     if isinstance(value, dict):
         children = {key: with_absolute_files(child, folder, join(path, key), confines) for key, child in value.items()}
         return replace(node, value=children)
@@ -232,12 +235,6 @@ def _values(data: Any, parts: Sequence[str], path: str) -> Iterator[tuple[str, A
 def is_path(profile: str) -> bool:
     """Return whether a profile is given as a file, not as a bundled name."""
     return profile.endswith(".json") or profile.startswith((".", "/", "~"))
-
-
-def _swept_files(key: str, values: Node, folder: Path, confines: Path | None) -> Node:
-    if not isinstance(values.value, list):
-        return values
-    return replace(values, value=[with_absolute_files(item, folder, key, confines) for item in values.value])
 
 
 def _other_kind(base: Mapping[str, Node], over: Mapping[str, Node]) -> bool:

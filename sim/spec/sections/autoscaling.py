@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sim.spec.base import Strict, located
-from sim.spec.needs import UNSET, Need, Only, value_of
+from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.laws import TimeLaw
 from sim.spec.units import Bytes, Moment, Seconds, Share, format_seconds
 
@@ -66,19 +65,18 @@ class ScalingStep(Strict):
     remove: PositiveInt | None = Field(default=None, le=4096)
     """replicas to remove."""
 
-    @model_validator(mode="after")
-    def _one_each(self) -> ScalingStep:
+    @checks
+    def _one_each(self) -> Errors:
         if (self.above is None) == (self.below is None):
-            raise located("above", "a step has one threshold", allowed="above or below")
-        if (self.add is None) == (self.remove is None):
-            raise located("add", "a step adds or removes replicas", allowed="add or remove")
-        if (self.above is None) != (self.add is None):
-            raise located(
+            yield located("above", "a step has one threshold", allowed="above or below")
+        elif (self.add is None) == (self.remove is None):
+            yield located("add", "a step adds or removes replicas", allowed="add or remove")
+        elif (self.above is None) != (self.add is None):
+            yield located(
                 "remove" if self.add is None else "add",
                 "such a fleet would run away from its load",
                 allowed="add replicas above a threshold, remove some below",
             )
-        return self
 
 
 class ScheduledReplicas(Strict):
@@ -139,152 +137,78 @@ class Autoscale(Strict):
     cold_start: ColdStart = ColdStart()
     """What a new replica waits for."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Autoscale:
+    @checks
+    def _consistent(self) -> Errors:
         if self.min > self.max:
-            raise located("min", "min is above max", got=f"min {self.min}, max {self.max}", allowed=f"0 to {self.max}")
+            yield located("min", "min is above max", got=f"min {self.min}, max {self.max}", allowed=f"0 to {self.max}")
+            return
         for key, policies in _OWN_KEYS.items():
             if key in self.model_fields_set and self.policy not in policies:
-                raise located(
+                yield located(
                     key,
                     f"policy {self.policy} has no {key}",
                     allowed=f"only with policy {' or '.join(policies)}",
                     hint=f"remove {key}, or choose such a policy",
                 )
         if self.min == 0 and self.policy not in ("keda", "schedule"):
-            raise located(
+            yield located(
                 "min",
                 f"policy {self.policy} reads its metric from replicas, so without any it can't start one",
                 got=0,
                 allowed="1 or more; 0 with policy keda or schedule",
             )
         if self.policy in _OWN_KEYS["target"]:
-            self._check_target()
+            yield from self._check_target()
         if self.policy == "step":
-            self._check_steps()
+            yield from self._check_steps()
         if self.policy == "schedule":
-            self._check_schedule()
-        return self
+            yield from self._check_schedule()
 
-    def _check_target(self) -> None:
+    def _check_target(self) -> Errors:
         if self.target is None:
-            raise located("target", f"policy {self.policy} needs a target", hint="such as target: 20")
-        if self.metric in SHARE_METRICS and self.target > 1:
-            raise located("target", f"{self.metric} is a share", got=self.target, allowed="above 0, at most 1")
+            yield located("target", f"policy {self.policy} needs a target", hint="such as target: 20")
+        elif self.metric in SHARE_METRICS and self.target > 1:
+            yield located("target", f"{self.metric} is a share", got=self.target, allowed="above 0, at most 1")
 
-    def _check_steps(self) -> None:
+    def _check_steps(self) -> Errors:
         if not self.steps:
-            raise located("steps", "policy step needs its thresholds", hint="such as [{above: 20, add: 1}]")
+            yield located("steps", "policy step needs its thresholds", hint="such as [{above: 20, add: 1}]")
+            return
         above = [step.above for step in self.steps if step.above is not None]
         below = [step.below for step in self.steps if step.below is not None]
         for thresholds in (above, below):
             if len(set(thresholds)) < len(thresholds):
-                raise located("steps", "two steps have the same threshold", got=max(thresholds, key=thresholds.count))
+                yield located("steps", "two steps have the same threshold", got=max(thresholds, key=thresholds.count))
         if above and below and max(below) > min(above):
-            raise located(
+            yield located(
                 "steps",
                 "a metric between them would be above one threshold and below the other",
                 got=f"below {max(below):g}, above {min(above):g}",
                 allowed="every below at most every above",
             )
 
-    def _check_schedule(self) -> None:
+    def _check_schedule(self) -> Errors:
         if not self.schedule:
-            raise located("schedule", "policy schedule needs its timetable", hint="such as [{at: 0 s, replicas: 2}]")
+            yield located("schedule", "policy schedule needs its timetable", hint="such as [{at: 0 s, replicas: 2}]")
+            return
         times = [entry.at for entry in self.schedule]
         for i, entry in enumerate(self.schedule):
             key = f"schedule.{i}"
             if entry.at >= self.every:
-                raise located(
+                yield located(
                     f"{key}.at",
                     "the timetable has begun again by then",
                     got=format_seconds(entry.at),
                     allowed=f"below every ({format_seconds(self.every)})",
                 )
-            if times.count(entry.at) > 1:
-                raise located(f"{key}.at", "two entries have the same time", got=format_seconds(entry.at))
+            if entry.at in times[i + 1 :] and entry.at not in times[:i]:
+                yield located(f"{key}.at", "two entries have the same time", got=format_seconds(entry.at))
             if not self.min <= entry.replicas <= self.max:
-                raise located(
+                yield located(
                     f"{key}.replicas",
                     "outside min and max",
                     got=entry.replicas,
                     allowed=f"{self.min} to {self.max}",
                 )
         if not any(entry.replicas for entry in self.schedule):
-            raise located("schedule", "no replica would ever serve", hint="give an entry replicas above 0")
-
-
-def check_autoscale(scenario: BaseModel) -> None:
-    """Refuse a controller that doesn't fit the rest of its scenario.
-
-    :raises PydanticCustomError: with the key that is wrong.
-    """
-    spec: Autoscale | None = value_of(scenario, "fleet.autoscale")
-    if spec is None:
-        return
-    replicas = value_of(scenario, "fleet.replicas")
-    if not spec.min <= replicas <= spec.max:
-        raise located(
-            "fleet.replicas",
-            "the fleet starts outside the bounds of fleet.autoscale",
-            got=replicas,
-            allowed=f"{max(1, spec.min)} to {spec.max} (autoscale.min to autoscale.max)",
-            hint="fleet.replicas is how many there are at the start",
-        )
-    for need in _NEEDS:
-        need.check(scenario)
-    eviction, router = value_of(scenario, "eviction_policy"), value_of(scenario, "router_policy")
-    if eviction.needs_future:
-        why = f"eviction {eviction.name} needs a fleet that doesn't change during the run"
-        raise located("cache.eviction", why, hint="choose another cache.eviction, or remove fleet.autoscale")
-    if router.places_adapters and value_of(scenario, "router.placing") is None:
-        why = f"{router.name} places adapters on replicas before the run, so it can't follow an autoscaler"
-        raise located("router.policy", why, got=router.name, allowed="another policy")
-    if spec.metric == "kv_usage" and spec.policy != "schedule" and value_of(scenario, "fleet.engine") == "fixed":
-        why = "engine fixed has no KV cache"
-        raise located("fleet.autoscale.metric", why, got="kv_usage", allowed="in_flight, waiting, gpu_load")
-    _check_changes(scenario)
-    if spec.metric == "adapter_waiting":
-        _check_that_some_wait(scenario)
-
-
-def _check_changes(scenario: BaseModel) -> None:
-    """Refuse rollouts and faults that count on the replicas of the start."""
-    for i, rollout in enumerate(value_of(scenario, "rollouts")):
-        if rollout.strategy != "new-name":
-            raise located(
-                f"rollouts.{i}.strategy",
-                "updates in place of replicas that come and go are not supported",
-                got=rollout.strategy,
-                allowed="new-name",
-                hint="or remove fleet.autoscale",
-            )
-    for i, fault in enumerate(value_of(scenario, "faults")):
-        if fault.kind == "crash" and fault.down is None:
-            raise located(
-                f"faults.{i}.down",
-                "an autoscaler counts on a crashed replica to come back in its place",
-                got="unset",
-                hint="give it, such as down: 90 s",
-            )
-
-
-_NEEDS = (
-    Need({"fleet.full_models": UNSET}, "full models are not supported with an autoscaler"),
-    Need({"fleet.front_end": Only("none")}, "this front end reproduces measured runs of a fixed fleet"),
-)
-
-
-def _check_that_some_wait(scenario: BaseModel) -> None:
-    """Refuse to scale by requests that wait for adapters where none ever does, except for first loads."""
-    slots, count = value_of(scenario, "cache.gpu.slots"), value_of(scenario, "adapters.count")
-    fits = slots is not None and count is not None and count <= slots
-    if not (fits or value_of(scenario, "adapters.base_alone")):
-        return
-    why = "every adapter keeps its slot" if fits else "all requests are for the base model"
-    raise located(
-        "fleet.autoscale.metric",
-        f"no request waits for an adapter: {why}",
-        got="adapter_waiting",
-        allowed="in_flight, waiting, gpu_load, kv_usage",
-    )
+            yield located("schedule", "no replica would ever serve", hint="give an entry replicas above 0")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from sim.spec.base import Strict, located
+from sim.spec.base import Strict
 from sim.spec.sections.laws import TimeLaw
 from sim.spec.units import Moment, Seconds, Share
 
@@ -189,29 +189,18 @@ def never_happens(fault: Fault) -> bool:
     return getattr(fault, "lasts", None) == 0 or getattr(fault, "probability", None) == 0
 
 
-def check_faults(faults: tuple[Fault, ...], replicas: int, *, in_pools: bool) -> None:
-    """Check faults against the fleet and each other.
+def already_down(faults: tuple[Fault, ...], i: int) -> int | None:
+    """Return the place of an earlier crash after which the replica that crashes at place ``i`` is still down."""
+    crash = faults[i]
+    for j, other in enumerate(faults[:i]):
+        if isinstance(crash, Crash) and isinstance(other, Crash) and _meet(crash, other):
+            return j
+    return None
 
-    :param in_pools: whether the replicas are those of several pools.
 
-    :raises PydanticCustomError: for a replica that doesn't exist, or that crashes while it is down.
-    """
-    down: dict[int, list[tuple[float, float, int]]] = {}
-    for i, fault in enumerate(faults):
-        replica = getattr(fault, "replica", None)
-        if replica is not None and replica >= replicas:
-            raise located(
-                f"faults.{i}.replica",
-                "no such replica",
-                got=replica,
-                allowed=f"0 to {replicas - 1}",
-                hint="the replicas of pools are counted in order" if in_pools else "",
-            )
-        if isinstance(fault, Crash):
-            end = float("inf") if fault.down is None else fault.at + max(fault.down, fault.detected)
-            for begin, until, j in down.get(fault.replica, []):
-                if fault.at <= until and begin <= end:
-                    raise located(
-                        f"faults.{i}.at", f"replica {fault.replica} is already down (faults.{j})", got=f"{fault.at:g} s"
-                    )
-            down.setdefault(fault.replica, []).append((fault.at, end, i))
+def _meet(one: Crash, other: Crash) -> bool:
+    return one.replica == other.replica and one.at <= _back_s(other) and other.at <= _back_s(one)
+
+
+def _back_s(crash: Crash) -> float:
+    return inf if crash.down is None else crash.at + max(crash.down, crash.detected)

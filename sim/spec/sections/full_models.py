@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
-from sim.spec.base import Strict, located
+from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.laws import TimeLaw
 from sim.spec.units import Seconds
 
@@ -32,18 +32,17 @@ class FullModels(Strict):
     """``swap`` only: how long after its load a model's requests may overtake older requests for another model. Unset:
     no overtaking; first come, first served, as in Ollama."""
 
-    @model_validator(mode="after")
-    def _meaningful(self) -> FullModels:
+    @checks
+    def _meaningful(self) -> Errors:
         for key in _SWAP_KEYS:
             if self.serve == "dedicated" and getattr(self, key) is not None:
-                raise located(
+                yield located(
                     key,
                     "dedicated replicas hold their model from the start and never load",
                     got="serve dedicated",
                     allowed="only with serve swap",
                     hint=f"remove {key}, or set serve: swap",
                 )
-        return self
 
     @property
     def places(self) -> int:

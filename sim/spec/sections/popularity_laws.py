@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
-from sim.spec.base import Strict, located
+from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.units import Seconds, Share
 
@@ -194,13 +194,12 @@ class Sessions(Strict):
     """With ``history``: a conversation whose next prompt and answer would have more tokens than this together starts
     over without its history."""
 
-    @model_validator(mode="after")
-    def _of_history(self) -> Sessions:
+    @checks
+    def _of_history(self) -> Errors:
         if not self.history and "max_context" in self.model_fields_set:
-            raise located(
+            yield located(
                 "max_context", "only conversations have a context", got=self.max_context, hint="set history: true"
             )
-        return self
 
 
 class Drift(Strict):

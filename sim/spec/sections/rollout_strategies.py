@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from sim.spec.base import Strict, located
+from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.laws import TimeLaw
 from sim.spec.units import Bytes, Moment, Seconds, Share, format_seconds, format_share
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from sim.spec.sections.laws import Floats
 
 STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread")
-
-
 PROPAGATED = 0.999
 """Share of the propagation delays that count as finished, for laws without a maximum."""
 
@@ -46,11 +44,10 @@ class Gate(Strict):
     min_requests: PositiveInt = 100
     """With fewer requests the stage continues for another dwell."""
 
-    @model_validator(mode="after")
-    def _asks(self) -> Gate:
+    @checks
+    def _asks(self) -> Errors:
         if not self.terms():
-            raise located("", "a gate needs at least one metric", hint="such as {e2e_p99: 12 s}")
-        return self
+            yield located("", "a gate needs at least one metric", hint="such as {e2e_p99: 12 s}")
 
     def terms(self) -> dict[str, float]:
         """Return the given limits by name: ``{"e2e_p99": 12.0}``."""
@@ -109,37 +106,36 @@ class Rollout(Strict):
     observe: Seconds | None = Field(default=None, gt=0)
     """How long after ``at`` counts as during the rollout; unset: to the end of the run."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Rollout:
+    @checks
+    def _consistent(self) -> Errors:
         given = [key for key in ("adapter", "share", "count") if getattr(self, key) is not None]
         if len(given) > 1:
             shown = {"adapter": self.adapter, "share": format_share(self.share or 0.0), "count": self.count}
             got = " and ".join(f"{key} {shown[key]}" for key in given)
-            raise located(given[-1], "give one adapter, a share of all, or a count", got=got)
+            yield located(given[-1], "give one adapter, a share of all, or a count", got=got)
         for before, after in zip((0.0, *self.stages), self.stages, strict=False):
             if not before < after <= 1:
-                raise located("stages", "stages rise from above 0 % to 100 %", got=_percents(self.stages))
+                yield located("stages", "stages rise from above 0 % to 100 %", got=_percents(self.stages))
         if self.stages[-1] != 1:
-            raise located("stages", "the last stage must reach 100 %", got=_percents(self.stages), hint="end with 100%")
+            yield located("stages", "the last stage must reach 100 %", got=_percents(self.stages), hint="end with 100%")
         if self.require == "vet" and self.weights is None:
-            raise located("weights", "a version that must be vetted needs its folder", hint="such as weights: sales-v2")
+            yield located("weights", "a version that must be vetted needs its folder", hint="such as weights: sales-v2")
         if self.strategy != "new-name":
             for key, default in (("gate", None), ("rank", None), ("size", None), ("sticky", True), ("keep_old", False)):
                 if getattr(self, key) != default:
                     article = "" if isinstance(default, bool) else "a "
-                    raise located(key, f"only a new-name rollout has {article}{key}", got=f"strategy {self.strategy}")
+                    yield located(key, f"only a new-name rollout has {article}{key}", got=f"strategy {self.strategy}")
         if self.strategy == "lazy-reread" and len(self.stages) > 1:
-            raise located(
+            yield located(
                 "stages",
                 "lazy-reread overwrites files for all replicas at once",
                 got=_percents(self.stages),
                 allowed="100%",
             )
         if self.gate is not None and len(self.stages) == 1:
-            raise located("gate", "a gate stands between two stages", hint="such as stages: [5%, 100%]")
+            yield located("gate", "a gate stands between two stages", hint="such as stages: [5%, 100%]")
         if self.gate is not None and self.spread:
-            raise located("gate", "a gate judges all adapters of a rollout together", got=f"spread {self.spread:g} s")
-        return self
+            yield located("gate", "a gate judges all adapters of a rollout together", got=f"spread {self.spread:g} s")
 
     @property
     def takes_all(self) -> bool:
@@ -175,30 +171,24 @@ class Rollout(Strict):
         return float(self.propagation.ppf(np.array([1.0 if bounded else PROPAGATED]))[0])
 
 
-def check_rollouts(rollouts: tuple[Rollout, ...]) -> None:
-    """Check rollouts against each other.
+def exceeding_shares(rollouts: tuple[Rollout, ...], i: int) -> str:
+    """Return all shares, as a file has them, if those up to this rollout are the first to exceed 100 %; else empty."""
+    before, limit = sum(rollout.share or 0.0 for rollout in rollouts[:i]), 1 + 1e-12
+    exceeds = before <= limit < before + (rollouts[i].share or 0.0)
+    return _percents(tuple(each.share for each in rollouts if each.share is not None)) if exceeds else ""
 
-    :raises PydanticCustomError: where shares exceed all adapters, or two roll out all of them at the same time.
-    """
-    total = 0.0
-    for i, rollout in enumerate(rollouts):
-        total += rollout.share or 0.0
-        if total > 1 + 1e-12:
-            raise located(
-                f"rollouts.{i}.share",
-                "the shares of all rollouts exceed 100 %",
-                got=_percents(tuple(r.share for r in rollouts if r.share is not None)),
-                allowed="up to 100% together",
-            )
-    for i, rollout in enumerate(rollouts):
-        for j, other in enumerate(rollouts[:i]):
-            everything = rollout.takes_all or other.takes_all
-            same = everything or (rollout.adapter is not None and rollout.adapter == other.adapter)
-            if same and overlap(rollout, other):
-                named = next((r.adapter for r in (rollout, other) if r.adapter is not None), None)
-                who = "all adapters" if named is None else f"adapter {named}"
-                problem, got, hint = overlap_words(i, j, rollouts, who)
-                raise located(f"rollouts.{i}", problem, got=got, hint=hint)
+
+def clash(rollouts: tuple[Rollout, ...], i: int) -> dict[str, str] | None:
+    """Return problem, got and hint if a rollout overlaps with an earlier one of the same adapters, or of all."""
+    rollout = rollouts[i]
+    for j, other in enumerate(rollouts[:i]):
+        everything = rollout.takes_all or other.takes_all
+        same = everything or (rollout.adapter is not None and rollout.adapter == other.adapter)
+        if same and overlap(rollout, other):
+            named = next((r.adapter for r in (rollout, other) if r.adapter is not None), None)
+            words = overlap_words(i, j, rollouts, "all adapters" if named is None else f"adapter {named}")
+            return dict(zip(("problem", "got", "hint"), words, strict=True))
+    return None
 
 
 def overlap(one: Rollout, other: Rollout) -> bool:

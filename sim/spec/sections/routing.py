@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
-from sim.spec.base import Strict, located
+from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.policies import PLACEMENTS, PLACERS, ROUTERS, RouterEntry, given_in
 from sim.spec.units import Seconds, Share, format_seconds
 
@@ -42,12 +42,11 @@ class PlacementController(Strict):
     def _policy(cls, value: str) -> str:
         return PLACERS.check(value)
 
-    @model_validator(mode="after")
-    def _meaningful(self) -> PlacementController:
+    @checks
+    def _meaningful(self) -> Errors:
         if PLACERS[self.policy].moves and self.history < self.period:
             got, least = format_seconds(self.history), format_seconds(self.period)
-            raise located("history", "shorter than the period", got=got, allowed=f"at least {least}")
-        return self
+            yield located("history", "shorter than the period", got=got, allowed=f"at least {least}")
 
 
 class Router(Strict):
@@ -121,20 +120,19 @@ class Router(Strict):
     def _placement(cls, value: str) -> str:
         return PLACEMENTS.check(value)
 
-    @model_validator(mode="after")
-    def _meaningful(self) -> Router:
+    @checks
+    def _meaningful(self) -> Errors:
         for key in OWN_KEYS:
             given = getattr(self, key)
             if key in self.model_fields_set and key not in self._facts.keys and given is not None:
                 policies = " or ".join(entry.name for entry in ROUTERS if key in entry.keys)
-                raise located(
+                yield located(
                     key,
                     f"policy {self.policy} has no {key}",
                     got="a section" if isinstance(given, Strict) else given,
                     allowed=f"only with policy {policies}",
                     hint=f"remove it (--set router.{key}=null), or choose such a policy",
                 )
-        return self
 
     @property
     def _facts(self) -> RouterEntry:
@@ -164,14 +162,3 @@ class Router(Strict):
     def load_bound(self) -> float | None:
         """The bound on a replica's requests over the mean, with the default resolved; None: no bound."""
         return self._facts.bound if self.bound is None else self.bound
-
-    def check_copies(self, replicas: int) -> None:
-        """Refuse more copies of an adapter than there are replicas; for the check of the whole scenario."""
-        if self.copies > replicas:
-            raise located(
-                "router.copies",
-                "there are fewer replicas",
-                got=self.copies,
-                allowed=f"at most {replicas}",
-                hint="raise fleet.replicas, or place fewer copies",
-            )

@@ -15,16 +15,16 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
-from sim.spec.base import Strict, located
+from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.engines import DEFAULT_ENGINE, ENGINES
 from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.autoscaling import Autoscale
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw, TimeOrLaw
-from sim.spec.sections.pools import MOST_REPLICAS, ServedKinds, check_pools
+from sim.spec.sections.pools import MOST_REPLICAS, ServedKinds
 from sim.spec.units import Bytes, Price, Seconds, Share
 
 _BATCHING_KEYS = (
@@ -56,6 +56,8 @@ _BATCHING_KEYS = (
     "prefix_caching",
 )
 """Keys that engine ``fixed`` doesn't have."""
+_OF_A_POOL = ("cache", "storage", "serves")
+"""Names that a pool can't have, because keys such as ``fleet.pools.cache.gpu`` could then be read in two ways."""
 
 
 class ReplicaKeys(Strict):
@@ -209,7 +211,7 @@ class ReplicaKeys(Strict):
         return found.name
 
 
-def _not_one_limit(slots: int | None, size: float | None) -> Exception:
+def _not_one_limit(slots: int | None, size: float | None) -> PydanticCustomError:
     """Return the error of a cache that has both limits or none."""
     got = "neither" if slots is None else f"slots {slots}, size {size}"
     return located("slots", "give either slots or size", got=got)
@@ -230,15 +232,14 @@ class GpuCache(Strict):
     blocking``, a request to the base model then needs a slot like one for an adapter, in which there is nothing to
     load."""
 
-    @model_validator(mode="after")
-    def _one_way(self) -> GpuCache:
+    @checks
+    def _one_way(self) -> Errors:
         if self.unified:
-            return self
+            return
         if (self.slots is None) == (self.size is None):
-            raise _not_one_limit(self.slots, self.size)
-        if self.base_model_slot and self.slots is None:
-            raise located("base_model_slot", "a cache by size has no slots", hint="give cache.gpu.slots")
-        return self
+            yield _not_one_limit(self.slots, self.size)
+        elif self.base_model_slot and self.slots is None:
+            yield located("base_model_slot", "a cache by size has no slots", hint="give cache.gpu.slots")
 
 
 class HostCache(Strict):
@@ -257,17 +258,16 @@ class HostCache(Strict):
     """With ``fill: arrival``, if every place belongs to an adapter with requests in the system: whether a request for
     another adapter waits for a place or is rejected."""
 
-    @model_validator(mode="after")
-    def _one_way(self) -> HostCache:
+    @checks
+    def _one_way(self) -> Errors:
         if self.full == "reject" and self.fill != "arrival":
-            raise located("full", "only a request that fetches at arrival can be rejected", hint="set fill: arrival")
+            yield located("full", "only a request that fetches at arrival can be rejected", hint="set fill: arrival")
         if self.fill == "start":
             for key in ("slots", "size"):
                 if getattr(self, key) is not None:
-                    raise located(key, "host memory that holds all adapters has no limit", hint=f"remove {key} or fill")
+                    yield located(key, "host memory that holds all adapters has no limit", hint=f"remove {key} or fill")
         elif (self.slots is None) == (self.size is None) and not (self.fill == "arrival" and self.slots is None):
-            raise _not_one_limit(self.slots, self.size)
-        return self
+            yield _not_one_limit(self.slots, self.size)
 
 
 class Cache(Strict):
@@ -385,64 +385,85 @@ class Fleet(ReplicaKeys):
     """Several kinds of replica in one fleet, each with its own number of replicas (docs/pools.md). What is given here,
     in ``cache`` and in ``storage`` holds for all of them, unless a pool says otherwise."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Fleet:
-        if self.pools:
-            check_pools(self.pools, self.model_fields_set)
-            return self  # what doesn't fit together is found in each pool by itself
+    @checks
+    def _consistent(self) -> Errors:
+        if self.pools:  # what doesn't fit together is found in each pool by itself
+            yield from self._check_pools()
+            return
         if self.engine == "fixed" and self.service is None:
-            raise located("service", "engine fixed needs its service time", hint="such as 10 ms")
+            yield located("service", "engine fixed needs its service time", hint="such as 10 ms")
         if self.engine != "fixed" and self.service is not None:
-            raise located("service", "only engine fixed has a service time", hint="remove it, or set engine: fixed")
+            yield located("service", "only engine fixed has a service time", hint="remove it, or set engine: fixed")
         for key in _BATCHING_KEYS:
             if self.engine == "fixed" and key in self.model_fields_set:
-                raise located(
+                yield located(
                     key, f"engine fixed has no {key}: it loads at arrival and serves in order", hint="remove it"
                 )
         lacking = ENGINES[self.engine].no_prefix_cache if self.engine in ENGINES else ""
         if self.prefix_caching and lacking:
-            raise located("prefix_caching", lacking, got="true", allowed="false", hint="remove it")
+            yield located("prefix_caching", lacking, got="true", allowed="false", hint="remove it")
         ahead = self.kv_check in ("whole-answer", "peak")
         if self.prefix_caching and ahead:
-            raise located(
+            yield located(
                 "prefix_caching",
                 "with blocks reserved for whole answers, the rules of a prefix cache are not known",
                 got=f"prefix_caching true, kv_check {self.kv_check}",
                 allowed="kv_check whole-prompt or first-chunk",
             )
         if not self.chunked_prefill and not (ahead or self.kv_check == "ratio"):
-            raise located(
+            yield located(
                 "chunked_prefill",
                 "without chunks, a preempted request could outgrow the budget and never run again",
                 got=f"chunked_prefill false, kv_check {self.kv_check}",
                 allowed="kv_check whole-answer, peak or ratio",
             )
         if self.kv_check == "peak" and self.block_size != 1:
-            raise located("block_size", "kv_check peak counts tokens", got=self.block_size, allowed="1")
+            yield located("block_size", "kv_check peak counts tokens", got=self.block_size, allowed="1")
         if self.schedule_conservativeness != 1.0 and self.kv_check != "ratio":
-            raise located("schedule_conservativeness", "this is a factor of kv_check ratio", got=self.kv_check)
+            yield located("schedule_conservativeness", "this is a factor of kv_check ratio", got=self.kv_check)
         if self.kv_check != "ratio" and (self.drain_wait or self.scheduling == "lpm"):
             key = "drain_wait" if self.drain_wait else "scheduling"
-            raise located(key, "this is a rule of SGLang's scheduler (kv_check ratio)", got=self.kv_check)
+            yield located(key, "this is a rule of SGLang's scheduler (kv_check ratio)", got=self.kv_check)
         if self.kv_check == "ratio" and self.prefill_schedule_interval > 1:
-            raise located(
+            yield located(
                 "prefill_schedule_interval", "SGLang's scheduler (kv_check ratio) has no such rule", allowed="1"
             )
         if self.waiting_ratio and self.admission_interval == 1:
-            raise located(
+            yield located(
                 "waiting_ratio",
                 "waiting requests are admitted before every step anyway",
                 got="admission_interval 1",
                 hint="give admission_interval, such as 20",
             )
         if self.max_num_batched_tokens < self.max_num_seqs:
-            raise located(
+            yield located(
                 "max_num_batched_tokens",
                 "every running sequence needs one token of the budget",
                 got=f"max_num_batched_tokens {self.max_num_batched_tokens}, max_num_seqs {self.max_num_seqs}",
                 allowed="at least max_num_seqs",
             )
-        return self
+
+    def _check_pools(self) -> Errors:
+        instead = "describe one kind of replica without pools"
+        for key, problem, hint in (
+            ("replicas", "a fleet of pools has the replicas of its pools", "give each pool its replicas"),
+            ("full_models", "full models are not supported in a fleet of pools", instead),
+            ("autoscale", "an autoscaler is not supported in a fleet of pools", instead),
+        ):
+            if key in self.model_fields_set:
+                joined = "and" if key == "replicas" else "or"
+                yield located(key, problem, hint=f"remove fleet.{key}, {joined} {hint}")
+        for i, pool in enumerate(self.pools):
+            if pool.name in [other.name for other in self.pools[:i]]:
+                yield located(f"pools.{i}.name", "two pools have the same name", got=pool.name)
+            if pool.name in _OF_A_POOL:
+                yield located(
+                    f"pools.{i}.name", "a key of pools has this name", got=pool.name, hint="choose another name"
+                )
+        total = sum(pool.replicas for pool in self.pools)
+        if not 0 < total <= MOST_REPLICAS:
+            problem = "too many replicas" if total else "no pool has a replica"
+            yield located("pools", problem, got=f"{total:,} in all", allowed=f"1 to {MOST_REPLICAS:,}")
 
     @model_validator(mode="before")
     @classmethod

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, PositiveInt, model_validator
-from pydantic_core import CoreSchema
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, PositiveInt
+from pydantic_core import CoreSchema, PydanticCustomError
 
-from sim.spec.base import Strict, located
+from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.arrival_processes import Step
-from sim.spec.units import SALE_PATTERN, Rate, RequestPrice, Seconds, Share, TokenPrice, is_request_price
+from sim.spec.units import (
+    SALE_PATTERN,
+    Rate,
+    RequestPrice,
+    Seconds,
+    Share,
+    TokenPrice,
+    format_rate,
+    is_request_price,
+    parse_rate,
+)
 
 
 class Slo(Strict):
@@ -73,11 +83,10 @@ class TenantPrice(Strict):
     request: RequestPrice = 0.0
     """For a request, such as ``0.002 USD/request``."""
 
-    @model_validator(mode="after")
-    def _some(self) -> TenantPrice:
+    @checks
+    def _some(self) -> Errors:
         if not self.model_fields_set:
-            raise located("input", "this price is empty", hint="give input and output, or request")
-        return self
+            yield located("input", "this price is empty", hint="give input and output, or request")
 
 
 def _as_price(value: Any) -> Any:
@@ -134,32 +143,31 @@ class Tenant(Strict):
     """Limits the tokens of its requests; unset: no limit."""
 
     @property
-    def has_arrivals(self) -> bool:
-        """Whether its requests arrive by a process of their own."""
-        return bool(self.steps) or self.cv is not None
+    def arrivals_key(self) -> Literal["steps", "cv", ""]:
+        """The key by which its requests arrive by a process of their own; empty: they don't."""
+        return "steps" if self.steps else "cv" if self.cv is not None else ""
 
-    @model_validator(mode="after")
-    def _whole(self) -> Tenant:
+    @checks
+    def _whole(self) -> Errors:
         if self.adapters is not None and self.match:
-            raise located("match", "give either adapters or match", got=", ".join(self.match))
+            yield located("match", "give either adapters or match", got=", ".join(self.match))
         if self.adapters is None and not self.match and not self.base_model:
-            raise located("adapters", "this tenant has no requests", hint="give adapters, match or base_model: true")
-        if self.adapters is None:
+            yield located("adapters", "this tenant has no requests", hint="give adapters, match or base_model: true")
+        if self.adapters is None and (self.match or self.base_model):
             for key in ("share", "rate", "steps", "cv"):
                 if key in self.model_fields_set:
-                    raise located(key, "only a tenant with a number of adapters has this", hint=f"remove {key}")
+                    yield located(key, "only a tenant with a number of adapters has this", hint=f"remove {key}")
         if self.steps and not any(step.level for step in self.steps):
-            raise located("steps", "no level above zero")
+            yield located("steps", "no level above zero")
         for key in ("itl_mean", "itl_p99"):
             if getattr(self.slo, key) is not None:
-                raise located(
+                yield located(
                     f"slo.{key}",
                     "gaps between tokens are measured over the fleet, not by tenant",
                     hint="give tpot_mean, or set the term in the fleet's slo",
                 )
-        if self.slo.miss_ratio is not None and self.adapters is None and not self.match:
-            raise located("slo.miss_ratio", "requests to the base model can't miss", hint="remove it")
-        return self
+        if self.slo.miss_ratio is not None and self.adapters is None and not self.match and self.base_model:
+            yield located("slo.miss_ratio", "requests to the base model can't miss", hint="remove it")
 
 
 def shares_of(tenants: Sequence[Tenant]) -> dict[int, float]:
@@ -172,3 +180,29 @@ def shares_of(tenants: Sequence[Tenant]) -> dict[int, float]:
     return {place: rate / total for place, rate in rates.items()} or {
         place: tenant.share for place, tenant in enumerate(tenants) if tenant.share is not None
     }
+
+
+def with_tenants_rate(data: Any) -> Any:
+    """Return a scenario's plain data with the sum of the tenants' rates as that of the arrivals, if these have none.
+
+    Data that is no valid scenario comes back as it is, or with any rate: checking it is another's work.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("tenants"), (list, tuple)):
+        return data
+    given = [each["rate"] for each in data["tenants"] if isinstance(each, dict) and each.get("rate") is not None]
+    workload = data.get("workload")
+    if not given or not isinstance(workload, dict):
+        return data
+    arrivals = workload.get("arrivals")
+    if not isinstance(arrivals, dict) or arrivals.get("rate") is not None or arrivals.get("process") == "closed":
+        return data
+    rate = format_rate(sum(map(_rate, given)) or 1.0)
+    return {**data, "workload": {**workload, "arrivals": {**arrivals, "rate": rate}}}
+
+
+def _rate(value: object) -> float:
+    """Return a rate; 0 for what is none."""
+    try:
+        return parse_rate(value)
+    except PydanticCustomError:
+        return 0.0

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator
 
-from sim.spec.base import Strict, located
+from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.registry import Entry, Registry
 
 
@@ -75,15 +75,14 @@ class LogColumns(Strict):
     status: str | None = None
     """How a request ended: rows of failed ones are left out and counted. ``none``: all count."""
 
-    @model_validator(mode="after")
-    def _both_lengths(self) -> LogColumns:
+    @checks
+    def _both_lengths(self) -> Errors:
         if (self.input == NO_COLUMN) != (self.output == NO_COLUMN):
-            raise located(
+            yield located(
                 "output" if self.input == NO_COLUMN else "input",
                 "lengths are drawn for prompts and outputs together",
                 allowed="input: none and output: none, or a column for each",
             )
-        return self
 
 
 class Trace(Strict):
@@ -137,23 +136,21 @@ class Trace(Strict):
             raise located("", f"not a regular expression: {error}", got=value) from None
         return value
 
-    @model_validator(mode="after")
-    def _only_of_logs(self) -> Trace:
+    @checks
+    def _only_of_logs(self) -> Errors:
         given = {"columns": self.columns, "base_model": self.base_model, "adapter_from": self.adapter_from}
         for key, value in given.items():
             if value is not None and self.format not in ("auto", "log"):
-                raise located(key, "only a log has this", got=f"format {self.format}", allowed="format log or auto")
+                yield located(key, "only a log has this", got=f"format {self.format}", allowed="format log or auto")
         if not self.files or (len(self.files) > 1 and self.format not in ("auto", "log")):
-            raise located("file", "only a log has several files", got=f"format {self.format}", allowed="one file")
-        return self
+            yield located("file", "only a log has several files", got=f"format {self.format}", allowed="one file")
 
-    @model_validator(mode="after")
-    def _lengths_of_windows(self) -> Trace:
+    @checks
+    def _lengths_of_windows(self) -> Errors:
         if self.lengths_file is not None and not TRACE_FORMATS[self.format].has_lengths_file:
-            raise located(
+            yield located(
                 "lengths_file",
                 "only servegen-windows has a lengths file",
                 got=self.lengths_file,
                 hint="the other formats have their lengths in the trace, or none",
             )
-        return self

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
-from sim.spec.base import Strict, located
+from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals, MmppArrivals, PiecewiseArrivals
 from sim.spec.sections.laws import MAX_TOKENS, LognormalTokens, TokenLaw
 from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, Sessions, UniformPopularity
@@ -41,13 +41,12 @@ class Tokens(Strict):
     """Share of the variance of lengths (of their normal scores) between adapters. 0: every request is drawn
     independently. 50%: some adapters have long prompts and others short ones, likewise for answers."""
 
-    @model_validator(mode="after")
-    def _one_end(self) -> Tokens:
+    @checks
+    def _one_end(self) -> Errors:
         if self.ignore_eos and self.max_tokens is not None:
-            raise located(
+            yield located(
                 "max_tokens", "with ignore_eos, answers are as long as their limits", hint="remove one of both"
             )
-        return self
 
 
 class Workload(Strict):
@@ -80,30 +79,29 @@ class Workload(Strict):
     trace: Trace | None = None
     """Replay recorded requests instead."""
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Workload:
+    @checks
+    def _one_source(self) -> Errors:
         if self.trace is not None:
             for key in ("arrivals", "sessions", "drift", "churn"):
                 if getattr(self, key) is not None:
                     what = "arrivals" if key == "arrivals" else "order of requests"
-                    raise located(key, f"a trace has its own {what}", hint=f"remove {key}")
+                    yield located(key, f"a trace has its own {what}", hint=f"remove {key}")
         elif self.arrivals is None:
-            raise located("arrivals", "there is no traffic", hint="give arrivals: {process: poisson, rate: 12/s}")
+            yield located("arrivals", "there is no traffic", hint="give arrivals: {process: poisson, rate: 12/s}")
         elif self.requests is None and self.duration is None:
-            raise located("requests", "the length of the run is missing", hint="give requests: 100000 or duration: 1 h")
+            yield located("requests", "the length of the run is missing", hint="give requests: 100000 or duration: 1 h")
         if self.requests is not None and self.duration is not None and self.trace is None:
-            raise located("duration", "give either requests or duration, not both")
+            yield located("duration", "give either requests or duration, not both")
         if self.popularity.in_turn and getattr(self.arrivals, "per", "") == "adapter":
-            raise located("popularity", "arrivals per adapter can't take turns", got=self.popularity.law)
+            yield located("popularity", "arrivals per adapter can't take turns", got=self.popularity.law)
         if isinstance(self.arrivals, PiecewiseArrivals) and not any(step.level for step in self.arrivals.steps):
-            raise located("arrivals.steps", "no level above zero")
+            yield located("arrivals.steps", "no level above zero")
         if isinstance(self.arrivals, MmppArrivals) and not any(state.level for state in self.arrivals.states):
-            raise located("arrivals.states", "no level above zero")
+            yield located("arrivals.states", "no level above zero")
         if isinstance(self.arrivals, ClosedArrivals):
-            self._fits_closed_loop()
-        return self
+            yield from self._fits_closed_loop()
 
-    def _fits_closed_loop(self) -> None:
+    def _fits_closed_loop(self) -> Errors:
         """Refuse what goes by arrival times: in a closed loop these follow from the answers."""
         reasons = {
             "sessions": "sessions begin at given times; in a closed loop, times follow from the answers",
@@ -112,7 +110,12 @@ class Workload(Strict):
         }
         for key, reason in reasons.items():
             if getattr(self, key) is not None:
-                raise located(key, reason, hint=f"remove {key}, or give another process, such as poisson")
+                yield located(key, reason, hint=f"remove {key}, or give another process, such as poisson")
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether requests follow from the answers to earlier ones."""
+        return isinstance(self.arrivals, ClosedArrivals)
 
 
 Targets = Literal["all-linear"] | tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...]
@@ -137,16 +140,15 @@ class AdapterKind(Strict):
     """Bytes of one adapter or full model; unset: computed from rank and targets, or the size of the profile's
     weights."""
 
-    @model_validator(mode="after")
-    def _whole(self) -> AdapterKind:
+    @checks
+    def _whole(self) -> Errors:
         for key in ("rank", "targets"):
             if self.kind == "full" and key in self.model_fields_set:
-                raise located(key, f"a full fine-tune has no {key}", got=getattr(self, key), hint=f"remove {key}")
+                yield located(key, f"a full fine-tune has no {key}", got=getattr(self, key), hint=f"remove {key}")
         for key in ("rank", "targets", "size"):
             if self.kind == "base" and key in self.model_fields_set:
                 problem = f"requests to the base model have no adapter, and so no {key}"
-                raise located(key, problem, got=getattr(self, key), hint=f"remove {key}")
-        return self
+                yield located(key, problem, got=getattr(self, key), hint=f"remove {key}")
 
 
 class Adapters(Strict):
@@ -182,54 +184,53 @@ class Adapters(Strict):
     """Kinds of adapters and their shares, instead of one kind; and the share of requests to the base model. ``[{kind:
     base, share: 100%}]``: no adapter is served, and LoRA is off."""
 
-    @model_validator(mode="after")
-    def _one_way(self) -> Adapters:
+    @checks
+    def _one_way(self) -> Errors:
         if self.mix:
             for key in ("rank", "targets", "size"):
                 if key in self.model_fields_set:
-                    raise located(key, f"give {key} in the mix or for all adapters, not both")
+                    yield located(key, f"give {key} in the mix or for all adapters, not both")
             total = sum(kind.share for kind in self.mix)
             if abs(total - 1) > 1e-6:
-                raise located("mix", "the shares of a mix must add up to 100%", got=f"{total:.2%}")
-            self._check_base([i for i, kind in enumerate(self.mix) if kind.kind == "base"])
+                yield located("mix", "the shares of a mix must add up to 100%", got=f"{total:.2%}")
+            yield from self._check_base([i for i, kind in enumerate(self.mix) if kind.kind == "base"])
         if self.invocation_tokens and any(kind.kind == "full" for kind in self.mix):
-            raise located(
+            yield located(
                 "invocation_tokens",
                 "full models share no blocks with the base model",
                 got=f"{self.invocation_tokens}, and a kind: full in the mix",
                 hint="remove it, or the full models",
             )
         if self.base_quantization == "bf16" and self.base_slowdown is not None:
-            raise located(
+            yield located(
                 "base_slowdown",
                 "the base model isn't quantised, so the profile's step times apply",
                 got=self.base_slowdown,
                 hint="give base_quantization: nf4 or int8",
             )
         if self.base_quantization != "nf4" and "base_double_quantization" in self.model_fields_set:
-            raise located(
+            yield located(
                 "base_double_quantization",
                 "only nf4 can quantise its constants too",
                 got=f"base_quantization {self.base_quantization}",
                 hint="remove it",
             )
-        return self
 
-    def _check_base(self, places: list[int]) -> None:
+    def _check_base(self, places: list[int]) -> Errors:
         """Refuse a second kind ``base``, and one that leaves no request for the other kinds of the mix.
 
         :param places: of these kinds in the mix.
         """
         if len(places) > 1:
-            raise located(
+            yield located(
                 f"mix.{places[1]}.kind",
                 "a mix has one share of requests to the base model",
                 got=f"base in {' and '.join(f'mix.{place}' for place in places)}",
                 allowed="base once",
                 hint="add the shares up",
             )
-        if places and len(self.mix) > 1 and not any(kind.share > 0 for kind in self.mix if kind.kind != "base"):
-            raise located(
+        elif places and len(self.mix) > 1 and not any(kind.share > 0 for kind in self.mix if kind.kind != "base"):
+            yield located(
                 f"mix.{places[0]}.share",
                 "all requests are for the base model, so no request is for the other kinds",
                 got=f"{self.mix[places[0]].share:.0%}",

@@ -32,8 +32,11 @@ def records_by_line(text: Iterable[str], source: Bounded) -> Iterator[Found]:
     """Yield the records of JSON lines; a line that is none yields one without a record, unless it is blank."""
     for number, line in enumerate(text, start=1):
         source.row_bytes = 0
-        record = _object(line)
-        if record is not None:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
             yield from _unwrapped(number, record)
         elif line.strip():
             yield Found(number, None, line)
@@ -93,14 +96,6 @@ def cell_of(record: Mapping[str, Any], column: str) -> Any:
             return cell_of(inner, column[place + 1 :])
         place = column.find(".", place + 1)
     return None
-
-
-def _object(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def _unwrapped(line: int, record: Mapping[str, Any]) -> Iterator[Found]:

@@ -92,20 +92,13 @@ class TraceData:
             return self.without_names()
         if self.adapter is None or self.base_share == 0:
             return self
-        chosen = self.adapter != BASE_MODEL
+        return self.pick(np.flatnonzero(self.adapter != BASE_MODEL))
 
-        def pick(values: Ints32 | None) -> Ints32 | None:
-            return None if values is None else values[chosen]
-
-        return replace(
-            self,
-            arrival_s=self.arrival_s[chosen],
-            prompt_tokens=pick(self.prompt_tokens),
-            output_tokens=pick(self.output_tokens),
-            adapter=pick(self.adapter),
-            session=pick(self.session),
-            text=None if self.text is None else self.text.pick(np.flatnonzero(chosen)),
-        )
+    def pick(self, index: Ints) -> TraceData:
+        """Return these requests of the trace, in this order."""
+        arrays = ("arrival_s", "prompt_tokens", "output_tokens", "adapter", "session")
+        picked = {name: values[index] for name in arrays if (values := getattr(self, name)) is not None}
+        return replace(self, **picked, text=None if self.text is None else self.text.pick(index))
 
 
 @dataclass(frozen=True, slots=True)

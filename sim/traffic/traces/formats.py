@@ -153,7 +153,9 @@ def read_rows(table: TraceTable, layout: Layout, ask: ReadOptions) -> TraceData:
             reader.take(Rows(block, bad_rows), parts)
         if limit is None and parts.count > MAX_REQUESTS:
             raise too_many(ask.file, parts.count)
-    notes = [*_ignored(table, layout, columns, ask.file), *bad_rows.settle(parts.count)]
+    ignored = [name for name in table.header if name not in columns and name not in layout.others]
+    notes = [f"{ask.file}: columns ignored: {listed(ignored)}"] if ignored else []
+    notes += bad_rows.settle(parts.count)
     if parts.count == 0:
         raise no_rows(ask.file, bad_rows)
     return reader.finish(parts, notes, bad_rows, ask)
@@ -385,8 +387,3 @@ def no_rows(file: str, bad_rows: BadRows) -> TraceError:
     if bad_rows.skipped:
         return TraceError("no row is left", file=file, got=", ".join(bad_rows.skipped))
     return TraceError("the trace has a header but no requests", file=file, line=1)
-
-
-def _ignored(table: TraceTable, layout: Layout, columns: Sequence[str], file: str) -> list[str]:
-    ignored = [name for name in table.header if name not in columns and name not in layout.others]
-    return [f"{file}: columns ignored: {listed(ignored)}"] if ignored else []

@@ -35,7 +35,8 @@ class TimeStyle:
         """Return cells as pandas reads them; what is no date becomes empty, for pandas takes words such as "now"."""
         if self == ACCESS_LOG:
             return [cell.strip() if cell.isascii() else "" for cell in cells]
-        return [_iso(cell) if cell[:1].isdigit() and cell.isascii() else "" for cell in map(str.strip, cells)]
+        dates = (cell if cell[:1].isdigit() and cell.isascii() else "" for cell in map(str.strip, cells))
+        return [date.replace("/", "-").replace(",", ".").removesuffix(" UTC") for date in dates]
 
 
 ISO = TimeStyle("ISO 8601", date_format="ISO8601")
@@ -66,7 +67,3 @@ def style_of(cells: Sequence[str]) -> TimeStyle | None:
             if size < limit:
                 return numbers(unit)
     return None
-
-
-def _iso(cell: str) -> str:
-    return cell.replace("/", "-").replace(",", ".").removesuffix(" UTC")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
@@ -37,10 +37,6 @@ class Format:
     read: Callable[[TraceTable, ReadOptions], TraceData]
     adapters: bool = True
     drawn: bool = False
-
-
-def _read_layout(layout: Layout, table: TraceTable, ask: ReadOptions) -> TraceData:
-    return read_rows(table, layout, ask)
 
 
 def _read_csv(table: TraceTable, ask: ReadOptions) -> TraceData:
@@ -101,7 +97,9 @@ def format_named(name: str) -> Format:
     """Return the format of a name in ``TRACE_FORMATS``."""
     found = TRACE_FORMATS[name].load()
     if isinstance(found, Layout):
-        return Format(frozenset(found.needed()), partial(_read_layout, found), adapters=bool(found.adapter))
+        return Format(
+            frozenset(found.needed()), lambda table, ask: read_rows(table, found, ask), adapters=bool(found.adapter)
+        )
     assert isinstance(found, Format), "a layout, or a format with a reader of its own"
     return found
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.rng import stream
-from sim.traffic.shared_text import SharedText
 from sim.traffic.traces.data import MAX_REQUESTS, Floats, Ints, Ints32, TraceData, too_many
 
 
@@ -38,19 +37,13 @@ def with_population(data: TraceData, scale: float, limit: int | None, seed: int,
         raise TraceError("no request is left at this population_scale", file=file, got=scale)
     order = np.argsort(arrival, kind="stable")[:limit]
     index, arrival, copy = index[order], arrival[order], copy[order]
-
-    def pick(values: Ints32 | None) -> Ints32 | None:
-        return None if values is None else values[index]
-
-    return replace(
-        data,
-        arrival_s=arrival - arrival[0],
-        prompt_tokens=pick(data.prompt_tokens),
-        output_tokens=pick(data.output_tokens),
-        adapter=pick(data.adapter),
-        session=_sessions(data, index, copy),
-        text=_text(data, index, copy),
-    )
+    picked = replace(data.pick(index), arrival_s=arrival - arrival[0], session=_sessions(data, index, copy))
+    if picked.text is None or data.text is None or not data.text_by_user:
+        return picked
+    # Texts of users: every copy has its own.
+    text = picked.text
+    apart = np.repeat(copy.astype(np.int64), np.diff(text.first)) * (int(data.text.keys.max(initial=-1)) + 1)
+    return replace(picked, text=replace(text, keys=text.keys + apart))
 
 
 def _merged(data: TraceData, scale: float, limit: int | None, seed: int) -> tuple[Ints, Floats, Ints32]:
@@ -103,14 +96,3 @@ def _sessions(data: TraceData, index: Ints, copy: Ints32) -> Ints32 | None:
 
     apart = data.session[index].astype(np.int64) + copy.astype(np.int64) * (int(data.session.max()) + 1)
     return np.asarray(pd.factorize(apart)[0], dtype=np.int32)
-
-
-def _text(data: TraceData, index: Ints, copy: Ints32) -> SharedText | None:
-    """Return the texts of the scaled requests; where they are those of users, every copy has its own."""
-    if data.text is None:
-        return None
-    text = data.text.pick(index)
-    if not data.text_by_user:
-        return text
-    apart = np.repeat(copy.astype(np.int64), np.diff(text.first)) * (int(data.text.keys.max(initial=-1)) + 1)
-    return replace(text, keys=text.keys + apart)

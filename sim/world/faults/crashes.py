@@ -7,7 +7,7 @@ looks like a slow replica. With ``requests: lose`` they fail at once, and it loo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sim.results.recording.recorder import Recorder
@@ -15,8 +15,8 @@ from sim.results.records import LOST, REROUTED, UNFINISHED, Event
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash
 from sim.traffic.request import Request
-from sim.world.clock import CONTROL, Call, Clock
-from sim.world.fleet_ports import Endings, OpenFleet, Places
+from sim.world.clock import Call, Clock
+from sim.world.dispatcher import Dispatcher, Extension
 from sim.world.routing.replica_views import ReplicaViews
 
 
@@ -36,54 +36,18 @@ class CrashedReplica:
     over: bool = False
 
 
-class NoCrashes:
-    """The crashes of a replication without any.
-
-    :ivar active: whether there are crashes.
-    :ivar stuck_area: request-seconds spent stuck at crashed replicas, like ``Server.inside_area``.
-    """
-
-    active = False
-
-    def __init__(self) -> None:
-        self.stuck_area = 0.0
-
-    def start(self, fleet: OpenFleet, endings: Endings, places: Places) -> None:
-        """Put the crashes on the clock."""
-
-    def hold_if_all_down(self, request: Request) -> bool:
-        """Hold a request until a replica is up, if all that take it are down; return whether it is held."""
-        return False
-
-    def accepts(self, request: Request, replica: int) -> bool:
-        """Return whether a replica is up and takes a request; otherwise the request is stuck there, or lost."""
-        return True
-
-    def has_pending(self) -> bool:
-        """Return whether a request is held until a replica is up."""
-        return False
-
-    def any_down(self) -> bool:
-        """Return whether any replica is down."""
-        return False
-
-    def close(self) -> None:
-        """When the simulation has stopped, end the requests that were held or stuck."""
-
-
-class Crashes(NoCrashes):
+class Crashes(Extension):
     """All crashes of one replication.
 
     :param crashes: each with its place among the scenario's faults.
     :param views: those of the routers, in which replicas go down and come up.
     """
 
-    active = True
-
     def __init__(
         self, crashes: Sequence[tuple[int, Crash]], views: ReplicaViews, clock: Clock, recorder: Recorder
     ) -> None:
         super().__init__()
+        self.reorders = True
         self._crashes = crashes
         self._views = views
         self._clock = clock
@@ -91,38 +55,34 @@ class Crashes(NoCrashes):
         self._down: dict[int, CrashedReplica] = {}
         self._all_crashed: list[CrashedReplica] = []
         self._held: list[Request] = []
-        self._fleet: OpenFleet
-        self._endings: Endings
-        self._places: Places
+        self._fleet: Dispatcher
 
-    def start(self, fleet: OpenFleet, endings: Endings, places: Places) -> None:
-        self._fleet, self._endings, self._places = fleet, endings, places
+    def start(self, fleet: Dispatcher) -> None:
+        self._fleet = fleet
         for number, crash in self._crashes:
-            self._clock.call_at(crash.at, CONTROL, self._crash, (number, crash))
+            self._clock.process(self._crash(number, crash))
 
-    def hold_if_all_down(self, request: Request) -> bool:
+    def receive(self, request: Request) -> bool:
+        """Hold a request until a replica is up, if all that take it are down."""
         if not self._views.none_up(request):
-            return False
+            return True
         self._held.append(request)
-        return True
+        return False
 
-    def accepts(self, request: Request, replica: int) -> bool:
+    def accept(self, request: Request, replica: int) -> bool:
         crashed = self._down.get(replica)
         if crashed is None:
             return True
         if crashed.crash.requests == "lose":
-            self._endings.fail(replica, request, LOST)
+            self._fleet.fail(request, replica, LOST)
         else:
             self._add_stuck(crashed, request)
         return False
 
-    def has_pending(self) -> bool:
+    def pending(self) -> bool:
         return bool(self._held)
 
-    def any_down(self) -> bool:
-        return bool(self._down)
-
-    def close(self) -> None:
+    def close(self) -> dict[str, float]:
         for crashed in self._down.values():
             if crashed.crash.down is not None:
                 self._note(crashed, "end", f"the run ends before replica {crashed.crash.replica} is up again")
@@ -131,39 +91,39 @@ class Crashes(NoCrashes):
                 self._recorder.record_unserved(request, crashed.crash.replica, UNFINISHED)
         for request in self._held:
             self._recorder.record_unserved(request, -1, UNFINISHED)
+        return {}
 
-    def _crash(self, event: Call) -> None:
-        number, crash = event.subject
-        fleet, endings, now, replica = self._fleet, self._endings, self._clock.now, crash.replica
-        if not self._places.serves(replica):
+    def _crash(self, number: int, crash: Crash) -> Iterator[Call]:
+        yield self._clock.until(crash.at)
+        fleet, now, replica = self._fleet, self._clock.now, crash.replica
+        if not all(each.crashed(replica) for each in fleet.extensions):
             self._note(CrashedReplica(number, crash), "end", f"replica {replica} does not serve now, so nothing dies")
             return
-        self._places.crashed(replica)
         dead = fleet.servers[replica]
-        inside = sorted(dead.die() + endings.give_up(replica), key=lambda request: request.key)
+        inside = sorted(dead.die() + fleet.held(replica), key=lambda request: request.key)
         if crash.requests == "lose":
             for request in inside:
-                endings.broken_off(replica, request)
+                fleet.broken_off(request, replica)
         if dead.mode.loads_in_steps:  # other replicas record loads at their end
             self._recorder.cut_loads(replica, now)
-        self._replace(replica, standing_in=True)
+        fleet.replace(replica, standing_in=True)
         fleet.inside[replica] = 0
         crashed = self._down[replica] = CrashedReplica(number, crash)
         self._all_crashed.append(crashed)
         self._note(crashed, "crash", f"replica {replica} dies with {_requests(len(inside))} inside")
         for request in inside:
-            endings.lost(replica, request)
+            fleet.lost(request, replica)
             if crash.requests == "lose":
-                endings.fail(replica, request, LOST)
+                fleet.fail(request, replica, LOST)
             else:
                 self._add_stuck(crashed, request)
-        self._clock.call_at(now + crash.detected, CONTROL, self._detect, crashed)
+        self._clock.process(self._detect(crashed))
         if crash.down is not None:
-            self._clock.call_at(now + crash.down, CONTROL, self._restart, crashed)
+            self._clock.process(self._restart(crashed, crash.down))
 
-    def _detect(self, event: Call) -> None:
-        """Take the replica out of the router's view, and send its stuck requests elsewhere."""
-        crashed: CrashedReplica = event.subject
+    def _detect(self, crashed: CrashedReplica) -> Iterator[Call]:
+        """Take the replica out of the router's view once that notices, and send its stuck requests elsewhere."""
+        yield self._clock.until(self._clock.now + crashed.crash.detected)
         fleet, replica = self._fleet, crashed.crash.replica
         crashed.detected = True
         if not crashed.over:
@@ -174,37 +134,34 @@ class Crashes(NoCrashes):
         self._note(crashed, "detected", f"the router notices{gone}{begun}")
         for request in stuck:
             fleet.inside[replica] -= 1
-            self.stuck_area += self._clock.now
+            self.outside_area += self._clock.now
             self._recorder.mark_request(request.index, REROUTED)
         for request in stuck:
             fleet.submit(request)
 
-    def _restart(self, event: Call) -> None:
-        """Put a fresh replica in the place of the crashed one."""
-        crashed: CrashedReplica = event.subject
+    def _restart(self, crashed: CrashedReplica, down_s: float) -> Iterator[Call]:
+        """Put a fresh replica in the place of the crashed one once that is up again."""
+        yield self._clock.until(self._clock.now + down_s)
         replica = crashed.crash.replica
         crashed.over = True
         del self._down[replica]
-        if not self._places.restarted(replica):
+        if not all(each.restarted(replica) for each in self._fleet.extensions):
             self._note(crashed, "restart", f"replica {replica} was being stopped, so it is not started again")
             return
-        self._replace(replica, standing_in=False)
+        self._fleet.replace(replica, standing_in=False)
         self._note(crashed, "restart", f"replica {replica} is up again, with an empty cache")
         if crashed.detected:
             self._views.comes_up(replica)
-            self._places.came_up()
+            for each in self._fleet.extensions:
+                each.came_up()
         held, self._held = self._held, []
         for request in held:
             self._fleet.submit(request)
 
-    def _replace(self, replica: int, *, standing_in: bool) -> None:
-        self._endings.replaced(replica)
-        self._fleet.replace(replica, standing_in=standing_in)
-
     def _add_stuck(self, crashed: CrashedReplica, request: Request) -> None:
         self._fleet.inside[crashed.crash.replica] += 1
-        self.stuck_area -= self._clock.now
-        crashed.stuck.append(self._endings.fresh_copy(request))
+        self.outside_area -= self._clock.now
+        crashed.stuck.append(self._fleet.fresh_copy(request))
 
     def _note(self, crashed: CrashedReplica, kind: str, text: str) -> None:
         self._recorder.events.append(Event(self._clock.now, kind, f"faults.{crashed.number}: {text}"))
@@ -214,7 +171,7 @@ def _requests(count: int) -> str:
     return f"{count} request{'s' if count != 1 else ''}"
 
 
-def make_crashes(scenario: Scenario, views: ReplicaViews, clock: Clock, recorder: Recorder) -> NoCrashes:
-    """Return the crashes of one replication."""
+def make_crashes(scenario: Scenario, views: ReplicaViews, clock: Clock, recorder: Recorder) -> Crashes | None:
+    """Return the crashes of one replication, if there are any."""
     crashes = [(i, fault) for i, fault in enumerate(scenario.faults) if isinstance(fault, Crash)]
-    return Crashes(crashes, views, clock, recorder) if crashes else NoCrashes()
+    return Crashes(crashes, views, clock, recorder) if crashes else None

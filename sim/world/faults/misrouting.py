@@ -5,7 +5,7 @@ A complete wrong answer is either served or detected. An incomplete one (its rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -22,9 +22,9 @@ from sim.results.records import (
 )
 from sim.traffic.request import MISS, Request
 from sim.world.clock import ARRIVAL, Call, Clock
+from sim.world.dispatcher import Dispatcher, Extension
 from sim.world.faults.misrouting_faults import MisroutingFault, make_misrouting_faults
 from sim.world.faults.stale_prefixes import StalePrefixes
-from sim.world.fleet_ports import OpenFleet
 from sim.world.times import Retarget
 from sim.world.world import World
 
@@ -46,62 +46,15 @@ class OriginalTarget:
         request.adapter, request.load_s, request.host_load_s = self.name, self.load_s, self.host_load_s
 
 
-class NoMisrouting:
-    """The misrouting faults of a replication without any.
-
-    :cvar active: whether there are such faults.
-    """
-
-    active = False
-
-    def start(self, fleet: OpenFleet, fail: Callable[[int, Request, int], None]) -> None:
-        """Connect to the fleet.
-
-        :param fail: ends a request, given its replica and marks.
-        """
-
-    def steer(self, request: Request) -> None:
-        """Misroute a request, if a fault decides so."""
-
-    def routed_by(self, request: Request) -> int:
-        """Return the adapter by which the router sends a request; the replica may ignore it and use the base model."""
-        return request.adapter
-
-    def is_misrouted(self, request: Request) -> bool:
-        """Return whether a request inside is misrouted."""
-        return False
-
-    def restore(self, request: Request) -> None:
-        """Reset the adapter of a lost request that is sent again."""
-
-    def ends(self, replica: int, request: Request, now: float) -> bool:
-        """Check a complete answer; return whether the request is retried or has failed instead of completing."""
-        return False
-
-    def has_pending(self) -> bool:
-        """Return whether a retry is still to come."""
-        return False
-
-    def forget(self, request: Request) -> None:
-        """Forget a request that has ended without an answer."""
-
-    def replaced(self, replica: int) -> None:
-        """Note that a replica restarts empty."""
-
-    def close(self) -> None:
-        """End requests whose retry is still to come, and add the faults to the timeline."""
-
-
-class MisroutedRequests(NoMisrouting):
+class MisroutedRequests(Extension):
     """Misrouting faults of one replication, and the requests that they concern.
 
     If several faults could misroute a request, the first one in the scenario does.
 
     :param prefixes: stale prefixes, which answer with an old version.
     :param base_model: number of the base model in replicas. A request to it names no adapter, so it is never misrouted.
+    :ivar wrong: by index, misrouted requests inside.
     """
-
-    active = True
 
     def __init__(
         self,
@@ -112,6 +65,8 @@ class MisroutedRequests(NoMisrouting):
         retarget: Retarget,
         base_model: int,
     ) -> None:
+        super().__init__()
+        self.reorders = True
         self._faults = faults
         self._prefixes = prefixes
         self._clock = clock
@@ -120,19 +75,19 @@ class MisroutedRequests(NoMisrouting):
         self._base_model = base_model
         self._active: list[MisroutingFault] = []
         self._until_s = -inf
-        self._wrong: dict[int, OriginalTarget] = {}  # by index, of misrouted requests inside
+        self.wrong: dict[int, OriginalTarget] = {}
         self._tries: dict[int, int] = {}  # by index, of requests that were sent again
         self._to_come: dict[int, Request] = {}
-        self._submit: Callable[[Request], None]
-        self._fail: Callable[[int, Request, int], None]
+        self._fleet: Dispatcher
 
-    def start(self, fleet: OpenFleet, fail: Callable[[int, Request, int], None]) -> None:
-        self._submit, self._fail = fleet.submit, fail
+    def start(self, fleet: Dispatcher) -> None:
+        self._fleet = fleet
         self._prefixes.start(fleet)
 
-    def steer(self, request: Request) -> None:
+    def receive(self, request: Request) -> bool:
+        """Misroute a request, if a fault decides so."""
         if request.adapter == self._base_model:
-            return
+            return True
         now, tried = self._clock.now, self._tries.get(request.index, 0)
         if now >= self._until_s:
             self._update_active(now)
@@ -140,7 +95,8 @@ class MisroutedRequests(NoMisrouting):
             reached = fault.reaches(request, tried, now)
             if reached != request.adapter:
                 self._misroute(request, reached, fault)
-                return
+                break
+        return True
 
     def _update_active(self, now: float) -> None:
         """Update the faults that are active now, and the time at which that changes."""
@@ -149,7 +105,7 @@ class MisroutedRequests(NoMisrouting):
         self._until_s = min((time for time in edges if time > now), default=inf)
 
     def _misroute(self, request: Request, reached: int, fault: MisroutingFault) -> None:
-        self._wrong[request.index] = OriginalTarget(request.adapter, request.load_s, request.host_load_s, fault)
+        self.wrong[request.index] = OriginalTarget(request.adapter, request.load_s, request.host_load_s, fault)
         self._recorder.mark_request(request.index, MISROUTED)
         if reached == self._base_model:
             request.adapter = reached
@@ -157,20 +113,19 @@ class MisroutedRequests(NoMisrouting):
             self._retarget(request, reached)
 
     def routed_by(self, request: Request) -> int:
-        if request.adapter != self._base_model or request.index not in self._wrong:
+        """Return its own adapter for a request that its replica will answer with the base model."""
+        if request.adapter != self._base_model or request.index not in self.wrong:
             return request.adapter
-        return self._wrong[request.index].name
-
-    def is_misrouted(self, request: Request) -> bool:
-        return request.index in self._wrong
+        return self.wrong[request.index].name
 
     def restore(self, request: Request) -> None:
-        original = self._wrong.pop(request.index, None)
+        original = self.wrong.pop(request.index, None)
         if original is not None:
             original.restore(request)
 
-    def ends(self, replica: int, request: Request, now: float) -> bool:
-        original = self._wrong.pop(request.index, None)
+    def ended(self, request: Request, replica: int, now: float) -> bool:
+        """Check an answer; a wrong one may be detected, and its request sent again or failed."""
+        original = self.wrong.pop(request.index, None)
         if original is None:
             if self._prefixes.found(replica, request, now):
                 self._recorder.mark_request(request.index, OLD_PREFIX)
@@ -193,23 +148,23 @@ class MisroutedRequests(NoMisrouting):
             self._to_come[index] = fresh
             self._clock.call_at(now + detector.delay, ARRIVAL, self._resend, index)
         else:
-            self._fail(replica, request, 0)
+            self._fleet.fail(request, replica, 0)
         return True
 
     def _resend(self, event: Call) -> None:
-        self._submit(self._to_come.pop(event.subject))
+        self._fleet.submit(self._to_come.pop(event.subject))
 
-    def has_pending(self) -> bool:
+    def pending(self) -> bool:
         return bool(self._to_come)
 
-    def forget(self, request: Request) -> None:
-        self._wrong.pop(request.index, None)
+    def failed(self, request: Request, replica: int, marks: int) -> None:
+        self.wrong.pop(request.index, None)
         self._tries.pop(request.index, None)
 
     def replaced(self, replica: int) -> None:
         self._prefixes.forget(replica)
 
-    def close(self) -> None:
+    def close(self) -> dict[str, float]:
         for request in self._to_come.values():
             self._recorder.record_unserved(request, -1, UNFINISHED)
         stopped, events = self._clock.now, self._recorder.events
@@ -221,14 +176,15 @@ class MisroutedRequests(NoMisrouting):
             events.append(Event(fault.ends_s, "over", f"{key}: requests reach their own adapters again"))
         # Events on the clock would make a run of all requests longer.
         events[:] = sorted((event for event in events if event.time_s <= stopped), key=lambda event: event.time_s)
+        return {}
 
 
 def make_misrouting(
     world: World, replication: int, clock: Clock, recorder: Recorder, prefixes: StalePrefixes
-) -> NoMisrouting:
-    """Return the misrouting faults of one replication."""
+) -> MisroutedRequests | None:
+    """Return the misrouting faults of one replication, if there are any."""
     faults = make_misrouting_faults(world, replication)
     if not faults and not prefixes.active:
-        return NoMisrouting()
+        return None
     retarget = Retarget(world.scenario, world.profile, world.population)
     return MisroutedRequests(faults, prefixes, clock, recorder, retarget, world.base_model)

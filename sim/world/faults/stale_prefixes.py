@@ -11,12 +11,12 @@ from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import NamedPrefixes
 from sim.traffic.request import Request
-from sim.world.fleet_ports import OpenFleet, WeightsListener
+from sim.world.dispatcher import Dispatcher
 from sim.world.replica.server import Server
 from sim.world.world import World
 
 
-class StalePrefixes(WeightsListener):
+class StalePrefixes:
     """Prefixes of old versions on all replicas.
 
     Where replicas have a prefix cache, it says which requests found such a prefix. Elsewhere a request is taken to look
@@ -30,7 +30,7 @@ class StalePrefixes(WeightsListener):
     def __init__(
         self, faults: list[tuple[int, NamedPrefixes]], concerned: Collection[int], seed: int, replication: int
     ) -> None:
-        self.active = self.keeps_prefixes = bool(faults)
+        self.active = bool(faults)
         self._servers: list[Server] = []  # with a prefix cache
         self._faults = [
             (spec.share, spec.lifetime, stream_key(seed, replication, f"named-prefixes-{number}"))
@@ -43,15 +43,20 @@ class StalePrefixes(WeightsListener):
             tuple[int, int], list[tuple[float, float]]
         ] = {}  # when each came, and the last answer before it
 
-    def start(self, fleet: OpenFleet) -> None:
+    def start(self, fleet: Dispatcher) -> None:
         """Begin with the run of a fleet."""
         if self.active and not self._faults:
             self._servers = fleet.servers
 
-    def replaced(self, replica: int, adapter: int, under_way: bool, now: float) -> None:
+    def replaced(self, replica: int, adapter: int, under_way: bool, now: float) -> bool:
+        """Note that new weights answer from now on; return whether requests for them find cached prefixes of old ones.
+
+        :param under_way: whether requests are in progress with the adapter.
+        """
         last_s = now if under_way else self._answered_s.get((replica, adapter))
         if last_s is not None:
             self._replacements.setdefault((replica, adapter), []).append((now, last_s))
+        return self.active
 
     def found(self, replica: int, request: Request, now: float) -> bool:
         """Return whether a request that finishes now used a prefix of an older version.

@@ -162,14 +162,11 @@ class StorageFaults(LoadTiming):
 
     def _work_s(self, start_s: float, seconds: float, adapter: int, number: int) -> float:
         """Return the seconds of a load that starts now at full speed, with the delay of a network."""
+        name = self._original[adapter] if self._original else adapter
         for delay in self._delays:
-            if delay.begin_s <= start_s < delay.end_s and self._is_remote(delay, adapter):
+            if delay.begin_s <= start_s < delay.end_s and uniform_draw(delay.adapter_key, name) < delay.share:
                 seconds += delay.ppf(uniform_draw(delay.load_key, number))
         return seconds
-
-    def _is_remote(self, delay: Delay, adapter: int) -> bool:
-        name = self._original[adapter] if self._original else adapter
-        return uniform_draw(delay.adapter_key, name) < delay.share
 
     def _failed(self, attempt: int, end_s: float, number: int) -> Failures | None:
         """Return the fault that makes an attempt fail, or None."""

@@ -8,8 +8,9 @@ last request has left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from math import inf
 
 from sim.errors import ScenarioError
@@ -21,40 +22,15 @@ from sim.spec.sections.autoscaling import Autoscale
 from sim.spec.units import format_seconds
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
-from sim.world.fleet_ports import Endings, OpenFleet, Places
+from sim.world.dispatcher import Dispatcher, Extension
 from sim.world.pools.cold_starts import ColdStarts, mean_cold_start_s
 from sim.world.pools.replica_readings import make_reader
-from sim.world.replica.ports import ReplicaListener
 from sim.world.world import World
 
 EMPTY, STARTING, READY, DRAINING = range(4)
 """States of a place."""
 PATIENCE_ROUNDS = 20
 """After so many rounds of its timetable without a ready replica, an autoscaler that holds requests gives up."""
-
-
-class NoAutoscaler(Places):
-    """The autoscaler of a fleet that stays as it is.
-
-    :ivar active: whether there is one; ``holds``: whether requests may find no replica at all.
-    """
-
-    active = False
-    holds = False
-
-    def start(self, fleet: OpenFleet, endings: Endings) -> None:
-        """Put the first decision on the clock."""
-
-    def hold_if_none_ready(self, request: Request) -> bool:
-        """Hold a request until a replica is ready, if none is; return whether it is held."""
-        return False
-
-    def has_pending(self) -> bool:
-        """Return whether a request is held until a replica is ready."""
-        return False
-
-    def close(self) -> None:
-        """When the simulation has stopped, end what is held, and record the replicas that there still are."""
 
 
 @dataclass(slots=True)
@@ -75,20 +51,19 @@ class Place:
     due: Call | None = None
 
 
-class Autoscaler(NoAutoscaler):
+class Autoscaler(Extension):
     """The autoscaler of the replicas of a fleet.
 
     :param spec: how it decides; ``view``: the router's view, in which replicas come up and go down.
     """
 
-    active = True
-
     def __init__(
         self, spec: Autoscale, world: World, replication: int, view: View, clock: Clock, recorder: Recorder
     ) -> None:
+        super().__init__()
         fleet = world.scenario.fleet
         self._interval_s = spec.interval
-        self.holds = spec.min == 0
+        self.reorders = spec.min == 0  # requests may find no replica at all, and are held
         self._starts = ColdStarts(spec.cold_start, world, replication)
         self._policy = make_policy(spec, mean_cold_start_s(spec.cold_start, world))
         self._view = view
@@ -102,39 +77,40 @@ class Autoscaler(NoAutoscaler):
         self._held: list[Request] = []
         self._held_s = inf  # since when requests are held
         self._patience_s = PATIENCE_ROUNDS * (spec.every + spec.interval)
-        self._wakes = 1
-        self._fleet: OpenFleet
-        self._endings: Endings
+        self._fleet: Dispatcher
 
-    def start(self, fleet: OpenFleet, endings: Endings) -> None:
-        self._fleet, self._endings = fleet, endings
-        self._clock.call_at(self._interval_s, CONTROL, self._wake)
+    def start(self, fleet: Dispatcher) -> None:
+        self._fleet = fleet
+        self._clock.process(self._rounds())
 
-    def hold_if_none_ready(self, request: Request) -> bool:
+    def receive(self, request: Request) -> bool:
         if self._view.up:
-            return False
+            return True
         if not self._held:
             self._held_s = self._clock.now
         self._held.append(request)
-        return True
+        return False
 
-    def has_pending(self) -> bool:
+    def left(self, request: Request, replica: int) -> None:
+        place = self._places[replica]
+        if place.state == DRAINING and not place.down:
+            self._one_left(place)
+
+    def pending(self) -> bool:
         return bool(self._held)
 
-    def close(self) -> None:
+    def close(self) -> dict[str, float]:
         for place in self._places:
             if place.state != EMPTY:
                 self._note_life(place, inf)
         for request in self._held:
             self._recorder.record_unserved(request, -1, UNFINISHED)
+        return {}
 
-    # What crashes ask and say
-
-    def serves(self, replica: int) -> bool:
-        return self._places[replica].state in (READY, DRAINING)
-
-    def crashed(self, replica: int) -> None:
-        self._places[replica].down = True
+    def crashed(self, replica: int) -> bool:
+        place = self._places[replica]
+        place.down = place.state in (READY, DRAINING)
+        return place.down
 
     def restarted(self, replica: int) -> bool:
         place = self._places[replica]
@@ -151,15 +127,15 @@ class Autoscaler(NoAutoscaler):
 
     # Decisions
 
-    def _wake(self, event: Call) -> None:
-        for place in self._places:
-            if place.state == DRAINING:
-                self._retire_if_empty(place)
-        self._decide()
-        if self._held and self._clock.now - self._held_s > self._patience_s:
-            self._give_up()
-        self._wakes += 1  # a product, not a running sum: the n-th decision is at exactly n intervals
-        self._clock.schedule(self._wakes * self._interval_s, CONTROL, event)
+    def _rounds(self) -> Iterator[Call]:
+        for number in count(1):  # a product, not a running sum: the n-th decision is at exactly n intervals
+            yield self._clock.until(number * self._interval_s)
+            for place in self._places:
+                if place.state == DRAINING:
+                    self._retire_if_empty(place)
+            self._decide()
+            if self._held and self._clock.now - self._held_s > self._patience_s:
+                self._give_up()
 
     def _give_up(self) -> None:
         """End a run in which replicas are stopped before they are ready, so that it would go on forever."""
@@ -186,7 +162,7 @@ class Autoscaler(NoAutoscaler):
             if len(alive) >= self._wanted:
                 break
             if place.state == EMPTY:
-                self._start(place)
+                self._clock.process(self._start(place))
                 alive.append(place)
         for _ in range(len(alive) - self._wanted):
             stoppable = [place for place in alive if not place.down]
@@ -198,23 +174,16 @@ class Autoscaler(NoAutoscaler):
             alive.remove(last)
             self._stop(last)
 
-    def _start(self, place: Place) -> None:
+    def _start(self, place: Place) -> Iterator[Call]:
         now = self._clock.now
         place.state, place.began_s, place.ready_s, place.drained_s = STARTING, now, inf, inf
         seconds = self._starts.next_s()
         if seconds > 0:
-            place.due = self._clock.call_at(now + seconds, CONTROL, self._ready, place)
-        else:
-            self._serve(place)
-
-    def _ready(self, event: Call) -> None:
-        place: Place = event.subject
-        if place.due is event:  # otherwise its start was called off
-            self._serve(place)
-
-    def _serve(self, place: Place) -> None:
+            place.due = due = self._clock.until(now + seconds)
+            yield due
+            if place.due is not due:
+                return  # its start was called off
         place.state, place.ready_s, place.due = READY, self._clock.now, None
-        self._endings.replaced(place.index)
         self._fleet.replace(place.index, standing_in=False)
         self._view.comes_up(place.index)
         self.came_up()
@@ -226,9 +195,6 @@ class Autoscaler(NoAutoscaler):
             return
         place.state, place.drained_s = DRAINING, self._clock.now
         self._view.goes_down(place.index)
-        server = self._fleet.servers[place.index]
-        listener = DrainListener(lambda: self._one_left(place))
-        listener.before = server.set_listener(listener)
         self._one_left(place)
 
     def _one_left(self, place: Place) -> None:
@@ -241,7 +207,6 @@ class Autoscaler(NoAutoscaler):
             return
         left = self._fleet.servers[place.index].die()
         assert not left, "nothing is lost in a drain"
-        self._endings.replaced(place.index)
         self._fleet.replace(place.index, standing_in=True)
         self._empty(place)
         self._fill_or_stop()  # one may have waited for this place
@@ -254,33 +219,7 @@ class Autoscaler(NoAutoscaler):
         self._recorder.lives.append((place.index, place.began_s, place.ready_s, place.drained_s, gone_s))
 
 
-class DrainListener(ReplicaListener):
-    """Passes on what happens to the requests of a replica that drains, and says when one has left.
-
-    :ivar before: the listener until the drain began.
-    """
-
-    hears_ends = True
-
-    def __init__(self, on_left: Callable[[], None]) -> None:
-        self.before = ReplicaListener()
-        self._on_left = on_left
-
-    def finished(self, request: Request, now: float) -> bool:
-        taken = self.before.hears_ends and self.before.finished(request, now)
-        self._on_left()
-        return taken
-
-    def lost(self, request: Request) -> None:
-        self.before.lost(request)
-        self._on_left()
-
-    def load_failed(self, request: Request) -> None:
-        self.before.load_failed(request)
-        self._on_left()
-
-
-def make_autoscaler(world: World, replication: int, view: View, clock: Clock, recorder: Recorder) -> NoAutoscaler:
-    """Return the autoscaler of one replication."""
+def make_autoscaler(world: World, replication: int, view: View, clock: Clock, recorder: Recorder) -> Autoscaler | None:
+    """Return the autoscaler of one replication, if there is one."""
     spec = world.scenario.fleet.autoscale
-    return NoAutoscaler() if spec is None else Autoscaler(spec, world, replication, view, clock, recorder)
+    return None if spec is None else Autoscaler(spec, world, replication, view, clock, recorder)

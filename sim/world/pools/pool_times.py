@@ -14,9 +14,8 @@ from sim.results.records import REFUSED
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, Request
+from sim.world.dispatcher import Extension
 from sim.world.fleet import NO_LIMIT
-from sim.world.fleet_ports import FleetHooks, OpenFleet, ReplicaEntry
-from sim.world.routing.in_flight import InFlight
 from sim.world.times import RequestTimes, request_times
 from sim.world.world import ReplicaPool, World
 
@@ -156,41 +155,19 @@ def _same_sizes(one: Population, other: Population) -> bool:
     )
 
 
-class PoolEntry(ReplicaEntry):
+class PoolLimits(Extension):
     """Gives each request the times of the pool that it goes to, and refuses it there if it is too long."""
 
     def __init__(self, pools: Sequence[ReplicaPool], times: PoolTimes, recorder: Recorder) -> None:
+        super().__init__()
         self._pool_of = [number for number, pool in enumerate(pools) for _ in pool.indices]
         self._times = times
         self._recorder = recorder
 
-    def admits(self, request: Request, replica: int) -> bool:
+    def accept(self, request: Request, replica: int) -> bool:
         pool = self._pool_of[replica]
         if not self._times.fits(request, pool):
             self._recorder.record_unserved(request, -1, REFUSED)
             return False
         self._times.set_for(request, pool)
         return True
-
-
-class PoolHooks(FleetHooks):
-    """The hooks of a fleet in which only the pools of requests matter."""
-
-    direct = False
-
-    def __init__(self, entry: ReplicaEntry, in_flight: InFlight) -> None:
-        self._entry = entry
-        self._in_flight = in_flight
-        self._fleet: OpenFleet
-
-    def start(self, fleet: OpenFleet) -> None:
-        self._fleet = fleet
-
-    def send(self, request: Request) -> None:
-        fleet = self._fleet
-        replica = fleet.choose(request.adapter, request)
-        if not self._entry.admits(request, replica):
-            return
-        if self._in_flight.counting:
-            self._in_flight.entered(replica, request)
-        fleet.servers[replica].arrive(request)

@@ -12,18 +12,18 @@ from sim.world.replica.modes.adapter_mode import AdapterMode
 class AdapterCopies:
     """Copies in GPU and host memory: are there any, drop them, load them again.
 
-    :param standing_in: whether the replica only stands in for a crashed one: it reads its first copies when it is up
+    :ivar standing_in: whether the replica only stands in for a crashed one: it reads its first copies when it is up
         again.
     """
 
     def __init__(self, mode: AdapterMode, intake: Intake, *, standing_in: bool) -> None:
         self._mode = mode
         self.intake = intake
-        self._standing_in = standing_in
+        self.standing_in = standing_in
 
     def exist(self, adapter: int) -> bool:
         """Return whether GPU or host memory has a copy of an adapter, or is loading one."""
-        if self._standing_in:
+        if self.standing_in:
             return False
         return self._mode.cache.holds(adapter) or self.intake.host.holds(adapter)
 
@@ -54,7 +54,7 @@ class AdapterCopies:
         :param seconds: load time from a healthy storage, and from host memory.
         :param then: is called with the time at which the next one may be loaded.
         """
-        if not self._standing_in:
+        if not self.standing_in:
             self.intake.load_placed(adapter, seconds, then)
 
     def renew(self, adapter: int, seconds: float, replace_weights: Callable[[], None]) -> None:
@@ -62,5 +62,5 @@ class AdapterCopies:
 
         :param seconds: load time of a healthy storage. If loads block steps, this one blocks the next step.
         """
-        assert not self._standing_in, "a crashed replica has no copy to renew"
+        assert not self.standing_in, "a crashed replica has no copy to renew"
         self.intake.renew(adapter, seconds, replace_weights)

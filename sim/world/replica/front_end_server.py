@@ -36,7 +36,7 @@ class FrontEndServer(BatchServer):
     def arrive(self, request: Request) -> None:
         now = self.clock.now
         if self._inside[self.index] >= self.front_end.max_in_flight:
-            self._listener.lost(request)
+            self._listener.lost(request, self.index)
             self.recorder.record_unserved(request, self.index, REFUSED)
             return
         self._inside[self.index] += 1
@@ -46,14 +46,13 @@ class FrontEndServer(BatchServer):
     def _reach_engine(self, event: Call) -> None:
         request: Request = event.subject
         now = self.clock.now
-        if self._steps and self._changed_s >= 0 and self._step_end_after(self._changed_s) <= now:
-            self.front_end.step_ended(now)
+        if self._steps and self._changed_s >= 0:
+            steps = self._steps_until(max(self._changed_s, self._started_s))
+            if self._started_s + self._elapsed(steps) <= now:
+                self.front_end.step_ended(now)
         self.front_end.waits(request.adapter)
         self._changed_s = now
         self.intake.take_in(request, False)
-
-    def _step_end_after(self, time: float) -> float:
-        return self._started_s + self._elapsed(self._steps_until(max(time, self._started_s)))
 
     def _next_leap(self, now: float) -> float:
         if self._steps:

@@ -115,26 +115,25 @@ class FetchListener(ReplicaListener):
     :param listener: the one that others have put there.
     """
 
-    hears_ends = True
-
     def __init__(self, fill: HostFill, recorder: Recorder, listener: ReplicaListener) -> None:
+        self.hears_ends = True
         self._fill = fill
         self._recorder = recorder
         self._listener = listener
 
-    def finished(self, request: Request, now: float) -> bool:
+    def finished(self, request: Request, replica: int, now: float) -> bool:
         waited_s = self._fill.leave(request)
-        taken = self._listener.finished(request, now)
+        taken = self._listener.finished(request, replica, now)
         if waited_s and not taken:
             self._recorder.record_host_fill(request.index, waited_s)
         return taken
 
-    def lost(self, request: Request) -> None:
-        self._listener.lost(request)
+    def lost(self, request: Request, replica: int) -> None:
+        self._listener.lost(request, replica)
 
-    def load_failed(self, request: Request) -> None:
+    def load_failed(self, request: Request, replica: int) -> None:
         self._fill.leave(request)
-        self._listener.load_failed(request)
+        self._listener.load_failed(request, replica)
 
 
 class FetchedCopies(HostTier):

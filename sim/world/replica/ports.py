@@ -1,7 +1,7 @@
 """What a replica and its surroundings know of each other. Replicas import no rollouts, faults or pools.
 
-Each listener here does nothing, so that a replica without rollouts or faults takes it as it is. Rollouts and faults
-inherit from it and override what concerns them.
+``LoadTiming`` and ``WeightVersions`` do nothing here, so that a replica without rollouts and faults takes them as they
+are.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ def without_delay(work: Callable[[], None]) -> Action:
     return action
 
 
-class ReplicaListener:
+class ReplicaListener(ABC):
     """Is called when requests leave a replica.
 
-    :cvar hears_ends: whether ``finished`` is called: not here, which saves a call for every request.
+    :ivar hears_ends: whether ``finished`` is called; otherwise that saves a call for every request.
     """
 
-    hears_ends = False
+    hears_ends: bool
 
-    def finished(self, request: Request, now: float) -> bool:
+    @abstractmethod
+    def finished(self, request: Request, replica: int, now: float) -> bool:
         """A request has its last token and is about to be recorded. Return True to take it over, to send it again."""
-        return False
 
-    def lost(self, request: Request) -> None:
+    @abstractmethod
+    def lost(self, request: Request, replica: int) -> None:
         """A request has left unserved."""
 
-    def load_failed(self, request: Request) -> None:
+    @abstractmethod
+    def load_failed(self, request: Request, replica: int) -> None:
         """A request has left because its adapter could not be loaded."""
-        raise AssertionError("where loads can fail, a listener handles failed loads")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mypy_extensions import mypyc_attr
 
@@ -38,7 +38,7 @@ class ReplicaParts:
     index: int
     inside: list[int]
     intake: Intake
-    listener: ReplicaListener = field(default_factory=ReplicaListener)
+    listener: ReplicaListener
     standing_in: bool = False
 
 
@@ -83,7 +83,7 @@ class Server(Replica):
 
     # Without slots, objects with more than 30 attributes are slow to read (CPython 3.11 to 3.13).
     __slots__ = (
-        "_hears_ends", "_inside", "_listener", "_stages", "cache", "clock", "copies", "index", "inside_area", "intake",
+        "_inside", "_listener", "_stages", "cache", "clock", "copies", "index", "inside_area", "intake",
         "mode", "recorder",
     )  # fmt: skip  # names in a paragraph, not one a line
 
@@ -96,7 +96,6 @@ class Server(Replica):
         self.copies = AdapterCopies(mode, parts.intake, standing_in=parts.standing_in)
         self.intake = parts.intake
         self._listener = parts.listener
-        self._hears_ends = parts.listener.hears_ends
         self._inside = parts.inside
         self.inside_area = 0.0
         self._stages: tuple[Intake, ...] = (mode,) if parts.intake is mode else (mode, parts.intake)
@@ -126,17 +125,17 @@ class Server(Replica):
 
     def refuse(self, request: Request) -> None:
         self._goes()
-        self._listener.lost(request)
+        self._listener.lost(request, self.index)
         self.recorder.record_unserved(request, self.index, REFUSED)
 
     def fail(self, request: Request) -> None:
         self._goes()
-        self._listener.load_failed(request)
+        self._listener.load_failed(request, self.index)
 
     def _leave(self, requests: list[Request], now: float) -> None:
         """Let requests go that have their last token."""
         inside, index, cache, listener = self._inside, self.index, self.cache, self._listener
-        hears_ends = self._hears_ends
+        hears_ends = listener.hears_ends
         taken_over: list[Request] = []
         for request in requests:
             inside[index] -= 1
@@ -144,7 +143,7 @@ class Server(Replica):
             holding = request.last_step == HOLDING
             if cache.release_paused(request.adapter) if holding else cache.release(request.adapter):
                 self.mode.room_appeared()
-            if hears_ends and listener.finished(request, now):
+            if hears_ends and listener.finished(request, index, now):
                 taken_over.append(request)
         self._record([r for r in requests if r not in taken_over] if taken_over else requests, now)
 
@@ -175,11 +174,6 @@ class Server(Replica):
     def found_outdated_prefix(self, request: Request) -> bool:
         """Return whether a request that leaves found a prefix that weights of before such a replacement computed."""
         return False
-
-    def set_listener(self, listener: ReplicaListener) -> ReplicaListener:
-        """Set another listener; return the one before, which gets no more calls from here."""
-        before, self._listener, self._hears_ends = self._listener, listener, listener.hears_ends
-        return before
 
     def totals(self) -> ReplicaTotals:
         """Return what this replica has counted."""

@@ -2,179 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 
 import numpy as np
 
 from sim.results.recording.recorder import Recorder
-from sim.results.records import GATED, MIXED, REFUSED, STALE
+from sim.results.records import GATED, LOAD_FAILED, LOST, MIXED, REFUSED, STALE
 from sim.traffic.request import Request
 from sim.world.clock import Clock
-from sim.world.fleet_ports import OpenFleet, WeightsListener
-from sim.world.replica.ports import WeightVersions
-from sim.world.rollouts.barriers import Barriers
-from sim.world.rollouts.duplicate_version_bytes import DuplicateVersionBytes
-from sim.world.rollouts.held_requests import HeldRequests
-from sim.world.rollouts.in_place_update import InPlaceUpdate
-from sim.world.rollouts.rollout_plan import RolloutPlan
-from sim.world.rollouts.rollout_progress import RolloutContext, RolloutProgress
+from sim.world.dispatcher import Dispatcher, Extension
+from sim.world.rollouts.in_place_update import Barriers, InPlaceUpdate
+from sim.world.rollouts.rollout_progress import RolloutProgress
 from sim.world.rollouts.traffic_shift import TrafficShift
-from sim.world.rollouts.version_state import VersionState
-from sim.world.rollouts.versions import HostLoadVersions, Versions
+from sim.world.rollouts.versions import DuplicateVersionBytes, HostLoadVersions, Versions
 from sim.world.routing.router_instances import RouterInstances
 from sim.world.times import Retarget, tier_times
 from sim.world.world import World
 
+WeightsReplaced = Callable[[int, int, bool, float], bool]
+"""Is called when a new version of an adapter replaces the old one on a replica, whether requests are in progress with
+it, and when. Returns whether requests for the new version find cached prefixes of the old one."""
 
-class NoRollouts:
-    """The rollouts of a replication without any.
 
-    :ivar active: whether there are rollouts.
-    :ivar renames: whether a new version has a name of its own, so that requests must be steered; ``holds``: whether
-        requests may have to wait for a new version.
+class Rollouts(Extension):
+    """Rollouts of one replication.
+
+    :param weights_replaced: called when a new version replaces an older one of the same name.
+    :param misrouted: numbers of requests that reach a wrong adapter: no version of their own one answers them.
     :ivar barriers: closed barriers of the replicas; while there are none, every request is accepted.
     """
 
-    active = False
-
-    def __init__(self) -> None:
-        self.renames = self.holds = False
-        self.barriers = Barriers(0)
-
-    def versions(self, replica: int) -> WeightVersions:
-        """Return the versions that loads on a replica read."""
-        return WeightVersions()
-
-    def host_versions(self, replica: int) -> WeightVersions:
-        """Return the versions that loads to host memory read, where they precede those to the GPU."""
-        return WeightVersions()
-
-    def cache_listeners(self) -> list[DuplicateVersionBytes]:
-        """Return what must know which adapters come to, and leave, the caches of the replicas."""
-        return []
-
-    def start(self, fleet: OpenFleet) -> None:
-        """Put all stages on the clock."""
-
-    def restore(self, request: Request) -> None:
-        """Reset the adapter of a request that is sent again, whatever version it had before."""
-
-    def steer(self, request: Request) -> None:
-        """Decide the version of a request, if versions have names of their own."""
-
-    def pinned(self, adapters: Sequence[int]) -> tuple[int, ...]:
-        """Return the versions that are pinned now, given the adapters pinned at the start."""
-        return tuple(adapters)
-
-    def refuse(self, request: Request, replica: int) -> None:
-        """Refuse a request whose adapter is being updated."""
-
-    def hold(self, request: Request, replica: int) -> None:
-        """Let a request wait outside until its adapter has been updated."""
-
-    def concern(self, request: Request) -> bool:
-        """Return whether ``ended`` must be called for a request that is answered now."""
-        return False
-
-    def ended(self, replica: int, request: Request, now: float) -> None:
-        """Record the versions that have answered a request."""
-
-    def failed(self, request: Request) -> None:
-        """Note that a request will not be answered: its replica crashed, or its adapter could not be loaded."""
-
-    def broken_off(self, replica: int, request: Request, *, whole: bool) -> None:
-        """Record the versions behind the tokens of a request that ends incomplete.
-
-        These tokens were streamed, so the answer may be mixed or stale like any other. Call it before the replica
-        forgets the request.
-
-        :param whole: whether it has all its tokens, and was found wrong.
-        """
-
-    def left(self, replica: int, request: Request) -> None:
-        """Note that a request left a replica unserved."""
-
-    def give_up(self, replica: int) -> list[Request]:
-        """Return the requests held back for a replica, which now never get there."""
-        return []
-
-    def held_area(self) -> float:
-        """Return the request-seconds that requests were held back."""
-        return 0.0
-
-    def replaced(self, replica: int) -> None:
-        """Note that a replica restarts empty: what it loads from now on is current."""
-
-    def close(self) -> dict[str, float]:
-        """Return facts of the run, such as the duration of all rollouts (nan: not complete)."""
-        return {}
-
-
-class Rollouts(NoRollouts):
-    """Rollouts of one replication.
-
-    :param weights_listener: called when a new version replaces an older one of the same name.
-    """
-
-    active = True
-
     def __init__(
         self,
-        rollout_plan: RolloutPlan,
-        context: RolloutContext,
-        shifts: Sequence[TrafficShift],
-        updates: Sequence[InPlaceUpdate],
-        state: VersionState,
-        retarget: Callable[[Request, int], None],
-        weights_listener: WeightsListener,
+        world: World,
+        replication: int,
+        clock: Clock,
+        recorder: Recorder,
+        weights_replaced: WeightsReplaced,
+        misrouted: Container[int],
     ) -> None:
         super().__init__()
-        self._retarget = retarget
-        self.renames = bool(shifts)
-        self.holds = any(update.planned.rollout.strategy == "drain-then-swap" for update in updates)
-        self.original: list[int] = rollout_plan.original.tolist()
-        # The engine isn't told that files were overwritten, so it keeps what it cached under the adapter's name.
-        self._unannounced = {
-            adapter
-            for update in updates
-            if update.planned.rollout.strategy == "lazy-reread"
-            for adapter in update.planned.adapters
-        }
-        self._clock = context.clock
-        self._progress = context.progress
-        self._shifts = shifts
-        self._updates = updates
-        self._parts: tuple[TrafficShift | InPlaceUpdate, ...] = (*shifts, *updates)
+        plan, scenario, seed = world.rollout_plan, world.scenario, world.scenario.run.seed
+        self.original: list[int] = plan.original.tolist()
+        self._clock, self._recorder = clock, recorder
+        self._progress = progress = RolloutProgress(clock, recorder)
+        self._versions = [Versions(plan.initial_versions) for _ in range(scenario.fleet.places)]
+        self.barriers = Barriers(clock, len(self._versions))
+        costs = scenario, world.profile, world.population
+        resized = any(rollout.rank or rollout.size for rollout in scenario.rollouts)
+        self._retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
+        routers = RouterInstances(scenario.router.instances, seed, replication)
+        self._shifts = [
+            TrafficShift(planned, progress, seed, replication, self._retarget, routers)
+            for planned in plan.rollouts
+            if planned.new_adapters
+        ]
+        from_storage, _ = tier_times(*costs)
+        self._updates = [
+            InPlaceUpdate(planned, progress, seed, replication, self._versions, self.barriers, from_storage)
+            for planned in plan.rollouts
+            if not planned.new_adapters
+        ]
+        self._parts: tuple[TrafficShift | InPlaceUpdate, ...] = (*self._shifts, *self._updates)
         self._parts_of: dict[int, list[TrafficShift | InPlaceUpdate]] = {}
         for part in self._parts:
             for name in part.planned.names:
                 self._parts_of.setdefault(name, []).append(part)
-        self.barriers = state.barriers
-        self._held = state.held
-        self._versions = state.versions
-        self._recorder = context.recorder
-        self._duplicate_bytes = state.duplicate_bytes
-        self._weights_listener = weights_listener
-        self._fleet: OpenFleet
-        self._gated = {
-            copy: shift for shift in shifts if shift.planned.rollout.gate for copy in shift.planned.new_adapters
+        self.reorders = any(update.planned.rollout.strategy == "drain-then-swap" for update in self._updates)
+        # The engine isn't told that files were overwritten, so it keeps what it cached under the adapter's name.
+        self._unannounced = {
+            adapter
+            for update in self._updates
+            if update.planned.rollout.strategy == "lazy-reread"
+            for adapter in update.planned.adapters
         }
+        self._gated = {
+            copy: shift for shift in self._shifts if shift.planned.rollout.gate for copy in shift.planned.new_adapters
+        }
+        renamed = {name for shift in self._shifts for name in shift.planned.names}
+        self._duplicate_bytes = DuplicateVersionBytes(self.original, world.population.size_bytes.tolist(), renamed)
+        self._weights_replaced = weights_replaced
+        self._misrouted = misrouted
+        self._fleet: Dispatcher
         # By request whose version changed during its answer: (version, tokens out when that version was replaced).
         self._started: dict[int, list[tuple[int, int]]] = {}
-        for replica, of_replica in enumerate(state.versions):
+        for replica, of_replica in enumerate(self._versions):
             of_replica.report_to(partial(self._changed, replica))
 
-    def versions(self, replica: int) -> Versions:
-        return self._versions[replica]
-
-    def host_versions(self, replica: int) -> HostLoadVersions:
-        return HostLoadVersions(self._versions[replica])
+    def versions(self, replica: int) -> tuple[Versions, HostLoadVersions]:
+        """Return the versions that loads on a replica read: to the GPU, and to host memory where those come first."""
+        return self._versions[replica], HostLoadVersions(self._versions[replica])
 
     def cache_listeners(self) -> list[DuplicateVersionBytes]:
-        return [self._duplicate_bytes] if self.renames else []
+        """Return what must know which adapters come to, and leave, the caches of the replicas."""
+        return [self._duplicate_bytes] if self._shifts else []
 
-    def start(self, fleet: OpenFleet) -> None:
+    def start(self, fleet: Dispatcher) -> None:
         self._fleet = fleet
         for part in self._parts:
             part.start(fleet)
@@ -186,7 +110,8 @@ class Rollouts(NoRollouts):
         if name != request.adapter:
             self._retarget(request, name)
 
-    def steer(self, request: Request) -> None:
+    def receive(self, request: Request) -> bool:
+        """Decide the version of a request, if versions have names of their own."""
         moved, shifting = self._progress.moved, self._progress.shifting
         while True:
             adapter = request.adapter
@@ -194,9 +119,10 @@ class Rollouts(NoRollouts):
             if copy is not None:
                 self._retarget(request, copy)
             elif not shifting or adapter not in shifting or not shifting[adapter].moves(request):
-                return
+                return True
 
     def pinned(self, adapters: Sequence[int]) -> tuple[int, ...]:
+        """Return the versions that are pinned now, given the adapters pinned at the start."""
         pin_of, pinned = self._progress.pin_of, []
         for adapter in adapters:
             while adapter in pin_of:
@@ -204,33 +130,28 @@ class Rollouts(NoRollouts):
             pinned.append(adapter)
         return tuple(pinned)
 
-    def refuse(self, request: Request, replica: int) -> None:
-        self._recorder.record_unserved(request, replica, REFUSED)
-        self._recorder.mark_request(request.index, GATED)
+    def accept(self, request: Request, replica: int) -> bool:
+        """Refuse a request whose adapter is being updated, or let it wait outside until that is done."""
+        barrier = self.barriers.closed(replica, request.adapter)
+        if barrier is None:
+            return True
+        if barrier.refuses:
+            self._recorder.record_unserved(request, replica, REFUSED)
+            self._recorder.mark_request(request.index, GATED)
+        else:
+            self.barriers.hold(self._fleet, replica, request)
+        return False
 
-    def hold(self, request: Request, replica: int) -> None:
-        self._held.hold(self._fleet, replica, request)
+    def held(self, replica: int) -> list[Request]:
+        return self.barriers.held[replica]
 
-    def give_up(self, replica: int) -> list[Request]:
-        return self._held.give_up(replica)
-
-    def held_area(self) -> float:
-        return self._held.area
-
-    def concern(self, request: Request) -> bool:
-        progress = self._progress
-        return (
-            request.adapter in progress.in_transition
-            or bool(self._started)
-            or bool(progress.draining)
-            or self.barriers.count > 0
-        )
-
-    def ended(self, replica: int, request: Request, now: float) -> None:
+    def ended(self, request: Request, replica: int, now: float) -> bool:
+        """Record the versions that have answered a request."""
         adapter = request.adapter
-        if adapter in self._progress.in_transition or request.index in self._started:
+        if adapter not in self._progress.in_transition and request.index not in self._started:
+            return False
+        if request.index not in self._misrouted:
             first, last, tokens, marks = self._answered_by(replica, request, whole=True)
-            self._started.pop(request.index, None)
             name = self.original[adapter]
             if marks or last != self._progress.settled.get(name, 1):
                 self._recorder.mark_request(request.index, marks, (first, last), tokens)
@@ -238,13 +159,24 @@ class Rollouts(NoRollouts):
                 self._progress.unmarked(now, request.index, name, last)
             if adapter in self._gated:
                 self._gated[adapter].ended(request, now)
-        self._no_longer(replica, adapter)
+        return False
 
-    def failed(self, request: Request) -> None:
-        if request.adapter in self._gated:
+    def failed(self, request: Request, replica: int, marks: int) -> None:
+        if not marks & LOST:  # lost requests were recorded before their replica lost its state
+            self._cut_off(request, replica, whole=not marks)
+        if marks & (LOST | LOAD_FAILED) and request.adapter in self._gated:
             self._gated[request.adapter].failed(request)
 
-    def broken_off(self, replica: int, request: Request, *, whole: bool) -> None:
+    def broken_off(self, request: Request, replica: int) -> None:
+        self._cut_off(request, replica, whole=False)
+
+    def _cut_off(self, request: Request, replica: int, *, whole: bool) -> None:
+        """Record the versions behind the tokens of a request that ends incomplete.
+
+        These tokens were streamed, so the answer may be mixed or stale like any other.
+
+        :param whole: whether it has all its tokens, and was found wrong.
+        """
         if request.first_token_s >= 0 and request.adapter < len(self.original):  # otherwise the base model answers it
             first, last, tokens, marks = self._answered_by(replica, request, whole=whole)
             self._recorder.mark_request(request.index, marks, (first, last), tokens)
@@ -265,12 +197,10 @@ class Rollouts(NoRollouts):
             marks |= STALE
         return first, last, tokens, marks
 
-    def left(self, replica: int, request: Request) -> None:
-        self._started.pop(request.index, None)
-        self._no_longer(replica, request.adapter)
-
-    def _no_longer(self, replica: int, adapter: int) -> None:
-        draining = self._progress.draining
+    def left(self, request: Request, replica: int) -> None:
+        adapter, draining = request.adapter, self._progress.draining
+        if self._started:
+            self._started.pop(request.index, None)
         if draining and adapter in draining:
             draining[adapter].left(adapter)
         if self.barriers.count:
@@ -285,6 +215,7 @@ class Rollouts(NoRollouts):
 
     def close(self) -> dict[str, float]:
         parts = self._parts
+        self.outside_area = self.barriers.held_area
         for part in parts:
             part.close()
         begins = [part.planned.rollout.at for part in parts]
@@ -302,9 +233,8 @@ class Rollouts(NoRollouts):
         """Note that a new version answers the requests in progress on a replica from now on."""
         server = self._fleet.servers[replica]
         in_progress = server.in_progress(adapter)
-        listener = self._weights_listener
-        listener.replaced(replica, adapter, bool(in_progress), self._clock.now)
-        server.weights_replaced(adapter, listener.keeps_prefixes or adapter in self._unannounced)
+        keeps = self._weights_replaced(replica, adapter, bool(in_progress), self._clock.now)
+        server.weights_replaced(adapter, keeps or adapter in self._unannounced)
         for request, tokens in in_progress:
             past = self._started.setdefault(request.index, [])
             if not past or past[-1][1] < tokens:  # otherwise the old version gave it no token
@@ -313,35 +243,6 @@ class Rollouts(NoRollouts):
     def _due(self, name: int, time: float) -> int:
         """Return the version that all requests should get at a time: 1 before the first cutover."""
         return max([part.due(name, time) for part in self._parts_of.get(name, ())], default=1)
-
-
-def make_rollouts(
-    world: World, replication: int, clock: Clock, recorder: Recorder, weights_listener: WeightsListener
-) -> NoRollouts:
-    """Return the rollouts of one replication."""
-    rollout_plan, scenario = world.rollout_plan, world.scenario
-    if not rollout_plan.rollouts:
-        return NoRollouts()
-    seed, replicas = scenario.run.seed, scenario.fleet.places
-    costs = scenario, world.profile, world.population
-    renaming = [planned for planned in rollout_plan.rollouts if planned.new_adapters]
-    in_place = [planned for planned in rollout_plan.rollouts if not planned.new_adapters]
-    renamed = {name for planned in renaming for name in planned.names}
-    sizes = world.population.size_bytes.tolist()
-    state = VersionState(
-        [Versions(rollout_plan.initial_versions) for _ in range(replicas)],
-        Barriers(replicas),
-        HeldRequests(clock, replicas),
-        DuplicateVersionBytes(rollout_plan.original.tolist(), sizes, renamed),
-    )
-    routers = RouterInstances(scenario.router.instances, seed, replication)
-    context = RolloutContext(clock, recorder, RolloutProgress(clock, recorder), seed, replication)
-    resized = any(rollout.rank or rollout.size for rollout in scenario.rollouts)
-    retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
-    shifts = [TrafficShift(planned, context, retarget, routers, state.held) for planned in renaming]
-    from_storage, _ = tier_times(*costs)
-    updates = [InPlaceUpdate(planned, context, state, from_storage) for planned in in_place]
-    return Rollouts(rollout_plan, context, shifts, updates, state, retarget, weights_listener)
 
 
 def _rename(request: Request, adapter: int) -> None:

@@ -4,64 +4,140 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from sim.rng import stream, stream_key, uniform_draw
-from sim.world.clock import CONTROL, Call
-from sim.world.fleet_ports import OpenFleet
-from sim.world.rollouts.barriers import Barrier
-from sim.world.rollouts.rollout_plan import PlannedRollout, note_missing_stages
-from sim.world.rollouts.rollout_progress import RolloutContext
-from sim.world.rollouts.version_state import VersionState
+from sim.rng import stream_key, uniform_draw
+from sim.traffic.request import Request
+from sim.world.clock import CONTROL, Call, Clock
+from sim.world.dispatcher import Dispatcher
+from sim.world.rollouts.rollout_plan import PlannedRollout
+from sim.world.rollouts.rollout_progress import ActiveRollout, RolloutProgress
+from sim.world.rollouts.versions import Versions
 from sim.world.times import TierTimes
 
 
-class InPlaceUpdate:
+@dataclass(slots=True)
+class Barrier:
+    """Keeps new requests from an adapter on one replica while its weights are replaced.
+
+    :ivar refuses: new requests are refused; otherwise they wait.
+    :ivar left: requests still inside that came before it closed.
+    :ivar on_drained: called when the last of them has left.
+    :ivar on_open: called when it is open again; for rollouts that found it closed.
+    """
+
+    refuses: bool
+    left: int
+    on_drained: Callable[[], None]
+    on_open: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Barriers:
+    """Closed barriers of all replicas, by adapter, and the requests that they hold: to the router, these are inside.
+
+    :ivar count: number of closed barriers.
+    :ivar held: by replica, requests that wait outside until it has the new version of their adapter.
+    :ivar held_area: request-seconds spent held back: times of release minus times of arrival. A replica that closes
+        counts those it still holds like any that are inside.
+    """
+
+    def __init__(self, clock: Clock, replicas: int) -> None:
+        self._clock = clock
+        self._barriers: list[dict[int, Barrier]] = [{} for _ in range(replicas)]
+        self.count = 0
+        self.held: list[list[Request]] = [[] for _ in range(replicas)]
+        self.held_area = 0.0
+
+    def closed(self, replica: int, adapter: int) -> Barrier | None:
+        """Return the closed barrier of an adapter, or None."""
+        return self._barriers[replica].get(adapter) if self.count else None
+
+    def close(self, replica: int, adapter: int, barrier: Barrier) -> None:
+        """Close a barrier; ``on_drained`` is called at once if no request is inside."""
+        self._barriers[replica][adapter] = barrier
+        self.count += 1
+        if barrier.left == 0:
+            barrier.on_drained()
+
+    def hold(self, fleet: Dispatcher, replica: int, request: Request) -> None:
+        """Hold back a request that arrives now."""
+        fleet.inside[replica] += 1
+        fleet.entered(request, replica)
+        self.held_area -= self._clock.now
+        self.held[replica].append(request)
+
+    def left(self, replica: int, adapter: int) -> None:
+        """Note that a request for an adapter has left a replica."""
+        barrier = self.closed(replica, adapter)
+        if barrier is not None and barrier.left:
+            barrier.left -= 1
+            if barrier.left == 0:
+                barrier.on_drained()
+
+    def open(self, replica: int, adapter: int) -> Barrier:
+        """Open a barrier again and return it."""
+        self.count -= 1
+        return self._barriers[replica].pop(adapter)
+
+    def release(self, fleet: Dispatcher, replica: int, adapter: int) -> None:
+        """Let the requests for an adapter arrive, behind all that wait."""
+        held = self.held[replica]
+        self.held[replica] = [request for request in held if request.adapter != adapter]
+        for request in held:
+            if request.adapter == adapter:
+                fleet.inside[replica] -= 1
+                self.held_area += self._clock.now
+                request.key = fleet.next_key()
+                fleet.servers[replica].arrive(request)
+
+    def forget(self, replica: int) -> None:
+        """Open all barriers of a replica that has crashed, with no request inside."""
+        self.count -= len(self._barriers[replica])
+        self._barriers[replica] = {}
+        self.held[replica] = []
+
+
+class InPlaceUpdate(ActiveRollout):
     """One rollout of any strategy except ``new-name``.
 
-    :param state: of all replicas.
+    It is complete when the last replica has the new version of the last adapter.
+
+    :param versions: of each replica.
     :param from_storage: load times from storage.
-    :ivar complete_s: time at which the last replica had the new version of the last adapter; nan before.
     """
 
     def __init__(
         self,
         planned: PlannedRollout,
-        context: RolloutContext,
-        state: VersionState,
+        progress: RolloutProgress,
+        seed: int,
+        replication: int,
+        versions: Sequence[Versions],
+        barriers: Barriers,
         from_storage: TierTimes,
     ) -> None:
-        seed, replication = context.seed, context.replication
-        self.planned = planned
-        self.complete_s = math.nan
-        self._context = context
-        self._clock = context.clock
-        self._progress = context.progress
-        self._versions = state.versions
-        self._barriers = state.barriers
-        self._held = state.held
+        super().__init__(planned, progress, seed, replication)
+        rollout, count, replicas = planned.rollout, len(planned.adapters), len(versions)
+        self._due_s = rollout.at + (len(rollout.stages) - 1) * rollout.dwell
+        self._versions = versions
+        self._barriers = barriers
         self._from_storage = from_storage
-        self._rng = stream(seed, replication, "propagation", planned.number)
         self._key = stream_key(seed, replication, f"renewal-{planned.number}")
-        count, replicas = len(planned.adapters), len(state.versions)
-        self._place_of_name = {name: i for i, name in enumerate(planned.names)}
-        self._offsets = [planned.rollout.spread * i / count for i in range(count)]
         self._over = [bytearray(count) for _ in range(replicas)]  # by replica, 1 for adapters that have been updated
         self._left = [count] * replicas
-        self._begun: list[set[int]] = [set() for _ in range(replicas)]
+        self._updating: list[set[int]] = [set() for _ in range(replicas)]
         self._replicas_left = replicas
-        self._stages_begun = 0
-        self._fleet: OpenFleet
+        self._fleet: Dispatcher
 
-    def start(self, fleet: OpenFleet) -> None:
-        """Put the start on every replica on the clock: for all adapters at once, or one by one."""
+    def start(self, fleet: Dispatcher) -> None:
+        """Put the start on every replica on the clock."""
         self._fleet = fleet
         rollout, replicas = self.planned.rollout, len(self._versions)
         delays = rollout.delays(self._rng.random(replicas)).tolist()
-        all_adapters = tuple(range(len(self._offsets)))
         first = 0
         for number, share in enumerate(rollout.stages):
             began_s, last = rollout.at + number * rollout.dwell, max(math.ceil(share * replicas - 1e-9), first)
@@ -70,33 +146,25 @@ class InPlaceUpdate:
             for replica in range(first, last):
                 at.setdefault(began_s + delays[replica], []).append(replica)
             for there_s, together in at.items():
-                if rollout.spread == 0:
-                    self._clock.call_at(there_s, CONTROL, self._begin_all, (together, all_adapters))
-                else:
-                    self._clock.call_at(there_s, CONTROL, self._begin_next, (there_s, together, 0))
+                self._clock.process(self._reach(together, there_s))
             first = last
 
-    def due(self, name: int, time: float) -> int:
-        """Return the version that all requests for an adapter should get at a time, by this rollout; 0: any."""
-        i = self._place_of_name.get(name)
-        rollout = self.planned.rollout
-        if i is None or time < rollout.at + (len(rollout.stages) - 1) * rollout.dwell + self._offsets[i]:
-            return 0
-        return self.planned.versions[i]
+    def _reach(self, replicas: Sequence[int], there_s: float) -> Iterator[Call]:
+        """Update replicas that learn of it at the same time: all adapters at once, or one by one."""
+        count = len(self._offsets)
+        for i in range(count if self.planned.rollout.spread else 1):
+            yield self._clock.until(there_s + self._offsets[i])
+            for replica in replicas:
+                self._begin(replica, (i,) if self.planned.rollout.spread else range(count))
 
     def replaced(self, replica: int) -> None:
         """Note that a replica has restarted empty: all updates that had begun there are done."""
-        for i in list(self._begun[replica]):
+        for i in list(self._updating[replica]):
             self._done(replica, i)
-
-    def close(self) -> None:
-        """When the run has stopped, note stages that were planned and never began."""
-        if self._stages_begun:
-            note_missing_stages(self.planned, self._stages_begun, self._note)
 
     def _note_stage(self, event: Call) -> None:
         number, replicas = event.subject
-        self._stages_begun = number + 1
+        self._begun = number + 1
         if number == 0:
             self._progress.begins(self.planned)
         elif replicas == 0:
@@ -104,24 +172,10 @@ class InPlaceUpdate:
         text = f"{self.planned.rollout.strategy} on {replicas} replica{'s' if replicas != 1 else ''}"
         self._note("rollout" if number == 0 else "stage", text)
 
-    def _begin_all(self, event: Call) -> None:
-        replicas, chosen = event.subject
-        for replica in replicas:
-            self._begin(replica, chosen)
-
-    def _begin_next(self, event: Call) -> None:
-        """Begin with the next adapter on replicas that learn of it at the same time, and schedule the one after."""
-        there_s, replicas, i = event.subject
-        if i + 1 < len(self._offsets):
-            event.subject = (there_s, replicas, i + 1)
-            self._clock.schedule(there_s + self._offsets[i + 1], CONTROL, event)
-        for replica in replicas:
-            self._begin(replica, (i,))
-
     def _begin(self, replica: int, chosen: Sequence[int]) -> None:
         """Begin to update adapters on one replica."""
         planned, server, versions = self.planned, self._fleet.servers[replica], self._versions[replica]
-        self._begun[replica].update(chosen)
+        self._updating[replica].update(chosen)
         strategy, inside = planned.rollout.strategy, Counter[int]()
         drains = strategy in ("unload-then-load", "drain-then-swap")
         if drains:
@@ -131,7 +185,10 @@ class InPlaceUpdate:
             # A replica may learn of a later rollout first; files only become newer.
             versions.files[adapter] = max(planned.versions[i], versions.on_storage(adapter))
             if strategy == "lazy-reread":
-                self._await_reading(replica, i)
+                if server.copies.exist(adapter):
+                    versions.awaits(adapter, partial(self._done, replica, i))
+                else:
+                    self._done(replica, i)
             elif not drains:
                 self._renew(replica, i, partial(self._done, replica, i))
             elif (closed := self._barriers.closed(replica, adapter)) is not None:
@@ -162,16 +219,9 @@ class InPlaceUpdate:
         adapter = self.planned.adapters[i]
         barrier = self._barriers.open(replica, adapter)
         self._done(replica, i)
-        self._held.release(self._fleet, replica, adapter)
+        self._barriers.release(self._fleet, replica, adapter)
         for begin in barrier.on_open:
             begin()
-
-    def _await_reading(self, replica: int, i: int) -> None:
-        adapter = self.planned.adapters[i]
-        if self._fleet.servers[replica].copies.exist(adapter):
-            self._versions[replica].awaits(adapter, partial(self._done, replica, i))
-        else:
-            self._done(replica, i)
 
     def _done(self, replica: int, i: int) -> None:
         over = self._over[replica]
@@ -179,13 +229,8 @@ class InPlaceUpdate:
             return
         over[i] = 1
         self._left[replica] -= 1
-        self._begun[replica].discard(i)
+        self._updating[replica].discard(i)
         if not self._left[replica]:
             self._replicas_left -= 1
             if self._replicas_left == 0:
-                self.complete_s = self._clock.now
-                self._progress.ends(self.planned, complete=True)
-                self._note("complete", "every replica has the new version")
-
-    def _note(self, kind: str, text: str) -> None:
-        self._context.note(self.planned, kind, text)
+                self._complete("every replica has the new version")

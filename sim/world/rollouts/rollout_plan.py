@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,13 +63,6 @@ class RolloutPlan:
 
 NO_ROLLOUTS = RolloutPlan((), np.arange(0), {})
 """The plan of a scenario without rollouts."""
-
-
-def note_missing_stages(planned: PlannedRollout, begun: int, note: Callable[[str, str], None]) -> None:
-    """Add an event if a run has ended before all stages of a rollout began."""
-    stages = len(planned.rollout.stages)
-    if begun < stages:
-        note("end", f"the run ends before stage {begun + 1} of {stages}")
 
 
 def plan_rollouts(scenario: Scenario, traffic: Traffic) -> RolloutPlan:

@@ -1,4 +1,4 @@
-"""Progress of the rollouts of one replication, as far as it matters for each request.
+"""Progress of the rollouts of one replication: of each one, and as far as it matters for each request.
 
 Before a rollout begins and after it is complete, a request needs no extra work: the version that answers it follows
 from its adapter and the time. Only in between is each request examined.
@@ -6,14 +6,15 @@ from its adapter and the time. Only in between is each request examined.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Event
+from sim.rng import stream
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.rollouts.rollout_plan import PlannedRollout
@@ -43,8 +44,8 @@ class RolloutProgress:
     """
 
     def __init__(self, clock: Clock, recorder: Recorder) -> None:
-        self._clock = clock
-        self._recorder = recorder
+        self.clock = clock
+        self.recorder = recorder
         self.moved: dict[int, int] = {}
         self.shifting: dict[int, ShiftingRollout] = {}
         self.draining: dict[int, ShiftingRollout] = {}
@@ -86,25 +87,54 @@ class RolloutProgress:
         newer = {n: v for n, v in zip(planned.names, planned.versions, strict=True) if v > settled.get(n, 1)}
         if not newer:
             return
-        if self._instant == self._clock.now:
+        if self._instant == self.clock.now:
             for index, name, version in self._unmarked:
                 if name in newer:
-                    self._recorder.mark_request(index, 0, (version, version))
+                    self.recorder.mark_request(index, 0, (version, version))
         settled.update(newer)
-        self._recorder.settled.append((self._clock.now, np.array(list(newer)), np.array(list(newer.values()))))
+        self.recorder.settled.append((self.clock.now, np.array(list(newer)), np.array(list(newer.values()))))
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutContext:
-    """What every rollout of one replication works with."""
+class ActiveRollout:
+    """One rollout in one replication.
 
-    clock: Clock
-    recorder: Recorder
-    progress: RolloutProgress
-    seed: int
-    replication: int
+    :ivar complete_s: time at which it was complete; nan before.
+    :ivar rolled_back: whether a gate has sent its requests back to the old version.
+    """
 
-    def note(self, planned: PlannedRollout, kind: str, text: str) -> None:
-        """Add an event of a rollout to the timeline."""
-        number = planned.number
-        self.recorder.events.append(Event(self.clock.now, kind, f"rollouts.{number}: {text}", number))
+    def __init__(self, planned: PlannedRollout, progress: RolloutProgress, seed: int, replication: int) -> None:
+        self.planned = planned
+        self.complete_s = math.nan
+        self.rolled_back = False
+        self._progress = progress
+        self._clock = progress.clock
+        self._rng = stream(seed, replication, "propagation", planned.number)
+        count = len(planned.adapters)
+        self._offsets = [planned.rollout.spread * i / count for i in range(count)]
+        self._place_of_name = {name: i for i, name in enumerate(planned.names)}
+        self._due_s = math.inf  # time at which all requests of the first adapter should go to its new version
+        self._begun = 0  # stages
+
+    def due(self, name: int, time: float) -> int:
+        """Return the version that all requests for an adapter should get at a time, by this rollout; 0: any."""
+        i = self._place_of_name.get(name)
+        if i is None or self.rolled_back or time < self._due_s + self._offsets[i]:
+            return 0
+        return self.planned.versions[i]
+
+    def close(self) -> None:
+        """When the run has stopped, note stages that were planned and never began."""
+        stages = len(self.planned.rollout.stages)
+        if 0 < self._begun < stages and not self.rolled_back:
+            self._note("end", f"the run ends before stage {self._begun + 1} of {stages}")
+
+    def _complete(self, text: str) -> None:
+        self.complete_s = self._clock.now
+        self._progress.ends(self.planned, complete=True)
+        self._note("complete", text)
+
+    def _note(self, kind: str, text: str) -> None:
+        """Add an event to the timeline."""
+        number = self.planned.number
+        event = Event(self._clock.now, kind, f"rollouts.{number}: {text}", number)
+        self._progress.recorder.events.append(event)

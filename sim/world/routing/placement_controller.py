@@ -6,8 +6,10 @@ The decisions themselves are in ``sim.policies.placement``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from math import inf
 
 import numpy as np
@@ -66,35 +68,34 @@ class PlacementController:
         self._placer = placer_of(spec, world, replication)
         self._history = int(spec.history / spec.period + 1e-9)
         self._periods: deque[dict[int, int]] = deque(maxlen=self._history)
-        self._decisions = 1
         self._moves = (
             EagerMoves(world, replication, fleet.servers, fleet.clock) if spec.move == "eager" else LazyMoves()
         )
         self._note(first_placement(world, self._placer), {})
         if PLACERS[spec.policy].moves:
-            self._clock.call_at(self._period_s, CONTROL, self._wake)
+            self._clock.process(self._decisions())
             self._clock.periodic += 1
 
-    def _wake(self, event: Call) -> None:
+    def _decisions(self) -> Iterator[Call]:
         fleet, router = self._fleet, self._router
-        if fleet.next_s() == inf:
-            return
-        self._periods.append(router.asked)
-        router.asked = {}
-        if fleet.view.up:
-            before = router.homes
-            router.homes = self._placer.place(Demand(self._demand(), tuple(fleet.view.up)), before)
-            for replica, adapters in self._note(router.homes, before).items():
-                self._moves.come(replica, adapters)
-        self._decisions += 1  # a product, not a running sum: the n-th decision is at exactly n periods
-        self._clock.schedule(self._decisions * self._period_s, CONTROL, event)
+        for number in count(1):  # a product, not a running sum: the n-th decision is at exactly n periods
+            yield self._clock.until(number * self._period_s)
+            if fleet.next_s() == inf:
+                return
+            self._periods.append(router.asked)
+            router.asked = {}
+            if fleet.view.up:
+                before = router.homes
+                router.homes = self._placer.place(Demand(self._demand(), tuple(fleet.view.up)), before)
+                for replica, adapters in self._note(router.homes, before).items():
+                    self._moves.come(replica, adapters)
 
     def _demand(self) -> dict[int, float]:
         """Return the requests for each adapter in the history."""
         found: dict[int, float] = {}
         for asked in self._periods:
-            for adapter, count in asked.items():
-                found[adapter] = found.get(adapter, 0.0) + count
+            for adapter, requests in asked.items():
+                found[adapter] = found.get(adapter, 0.0) + requests
         missing = self._history - len(self._periods)
         if missing:
             each = missing / len(self._periods) * sum(found.values())
@@ -126,18 +127,6 @@ class LazyMoves:
         """Adapters have been placed on a replica."""
 
 
-@dataclass(slots=True)
-class _Chain:
-    """Loads of one replica that follow each other.
-
-    :ivar server: the replica; after a crash there is another one, for which these loads mean nothing.
-    """
-
-    server: Server
-    waiting: deque[int] = field(default_factory=deque)
-    under_way: bool = False
-
-
 class EagerMoves(LazyMoves):
     """Loads adapters that come to a replica at once, without a request.
 
@@ -152,29 +141,24 @@ class EagerMoves(LazyMoves):
         self._has_host = world.scenario.has_host_tier
         self._key = stream_key(world.scenario.run.seed, replication, "placement-load")
         self._loads: dict[int, int] = {}  # by adapter, so far
-        self._chains: dict[int, _Chain] = {}
+        self._waiting: dict[Server, deque[int]] = {}  # by replica that loads, what comes next
 
     def come(self, replica: int, adapters: list[int]) -> None:
-        server, chain = self._servers[replica], self._chains.get(replica)
-        if chain is None or chain.server is not server:
-            chain = self._chains[replica] = _Chain(server)
-        chain.waiting.extend(adapters)
-        if not chain.under_way:
-            self._next(chain)
+        server = self._servers[replica]
+        if server in self._waiting:
+            self._waiting[server].extend(adapters)
+        else:
+            self._waiting[server] = deque(adapters)
+            self._clock.process(self._loads_of(server))
 
-    def _next(self, chain: _Chain) -> None:
-        chain.under_way = bool(chain.waiting)
-        if chain.under_way:
-            adapter = chain.waiting.popleft()
-            chain.server.copies.load_placed(adapter, self._seconds(adapter), lambda at_s: self._ended(chain, at_s))
-
-    def _ended(self, chain: _Chain, at_s: float) -> None:
-        self._clock.call_at(at_s, CONTROL, self._go_on, chain)
-
-    def _go_on(self, event: Call) -> None:
-        chain: _Chain = event.subject
-        if self._servers[chain.server.index] is chain.server:
-            self._next(chain)
+    def _loads_of(self, server: Server) -> Iterator[Call]:
+        waiting = self._waiting[server]
+        while waiting and self._servers[server.index] is server:  # after a crash, these loads mean nothing
+            adapter, ended = waiting.popleft(), Call(lambda event: None)
+            then = partial(self._clock.schedule, kind=CONTROL, event=ended)
+            server.copies.load_placed(adapter, self._seconds(adapter), then)
+            yield ended
+        del self._waiting[server]
 
     def _seconds(self, adapter: int) -> tuple[float, float]:
         """Return the seconds of a load from storage and from host memory."""

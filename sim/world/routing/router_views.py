@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from math import inf
 
 from sim.policies.routing import View
@@ -128,7 +127,6 @@ class ViewRefresher(FreshView):
         self._reading = 1
         self._done = 0  # number of the last reading that was done
         self._all_room = [_ROOM] * len(sources.loads)
-        self._how = list(self._readers())
         if interval_s == 0:
             self._share()
         elif reads:
@@ -194,30 +192,20 @@ class ViewRefresher(FreshView):
             last += 1
         return last
 
-    def _readers(self) -> Iterator[Callable[[], None]]:
-        """Yield the functions that update the fields that the router reads."""
-        view, sources, reads = self._view, self._sources, self._reads
-        if "loads" in reads:
-            yield self._read_loads
-        if "resident" in reads:
-            yield partial(sources.residency.copy_to, view.resident)
-        if "running" in reads:
-            yield self._read_running
-        if "inside" in reads:
-            yield self._read_inside
-
     def _read(self) -> None:
-        self._view.reading += 1
-        for read in self._how:
-            read()
+        """Update the fields that the router reads."""
+        view, sources, reads = self._view, self._sources, self._reads
+        view.reading += 1
+        if "loads" in reads:
+            view.loads = sources.loads.copy()
+        if "resident" in reads:
+            sources.residency.copy_to(view.resident)
+        if "running" in reads:
+            view.running = sources.activity.read()
+        if "inside" in reads:
+            self._read_inside()
         if self._others:
             self._copy_to_others()
-
-    def _read_loads(self) -> None:
-        self._view.loads = self._sources.loads.copy()
-
-    def _read_running(self) -> None:
-        self._view.running = self._sources.activity.read()
 
     def _read_inside(self) -> None:
         view, sources = self._view, self._sources

@@ -1,0 +1,247 @@
+"""The report on a live comparison: what a real server did with a scenario's traffic, and what was predicted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from calibrate.serve.charts import distributions, request_scatter
+from reports.charts.svg import Chart
+from reports.document import File, Provenance, Report, Section, method
+from reports.table import Table
+from sim.spec.units import human_seconds
+
+METRICS = {
+    "throughput_rps": "throughput",
+    "output_tokens_per_s": "output tokens",
+    "in_flight_mean": "requests in the server",
+    "ttft_p50_s": "p50 TTFT",
+    "ttft_p90_s": "p90 TTFT",
+    "ttft_p99_s": "p99 TTFT",
+    "ttft_mean_s": "mean TTFT",
+    "itl_p50_s": "p50 ITL",
+    "itl_mean_s": "mean ITL",
+    "itl_p99_s": "p99 ITL",
+    "e2e_p50_s": "p50 E2E",
+    "e2e_p90_s": "p90 E2E",
+    "e2e_p99_s": "p99 E2E",
+    "e2e_mean_s": "mean E2E",
+    "loads_per_request": "loads per request",
+    "miss_ratio": "miss ratio",
+    "preemptions": "preemptions",
+}
+"""Names of the compared metrics, in the order of the page."""
+
+_UNITS = {"throughput_rps": " requests/s", "output_tokens_per_s": " tokens/s"}
+_HEADLINE = ("throughput_rps", "ttft_p50_s", "e2e_p50_s", "loads_per_request")
+
+Times = Mapping[str, Sequence[tuple[int, float, float]]]
+"""Of each request of a run: its number, measured and predicted seconds, by ``ttft`` and ``e2e``; NaN where there is
+no such value."""
+
+
+def serve_report(
+    summary: Mapping[str, Any], description: str, times: Times, again: Mapping[str, Sequence[float]], command: str
+) -> Report:
+    """Return how close the prediction comes.
+
+    :param summary: as ``loraplan calibrate serve --json`` prints it.
+    :param description: of the scenario.
+    :param again: seconds of a second identical run, by ``ttft`` and ``e2e``; empty without one.
+    """
+    name, table, server = summary["scenario"], metrics_table(summary), server_table(summary)
+    return Report(
+        kind="calibrate serve",
+        name=f"{name}: served and predicted",
+        title=f"{name}, served and predicted",
+        lead=f"{description} Every request was sent to {summary['engine']} at its time, and simulated from the same "
+        "time, adapter and lengths.",
+        headline=headline(summary),
+        statements=_findings(summary),
+        data=summary,
+        terminal=[table],
+        sections=lambda: [
+            Section("metrics", "Measured and predicted", table),
+            Section("charts", "Request by request", *_charts(times, again), listed="Charts"),
+            Section("server", "What the server reports", server, listed="Server"),
+            method(Provenance(_provenance(summary)), command=command),
+        ],
+        files=[
+            File("requests.parquet", None, "requests"),
+            *([File("profile.json", None, "profile")] if summary["profile"]["fitted"] else []),
+        ],
+        notes=_notes(summary),
+        margin=10,
+    )
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """Return the answer in a sentence."""
+    metrics = summary["metrics"]
+    known = [name for name in _HEADLINE if metrics.get(name, {}).get("error") is not None]
+    if not known:
+        return "Nothing was served that could be compared."
+    parts = [f"{METRICS[name]} {error_percent(metrics[name]['error'])}" for name in known]
+    return f"Predicted against measured: {', '.join(parts)}."
+
+
+def _findings(summary: Mapping[str, Any]) -> list[str]:
+    metrics = summary["metrics"]
+    aimed = [name for name, row in metrics.items() if row["wanted"] is not None and row["error"] is not None]
+    missed = [name for name in aimed if abs(metrics[name]["error"]) > metrics[name]["wanted"]]
+    found = []
+    if aimed:
+        within = f"{len(aimed) - len(missed)} of {len(aimed)} errors are within the aim for a quiet machine"
+        found.append(f"{within}; not so: {', '.join(METRICS[name] for name in missed)}." if missed else f"{within}.")
+    noisy = [
+        METRICS[name] for name in missed if metrics[name]["noise"] and metrics[name]["noise"] >= metrics[name]["wanted"]
+    ]
+    if noisy:
+        found.append(f"Identical runs differed as much in: {', '.join(noisy)}.")
+    if any(summary["failed"]):
+        total = summary["requests"] * summary["repeat"]
+        words = "; ".join(summary["problems"])
+        found.append(f"{sum(summary['failed'])} of {total:,} requests were not served and are left out: {words}")
+    if summary["late_p99_s"] > 0.01:
+        found.append(
+            f"1 % of the requests were sent more than {human_seconds(summary['late_p99_s'])} late: the client's "
+            "machine was busy. Predictions take the times at which they were sent."
+        )
+    return [*found, *summary["notes"]]
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    notes = [*summary["notes"]]
+    if any(summary["failed"]):
+        words = "; ".join(summary["problems"])
+        notes.append(f"{sum(summary['failed'])} requests were not served and are in no metric: {words}")
+    if summary["late_p99_s"] > 0.01:
+        notes.append(
+            f"1 % of the requests were sent more than {summary['late_p99_s'] * 1e3:.0f} ms late: this machine was "
+            "busy; the prediction takes the times at which they were sent"
+        )
+    return notes
+
+
+def _charts(times: Times, again: Mapping[str, Sequence[float]]) -> list[Chart]:
+    charts = []
+    for name, what, title in (
+        ("ttft", "TTFT", "How close is the first token?"),
+        ("e2e", "E2E", "How close is the whole answer?"),
+    ):
+        points = [point for point in times[name] if point[1] > 0 and point[2] > 0]
+        if not points:
+            continue
+        second = [value for value in again.get(name, ()) if value > 0]
+        measured = [[point[1] for point in points], *([second] if second else [])]
+        charts.append(request_scatter(f"scatter-{name}", title, what, points))
+        charts.append(
+            distributions(f"cdf-{name}", f"Is {what} spread as predicted?", what, measured, [p[2] for p in points])
+        )
+    return charts
+
+
+def metrics_table(summary: Mapping[str, Any]) -> Table:
+    """Return measured and predicted values, the error, the noise of identical runs and the aim for the error."""
+    rows = []
+    for name, words in METRICS.items():
+        row = summary["metrics"].get(name)
+        if row is None or (row["measured"] is None and row["predicted"] is None):
+            continue
+        wanted = row["wanted"]
+        rows.append(
+            [
+                words,
+                show_value(name, row["measured"]),
+                show_value(name, row["predicted"]),
+                error_percent(row["error"]),
+                error_percent(row["noise"], sign=False),
+                "–" if wanted is None else f"{wanted:.0%}",
+            ]
+        )
+    runs = summary["repeat"]
+    note = (
+        f"Measured: mean of {runs} identical runs. Noise: how much they differ."
+        if runs > 1
+        else "One run: use --repeat 2 to see how much of the error is noise."
+    )
+    note += f" Loads: {loads_from(summary)}."
+    return Table(
+        "Metrics, measured and predicted", ["metric", "measured", "predicted", "error", "noise", "aim"], rows, note
+    )
+
+
+def show_value(name: str, value: float | None) -> str:
+    """Return a measured or predicted value with its unit."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if name.endswith("_s") and name not in _UNITS:
+        return human_seconds(value)
+    if name == "miss_ratio":
+        return f"{value:.1%}"
+    return f"{value:,.3g}{_UNITS.get(name, '')}" if value < 1000 else f"{value:,.0f}{_UNITS.get(name, '')}"
+
+
+def error_percent(value: float | None, *, sign: bool = True) -> str:
+    """Return an error as a percentage, with its sign unless that says nothing."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if not sign:
+        return f"{value:.1%}"
+    return "0.0%" if abs(value) < 0.0005 else f"{value:+.1%}".replace("-", "−")
+
+
+def loads_from(summary: Mapping[str, Any]) -> str:
+    """Return where the counts of adapter loads come from."""
+    words = str(summary["loads_from"])
+    return f"counted by {words}" if words.startswith("an observer") else f"not measured, {words}"
+
+
+def server_table(summary: Mapping[str, Any]) -> Table | None:
+    """Return what the server's metrics page said during each run; None where it has none."""
+    words = {
+        "running_mean": "running requests (mean)",
+        "running_max": "running requests (most)",
+        "waiting_mean": "waiting requests (mean)",
+        "waiting_max": "waiting requests (most)",
+        "kv_usage_mean": "KV cache in use (mean)",
+        "kv_usage_max": "KV cache in use (most)",
+        "preemptions": "preemptions",
+        "ttft_mean_s": "mean TTFT",
+        "e2e_mean_s": "mean E2E",
+    }
+    runs = summary["server"]
+    rows = [
+        [label, *(_reported(name, run.get(name)) for run in runs)]
+        for name, label in words.items()
+        if any(name in run for run in runs)
+    ]
+    if not rows:
+        return None
+    head = ["metric", *(f"run {number}" for number in range(1, len(runs) + 1))]
+    note = "From its metrics page: gauges read every 2 seconds, means of its histograms."
+    return Table("Counters of the server", head, rows, note)
+
+
+def _reported(name: str, value: float | None) -> str:
+    if value is not None and name.startswith("kv_usage"):
+        return f"{value:.1%}"
+    return show_value(name, value)
+
+
+def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    profile = summary["profile"]
+    fitted = "fitted to this server over the API, before the runs" if profile["fitted"] else profile["status"]
+    kv = summary["kv"]
+    sent = f"{summary['requests']:,} requests, open loop, streamed, {summary['repeat']} times"
+    rows = [
+        ("Server", summary["engine"]),
+        ("Traffic", f"{sent}; every adapter was requested once before each run"),
+        ("Profile", f"{profile['name']}, {fitted}, sha256 {profile['sha256'][:12]}"),
+        ("KV cache", f"{kv['kv_tokens']:,} tokens, as the server reports" if kv else "from the profile's memory"),
+        ("Loads", loads_from(summary)),
+    ]
+    if profile["front_end_s"]:
+        rows.insert(3, ("Outside", f"{human_seconds(profile['front_end_s'])} a request between client and engine"))
+    return rows

@@ -1,0 +1,103 @@
+"""A report as one HTML file that needs no network, and no JavaScript to be read; what makes pages of templates."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reports.charts.svg import Chart
+from reports.document import Part, Report
+from reports.table import Table
+from sim.results.run_directory.result_files import write_json, write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment, Template
+
+PAGE = "report.html"
+_TEMPLATES = Path(__file__).parents[1] / "templates"
+_GRID = {Table: "grid", Chart: "grid"}
+
+
+def page(report: Report) -> str:
+    """Return a report's page."""
+    shown = [(section, groups(section.parts)) for section in report.sections() if section.parts]
+    return template("report.html.j2").render(report=report, sections=shown, groups=groups)
+
+
+def groups(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
+    """Return parts of one kind that follow each other together; tables among charts are of their kind."""
+    found = []
+    for kind, group in itertools.groupby(parts, lambda part: _GRID.get(type(part), type(part).__name__)):
+        some = list(group)
+        found.append(("tables" if kind == "grid" and Chart not in map(type, some) else kind, some))
+    return found
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write a report's page and its files, each as a whole."""
+    for file in report.files:
+        content = file.content(folder) if callable(file.content) else file.content
+        if isinstance(content, str):
+            write_text(folder / file.name, content)
+        elif content is not None:
+            write_json(folder / file.name, content)
+    write_text(folder / PAGE, page(report))
+
+
+def template(name: str) -> Template:
+    """Return a page's template."""
+    return environment().get_template(name)
+
+
+@cache
+def environment(folder: Path | None = None) -> Environment:
+    """Return what makes pages of templates.
+
+    :param folder: with further templates, which may include and import those of reports.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader([*([folder] if folder is not None else []), _TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals["script"] = page_script()
+    made.filters["tied"] = tied
+    return made
+
+
+def tied(text: str) -> str:
+    """Return a sentence whose lines don't break between a number and its unit: ``1 s``."""
+    return _NUMBER_AND_UNIT.sub("\u00a0", text)
+
+
+_NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:µs|ms|s|min|h|%|pp|kB|MB|GB|TB)(?!\w))")
+
+
+@dataclass(frozen=True)
+class Script:
+    """The one script of a page.
+
+    :ivar hash: as the page's Content-Security-Policy names it: nothing but this text may run.
+    """
+
+    text: str
+    hash: str
+
+
+@cache
+def page_script(file: Path = _TEMPLATES / "report.js") -> Script:
+    """Return a page's script: of reports, the one that sorts tables and copies commands."""
+    text = f"\n{file.read_text(encoding='utf-8')}"
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Script(text, f"sha256-{digest}")

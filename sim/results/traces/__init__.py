@@ -1,1 +1,0 @@
-"""Results of the commands on traces, as plain values."""

@@ -1,0 +1,69 @@
+"""``loraplan compare``: is one run better than another?"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cli.options import JsonOption, QuietOption
+from sim.cli.output import command_line, finish, folder_for
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.results.run_directory.store import RunData
+
+
+def compare(
+    one: Annotated[Path, typer.Argument(metavar="A", help="A run directory, such as runs/quickstart.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="The run directory to compare with A.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page. Default: runs/compare-A-B, and none with --json.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 if B is clearly worse in any term of the SLO.")
+    ] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare two runs: what differs, what changes with it, and whether that is more than chance.
+
+    Example: loraplan compare runs/quickstart runs/more-slots
+    """
+    from sim.results.run_directory.store import blamed_on
+    from sim.studies.compare.report import compare_report
+    from sim.studies.compare.study import compare_runs, worse_terms
+
+    with blamed_on(one, other):
+        comparison = compare_runs(_read(one), _read(other))
+        if check and not comparison.terms:
+            if any(comparison.tenants_alone):
+                raise InputError(
+                    "only one of the runs has the tenants with an SLO, so there is none to check", key="tenants"
+                )
+            raise InputError("the scenarios have no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
+        folder = folder_for(out, f"compare-{_stem(one)}-{_stem(other)}", as_json=json)
+        finish(compare_report(comparison, command_line()), folder, as_json=json, quiet=quiet)
+        failed = check and worse_terms(comparison)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _read(path: Path) -> RunData:
+    """Read a run directory; a scenario in its place must be run first."""
+    from sim.results.run_directory.store import read_run
+    from sim.spec.scenario_file import bundled_scenarios
+
+    bundled = not path.exists() and str(path) in {entry.name for entry in bundled_scenarios()}
+    if bundled or path.suffix in (".yaml", ".yml"):
+        raise InputError(
+            "this is a scenario, not a run directory", got=str(path), hint=f"run it first: loraplan run {path}"
+        )
+    return read_run(path)
+
+
+def _stem(path: Path) -> str:
+    """Return a run directory's name as part of another one."""
+    return re.sub(r"[^\w.-]+", "-", path.resolve().name)[:60].strip("-.") or "run"

@@ -1,0 +1,134 @@
+"""What one design has instead of another, in words."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from reports.formatting import is_counted, key_words, listed
+from sim.results.run_directory.store import RunData
+from sim.studies.compare.setting_changes import ABSENT, POOLS, REPLICAS, UNSET
+from sim.studies.compare.study import Comparison
+
+_PHRASED = 3
+"""Changes that a sentence names."""
+_SLO_KEY = re.compile(r"(tenants\.\d+\.)?slo(\.|$)")
+"""Targets: they judge a design and are no part of it."""
+_ENTRY_WORDS = {
+    "tenants": ("tenant", "tenants"),
+    "faults": ("fault", "faults"),
+    "rollouts": ("rollout", "rollouts"),
+    "fleet.pools": ("pool", "pools"),
+    "adapters.mix": ("kind of adapter", "kinds of adapters"),
+}
+"""What an entry of a list is called, and several."""
+_SECTION_WORDS = {"fleet.autoscale": ("an", "autoscaler"), "router.controller": ("a", "placement controller")}
+"""What an optional section sets up, with its article."""
+
+
+def change_phrase(comparison: Comparison) -> str:
+    """Return what B has instead of A's: ``64 GPU slots instead of 32``; empty where the designs are the same."""
+    said = [change.words for change in _design_changes(comparison)]
+    if len(said) > _PHRASED:
+        said = [*said[: _PHRASED - 1], f"{len(said) - _PHRASED + 1} more changes"]
+    return listed(said)
+
+
+def side_names(comparison: Comparison) -> tuple[str, str]:
+    """Return what tells the sides apart: ``32 GPU slots`` and ``64 GPU slots`` if one value differs, else A and B."""
+    found = _design_changes(comparison)
+    if len(found) != 1:
+        return "A", "B"
+    (change,) = found
+    return change.one, change.other
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A change of the design in words.
+
+    :ivar one, other: what A and B have: ``32 GPU slots``, ``no faults``.
+    :ivar words: what B has instead of A's.
+    """
+
+    one: str
+    other: str
+    words: str
+
+
+def _design_changes(comparison: Comparison) -> list[_Change]:
+    """Return what differs in the design: an engine alone, as it changes further keys; nothing that is swept.
+
+    What grows or shrinks as a whole, such as a list of faults, is one change, whatever its keys say.
+    """
+    rows = [
+        row
+        for row in comparison.changed
+        if not row[0].startswith("run.")
+        and not _SLO_KEY.match(row[0])
+        and not any(value.startswith("swept: ") for value in row[1:])
+    ]
+    rows = [row for row in rows if row[0] == "fleet.engine"] or rows
+    found: dict[str, _Change] = {}
+    for key, a, b in rows:
+        part = comparison.parts.part_of(key)
+        if (part or key) not in found:
+            change = _part_change(comparison, part) if part else _value_change(_by_name(comparison, key), a, b)
+            found[part or key] = change
+    return list(found.values())
+
+
+def _by_name(comparison: Comparison, key: str) -> str:
+    """Return a key with the name of its pool, where both have the same one, instead of its number."""
+    section, _, rest = key.removeprefix(f"{POOLS}.").partition(".")
+    if not key.startswith(f"{POOLS}.") or rest == "name":
+        return key
+    names = {_pool_name(run, int(section)) for run in (comparison.one, comparison.other)}
+    name = names.pop()
+    return f"{POOLS}.{name}.{rest}" if name and not names else key
+
+
+def _pool_name(run: RunData, index: int) -> str:
+    pools = ((run.manifest.get("scenario") or {}).get("fleet") or {}).get("pools") or []
+    return str(pools[index].get("name") or "") if index < len(pools) else ""
+
+
+def _value_change(key: str, a: str, b: str) -> _Change:
+    one, other = _valued(key, a), _valued(key, b)
+    return _Change(one, other, f"{other} instead of {'no value' if a == ABSENT else a}")
+
+
+def _valued(key: str, value: str) -> str:
+    words, value = key_words(key), "no value" if value in (UNSET, ABSENT) else value
+    if is_counted(words):
+        return f"{value} {words.removesuffix('s') if value == '1' else words}"
+    return f"{words} {value}"
+
+
+def _part_change(comparison: Comparison, part: str) -> _Change:
+    """Return the change of a list's length, or of a section that one of both lacks."""
+    if part in comparison.parts.sections:
+        name = _SECTION_WORDS.get(part)
+        one, other = (f"{part} unset", f"{part} set") if name is None else (f"no {name[1]}", " ".join(name))
+        old, back = ("unset", "set") if name is None else ("none", "one")
+        if comparison.parts.sections[part]:
+            return _Change(one, other, f"{other} instead of {old}")
+        return _Change(other, one, f"{one} instead of {back}")
+    a, b = comparison.parts.counts[part]
+    if part == POOLS and not (a and b):
+        one, other = (_pools(comparison, side, count) for side, count in ((1, a), (2, b)))
+        return _Change(one, other, f"{other} instead of {one}")
+    noun = _ENTRY_WORDS.get(part, (f"entry of {part}", f"entries of {part}"))
+    one, other = (f"{count or 'no'} {noun[count != 1]}" for count in (a, b))
+    return _Change(one, other, f"{other} instead of {a or 'none'}")
+
+
+def _pools(comparison: Comparison, side: int, count: int) -> str:
+    """Return the pools of a side by name, or its replicas where it has no pools."""
+    rows = {row[0]: row[side] for row in comparison.changed}
+    if not count:
+        return _valued(REPLICAS, rows.get(REPLICAS, ABSENT))
+    names = [rows.get(f"{POOLS}.{index}.name", ABSENT) for index in range(count)]
+    if count > _PHRASED or ABSENT in names:
+        return f"{count} pools"
+    return f"pool{'' if count == 1 else 's'} {listed(names)}"

@@ -1,0 +1,364 @@
+"""Two runs side by side: which points belong together, what differs, and whether the second is better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from reports.answers.change_comparison import impact_name
+from reports.answers.change_findings import has_rollout, is_changed, latency_name
+from reports.axes import Axis, make_axes
+from reports.formatting import read_terms
+from sim.errors import InputError
+from sim.results.by_tenant.slo_terms import judged, split_term, with_tenants
+from sim.results.catalogue import CATALOGUE, UNITS
+from sim.results.pairs import (
+    BETTER,
+    NOT_COMPARABLE,
+    UNCLEAR,
+    WORSE,
+    Difference,
+    difference_of,
+    same_draws,
+    same_requests,
+)
+from sim.results.point import Point
+from sim.results.run_directory.store import RunData
+from sim.results.verdict import MET, NOT_MET, is_overloaded, term_verdict, unserved, verdict
+from sim.spec.scenario_file import value_text
+from sim.studies.compare.setting_changes import SettingChanges, changed_settings
+
+MIXED, OPEN = "mixed", "open"
+"""Better in one metric and worse in another; clear in one while another may be much the other way."""
+_DOUBT = 0.25
+"""An unclear metric leaves the answer open where its interval reaches this share of A's value to the other side."""
+SAME_REQUESTS, SAME_DRAWS, OTHER_TRAFFIC = "same requests", "same draws", "other traffic"
+OVERLOAD, SLO = "overload", "SLO"
+"""What decides between two points more than any difference of a metric."""
+_IDLE_KEYS = ("schema_version", "name", "description", "sweep")
+_LISTED = 5
+_UNSERVED = 0.01
+"""Share of refused or failed requests above which these are judged too: a latency leaves them out."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two points that belong together; both have the ``set`` of the pair.
+
+    :ivar differences: by metric; SLO terms first, then in the order of the catalogue.
+    :ivar traffic: ``SAME_REQUESTS``, ``SAME_DRAWS`` or ``OTHER_TRAFFIC``.
+    :ivar decided: ``BETTER`` or ``WORSE`` where something weighs more than any change; else empty.
+    :ivar decided_by: ``OVERLOAD`` where only one of both is overloaded, ``SLO`` where one meets the SLO and the other
+        certainly doesn't.
+    """
+
+    set: dict[str, Any]
+    one: Point
+    other: Point
+    differences: dict[str, Difference]
+    traffic: str
+    decided: str = ""
+    decided_by: str = ""
+
+    def word(self, judged: Sequence[str]) -> str:
+        """Return how the second point compares over these metrics: a word of ``pairs``, ``MIXED`` or ``OPEN``."""
+        if self.decided:
+            return self.decided
+        words = {self.differences[name].word for name in judged if name in self.differences}
+        if BETTER in words and WORSE in words:
+            return MIXED
+        word = next((word for word in (BETTER, WORSE, UNCLEAR) if word in words), NOT_COMPARABLE)
+        return OPEN if word in (BETTER, WORSE) and self.doubts(judged, word) else word
+
+    def doubts(self, judged: Sequence[str], word: str) -> list[str]:
+        """Return the metrics that may contradict a word clearly: an uncertain p99 must not hide behind the misses."""
+        found = []
+        for name in judged:
+            d = self.differences.get(name)
+            if d is not None and d.word == UNCLEAR and d.one and d.lo is not None and d.hi is not None:
+                direction = CATALOGUE[split_term(name)[1]].better
+                against = d.hi if (direction == "lower") == (word == BETTER) else -d.lo
+                if direction != "neither" and against > _DOUBT * abs(d.one):
+                    found.append(name)
+        return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, paired.
+
+    :ivar terms: the SLO by metric, terms of tenants that both runs have included (``slo_terms``): that of the second
+        run, or of the first where it has none.
+    :ivar judged: metrics that decide which one is better: the SLO's, else the main ones.
+    :ivar changed: key and values of what differs between the scenarios.
+    :ivar parts: lists that differ in length, and sections that one of the scenarios lacks.
+    :ivar slo_of: A or B, whose SLO judges both; empty where both have the same one, or none. ``slo_of_one``: whether
+        the other one has none.
+    :ivar tenants_alone: tenants with an SLO that the other run does not have, of A and of B.
+    :ivar alone: swept values of points without a partner, of the first and of the second run.
+    """
+
+    one: RunData
+    other: RunData
+    pairs: tuple[Pair, ...]
+    terms: dict[str, float]
+    judged: tuple[str, ...]
+    changed: tuple[tuple[str, str, str], ...]
+    slo_of: str
+    slo_of_one: bool
+    tenants_alone: tuple[tuple[str, ...], tuple[str, ...]]
+    alone: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+    parts: SettingChanges
+
+    @property
+    def axes(self) -> list[Axis]:
+        """Return the swept keys along which pairs differ."""
+        return make_axes([pair.other for pair in self.pairs])
+
+    @property
+    def word(self) -> str:
+        """Return the answer over all pairs."""
+        words = {pair.word(self.judged) for pair in self.pairs}
+        if MIXED in words or {BETTER, WORSE} <= words:
+            return MIXED
+        return next((word for word in (OPEN, BETTER, WORSE, UNCLEAR) if word in words), NOT_COMPARABLE)
+
+
+def compare_runs(one: RunData, other: RunData) -> Comparison:
+    """Pair the points of two runs and compare them.
+
+    :raises InputError: if a run has no points, or none of their points belong together.
+    """
+    for run in (one, other):
+        if not run.points:
+            raise InputError("this run has no finished points", file=str(run.path), hint="run it again; it resumes")
+    terms = _Terms.of(one, other)
+    slo = terms.judging
+    matched = _matched(one.points, other.points)
+    if not matched:
+        raise InputError(
+            "no points of these runs belong together: no swept values are equal",
+            got=_sets(one.points[:1]),
+            allowed=_sets(other.points),
+            hint="sweep the same values of the same keys in both, or compare single runs",
+        )
+    pairs = tuple(_pair(set_, a, b, slo) for set_, a, b in matched)
+    taken = [{id(pair[side]) for pair in matched} for side in (1, 2)]
+    alone = tuple([p.set for p in run.points if id(p) not in ids] for run, ids in zip((one, other), taken, strict=True))
+    changed, parts = _changed(one, other)
+    return Comparison(
+        one,
+        other,
+        pairs,
+        slo,
+        _judged(pairs, slo),
+        changed,
+        terms.side,
+        not (terms.one and terms.other),
+        terms.alone,
+        (alone[0], alone[1]),
+        parts,
+    )
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """The SLO terms of two runs, without those of tenants that only one of them has.
+
+    :ivar alone: tenants with an SLO that the other run does not have.
+    """
+
+    one: dict[str, float]
+    other: dict[str, float]
+    alone: tuple[tuple[str, ...], tuple[str, ...]]
+
+    @staticmethod
+    def of(one: RunData, other: RunData) -> _Terms:
+        runs = one, other
+        names = [{tenant.name for point in run.points for tenant in point.tenants} for run in runs]
+        found = [with_tenants(read_terms(run.slo), run.points[0]) for run in runs]
+        owners = [dict.fromkeys(tenant for name in terms if (tenant := split_term(name)[0])) for terms in found]
+        alone = [tuple(t for t in owned if t not in names[1 - side]) for side, owned in enumerate(owners)]
+        kept = [
+            {name: target for name, target in terms.items() if split_term(name)[0] not in gone}
+            for terms, gone in zip(found, alone, strict=True)
+        ]
+        return _Terms(kept[0], kept[1], (alone[0], alone[1]))
+
+    @property
+    def judging(self) -> dict[str, float]:
+        """Return the terms that both runs are judged by."""
+        return self.other or self.one
+
+    @property
+    def side(self) -> str:
+        """Return whose terms they are; empty where both have the same."""
+        return "" if self.one == self.other else "B" if self.other else "A"
+
+
+def _matched(one: Sequence[Point], other: Sequence[Point]) -> list[tuple[dict[str, Any], Point, Point]]:
+    if len(one) == 1:
+        return [(b.set if len(other) > 1 else {}, one[0], b) for b in other]
+    if len(other) == 1:
+        return [(a.set, a, other[0]) for a in one]
+    partners = {_identity(point.set): point for point in other}
+    return [(a.set, a, partners[key]) for a in one if (key := _identity(a.set)) in partners]
+
+
+def _identity(set_: Mapping[str, Any]) -> str:
+    return json.dumps(set_, sort_keys=True, default=str)
+
+
+def _sets(points: Sequence[Point]) -> str:
+    shown = "; ".join(json.dumps(point.set, ensure_ascii=False, default=str) for point in points[:2])
+    return shown + (f"; … ({len(points)} points)" if len(points) > 2 else "")
+
+
+def _pair(set_: dict[str, Any], one: Point, other: Point, slo: Mapping[str, float]) -> Pair:
+    one, other = (_on_common_terms(point, set_) for point in (one, other))
+    names = dict.fromkeys([*slo, *UNITS])
+    found = {name: difference for name in names if (difference := difference_of(one, other, name)) is not None}
+    traffic = SAME_REQUESTS if same_requests(one, other) else SAME_DRAWS if same_draws(one, other) else OTHER_TRAFFIC
+    decided, by = _decided(one, other, slo)
+    return Pair(set_, one, other, found, traffic, decided, by)
+
+
+def _on_common_terms(point: Point, set_: dict[str, Any]) -> Point:
+    """Return a point without the SLOs that its tenants have in its own run: the comparison's terms judge it."""
+    return replace(point, set=set_, tenants=[replace(tenant, slo={}) for tenant in point.tenants])
+
+
+def _decided(one: Point, other: Point, slo: Mapping[str, float]) -> tuple[str, str]:
+    """Return whether B is better or worse by overload or the SLO, and by which; both empty where neither decides.
+
+    A queue that grows without limit has no latency to compare: its intervals are wide, and the answer is certain.
+    """
+    full = is_overloaded(one), is_overloaded(other)
+    if full[0] != full[1] and not _is_disputed(one, other, slo, full[1]):
+        return (WORSE if full[1] else BETTER), OVERLOAD
+    met = verdict(one, slo), verdict(other, slo)
+    if set(met) == {MET, NOT_MET}:
+        return (WORSE if met[0] == MET else BETTER), SLO
+    return "", ""
+
+
+def _is_disputed(one: Point, other: Point, slo: Mapping[str, float], second: bool) -> bool:
+    """Return whether a tenant clearly loses by what relieves the fleet.
+
+    :param second: whether the second point is the overloaded one.
+    """
+    relieved, full, lost = (one, other, BETTER) if second else (other, one, WORSE)
+    for name, target in slo.items():
+        if split_term(name)[0]:
+            d = difference_of(one, other, name)
+            verdicts = [term_verdict(point, name, target) for point in (full, relieved)]
+            if (d is not None and d.word == lost) or verdicts == [MET, NOT_MET]:
+                return True
+    return False
+
+
+def _judged(pairs: Sequence[Pair], slo: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the metrics that decide: the SLO's, else p99 latencies and misses; with rollouts and faults the impact."""
+    points = [point for pair in pairs for point in (pair.one, pair.other)]
+    wanted = list(slo) or ["ttft_p99_s", "e2e_p99_s", "miss_ratio"]
+    if is_changed(points):
+        own = {name: target for name, target in slo.items() if not split_term(name)[0]}
+        during = [f"rollout_{latency_name(points, own)}"] if has_rollout(points) else []
+        wanted = [impact_name(points), *during, *(slo or ["e2e_p99_s"])]
+    wanted += [name for name in ("refused", "failed") if any(_is_lacking(point, name) for point in points)]
+    if slo:
+        return tuple(dict.fromkeys([*slo, *wanted]))
+    known = [n for n in wanted if any(n in pair.differences for pair in pairs)]
+    if "ttft_p99_s" in known and all(_equal(pair, "ttft_p99_s", "e2e_p99_s") for pair in pairs):
+        known.remove("ttft_p99_s")  # engine fixed: the first token is the whole answer
+    return tuple(known)
+
+
+def _is_lacking(point: Point, name: str) -> bool:
+    """Return whether a count of requests that are not served is more than latencies may leave out of account."""
+    metric, (_, total) = point.metrics.get(name), unserved(point)
+    return metric is not None and (metric.value or 0.0) > _UNSERVED * total
+
+
+def _equal(pair: Pair, name: str, other: str) -> bool:
+    first, second = pair.differences.get(name), pair.differences.get(other)
+    return first is not None and second is not None and (first.one, first.other) == (second.one, second.other)
+
+
+def key_metrics(comparison: Comparison) -> list[str]:
+    """Return the metrics that short tables show: what is judged, then what explains it."""
+    more = [
+        "ttft_p99_s",
+        "e2e_p99_s",
+        "tpot_mean_s",
+        "miss_ratio",
+        "loads_per_request",
+        "loader_utilization",
+        "throughput_rps",
+        "slo_attainment",
+        "harmed_excess",
+        "rollout_ttft_p99_s",
+        "replica_load_skew",
+        "refused",
+        "failed",
+        "unfinished",
+        "usd_per_m_tokens",
+        "usd_per_month",
+    ]
+    found = dict.fromkeys([*comparison.judged, *more])
+    some = {name for pair in comparison.pairs for name, d in pair.differences.items() if _is_shown(d)}
+    names = [name for name in found if name in comparison.terms or name in some]
+    if (
+        all(_equal(pair, "ttft_p99_s", "e2e_p99_s") for pair in comparison.pairs)
+        and "ttft_p99_s" not in comparison.terms
+    ):
+        names = [name for name in names if name != "ttft_p99_s"]
+    return names
+
+
+def _is_shown(difference: Difference) -> bool:
+    """Return whether there is anything to see: a value, and not a count of nothing on both sides."""
+    return difference.word != NOT_COMPARABLE and not (
+        difference.one == difference.other == 0 and difference.unit in ("requests", "sessions", "loads")
+    )
+
+
+def _changed(one: RunData, other: RunData) -> tuple[tuple[tuple[str, str, str], ...], SettingChanges]:
+    """Return what the scenarios say differently, defaults included; a swept key says over what it goes."""
+    rows, parts = changed_settings(
+        [run.manifest.get("scenario") or {} for run in (one, other)], [_swept(run) for run in (one, other)]
+    )
+    return tuple(row for row in rows if row[0].partition(".")[0] not in _IDLE_KEYS), parts
+
+
+def _swept(run: RunData) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for axis in make_axes(run.points):
+        labels = [axis.label(value) for value in axis.values]
+        shown = labels if len(labels) <= _LISTED else [*labels[:2], "…", labels[-1]]
+        found[axis.key] = f"swept: {', '.join(shown)}"
+    if len(run.points) == 1:
+        found |= {key: value_text(value) for key, value in run.points[0].set.items()}
+    return found
+
+
+def is_word(pair: Pair, name: str, word: str) -> bool:
+    """Return whether a metric changes in this way."""
+    return name in pair.differences and pair.differences[name].word == word
+
+
+def worse_terms(comparison: Comparison) -> list[str]:
+    """Return the SLO terms in which B is clearly worse at any point; what ``--check`` tests.
+
+    A term is worse, too, where A meets it and B certainly doesn't, and a time where B alone is overloaded.
+    """
+    return [n for n, target in comparison.terms.items() if any(_worse(p, n, target) for p in comparison.pairs)]
+
+
+def _worse(pair: Pair, name: str, target: float) -> bool:
+    (one, metric), (other, _) = judged(pair.one, name), judged(pair.other, name)
+    if is_word(pair, name, WORSE) or (not is_overloaded(one) and is_overloaded(other) and UNITS[metric] == "s"):
+        return True
+    return [term_verdict(point, name, target) for point in (pair.one, pair.other)] == [MET, NOT_MET]

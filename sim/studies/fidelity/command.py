@@ -1,0 +1,231 @@
+"""``loraplan fidelity``: compare the simulator with what a real engine did."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cli.bench_results import BenchFiles, predict_benchmarks
+from sim.cli.options import JobsOption, JsonOption, QuietOption
+from sim.cli.output import command_line, finish, folder_for, progress_bar
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from reports.document import Report
+    from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun
+    from sim.studies.fidelity.serving_stages import Server
+
+LENGTHS = "sharegpt_lengths.json"
+
+
+def fidelity(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Predict these measured runs: results of vllm bench serve, GuideLLM, AIPerf, GenAI-Perf or "
+            "inference-perf (.json), or a table RUNS.csv of served hours, or of serving stages.",
+        ),
+    ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="Of results: the server that was measured, a scenario with its fleet and adapters."),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Of results: predict from this profile. Default: the scenario's.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --scenario: change a value of it. Repeatable."),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Replay this record of an engine's steps, and compare every step.")
+    ] = None,
+    fit_on: Annotated[
+        Path | None, typer.Option(help="Fit costs to this record, and predict --record; both in real time.")
+    ] = None,
+    lengths: Annotated[
+        Path | None,
+        typer.Option(help="Histograms of lengths. Default: sharegpt_lengths.json next to RUNS.csv.", hidden=True),
+    ] = None,
+    profile_dir: Annotated[
+        Path | None, typer.Option(help="Folder with a profile MODEL.json for each model. Default: the bundled ones.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results. Default: runs/fidelity-NAME.")] = None,
+    jobs: JobsOption = -1,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Predict measured runs of a real server, or replay a record of a real engine step by step.
+
+    Example: loraplan fidelity bench.json --scenario my-scenario.yaml
+    """
+    from sim.studies.benchmarks.bench_files import is_bench_file
+
+    of_table = {"--lengths": lengths, "--profile-dir": profile_dir, "--out": out}
+    of_server = {"--scenario": scenario, "--profile": profile, "--set": ", ".join(set_ or ())}
+    folder = None
+    if not runs:
+        _refuse(of_server, "goes with results of benchmarks")
+        if record is None and fit_on is not None:
+            raise InputError("--fit-on needs a record to predict", key="--record", hint="give --record FILE")
+        if record is None:
+            raise InputError(
+                "there is nothing to compare with",
+                key="FILE",
+                allowed="results of a benchmark, a table of measured runs, or --record with a record of an engine's "
+                "steps",
+            )
+        _refuse(of_table, "--lengths, --profile-dir and --out go with RUNS.csv", "--record")
+        report = _record_report(record, fit_on)
+    elif record is not None or fit_on is not None:
+        raise InputError("give either measured runs or a record, not both", key="--record", got=str(record or fit_on))
+    elif all(map(is_bench_file, runs)):
+        _refuse(of_table, "--lengths, --profile-dir and --out go with RUNS.csv", "FILE")
+        predict_benchmarks(BenchFiles(runs, scenario, profile, set_ or ()), json=json, quiet=quiet)
+        return
+    elif len(runs) > 1:
+        raise InputError("one table at a time, or results (.json)", key="FILE", got=", ".join(map(str, runs)))
+    else:
+        _refuse(of_server, "a table names its models; --profile-dir gives other profiles")
+        if _is_of_stages(runs[0]):
+            _refuse(of_table, "goes with tables of served hours")
+            report = _stage_report(runs[0], jobs, quiet)
+        else:
+            from sim.studies.fidelity.measured_runs import read_lengths, read_runs
+
+            table, histograms = read_runs(runs[0]), read_lengths(lengths or runs[0].with_name(LENGTHS))
+            folder, report = predict_runs(runs[0], table, histograms, profile_dir, out, jobs, quiet)
+    finish(report, folder, as_json=json, quiet=quiet)
+
+
+def _refuse(options: Mapping[str, object], problem: str, key: str = "") -> None:
+    """Refuse the first of some options that was given.
+
+    :param key: named instead of the option.
+    """
+    for name, value in options.items():
+        if value:
+            raise InputError(problem, key=key or name, got=str(value))
+
+
+def predict_runs(
+    file: Path,
+    runs: Sequence[MeasuredRun],
+    lengths: LengthHistograms | None,
+    profile_dir: Path | None,
+    out: Path | None,
+    jobs: int,
+    quiet: bool,
+) -> tuple[Path | None, Report]:
+    """Predict every run of a table, and write one row for each.
+
+    :param lengths: of the requests; None: every run knows its own.
+    :param profile_dir: folder with a profile for each model; None: the bundled ones.
+    """
+    from sim.studies.fidelity.fidelity_study import predict_all, profiles_for
+    from sim.studies.fidelity.report import TABLE, runs_report
+
+    if jobs == 0:
+        raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
+    profiles = profiles_for(sorted({run.model for run in runs}), profile_dir, runs[0].profile)
+    folder = folder_for(out, f"fidelity-{file.stem}", as_json=False)
+    assert folder is not None, "the table of predictions is always kept"
+    with progress_bar(quiet) as progress:
+        predictions = predict_all(runs, lengths, profiles, table=folder / TABLE, jobs=jobs, progress=progress)
+    return folder, runs_report(predictions, file, profiles, command_line())
+
+
+def _is_of_stages(file: Path) -> bool:
+    """Return whether a table has stages of a serving benchmark, rather than served hours with adapters."""
+    from sim.studies.fidelity.run_cells import read_table
+    from sim.studies.fidelity.serving_stages import KEY_COLUMN
+
+    table = read_table(file)
+    if not table.columns:
+        raise InputError(
+            "the table is empty", file=table.file, allowed="served hours or serving stages (docs/validation.md)"
+        )
+    return KEY_COLUMN in table.columns
+
+
+def _stage_report(file: Path, jobs: int, quiet: bool) -> Report:
+    """Predict every stage of a serving benchmark."""
+    from sim.studies.fidelity.run_cells import read_table
+    from sim.studies.fidelity.serving_stages import predict_stages, stages_of
+    from sim.studies.fidelity.stage_report import stage_report
+
+    stages = stages_of(read_table(file))
+    with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
+        profiles, refused = _profiles_of([stage.server for stage in stages], Path(folder))
+        stages = [stage for stage in stages if stage.server in profiles]
+        with progress_bar(quiet) as progress:
+            predictions = predict_stages(stages, profiles, jobs, progress)
+    return stage_report(predictions, refused)
+
+
+def _profiles_of(servers: Sequence[Server], folder: Path) -> tuple[dict[Server, str | None], dict[Server, InputError]]:
+    """Return the profile of each server, and why there is none for the others.
+
+    :raises InputError: where there is none for any.
+    """
+    profiles: dict[Server, str | None] = {}
+    refused: dict[Server, InputError] = {}
+    for server in dict.fromkeys(servers):
+        try:
+            profiles[server] = _profile_of(server, folder)
+        except InputError as error:
+            # What are options of loraplan profiles build are columns here.
+            refused[server] = InputError(re.sub(r"--(gpu|model|tp)\b", r"\1", str(error)))
+    if not profiles:
+        raise next(iter(refused.values()))
+    return profiles, refused
+
+
+def _profile_of(server: Server, folder: Path) -> str | None:
+    """Return the path of a server's profile, built from kernel tables if none comes with loraplan; None: one does."""
+    from sim.spec.profile_choice import has_profile
+
+    if has_profile(server.gpu, server.model, server.engine, server.tensor_parallel):
+        return None
+    from calibrate.kernels.base_models import base_model_of
+    from calibrate.kernels.cards import card_of
+    from calibrate.kernels.kernel_tables import Deployment, engine_of
+    from calibrate.kernels.profile_from_kernels import build_profile
+
+    deployment = Deployment(
+        card_of(server.gpu),
+        base_model_of(server.model),
+        engine_of(server.engine),
+        tensor_parallel=server.tensor_parallel,
+    )
+    path = folder / f"{server.gpu}-{server.model}-{server.tensor_parallel}.json"
+    path.write_text(build_profile(deployment, "loraplan fidelity").profile.model_dump_json())
+    return str(path)
+
+
+def _record_report(file: Path, fit_on: Path | None) -> Report:
+    """Replay a record, and predict it from the costs of another one if there is one."""
+    from sim.studies.fidelity.record_costs import fit_costs, record_times
+    from sim.studies.fidelity.record_prediction import predict
+    from sim.studies.fidelity.record_report import replay_report, with_prediction
+    from sim.studies.fidelity.sglang_record import SglangRecord, read_any_record, replay_sglang
+    from sim.studies.fidelity.step_record import read_record
+    from sim.studies.fidelity.step_replay import replay
+
+    record = read_any_record(file)
+    if isinstance(record, SglangRecord):
+        if fit_on is not None:
+            raise InputError("records of SGLang have no times that could be predicted", key="--fit-on", got=str(fit_on))
+        return replay_report(file, record, replay_sglang(record))
+    if fit_on is None:
+        return replay_report(file, record, replay(record))
+    times = record_times(record, str(file))
+    costs = fit_costs(record_times(read_record(fit_on), str(fit_on)))
+    replayed, metrics = replay_report(file, record, replay(record)), predict(record, times, costs)
+    return with_prediction(replayed, fit_on, costs, metrics, itself=fit_on.resolve() == file.resolve())

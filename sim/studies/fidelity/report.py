@@ -1,0 +1,291 @@
+"""The report on measured runs and their predictions: errors, and worst cases first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from reports.charts.fidelity_charts import scatter_chart, slots_chart
+from reports.charts.svg import Chart
+from reports.document import File, Heading, Provenance, Report, Section, method
+from reports.table import Table
+from sim.spec.units import human_seconds
+from sim.studies.fidelity.fidelity_errors import as_json, compare_peer
+from sim.studies.fidelity.fidelity_study import ModelProfile, RunPrediction
+from sim.studies.fidelity.measured_runs import MeasuredRun
+
+TABLE = "predictions.csv"
+PEER = "digital_twin_predictions.csv"
+METRICS = {
+    "req_per_s": "completed requests/s",
+    "tpot_mean_ms": "mean TPOT",
+    "itl_p50_ms": "median ITL",
+    "itl_mean_ms": "mean ITL",
+    "ttft_p50_ms": "p50 TTFT",
+    "ttft_p99_ms": "p99 TTFT",
+    "ttft_mean_ms": "mean TTFT",
+    "loads_per_request": "loads per request",
+    "running_mean": "mean batch size",
+}
+"""Names of the compared metrics, in the order of the page; a table of runs has some of them."""
+_IN_LOGS = ("ttft_p50_ms", "ttft_p99_ms")
+_WORST = 25
+_MOST_SLOT_CHARTS = 6
+_ALWAYS = ("llama-3.1-8b, 128 adapters, 7.5 requests/s", "llama-3.1-8b, 384 adapters, 22.4 requests/s")
+"""Workloads that stand first in the charts over slots, where measured: the cliff, and a best slot count in the
+middle (docs/validation.md)."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run and its prediction.
+
+    :ivar group: runs of the same workload, which differ in slots alone.
+    :ivar label: the workload in words.
+    :ivar measured, predicted: by metric.
+    """
+
+    group: str
+    label: str
+    slots: int
+    regime: str
+    calibrated: bool
+    measured: Mapping[str, float]
+    predicted: Mapping[str, float]
+
+
+def runs_report(
+    predictions: Sequence[RunPrediction], file: Path, profiles: Mapping[str, ModelProfile], command: str
+) -> Report:
+    """Return how close the predictions of a table of runs are.
+
+    :param file: the table; a peer's predictions may be next to it.
+    :param command: the command that makes the report again.
+    """
+    errors, peer = as_json(predictions), file.with_name(PEER)
+    seconds, first = sum(p.wall_s for p in predictions), predictions[0].run
+    provenance = [
+        ("Measured runs", f"{file.name}, {len(predictions)} runs"),
+        *((f"Profile of {model}", f"{one.name}, sha256 {one.sha256[:12]}") for model, one in profiles.items()),
+        ("Calibration", f"{errors['calibration_runs']} runs, named in the profiles, are left out of all errors"),
+        ("Model", f"engine {first.engine} behind the front end {first.front_end}; {first.sampling}"),
+        ("Cost", f"{seconds:,.0f} core seconds, {seconds / len(predictions):.2f} a run"),
+    ]
+    rows = compare_peer([p for p in predictions if not p.calibrated], peer).rows if peer.exists() else ()
+    return fidelity_report([_compared(p) for p in predictions], errors, rows, provenance, command)
+
+
+def _compared(prediction: RunPrediction) -> Compared:
+    run: MeasuredRun = prediction.run
+    return Compared(
+        f"{run.model}/{run.workload_group}/{run.rates}/{run.ranks}",
+        f"{run.model}, {run.adapters} adapters, {run.offered_rps:.3g} requests/s",
+        run.gpu_slots,
+        run.regime,
+        prediction.calibrated,
+        run.measured,
+        prediction.predicted,
+    )
+
+
+def fidelity_report(
+    runs: Sequence[Compared],
+    errors: Mapping[str, Any],
+    peer: Sequence[tuple[str, int, float, float]],
+    provenance: Sequence[tuple[str, str]],
+    command: str,
+) -> Report:
+    """Return the report on runs and the errors of their predictions.
+
+    :param peer: (metric, runs, the peer's median error, ours); empty without a peer.
+    """
+    compared, against = [run for run in runs if not run.calibrated], peer_table(peer)
+    table, choice = error_table(errors), _choice_sentence(errors)
+    left_out = len(runs) - len(compared)
+    further = (
+        f"{left_out} further runs calibrated the profiles; on this page they appear only in the charts over slots."
+    )
+    calibrated = errors["calibration_runs"]
+    printed_peer: list[str | Table] = []
+    shown_peer: list[str | Table] = []
+    if against is not None:
+        printed_peer = ["", f"{against.caption}:", replace(against, note="")]
+        shown_peer = [Heading("Another simulator on the same runs"), against]
+    return Report(
+        kind="fidelity",
+        name="Predicted and measured",
+        lead="Every run of a real server, simulated from its workload and a profile, and compared with what was "
+        "measured.",
+        headline=_headline(errors),
+        statements=[choice, *([further] if left_out else [])],
+        data=errors,
+        terminal=[table, "", choice, *printed_peer],
+        sections=lambda: [
+            Section("errors", "How far off are predictions?", table, *shown_peer),
+            Section("charts", "Predicted against measured", *_charts(compared), listed="Charts"),
+            Section("slots", "How many slots? Workloads where it matters most", *_slot_charts(runs), listed="Slots"),
+            Section("worst", "Worst cases", worst_table(compared), listed="Worst cases"),
+            method(Provenance(provenance), command=command),
+        ],
+        files=[File("fidelity.json", errors), File(TABLE, None, "table")],
+        notes=[f"{calibrated} runs calibrated the profiles and are left out of all errors"] if calibrated else [],
+    )
+
+
+def _choice_sentence(errors: Mapping[str, Any]) -> str:
+    """Return how well the best slot count is found, in words."""
+    choice = errors["slot_choice"]
+    if choice is None:
+        return "No workload was measured with two slot counts."
+    return (
+        f"Of {choice['groups']} workloads measured with several slot counts, the one predicted best is within 10 % of "
+        f"the best measured p99 TTFT in {choice['within_10pct']:.0%}, and is the best itself in {choice['right']:.0%}."
+    )
+
+
+def _headline(errors: Mapping[str, Any]) -> str:
+    """Return the answer in a sentence: the median errors of the metrics that matter most."""
+    found = errors["metrics"]
+    parts = []
+    if found.get("req_per_s"):
+        parts.append(f"{found['req_per_s']['ape_p50']:.1%} in throughput")
+    if found.get("tpot_mean_ms"):
+        parts.append(f"{found['tpot_mean_ms']['ape_p50']:.1%} in TPOT")
+    if found.get("ttft_p99_ms"):
+        parts.append(f"a factor of {10 ** found['ttft_p99_ms']['log10_abs_p50']:.2f} in p99 TTFT")
+    if not parts:
+        return "No run is left to compare: all of them calibrated the profiles, or measured nothing."
+    return f"Half of {errors['runs']} measured runs are predicted within {', '.join(parts)}."
+
+
+def error_table(errors: Mapping[str, Any]) -> Table:
+    """Return median and 90 % errors by metric, over all runs and by regime."""
+    regimes = list(errors["by_regime"])
+    head = ["metric", "all: median", "all: 90 %", *(f"{regime}: median" for regime in regimes)]
+    rows = []
+    for name, words in METRICS.items():
+        of_all = errors["metrics"].get(name)
+        if of_all is None:  # not measured in these runs
+            continue
+        cells = [_error(name, of_all, "p50"), _error(name, of_all, "p90")]
+        rows.append([words, *cells, *(_error(name, errors["by_regime"][r].get(name), "p50") for r in regimes)])
+    rows.append(["runs", str(errors["runs"]), "", *(_runs(errors["by_regime"][regime]) for regime in regimes)])
+    note = "Absolute errors: TTFT as |log10(predicted / measured)| (0.04 is a factor of 1.1), all others relative."
+    return Table("Errors of predictions", head, rows, note)
+
+
+def peer_table(peer: Sequence[tuple[str, int, float, float]]) -> Table | None:
+    """Return the peer's median errors next to ours."""
+    if not peer:
+        return None
+    rows = [[words, str(runs), f"{theirs:.1%}", f"{ours:.1%}"] for words, runs, theirs, ours in peer]
+    return Table(
+        "Compared with the digital twin of the same authors",
+        ["metric", "shared runs", "digital twin", "loraplan"],
+        rows,
+        "Median absolute relative errors over the runs that both predicted and that calibrated no profile here.",
+    )
+
+
+def _runs(regime: Mapping[str, Any]) -> str:
+    return str(max((errors["runs"] for errors in regime.values() if errors), default=0))
+
+
+def _error(name: str, errors: Mapping[str, float] | None, quantile: str) -> str:
+    if errors is None:
+        return "–"
+    if name in _IN_LOGS:
+        return f"{errors[f'log10_abs_{quantile}']:.3f}"
+    return f"{errors[f'ape_{quantile}']:.1%}"
+
+
+def show_value(name: str, value: float) -> str:
+    """Return a measured or predicted value with its unit."""
+    if not math.isfinite(value):
+        return "–"
+    if not name.endswith("_ms"):
+        return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+    return human_seconds(value / 1000)
+
+
+def _off(run: Compared, name: str) -> float:
+    measured, predicted = run.measured[name], run.predicted[name]
+    return abs(math.log10(predicted / measured)) if measured > 0 and predicted > 0 else 0.0
+
+
+def worst_of_metric_table(name: str, runs: Sequence[Compared]) -> Table:
+    """Return the runs with the largest error of one metric."""
+    usable = [run for run in runs if run.measured[name] > 0]
+    order = sorted(usable, key=lambda run: -_off(run, name))[:_WORST]
+    rows = [
+        [
+            run.label,
+            str(run.slots),
+            run.regime,
+            show_value(name, run.measured[name]),
+            show_value(name, run.predicted[name]),
+            f"{run.predicted[name] / run.measured[name]:.2f}",
+        ]
+        for run in order
+    ]
+    head = ["workload", "slots", "regime", "measured", "predicted", "ratio"]
+    return Table(f"{METRICS[name]}: the {len(rows)} largest errors", head, rows, words=(2,))
+
+
+def worst_table(runs: Sequence[Compared]) -> Table:
+    """Return the runs with the largest error of p99 TTFT, with their other metrics."""
+    order = sorted(runs, key=lambda run: -_off(run, "ttft_p99_ms"))[:_WORST]
+    names = ("ttft_p99_ms", "ttft_p50_ms", "tpot_mean_ms", "req_per_s")
+    head = ["workload", "slots", "regime", *(METRICS[name] for name in names)]
+    rows = [
+        [
+            run.label,
+            str(run.slots),
+            run.regime,
+            *(f"{show_value(n, run.predicted[n])} (measured {show_value(n, run.measured[n])})" for n in names),
+        ]
+        for run in order
+    ]
+    note = "Predicted, and measured in brackets. The largest errors lie at the edge of saturation, where a little more "
+    note += "or less capacity decides whether a queue builds up."
+    return Table("Worst cases: largest errors of p99 TTFT first", head, rows, note, words=(2,))
+
+
+def _charts(runs: Sequence[Compared]) -> list[Chart]:
+    questions = {
+        "ttft_p99_ms": "How close is p99 TTFT?",
+        "ttft_p50_ms": "How close is p50 TTFT?",
+        "tpot_mean_ms": "How close is mean TPOT?",
+        "req_per_s": "How close is throughput?",
+    }
+    charts = []
+    for name, title in questions.items():
+        points = [
+            (run.measured[name], run.predicted[name], run.regime, f"{run.label}, {run.slots} slots")
+            for run in runs
+            if run.measured[name] > 0 and run.predicted[name] > 0
+        ]
+        if points:
+            charts.append(scatter_chart(name, title, METRICS[name], points, worst_of_metric_table(name, runs)))
+    return charts
+
+
+def _slot_charts(runs: Sequence[Compared]) -> list[Chart]:
+    """Return p50 TTFT against slots for workloads where slots matter most: measured and predicted."""
+    groups: dict[str, list[Compared]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+
+    def span(group: list[Compared]) -> float:
+        values = [run.measured["ttft_p50_ms"] for run in group]
+        return len(group) * math.log10(max(values) / min(values)) if min(values) > 0 else 0.0
+
+    several = sorted((g for g in groups.values() if len(g) > 2), key=span, reverse=True)
+    several.sort(key=lambda group: group[0].label not in _ALWAYS)
+    several = several[:_MOST_SLOT_CHARTS]
+    return [
+        slots_chart(f"slots-{number}", sorted(group, key=lambda run: run.slots)) for number, group in enumerate(several)
+    ]

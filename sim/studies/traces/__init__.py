@@ -1,1 +1,0 @@
-"""Studies of recorded traffic: diagnosis, fitted traffic, cache-only replay."""
