@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -197,11 +196,6 @@ def scenario_cases(draw: st.DrawFn) -> Case:
             more = draw(st.sampled_from(([], ["--what-if"], ["--minimize", "cache.gpu.slots=1..4"])))
         lines = [[command, "s.yaml", *quiet, *more]]
     return Case(files, lines)
-
-
-def small_scenario(folder: Path) -> None:
-    """Write ``small.yaml``, a scenario that is right and soon done."""
-    (folder / "small.yaml").write_bytes(SMALL)
 
 
 SMALL = b"""\

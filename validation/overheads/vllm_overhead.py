@@ -35,6 +35,7 @@ from validation.overheads.overhead_fit import (
     LEAST_POINTS,
     MOST_PER_SEQUENCE_S,
     DeploymentError,
+    OverheadFit,
     PredictedPoint,
     spread_of,
 )
@@ -60,17 +61,6 @@ class MeasuredGap:
     is_async: bool
     sums: Floats
     token_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class VllmFit:
-    """Overheads by level, as ``overhead_of`` looks them up, and the errors of every deployment.
-
-    Each is predicted from other models, synchronous ones from other deployments.
-    """
-
-    overheads: dict[str, EngineOverhead]
-    errors: tuple[DeploymentError, ...]
 
 
 def gaps_of(points: Iterable[PredictedPoint], stages: Iterable[Stage]) -> list[MeasuredGap]:
@@ -128,8 +118,11 @@ def _stage_sums(stage: Stage, kernels: StepCost) -> Floats:
     return np.array((alone + prompts * (mixed - alone), 1.0, decoding + prompts))
 
 
-def fit_vllm(gaps: Sequence[MeasuredGap]) -> VllmFit:
-    """Fit both forms, and judge them on what did not calibrate."""
+def fit_vllm(gaps: Sequence[MeasuredGap]) -> OverheadFit:
+    """Fit both forms, and judge them on what did not calibrate.
+
+    Each deployment is predicted from other models, synchronous ones from other deployments.
+    """
     sizes = Counter(gap.group for gap in gaps)
     fitted = [gap for gap in gaps if gap.group.weights == FITTED]
     ahead, synchronous = ([gap for gap in fitted if gap.is_async == kind] for kind in (True, False))
@@ -146,7 +139,7 @@ def fit_vllm(gaps: Sequence[MeasuredGap]) -> VllmFit:
         f"with asynchronous scheduling ({_cards(ahead)}), the host's on {len(synchronous)} with synchronous "
         f"scheduling ({_cards(synchronous)})",
     )
-    return VllmFit(_levels(base, errors), errors)
+    return OverheadFit(_levels(base, errors), errors)
 
 
 def _cards(gaps: Sequence[MeasuredGap]) -> str:
