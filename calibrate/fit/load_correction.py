@@ -141,7 +141,10 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
     there are none.
     """
     targets = [(load, name) for load in loads for name in load.targets]
-    with_fixed = len(loads) > 1 and _batches_differ(loads)
+    with_fixed = False
+    if len(loads) > 1:
+        running = [predict_service(load.world, 1).running for load in loads]
+        with_fixed = max(running) >= _APART * max(min(running), 1e-9)
 
     def residuals(x: Floats) -> Floats:
         found = _predicted(profile, loads, float(math.exp(x[0])), float(x[1]) if with_fixed else None, float(x[-1]))
@@ -237,11 +240,6 @@ def _blur_s(loads: Sequence[MeasuredLoad]) -> float:
             return 0.0
         steps_s.append(load.measured[load.targets[0]])
     return min(steps_s)
-
-
-def _batches_differ(loads: Sequence[MeasuredLoad]) -> bool:
-    running = [predict_service(load.world, 1).running for load in loads]
-    return max(running) >= _APART * max(min(running), 1e-9)
 
 
 def _predicted(

@@ -11,7 +11,7 @@ from sim.errors import InputError
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.benchmarks.bench_run import BenchRun, OpenLoad
 from sim.studies.benchmarks.bench_scenario import bench_scenario, moved_to_run
-from sim.studies.fidelity.predicted_service import PredictedService, predict_service, predicted_values
+from sim.studies.fidelity.predicted_service import predict_service, predicted_values
 from sim.world.build import build_world
 from sim.world.world import World
 
@@ -82,15 +82,13 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
         profile=world.profile.name,
         profile_status=world.profile.stated,
         engine=world.scenario.fleet.engine,
-        metrics=tuple(_compared(run, predicted)),
+        metrics=tuple(
+            BenchMetric(name, run.measured[name], value, run.errors.get(name))
+            for name, value in predicted_values(predicted).items()
+            if name in run.measured
+        ),
         notes=(*_gaps_of(run), *_on_fleet(world)),
     )
-
-
-def _compared(run: BenchRun, predicted: PredictedService) -> Iterator[BenchMetric]:
-    for name, value in predicted_values(predicted).items():
-        if name in run.measured:
-            yield BenchMetric(name, run.measured[name], value, run.errors.get(name))
 
 
 def _on_fleet(world: World) -> Iterator[str]:

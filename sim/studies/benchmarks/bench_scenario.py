@@ -95,7 +95,7 @@ def _workload(run: BenchRun, base: dict[str, Any], folder: Path, *, alone: bool)
     """
     kept = {key: base[key] for key in ("popularity",) if key in base}
     if run.rows is not None and isinstance(run.load, OpenLoad) and not alone:
-        write_text(folder / "requests.csv", _trace_text(run.rows))
+        write_text(folder / "requests.csv", _table(run.rows, with_times=True))
         none = dict.fromkeys(("adapter", "session", "status"), "none")
         columns = {"time": "timestamp_s", "unit": "s", "input": "input_tokens", "output": "output_tokens", **none}
         return {**kept, "trace": {"file": str(folder / "requests.csv"), "format": "log", "columns": columns}}
@@ -119,7 +119,7 @@ def _arrivals(load: ClosedLoad | OpenLoad) -> dict[str, Any]:
 def _tokens(run: BenchRun, folder: Path) -> dict[str, Any]:
     if run.rows is None:
         return {"prompt": _law(run.prompt), "output": _law(run.output)}
-    write_text(folder / "lengths.csv", _lengths_text(run.rows))
+    write_text(folder / "lengths.csv", _table(run.rows, with_times=False))
     file = str(folder / "lengths.csv")
     return {
         "prompt": {"law": "empirical", "file": file, "column": "input_tokens"},
@@ -135,15 +135,10 @@ def _law(summary: TokenSummary) -> dict[str, Any]:
     return {"law": "lognormal", "mean": summary.mean, "p99": summary.p99}
 
 
-def _trace_text(rows: BenchRequests) -> str:
-    lines = ["timestamp_s,input_tokens,output_tokens"]
-    columns = (rows.start_s.tolist(), rows.prompt_tokens.tolist(), rows.output_tokens.tolist())
-    lines += [f"{at_s:.6f},{prompt},{output}" for at_s, prompt, output in zip(*columns, strict=True)]
-    return "\n".join(lines) + "\n"
-
-
-def _lengths_text(rows: BenchRequests) -> str:
-    lines = ["input_tokens,output_tokens"]
-    pairs = zip(rows.prompt_tokens.tolist(), rows.output_tokens.tolist(), strict=True)
-    lines += [f"{prompt},{output}" for prompt, output in pairs]
+def _table(rows: BenchRequests, *, with_times: bool) -> str:
+    lengths = zip(rows.prompt_tokens.tolist(), rows.output_tokens.tolist(), strict=True)
+    lines = ["input_tokens,output_tokens", *(f"{prompt},{output}" for prompt, output in lengths)]
+    if with_times:
+        times = ["timestamp_s", *(f"{at_s:.6f}" for at_s in rows.start_s.tolist())]
+        lines = [f"{at_s},{line}" for at_s, line in zip(times, lines, strict=True)]
     return "\n".join(lines) + "\n"

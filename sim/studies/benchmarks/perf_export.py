@@ -28,7 +28,8 @@ def read_perf_export(fields: JsonFields, name: str) -> BenchRun:
 
     :raises InputError: naming what is missing.
     """
-    completed = _completed(fields)
+    # GenAI-Perf's count of requests is one of its settings in older versions.
+    completed = int(fields.number("request_count.avg", "time_to_first_token.count", "request_latency.count"))
     measured = {"requests_per_s": fields.number("request_throughput.avg")}
     errors: dict[str, float] = {}
     if fields.has("output_token_throughput"):
@@ -60,11 +61,6 @@ def read_perf_export(fields: JsonFields, name: str) -> BenchRun:
         measured=measured,
         errors=errors,
     )
-
-
-def _completed(fields: JsonFields) -> int:
-    """Return how many requests ended; GenAI-Perf's count is one of its settings in older versions."""
-    return int(fields.number("request_count.avg", "time_to_first_token.count", "request_latency.count"))
 
 
 def _tokens(fields: JsonFields, tag: str) -> TokenSummary:
