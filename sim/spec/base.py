@@ -85,8 +85,13 @@ def refuse(model: type[BaseModel], errors: Iterable[PydanticCustomError]) -> Non
     for error in errors:
         by_key.setdefault((error.context or {})["key"], error)
     if by_key:
-        details = [InitErrorDetails(type=error, loc=(), input=None) for error in by_key.values()]
-        raise ValidationError.from_exception_data(model.__name__, details)
+        raise several(model, by_key.values())
+
+
+def several(model: type[BaseModel], errors: Iterable[PydanticCustomError]) -> ValidationError:
+    """Return errors of a model as one."""
+    details = [InitErrorDetails(type=error, loc=(), input=None) for error in errors]
+    return ValidationError.from_exception_data(model.__name__, details)
 
 
 def checks(errors_of: Callable[[Any], Errors]) -> Any:
