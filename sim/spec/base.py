@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
@@ -76,7 +76,7 @@ Errors = Iterator[PydanticCustomError]
 """What is wrong with a model, as ``located`` says it."""
 
 
-def refuse(model: type[BaseModel], errors: Errors) -> None:
+def refuse(model: type[BaseModel], errors: Iterable[PydanticCustomError]) -> None:
     """Raise errors of a model together, if there are any: for each key the first one.
 
     :raises ValidationError: with all of them.
@@ -85,8 +85,13 @@ def refuse(model: type[BaseModel], errors: Errors) -> None:
     for error in errors:
         by_key.setdefault((error.context or {})["key"], error)
     if by_key:
-        details = [InitErrorDetails(type=error, loc=(), input=None) for error in by_key.values()]
-        raise ValidationError.from_exception_data(model.__name__, details)
+        raise several(model, by_key.values())
+
+
+def several(model: type[BaseModel], errors: Iterable[PydanticCustomError]) -> ValidationError:
+    """Return errors of a model as one."""
+    details = [InitErrorDetails(type=error, loc=(), input=None) for error in errors]
+    return ValidationError.from_exception_data(model.__name__, details)
 
 
 def checks(errors_of: Callable[[Any], Errors]) -> Any:

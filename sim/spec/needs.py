@@ -1,32 +1,39 @@
 """What a section, or a whole scenario, must be: rows of tables, from which the checks follow.
 
 A ``Rule`` says when something is wrong. A ``Need`` says which values keys must have, and a ``Choice`` which needs come
-with a value of a key. All are rows of one kind: ``errors`` yields what is broken.
+with a value of a key. All are rows of one kind: ``errors`` returns what is broken.
 
 Scenarios are looked at key by key, as any model: the module of ``Scenario`` imports this one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 from pydantic import BaseModel
+from pydantic_core import PydanticCustomError
 
-from sim.spec.base import Errors, located
+from sim.spec.base import located
 from sim.spec.policies import EVICTIONS
 from sim.spec.registry import Entry
 
 
 def value_of(scenario: BaseModel, key: str) -> Any:
     """Return the value of a dotted key, with the default of ``fleet.load_at`` resolved; None: it is unset."""
-    if key == "fleet.load_at":
-        key = "load_at"
     value: Any = scenario
-    for part in key.split("."):
-        value = None if value is None else getattr(value, part)
+    for part in _path(key):
+        if value is None:
+            break
+        value = getattr(value, part)
     return value
+
+
+@cache
+def _path(key: str) -> tuple[str, ...]:
+    return ("load_at",) if key == "fleet.load_at" else tuple(key.split("."))
 
 
 def words_of(value: object) -> str:
@@ -38,11 +45,14 @@ def _listed(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {words_of(value)}" for key, value in values.items())
 
 
+Found = Sequence[PydanticCustomError]
+
+
 class Row(Protocol):
     """A row of a table of rules."""
 
-    def errors(self, model: Any) -> Errors:
-        """Yield what is wrong with a model."""
+    def errors(self, model: Any) -> Found:
+        """Return what is wrong with a model."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +70,27 @@ class Rule:
     wrong: Callable[..., object]
     allowed: str = ""
     hint: str = ""
+    _entries: str = field(init=False, repr=False)
 
-    def errors(self, model: Any) -> Errors:
-        """Yield the error of a model that breaks the rule."""
-        entries, is_list, _ = self.text.partition(".{i}")
-        cases = ((model, it, i) for i, it in enumerate(value_of(model, entries))) if is_list else ((model,),)
-        for case in cases:
-            if found := self.wrong(*case):
-                facts = {**dict(zip(("s", "it", "i"), case, strict=False)), "got": None if found is True else found}
-                facts |= found if isinstance(found, dict) else {}
-                texts = (*self.text.split(": ", 1), self.allowed, self.hint)
-                key, problem, allowed, hint = (text.format(**facts) for text in texts)
-                yield located(key, problem, got=facts["got"], allowed=allowed, hint=hint)
-                return
+    def __post_init__(self) -> None:
+        key, is_list, _ = self.text.partition(".{i}")
+        object.__setattr__(self, "_entries", key if is_list else "")
+
+    def errors(self, model: Any) -> Found:
+        """Return the error of a model that breaks the rule."""
+        if not self._entries:
+            found = self.wrong(model)
+            return [self._error(found, s=model)] if found else ()
+        for i, it in enumerate(value_of(model, self._entries)):
+            if found := self.wrong(model, it, i):
+                return [self._error(found, s=model, it=it, i=i)]
+        return ()
+
+    def _error(self, found: object, **facts: object) -> PydanticCustomError:
+        facts |= found if isinstance(found, dict) else {"got": None if found is True else found}
+        texts = (*self.text.split(": ", 1), self.allowed, self.hint)
+        key, problem, allowed, hint = (text.format(**facts) for text in texts)
+        return located(key, problem, got=facts.get("got"), allowed=allowed, hint=hint)
 
 
 class When:
@@ -81,10 +99,9 @@ class When:
     def __init__(self, applies: Callable[[Any], object], *rows: Row) -> None:
         self._applies, self.rows = applies, rows
 
-    def errors(self, model: Any) -> Errors:
-        """Yield what is wrong with a model to which the rows apply."""
-        if self._applies(model):
-            yield from broken((model, self.rows))
+    def errors(self, model: Any) -> Found:
+        """Return what is wrong with a model to which the rows apply."""
+        return broken(model, self.rows) if self._applies(model) else ()
 
 
 class First:
@@ -93,16 +110,14 @@ class First:
     def __init__(self, *rows: Row) -> None:
         self.rows = rows
 
-    def errors(self, model: Any) -> Errors:
-        """Yield what is wrong with a model by the first row that it breaks."""
-        yield from next(filter(None, (list(row.errors(model)) for row in self.rows)), [])
+    def errors(self, model: Any) -> Found:
+        """Return what is wrong with a model by the first row that it breaks."""
+        return next((found for row in self.rows if (found := row.errors(model))), ())
 
 
-def broken(*tables: tuple[BaseModel, Iterable[Row]]) -> Errors:
-    """Yield what is wrong with models, each with its rows."""
-    for model, rows in tables:
-        for row in rows:
-            yield from row.errors(model)
+def broken(model: BaseModel, rows: Iterable[Row]) -> list[PydanticCustomError]:
+    """Return what is wrong with a model."""
+    return [error for row in rows for error in row.errors(model)]
 
 
 @dataclass(frozen=True)
@@ -158,19 +173,18 @@ class Need:
     at: str = ""
     hint: str = ""
 
-    def errors(self, model: BaseModel) -> Errors:
-        """Yield the error of a scenario that does not meet it: the key that is wrong, its value and what is allowed."""
+    def errors(self, model: BaseModel) -> Found:
+        """Return the error of a scenario that does not meet it, with the key that is wrong and what is allowed."""
         got = {key: value_of(model, key) for key in self.keys}
         wrong = [key for key, value in got.items() if value is not None and not self.keys[key].allow(value, model)]
         if not wrong:
-            return
+            return ()
         allowed = {key: values.listed(model) for key, values in self.keys.items()}
         at = self.at or wrong[0]
         if list(got) == [at]:
             value = words_of(got[at]) if isinstance(got[at], bool) else got[at]
-            yield located(at, self.why, got=value, allowed=allowed[at], hint=self.hint)
-        else:
-            yield located(at, self.why, got=_listed(got), allowed=_listed(allowed), hint=self.hint)
+            return [located(at, self.why, got=value, allowed=allowed[at], hint=self.hint)]
+        return [located(at, self.why, got=_listed(got), allowed=_listed(allowed), hint=self.hint)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +201,6 @@ class Choice(Entry):
         """Return whether a scenario chooses it."""
         return any(value_of(scenario, key) == value for key, value in self.set_by.items())
 
-    def errors(self, model: BaseModel) -> Errors:
-        """Yield the errors of the needs that a scenario does not meet, if it chooses this."""
-        if self.is_set(model):
-            yield from broken((model, self.needs))
+    def errors(self, model: BaseModel) -> Found:
+        """Return the errors of the needs that a scenario does not meet, if it chooses this."""
+        return broken(model, self.needs) if self.is_set(model) else ()

@@ -28,12 +28,13 @@ def check(scenario: Scenario) -> None:
 
     :raises ValidationError: with every rule that it breaks.
     """
-    tables: list[tuple[Scenario, tuple[Row, ...]]] = [(scenario, SHARED)]
-    if scenario.fleet.pools:
-        tables += [(scenario, POOLS), *((pool, (CHANGED_REPLICAS,)) for pool in scenario.pools if scenario.changed_by)]
+    if not scenario.fleet.pools:
+        found = broken(scenario, (*SHARED, *ONE_KIND))
     else:
-        tables.append((scenario, ONE_KIND))
-    refuse(type(scenario), broken(*tables))
+        changed = scenario.pools if scenario.changed_by else ()
+        found = broken(scenario, (*SHARED, *POOLS))
+        found += [error for pool in changed for error in CHANGED_REPLICAS.errors(pool)]
+    refuse(type(scenario), found)
 
 
 def _grouped(s: Scenario) -> Any:

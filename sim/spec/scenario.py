@@ -23,11 +23,8 @@ from sim.spec.engines import fill
 from sim.spec.files.pool_scenarios import pool_scenarios
 from sim.spec.policies import EVICTIONS, ROUTERS, EvictionEntry, Given, RouterEntry, given_in
 from sim.spec.rules import check
-from sim.spec.sections.arrival_processes import Arrivals
 from sim.spec.sections.faults import Fault
-from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.plan_question import Plan
-from sim.spec.sections.popularity_laws import Popularity
 from sim.spec.sections.rollout_strategies import Rollout
 from sim.spec.sections.routing import Router
 from sim.spec.sections.serving import (
@@ -45,22 +42,16 @@ from sim.spec.units import Share
 
 __all__ = [
     "Adapters",
-    "Arrivals",
     "Cache",
     "Fleet",
-    "FullModels",
     "GpuCache",
     "HostCache",
     "Pool",
-    "Popularity",
-    "Router",
     "Run",
     "Scenario",
     "Slo",
     "Storage",
     "Targets",
-    "Tenant",
-    "Workload",
 ]
 
 

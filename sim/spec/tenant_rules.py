@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def _other_scheduling(s: Scenario) -> dict[str, str] | None:
     """Return a scheduling policy that the engine lacks, those it knows, and the engines that have this one."""
-    policy, known = s.fleet.scheduling, schedulings_of(s.fleet.engine)
-    if policy == "fcfs" or policy in known:
+    policy = s.fleet.scheduling
+    if policy == "fcfs" or policy in (known := schedulings_of(s.fleet.engine)):
         return None
     having = [name for name in ENGINES.all_names() if policy in schedulings_of(name)]
     return {"got": policy, "known": ", ".join(known), "having": ", ".join(having)}

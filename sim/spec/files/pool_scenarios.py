@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
+from sim.spec.base import located, several
 from sim.spec.files import tree
 from sim.spec.files.tree import Origin, join
 
@@ -30,23 +31,17 @@ def pool_scenarios(model: type[Model], data: Mapping[str, Any], context: Any) ->
     :param data: a scenario with pools, as it was given.
     :raises ValidationError: with every problem, at the keys of ``data``.
     """
-    found, problems = [], []
+    found: list[Model] = []
+    problems: dict[str, PydanticCustomError] = {}
     for number, pool in enumerate(data["fleet"]["pools"]):
         try:
             found.append(model.model_validate(pool_data(data, pool), context=context))
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 problem = _problem(detail, number, pool)
-                if problem not in problems:
-                    problems.append(problem)
+                problems.setdefault(str(problem.context), problem)
     if problems:
-        raise ValidationError.from_exception_data(
-            model.__name__,
-            [
-                InitErrorDetails(type=PydanticCustomError("quantity", "{problem}", context), loc=(), input=None)
-                for context in problems
-            ],
-        )
+        raise several(model, problems.values())
     return tuple(found)
 
 
@@ -78,7 +73,7 @@ def key_in_fleet(key: str, number: int, pool: Mapping[str, Any]) -> str:
     return join(f"fleet.pools.{number}", path) if path and own is not None else key
 
 
-def _problem(detail: Any, number: int, pool: Mapping[str, Any]) -> dict[str, Any]:
+def _problem(detail: Any, number: int, pool: Mapping[str, Any]) -> PydanticCustomError:
     """Return what the error of a pool's scenario says, at the key of the whole scenario."""
     context = dict(detail.get("ctx") or {}) if detail["type"] == "quantity" else {"problem": detail["msg"]}
     where = join(".".join(map(str, detail["loc"])), context.get("key") or "").strip(".")
@@ -86,4 +81,4 @@ def _problem(detail: Any, number: int, pool: Mapping[str, Any]) -> dict[str, Any
     problem = context["problem"] if key != where else f"{context['problem']} (pool {pool['name']})"
     got = context.get("got")
     text = f"{got:g}" if isinstance(got, float) else got
-    return {"allowed": "", "hint": "", **context, "got": text, "key": key, "problem": problem}
+    return located(key, problem, got=text, allowed=context.get("allowed", ""), hint=context.get("hint", ""))
