@@ -145,9 +145,9 @@ class Dispatcher(ReplicaListener):
         self._recorder = recorder
         self._in_flight = InFlight(counts, base_model)
         self._makers: Sequence[MakeReplica] = ()
-        self._sort()
+        self._find_hooks()
 
-    def _sort(self) -> None:
+    def _find_hooks(self) -> None:
         """Note which extensions have something to do for every request."""
 
         def having(hook: str) -> list[Extension]:
@@ -187,7 +187,7 @@ class Dispatcher(ReplicaListener):
         if in_flight not in self.extensions:
             in_flight.begin(self.servers)
             self.extensions.append(in_flight)
-            self._sort()
+            self._find_hooks()
         return in_flight.counts
 
     # To the replicas

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from sim.policies.stage_gate import NEVER_S, Sample, failed_terms
 from sim.rng import stream_key, uniform_draw
@@ -73,14 +73,11 @@ class TrafficShift(ActiveRollout):
                 self._settle(everything)
                 return
         self._due_s = clock.now
-        if rollout.spread == 0:
-            yield clock.until(known_s)
-            self._settle(everything)
-            return
-        known = [clock.until(known_s + offset) for offset in self._offsets]
-        for i in everything:
-            yield known[i]
-            self._settle((i,))
+        groups: list[Sequence[int]] = [(i,) for i in everything] if rollout.spread else [everything]
+        known = [clock.until(known_s + self._offsets[group[0]]) for group in groups]
+        for event, group in zip(known, groups, strict=True):
+            yield event
+            self._settle(group)
 
     def _enough_samples(self, gate: Gate) -> Iterator[Call]:
         """Wait until there are enough samples, for one or more times of a stage, or the run is over."""
@@ -104,7 +101,7 @@ class TrafficShift(ActiveRollout):
         self._stages.append((self._clock.now, share, delays))
         return self._clock.now + max(delays)
 
-    def _settle(self, places: Iterable[int]) -> None:
+    def _settle(self, places: Sequence[int]) -> None:
         """Now that every router knows, start to count down the requests inside for the losing versions."""
         progress, planned = self._progress, self.planned
         losers = {}
