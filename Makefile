@@ -56,8 +56,8 @@ lint: $(VENV)/.installed-test ## style, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-same: $(VENV)/.installed-test ## after a refactoring: no number of any bundled scenario has changed
-	$(BIN)/python tools/same.py
+same: $(VENV)/.installed-test ## after a refactoring: no number and no sentence has changed (ONLY=text: the sentences alone)
+	$(BIN)/python tools/same.py $(if $(ONLY),--only $(ONLY))
 
 bench: $(VENV)/.installed-test ## simulated requests per second, compared with bare SimPy timeouts; adds to their history
 	$(BIN)/python tests/bench.py
