@@ -82,9 +82,9 @@ def test_what_differs_from_run_to_run_does_not_count() -> None:
         ("see …/.venv/lib/site-packages/sim/data.yaml:3", "see …/sim/data.yaml:3"),
     ):
         assert transcripts.constant(one) == transcripts.constant(other)
-    for kept in ("p99 41.1 s", "vllm-0.32", "12345678 requests", "a 0.1.0 b", "x" * 600):
+    for kept in ("p99 41.1 s", "vllm-0.32", "12345678 requests", "a 0.1.0 b", "x" * transcripts.COLUMNS):
         assert transcripts.constant(kept) == kept
-    assert transcripts.constant("x" * 601 + "a") != transcripts.constant("x" * 601 + "b")
+    assert transcripts.constant("x" * 999 + "a") != transcripts.constant("x" * 999 + "b")
 
 
 def test_a_transcript_says_what_to_do_and_what_came_of_it(tmp_path: Path) -> None:
