@@ -10,7 +10,7 @@ FAST := $(FAST_VENV)/bin
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo ui test test-vllm round-trip vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema docs pictures terminal lab-kit clean
+.PHONY: help demo ui test check test-rest nightly test-vllm round-trip vllm-env fast wheel lint same bench bench-compare fuzz kills mutants a11y schema docs pictures terminal lab-kit clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -22,9 +22,17 @@ demo: $(VENV)/.installed ## install, run a bundled scenario, say where the repor
 ui: $(VENV)/.installed-ui ## a local page with sliders (SCENARIO=quickstart)
 	$(BIN)/loraplan ui $(SCENARIO)
 
-test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
-	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
+test: $(VENV)/.installed-test ## lint, and all tests but slow ones: 8 minutes on two idle cores, installation included
+	@.ci/tests quick $(TESTS)
+
+check: test test-rest ## what CI runs: make test, slow tests, and those that need an interpreted build
+
+test-rest: $(VENV)/.installed-test ## what make check adds to make test
+	@.ci/tests rest $(TESTS)
+
+# Before a release. Accessibility needs node and a Chromium, and a real vLLM 3 GB; round-trip and mutants stay apart.
+nightly: check test-vllm docs bench-compare fuzz kills same ## make check, a real vLLM, the site, benches, fuzzing, kills, all of make same
+	if command -v npm; then $(MAKE) a11y; else echo "accessibility is not checked: there is no npm"; fi
 
 VLLM_TESTS ?= tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py
 test-vllm: $(VENV)/.installed-test vllm-env ## compare predictions with a real vLLM, on this CPU; it parses what is emitted
@@ -39,13 +47,6 @@ fast: $(FAST_VENV)/.installed ## compile the simulator (mypyc) into .fast-venv; 
 	@$(FAST)/loraplan --version
 	@echo "Run it with: $(FAST)/loraplan run quickstart"
 
-FAST_TESTS ?= tests/cli/test_build.py tests/cli/test_own_policy.py tests/unit/test_base_requests.py \
-	tests/unit/test_worker_pickles.py tests/property
-# -P: not the interpreted packages of the current folder.
-test-fast: fast ## the laws, the naive twins and make same, compiled (FAST_TESTS=..., SAME=quickstart: fewer)
-	$(FAST)/python -P -m pytest -n auto --dist worksteal $(FAST_TESTS)
-	$(FAST)/python tools/same.py $(if $(SAME),--only $(SAME))
-
 wheel: $(VENV)/bin/python ## a wheel in dist/: compiled if there is a C compiler, else pure Python
 	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(BIN)/pip wheel --no-deps --wheel-dir dist .
 	@ls dist/*.whl
@@ -56,8 +57,8 @@ lint: $(VENV)/.installed-test ## style, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-same: $(VENV)/.installed-test ## after a refactoring: no number of any bundled scenario has changed
-	$(BIN)/python tools/same.py
+same: $(VENV)/.installed-test ## after a refactoring: no number and no sentence has changed (ONLY=text: the sentences alone)
+	$(BIN)/python tools/same.py $(if $(ONLY),--only $(ONLY))
 
 bench: $(VENV)/.installed-test ## simulated requests per second, compared with bare SimPy timeouts; adds to their history
 	$(BIN)/python validation/benches/bench.py

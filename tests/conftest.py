@@ -1,10 +1,11 @@
-"""What tests share: where the recorded data lie, and how hypothesis runs."""
+"""What tests share: where the recorded data lie, how hypothesis runs, and what each of them costs."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from sim.version import build
 
 # For validation/, which is not installed. Last, so that a compiled installation comes before the checkout.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+SLOW_S = 3.0
+"""CPU time above which a test should be marked as slow."""
 
 # Tests start hundreds of processes. Where container images forbid bytecode, each would compile all sources again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -54,10 +58,44 @@ def shared() -> Path:
     return SHARED
 
 
+def cpu_s() -> float:
+    """Return the CPU time of this process and of the processes that it has waited for."""
+    return sum(os.times()[:4])
+
+
+_begun_s = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip tests that look into the simulator in ways that a compiled build doesn't allow."""
+    """Note the time, and skip tests that look into the simulator in ways that a compiled build doesn't allow."""
+    item.stash[_begun_s] = cpu_s()
     if item.get_closest_marker("interpreted") and build() == "compiled":
         pytest.skip("it replaces methods of the simulator, which can't be replaced where they are compiled")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to the last report of a test what it cost, fixtures included."""
+    report = yield
+    if report.when == "teardown" and _begun_s in item.stash:
+        report.user_properties.append(("cpu_s", cpu_s() - item.stash[_begun_s]))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the tests cost, and which of them are slow without saying so."""
+    costs = [
+        (dict(report.user_properties)["cpu_s"], report)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "teardown" and report.user_properties
+    ]
+    slow = sum(cost for cost, report in costs if "slow" in report.keywords)
+    terminalreporter.write_line(f"CPU time: {sum(cost for cost, _ in costs):.0f} s, of slow tests {slow:.0f} s")
+    for cost, report in sorted(costs, key=lambda each: -each[0]):
+        if cost > SLOW_S and not {"slow", "waits", "nightly"} & {*report.keywords}:
+            terminalreporter.write_line(f"slow, and not marked so: {cost:.1f} s {report.nodeid}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

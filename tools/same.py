@@ -1,13 +1,18 @@
-"""Check that a refactoring changed no number: run what is bundled, and compare digests of the results.
+"""Check that a refactoring changed no number and no sentence: run what is bundled, and compare what comes of it.
 
-    make same                       compare with tools/same.json
-    python tools/same.py --record   write tools/same.json, after a deliberate change of numbers
+    make same                                   compare with tools/same.json and tools/same/
+    python tools/same.py --record               write these, after a deliberate change of numbers
+    python tools/same.py --record --only text   the sentences alone, after a deliberate change of one
 
 Every bundled scenario is run, swept, planned and compared with seeds 1 to 3 and reduced requests. Digests cover
 ``points.csv``, the metrics in ``summary.json``, the columns of ``requests.parquet``, and what ``plan --json`` and
 ``compare --json`` print. Wall times, versions and paths are left out. So are the sentences that the two commands print
 (the keys in ``PROSE``), because better wording changes no number; names and states such as ``"binding"`` and
 ``"answer"`` count. ``--keep DIR`` keeps the run directories, so that two trees can be compared file by file.
+
+Sentences are recorded as such: ``tools/same/*.txt`` holds what some forty commands print, what their reports and
+manifests say, and what the functions of ``import loraplan`` return (``transcripts.py``). ``--only text/plan`` compares
+one of these files.
 """
 
 from __future__ import annotations
@@ -22,10 +27,13 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import transcripts
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = Path(__file__).with_name("same.json")
@@ -80,12 +88,23 @@ def jobs() -> list[list[Job]]:
 def run_chain(chain: list[Job], keep: str | None) -> dict[str, dict[str, str]]:
     """Run jobs in a folder of their own; return digests by job and file."""
     os.environ["COLUMNS"] = "120"
+    with workspace(keep) as folder, contextlib.chdir(folder):
+        return {job.name: run_job(job) for job in chain}
+
+
+def run_transcript(name: str, keep: str | None) -> str:
+    """Do what a transcript says in a folder of its own; return the transcript of that."""
+    with workspace(keep) as folder:
+        return transcripts.replay(transcripts.file_of(name).read_text(encoding="utf-8"), folder)
+
+
+@contextlib.contextmanager
+def workspace(keep: str | None) -> Iterator[Path]:
+    """Give an empty folder: one to keep, or one that is gone afterwards."""
     with contextlib.ExitStack() as stack:
         folder = Path(keep) if keep else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="same-")))
         folder.mkdir(parents=True, exist_ok=True)
-        os.chdir(folder)
-        stack.callback(os.chdir, "/")
-        return {job.name: run_job(job) for job in chain}
+        yield folder
 
 
 def run_job(job: Job) -> dict[str, str]:
@@ -151,31 +170,44 @@ def differences(wanted: dict[str, dict[str, str]], found: dict[str, dict[str, st
 
 def main() -> int:
     """Run everything; return 1 where something differs."""
-    parser = argparse.ArgumentParser(description="Check that no number changed.")
+    parser = argparse.ArgumentParser(description="Check that no number and no sentence changed.")
     parser.add_argument("--record", action="store_true", help="write the baseline instead of comparing with it")
     parser.add_argument("--keep", metavar="DIR", help="keep the run directories here")
-    parser.add_argument("--only", metavar="TEXT", default="", help="only scenarios whose name contains this")
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="only scenarios and transcripts whose name contains this"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     started = time.perf_counter()
     chains = [chain for chain in jobs() if options.only in chain[0].name]
-    found: dict[str, dict[str, str]] = {}
+    texts = transcripts.names(options.only)
+    keep = Path(options.keep).resolve() if options.keep else None
     with ProcessPoolExecutor(options.jobs) as pool:
-        keeps = [f"{Path(options.keep).resolve()}/{chain[-1].name}" if options.keep else None for chain in chains]
-        for digests in pool.map(run_chain, chains, keeps):
-            found |= digests
-    seconds = time.perf_counter() - started
-    wanted = json.loads(BASELINE.read_text(encoding="utf-8"))["digests"]
+        said = pool.map(run_transcript, texts, [keep and str(keep / name) for name in texts])
+        ran = pool.map(run_chain, chains, [keep and str(keep / chain[-1].name) for chain in chains])
+        now = dict(zip(texts, said, strict=True))
+        found = {name: files for digests in ran for name, files in digests.items()}
+    results = f"{len(found)} results and {len(now)} transcripts in {time.perf_counter() - started:.0f} s"
     if options.record:
-        kept = {name: files for name, files in wanted.items() if options.only not in name}
-        made_with = {"python": platform.python_version(), "machine": platform.machine()}
-        text = json.dumps({"made_with": made_with, "digests": dict(sorted({**kept, **found}.items()))}, indent=1)
-        BASELINE.write_text(text + "\n", encoding="utf-8")
-        print(f"recorded {len(found)} results in {seconds:.0f} s")
+        record(found, options.only)
+        for name, text in now.items():
+            transcripts.file_of(name).write_text(text, encoding="utf-8")
+        print(f"recorded {results}")
         return 0
+    wanted = json.loads(BASELINE.read_text(encoding="utf-8"))["digests"]
     lines = differences({name: files for name, files in wanted.items() if options.only in name}, found)
-    print("\n".join(lines) if lines else f"the same: {len(found)} results in {seconds:.0f} s")
+    lines += [line for name, text in now.items() for line in transcripts.difference(name, text)]
+    print("\n".join(lines) if lines else f"the same: {results}")
     return 1 if lines else 0
+
+
+def record(found: dict[str, dict[str, str]], only: str) -> None:
+    """Write the digests that were found in place of those of the same names."""
+    wanted = json.loads(BASELINE.read_text(encoding="utf-8"))["digests"]
+    kept = {name: files for name, files in wanted.items() if only not in name}
+    made_with = {"python": platform.python_version(), "machine": platform.machine()}
+    text = json.dumps({"made_with": made_with, "digests": dict(sorted({**kept, **found}.items()))}, indent=1)
+    BASELINE.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_the_build_names_the_stubs_that_mypy_reads() -> None:
 
 def test_with_the_compiled_interpreter_tests_run_compiled() -> None:
     if Path(sys.prefix) != FAST:
-        pytest.skip("for make test-fast")
+        pytest.skip("for tests that run compiled")
     assert build() == "compiled"
 
 

@@ -13,6 +13,8 @@ import pytest
 from command_line import CommandLine, start
 from process_tree import THERE, alive, below, workers
 
+pytestmark = pytest.mark.waits
+
 SWEEP = (
     "sweep",
     "cache-thrash",

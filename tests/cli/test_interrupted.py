@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from command_line import start
 
+pytestmark = pytest.mark.waits
+
 SWEEP = (
     "sweep",
     "cache-thrash",

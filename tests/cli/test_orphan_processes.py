@@ -33,7 +33,7 @@ COMMANDS = {
 }
 GONE_S = 10.0
 
-pytestmark = pytest.mark.skipif(not THERE, reason="finds processes in /proc")
+pytestmark = [pytest.mark.waits, pytest.mark.skipif(not THERE, reason="finds processes in /proc")]
 
 
 def kill_alone(process: subprocess.Popen[str], least: int) -> dict[int, str]:

@@ -17,6 +17,8 @@ from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.replay.cache_replay import KERNELS, replay, replay_stepwise
 from sim.spec.policies import EVICTIONS
 
+pytestmark = pytest.mark.twice
+
 POLICIES = sorted(set(EVICTIONS.names) - {"vllm-lru"})
 REPLAYABLE = [entry.name for entry in EVICTIONS if not entry.needs_batch]
 STEPS = 250

@@ -19,6 +19,8 @@ from sim.studies.evaluate import facts_of
 from sim.world.build import build_world
 from sim.world.replication import simulate
 
+pytestmark = pytest.mark.twice
+
 EXAMPLES = 100
 anything = st.one_of(scenarios(), scenarios(), engine_scenarios())
 

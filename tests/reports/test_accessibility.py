@@ -172,7 +172,7 @@ def run_node(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("browser")
 @pytest.mark.parametrize("name", PAGES)
 def test_anyone_can_read_and_use_the_page(name: str, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_anyone_can_read_and_use_the_page(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("browser")
 @pytest.mark.parametrize(
     ("spoil", "said"),
@@ -203,7 +203,7 @@ def test_the_check_finds_what_is_wrong(spoil: tuple[str, str], said: str, tmp_pa
     assert said in done.stdout.lower()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("browser")
 def test_columns_sort_by_what_their_cells_mean(tmp_path: Path) -> None:
     cells = {

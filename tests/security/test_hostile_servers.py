@@ -51,6 +51,8 @@ from calibrate.serve.server_metrics import (
 )
 from sim import cli
 
+pytestmark = pytest.mark.waits
+
 STALL_S = 2.0
 PATIENCE_S = 30.0
 """What a test waits for a command of one stall: predicting takes some of it, and the machine may be busy."""

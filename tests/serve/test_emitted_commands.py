@@ -1,4 +1,7 @@
-"""Every vLLM command that is emitted is accepted by vLLM's own parser, with the values that were simulated."""
+"""Every vLLM command that is emitted is accepted by vLLM's own parser, with the values that were simulated.
+
+Without a vLLM here, its options are those recorded in ``vllm_options.json``: what ``vllm_parser.py options`` printed.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,9 @@ from sim.results.run_directory.store import read_run
 from sim.spec.engine_flags.vllm_flags import VLLM
 
 PARSER = Path(__file__).with_name("vllm_parser.py")
+OPTIONS: dict[str, list[list[str]]] = json.loads(Path(__file__).with_name("vllm_options.json").read_text())
+NAMES = {name for group in OPTIONS.values() for names in group for name in names}
 
-pytestmark = [
-    pytest.mark.slow,
-    needs_vllm,
-]
 QUICK = ("--set", "workload.requests=300", "--set", "run.replications=1", "--set", "run.warmup=0", "--jobs", "1")
 NONE_CAN_MISS = ("--set", "slo.miss_ratio=")
 RUNS: dict[str, tuple[str, ...]] = {
@@ -70,7 +71,9 @@ def _arguments(value: Any) -> list[str]:
     return next(filter(None, map(_arguments, below)), [])
 
 
-def test_vllm_takes_every_emitted_command(loraplan: CommandLine, tmp_path: Path) -> None:
+@pytest.fixture
+def emitted(loraplan: CommandLine, tmp_path: Path) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """What was emitted: the words after ``vllm serve``, and the scenario of each."""
     for number in range(2):
         start, size = header_of(MODEL, 8, ("q", "v"), "bf16")
         write_sparse(tmp_path / f"adapters/t{number}", start, size, adapter_config(BASE, 8, ("q", "v")), number)
@@ -81,6 +84,19 @@ def test_vllm_takes_every_emitted_command(loraplan: CommandLine, tmp_path: Path)
         assert ended.code == 0, (name, ended.err)
         commands += [words_of(tmp_path / name, kind) for kind in KINDS]
         wanted += [read_run(tmp_path / "runs" / name).manifest["scenario"]] * len(KINDS)
+    return commands, wanted
+
+
+@pytest.mark.slow
+def test_every_emitted_option_is_one_of_vllm(emitted: tuple[list[list[str]], list[dict[str, Any]]]) -> None:
+    commands, _ = emitted
+    assert {word.partition("=")[0] for words in commands for word in words if word.startswith("-")} <= NAMES
+
+
+@pytest.mark.nightly
+@needs_vllm
+def test_vllm_takes_every_emitted_command(emitted: tuple[list[list[str]], list[dict[str, Any]]]) -> None:
+    commands, wanted = emitted
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [str(PYTHON), str(PARSER)],
@@ -123,20 +139,27 @@ IRRELEVANT = {
 """Options of LoRA and the scheduler that the table leaves out."""
 
 
-def test_the_table_has_the_options_of_this_vllm() -> None:
+def test_the_table_has_the_options_of_vllm() -> None:
+    spelled = {flag.name: {each for each in (flag.name, *flag.also) if each.startswith("-")} for flag in VLLM.flags}
+    gone = {name for name, names in spelled.items() if names - NAMES}
+    assert gone == GONE
+    wanted = {names[0] for title in ("SchedulerConfig", "LoRAConfig") for names in OPTIONS[title]}
+    assert wanted - set().union(*spelled.values()) == IRRELEVANT
+
+
+@pytest.mark.nightly
+@needs_vllm
+def test_the_recorded_options_are_those_of_this_vllm() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [str(PYTHON), str(PARSER), "options"], env=environment, capture_output=True, text=True, check=True
     )
     groups = json.loads(done.stdout.splitlines()[-1])
-    options = {name for group in groups.values() for names in group for name in names}
-    spelled = {flag.name: {each for each in (flag.name, *flag.also) if each.startswith("-")} for flag in VLLM.flags}
-    gone = {name for name, names in spelled.items() if names - options}
-    assert gone == GONE
-    wanted = {names[0] for title in ("SchedulerConfig", "LoRAConfig") for names in groups[title]}
-    assert wanted - set().union(*spelled.values()) == IRRELEVANT
+    assert {title: found for title, names in groups.items() if (found := [each for each in names if each])} == OPTIONS
 
 
+@pytest.mark.nightly
+@needs_vllm
 def test_a_command_that_vllm_refuses_is_noticed() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     wrong = json.dumps([["m", "--max-loras", "many"], ["m", "--no-such-option"], ["m", "--max-lora-rank=20"]])

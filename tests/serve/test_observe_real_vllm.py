@@ -33,7 +33,7 @@ LENGTHS = {"prompt": "{law: uniform, low: 30, high: 90}", "output": "{law: unifo
 """Alike, so that medians of some seconds vary little."""
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     needs_vllm,
     pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times a server: 'make test-vllm' runs it alone"),
 ]

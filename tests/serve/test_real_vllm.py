@@ -15,7 +15,7 @@ from vllm_environment import PYTHON, needs_vllm
 from calibrate.serve.serve_study import STEADY
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.timeout(1800),  # three attempts
     needs_vllm,
     pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times a server: 'make test-vllm' runs it alone"),

@@ -21,6 +21,8 @@ from fake_server import FakeServer
 
 from calibrate.serve.connection import run_or_stop
 
+pytestmark = pytest.mark.waits
+
 OUT = Path("runs/serve-short")
 
 

@@ -352,6 +352,7 @@ def test_a_server_that_refuses_or_is_gone_is_said_where_something_was_asked_for(
     assert errors == []
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
 def test_axe_finds_nothing_and_nothing_is_cut_off(
     browser: Browser, served: ServedPage, scheme: Any, width: int

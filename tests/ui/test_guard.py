@@ -14,6 +14,8 @@ from served_page import ServedPage
 
 from sim.ui.guard import BODY_S, MOST_AT_A_TIME, MOST_BYTES
 
+pytestmark = pytest.mark.waits
+
 ASKED = json.dumps({"name": "tiny.yaml"})
 
 

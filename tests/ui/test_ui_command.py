@@ -23,6 +23,8 @@ from sim.cli import main
 from sim.errors import InputError
 from sim.ui.http_server import _listening
 
+pytestmark = pytest.mark.waits
+
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[ServedPage]:

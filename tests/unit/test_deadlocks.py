@@ -112,6 +112,7 @@ def test_a_large_adapter_gets_its_turn_though_several_small_ones_must_go() -> No
         assert np.all(status == COMPLETED), f"seed {seed}"
 
 
+@pytest.mark.interpreted
 def test_a_stand_still_is_an_error_and_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [(0.0, 0, 8, 4), (1.0, 1, 8, 4)]
     scenario = build(

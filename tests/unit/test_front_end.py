@@ -25,6 +25,7 @@ def front_end(**changes: float) -> FrontEnd:
     return FrontEnd(FrontEndCosts(**{**fields, **changes}), 4)  # type: ignore[arg-type]
 
 
+@pytest.mark.interpreted
 def test_each_adapter_s_first_request_stops_the_server() -> None:
     server = front_end()
     assert server.enter(0.0, 1) == 0.5
@@ -35,6 +36,7 @@ def test_each_adapter_s_first_request_stops_the_server() -> None:
     assert server.seen(1.2) == 1.2
 
 
+@pytest.mark.interpreted
 def test_scrapes_come_a_while_after_the_last_has_ended() -> None:
     server = front_end()
     server.step_ended(2.0)
@@ -44,6 +46,7 @@ def test_scrapes_come_a_while_after_the_last_has_ended() -> None:
     assert server.seen(4.05) == 4.05
 
 
+@pytest.mark.interpreted
 def test_every_pair_of_sets_is_a_series_once() -> None:
     server = front_end(scrape_interval_s=10.0)
     for time in (1.0, 2.0, 3.0, 4.0):
@@ -60,6 +63,7 @@ def test_every_pair_of_sets_is_a_series_once() -> None:
     assert server.seen(10.0) == pytest.approx(10.0 + 0.1 + 4 * 0.01 + 4 * 0.001)
 
 
+@pytest.mark.interpreted
 def test_stalled_time_is_counted_between_two_times() -> None:
     server = front_end()
     server.enter(0.0, 0)

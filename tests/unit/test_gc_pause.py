@@ -34,6 +34,7 @@ def _world(more: dict[str, Any]) -> World:
     )
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("more", "most"),
     [
@@ -65,6 +66,7 @@ def test_a_simulation_leaves_nothing_in_cycles_while_it_runs(
     assert found[0] <= most
 
 
+@pytest.mark.interpreted
 def test_the_fleet_of_a_replication_is_freed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a sweep keeps the memory of all its points until the next full collection, which is far away."""
     fleets: list[ref[Fleet]] = []

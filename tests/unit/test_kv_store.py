@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -133,6 +134,7 @@ def chunks(step: Step) -> list[int]:
     return [request.chunk for request in step.prefills]
 
 
+@pytest.mark.interpreted
 def test_a_store_that_knows_blocks_by_content_can_be_plugged_in() -> None:
     scheduler = scheduler_with(PrefixStore(32, SIZE))
     for index in range(2):
@@ -153,6 +155,7 @@ def test_a_store_that_knows_blocks_by_content_can_be_plugged_in() -> None:
     assert chunks(scheduler.compose(3.0)) == [4], "a prompt of three full blocks computes the last one again"
 
 
+@pytest.mark.interpreted
 def test_cached_blocks_leave_when_others_need_room() -> None:
     scheduler = scheduler_with(PrefixStore(6, SIZE))
     scheduler.waiting.push(Request(0, 0.0, 1, 16, 1))

@@ -139,6 +139,7 @@ def test_residency_with_a_bound_leaves_a_full_holder_and_copies_the_adapter() ->
     assert make_router("affinity-residency", context(view, bound=1.2)).choose(0, 0) == 0
 
 
+@pytest.mark.interpreted
 def test_activity_prefers_running_then_room_then_waiting() -> None:
     view = view_of([0] * 4)
     view.slots = 2

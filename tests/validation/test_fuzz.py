@@ -1,4 +1,4 @@
-"""What CI fuzzes: 500 cases over the kinds, five kills, the readers' harnesses; make fuzz and make kills do more."""
+"""What CI fuzzes: 60 cases over the kinds and the readers' harnesses; make nightly tries 10,000, and kills."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from validation import ROOT
 from validation.fuzz import run as fuzz
 
 HARNESSES = ROOT / "validation" / "fuzz"
-CASES = 500
+CASES = 60
 
 
 @pytest.mark.slow
@@ -20,14 +20,6 @@ def test_every_case_ends_as_promised(kind: str) -> None:
     found = fuzz.results(kind, 0, CASES * fuzz.KINDS[kind] // 100)
     failed = [f"--kind {kind} --seed {each['seed']}: {fault}" for each in found for fault in each["faults"]]
     assert not failed, "python validation/fuzz/run.py " + "\n".join(failed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "kills"), [("sweep", 2), ("workers", 1), ("plan", 2)])
-def test_nothing_is_lost_in_a_kill(kind: str, kills: int) -> None:
-    command = [sys.executable, str(HARNESSES / "kills.py"), "--kind", kind, "--kills", str(kills)]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize("name", ["atheris_trace.py", "atheris_safetensors.py"])
