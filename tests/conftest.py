@@ -9,6 +9,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from command_line import CommandLine
 from hypothesis import HealthCheck, Phase, settings
 
 from sim.version import build
@@ -56,6 +57,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"recorded data are not here: {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def loraplan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> CommandLine:
+    """The command line, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(monkeypatch, capsys)
 
 
 def cpu_s() -> float:

@@ -1,5 +1,7 @@
 """Random small scenarios, random profiles, random traces: all valid, all built to hurt.
 
+Every engine, alone, and with faults, requests at the wrong adapter and new versions.
+
 Profiles and traces are written to a folder that goes when the tests end; the name of a file is the hash of its text, so
 the same example names the same file in every run.
 """
@@ -18,6 +20,7 @@ from typing import Any, TypeVar
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from sim.errors import ScenarioError
 from sim.spec.engines import ENGINES
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
@@ -30,6 +33,8 @@ atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 MODEL = "llama-3.1-8b"
 GRID = 1 / 64
 """Times of grid scenarios are multiples of this: sums are exact and many things happen at the same instant."""
+ODD = 1.0137159
+"""Makes round draws odd, so that elsewhere nothing happens at the same instant by chance."""
 VLLM = ("vllm-0.8", "vllm-0.9.2", "vllm-0.18", "vllm-0.23", "vllm-0.32")
 PROTECTED = (
     "lru",
@@ -46,23 +51,30 @@ PROTECTED = (
     "refcount-score",
 )
 """Evictions that ask nothing of the engine."""
-ODD = 1.0137159
-"""Makes round draws odd, so that elsewhere nothing happens at the same instant by chance."""
-
-
-def sampled_from(values: Sequence[T]) -> st.SearchStrategy[T]:
-    """Return Hypothesis's strategy of that name, the same one for the same values where these can't change.
-
-    Hypothesis examines each new strategy before it draws from it: a tenth of the time of tests that draw scenarios.
-    """
-    try:
-        hash(tuple(values))
-    except TypeError:  # a drawn dictionary may be changed
-        return st.sampled_from(values)
-    name = repr(values)
-    if name not in _made:
-        _made[name] = st.sampled_from(values)
-    return _made[name]
+PRESETS = ("sglang", "s-lora", "lorax", "tensorrt-llm")
+ROUTERS = (
+    "round-robin",
+    "least-loaded",
+    "random",
+    "power-of-two",
+    "hash",
+    "affinity-residency",
+    "affinity-activity",
+    "service-per-adapter",
+)
+STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread")
+DRAINING = ("unload-then-load", "drain-then-swap")
+STAGES = ((1.0,), (0.5, 1.0), (0.05, 0.3, 1.0))
+GATES: tuple[dict[str, Any], ...] = (
+    {"e2e_p99": "1000000 s"},
+    {"ttft_mean": "1 us"},
+    {"ttft_p99": "300 ms", "e2e_mean": "1 s"},
+    {"miss_ratio": "10%"},
+)
+"""Limits that all meet, that nobody meets, and that some meet."""
+MISTAKES = ("misrouting", "stale-map", "base-model")
+BREAKAGES = ("crash", "slow-storage", "storage-stall", "failing-loads", "network-delay")
+SPEED = ("slow-storage", "storage-stall", "network-delay")
 
 
 def write_file(suffix: str, text: str) -> str:
@@ -137,6 +149,21 @@ def build(**sections: Any) -> Scenario:
         if key in preset:
             sections["fleet"].setdefault(key, False)
     return Scenario.model_validate({"schema_version": 1, "name": "test", **sections})
+
+
+def sampled_from(values: Sequence[T]) -> st.SearchStrategy[T]:
+    """Return Hypothesis's strategy of that name, the same one for the same values where these can't change.
+
+    Hypothesis examines each new strategy before it draws from it: a tenth of the time of tests that draw scenarios.
+    """
+    try:
+        hash(tuple(values))
+    except TypeError:  # a drawn dictionary may be changed
+        return st.sampled_from(values)
+    name = repr(values)
+    if name not in _made:
+        _made[name] = st.sampled_from(values)
+    return _made[name]
 
 
 @st.composite
@@ -335,6 +362,28 @@ def _fleets(draw: st.DrawFn, grid: bool, lengths: tuple[int, int]) -> dict[str, 
     }
 
 
+def _whole(
+    draw: st.DrawFn,
+    grid: bool,
+    lengths: tuple[int, int],
+    adapters: dict[str, Any],
+    **sections: dict[str, Any],
+) -> Scenario:
+    """Return a scenario with traffic, a share of it for the base model, in which something arrives."""
+    base_share = draw(base_shares)
+    workload = draw(_workloads(grid, adapters, lengths, base_share))
+    scenario = build(
+        workload=workload,
+        adapters=with_base(adapters, workload, base_share),
+        router={"policy": draw(sampled_from(("round-robin", "least-loaded")))},
+        run={"seed": draw(st.integers(0, 999)), "warmup": 0},
+        **sections,
+    )
+    if scenario.workload.duration is not None:
+        assume(any(build_world(scenario).traffic.chunks(0)))  # a run in which nobody comes is refused
+    return scenario
+
+
 @st.composite
 def scenarios(
     draw: st.DrawFn, *, engine: str | None = None, grid: bool | None = None, prefetch: bool | None = None
@@ -374,20 +423,7 @@ def scenarios(
     cache = draw(_touched_caches(adapters) if kind in VLLM else _caches(adapters))
     if storage.get("mode") == "overlap" and fleet.get("load_at") != "arrival":
         cache["prefetch"] = "queued" if prefetch else draw(sampled_from(("queued", "none")))
-    base_share = draw(base_shares)
-    workload = draw(_workloads(grid, adapters, lengths, base_share))
-    scenario = build(
-        workload=workload,
-        adapters=with_base(adapters, workload, base_share),
-        cache=cache,
-        fleet=fleet,
-        storage=storage,
-        router={"policy": draw(sampled_from(("round-robin", "least-loaded")))},
-        run={"seed": draw(st.integers(0, 999)), "warmup": 0},
-    )
-    if scenario.workload.duration is not None:
-        assume(any(build_world(scenario).traffic.chunks(0)))  # a run in which nobody comes is refused
-    return scenario
+    return _whole(draw, grid, lengths, adapters, cache=cache, fleet=fleet, storage=storage)
 
 
 def _admissions(*, ahead: bool) -> st.SearchStrategy[dict[str, Any]]:
@@ -408,3 +444,400 @@ def _admissions(*, ahead: bool) -> st.SearchStrategy[dict[str, Any]]:
             {"admission": "stop", "mode": "blocking"},
         )
     )
+
+
+@st.composite
+def engine_scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool | None = None) -> Scenario:
+    """A scenario of one preset, of which some fields may be set otherwise; ``continuous``: all fields drawn freely."""
+    if grid is None:
+        grid = draw(st.integers(0, 3)) == 0
+    engine = engine or draw(sampled_from((*PRESETS, "continuous")))
+    lengths = draw(sampled_from(((8, 40), (40, 20), (90, 60), (20, 4), (40, 1))))
+    adapters = draw(_adapters())
+    fleet = draw(_fleets(grid, lengths)) | {"engine": engine}
+    seats = fleet["max_num_seqs"]
+    fleet["max_num_batched_tokens"] = draw(sampled_from((lengths[0] + seats, 64 + seats, seats + 30)))
+    if draw(st.booleans()):
+        fleet["admission_interval"] = draw(sampled_from((2, 3, 5, 20)))
+        fleet["waiting_ratio"] = draw(sampled_from((0.0, 0.5, 1.2)))
+    cache: dict[str, Any] = draw(_caches(adapters))
+    storage: dict[str, Any] = {"loaders": draw(st.integers(1, 2)), "host_loaders": draw(st.integers(1, 2))}
+    for key in ("load", "host_load"):
+        if draw(st.booleans()):
+            storage[key] = draw(_times(grid))
+    if engine in ("lorax", "s-lora"):
+        cache |= {"pinned": 0, "warm": 0 if engine == "lorax" else cache["warm"]}
+    free = {"continuous": _free, "sglang": _sglang, "s-lora": _s_lora, "lorax": _lorax, "tensorrt-llm": _tensorrt}
+    draw(free[engine](fleet, cache, storage))
+    if storage.get("mode") == "blocking" or engine in ("sglang", "s-lora", "tensorrt-llm"):
+        storage["loaders"] = 1
+    return _whole(draw, grid, lengths, adapters, cache=cache, fleet=fleet, storage=storage)
+
+
+def _host(draw: st.DrawFn, cache: dict[str, Any], fills: tuple[str, ...]) -> None:
+    fill = draw(sampled_from(fills))
+    if fill == "load":
+        return
+    host: dict[str, Any] = {"fill": fill}
+    if fill == "arrival":
+        host |= draw(sampled_from(({}, {"slots": 1}, {"slots": 2}, {"slots": 4}, {"size": "9 MiB"})))
+        host["full"] = draw(sampled_from(("wait", "reject")))
+        if "slots" in host:
+            cache["pinned"] = min(cache["pinned"], host["slots"] - 1)
+        elif "size" in host:
+            cache["pinned"] = 0
+    cache["host"] = host
+
+
+@st.composite
+def _free(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], storage: dict[str, Any]) -> None:
+    fleet["batching"] = draw(sampled_from(("prefill-first", "prefill-first", "mixed")))
+    fleet["kv_check"] = draw(sampled_from(("whole-prompt", "first-chunk", "whole-answer", "peak")))
+    if fleet["kv_check"] in ("whole-answer", "peak"):
+        fleet["chunked_prefill"] = draw(st.booleans())
+    if fleet["kv_check"] == "peak":
+        fleet["block_size"] = 1
+    if "admission_interval" in fleet and fleet["admission_interval"] == 1:
+        del fleet["waiting_ratio"]
+    way = draw(sampled_from(("arrival", "admission", "blocking", "stop", "stop-blocking", "per-adapter")))
+    fleet["admission"] = {"stop": "stop", "stop-blocking": "stop", "per-adapter": "per-adapter"}.get(way, "skip")
+    if way in ("arrival", "admission"):
+        fleet["load_at"] = way
+    if way.endswith("blocking"):
+        storage["mode"] = "blocking"
+    cache["eviction"] = draw(sampled_from((*PROTECTED, "discard-when-idle", "discard-when-idle")))
+    if way in ("admission", "stop"):
+        cache["prefetch"] = draw(sampled_from(("queued", "none")))
+    if way == "per-adapter":
+        cache |= {
+            "eviction": "cycle",
+            "cycle": draw(sampled_from(("1 s", "50 ms", "1 ms"))),
+            "pinned": 0,
+            "warm": 0,
+        }
+    elif "slots" in cache["gpu"]:
+        cache["gpu"]["base_model_slot"] = draw(st.booleans())
+    _host(draw, cache, ("load", "start", "arrival"))
+
+
+@st.composite
+def _sglang(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], storage: dict[str, Any]) -> None:
+    cache["gpu"] = {"slots": draw(st.integers(1, 6))}
+    cache["protects"] = "running"  # SGLang's own slots have a twin of their own (naive_sglang.py)
+    cache["pinned"] = min(cache["pinned"], cache["gpu"]["slots"] - 1)
+    cache.pop("host", None)
+    if draw(st.booleans()):
+        storage["mode"], fleet["load_at"] = "overlap", "admission"
+        cache["prefetch"] = draw(sampled_from(("queued", "none")))
+    if draw(st.booleans()):
+        fleet["block_size"] = 1
+    _host(draw, cache, ("load", "arrival"))
+
+
+@st.composite
+def _s_lora(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], storage: dict[str, Any]) -> None:
+    fleet["block_size"] = 1
+    cache.pop("host", None)
+    cache["gpu"] = draw(sampled_from(({"unified": True}, {"unified": True, "slots": 2})))
+    cache["eviction"] = draw(sampled_from(("discard-when-idle", *PROTECTED)))
+    # An adapter of 4 MiB takes 32 tokens of the pool.
+    fleet["kv_tokens"] += draw(sampled_from((32, 40, 100, 8)))
+    if draw(st.booleans()):
+        fleet["kv_check"] = "whole-answer"
+    if draw(st.booleans()):
+        fleet["budget_kv_share"] = draw(sampled_from((1 / 6, 0.5, 1.0)))
+    _host(draw, cache, ("load", "load", "arrival"))
+
+
+@st.composite
+def _lorax(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], storage: dict[str, Any]) -> None:
+    cache["eviction"] = "cycle"
+    cache["cycle"] = draw(sampled_from(("1 s", "100 ms", "20 ms", "1 ms")))
+    cache.pop("host", None)
+    fleet["kv_tokens"] += fleet["block_size"]
+    _host(draw, cache, ("load", "load", "arrival"))
+
+
+@st.composite
+def _tensorrt(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], storage: dict[str, Any]) -> None:
+    cache.pop("host", None)
+    _host(draw, cache, ("arrival", "start"))
+
+
+def with_(scenario: Scenario, **sections: Any) -> Scenario:
+    """Return a scenario with some of its sections, or values of them, replaced."""
+    dumped = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    for name, values in sections.items():
+        dumped[name] = dumped.get(name, {}) | values if isinstance(values, dict) else values
+    return Scenario.model_validate(dumped)
+
+
+@st.composite
+def designs(
+    draw: st.DrawFn,
+    *,
+    endless: bool | None = None,
+    engine: str | None = None,
+    sessions: bool | None = False,
+    adapters: int = 2,
+    routers: tuple[str, ...] = ROUTERS,
+    instances: tuple[int, ...] = (1, 3),
+) -> Scenario:
+    """A scenario in which nothing changes, but something could.
+
+    :param endless: whether it runs to the last token; None: either.
+    :param sessions: whether its requests come in sessions; None: either.
+    :param adapters: how many it has at least.
+    """
+    scenario = draw(st.one_of(scenarios(), engine_scenarios()) if engine is None else scenarios(engine=engine))
+    assume(scenario.cache.eviction != "belady")
+    assume(endless is None or endless == (scenario.workload.duration is None))
+    router = {"policy": draw(sampled_from(routers)), "instances": draw(sampled_from(instances))}
+    sections: dict[str, Any] = {"router": router}
+    assume(not sessions or scenario.workload.trace is None)
+    if scenario.workload.trace is None and (sessions or (sessions is None and draw(st.booleans()))):
+        gap = seconds(draw(sampled_from((0.01, 0.1, 1.0))) * ODD)
+        length = draw(sampled_from((1.5, 4.0)))
+        sections["workload"] = {"sessions": {"requests": length, "gap_median": gap, "gap_sigma": 1.0}}
+    try:
+        scenario = with_(scenario, **sections)
+        traffic = build_world(scenario).traffic
+    except (ScenarioError, ValueError):  # cyclic popularity has no sessions
+        assume(False)
+    assume(any(traffic.chunks(0)) and traffic.expected_s() > 0 and traffic.places >= adapters)
+    return scenario
+
+
+def rollout_designs(sessions: bool | None = None, **asked: Any) -> st.SearchStrategy[Scenario]:
+    """Scenarios in which no version changes yet; in half of them requests may come in sessions."""
+    routers = ("round-robin", *ROUTERS)
+    return designs(sessions=sessions, adapters=1, routers=routers, instances=(1, 2, 5), **asked)
+
+
+@st.composite
+def times(draw: st.DrawFn, scenario: Scenario) -> float:
+    """A moment while requests are expected, odd so that little happens at the same instant by chance."""
+    end_s = build_world(scenario).traffic.expected_s()
+    if scenario.workload.duration is not None:
+        end_s = min(end_s, scenario.workload.duration)
+    return end_s * draw(st.integers(0, 98)) / 100 * ODD**-1
+
+
+@st.composite
+def spans(draw: st.DrawFn) -> str:
+    return seconds(draw(sampled_from((0.01, 0.1, 0.5, 2.0, 20.0))) * ODD)
+
+
+@st.composite
+def crashes(draw: st.DrawFn, scenario: Scenario, **fields: Any) -> dict[str, Any]:
+    """One crash of any replica."""
+    crash: dict[str, Any] = {
+        "kind": "crash",
+        "replica": draw(st.integers(0, scenario.fleet.replicas - 1)),
+        "at": seconds(draw(times(scenario))),
+        "requests": draw(sampled_from(("reroute", "lose"))),
+    }
+    if draw(st.integers(0, 3)):
+        crash["down"] = draw(spans())
+    if draw(st.booleans()):
+        crash["detected"] = draw(spans())
+    return crash | fields
+
+
+@st.composite
+def storage_faults(draw: st.DrawFn, scenario: Scenario, kind: str) -> dict[str, Any]:
+    """One fault of storage."""
+    fault: dict[str, Any] = {"kind": kind}
+    if kind in ("slow-storage", "storage-stall") or draw(st.booleans()):
+        fault |= {"at": seconds(draw(times(scenario))), "lasts": draw(spans())}
+    if draw(st.integers(0, 2)) == 0:
+        fault["replica"] = draw(st.integers(0, scenario.fleet.replicas - 1))
+    if kind == "slow-storage":
+        fault["factor"] = draw(sampled_from((1.5, 3.0, 20.0)))
+    elif kind == "failing-loads":
+        fault["probability"] = draw(sampled_from((0.3, 0.05, 0.8, 1.0)))
+        fault["retries"] = draw(sampled_from((0, 1, 3)))
+        fault["backoff"] = draw(sampled_from(("0 s", "10 ms", "1 s")))
+    elif kind == "network-delay":
+        fault["delay"] = {"law": "uniform", "low": "5 ms", "high": draw(sampled_from(("5 ms", "200 ms")))}
+        fault["share"] = draw(sampled_from((1.0, 0.5)))
+    return fault
+
+
+def may_fail(scenario: Scenario) -> bool:
+    """Return whether loads may fail in a scenario."""
+    vllm = scenario.cache.eviction == "vllm-lru" and scenario.fleet.batching == "prefill-first"
+    return not vllm and scenario.cache.prefetch == "none"
+
+
+@st.composite
+def detectors(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "checks": draw(sampled_from((1.0, 0.5, 0.9, 0.0))),
+        "retries": draw(sampled_from((1, 0, 2, 5))),
+        "delay": draw(sampled_from(("0 s", "50 ms", "3 s"))),
+    }
+
+
+@st.composite
+def mistakes(draw: st.DrawFn, kind: str, *, whole: bool = False) -> dict[str, Any]:
+    """One way to reach the wrong adapter; ``whole``: from the start to the end."""
+    fault: dict[str, Any] = {"kind": kind}
+    if kind == "stale-map":
+        fault["share"] = draw(sampled_from((1.0, 0.9)))  # of two adapters or more that is two
+        low = draw(sampled_from((0.0, 0.05, 0.5)))
+        fault["propagation"] = {"law": "uniform", "low": seconds(low), "high": seconds(2 * low + 0.1)}
+    else:
+        fault["probability"] = draw(sampled_from((0.3, 0.05, 0.7, 1.0)))
+    if kind == "misrouting":
+        fault["to"] = draw(sampled_from(("popular", "any")))
+    if not whole and draw(st.booleans()):
+        fault["lasts"] = seconds(draw(st.integers(1, 50)) * 0.0173)
+    if draw(st.booleans()):
+        fault["detector"] = draw(detectors())
+    return fault
+
+
+@st.composite
+def plain_rollouts(draw: st.DrawFn, strategies: tuple[str, ...], at_s: st.SearchStrategy[float]) -> dict[str, Any]:
+    """A rollout of all adapters."""
+    rollout = {"strategy": draw(sampled_from(strategies)), "at": seconds(draw(at_s)), "dwell": "100 ms"}
+    if rollout["strategy"] == "new-name":
+        rollout["stages"] = draw(sampled_from(([1.0], [0.3, 1.0])))
+    return rollout
+
+
+@st.composite
+def rollouts(
+    draw: st.DrawFn,
+    horizon_s: float,
+    *,
+    strategies: tuple[str, ...] = STRATEGIES,
+    prompt: bool = False,
+    grid: bool = False,
+    gates: bool = True,
+) -> dict[str, Any]:
+    """One rollout of all adapters; ``prompt``: everybody hears of it at once, and there is one stage."""
+    strategy = draw(sampled_from(strategies))
+    dwell_s = draw(sampled_from((0.05, 0.3, 3.0))) * (1 if grid else ODD)
+    at_s = horizon_s * draw(st.integers(0, 95)) / 100
+    if grid:
+        dwell_s, at_s = (round(time / GRID) * GRID for time in (dwell_s, at_s))
+    rollout: dict[str, Any] = {"strategy": strategy, "at": seconds(at_s), "dwell": seconds(max(dwell_s, GRID))}
+    if not prompt:
+        if strategy != "lazy-reread":
+            rollout["stages"] = list(draw(sampled_from(STAGES)))
+        if draw(st.booleans()):
+            low = draw(sampled_from((0.0, 0.05, 1.0)))
+            rollout["propagation"] = {"law": "uniform", "low": seconds(low), "high": seconds(2 * low + 0.1)}
+    if strategy == "new-name":
+        rollout |= {"sticky": draw(st.booleans()), "keep_old": draw(st.booleans())}
+        if draw(st.integers(0, 4)) == 0:
+            rollout["rank"] = draw(sampled_from((2, 8)))
+        if gates and len(rollout.get("stages", (1.0,))) > 1 and draw(st.booleans()):
+            rollout["gate"] = draw(sampled_from(GATES)) | {"min_requests": draw(sampled_from((1, 3, 100)))}
+    if "gate" not in rollout and draw(st.integers(0, 3)) == 0:
+        rollout["spread"] = seconds(dwell_s)
+    return rollout
+
+
+@st.composite
+def faulty_scenarios(draw: st.DrawFn, *, kinds: tuple[str, ...] = BREAKAGES, endless: bool | None = None) -> Scenario:
+    """A scenario with one to three of these faults, often a rollout, sometimes requests at the wrong adapter."""
+    scenario = draw(designs(endless=endless))
+    changes: dict[str, Any] = {"faults": []}
+    failing = False
+    for kind in draw(st.lists(sampled_from(kinds), min_size=1, max_size=3)):
+        if kind == "crash":
+            changes["faults"].append(draw(crashes(scenario)))
+        elif kind != "failing-loads" or may_fail(scenario):
+            failing |= kind == "failing-loads"
+            changes["faults"].append(draw(storage_faults(scenario, kind)))
+    assume(changes["faults"])
+    if draw(st.integers(0, 3)) == 0:
+        changes["faults"].append(
+            draw(
+                sampled_from(
+                    (
+                        {"kind": "misrouting", "probability": 0.3, "detector": {"retries": 2}},
+                        {"kind": "base-model", "probability": 0.3},
+                    )
+                )
+            )
+        )
+    if draw(st.booleans()):
+        strategies = ("new-name", "new-name", "lazy-reread")
+        if not failing:
+            strategies += ("in-place", "unload-then-load", "drain-then-swap")
+        at_s = sampled_from((0.0, draw(times(scenario))))
+        changes["rollouts"] = [draw(plain_rollouts(strategies, at_s))]
+    try:
+        return with_(scenario, **changes)
+    except ValueError as error:
+        assume("is already down" not in str(error))
+        raise
+
+
+@st.composite
+def misrouting_scenarios(
+    draw: st.DrawFn,
+    *,
+    kinds: tuple[str, ...] = MISTAKES,
+    most: int = 2,
+    whole: bool = False,
+    endless: bool | None = None,
+    alone: bool = False,
+) -> Scenario:
+    """A scenario with one of these faults, or up to ``most``.
+
+    :param alone: nothing else changes; otherwise there is often a rollout of all adapters, or a crash.
+    """
+    scenario = draw(designs(endless=endless))
+    expected_s = build_world(scenario).traffic.expected_s()
+    chosen = draw(st.lists(sampled_from(kinds), min_size=1, max_size=most))
+    changes: dict[str, Any] = {"faults": [draw(mistakes(kind, whole=whole)) for kind in chosen]}
+    if not alone and draw(st.booleans()):
+        at_s = st.integers(0, 5).map(lambda step: step * 0.1309 * expected_s)
+        changes["rollouts"] = [draw(plain_rollouts((*STRATEGIES, "in-place"), at_s))]
+        if changes["rollouts"][0]["strategy"] not in ("new-name", "lazy-reread") and draw(st.booleans()):
+            lifetime = draw(sampled_from(("5 s", "50 ms")))
+            changes["faults"].append({"kind": "named-prefixes", "share": 0.7, "lifetime": lifetime})
+    if not alone and draw(st.integers(0, 2)) == 0:
+        crash = {"kind": "crash", "replica": 0, "at": seconds(draw(st.integers(0, 9)) * 0.0991 * expected_s)}
+        crash |= {"down": "300 ms", "detected": draw(sampled_from(("0 s", "100 ms", "400 ms")))}
+        changes["faults"].append(crash | {"requests": draw(sampled_from(("reroute", "lose")))})
+    return with_(scenario, **changes)
+
+
+@st.composite
+def rollout_scenarios(
+    draw: st.DrawFn,
+    *,
+    strategies: tuple[str, ...] = STRATEGIES,
+    prompt: bool = False,
+    most: int = 3,
+    gates: bool = True,
+    endless: bool | None = None,
+    engine: str | None = None,
+    sessions: bool | None = None,
+) -> Scenario:
+    """A scenario with up to ``most`` rollouts, often of the same adapters one after the other."""
+    scenario = draw(rollout_designs(sessions, endless=endless, engine=engine))
+    traffic = build_world(scenario).traffic
+    places, horizon_s = traffic.places, traffic.expected_s()
+    grid = draw(st.integers(0, 2)) == 0
+    parts = []
+    for _ in range(draw(st.integers(1, most))):
+        part = draw(rollouts(horizon_s, strategies=strategies, prompt=prompt, grid=grid, gates=gates))
+        which = draw(sampled_from(("all", "all", "one", "share")))
+        if which == "one":
+            part["adapter"] = draw(st.integers(0, places - 1))
+        elif which == "share" and places > 1:
+            part["share"] = 0.5 if most > 1 else draw(sampled_from((0.5, 1.0)))
+        parts.append(part)
+    try:
+        scenario = with_(scenario, rollouts=parts)
+        build_world(scenario)
+    except (ScenarioError, ValueError):  # they overlap, or the new version is too large
+        assume(False)
+    return scenario

@@ -135,48 +135,14 @@ def test_the_command_meets_libcachesim(loraplan: CommandLine, shared: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--policy", "sive"], "error: --policy: unknown eviction policy (got sive, allowed: lru, fifo, "),
-        (["--policy", "sive"], "did you mean 'sieve'?"),
-        (["--policy", "lru,,fifo"], "error: --policy: there is nothing between two commas"),
-        (["--policy", "vllm-lru"], "error: --policy: this policy decides by what runs in a batch"),
-        (["--capacity", "10"], "error: --capacity: a size needs its unit (got 10, allowed: a size such as 50 MB"),
-        (["--capacity", "2GB,ten"], "error: --capacity: not a size (got ten"),
-        (["--capacity", "2GX"], "error: --capacity: unknown unit 'GX'"),
-        (["--capacity", "0 GB"], "error: --capacity: out of range (got 0 GB"),
-        (["--capacity", "-1 GB"], "error: --capacity: a size can't be negative"),
-        (["--capacity", "1e99 TB"], "error: --capacity: a size of more than a thousand terabytes"),
-        (["--capacity", "nan GB"], "error: --capacity: not a size"),
         (["--capacity", "2GB"], "give --adapter-size, or --slots instead of --capacity"),
-        (["--slots", "0"], "error: --slots: not a number of slots (got 0"),
-        (["--slots", "2.5"], "error: --slots: not a number of slots (got 2.5"),
         (["--slots", "9" * 5000], "error: --slots: not a number of slots"),
-        (["--slots", "4", "--capacity", "2GB"], "error: --slots: give sizes in bytes or in slots, not both"),
-        (["--slots", "4", "--adapter-size", "0 B"], "error: --adapter-size: out of range"),
-        (["--slots", "4", "--out", "small.csv"], "error: --out: can't make this folder (got small.csv)"),
     ],
 )
 def test_what_cannot_be_used_is_explained(loraplan: CommandLine, arguments: list[str], said: str) -> None:
     ended = loraplan("cache", write_trace("abca"), *arguments)
-    assert ended.code == 2
+    assert (ended.code, ended.out) == (2, "")
     assert said in ended.err
-    assert not ended.out
-    assert not Path("runs").exists() or "--out" not in arguments
-
-
-def test_a_trace_that_is_not_there_is_named(loraplan: CommandLine) -> None:
-    ended = loraplan("cache", "absent.csv", "--slots", "4")
-    assert ended.code == 2
-    assert "absent.csv" in ended.err
-    assert not Path("runs").exists()
-
-
-def test_a_folder_with_a_run_is_left_alone(loraplan: CommandLine) -> None:
-    Path("there").mkdir()
-    Path("there/manifest.json").write_text("{}", encoding="utf-8")
-    ended = loraplan("cache", write_trace("abca"), "--slots", "2", "--out", "there")
-    assert ended.code == 2
-    assert "this folder holds a run" in ended.err
-    assert [path.name for path in Path("there").iterdir()] == ["manifest.json"]
 
 
 def test_rows_left_out_are_counted(loraplan: CommandLine) -> None:

@@ -112,39 +112,6 @@ def test_a_broken_off_run_keeps_its_samples(tmp_path: Path, number: signal.Signa
     assert samples.read_bytes().startswith(whole)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("steps", "--model", "tyni", "--device", "cpu"), "unknown base model (got tyni"),
-        (("steps", "--device", "gpu"), "--device: unknown device (got gpu, allowed: cpu, cuda)"),
-        (
-            ("steps", "--device", "cpu", "--model", "tiny", "--layers", "5"),
-            "the model does not have so many layers (got 5",
-        ),
-        (("steps", "--device", "cpu", "--model", "tiny", "--backend", "sgmv"), "--backend: unknown backend (got sgmv"),
-        (("steps", "--device", "cpu", "--model", "llama-2-70b"), "too little memory: 80 layers need at least"),
-        (
-            ("steps", "decode", "--device", "cpu", "--model", "tiny"),
-            "PART: unknown part of the steps (got decode, allowed: base-decode, lora-decode, prefill, backends, eager)",
-        ),
-        (
-            ("loads", "cold", "--device", "cpu", "--model", "tiny"),
-            "PART: unknown part of the loads (got cold, allowed: whole, concurrent, stages)",
-        ),
-        (
-            ("all", "--device", "cpu", "--model", "tiny", "--within", "9"),
-            "--within: a time needs its unit (got 9, allowed: a time such as 9min or 540s)",
-        ),
-        (("fit", ".", "--out", "p.json"), "DIR: nothing to fit in this folder"),
-    ],
-)
-def test_wrong_input_is_explained(loraplan: CommandLine, arguments: tuple[str, ...], words: str) -> None:
-    ended = loraplan("calibrate", *arguments)
-    assert ended.code == 2
-    assert words in ended.err
-    assert ended.err.startswith("error: ")
-
-
 def test_steps_of_which_a_kind_is_missing_are_not_fitted(loraplan: CommandLine, tmp_path: Path) -> None:
     tiny = ("--device", "cpu", "--model", "tiny", "--quick", "--out", "cal", "--within", "0s")
     ended = loraplan("calibrate", "steps", "lora-decode", *tiny)
@@ -168,32 +135,6 @@ def test_without_a_gpu_cuda_is_refused(loraplan: CommandLine) -> None:
     ended = loraplan("calibrate", "all", "--out", "out")
     assert ended.code == 2
     assert "--device cpu measures this machine's processor" in ended.err
-
-
-def test_a_file_in_the_way_and_unfinished_samples(loraplan: CommandLine, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    ended = loraplan("calibrate", "steps", "--device", "cpu", "--model", "tiny", "--quick", "--out", "file")
-    assert ended.code == 2
-    assert "--out: can't make this folder" in ended.err
-    (tmp_path / "cal").mkdir()
-    (tmp_path / "cal/steps.parquet").write_bytes(b"PAR1 no table")
-    facts = dict.fromkeys(("device", "date", "layers", "model_layers", "memory_bytes"), 1)
-    (tmp_path / "cal/steps.json").write_text(json.dumps({"plan": {"model": "tiny"}, **facts}))
-    ended = loraplan("calibrate", "fit", "cal", "--out", "p.json")
-    assert ended.code == 2
-    assert "this table of samples is damaged" in ended.err
-
-
-def test_a_fit_replaces_nothing_but_profiles(loraplan: CommandLine, tmp_path: Path) -> None:
-    (tmp_path / "steps.json").write_text('{"plan": {}}')
-    (tmp_path / "steps.parquet").write_bytes(b"")
-    ended = loraplan("calibrate", "fit", ".", "--out", "steps.json")
-    assert ended.code == 2
-    assert "this file is no profile: it is not replaced" in ended.err
-    assert (tmp_path / "steps.json").read_text() == '{"plan": {}}'
-    ended = loraplan("calibrate", "fit", ".", "--out", "p.json")
-    assert ended.code == 2
-    assert "this is not a manifest of samples (got no device, date, layers" in ended.err
 
 
 def test_without_torch_the_extra_is_named(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,42 +208,6 @@ def test_a_second_emit_overwrites_its_own_files_only(loraplan: CommandLine, tmp_
         (tmp_path / "out/deployment.yaml").write_text(kept)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--emit", "k8s"], "--emit: not a kind of manifest and its folder (got k8s, allowed: KIND=DIR"),
-        (["--emit", "kserv=x"], "did you mean 'kserve'"),
-        (["--emit", "k8s=x", "--emit", "kserve=x"], "two kinds of manifests have the same folder"),
-        (["--emit", "k8s=x", "--emit", "kserve=x/ks"], "one folder of manifests is inside another (got x and x/ks"),
-        (["--emit", "k8s=x/ks", "--emit", "kserve=./x"], "one folder of manifests is inside another (got x/ks and x"),
-        (["--emit", "k8s=x", "--set", "adapters.base_model=x/${HF_TOKEN}/Llama-3.1-8B"], "adapters.base_model: a mani"),
-        (["--emit", "k8s=x", "--set", "adapters.base_model=x/$(HF_TOKEN)/Llama-3.1-8B"], "adapters.base_model: a mani"),
-        (["--emit", "vllm=x", "--set", "adapters.base_model=--trust/Llama-3.1-8B"], "no dash at the start of a part"),
-        (["--emit", "k8s=x", "--set", "fleet.gpu_memory=90 GB"], "fleet.gpu_memory: manifests are written for known"),
-        (["--emit", "sglang=x"], "this scenario simulates vLLM, and nothing is emitted for an engine that was not"),
-        (["--emit", "vllm=x", "--set", "fleet.engine=sglang", "--set", "cache.gpu.slots=16"], "simulates SGLang"),
-        (["--emit", "k8s=x", "--set", "fleet.engine=continuous"], "engine continuous is idealised"),
-        (["--emit", "k8s=x", "--set", "name=My_Run.1"], "Kubernetes refuses this name (got My_Run.1"),
-        (["--emit", "k8s=x", "--set", "name=9lives"], "--set name=fleet-9lives"),
-        (["--emit", "llm-d=x", "--set", "fleet.replicas=2"], "--set router.policy=affinity-activity"),
-        (["--adapters", "x"], "only manifests list adapters"),
-        (["--emit", "k8s=x", "--adapters", "none"], "none"),
-        (["--emit", "k8s=x", "--adapters", "fleet"], "another number of adapters was simulated (got 3 in fleet"),
-        (["--emit", "k8s=x", "--adapters", "fleet", "--set", "adapters.count=3", "--set", "adapters.rank=4"], "rank 8"),
-        (["--emit", "k8s=x", "--adapters", "spaced", "--set", "adapters.count=1"], "command lines can't hold"),
-    ],
-)
-def test_what_cannot_be_emitted_says_why(loraplan: CommandLine, tmp_path: Path, options: list[str], said: str) -> None:
-    if "fleet" in options:
-        add_adapters(tmp_path / "fleet")
-    if "spaced" in options:
-        add_adapters(tmp_path / "spaced" / "of mine", 1)
-    ended = loraplan("run", "quickstart", *QUICK, *options)
-    assert ended.code == 2
-    assert said in ended.err
-    assert not (tmp_path / "x").exists()
-
-
 def test_a_folder_that_is_a_link_is_refused_as_one(loraplan: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")

@@ -98,12 +98,6 @@ def test_a_folder_that_cannot_be_written_is_named(loraplan: CommandLine, tmp_pat
     assert "/proc" in ended.err
 
 
-def test_names_that_no_file_can_have_are_refused(loraplan: CommandLine) -> None:
-    ended = loraplan("check", "a" * 300)
-    assert ended.code == 2
-    assert ended.err.endswith("can't be used: File name too long\n")
-
-
 @pytest.mark.parametrize("jump_s", [-10 * 365 * 86400, 10 * 365 * 86400])
 def test_a_clock_that_jumps_changes_nothing(loraplan: CommandLine, tmp_path: Path, jump_s: int) -> None:
     first = loraplan(*SWEEP)

@@ -13,7 +13,6 @@ from command_line import CommandLine
 
 from sim.cli import app, streams
 from sim.cli.ranges import KeyRange, parse_range
-from sim.spec.files.bundled import bundled_scenarios
 
 MOST_OPTIONS = 10
 
@@ -80,49 +79,9 @@ def test_a_range_is_told_from_lists_and_paths(text: str, found: KeyRange | None)
     assert parse_range(text) == found
 
 
-@pytest.mark.parametrize(
-    ("over", "words"),
-    [
-        (
-            "cache.gpu.slots=8..64",
-            "a range needs a step (got 8..64); such as cache.gpu.slots=8..64:1, or cache.gpu.slots=8..64:10%\n",
-        ),
-        ("cache.gpu.slots=0..64", "a range needs a step (got 0..64); such as cache.gpu.slots=0..64:1\n"),
-        (
-            "workload.arrivals.rate=2/s..6/s",
-            "a range needs a step (got 2/s..6/s); such as workload.arrivals.rate=2/s..",
-        ),
-        ("fleet.replicas=3..1", "a range must rise"),
-        ("cache.gpu.slots=64..8:8", "a range must rise"),
-        ("workload.arrivals.rate=2/s..6/s:2", "a step needs the range's unit"),
-    ],
-)
-def test_a_range_without_sense_is_refused(loraplan: CommandLine, over: str, words: str) -> None:
-    ended = loraplan("sweep", "quickstart", "--over", over)
-    assert ended.code == 2
-    assert f"--over {over.partition('=')[0]}: {words}" in ended.err
-
-
 def test_an_error_at_a_point_names_its_values_as_they_are_written(loraplan: CommandLine) -> None:
     ended = loraplan("sweep", "quickstart", "--over", "fleet.tensor_parallel=1,3")
     assert ended.err.rstrip().endswith("; at the point fleet.tensor_parallel=3")
-
-
-@pytest.mark.parametrize(
-    ("words", "meant"),
-    [
-        (("runn", "quickstart"), "run"),
-        (("run", "quickstrat"), "quickstart"),
-        (("run", "quickstart", "--sett", "a=1"), "--set"),
-        (("profiles", "show", "h100-64gb/llama-3.1-8b/vllm-0.8.6"), "h100-64gb/llama-3.1-8b/vllm-0.8.5"),
-    ],
-)
-def test_a_wrong_name_suggests_the_nearest(loraplan: CommandLine, words: tuple[str, ...], meant: str) -> None:
-    ended = loraplan(*words)
-    assert ended.code == 2
-    assert meant in ended.err
-    assert len(ended.err) < 300, "not all names that there are"
-    assert not all(each.name in ended.err for each in bundled_scenarios())
 
 
 def test_a_group_without_a_command_shows_its_help(loraplan: CommandLine) -> None:

@@ -379,38 +379,6 @@ def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--from-vllm", "ollama run llama3"], "no command line of vLLM or SGLang (got ollama run llama3"),
-        (["--from-vllm", "vllm serve 'x"], "not a command line"),
-        (
-            ["--from-vllm", "vllm serve m", "--from-sglang", "sglang serve n"],
-            "--from-vllm, --from-sglang: more than one command line (got vllm serve m and sglang serve n, allowed",
-        ),
-        (["--from-manifest", "no.yaml"], "the manifest can't be read"),
-        (["--from-manifest", "chart.yaml"], "not YAML"),
-        (["--from-manifest", "other.yaml"], "no container starts vLLM or SGLang"),
-        (["--from-trace", "other.yaml"], "other.yaml"),
-        (["--gpu", "h1000"], "--gpu: unknown GPU"),
-        (["--from-vllm", "vllm serve m --max-loras 0"], "--max-loras: not a number above zero (got 0)"),
-        (["--from-vllm", "vllm serve m --max-loras eight"], "--max-loras: not a number above zero (got eight)"),
-        (
-            ["--from-vllm", "vllm serve m", "--base-model", "b"],
-            "--base-model: says how a log is read, and there is none; give --from-trace too",
-        ),
-        (["--from-vllm", "vllm serve m", "--out", "other.yaml"], "already exists and is not overwritten"),
-    ],
-)
-def test_what_cant_be_used_is_refused(loraplan: CommandLine, arguments: list[str], words: str) -> None:
-    Path("chart.yaml").write_text("a: {{ .Values.b }}\n  - c: {{")
-    Path("other.yaml").write_text("kind: Service\n")
-    ended = loraplan("init", "--out", "mine.yaml", *arguments)
-    assert ended.code == 2
-    assert words in ended.err
-    assert not Path("mine.yaml").exists()
-
-
-@pytest.mark.parametrize(
     "command",
     [
         "vllm serve --trust-remote-code org/base --enable-lora --max-loras 8",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from command_line import CommandLine
 
 FLEET = """\
@@ -35,26 +34,6 @@ def refused(loraplan: CommandLine, folder: Path, *arguments: str) -> str:
     assert ended.code == 2, ended.out + ended.err
     assert not (folder / "runs").exists()
     return ended.err
-
-
-@pytest.mark.parametrize("ends", ["5/s..20/s:5/s", "10/s..20/s:5/s", "2/s..20/s:2/s"])
-def test_a_rate_that_the_tenants_fix_cannot_be_planned(loraplan: CommandLine, tmp_path: Path, ends: str) -> None:
-    """Only the scenario's own rate was simulated, and reported as the best of all."""
-    said = refused(loraplan, tmp_path, write(tmp_path), "--maximize", f"workload.arrivals.rate={ends}")
-    assert "workload.arrivals.rate: the rates of the tenants add up to another one" in said
-    assert "plan for the rate of a tenant, such as tenants.0.rate" in said
-
-
-def test_a_number_that_the_tenants_fix_cannot_be_planned(loraplan: CommandLine, tmp_path: Path) -> None:
-    said = refused(loraplan, tmp_path, write(tmp_path), "--maximize", "adapters.count=40..80:10")
-    assert "the tenants' adapters don't add up to adapters.count (got 60 of tenants" in said
-
-
-@pytest.mark.parametrize("key", ["fleet.price", "tenants.1.price.output"])
-def test_a_price_cannot_be_planned(loraplan: CommandLine, tmp_path: Path, key: str) -> None:
-    """It changes no result: all points were one, and the folder could not be read."""
-    said = refused(loraplan, tmp_path, write(tmp_path), "--maximize", f"{key}=1..4")
-    assert f"a price changes no latency, so there is nothing to plan for (got {key}, allowed: hardware," in said
 
 
 def test_a_tenant_with_too_few_requests_is_refused_with_the_length_it_needs(

@@ -129,13 +129,6 @@ def test_show_gives_coefficients_with_units_sources_and_errors(loraplan: Command
     assert "draws: 16 for calibration intervals" in text
 
 
-def test_show_of_an_unknown_profile_suggests_one(loraplan: CommandLine) -> None:
-    ended = loraplan("profiles", "show", "h100-64gb/llama-3.1-8b/vllm-0.8.6")
-    assert ended.code == 2
-    assert "NAME: no such profile (got h100-64gb" in ended.err
-    assert "did you mean 'h100-64gb/llama-3.1-8b/vllm-0.8.5'?" in ended.err
-
-
 def test_build_without_the_extra_says_how_to_install_it(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     from calibrate.kernels import kernel_tables
 
@@ -149,21 +142,6 @@ def test_build_without_the_extra_says_how_to_install_it(loraplan: CommandLine, m
         "error: profiles are built from kernel tables, which are not installed; run pip install -e '.[kernels]' in "
         "your clone of loraplan\n"
     )
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (("--gpu", "mi300x"), "--gpu: there are no kernel tables for this GPU (got mi300x"),
-        (("--model", "llama-9"), "--model: unknown base model (got llama-9"),
-        (("--engine", "tgi"), "--engine: there are no kernel tables for this engine (got tgi"),
-        (("--weights", "fp6"), "--weights: unknown format of weights (got fp6"),
-    ],
-)
-def test_build_refuses_what_it_does_not_know(more: tuple[str, str], message: str, loraplan: CommandLine) -> None:
-    ended = loraplan(*BUILD, *more)
-    assert ended.code == 2
-    assert message in ended.err
 
 
 @needs_tables

@@ -206,36 +206,6 @@ def test_a_converted_trace_says_the_same(loraplan: CommandLine, recorded: str, s
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["missing.csv"], "missing.csv"),
-        (["recorded.csv", "--format", "azur"], "--format: unknown format (got azur"),
-        (["recorded.csv", "--fit", "0%"], "--fit: nothing to fit"),
-        (["recorded.csv", "--fit", "half"], "--fit: not a share"),
-        (["recorded.csv", "--format", "azure-llm-2023"], "recorded.csv:1"),
-        (["recorded.csv", "--out", "there/recorded"], "there"),
-        (
-            ["recorded.csv", "--columns", "tiem=timestamp_s"],
-            "--columns: no such role (got tiem=timestamp_s, allowed: time, unit",
-        ),
-        (["recorded.csv", "--columns", "time=a,time=b"], "--columns: time is given twice (got a and b)"),
-        (["recorded.csv", "--columns", "time=a,unit=h"], "--columns: can't be used (got unit=h, allowed: 's', 'ms'"),
-        (["recorded.csv", "--columns", "timestamp_s"], "--columns: not a role and a column (got timestamp_s, allowed"),
-        (["recorded.csv", "--columns", "time=ts"], "columns.time: the file has no such column (got ts, allowed"),
-        (["recorded.csv", "--columns", "input=none"], "--columns: lengths are drawn for prompts and outputs together"),
-        (["recorded.csv", "--adapter-from", "("], "--adapter-from: not a regular expression"),
-        (["recorded.csv", "--base-model", "x", "--format", "csv"], "--base-model: only a log has this"),
-    ],
-)
-def test_what_cant_be_used_is_refused(loraplan: CommandLine, recorded: str, arguments: list[str], words: str) -> None:
-    Path("there").write_text("a file")
-    ended = loraplan("trace", *arguments)
-    assert ended.code == 2
-    assert ended.err.startswith("error: ")
-    assert words in ended.err
-
-
 def test_bad_rows_are_refused_by_line_or_left_out_and_counted(loraplan: CommandLine, recorded: str) -> None:
     lines = Path(recorded).read_text(encoding="utf-8").splitlines()
     lines[10] = lines[10].replace('"a,', '"').rsplit(",", 1)[0] + ",-4"
@@ -249,14 +219,6 @@ def test_bad_rows_are_refused_by_line_or_left_out_and_counted(loraplan: CommandL
     assert found["requests"] == 2998
 
 
-def test_an_unnamed_trace_is_not_converted(loraplan: CommandLine) -> None:
-    Path("m.csv").write_text("timestamp,input_length,output_length\n0,5,5\n")
-    ended = loraplan("trace", "m.csv", "--out", "x.csv")
-    assert ended.code == 2
-    assert "names no adapters" in ended.err
-    assert not Path("x.csv").exists()
-
-
 def test_requests_to_the_base_model_are_counted_and_kept(loraplan: CommandLine, recorded: str) -> None:
     lines = Path(recorded).read_text(encoding="utf-8").splitlines()
     head, rows = lines[0], [line.split('"') for line in lines[1:]]
@@ -268,12 +230,3 @@ def test_requests_to_the_base_model_are_counted_and_kept(loraplan: CommandLine, 
     assert facts(loraplan, "mixed.csv")["base_share"] == 0.25
     adapters = load_scenario("runs/trace-mixed/traffic.yaml", []).scenario.adapters
     assert adapters.base_share == 0.25
-
-
-def test_a_trace_is_never_written_over_a_file(loraplan: CommandLine, tmp_path: Path) -> None:
-    text = "timestamp_s,adapter_id,input_tokens,output_tokens\n1,a,5,5\n"
-    (tmp_path / "log.csv").write_text(text)
-    ended = loraplan("trace", "log.csv", "--out", "log.csv")
-    assert ended.code == 2
-    assert "--out: the file exists (got log.csv)" in ended.err
-    assert (tmp_path / "log.csv").read_text() == text

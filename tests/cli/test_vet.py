@@ -74,31 +74,6 @@ def test_a_log_alone(loraplan: CommandLine, tmp_path: Path) -> None:
     assert loraplan("vet", str(file)).out == f"{file}: nothing found\n"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("nowhere",), "error: nowhere: no such file or folder"),
-        (("empty",), "error: empty: no adapter and no trainer_state.json here"),
-        (("stuck", "--threshold", "smal_rank=8"), "did you mean 'small_rank'?"),
-        (("stuck", "--threshold", "small_rank"), "--threshold: not a setting (got small_rank, allowed: name=value)"),
-        (("stuck", "--threshold", "small_rank=0"), "--threshold: threshold small_rank: input should be greater"),
-        (("stuck", "--threshold", "high_loss=much"), "--threshold: threshold high_loss: input should be a valid"),
-        (("stuck", "--threshold", "high_loss=nan"), "--threshold: threshold high_loss: "),
-        (("stuck", "--reference", "empty"), "--reference: no trainer_state.json of a 16-bit run here"),
-        (("stuck", "--reference", "nowhere"), "--reference: no trainer_state.json of a 16-bit run here"),
-        (("broken",), "error: broken/trainer_state.json: this log is not JSON"),
-    ],
-)
-def test_bad_input_is_said(loraplan: CommandLine, stuck: Path, arguments: tuple[str, ...], says: str) -> None:
-    Path("empty").mkdir()
-    Path("broken").mkdir()
-    Path("broken/trainer_state.json").write_text("{")
-    ended = loraplan("vet", *arguments)
-    assert ended.code == 2
-    assert says in ended.err
-    assert "Traceback" not in ended.err
-
-
 def test_a_threshold_is_set(loraplan: CommandLine, stuck: Path) -> None:
     assert loraplan("vet", "stuck", "--threshold", "mediocre_metric=0.6").out == "stuck: nothing found\n"
 

@@ -63,10 +63,3 @@ def test_a_gated_run_says_what_was_held(loraplan: CommandLine) -> None:
     assert loraplan("check", "gated.yaml", "--set", "rollouts.0.weights=v3").err.startswith(
         "error: --set: rollouts.0.weights: no such folder (got "
     )
-
-
-def test_what_belongs_to_a_scenario_needs_one(loraplan: CommandLine) -> None:
-    write_adapter(Path("stuck"))
-    ended = loraplan("vet", "stuck", "--set", "run.seed=2")
-    assert ended.code == 2
-    assert ended.err == "error: --set: there is no scenario to price remedies for; give --scenario\n"

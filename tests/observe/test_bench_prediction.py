@@ -145,46 +145,6 @@ def test_a_corrected_profile_predicts_its_benchmark(loraplan: CommandLine, sampl
     assert loraplan("check", "serve-tiny", "--set", "fleet.profile=./new/profile.json").code == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (("fidelity", "{}", "--profile-dir", "."), ["go with RUNS.csv"]),
-        (("fidelity", "{}", "runs.csv", "--scenario", "serve-tiny"), ["one table at a time"]),
-        (("fidelity", "--scenario", "serve-tiny"), ["--scenario: goes with results"]),
-        (("calibrate", "fit", "cal", "--from-bench", "{}", "--out", "p.json"), ["either a folder or --from-bench"]),
-        (("calibrate", "fit", "--out", "p.json"), ["DIR: nothing to fit", "--from-bench"]),
-        (("calibrate", "fit", "cal", "--profile", "x", "--out", "p.json"), ["--profile: goes with --from-bench"]),
-        (("calibrate", "fit", "cal", "--set", "a=1", "--out", "p.json"), ["--set: goes with --from-bench"]),
-        (("fidelity", "runs.csv", "--set", "a=1"), ["--set: a table names its models"]),
-        (("fidelity", "--set", "a=1"), ["--set: goes with results"]),
-        (("fidelity", "{}", "--set", "a=1"), ["--set: changes a scenario: give --scenario"]),
-        (("calibrate", "fit", "--from-bench", "{}", "--out", "p.json"), ["--scenario", "which GPU"]),
-        (
-            (
-                "calibrate",
-                "fit",
-                "--from-bench",
-                "{}",
-                "--from-bench",
-                "{}",
-                "--scenario",
-                "serve-tiny",
-                "--out",
-                "p.json",
-            ),
-            ["the same run twice"],
-        ),
-    ],
-)
-def test_options_that_do_not_go_together(
-    loraplan: CommandLine, samples: Path, arguments: tuple[str, ...], parts: list[str]
-) -> None:
-    ended = loraplan(*(each.replace("{}", str(samples / "vllm-closed.json")) for each in arguments))
-    assert ended.code == 2
-    for part in parts:
-        assert part in ended.err
-
-
 def test_a_benchmark_that_did_not_stream_corrects_nothing(loraplan: CommandLine, samples: Path) -> None:
     data = json.loads((samples / "aiperf.json").read_text(encoding="utf-8"))
     del data["time_to_first_token"]

@@ -236,13 +236,6 @@ def test_a_kv_cache_beyond_belief_is_left_out(value: str) -> None:
     assert (found.kv_tokens, found.adapters.slots) == (None, None)
 
 
-@pytest.mark.parametrize("url", ["http://", "http://[", "http://a:99999", "https://:80"])
-def test_an_address_that_is_none_names_the_option(loraplan: CommandLine, url: str) -> None:
-    ended = loraplan("observe", "--prometheus", url)
-    assert ended.code == 2
-    assert "--prometheus: this is not the URL of a server" in ended.err
-
-
 @pytest.mark.parametrize("values", ["null", f"[[1, {'9' * 400}]]", f"[[{'9' * 400}, 1]]"])
 def test_points_that_are_none_are_named(values: str) -> None:
     series = f'{{"metric": {{"__name__": "vllm:a"}}, "values": {values}}}'

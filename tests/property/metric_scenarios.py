@@ -8,14 +8,13 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from strategies import ODD, seconds, write_profile, write_trace
+from strategies import ODD, ROUTERS, STRATEGIES, seconds, write_profile, write_trace
 
 from sim.errors import LoraplanError
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 
 ENGINES = ("continuous", "fixed", "vllm-0.8", "vllm-0.32", "sglang", "s-lora", "lorax", "tensorrt-llm")
-STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread")
 FAULTS = (
     "crash",
     "slow-storage",
@@ -28,16 +27,6 @@ FAULTS = (
     "named-prefixes",
 )
 FAMILIES = (*ENGINES, *STRATEGIES, "faults", "crash", "full-models")
-ROUTERS = (
-    "round-robin",
-    "least-loaded",
-    "random",
-    "power-of-two",
-    "hash",
-    "affinity-residency",
-    "affinity-activity",
-    "service-per-adapter",
-)
 TERMS = ("ttft_p99", "e2e_p99", "queue_p99", "tpot_mean")
 OTHER_TERMS = ("ttft_mean", "itl_p99", "e2e_p50", "queue_mean")
 BLOCKING = ("vllm-0.8", "vllm-0.32", "sglang", "s-lora", "tensorrt-llm")

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_scenarios import engine_scenarios
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from naive_engines import EngineFleet
-from strategies import GRID, VLLM, build, fixed_time, scenarios, seconds
+from strategies import GRID, VLLM, build, engine_scenarios, fixed_time, scenarios, seconds
 from test_leaping import compare, tell
 
 from sim.results.records import COMPLETED, FAILED, REFUSED, UNFINISHED, Recording

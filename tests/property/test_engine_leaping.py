@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from engine_scenarios import ENGINES, engine_scenarios
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_engines import EngineFleet
+from strategies import PRESETS, engine_scenarios
 from test_leaping import compare, tell
 
 from sim.spec.scenario import Scenario
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", PRESETS)
 @settings(max_examples=200)
 @given(data=st.data())
 def test_leaps_equal_steps_of_engines(engine: str, data: st.DataObject) -> None:

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fault_scenarios import SPEED, crashes, faulty_scenarios, may_fail, storage_faults
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from integrity import assert_sums_agree_at_every_boundary
-from misrouting_scenarios import designs, with_
-from strategies import fixed_time, seconds
+from strategies import SPEED, crashes, designs, faulty_scenarios, fixed_time, may_fail, seconds, storage_faults, with_
 
 import sim.world.replication
 from sim.policies.adapter_cache import ABSENT

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_scenarios import engine_scenarios
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from integrity import assert_sums_agree_at_every_boundary
-from strategies import scenarios
+from strategies import engine_scenarios, scenarios
 
 from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording

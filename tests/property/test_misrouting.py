@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_scenarios import engine_scenarios
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from integrity import assert_sums_agree_at_every_boundary
-from misrouting_scenarios import KINDS, designs, faults, misrouting_scenarios, with_
-from strategies import scenarios
+from strategies import MISTAKES, designs, engine_scenarios, misrouting_scenarios, mistakes, scenarios, with_
 
 from sim.results.records import (
     COMPLETED,
@@ -121,7 +119,7 @@ def test_with_a_check_of_every_answer_no_wrong_one_is_served(scenario: Scenario,
     detector = {"checks": 1.0, "retries": retries, "delay": "20 ms"}
     changed = [fault.model_dump(mode="json", exclude_unset=True) for fault in scenario.faults]
     for fault in changed:
-        if fault["kind"] in KINDS:
+        if fault["kind"] in MISTAKES:
             fault["detector"] = detector
     recording, seen = answers(with_(scenario, faults=changed))
     requests = recording.requests
@@ -136,7 +134,7 @@ def test_with_a_check_of_every_answer_no_wrong_one_is_served(scenario: Scenario,
 @settings(max_examples=EXAMPLES)
 @given(designs(), st.sampled_from(("misrouting", "base-model")), st.data())
 def test_a_fault_that_comes_to_nothing_leaves_every_byte(scenario: Scenario, kind: str, data: st.DataObject) -> None:
-    fault = data.draw(faults(kind)) | {"probability": 1e-15}
+    fault = data.draw(mistakes(kind)) | {"probability": 1e-15}
     ours, other = run(scenario), run(with_(scenario, faults=[fault]))
     assert tables(ours) == tables(other)
     assert ours.stopped_s == other.stopped_s

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fault_scenarios import faulty_scenarios
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from rollout_scenarios import rollout_scenarios
+from strategies import faulty_scenarios, rollout_scenarios
 from test_pool_laws import scenario, table
 
 from sim.errors import InputError

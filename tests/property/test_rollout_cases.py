@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from misrouting_scenarios import with_
 from naive_rollouts import Seen
-from rollout_scenarios import rollout_scenarios
-from strategies import GRID, build, fixed_time, seconds, write_profile, write_trace
+from strategies import GRID, build, fixed_time, rollout_scenarios, seconds, with_, write_profile, write_trace
 from test_rollout_laws import EXAMPLES, marked, run
 
 from sim.results.records import COMPLETED, GATED, MIXED, REFUSED, STALE, Recording

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from integrity import assert_sums_agree_at_every_boundary
-from misrouting_scenarios import with_
 from naive_rollouts import Seen
-from rollout_scenarios import DRAINING, rollout_scenarios
+from strategies import DRAINING, rollout_scenarios, with_
 
 from sim.policies.adapter_cache import GpuCache
 from sim.results.records import COMPLETED, GATED, MIXED, REFUSED, STALE, UNFINISHED, Recording

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from misrouting_scenarios import with_
-from rollout_scenarios import STRATEGIES, designs, rollout_scenarios
+from strategies import STRATEGIES, rollout_designs, rollout_scenarios, with_
 from test_rollout_laws import EXAMPLES, run, without
 
 from sim.results.records import Recording
@@ -64,7 +63,7 @@ def test_before_the_first_rollout_all_is_as_without_it(scenario: Scenario) -> No
 
 
 @settings(max_examples=EXAMPLES)
-@given(designs(), st.sampled_from(STRATEGIES), st.integers(0, 90))
+@given(rollout_designs(), st.sampled_from(STRATEGIES), st.integers(0, 90))
 def test_a_rollout_of_an_adapter_that_nobody_asks_for_changes_nothing(
     scenario: Scenario, strategy: str, percent: int
 ) -> None:

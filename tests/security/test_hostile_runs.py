@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import CommandLine, Ended
 
 from reports.pages.run_page import write_report
-from sim import cli
 from sim.errors import OutputError
 from sim.results.catalogue import UNITS
 from sim.results.point import Metric, Point
@@ -105,36 +105,31 @@ run: {replications: 2}
 @pytest.mark.parametrize("name", [*LINKED, ".lock"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_reads_or_changes_anything_through_a_link(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, name: str
+    loraplan: CommandLine, tmp_path: Path, command: str, name: str
 ) -> None:
     """The folder that each command itself left, with one file moved out and a link in its place."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(SMALL)
 
-    def ended(line: tuple[str, ...]) -> int:
+    def ended(line: tuple[str, ...]) -> Ended:
         options = ("--jobs", "1") if line[0] in ("run", "sweep", "plan") else ()
-        monkeypatch.setattr("sys.argv", ["loraplan", *line, *options, "--quiet"])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return int(stopped.value.code or 0)
+        return loraplan(*line, *options, "--quiet")
 
-    assert ended(COMMANDS[command] if command in ("sweep", "plan") else COMMANDS["run"]) == 0
+    assert ended(COMMANDS[command] if command in ("sweep", "plan") else COMMANDS["run"]).code == 0
     if name.startswith("points/"):
         name = f"points/{next((tmp_path / 'run' / 'points').iterdir()).name}"
     lead_out(tmp_path / "run", name)
     before = contents(tmp_path)
     reads = command in ("report", "compare")
-    capsys.readouterr()
     if reads and name == ".lock":
         return  # they take no lock
-    code = ended(COMMANDS[command])
+    again = ended(COMMANDS[command])
     if command == "run --overwrite" and name.startswith("points/"):
-        assert code == 0, "a link among what is overwritten is removed, and its target stays"
+        assert again.code == 0, "a link among what is overwritten is removed, and its target stays"
         assert not (tmp_path / "run" / name).is_symlink()
         assert (tmp_path / "outside").read_bytes() == before[tmp_path / "outside"]
         return
-    assert code == 2
-    assert "link" in capsys.readouterr().err
+    assert again.code == 2
+    assert "link" in again.err
     changed = {file for file, content in contents(tmp_path).items() if before.get(file) != content}
     assert {file.name for file in changed} <= {"manifest.json", "summary.json", "points.csv"}, "files of the run"
     assert (tmp_path / "run" / name).is_symlink()
@@ -142,16 +137,12 @@ def test_no_command_reads_or_changes_anything_through_a_link(
 
 @pytest.mark.promise("Tables and reports replace a link: nothing is written or read through it.")
 @pytest.mark.parametrize("name", ["requests.parquet", "report.html", "summary.json", "points.csv", "recommended.yaml"])
-def test_tables_take_the_place_of_a_link(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_tables_take_the_place_of_a_link(loraplan: CommandLine, tmp_path: Path, name: str) -> None:
     """They are written and not read: what a link leads to stays as it is, and says nothing about the run."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(SMALL)
     line = COMMANDS["plan" if name == "recommended.yaml" else "run"]
     for _ in range(2):
-        monkeypatch.setattr("sys.argv", ["loraplan", *line[:-1], "fresh", "--quiet", "--jobs", "1"])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        assert not stopped.value.code
+        assert loraplan(*line[:-1], "fresh", "--quiet", "--jobs", "1").code == 0
         if not (tmp_path / "outside").exists():
             lead_out(tmp_path / "fresh", name)
             before = (tmp_path / "outside").read_bytes()

@@ -6,11 +6,11 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
+from command_line import CommandLine
 
-from sim import cli
 from sim.errors import InputError
 from sim.spec.files.yaml_tree import MAX_TEXT
 from sim.spec.profile import load_profile
@@ -146,15 +146,13 @@ def test_confined_scenarios_have_their_own_files_bundled_ones_and_what_the_user_
 
 
 @pytest.mark.promise("With `--confined`, behind any command")
-def test_the_command_line_confines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_command_line_confines(loraplan: CommandLine, tmp_path: Path) -> None:
     write(tmp_path, "timestamp_s,adapter_id,input_tokens,output_tokens\n0,a,1,1\n1,b,1,1\n", "t.csv")
     file = write(tmp_path / "theirs", TRACED.replace("FILE", "../t.csv"))
-    for arguments, code in ((["check", str(file)], 0), (["check", str(file), "--confined"], 2)):
-        monkeypatch.setattr("sys.argv", ["loraplan", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        assert stopped.value.code == code
-    assert "with --confined only files below" in capsys.readouterr().err
+    assert loraplan("check", str(file)).code == 0
+    confined = loraplan("check", str(file), "--confined")
+    assert confined.code == 2
+    assert "with --confined only files below" in confined.err
 
 
 @pytest.mark.promise("scenario: 20 files that extend each other")
@@ -197,14 +195,9 @@ def test_a_profile_of_lists_is_not_even_parsed(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("Whatever is printed on a terminal has control characters as escapes")
-def test_messages_hold_no_escapes_for_the_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_messages_hold_no_escapes_for_the_terminal(loraplan: CommandLine, tmp_path: Path) -> None:
     file = write(tmp_path, BASE.replace("count: 20", 'count: "\\e]0;mine\\a"') + '"\\e[31mred": 1\n')
-    monkeypatch.setattr("sys.argv", ["loraplan", "check", str(file)])
-    with pytest.raises(SystemExit):
-        cli.main()
-    err = capsys.readouterr().err
+    err = loraplan("check", str(file)).err
     assert "\\x1b[31mred" in err
     assert "\x1b" not in err
     assert "\x07" not in err

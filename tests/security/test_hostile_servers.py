@@ -17,6 +17,7 @@ from pathlib import Path
 
 import hostile_server as hostile
 import pytest
+from command_line import CommandLine
 from hostile_server import HostileServer, chunks, drip, endless, event, models, plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,7 +50,6 @@ from calibrate.serve.server_metrics import (
     parse_page,
     read_page,
 )
-from sim import cli
 
 pytestmark = pytest.mark.waits
 
@@ -68,28 +68,21 @@ Serve = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def serve(
-    server: HostileServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Serve:
+def serve(server: HostileServer, loraplan: CommandLine) -> Serve:
     """Run the command against the server; return its exit code and what it said."""
-    monkeypatch.chdir(tmp_path)
     write_samples()
 
     def run(*more: str, url: str | None = None) -> tuple[int, str]:
         costs = [] if "--fit" in more else ["--profile", "profile.json"]
         arguments = [*costs, "--repeat", "1", "--stall", str(STALL_S), *more]
-        monkeypatch.setattr(
-            "sys.argv", ["loraplan", "calibrate", "serve", "short.yaml", "--url", url or server.url, *arguments]
-        )
         begun = time.monotonic()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
+        ended = loraplan("calibrate", "serve", "short.yaml", "--url", url or server.url, *arguments)
         assert time.monotonic() - begun < PATIENCE_S
-        said = capsys.readouterr().err
+        said = ended.err
         assert "Traceback" not in said
         assert "failure inside" not in said
         assert all(letter.isprintable() or letter == "\n" for letter in said)
-        return int(stopped.value.code or 0), said
+        return ended.code, said
 
     return run
 

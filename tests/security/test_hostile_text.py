@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import CommandLine
 
 from calibrate.loads.example_fleet import write_example_fleet
-from sim import cli
 from sim.cells import one_line, plain_text
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\x9b2J\u202e\rerror: forged\nerror: forged\x7f"
@@ -25,19 +25,14 @@ run: {replications: 2}
 
 
 @pytest.fixture
-def printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
+def printed(loraplan: CommandLine, tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """Run a command in a folder with a scenario; return its exit code and all it printed."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(SCENARIO)
+    loraplan.headroom = True
 
     def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["loraplan", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out + err
+        ended = loraplan(*arguments)
+        return ended.code, ended.out + ended.err
 
     return run
 

@@ -23,9 +23,10 @@ from typing import NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import CommandLine
 
 from calibrate.serve import client, event_stream, http_answer, server_json, server_metrics
-from sim import cli, reading
+from sim import reading
 from sim.errors import InputError, OutputError
 from sim.results.run_directory.result_files import read_json
 from sim.spec import scenario_file
@@ -226,21 +227,20 @@ COMMANDS = (
 
 
 @pytest.mark.promise("The only commands that use a network are those that were given an address")
-def test_commands_without_an_address_use_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_without_an_address_use_no_network(
+    loraplan: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("the network was asked")
 
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(SCENARIO)
     (tmp_path / "t.csv").write_text(TRACE)
+    loraplan.headroom = True
     for name in ("connect", "connect_ex", "bind", "sendto"):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     for line in COMMANDS:
-        monkeypatch.setattr("sys.argv", ["loraplan", *line.split()])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        assert not stopped.value.code, line
+        assert loraplan(*line.split()).code == 0, line
 
 
 PAGE = ("sim/ui", "sim/ui/simulating")

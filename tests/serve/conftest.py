@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "cli"))  # for command_line
-
 from command_line import CommandLine
 from fake_server import FakeServer, running
 from serve_samples import write_samples
@@ -22,10 +17,9 @@ def server() -> Iterator[FakeServer]:
 
 
 @pytest.fixture
-def loraplan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> CommandLine:
+def loraplan(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     """The command line, in a folder with ``short.yaml`` and ``profile.json``."""
-    monkeypatch.chdir(tmp_path)
     for name in ("LORAPLAN_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     write_samples()
-    return CommandLine(monkeypatch, capsys)
+    return loraplan

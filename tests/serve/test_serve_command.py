@@ -273,46 +273,6 @@ def test_a_kept_file_that_cannot_be_made(
     assert "nowhere/requests.jsonl: can't write this file: No such file or directory" in done.err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ((), "--launch: give one server"),
-        (("--launch", "vllm", "--url", "http://h:1"), "give one server (got both"),
-        (("--launch", "sglang"), "can't start this (got sglang, allowed: vllm); others: by --url"),
-        (("--url", "h:80", "--fit"), "--url: this is not the URL of a server"),
-        (("--url", "http://h:1", "--fit", "--profile", "p.json"), "either fit a profile or give one"),
-        (("--url", "http://h:1", "--server-python", "p"), "--server-python: goes with --launch"),
-        (("--launch", "vllm", "--adapters", "a{}"), "--adapters: goes with --url"),
-        (("--launch", "vllm", "--fit", "--server-python", "/nowhere/python"), "--server-python: vLLM was not found"),
-        (("--url", "http://h:1", "--stall", "0"), "--stall: no time to wait"),
-        (("--url", "http://h:1", "--profile", "none"), "no such profile"),
-        (("--launch", "vllm", "--fit", "--set", "fleet.replicas=2"), "fleet.replicas: only one server can be started"),
-        (
-            (
-                "--launch",
-                "vllm",
-                "--fit",
-                "--set",
-                "adapters={count: 4, mix: [{share: .5}, {share: .5, kind: full}]}",
-                "--set",
-                "fleet.full_models={serve: dedicated}",
-            ),
-            "fleet.full_models: a live server has one base model",
-        ),
-        (
-            ("--launch", "vllm", "--fit", "--set", "adapters.base_quantization=nf4"),
-            "does not quantize its base weights",
-        ),
-        (("--launch", "vllm", "--fit", "--set", "workload.requests=30000"), "too many requests for a live run"),
-        (("--launch", "vllm", "--fit", "--set", "fleet.max_model_len=20"), "a request is longer than the server takes"),
-    ],
-)
-def test_bad_arguments(loraplan: CommandLine, arguments: tuple[str, ...], words: str) -> None:
-    done = loraplan("calibrate", "serve", "short.yaml", *arguments)
-    assert done.code == 2, done.err
-    assert words in done.err
-
-
 @pytest.mark.parametrize("afterwards", ["slower", "refuses"])
 def test_costs_are_fitted_over_the_api(
     loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch, afterwards: str

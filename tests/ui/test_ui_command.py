@@ -17,9 +17,9 @@ from typing import Any
 
 import process_tree
 import pytest
+from command_line import CommandLine
 from served_page import ROOT, ServedPage, serve_page
 
-from sim.cli import main
 from sim.errors import InputError
 from sim.ui.http_server import _listening
 
@@ -43,15 +43,6 @@ def ended(processes: dict[int, str]) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-def loraplan(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
-) -> tuple[object, str]:
-    monkeypatch.setattr(sys, "argv", ["loraplan", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    return stopped.value.code, capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -80,20 +71,15 @@ def test_workers_end_with_a_page_that_was_killed(page: ServedPage) -> None:
 
 
 def test_a_missing_extra_is_named_with_how_to_install_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = importlib.util.find_spec
     missing: Any = lambda name, *rest: None if name == "uvicorn" else found(name, *rest)  # noqa: E731
     monkeypatch.setattr("sim.cli.commands.ui_command.find_spec", missing)
-    code, err = loraplan(monkeypatch, capsys, "ui")
-    assert code == 2
-    assert "the page needs uvicorn, which isn't installed" in err
-    assert "pip install -e '.[ui]'" in err
-
-
-def test_a_folder_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, err = loraplan(monkeypatch, capsys, "ui", "--folder", "/nowhere")
-    assert (code, err) == (2, "error: --folder: no such folder (got /nowhere)\n")
+    ended = loraplan("ui")
+    assert ended.code == 2
+    assert "the page needs uvicorn, which isn't installed" in ended.err
+    assert "pip install -e '.[ui]'" in ended.err
 
 
 @pytest.mark.slow

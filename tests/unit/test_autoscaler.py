@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from strategies import build, fixed_time, write_trace
 
 from sim.errors import ScenarioError
@@ -311,79 +310,6 @@ def test_with_instant_starts_and_a_request_each_requests_hardly_wait() -> None:
     # There are as many replicas as requests, but at least one: E max(N, 1), with N Poisson in an M/M/12 queue at 3.
     assert seconds.sum() / recording.stopped_s == pytest.approx(in_system + math.exp(-in_system), rel=0.02)
     assert (requests["status"] == COMPLETED).all()
-
-
-BAD = [
-    ({"min": 6}, {}, "min is above max"),
-    ({}, {"fleet": {"replicas": 9}}, "the fleet starts outside the bounds of fleet.autoscale"),
-    ({"target": 0}, {}, "greater than 0"),
-    ({"interval": "0 s"}, {}, "greater than 0"),
-    ({"target": None}, {}, "needs a target"),
-    ({"min": 0}, {}, "without any it can't start one"),
-    ({"metric": "gpu_load", "target": 2}, {}, "gpu_load is a share"),
-    ({"cooldown": "5 s"}, {}, "policy hpa has no cooldown"),
-    ({"policy": "step", "target": 3}, {}, "policy step has no target"),
-    ({"metric": "adapter_waiting"}, {"cache": {"gpu": {"slots": 60}}}, "no request waits for an adapter"),
-    ({}, {"cache": {"gpu": {"slots": 8}, "eviction": "belady"}}, "needs a fleet that doesn't change"),
-    ({}, {"router": {"policy": "service-per-adapter"}}, "can't follow an autoscaler"),
-    ({}, {"faults": [{"kind": "crash", "replica": 0, "at": "9 s"}]}, "counts on a crashed replica to come back"),
-    ({}, {"rollouts": [{"strategy": "in-place", "at": "9 s"}]}, "updates in place"),
-]
-
-
-@pytest.mark.parametrize(("autoscale", "sections", "words"), BAD)
-def test_what_does_not_fit_is_refused(autoscale: dict[str, Any], sections: dict[str, Any], words: str) -> None:
-    with pytest.raises((ValidationError, ScenarioError), match=words):
-        build_world(waves(autoscale, **sections))
-
-
-SCHEDULES = [
-    ([], "needs its timetable"),
-    ([{"at": "0 s", "replicas": 9}], "outside min and max"),
-    ([{"at": "0 s", "replicas": 0}], "no replica would ever serve"),
-    ([{"at": "2 d", "replicas": 1}], "has begun again by then"),
-    ([{"at": "0 s", "replicas": 1}, {"at": "0 s", "replicas": 2}], "same time"),
-    ([{"at": "08:00", "replicas": 1}], "needs to know when the run starts"),
-]
-
-
-@pytest.mark.parametrize(("entries", "words"), SCHEDULES)
-def test_a_timetable_is_checked(entries: list[dict[str, Any]], words: str) -> None:
-    scaling = {"policy": "schedule", "min": 0, "max": 5, "schedule": entries}
-    with pytest.raises(ValidationError, match=words):
-        services([(0.0, 0), (99.0, 0)], scaling)
-
-
-STEPS = [
-    ([], "needs its thresholds"),
-    ([{"above": 1, "below": 2, "add": 1}], "one threshold"),
-    ([{"above": 1, "remove": 1}], "run away"),
-    ([{"above": 1, "add": 1}, {"above": 1, "add": 2}], "same threshold"),
-    ([{"above": 1, "add": 1}, {"below": 2, "remove": 1}], "above one threshold and below the other"),
-]
-
-
-@pytest.mark.parametrize(("steps", "words"), STEPS)
-def test_thresholds_are_checked(steps: list[dict[str, Any]], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        services([(0.0, 0), (99.0, 0)], {"policy": "step", "max": 5, "steps": steps})
-
-
-def test_kv_usage_needs_a_kv_cache() -> None:
-    with pytest.raises(ValidationError, match="engine fixed has no KV cache"):
-        services([(0.0, 0), (99.0, 0)], {"metric": "kv_usage", "target": 0.5, "max": 3})
-
-
-@pytest.mark.parametrize(
-    ("autoscale", "words"),
-    [
-        ({"interval": "100 s"}, "ends before the first decision"),
-        ({"cold_start": {"engine": fixed_time(90.0)}}, "ends before a new replica is ready"),
-    ],
-)
-def test_a_run_must_be_long_enough(autoscale: dict[str, Any], words: str) -> None:
-    with pytest.raises(ScenarioError, match=words):
-        build_world(services([(0.0, 0), (99.0, 0)], {"target": 1, "max": 3, **autoscale}))
 
 
 def test_a_fleet_starts_at_its_minimum_unless_it_says_more() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pydantic import ValidationError
 from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
 
 from calibrate.serve.planned_requests import plan_requests
@@ -86,27 +85,6 @@ def traffic(one: Scenario, replication: int = 0) -> dict[str, np.ndarray]:
 # What a scenario may say
 
 
-@pytest.mark.parametrize(
-    ("mix", "key", "problem"),
-    [
-        ([BASE, BASE, {"share": 0.4}], "adapters.mix.1.kind", "a mix has one share of requests to the base model"),
-        ([{**BASE, "rank": 8}, {"share": 0.7}], "adapters.mix.0.rank", "no adapter, and so no rank"),
-        ([{**BASE, "targets": ["q"]}, {"share": 0.7}], "adapters.mix.0.targets", "no adapter, and so no targets"),
-        ([{**BASE, "size": "1 MB"}, {"share": 0.7}], "adapters.mix.0.size", "no adapter, and so no size"),
-        ([{"share": 1.0, "kind": "base"}, {"share": 0.0}], "adapters.mix.0.share", "no request is for the other kinds"),
-        ([{"share": 0.5, "kind": "base"}], "adapters.mix", "the shares of a mix must add up to 100%"),
-        ([BASE, {"share": 0.6}], "adapters.mix", "the shares of a mix must add up to 100%"),
-    ],
-)
-def test_a_mix_that_cannot_be(mix: list[dict[str, Any]], key: str, problem: str) -> None:
-    with pytest.raises(ValidationError) as caught:
-        scenario(adapters={"count": 4, "mix": mix})
-    (found,) = caught.value.errors()
-    context = found["ctx"]
-    assert ".".join([*map(str, found["loc"]), context["key"]]) == key
-    assert problem in context["problem"]
-
-
 ALONE = {"mix": [{"share": 1.0, "kind": "base"}]}
 
 
@@ -144,13 +122,6 @@ def test_every_engine_serves_the_base_model_alone(engine: str) -> None:
     assert point.metrics["ttft_p50_s"].value is not None
     assert traffic_sentence([point]) == "Traffic: all requests are for the base model."
     assert find_confidence(point, {}).metric != "miss_ratio", "nothing could miss"
-
-
-def test_base_requests_alone_have_nothing_to_roll_out_or_to_miss() -> None:
-    with pytest.raises(ValidationError, match="none can miss"):
-        scenario(adapters=ALONE, slo={"miss_ratio": 0.5})
-    with pytest.raises(ValidationError, match="no adapter has a new version"):
-        scenario(adapters=ALONE, rollouts=[{"strategy": "new-name", "at": "10 s"}])
 
 
 def test_the_other_shares_are_relative_to_each_other() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from strategies import GRID, build, fixed_time, write_profile, write_trace
 
 from sim.errors import ScenarioError
@@ -147,34 +146,6 @@ def test_of_a_warm_start_the_most_popular_leaves_last(eviction: str) -> None:
 def test_warm_adapters_come_up_to_the_first_that_finds_no_room() -> None:
     recording = run(ticking([(0, 0, 1), (20, 1, 1), (40, 2, 1), (60, 3, 1)], {"warm": 4}, slots=2))
     assert outcomes(recording) == [HIT, HIT, MISS, MISS]
-
-
-@pytest.mark.parametrize(
-    ("sections", "key", "words"),
-    [
-        (
-            {"cache": {"pinned": 1}, "fleet": {"engine": "vllm-0.8"}},
-            "cache.pinned",
-            "lacks slots for those that aren't",
-        ),
-        ({"cache": {"pinned": 1}, "fleet": {"engine": "s-lora"}}, "cache.pinned", "unified memory only"),
-        ({"cache": {"warm": 1, "gpu": {"size": "1 GB"}}, "fleet": {"engine": "lorax"}}, "cache.warm", "their turn"),
-        ({"cache": {"prefetch": "queued"}}, "cache.prefetch", "only loads that start at admission"),
-        ({"cache": {"prefetch": "queued"}, "fleet": {"engine": "sglang"}}, "cache.prefetch", "at admission"),
-        (
-            {"cache": {"prefetch": "queued"}, "fleet": {"engine": "fixed", "service": fixed_time(1.0)}},
-            "cache.prefetch",
-            "engine fixed loads ahead anyway",
-        ),
-    ],
-)
-def test_what_does_not_go_together_is_refused(sections: dict[str, Any], key: str, words: str) -> None:
-    workload = {"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}}
-    with pytest.raises(ValidationError) as refused:
-        build(workload=workload, adapters={"count": 4, "size": "1 MiB"}, **sections)
-    (error,) = refused.value.errors()
-    assert error["ctx"]["key"] == key
-    assert words in error["msg"]
 
 
 @pytest.mark.parametrize(

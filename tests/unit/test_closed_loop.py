@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenario_samples import BASE, base, edited, refusal, write
-from strategies import build, fixed_time, write_trace
+from scenario_samples import base
+from strategies import build, fixed_time
 
 from reports.pages.method import _traffic
 from reports.tables.metric_tables import traffic_sentence
@@ -24,71 +24,9 @@ from sim.world.build import build_world
 
 __all__ = ["base"]  # a fixture, used by its name
 
-OPEN = "{process: poisson, rate: 12/s}"
-TIME = "a time such as 20 ms; units ns, us, µs, ms, s, min, h, d"
 
-
-@pytest.mark.parametrize(
-    ("arrivals", "message"),
-    [
-        ("{process: closed}", "concurrency: is missing; how many clients there are, and so how many requests are"),
-        ("{process: closed, concurrency: 0}", "concurrency: out of range (got 0, allowed: above 0)"),
-        ("{process: closed, concurrency: 2.5}", "concurrency: must be a whole number (got 2.5)"),
-        ("{process: closed, concurrency: 2000000}", "concurrency: out of range (got 2000000, allowed: at most 1,000,0"),
-        (
-            "{process: closed, concurrency: 4, rate: 3/s}",
-            "rate: unknown key (allowed: process, concurrency, think); only process poisson, gamma, bursty, weibull, "
-            "on-off, piecewise, diurnal, mmpp have it",
-        ),
-        ("{process: closed, concurrency: 4, per: adapter}", "per: unknown key (allowed: process, concurrency, think)"),
-        ("{process: poisson, rate: 3/s, concurrency: 4}", "concurrency: unknown key (allowed: process, rate); only pr"),
-        ("{process: closed, concurrency: 4, think: 5}", f"think: a time needs its unit (got 5, allowed: {TIME})"),
-        ("{process: closed, concurrency: 4, think: soon}", f"think: not a time (got soon, allowed: {TIME})"),
-        (
-            "{process: closed, concurrency: 4, think: -1 s}",
-            "think: a time can't be negative (got -1 s, allowed: 0",
-        ),
-        (
-            "{process: closed, concurrency: 4, think: {law: fixd}}",
-            "think.law: unknown law (got fixd, allowed: fixed,",
-        ),
-        ("{process: closed, concurrency: 4, think: {law: exponential}}", "think.mean: is missing"),
-    ],
-)
-def test_a_bad_loop_is_refused_in_plain_words(base: Path, arrivals: str, message: str) -> None:
-    path = edited(base, OPEN, arrivals)
-    assert refusal(path).startswith(f"{path}:6: workload.arrivals.{message}")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "word"),
-    [
-        ("sessions", "{}", "sessions begin"),
-        ("drift", "{every: 1 h, share: 10%}", "popularity drifts"),
-        ("churn", "{every: 1 h, share: 10%}", "adapters are replaced"),
-    ],
-)
-def test_what_goes_by_the_clock_is_refused(base: Path, key: str, value: str, word: str) -> None:
-    path = edited(base, OPEN, f"{{process: closed, concurrency: 4}}\n  {key}: {value}")
-    assert refusal(path) == (
-        f"{path}:7: workload.{key}: {word} at given times; in a closed loop, times follow from the answers; remove "
-        f"{key}, or give another process, such as poisson"
-    )
-
-
-def test_a_trace_has_its_own_times(base: Path) -> None:
-    trace = write_trace([(0.0, 0, 5, 5)])
-    path = edited(base, OPEN, f"{{process: closed, concurrency: 4}}\n  trace: {{file: {trace}}}")
-    assert refusal(path).endswith("workload.arrivals: a trace has its own arrivals; remove arrivals")
-
-
-def test_belady_needs_a_last_request(base: Path) -> None:
-    text = BASE.replace(OPEN, "{process: closed, concurrency: 4}").replace("cache:", "cache:\n  eviction: belady")
-    load_scenario(str(write(base.parent / "known.yaml", text)))
-    path = write(base.parent / "endless.yaml", text.replace("requests: 1000", "duration: 5 s"))
-    assert refusal(path).startswith(
-        f"{path}:5: workload.duration: eviction belady needs to know all requests, and a closed loop has no last one"
-    )
+def test_belady_takes_a_loop_with_a_last_request(base: Path) -> None:
+    load_scenario("base.yaml", ["workload.arrivals={process: closed, concurrency: 4}", "cache.eviction=belady"])
 
 
 def loop(clients: int, requests: int = 600, **sections: Any) -> Scenario:

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 from strategies import build, fixed_time, write_trace
 
 from sim.results.metrics import measure
@@ -110,25 +109,6 @@ def test_a_stall_holds_up_loads_under_way() -> None:
     )
     assert recording.requests["finished_s"].tolist() == [11.5, 12.5, 13.5]
     assert [(event.time_s, event.kind) for event in recording.events] == [(0.25, "fault"), (10.25, "over")]
-
-
-@pytest.mark.parametrize(
-    ("sections", "words"),
-    [
-        ({"cache": {"gpu": {"slots": 4}, "prefetch": "queued"}, "fleet": {"load_at": "admission"}}, "no waiting"),
-        ({"rollouts": [{"strategy": "in-place", "at": "0 s"}]}, "swaps whose load fails"),
-        ({"fleet": {"engine": "vllm-0.8", "batching": "prefill-first"}}, "steps that also decode"),
-    ],
-)
-def test_what_failing_loads_do_not_go_with_is_refused(sections: dict[str, Any], words: str) -> None:
-    sections = {"cache": {"gpu": {"slots": 4}}, **sections}
-    with pytest.raises(ValidationError, match=words):
-        build(
-            workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
-            adapters={"count": 8},
-            faults=[{"kind": "failing-loads", "probability": 0.5}],
-            **sections,
-        )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
 
 from sim.results.point_summary import summarise
@@ -130,11 +129,6 @@ def test_vllm_schedules_ahead_and_counts_as_vllm_only_with_its_own_rules() -> No
             }
         ).fleet
         assert (filled.async_scheduling, filled.adapter_limit) == expected
-
-
-def test_sglang_has_no_interval_of_prefills() -> None:
-    with pytest.raises(ValidationError, match="SGLang's scheduler"):
-        scenario("sglang", [(0, 0, 4, 5)], fleet__prefill_schedule_interval=2)
 
 
 def test_limits_of_answers_that_an_engine_does_not_read_are_said() -> None:
@@ -307,28 +301,3 @@ def test_any_field_of_a_preset_can_be_set(engine: str) -> None:
     assert (ours.cache.gpu.slots, ours.cache.gpu.size) == (3, None)
     assert (ours.cache.gpu.unified, ours.cache.gpu.base_model_slot) == (engine == "s-lora", engine == "sglang")
     assert ours.fleet.max_num_batched_tokens == 512
-
-
-@pytest.mark.parametrize(
-    ("engine", "fields", "words"),
-    [
-        ("lorax", {"cache__eviction": "lru"}, "go together"),
-        ("continuous", {"cache__eviction": "cycle"}, "go together"),
-        ("lorax", {"storage__mode": "blocking"}, "at an adapter's turn, not in a step"),
-        (
-            "s-lora",
-            {"fleet__kv_check": "whole-prompt", "fleet__chunked_prefill": True},
-            "KV blocks for whole answers",
-        ),
-        ("s-lora", {"fleet__block_size": 16}, "kv_check peak counts tokens"),
-        ("s-lora", {"cache__gpu": {"size": "1 GB"}}, "unified memory has no size"),
-        ("continuous", {"fleet__chunked_prefill": False}, "without chunks"),
-        ("continuous", {"fleet__waiting_ratio": 1.2}, "before every step anyway"),
-        ("vllm-0.32", {"cache__gpu": {"slots": 2, "base_model_slot": True}}, "slots for adapters alone"),
-        ("continuous", {"cache__host": {"full": "reject", "slots": 2}}, "fetches at arrival"),
-        ("sglang", {"cache__host": {"fill": "start", "slots": 2}}, "has no limit"),
-    ],
-)
-def test_what_no_engine_can_do_is_refused(engine: str, fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        scenario(engine, [(0, 0, 2, 2)], **fields)

@@ -18,7 +18,6 @@ import sim.studies.headroom
 from reports.formatting import money, show
 from reports.tables.metric_tables import grouped_table, groups_table, metrics_table
 from reports.text.cost_text import cheapest_sentence, cost_sentences
-from sim.errors import InputError
 from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, ONLY_WITH_PRICE, needing
 from sim.results.fleet_costs.prices import priced
 from sim.results.pairs import difference_of
@@ -191,10 +190,7 @@ def test_a_fleet_of_more_gpus_than_its_profile_is_priced_by_the_gpu(tmp_path: Pa
     assert (again.point.usage.gpus, again.point.usage.price) == (4 * count, 2.0)
 
 
-def test_gpus_that_contradict_a_profile_of_several_are_refused() -> None:
-    wrong = ["fleet.tensor_parallel=2", "fleet.gpus_per_replica=4", "plan="]
-    with pytest.raises(InputError, match=r"fleet\.gpus_per_replica: a replica of the profile .* \(got 4, allowed: 2\)"):
-        profile_of(load_scenario("plan-70b-tensor-parallel", wrong).scenario)
+def test_a_replica_of_a_profile_of_one_gpu_may_have_several() -> None:
     loaded = load_scenario("quickstart", ["fleet.gpus_per_replica=4"]).scenario
     assert gpus_per_replica(loaded, profile_of(loaded)[0]) == 4
 
@@ -219,12 +215,6 @@ def test_the_cheapest_point_of_a_sweep_is_named() -> None:
 )
 def test_prices_are_read_as_people_write_them(text: str, price: float) -> None:
     assert load_scenario("quickstart", [f"fleet.price={text}"]).scenario.fleet.price == price
-
-
-@pytest.mark.parametrize("text", ["0", "-2", "3 EUR/h", "2.5/min", "2.5 USD/d", "cheap", "2e6", "[1]", "true"])
-def test_what_is_no_price_says_so(text: str) -> None:
-    with pytest.raises(InputError, match=r"fleet\.price: not a price \(got .*2\.50 USD/h"):
-        load_scenario("quickstart", [f"fleet.price={text}"])
 
 
 def test_a_price_names_no_other_run() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from strategies import build, write_file, write_profile
 
 from reports.answers.bottleneck import limits
@@ -54,86 +53,7 @@ def kv_tokens(world: World) -> list[int | None]:
     return [served.kv_tokens for served in full_model_worlds(world)]
 
 
-def refused(**sections: Any) -> tuple[str, str]:
-    """Return the key and the problem for which a scenario is refused."""
-    with pytest.raises(ValidationError) as caught:
-        scenario(**sections)
-    found = caught.value.errors()[0]
-    context = found.get("ctx", {})
-    key = ".".join([*map(str, found["loc"]), str(context.get("key", ""))]).strip(".")
-    return key, str(context.get("problem", found["msg"]))
-
-
 SWAP = {"full_models": {"serve": "swap"}}
-
-
-@pytest.mark.parametrize(
-    ("sections", "key", "problem"),
-    [
-        ({"fleet": {"full_models": None}}, "adapters.mix.1.kind", "no replica serves full models"),
-        ({"adapters": {"count": 3}}, "fleet.full_models", "the scenario has no full model"),
-        (
-            {"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "rank": 4}]}},
-            "adapters.mix.0.rank",
-            "a full fine-tune has no rank",
-        ),
-        (
-            {"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "targets": ["q"]}]}},
-            "adapters.mix.0.targets",
-            "a full fine-tune has no targets",
-        ),
-        ({"fleet": {"full_models": {"resident": 2}}}, "fleet.full_models.resident", "dedicated replicas hold"),
-        ({"fleet": {"full_models": {"turn": "1 s"}}}, "fleet.full_models.turn", "dedicated replicas hold"),
-        (
-            {"fleet": {"full_models": {"load": {"law": "fixed", "value": "1 s"}}}},
-            "fleet.full_models.load",
-            "dedicated replicas hold",
-        ),
-        (
-            {"fleet": {"engine": "fixed", "service": {"law": "fixed", "value": "1 ms"}}},
-            "fleet.engine",
-            "engine fixed has no weights that a full model could replace",
-        ),
-        ({"rollouts": [{"strategy": "in-place", "at": "1 s"}]}, "rollouts", "rollouts are not supported"),
-        (
-            {"faults": [{"kind": "crash", "replica": 0, "at": "1 s", "down": "1 s"}]},
-            "faults",
-            "faults are not supported with full models",
-        ),
-        ({"fleet": {"engine": "vllm-0.8", "front_end": "vllm-0.8-scraped"}}, "fleet.front_end", "this front end"),
-        ({"cache": {"gpu": {"slots": 4}, "eviction": "belady"}}, "cache.eviction", "eviction belady does not"),
-        ({"router": {"policy": "service-per-adapter"}}, "router.policy", "service-per-adapter does not support"),
-        (
-            {"workload": {**WORKLOAD, "churn": {"share": 0.1, "every": "10 s"}}},
-            "workload.churn",
-            "a full model that arrives",
-        ),
-        (
-            {"adapters": {"count": 3, "mix": MIX, "base_slowdown": 1.5}},
-            "adapters.base_slowdown",
-            "the base model isn't quantised",
-        ),
-        (
-            {"adapters": {"count": 3, "mix": MIX, "base_quantization": "int8", "base_double_quantization": True}},
-            "adapters.base_double_quantization",
-            "only nf4 can quantise",
-        ),
-    ],
-)
-def test_what_does_not_go_together_is_refused(sections: dict[str, Any], key: str, problem: str) -> None:
-    found = refused(**sections)
-    assert found[0] == key
-    assert found[1].startswith(problem)
-
-
-def test_engine_fixed_has_no_weights_to_quantise() -> None:
-    with pytest.raises(ValidationError, match="engine fixed has no weights: its service time is given"):
-        build(
-            workload=WORKLOAD,
-            adapters={"count": 3, "base_quantization": "nf4"},
-            cache={"gpu": {"slots": 4}},
-            fleet={"engine": "fixed", "service": {"law": "fixed", "value": "1 ms"}},
-        )
 
 
 def test_sizes_from_a_trace_leave_open_which_are_full_models() -> None:
@@ -141,26 +61,6 @@ def test_sizes_from_a_trace_leave_open_which_are_full_models() -> None:
     with pytest.raises(ScenarioError, match="doesn't tell which adapters are full models") as caught:
         build_world(scenario(workload={"trace": {"file": write_file(".csv", rows)}}, adapters={"mix": MIX}))
     assert caught.value.key == "adapters.mix.1.kind"
-
-
-def test_more_replicas_than_a_fleet_may_have_are_refused() -> None:
-    with pytest.raises(ScenarioError, match="too many replicas") as caught:
-        build_world(scenario(adapters={"count": 30000, "mix": MIX}))
-    assert caught.value.key == "fleet.full_models.replicas"
-    with pytest.raises(ScenarioError, match=r"4,096 in the pool, in addition to 1 of the base model"):
-        build_world(scenario(fleet={"full_models": {"serve": "swap", "replicas": 4096}}))
-
-
-def test_models_that_leave_no_kv_cache_are_refused() -> None:
-    with pytest.raises(
-        ScenarioError, match=r"too little GPU memory.*got 1 of 70 GB, allowed: up to 56\.2 GB"
-    ) as caught:
-        build_world(scenario(adapters={"count": 10, "mix": [MIX[0], {**FULL, "size": "70 GB"}]}))
-    assert caught.value.key == "adapters.mix"
-    many = {"full_models": {"serve": "swap", "resident": 4}}
-    with pytest.raises(ScenarioError, match=r"got 4 of 16\.1 GB") as caught:
-        build_world(scenario(adapters={"count": 50, "mix": MIX}, fleet=many))
-    assert caught.value.key == "fleet.full_models.resident"
 
 
 def test_memory_is_that_of_the_models_which_a_replica_holds() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ import pytest
 import strategies as parts
 from hypothesis import given
 from hypothesis import strategies as st
-from scenario_samples import base, edited, refusal
+from scenario_samples import base
 
-from sim.errors import ScenarioError
 from sim.policies.adapter_cache import GpuCache
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
@@ -44,52 +42,6 @@ GRID = parts.GRID
 
 
 # What a scenario may say
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("{kind: misrouting}", "faults.0.probability: "),
-        ("{kind: misrouting, probability: 120%}", "faults.0.probability: "),
-        ("{kind: misrouting, probability: -1%}", "faults.0.probability: "),
-        ("{kind: misrouting, probability: 1%, to: nowhere}", "faults.0.to: "),
-        ("{kind: base-model, probability: 2}", "faults.0.probability: "),
-        ("{kind: stale-map, share: 5%}", "faults.0.propagation: "),
-        ("{kind: misrouting, probability: 1%, detector: {checks: 2}}", "faults.0.detector.checks: "),
-        ("{kind: misrouting, probability: 1%, detector: {retries: 101}}", "faults.0.detector.retries: "),
-        ("{kind: misrouting, probability: 1%, lasts: -1 s}", "faults.0.lasts: "),
-        ("{kind: mistaken, probability: 1%}", "faults.0"),
-        (
-            "{kind: named-prefixes, share: 50%, lifetime: 1 min}",
-            "faults.0: no rollout swaps weights under the same name",
-        ),
-    ],
-)
-def test_what_makes_no_sense_is_refused_with_its_line(base: Path, fault: str, message: str) -> None:
-    path = edited(base, "cache:\n", f"faults:\n  - {fault}\ncache:\n")
-    message_of_error = refusal(path)
-    assert f"{path}:14: {message}" in message_of_error
-
-
-@pytest.mark.parametrize(
-    ("fault", "count", "key", "allowed"),
-    [
-        ({"kind": "misrouting", "probability": 0.1}, 1, "faults.0", "two adapters or more"),
-        ({"kind": "stale-map", "share": 1.0, "propagation": "1 s"}, 1, "faults.0.share", "two adapters or more"),
-        ({"kind": "stale-map", "share": 0.01, "propagation": "1 s"}, 100, "faults.0.share", "at least 2.00%"),
-    ],
-)
-def test_too_few_adapters_to_be_mixed_up_are_refused(fault: dict[str, Any], count: int, key: str, allowed: str) -> None:
-    if "propagation" in fault:
-        fault = fault | {"propagation": {"law": "fixed", "value": fault["propagation"]}}
-    scenario = parts.build(
-        workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
-        adapters={"count": count},
-        faults=[fault],
-    )
-    with pytest.raises(ScenarioError) as caught:
-        build_world(scenario)
-    assert (caught.value.key, caught.value.allowed) == (key, allowed)
 
 
 def test_a_run_with_a_duration_may_have_named_prefixes() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from strategies import build, fixed_time, write_trace
 
 from reports.text.changes.placement_text import placement_sentences
@@ -347,86 +346,6 @@ def test_a_load_without_a_request_takes_an_idle_slot_but_none_of_the_batch() -> 
 
 
 # What is refused
-
-
-def refused(controller: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
-    """Return what the error says about the one thing that is wrong."""
-    with pytest.raises(ValidationError) as caught:
-        drifting(controller or {}, **sections)
-    (error,) = caught.value.errors()
-    context = error.get("ctx", {})
-    return {**context, "key": ".".join((*map(str, error["loc"]), *filter(None, [context.get("key")])))}
-
-
-@pytest.mark.parametrize(
-    ("controller", "key"),
-    [
-        ({"policy": "popularty"}, "policy"),
-        ({"period": "0 s"}, "period"),
-        ({"history": "0 s"}, "history"),
-        ({"period": "2 min", "history": "1 min"}, "history"),
-        ({"copies": 0}, "copies"),
-        ({"slots": 0}, "slots"),
-        ({"move": "never"}, "move"),
-        ({"tolerance": "-1%"}, "tolerance"),
-    ],
-)
-def test_values_of_a_controller_are_checked(controller: dict[str, Any], key: str) -> None:
-    assert refused(controller)["key"] == f"router.controller.{key}"
-
-
-def test_more_copies_than_replicas_are_refused() -> None:
-    problem = refused({"copies": 4})
-    assert (problem["key"], problem["got"], problem["allowed"]) == ("router.controller.copies", 4, "at most 3")
-
-
-def test_more_places_than_slots_are_refused() -> None:
-    problem = refused({"slots": 9})
-    assert (problem["key"], problem["got"]) == ("router.controller.slots", 9)
-    assert problem["allowed"] == "at most cache.gpu.slots (8)"
-
-
-def test_a_controller_without_the_policy_is_refused() -> None:
-    with pytest.raises(ValidationError, match="policy hash has no controller"):
-        Router.model_validate({"policy": "hash", "controller": {"policy": "static"}})
-
-
-def test_a_mapping_as_the_placement_of_aibrix_names_the_right_key() -> None:
-    with pytest.raises(ValidationError) as caught:
-        Router.model_validate({"policy": "placement", "placement": {"policy": "static"}})
-    (error,) = caught.value.errors()
-    assert error["loc"] == ("placement",)
-    assert "router.controller" in error["ctx"]["hint"]
-
-
-def test_adapters_that_never_move_are_refused_with_an_autoscaler() -> None:
-    problem = refused({"policy": "static"}, fleet={"autoscale": {"target": 8, "max": 5}})
-    assert problem["key"] == "router.controller.policy"
-    assert problem["allowed"] == ", ".join(MOVING)
-
-
-def test_rollouts_and_other_faults_are_refused() -> None:
-    rollout = {"strategy": "new-name", "at": "10 s", "adapter": 0}
-    assert refused(rollouts=[rollout])["key"] == "rollouts"
-    fault = {"kind": "failing-loads", "probability": "1%"}
-    problem = refused(faults=[fault])
-    assert (problem["key"], problem["got"]) == ("faults.0.kind", "failing-loads")
-
-
-def test_pools_and_full_models_are_refused() -> None:
-    pools = [{"name": "a", "replicas": 1}, {"name": "b", "replicas": 1}]
-    with pytest.raises(ValidationError, match="not on pools"):
-        build(
-            workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
-            adapters={"count": 4, "base_model": "llama-3.1-8b"},
-            fleet={"gpu": "h100-64gb", "engine": "vllm", "pools": pools},
-            router={"policy": "placement"},
-        )
-
-
-def test_eager_moves_into_unified_memory_are_refused() -> None:
-    problem = refused({"move": "eager"}, fleet={"engine": "s-lora"}, cache={"gpu": {"unified": True, "slots": 8}})
-    assert problem["key"] == "router.controller.move"
 
 
 def notes(controller: dict[str, Any]) -> list[str]:

@@ -15,7 +15,6 @@ from sim.results.catalogue import ALWAYS_THERE
 from sim.results.metrics import measure
 from sim.results.records import COMPLETED, OLD_PREFIX, Recording
 from sim.spec.scenario import Scenario
-from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import facts_of
 from sim.studies.planning.what_if_changes import Change, changes
 from sim.traffic.request import Request
@@ -274,75 +273,6 @@ def test_overwritten_files_leave_the_cache_as_it_is() -> None:
     for adapter in (0, 1):
         found = np.asarray(requests["cached_tokens"])[requests["adapter"] == adapter]
         assert found.tolist() == [0] + [160] * (len(found) - 1)
-
-
-# Refused --------------------------------------------------------------------------------------------------------------
-
-SCENARIO = """\
-schema_version: 1
-name: bad
-workload:
-  requests: 100
-  arrivals: {process: poisson, rate: 5/s}
-  prefix: {tokens: {law: fixed, value: 100}}
-adapters: {count: 20}
-fleet: {engine: vllm-0.32}
-"""
-
-
-def refused(folder: Path, *changes: str) -> str:
-    (folder / "s.yaml").write_text(SCENARIO)
-    with pytest.raises(InputError) as error:
-        build_world(load_scenario(str(folder / "s.yaml"), list(changes)).scenario)
-    return str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        (
-            ("fleet.engine=s-lora", "fleet.prefix_caching=true"),
-            "fleet.prefix_caching: S-LoRA has no prefix cache (got true, allowed: false); remove it",
-        ),
-        (("fleet.engine=lorax", "fleet.prefix_caching=true"), "LoRAX has a prefix cache, off by default, but"),
-        (("fleet.engine=tensorrt-llm", "fleet.prefix_caching=true"), "TensorRT-LLM reuses blocks by default, but its"),
-        (
-            ("fleet={engine: fixed, service: {law: fixed, value: 5 ms}, prefix_caching: true}",),
-            "fleet.prefix_caching: engine fixed has no prefix_caching",
-        ),
-        (
-            ("fleet={engine: continuous, kv_check: whole-answer, prefix_caching: true}",),
-            "with blocks reserved for whole answers, the rules of a prefix cache are not known",
-        ),
-        (("workload.prefix.tokens.value=0",), "workload.prefix.tokens.value: "),
-        (("workload.prefix.shared_by=tenant",), "workload.prefix.shared_by: "),
-        (
-            ("workload.sessions={max_context: 5}",),
-            "workload.sessions.max_context: only conversations have a context (got 5); set history: true",
-        ),
-        (
-            (
-                "rollouts=[{strategy: in-place, at: 5 s}]",
-                "faults=[{kind: named-prefixes, share: 10%, lifetime: 1 min}]",
-            ),
-            "faults.0.share: the replicas have a prefix cache, which says which requests find old prefixes (got 0.1)",
-        ),
-        (
-            (
-                "rollouts=[{strategy: in-place, at: 5 s}]",
-                "faults=[{kind: named-prefixes, share: 10%}]",
-                "fleet.prefix_caching=false",
-            ),
-            "faults.0.lifetime: the scenario must say how many requests find old prefixes, since no prefix cache is",
-        ),
-        (
-            ("workload.prefix=null", "fleet.replicas=2", "router.policy=affinity-prefix"),
-            "router.policy: this router routes by shared text, but these requests share none",
-        ),
-    ],
-)
-def test_what_does_not_fit_together_is_refused(tmp_path: Path, changes: tuple[str, ...], says: str) -> None:
-    assert says in refused(tmp_path, *changes)
 
 
 # Router ---------------------------------------------------------------------------------------------------------------

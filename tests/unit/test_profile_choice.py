@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scenario_samples import BASE, refusal, write
+from scenario_samples import BASE, write
 
 from reports.text.setup_text import setup_line
-from sim.errors import InputError, ScenarioError
+from sim.errors import InputError
 from sim.results.model import Setup
 from sim.spec import profile_choice as choices
 from sim.spec.engine_versions import version_distance
@@ -180,87 +180,8 @@ def test_the_second_line_names_what_was_assumed() -> None:
     assert Setup(**point.setup.to_json()) == point.setup
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        (
-            {"gpu": "h100", "base_model": "qwen2.5-32b"},
-            "adapters.base_model: there is no profile of qwen2.5-32b on 1 GPU of kind h100-80gb (got qwen2.5-32b, "
-            "allowed: the nearest are h100-80gb/qwen2.5-",
-        ),
-        (
-            {"gpu": "h100", "base_model": "qwen2.5-32b"},
-            "build it: loraplan profiles build --gpu h100-80gb --model qwen2.5-32b (--model also takes a config.json), "
-            "and give its file as fleet.profile",
-        ),
-        (
-            {"gpu": "l40s", "base_model": "qwen2.5-32b", "engine": "tensorrt-llm"},
-            "build it: loraplan profiles build --gpu l40s --model qwen2.5-32b --engine trtllm",
-        ),
-        (
-            {"gpu": "h200", "base_model": "llama-3.1-70b"},
-            "fleet.tensor_parallel: there is no profile of llama-3.1-70b on 1 GPU of kind h200 (got 1, allowed: the "
-            "nearest are h200/llama-3.1-70b-tp2/vllm-0.24.0, h200/llama-3.1-70b-tp4/vllm-0.24.0); set "
-            "fleet.tensor_parallel to the GPUs of a replica (2, 4)",
-        ),
-        (
-            {"gpu": "h100-64gb", "base_model": "qwen2.5-14b"},
-            "set fleet.gpu to one that has a profile of it (a100-80gb, b200, h100-80gb, h200, l40s); or build it: "
-            "loraplan profiles build --gpu h100-64gb --model qwen2.5-14b (--model also takes a config.json), and give "
-            "its file as fleet.profile",
-        ),
-        (
-            {"gpu": "h200", "profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"},
-            "fleet.gpu: the profile is of another GPU (got h200, allowed: h100-64gb (profile "
-            "h100-64gb/llama-3.1-8b/vllm-0.8.5)); give fleet.gpu or fleet.profile, not both",
-        ),
-        (
-            {"profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5", "base_model": "qwen2.5-14b"},
-            "adapters.base_model: the profile was made for another base model (got qwen2.5-14b, allowed: llama-3.1-8b",
-        ),
-        ({"profile": "l40s"}, "for this GPU set fleet.gpu: l40s, or choose from loraplan profiles list l40s"),
-        ({"profile": "H100"}, "for this GPU set fleet.gpu: h100-80gb"),
-        ({"profile": "qwen2.5-14b"}, "for this base model set adapters.base_model: qwen2.5-14b"),
-        ({"profile": "h100-80gb/llama-3.1-8b"}, "did you mean 'h100-80gb/llama-3.1-8b/vllm-0.24.0'?"),
-    ],
-)
-def test_no_choice_is_a_dead_end(keys: dict[str, str], message: str) -> None:
-    with pytest.raises(ScenarioError) as caught:
-        build_world(scenario(**keys))
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("model", "hint"),
-    [
-        (
-            "org/Qwen2.5-41B",
-            "; did you mean 'qwen2.5-14b'? Or build it from the model's config.json: loraplan profiles build --gpu "
-            "h100-80gb --model config.json, and give its file as fleet.profile",
-        ),
-        (
-            "ours",
-            "; build it from the model's config.json: loraplan profiles build --gpu h100-80gb --model config.json",
-        ),
-    ],
-)
-def test_an_unknown_model_is_built_from_a_file(model: str, hint: str) -> None:
-    with pytest.raises(ScenarioError) as caught:
-        build_world(scenario(gpu="h100", base_model=model))
-    assert hint in str(caught.value)
-
-
 def test_models_that_are_built_by_name_have_shapes() -> None:
     assert sorted(BASE_MODELS) == sorted(SHAPES.keys() - {"tiny"})
-
-
-def test_an_unknown_gpu_is_refused_where_it_is_written(tmp_path: Path) -> None:
-    file = write(tmp_path / "s.yaml", BASE + "fleet: {gpu: h100-8gb}\n")
-    said = refusal(file)
-    assert f"{file}:" in said
-    assert "fleet.gpu: unknown GPU (got h100-8gb, allowed: a100-40gb, a100-80gb, b200, h100-64gb, " in said
-    assert "did you mean 'h100-80gb'?" in said
-    assert "measure another one with loraplan calibrate all" in refusal("quickstart", "fleet.gpu=rtx4090")
 
 
 def test_a_later_choice_of_gpu_or_profile_replaces_the_earlier_one(tmp_path: Path) -> None:

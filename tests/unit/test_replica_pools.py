@@ -69,21 +69,6 @@ def load(file: Path, *overrides: str) -> LoadedScenario:
     return load_scenario(str(file), overrides)
 
 
-def refused(file: Path, *overrides: str) -> str:
-    """Return the error with which a scenario is refused, when it is read or built."""
-
-    def read_and_build() -> None:
-        loaded = load(file, *overrides)
-        try:
-            build_world(loaded.scenario)
-        except InputError as error:
-            raise loaded.locate(error) from None
-
-    with pytest.raises(InputError) as caught:
-        read_and_build()
-    return str(caught.value).replace(str(file.parent), "")
-
-
 def test_a_pool_has_the_keys_of_the_fleet_unless_it_says_otherwise(file: Path) -> None:
     big, small = load(file).scenario.pools
     assert (big.fleet.gpu, big.fleet.max_num_seqs, big.cache.gpu.slots) == ("h100-80gb", 64, 16)
@@ -119,111 +104,6 @@ def test_resolved_values_show_what_a_pool_says_and_no_defaults(file: Path) -> No
     }
     again = load(file)
     assert again.with_values({}).scenario == again.scenario
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            ["fleet.replicas=3"],
-            "--set: fleet.replicas: a fleet of pools has the replicas of its pools; remove fleet.replicas, and give "
-            "each pool its replicas",
-        ),
-        (["fleet.pools.1.name=cache"], "--set: fleet.pools.1.name: a key of pools has this name (got cache)"),
-        (["fleet.pools.small.name=big"], "--set: fleet.pools.1.name: two pools have the same name (got big)"),
-        (
-            ["fleet.pools.big.replicas=0", "fleet.pools.small.replicas=0"],
-            "/pools.yaml:15: fleet.pools: no pool has a replica (got 0 in all, allowed: 1 to 4,096)",
-        ),
-        (
-            ["fleet.pools.small.max_num_seqs=5000"],
-            "/pools.yaml:11: fleet.max_num_batched_tokens: every running sequence needs one token of the budget",
-        ),
-        (
-            ["fleet.pools.small.cache.gpu.size=1 GB", "fleet.pools.small.engine=vllm-0.8"],
-            "--set: fleet.pools.1.cache.gpu.size: vllm-lru counts slots",
-        ),
-        (["fleet.pools.small.gpus=2"], "--set: fleet.pools.1.gpus: unknown key; did you mean"),
-        (["fleet.pools.small.gpu=l40"], "--set: fleet.pools.1.gpu: unknown GPU (got l40"),
-        (
-            ["fleet.pools.other.replicas=2"],
-            "--set: fleet.pools.other: no such pool (got other, allowed: big, small, or 0 to 1)",
-        ),
-        (
-            ["fleet.pools.small.gpu=null", "fleet.pools.small.profile=l40s/nothing"],
-            "--set: fleet.pools.1.profile: ",
-        ),
-        (
-            [
-                "fleet.pools.small.gpu=null",
-                "fleet.pools.small.profile=h100-80gb/qwen2.5-7b/vllm-0.24.0",
-                "adapters.base_model=null",
-                "fleet.gpu=null",
-                "fleet.pools.big.gpu=h100-80gb",
-            ],
-            "--set: fleet.pools.1.profile: the pools of a fleet serve the same base model",
-        ),
-        (
-            ["fleet.full_models={serve: dedicated}"],
-            "--set: fleet.full_models: full models are not supported in a fleet of pools",
-        ),
-        (
-            ["fleet.pools.small.engine=fixed", "fleet.pools.small.service={law: fixed, value: 1 s}"],
-            "/pools.yaml:17: fleet.pools.1",
-        ),
-        (["cache.eviction=belady", "fleet.engine=continuous"], "--set: cache.eviction: cache.eviction belady is not"),
-        (["router.policy=service-per-adapter"], "--set: router.policy: service-per-adapter places adapters on equal"),
-        (
-            ["faults=[{kind: crash, replica: 0, at: 1 s, down: 1 s}]", "router.pools=weight"],
-            "--set: faults.0: where pools are drawn by weight, the rules for a pool whose replicas are all down",
-        ),
-        (
-            ["rollouts=[{strategy: new-name, at: 1 s}]"],
-            "--set: rollouts.0: rollouts are not supported where pools have different load times or limits of tokens",
-        ),
-        (
-            ["fleet.pools.big.serves=adapters", "fleet.pools.small.serves=adapters"],
-            "/pools.yaml:15: fleet.pools: no pool takes requests to the base model (got 0.2 of the requests are for "
-            "it); give a pool serves: all or serves: base",
-        ),
-        (
-            ["fleet.pools.big.serves=base", "fleet.pools.small.serves={kinds: [1]}"],
-            "/pools.yaml:15: fleet.pools: no pool takes requests for some adapters (got rank 32, all-linear)",
-        ),
-        (
-            ["fleet.pools.small.serves={kinds: [0]}"],
-            "--set: fleet.pools.1.serves.kinds: no such kind of adapters (got 0, allowed: 1, 2)",
-        ),
-        (
-            ["adapters.mix=null", "fleet.pools.small.serves=base"],
-            "--set: fleet.pools.1.serves: no request is for this pool (got small); the traffic has no such requests",
-        ),
-        (["fleet.pools.big.weight=2"], "--set: fleet.pools.0.weight: with router.pools: together, no pool is drawn"),
-        (
-            ["router.pools=weight", "fleet.pools.big.weight=0", "fleet.pools.small.weight=0"],
-            "/pools.yaml:15: fleet.pools: no pool has a weight above zero",
-        ),
-        (
-            ["router.pools=weight", "fleet.pools.big.weight=0"],
-            "--set: fleet.pools.0.weight: no request reaches this pool (got 0, and no router.spill (pool big))",
-        ),
-        (
-            [
-                "router.pools=weight",
-                "router.spill=full",
-                "fleet.pools.big={weight: 0, serves: base}",
-                "fleet.pools.small.serves=adapters",
-            ],
-            "/pools.yaml:15: fleet.pools: of the pools that take some requests, none has a weight above zero (got big)",
-        ),
-        (["router.spill=full"], "--set: router.spill: with router.pools: together, all replicas are candidates anyway"),
-        (["fleet.pools=null", "router.spill=4"], "--set: router.spill: the fleet has no pools (got 4)"),
-        (["fleet.pools=null", "router.pools=weight"], "--set: router.pools: the fleet has no pools (got weight)"),
-        (["fleet.pools.big.price=null"], "--set: fleet.pools.0.price: other pools have a price"),
-    ],
-)
-def test_bad_pools_are_refused_at_their_key(file: Path, overrides: list[str], message: str) -> None:
-    assert refused(file, *overrides).startswith(message)
 
 
 def test_a_pool_of_some_adapters_has_slots_of_their_size(file: Path) -> None:

@@ -8,21 +8,12 @@ from pydantic import ValidationError
 from strategies import build
 
 from sim.policies.routing import RouterContext, View, make_router
-from sim.spec.policies import PLACEMENTS, ROUTERS
+from sim.spec.policies import PLACEMENTS
 from sim.spec.scenario import Scenario
 from sim.spec.sections import routing
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.routing.activity import InFlightActivity, RunningNow
 from sim.world.routing.router_views import Residency, Sources, ViewRefresher
-
-
-def refused(**values: Any) -> dict[str, Any]:
-    """Return what the error says about the one thing that is wrong."""
-    with pytest.raises(ValidationError) as caught:
-        routing.Router.model_validate(values)
-    (error,) = caught.value.errors()
-    context = error.get("ctx", {})
-    return {**context, "key": ".".join((*map(str, error["loc"]), *filter(None, [context.get("key")])))}
 
 
 def context(view: View, **options: Any) -> RouterContext:
@@ -32,48 +23,6 @@ def context(view: View, **options: Any) -> RouterContext:
 
 def view_of(loads: list[int], up: list[int] | None = None) -> View:
     return View(loads=loads, up=list(range(len(loads))) if up is None else up)
-
-
-def test_an_unknown_policy_lists_the_known_ones_and_the_nearest() -> None:
-    problem = refused(policy="least-loadad")
-    assert (problem["key"], problem["got"]) == ("policy", "least-loadad")
-    assert problem["allowed"] == ", ".join(ROUTERS.names)
-    assert problem["hint"] == "did you mean 'least-loaded'?"
-
-
-def test_an_unknown_placement_lists_the_known_ones() -> None:
-    problem = refused(policy="service-per-adapter", placement="binpack")
-    assert (problem["key"], problem["hint"]) == ("placement", "did you mean 'bin-pack'?")
-
-
-@pytest.mark.parametrize(
-    ("policy", "key", "value", "others"),
-    [
-        ("round-robin", "bound", 1.5, "hash or affinity-residency or affinity-prefix"),
-        ("affinity-activity", "bound", 1.5, "hash or affinity-residency or affinity-prefix"),
-        ("hash", "placement", "bin-pack", "service-per-adapter"),
-        ("least-loaded", "copies", 2, "service-per-adapter"),
-    ],
-)
-def test_a_key_that_means_nothing_to_the_policy_is_refused(policy: str, key: str, value: Any, others: str) -> None:
-    problem = refused(policy=policy, **{key: value})
-    assert (problem["key"], problem["got"]) == (key, value)
-    assert problem["allowed"] == f"only with policy {others}"
-
-
-@pytest.mark.parametrize("bound", [1, 0.5, -2, float("inf"), float("nan"), 1e7, "much"])
-def test_a_bound_is_a_number_above_one(bound: Any) -> None:
-    assert refused(policy="hash", bound=bound)["key"] == "bound"
-
-
-@pytest.mark.parametrize(("key", "value"), [("copies", 0), ("copies", 4097), ("instances", 0), ("instances", 257)])
-def test_counts_have_limits(key: str, value: int) -> None:
-    assert refused(policy="service-per-adapter", **{key: value})["key"] == key
-
-
-@pytest.mark.parametrize("staleness", ["-1 s", "50", "0.5 ms", 3])
-def test_staleness_is_a_time_that_can_be_simulated(staleness: Any) -> None:
-    assert refused(staleness=staleness)["key"] == "staleness"
 
 
 def test_more_copies_than_replicas_are_refused() -> None:

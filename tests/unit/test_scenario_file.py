@@ -211,37 +211,8 @@ def test_set_to_nothing_removes(base: Path) -> None:
     assert "cache" not in loaded.data
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("cache.gpu.slots", "--set: not an assignment (got cache.gpu.slots, allowed: key=value"),
-        ("=4", "--set: not an assignment (got =4"),
-        ("a..b=4", "--set: not a dotted key (got a..b"),
-        (
-            "cache.gpu.slot=4",
-            "--set: cache.gpu.slot: unknown key (allowed: slots, size, unified, base_model_slot); did "
-            "you mean 'slots'?",
-        ),
-        ("cahce.gpu.slots=4", "--set: cahce: unknown key; did you mean 'cache'?"),
-        ("slots=4", "--set: slots: unknown key; did you mean 'cache.gpu.slots'?"),
-        ("gpu.slots=4", "--set: gpu: unknown key; did you mean 'cache.gpu'?"),
-        ("name.x=4", "--set: name.x: name holds one value and has no keys (got base)"),
-        ("adapters.targets.2=k", "--set: adapters.targets.2: no such index in the list (got 2, allowed: 0 to 1)"),
-        ("adapters.targets.x=k", "--set: adapters.targets.x: no such index in the list (got x"),
-        ("adapters.mix.0.rank=4", "--set: adapters.mix.0: no such index in the list (got 0, allowed: nothing"),
-        ("cache.gpu.slots=[1", "--set: cache.gpu.slots: not YAML: "),
-        ("cache.gpu.slots=0", "--set: cache.gpu.slots: out of range (got 0, allowed: above 0)"),
-        ("workload.requests=", "--set: workload.requests: the length of the run is missing; give requests"),
-        ("workload.arrivals.process=gamma", "--set: workload.arrivals.rate: is missing; mean requests"),
-        (".".join("a" * 5000) + "=1", "--set: not a dotted key"),
-        (
-            "cache={}",
-            "--set: cache: an empty mapping changes nothing, because mappings are merged (got {}); null instead",
-        ),
-    ],
-)
-def test_set_refuses(base: Path, override: str, message: str) -> None:
-    assert refusal("base.yaml", override).startswith(message)
+def test_set_refuses_a_key_of_many_words(base: Path) -> None:
+    assert refusal("base.yaml", ".".join("a" * 5000) + "=1").startswith("--set: not a dotted key")
 
 
 # Files inside a scenario
@@ -294,29 +265,6 @@ def test_a_point_that_is_no_scenario_says_which_value(base: Path) -> None:
     assert str(caught.value) == "sweep: cache.gpu.slots: out of range (got 0, allowed: above 0)"
 
 
-@pytest.mark.parametrize(
-    ("sweep", "message"),
-    [
-        ("cache.gpu.slot: [1]", "16: sweep.cache.gpu.slot: unknown key; did you mean 'cache.gpu.slots'?"),
-        ("slots: [1]", "16: sweep.slots: unknown key; did you mean 'cache.gpu.slots'?"),
-        (
-            "max_running_requests: [1]",
-            "16: sweep.max_running_requests: unknown key; SGLang's --max-running-requests is",
-        ),
-        ("cache.gpu.slots: []", "16: sweep.cache.gpu.slots: no values; such as cache.gpu.slots: [1, 2]"),
-        ("cache.gpu.slots: 4", "16: sweep.cache.gpu.slots: must be a list (got 4); write [4]"),
-        ("cache.gpu.slots: [4, -1]", "16: sweep.cache.gpu.slots: out of range (got -1, allowed: above 0)"),
-        ("workload.arrivals.rate: [5]", "16: sweep.workload.arrivals.rate: not a rate (got 5"),
-        ("name: [a]", "16: sweep.name: this can't be swept"),
-        ("fleet.engine: [continuous, fixed]", "16: sweep.fleet.engine: fleet.service: engine fixed needs its service"),
-        ("cache: {gpu: {slots: [1]}}", "16: sweep.cache: must be a list"),
-    ],
-)
-def test_a_sweep_that_can_not_run_is_refused_at_its_line(base: Path, sweep: str, message: str) -> None:
-    source = write(base.parent / "swept.yaml", f"{BASE}sweep:\n  {sweep}\n")
-    assert refusal(source).startswith(f"{source}:{message}")
-
-
 def test_keys_that_only_go_together_may_be_swept_together(base: Path) -> None:
     sweep = "sweep: {fleet.max_num_seqs: [4096], fleet.max_num_batched_tokens: [4096, 8192]}\n"
     loaded = load_scenario(str(write(base.parent / "swept.yaml", BASE + sweep)))
@@ -329,11 +277,6 @@ CONTRADICTED = "sweep: {fleet.max_num_batched_tokens: [256, 4096]}\n"
 def test_a_set_may_contradict_points_that_are_not_simulated(base: Path) -> None:
     source = write(base.parent / "swept.yaml", BASE + CONTRADICTED)
     assert load_scenario(str(source)).scenario.fleet.max_num_seqs == 1024
-    message = (
-        f"{source}:15: sweep.fleet.max_num_batched_tokens: every running sequence needs one token of the budget "
-        "(got max_num_batched_tokens 256, max_num_seqs 512, allowed: at least max_num_seqs)"
-    )
-    assert refusal(source, "fleet.max_num_seqs=512") == message
     loaded = load_scenario(str(source), ["fleet.max_num_seqs=512"], check_points=False)
     assert loaded.scenario.fleet.max_num_seqs == 512
     assert loaded.scenario.sweep == {"fleet.max_num_batched_tokens": (256, 4096)}, "the block is still there"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scenario_samples import BASE, base, edited, refusal, write
+from scenario_samples import BASE, base, refusal, write
 from strategies import write_profile
 
 from sim.errors import ScenarioError, SeveralErrors
@@ -15,9 +15,6 @@ from sim.spec.profile import load_profile
 from sim.spec.scenario_file import load_scenario
 
 __all__ = ["base"]  # a fixture, used by its name
-
-PROCESSES = "poisson, gamma, bursty, weibull, on-off, piecewise, diurnal, mmpp, closed"
-
 
 # What can't be read as YAML
 
@@ -92,175 +89,6 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
 
 
 # What is YAML but no scenario: exact messages
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        (
-            "  requests: 1000",
-            "  request: 1000",
-            "5: workload.request: unknown key (allowed: requests, duration, "
-            "start, arrivals, popularity, sessions, drift, churn, tokens, prefix, trace); did you mean 'requests'?",
-        ),
-        ("description: A", "descripton: A", "3: descripton: unknown key; did you mean 'description'?"),
-        (
-            "schema_version: 1",
-            "schema_version: 2",
-            "1: schema_version: not one of the known values (got 2, allowed: 1)",
-        ),
-        (
-            "name: base",
-            "name: my scenario",
-            "2: name: not a usable name (got my scenario, allowed: letters, digits, "
-            "and . _ - inside, at most 64 of them)",
-        ),
-        ("name: base", "name: 7", "2: name: must be text (got 7); put it in quotes"),
-        ("requests: 1000", "requests: 0", "5: workload.requests: out of range (got 0, allowed: above 0)"),
-        ("requests: 1000", "requests: many", "5: workload.requests: must be a whole number (got many)"),
-        ("requests: 1000", "requests: 2.5", "5: workload.requests: must be a whole number (got 2.5)"),
-        ("requests: 1000", "requests: true", "5: workload.requests: must be a number (got true)"),
-        (
-            "requests: 1000",
-            "duration: 1 hour",
-            "5: workload.duration: unknown unit 'hour' (got 1 hour, allowed: a time "
-            "such as 20 ms; units ns, us, µs, ms, s, min, h, d)",
-        ),
-        (
-            "requests: 1000",
-            "duration: true",
-            "5: workload.duration: not a time (got True, allowed: a time such as "
-            "20 ms; units ns, us, µs, ms, s, min, h, d)",
-        ),
-        (
-            "rate: 12/s",
-            "rate: 12",
-            "6: workload.arrivals.rate: not a rate (got 12, allowed: a rate such as 12/s, 90/min or 500/h); write 12/s",
-        ),
-        (
-            ", rate: 12/s",
-            "",
-            "6: workload.arrivals.rate: is missing; mean requests per unit of time over all adapters, such as 12/s",
-        ),
-        ("process: poisson, ", "", f"6: workload.arrivals.process: is missing (allowed: {PROCESSES})"),
-        (
-            "poisson",
-            "poison",
-            f"6: workload.arrivals.process: unknown process (got poison, allowed: {PROCESSES}); "
-            "did you mean 'poisson'?",
-        ),
-        ("rate: 12/s", "rate: 12/s, poisson: 1", "6: workload.arrivals.poisson: unknown key (allowed: process, rate)"),
-        (
-            "{process: poisson, rate: 12/s}",
-            "12/s",
-            "6: workload.arrivals: must be a section with keys of its own (got "
-            f"12/s, allowed: {{process: ...}} with one of {PROCESSES})",
-        ),
-        (
-            "{slots: 8}",
-            "8",
-            "14: cache.gpu: must be a section with keys of its own (got 8, allowed: the keys slots, "
-            "size, unified, base_model_slot)",
-        ),
-        (
-            "exponent: 0.9",
-            "exponent: 0.9\n    alpha: 0.9",
-            "10: workload.popularity.alpha: unknown key (allowed: law, exponent); did you mean 'exponent'?",
-        ),
-        ("exponent: 0.9", "exponent: .nan", "9: workload.popularity.exponent: must be a finite number (got nan)"),
-        (
-            "exponent: 0.9",
-            "exponent: 11",
-            "9: workload.popularity.exponent: out of range (got 11, allowed: at most 10)",
-        ),
-        (
-            "exponent: 0.9",
-            "exponent: -1",
-            "9: workload.popularity.exponent: out of range (got -1, allowed: at least 0)",
-        ),
-        (
-            "[q, v]",
-            "[q, w]",
-            "12: adapters.targets.1: not one of the known values (got w, allowed: q, k, v, o, gate, up, down)",
-        ),
-        (
-            "[q, v]",
-            "all",
-            "12: adapters.targets: not one of the known values (got all, allowed: all-linear or a list of"
-            " q, k, v, o, gate, up, down)",
-        ),
-        (
-            "[q, v]",
-            "[q, v]\n  dtype: fp6",
-            "13: adapters.dtype: not one of the known values (got fp6, allowed: fp16, "
-            "bf16, fp32, fp8); did you mean 'fp16'?",
-        ),
-        (
-            "[q, v]",
-            "[q, v]\n  mix: {share: 1}",
-            "13: adapters.mix: must be a list (got {'share': 1}); write '- ' before its first key",
-        ),
-        (
-            "  targets: [q, v]",
-            "  mix:\n  - {share: 60%}\n  - {share: 20%, rank: x}",
-            "14: adapters.mix.1.rank: must be a whole number (got x)",
-        ),
-        (
-            "  targets: [q, v]",
-            "  rank: 18446744073709551616",
-            "12: adapters.rank: out of range (got 18446744073709551616, allowed: at most 4096)",
-        ),
-        (
-            "  targets: [q, v]",
-            "  mix:\n  - {share: 60%}\n  - {share: 20%}",
-            "12: adapters.mix: the shares of a mix must add up to 100% (got 80.00%)",
-        ),
-        (
-            "{slots: 8}",
-            "{slots: 8, size: 1 GB}",
-            "14: cache.gpu.slots: give either slots or size (got slots 8, size 1000000000)",
-        ),
-        (
-            "  gpu:",
-            "  eviction: lur\n  gpu:",
-            "14: cache.eviction: unknown eviction policy (got lur, allowed: lru, "
-            "fifo, clock, lfu, lfu-history, sieve, s3-fifo, gdsf, random, refcount-score, belady, vllm-lru, "
-            "discard-when-idle, cycle); did you mean 'lru'?",
-        ),
-        (
-            "cache:",
-            "rollouts: [x]\ncache:",
-            "13: rollouts.0: must be a section with keys of its own (got x, allowed: "
-            "the keys strategy, "
-            "at, adapter, share, count, stages, dwell, gate, spread, propagation, sticky, keep_old, ...)",
-        ),
-        (
-            "cache:",
-            "rollouts: [{strategy: in-place, at: 5 s, stages: [50%]}]\ncache:",
-            "13: rollouts.0.stages: the last stage must reach 100 % (got 50%); end with 100%",
-        ),
-        (
-            "cache:",
-            "faults: [{kind: crash, replica: 1, at: 5 s}]\ncache:",
-            "13: faults.0.replica: no such replica (got 1, allowed: 0 to 0)",
-        ),
-        (
-            "cache:",
-            "faults: [{kind: misrouting, probability: 1.5}]\ncache:",
-            "13: faults.0.probability: a share lies between 0 and 1 (got 1.5, allowed: a share such as 5% or 0.05, "
-            "from 0 to 1)",
-        ),
-        (
-            "cache:",
-            "storage: {load: {law: lognormal, mean: 20 ms, p99: 10 ms}}\ncache:",
-            "13: storage.load.p99: p99 must be above the mean "
-            "(got 10 ms, allowed: above the mean and at most 14.97 times it)",
-        ),
-    ],
-)
-def test_a_bad_value_is_refused_in_plain_words(base: Path, old: str, new: str, message: str) -> None:
-    path = edited(base, old, new)
-    assert refusal(path) == f"{path}:{message}"
 
 
 def test_missing_sections_are_reported_at_the_top(base: Path) -> None:

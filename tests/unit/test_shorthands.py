@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
-from scenario_samples import BASE, base, refusal, write
+from scenario_samples import BASE, base, write
 from scipy.stats import lognorm
 
 from sim.spec.scenario_file import load_scenario
@@ -32,25 +32,6 @@ def test_any_two_figures_give_the_same_log_normal_law(given: tuple[str, str]) ->
     time = LognormalTime.model_validate({"law": "lognormal", **seconds})
     assert time.mean() == pytest.approx(SHAPE.mean())
     assert time.ppf(np.array([0.5, 0.9])) == pytest.approx([200, FIGURES["p90"]])
-
-
-@pytest.mark.parametrize(
-    ("law", "said"),
-    [
-        ("{law: lognormal, mean: 300}", "given by two figures (got mean, allowed: two of mean, p50, p90 and p99)"),
-        ("{law: lognormal}", "given by two figures"),
-        ("{law: lognormal, mean: 300, p50: 200, p99: 900}", "got mean, p50, p99"),
-        ("{law: lognormal, p50: 300, p99: 200}", "p99 must be above p50 (got 200, allowed: above 300)"),
-        ("{law: lognormal, mean: 300, p50: 300}", "no log-normal law has this mean and p50"),
-        ("{law: lognormal, mean: 100, p90: 300}", "at most 2.27 times it"),
-        ("{law: lognormal, mean: 100, p99: 1500}", "at most 14.97 times it"),
-        ("{law: lognormal, mean: 100, p90: 50}", "p90 must be above the mean (got 50, allowed: above the mean and"),
-    ],
-)
-def test_what_is_no_log_normal_law_is_refused(base: Path, law: str, said: str) -> None:
-    text = refusal(base, f"workload.tokens.prompt={law}")
-    assert "workload.tokens.prompt" in text
-    assert said in text
 
 
 def test_a_quantile_at_its_limit_is_a_law() -> None:
@@ -92,13 +73,6 @@ def test_the_peak_of_a_day_may_be_a_time_of_day(base: Path) -> None:
     assert getattr(arrivals, "peak_at") == 8 * 3600  # noqa: B009 - other processes have none
 
 
-def test_a_time_of_day_needs_a_start(base: Path) -> None:
-    path = write(base.parent / "day.yaml", BASE + ROLLOUT.format(at='"12:00"', who="adapter: 3"))
-    said = refusal(path)
-    assert said.startswith(f"{path}:{BASE.count(chr(10)) + 1}: rollouts.0.at: a time of day needs to know when the run")
-    assert "not a time of day (got 25:00" in refusal(base, "workload.start=25:00")
-
-
 def test_so_many_adapters_are_rolled_out_and_no_other_rollout_takes_them(base: Path) -> None:
     several = "rollouts:\n" + "".join(
         f"  - {{strategy: in-place, at: 1 s, {who}}}\n" for who in ("count: 5", "share: 20%", "count: 75")
@@ -109,23 +83,12 @@ def test_so_many_adapters_are_rolled_out_and_no_other_rollout_takes_them(base: P
     assert len(set.union(*taken)) == 100
 
 
-def test_more_adapters_than_are_left_are_refused(base: Path) -> None:
-    several = "rollouts:\n" + "".join(
-        f"  - {{strategy: in-place, at: 1 s, {who}}}\n" for who in ("share: 20%", "count: 81")
-    )
-    loaded = load_scenario(str(write(base.parent / "several.yaml", BASE + several)))
-    with pytest.raises(Exception, match=r"fewer adapters that no other rollout takes \(got 81, allowed: up to 80\)"):
-        build_world(loaded.scenario)
+def test_as_many_adapters_as_are_left_can_be_taken(base: Path) -> None:
     turned = "rollouts:\n" + "".join(
-        f"  - {{strategy: in-place, at: 1 s, {who}}}\n" for who in ("count: 75", "share: 50%")
+        f"  - {{strategy: in-place, at: 1 s, {who}}}\n" for who in ("count: 75", "share: 25%")
     )
-    loaded = load_scenario(str(write(base.parent / "turned.yaml", BASE + turned)))
-    with pytest.raises(Exception, match=r"rollouts\.1\.share: .* \(got 50% of 100, allowed: up to 25%\)"):
-        build_world(loaded.scenario)
-    full = load_scenario(str(write(base.parent / "full.yaml", BASE + turned.replace("50%", "25%"))))
+    full = load_scenario(str(write(base.parent / "full.yaml", BASE + turned)))
     assert [len(planned.names) for planned in build_world(full.scenario).rollout_plan.rollouts] == [75, 25]
-    both = write(base.parent / "both.yaml", BASE + ROLLOUT.format(at="1 s", who="count: 5, share: 5%"))
-    assert "give one adapter, a share of all, or a count (got share 5% and count 5)" in refusal(both)
 
 
 def test_a_card_with_more_memory_has_a_larger_kv_cache(base: Path) -> None:
@@ -133,5 +96,3 @@ def test_a_card_with_more_memory_has_a_larger_kv_cache(base: Path) -> None:
         build_world(load_scenario(str(base), overrides).scenario) for overrides in ([], ["fleet.gpu_memory=96 GB"])
     )
     assert larger.kv_tokens > plain.kv_tokens
-    with pytest.raises(Exception, match=r"this memory is too small for the weights of llama-3.1-8b"):
-        build_world(load_scenario(str(base), ["fleet.gpu_memory=12 GB"]).scenario)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sim.errors import InputError
 from sim.results.fleet_costs.prices import HOURS_PER_MONTH, priced
 from sim.results.point import Point
 from sim.results.run_directory.result_files import point_key, points_csv, tenants_csv
@@ -45,12 +44,6 @@ def load(folder: Path, text: str, *overrides: str):
 def point_of(folder: Path, text: str, *overrides: str) -> Point:
     scenario = load(folder, text, *overrides).scenario
     return evaluate(make_design(scenario), EvaluationOptions(draws=False)).point
-
-
-def refusal(folder: Path, text: str, *overrides: str) -> str:
-    with pytest.raises(InputError) as caught:
-        load(folder, text, *overrides)
-    return str(caught.value)
 
 
 def test_revenue_follows_from_what_was_served(tmp_path: Path) -> None:
@@ -154,41 +147,6 @@ def test_rates_hold_with_arrivals_of_their_own(tmp_path: Path) -> None:
         for text, own in ((TENANTS, "share: 60%"), (RATES, "rate: 6/s"))
     ]
     assert points_csv([points[0]]) == points_csv([points[1]])
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "problem"),
-    [
-        ("rate: 4/s", "share: 40%", "tenants.1.share: give all tenants either a share or a rate"),
-        (", rate: 4/s", "", "tenants.1.rate: other tenants have a rate"),
-        ("rate: 4/s", "rate: 5/s", "workload.arrivals.rate: the rates of the tenants add up to another one (got 10/s"),
-        ("rate: 4/s", "rate: 4", "tenants.1.rate: not a rate"),
-        ("0.40 USD/1M tokens", "0.40", "tenants.0.price: not a price of tokens or requests"),
-        ("0.40 USD/1M tokens", "0.40 EUR/1M tokens", "tenants.0.price: not a price of tokens or requests"),
-        ("0.40 USD/1M tokens", "{}", "tenants.0.price.input: this price is empty"),
-        ("0.40 USD/1M tokens", "{input: -1}", "tenants.0.price.input: not a price (got -1"),
-        ("0.40 USD/1M tokens", "{input: 1 USD/request}", "tenants.0.price.input: not a price of these"),
-        ("0.40 USD/1M tokens", "{tokens: 1}", "tenants.0.price.tokens"),
-    ],
-)
-def test_mistakes_are_named(tmp_path: Path, old: str, new: str, problem: str) -> None:
-    assert RATES.count(old) == 1
-    assert problem in refusal(tmp_path, SCENARIO + RATES.replace(old, new))
-
-
-def test_rates_where_they_make_no_sense_are_refused(tmp_path: Path) -> None:
-    closed = "workload.arrivals={process: closed, concurrency: 8}"
-    assert "in a closed loop, rates follow from the answers" in refusal(tmp_path, SCENARIO + RATES, closed)
-    base = RATES + "  - {name: base, base_model: true}\n"
-    mix = "adapters.mix=[{kind: base, share: 20%}, {share: 80%}]"
-    assert "tenants have shares of the others" in refusal(tmp_path, SCENARIO + base, mix)
-    fixed = (
-        "fleet={engine: fixed, service: {law: fixed, value: 10 ms}}",
-        "cache.gpu.size=1 GB",
-        "cache.gpu.slots=null",
-        "cache.host=null",
-    )
-    assert "tenants.0.price: engine fixed has no tokens" in refusal(tmp_path, SCENARIO + RATES, *fixed)
 
 
 @pytest.mark.parametrize(
