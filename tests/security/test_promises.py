@@ -226,6 +226,7 @@ COMMANDS = (
 )  # one line each, as they are typed
 
 
+@pytest.mark.slow
 @pytest.mark.promise("The only commands that use a network are those that were given an address")
 def test_commands_without_an_address_use_no_network(
     loraplan: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
