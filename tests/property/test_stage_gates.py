@@ -18,7 +18,7 @@ from test_rollout_laws import EXAMPLES, run
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
 from sim.spec.sections.rollout_strategies import Gate
-from sim.traffic.request import MISS
+from sim.traffic.request import BASE_MODEL, MISS
 from sim.world.build import build_world
 
 
@@ -102,8 +102,9 @@ def test_what_nobody_can_meet_goes_back_for_good(scenario: Scenario) -> None:
         law = scenario.rollouts[0].propagation
         heard_s = back[0] + (law.ppf(np.array([1.0]))[0] if law else 0.0)
         arrival_s = recording.requests["arrival_s"]
-        late = [adapter for index, adapter in seen.asked.items() if arrival_s[index] > heard_s]
-        assert all(adapter < world.traffic.places for adapter in late), "to the old version"
+        late = np.array([index for index in seen.asked if arrival_s[index] > heard_s], dtype=int)
+        late = late[recording.requests["adapter"][late] != BASE_MODEL]
+        assert all(seen.asked[index] < world.traffic.places for index in late), "to the old version"
         if scenario.workload.duration is None and recording.stopped_s > heard_s:
             assert changes_done(seen), "the new version is dropped like an old one"
 
