@@ -128,7 +128,7 @@ def build(**sections: Any) -> Scenario:
     """
     sections.setdefault("run", {"seed": 1, "warmup": 0})
     sections["fleet"] = {"engine": "continuous", **sections.get("fleet", {})}
-    if sections["fleet"]["engine"] != "fixed" and not sections["fleet"].get("pools"):
+    if sections["fleet"]["engine"] != "fixed":
         sections["fleet"].setdefault("front_end_time", 0)
     if "gpu" not in sections["fleet"]:
         sections["fleet"].setdefault("profile", "h100-64gb/llama-3.1-8b/assumed")

@@ -238,11 +238,7 @@ OTHER_CHOICES = (
         set_by={"fleet.async_scheduling": True},
         needs=(
             Need(
-                {
-                    "fleet.batching": Only("mixed"),
-                    "fleet.kv_check": Only("whole-prompt", "first-chunk"),
-                    "fleet.scheduling": Only("fcfs", "priority"),
-                },
+                {"fleet.batching": Only("mixed"), "fleet.kv_check": Only("whole-prompt", "first-chunk")},
                 "this is a rule of vLLM's scheduler",
                 at="fleet.async_scheduling",
                 hint="remove it, or choose engine vllm",

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from sim.spec.adapter_modes import AT_ADMISSION, AT_ARRIVAL, BATCH_SLOTS, IN_STEPS, UNIFIED, VLLM_LRU, mode_of
 from sim.spec.base import located
 from sim.spec.engines import ENGINES, schedulings_of, with_scheduling
-from sim.spec.needs import value_of
+from sim.spec.needs import value_of, words_of
 from sim.spec.policies import EvictionEntry
 from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.spec.sections.popularity_laws import WeightsPopularity
@@ -80,10 +80,14 @@ def check_scheduling(scenario: BaseModel) -> None:
             if policy == "priority"
             else "with fleet.load_at arrival, or with cache.gpu.unified and fleet.admission stop",
         )
-    for key, value in (("fleet.front_end", "none"), ("fleet.batching", "mixed")):
-        if value_of(scenario, key) != value and (policy == "priority" or key == "fleet.front_end"):
+    needed: dict[str, object] = {"fleet.front_end": "none"}
+    needed |= {"fleet.batching": "mixed"} if policy == "priority" else {"fleet.async_scheduling": False}
+    for key, value in needed.items():
+        if value_of(scenario, key) != value:
             raise located(
-                "fleet.scheduling", f"{policy} needs {key} {value}", got=f"{policy}, {key} {value_of(scenario, key)}"
+                "fleet.scheduling",
+                f"{policy} needs {key} {words_of(value)}",
+                got=f"{policy}, {key} {words_of(value_of(scenario, key))}",
             )
 
 
