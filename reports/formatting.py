@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sim.results.by_tenant.slo_terms import split_term
 from sim.results.catalogue import CATALOGUE, SHARES
 from sim.results.point import COUNTS, Metric
+from sim.results.slo_terms import split_term
 from sim.spec.units import human_bytes, human_seconds, parse_seconds, parse_share
 
 KEY_WORDS = {
@@ -298,3 +298,29 @@ def size_words(value: object) -> str:
 def listed(words: Sequence[str]) -> str:
     """Return words as a list in a sentence: ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+
+
+# How reports name and show what was measured on a server and what is predicted for it.
+
+_WORDS = {
+    "requests_per_s": "requests/s",
+    "output_tokens_per_s": "output tokens/s",
+    "in_flight": "requests in flight",
+    "running": "running requests",
+    "waiting": "waiting requests",
+    "prefix_hits": "prompt tokens cached",
+}
+_LATENCIES = ("ttft", "itl", "tpot", "e2e")
+
+
+def measured_words(name: str) -> str:
+    """Return a measured metric in words: ``ttft_p50_s`` is p50 TTFT."""
+    latency, _, rest = name.partition("_")
+    return f"{rest.removesuffix('_s')} {latency.upper()}" if latency in _LATENCIES else _WORDS.get(name, name)
+
+
+def measured_value(name: str, value: float) -> str:
+    """Return a value of it with its unit."""
+    if name.partition("_")[0] in _LATENCIES:
+        return human_seconds(value)
+    return f"{value:.1%}" if name == "prefix_hits" else number(value)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 if TYPE_CHECKING:
-    from calibrate.device.lora_routing import Routing
+    from calibrate.device.lora_backends import Routing
 
 _BLOCK = 64
 _TOKENS = 16

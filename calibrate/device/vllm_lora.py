@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from calibrate.device.lora_routing import Routing
+from calibrate.device.lora_backends import Routing
 from sim.errors import InputError
 
 SUPPORTED = "0.8.5 to 0.32"

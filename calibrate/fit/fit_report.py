@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from calibrate.fit.cost_forms import ADDITIVE, MULTIPLICATIVE
+from calibrate.fit.sample_terms import ADDITIVE, MULTIPLICATIVE
 from sim.results.run_directory.result_files import write_json
 from sim.spec.profile import HoldOut, Profile
 from sim.studies.fidelity.least_squares import LEFT_OUT

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.fit.cost_forms import (
+from calibrate.fit.load_fit import LoadFit, fit_load_samples
+from calibrate.fit.sample_terms import (
     ADDITIVE,
+    CLASSES,
     FAR_CORNER,
     MULTIPLICATIVE,
+    StepTerms,
+    TimedSteps,
     corner_errors,
     hold_outs,
     multiplicative,
     sample_residual,
+    timed_steps,
 )
-from calibrate.fit.load_fit import LoadFit, fit_load_samples
-from calibrate.fit.sample_terms import CLASSES, StepTerms, TimedSteps, timed_steps
 from calibrate.samples import read_samples
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file

@@ -19,10 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from calibrate.kernels.base_models import BaseModel
-from calibrate.kernels.cards import Card
-from calibrate.kernels.other_memory import OtherMemory
-from calibrate.kernels.weight_formats import WEIGHTS
+from calibrate.kernels.base_models import WEIGHTS, BaseModel
+from calibrate.kernels.cards import Card, OtherMemory
 from sim.errors import InputError, LoraplanError, install_hint
 from sim.spec.profile_choice import MOST_GPUS
 

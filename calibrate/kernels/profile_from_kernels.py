@@ -15,7 +15,7 @@ from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of, was_m
 from calibrate.kernels.kernel_tables import ENGINES, Deployment, KernelTables
 from calibrate.kernels.surrogate import StepEnvelope, Surrogate, fit_surrogate
 from sim.errors import InputError
-from sim.policies.kv.kv_memory import kv_tokens_left
+from sim.policies.kv.kv_rules import kv_tokens_left
 from sim.rng import stream
 from sim.spec.profile import (
     UNFIT,

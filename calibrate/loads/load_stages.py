@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from calibrate.device import host_memory
 from calibrate.device.devices import Call, Device
-from calibrate.device.page_cache import make_cold
+from calibrate.device.host_memory import make_cold
 from calibrate.loads.synthetic_adapters import tensor_shapes
 from calibrate.measure import Prepared
 from sim.spec.units import human_bytes

@@ -6,36 +6,91 @@ import datetime
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from calibrate.device.devices import Device
 from calibrate.device.hardware import describe
-from calibrate.device.page_cache import SCOPE, why_not_cold
-from calibrate.loads.interference import (
-    COPY_BYTES,
-    DURING_COPIES,
-    INTERFERENCE,
-    interference,
-    interference_configurations,
-    slow_down_of,
-)
+from calibrate.device.host_memory import SCOPE, why_not_cold
 from calibrate.loads.load_stages import COLD, Bench, Stage, one_thread
 from calibrate.loads.synthetic_adapters import SyntheticAdapter, adapter_bytes, group_name, synthesize
 from calibrate.measure import QUICK as QUICK_METHOD
 from calibrate.measure import Method, Prepared, TimedWork, measure
-from calibrate.samples import Configuration, SampleLog, Value
+from calibrate.samples import Configuration, SampleLog, Value, Visit
 from calibrate.steps.step_timing import decode_step
 from sim.errors import InputError, OutputError
 from sim.spec.scenario import Targets
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import SHAPES, ModelShape, tensor_count
 from sim.training.files.adapter_folder import only_dtype, read_adapter
+
+# Time a step while copies to the device run at the same time.
+
+INTERFERENCE = "interference"
+ALONE, DURING_COPIES = "step alone", "step beside copies"
+
+COPY_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+"""Of one copy, by kind of device."""
+
+_LONGER = 3
+"""Copies last so many times as long as the step alone."""
+
+
+def interference_configurations(device: Device) -> list[Configuration]:
+    """Return the configurations of a step alone and with copies at the same time."""
+    parameters: dict[str, Value] = {
+        "stage": INTERFERENCE,
+        "tier": "host",
+        "concurrency": 1,
+        "bytes": COPY_BYTES[device.kind],
+    }
+    return [Configuration(key, INTERFERENCE, parameters) for key in (ALONE, DURING_COPIES)]
+
+
+def slow_down_of(visits: Sequence[Visit]) -> float:
+    """Return the median of a step with copies over that of the step alone; NaN where one wasn't timed."""
+    samples: dict[str, list[float]] = {ALONE: [], DURING_COPIES: []}
+    for visit in visits:
+        if visit.configuration.kind == INTERFERENCE:
+            samples[visit.configuration.key] += visit.seconds
+    if not all(samples.values()):
+        return math.nan
+    return float(np.median(samples[DURING_COPIES]) / np.median(samples[ALONE]))
+
+
+@contextmanager
+def interference(device: Device, step: Prepared, copied: int, *, copying: bool) -> Iterator[Prepared]:
+    """Set a step up, alone or with copies of ``copied`` bytes that outlast it."""
+    source = device.pin(torch.ones(copied, dtype=torch.uint8))
+    target = torch.empty_like(source, device=device.torch_device)
+    copy_s, step_s = (min(device.time(call)[1] for _ in range(4)) for call in (lambda: target.copy_(source), step.call))
+    times = math.ceil(_LONGER * step_s / copy_s) if copying else 0
+
+    def copies() -> None:
+        for _ in range(times):
+            target.copy_(source, non_blocking=True)
+
+    start, call = device.run_concurrently(copies), step.call
+
+    def both() -> object:
+        if copying:
+            start()
+        return call()
+
+    def seconds() -> tuple[float, float]:
+        took = device.time(both)  # the copies are started first: a device's clock starts when all else is done
+        device.synchronize()
+        return took
+
+    yield Prepared(call=both, before=step.before, seconds=seconds)
+    device.synchronize()
+
 
 _MARGIN = 1.05  # of disk space: headers, configurations, blocks
 _LOADS: tuple[Stage, ...] = ("load storage", "load host")

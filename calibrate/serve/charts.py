@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from reports.charts.axis_ticks import scale_log, seconds_tick, x_title, y_title
 from reports.charts.fidelity_charts import BAND, draw_agreement, is_within
-from reports.charts.hover import row_tips, spot_tips
-from reports.charts.svg import SERIES, Chart, drawing, place, to_svg
+from reports.charts.svg import SERIES, Chart, drawing, place, row_tips, spot_tips, to_svg
 from reports.table import Table
 from sim.spec.units import human_seconds
 

@@ -15,9 +15,8 @@ from typing import Any, BinaryIO
 
 from calibrate.serve.client import BROKEN, COMPLETE, MODELS_BYTES, REFUSED, SentRequest, send
 from calibrate.serve.connection import Host
-from calibrate.serve.http_answer import Broken
+from calibrate.serve.http_answer import Broken, ServerError
 from calibrate.serve.planned_requests import PlannedRequest
-from calibrate.serve.server_errors import ServerError
 from calibrate.serve.server_metrics import PAGE_LIMIT_S, MetricsPage, read_page
 from sim.errors import OutputError
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from calibrate.serve.client import SentRequest
 from calibrate.serve.drive import Driver
+from calibrate.serve.http_answer import ServerError
 from calibrate.serve.planned_requests import PlannedRequest
-from calibrate.serve.server_errors import ServerError
 from sim.spec.scenario import Scenario
 
 MOST_SEQUENCES = 64

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from calibrate.serve.http_answer import ServerError
 from calibrate.serve.ladder import DecodeBatch, JoiningRequest, Ladder, TimedLoad
-from calibrate.serve.server_errors import ServerError
 from sim.rng import stream
 from sim.spec.profile import FRONT_END, Profile, StepCost
 from sim.spec.scenario import Scenario

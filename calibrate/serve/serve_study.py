@@ -16,9 +16,9 @@ from calibrate.serve import engine, ladder, ladder_fit, paired_table
 from calibrate.serve.client import COMPLETE, served_models
 from calibrate.serve.connection import Host, run_or_stop
 from calibrate.serve.drive import Driver, LiveRun
+from calibrate.serve.http_answer import ServerError
+from calibrate.serve.paired_table import ServePrediction, predict
 from calibrate.serve.planned_requests import PlannedRequest, longest_request, plan_requests
-from calibrate.serve.serve_prediction import ServePrediction, predict
-from calibrate.serve.server_errors import ServerError
 from calibrate.serve.server_metrics import ObservedRun, observed_between, over_run, read_page
 from sim.errors import InputError
 from sim.results.run_directory.result_files import write_atomically, write_json, write_text

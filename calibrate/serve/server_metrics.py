@@ -13,7 +13,7 @@ import numpy as np
 
 from calibrate.serve.connection import Host
 from calibrate.serve.http_answer import Broken
-from sim.studies.dashboards import engine_metrics, metrics_text
+from sim.studies.dashboards import engine_metrics
 from sim.studies.dashboards.engine_metrics import (
     CACHE_CONFIG,
     Role,
@@ -30,7 +30,7 @@ PAGE_BYTES = 8 << 20
 PAGE_LIMIT_S = 10.0
 """Seconds that a page may take before and after the traffic, at most."""
 
-LINE_LETTERS = metrics_text.LINE_LETTERS
+LINE_LETTERS = engine_metrics.LINE_LETTERS
 """Characters of a line of it, at most; longer ones are left out."""
 
 MOST_KV_TOKENS = engine_metrics.MOST_KV_TOKENS
@@ -76,7 +76,7 @@ def parse_page(text: str, at: float) -> MetricsPage:
     """
     page = MetricsPage(at)
     sums: dict[str, float] = {}
-    for sample in metrics_text.read_metrics(text):
+    for sample in engine_metrics.read_metrics(text):
         name, labels = sample.key
         if name == CACHE_CONFIG:
             config = cache_config(labels)

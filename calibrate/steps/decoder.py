@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention.bias import causal_lower_right
 
-from calibrate.device.lora_backends import BACKENDS, PACKED
-from calibrate.device.lora_routing import Routing
+from calibrate.device.lora_backends import BACKENDS, PACKED, Routing
 from sim.traffic.adapters import MODULES, ModelShape
 
 _NORM_EPS = 1e-5

@@ -14,8 +14,7 @@ import torch
 
 from calibrate.device.devices import Device, out_of_memory
 from calibrate.device.hardware import Ceilings, describe, measure_ceilings
-from calibrate.device.lora_backends import BACKENDS, PACKED, REFERENCE, TOLERANCE, check
-from calibrate.device.lora_routing import route
+from calibrate.device.lora_backends import BACKENDS, PACKED, REFERENCE, TOLERANCE, check, route
 from calibrate.measure import QUICK as QUICK_METHOD
 from calibrate.measure import Method, Open, Prepared, TimedWork, measure
 from calibrate.samples import Configuration, SampleLog

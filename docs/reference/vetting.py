@@ -8,7 +8,7 @@ from reference.markdown import table
 def threshold_table() -> str:
     """Return every line that vet draws: its default, its meaning and its source."""
     from sim.spec.base import descriptions
-    from sim.training.logs.thresholds import Thresholds
+    from sim.training.logs.training_case import Thresholds
 
     rows = []
     texts = descriptions(Thresholds)

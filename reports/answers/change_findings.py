@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis
-from sim.results.intervals.student_t import student
+from sim.results.intervals import student
 from sim.results.model import WRONG_KINDS, Impact
 from sim.results.point import Point
 

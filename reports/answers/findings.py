@@ -11,8 +11,8 @@ from reports.answers.change_comparison import Contrast, find_extremes, recommend
 from reports.answers.change_findings import is_changed
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, make_axes
-from sim.results.by_tenant.slo_terms import metric_of, with_tenants
 from sim.results.point import Point
+from sim.results.slo_terms import metric_of, with_tenants
 from sim.results.verdict import MET, NO_SLO, strain, verdict
 
 _CLIFF = 1.5

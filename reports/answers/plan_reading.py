@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from reports.answers.bottleneck import Limit, largest_stage, limits
 from reports.axes import make_axis
 from reports.formatting import read_terms
-from sim.results.by_tenant.slo_terms import metric_of, split_term, with_tenants
 from sim.results.point import Metric, Point
+from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import NOT_MET, UNCLEAR, lacks_answers, term_verdict, verdict
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class PlanReading:
     """A plan's run directory, its points by the role they have.
 
     :ivar record: what the search left (``manifest["plan"]``).
-    :ivar terms: targets of the fleet and its tenants (``sim.results.by_tenant.slo_terms``).
+    :ivar terms: targets of the fleet and its tenants (``sim.results.slo_terms``).
     :ivar chosen: the answer's point, or that of the best that was found.
     :ivar edge: the more wanted neighbour that does not do; None: the range ends there, or it can't be built.
     """

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from sim.results.by_tenant.slo_terms import metric_of, split_term, with_tenants
 from sim.results.metric_state import Kind
 from sim.results.point import Metric, Point
+from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
     NOT_MET,

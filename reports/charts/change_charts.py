@@ -6,12 +6,22 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from reports.answers.change_comparison import any_value, impact_name
-from reports.answers.severity import growing
+from reports.answers.change_comparison import any_value, growing, impact_name
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, y_title
-from reports.charts.hover import Tip, column_tips
-from reports.charts.svg import COLOURS, SERIES, Chart, Heading, dash_of, drawing, hatched, place, to_svg
+from reports.charts.svg import (
+    COLOURS,
+    SERIES,
+    Chart,
+    Heading,
+    Tip,
+    column_tips,
+    dash_of,
+    drawing,
+    hatched,
+    place,
+    to_svg,
+)
 from reports.charts.sweep_charts import Line, YAxis, end_labels, line_chart
 from reports.charts.timeline_chart import LATENCIES, draw_events, event_marks, time_axis
 from reports.formatting import percent

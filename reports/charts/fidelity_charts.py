@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from reports.charts.axis_ticks import count_tick, nice_log, scale_log, seconds_tick
-from reports.charts.hover import column_tips, spot_tips
-from reports.charts.svg import COLOURS, SERIES, Chart, drawing, legend_style, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, Chart, column_tips, drawing, legend_style, place, spot_tips, to_svg
 from reports.table import Table
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from reports.axes import Axis, point_words
 from reports.charts.axis_ticks import set_ticks, x_title, y_title
-from reports.charts.hover import cell_tips
-from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, drawing, place, to_svg
+from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, cell_tips, drawing, place, to_svg
 from reports.charts.sweep_charts import has_values, unserved_note
 from reports.formatting import metric_words, show
 from reports.table import Table, cell

@@ -11,13 +11,13 @@ from reports.answers.bottleneck import is_fixed
 from reports.answers.findings import varies
 from reports.axes import Axis, in_order, spread
 from reports.charts.axis_ticks import scale_x, scale_y, slanted, x_title, y_title
-from reports.charts.hover import column_tips
 from reports.charts.svg import (
     COLOURS,
     SERIES,
     WIDTH,
     Chart,
     Heading,
+    column_tips,
     dash_of,
     drawing,
     label_sample,

@@ -18,8 +18,7 @@ from reports.charts.axis_ticks import (
     x_title,
     y_title,
 )
-from reports.charts.hover import column_tips
-from reports.charts.svg import COLOURS, Chart, drawing, place, to_svg
+from reports.charts.svg import COLOURS, Chart, column_tips, drawing, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number
 from reports.table import Table

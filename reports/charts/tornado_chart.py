@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reports.charts.axis_ticks import draw_grid, set_ticks
-from reports.charts.hover import row_tips
-from reports.charts.svg import COLOURS, Chart, drawing, place, to_svg
+from reports.charts.svg import COLOURS, Chart, drawing, place, row_tips, to_svg
 from reports.formatting import metric_words
 from reports.table import Table
-from reports.text.deltas import CLEAR_WORDS, bounds_words, signed
+from reports.text.metric_text import CLEAR_WORDS, bounds_words, signed
 from sim.results.model import MetricChange
 from sim.results.run_directory.study_records import RemedyRow, WhatIfRow
 

@@ -11,52 +11,60 @@ from markupsafe import Markup
 
 from reports.answers import findings
 from reports.answers.change_findings import is_changed
-from reports.answers.held_back_rollouts import is_held
 from reports.answers.plan_reading import PlanReading, is_plan, shown_metrics
-from reports.answers.priced_remedies import is_priced
 from reports.answers.verdicts import main_metric, missed_term
 from reports.axes import Axis, make_axes, point_words
 from reports.charts.chart_selection import choose_charts, unchanged
 from reports.charts.tornado_chart import remedy_rows, tornado_chart
-from reports.document import (
-    Caution,
-    Code,
-    Columns,
-    Heading,
-    Note,
-    Paragraph,
-    Part,
-    Provenance,
-    Report,
-    Section,
-)
+from reports.document import Caution, Code, Columns, Heading, Note, Paragraph, Part, Provenance, Report, Section
 from reports.formatting import metric_words, read_terms, show
 from reports.pages import method
 from reports.render.html import page
 from reports.tables import change_tables, metric_tables
-from reports.tables.held_back_table import held_table
-from reports.tables.plan_tables import formulas_table, frontier_table, search_table
-from reports.tables.remedy_tables import remedy_tables, vetted_table
+from reports.tables.change_tables import held_table
+from reports.tables.plan_tables import (
+    formulas_table,
+    frontier_table,
+    remedy_tables,
+    search_table,
+    vetted_table,
+    what_if_table,
+)
 from reports.tables.tenant_tables import money_table, tenants_table
-from reports.tables.what_if_table import what_if_table
 from reports.text import answer_text
 from reports.text.answer_text import Answer
-from reports.text.changes.impact_text import badge_words
-from reports.text.deltas import unchanged_sentence
-from reports.text.plan_text import plan_answer
-from reports.text.remedy_text import badge, cures_answer
+from reports.text.impact_text import badge_words
+from reports.text.metric_text import unchanged_sentence
+from reports.text.plan_text import badge, cures_answer, plan_answer
 from reports.text.setup_text import setup_line
-from sim.results.by_tenant.slo_terms import split_term, with_tenants
 from sim.results.point import Point
 from sim.results.run_directory.result_files import write_text
+from sim.results.slo_terms import split_term, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
-from sim.spec.files.yaml_text import yaml_text
-from sim.spec.sections.times_of_day import parse_time_of_day
+from sim.spec.files.yaml_tree import yaml_text
+from sim.spec.sections.workload import parse_time_of_day
 
 if TYPE_CHECKING:
     from reports.table import Table
-    from sim.results.run_directory.headroom_record import Headroom
     from sim.results.run_directory.store import RunData
+    from sim.results.run_directory.study_records import Headroom
+
+
+# Whether a rollout was held back.
+
+
+def is_held(points: Sequence[Point]) -> bool:
+    """Return whether a rollout was held back at one of these points."""
+    return any(point.held_back for point in points)
+
+
+# Whether a run directory holds priced remedies.
+
+
+def is_priced(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a run directory holds finished prices of remedies."""
+    return manifest.get("kind") == "cures" and "rows" in (manifest.get("cures") or {})
+
 
 FILE = "report.html"
 _PLANNED = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}

@@ -16,7 +16,7 @@ from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.tables.change_tables import shown_metrics
 from reports.text.metric_text import matrix_note, remark, verdict_words
 from sim.results.catalogue import shown_in
-from sim.results.fleet_costs.prices import GROUP_COST
+from sim.results.fleet_costs import GROUP_COST
 from sim.results.point import Metric, Point
 from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds

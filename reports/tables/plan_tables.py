@@ -1,18 +1,27 @@
-"""Tables of a plan: the designs that the search evaluated, and what the formulas estimate."""
+"""Tables of plans, of what-ifs, and of priced remedies."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from reports.answers.plan_reading import PlanReading
 from reports.axes import make_axis
-from reports.formatting import likelihood, metric_words, percent, show
+from reports.formatting import likelihood, metric_words, percent, read_terms, show
 from reports.table import Table
-from sim.results.verdict import verdict_word
+from reports.text.metric_text import CLEAR_WORDS, bounds_words, capital, with_interval
+from sim.results.model import MetricChange
+from sim.results.pairs import BETTER, WORSE
+from sim.results.point import Point
+from sim.results.run_directory.study_records import RemedyRow, WhatIfRow
+from sim.results.verdict import verdict, verdict_word
+from sim.spec.units import human_bytes
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
 
+
+# Tables of a plan: the designs that the search evaluated, and what the formulas estimate.
 
 _MOST_ROWS = 200
 RECOMMENDED = "recommended"
@@ -118,3 +127,129 @@ def formulas_table(data: RunData) -> Table | None:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else percent(value)
+
+
+# What one change at a time would do, as a table.
+
+COSTS = ("usd_per_m_tokens",)
+"""Metrics that the table ends with, where there is a price."""
+
+
+def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | None:
+    """Return each change with its effect on every metric; None where nothing was tried.
+
+    :param names: metrics, the most important first.
+    """
+    if not rows:
+        return None
+    base: Mapping[str, MetricChange] = next((row.metrics for row in rows if row.metrics), {})
+    names = [*names, *(name for name in COSTS if name in base and name not in names)]
+    lines = []
+    for row in rows:
+        if row.refused:
+            lines.append([row.label, "not possible", *([""] * len(names))])
+            continue
+        cells = [what_if_cell(name, row.metrics.get(name)) for name in names]
+        lines.append([row.label, row.verdict or "", *cells])
+    refused = [f"{row.label}: {row.refused}" for row in rows if row.refused]
+    notes = [f"{row.label}: {row.note}" for row in rows if row.note]
+    known = [name for name in names if name in base and base[name].one is not None]
+    sentences = [
+        "As planned: " + ", ".join(f"{metric_words(name)} {show(name, base[name].one)}" for name in known),
+        "Brackets: the change and its 95 % interval, from pairs under the same traffic",
+        *refused,
+        *notes,
+    ]
+    note = ". ".join(sentences)
+    head = ["change", "SLO", *(metric_words(name) for name in names)]
+    verdicts = {(index, 1): row.verdict for index, row in enumerate(rows) if row.verdict}
+    optional = tuple(range(len(head) - 1, 2, -1))
+    return Table("What if? One change at a time", head, lines, f"{note}.", (1,), verdicts, optional)
+
+
+def what_if_cell(name: str, found: MetricChange | None) -> str:
+    """Return what a metric becomes, and the interval of its change where that is clear."""
+    if found is None or found.other is None:
+        return "–"
+    text = show(name, found.other)
+    if found.lo is None or found.hi is None:
+        return text
+    if found.word not in CLEAR_WORDS:
+        return f"{text} (no clear change)"
+    return f"{text} ({CLEAR_WORDS[found.word]}: {bounds_words(name, found)})"
+
+
+# Tables of priced remedies: the fleet as it is and with each change, and what the vetting found.
+
+_MEMORY = {
+    "replicas": "replicas",
+    "slots": "GPU slots",
+    "kv_tokens": "KV cache, tokens",
+    "host_bytes": "copies in host memory",
+}
+
+_METRICS = ("miss_ratio", "loads_per_request", "ttft_p99_s", "e2e_p99_s")
+
+
+def remedy_tables(data: RunData) -> list[Table]:
+    """Return one table for each remedy: the fleet as it is, and with each change, side by side."""
+    rows, memory = data.remedies, data.manifest["cures"]["memory"]
+    terms = read_terms(data.slo)
+    titles = list(dict.fromkeys(row.title for row in rows))
+    return [
+        _table(title, [row for row in rows if row.title == title], memory, data.points[0], terms) for title in titles
+    ]
+
+
+def vetted_table(data: RunData) -> Table:
+    """Return what was found, with its evidence and remedies."""
+    rows = []
+    for each in data.manifest["cures"]["vetted"]:
+        for finding in each["findings"]:
+            evidence = "; ".join(seen["what"] for seen in finding["evidence"])
+            cures = "; ".join(cure["words"] for cure in finding["cures"])
+            rows.append([each["path"], finding["mode"], finding["confidence"], evidence, cures])
+    head = ["adapter", "finding", "confidence", "evidence", "remedies, in order"]
+    return Table("What the vetting found", head, rows, words=(1, 2, 3, 4))
+
+
+def _table(
+    title: str, rows: Sequence[RemedyRow], memory: Mapping[str, Any], base: Point, terms: Mapping[str, float]
+) -> Table:
+    shown = [row for row in rows if not row.refused]
+    names = list(dict.fromkeys([*_METRICS[:2], *terms, *_METRICS]))
+    names = [name for name in names if base.metrics[name].value is not None]
+    lines = [["one such adapter", *_sizes(shown)]] if any(row.adapter_bytes[1] for row in shown) else []
+    for key, words in _MEMORY.items():
+        moved = any(row.memory[key][1] != memory[key] for row in shown)
+        if memory[key] is not None and (moved or key != "replicas"):
+            cells = [_memory_cell(key, row.memory[key][1]) for row in shown]
+            lines.append([words, _memory_cell(key, memory[key]), *cells])
+    for name in names:
+        cells = [what_if_cell(name, row.metrics.get(name)) for row in shown]
+        lines.append([metric_words(name), with_interval(name, base.metrics[name]), *cells])
+    if terms:
+        lines.append(["SLO", verdict(base, terms), *(str(row.verdict) for row in shown)])
+    sentences = ["Brackets: the 95 % interval; for a change, that of the difference, from pairs under the same traffic"]
+    sentences += [f"{capital(row.who)}: not possible, for {row.refused}" for row in rows if row.refused]
+    sentences += [f"{capital(row.who)}: {row.note}" for row in shown if row.note]
+    sentences += [f"{capital(row.who)}: {warning}" for row in shown for warning in row.warnings]
+    clear = [[row.metrics.get(name, MetricChange()).word for name in _METRICS[:2]] for row in shown]
+    if [BETTER, WORSE] in clear:
+        sentences.append(
+            "Fewer requests miss, because those whose adapter is resident overtake those that wait; yet more is "
+            "loaded: adapters in use are evicted and come back"
+        )
+    return Table(capital(title), ["", "as it is", *(row.who for row in shown)], lines, f"{'. '.join(sentences)}.")
+
+
+def _sizes(rows: Sequence[RemedyRow]) -> list[str]:
+    before = next((row.adapter_bytes[0] for row in rows if row.adapter_bytes[0]), None)
+    found = [before, *(row.adapter_bytes[1] for row in rows)]
+    return ["–" if size is None else human_bytes(size) for size in found]
+
+
+def _memory_cell(key: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return human_bytes(value) if key.endswith("bytes") else f"{value:,}"

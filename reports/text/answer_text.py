@@ -14,20 +14,23 @@ from reports.answers.findings import BOUGHT, Boundary, Cliff, find_boundary, fin
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.axes import Axis, make_axes, point_words
 from reports.formatting import metric_words, show
-from reports.text.changes.change_comparison_text import compare
-from reports.text.changes.held_back_text import held_back_sentences
-from reports.text.changes.impact_text import change_sentences, impact_headline
-from reports.text.changes.placement_text import placement_sentences
-from reports.text.changes.scaling_text import scaling_sentences
-from reports.text.confidence_text import confidence
-from reports.text.cost_text import cheapest_sentence, cost_sentences
-from reports.text.headroom_text import fails_today, headroom_sentences, headroom_words
-from reports.text.limit_text import limit_sentence, limit_words, overload_words
+from reports.text.change_comparison_text import compare
+from reports.text.held_back_text import held_back_sentences
+from reports.text.impact_text import change_sentences, impact_headline, placement_sentences, scaling_sentences
+from reports.text.limit_text import (
+    fails_today,
+    headroom_sentences,
+    headroom_words,
+    limit_sentence,
+    limit_words,
+    overload_words,
+)
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
-from reports.text.verdict_text import other_tenants_sentences, tenants_of_sweep, verdict_opening, whose_slo
-from sim.results.by_tenant.slo_terms import with_tenants
+from reports.text.setup_text import cheapest_sentence, cost_sentences
+from reports.text.verdict_text import confidence, other_tenants_sentences, tenants_of_sweep, verdict_opening, whose_slo
 from sim.results.point import Point
-from sim.results.run_directory.headroom_record import Headroom
+from sim.results.run_directory.study_records import Headroom
+from sim.results.slo_terms import with_tenants
 from sim.results.verdict import (
     MET,
     NO_SLO,

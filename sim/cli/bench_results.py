@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports.measured_words import measured_value, measured_words
+from reports.formatting import measured_value, measured_words
 from sim.cli.output import command_line, message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError, ScenarioError
 
@@ -186,8 +186,7 @@ def write_correction(loads: Sequence[MeasuredLoad], files: Sequence[Path], out: 
 
     :param files: what was measured.
     """
-    from calibrate.fit.corrected_profile import corrected_profile
-    from calibrate.fit.load_correction import correct
+    from calibrate.fit.load_correction import correct, corrected_profile
     from sim.results.run_directory.result_files import write_text
     from sim.studies.benchmarks.bench_files import distinct_names
 

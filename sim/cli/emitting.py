@@ -34,8 +34,7 @@ class Manifests:
         """
         if not self.emissions:
             return []
-        from sim.studies.deploying.adapter_list import list_adapters
-        from sim.studies.deploying.deployment import make_deployment
+        from sim.studies.deploying.deployment import list_adapters, make_deployment
         from sim.studies.deploying.emission import check_emission, emit
 
         adapters = [] if self.adapters is None else list_adapters(self.adapters, scenario)
@@ -67,7 +66,7 @@ def prepare_manifests(emit: list[str], adapters: Path | None, loaded: LoadedScen
         if adapters is not None:
             raise InputError("only manifests list adapters", key="--adapters", hint="give --emit too")
         return Manifests()
-    from sim.studies.deploying.adapter_list import list_adapters
+    from sim.studies.deploying.deployment import list_adapters
     from sim.studies.deploying.emission import check_emission, parse_emissions
 
     emissions = tuple(parse_emissions(emit))

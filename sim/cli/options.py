@@ -3,20 +3,79 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import typer
 
-from sim.cli.completion import complete_assignment, complete_scenario
 from sim.cli.help import EXECUTION, RESULTS, SIMULATE
 from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.cli.emitting import Manifests
     from sim.spec.scenario_file import LoadedScenario
+
+
+# Ranges on the command line: ``KEY=a..b`` and ``KEY=a..b:step``, for ``plan`` and ``sweep --over``.
+
+_RANGE = re.compile(r"(?P<key>[^=]+)=(?P<low>[^,\[{]+?)\.\.(?P<high>[^,\[{]+?)(?::(?P<step>[^:,]+))?")
+_NUMBER = re.compile(r"\s*[+-]?\.?\d")
+
+
+class KeyRange(NamedTuple):
+    """A key and the range of its values, as typed."""
+
+    key: str
+    low: str
+    high: str
+    step: str | None
+
+
+def parse_range(text: str) -> KeyRange | None:
+    """Return the range that a text is, or None: ``a=../x.csv`` is a path, ``a=8,16`` a list."""
+    match = _RANGE.fullmatch(text)
+    if match is None or not all(_NUMBER.match(match[end]) for end in ("low", "high")):
+        return None
+    step = match["step"]
+    return KeyRange(match["key"].strip(), match["low"].strip(), match["high"].strip(), step.strip() if step else None)
+
+
+# What a shell can complete behind ``loraplan``: scenarios, profiles, keys; see ``loraplan --install-completion``.
+
+_YAML = (".yaml", ".yml")
+
+
+def complete_scenario(incomplete: str) -> list[tuple[str, str]]:
+    """Return bundled scenarios with their descriptions, and scenario files."""
+    from sim.spec.files.bundled import bundled_scenarios
+
+    named = [(each.name, each.description) for each in bundled_scenarios() if each.name.startswith(incomplete)]
+    folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    files = [str(path) for path in sorted(folder.glob("*")) if path.suffix in _YAML or path.is_dir()]
+    return named + [(name, "") for name in files if name.startswith(incomplete)]
+
+
+def complete_profile(incomplete: str) -> list[str]:
+    """Return bundled profiles."""
+    from sim.spec.profile import bundled_profiles
+
+    return [name for name in bundled_profiles() if name.startswith(incomplete)]
+
+
+def complete_assignment(incomplete: str) -> list[str]:
+    """Return the keys of scenarios, ready for a value; behind ``=`` there is nothing to complete."""
+    from sim.spec.files.problems import known_keys
+    from sim.spec.scenario import Scenario
+
+    keys = dict.fromkeys(known_keys(Scenario))
+    sections = {key.rpartition(".")[0] for key in keys}
+    found = [f"{key}=" for key in keys if key.startswith(incomplete) and key not in sections]
+    # A shell puts a space behind a single candidate; with two it stops behind what they share.
+    return [*found, f"{found[0]}VALUE"] if len(found) == 1 else found
+
 
 T = TypeVar("T")
 FINISHED_POINTS = "finished points are kept; run the same command to resume"

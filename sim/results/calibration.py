@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.catalogue import ONLY_WITH_PRICE, SHARES
-from sim.results.intervals.student_t import student
+from sim.results.intervals import student
 from sim.results.point import COUNTS, LateShare, Metric, Point, TenantResult
 from sim.results.point_summary import measure_alone, tenants_alone
 from sim.results.records import Recording

@@ -91,7 +91,7 @@ REPLICAS = Need(lambda m: m.facts.own_replicas > 1, Cause.ONE_REPLICA)
 ROLLOUT = Need(lambda m: bool(m.facts.strategies), Cause.NO_ROLLOUT)
 CHANGE = Need(lambda m: bool(m.facts.strategies or m.facts.faults), Cause.NO_CHANGE)
 BASELINE = Need(lambda m: False, Cause.NO_BASELINE)
-"""A simulation of the same traffic without rollouts and faults: ``sim.results.changes.baseline_impact`` compares."""
+"""A simulation of the same traffic without rollouts and faults: ``sim.results.baseline_impact`` compares."""
 SESSIONS = Need(lambda m: all("session" in r.requests for r in m.recordings), Cause.NO_SESSIONS)
 WRONG_ADAPTER = Need(lambda m: bool(m.facts.faults & {"misrouting", "stale-map", "base-model"}), Cause.NO_FAULT)
 OLD_PREFIXES = Need(lambda m: "named-prefixes" in m.facts.faults, Cause.NO_FAULT)

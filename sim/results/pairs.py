@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sim.results.by_tenant.slo_terms import metric_of, split_term
 from sim.results.catalogue import CATALOGUE
 from sim.results.point import Metric, Point
+from sim.results.slo_terms import metric_of, split_term
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.arrow_columns import column, table, words
-from sim.results.autoscaling.scaling_metrics import replicas_over_time
-from sim.results.by_tenant.tenant_metrics import tenant_results
-from sim.results.changes.change_summary import (
+from sim.results.change_metrics import (
     event_cuts,
     event_rows,
     impact_of,
@@ -21,7 +18,7 @@ from sim.results.changes.change_summary import (
     timeline_latencies,
     version_mix,
 )
-from sim.results.intervals.initial_transient import initial_transient
+from sim.results.intervals import initial_transient
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure, measured_usage
 from sim.results.model import (
@@ -37,11 +34,13 @@ from sim.results.model import (
     Timeline,
 )
 from sim.results.point import LateShare, Metric, Point, TenantResult
-from sim.results.records import LIMITED, REFUSED, STATUS_WORDS, Recording
+from sim.results.records import LIMITED, REFUSED, STATUS_WORDS, Recording, column, table, words
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts, joined_columns
+from sim.results.scaling_metrics import replicas_over_time
 from sim.results.served import is_served, late_shares, unserved_counts, was_unserved
 from sim.results.slices import group_rows, pool_rows, replica_rows
 from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99
+from sim.results.tenant_metrics import tenant_results
 from sim.results.traffic_digest import traffic_ids
 from sim.traffic.popularity import concentration
 from sim.traffic.request import (

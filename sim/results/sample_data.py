@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.autoscaling.lives import provisioned_s
 from sim.results.point import Metric
 from sim.results.recording.leaps import Intervals, seconds_by_section
 from sim.results.records import COMPLETED, MARKS, STATUS_WORDS, UNFINISHED, Recording
@@ -20,7 +19,44 @@ from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled, mean_cou
 from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.traffic.request import BASE_MODEL, FROM_HOST, FROM_STORAGE
 
+# From the lives of replicas to replica-seconds and counts over time.
+
 Floats = NDArray[np.float64]
+
+PLACE, BEGAN, READY, DRAINED, GONE = range(5)
+"""Columns of ``Recording.lives``."""
+
+
+def seconds_in(begin: Floats, end: Floats, bounds: Floats) -> Floats:
+    """Return the summed seconds that intervals spend between each two neighbouring bounds.
+
+    :param begin, end: (n,) times; an infinite end: after the last bound.
+    :return: (bounds - 1,) seconds.
+    """
+    inside = np.minimum(end[:, None], bounds[1:]) - np.maximum(begin[:, None], bounds[:-1])
+    return np.asarray(np.maximum(inside, 0.0).sum(axis=0))
+
+
+def provisioned_s(recording: Recording) -> Floats:
+    """Return (sections,) replica-seconds, as a cloud bills them: from the start of the cold start to the end of the
+    drain."""
+    lives = recording.lives
+    return seconds_in(lives[:, BEGAN], lives[:, GONE], recording.bounds)
+
+
+def counts_at(begin: Floats, end: Floats, times: Floats) -> Floats:
+    """Return how many intervals each time lies in."""
+    begun = np.searchsorted(np.sort(begin), times, side="right")
+    return (begun - np.searchsorted(np.sort(end), times, side="right")).astype(np.float64)
+
+
+def starting(recording: Recording, times: Floats) -> NDArray[np.bool_]:
+    """Return at which times a replica was starting."""
+    lives = recording.lives
+    until = np.minimum(lives[:, READY], lives[:, GONE])  # a start may be called off
+    return counts_at(lives[:, BEGAN], until, times) > 0
+
+
 Ints = NDArray[np.int64]
 
 

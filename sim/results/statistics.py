@@ -18,9 +18,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.intervals.effective_size import autocorrelation
-from sim.results.intervals.student_t import student
-from sim.results.intervals.wilson import NORMAL, wilson
+from sim.results.intervals import NORMAL, autocorrelation, student, wilson
 from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.point import Metric
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from statistics import NormalDist
 
-from sim.results.by_tenant.slo_terms import judged, metric_of, with_tenants
-from sim.results.intervals.wilson import NORMAL, wilson
+from sim.results.intervals import NORMAL, wilson
 from sim.results.point import Metric, Point
+from sim.results.slo_terms import judged, metric_of, with_tenants
 
 MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
 PROBABLY_MET, PROBABLY_NOT = "probably met", "probably not met"

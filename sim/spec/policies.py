@@ -173,7 +173,7 @@ ROUTERS = Registry(
         RouterEntry(
             "service-per-adapter",
             "the replicas on which the adapter was placed, as in AIBrix.",
-            "sim.policies.routing.service:ServicePerAdapter",
+            "sim.policies.routing.placed:ServicePerAdapter",
             keys=("placement", "copies"),
             places_adapters=True,
             splits_adapters=True,
@@ -197,16 +197,16 @@ PLACEMENTS = Registry(
         Entry(
             "least-adapters",
             "on the replica with the fewest, one adapter after the other.",
-            "sim.policies.routing.placement:least_adapters",
+            "sim.policies.routing.placed:least_adapters",
         ),
         Entry(
-            "bin-pack", "a replica's slots are filled before the next one's.", "sim.policies.routing.placement:bin_pack"
+            "bin-pack", "a replica's slots are filled before the next one's.", "sim.policies.routing.placed:bin_pack"
         ),
         Entry(
             "popularity",
             "the hottest first, on the replica with the least expected load; one with more than a replica's fair "
             "share of the traffic gets as many copies as such shares.",
-            "sim.policies.routing.placement:by_popularity",
+            "sim.policies.routing.placed:by_popularity",
         ),
     ),
 )
@@ -214,7 +214,7 @@ PLACEMENTS = Registry(
 
 @dataclass(frozen=True, kw_only=True)
 class PlacerEntry(Entry):
-    """A policy of the placement controller; its class is described in ``sim/policies/placement/placer.py``.
+    """A policy of the placement controller; its class is described in ``sim/policies/placement.py``.
 
     :ivar moves: whether it decides again during the run.
     """
@@ -228,24 +228,24 @@ PLACERS = Registry(
         PlacerEntry(
             "static",
             "once, by the popularity at the start; nothing ever moves.",
-            "sim.policies.placement.by_popularity:ByPopularity",
+            "sim.policies.placement:ByPopularity",
             moves=False,
         ),
         PlacerEntry(
             "popularity",
             "copies in proportion to demand, on the replicas with the least load; adapters stay where they are unless "
             "the load is uneven.",
-            "sim.policies.placement.by_popularity:ByPopularity",
+            "sim.policies.placement:ByPopularity",
         ),
         PlacerEntry(
             "rank",
             "adapters of like rank together, with the same predicted load for each replica, after LoRAServe.",
-            "sim.policies.placement.by_rank:ByRank",
+            "sim.policies.placement:ByRank",
         ),
         PlacerEntry(
             "min-cost-flow",
             "copies in proportion to demand, with the fewest loads, after Dynamo.",
-            "sim.policies.placement.min_cost_flow:MinCostFlow",
+            "sim.policies.placement:MinCostFlow",
         ),
     ),
 )

@@ -7,7 +7,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,14 +15,104 @@ from sim.errors import ScenarioError, did_you_mean
 from sim.spec.engine_versions import has_version, is_same_engine, schedules_ahead, version_distance, versions_of
 from sim.spec.engines import ENGINES, engine_words
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
-from sim.spec.profile import Profile, load_profile
-from sim.spec.shelf import Shelved, profiles_of_known_gpus, shelved
-from sim.spec.sibling_profiles import sibling_profile
+from sim.spec.profile import Profile, bundled_profiles, load_profile
+from sim.spec.units import human_bytes
 
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
     from sim.spec.sections.serving import ReplicaKeys
-from sim.spec.units import human_bytes
+
+
+# Bundled profiles by what their names say: ``GPU/MODEL[-FORMAT][-tpN]/ENGINE-VERSION``.
+
+_ENGINE_NAMES = {"trtllm": "tensorrt-llm"}
+"""Engines in names of profiles that scenarios name otherwise."""
+_FORMATS = ("fp8", "fp8-block", "int8", "int4", "nvfp4", "mxfp4")
+
+
+@dataclass(frozen=True, slots=True)
+class Shelved:
+    """A profile by its name.
+
+    :ivar device: the first part of the name.
+    :ivar gpu: the same as ``fleet.gpu`` has it; empty for a device that ``fleet.gpu`` doesn't take.
+    :ivar engine: as scenarios write it; empty where the name has none.
+    """
+
+    name: str
+    device: str
+    gpu: str
+    model: str
+    weights: str
+    gpus: int
+    engine: str
+
+
+def profiles_of_known_gpus() -> tuple[Shelved, ...]:
+    """Return the bundled profiles that a choice is made from."""
+    named = (shelved(name) for name in bundled_profiles())
+    return tuple(each for each in named if each.gpu)
+
+
+def shelved(name: str) -> Shelved:
+    """Return what a name says; one that is not that of a bundled profile says little."""
+    device, middle, made = (*name.split("/"), "", "")[:3]
+    found = re.fullmatch(rf"(.+?)(?:-({'|'.join(_FORMATS)}))?(?:-tp(\d+))?", middle)
+    model, weights, gpus = found.groups() if found else (middle, None, None)
+    gpu = gpu_named(device)
+    family, dash, version = made.partition("-")
+    engine = "" if made == "assumed" else f"{_ENGINE_NAMES.get(family, family)}{dash}{version}"
+    return Shelved(name, device, "" if gpu is None else gpu.name, str(model), weights or "", int(gpus or 1), engine)
+
+
+# Profiles of one device, model and engine that differ in the GPUs of a replica (tensor parallelism).
+
+
+def siblings(name: str) -> dict[int, str]:
+    """Return the bundled profiles of the same device, model, weights and engine, by the GPUs of a replica.
+
+    :param name: a bundled name, such as ``h100-80gb/llama-3.1-70b-tp4/vllm-0.24.0``; others have no siblings.
+    """
+    wanted = replace(shelved(name), name="", gpus=1)
+    found = {
+        each.gpus: each.name for each in map(shelved, bundled_profiles()) if replace(each, name="", gpus=1) == wanted
+    }
+    return dict(sorted(found.items()))
+
+
+def sibling_profile(name: str, gpus: int | None) -> str:
+    """Return the name of a profile, or of its sibling for so many GPUs of a replica; None: as many as it has.
+
+    :raises ScenarioError: if there is no profile for so many GPUs; key ``fleet.tensor_parallel``.
+    """
+    if gpus is None:
+        return name
+    profile, _ = load_profile(name)
+    if profile.tensor_parallel == gpus:
+        return name
+    known = siblings(name)
+    if gpus in known:
+        return known[gpus]
+    there = {profile.tensor_parallel: name} | known
+    raise ScenarioError(
+        f"there is no profile of {profile.model} for so many GPUs on this device and engine",
+        key="fleet.tensor_parallel",
+        got=gpus,
+        allowed=", ".join(f"{number} ({each})" for number, each in sorted(there.items())),
+        hint=_build_hint(profile, gpus),
+    )
+
+
+def _build_hint(profile: Profile, gpus: int) -> str:
+    """Return how to get the profile: the command that made this one, for other GPUs, if it was built."""
+    command = shlex.split(profile.provenance.command) if profile.provenance else []
+    if command[:3] != ["loraplan", "profiles", "build"]:
+        return "fleet.profile takes a profile of your own"
+    if "--tp" in command:
+        del command[command.index("--tp") : command.index("--tp") + 2]
+    more = ["--tp", str(gpus)] if gpus > 1 else []
+    return f"build it: {shlex.join([*command, *more])}, and give its path as fleet.profile"
+
 
 DEFAULT_MODEL = "llama-3.1-8b"
 """What a scenario is simulated with that names neither a base model nor a profile."""

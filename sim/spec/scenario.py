@@ -36,8 +36,7 @@ from sim.spec.sections.serving import (
     Storage,
 )
 from sim.spec.sections.tenants import Slo, Tenant, with_tenants_rate
-from sim.spec.sections.times_of_day import counted_from_start
-from sim.spec.sections.workload import Adapters, Targets, Workload
+from sim.spec.sections.workload import Adapters, Targets, Workload, counted_from_start
 from sim.spec.units import Share
 
 __all__ = [

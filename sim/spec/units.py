@@ -274,7 +274,7 @@ Moment = Annotated[
         }
     ),
 ]
-"""Seconds since the start of the run. A file may give a time of day instead: ``sim.spec.sections.times_of_day``."""
+"""Seconds since the start of the run. A file may give a time of day instead: ``sim.spec.sections.workload``."""
 Bytes = Annotated[
     int, BeforeValidator(parse_bytes), Field(gt=0), PlainSerializer(format_bytes, return_type=str), _SIZE_SCHEMA
 ]

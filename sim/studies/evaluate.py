@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sim.results.baseline_impact import UsualImpact, WithheldVersions, avoided, usual_impact, with_impact
 from sim.results.calibration import MIN_DRAWS, ReplicationValues, values_of_replication, with_calibration
-from sim.results.changes.baseline_impact import UsualImpact, usual_impact, with_impact
-from sim.results.changes.held_back_counterfactual import WithheldVersions, avoided
-from sim.results.fleet_costs.prices import priced
+from sim.results.fleet_costs import priced
 from sim.results.metric_state import Cause
 from sim.results.model import Setup
 from sim.results.point import Metric, Point
@@ -28,7 +27,7 @@ from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArriva
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.spec.sections.tenants import Tenant
 from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
-from sim.world.memory.gpu_split import gpu_share
+from sim.world.memory.gpu_memory import gpu_share
 from sim.world.replication import Simulate, simulate
 from sim.world.world import ReplicaPool, World
 

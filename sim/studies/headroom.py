@@ -17,11 +17,10 @@ from typing import Protocol
 import numpy as np
 
 from sim.errors import InputError
-from sim.results.by_tenant.slo_terms import all_terms, metric_of
 from sim.results.point import Point
 from sim.results.point_summary import measure_alone, summarise, tenants_alone
 from sim.results.records import Recording
-from sim.results.run_directory.headroom_record import (
+from sim.results.run_directory.study_records import (
     ALWAYS,
     BUCKETS,
     CLOSED_LOOP,
@@ -33,6 +32,7 @@ from sim.results.run_directory.headroom_record import (
     Headroom,
     Probe,
 )
+from sim.results.slo_terms import all_terms, metric_of
 from sim.results.verdict import strain
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of

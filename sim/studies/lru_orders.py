@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.replay.che import che_byte_miss_ratios, che_miss_ratios
-from sim.policies.replay.lru_curve import lru_byte_curve
+from sim.policies.replay.lru_curve import che_byte_miss_ratios, che_miss_ratios, lru_byte_curve
 from sim.rng import stream
 
 _SHUFFLED_REQUESTS, _MOST_SHUFFLES = 500_000, 5

@@ -15,19 +15,18 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, MmppArrivals, WeibullArrivals
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.sections.popularity_laws import WeightsPopularity
-from sim.spec.sections.shared_prefix import SharedPrefix
 from sim.spec.sections.tenants import shares_of
-from sim.spec.sections.workload import AdapterKind
+from sim.spec.sections.workload import AdapterKind, SharedPrefix
 from sim.traffic.adapters import ModelShape, Population, populate
-from sim.traffic.base_requests import BaseRequests
 from sim.traffic.lengths import LengthPairs, TokenLengths, together
-from sim.traffic.popularity import AdapterSampler, read_weights, weights_of
+from sim.traffic.popularity import AdapterSampler, newcomers, read_weights, weights_of
 from sim.traffic.request import BASE_MODEL
 from sim.traffic.sessions import SessionSource, mean_gap
 from sim.traffic.shared_text import Conversations, SharedText, SystemPrompts, TextsOfRun, Turns
 from sim.traffic.sources import (
     AggregateArrivals,
     ArrivalsPerAdapter,
+    BaseRequests,
     ClosedLoopSource,
     ConstantSizes,
     DriftingSource,
@@ -39,7 +38,6 @@ from sim.traffic.sources import (
 )
 from sim.traffic.tenant_traffic import TenantArrivals, tenant_of_adapters, weights_by_tenant
 from sim.traffic.traces.read import TraceData, read_trace
-from sim.traffic.turnover import newcomers
 
 BLOCK = 1 << 16
 """Requests made at a time. Part of the random streams' key: changing it changes all traffic."""

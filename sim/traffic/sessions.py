@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from sim.rng import stream
 from sim.spec.sections.popularity_laws import Sessions
-from sim.traffic.event_streams import Streams
 from sim.traffic.popularity import AdapterSampler
-from sim.traffic.sources import RequestBlock, RequestSource
+from sim.traffic.sources import RequestBlock, RequestSource, Streams
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

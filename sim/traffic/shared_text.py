@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream, stream_key, uniform_draws
-from sim.spec.sections.shared_prefix import SharedPrefix
+from sim.spec.sections.workload import SharedPrefix
 from sim.traffic.lengths import TokenLengths
 
 Ints = NDArray[np.int64]

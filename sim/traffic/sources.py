@@ -8,7 +8,8 @@ one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,12 +19,71 @@ from sim.rng import stream
 from sim.spec.sections.arrival_processes import OpenArrivals
 from sim.spec.sections.popularity_laws import Churn, Drift
 from sim.traffic.arrivals import gaps, intensity, is_memoryless, renewal
-from sim.traffic.event_streams import Streams
-from sim.traffic.popularity import AdapterSampler
-from sim.traffic.turnover import Turnover
+from sim.traffic.popularity import AdapterSampler, Turnover
+from sim.traffic.request import BASE_MODEL
+
+# Advances many independent streams of events together: arrivals of each adapter, requests of running sessions.
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+DrawGaps = Callable[[np.random.Generator, Ints], Floats]
+"""From a generator and the numbers of streams, shape (n,): a gap in seconds of each, shape (n,)."""
+
+_MOST_AT_ONCE = 4096
+
+
+@dataclass(slots=True)
+class Streams:
+    """Streams by number.
+
+    :ivar coming: (streams,) time of each stream's next event.
+    :ivar rates: (streams,) approximate events per second; sets how many gaps are drawn at a time.
+    :ivar left: (streams,) events left, including the next one; None: streams never end.
+    """
+
+    coming: Floats
+    rates: Floats
+    left: Ints | None = None
+
+    def until(self, end_s: float, draw: DrawGaps, rng: np.random.Generator) -> tuple[Floats, Ints]:
+        """Return the times of the events before ``end_s`` and their streams, stream by stream."""
+        which = np.flatnonzero(self.coming < end_s)
+        last = self.coming[which]
+        found_times, found = [last], [which]
+        self._passed(which, 1)
+        which, last = self._continuing(which, last)
+        while len(which):
+            # About as many gaps as needed, for all streams that are still before the end.
+            wanted = np.clip((end_s - last) * self.rates[which] * 1.1 + 2, 2, _MOST_AT_ONCE).astype(np.int64)
+            if self.left is not None:
+                wanted = np.minimum(wanted, self.left[which])
+            starts = np.concatenate(([0], np.cumsum(wanted)[:-1]))
+            whose = np.repeat(which, wanted)
+            sums = np.cumsum(draw(rng, whose))
+            before = np.concatenate(([0.0], sums[starts[1:] - 1]))
+            # The sums are long and rounded; no event comes before the one it follows.
+            times = np.maximum(sums - np.repeat(before - last, wanted), np.repeat(last, wanted))
+            inside = times < end_s
+            found_times.append(times[inside])
+            found.append(whose[inside])
+            count = np.add.reduceat(inside, starts, dtype=np.int64)
+            self._passed(which, count)
+            over = count < wanted
+            self.coming[which[over]] = times[(starts + count)[over]]
+            which, last = self._continuing(which[~over], times[starts + wanted - 1][~over])
+        return np.concatenate(found_times), np.concatenate(found)
+
+    def _passed(self, which: Ints, count: Ints | int) -> None:
+        if self.left is not None:
+            self.left[which] -= count
+
+    def _continuing(self, which: Ints, last: Floats) -> tuple[Ints, Floats]:
+        """Return those that have further events."""
+        if self.left is None:
+            return which, last
+        more = self.left[which] > 0
+        return which[more], last[more]
+
 
 SMALLEST, LARGEST = 256, 16384
 """Expected requests of a block: few at first, then more, so that a short run is cheap and begins with the same requests
@@ -276,3 +336,42 @@ def cut(blocks: Iterable[RequestBlock], size: int, most: int | None, end_s: floa
 def _in_parts(block: RequestBlock, stop: int, size: int) -> Iterator[RequestBlock]:
     for start in range(0, stop, size):
         yield block.part(start, min(start + size, stop))
+
+
+# Requests to the base model, which name no adapter, among generated ones.
+
+
+class BaseRequests:
+    """Makes a share of the requests requests to the base model.
+
+    Each request draws by its index, and all requests of a session by its number, since a conversation is with one
+    model. Arrivals, lengths and the adapters of all other requests stay as they are without such a share.
+
+    :param share: of the requests (with sessions: of the sessions).
+    :param size: draws that have a random stream of their own.
+    """
+
+    def __init__(self, share: float, seed: int, size: int) -> None:
+        self._share = share
+        self._seed = seed
+        self._size = size
+
+    def among(self, blocks: Iterable[RequestBlock], replication: int) -> Iterator[RequestBlock]:
+        """Yield consecutive blocks of a replication, with ``BASE_MODEL`` for the adapters of some requests."""
+        if self._share == 0:
+            yield from blocks
+            return
+        drawn: dict[int, NDArray[np.bool_]] = {}
+        first = 0
+        for block in blocks:
+            count = len(block.times)
+            numbers = np.arange(first, first + count) if block.sessions is None else block.sessions
+            places, base = numbers // self._size, np.zeros(count, dtype=np.bool_)
+            for place in np.unique(places).tolist():
+                if place not in drawn:
+                    rng = stream(self._seed, replication, "base-requests", place)
+                    drawn[place] = rng.random(self._size) < self._share
+                there = places == place
+                base[there] = drawn[place][numbers[there] % self._size]
+            first += count
+            yield block._replace(adapters=np.where(base, BASE_MODEL, block.adapters))

@@ -10,8 +10,7 @@ from pathlib import Path
 from sim.errors import InputError
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS, AdapterFile, read_adapter
 from sim.training.logs.failure_modes import judge
-from sim.training.logs.thresholds import Thresholds
-from sim.training.logs.training_case import Case, SiblingRun
+from sim.training.logs.training_case import Case, SiblingRun, Thresholds
 from sim.training.logs.training_facts import TrainingFacts, gather
 from sim.training.logs.training_log import CHECKPOINT, STATE, TrainingLog, find_log, read_log
 from sim.training.vet_results import MODES, CurrentAdapter, Vetted

@@ -15,7 +15,7 @@ from sim.errors import InputError, LoraplanError
 from sim.results.point import Point
 from sim.ui import fragments
 from sim.ui.controls import Control, curve_values
-from sim.ui.estimates import estimate
+from sim.ui.fragments import estimate
 from sim.ui.library import ChosenDesign, Library, Opened, problems_of
 from sim.ui.simulating.broker import Broker
 from sim.ui.simulating.tasks import SHORT, PointAnswer, TooLong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
@@ -15,32 +16,119 @@ from sim.policies.eviction import check_eviction
 from sim.policies.routing import check_router
 from sim.spec.files.pool_scenarios import key_in_fleet
 from sim.spec.profile import Profile
-from sim.spec.profile_choice import (
-    base_model_of,
-    gpus_per_replica,
-    profile_of,
-    profiles_digest,
-)
-from sim.spec.scenario import Pool, Scenario
+from sim.spec.profile_choice import base_model_of, gpus_per_replica, profile_of, profiles_digest
+from sim.spec.scenario import Cache, Pool, Scenario, Storage
+from sim.spec.scenario import GpuCache as GpuCacheSpec
+from sim.spec.sections.faults import Crash, StorageFault
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population, base_shape
 from sim.traffic.generate import Traffic, without_adapters
-from sim.world.faults.misrouting_faults import check_misrouting_faults
+from sim.world.faults.misrouting import check_misrouting_faults
 from sim.world.faults.stale_prefixes import check_stale_prefixes
-from sim.world.memory.gpu_memory import usable_kv_tokens
-from sim.world.memory.gpu_split import check_gpus, check_sharding
-from sim.world.memory.replica_caches import (
-    gpu_capacity,
-    pinned_and_warm,
-)
-from sim.world.pools.cold_starts import mean_cold_start_s
-from sim.world.pools.full_model_layout import lay_out_full_models
-from sim.world.pools.full_model_pools import with_full_models
-from sim.world.pools.pool_changes import check_changes
+from sim.world.memory.gpu_memory import check_gpus, check_sharding, usable_kv_tokens
+from sim.world.memory.replica_caches import gpu_capacity, pinned_and_warm
+from sim.world.pools.autoscaler import mean_cold_start_s
+from sim.world.pools.full_model_layout import FullModelPool, lay_out_full_models, profile_without_lora
 from sim.world.pools.pool_requests import check_reachable, check_same_model, pool_notes, requests_taken, taken_alone
+from sim.world.pools.pool_times import PoolTimes, token_limits
 from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
 from sim.world.world import ReplicaPool, World
 from sim.world.world_notes import notes_on
+
+# Which rollouts and faults a fleet of pools supports, now that its costs are known.
+
+
+def check_changes(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
+    """Refuse what sends a request to another adapter, where pools would disagree on what that means.
+
+    Such a request keeps its draws and gets the load times of the other adapter before it has a pool.
+
+    :raises ScenarioError: with the rollout or fault.
+    """
+    steering = [f"faults.{i}" for i, fault in enumerate(scenario.faults) if not isinstance(fault, Crash | StorageFault)]
+    steering += [f"rollouts.{i}" for i in range(len(scenario.rollouts))]
+    if not steering:
+        return
+    what = "rollouts" if steering[0].startswith("rollouts") else "faults that concern adapters"
+    choosy = next((pool.name for pool in pools if not pool.world.takes.all()), None)
+    if choosy is not None:
+        raise ScenarioError(
+            f"{what} are not supported where pools take different requests",
+            key=steering[0],
+            got=f"pool {choosy} doesn't take all",
+            allowed="serves: all in every pool",
+            hint="simulate this pool alone",
+        )
+    if PoolTimes(pools, [token_limits(pool.world) for pool in pools]).differ:
+        raise ScenarioError(
+            f"{what} are not supported where pools have different load times or limits of tokens",
+            key=steering[0],
+            got=f"pools {', '.join(pool.name for pool in pools)}",
+            hint="simulate each pool alone, or give all pools the same GPU, engine and storage",
+        )
+
+
+# Pools of full models: ordinary replicas whose GPU cache has places for whole models instead of adapters.
+
+FULL_MODELS = "full models"
+"""The name of these pools."""
+
+
+def with_full_models(world: World, layout: tuple[FullModelPool, ...], profile: Profile) -> World:
+    """Return a world in which replicas of full models follow those of the base model.
+
+    :param world: of the base model and its adapters.
+    :param profile: as it was read.
+    """
+    first, price = world.scenario.fleet.replicas, world.scenario.fleet.price
+    gpus = gpus_per_replica(world.scenario, profile)
+    pools = [ReplicaPool("base model", world, 0, first, gpus=gpus, price=price)]
+    for each in layout:
+        served = _world_of(world, each, profile_without_lora(profile))
+        pools.append(ReplicaPool(FULL_MODELS, served, first, each.replicas, gpus=gpus, price=price))
+        first += each.replicas
+    return replace(world, pools=tuple(pools))
+
+
+def _world_of(world: World, pool: FullModelPool, profile: Profile) -> World:
+    """Return the world of replicas of full models: slots for whole models, and no LoRA.
+
+    A replica with a model of its own holds it from the start. A pool that swaps begins empty, and its loads block the
+    step that needs them.
+
+    :param profile: its costs.
+    """
+    scenario, spec = world.scenario, pool.spec
+    swaps = spec.serve == "swap"
+    rules: dict[str, object] = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
+    if swaps:
+        rules["prefix_caching"] = False  # another model takes the memory
+    count = len(world.traffic.population)
+    takes = np.zeros(count + 1, dtype=np.bool_)
+    takes[list(pool.models)] = True
+    return replace(
+        world,
+        scenario=scenario.model_copy(
+            update={
+                "fleet": scenario.fleet.model_copy(update=rules),
+                "cache": Cache(gpu=GpuCacheSpec(slots=spec.places)),
+                "storage": Storage(mode="blocking" if swaps else "overlap", load=spec.load),
+            }
+        ),
+        profile=profile,
+        population=world.traffic.population,
+        kv_tokens=pool.kv_tokens,
+        weights=[1] * count,
+        capacity=spec.places,
+        ranks=[0] * count,
+        adapter_blocks=[],
+        pinned=() if swaps else pool.models,
+        warm=(),
+        base_weights=None,
+        takes=takes,
+        whole_models=spec,
+    )
+
 
 Floats = NDArray[np.float64]
 

@@ -12,9 +12,8 @@ from sim.policies.front_end import FRONT_ENDS, FrontEnd
 from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.kv.kv_store import KvStore
-from sim.policies.kv.prefix_store import PrefixStore
+from sim.policies.kv.prefix_store import CountUntilPreemption, PrefixStore
 from sim.policies.kv.radix_memory import RadixMemory
-from sim.policies.kv.until_preemption import CountUntilPreemption
 from sim.policies.queues.fair_queue import FairQueue, FairScheduler
 from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
@@ -32,23 +31,24 @@ from sim.world.memory.replica_caches import (
     unified_cache,
     vllm_cache,
 )
-from sim.world.replica.continuous import BatchServer
+from sim.world.replica.continuous import BatchServer, FairServer, FrontEndServer, PriorityServer, bands_of
 from sim.world.replica.fixed import FixedServer
-from sim.world.replica.front_end_server import FrontEndServer
 from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.batch_slots_mode import BatchSlotsMode
-from sim.world.replica.modes.model_turns_mode import TurnsOfModels
-from sim.world.replica.modes.per_adapter import PerAdapterQueues
-from sim.world.replica.modes.prefetching import Prefetching
-from sim.world.replica.modes.protected import LoadsAtAdmission, LoadsAtArrival, LoadsInSteps
-from sim.world.replica.modes.unified import Unified
+from sim.world.replica.modes.protected import (
+    LoadsAtAdmission,
+    LoadsAtArrival,
+    LoadsInSteps,
+    PerAdapterQueues,
+    Prefetching,
+    TurnsOfModels,
+    Unified,
+)
 from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.server import ReplicaParts, Server
-from sim.world.replica.tenant_servers import FairServer, PriorityServer, bands_of
-from sim.world.replica_draws import ReplicaDraws
-from sim.world.times import TierTimes, reload_times, tier_times
+from sim.world.times import ReplicaDraws, TierTimes, reload_times, tier_times
 from sim.world.world import World
 
 ServerWrapper = Callable[[type[BatchServer]], Callable[..., BatchServer]]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sim.policies.routing import View
+from sim.policies.routing import Choosing, View
+from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
 from sim.world.clock import Clock
@@ -22,12 +26,7 @@ from sim.world.faults.storage_faults import make_load_timing, note_storage
 from sim.world.fleet import Arrivals, Fleet, RunWindow
 from sim.world.foresight import ArrivalOracle, Foresight
 from sim.world.front_buckets import make_buckets
-from sim.world.gc_pause import collector_paused
-from sim.world.memory.replica_caches import (
-    FleetCacheListener,
-    attach_listeners,
-    eviction_context,
-)
+from sim.world.memory.replica_caches import FleetCacheListener, attach_listeners, eviction_context
 from sim.world.pools.autoscaler import make_autoscaler
 from sim.world.pools.pool_routing import Routing, route
 from sim.world.pools.pool_times import PoolLimits, PoolTimes, token_limits
@@ -35,16 +34,113 @@ from sim.world.replica.loader import LoadContext
 from sim.world.replica.ports import WeightVersions
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
-from sim.world.replica_draws import ReplicaDraws
 from sim.world.rollouts.active_rollouts import Rollouts
-from sim.world.routing.first_placement import adapters_at_a_time
-from sim.world.routing.placement_controller import PlacedFleet, control_placement
-from sim.world.routing.replica_views import ReplicaViews
-from sim.world.routing.router_state import RouterState
+from sim.world.routing.placement_controller import PlacedFleet, adapters_at_a_time, control_placement
+from sim.world.routing.router_state import ReplicaViews, RouterState
 from sim.world.routing.router_views import ViewRefresher
-from sim.world.steady_start import SteadyStart
-from sim.world.times import tier_times
+from sim.world.times import ReplicaDraws, tier_times
 from sim.world.world import ReplicaPool, World
+
+# Which adapters each replica used last before the start, for caches that start full (``cache.warm: steady``).
+
+
+class SteadyStart:
+    """The recent past of a fleet: independent requests, drawn by popularity.
+
+    A router that splits adapters is asked where it would send each of them in an idle fleet; one that follows a
+    placement, where each is placed.
+
+    :param fleet: the world of the whole fleet, if ``world`` is that of a pool of it.
+    """
+
+    def __init__(self, world: World, replication: int, fleet: World | None = None) -> None:
+        self._shares = np.where(world.takes[: world.traffic.places], world.shares, 0.0)
+        self._shares[list(world.pinned)] = 0.0
+        self._sent_to = _adapters_sent(fleet or world, replication)
+
+    def last_used(self, replica: int, draws: ReplicaDraws) -> tuple[int, ...]:
+        """Return the adapters of a replica, the last used first; those that are never requested are left out.
+
+        Going back in time, independent requests meet adapters in the order of exponential times at the rates of their
+        shares, and so the first of them are what an LRU cache holds.
+        """
+        used = np.flatnonzero((self._shares > 0) & self._sent_to(replica))
+        ages = draws.stream("steady-start").exponential(size=len(self._shares))[used] / self._shares[used]
+        return tuple(used[np.argsort(ages, kind="stable")].tolist())
+
+
+def _adapters_sent(world: World, replication: int) -> Callable[[int], NDArray[np.bool_]]:
+    """Return a function from a replica to the mask of adapters whose requests the router may send there."""
+    if not world.scenario.router_policy.splits_adapters or world.replicas == 1:
+        all_adapters = np.ones(world.traffic.places, dtype=np.bool_)
+        return lambda replica: all_adapters
+    if world.scenario.router.placing is not None:
+        all_homes = _all_homes(world, replication)
+        return lambda replica: np.array([replica in homes for homes in all_homes])
+    owners = _owners(world, replication)
+    return lambda replica: owners == replica
+
+
+def _owners(world: World, replication: int) -> NDArray[np.int64]:
+    """Return to which replica each adapter's requests go as long as the fleet is idle."""
+    router = _idle_router(world, replication)
+    return np.array([router.choose(adapter, adapter) for adapter in range(world.traffic.places)])
+
+
+def _all_homes(world: World, replication: int) -> list[tuple[int, ...]]:
+    """Return the replicas to which each adapter's requests go."""
+    router = _idle_router(world, replication)
+    assert isinstance(router, Placed), "it follows a placement"
+    return [router.all_homes(adapter) for adapter in range(world.traffic.places)]
+
+
+def _idle_router(world: World, replication: int) -> Choosing:
+    """Return the router of an idle fleet."""
+    replicas, adapters = world.replicas, len(world.population)
+
+    def idle(up: list[int]) -> View:
+        return View(
+            loads=[0] * replicas,
+            up=up,
+            resident=[0] * adapters,
+            running=[0] * adapters,
+            inside=[{} for _ in range(replicas)],
+        )
+
+    return route(world, replication, idle).router
+
+
+# Pause Python's cycle collector while a replication is simulated.
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the cycle collector.
+
+    With 20,000 waiting requests, it scanned all of them again and again, for a tenth to a quarter of the CPU time. It
+    would free nothing: objects in reference cycles (replicas, loads under way) live to the end of the simulation, and
+    their number does not grow with its length. Reference counts free everything else.
+
+    At the end only what the replication left is looked through. Otherwise Python would do so with all objects, those of
+    the imported libraries included, which takes a tenth of a compiled replication of 20,000 requests.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    freezes = gc.get_freeze_count() == 0  # otherwise whoever has frozen objects wants them to stay so
+    gc.disable()
+    if freezes:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        try:
+            gc.collect(0)
+        finally:  # a signal that stops the simulation may come while it collects
+            gc.enable()
+            if freezes:
+                gc.unfreeze()
+
 
 Simulate = Callable[[World, int, int], Recording]
 """``simulate``, or a function of the same arguments that remembers what it has simulated."""

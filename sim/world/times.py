@@ -9,13 +9,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.costs import load_seconds, residual
+from sim.rng import stream
 from sim.spec.profile import Profile, TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
 from sim.traffic.adapters import GpuSplit, Population, base_shape
 from sim.traffic.generate import Chunk
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.replica_draws import ReplicaDraws
+
+# Random streams of one replica: the same for the same scenario, seed and replication.
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaDraws:
+    """Where the random streams of one replica come from.
+
+    :ivar place: number of this incarnation of the replica; a restarted one has another, and so other draws.
+    """
+
+    seed: int
+    replication: int
+    place: int
+
+    def stream(self, purpose: str) -> np.random.Generator:
+        """Return a new generator for a purpose; the same purpose gives the same numbers again."""
+        return stream(self.seed, self.replication, purpose, self.place)
+
 
 Floats = NDArray[np.float64]
 _BLOCK = 4096

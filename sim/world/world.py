@@ -12,8 +12,8 @@ from sim.spec.profile import Draw, Profile
 from sim.spec.profile_choice import front_end_s
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import BaseModelAnswers
-from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import MAX_TOKENS
+from sim.spec.sections.pools import FullModels
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.pools.full_model_layout import without_lora

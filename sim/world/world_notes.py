@@ -19,8 +19,7 @@ from sim.traffic.adapters import CONTEXTS
 from sim.traffic.generate import Traffic
 from sim.traffic.lengths import TokenLengths
 from sim.world.faults.storage_faults import storage_notes
-from sim.world.memory.gpu_memory import kv_tokens_that_fit
-from sim.world.memory.gpu_split import split_notes
+from sim.world.memory.gpu_memory import kv_tokens_that_fit, split_notes
 from sim.world.pools.full_model_layout import FullModelPool, full_model_notes
 from sim.world.world import World
 

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
-from calibrate.device.lora_routing import route  # noqa: E402
+from calibrate.device.lora_backends import route  # noqa: E402
 from calibrate.steps.decoder import Decoder, DecoderSize, Lora, SequenceGroup  # noqa: E402
 from calibrate.steps.step_grid import StepSpec  # noqa: E402
 from sim.traffic.adapters import MODULES, SHAPES, ModelShape, parameters_per_rank  # noqa: E402

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.fit.cost_forms import ADDITIVE, IN_SAMPLE, MULTIPLICATIVE
 from calibrate.fit.fit_report import as_json, closing, decide, hold_out_rows
+from calibrate.fit.sample_terms import ADDITIVE, IN_SAMPLE, MULTIPLICATIVE
 from sim.spec.profile import Draw, HoldOut, LoadCost, Memory, load_profile
 from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, bootstrap, hold_out_line, join
 from sim.studies.fidelity.measured_runs import read_lengths, read_runs

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 
 from calibrate.kernels.base_models import BaseModel, base_model_of
-from calibrate.kernels.cards import CARDS, SCALED, card_of
+from calibrate.kernels.cards import CARDS, SCALED, OtherMemory, card_of
 from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of
 from calibrate.kernels.kernel_tables import Deployment, check_parallel, check_weights, engine_of, other_version
 from calibrate.kernels.load_law import load_cost
 from calibrate.kernels.lora_terms import KINDS, MEASURED, SPREAD, SPREAD_ALIKE, lora_cost, spread_on
 from calibrate.kernels.memory_model import DRIVER_BYTES, SOURCES, memory_of, sources_of
-from calibrate.kernels.other_memory import OtherMemory
 from calibrate.kernels.profile_from_kernels import cost_draws
 from calibrate.kernels.surrogate import StepEnvelope, fit_surrogate, predict
 from sim.errors import InputError, ScenarioError

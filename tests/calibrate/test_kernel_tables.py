@@ -16,12 +16,11 @@ import pytest
 pytest.importorskip("aiconfigurator_core", reason="needs the kernels extra: pip install -e '.[kernels]'")
 
 from calibrate.kernels import kernel_tables
-from calibrate.kernels.base_models import base_model_of
+from calibrate.kernels.base_models import WEIGHTS, base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import overhead_of
 from calibrate.kernels.kernel_tables import Deployment, KernelTables
 from calibrate.kernels.profile_from_kernels import build_command, build_profile, check_faster
-from calibrate.kernels.weight_formats import WEIGHTS
 from sim.errors import InputError
 from sim.spec.profile import bundled_profiles, load_profile
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.fit.cost_forms import (
+from calibrate.fit.sample_terms import (
     ADDITIVE,
     MULTIPLICATIVE,
     autocorrelation,

@@ -10,9 +10,8 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
-from calibrate.fit.cost_forms import ADDITIVE, MULTIPLICATIVE
 from calibrate.fit.sample_fit import step_hold_outs
-from calibrate.fit.sample_terms import StepTerms, timed_steps
+from calibrate.fit.sample_terms import ADDITIVE, MULTIPLICATIVE, StepTerms, timed_steps
 from calibrate.steps.step_grid import QUICK, StepSpec, heads, make_grid
 from sim.errors import InputError
 from sim.studies.fidelity.least_squares import LEFT_OUT, solve

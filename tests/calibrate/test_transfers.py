@@ -18,19 +18,22 @@ pytest.importorskip("safetensors")
 
 from calibrate.device import page_cache  # noqa: E402
 from calibrate.device.devices import CpuDevice, Device  # noqa: E402
-from calibrate.device.page_cache import SCOPE, make_cold, resident_share, why_not_cold  # noqa: E402
+from calibrate.device.host_memory import SCOPE, make_cold, resident_share, why_not_cold  # noqa: E402
 from calibrate.fit.load_fit import fit_load_samples  # noqa: E402
 from calibrate.loads import load_stages, load_timing  # noqa: E402
-from calibrate.loads.interference import (  # noqa: E402
+from calibrate.loads.load_stages import COLD, Bench, Slots, Stage, read_tensors, together  # noqa: E402
+from calibrate.loads.load_timing import (  # noqa: E402  # noqa: E402
     ALONE,
     DURING_COPIES,
     INTERFERENCE,
+    LoadGrid,
+    LoadOptions,
     interference,
     interference_configurations,
+    load_configurations,
     slow_down_of,
+    time_loads,
 )
-from calibrate.loads.load_stages import COLD, Bench, Slots, Stage, read_tensors, together  # noqa: E402
-from calibrate.loads.load_timing import LoadGrid, LoadOptions, load_configurations, time_loads  # noqa: E402
 from calibrate.loads.synthetic_adapters import SyntheticAdapter, synthesize, tensor_shapes  # noqa: E402
 from calibrate.measure import Method, Prepared  # noqa: E402
 from calibrate.samples import SampleLog, read_samples  # noqa: E402

@@ -14,8 +14,12 @@ torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install -e
 
 from calibrate.device import vllm_lora  # noqa: E402
 from calibrate.device.devices import open_device  # noqa: E402
-from calibrate.device.lora_backends import PACKED, TOLERANCE, check  # noqa: E402
-from calibrate.device.lora_routing import route  # noqa: E402
+from calibrate.device.lora_backends import (  # noqa: E402
+    PACKED,
+    TOLERANCE,
+    check,
+    route,  # noqa: E402
+)
 from calibrate.device.vllm_lora import VllmKernels, check_vllm, vllm_kernels  # noqa: E402
 from calibrate.steps.decoder import Decoder, DecoderSize, Lora, SequenceGroup  # noqa: E402
 from calibrate.steps.step_timing import StepOptions, default_backends, time_steps  # noqa: E402

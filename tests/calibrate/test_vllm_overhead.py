@@ -14,7 +14,7 @@ from calibrate.kernels.cards import card_of
 from calibrate.kernels.engine_overhead import EngineOverhead, read_overheads
 from calibrate.kernels.kernel_tables import Deployment, KernelTables
 from sim.spec.profile import StepCost
-from sim.studies.fidelity.run_cells import read_table
+from sim.studies.fidelity.measured_runs import read_table
 from sim.studies.fidelity.serving_stages import stages_of
 from validation.overheads.overhead_fit import covered
 from validation.overheads.serving_points import DeploymentGroup

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_sparse
-from calibrate.loads.synthetic_adapters import adapter_config
+from calibrate.loads.synthetic_adapters import BASE, MODEL, adapter_config, header_of, write_sparse
 from sim.spec.scenario import Targets
 from sim.spec.scenario_file import load_scenario
 from sim.traffic.adapters import SHAPES, parameters_per_rank, populate

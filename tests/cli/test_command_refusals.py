@@ -18,8 +18,7 @@ from log_samples import falling, history, write_config, write_log
 from refusal_tables import Refusal, refusals
 from serve_samples import write_samples
 
-from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_sparse
-from calibrate.loads.synthetic_adapters import adapter_config
+from calibrate.loads.synthetic_adapters import BASE, MODEL, adapter_config, header_of, write_sparse
 
 HERE = Path(__file__).parent
 

@@ -15,12 +15,10 @@ from command_line import CommandLine
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
-from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_sparse
-from calibrate.loads.synthetic_adapters import adapter_config
+from calibrate.loads.synthetic_adapters import BASE, MODEL, adapter_config, header_of, write_sparse
 from sim.spec.engine_flags.command_lines import engine_commands, engine_flags
 from sim.spec.scenario_file import load_scenario
-from sim.studies.deploying.commented_yaml import comment_lines
-from sim.studies.deploying.deployment import Deployment, RunReference
+from sim.studies.deploying.deployment import Deployment, RunReference, comment_lines
 from sim.studies.deploying.emission import KINDS
 
 SCHEMAS = Path(__file__).with_name("manifest_schemas")

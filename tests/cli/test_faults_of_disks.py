@@ -15,7 +15,7 @@ import pytest
 from command_line import CommandLine
 
 from sim.errors import LoraplanError
-from sim.studies.parallel import unordered
+from sim.studies.backends.pool import unordered
 
 SWEEP = (
     "sweep",

@@ -12,7 +12,7 @@ import typer.main
 from command_line import CommandLine
 
 from sim.cli import app, streams
-from sim.cli.ranges import KeyRange, parse_range
+from sim.cli.options import KeyRange, parse_range
 
 MOST_OPTIONS = 10
 

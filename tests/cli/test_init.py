@@ -22,8 +22,7 @@ from sim.spec.engine_versions import VERSIONS
 from sim.spec.files.bundled import bundled_scenarios
 from sim.spec.files.problems import known_keys
 from sim.spec.files.tree import plain
-from sim.spec.files.yaml_text import flow_text
-from sim.spec.files.yaml_tree import parse_yaml
+from sim.spec.files.yaml_tree import flow_text, parse_yaml
 from sim.spec.needs import value_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario

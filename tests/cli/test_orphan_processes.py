@@ -74,7 +74,7 @@ def test_nothing_survives_a_command_that_is_killed(tmp_path: Path, name: str) ->
 
 IDLE = """\
 import os, time
-from sim.studies.parallel import unordered
+from sim.studies.backends.pool import unordered
 
 if __name__ == "__main__":
     print(sorted(unordered(abs, [(-1,), (-2,)], 2)), flush=True)

@@ -10,17 +10,17 @@ from command_line import CommandLine
 
 from reports.answers.plan_reading import PlanReading, deciding_tenant
 from reports.formatting import metric_words
-from reports.text.headroom_text import headroom_sentences
+from reports.text.limit_text import headroom_sentences
 from reports.text.plan_text import plan_answer, plan_json
 from sim.errors import InputError
-from sim.results.by_tenant.slo_terms import all_terms, metric_of, split_term, tenant_term
 from sim.results.run_directory.store import read_run
+from sim.results.slo_terms import all_terms, metric_of, split_term, tenant_term
 from sim.results.verdict import met_probability
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.headroom import find_headroom
 from sim.studies.planning.plan_study import make_plan
-from sim.studies.planning.what_if_changes import changes
+from sim.studies.planning.what_if import changes
 from sim.world.build import build_world
 
 SCENARIO = """\

@@ -6,7 +6,7 @@ import heapq
 
 import pytest
 
-from sim.cli.time_left import TimeLeft
+from sim.cli.output import TimeLeft
 
 
 class Clock:

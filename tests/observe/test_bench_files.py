@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from sim.errors import InputError
 from sim.studies.benchmarks.bench_files import distinct_names, read_bench
-from sim.studies.benchmarks.bench_run import BenchRun, ClosedLoad, OpenLoad
-from sim.studies.benchmarks.json_fields import JsonFields
+from sim.studies.benchmarks.bench_run import BenchRun, ClosedLoad, JsonFields, OpenLoad
 
 SAMPLES = Path(__file__).with_name("samples")
 

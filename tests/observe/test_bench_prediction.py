@@ -18,8 +18,7 @@ from sim.errors import InputError
 from sim.spec.profile import Draw, load_profile
 from sim.spec.scenario_file import load_scenario
 from sim.studies.benchmarks.bench_files import read_bench
-from sim.studies.benchmarks.bench_prediction import bench_world
-from sim.studies.benchmarks.bench_scenario import bench_scenario
+from sim.studies.benchmarks.bench_prediction import bench_scenario, bench_world
 from sim.studies.fidelity.predicted_service import predict_service, predicted_values
 
 

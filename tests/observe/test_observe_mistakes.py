@@ -17,11 +17,10 @@ from metric_pages import START_S, answer, counted, lora, page
 from calibrate.serve.server_metrics import parse_page
 from sim.errors import InputError
 from sim.rng import stream
-from sim.studies.dashboards.bucket_histogram import BucketHistogram
+from sim.studies.dashboards.engine_metrics import read_metrics
 from sim.studies.dashboards.metric_files import readings_of
-from sim.studies.dashboards.metrics_text import read_metrics
-from sim.studies.dashboards.observed_lengths import ObservedLengths
-from sim.studies.dashboards.observed_service import ObservedService, observed_service
+from sim.studies.dashboards.observed_draft import ObservedLengths
+from sim.studies.dashboards.observed_service import BucketHistogram, ObservedService, observed_service
 
 FINISHED = 'vllm:request_success_total{{finished_reason="stop",pod="{pod}"}} {value}\n'
 FIXED = "extends: quickstart\nfleet: {engine: fixed, service: {law: fixed, value: 10 ms}}\n"

@@ -18,8 +18,7 @@ from naive_eviction import NAIVE
 
 from sim.policies.costs import load_seconds, residual
 from sim.rng import stream, stream_key, uniform_draw
-from sim.world.replica_draws import ReplicaDraws
-from sim.world.times import reload_times, tier_times
+from sim.world.times import ReplicaDraws, reload_times, tier_times
 from sim.world.world import World
 
 HIT, DELAYED_HIT, MISS = 0, 1, 2

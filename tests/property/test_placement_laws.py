@@ -10,9 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.policies.placement import Demand, Placement, Placer, PlacerContext, make_placer
-from sim.policies.placement.min_cost_flow import NOWHERE
-from sim.policies.placement.placer import loads_of, still_there, wanted_copies
+from sim.policies.placement import (
+    NOWHERE,
+    Demand,
+    Placement,
+    Placer,
+    PlacerContext,
+    loads_of,
+    make_placer,
+    still_there,
+    wanted_copies,
+)
 from sim.spec.policies import PLACERS
 
 POLICIES = PLACERS.names

@@ -16,11 +16,9 @@ from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_store import KvStore
-from sim.policies.kv.prefix_store import PrefixStore
-from sim.policies.kv.until_preemption import CountUntilPreemption
+from sim.policies.kv.prefix_store import CountUntilPreemption, PrefixStore
 from sim.policies.scheduler import Limits, Scheduler
-from sim.policies.set_order import SetOrder
-from sim.policies.vllm_lru import VllmLruCache
+from sim.policies.vllm_lru import SetOrder, VllmLruCache
 from sim.spec.profile import StepCost
 from sim.traffic.request import HOLDING, Request
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.policies.set_order import SetOrder
-from sim.policies.vllm_lru import VllmLruCache
+from sim.policies.vllm_lru import SetOrder, VllmLruCache
 from sim.studies.fidelity.record_costs import fit_costs, record_times
 from sim.studies.fidelity.record_prediction import predict, scenario_of
 from sim.studies.fidelity.step_record import StepRecord, read_record

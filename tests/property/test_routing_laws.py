@@ -17,11 +17,10 @@ from scipy.stats import chi2
 
 from sim.policies.routing import Router, RouterContext, View, make_router
 from sim.policies.routing.hashing import Hash
-from sim.policies.routing.service import ServicePerAdapter
+from sim.policies.routing.placed import ServicePerAdapter
 from sim.spec.policies import PLACEMENTS, ROUTERS
 from sim.world.clock import ARRIVAL, Call, Clock
-from sim.world.routing.activity import InFlightActivity
-from sim.world.routing.router_views import Residency, Sources, ViewRefresher
+from sim.world.routing.router_views import InFlightActivity, Residency, Sources, ViewRefresher
 
 ADAPTERS = 40
 BOUNDED = ("hash", "affinity-residency")

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from sim.errors import InputError
 from sim.spec.sections.trace_source import Trace
-from sim.traffic.traces.adapter_sequence import read_adapter_sequence
-from sim.traffic.traces.read import TraceData, read_trace
+from sim.traffic.traces.read import TraceData, read_adapter_sequence, read_trace
 
 
 @pytest.fixture(scope="module")

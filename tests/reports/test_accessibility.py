@@ -29,7 +29,8 @@ from reports.render.html import page, template
 from reports.table import Table
 from sim.studies.cache.report import cache_report
 from sim.studies.compare.report import compare_report
-from sim.studies.fidelity.report import METRICS, Compared, fidelity_report
+from sim.studies.fidelity.report import METRIC_WORDS as METRICS
+from sim.studies.fidelity.report import Compared, fidelity_report
 
 A11Y = Path(__file__).parents[1] / "a11y"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

@@ -18,8 +18,8 @@ from reports.pages.run_page import build_report
 from reports.tables.change_tables import events_table, impact_table, replicas_table, side_by_side
 from reports.tables.metric_tables import metrics_table, terminal_table
 from reports.text.answer_text import answer, sweep_answer
-from reports.text.changes.change_comparison_text import extremes
-from reports.text.changes.impact_text import composition
+from reports.text.change_comparison_text import extremes
+from reports.text.impact_text import composition
 from sim.results.catalogue import UNITS
 from sim.results.metric_state import Cause, State
 from sim.results.model import ComputeUse

@@ -13,7 +13,7 @@ from one_script import without_script
 from test_report import LOADING, Page
 
 from reports.render.html import page
-from reports.text.deltas import change_cell, interval_words, relative_cell, signed
+from reports.text.metric_text import change_cell, interval_words, relative_cell, signed
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
 from sim.results.point import Point, TenantResult

@@ -18,7 +18,7 @@ from reports.text.answer_text import answer, sweep_answer
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, SlotUse
 from sim.results.point import Metric, Point
-from sim.results.run_directory.headroom_record import FOUND, Headroom
+from sim.results.run_directory.study_records import FOUND, Headroom
 from sim.results.verdict import NOT_MET, metric_probability, verdict_word
 
 FREE: dict[str, dict[str, float | None]] = {

@@ -16,8 +16,7 @@ from sim.errors import OutputError
 from sim.results.catalogue import UNITS
 from sim.results.point import Metric, Point
 from sim.results.run_directory import result_files
-from sim.results.run_directory.result_files import digest_file, read_json, write_text
-from sim.results.run_directory.run_folder import read_manifest
+from sim.results.run_directory.result_files import digest_file, read_json, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, holds_nothing_else, read_run
 from sim.studies.training.vetting_gate import digest_weights
 

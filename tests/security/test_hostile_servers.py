@@ -26,20 +26,24 @@ from serve_samples import write_samples
 from calibrate.serve import ladder
 from calibrate.serve.client import (
     ANSWER_BYTES,
+    EVENT_BYTES,
     MODELS_BYTES,
     NAME_LETTERS,
+    PENDING_BYTES,
     REFUSAL_BYTES,
+    SPARE_TOKENS,
     TOKEN_BYTES,
+    WORDS,
+    EventStream,
+    parse_json,
     refusal,
     served_models,
+    words_of,
 )
 from calibrate.serve.connection import Host
 from calibrate.serve.drive import METRICS_EVERY_S, Driver
-from calibrate.serve.event_stream import EVENT_BYTES, PENDING_BYTES, SPARE_TOKENS, EventStream
-from calibrate.serve.http_answer import HEAD_BYTES, PIECE_BYTES, Answer, AnswerReader, Broken
+from calibrate.serve.http_answer import HEAD_BYTES, PIECE_BYTES, Answer, AnswerReader, Broken, ServerError
 from calibrate.serve.planned_requests import PlannedRequest
-from calibrate.serve.server_errors import ServerError
-from calibrate.serve.server_json import WORDS, parse_json, words_of
 from calibrate.serve.server_metrics import (
     LINE_LETTERS,
     MOST_KV_TOKENS,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from calibrate.loads.example_fleet import write_example_fleet
+from calibrate.loads.synthetic_adapters import write_example_fleet
 from sim.cells import one_line, plain_text
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\x9b2J\u202e\rerror: forged\nerror: forged\x7f"

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import CommandLine
 
-from calibrate.serve import client, event_stream, http_answer, server_json, server_metrics
+from calibrate.serve import client, http_answer, server_metrics
 from sim import reading
 from sim.errors import InputError, OutputError
 from sim.results.run_directory.result_files import read_json
@@ -151,10 +151,10 @@ LIMITS = {
         (client.ANSWER_BYTES, client.TOKEN_BYTES) == (MIB, MIB // 64)
     ),
     "event; part of an answer that is not parsed yet: 64 KiB": (
-        event_stream.EVENT_BYTES == event_stream.PENDING_BYTES == MIB // 16
+        client.EVENT_BYTES == client.PENDING_BYTES == MIB // 16
     ),
     "answer with an HTTP error: 64 KiB of it are kept": client.REFUSAL_BYTES == MIB // 16,
-    "what the server says in messages and results: 300 characters, before escapes": server_json.WORDS == 300,
+    "what the server says in messages and results: 300 characters, before escapes": client.WORDS == 300,
 }
 NO_NUMBER = {"text in a cell of Parquet: longer dictionaries and columns are refused before they are decoded"}
 

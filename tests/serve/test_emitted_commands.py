@@ -16,8 +16,7 @@ from command_line import CommandLine
 from ruamel.yaml import YAML
 from vllm_environment import PYTHON, needs_vllm
 
-from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_sparse
-from calibrate.loads.synthetic_adapters import adapter_config
+from calibrate.loads.synthetic_adapters import BASE, MODEL, adapter_config, header_of, write_sparse
 from sim.results.run_directory.store import read_run
 from sim.spec.engine_flags.vllm_flags import VLLM
 

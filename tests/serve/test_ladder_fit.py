@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from calibrate.serve.client import SentRequest
+from calibrate.serve.http_answer import ServerError
 from calibrate.serve.ladder import DecodeBatch, JoiningRequest, Ladder, TimedLoad, held_up
 from calibrate.serve.ladder_fit import MeasuredServer, fit_profile, fit_steps, public_command, resampled
 from calibrate.serve.planned_requests import PlannedRequest
-from calibrate.serve.server_errors import ServerError
 from sim.spec.scenario import Scenario
 from sim.traffic.generate import Traffic
 

@@ -14,7 +14,7 @@ from sim.spec.sections.popularity_laws import Drift
 from sim.traffic import generate
 from sim.traffic.arrivals import weibull_shape
 from sim.traffic.fits.describe import SessionTable, dispersion, sessions_by_gap
-from sim.traffic.turnover import Turnover
+from sim.traffic.popularity import Turnover
 
 SIGMAS = 4
 """Standard errors that a fixed seed may be off."""
@@ -213,7 +213,7 @@ def test_drift_lets_the_share_asked_for_trade_places() -> None:
 
 
 def test_lengths_by_adapter_differ_between_adapters_and_keep_their_law() -> None:
-    from sim.traffic.fits.length_fit import by_adapter
+    from sim.traffic.fits.describe import by_adapter
 
     tokens = {"prompt": {"law": "lognormal", "mean": 600, "p99": 3000}, "output": {"law": "geometric", "mean": 100}}
     for share in (0.0, 0.6):

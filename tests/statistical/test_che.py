@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sim.policies.replay.che import characteristic_time, che_byte_miss_ratios, che_miss_ratios
 from sim.policies.replay.fast_replay import fifo, lru
-from sim.policies.replay.lru_curve import LruCurve, lru_curve
+from sim.policies.replay.lru_curve import (
+    LruCurve,
+    characteristic_time,
+    che_byte_miss_ratios,
+    che_miss_ratios,
+    lru_curve,
+)
 
 SHUFFLES = 30
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim.results.changes.baseline_impact import usual_impact, with_impact
-from sim.results.intervals.student_t import student
+from sim.results.baseline_impact import usual_impact, with_impact
+from sim.results.intervals import student
 from sim.results.point import Point
 from sim.results.point_summary import summarise
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.backends.pool import Local
-from sim.studies.baseline import baseline_of
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario, facts_of, make_design
 from sim.studies.execution import Execution
 from sim.studies.sweep import run_study
+from sim.studies.training.vetting_gate import baseline_of
 from sim.world.replication import simulate
 
 FLEET = ["workload.duration=30 s", "rollouts=null", "run.replications=1", "run.warmup=10%"]

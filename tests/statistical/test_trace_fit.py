@@ -17,8 +17,7 @@ from sim.studies.trace.facts import FitCheck
 from sim.studies.trace.scenario import scenario_text
 from sim.studies.trace.study import study_trace
 from sim.traffic.fits.describe import dispersion, find_bursts
-from sim.traffic.fits.gaps import cvs_by_adapter, fit_gaps
-from sim.traffic.fits.modulation import fit_modulation
+from sim.traffic.fits.gaps import cvs_by_adapter, fit_gaps, fit_modulation
 from sim.traffic.fits.popularity_fit import _FAMILIES, LEAST_P, fit_popularity
 from sim.traffic.traces.data import TraceData
 from sim.traffic.traces.read import read_trace

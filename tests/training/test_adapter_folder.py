@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from calibrate.loads.synthetic_adapters import SyntheticAdapter, synthesize
 from sim.errors import InputError
 from sim.traffic.adapters import SHAPES
-from sim.training.files.adapter_folder import CONFIG, WEIGHTS, find_adapters, only_dtype, read_adapter
-from sim.training.files.header_facts import LIMIT
+from sim.training.files.adapter_folder import CONFIG, LIMIT, WEIGHTS, find_adapters, only_dtype, read_adapter
 from sim.training.files.safetensors_header import HEADER_LIMIT, read_header
 
 A, B = "model.q_proj.lora_A.weight", "model.q_proj.lora_B.weight"

@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 
-from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_example_fleet, write_sparse
-from calibrate.loads.synthetic_adapters import adapter_config
+from calibrate.loads.synthetic_adapters import BASE, MODEL, adapter_config, header_of, write_example_fleet, write_sparse
 from sim.errors import InputError, OutputError
 from sim.spec.scenario import Targets
 from sim.training.files import census as counted
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS
-from sim.training.files.base_model_names import known_model
-from sim.training.files.census import groups, take_census
-from sim.training.files.duplicates import find_copies
+from sim.training.files.census import find_copies, groups, known_model, take_census
 
 
 def add(
@@ -165,11 +162,11 @@ def test_a_hostile_number_of_modules_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_equal_headers_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sim.training.files import header_facts
+    from sim.training.files import adapter_folder
 
     parsed = []
-    parse = header_facts.parse_header
-    monkeypatch.setattr(header_facts, "parse_header", lambda *args: (parsed.append(args), parse(*args))[1])
+    parse = adapter_folder.parse_header
+    monkeypatch.setattr(adapter_folder, "parse_header", lambda *args: (parsed.append(args), parse(*args))[1])
     for n in range(20):
         add(tmp_path, f"a{n}", mark=n)
     add(tmp_path, "b", rank=16)

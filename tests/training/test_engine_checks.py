@@ -12,9 +12,7 @@ from sim.errors import InputError
 from sim.spec.engines import ENGINES
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, MODULES, SHAPES, parameters_per_rank
-from sim.training.files.adapter_kinds import kinds_of
-from sim.training.files.census import Census, Entry
-from sim.training.files.duplicates import Copies
+from sim.training.files.census import Census, Copies, Entry, kinds_of
 from sim.training.files.engine_checks import (
     Concern,
     ServingTarget,

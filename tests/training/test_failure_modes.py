@@ -15,7 +15,7 @@ from calibrate.loads.synthetic_adapters import SyntheticAdapter, synthesize
 from sim.spec.scenario import Targets
 from sim.traffic.adapters import SHAPES
 from sim.training.files.adapter_folder import read_adapter
-from sim.training.logs.thresholds import Thresholds
+from sim.training.logs.training_case import Thresholds
 from sim.training.vet_adapters import vet_path
 from sim.training.vet_results import Vetted
 

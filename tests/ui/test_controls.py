@@ -11,8 +11,7 @@ from sim.errors import ScenarioError, SeveralErrors
 from sim.spec.files.bundled import bundled_scenarios
 from sim.spec.scenario_file import load_scenario, scenario_of_text
 from sim.ui.controls import Control, controls_of, curve_values, settings_of
-from sim.ui.estimates import estimate
-from sim.ui.fragments import commands, design_words
+from sim.ui.fragments import commands, design_words, estimate
 from sim.ui.library import Library, problems_of
 
 NAMES = [entry.name for entry in bundled_scenarios()]

@@ -10,8 +10,7 @@ import pytest
 
 from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
 from sim.studies.planning.screen import screen
-from sim.ui.estimates import estimate
-from sim.ui.fragments import commands, estimate_box
+from sim.ui.fragments import commands, estimate, estimate_box
 from sim.ui.library import Library
 
 

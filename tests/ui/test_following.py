@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from served_page import TINY
 
-from sim.spec.files.yaml_text import yaml_text
+from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.scenario_file import load_scenario
 from sim.studies.execution import Execution
 from sim.studies.sweep import run_study

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from served_page import ServedPage
 
-from sim.ui.guard import BODY_S, MOST_AT_A_TIME, MOST_BYTES
+from sim.ui.site import BODY_S, MOST_AT_A_TIME, MOST_BYTES
 
 pytestmark = pytest.mark.waits
 

@@ -9,9 +9,8 @@ import trace_samples as samples
 
 from sim.errors import InputError, TraceError
 from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
-from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 from sim.traffic.traces.data import MAX_REQUESTS
-from sim.traffic.traces.read import TraceData, read_trace
+from sim.traffic.traces.read import TraceData, read_adapter_sequence, read_trace
 from sim.traffic.traces.rows import MAX_BYTES
 
 

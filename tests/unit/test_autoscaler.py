@@ -15,7 +15,7 @@ from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Fleet, Scenario
 from sim.traffic.request import FROM_HOST
 from sim.world.build import build_world
-from sim.world.pools.cold_starts import mean_cold_start_s
+from sim.world.pools.autoscaler import mean_cold_start_s
 from sim.world.replication import assemble, simulate
 
 ROUTERS = ("round-robin", "random", "least-loaded", "power-of-two", "hash", "affinity-residency", "affinity-activity")

@@ -33,16 +33,15 @@ from sim.spec.sections.trace_source import Trace
 from sim.spec.sections.workload import AdapterKind
 from sim.studies.evaluate import evaluate_scenario, facts_of
 from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if_changes import changes
+from sim.studies.planning.what_if import changes
 from sim.studies.trace.report import facts_table
 from sim.studies.trace.scenario import SCENARIO, scenario_files
 from sim.studies.trace.study import TraceStudy, study_trace
-from sim.studies.training.remedy_kinds import mixed_in
+from sim.studies.training.remedies import mixed_in
 from sim.traffic.request import BASE_MODEL, HIT, MISS
-from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 from sim.traffic.traces.data import TraceData
 from sim.traffic.traces.export import write_plain
-from sim.traffic.traces.read import read_trace
+from sim.traffic.traces.read import read_adapter_sequence, read_trace
 from sim.world.build import build_world
 from sim.world.replication import simulate
 from sim.world.world import World

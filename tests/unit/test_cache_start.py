@@ -12,9 +12,8 @@ import pytest
 from strategies import GRID, build, fixed_time, write_profile, write_trace
 
 from sim.errors import ScenarioError
-from sim.policies.adapter_cache import ABSENT, RESIDENT, GpuCache
+from sim.policies.adapter_cache import ABSENT, RESIDENT, GpuCache, UnifiedCache
 from sim.policies.eviction import EvictionContext, make_eviction
-from sim.policies.unified_cache import UnifiedCache
 from sim.results.records import Recording
 from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario

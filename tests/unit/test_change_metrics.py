@@ -8,10 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.results.baseline_impact import usual_impact, with_impact
 from sim.results.catalogue import ALWAYS_THERE
-from sim.results.changes.baseline_impact import usual_impact, with_impact
-from sim.results.changes.change_metrics import PEAK_SPAN_S, sessions_of_both
-from sim.results.changes.change_summary import event_cuts, mark_words, timeline_latencies, version_mix
+from sim.results.change_metrics import (
+    PEAK_SPAN_S,
+    event_cuts,
+    mark_words,
+    sessions_of_both,
+    timeline_latencies,
+    version_mix,
+)
 from sim.results.metrics import measure
 from sim.results.model import Impact
 from sim.results.point import Metric, Point

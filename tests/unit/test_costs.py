@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sim.policies.costs import StepCosts, load_seconds, mean_residual, residual
-from sim.policies.kv.kv_memory import kv_tokens_left
+from sim.policies.kv.kv_rules import kv_tokens_left
 from sim.spec.profile import Memory, StepCost, TierCost
 from sim.traffic.adapters import Population
 

@@ -11,8 +11,7 @@ from scenario_samples import BASE, base, edited, refusal, write
 from sim.errors import InputError
 from sim.spec.engine_flags.command_lines import engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.engine_flags.flag import Flag
-from sim.spec.engine_flags.flag_hints import flag_hint
-from sim.spec.engine_flags.flag_tables import FLAGS
+from sim.spec.engine_flags.flag_tables import FLAGS, flag_hint
 from sim.spec.engines import ENGINES
 from sim.spec.files.problems import known_keys
 from sim.spec.needs import value_of, words_of

@@ -17,9 +17,9 @@ import sim.studies.evaluate
 import sim.studies.headroom
 from reports.formatting import money, show
 from reports.tables.metric_tables import grouped_table, groups_table, metrics_table
-from reports.text.cost_text import cheapest_sentence, cost_sentences
+from reports.text.setup_text import cheapest_sentence, cost_sentences
 from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, ONLY_WITH_PRICE, needing
-from sim.results.fleet_costs.prices import priced
+from sim.results.fleet_costs import priced
 from sim.results.pairs import difference_of
 from sim.results.point import Metric, Point, Usage
 from sim.results.point_summary import summarise

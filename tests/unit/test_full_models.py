@@ -16,7 +16,7 @@ from reports.tables.metric_tables import capacity_table
 from reports.text.limit_text import limit_sentence
 from sim.errors import ScenarioError
 from sim.policies.routing import View
-from sim.policies.routing.full_model_router import ToHolders
+from sim.policies.routing.pool_router import ToHolders
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
@@ -25,7 +25,7 @@ from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import make_plan
 from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if_changes import changes
+from sim.studies.planning.what_if import changes
 from sim.traffic.adapters import SHAPES, model_tensors, populate
 from sim.world.build import build_world
 from sim.world.replication import simulate

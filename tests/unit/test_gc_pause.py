@@ -13,8 +13,7 @@ from sim.spec.scenario import Scenario
 from sim.traffic import generate
 from sim.world.build import build_world
 from sim.world.fleet import Fleet
-from sim.world.gc_pause import collector_paused
-from sim.world.replication import simulate
+from sim.world.replication import collector_paused, simulate
 from sim.world.world import World
 
 

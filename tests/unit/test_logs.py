@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import Trace
-from sim.traffic.traces.adapter_sequence import read_adapter_sequence
-from sim.traffic.traces.log_times import style_of
-from sim.traffic.traces.read import TraceData, read_trace
+from sim.traffic.traces.log_columns import style_of
+from sim.traffic.traces.read import TraceData, read_adapter_sequence, read_trace
 
 COLUMNS = (
     *("ts", "time", "start_time", "model", "adapter", "request.model", "response.model", "tenant_id", "prompt_tokens"),

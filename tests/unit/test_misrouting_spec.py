@@ -15,7 +15,7 @@ from scenario_samples import base
 from sim.policies.adapter_cache import GpuCache
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
-from sim.results.changes.change_metrics import sessions_of_both
+from sim.results.change_metrics import sessions_of_both
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -34,7 +34,7 @@ from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
 from sim.world.build import build_world
 from sim.world.replication import assemble, simulate
-from sim.world.routing.router_instances import RouterInstances
+from sim.world.routing.router_state import RouterInstances
 
 __all__ = ["base"]  # a fixture, used by its name
 

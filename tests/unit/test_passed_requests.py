@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from sim.policies.admission import WaitingQueue
 from sim.policies.queues.passed_requests import PassedRequests, vllm_queue
-from sim.policies.set_order import SetOrder
-from sim.policies.vllm_lru import VllmLruCache
+from sim.policies.vllm_lru import SetOrder, VllmLruCache
 from sim.traffic.request import Request
 
 SLOTS = 2

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 from strategies import build, fixed_time, write_trace
 
-from reports.text.changes.placement_text import placement_sentences
+from reports.text.impact_text import placement_sentences
 from sim.policies.adapter_cache import ABSENT
 from sim.policies.routing import RouterContext, View
 from sim.policies.routing.placed import Placed
-from sim.policies.set_order import SetOrder
-from sim.policies.vllm_lru import VllmLruCache
+from sim.policies.vllm_lru import SetOrder, VllmLruCache
 from sim.results.catalogue import ALWAYS_THERE, PLACEMENT, needing
-from sim.results.metrics import measure
-from sim.results.placement.placement_metrics import ADAPTER, COMES, REPLICA, TIME
+from sim.results.metrics import ADAPTER, COMES, REPLICA, TIME, measure
 from sim.results.records import COMPLETED, Recording
 from sim.spec.policies import PLACERS
 from sim.spec.scenario import Scenario

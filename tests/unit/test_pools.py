@@ -17,10 +17,8 @@ from sim.errors import InputError, LoraplanError, TraceError
 from sim.spec.scenario_file import load_scenario
 from sim.studies.backends import backend_choice, on_dask, on_ray
 from sim.studies.backends.backend_choice import BackendChoice, choose_backend, open_pool
-from sim.studies.backends.cluster import FEWEST, Cluster, ClusterGone, TaskLost
+from sim.studies.backends.cluster import FEWEST, Cluster, ClusterGone, TaskLost, lacks_loraplan, run_on_worker, software
 from sim.studies.backends.pool import Local
-from sim.studies.backends.remote import run_on_worker, software
-from sim.studies.backends.start import lacks_loraplan
 from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import make_plan
 from sim.studies.sweep import run_study

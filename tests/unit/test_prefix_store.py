@@ -6,12 +6,10 @@ import pytest
 
 from sim.policies.admission import ReadyQueue
 from sim.policies.costs import StepCosts
-from sim.policies.kv.extents import Extent
 from sim.policies.kv.free_queue import FreeQueue
-from sim.policies.kv.known_blocks import KnownBlocks
+from sim.policies.kv.known_blocks import Extent, KnownBlocks
 from sim.policies.kv.kv_store import KvStore
-from sim.policies.kv.prefix_store import PrefixStore
-from sim.policies.kv.until_preemption import CountUntilPreemption
+from sim.policies.kv.prefix_store import CountUntilPreemption, PrefixStore
 from sim.policies.scheduler import Limits, Scheduler
 from sim.spec.profile import StepCost
 from sim.traffic.request import Request

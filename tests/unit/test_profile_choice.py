@@ -14,10 +14,9 @@ from sim.spec import profile_choice as choices
 from sim.spec.engine_versions import version_distance
 from sim.spec.gpus import GPUS, gpu_named
 from sim.spec.profile import bundled_profiles, load_profile
-from sim.spec.profile_choice import BASE_MODELS, ProfileChoice, profile_choice
+from sim.spec.profile_choice import BASE_MODELS, ProfileChoice, profile_choice, shelved
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.spec.shelf import shelved
 from sim.studies.evaluate import evaluate_scenario, setup_of
 from sim.traffic.adapters import SHAPES
 from sim.world.build import build_world
@@ -134,7 +133,7 @@ def test_exact_before_near_and_measured_before_derived(monkeypatch: pytest.Monke
     def load(name: str) -> tuple[object, str]:
         return known.model_copy(update={"status": statuses.get(name.rpartition("/")[2], "assumed")}), ""
 
-    monkeypatch.setattr("sim.spec.shelf.bundled_profiles", lambda: names)
+    monkeypatch.setattr("sim.spec.profile_choice.bundled_profiles", lambda: names)
     monkeypatch.setattr(choices, "load_profile", load)
     choices._chosen.cache_clear()
     try:

@@ -17,7 +17,7 @@ from sim.spec.registry import Entry, Registry
 from sim.spec.scenario_file import load_scenario
 from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals, OpenArrivals
 from sim.spec.sections.trace_source import TRACE_FORMATS
-from sim.studies.planning.what_if_changes import changes
+from sim.studies.planning.what_if import changes
 from sim.studies.training.vetting_gate import build
 from sim.traffic.arrivals import PROCESSES
 

@@ -6,9 +6,8 @@ from strategies import build, fixed_time
 
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 from sim.world.build import build_world
-from sim.world.replica_draws import ReplicaDraws
 from sim.world.rollouts.versions import DuplicateVersionBytes
-from sim.world.times import reload_times, tier_times
+from sim.world.times import ReplicaDraws, reload_times, tier_times
 
 
 def test_a_reload_takes_the_time_of_its_tier() -> None:

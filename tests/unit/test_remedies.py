@@ -8,15 +8,23 @@ import pytest
 from stuck_adapter import write_adapter
 
 from reports.pages.run_page import build_report
-from reports.tables.remedy_tables import remedy_tables
-from reports.text.remedy_text import badge, cures_answer
+from reports.tables.plan_tables import remedy_tables
+from reports.text.plan_text import badge, cures_answer
 from sim.policies.slot_memory import slots_bytes
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
 from sim.studies.execution import Execution
-from sim.studies.training.remedies import ALL, ALL_SAME_HOST, ONE, RemedyChange, changes_of, remedies_of
-from sim.studies.training.remedy_kinds import share_of, slots_at_same_memory
+from sim.studies.training.remedies import (
+    ALL,
+    ALL_SAME_HOST,
+    ONE,
+    RemedyChange,
+    changes_of,
+    remedies_of,
+    share_of,
+    slots_at_same_memory,
+)
 from sim.studies.training.remedy_run import price_remedies
 from sim.studies.training.vetting_gate import build
 from sim.traffic.adapters import SHAPES, populate

@@ -12,7 +12,7 @@ from reports.tables.metric_tables import pools_table
 from reports.text.plan_text import plan_answer
 from reports.text.setup_text import setup_line
 from sim.errors import InputError
-from sim.results.fleet_costs.prices import priced
+from sim.results.fleet_costs import priced
 from sim.results.point import Point
 from sim.results.run_directory.result_files import points_csv, summary_json
 from sim.results.run_directory.store import read_run
@@ -26,7 +26,7 @@ from sim.studies.execution import Execution
 from sim.studies.headroom import find_headroom
 from sim.studies.planning.plan_study import make_plan
 from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if_changes import changes
+from sim.studies.planning.what_if import changes
 from sim.world.build import build_world
 
 SCENARIO = """\

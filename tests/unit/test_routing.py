@@ -12,8 +12,7 @@ from sim.spec.policies import PLACEMENTS
 from sim.spec.scenario import Scenario
 from sim.spec.sections import routing
 from sim.world.clock import ARRIVAL, Call, Clock
-from sim.world.routing.activity import InFlightActivity, RunningNow
-from sim.world.routing.router_views import Residency, Sources, ViewRefresher
+from sim.world.routing.router_views import InFlightActivity, Residency, RunningNow, Sources, ViewRefresher
 
 
 def context(view: View, **options: Any) -> RouterContext:

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import stdtrit
 from strategies import GRID, build, fixed_time, write_trace
 
-from sim.results.intervals.student_t import student
+from sim.results.intervals import student
 from sim.results.records import Recording
 from sim.results.statistics import estimate
 from sim.world.build import build_world

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sim.cli import app
 from sim.errors import InputError
-from sim.studies.fidelity.run_cells import read_table
+from sim.studies.fidelity.measured_runs import read_table
 from sim.studies.fidelity.serving_stages import Stage, errors_by_server, predict_stages, stages_of
 
 ROW = {

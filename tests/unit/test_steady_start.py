@@ -12,9 +12,8 @@ from sim.policies.adapter_cache import ABSENT
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
-from sim.world.replica_draws import ReplicaDraws
-from sim.world.replication import assemble, simulate
-from sim.world.steady_start import SteadyStart
+from sim.world.replication import SteadyStart, assemble, simulate
+from sim.world.times import ReplicaDraws
 
 SKEWED = {"law": "zipf", "exponent": 1.0}
 SLOTS, COPIES, ADAPTERS = 4, 9, 20

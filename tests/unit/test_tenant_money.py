@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.results.fleet_costs.prices import HOURS_PER_MONTH, priced
+from sim.results.fleet_costs import HOURS_PER_MONTH, priced
 from sim.results.point import Point
 from sim.results.run_directory.result_files import point_key, points_csv, tenants_csv
 from sim.spec.profile_choice import prices_of

@@ -14,9 +14,8 @@ from sim.errors import InputError
 from sim.results.point import Point
 from sim.spec.engine_flags.command_lines import engine_flags
 from sim.spec.profile import load_profile
-from sim.spec.profile_choice import profile_choice
+from sim.spec.profile_choice import profile_choice, siblings
 from sim.spec.scenario_file import load_scenario
-from sim.spec.sibling_profiles import siblings
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.traffic.adapters import MODULES, SHAPES
 from sim.world.build import build_world

@@ -14,8 +14,7 @@ from sim.spec.sections.laws import EmpiricalTokens
 from sim.spec.sections.trace_source import Trace
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights
-from sim.traffic.traces.adapter_sequence import read_adapter_sequence
-from sim.traffic.traces.read import TraceData, read_trace
+from sim.traffic.traces.read import TraceData, read_adapter_sequence, read_trace
 
 HEADER = b"timestamp_s,adapter_id,input_tokens,output_tokens\n"
 GOOD = b"1,a,5,5\n2,b,5,5\n"

@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import Trace
-from sim.traffic.traces.read import TraceData, read_trace
-from sim.traffic.traces.scales import with_population
+from sim.traffic.traces.read import TraceData, read_trace, with_population
 
 SESSIONS, TURNS = 1500, 4
 

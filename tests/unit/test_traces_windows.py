@@ -13,7 +13,7 @@ from sim.errors import TraceError
 from sim.spec.sections.trace_source import Trace
 from sim.traffic.traces.client_lengths import tokens_at
 from sim.traffic.traces.read import TraceData, read_trace
-from sim.traffic.traces.renewal import shape_of_cv
+from sim.traffic.traces.windows import shape_of_cv
 
 HEADER = "client_id,timestamp_s,rate_rps,cv,pattern,shape,scale\n"
 LAWS = ("Gamma,0.25,", "Weibull,0.5,", "Gamma,4,", ",,", "Weibull,2.5,")

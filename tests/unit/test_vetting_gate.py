@@ -13,7 +13,7 @@ from scenario_samples import refusal, write
 from stuck_adapter import LEARNED, write_adapter
 
 from reports.pages.run_page import build_report
-from reports.tables.held_back_table import held_table
+from reports.tables.change_tables import held_table
 from reports.text.answer_text import answer, sweep_answer
 from sim.errors import InputError
 from sim.results.model import HeldBack

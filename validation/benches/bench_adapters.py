@@ -13,11 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_sparse
-from calibrate.loads.synthetic_adapters import adapter_config
+from calibrate.loads.synthetic_adapters import BASE, MODEL, adapter_config, header_of, write_sparse
 from sim.spec.scenario import Targets
-from sim.training.files.census import take_census
-from sim.training.files.duplicates import find_copies
+from sim.training.files.census import find_copies, take_census
 
 TARGETS: tuple[Targets, ...] = (("q", "v"), ("q", "k", "v", "o"), "all-linear")
 CONFIG = adapter_config(BASE, 16, "all-linear")

@@ -16,7 +16,7 @@ if "--corpus" not in sys.argv:
 else:
     from sim.training.files import adapter_folder, safetensors_header
 
-from calibrate.loads.example_fleet import header_of
+from calibrate.loads.synthetic_adapters import header_of
 from sim.errors import InputError
 from sim.spec.scenario import Targets
 

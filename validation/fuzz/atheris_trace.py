@@ -21,7 +21,7 @@ else:
 
 from sim.errors import InputError
 from sim.spec.sections.trace_source import Trace
-from sim.traffic.traces.adapter_sequence import read_adapter_sequence
+from sim.traffic.traces.read import read_adapter_sequence
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 

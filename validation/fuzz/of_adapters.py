@@ -8,8 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from calibrate.loads.example_fleet import header_of
-from calibrate.loads.synthetic_adapters import adapter_config
+from calibrate.loads.synthetic_adapters import adapter_config, header_of
 from validation import ROOT
 from validation.fuzz import nonsense
 from validation.fuzz.cases import Case

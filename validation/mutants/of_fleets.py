@@ -16,7 +16,7 @@ SCALING = "tests/unit/test_scaling_policies.py"
 
 _AUTOSCALER = "sim/world/pools/autoscaler.py"
 _HEADROOM = "sim/studies/headroom.py"
-_MONEY = "sim/results/fleet_costs/tenant_money.py"
+_MONEY = "sim/results/fleet_costs.py"
 _TIMES = "sim/world/pools/pool_times.py"
 
 FLEETS = (
@@ -39,7 +39,7 @@ FLEETS = (
     ),
     Mutant(
         "any-pool-up",
-        "sim/world/routing/replica_views.py",
+        "sim/world/routing/router_state.py",
         "self._of_request[request.adapter] if self._of_request else self._views[0][0]",
         "self._views[-1][0]",
         "a request is sent on because a pool is up that doesn't take it",
@@ -63,7 +63,7 @@ FLEETS = (
     ),
     Mutant(
         "idle-at-the-mean-price",
-        "sim/results/fleet_costs/prices.py",
+        "sim/results/fleet_costs.py",
         "return mean.mapped(lambda cost: cost * factor)",
         "return mean",
         "idle GPUs of all pools cost the same",
@@ -96,7 +96,7 @@ FLEETS = (
     ),
     Mutant(
         "gpu-load-since-the-start",
-        "sim/world/pools/replica_readings.py",
+        "sim/world/pools/autoscaler.py",
         "        self._read_s, self._busy_s = now, busy_s\n",
         "",
         "an autoscaler reads the mean load of the whole run",
@@ -104,7 +104,7 @@ FLEETS = (
     ),
     Mutant(
         "starts-of-the-warm-up-count",
-        "sim/results/autoscaling/scaling_metrics.py",
+        "sim/results/scaling_metrics.py",
         "(at > max(0.0, r.bounds[0]))",
         "(at > 0.0)",
         "replicas that start or stop before the measured time are counted",
@@ -112,7 +112,7 @@ FLEETS = (
     ),
     Mutant(
         "keda-stops-with-requests",
-        "sim/policies/autoscaling/keda.py",
+        "sim/policies/autoscaling.py",
         "if total == 0 and time_s",
         "if time_s",
         "without a cooldown, KEDA stops the last replica while requests wait or run",
@@ -120,7 +120,7 @@ FLEETS = (
     ),
     Mutant(
         "hpa-without-milli-units",
-        "sim/policies/autoscaling/hpa.py",
+        "sim/policies/autoscaling.py",
         "return sum(values) // len(values) / self._target",
         "return sum(values) / len(values) / self._target",
         "the mean isn't cut off as Kubernetes does it, so 29 requests on 7 replicas ask for 30",
@@ -128,7 +128,7 @@ FLEETS = (
     ),
     Mutant(
         "hpa-rounds-down",
-        "sim/policies/autoscaling/hpa.py",
+        "sim/policies/autoscaling.py",
         "else ceil(first * len(values))",
         "else int(first * len(values))",
         "the HPA asks for one replica too few",
@@ -136,7 +136,7 @@ FLEETS = (
     ),
     Mutant(
         "hpa-stabilizes-down-to-the-least",
-        "sim/policies/autoscaling/behavior.py",
+        "sim/policies/autoscaling.py",
         "        down = max([asked, ",
         "        down = min([asked, ",
         "a short dip stops replicas at once",
@@ -144,7 +144,7 @@ FLEETS = (
     ),
     Mutant(
         "cold-start-without-warm-up",
-        "sim/world/pools/cold_starts.py",
+        "sim/world/pools/autoscaler.py",
         "        return seconds + self._warm_up.seconds(rng)",
         "        return seconds",
         "the warm-up list loads in no time",
@@ -161,7 +161,7 @@ FLEETS = (
     ),
     Mutant(
         "priority-upside-down",
-        "sim/world/replica/tenant_servers.py",
+        "sim/world/replica/continuous.py",
         "order = sorted(set(priorities))",
         "order = sorted(set(priorities), reverse=True)",
         "higher values go first",
@@ -217,7 +217,7 @@ FLEETS = (
     ),
     Mutant(
         "tenant-name-cut-short",
-        "sim/results/by_tenant/slo_terms.py",
+        "sim/results/slo_terms.py",
         'removeprefix(_TENANTS).rpartition(".")',
         'removeprefix(_TENANTS).partition(".")',
         "a term of a tenant whose name has a dot is another tenant's",
@@ -225,7 +225,7 @@ FLEETS = (
     ),
     Mutant(
         "plans-without-tenants",
-        "sim/results/by_tenant/slo_terms.py",
+        "sim/results/slo_terms.py",
         "for tenant in scenario.tenants\n",
         "for tenant in scenario.tenants[:0]\n",
         "plans and headroom go by the fleet's SLO alone",

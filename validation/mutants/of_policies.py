@@ -200,7 +200,7 @@ POLICIES = (
     ),
     Mutant(
         "kv-cache-without-overhead",
-        "sim/policies/kv/kv_memory.py",
+        "sim/policies/kv/kv_rules.py",
         "- memory.overhead_bytes",
         "",
         "activations and CUDA graphs take memory as well",
@@ -273,7 +273,7 @@ POLICIES = (
     ),
     Mutant(
         "unified-memory-keeps-a-block",
-        "sim/policies/unified_cache.py",
+        "sim/policies/adapter_cache.py",
         "while self.blocks_used + needed > self._room()",
         "while self.blocks_used + needed >= self._room()",
         "idle adapters leave though they fit exactly",
@@ -390,7 +390,7 @@ POLICIES = (
     ),
     Mutant(
         "model-turn-without-end",
-        "sim/policies/queues/model_turns.py",
+        "sim/policies/queues/adapter_queues.py",
         "now < self._until.get(model, -inf)",
         "model in self._until",
         "requests of one model pass all others for ever",
@@ -488,7 +488,7 @@ POLICIES = (
     ),
     Mutant(
         "hot-adapter-too-few-copies",
-        "sim/policies/routing/placement.py",
+        "sim/policies/routing/placed.py",
         "math.ceil(shares - 1e-9)",
         "math.floor(shares)",
         "one replica carries more than its share for one adapter",
@@ -496,7 +496,7 @@ POLICIES = (
     ),
     Mutant(
         "placement-beyond-slots",
-        "sim/policies/placement/placer.py",
+        "sim/policies/placement.py",
         "len(self.on[replica]) < self._slots",
         "len(self.on[replica]) <= self._slots",
         "a replica gets one adapter more than it has slots",
@@ -504,7 +504,7 @@ POLICIES = (
     ),
     Mutant(
         "copies-come-and-go",
-        "sim/policies/placement/placer.py",
+        "sim/policies/placement.py",
         "DROP_BELOW = 0.8",
         "DROP_BELOW = 1.0",
         "a copy goes as soon as the demand would no longer ask for it, so noise moves it",
@@ -522,7 +522,7 @@ POLICIES = (
     ),
     Mutant(
         "moves-are-free",
-        "sim/policies/placement/min_cost_flow.py",
+        "sim/policies/placement.py",
         "comes = replica not in current.get(adapter, ())",
         "comes = False",
         "the flow moves adapters that could stay",
@@ -555,7 +555,7 @@ POLICIES = (
     ),
     Mutant(
         "che-keeps-what-is-too-large",
-        "sim/policies/replay/che.py",
+        "sim/policies/replay/lru_curve.py",
         "np.where(fits, staying, 1.0)",
         "staying",
         "an adapter larger than the cache is never kept",

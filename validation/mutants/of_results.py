@@ -382,7 +382,7 @@ RESULTS = (
     ),
     Mutant(
         "effective-size-of-half-the-lags",
-        "sim/results/intervals/effective_size.py",
+        "sim/results/intervals.py",
         "covariances[::2] + covariances[1::2]",
         "covariances[::2]",
         "half as many independent values pass for enough",
@@ -390,7 +390,7 @@ RESULTS = (
     ),
     Mutant(
         "start-of-one-replication",
-        "sim/results/intervals/initial_transient.py",
+        "sim/results/intervals.py",
         "if abs(np.sign(differences).sum()) < len(rows):",
         "if abs(np.sign(differences).sum()) < 0:",
         "a long queue by chance is taken for the start of the run",
@@ -415,7 +415,7 @@ RESULTS = (
     # Rollouts, faults, comparisons, verdicts ------------------------------------------------------------------------
     Mutant(
         "window-includes-its-end",
-        "sim/results/changes/change_metrics.py",
+        "sim/results/change_metrics.py",
         "(arrival < ends[",
         "(arrival <= ends[",
         "the first request after a rollout counts as during it",
@@ -423,7 +423,7 @@ RESULTS = (
     ),
     Mutant(
         "peak-span-includes-its-end",
-        "sim/results/changes/change_metrics.py",
+        "sim/results/change_metrics.py",
         'np.searchsorted(starts, starts + length, side="left")',
         'np.searchsorted(starts, starts + length, side="right")',
         "eleven loads, one a second, peak at 1.1/s",
@@ -431,7 +431,7 @@ RESULTS = (
     ),
     Mutant(
         "went-back-by-the-last-version",
-        "sim/results/changes/change_metrics.py",
+        "sim/results/change_metrics.py",
         "first[1:] < newest[:-1]",
         "last[1:] < newest[:-1]",
         "an answer that begins with the old version and ends with the new one goes back",

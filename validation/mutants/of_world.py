@@ -286,7 +286,7 @@ WORLD = (
     ),
     Mutant(
         "prefetch-out-of-order",
-        "sim/world/replica/prefetch.py",
+        "sim/world/replica/modes/protected.py",
         "in sorted(absent)",
         "in sorted(absent, reverse=True)",
         "the last in the queue gets its adapter first",
@@ -294,7 +294,7 @@ WORLD = (
     ),
     Mutant(
         "prefetch-evicts-what-others-want",
-        "sim/world/replica/prefetch.py",
+        "sim/world/replica/modes/protected.py",
         "loader.load_ahead(request, wanted)",
         "loader.load_ahead(request, ())",
         "a load ahead takes the adapter of the next in the queue",
@@ -343,7 +343,7 @@ WORLD = (
     ),
     Mutant(
         "idle-adapters-keep-kv-blocks",
-        "sim/world/replica/modes/unified.py",
+        "sim/world/replica/modes/protected.py",
         "self._unified.shrink()",
         "pass",
         "adapters that are not in use leave before a step that needs their blocks",

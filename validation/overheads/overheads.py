@@ -19,7 +19,7 @@ import numpy as np
 from calibrate.kernels.engine_overhead import FILE, EngineOverhead, read_overheads
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE
 from sim.results.run_directory.result_files import write_json
-from sim.studies.fidelity.run_cells import read_table
+from sim.studies.fidelity.measured_runs import read_table
 from sim.studies.fidelity.serving_stages import stages_of
 from validation import ROOT
 from validation.overheads.overhead_fit import (

@@ -10,7 +10,7 @@ from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import CARDS
 from calibrate.kernels.kernel_tables import ENGINES, Deployment, systems_folder
 from calibrate.kernels.memory_model import memory_of
-from sim.policies.kv.kv_memory import kv_tokens_left
+from sim.policies.kv.kv_rules import kv_tokens_left
 from validation.overheads.loop_schedule import Loop
 
 TABLE = "silicon_sample.csv"

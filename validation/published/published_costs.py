@@ -21,8 +21,7 @@ from sim.rng import stream
 from sim.spec.profile import HoldOut, LoadCost, Memory, TierCost
 from sim.spec.scenario import Targets
 from sim.studies.fidelity.least_squares import Floats, Problem, hold_out_line, resample, rounded, significant, solve
-from sim.studies.fidelity.measured_runs import MODELS, TARGETS
-from sim.studies.fidelity.run_cells import read_table
+from sim.studies.fidelity.measured_runs import MODELS, TARGETS, read_table
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count
 
 Row = Mapping[str, str]

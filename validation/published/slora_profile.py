@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrate.fit.cost_forms import hold_outs
+from calibrate.fit.sample_terms import hold_outs
 from sim.cli.commands.fit_command import show_fitted
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file
@@ -38,7 +38,7 @@ from sim.studies.fidelity.least_squares import (
     significant,
     solve,
 )
-from sim.studies.fidelity.run_cells import non_negative, read_table
+from sim.studies.fidelity.measured_runs import non_negative, read_table
 from sim.studies.fidelity.step_terms import step_cost
 from sim.traffic.adapters import SHAPES, parameters_per_rank
 

@@ -21,8 +21,15 @@ from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import write_text
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.command import predict_runs
-from sim.studies.fidelity.measured_runs import METRICS, MOST_RPS, UNSATURATED, LengthHistograms, MeasuredRun
-from sim.studies.fidelity.run_cells import RunCells, read_table
+from sim.studies.fidelity.measured_runs import (
+    METRICS,
+    MOST_RPS,
+    UNSATURATED,
+    LengthHistograms,
+    MeasuredRun,
+    RunCells,
+    read_table,
+)
 
 SATURATED = "saturated"
 

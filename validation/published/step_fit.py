@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.fit.cost_forms import (
+from calibrate.fit.sample_terms import (
     ADDITIVE,
     FAR_CORNER,
     IN_SAMPLE,
@@ -28,10 +28,10 @@ from calibrate.fit.cost_forms import (
 from sim.policies.front_end import FRONT_ENDS
 from sim.spec.profile import HoldOut, Profile, StepCost
 from sim.spec.scenario import Scenario
+from sim.studies.backends.pool import unordered
 from sim.studies.fidelity.least_squares import LEFT_OUT, Floats, Problem, additive, join, left_out_errors, solve
 from sim.studies.fidelity.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
 from sim.studies.fidelity.step_terms import LORA, PASSED_S, columns, step_cost
-from sim.studies.parallel import unordered
 from sim.world.build import build_world
 from sim.world.replication import simulate
 from validation.published.step_log import StepLog

@@ -53,8 +53,7 @@ def adapters(options: AdaptersOptions) -> None:
 
     Example: loraplan adapters my-adapters --engine vllm-0.32
     """
-    from sim.training.files.census import take_census
-    from sim.training.files.duplicates import find_copies
+    from sim.training.files.census import find_copies, take_census
     from sim.training.files.engine_checks import ServingTarget, check_census, check_serving_target
 
     target = ServingTarget(options.engine, options.max_rank, options.base_model)
@@ -64,7 +63,7 @@ def adapters(options: AdaptersOptions) -> None:
 
         check_target(options.write)
     if options.example:
-        from calibrate.loads.example_fleet import write_example_fleet
+        from calibrate.loads.synthetic_adapters import write_example_fleet
 
         write_example_fleet(options.folder)
     with progress_bar(options.quiet, "reading headers") as progress:

@@ -163,8 +163,7 @@ def _add_trace(draft: Draft, files: list[Path], options: InitOptions, model: str
 def _add_adapters(draft: Draft, folder: Path) -> None:
     from sim.spec.engine_flags.command_reading import Setting
     from sim.studies.training.adapter_scenario import adapter_lines
-    from sim.training.files.base_model_names import known_model
-    from sim.training.files.census import take_census
+    from sim.training.files.census import known_model, take_census
     from sim.training.files.engine_checks import ServingTarget, is_served, served_base
 
     census = take_census(folder, lambda done, total: None)

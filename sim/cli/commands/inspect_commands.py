@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.completion import complete_scenario
-from sim.cli.options import QuietOption, ScenarioArgument, SetOption, session_of
+from sim.cli.options import QuietOption, ScenarioArgument, SetOption, complete_scenario, session_of
 from sim.cli.output import message, print_rich, rich_rows, say, say_file
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reports.measured_words import measured_value, measured_words
+from reports.formatting import measured_value, measured_words
 from sim.cli.bench_results import say_correction
 from sim.cli.commands.init_command import gpu_setting, one_command
 from sim.cli.options import JsonOption, QuietOption, takes

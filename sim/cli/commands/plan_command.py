@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.completion import complete_assignment
 from sim.cli.help import SIMULATE
-from sim.cli.options import DeployableOptions, NoHeadroomOption, takes
+from sim.cli.options import DeployableOptions, NoHeadroomOption, complete_assignment, parse_range, takes
 from sim.cli.output import (
     command_line,
     message,
@@ -25,7 +24,6 @@ from sim.cli.output import (
     say_result,
     workers_of,
 )
-from sim.cli.ranges import parse_range
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -125,8 +123,7 @@ def plan(
 def _print_plan(name: str, planned: PlanOutcome, data: RunData, said: Answer) -> None:
     """Print the answer and its tables."""
     from reports.answers.plan_reading import PlanReading, shown_metrics
-    from reports.tables.plan_tables import frontier_table
-    from reports.tables.what_if_table import what_if_table
+    from reports.tables.plan_tables import frontier_table, what_if_table
     from reports.text.metric_text import capital
     from sim.results.verdict import MET, NOT_MET
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.completion import complete_profile
-from sim.cli.options import JsonOption, QuietOption
+from sim.cli.options import JsonOption, QuietOption, complete_profile
 from sim.cli.output import make_folder, message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError, ScenarioError
 
@@ -172,12 +171,11 @@ def build_profile(
     Example: loraplan profiles build --gpu h100-80gb --model llama-3.1-8b
     """
     from calibrate.fit.fit_report import write_profile
-    from calibrate.kernels.base_models import base_model_of, config_file
+    from calibrate.kernels.base_models import WEIGHTS, base_model_of, config_file
     from calibrate.kernels.cards import card_of
     from calibrate.kernels.kernel_tables import Deployment, engine_of, other_version
     from calibrate.kernels.profile_from_kernels import build_command
     from calibrate.kernels.profile_from_kernels import build_profile as built_profile
-    from calibrate.kernels.weight_formats import WEIGHTS
 
     if weights not in WEIGHTS:
         raise InputError("unknown format of weights", key="--weights", got=weights, allowed=", ".join(WEIGHTS))

@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.completion import complete_assignment
 from sim.cli.emitting import Manifests
 from sim.cli.help import RESULTS, SIMULATE
-from sim.cli.options import CheckOption, DeployableOptions, NoHeadroomOption, OverwriteOption, StudyOptions, takes
+from sim.cli.options import (
+    CheckOption,
+    DeployableOptions,
+    NoHeadroomOption,
+    OverwriteOption,
+    StudyOptions,
+    complete_assignment,
+    parse_range,
+    takes,
+)
 from sim.cli.output import (
     command_line,
     message,
@@ -28,7 +36,6 @@ from sim.cli.output import (
     say_result,
     workers_of,
 )
-from sim.cli.ranges import parse_range
 from sim.cli.terminal import has_marks, width_of_terminal
 from sim.errors import InputError, ScenarioError
 
@@ -109,8 +116,8 @@ class _Asked:
 def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str, Any]], asked: _Asked) -> None:
     """Run a study, write its report, print its answer."""
     from reports.pages.run_page import current_report, run_answer, write_report
-    from sim.results.by_tenant.slo_terms import all_terms
     from sim.results.run_directory.store import blamed_on, summary_json
+    from sim.results.slo_terms import all_terms
     from sim.studies.execution import Execution
     from sim.studies.study_identity import finished_study, free_folder
 

@@ -11,8 +11,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli.completion import complete_scenario
-from sim.cli.options import QuietOption, session_of
+from sim.cli.options import QuietOption, complete_scenario, session_of
 from sim.cli.output import message, say
 from sim.errors import InputError, install_hint
 

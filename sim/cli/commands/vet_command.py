@@ -70,7 +70,7 @@ def vet(options: VetOptions) -> None:
 
     Example: loraplan vet my-adapters/support
     """
-    from sim.training.logs.thresholds import parse_thresholds
+    from sim.training.logs.training_case import parse_thresholds
     from sim.training.vet_adapters import vet_path
     from sim.training.vet_text import as_json
 
@@ -136,8 +136,8 @@ def _priced_json(priced: PricedRemedies | None) -> dict[str, Any] | None:
 def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
     """Print what the fleet pays: an answer, and a table for each remedy."""
     from reports.pages.run_page import FILE
-    from reports.tables.remedy_tables import remedy_tables
-    from reports.text.remedy_text import cures_answer
+    from reports.tables.plan_tables import remedy_tables
+    from reports.text.plan_text import cures_answer
     from sim.results.run_directory.store import read_run
 
     if priced is None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim.policies.eviction.eviction_policy import Eviction, EvictionContext
-from sim.policies.eviction.watched_eviction import WatchedEviction
+from sim.policies.eviction.eviction_policy import Eviction, EvictionContext, WatchedEviction
 from sim.policies.outside import made
 from sim.spec.policies import EVICTIONS, EvictionEntry
 

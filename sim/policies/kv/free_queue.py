@@ -5,8 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from sim.policies.kv.extents import Entry, Extent, Segment, Spans
-from sim.policies.kv.known_blocks import KnownBlocks
+from sim.policies.kv.known_blocks import Entry, Extent, KnownBlocks, Segment, Spans
 
 
 class FreeQueue:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sim.errors import InputError, did_you_mean
 from sim.policies.eviction import Eviction, EvictionContext, check_eviction, make_eviction
 from sim.policies.replay.fast_replay import CHUNK, KERNELS
-from sim.policies.replay.overflow import check_byte_sums
+from sim.policies.replay.lru_curve import check_byte_sums
 from sim.rng import stream
 from sim.spec.policies import EVICTIONS, EvictionEntry
 

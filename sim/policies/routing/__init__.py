@@ -7,8 +7,7 @@ A router is a class in here and an entry in ``sim/spec/policies.py``. What keeps
 from __future__ import annotations
 
 from sim.policies.outside import made
-from sim.policies.routing.router_policy import VIEW_FIELDS, Choosing, Router, RouterContext, View
-from sim.policies.routing.watched_router import WatchedRouter
+from sim.policies.routing.router_policy import VIEW_FIELDS, Choosing, Router, RouterContext, View, WatchedRouter
 from sim.spec.policies import ROUTERS, RouterEntry
 
 __all__ = ["Choosing", "Router", "RouterContext", "View", "check_router", "make_router"]

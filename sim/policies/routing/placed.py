@@ -1,11 +1,166 @@
-"""Only the replicas on which a controller has placed the adapter."""
+"""Routers that send a request where its adapter was placed, before the run or by a controller."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from heapq import heapify, heappop, heappush, nsmallest
+from itertools import chain, islice
 from typing import ClassVar
 
 from sim.policies.routing.router_policy import RouterContext, is_up
 from sim.rng import UniformDraws, uniform_draw
+from sim.spec.policies import PLACEMENTS
+
+# Where adapters are placed before anything runs, for routers with a service per adapter.
+
+Homes = tuple[int, ...]
+"""The replicas on which an adapter is placed, ascending."""
+
+
+def least_adapters(context: RouterContext) -> list[Homes]:
+    """Place every adapter on the replicas with the fewest so far, the first of equal ones.
+
+    One adapter after the other, as AIBrix places them when they are created (``leastAdapters`` in
+    ``pkg/controller/modeladapter/scheduling``). All replicas begin empty, so this goes round.
+    """
+    replicas, copies = context.replicas, context.copies
+    turns = [tuple(sorted((first + i) % replicas for i in range(copies))) for first in range(replicas)]
+    return [turns[adapter * copies % replicas] for adapter in range(context.adapters)]
+
+
+def bin_pack(context: RouterContext) -> list[Homes]:
+    """Fill the slots of a replica before those of the next one; beyond all slots, place on those with the fewest."""
+    replicas, slots, copies = range(context.replicas), context.view.slots, context.copies
+    counts = [0] * context.replicas
+    free = slots * context.replicas
+    known: dict[Homes, Homes] = {}  # one tuple for all adapters that share their homes
+    placed = []
+    for _ in range(context.adapters):
+        homes = with_room(counts, slots, copies, replicas) if free > 0 else fewest(counts, copies, replicas)
+        for replica in homes:
+            free -= counts[replica] < slots
+            counts[replica] += 1
+        placed.append(known.setdefault(homes, homes))
+    return placed
+
+
+def by_popularity(context: RouterContext) -> list[Homes]:
+    """Place the hottest adapters first, each on the replicas with the least expected traffic so far.
+
+    An adapter with more than one replica's fair share of the traffic gets as many copies as shares, so that no replica
+    must carry more than such a share for one adapter.
+    """
+    replicas = context.replicas
+    weights = [1.0] * context.adapters if context.weights is None else context.weights
+    total = math.fsum(weights) or 1.0
+    heap = [(0.0, replica) for replica in range(replicas)]
+    heapify(heap)
+    known: dict[Homes, Homes] = {}
+    placed: list[Homes] = [()] * context.adapters
+    for adapter in sorted(range(context.adapters), key=lambda adapter: -weights[adapter]):
+        shares = replicas * weights[adapter] / total
+        copies = min(replicas, max(context.copies, math.ceil(shares - 1e-9)))  # rounding makes no second copy
+        taken = [heappop(heap) for _ in range(copies)]
+        for load, replica in taken:
+            heappush(heap, (load + shares / copies, replica))
+        homes = tuple(sorted(replica for _, replica in taken))
+        placed[adapter] = known.setdefault(homes, homes)
+    return placed
+
+
+def fewest(counts: Sequence[int], copies: int, among: Collection[int]) -> Homes:
+    """Return the replicas with the fewest adapters, the first of equal ones; all of them where copies are more."""
+    if copies == 1 and len(among) == len(counts):
+        return (counts.index(min(counts)),)
+    if copies == 1:
+        return (min(among, key=counts.__getitem__),)
+    return tuple(sorted(nsmallest(copies, among, key=counts.__getitem__)))
+
+
+def with_room(counts: Sequence[int], slots: int, copies: int, among: Collection[int]) -> Homes:
+    """Return the first replicas of ``among`` with a free slot, and where there are too few those with the fewest."""
+    homes = tuple(islice((replica for replica in among if counts[replica] < slots), copies))
+    if len(homes) < min(copies, len(among)):
+        others = [replica for replica in among if replica not in homes]
+        homes = tuple(sorted(homes + fewest(counts, copies - len(homes), others)))
+    return homes
+
+
+# A service for each adapter: requests go to the replicas on which it was placed.
+
+
+class ServicePerAdapter:
+    """One of the adapter's own replicas, at random, whatever their load.
+
+    AIBrix makes a Kubernetes service for every adapter and places adapters on pods itself. An adapter that was not
+    there at the start is placed at its first request. One whose replicas are all down moves to the one that is up and
+    has the fewest adapters, and goes back when one of its own is up again. The service of the base model has all pods,
+    so its requests go to any replica.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, context: RouterContext) -> None:
+        self._context = context
+        self._view = context.view
+        self._replicas = context.replicas
+        self._draws = UniformDraws(context.key)
+        self._homes: list[Homes] = PLACEMENTS[context.placement].load()(context)
+        self._late: dict[int, Homes] = {}
+        self._moved: dict[int, int] = {}  # adapters whose own replicas are all down, and where they are now
+        placed = Counter(chain.from_iterable(self._homes))
+        self._counts = [placed[replica] for replica in range(context.replicas)]
+
+    def choose(self, adapter: int, number: int) -> int:
+        up = self._view.up
+        if adapter == self._context.base_model:
+            return up[int(self._draws.of(number) * len(up))]
+        homes = self.homes(adapter)
+        if len(up) < self._replicas:
+            homes = tuple(replica for replica in homes if is_up(replica, up))
+            if not homes:
+                return self._elsewhere(adapter, up)
+        if self._moved:
+            self._back(adapter)
+        return homes[int(self._draws.of(number) * len(homes))] if len(homes) > 1 else homes[0]
+
+    def homes(self, adapter: int) -> Homes:
+        """Return the replicas on which an adapter is placed, up or down; one that is new is placed now."""
+        if adapter < len(self._homes):
+            return self._homes[adapter]
+        homes = self._late.get(adapter)
+        if homes is None:
+            homes = self._late[adapter] = self._place(self._view.up)
+        return homes
+
+    def _place(self, up: list[int]) -> Homes:
+        """Place one more adapter; its popularity is unknown."""
+        context, counts = self._context, self._counts
+        if context.placement == "bin-pack":
+            homes = with_room(counts, self._view.slots, context.copies, up)
+        else:
+            homes = fewest(counts, context.copies, up)
+        for replica in homes:
+            counts[replica] += 1
+        return homes
+
+    def _elsewhere(self, adapter: int, up: list[int]) -> int:
+        moved = self._moved.get(adapter)
+        if moved is None or not is_up(moved, up):
+            self._back(adapter)
+            moved = self._moved[adapter] = fewest(self._counts, 1, up)[0]
+            self._counts[moved] += 1
+        return moved
+
+    def _back(self, adapter: int) -> None:
+        moved = self._moved.pop(adapter, None)
+        if moved is not None:
+            self._counts[moved] -= 1
+
+
+# Only the replicas on which a controller has placed the adapter.
 
 NOWHERE: tuple[int, ...] = ()
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sim.spec.registry import Entry
+
 
 class Running(Protocol):
     """Which replicas run an adapter; a list is one."""
@@ -137,3 +139,23 @@ def load_limit(bound: float, loads: Sequence[int], up: Sequence[int]) -> float:
     """
     total = sum(loads) if len(up) == len(loads) else sum(loads[replica] for replica in up)
     return bound * (total + 1) / len(up)
+
+
+# A router from outside, watched while it decides.
+
+
+class WatchedRouter:
+    """A router from outside whose choices are checked: a replica that is up."""
+
+    def __init__(self, entry: Entry, router: Choosing, reads: frozenset[str], view: View) -> None:
+        self._entry = entry
+        self._router = router
+        self._view = view
+        self.reads = reads
+
+    def choose(self, adapter: int, number: int) -> int:
+        chosen = self._router.choose(adapter, number)
+        if chosen not in self._view.up:
+            up = ", ".join(map(str, self._view.up[:8]))
+            raise self._entry.unusable(f"choose() returned {chosen!r}, but the replicas that are up are: {up}")
+        return chosen

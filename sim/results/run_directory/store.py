@@ -24,34 +24,31 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import LoraplanError, OutputError
 from sim.reading import POINT_BYTES, TABLE_BYTES, open_regular
-from sim.results.fleet_costs.prices import priced
+from sim.results.fleet_costs import priced
 from sim.results.model import from_plain
 from sim.results.point import Point
-from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.result_files import (
+    KEY,
+    MANIFEST,
     digest_file,
+    make_folder,
     point_key,
     points_csv,
     read_json,
-    scenario_hash,
-    summary_json,
-    tenants_csv,
-    write_atomically,
-    write_json,
-    write_text,
-)
-from sim.results.run_directory.run_folder import (
-    KEY,
-    MANIFEST,
-    make_folder,
     read_manifest,
     refuse_foreign,
     refuse_links,
     release_lock,
     remove_ours,
+    scenario_hash,
+    summary_json,
     take_lock,
+    tenants_csv,
+    write_atomically,
+    write_json,
+    write_text,
 )
-from sim.results.run_directory.study_records import PlanRecord, RemedyRow, WhatIfRow
+from sim.results.run_directory.study_records import Headroom, PlanRecord, RemedyRow, WhatIfRow
 
 if TYPE_CHECKING:
     import pyarrow

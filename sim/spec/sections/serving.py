@@ -22,9 +22,8 @@ from sim.spec.engines import DEFAULT_ENGINE, ENGINES
 from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.autoscaling import Autoscale
-from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw, TimeOrLaw
-from sim.spec.sections.pools import MOST_REPLICAS, ServedKinds
+from sim.spec.sections.pools import MOST_REPLICAS, FullModels, ServedKinds
 from sim.spec.units import Bytes, Price, Seconds, Share
 
 _BATCHING_KEYS = (

@@ -2,18 +2,102 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, WithJsonSchema
 
 from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals, MmppArrivals, PiecewiseArrivals
 from sim.spec.sections.laws import MAX_TOKENS, LognormalTokens, TokenLaw
 from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, Sessions, UniformPopularity
-from sim.spec.sections.shared_prefix import SharedPrefix
-from sim.spec.sections.times_of_day import TimeOfDay
 from sim.spec.sections.trace_source import Trace
-from sim.spec.units import Bytes, Seconds, Share
+from sim.spec.units import TIME_OF_DAY_PATTERN, Bytes, Seconds, Share
+
+# Times of day in a scenario, such as ``at: 12:00``: they count from ``workload.start``.
+
+_TIME_OF_DAY = re.compile(TIME_OF_DAY_PATTERN)
+_DAY_S = 86400
+
+
+def parse_time_of_day(text: object) -> int | None:
+    """Return the seconds since midnight of a text such as ``8:30`` or ``08:30:15``; None: it isn't one."""
+    found = _TIME_OF_DAY.match(text.strip()) if isinstance(text, str) else None
+    return None if found is None else int(found[1]) * 3600 + int(found[2]) * 60 + int(found[3] or 0)
+
+
+def _checked(value: object) -> object:
+    if parse_time_of_day(value) is None:
+        raise located("", "not a time of day", got=value, allowed="such as 08:00 or 23:30:15")
+    return value
+
+
+TimeOfDay = Annotated[
+    str,
+    BeforeValidator(_checked),
+    WithJsonSchema({"type": "string", "pattern": TIME_OF_DAY_PATTERN, "examples": ["08:00"]}),
+]
+"""A time of day on a 24-hour clock."""
+
+
+def counted_from_start(data: Any) -> Any:
+    """Return a scenario's plain data with times of day as times since its start; an earlier one is the next day's.
+
+    Data that is no valid scenario comes back as it is: checking it is another's work.
+
+    :raises PydanticCustomError: where a time of day has no ``workload.start`` to count from.
+    """
+    if not isinstance(data, dict):
+        return data
+    workload = data.get("workload")
+    start = parse_time_of_day(workload.get("start")) if isinstance(workload, dict) else None
+    counted = dict(data)
+    for section in ("rollouts", "faults"):
+        if isinstance(data.get(section), (list, tuple)):
+            counted[section] = [
+                _counted(change, "at", start, f"{section}.{number}") for number, change in enumerate(data[section])
+            ]
+    fleet = data.get("fleet")
+    autoscale = fleet.get("autoscale") if isinstance(fleet, dict) else None
+    if isinstance(fleet, dict) and isinstance(autoscale, dict):
+        entries = autoscale.get("schedule")
+        if isinstance(entries, (list, tuple)):
+            within = "fleet.autoscale.schedule"
+            entries = [_counted(entry, "at", start, f"{within}.{number}") for number, entry in enumerate(entries)]
+            counted["fleet"] = {**fleet, "autoscale": {**autoscale, "schedule": entries}}
+    if isinstance(workload, dict):
+        arrivals = _counted(workload.get("arrivals"), "peak_at", start, "workload.arrivals")
+        counted["workload"] = {**workload, "arrivals": arrivals} if "arrivals" in workload else workload
+    return counted
+
+
+def _counted(table: Any, key: str, start: int | None, within: str) -> Any:
+    """Return a table whose ``key`` counts from the start; as it is where it has no time of day there."""
+    time = parse_time_of_day(table.get(key)) if isinstance(table, dict) else None
+    if time is None:
+        return table
+    if start is None:
+        hint = 'give workload.start: "08:00", or a time since the start of the run, such as 10 min'
+        raise located(f"{within}.{key}", "a time of day needs to know when the run starts", got=table[key], hint=hint)
+    return {**table, key: f"{(time - start) % _DAY_S} s"}
+
+
+# The text that prompts begin with and that several requests share, such as a system prompt.
+
+
+class SharedPrefix(Strict):
+    """Every prompt begins with a text that other requests have too, such as a system prompt."""
+
+    shared_by: Literal["adapter", "all"] = "adapter"
+    """``adapter``: every adapter has texts of its own. ``all``: all requests draw from the same texts, such as one
+    system prompt for everybody. Engines never share cached blocks between adapters, so ``all`` saves no more than
+    equally long texts of the adapters' own."""
+    texts: PositiveInt = Field(default=1, le=1_000_000)
+    """How many texts each adapter has, or all have together: prompts of tenants or templates, for example. A session
+    keeps its text; without sessions every request draws one. They are equally likely."""
+    tokens: TokenLaw
+    """Length of a text, drawn once for each. ``workload.tokens.prompt`` is what follows it. With a trace that has
+    lengths, the text is the beginning of the recorded prompts, which must be long enough."""
 
 
 class Tokens(Strict):

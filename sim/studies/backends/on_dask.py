@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError
-from sim.studies.backends.cluster import ClusterGone, Futures, TaskLost
-from sim.studies.backends.start import no_loraplan, without_ctrl_c
+from sim.studies.backends.cluster import ClusterGone, Futures, TaskLost, no_loraplan, without_ctrl_c
 
 TIMEOUT_S = 10
 _RECHECK_S = 1.0

@@ -12,8 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from sim.errors import InputError
-from sim.studies.backends.cluster import ClusterGone, Futures, TaskLost
-from sim.studies.backends.start import lacks_loraplan, no_loraplan, without_ctrl_c
+from sim.studies.backends.cluster import ClusterGone, Futures, TaskLost, lacks_loraplan, no_loraplan, without_ctrl_c
 
 TRIES = 3
 """Times that a task is run again after its worker died; Dask's default."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from sim.studies.parallel import start_workers, unordered
+from sim.errors import LoraplanError
 
 Task = Callable[..., Any]
 
@@ -55,3 +59,107 @@ class Local:
             start_workers(tasks, self._jobs)
             self._started = True
         return self
+
+
+# Runs tasks in worker processes and yields their results as they finish.
+
+WATCH_S = 0.5
+"""How often a worker checks that its parent is alive."""
+
+
+def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: int) -> Iterator[Any]:
+    """Yield ``task(*a)`` for every ``a`` in the order in which they finish.
+
+    :param jobs: worker processes; -1: one for each core; 1: this process, in order.
+    :raises LoraplanError: if a worker died (out of memory, killed).
+    """
+    workers = min(len(arguments), _cores(jobs))
+    if workers <= 1:
+        for each in arguments:
+            yield task(*each)
+        return
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    pool = Parallel(
+        n_jobs=workers,
+        backend=_watched_backend(),
+        return_as="generator_unordered",
+        batch_size=1,
+        pre_dispatch="2*n_jobs",
+    )
+    # Workers inherit the mask, so Ctrl-C reaches only this process, even while a worker starts up; a Ctrl-C in the
+    # meantime is delivered when the mask is lifted.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        results = pool(delayed(task)(*each) for each in arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        yield from results
+    except TerminatedWorkerError as error:
+        raise LoraplanError(
+            "a worker process died, perhaps out of memory; finished results are kept: run the same command to "
+            "resume, with fewer --jobs if memory is short"
+        ) from error
+    except BaseException:
+        _kill_workers()
+        raise
+
+
+def start_workers(tasks: int, jobs: int) -> None:
+    """Start the worker processes for so many tasks, and let them import the simulator.
+
+    Only then does the work start, and with it the clock by which the time left is estimated.
+    """
+    for _ in unordered(_import_simulator, [()] * min(tasks, _cores(jobs)), jobs):
+        pass
+
+
+def _cores(jobs: int) -> int:
+    if jobs >= 0:
+        return jobs
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
+def _import_simulator() -> None:
+    import sim.results.calibration
+    import sim.world.replication  # noqa: F401
+
+
+def end_with_parent(parent: int) -> None:
+    """Make this process end soon after its parent, even if the parent was killed.
+
+    Workers wait on a pipe of which they have both ends, so they would never see it close. Once they are gone, joblib's
+    resource trackers lose their last writer and end too. A thread that polls works on every POSIX system. Linux's
+    ``PR_SET_PDEATHSIG`` would also fire when the thread ends that started the worker, while the process lives on.
+    """
+    threading.Thread(target=_watch, args=(parent,), name="end with parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_S)
+    os._exit(1)  # results are no longer read, and the main thread may be busy
+
+
+def _watched_backend() -> Any:
+    """Return a loky backend whose workers end with this process.
+
+    ``Parallel`` passes an initializer on from joblib 1.5 on, its backend in all versions.
+    """
+    from joblib._parallel_backends import LokyBackend
+
+    class WatchedBackend(LokyBackend):  # type: ignore[misc] # joblib ships no types
+        def configure(self, *args: Any, **options: Any) -> Any:
+            return super().configure(*args, initializer=end_with_parent, initargs=(os.getpid(),), **options)
+
+    return WatchedBackend()
+
+
+def _kill_workers() -> None:
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=False, kill_workers=True)

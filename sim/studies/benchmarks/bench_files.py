@@ -10,8 +10,7 @@ from typing import Any
 from sim.errors import InputError
 from sim.reading import brackets_fit, read_regular
 from sim.studies.benchmarks import guidellm_report, inference_perf, perf_export, vllm_bench
-from sim.studies.benchmarks.bench_run import BenchRun
-from sim.studies.benchmarks.json_fields import JsonFields
+from sim.studies.benchmarks.bench_run import BenchRun, JsonFields
 
 BENCH_BYTES = 64 << 20
 """Bytes of a result, at most. With every gap between tokens, 1,000 requests of 250 tokens have 5 MB."""

@@ -17,12 +17,12 @@ from sim.studies.benchmarks.bench_run import (
     BenchRequests,
     BenchRun,
     ClosedLoad,
+    JsonFields,
     Kind,
     OpenLoad,
     TokenSummary,
     measures_of,
 )
-from sim.studies.benchmarks.json_fields import JsonFields
 
 FORM = "a report of GuideLLM"
 TOOL = "GuideLLM"

@@ -13,12 +13,12 @@ from sim.studies.benchmarks.bench_run import (
     BenchRequests,
     BenchRun,
     ClosedLoad,
+    JsonFields,
     Kind,
     OpenLoad,
     TokenSummary,
     measures_of,
 )
-from sim.studies.benchmarks.json_fields import JsonFields
 
 FORM = "a report of inference-perf"
 TOOL = "inference-perf"

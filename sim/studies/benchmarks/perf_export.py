@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sim.studies.benchmarks.bench_run import QUANTILES, BenchRun, ClosedLoad, Kind, OpenLoad, TokenSummary
-from sim.studies.benchmarks.json_fields import JsonFields
+from sim.studies.benchmarks.bench_run import QUANTILES, BenchRun, ClosedLoad, JsonFields, Kind, OpenLoad, TokenSummary
 
 FORM = "an export of AIPerf or GenAI-Perf"
 _TAGS: dict[Kind, str] = {"ttft": "time_to_first_token", "tpot": "inter_token_latency", "e2e": "request_latency"}

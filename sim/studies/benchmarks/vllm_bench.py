@@ -15,11 +15,11 @@ from sim.studies.benchmarks.bench_run import (
     BenchRequests,
     BenchRun,
     ClosedLoad,
+    JsonFields,
     OpenLoad,
     TokenSummary,
     measures_of,
 )
-from sim.studies.benchmarks.json_fields import JsonFields
 
 FORM = "a result of vllm bench serve"
 TOOL = "vllm bench serve"

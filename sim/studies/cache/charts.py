@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_log, scale_y, set_ticks, x_title, y_title
-from reports.charts.hover import column_tips
-from reports.charts.svg import COLOURS, SERIES, Chart, drawing, legend_style, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, Chart, column_tips, drawing, legend_style, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number, percent
 from reports.table import Table

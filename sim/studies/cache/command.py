@@ -47,7 +47,7 @@ def cache(
     from sim.results.run_directory.result_files import digest_file
     from sim.studies.cache.report import cache_report
     from sim.studies.cache.study import cache_sizes, study_cache
-    from sim.traffic.traces.adapter_sequence import read_adapter_sequence
+    from sim.traffic.traces.read import read_adapter_sequence
 
     policies = [replayable(name) for name in (CACHE_DEFAULTS if policy is None else _words("--policy", policy))]
     if capacity is not None and slots is not None:

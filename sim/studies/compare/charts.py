@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from reports.answers.findings import VISIBLE
 from reports.axes import Axis, shorten, spread
 from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, scale_rows, seconds_tick, set_ticks, x_title
-from reports.charts.breakdown_charts import STAGES
-from reports.charts.distribution_charts import Curve, measured_quantiles, quantile_chart
-from reports.charts.hover import row_tips
-from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, to_svg
+from reports.charts.latency_charts import STAGES, Curve, measured_quantiles, quantile_chart
+from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, row_tips, to_svg
 from reports.charts.sweep_charts import Line, YAxis, line_chart
 from reports.formatting import metric_words, percent, show
 from reports.table import Table, numbers_table
-from reports.text.deltas import change_cell, relative_cell
-from sim.results.by_tenant.slo_terms import judged, split_term
+from reports.text.metric_text import change_cell, relative_cell
 from sim.results.catalogue import SHARES, UNITS
 from sim.results.pairs import BETTER, WORSE
+from sim.results.slo_terms import judged, split_term
 from sim.spec.units import human_seconds
 from sim.studies.compare.design_words import side_names
 from sim.studies.compare.study import Comparison, Pair, key_metrics

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from reports.formatting import is_counted, key_words, listed
 from sim.results.run_directory.store import RunData
-from sim.studies.compare.setting_changes import ABSENT, POOLS, REPLICAS, UNSET
-from sim.studies.compare.study import Comparison
+from sim.studies.compare.study import ABSENT, POOLS, REPLICAS, UNSET, Comparison
 
 _PHRASED = 3
 """Changes that a sentence names."""

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from reports.formatting import listed, metric_words, number, show
-from reports.text.changes.impact_text import label_of
-from reports.text.deltas import change_cell, change_words, relative_cell
-from reports.text.metric_text import capital
+from reports.text.impact_text import label_of
+from reports.text.metric_text import capital, change_cell, change_words, relative_cell
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData

@@ -9,7 +9,7 @@ from reports.document import File, Heading, Paragraph, Report, Section, method
 from reports.formatting import metric_words, show
 from reports.pages.method import provenance
 from reports.table import Table
-from reports.text.deltas import change_cell, relative_cell
+from reports.text.metric_text import change_cell, relative_cell
 from reports.text.setup_text import setup_line
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.run_directory.store import RunData

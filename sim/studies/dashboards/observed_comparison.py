@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sim.spec.scenario import Scenario
-from sim.studies.dashboards.bucket_histogram import BucketQuantile
-from sim.studies.dashboards.observed_service import ObservedService
+from sim.studies.dashboards.observed_service import BucketQuantile, ObservedService
 from sim.studies.fidelity.predicted_service import Latency, PredictedService, predict_service
 from sim.world.build import build_world
 from sim.world.world import World

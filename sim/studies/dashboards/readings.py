@@ -10,8 +10,7 @@ from functools import cached_property
 from itertools import pairwise
 from statistics import median
 
-from sim.studies.dashboards.engine_metrics import PROCESS_START
-from sim.studies.dashboards.metrics_text import Key, Labels
+from sim.studies.dashboards.engine_metrics import PROCESS_START, Key, Labels
 
 Point = tuple[float, float]
 """When (seconds since 1970), and the value."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from sim.cells import one_line
 from sim.errors import InputError
-from sim.results.by_tenant.slo_terms import all_terms
 from sim.results.point import Point
+from sim.results.slo_terms import all_terms
 from sim.results.verdict import NO_SLO, verdict
 from sim.spec.engine_flags.command_lines import (
     MODEL,
@@ -19,18 +22,146 @@ from sim.spec.engine_flags.command_lines import (
     served_model,
     why_no_flags,
 )
+from sim.spec.engine_flags.flag import Replica, largest_rank
 from sim.spec.engine_versions import release_of
 from sim.spec.engines import ENGINES
 from sim.spec.gpus import gpu_named
 from sim.spec.profile_choice import gpus_per_replica, profile_of
 from sim.spec.units import human_bytes
+from sim.training.files.census import take_census
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
     from sim.spec.profile import Profile
     from sim.spec.scenario import Scenario
     from sim.spec.sections.autoscaling import Autoscale
-    from sim.studies.deploying.adapter_list import ListedAdapter
+
+
+# YAML whose values have comments.
+
+
+@dataclass(frozen=True, slots=True)
+class Commented:
+    """A value with the comment behind it."""
+
+    value: str | int | float | bool
+    comment: str
+
+
+def yaml_documents(head: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return documents of one file.
+
+    :param head: lines of the comment at its top.
+    :param documents: plain data, in which a ``Commented`` may stand for any value.
+    """
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 10_000  # a comment belongs to the line before it
+    parts = []
+    for document in documents:
+        target = io.StringIO()
+        yaml.dump(_node(document), target)
+        parts.append(target.getvalue())
+    return comment_lines(head) + "---\n".join(parts)
+
+
+def comment_lines(lines: Sequence[str]) -> str:
+    """Return lines as comments of YAML or of a shell; none can end its comment, whatever a profile has in its texts."""
+    return "".join(f"# {one_line(line)}".rstrip() + "\n" for line in lines)
+
+
+def _node(value: Any) -> Any:
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+    if isinstance(value, Mapping):
+        mapping = CommentedMap()
+        for key, item in value.items():
+            mapping[key] = _node(item.value if isinstance(item, Commented) else item)
+            if isinstance(item, Commented) and item.comment:
+                mapping.yaml_add_eol_comment(item.comment, key, column=0)
+        return mapping
+    if isinstance(value, (list, tuple)):
+        sequence = CommentedSeq()
+        for place, item in enumerate(value):
+            sequence.append(_node(item.value if isinstance(item, Commented) else item))
+            if isinstance(item, Commented) and item.comment:
+                sequence.yaml_add_eol_comment(item.comment, place, column=0)
+        return sequence
+    return value.value if isinstance(value, Commented) else value
+
+
+# Adapters that a server registers at its start: read from a folder, checked against what was simulated.
+
+MOST_LISTED = 1000
+"""Adapters on one command line, at most; Linux allows 2 MB for all of it."""
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+
+@dataclass(frozen=True, slots=True)
+class ListedAdapter:
+    """An adapter by the name that requests give it.
+
+    :ivar folder: where it is, relative to the folder of all adapters.
+    """
+
+    name: str
+    folder: str
+
+
+def list_adapters(folder: Path, scenario: Scenario) -> list[ListedAdapter]:
+    """Return the adapters of a folder, each named after its own folder.
+
+    :raises InputError: if one can't be read, has a name that command lines can't hold or a larger rank than was
+        simulated, or their number is not the one that was simulated.
+    """
+    census, key = take_census(folder), "--adapters"
+    if census.failures:
+        first = census.failures[0]
+        raise InputError("this is no LoRA adapter", key=key, got=f"{folder / first.folder}: {first.problem}")
+    count, simulated = len(census.entries), scenario.adapters.count
+    if simulated is not None and count != simulated:
+        raise InputError(
+            "another number of adapters was simulated",
+            key=key,
+            got=f"{count:,} in {folder}",
+            allowed=f"{simulated:,} (adapters.count)",
+            hint=f"--set adapters.count={count}, or leave --adapters out and load adapters while the server runs",
+        )
+    if count > MOST_LISTED:
+        raise InputError(
+            "too many adapters for a command line",
+            key=key,
+            got=f"{count:,}",
+            allowed=f"up to {MOST_LISTED:,}",
+            hint="leave --adapters out and load them while the server runs",
+        )
+    limit = largest_rank(Replica(scenario))
+    for entry in census.entries:
+        if max(entry.ranks, default=0) > limit:
+            raise InputError(
+                "an adapter has a larger rank than was simulated",
+                key=key,
+                got=f"{entry.folder} with rank {max(entry.ranks)}",
+                allowed=f"up to {limit} (adapters.rank)",
+                hint=f"--set adapters.rank={max(entry.ranks)}",
+            )
+        if _ADAPTER_NAME.fullmatch(_name(entry.folder, folder)) is None:
+            raise InputError(
+                "an adapter's folder has a name that command lines can't hold",
+                key=key,
+                got=entry.folder,
+                allowed="letters, digits, dots, dashes and underscores, a letter or digit first",
+                hint="rename the folder",
+            )
+    return [ListedAdapter(_name(entry.folder, folder), entry.folder) for entry in census.entries]
+
+
+def _name(below: str, root: Path) -> str:
+    return root.resolve().name if below == "." else below
+
 
 PORT = 8000
 ADAPTERS_FOLDER = "/adapters"

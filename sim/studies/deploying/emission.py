@@ -2,26 +2,130 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError, OutputError, did_you_mean
 from sim.reading import open_regular
 from sim.results.run_directory.result_files import write_text
-from sim.studies.deploying.autoscaler_manifest import FILE as AUTOSCALER_FILE
-from sim.studies.deploying.autoscaler_manifest import autoscaler_file, why_no_autoscaler
-from sim.studies.deploying.compose_file import compose_file
-from sim.studies.deploying.deployment import Deployment, check_deployment, engine_of
-from sim.studies.deploying.kserve import inference_service_file
-from sim.studies.deploying.kubernetes import deployment_file
-from sim.studies.deploying.llm_d import check_router, picker_file, pool_file, servers_file
-from sim.studies.deploying.shell_script import shell_script
+from sim.studies.deploying.deployment import (
+    ADAPTERS_FOLDER,
+    PORT,
+    Commented,
+    Deployment,
+    check_deployment,
+    comment_lines,
+    engine_of,
+    yaml_documents,
+)
+from sim.studies.deploying.kubernetes import FILE as AUTOSCALER_FILE
+from sim.studies.deploying.kubernetes import (
+    MAY_LOAD,
+    NOT_SIMULATED,
+    argument_lines,
+    autoscaler_file,
+    check_router,
+    deployment_file,
+    inference_service_file,
+    picker_file,
+    pool_file,
+    servers_file,
+    why_no_autoscaler,
+)
 from sim.version import __version__
 
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
+
+
+# A shell script that starts one replica.
+
+ADAPTERS_HERE = "adapters"
+"""The folder of adapters beside the script."""
+
+
+def shell_script(found: Deployment, head: list[str]) -> str:
+    """Return the script, with the run behind every option."""
+    program, *rest = found.program
+    lines = [f"{shlex.join(['set', '--', *rest, *found.model_words()])} # {found.model_note}"]
+    if found.replicas > 1:
+        many = f"{found.replicas} replicas behind a router with policy {found.router}"
+        head = [*head, f"It starts one of {many}; give each a --port and GPUs of its own."]
+    if found.adapters:
+        head = [
+            *head,
+            f"It finds the adapters in the folder named by ADAPTERS; unset: {ADAPTERS_HERE}, beside this file.",
+        ]
+        lines.insert(0, f'ADAPTERS="${{ADAPTERS:-$(dirname -- "$0")/{ADAPTERS_HERE}}}"')
+    for words, note in found.options("$ADAPTERS"):
+        lines.append(f'set -- "$@" {" ".join(map(_quoted, words))}' + (f" # {note}" if note else ""))
+    exports = [f"export {key}={shlex.quote(value)} # lets clients load adapters" for key, value in _environment(found)]
+    start = f'exec {shlex.quote(program)} "$@"'
+    return "#!/bin/sh\n" + comment_lines(head) + "\n".join(["set -eu", *exports, *lines, start]) + "\n"
+
+
+def _environment(found: Deployment) -> list[tuple[str, str]]:
+    return list(found.environment.items())
+
+
+def _quoted(word: str) -> str:
+    """Return a word as the shell reads it; the folder of adapters stays a variable."""
+    name, equals, path = word.partition("=$ADAPTERS")
+    return f'{shlex.quote(name)}="$ADAPTERS"{shlex.quote(path) if path else ""}' if equals else shlex.quote(word)
+
+
+# A Compose file: one service for each replica, all on one machine (https://github.com/compose-spec/compose-spec).
+
+
+def compose_file(found: Deployment, head: list[str]) -> str:
+    """Return the Compose file; replicas take the GPUs of the machine in order, and ports from 8000 on."""
+    services = {
+        found.name if found.replicas == 1 else f"{found.name}-{number}": _service(found, number)
+        for number in range(found.replicas)
+    }
+    lines = [*head, _need(found)]
+    if found.replicas > 1:
+        lines.append(f"{found.replicas} services; put a router with policy {found.router} in front, as was simulated.")
+    return yaml_documents(lines, [{"name": found.name, "services": services}])
+
+
+def _need(found: Deployment) -> str:
+    count = found.replicas * found.gpus
+    return f"It needs {count} GPU{'s' if count > 1 else ''} in this machine."
+
+
+def _service(found: Deployment, number: int) -> dict[str, Any]:
+    server = found.server
+    first = number * found.gpus
+    devices = [Commented(str(first + place), found.gpus_comment) for place in range(found.gpus)]
+    service: dict[str, Any] = {
+        "image": Commented(found.image, found.run.of("fleet.engine")),
+        "entrypoint": list(found.program),
+        "command": argument_lines(found),
+        "ports": [Commented(f"{PORT + number}:{PORT}", NOT_SIMULATED)],
+        "ipc": "host",
+        "volumes": ["${HOME}/.cache/huggingface:/root/.cache/huggingface"],
+        "healthcheck": {
+            "test": ["CMD", "curl", "-f", Commented(f"http://localhost:{PORT}{server.health}", NOT_SIMULATED)],
+            "interval": Commented("10s", NOT_SIMULATED),
+            "start_period": Commented("10m", "not simulated; time to load the model"),
+        },
+        "deploy": {
+            "resources": {
+                "reservations": {"devices": [{"driver": "nvidia", "device_ids": devices, "capabilities": ["gpu"]}]}
+            }
+        },
+    }
+    environment: dict[str, Any] = {"HF_TOKEN": "${HF_TOKEN:-}"}
+    environment |= {key: Commented(value, MAY_LOAD) for key, value in found.environment.items()}
+    service["environment"] = environment
+    if found.adapters:
+        service["volumes"].append(f"./adapters:{ADAPTERS_FOLDER}:ro")
+    return service
+
 
 Writer = Callable[[Deployment, list[str]], str]
 """Makes a file of what a run simulated; the lines are the comment at its top. Where a text is empty, there is nothing

@@ -11,7 +11,7 @@ from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_reading import EngineCommand, Setting
 from sim.spec.engine_versions import nearest_version, release_of
 from sim.spec.engines import batch_limits
-from sim.spec.files.yaml_text import flow_text
+from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.profile_choice import DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario

@@ -143,7 +143,7 @@ def predict_runs(
 
 def _is_of_stages(file: Path) -> bool:
     """Return whether a table has stages of a serving benchmark, rather than served hours with adapters."""
-    from sim.studies.fidelity.run_cells import read_table
+    from sim.studies.fidelity.measured_runs import read_table
     from sim.studies.fidelity.serving_stages import KEY_COLUMN
 
     table = read_table(file)
@@ -156,9 +156,9 @@ def _is_of_stages(file: Path) -> bool:
 
 def _stage_report(file: Path, jobs: int, quiet: bool) -> Report:
     """Predict every stage of a serving benchmark."""
-    from sim.studies.fidelity.run_cells import read_table
+    from sim.studies.fidelity.measured_runs import read_table
+    from sim.studies.fidelity.report import stage_report
     from sim.studies.fidelity.serving_stages import predict_stages, stages_of
-    from sim.studies.fidelity.stage_report import stage_report
 
     stages = stages_of(read_table(file))
     with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
@@ -213,7 +213,7 @@ def _record_report(file: Path, fit_on: Path | None) -> Report:
     """Replay a record, and predict it from the costs of another one if there is one."""
     from sim.studies.fidelity.record_costs import fit_costs, record_times
     from sim.studies.fidelity.record_prediction import predict
-    from sim.studies.fidelity.record_report import replay_report, with_prediction
+    from sim.studies.fidelity.report import replay_report, with_prediction
     from sim.studies.fidelity.sglang_record import SglangRecord, read_any_record, replay_sglang
     from sim.studies.fidelity.step_record import read_record
     from sim.studies.fidelity.step_replay import replay

@@ -21,8 +21,8 @@ from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import write_text
 from sim.spec.profile import bundled_profiles, load_profile
 from sim.spec.scenario import Scenario
+from sim.studies.backends.pool import unordered
 from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun
-from sim.studies.parallel import unordered
 from sim.studies.study_identity import code_version
 from sim.world.build import build_world
 from sim.world.replication import simulate

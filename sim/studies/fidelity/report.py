@@ -11,15 +11,203 @@ from typing import Any
 from reports.charts.fidelity_charts import scatter_chart, slots_chart
 from reports.charts.svg import Chart
 from reports.document import File, Heading, Provenance, Report, Section, method
+from reports.formatting import measured_words
 from reports.table import Table
 from sim.spec.units import human_seconds
 from sim.studies.fidelity.fidelity_errors import as_json, compare_peer
 from sim.studies.fidelity.fidelity_study import ModelProfile, RunPrediction
 from sim.studies.fidelity.measured_runs import MeasuredRun
+from sim.studies.fidelity.record_costs import RecordCosts
+from sim.studies.fidelity.record_prediction import ORDERS, PredictedMetric
+from sim.studies.fidelity.serving_stages import METRICS, Server, ServerErrors, StagePrediction, errors_by_server
+from sim.studies.fidelity.sglang_record import SglangRecord
+from sim.studies.fidelity.step_record import StepRecord
+from sim.studies.fidelity.step_replay import Replay
+
+# The report on a record of an engine's steps: replayed step by step, and predicted from the costs of another one.
+
+_COST_WORDS = {
+    "step": "ms a step",
+    "sequence": "a sequence",
+    "token": "a token",
+    "adapter": "a distinct adapter",
+    "storage_load": "a load from storage",
+    "kv_token": "a KV token",
+}
+
+
+def replay_report(file: Path, record: StepRecord | SglangRecord, result: Replay) -> Report:
+    """Return how many of a record's steps the simulator meets."""
+    preempted = sum(len(step.preempted) for step in record.steps)
+    rows = [
+        ["engine", record.engine],
+        ["preset", record.preset],
+        ["requests", f"{len(record.requests):,}"],
+        ["steps", f"{result.steps:,}"],
+        ["equal steps", f"{result.equal_steps:,}"],
+        ["loads", f"{result.loads:,}"],
+        ["predicted loads", f"{result.predicted_loads:,}"],
+        ["equal loads", f"{result.equal_loads:,}"],
+        ["preemptions", f"{preempted:,}"],
+    ]
+    met = "tokens, preemptions, loads and evictions"
+    if record.config.prefix_caching:
+        rows.append(["cached tokens", f"{result.cached_tokens:,}"])
+        rows.append(["predicted cached tokens", f"{result.predicted_cached_tokens:,}"])
+        met = "tokens, cached tokens, blocks overwritten, preemptions, loads and evictions"
+    if record.mode == "online":
+        rows.append(["ends within one step", f"{_late_steps(result)[0]:,} of {len(record.requests):,} requests"])
+    headline = f"{file}: every step is met: {met}"
+    if result.first_difference is not None:
+        different = result.steps - result.equal_steps
+        headline = f"{file}: {different:,} of {result.steps:,} steps differ; the first: {result.first_difference}"
+    data = {
+        "steps": result.steps,
+        "equal_steps": result.equal_steps,
+        "loads": result.loads,
+        "predicted_loads": result.predicted_loads,
+        "equal_loads": result.equal_loads,
+        "cached_tokens": result.cached_tokens,
+        "predicted_cached_tokens": result.predicted_cached_tokens,
+        "first_difference": result.first_difference,
+        "late_steps_max": _late_steps(result)[1],
+    }
+    return Report("fidelity", str(file), data, [headline, "", Table("", ["", ""], rows)])
+
+
+def _late_steps(result: Replay) -> tuple[int, int]:
+    """Return how many requests end within one step of the record, and the most steps between them."""
+    late = [abs(steps) for steps in result.late_steps.values()]
+    return sum(steps <= 1 for steps in late), max(late, default=0)
+
+
+def with_prediction(
+    replayed: Report, fit_on: Path, costs: RecordCosts, metrics: dict[str, PredictedMetric], *, itself: bool
+) -> Report:
+    """Return the report on a replay with what the costs of another record predict.
+
+    :param itself: whether it is the same record.
+    """
+    words = ", ".join(f"{seconds * 1e3:.3g} {_COST_WORDS[name]}" for name, seconds in costs.step_s.items())
+    host = float(costs.host_s[len(costs.host_s) // 2])
+    rows = [
+        [measured_words(name), _show(name, value.measured), _show(name, value.predicted), f"{value.error:+.1%}"]
+        for name, value in metrics.items()
+    ]
+    found = {
+        name: {"measured": value.measured, "predicted": value.predicted, "error": value.error}
+        for name, value in metrics.items()
+    }
+    own = "costs fitted to the record that they predict say little; give --fit-on another one"
+    return replace(
+        replayed,
+        data={**replayed.data, "prediction": {"step_s": costs.step_s, "metrics": found}},
+        terminal=[
+            *replayed.terminal,
+            "",
+            f"Predicted with costs from {fit_on}: {words}; {host * 1e3:.3g} a load from host memory (median)",
+            "",
+            Table("", ["metric", "measured", "predicted", "error"], rows),
+        ],
+        notes=[
+            *([own] if itself else []),
+            f"predictions are means of {ORDERS} simulations, each with another order of adapters",
+        ],
+    )
+
+
+def _show(name: str, value: float) -> str:
+    return human_seconds(value) if name.endswith("_s") else f"{value:,.1f}"
+
+
+# The report on the stages of a serving benchmark: measured beside predicted, and errors by server.
+
+
+def stage_report(predictions: Sequence[StagePrediction], refused: Mapping[Server, Exception]) -> Report:
+    """Return how close the predictions of stages are.
+
+    :param refused: servers without a profile, and why there is none; their stages are left out.
+    """
+    errors = {
+        metric: errors_by_server(predictions, metric)
+        for metric in METRICS
+        if any(metric in each.stage.measured for each in predictions)
+    }
+    shown = [metric for metric in ("tpot_mean", "tpot_p90", "ttft_mean", "ttft_p99") if metric in errors]
+    heads = [f"{metric.partition('_')[0].upper()} {metric.partition('_')[2]}" for metric in shown]
+    rows = [
+        [each.stage.name, each.stage.server.words, each.stage.load, *(_beside(each, metric) for metric in shown)]
+        for each in predictions
+    ]
+    by_server = [
+        [words, f"{count:,}", *(_error_words(errors[metric].get(words)) for metric in shown)]
+        for words, (count, *_) in errors[shown[0]].items()
+    ]
+    overloaded = [each.stage.name for each in predictions if each.overloaded]
+    return Report(
+        kind="fidelity",
+        name="stages",
+        data=_stages_json(predictions, errors),
+        terminal=[
+            Table("", ["stage", "server", "load", *(f"{head}: measured, predicted, error" for head in heads)], rows),
+            "",
+            "Errors: median and 90 % quantile of absolute errors, and the median signed one",
+            "",
+            Table("", ["server", "stages", *heads], by_server),
+        ],
+        notes=[
+            *(f"the stages of {server.words} are left out: {error}" for server, error in refused.items()),
+            *(f"stage {name}: the predicted server is overloaded" for name in overloaded),
+            *(f"predicted with the profile {name}" for name in sorted({each.profile for each in predictions})),
+        ],
+    )
+
+
+def _beside(prediction: StagePrediction, metric: str) -> str:
+    if metric not in prediction.stage.measured:
+        return ""
+    measured, predicted = (values[metric] * 1e3 for values in (prediction.stage.measured, prediction.predicted))
+    return f"{measured:,.1f} {predicted:,.1f} ms {prediction.error(metric):+.0%}"
+
+
+def _error_words(found: ServerErrors | None) -> str:
+    if found is None:
+        return ""
+    _, median, ninety, bias = found
+    return f"{median:.1%} {ninety:.1%} {bias:+.1%}"
+
+
+def _stages_json(
+    predictions: Sequence[StagePrediction], errors: Mapping[str, Mapping[str, ServerErrors]]
+) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "stages": [
+            {
+                "name": each.stage.name,
+                "server": each.stage.server.words,
+                "load": each.stage.load,
+                "profile": each.profile,
+                "metrics": {
+                    f"{name}_s": {"measured": value, "predicted": each.predicted[name], "error": each.error(name)}
+                    for name, value in each.stage.measured.items()
+                },
+            }
+            for each in predictions
+        ],
+        "errors": {
+            f"{metric}_s": {
+                words: dict(zip(("stages", "median", "p90", "bias"), found, strict=True))
+                for words, found in by_server.items()
+            }
+            for metric, by_server in errors.items()
+        },
+    }
+
 
 TABLE = "predictions.csv"
 PEER = "digital_twin_predictions.csv"
-METRICS = {
+METRIC_WORDS = {
     "req_per_s": "completed requests/s",
     "tpot_mean_ms": "mean TPOT",
     "itl_p50_ms": "median ITL",
@@ -166,7 +354,7 @@ def error_table(errors: Mapping[str, Any]) -> Table:
     regimes = list(errors["by_regime"])
     head = ["metric", "all: median", "all: 90 %", *(f"{regime}: median" for regime in regimes)]
     rows = []
-    for name, words in METRICS.items():
+    for name, words in METRIC_WORDS.items():
         of_all = errors["metrics"].get(name)
         if of_all is None:  # not measured in these runs
             continue
@@ -232,14 +420,14 @@ def worst_of_metric_table(name: str, runs: Sequence[Compared]) -> Table:
         for run in order
     ]
     head = ["workload", "slots", "regime", "measured", "predicted", "ratio"]
-    return Table(f"{METRICS[name]}: the {len(rows)} largest errors", head, rows, words=(2,))
+    return Table(f"{METRIC_WORDS[name]}: the {len(rows)} largest errors", head, rows, words=(2,))
 
 
 def worst_table(runs: Sequence[Compared]) -> Table:
     """Return the runs with the largest error of p99 TTFT, with their other metrics."""
     order = sorted(runs, key=lambda run: -_off(run, "ttft_p99_ms"))[:_WORST]
     names = ("ttft_p99_ms", "ttft_p50_ms", "tpot_mean_ms", "req_per_s")
-    head = ["workload", "slots", "regime", *(METRICS[name] for name in names)]
+    head = ["workload", "slots", "regime", *(METRIC_WORDS[name] for name in names)]
     rows = [
         [
             run.label,
@@ -269,7 +457,7 @@ def _charts(runs: Sequence[Compared]) -> list[Chart]:
             if run.measured[name] > 0 and run.predicted[name] > 0
         ]
         if points:
-            charts.append(scatter_chart(name, title, METRICS[name], points, worst_of_metric_table(name, runs)))
+            charts.append(scatter_chart(name, title, METRIC_WORDS[name], points, worst_of_metric_table(name, runs)))
     return charts
 
 

@@ -20,10 +20,10 @@ from sim.spec.engines import ENGINES
 from sim.spec.gpus import GPUS, gpu_named
 from sim.spec.profile_choice import BASE_MODELS, is_model
 from sim.spec.scenario import Scenario
+from sim.studies.backends.pool import unordered
 from sim.studies.evaluate import facts_of
+from sim.studies.fidelity.measured_runs import RunCells, TableOfRuns, non_negative
 from sim.studies.fidelity.predicted_service import predicted_values, service_of
-from sim.studies.fidelity.run_cells import RunCells, TableOfRuns, non_negative
-from sim.studies.parallel import unordered
 from sim.world.build import build_world
 from sim.world.replication import simulate
 

@@ -14,8 +14,7 @@ from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.prefix_store import PrefixStore
 from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
-from sim.policies.set_order import TouchOrder
-from sim.policies.vllm_lru import VllmLruCache
+from sim.policies.vllm_lru import TouchOrder, VllmLruCache
 from sim.spec.engines import preset_value
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.step_record import RecordedRequest, RecordedStep, StepRecord

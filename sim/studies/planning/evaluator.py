@@ -12,7 +12,6 @@ from typing import Any
 
 from reports.formatting import metric_words
 from sim.errors import InputError, SeveralErrors
-from sim.results.by_tenant.slo_terms import all_terms, judged, metric_of, split_term
 from sim.results.calibration import (
     ReplicationValues,
     values_of_replication,
@@ -23,6 +22,7 @@ from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import EvaluationRecord, GradeRecord
+from sim.results.slo_terms import all_terms, judged, metric_of, split_term
 from sim.results.verdict import (
     MET,
     NEAR,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from sim.errors import InputError, ScenarioError, SeveralErrors, UnknownKeyError
-from sim.results.by_tenant.slo_terms import all_terms, split_term
 from sim.results.metric_state import Cause, State
 from sim.results.run_directory.result_files import scenario_hash
+from sim.results.slo_terms import all_terms, split_term
 from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, MIN_FOR_REST
 from sim.spec.profile_choice import profile_of
 from sim.spec.scenario_file import LoadedScenario

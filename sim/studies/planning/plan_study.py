@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, OutputError
-from sim.results.fleet_costs.prices import HOURS_PER_MONTH
+from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point
 from sim.results.point_summary import request_table
-from sim.results.run_directory.result_files import json_ready, write_text
-from sim.results.run_directory.run_folder import MANIFEST, read_manifest
+from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.results.verdict import PROBABLE
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, model_to_fill_in, why_no_flags
-from sim.spec.files.yaml_text import yaml_text
+from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.profile_choice import gpus_per_replica, prices_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan

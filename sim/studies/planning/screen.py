@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts, load_seconds, mean_residual
-from sim.policies.replay.che import che_miss_ratios, che_misses
+from sim.policies.replay.lru_curve import che_miss_ratios, che_misses
 from sim.spec.profile import TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw

@@ -24,8 +24,7 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.popularity_laws import Popularity
 from sim.spec.units import human_seconds
 from sim.traffic.fits.describe import Burst, SessionTable, sessions_by_gap, without_bursts
-from sim.traffic.fits.gaps import GapFit, cvs_by_adapter, fit_gaps
-from sim.traffic.fits.modulation import fit_modulation
+from sim.traffic.fits.gaps import GapFit, cvs_by_adapter, fit_gaps, fit_modulation
 from sim.traffic.fits.popularity_fit import LEAST_P, likeliest
 from sim.traffic.generate import Traffic
 

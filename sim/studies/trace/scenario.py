@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 
 from sim.rng import stream
-from sim.spec.files.yaml_text import flow_text
+from sim.spec.files.yaml_tree import flow_text
 from sim.spec.sections.trace_source import LogColumns, Trace
 from sim.studies.trace.fits import weights_text, workload_of
 from sim.studies.trace.study import TraceStudy
-from sim.traffic.fits.length_fit import by_adapter, correlation
+from sim.traffic.fits.describe import by_adapter, correlation
 from sim.traffic.traces.data import TraceData
 
 SCENARIO, REPLAY, ADAPTERS, LENGTHS = "traffic.yaml", "replay.yaml", "adapters.csv", "lengths.csv"

@@ -35,6 +35,8 @@ from sim.studies.trace.fits import (
 from sim.traffic.fits.describe import (
     Burst,
     SessionTable,
+    by_adapter,
+    correlation,
     counts_in,
     dispersion,
     find_bursts,
@@ -42,7 +44,6 @@ from sim.traffic.fits.describe import (
     quantiles,
     sessions_by_gap,
 )
-from sim.traffic.fits.length_fit import by_adapter, correlation
 from sim.traffic.fits.popularity_fit import fit_popularity
 from sim.traffic.popularity import concentration
 from sim.traffic.shared_text import repeated_tokens

@@ -15,9 +15,7 @@ from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.profile_choice import DEFAULT_MODEL, has_profile
 from sim.spec.scenario_file import load_scenario
 from sim.studies.sweep import check_points
-from sim.training.files.adapter_kinds import MixKind, kinds_of
-from sim.training.files.base_model_names import known_model
-from sim.training.files.census import Census, Entry
+from sim.training.files.census import Census, Entry, MixKind, kinds_of, known_model
 from sim.training.files.engine_checks import ServingTarget, is_served, served_base
 
 SLOTS = 32

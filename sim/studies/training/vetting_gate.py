@@ -21,7 +21,6 @@ from sim.results.model import HeldBackRollout
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import NamedPrefixes
 from sim.spec.sections.rollout_strategies import Rollout
-from sim.studies.baseline import baseline_of
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS
 from sim.training.logs.training_log import LOG_LIMIT, STATE, find_log
 from sim.world.build import build_world
@@ -29,6 +28,25 @@ from sim.world.world import World
 
 if TYPE_CHECKING:
     from sim.training.vet_results import Vetted
+
+
+# The baseline of a scenario: the same traffic without what changes, to see what the change itself did.
+
+
+def baseline_of(scenario: Scenario) -> Scenario | None:
+    """Return the scenario without its rollouts and the faults that begin later; None where nothing changes.
+
+    A fault that is there from the start is part of normal operation, unless nothing else changes: then its own
+    effect is the question.
+    """
+    from_start = tuple(fault for fault in scenario.faults if getattr(fault, "at", 0.0) <= 0)
+    changes = bool(scenario.rollouts) or len(from_start) < len(scenario.faults)
+    if not changes and not scenario.faults:
+        return None
+    # Without a rollout, no prefix can come from an older version.
+    kept = tuple(fault for fault in from_start if fault.kind != "named-prefixes") if changes else ()
+    return scenario.model_copy(update={"rollouts": (), "faults": kept})
+
 
 _SWAPS = ("in-place", "unload-then-load", "drain-then-swap")
 _READ = (CONFIG, STATE, WEIGHTS, "config.json")

@@ -25,11 +25,19 @@ from sim.traffic.traces.data import (
     ties_note,
     too_many,
 )
-from sim.traffic.traces.growing_array import GrowingArray
-from sim.traffic.traces.log_columns import LogRules, is_milliseconds
-from sim.traffic.traces.log_times import EXAMPLES, ISO, ISO_WITHOUT_ZONE, UNITS, TimeStyle, numbers, style_of
+from sim.traffic.traces.log_columns import (
+    EXAMPLES,
+    ISO,
+    ISO_WITHOUT_ZONE,
+    UNITS,
+    LogRules,
+    TimeStyle,
+    is_milliseconds,
+    numbers,
+    style_of,
+)
 from sim.traffic.traces.rows import MAX_BYTES, Names, Rows, TimeOrder, hashes, kept
-from sim.traffic.traces.text_columns import TEXT_COLUMNS, TextReader, text_columns
+from sim.traffic.traces.text_columns import TEXT_COLUMNS, GrowingArray, TextReader, text_columns
 
 YEARS = (1700, 2200)
 """Beyond these, dates can't be told to 100 ns."""

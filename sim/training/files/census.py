@@ -6,18 +6,51 @@ of files with equal sizes and headers, and whole files only where these blocks a
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from sim.cells import printable
 from sim.errors import InputError
-from sim.traffic.adapters import MODULES
-from sim.training.files.adapter_folder import AdapterFile, NotLoraError, find_adapters, read_adapter
-from sim.training.files.base_model_names import known_model
-from sim.training.files.header_facts import AdapterFacts, KnownHeaders
+from sim.spec.scenario import Targets
+from sim.traffic.adapters import DENSE, MODULES, parameters_per_rank
+from sim.training.files.adapter_folder import (
+    AdapterFacts,
+    AdapterFile,
+    KnownHeaders,
+    NotLoraError,
+    find_adapters,
+    read_adapter,
+)
+
+# Base models by their names in configurations: ``meta-llama/Llama-3.1-8B-Instruct`` is our ``llama-3.1-8b``.
+
+_PREFIXES = ("meta-",)
+_NO_FAMILY = ("tiny",)
+"""Our names that many other names begin with."""
+
+
+def known_model(name: str) -> str | None:
+    """Return our name of a base model, or None.
+
+    A name counts if its last part begins with ours: fine-tuned and quantised versions have the same layers. ``fits``
+    tells whether an adapter's matrices match.
+    """
+    last = name.rstrip("/").rpartition("/")[2].lower().replace("_", "-")
+    for prefix in _PREFIXES:
+        last = last.removeprefix(prefix)
+    found = [ours for ours in DENSE if last == ours or (ours not in _NO_FAMILY and last.startswith(f"{ours}-"))]
+    return max(found, key=len, default=None)
+
+
+def fits(model: str, rank: int, modules: Sequence[str], parameters: int) -> bool:
+    """Return whether LoRA of one rank on these modules of every layer of our ``model`` has so many parameters."""
+    return parameters == rank * parameters_per_rank(DENSE[model], tuple(modules))  # type: ignore[arg-type]
+
 
 _SHORT = {f"{name}_proj": name for name in MODULES}
 _MOST_TARGETS = 32
@@ -167,3 +200,164 @@ def _problem(error: InputError, folder: Path) -> str:
     text = str(error).removeprefix(f"{error.file}: ")
     name = Path(error.file or folder).name
     return printable(text if name == folder.name else f"{name}: {text}", 400)
+
+
+# Turns the adapters of a census into a few kinds for a scenario's ``mix``, with sizes from the files.
+
+MOST_KINDS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class MixKind:
+    """Adapters that a scenario treats as alike.
+
+    :ivar rank: the largest of them; ``size``: bytes of one adapter's tensors, the mean where ``exact`` is false.
+    """
+
+    count: int
+    rank: int
+    targets: Targets
+    size: int
+    exact: bool
+
+
+def kinds_of(entries: Sequence[Entry], most: int = MOST_KINDS) -> list[MixKind]:
+    """Return the kinds of the adapters, the most frequent first; their counts add up to all.
+
+    Adapters of equal rank, targets and bytes are a kind. If there are more than ``most``, sizes are merged first, then
+    the kinds with the closest sizes: a merged kind has the larger rank, the targets of both and the mean size, so that
+    the total bytes stay the same.
+    """
+    counted: dict[tuple[int, Targets, int], int] = {}
+    for entry in entries:
+        key = entry.rank, _targets(entry), entry.bytes
+        counted[key] = counted.get(key, 0) + 1
+    kinds = [MixKind(count, rank, targets, size, True) for (rank, targets, size), count in counted.items()]
+    if len(kinds) > most:
+        kinds = _one_size_each(kinds)
+    kinds.sort(key=lambda kind: (kind.size, kind.rank))
+    while len(kinds) > 4 * most:  # thousands of kinds: all neighbours at once, or this would take minutes
+        kinds = [_merged(*kinds[at : at + 2]) if at + 1 < len(kinds) else kinds[at] for at in range(0, len(kinds), 2)]
+    while len(kinds) > most:
+        gaps = [upper.size - lower.size for lower, upper in pairwise(kinds)]
+        place = gaps.index(min(gaps))
+        kinds[place : place + 2] = [_merged(kinds[place], kinds[place + 1])]
+    return sorted(kinds, key=lambda kind: (-kind.count, kind.size, kind.rank))
+
+
+def _targets(entry: Entry) -> Targets:
+    """Return its targets as scenarios have them; all linear layers where it has none of those."""
+    ours = tuple(name for name in MODULES if name in entry.modules)
+    return "all-linear" if not ours or ours == MODULES else ours  # type: ignore[return-value]
+
+
+def _one_size_each(kinds: Sequence[MixKind]) -> list[MixKind]:
+    alike: dict[tuple[int, Targets], MixKind] = {}
+    for kind in kinds:
+        key = kind.rank, kind.targets
+        alike[key] = _merged(alike[key], kind) if key in alike else kind
+    return list(alike.values())
+
+
+def _merged(one: MixKind, other: MixKind) -> MixKind:
+    count = one.count + other.count
+    both: Targets = "all-linear"
+    if one.targets != "all-linear" and other.targets != "all-linear":
+        union = tuple(name for name in MODULES if name in one.targets or name in other.targets)
+        both = "all-linear" if union == MODULES else union
+    size = round((one.size * one.count + other.size * other.count) / count)
+    return MixKind(count, max(one.rank, other.rank), both, size, exact=one.exact and one.size == other.size)
+
+
+# Finds duplicate adapters: files with equal content, without reading all of them.
+
+BLOCK = 4096
+SAMPLES = 4
+READ_LIMIT = 20 * 10**9
+"""Bytes that are read whole, at most: 20 GB take about 20 s from a fast disk."""
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Groups of files with equal content.
+
+    :ivar sets: folders of equal files, each in order.
+    :ivar unread: files that have a likely twin and were not read, because ``READ_LIMIT`` was reached.
+    :ivar bytes_read: of the files that were read whole.
+    """
+
+    sets: tuple[tuple[str, ...], ...]
+    unread: int
+    bytes_read: int
+
+
+def find_copies(
+    entries: Sequence[Entry],
+    *,
+    limit: int = READ_LIMIT,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Copies:
+    """Return the adapters whose weights files are equal byte for byte.
+
+    Equal sizes and headers, known from the census, come first. Most fleets have thousands of those, so four blocks of 4
+    KiB of each are compared next. Only files that agree in these too are read whole, and their SHA-256 decides.
+    """
+    likely = [
+        twins
+        for alike in _alike(entries, lambda entry: (entry.file_bytes, entry.header_digest))
+        for twins in _alike(alike, _samples)
+    ]
+    total = sum(entry.file_bytes for twins in likely for entry in twins)
+    found: list[tuple[str, ...]] = []
+    unread = read = 0
+    for twins in likely:
+        size = sum(entry.file_bytes for entry in twins)
+        if read + size > limit:
+            unread += len(twins)
+            continue
+        found += [tuple(entry.folder for entry in equal) for equal in _alike(twins, _content)]
+        read += size
+        progress(read, total)
+    return Copies(tuple(sorted(found)), unread, read)
+
+
+def _alike(entries: Iterable[Entry], key: Callable[[Entry], object]) -> list[list[Entry]]:
+    """Return groups of two and more with equal keys; an entry whose key is None is like no other."""
+    found: dict[object, list[Entry]] = {}
+    for entry in entries:
+        value = key(entry)
+        if value is not None:
+            found.setdefault(value, []).append(entry)
+    return [alike for alike in found.values() if len(alike) > 1]
+
+
+def _samples(entry: Entry) -> bytes | None:
+    """Return a digest of blocks spread over the tensors' bytes; None if the file changed or can't be read."""
+    begin, last = entry.file_bytes - entry.bytes, max(entry.file_bytes - BLOCK, 0)
+    places = sorted({min(begin + (last - begin) * i // (SAMPLES - 1), last) for i in range(SAMPLES)})
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with entry.path.open("rb", buffering=0) as file:
+            for place in places:
+                file.seek(max(place, 0))
+                digest.update(file.read(BLOCK))
+    except OSError:
+        return None
+    return digest.digest()
+
+
+def _content(entry: Entry) -> bytes | None:
+    return _sha256(entry.path)
+
+
+def _sha256(path: Path) -> bytes | None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except OSError:
+        return None
+    return digest.digest()

@@ -11,9 +11,7 @@ from sim.errors import InputError
 from sim.spec.engines import ENGINES
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, SHAPES, parameters_per_rank
-from sim.training.files.base_model_names import fits, known_model
-from sim.training.files.census import Census, Entry
-from sim.training.files.duplicates import Copies
+from sim.training.files.census import Census, Copies, Entry, fits, known_model
 from sim.training.files.engine_rules import EXTRAS, EngineRules, Verdict
 
 ConcernLevel = Literal["refused", "wrong", "waste", "unknown", "note"]

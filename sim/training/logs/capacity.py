@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sim.training.logs.training_case import Case, RuleResult
-from sim.training.sized_remedies import more_rank, other_base
-from sim.training.vet_results import Confidence, Evidence, Finding, Mode
+from sim.training.vet_results import Confidence, Evidence, Finding, Mode, more_rank, other_base
 
 if TYPE_CHECKING:
     from sim.training.logs.training_case import LossSummary, SiblingRun

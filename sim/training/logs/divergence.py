@@ -9,8 +9,7 @@ from sim.cells import printable
 from sim.training.logs.curves import Jump, Level, largest_jump, largest_spike, lowest, near, points, start, tail, window
 from sim.training.logs.training_case import Case, RuleResult, judged_metric
 from sim.training.logs.training_log import StepSeries, TrainingLog, entries
-from sim.training.sized_remedies import calmer
-from sim.training.vet_results import Confidence, Evidence, Finding, Mode
+from sim.training.vet_results import Confidence, Evidence, Finding, Mode, calmer
 
 
 def judge(case: Case) -> RuleResult:

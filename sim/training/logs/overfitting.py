@@ -7,8 +7,7 @@ import math
 from sim.training.logs.curves import Level, lowest, near, points, slope, tail, window
 from sim.training.logs.training_case import Case, RuleResult, highest
 from sim.training.logs.training_log import StepSeries
-from sim.training.sized_remedies import less_fit
-from sim.training.vet_results import Confidence, Evidence, Finding
+from sim.training.vet_results import Confidence, Evidence, Finding, less_fit
 
 
 def judge(case: Case) -> RuleResult:

@@ -3,14 +3,135 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from pydantic import Field, ValidationError
+
+from sim.errors import InputError, did_you_mean
+from sim.spec.base import Strict
 from sim.training.logs.curves import Level, at_share, lowest, start, tail
-from sim.training.logs.thresholds import Thresholds
 from sim.training.logs.training_facts import TrainingFacts
 from sim.training.logs.training_log import StepSeries, TrainingLog
 from sim.training.vet_results import Finding, Mode
+
+# Where the rules of a vetting draw their lines: each named, with its meaning and its source.
+
+
+class Thresholds(Strict):
+    """Lines between a healthy run and a failure; set with ``--threshold name=value``.
+
+    "Our choice" means: between what the healthy and the failing runs of tests/training/make_logs.py show, nearer
+    to the failing ones.
+    """
+
+    fewest_losses: int = Field(8, ge=3)
+    """Finite entries of training loss below which no course is judged. Source: our choice; medians of three at both
+    ends and something between them."""
+    fewest_evals: int = Field(4, ge=2)
+    """Evaluations below which no course of them is judged. Source: our choice; a best one and three after it."""
+
+    small_rank: int = Field(4, ge=1)
+    """Ranks up to this one are small. Source: our choice; QLoRA (arXiv:2305.14314, figure 4) found no gain above rank 8
+    where all linear layers are adapted."""
+    mediocre_metric: float = Field(0.8, gt=0, le=1)
+    """A validation accuracy, F1 or exact match below this is mediocre. Source: our choice; a task with a floor of its
+    own needs another value."""
+    high_loss: float = Field(2.0, gt=0)
+    """Validation loss per token (nats) from which it counts as mediocre where no metric was logged. Source: our choice;
+    of six public logs read for it, four ended at 0.3 to 1.2."""
+    flat_share: float = Field(0.2, gt=0, lt=1)
+    """A loss is flat early if at most this share of its whole fall lies in the second half of the run, in validation.
+    Source: our choice; failing runs 0.03 to 0.15, a straight line 0.5."""
+    flat_end: float = Field(0.03, gt=0, lt=1)
+    """And if its last quarter takes away at most this share of it. Source: our choice; failing runs 0.007 to 0.023,
+    small adapters that were cut short 0.023 to 0.09: too near, hence the next line."""
+    fewest_epochs: float = Field(0.9, ge=0)
+    """Passes over the data below which a small adapter is not to blame. Source: our choice."""
+
+    gradient_jump: float = Field(10.0, gt=1)
+    """Gradient norm, median of five entries, over the median of the ten before: from here on a jump. Source: our
+    choice; such medians rise 6.0 times at most in our healthy runs."""
+    loss_rise: float = Field(1.5, gt=1)
+    """Final training loss over its lowest from which a run has diverged. Source: our choice; near zero our
+    healthy runs reach 3, so the next two lines must be crossed as well."""
+    least_loss_rise: float = Field(0.3, gt=0)
+    """The same in nats: near zero, ratios mean nothing. Source: our choice; healthy runs rise by 0.25 at most."""
+    lost_share: float = Field(0.5, gt=0)
+    """Share of its whole fall that a loss must have given back. Source: our choice; of our healthy runs only two reach
+    it, whose base knew the task before."""
+    hot_learning_rate: float = Field(0.05, gt=0)
+    """Highest learning rate that LoRA with Adam can take. Source: our choice; published runs use 1e-4 to 5e-4
+    (arXiv:2106.09685, arXiv:2305.14314), and the small models of our fixtures take 1e-2."""
+    quality_drop: float = Field(0.05, gt=0)
+    """Relative loss of quality against the 16-bit run from which quantisation is to blame. Source: our choice; QLoRA's
+    NF4 matches 16 bits (arXiv:2305.14314)."""
+
+    tiny_examples: int = Field(1000, ge=1)
+    """Training examples below which data is tiny. Source: our choice, as in LIMA (arXiv:2305.11206), where 1,000 chosen
+    ones were the least that sufficed."""
+    usual_accumulation: int = Field(8, ge=1)
+    """Gradient accumulation assumed to be the most, where only a lower bound of the examples is known. Source: our
+    choice."""
+    eval_rise: float = Field(0.06, gt=0)
+    """Final validation loss over its best, less one, from which a run overfits. Source: our choice; failing runs 0.08
+    to 0.31, the two healthy ones whose training loss went on falling 0.01."""
+    eval_rise_certain: float = Field(0.5, gt=0)
+    """The same, from which there is no doubt. Source: our choice."""
+    train_fall: float = Field(0.2, gt=0, lt=1)
+    """Share by which the training loss must have fallen since the best evaluation, for the gap to have grown. Source:
+    our choice; without this a rising validation loss is something else."""
+    metric_gain: float = Field(0.05, gt=0)
+    """A metric that got better by this share since the best validation loss, and by more than the luck of its examples,
+    says that the run was still learning. Source: our choice; a public speech model gained 7 % in word error rate while
+    its validation loss rose."""
+    still_share: float = Field(0.03, gt=0)
+    """Validation losses within this share of the best one count as standing still. Source: our choice."""
+    gap_ratio: float = Field(3.0, gt=1)
+    """Growth of validation over training loss, since the first evaluation, from which the gap is a sign of its own, a
+    weak one. Source: our choice; healthy runs on 400 examples reach 2.3."""
+
+    least_move: float = Field(0.1, gt=0, lt=1)
+    """Share by which the validation loss must fall below its start, or the training taught nothing. Source: our choice;
+    runs on a base that can't learn move by 0.00 to 0.08, those of too small a rank by 0.29 and more."""
+    learned_by_heart: float = Field(0.5, gt=0, lt=1)
+    """A training loss that fell by this share says that something was learned, if not what the validation asks: no sign
+    of the base. Source: our choice; on a base that can't learn it falls by less than 0.06, where examples are learned
+    by heart by 0.7 and more."""
+    least_learning_rate: float = Field(1e-5, gt=0)
+    """Below this peak learning rate a loss that stands still says nothing of the base. Source: our choice; a tenth of
+    what published runs use."""
+
+
+def parse_thresholds(settings: Iterable[str]) -> Thresholds:
+    """Return the thresholds with ``name=value`` settings applied.
+
+    :raises InputError: for an unknown name, with a suggestion, or a value out of range.
+    """
+    values: dict[str, str] = {}
+    for setting in settings:
+        name, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals:
+            raise InputError("not a setting", key="--threshold", got=setting, allowed="name=value")
+        if name not in Thresholds.model_fields:
+            raise InputError(
+                "unknown threshold",
+                key="--threshold",
+                got=name,
+                allowed=", ".join(Thresholds.model_fields),
+                hint=did_you_mean(name, Thresholds.model_fields),
+            )
+        values[name] = value
+    try:
+        return Thresholds.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        raise InputError(
+            f"threshold {name}: {first['msg'].lower()}", key="--threshold", got=f"{name}={values[name]}"
+        ) from None
+
 
 _JUDGED = re.compile(r"(^|_|/)(accuracy|acc|f1|exact_match|em)$")
 """Metrics with the same meaning in every task: a share of right answers."""

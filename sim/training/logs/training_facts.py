@@ -13,8 +13,7 @@ from typing import Any
 
 from sim.spec.scenario import Targets
 from sim.traffic.adapters import DENSE, DTYPE_BYTES, MODULES, ModelShape, parameters_per_rank
-from sim.training.files.adapter_folder import CONFIG, AdapterFile
-from sim.training.files.untrusted_files import read_json, resolved_inside
+from sim.training.files.adapter_folder import CONFIG, AdapterFile, read_json, resolved_inside
 from sim.training.logs.training_log import TrainingLog
 
 _LIMIT = 1 << 20

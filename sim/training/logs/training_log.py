@@ -16,8 +16,7 @@ from typing import Any
 
 from sim.cells import printable
 from sim.errors import InputError
-from sim.training.files.adapter_folder import CONFIG
-from sim.training.files.untrusted_files import read_json, resolved_inside
+from sim.training.files.adapter_folder import CONFIG, read_json, resolved_inside
 
 STATE = "trainer_state.json"
 

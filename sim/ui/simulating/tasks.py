@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from reports.pages.run_page import point_answer, run_answer, write_report
 from reports.text.answer_text import Answer
 from sim.errors import LoraplanError
-from sim.results.fleet_costs.prices import priced
+from sim.results.fleet_costs import priced
 from sim.results.point import Point
 from sim.results.point_summary import summarise
-from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.store import read_run
+from sim.results.run_directory.study_records import Headroom
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario

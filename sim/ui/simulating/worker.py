@@ -119,7 +119,7 @@ def work(connection: Connection, parent: int, draws: bool) -> None:
     stops = _Stops()
     if draws:
         os.nice(5)
-    from sim.studies.parallel import end_with_parent
+    from sim.studies.backends.pool import end_with_parent
     from sim.ui.simulating.tasks import Memory
 
     end_with_parent(parent)

@@ -17,7 +17,7 @@ from sim.spec.sections.faults import Crash
 from sim.traffic.request import Request
 from sim.world.clock import Call, Clock
 from sim.world.dispatcher import Dispatcher, Extension
-from sim.world.routing.replica_views import ReplicaViews
+from sim.world.routing.router_state import ReplicaViews
 
 
 @dataclass(slots=True)

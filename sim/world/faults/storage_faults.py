@@ -25,7 +25,7 @@ from sim.spec.sections.faults import (
     never_happens,
 )
 from sim.world.replica.ports import Attempts, LoadTiming
-from sim.world.replica_draws import ReplicaDraws
+from sim.world.times import ReplicaDraws
 from sim.world.world import World
 
 LONGEST_PAUSE_S = 300.0

@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
-from sim.policies.adapter_cache import ABSENT, RESIDENT, AdapterCache, GpuCache, SlotForBaseModel
+from sim.policies.adapter_cache import ABSENT, RESIDENT, AdapterCache, GpuCache, SlotForBaseModel, UnifiedCache
 from sim.policies.batch_slots import BatchSlots
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.eviction.lru import Lru
 from sim.policies.host_tier import AllInHost, HostCache, HostTier
 from sim.policies.kv.kv_rules import KvRule
-from sim.policies.set_order import SetOrder
-from sim.policies.unified_cache import UnifiedCache
-from sim.policies.vllm_lru import VllmLruCache
+from sim.policies.vllm_lru import SetOrder, VllmLruCache
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.spec.scenario import HostCache as HostCacheSpec
 from sim.spec.scenario import Scenario
@@ -26,8 +24,8 @@ from sim.spec.units import human_bytes
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
-from sim.world.replica_draws import ReplicaDraws
 from sim.world.rollouts.rollout_plan import RolloutPlan
+from sim.world.times import ReplicaDraws
 from sim.world.world import World
 
 

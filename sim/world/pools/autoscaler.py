@@ -8,24 +8,172 @@ last request has left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import inf
 
+import numpy as np
+
 from sim.errors import ScenarioError
+from sim.policies.adapter_cache import RESIDENT
 from sim.policies.autoscaling import Reading, make_policy
 from sim.policies.routing import View
 from sim.results.recording.recorder import Recorder
 from sim.results.records import UNFINISHED
-from sim.spec.sections.autoscaling import Autoscale
+from sim.rng import stream
+from sim.spec.sections.autoscaling import Autoscale, ColdStart
+from sim.spec.sections.laws import FixedTime, TimeLaw
 from sim.spec.units import format_seconds
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.dispatcher import Dispatcher, Extension
-from sim.world.pools.cold_starts import ColdStarts, mean_cold_start_s
-from sim.world.pools.replica_readings import make_reader
+from sim.world.replica.server import Server
+from sim.world.times import tier_times
 from sim.world.world import World
+
+# What an autoscaler reads of one replica: the gauges that engines export, from the simulated server itself.
+
+Gauge = Callable[[Server], float]
+Reader = Callable[[Sequence[Server], Sequence[int]], list[float]]
+"""Returns the metric of the servers with some indices."""
+
+
+def in_flight(server: Server) -> float:
+    """Return the requests inside: ``vllm:num_requests_running`` and ``vllm:num_requests_waiting`` together."""
+    return float(len(server.all_requests()))
+
+
+def waiting(server: Server) -> float:
+    """Return the requests that are not in the batch: ``vllm:num_requests_waiting``."""
+    return float(len(server.all_requests()) - len(server.running()))
+
+
+def adapter_waiting(server: Server) -> float:
+    """Return the waiting requests whose adapter is not in GPU memory."""
+    state = server.cache.state
+    running = {request.index for request in server.running()}
+
+    def lacks(request: Request) -> bool:
+        base = request.adapter >= len(state)
+        return not base and request.index not in running and state[request.adapter] != RESIDENT
+
+    return float(sum(map(lacks, server.all_requests())))
+
+
+def kv_usage(kv_tokens: int) -> Gauge:
+    """Return a gauge of the share of the KV cache that running requests hold; shared blocks count for each of them.
+
+    :param kv_tokens: of one replica.
+    """
+
+    def gauge(server: Server) -> float:
+        tokens = 0
+        for request in server.running():
+            decoding = request.last_step >= 0
+            tokens += request.prompt_tokens + server.tokens_out(request) if decoding else request.context
+        return min(1.0, tokens / kv_tokens)
+
+    return gauge
+
+
+class GpuLoad:
+    """The share of the time since the last reading in which steps ran. Read it of all replicas at the same times."""
+
+    def __init__(self, clock: Clock, recorder: Recorder, replicas: int) -> None:
+        self._clock = clock
+        self._recorder = recorder
+        self._read_s = 0.0
+        self._busy_s = [0.0] * replicas  # up to the last reading
+
+    def read(self, servers: Sequence[Server], indices: Sequence[int]) -> list[float]:
+        """Return the load of the replicas with these indices.
+
+        One that was ready only for a part of the time has the load of that part, spread over all of it.
+        """
+        now, ended = self._clock.now, self._recorder.busy_so_far()
+        busy_s = [float(ended[server.index]) + server.busy_s() for server in servers[: len(self._busy_s)]]
+        span_s = now - self._read_s
+        loads = [min(1.0, (busy_s[index] - self._busy_s[index]) / span_s) for index in indices]
+        self._read_s, self._busy_s = now, busy_s
+        return loads
+
+
+_GAUGES: dict[str, Gauge] = {"in_flight": in_flight, "waiting": waiting, "adapter_waiting": adapter_waiting}
+
+
+def make_reader(metric: str, world: World, clock: Clock, recorder: Recorder) -> Reader:
+    """Return the reader of the metric that the autoscaler of a world goes by."""
+    if metric == "gpu_load":
+        return GpuLoad(clock, recorder, world.scenario.fleet.places).read
+    gauge = kv_usage(world.kv_tokens or 1) if metric == "kv_usage" else _GAUGES[metric]
+    return lambda servers, indices: [gauge(servers[index]) for index in indices]
+
+
+# How long a new replica takes until it serves.
+
+ENGINE_START_S = 34.0
+"""From loaded weights to a ready engine, where the scenario gives no law: vLLM's issue 20264."""
+
+
+class ColdStarts:
+    """The cold starts of one replication. The n-th replica that starts has the same draws in every design."""
+
+    def __init__(self, spec: ColdStart, world: World, replication: int) -> None:
+        self._laws = cold_start_laws(spec, world)
+        self._warm_up = _WarmUp(world)
+        self._seed, self._replication = world.scenario.run.seed, replication
+        self._count = 0
+
+    def next_s(self) -> float:
+        """Return the seconds of the next cold start."""
+        rng = stream(self._seed, self._replication, "cold-start", self._count)
+        self._count += 1
+        uniform = rng.random(len(self._laws))
+        seconds = sum(float(law.ppf(uniform[i : i + 1])[0]) for i, law in enumerate(self._laws))
+        return seconds + self._warm_up.seconds(rng)
+
+
+def mean_cold_start_s(spec: ColdStart, world: World) -> float:
+    """Return the mean seconds of a cold start, the loads of the adapters on the warm-up list included."""
+    return sum(law.mean() for law in cold_start_laws(spec, world)) + _WarmUp(world).seconds(None)
+
+
+def cold_start_laws(spec: ColdStart, world: World) -> list[TimeLaw]:
+    """Return the laws of the parts of a cold start: provisioning, image, weights, engine."""
+    profile, fixed = world.profile, world.scenario.fleet.engine == "fixed"
+    read_s = 0.0 if fixed or profile is None else profile.memory.weights_bytes / spec.weights_per_s
+    return [
+        spec.provision or _always(0.0),
+        spec.image or _always(0.0),
+        spec.weights or _always(read_s),
+        spec.engine or _always(0.0 if fixed else ENGINE_START_S),
+    ]
+
+
+def _always(seconds: float) -> TimeLaw:
+    return FixedTime.model_construct(law="fixed", value=seconds)
+
+
+class _WarmUp:
+    """The loads of pinned adapters and of the warm-up list, before a new replica serves."""
+
+    def __init__(self, world: World) -> None:
+        scenario, host = world.scenario, world.scenario.cache.host
+        tiers = tier_times(scenario, world.profile, world.population)
+        in_host = host is not None and host.fill == "start"
+        self._times = tiers[1] if in_host else tiers[0]
+        self._loaders = scenario.storage.host_loaders if in_host else scenario.storage.loaders
+        self._adapters = np.array([*world.pinned, *world.warmed_up], dtype=np.int64)
+
+    def seconds(self, rng: np.random.Generator | None) -> float:
+        """Return how long they take; without a generator, about their mean."""
+        count = len(self._adapters)
+        if count == 0:
+            return 0.0
+        uniform = np.full(count, 0.5) if rng is None else rng.random(count)
+        return float(self._times.seconds(self._adapters, uniform).sum()) / min(self._loaders, count)
+
 
 EMPTY, STARTING, READY, DRAINING = range(4)
 """States of a place."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.errors import ScenarioError
-from sim.policies.kv.kv_memory import kv_tokens_left
+from sim.policies.kv.kv_rules import kv_tokens_left
 from sim.spec.profile import Draw, LoraCost, Profile
 from sim.spec.scenario import Scenario
-from sim.spec.sections.full_models import FullModels
-from sim.spec.sections.pools import MOST_REPLICAS
+from sim.spec.sections.pools import MOST_REPLICAS, FullModels
 from sim.spec.units import human_bytes
 from sim.traffic.generate import Traffic
 

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.routing import Choosing, RouterContext, View
-from sim.policies.routing.full_model_router import ToHolders
 from sim.policies.routing.plain import LeastLoaded
-from sim.policies.routing.pool_router import ByRequest, ByWeight, RoutedPool
+from sim.policies.routing.pool_router import ByRequest, ByWeight, RoutedPool, ToHolders
 from sim.rng import stream_key
 from sim.spec.scenario import Scenario
-from sim.spec.sections.full_models import FullModels
+from sim.spec.sections.pools import FullModels
 from sim.world.routing.router_state import make_router
 from sim.world.world import ReplicaPool, World
 

@@ -16,7 +16,7 @@ from sim.world.rollouts.in_place_update import Barriers, InPlaceUpdate
 from sim.world.rollouts.rollout_progress import RolloutProgress
 from sim.world.rollouts.traffic_shift import TrafficShift
 from sim.world.rollouts.versions import DuplicateVersionBytes, HostLoadVersions, Versions
-from sim.world.routing.router_instances import RouterInstances
+from sim.world.routing.router_state import RouterInstances
 from sim.world.times import Retarget, tier_times
 from sim.world.world import World
 

@@ -13,7 +13,7 @@ from sim.world.clock import Call
 from sim.world.dispatcher import Dispatcher
 from sim.world.rollouts.rollout_plan import PlannedRollout
 from sim.world.rollouts.rollout_progress import ActiveRollout, RolloutProgress
-from sim.world.routing.router_instances import RouterInstances
+from sim.world.routing.router_state import RouterInstances
 
 
 class TrafficShift(ActiveRollout):

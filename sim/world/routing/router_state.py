@@ -6,12 +6,65 @@ from collections.abc import Callable, Sequence
 
 from sim.policies.routing import Router, RouterContext, View
 from sim.policies.routing import make_router as make_policy
-from sim.rng import stream_key
+from sim.rng import stream_key, uniform_draw
+from sim.traffic.request import Request
 from sim.world.replica.server import Server
-from sim.world.routing.activity import Activity, BatchActivity, InFlightActivity
-from sim.world.routing.first_placement import first_placement, placer_of
-from sim.world.routing.router_views import Residency, Sources
+from sim.world.routing.placement_controller import first_placement, placer_of
+from sim.world.routing.router_views import Activity, BatchActivity, InFlightActivity, Residency, Sources
 from sim.world.world import World
+
+# Which replicas the routers of a fleet believe to be up, in all of their views.
+
+
+class ReplicaViews:
+    """The views of all routers of a fleet, in which replicas go down and come up.
+
+    :param views: each of some replicas, all of them up; a single one is of all, up or not.
+    :param of_request: where there are several, that of the router of each request: by adapter, and last of the base
+        model.
+    """
+
+    def __init__(self, views: Sequence[View], of_request: Sequence[View] = ()) -> None:
+        self._views = [(view, None if len(views) == 1 else frozenset(view.up)) for view in views]
+        self._of_request = of_request
+
+    def none_up(self, request: Request) -> bool:
+        """Return whether no replica that takes a request is up."""
+        view = self._of_request[request.adapter] if self._of_request else self._views[0][0]
+        return not view.up
+
+    def goes_down(self, replica: int) -> None:
+        """Exclude a replica from routing, if it isn't."""
+        for view, _ in self._views:
+            if replica in view.up:
+                view.goes_down(replica)
+
+    def comes_up(self, replica: int) -> None:
+        """Include a replica in routing again."""
+        for view, replicas in self._views:
+            if replicas is None or replica in replicas:
+                view.comes_up(replica)
+
+
+# The router process that each request comes through, in fleets with several.
+
+
+class RouterInstances:
+    """The router processes of a fleet. A session always uses the same one, other requests a random one.
+
+    :param count: number of routers.
+    """
+
+    def __init__(self, count: int, seed: int, replication: int) -> None:
+        self.count = count
+        self._key = stream_key(seed, replication, "router-instance")
+
+    def of(self, request: Request) -> int:
+        """Return the number of the router for a request."""
+        if self.count == 1:
+            return 0
+        number = request.index if request.session is None else ~request.session
+        return int(uniform_draw(self._key, number) * self.count)
 
 
 class RouterState:

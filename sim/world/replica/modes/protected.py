@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from heapq import heappop, heappush
 from typing import Protocol
 
-from sim.policies.adapter_cache import ABSENT, RESIDENT
+from sim.policies.adapter_cache import ABSENT, RESIDENT, GpuCache, UnifiedCache
 from sim.policies.admission import ClaimingQueue, ReadyQueue, WaitingQueue
+from sim.policies.queues.adapter_queues import AdapterQueues, ModelTurns
 from sim.policies.scheduler import Scheduler
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
 from sim.world.replica.loader import Loader, LoadOwner, Tiers
@@ -219,3 +221,150 @@ class LoadsInSteps(ProtectedMode):
         else:
             self._gpu.abort(adapter)
         return tier, seconds
+
+
+# Prefetching: idle loaders load the adapters of requests that wait in the queue.
+
+
+class Prefetch:
+    """Prefetching of one replica, for loads that start at admission and overlap with steps.
+
+    At every change (a boundary, the end of a load, an arrival), idle loaders start to load the adapters of queued
+    requests, in the order of the queue. They stop while a requested load waits, and at the first adapter that finds no
+    room among those in use and those that other queued requests want.
+
+    A pass takes time proportional to the number of wanted adapters, but only while a loader is idle.
+    """
+
+    def __init__(self, cache: GpuCache, loader: Loader) -> None:
+        self._cache = cache
+        self._loader = loader
+        # By adapter, a heap of (key, request). The first request of each still waits for admission; those behind it may
+        # have left. Requests whose load has started stay until admission. They are harmless: their adapters are in
+        # use, so they cannot be evicted, and they are absent only while the load waits in a queue.
+        self._wanted: dict[int, list[tuple[int, Request]]] = {}
+
+    def entered(self, request: Request) -> None:
+        """Note that a request has joined the queue."""
+        heappush(self._wanted.setdefault(request.adapter, []), (request.key, request))
+
+    def left(self, requests: Iterable[Request]) -> None:
+        """Note that requests have been admitted."""
+        for request in requests:
+            group = self._wanted.get(request.adapter)
+            if group is None:
+                continue
+            while group and group[0][1].admitted_s >= 0:
+                heappop(group)
+            if not group:
+                del self._wanted[request.adapter]
+
+    def go_on(self) -> None:
+        """Start all loads that may start now."""
+        loader, wanted, state = self._loader, self._wanted, self._cache.state
+        if not wanted or not loader.may_load_ahead():
+            return
+        absent = [group[0] for adapter, group in wanted.items() if state[adapter] == ABSENT]
+        for _, request in sorted(absent):
+            if not (loader.load_ahead(request, wanted) and loader.may_load_ahead()):
+                return
+
+
+# Loads at admission, and idle loaders that load ahead for requests further back in the queue.
+
+
+class Prefetching(LoadsAtAdmission):
+    """``LoadsAtAdmission`` with prefetching (``cache.prefetch: queued``)."""
+
+    def __init__(self, parts: ModeParts, *, stop: bool, discards: bool = False) -> None:
+        super().__init__(parts, stop=stop, discards=discards)
+        self.prepares_steps = True
+        self._prefetch = Prefetch(parts.cache, self.loader)
+
+    def take_in(self, request: Request, may_join_now: bool) -> None:
+        super().take_in(request, may_join_now)
+        self._prefetch.entered(request)
+        self.after_load()
+
+    def after_load(self) -> None:
+        if not self.replica.boundary_due():  # it comes first, and may start loads of its own
+            self._prefetch.go_on()
+
+    def before_step(self, batch: Scheduler, start_s: float) -> float:
+        self._prefetch.left(batch.decided.prefills)
+        self._prefetch.go_on()
+        return super().before_step(batch, start_s)
+
+    def nothing_runs(self) -> bool:
+        self._prefetch.go_on()
+        return False
+
+
+# Whole models that take turns on a GPU: a batch of one drains before another is loaded.
+
+
+class TurnsOfModels(LoadsInSteps):
+    """Loads of whole models, whose turns begin when their loads end.
+
+    :param turn_s: seconds after its load in which a model's requests may pass older ones.
+    """
+
+    def __init__(self, parts: ModeParts, turn_s: float) -> None:
+        clock = parts.context.clock
+        self._turns = ModelTurns(parts.cache, lambda: clock.now, turn_s)
+        super().__init__(parts, self._turns)
+
+    def _load(self, request: Request, start_s: float) -> tuple[int, float]:
+        tier, seconds = super()._load(request, start_s)
+        self._turns.start_turn(request.adapter, start_s + seconds)
+        return tier, seconds
+
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        self._turns.check_integrity()
+
+
+# LoRAX's way: every adapter has a queue, and as many queues are active as there is room.
+
+
+class PerAdapterQueues(OverlappedQueue):
+    """Loads begin when an adapter's queue becomes active.
+
+    :param cycle_s: seconds after which an active adapter gives its place to one that waits for it.
+    """
+
+    def __init__(self, parts: ModeParts, cycle_s: float) -> None:
+        clock = parts.context.clock
+        self._queues = AdapterQueues(parts.cache, self.request_load, lambda: clock.now, cycle_s)
+        super().__init__(parts, self._queues, self._queues)
+
+    def serve_base_model(self) -> int:
+        number = super().serve_base_model()
+        self._queues.admit_base_model(number)
+        return number
+
+    def nothing_runs(self) -> bool:
+        return self._queues.may_go_on()  # each pass frees a few places, and no event would start another one
+
+    def next_change_s(self) -> float:
+        return self._queues.next_change_s()
+
+    def discard(self, adapter: int) -> None:
+        self._queues.discard(adapter)
+        self.loader.room_appeared()
+
+
+# S-LoRA's unified paging: adapters take their memory from the KV cache, and load inside the step that needs them.
+
+
+class Unified(LoadsInSteps):
+    """Idle adapters make room for admitted requests before others are loaded."""
+
+    def __init__(self, parts: ModeParts, cache: UnifiedCache, waiting: WaitingQueue, *, discards: bool) -> None:
+        super().__init__(parts, waiting, discards=discards)
+        self._unified = cache
+
+    def before_step(self, batch: Scheduler, start_s: float) -> float:
+        if batch.decided.prefills:
+            self._unified.shrink()
+        return super().before_step(batch, start_s)

@@ -1,0 +1,277 @@
+"""Rollout strategies, faults and routers compared, in sentences: what the top box says of a sweep of them.
+
+Counts are those of one rollout or fault: means over the replications.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from reports.answers.change_comparison import (
+    MANY_POINTS,
+    Contrast,
+    FaultSeries,
+    Ranking,
+    any_value,
+    compared_metrics,
+    fault_series,
+    find_extremes,
+    growing,
+    impact_name,
+    late_counts,
+    meeting,
+    rank_impact,
+    rank_routers,
+    telling_kinds,
+)
+from reports.answers.change_findings import compares_routers, has_rollout, is_changed, latency_name, per_event, value_of
+from reports.axes import Axis, in_order
+from reports.formatting import metric_words, show
+from reports.text.impact_text import (
+    cause_of,
+    change_sentences,
+    composition,
+    impact_clause,
+    label_of,
+    rerouted_sentence,
+    rounded,
+    value_words,
+    with_bounds,
+)
+from reports.text.metric_text import capital
+from sim.results.point import Point
+from sim.results.verdict import NOT_MET, verdict
+
+_FEW = 4
+"""Replications from which on designs are ranked: the intervals of fewer say too little."""
+_DOES = {
+    "mixed": "mixes versions in {n} answers",
+    "stale": "leaves {n} stale answers",
+    "refused_by_rollout": "refuses {n} requests",
+    "wrong_served": "lets {n} wrong answers pass",
+    "old_prefix": "reuses {n} old prefixes",
+    "lost": "loses {n} requests",
+    "failed_loads": "fails {n} requests with their loads",
+    "failed": "fails {n} requests",
+}
+"""What a design does to requests, by the kind of impact."""
+
+
+def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+    """Return what a sweep says of rollouts, faults or routers, the most important first; nothing where it has none."""
+    if is_changed(points):
+        changed = [per_event(point) for point in points if point.impact]  # held-back rollouts changed nothing
+        if len(changed) == 1 < len(points):
+            where = label_of(changed[0], axes)
+            return [f"With {where}, {impact_clause(changed[0])}.", *change_sentences(changed[0], slo_terms)]
+        return _compare_impact(changed, axes, slo_terms)
+    if compares_routers(points, axes):
+        return _compare_routers(points, axes, slo_terms)
+    return []
+
+
+def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+    series = fault_series(points, axes) if growing(axes) else []
+    said = _compare_series(series, axes, slo_terms) if series else _recommend(points, axes, slo_terms)
+    ordered = in_order(points, axes)
+    if has_rollout(points):
+        said += _compare_rollouts(ordered, axes, slo_terms)
+    else:
+        said += [*_wrong_answers(ordered, axes), *_compare_faults(ordered, axes, slo_terms)]
+    return said
+
+
+def _recommend(
+    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], step: str = ""
+) -> list[str]:
+    """Return which designs to choose: those with the least impact, among those that may meet the SLO.
+
+    :param step: how bad the fault is, in words.
+    """
+    some = meeting(points, slo_terms)
+    left = [point for point in in_order(points, axes) if point not in some]
+    found = rank_impact(some, axes)
+    name, least = found.name, value_of(found.best[0], found.name) or 0.0
+    within = any((value_of(point, name) or 0.0) < least for point in left)
+    said = [_recommendation(found, axes, step, within=within), *_what_differs(found, axes)]
+    if left:
+        where = f"With {step}, the" if step else "The"
+        phrases = [f"{label_of(p, axes)}, which affects {with_bounds(p.metrics[name])} requests" for p in left]
+        said.append(f"{where} SLO is not met with {'; nor with '.join(phrases[:MANY_POINTS])}.")
+    elif len(some) > 1 and all(verdict(point, slo_terms) == NOT_MET for point in some):
+        said.append(f"{f'With {step}, no' if step else 'No'} design meets the SLO.")
+    return said
+
+
+def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, *, within: bool) -> str:
+    """Return the designs with the least impact, and how much more the others have.
+
+    :param within: whether designs that miss the SLO have less, so that they need to be excluded in words.
+    """
+    first, cause = found.best[0], cause_of((*found.best, *found.rest))
+    beyond = " beyond the usual" if found.name == "harmed_excess" else ""
+    where = f"with {step}, " if step else ""
+    counts = [f"{with_bounds(p.metrics[found.name])} with {label_of(p, axes)}" for p in found.others[:MANY_POINTS]]
+    more = f", against {', '.join(counts)}" if counts else ""
+    own, hedge = with_bounds(first.metrics[found.name]), "" if found.certain else f" {_NO_INTERVAL}"
+    if len(found.choice) == 1:
+        said = f"Least impact{' within the SLO,' if within else ''} with {label_of(first, axes)}: "
+        return f"{said}{where}{cause.affects} {own} requests{beyond}{_in_brackets(composition(first))}{more}.{hedge}"
+    few, many = (rounded(choose(value_of(p, found.name) or 0.0 for p in found.choice)) for choose in (min, max))
+    between = f"{where}{few if few == many else f'{few} to {many}'} affected requests per {cause.per}{beyond}"
+    labels = [label_of(p, axes) for p in found.choice]
+    if not found.others and few != many and len(first.metrics[found.name].parts) < _FEW:
+        return f"Too few replications to rank {_listed(labels)}: {between}. Set run.replications to {_FEW} or more."
+    if not found.others:
+        return f"No clear difference between {_listed(labels)}: {between}."
+    start = capital(_listed(labels, "or"))
+    if len(found.others) < len(found.choice) and not within:
+        start = f"Any but {_listed([label_of(p, axes) for p in found.others])}"
+    worst = _in_brackets(composition(found.others[-1])) if len(found.others) == 1 else ""
+    if found.choice == found.best:
+        return f"{start}: {between}, without a clear difference{more}{worst}."
+    least = f" Of these, least with {_listed([label_of(p, axes) for p in found.best])}." if found.certain else hedge
+    return f"{start}: {between}{more}{worst}.{least}"
+
+
+_NO_INTERVAL = "Small differences may be chance: set run.replications=4 for intervals."
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _what_differs(found: Ranking, axes: Sequence[Axis]) -> list[str]:
+    """Return what only some of the designs to choose from do to requests."""
+    telling = telling_kinds(found.choice) if len(found.choice) > 1 else []
+    phrases = [
+        f"{label_of(point, axes)} {_DOES[kind].format(n=f'about {max(1.0, count):,.0f}')}"
+        for point, kind, count in telling
+    ]
+    return [f"{capital('; '.join(phrases))}."] if phrases and len(phrases) <= MANY_POINTS else []
+
+
+def _compare_series(series: Sequence[FaultSeries], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+    """Return in which design the worst fault has the least impact, and the impact as the fault becomes worse."""
+    name, others, worse = impact_name([p for each in series for p in each.points]), series[0].others, growing(axes)
+    worst = [each.points[-1] for each in series]
+    said = _recommend(worst, others, slo_terms, label_of(worst[0], worse)) if len(series) > 1 else []
+    beyond = " beyond the usual" if name == "harmed_excess" else ""
+    for each in series if len(series) <= MANY_POINTS else (series[0], series[-1]):
+        counts = [with_bounds(p.metrics[name]) for p in each.points]
+        steps = [label_of(p, worse) if i == 0 else _step(p, worse) for i, p in enumerate(each.points)]
+        first, *more = [f"{count} with {step}" for count, step in zip(counts, steps, strict=True)]
+        design = f"With {label_of(each.points[0], others)}, " if others else ""
+        listed = ", ".join([first.replace(" with", f" requests{beyond} with", 1), *more])
+        said.append(f"{capital(f'{design}{cause_of(worst).affects}')} {listed}.")
+    return said
+
+
+def _step(point: Point, worse: Sequence[Axis]) -> str:
+    """Return how bad a fault is, without the key where there is only one."""
+    return worse[0].point_label(point) if len(worse) == 1 else label_of(point, worse)
+
+
+def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
+    """Return how many wrong answers went unnoticed at each point, and how many requests were late there."""
+    if not any_value(points, "wrong_adapter_served"):
+        return []
+    if len(points) > MANY_POINTS:
+        return extremes(points, axes, "wrong_adapter_served")
+    phrases = [f"{rounded(value_of(p, 'wrong_adapter_served') or 0)} with {label_of(p, axes)}" for p in points]
+    said = f"Unnoticed wrong answers: {', '.join(phrases)}"
+    late = late_counts(points)
+    if late is not None:
+        said += f"; late: {', '.join(map(rounded, late))} (in the same order)"
+    return [f"{said}."]
+
+
+def _compare_rollouts(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+    name = latency_name(points, slo_terms)
+    said = extremes(points, axes, "rollout_peak_loads_per_s", tail=_before(points, "before_peak_loads_per_s"))
+    said += extremes(points, axes, f"rollout_{name}", tail=_before(points, f"before_{name}"))
+    took = [(point, point.metrics["rollout_duration_s"]) for point in points]
+    colon = "" if all(not axis.numeric for axis in axes) else ":"
+    done = [f"{label_of(p, axes)}{colon} {show('rollout_duration_s', m.value)}" for p, m in took if m.value is not None]
+    open_ = [label_of(p, axes) for p, m in took if m.value is None]
+    if len(points) <= MANY_POINTS:
+        phrases = [f"Complete after: {', '.join(done)}."] if done else []
+        phrases += [f"Not complete in every replication: {_listed(open_)}."] if open_ else []
+        said.append(" ".join(phrases))
+    return said
+
+
+def _before(points: Sequence[Point], name: str) -> str:
+    """Return what a metric was before; it hardly differs from point to point, unless the sweep is of something else."""
+    known = sorted(value for p in points if (value := value_of(p, name)) is not None)
+    if not known:
+        return ""
+    low, high = show(name, known[0]), show(name, known[-1])
+    return f", against {low if low == high else f'{low} to {high}'} before"
+
+
+def _compare_faults(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+    said = []
+    for name, concerned in compared_metrics(points, latency_name(points, slo_terms)):
+        said += _one_or_extremes(concerned, axes, name)
+    return said + rerouted_sentence(points, axes)
+
+
+def _one_or_extremes(points: Sequence[Point], axes: Sequence[Axis], name: str) -> list[str]:
+    if len(points) > 1:
+        return extremes(points, axes, name)
+    return [f"{capital(metric_words(name))}: {value_words(p, name)} with {label_of(p, axes)}." for p in points]
+
+
+def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str = "") -> list[str]:
+    """Return where a metric is certainly lowest and highest, or between what values it lies where that may be chance.
+
+    :returns: a list of one sentence, or of none where nothing is known.
+    """
+    found = find_extremes(points, name)
+    if found is None:
+        return []
+    low, high = found.low, found.high
+    words = capital(metric_words(name))
+    if found.contrast is Contrast.EQUAL:
+        return [f"{words}: {show(name, value_of(low, name))} at every point{tail}."]
+    if found.contrast is Contrast.UNCLEAR:
+        return [
+            f"{words}: {show(name, value_of(low, name))} to {show(name, value_of(high, name))}{tail}, without a clear "
+            "difference."
+        ]
+    paired = found.contrast is Contrast.CLEAR_IN_PAIRS
+    hedge = " (clear in the same replications, though the intervals overlap)" if paired else ""
+    return [
+        f"{words}: lowest with {label_of(low, axes)}, {value_words(low, name)}; highest with {label_of(high, axes)}, "
+        f"{value_words(high, name)}{tail}{hedge}."
+    ]
+
+
+def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+    """Return which routers to choose, and what they save."""
+    found = rank_routers(points, axes, latency_name(points, slo_terms))
+    if found is None:
+        return []
+    ordered, words = in_order(points, axes), metric_words(found.name)
+    low, high = (show(found.name, value_of(point, found.name)) for point in (found.best[0], found.best[-1]))
+    range_ = low if low == high else f"{low} to {high}"
+    if found.other is None:
+        said = f"The router makes no clear difference: {words} is {range_} with all of them."
+    else:
+        *some, last = [label_of(point, axes) for point in found.best[:MANY_POINTS]]
+        said = (
+            f"Use {' or '.join(filter(None, [', '.join(some), last]))}: {words} is {range_} instead of "
+            f"{show(found.name, value_of(found.other, found.name))} with {label_of(found.other, axes)}."
+        )
+    return [said, *extremes(ordered, axes, "loads_per_request"), *extremes(ordered, axes, "replica_load_skew")]
+
+
+def _listed(labels: Sequence[str], word: str = "and") -> str:
+    """Return labels as a list in a sentence, cut where there are many.
+
+    :param word: before the last one.
+    """
+    if len(labels) > MANY_POINTS:
+        return f"{', '.join(labels[:MANY_POINTS])} and {len(labels) - MANY_POINTS} more"
+    return f" {word} ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))

@@ -1,1 +1,0 @@
-"""What rollouts, faults and held-back rollouts did to requests, and what one design has instead of another."""

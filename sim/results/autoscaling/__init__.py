@@ -1,1 +1,0 @@
-"""What an autoscaler did: replica-seconds, starts and stops, cold starts, and what they cost in latency."""

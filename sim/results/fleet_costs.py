@@ -1,0 +1,236 @@
+"""Puts a price on a point: its costs follow from its usage, so another price needs no simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sim.results.catalogue import ONLY_WITH_PRICE, UNITS
+from sim.results.metric_state import Cause, State
+from sim.results.point import Metric, Point, TenantResult
+from sim.results.sample_data import Floats, MeasuredRequests
+from sim.results.statistics import mean_count, ratio
+
+# How many GPU hours requests and tokens take.
+
+_SECONDS_PER_HOUR = 3600.0
+_MILLION = 1e6
+_ROUNDING = 1e-9
+"""Share of idle time that floating-point arithmetic alone leaves."""
+
+
+class GpuHours:
+    """GPU hours of all replications, as costs at a price of 1 per GPU hour.
+
+    All GPUs are paid for all the time, whether they compute or not; with an autoscaler, from the start of a replica's
+    cold start to the end of its drain.
+    """
+
+    def __init__(self, m: MeasuredRequests) -> None:
+        self._m = m
+        each = m.facts.gpus // m.facts.replicas
+        self._seconds = m.replica_seconds(each) if m.autoscaled else m.spans * m.facts.gpus
+        self._hours = self._seconds / _SECONDS_PER_HOUR
+
+    @cached_property
+    def m_prompt(self) -> Floats:
+        """Millions of prompt tokens of the requests that end, by section."""
+        return self._m.by_finish(weight="prompt_tokens") / _MILLION
+
+    @cached_property
+    def m_output(self) -> Floats:
+        """Millions of output tokens."""
+        return self._m.by_finish(weight="output_tokens") / _MILLION
+
+    def per(self, counts: Floats) -> Metric:
+        """Return the cost of one of what is counted by section."""
+        return ratio(self._hours, counts, self._m.sections, "USD")
+
+    def whole(self) -> Metric:
+        """Return the cost of a replication."""
+        return mean_count(self._hours.reshape(self._m.replications, -1).sum(axis=1), "USD")
+
+    def month(self, busy: Metric) -> Metric:
+        """Return the cost of a month.
+
+        :param busy: the share of the time in which GPUs compute; a cost that doesn't vary has as many parts.
+        """
+        if self._m.autoscaled:
+            gpus = ratio(self._seconds, self._m.spans, self._m.sections, "USD")
+            return gpus.mapped(lambda count: count * HOURS_PER_MONTH)
+        month = self._m.facts.gpus * HOURS_PER_MONTH
+        parts: list[float | None] = [month] * len(busy.parts)
+        return Metric(month, month, month, "USD", parts=parts)
+
+    def idle(self, busy: Metric) -> Metric:
+        """Return what the time without computing takes of a month."""
+        month = self.month(busy).value or 0.0
+
+        def idle(share: float) -> float:
+            return 0.0 if 1 - share < _ROUNDING else (1 - share) * month
+
+        return replace(busy, lo=busy.hi, hi=busy.lo, unit="USD").mapped(idle)
+
+
+def sold(m: MeasuredRequests) -> dict[str, Metric]:
+    """Return what completed requests are in a month: ``request``, and millions of ``input`` and ``output`` tokens.
+
+    Like throughput, it counts what ends in the measured time.
+    """
+    sales = {"request": m.by_finish()}
+    if not m.facts.fixed:
+        sales["input"] = m.by_finish(weight="prompt_tokens") / _MILLION
+        sales["output"] = m.by_finish(weight="output_tokens") / _MILLION
+    month = HOURS_PER_MONTH * _SECONDS_PER_HOUR
+    return {name: ratio(count * month, m.spans, m.sections, "1") for name, count in sales.items()}
+
+
+def tokens_of(m: MeasuredRequests) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Return the prompt and output tokens of every measured request that completed; 0 for the others."""
+    tokens = m.column("prompt_tokens") + m.column("output_tokens")
+    return np.where(m.completed, tokens, 0).astype(np.float64)
+
+
+# What tenants pay and what they cost: sales are measured once, and any price is put on them afterwards.
+
+
+def with_money(
+    tenants: Sequence[TenantResult], prices: Sequence[Mapping[str, float]], month: Metric | None
+) -> list[TenantResult]:
+    """Return tenants with what they pay and cost.
+
+    :param prices: what each pays, by what it is for; {}: nothing is known.
+    :param month: what the fleet costs in a month; None without a price of GPUs.
+    """
+    return [
+        replace(tenant, price=dict(price), money=_money(tenant, price, month))
+        for tenant, price in zip(tenants, prices, strict=True)
+    ]
+
+
+def _money(tenant: TenantResult, price: Mapping[str, float], month: Metric | None) -> dict[str, Metric]:
+    money: dict[str, Metric] = {}
+    revenue = _revenue(tenant, price) if price else None
+    if revenue is not None:
+        money["revenue_usd_per_month"] = revenue
+    if month is not None and month.value is not None and tenant.cost_share is not None:
+        money["cost_share"] = tenant.cost_share
+        money["usd_per_month"] = cost = _part_of(tenant.cost_share, month)
+        if revenue is not None:
+            money["margin_usd_per_month"] = _sum([(revenue, 1.0), (cost, -1.0)])
+    return money
+
+
+def _part_of(share: Metric, month: Metric) -> Metric:
+    """Return a share of a cost. Both ends of its interval are those of share and cost together."""
+
+    def product(a: float | None, b: float | None) -> float | None:
+        return None if a is None or b is None else a * b
+
+    parts = [product(a, b) for a, b in zip(share.parts, month.parts, strict=False)]
+    state = share.state if month.settled or not share.settled else month.state
+    value, lo, hi = (product(getattr(share, end), getattr(month, end)) for end in ("value", "lo", "hi"))
+    return Metric(value, lo, hi, "USD", state, parts=parts)
+
+
+def _revenue(tenant: TenantResult, price: Mapping[str, float]) -> Metric:
+    """Return what a tenant pays in a month."""
+    parts = [(tenant.sold[name], each) for name, each in price.items() if each and name in tenant.sold]
+    if not parts and any(price.values()):
+        return Metric(None, unit="USD", state=State(Cause.NO_TOKENS))
+    return _sum(parts)
+
+
+def _sum(parts: Sequence[tuple[Metric, float]]) -> Metric:
+    """Return a sum of metrics times factors, in US dollars.
+
+    The ends of intervals add up, as if all errors were one: the interval is too wide rather than too narrow.
+    """
+    if any(metric.value is None for metric, _ in parts):
+        return Metric(None, unit="USD", state=next(metric.state for metric, _ in parts if metric.value is None))
+
+    def total(lower: str, upper: str) -> float | None:
+        ends = [(getattr(metric, lower if factor >= 0 else upper), factor) for metric, factor in parts]
+        return None if any(end is None for end, _ in ends) else sum(end * factor for end, factor in ends)
+
+    rows = zip(*(metric.parts for metric, _ in parts), strict=False)
+    factors = [factor for _, factor in parts]
+    kept = [None if None in row else sum(a * b for a, b in zip(row, factors, strict=True)) for row in rows]
+    doubtful = next((metric.state for metric, _ in parts if not metric.settled), None)
+    state = doubtful or (parts[0][0].state if parts else State())
+    return Metric(total("value", "value"), total("lo", "hi"), total("hi", "lo"), "USD", state, parts=kept)
+
+
+HOURS_PER_MONTH = 730.0
+"""A twelfth of a year of 365 days."""
+GROUP_COST = "usd_per_month"
+"""The cost of a group, or of a pool, in its row."""
+
+
+def priced(
+    point: Point, price: float | None, pools: Sequence[float] = (), tenants: Sequence[Mapping[str, float]] = ()
+) -> Point:
+    """Return a point with the costs that follow from a price, or without any, and with what tenants pay.
+
+    :param price: of a GPU, in US dollars per hour, in a fleet of pools the mean; None: no costs are shown.
+    :param pools: of a GPU of each pool; () without pools or prices.
+    :param tenants: what each tenant pays, by what it is for; () where none pays.
+    """
+    usage, rows = point.usage, _priced_pools(point.pools, pools)
+    pay = [dict(each) for each in tenants] or [{}] * len(point.tenants)
+    known = [tenant.price for tenant in point.tenants]
+    if usage is None or (usage.price == price and rows == point.pools and known == pay):
+        return point
+    metrics = {name: metric for name, metric in point.metrics.items() if name not in ONLY_WITH_PRICE}
+    groups = [{key: value for key, value in row.items() if key != GROUP_COST} for row in point.groups]
+    if price is not None:
+        metrics |= {name: metric.mapped(lambda cost: cost * price) for name, metric in usage.metrics.items()}
+        metrics["idle_usd_per_month"] = _idle_of_pools(metrics["idle_usd_per_month"], point.pools, pools)
+        month = metrics["usd_per_month"].value or 0.0
+        if len(groups) == len(usage.group_tokens):
+            shares = zip(groups, usage.group_tokens, strict=True)
+            groups = [{**row, GROUP_COST: share * month} for row, share in shares]
+    ordered = {name: metrics[name] for name in UNITS if name in metrics}
+    return replace(
+        point,
+        metrics=ordered,
+        groups=groups,
+        usage=replace(usage, price=price),
+        pools=rows,
+        tenants=with_money(point.tenants, pay, metrics.get("usd_per_month")),
+    )
+
+
+def _priced_pools(rows: list[dict[str, Any]], prices: Sequence[float]) -> list[dict[str, Any]]:
+    """Return the rows of pools with what the GPUs of each cost."""
+    plain = [{key: value for key, value in row.items() if key != GROUP_COST} for row in rows]
+    if not prices:
+        return plain
+    return [
+        {**row, GROUP_COST: row["gpus"] * price * HOURS_PER_MONTH} for row, price in zip(plain, prices, strict=True)
+    ]
+
+
+def _idle_of_pools(mean: Metric, rows: Sequence[Mapping[str, Any]], prices: Sequence[float]) -> Metric:
+    """Return what idle GPUs cost with each at the price of its pool.
+
+    Its interval is as wide, relative to its value, as at the mean price.
+
+    :param mean: with all GPUs at the mean price.
+    """
+    busy = [row["gpu_utilization"] for row in rows]
+    if len(set(prices)) < 2 or not mean.value or None in busy:
+        return mean
+    parts = zip(rows, busy, prices, strict=True)
+    own = sum(max(0.0, 1 - share) * row["gpus"] * price for row, share, price in parts) * HOURS_PER_MONTH
+    factor = own / mean.value
+    return mean.mapped(lambda cost: cost * factor)
+
+
+def is_priced(point: Point) -> bool:
+    """Return whether a point has costs."""
+    return point.usage is not None and point.usage.price is not None
