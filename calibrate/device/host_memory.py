@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-# The memory of this machine, as Linux reports it; needs no torch.
-
 
 def free_bytes() -> int:
     """Return the host memory that can still be allocated; all of it where the system doesn't report it."""

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812  (its usual name)
 
-# Which adapter slot each token of a batch uses, laid out as the backends need it.
-
 
 @dataclass(frozen=True, slots=True)
 class Routing:

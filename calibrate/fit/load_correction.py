@@ -272,9 +272,6 @@ def _draws(solution: Floats, covariance: Floats, *, with_fixed: bool) -> tuple[t
     return tuple((float(factor), float(s) if with_fixed else None) for factor, s in zip(factors, fixed, strict=True))
 
 
-# The profile that a correction gives, with where it comes from.
-
-
 def corrected_profile(
     profile: Profile, correction: LoadCorrection, files: Mapping[str, Path], loads: Sequence[str], command: str
 ) -> Profile:

@@ -1,4 +1,7 @@
-"""Timed steps as equations: which terms each is made of, and the profile section that fitted terms become."""
+"""Timed steps as equations: which terms each is made of, and the profile section that fitted terms become.
+
+Rival forms of cost are compared here, too.
+"""
 
 from __future__ import annotations
 

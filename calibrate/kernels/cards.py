@@ -117,10 +117,9 @@ def card_of(name: str) -> Card:
 # there follows from what bounds it, and nothing is fitted:
 #
 # - *matrix products* read their weights at least once. A product of one token does nothing else, so its time times the
-# ratio of the bandwidths is the least that one of more tokens takes;
+#   ratio of the bandwidths is the least that one of more tokens takes;
 # - *attention of decoding sequences* takes a time for every sequence, which stays, and one for every KV token, which
-#   goes
-# with the bandwidth; contexts of 2,048 and 4,096 tokens tell it apart;
+#   goes with the bandwidth; contexts of 2,048 and 4,096 tokens tell it apart;
 # - *norms, activations, embeddings* move bytes and go with the bandwidth;
 # - *attention of prompts* is bound by arithmetic, and messages between GPUs by their links: both stay.
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 
 from sim.errors import LoraplanError
 
-# The error of a live server.
-
 
 class ServerError(LoraplanError):
     """The server can't be used, or failed during the study: exit code 3; what was measured until then is kept."""

@@ -1,4 +1,7 @@
-"""Compare measured with predicted metrics, in one table with a row a request, and with the noise of repeated runs."""
+"""Compare measured with predicted metrics, in one table with a row a request, and with the noise of repeated runs.
+
+The predictions are simulations of the very requests that the server was sent.
+"""
 
 from __future__ import annotations
 

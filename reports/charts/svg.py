@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG that belongs to the page: its colours, its font, no clashing ids.
+"""Matplotlib figures as inline SVG that belongs to the page: its colours, its font, no clashing ids, values on hover.
 
 Figures are drawn in stand-in colours; here they become CSS variables, so that one SVG reads in light and dark.
 """

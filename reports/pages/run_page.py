@@ -50,15 +50,9 @@ if TYPE_CHECKING:
     from sim.results.run_directory.study_records import Headroom
 
 
-# Whether a rollout was held back.
-
-
 def is_held(points: Sequence[Point]) -> bool:
     """Return whether a rollout was held back at one of these points."""
     return any(point.held_back for point in points)
-
-
-# Whether a run directory holds priced remedies.
 
 
 def is_priced(manifest: Mapping[str, Any]) -> bool:

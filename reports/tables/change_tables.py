@@ -1,4 +1,7 @@
-"""Tables of rollouts, faults and replicas: impact, strategies side by side, events, and what each replica did."""
+"""Tables of rollouts, faults and replicas: impact, strategies side by side, events, what each replica did.
+
+And what holding a rollout back avoided.
+"""
 
 from __future__ import annotations
 
@@ -173,9 +176,6 @@ def _kind_of_replica(row: Mapping[str, Any]) -> str:
 def _shown(row: Mapping[str, float | None], name: str) -> str:
     value = row[name]
     return "–" if value is None else show(name, value)
-
-
-# What holding a rollout back avoided, as a table.
 
 
 def held_table(point: Point, where: str) -> Table | None:

@@ -1,4 +1,7 @@
-"""What rollouts, faults, autoscalers and placement did at one point, in sentences."""
+"""What rollouts, faults, autoscalers and placement did at one point, in sentences.
+
+Counts are those of one rollout or fault: means over the replications.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,6 @@ from reports.text.metric_text import capital, why, with_interval
 from sim.results.point import Metric, Point
 from sim.results.verdict import MET, NO_SLO, PROBABLY_MET
 from sim.spec.units import human_bytes, human_seconds
-
-# What rollouts and faults did at one point, in sentences: what the top box says of such a scenario.
-#
-# Counts are those of one rollout or fault: means over the replications.
 
 IMPACT_WORDS = {
     "mixed": "mixed versions",
@@ -315,9 +314,6 @@ def value_words(point: Point, name: str) -> str:
     return with_interval(name, metric) + ("" if metric.settled else ", unsettled")
 
 
-# What an autoscaler did, in sentences.
-
-
 def scaling_sentences(point: Point) -> list[str]:
     """Return how many replicas there were, and what their starts did; nothing of a fleet that stays as it is.
 
@@ -348,9 +344,6 @@ def scaling_sentences(point: Point) -> list[str]:
             "the others."
         )
     return said
-
-
-# What a placement controller did, in sentences.
 
 
 def placement_sentences(point: Point) -> list[str]:

@@ -33,8 +33,6 @@ from sim.results.slo_terms import judged, split_term
 from sim.results.verdict import allowed, is_overloaded, lacks_answers, unserved
 from sim.spec.units import human_seconds
 
-# What limits a point, in sentences.
-
 OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
 BROKEN = "With this fault more requests arrive than are served, so percentiles depend on how long the run is"
 _FAULTS = {
@@ -168,9 +166,6 @@ def _nothing(point: Point) -> str:
         return "No request waits long."
     name, share = stage
     return f"No request waits long; {percent(share)} of the mean latency is {_STAGES[name]}."
-
-
-# How much more traffic fits, in sentences.
 
 
 def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, cold: bool = False) -> str:

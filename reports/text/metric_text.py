@@ -1,4 +1,4 @@
-"""Sentences that are made from states and numbers: why a metric has no value, how far it is from its target.
+"""Sentences made from states and numbers: why a metric has no value, how far it is from its target, how it changes.
 
 Nothing else turns a state into words, and nothing reads these words to decide. Numbers get their units in
 ``reports.formatting``.

@@ -1,4 +1,7 @@
-"""The answer of a plan in words: what is enough, what stands in the way of less, how sure that is."""
+"""The answer of a plan in words: what is enough, what stands in the way of less, how sure that is.
+
+And what the remedies of a vetting cost.
+"""
 
 from __future__ import annotations
 
@@ -381,9 +384,6 @@ def _count(count: int, what: str) -> str:
 
 def _money(amount: float) -> str:
     return f"${amount:,.2f}".removesuffix(".00")
-
-
-# What the remedies of a vetting cost, in words.
 
 
 def cures_answer(data: RunData) -> Answer:

@@ -13,8 +13,6 @@ from sim.results.verdict import MET, verdict
 from sim.spec.engines import engine_words
 from sim.spec.units import human_bytes, human_seconds
 
-# What a result is about, in one line: device, model, engine, and the profile that its costs come from.
-
 _MOST_NAMED = 2
 """Profiles that are named; of more, only how many there are."""
 _ASSUMED_KEYS = {"GPU": "fleet.gpu", "base model": "adapters.base_model"}
@@ -86,9 +84,6 @@ def _listed(words: Iterable[str], joint: str) -> str:
     """
     *first, last = dict.fromkeys(word for word in words if word) or [""]
     return f"{', '.join(first)} {joint} {last}" if first else last
-
-
-# What a fleet costs, in sentences.
 
 
 def cost_sentences(point: Point, load: float | None = None) -> list[str]:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from sim.studies.backends.pool import Pool
 
 
-# How long work that is counted will still take.
-
 _UNDER_WAY = 0.3
 """Share of a task under way that is taken to be done: half on average, less right after a round of equal tasks."""
 

@@ -1,4 +1,4 @@
-"""Adapters in GPU memory."""
+"""Adapters in GPU memory: in slots or bytes set aside for them, or in the memory of the KV cache."""
 
 from __future__ import annotations
 
@@ -401,9 +401,6 @@ class SlotForBaseModel(GpuCache):
 
     def _base_in_use(self) -> int:
         return int(self._base_users > 0)
-
-
-# Adapters in the memory of the KV cache.
 
 
 class UnifiedCache(GpuCache):

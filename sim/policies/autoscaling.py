@@ -10,8 +10,6 @@ from typing import Protocol
 
 from sim.spec.sections.autoscaling import Autoscale
 
-# What an autoscaler reads, and what every scaling policy returns.
-
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -139,9 +137,6 @@ class Behavior:
         return wanted
 
 
-# The HorizontalPodAutoscaler of Kubernetes, with a metric of each pod.
-
-
 class Hpa:
     """Ask for ``ceil(replicas * mean / target)``, unless the mean is within the tolerance of the target.
 
@@ -186,9 +181,6 @@ class Hpa:
         return 1.0 - self._tolerance <= ratio <= 1.0 + self._tolerance
 
 
-# KEDA's ScaledObject: a metric of the whole fleet, and replicas down to zero.
-
-
 class Keda:
     """Ask for ``ceil(total / target)``; go to zero with a total that has been 0 for ``cooldown_s``, and to one above.
 
@@ -221,9 +213,6 @@ class Keda:
         tolerated = 1.0 - self._tolerance <= ratio <= 1.0 + self._tolerance
         asked = current if tolerated else max(1, ceil(milli(total) / self._target))
         return max(1, self._behavior.limit(time_s, current, asked))
-
-
-# Scaling by a forecast: start replicas for the load that is there when they are ready.
 
 
 class Predictive:
@@ -266,9 +255,6 @@ class Predictive:
         return mean_y + slope * (at_s - mean_t)
 
 
-# Scaling by the clock.
-
-
 class Schedule:
     """As many replicas as the last entry of a timetable says, which begins again every ``every_s``.
 
@@ -288,9 +274,6 @@ class Schedule:
     def desired(self, reading: Reading) -> int:
         place = bisect_right(self._times, reading.time_s % self._every_s) - 1
         return within(self._replicas[place], self._least, self._most)
-
-
-# Step scaling: thresholds, each with a number of replicas to add or remove.
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,9 +318,6 @@ class Steps:
         below = [(-each.below, each.change) for each in self._adjustments if each.below is not None]
         crossed = [each for each in above if mean > each[0]] or [each for each in below if -mean > each[0]]
         return max(crossed)[1] if crossed else 0
-
-
-# From the section of a scenario to its policy.
 
 
 def make_policy(spec: Autoscale, lead_s: float) -> ScalingPolicy:

@@ -1,4 +1,8 @@
-"""Which adapters live on which replicas: pure decisions from demand and what is placed now."""
+"""Which adapters live on which replicas: pure decisions from demand and what is placed now.
+
+A policy is a class in here and an entry of ``PLACERS`` in ``sim/spec/policies.py``. What counts the demand, and moves
+adapters, is in ``sim.world.routing.placement_controller``.
+"""
 
 from __future__ import annotations
 
@@ -171,9 +175,6 @@ class PlacementDraft:
         return {adapter: tuple(found[adapter]) for adapter in sorted(found)}
 
 
-# Copies in proportion to demand, moved only where the load is uneven.
-
-
 class ByPopularity:
     """Keep adapters where they are, add and drop copies by demand, then even out the load.
 
@@ -268,9 +269,6 @@ def _best_move(draft: PlacementDraft, own: dict[int, int], busiest: int, idlest:
     if not helping:
         return None
     return min(helping, key=lambda adapter: (abs(draft.each[adapter] - lost - gap / 2), adapter)), back
-
-
-# Adapters of like rank together, with the same predicted load for each replica.
 
 
 class ByRank:
@@ -416,12 +414,6 @@ def _solve(edges: list[Edge], costs: Floats, wanted: dict[int, int], slots: int)
     )
     assert found.status == 0, f"what finds no place goes nowhere, so there is always a flow: {found.message}"
     return np.asarray(found.x[: len(edges)], dtype=np.float64)
-
-
-# Which adapters live on which replicas: pure decisions from demand and what is placed now.
-#
-# A policy is a class in here and an entry of ``PLACERS`` in ``sim/spec/policies.py``. What counts the demand, and moves
-# adapters, is in ``sim.world.routing.placement_controller``.
 
 
 def make_placer(policy: str, context: PlacerContext) -> Placer:

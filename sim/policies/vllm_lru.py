@@ -20,8 +20,6 @@ from itertools import islice
 from sim.policies.adapter_cache import ABSENT, RESIDENT, AdapterCache, CacheListener
 from sim.traffic.request import FROM_GPU, FROM_HOST, FROM_STORAGE
 
-# The order in which vLLM touches the adapters of a batch: the iteration order of a Python set.
-
 
 class TouchOrder(ABC):
     """The adapters of a batch, and the order in which they are touched.

@@ -21,8 +21,6 @@ from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.statistics import mean_count
 from sim.results.traffic_digest import traffic_ids
 
-# The impact of rollouts and faults: what they did beyond what happens in the same traffic without them.
-
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 

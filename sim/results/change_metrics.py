@@ -1,4 +1,9 @@
-"""What a report draws of rollouts, faults and replicas in addition to their metrics."""
+"""Metrics of rollouts, faults and the load of replicas, and what a report draws of them besides.
+
+A rollout is one event, not a stream that could be cut into sections. So its counts are those of one rollout: means
+over the replications, with intervals from the spread between them. Each replication sees other traffic, and designs
+see the same.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +31,6 @@ from sim.results.statistics import (
     spread_over,
 )
 from sim.traffic.request import BASE_MODEL, MISS
-
-# Metrics of what changes while traffic flows: rollouts, faults, and how evenly replicas are loaded.
-#
-# A rollout is one event, not a stream that could be cut into sections. So its counts are those of one rollout: means
-# over the replications, with intervals from the spread between them. Each replication sees other traffic, and designs
-# see the same.
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -1,4 +1,7 @@
-"""From the recordings of a point's replications to its metrics: what the estimates of the catalogue are made of."""
+"""From the recordings of a point's replications to its metrics: what the estimates of the catalogue are made of.
+
+Those of placement are here, of rollouts, scaling and costs in modules of their own.
+"""
 
 from __future__ import annotations
 

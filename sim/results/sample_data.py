@@ -1,4 +1,7 @@
-"""The measured requests of a point's replications, as columns, and what is counted over them by section."""
+"""The measured requests of a point's replications, as columns, and what is counted over them by section.
+
+Replica-seconds are counted here, too, from when replicas began and ended.
+"""
 
 from __future__ import annotations
 

@@ -65,9 +65,6 @@ def shelved(name: str) -> Shelved:
     return Shelved(name, device, "" if gpu is None else gpu.name, str(model), weights or "", int(gpus or 1), engine)
 
 
-# Profiles of one device, model and engine that differ in the GPUs of a replica (tensor parallelism).
-
-
 def siblings(name: str) -> dict[int, str]:
     """Return the bundled profiles of the same device, model, weights and engine, by the GPUs of a replica.
 

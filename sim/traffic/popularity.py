@@ -1,4 +1,4 @@
-"""Popularity of adapters: which adapter a request is for. Adapter 0 is the most popular one of every law."""
+"""Which adapter a request is for: laws of popularity, and changes of the ranking. Adapter 0 leads in every law."""
 
 from __future__ import annotations
 

@@ -338,9 +338,6 @@ def _in_parts(block: RequestBlock, stop: int, size: int) -> Iterator[RequestBloc
         yield block.part(start, min(start + size, stop))
 
 
-# Requests to the base model, which name no adapter, among generated ones.
-
-
 class BaseRequests:
     """Makes a share of the requests requests to the base model.
 

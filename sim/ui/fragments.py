@@ -35,8 +35,6 @@ from sim.ui.library import SAVED, ChosenDesign, Library, Opened
 from sim.ui.simulating.tasks import PointAnswer
 from sim.world.world import World
 
-# What formulas say of a design at once, before anything is simulated.
-
 
 @dataclass(frozen=True)
 class Estimate:

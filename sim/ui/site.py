@@ -1,4 +1,7 @@
-"""The addresses of the page: the page itself, what it asks for, and the reports it has written."""
+"""The addresses of the page: the page itself, what it asks for, and the reports it has written.
+
+What keeps others out, and answers that come in parts, are here as well.
+"""
 
 from __future__ import annotations
 

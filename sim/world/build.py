@@ -1,4 +1,4 @@
-"""Build a world from a checked scenario, and refuse parts that do not fit together."""
+"""Build a world from a checked scenario, its pools included, and refuse parts that do not fit together."""
 
 from __future__ import annotations
 
@@ -34,8 +34,6 @@ from sim.world.pools.pool_times import PoolTimes, token_limits
 from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
 from sim.world.world import ReplicaPool, World
 from sim.world.world_notes import notes_on
-
-# Which rollouts and faults a fleet of pools supports, now that its costs are known.
 
 
 def check_changes(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:

@@ -110,9 +110,6 @@ def _idle_router(world: World, replication: int) -> Choosing:
     return route(world, replication, idle).router
 
 
-# Pause Python's cycle collector while a replication is simulated.
-
-
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """Pause the cycle collector.

@@ -1,4 +1,7 @@
-"""Load times and service times, by laws of the scenario or costs of the profile, prepared for many requests."""
+"""Load times and service times, by laws of the scenario or costs of the profile, prepared for many requests.
+
+The random streams of a replica are here, too.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,6 @@ from sim.spec.sections.laws import TimeLaw
 from sim.traffic.adapters import GpuSplit, Population, base_shape
 from sim.traffic.generate import Chunk
 from sim.traffic.request import FROM_STORAGE, Request
-
-# Random streams of one replica: the same for the same scenario, seed and replication.
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What an eviction policy is made from, and what it decides."""
+"""What an eviction policy is made from, what it decides, and how one from outside is watched."""
 
 from __future__ import annotations
 
@@ -81,9 +81,6 @@ class Eviction(Protocol):
     def remove(self, adapter: int) -> None: ...
 
     def __len__(self) -> int: ...
-
-
-# An eviction policy from outside, watched while it decides.
 
 
 class WatchedEviction:

@@ -2,7 +2,7 @@
 
 The plain rules, room for the whole prompt or its first chunk, need only the blocks that are free now; the scheduler
 applies them itself. The rules here look ahead to the ends of answers. A request's ``max_tokens`` is taken to be the
-number of tokens that it produces.
+number of tokens that it produces. How much memory there is, after weights and slots, is here as well.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from mypy_extensions import i64
 
 from sim.spec.profile import Memory
 from sim.traffic.request import Request
-
-# KV memory of a replica: what weights and slots leave of the GPU.
 
 
 def kv_tokens_left(memory: Memory, adapter_bytes: int, utilization: float | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What a request finds in a prefix store when it joins the batch."""
+"""What a request finds in a prefix store when it joins the batch, and the exact count of free blocks below it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from sim.policies.kv.free_queue import FreeQueue
 from sim.policies.kv.known_blocks import NO_END, Extent, KnownBlocks, Run, Spans
 from sim.policies.kv.kv_store import KvStore
 from sim.traffic.request import Request
-
-# The part of a KV store that counts its free blocks exactly at every step.
 
 
 class ExactCount(KvStore):

@@ -1,4 +1,4 @@
-"""Misses of an LRU cache at every size, in one pass over a request stream.
+"""Misses of an LRU cache at every size: in one pass over a request stream, or by Che's approximation.
 
 LRU has the stack property (Mattson et al., IBM Systems Journal 1970): a request hits exactly where the cache has at
 least as many slots as its stack distance, the number of distinct adapters from its adapter's last use up to and with

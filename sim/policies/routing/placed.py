@@ -88,9 +88,6 @@ def with_room(counts: Sequence[int], slots: int, copies: int, among: Collection[
     return homes
 
 
-# A service for each adapter: requests go to the replicas on which it was placed.
-
-
 class ServicePerAdapter:
     """One of the adapter's own replicas, at random, whatever their load.
 
@@ -159,8 +156,6 @@ class ServicePerAdapter:
         if moved is not None:
             self._counts[moved] -= 1
 
-
-# Only the replicas on which a controller has placed the adapter.
 
 NOWHERE: tuple[int, ...] = ()
 

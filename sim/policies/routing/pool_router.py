@@ -1,4 +1,7 @@
-"""Routers of a fleet with pools: which pool a request goes to, and the router that chooses among its replicas."""
+"""Routers of a fleet with pools: which pool a request goes to, and the router that chooses among its replicas.
+
+Among replicas that swap full models, it looks for one that holds the model.
+"""
 
 from __future__ import annotations
 
@@ -67,9 +70,6 @@ class ByWeight:
             if pool.has_room():
                 return pool.router.choose(adapter, number)
         return pools[drawn].router.choose(adapter, number)
-
-
-# Which replica swaps in a full model.
 
 
 class ToHolders:

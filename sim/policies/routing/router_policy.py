@@ -1,4 +1,4 @@
-"""What every router is made from, and what it decides."""
+"""What every router is made from, what it decides, and how one from outside is watched."""
 
 from __future__ import annotations
 
@@ -139,9 +139,6 @@ def load_limit(bound: float, loads: Sequence[int], up: Sequence[int]) -> float:
     """
     total = sum(loads) if len(up) == len(loads) else sum(loads[replica] for replica in up)
     return bound * (total + 1) / len(up)
-
-
-# A router from outside, watched while it decides.
 
 
 class WatchedRouter:

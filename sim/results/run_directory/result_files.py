@@ -1,4 +1,4 @@
-"""Files that are whole or absent, JSON without NaN, and the hashes that name a result."""
+"""Files that are whole or absent, JSON without NaN, the hashes that name a result, and the folder of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan, its what-ifs and the remedies of a vetting leave in the manifest of a run directory.
+"""What a plan, its what-ifs, a headroom search and the remedies of a vetting leave in the manifest of a run directory.
 
 All of them are frozen; ``sim.results.model.from_plain`` reads them.
 """

@@ -191,8 +191,6 @@ TENSORRT_LLM = EngineFlags(
 FLAGS = Registry("engine with options", (VLLM, SGLANG, S_LORA, LORAX, TENSORRT_LLM))
 
 
-# What a scenario has for an option of an engine that stands where a key should.
-
 _MOST_HINTS = 3
 
 

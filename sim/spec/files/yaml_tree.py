@@ -1,4 +1,4 @@
-"""Reads YAML into a tree of values with their lines, and refuses what can't be a scenario.
+"""Reads YAML into a tree of values with their lines, refuses what can't be a scenario, and writes scenarios as text.
 
 The library only composes YAML nodes, and this module converts them. That gives the line of every key, keeps dates and
 the like as text, and limits the expansion of aliases.
@@ -20,8 +20,6 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from sim.errors import ScenarioError
 from sim.reading import open_regular
 from sim.spec.files.tree import MAX_DEPTH, Node, Origin, Scalar
-
-# Scenarios as YAML text.
 
 
 def yaml_text(scenario: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Several kinds of replica in one fleet: which requests each takes."""
+"""Several kinds of replica in one fleet, replicas of full models among them: which requests each takes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.laws import TimeLaw
 from sim.spec.units import Seconds
-
-# Full fine-tunes besides adapters: which replicas serve them, and how they are loaded.
 
 _SWAP_KEYS = ("resident", "load", "turn")
 """Keys that only a pool of replicas has."""

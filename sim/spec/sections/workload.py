@@ -82,9 +82,6 @@ def _counted(table: Any, key: str, start: int | None, within: str) -> Any:
     return {**table, key: f"{(time - start) % _DAY_S} s"}
 
 
-# The text that prompts begin with and that several requests share, such as a system prompt.
-
-
 class SharedPrefix(Strict):
     """Every prompt begins with a text that other requests have too, such as a system prompt."""
 

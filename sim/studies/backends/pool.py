@@ -61,8 +61,6 @@ class Local:
         return self
 
 
-# Runs tasks in worker processes and yields their results as they finish.
-
 WATCH_S = 0.5
 """How often a worker checks that its parent is alive."""
 

@@ -1,4 +1,4 @@
-"""One measured run of a benchmark client, whatever the client is."""
+"""One measured run of a benchmark client, whatever the client is, and how the JSON of such files is checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What vLLM and SGLang call their metrics.
+"""What vLLM and SGLang call their metrics, and how their text format is read.
 
 vLLM's names come from ``vllm/engine/metrics.py`` (V0) and ``vllm/v1/metrics/loggers.py`` (V1): V1 renamed
 ``gpu_cache_usage_perc`` to ``kv_cache_usage_perc``, ``gpu_prefix_cache_*`` to ``prefix_cache_*`` and

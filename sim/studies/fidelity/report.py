@@ -1,4 +1,4 @@
-"""The report on measured runs and their predictions: errors, and worst cases first."""
+"""The reports of ``fidelity``: on measured runs, on a record of steps, on the stages of a serving benchmark."""
 
 from __future__ import annotations
 
@@ -118,9 +118,6 @@ def with_prediction(
 
 def _show(name: str, value: float) -> str:
     return human_seconds(value) if name.endswith("_s") else f"{value:,.1f}"
-
-
-# The report on the stages of a serving benchmark: measured beside predicted, and errors by server.
 
 
 def stage_report(predictions: Sequence[StagePrediction], refused: Mapping[Server, Exception]) -> Report:

@@ -1,7 +1,8 @@
 """The vetting gate: holds back a new version whose training went wrong; the others go out.
 
 It reads the folder that a scenario names for a version. The simulated world has only the rollouts that happen: with one
-held back, it is the same world as without that rollout.
+held back, it is the same world as without that rollout. ``build_worlds`` makes it for every study, with the worlds that
+it is compared with: without what changes, and with what is held back.
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ from sim.world.world import World
 
 if TYPE_CHECKING:
     from sim.training.vet_results import Vetted
-
-
-# The baseline of a scenario: the same traffic without what changes, to see what the change itself did.
 
 
 def baseline_of(scenario: Scenario) -> Scenario | None:

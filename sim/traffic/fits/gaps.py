@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from sim.traffic.fits.describe import dispersion
 
-# Laws of gaps fitted by maximum likelihood: Weibull, gamma, exponential; one stream or one for each adapter.
-
 Floats = NDArray[np.float64]
 
 LEAST_GAPS = 20

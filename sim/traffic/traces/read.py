@@ -264,9 +264,6 @@ def _read(name: str, ask: ReadOptions, states: tuple[tuple[int, int], ...]) -> T
         return format_named(name).read(table, ask)
 
 
-# The adapters of a trace's requests, in order: the input of a cache-only replay.
-
-
 @dataclass(frozen=True, slots=True)
 class AdapterSequence:
     """The requests of a trace for adapters, as a cache sees them.

@@ -1,4 +1,4 @@
-"""The columns of a trace that say which tokens of a prompt other requests have too."""
+"""The columns of a trace that say which tokens of a prompt other requests have too, and arrays that grow with them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from sim.errors import TraceError
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.shared_text import UNSHARED, SharedText
 from sim.traffic.traces.rows import Rows, hashes
-
-# Arrays that grow block by block, in pieces large enough to go back to the system when they are joined.
 
 PIECE = 1 << 18
 """Entries of a piece: 1 MB or more, so that its memory is mapped by itself and never leaves holes in the heap."""

@@ -1,4 +1,4 @@
-"""One training to judge, with the statistics that the rules of all failure modes use."""
+"""One training to judge, with the statistics and thresholds that the rules of all failure modes use."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from sim.training.logs.curves import Level, at_share, lowest, start, tail
 from sim.training.logs.training_facts import TrainingFacts
 from sim.training.logs.training_log import StepSeries, TrainingLog
 from sim.training.vet_results import Finding, Mode
-
-# Where the rules of a vetting draw their lines: each named, with its meaning and its source.
 
 
 class Thresholds(Strict):

@@ -36,8 +36,6 @@ from sim.world.routing.router_state import RouterInstances
 from sim.world.times import Retarget
 from sim.world.world import World
 
-# Faults by which requests reach the wrong adapter, or none: by chance, by a stale map, or to the base model.
-
 _MOST_TRIES = 128
 """More tries than any request has, so that each try has a number of its own."""
 

@@ -1,4 +1,4 @@
-"""GPU memory of one replica: bytes for adapters, and the KV cache that is left."""
+"""GPU memory of one replica, over one GPU or several: bytes for adapters, and the KV cache that is left."""
 
 from __future__ import annotations
 

@@ -110,8 +110,6 @@ def make_reader(metric: str, world: World, clock: Clock, recorder: Recorder) -> 
     return lambda servers, indices: [gauge(servers[index]) for index in indices]
 
 
-# How long a new replica takes until it serves.
-
 ENGINE_START_S = 34.0
 """From loaded weights to a ready engine, where the scenario gives no law: vLLM's issue 20264."""
 

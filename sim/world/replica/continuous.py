@@ -405,9 +405,6 @@ def bands_of(priorities: Sequence[int]) -> list[int]:
     return [order.index(priority) for priority in priorities]
 
 
-# A batching replica behind a front end that delays requests and tokens (``fleet.front_end``).
-
-
 @mypyc_attr(allow_interpreted_subclasses=True)
 class FrontEndServer(BatchServer):
     """A ``BatchServer`` whose requests and tokens pass through a ``FrontEnd``.

@@ -139,9 +139,6 @@ class Replica(ABC):
         """Let a request go that finds no place."""
 
 
-# What takes in the requests of a replica: its adapter mode, or a stage in front of it.
-
-
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Intake(ABC):
     """Takes in requests, and loads what they need.

@@ -21,8 +21,6 @@ from sim.world.clock import Clock
 from sim.world.replica.modes.adapter_mode import AdapterMode
 from sim.world.replica.ports import Intake, Replica, ReplicaListener
 
-# The copies of adapters on one replica, for rollouts that replace weights while traffic flows.
-
 
 class AdapterCopies:
     """Copies in GPU and host memory: are there any, drop them, load them again.

@@ -13,8 +13,6 @@ from sim.world.routing.placement_controller import first_placement, placer_of
 from sim.world.routing.router_views import Activity, BatchActivity, InFlightActivity, Residency, Sources
 from sim.world.world import World
 
-# Which replicas the routers of a fleet believe to be up, in all of their views.
-
 
 class ReplicaViews:
     """The views of all routers of a fleet, in which replicas go down and come up.
@@ -44,9 +42,6 @@ class ReplicaViews:
         for view, replicas in self._views:
             if replicas is None or replica in replicas:
                 view.comes_up(replica)
-
-
-# The router process that each request comes through, in fleets with several.
 
 
 class RouterInstances:

@@ -12,8 +12,6 @@ from sim.policies.scheduler import Scheduler
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
 
-# Adapters that run on each replica, for routers that need it.
-
 
 class Activity(Protocol):
     """The adapters in the batches of the fleet."""

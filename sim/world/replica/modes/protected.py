@@ -1,4 +1,7 @@
-"""Adapters in use stay resident: loads at arrival, at admission, or inside the steps that need them."""
+"""Adapters in use stay resident: loads at arrival, at admission, or inside the steps that need them.
+
+Further down are prefetching, turns of whole models, LoRAX's queues and S-LoRA's unified memory, which build on these.
+"""
 
 from __future__ import annotations
 
@@ -223,9 +226,6 @@ class LoadsInSteps(ProtectedMode):
         return tier, seconds
 
 
-# Prefetching: idle loaders load the adapters of requests that wait in the queue.
-
-
 class Prefetch:
     """Prefetching of one replica, for loads that start at admission and overlap with steps.
 
@@ -270,9 +270,6 @@ class Prefetch:
                 return
 
 
-# Loads at admission, and idle loaders that load ahead for requests further back in the queue.
-
-
 class Prefetching(LoadsAtAdmission):
     """``LoadsAtAdmission`` with prefetching (``cache.prefetch: queued``)."""
 
@@ -298,9 +295,6 @@ class Prefetching(LoadsAtAdmission):
     def nothing_runs(self) -> bool:
         self._prefetch.go_on()
         return False
-
-
-# Whole models that take turns on a GPU: a batch of one drains before another is loaded.
 
 
 class TurnsOfModels(LoadsInSteps):
