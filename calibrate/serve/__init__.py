@@ -1,5 +1,5 @@
 """Serve for real: drive a live OpenAI-compatible server with a scenario's traffic and compare with a prediction.
 
 ``serve_study`` is the entry point; ``engine`` starts a local vLLM, ``drive`` sends, ``ladder`` measures costs over the
-API, ``serve_prediction`` simulates the same requests and ``paired_table`` compares.
+API, ``paired_table`` simulates the same requests and compares.
 """

@@ -1,4 +1,4 @@
-"""One HTML file for each kind of result.
+"""The reports of runs, sweeps and plans, and what a notebook shows of them.
 
-The only part of ``reports`` that puts answers, charts and tables together; ``page`` is the one way to write a file.
+The only part of ``reports`` that puts answers, charts and tables together; ``render`` writes the files.
 """
