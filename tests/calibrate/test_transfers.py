@@ -87,6 +87,7 @@ def run(device: Device, out: Path, **more: Any) -> SampleLog:
     return time_loads(LoadOptions("tiny", **(given | more)), device, out, **({"command": "test"} | running))
 
 
+@pytest.mark.slow
 def test_every_stage_is_timed_and_the_adapters_are_gone(device: Device, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     log = run(device, tmp_path / "out", step=None, progress=lambda done, total: seen.append((done, total)))
