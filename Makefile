@@ -51,11 +51,12 @@ wheel: $(VENV)/bin/python ## a wheel in dist/: compiled if there is a C compiler
 	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(BIN)/pip wheel --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
-lint: $(VENV)/.installed-test ## style, types, import layers
+lint: $(VENV)/.installed-test ## style, types, import layers, sizes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/house.py
 
 same: $(VENV)/.installed-test ## after a refactoring: no number and no sentence has changed (ONLY=text: the sentences alone)
 	$(BIN)/python tools/same.py $(if $(ONLY),--only $(ONLY))

@@ -108,6 +108,7 @@ def loraplan(*arguments: object) -> None:
     assert app([str(argument) for argument in arguments], standalone_mode=False) in (None, 0)
 
 
+@pytest.mark.slow
 def test_the_archive_has_what_a_lab_lacks_and_no_more(archive: Path) -> None:
     assert archive.stat().st_size < lab_kit.LIMIT_BYTES
     with tarfile.open(archive) as file:

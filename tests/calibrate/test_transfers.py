@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
-from calibrate.device import page_cache  # noqa: E402
+from calibrate.device import host_memory  # noqa: E402
 from calibrate.device.devices import CpuDevice, Device  # noqa: E402
 from calibrate.device.host_memory import SCOPE, make_cold, resident_share, why_not_cold  # noqa: E402
 from calibrate.fit.load_fit import fit_load_samples  # noqa: E402
@@ -87,6 +87,7 @@ def run(device: Device, out: Path, **more: Any) -> SampleLog:
     return time_loads(LoadOptions("tiny", **(given | more)), device, out, **({"command": "test"} | running))
 
 
+@pytest.mark.slow
 def test_every_stage_is_timed_and_the_adapters_are_gone(device: Device, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     log = run(device, tmp_path / "out", step=None, progress=lambda done, total: seen.append((done, total)))
@@ -325,7 +326,7 @@ def test_what_does_not_fit_into_memory_is_skipped_and_said(
 def test_without_a_cold_page_cache_cold_stages_are_left_out(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_cache, "drop", lambda path: None)
+    monkeypatch.setattr(host_memory, "drop", lambda path: None)
     log = run(device, tmp_path / "out")
     assert not {visit.configuration.kind for visit in log.visits} & set(COLD)
     assert "no cold reads: 100% of a file stays in the page cache (tmpfs, or a shared mapping)" in log.manifest["flags"]
@@ -340,7 +341,7 @@ def test_a_system_without_fadvise_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     def missing(path: Path) -> None:
         raise AttributeError("no posix_fadvise")
 
-    monkeypatch.setattr(page_cache, "drop", missing)
+    monkeypatch.setattr(host_memory, "drop", missing)
     assert why_not_cold(tmp_path / "x") == "the page cache can't be dropped: no posix_fadvise"
 
 

@@ -18,7 +18,7 @@ from calibrate.device.lora_backends import (  # noqa: E402
     PACKED,
     TOLERANCE,
     check,
-    route,  # noqa: E402
+    route,
 )
 from calibrate.device.vllm_lora import VllmKernels, check_vllm, vllm_kernels  # noqa: E402
 from calibrate.steps.decoder import Decoder, DecoderSize, Lora, SequenceGroup  # noqa: E402

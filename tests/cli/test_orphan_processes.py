@@ -105,4 +105,4 @@ def test_all_workers_come_from_one_place() -> None:
     starts = re.compile(r"\bParallel\(|ProcessPoolExecutor|multiprocessing\.(Pool|Process)|os\.fork\(")
     files = [file for folder in ("sim", "calibrate", "reports") for file in (root / folder).rglob("*.py")]
     assert len(files) > 200
-    assert [file.name for file in files if starts.search(file.read_text(encoding="utf-8"))] == ["parallel.py"]
+    assert [file.name for file in files if starts.search(file.read_text(encoding="utf-8"))] == ["pool.py"]

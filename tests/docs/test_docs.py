@@ -195,6 +195,7 @@ def test_the_page_of_profiles_counts_the_bundled_ones() -> None:
     assert f"This version bundles {count} profiles" in page
 
 
+@pytest.mark.slow
 def test_generated_tables_are_current() -> None:
     stale = [path.name for path, text in script("generate").pages().items() if path.read_text(encoding="utf-8") != text]
     assert not stale, f"run python docs/generate.py: {', '.join(stale)}"

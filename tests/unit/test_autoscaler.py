@@ -284,6 +284,7 @@ def test_a_rollout_reaches_replicas_that_start_later() -> None:
     assert recording.requests["version"].max() == 2
 
 
+@pytest.mark.slow
 def test_with_instant_starts_and_a_request_each_requests_hardly_wait() -> None:
     """An M/M/c queue: c replicas at most, exponential services, one request for each replica."""
     scaling = {"policy": "keda", "target": 1, "tolerance": 0, "max": 12, "stabilization_down": "0 s", "up_replicas": 12}

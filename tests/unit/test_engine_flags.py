@@ -138,6 +138,7 @@ def test_a_profile_of_several_gpus_says_so_in_the_command_line(engine: str, opti
     assert option in line
 
 
+@pytest.mark.slow
 def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None:
     """Over all bundled scenarios and engines: a command line is that of the engine, and says what was simulated."""
     given, refused, seen = set(), set(), set()

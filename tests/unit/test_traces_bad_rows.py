@@ -265,6 +265,7 @@ def test_only_plain_digits_are_numbers(tmp_path: Path, cell: str) -> None:
     assert "t:3: input_tokens: not a usable number" in error_of(tmp_path, HEADER + f"1,a,5,5\n2,a,{cell},5\n".encode())
 
 
+@pytest.mark.slow
 def test_a_million_rows_need_little_memory(tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     with file.open("w") as out:

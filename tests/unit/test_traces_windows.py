@@ -120,6 +120,7 @@ def test_a_week_without_a_limit_is_too_much(shared: Path) -> None:
     assert len(read_trace(trace, 1000)) == 1000
 
 
+@pytest.mark.slow
 def test_a_real_week_keeps_its_count(shared: Path) -> None:
     file = shared / "traces" / "servegen_m-small_week1_windows.csv"
     expected = 600 * np.genfromtxt(file, delimiter=",", skip_header=1, usecols=2).sum()

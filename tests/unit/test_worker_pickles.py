@@ -109,6 +109,7 @@ def test_a_recording_travels_home() -> None:
     assert all(np.array_equal(home.requests[name], column) for name, column in run.requests.items())
 
 
+@pytest.mark.slow
 def test_a_run_through_workers_needs_no_pickle_that_ends_with_3_14(tmp_path: Path) -> None:
     """On 3.12 and 3.13 the warning is an error here, in the workers too; 3.14 has no such pickles."""
     enough = SMALL_RUN // 4 + 1  # for worker processes, which get the world
