@@ -26,7 +26,8 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.spec.sections.tenants import Tenant
-from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
+from sim.studies.training.vetting_gate import Vetting, held_back_record, release
+from sim.world.build import build_world
 from sim.world.memory.gpu_memory import gpu_share
 from sim.world.replication import Simulate, simulate
 from sim.world.world import ReplicaPool, World
@@ -116,12 +117,38 @@ Runner = Callable[[Design, Sequence[Part]], Iterable[tuple[Part, Any]]]
 
 
 def make_design(scenario: Scenario) -> Design:
-    """Build the worlds of a scenario.
+    """Vet the rollouts of a scenario, and build its worlds.
 
-    :raises InputError: if it can't be simulated.
+    :raises InputError: with the key of the wrong value, also for rollouts that are held back.
     """
-    worlds = build_worlds(scenario)
-    return Design(scenario, worlds.happens, worlds.counterfactual, worlds.baseline, worlds.held_back)
+    released = release(scenario)
+    counterfactual = None if released.otherwise is None else build_world(released.otherwise)
+    happens = build_world(released.scenario)
+    if released.notes:
+        happens = replace(happens, notes=(*happens.notes, *released.notes))
+    baseline = baseline_of(released.scenario)
+    unchanged = None if baseline is None else build_world(baseline)
+    return Design(scenario, happens, counterfactual, unchanged, released.held_back)
+
+
+def build(scenario: Scenario) -> World:
+    """Return the world without rollouts that are held back; raises as ``make_design`` does."""
+    return make_design(scenario).world
+
+
+def baseline_of(scenario: Scenario) -> Scenario | None:
+    """Return the scenario without its rollouts and the faults that begin later; None where nothing changes.
+
+    A fault that is there from the start is part of normal operation, unless nothing else changes: then its own
+    effect is the question.
+    """
+    from_start = tuple(fault for fault in scenario.faults if getattr(fault, "at", 0.0) <= 0)
+    changes = bool(scenario.rollouts) or len(from_start) < len(scenario.faults)
+    if not changes and not scenario.faults:
+        return None
+    # Without a rollout, no prefix can come from an older version.
+    kept = tuple(fault for fault in from_start if fault.kind != "named-prefixes") if changes else ()
+    return scenario.model_copy(update={"rollouts": (), "faults": kept})
 
 
 def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:

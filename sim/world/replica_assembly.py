@@ -34,7 +34,6 @@ from sim.world.memory.replica_caches import (
 from sim.world.replica.continuous import BatchServer, FairServer, FrontEndServer, PriorityServer, bands_of
 from sim.world.replica.fixed import FixedServer
 from sim.world.replica.host_fill import FetchListener, HostFill
-from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.batch_slots_mode import BatchSlotsMode
 from sim.world.replica.modes.protected import (
@@ -47,6 +46,7 @@ from sim.world.replica.modes.protected import (
     Unified,
 )
 from sim.world.replica.modes.vllm_lru_mode import VllmLru
+from sim.world.replica.ports import LoadContext
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.times import ReplicaDraws, TierTimes, reload_times, tier_times
 from sim.world.world import World

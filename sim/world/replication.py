@@ -30,8 +30,7 @@ from sim.world.memory.replica_caches import FleetCacheListener, attach_listeners
 from sim.world.pools.autoscaler import make_autoscaler
 from sim.world.pools.pool_routing import Routing, route
 from sim.world.pools.pool_times import PoolLimits, PoolTimes, token_limits
-from sim.world.replica.loader import LoadContext
-from sim.world.replica.ports import WeightVersions
+from sim.world.replica.ports import LoadContext, WeightVersions
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
 from sim.world.rollouts.active_rollouts import Rollouts

@@ -14,6 +14,7 @@ from sim.policies.slot_memory import slots_bytes
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
+from sim.studies.evaluate import build
 from sim.studies.execution import Execution
 from sim.studies.training.remedies import (
     ALL,
@@ -26,7 +27,6 @@ from sim.studies.training.remedies import (
     slots_at_same_memory,
 )
 from sim.studies.training.remedy_run import price_remedies
-from sim.studies.training.vetting_gate import build
 from sim.traffic.adapters import SHAPES, populate
 from sim.training.vet_adapters import vet_path
 from sim.training.vet_results import CurrentAdapter, Evidence, Finding, Remedy, Vetted

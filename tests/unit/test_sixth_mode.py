@@ -22,10 +22,9 @@ from sim.results.records import COMPLETED
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
 from sim.world.build import build_world
-from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.protected import LoadsAtArrival
-from sim.world.replica.ports import Replica
+from sim.world.replica.ports import LoadContext, Replica
 from sim.world.replication import Replication, assemble
 from sim.world.world import World
 

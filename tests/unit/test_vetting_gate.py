@@ -21,10 +21,10 @@ from sim.results.point import Point
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
-from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
+from sim.studies.evaluate import EvaluationOptions, build, evaluate_scenario
 from sim.studies.execution import Execution
 from sim.studies.sweep import run_study, task_of
-from sim.studies.training.vetting_gate import build, digest_weights, release
+from sim.studies.training.vetting_gate import digest_weights, release
 
 SCENARIO = """\
 schema_version: 1

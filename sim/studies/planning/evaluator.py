@@ -47,6 +47,7 @@ from sim.studies.evaluate import (
     Design,
     EvaluationOptions,
     Part,
+    build,
     evaluate,
     facts_of,
     on_pool,
@@ -54,7 +55,6 @@ from sim.studies.evaluate import (
 )
 from sim.studies.planning.search import Judgement
 from sim.studies.study_identity import code_version, input_digests
-from sim.studies.training.vetting_gate import build
 from sim.world.world import World
 
 TIMES = (1, 4, 16)

@@ -23,11 +23,10 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
 from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import format_rate
-from sim.studies.evaluate import Design, EvaluationOptions, evaluate, make_design
+from sim.studies.evaluate import Design, EvaluationOptions, build, evaluate, make_design
 from sim.studies.execution import Execution
 from sim.studies.study_identity import code_version, input_digests
 from sim.studies.sweep import to_worker
-from sim.studies.training.vetting_gate import build
 from sim.world.world import World
 
 # The changes that a what-if tries, one at a time: more traffic, larger adapters, other policies.

@@ -12,12 +12,12 @@ from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import scenario_hash
 from sim.results.run_directory.study_records import RemedyRow
 from sim.spec.scenario_file import LoadedScenario
+from sim.studies.evaluate import build
 from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import free_folder, open_folder
 from sim.studies.planning.what_if import ChangedDesign, rows_of, try_changes
 from sim.studies.sweep import manifest_of, task_of
 from sim.studies.training.remedies import RemedyChange, changes_of, remedies_of
-from sim.studies.training.vetting_gate import build
 from sim.training.vet_results import Vetted
 from sim.training.vet_text import as_json
 

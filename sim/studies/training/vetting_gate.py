@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,26 +24,9 @@ from sim.spec.sections.faults import NamedPrefixes
 from sim.spec.sections.rollout_strategies import Rollout
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS
 from sim.training.logs.training_log import LOG_LIMIT, STATE, find_log
-from sim.world.build import build_world
-from sim.world.world import World
 
 if TYPE_CHECKING:
     from sim.training.vet_results import Vetted
-
-
-def baseline_of(scenario: Scenario) -> Scenario | None:
-    """Return the scenario without its rollouts and the faults that begin later; None where nothing changes.
-
-    A fault that is there from the start is part of normal operation, unless nothing else changes: then its own
-    effect is the question.
-    """
-    from_start = tuple(fault for fault in scenario.faults if getattr(fault, "at", 0.0) <= 0)
-    changes = bool(scenario.rollouts) or len(from_start) < len(scenario.faults)
-    if not changes and not scenario.faults:
-        return None
-    # Without a rollout, no prefix can come from an older version.
-    kept = tuple(fault for fault in from_start if fault.kind != "named-prefixes") if changes else ()
-    return scenario.model_copy(update={"rollouts": (), "faults": kept})
 
 
 _SWAPS = ("in-place", "unload-then-load", "drain-then-swap")
@@ -83,41 +66,6 @@ class Released:
     otherwise: Scenario | None
     held_back: tuple[Vetting, ...]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Worlds:
-    """The worlds of a scenario whose rollouts were vetted.
-
-    :ivar happens: the world without the rollouts that are held back.
-    :ivar counterfactual: the world in which they go out; None where none is held back.
-    :ivar baseline: the world in which nothing changes; None where nothing does anyway.
-    :ivar held_back: the rollouts that are held back.
-    """
-
-    happens: World
-    counterfactual: World | None
-    baseline: World | None
-    held_back: tuple[Vetting, ...]
-
-
-def build_worlds(scenario: Scenario) -> Worlds:
-    """Vet the rollouts of a scenario and build its worlds.
-
-    :raises InputError: with the key of the wrong value, also for rollouts that are held back.
-    """
-    released = release(scenario)
-    counterfactual = None if released.otherwise is None else build_world(released.otherwise)
-    happens = build_world(released.scenario)
-    if released.notes:
-        happens = replace(happens, notes=(*happens.notes, *released.notes))
-    baseline = baseline_of(released.scenario)
-    return Worlds(happens, counterfactual, None if baseline is None else build_world(baseline), released.held_back)
-
-
-def build(scenario: Scenario) -> World:
-    """Return the world without rollouts that are held back; raises as ``build_worlds`` does."""
-    return build_worlds(scenario).happens
 
 
 def release(scenario: Scenario) -> Released:

@@ -14,9 +14,9 @@ from sim.policies.adapter_cache import GpuCache
 from sim.policies.host_tier import HostTier
 from sim.results.recording.recorder import Recorder
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
-from sim.world.replica.loader import LoadContext, Loader, LoadOwner
+from sim.world.replica.loader import Loader, LoadOwner
 from sim.world.replica.modes.adapter_mode import AdapterMode
-from sim.world.replica.ports import Intake, ReplicaListener, without_delay
+from sim.world.replica.ports import Intake, LoadContext, ReplicaListener, without_delay
 
 
 class HostFill(Intake, LoadOwner):

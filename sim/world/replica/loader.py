@@ -5,30 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 
 from mypy_extensions import trait
 
 from sim.policies.adapter_cache import ABSENT, GpuCache
 from sim.policies.host_tier import HostTier
-from sim.results.recording.recorder import Recorder
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
-from sim.world.clock import LOAD_DONE, Call, Clock
-from sim.world.replica.ports import UNDISTURBED, Attempts, LoadTiming, WeightVersions
-
-
-@dataclass(frozen=True, slots=True)
-class LoadContext:
-    """What every load on a replica needs to know.
-
-    :ivar replica: index of the replica, for the records.
-    """
-
-    clock: Clock
-    recorder: Recorder
-    replica: int
-    versions: WeightVersions = field(default_factory=WeightVersions)
-    timing: LoadTiming = field(default_factory=LoadTiming)
+from sim.world.clock import LOAD_DONE, Call
+from sim.world.replica.ports import UNDISTURBED, Attempts, LoadContext, WeightVersions
 
 
 class Tiers:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from mypy_extensions import mypyc_attr
 
 from sim.policies.host_tier import HostTier
+from sim.results.recording.recorder import Recorder
 from sim.traffic.request import Request
+from sim.world.clock import Clock
 
 Action = Callable[[float], float]
 """Work between two steps: takes the time at which it starts, returns the seconds for which it blocks the engine."""
@@ -190,3 +192,17 @@ class Intake(ABC):
     @abstractmethod
     def check_integrity(self) -> None:
         """Assert that caches and queues agree with a count from scratch."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What every load on a replica needs to know.
+
+    :ivar replica: index of the replica, for the records.
+    """
+
+    clock: Clock
+    recorder: Recorder
+    replica: int
+    versions: WeightVersions = field(default_factory=WeightVersions)
+    timing: LoadTiming = field(default_factory=LoadTiming)

@@ -14,8 +14,7 @@ from sim.policies.admission import WaitingQueue
 from sim.policies.host_tier import HostTier
 from sim.policies.scheduler import Scheduler
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.replica.loader import LoadContext
-from sim.world.replica.ports import Intake
+from sim.world.replica.ports import Intake, LoadContext
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from sim.policies.queues.rejoining import LoadingAheadQueue
 from sim.policies.scheduler import Scheduler
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, HIT, MISS, Request
 from sim.world.clock import LOAD_DONE, Call
-from sim.world.replica.loader import LoadContext, Tiers
+from sim.world.replica.loader import Tiers
 from sim.world.replica.modes.adapter_mode import AdapterMode
+from sim.world.replica.ports import LoadContext
 
 
 class SlotLoad(Call):

@@ -9,8 +9,8 @@ from sim.policies.host_tier import HostTier
 from sim.policies.scheduler import Scheduler
 from sim.policies.vllm_lru import VllmLruCache
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
-from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode
+from sim.world.replica.ports import LoadContext
 
 
 class VllmLru(AdapterMode):
