@@ -254,19 +254,15 @@ def quantile_chart(ident: str, title: str, caption: str, what: str, curves: Sequ
         set_ticks(ax, "y", [_tail(q) for q in levels], [f"{q * 100:.6g} %" for q in levels])
         ax.set_ylim(0, _tail(top) * 1.02)
         draw_grid(ax, "both")
-        _curve_labels(ax, curves)
+        # The curves in the right margin, slowest first, as they end at the right.
+        order = sorted(curves, key=lambda curve: -max(curve[3]))
+        ends = [(name, colour, ax.get_ylim()[1] * (0.97 - 0.07 * i)) for i, (name, colour, _, _) in enumerate(order)]
+        end_labels(ax, ends)
         y_title(ax, "share of requests within")
         x_title(ax, what)
         svg = to_svg(figure, ident, title, desc, row_tips(ax, [_tail(q) for q in _QUANTILES], table))
     reading = "Further up means further into the tail: each labelled line is a tenth as many requests as the one below."
     return Chart(ident, title, f"{caption} {reading}".strip(), desc, svg, table)
-
-
-def _curve_labels(ax: Axes, curves: Sequence[Curve]) -> None:
-    """List the curves in the right margin, slowest first, as they end at the right."""
-    order = sorted(curves, key=lambda curve: -max(curve[3]))
-    ends = [(label, colour, ax.get_ylim()[1] * (0.97 - 0.07 * i)) for i, (label, colour, _, _) in enumerate(order)]
-    end_labels(ax, ends)
 
 
 def _cdf_table(curves: Sequence[Curve], what: str) -> Table:

@@ -17,7 +17,7 @@ from reports.tables.change_tables import shown_metrics
 from reports.text.metric_text import matrix_note, remark, verdict_words
 from sim.results.catalogue import shown_in
 from sim.results.fleet_costs import GROUP_COST
-from sim.results.point import Metric, Point
+from sim.results.point import Point
 from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds
 
@@ -149,7 +149,9 @@ def metrics_table(point: Point) -> Table:
         metric = point.metrics.get(name)
         if metric is not None:
             value = "–" if metric.value is None else show(name, metric.value, metric.unit)
-            more = [_calibration_cell(name, metric)] if drawn else []
+            more = (
+                [calibration(name, metric) or ("–" if metric.calibration_lo is None else "no change")] if drawn else []
+            )
             rows.append([metric_words(name), value, interval(name, metric) or "–", *more, remark(name, metric)])
     head = ["metric", "value", "95 % interval", *(["calibration"] if drawn else []), "remark"]
     if not any(row[-1] for row in rows):
@@ -190,10 +192,6 @@ def grouped_table(point: Point, slo_terms: Mapping[str, float], load: float | No
         note = f"* unsettled: --all says why. {note}"
     head = ["", "metric", "value", "95 % interval", "SLO"]
     return Table("Key metrics", head, rows, note, words=(1,), verdicts=verdicts, optional=(3,), keys=2)
-
-
-def _calibration_cell(name: str, metric: Metric) -> str:
-    return calibration(name, metric) or ("–" if metric.calibration_lo is None else "no change")
 
 
 def calibration_note(point: Point) -> str:

@@ -57,21 +57,17 @@ def confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = 
 def confidence_reason(found: Confidence) -> str:
     """Return why an answer is this sure."""
     name, metric = found.metric, found.estimate
+    half = f"±{percent(round(found.half, 2))}" if found.half < 1 else f"{2 * found.half:.2g} times as wide as its value"
     reason = _REASONS[found.doubt].format(
         found=found,
         metric=metric_words(name),
         missing=missing(name, metric),
         unsettled="" if metric is None else unsettled(name, metric),
-        half=_half_words(found.half),
+        half=half,
     )
     if found.doubt is Doubt.UNSERVED and found.assumed:
         return f"{reason}, but the costs are assumed, not measured"
     return reason
-
-
-def _half_words(half: float) -> str:
-    """Return how wide an interval is, by its half-width as a share of the value."""
-    return f"±{percent(round(half, 2))}" if half < 1 else f"{2 * half:.2g} times as wide as its value"
 
 
 # Whose SLO is met, in words: that of the fleet, and those of its tenants.

@@ -235,7 +235,11 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
     pairs = tuple(_pair(set_, a, b, slo) for set_, a, b in matched)
     taken = [{id(pair[side]) for pair in matched} for side in (1, 2)]
     alone = tuple([p.set for p in run.points if id(p) not in ids] for run, ids in zip((one, other), taken, strict=True))
-    changed, parts = _changed(one, other)
+    # What the scenarios say differently, defaults included; a swept key says over what it goes.
+    rows, parts = changed_settings(
+        [run.manifest.get("scenario") or {} for run in (one, other)], [_swept(run) for run in (one, other)]
+    )
+    changed = tuple(row for row in rows if row[0].partition(".")[0] not in _IDLE_KEYS)
     return Comparison(
         one,
         other,
@@ -411,14 +415,6 @@ def _is_shown(difference: Difference) -> bool:
     return difference.word != NOT_COMPARABLE and not (
         difference.one == difference.other == 0 and difference.unit in ("requests", "sessions", "loads")
     )
-
-
-def _changed(one: RunData, other: RunData) -> tuple[tuple[tuple[str, str, str], ...], SettingChanges]:
-    """Return what the scenarios say differently, defaults included; a swept key says over what it goes."""
-    rows, parts = changed_settings(
-        [run.manifest.get("scenario") or {} for run in (one, other)], [_swept(run) for run in (one, other)]
-    )
-    return tuple(row for row in rows if row[0].partition(".")[0] not in _IDLE_KEYS), parts
 
 
 def _swept(run: RunData) -> dict[str, str]:
