@@ -147,16 +147,14 @@ def tenants_of_sweep(points: Sequence[Point], slo_terms: Mapping[str, float]) ->
     lacking = {name: found for name, found in words.items() if {NOT_MET, UNCLEAR} & set(found)}
     if not lacking:
         return []
-    parts = [_lacking_words(name, found, first=not i) for i, (name, found) in enumerate(lacking.items())]
+    parts: list[str] = []
+    for name, found in lacking.items():
+        counts = [(word, sum(each == word for each in found)) for word in (NOT_MET, UNCLEAR)]
+        said = " and ".join(f"{word} at {count:,}" for word, count in counts if count)
+        start = f"that of {name}" if parts else f"The SLO of {name}"
+        parts.append(f"{start} is {said} of {len(found):,} points")
     named, more = parts[:_NAMED], len(parts) - _NAMED
     return [f"{'; '.join(named)}{f'; {more:,} more are missed or unclear somewhere' if more > 0 else ''}."]
-
-
-def _lacking_words(name: str, found: Sequence[str], *, first: bool) -> str:
-    counts = [(word, sum(each == word for each in found)) for word in (NOT_MET, UNCLEAR)]
-    start = f"The SLO of {name}" if first else f"that of {name}"
-    said = " and ".join(f"{word} at {count:,}" for word, count in counts if count)
-    return f"{start} is {said} of {len(found):,} points"
 
 
 def _verdict_of(point: Point, tenant: str) -> str:

@@ -82,7 +82,12 @@ def changed_settings(
     lists = dict.fromkeys([*counts[0], *counts[1]])
     lengths = {key: (counts[0].get(key, 0), counts[1].get(key, 0)) for key in lists}
     differing = {key: pair for key, pair in lengths.items() if pair[0] != pair[1]}
-    return rows, SettingChanges(differing, _sections(said[0], said[1]))
+    # Sections that are unset on one side and have keys on the other.
+    sections: dict[str, bool] = {}
+    for lacking, having, second in ((said[0], said[1], True), (said[1], said[0], False)):
+        parents = {part for key in having for part in _prefixes(key)} - having.keys()
+        sections |= {key: second for key, value in lacking.items() if value == UNSET and key in parents}
+    return rows, SettingChanges(differing, sections)
 
 
 def _counts(values: Mapping[str, str]) -> dict[str, int]:
@@ -100,15 +105,6 @@ def _counts(values: Mapping[str, str]) -> dict[str, int]:
 
 def _entries(count: int) -> str:
     return f"{count} {'entry' if count == 1 else 'entries'}" if count else ABSENT
-
-
-def _sections(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, bool]:
-    """Return the sections that are unset on one side and have keys on the other."""
-    found: dict[str, bool] = {}
-    for lacking, having, second in ((one, other, True), (other, one, False)):
-        parents = {part for key in having for part in _prefixes(key)} - having.keys()
-        found |= {key: second for key, value in lacking.items() if value == UNSET and key in parents}
-    return found
 
 
 def _prefixes(key: str) -> Iterator[str]:

@@ -317,7 +317,7 @@ class DesignEvaluator:
         score, sure = self._score(point), self._sure()
         probability = planning_probability(point, self.terms)
         word = verdict_word(probability, sure)
-        missing = next((name for name in self.terms if self._lacks(point, name)), None)
+        missing = next((name for name in self.terms if (m := metric_of(point, name)) is None or m.value is None), None)
         if missing is not None and word != NOT_MET:
             if not last:
                 return Judgement(UNCLEAR, score, probability=probability)
@@ -331,11 +331,6 @@ class DesignEvaluator:
             return Judgement(UNCLEAR, score, final=only_costs, probability=probability)
         score = min(score, 1.0) if word == MET else max(score, 1 + _CLOSE)
         return Judgement(word, score, probability=probability)
-
-    def _lacks(self, point: Point, name: str) -> bool:
-        """Return whether a point has no value for a term."""
-        metric = metric_of(point, name)
-        return metric is None or metric.value is None
 
     def _score(self, point: Point) -> float:
         """Return the worst term, value over target; above 1 misses it."""
