@@ -123,7 +123,7 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     if good and len(axes) > 1 and len(demanded) + len(bought) == len(axes):
         return min(good, key=lambda p: ([-axis.index(p) for axis in demanded], [axis.index(p) for axis in bought]))
     edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 else None
-    return edge or tightest_point(points, slo_terms)
+    return edge or slowest_point(good or points, main_metric(points, slo_terms))
 
 
 def _most_strained(point: Point, slo_terms: Mapping[str, float]) -> float:
@@ -147,12 +147,6 @@ def varies(points: Sequence[Point], name: str) -> bool:
         return False
     low, high = (point.metrics[name].value or 0.0 for point in (found.low, found.high))
     return high - low > VISIBLE * abs(high)
-
-
-def tightest_point(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
-    """Return the slowest point that meets the SLO, or the slowest of all where there is none."""
-    good = [point for point in points if verdict(point, slo_terms) == MET]
-    return slowest_point(good or points, main_metric(points, slo_terms))
 
 
 def slowest_point(points: Sequence[Point], name: str) -> Point:

@@ -81,7 +81,10 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
     some = spread(some, len(SERIES))
     if len(some) < 2:
         return None
-    shown = start, end = _around(some)
+    events = [time for p in some for time in _event_times(p)]
+    times = some[0].timeline.t_s
+    room = max(_AROUND * (max(events) - min(events)), _LEAST * (times[-1] - times[0]))
+    shown = start, end = max(times[0], min(events) - room), min(times[-1], max(events) + room)
     labels = [shorten(", ".join(axis.short_label(p, 16) for axis in axes), 18) for p in some]
     title = "How slow are requests while it happens?"
     panels = [(key, what) for key, what in _PANELS if _differs(some, key, shown)]
@@ -92,7 +95,6 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
         for label, p in zip(labels, some, strict=True)
     ]
     desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(parts)}."
-    begins = min(time for p in some for time in _event_times(p))
     picked = spread(_within(some[0], "loads_per_s", shown)[0], _ROWS)
     tips: list[Tip] = []
     with drawing(_PANEL * len(panels) + 48) as figure:
@@ -100,7 +102,7 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
             ax = place(figure, 58, 34 + _PANEL * i, 150, 48 + _PANEL * (len(panels) - 1 - i))
             _lines(ax, some, labels, key, shown, named=i == 0)
             time_axis(ax, start, end, last=i == len(panels) - 1, day_s=day_s)
-            draw_events(ax, [(begins, "begin")], named=i == 0)
+            draw_events(ax, [(min(events), "begin")], named=i == 0)
             y_title(ax, what)
             tips += column_tips([ax], picked, _moments_table(some, labels, panels[i : i + 1], picked))
         svg = to_svg(figure, "moments", title, desc, tips)
@@ -119,14 +121,6 @@ def _peak_words(point: Point, key: str, what: str, shown: _Times) -> str:
 def _event_times(point: Point) -> list[float]:
     """Return when something happened; what holds from the start has nothing before it to compare with."""
     return [event["t_s"] for event in point.events if event["t_s"] > 0]
-
-
-def _around(points: Sequence[Point]) -> _Times:
-    """Return the time around all events, within the run."""
-    events = [time for p in points for time in _event_times(p)]
-    times = points[0].timeline.t_s
-    room = max(_AROUND * (max(events) - min(events)), _LEAST * (times[-1] - times[0]))
-    return max(times[0], min(events) - room), min(times[-1], max(events) + room)
 
 
 def _within(point: Point, key: str, shown: _Times) -> tuple[list[float], list[float]]:

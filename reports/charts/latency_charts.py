@@ -130,7 +130,12 @@ def breakdown_sweep_chart(points: Sequence[Point], axis: Axis) -> Chart | None:
         ax = place(figure, 58, 36, 134, 52 + below)
         ends = _stack(ax, axis, shown, stages)
         scale_y(ax, [sum(p.breakdown.values()) for p in shown], "s")
-        _undo_log(ax, max(sum(p.breakdown.values()) for p in shown))
+        if ax.get_yscale() == "log":  # the parts of a stack can't be compared on it
+            top = 1.08 * max(sum(p.breakdown.values()) for p in shown)
+            ax.set_yscale("linear")
+            ax.set_ylim(0, top)
+            ticks = nice_linear(0, top)
+            set_ticks(ax, "y", ticks, [seconds_tick(tick) for tick in ticks])
         scale_x(ax, axis, room)
         end_labels(ax, ends, "area")
         y_title(ax, "mean latency")
@@ -139,15 +144,6 @@ def breakdown_sweep_chart(points: Sequence[Point], axis: Axis) -> Chart | None:
         svg = to_svg(figure, "breakdown", title, desc, tips)
     caption = "Mean seconds of a request, stage by stage; the top edge is mean E2E."
     return Chart("breakdown", title, caption, desc, svg, table)
-
-
-def _undo_log(ax: Axes, top: float) -> None:
-    """Keep a stack linear: on a logarithmic axis its parts can't be compared."""
-    if ax.get_yscale() == "log":
-        ax.set_yscale("linear")
-        ax.set_ylim(0, top * 1.08)
-        ticks = nice_linear(0, top * 1.08)
-        set_ticks(ax, "y", ticks, [seconds_tick(tick) for tick in ticks])
 
 
 def _stack(
@@ -254,19 +250,15 @@ def quantile_chart(ident: str, title: str, caption: str, what: str, curves: Sequ
         set_ticks(ax, "y", [_tail(q) for q in levels], [f"{q * 100:.6g} %" for q in levels])
         ax.set_ylim(0, _tail(top) * 1.02)
         draw_grid(ax, "both")
-        _curve_labels(ax, curves)
+        # The curves in the right margin, slowest first, as they end at the right.
+        order = sorted(curves, key=lambda curve: -max(curve[3]))
+        ends = [(name, colour, ax.get_ylim()[1] * (0.97 - 0.07 * i)) for i, (name, colour, _, _) in enumerate(order)]
+        end_labels(ax, ends)
         y_title(ax, "share of requests within")
         x_title(ax, what)
         svg = to_svg(figure, ident, title, desc, row_tips(ax, [_tail(q) for q in _QUANTILES], table))
     reading = "Further up means further into the tail: each labelled line is a tenth as many requests as the one below."
     return Chart(ident, title, f"{caption} {reading}".strip(), desc, svg, table)
-
-
-def _curve_labels(ax: Axes, curves: Sequence[Curve]) -> None:
-    """List the curves in the right margin, slowest first, as they end at the right."""
-    order = sorted(curves, key=lambda curve: -max(curve[3]))
-    ends = [(label, colour, ax.get_ylim()[1] * (0.97 - 0.07 * i)) for i, (label, colour, _, _) in enumerate(order)]
-    end_labels(ax, ends)
 
 
 def _cdf_table(curves: Sequence[Curve], what: str) -> Table:

@@ -323,7 +323,9 @@ def verdict_badge(points: list[Point], terms: dict[str, float], word: str) -> tu
 
     :param terms: those of the fleet. Tenants' SLOs are judged with them; where there are only these, it says so.
     """
-    if not terms and (judged := Counter(verdict(each, {}) for each in points if _has_goal(each))):
+    if not terms and (
+        judged := Counter(verdict(each, {}) for each in points if any(tenant.slo for tenant in each.tenants))
+    ):
         return _tenants_badge(judged)
     good = sum(verdict(point, terms) == MET for point in points)
     if len(points) > 1 and 0 < good < len(points):
@@ -344,10 +346,6 @@ def _start_of_day(manifest: Mapping[str, Any]) -> int | None:
     """Return ``workload.start`` in seconds from midnight."""
     workload = (manifest.get("scenario") or {}).get("workload")
     return parse_time_of_day(workload.get("start")) if isinstance(workload, dict) else None
-
-
-def _has_goal(point: Point) -> bool:
-    return any(tenant.slo for tenant in point.tenants)
 
 
 def _tenants_badge(judged: Counter[str]) -> tuple[str, str, str]:

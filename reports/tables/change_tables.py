@@ -99,16 +99,13 @@ def impact_table(point: Point, where: str) -> Table | None:
         metric = point.metrics.get(name)
         if metric is not None and metric.value is not None:
             rows.append([words, with_bounds(metric), percent(metric.value / total)])
+    mean = "in one replication" if impact.replications == 1 else f"the mean of {impact.replications} replications"
     note = (
-        f"Of {total:,.0f} measured requests, {_mean_of(impact.replications)}; a request may be in "
+        f"Of {total:,.0f} measured requests, {mean}; a request may be in "
         "several rows. The usual is the same traffic without the rollouts and faults. A request that was noticed, sent "
         "again or sent to another replica is affected only if it took too long."
     )
     return Table(f"What happened to requests{where}", ["", "requests", "share"], rows, note)
-
-
-def _mean_of(replications: int) -> str:
-    return "in one replication" if replications == 1 else f"the mean of {replications} replications"
 
 
 def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table | None:

@@ -17,7 +17,7 @@ from reports.tables.change_tables import shown_metrics
 from reports.text.metric_text import matrix_note, remark, verdict_words
 from sim.results.catalogue import shown_in
 from sim.results.fleet_costs import GROUP_COST
-from sim.results.point import Metric, Point
+from sim.results.point import Point
 from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds
 
@@ -149,7 +149,9 @@ def metrics_table(point: Point) -> Table:
         metric = point.metrics.get(name)
         if metric is not None:
             value = "–" if metric.value is None else show(name, metric.value, metric.unit)
-            more = [_calibration_cell(name, metric)] if drawn else []
+            more = (
+                [calibration(name, metric) or ("–" if metric.calibration_lo is None else "no change")] if drawn else []
+            )
             rows.append([metric_words(name), value, interval(name, metric) or "–", *more, remark(name, metric)])
     head = ["metric", "value", "95 % interval", *(["calibration"] if drawn else []), "remark"]
     if not any(row[-1] for row in rows):
@@ -192,10 +194,6 @@ def grouped_table(point: Point, slo_terms: Mapping[str, float], load: float | No
     return Table("Key metrics", head, rows, note, words=(1,), verdicts=verdicts, optional=(3,), keys=2)
 
 
-def _calibration_cell(name: str, metric: Metric) -> str:
-    return calibration(name, metric) or ("–" if metric.calibration_lo is None else "no change")
-
-
 def calibration_note(point: Point) -> str:
     """Return in one sentence what a calibration interval is made of."""
     draws, of = point.calibration["draws"], point.calibration["of"]
@@ -209,7 +207,13 @@ def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
     names = [n for n in measured if len(points) <= _ALL_METRICS_UP_TO or n in shown_in("key") or n in slo_terms]
     shown = spread(in_order(points, axes), _MOST_POINTS)
     if len(axes) == 1 and len(points) <= _ALL_ACROSS_UP_TO:
-        return _across(shown, axes[0], slo_terms, names)
+        # One row for each metric and one column for each point, to compare along a line.
+        axis = axes[0]
+        rows = [[metric_words(name), *(cell(p, name) for p in shown)] for name in names]
+        if slo_terms:
+            rows.insert(0, ["SLO", *(verdict(p, slo_terms) for p in shown)])
+        head = [axis.words, *(axis.point_label(p) for p in shown)]
+        return Table("Every metric with its 95 % interval", head, rows, brackets_note(shown))
     head, rows = point_rows(shown, axes, slo_terms, names)
     note = table_note(len(points), len(shown))
     if len(names) < len(measured):
@@ -284,15 +288,6 @@ def _starred(rows: Sequence[Sequence[str]]) -> str:
     return "* unsettled: the report says why" if any(" *" in cell for row in rows for cell in row) else ""
 
 
-def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], names: Sequence[str]) -> Table:
-    """Return one row for each metric and one column for each point, to compare along a line."""
-    rows = [[metric_words(name), *(cell(p, name) for p in points)] for name in names]
-    if slo_terms:
-        rows.insert(0, ["SLO", *(verdict(p, slo_terms) for p in points)])
-    head = [axis.words, *(axis.point_label(p) for p in points)]
-    return Table("Every metric with its 95 % interval", head, rows, brackets_note(points))
-
-
 def traffic_table(point: Point) -> Table | None:
     """Return what was simulated, as it turned out."""
     words = {
@@ -355,7 +350,9 @@ def capacity_table(point: Point) -> Table | None:
         values = getattr(point.capacity, part)
         use = {} if values is None else asdict(values)
         if any(value is not None for value in use.values()):
-            rows.append([words, _use(use), _blocked(use), _amount(use)])
+            share = use.get("blocked_share")
+            waited = "–" if share is None else f"{percent(share)} of the time"
+            rows.append([words, _use(use), waited, _amount(use)])
     head = ["resource", "used", "requests waited for it", "amount"]
     return Table("What could limit this point", head, rows, words=(1, 2)) if rows else None
 
@@ -369,11 +366,6 @@ def _use(values: Mapping[str, float | None]) -> str:
             return used if offered in ("", percent(value)) else f"{used}, offered load {offered}"
     peak = values.get("in_use_peak")
     return "–" if peak is None else f"up to {peak:,.0f} wanted at once"
-
-
-def _blocked(values: Mapping[str, float | None]) -> str:
-    share = values.get("blocked_share")
-    return "–" if share is None else f"{percent(share)} of the time"
 
 
 def _amount(values: Mapping[str, float | None]) -> str:

@@ -44,10 +44,13 @@ def tenants_table(points: Sequence[Point], axes: Sequence[Axis] = (), where: str
         cells = [_cell(name, tenant.metrics.get(name)) for name in names]
         cost = [show(_COST, (point.metrics[_COST].value or 0.0) * tenant.token_share)] if costs else []
         labels = [axis.point_label(point) for axis in axes]
-        rows.append([*labels, tenant.name, *slo, f"{_requests(tenant):,.0f}", *refused, *cells, *cost])
+        requests = _count(tenant, "completed") + _count(tenant, "unfinished") + _unserved(tenant)
+        rows.append([*labels, tenant.name, *slo, f"{requests:,.0f}", *refused, *cells, *cost])
     keys = len(axes) + 1
     optional = tuple(range(len(head) - 1, keys + 3, -1))
-    note = _note(rows, costs=costs)
+    notes = ["* unsettled."] if any(" *" in cell for row in rows for cell in row) else []
+    notes += ["Costs are shared out by prompt and output tokens."] if costs else []
+    note = " ".join([*notes, "tenants.csv has intervals and more metrics."])
     return Table(f"Tenants{where}", head, rows, note, tuple(range(keys)), verdicts, optional, keys)
 
 
@@ -85,15 +88,6 @@ def _with_interval(name: str, metric: Metric | None) -> str:
     return show(name, metric.value, metric.unit) + (f" ({between})" if between else "")
 
 
-def _note(rows: Sequence[Sequence[str]], *, costs: bool) -> str:
-    parts = []
-    if any(" *" in cell for row in rows for cell in row):
-        parts.append("* unsettled.")
-    if costs:
-        parts.append("Costs are shared out by prompt and output tokens.")
-    return " ".join([*parts, "tenants.csv has intervals and more metrics."])
-
-
 def _cell(name: str, metric: Metric | None) -> str:
     if metric is None or metric.value is None:
         return "–"
@@ -111,7 +105,3 @@ def _count(tenant: TenantResult, name: str) -> float:
 
 def _unserved(tenant: TenantResult) -> float:
     return _count(tenant, "refused") + _count(tenant, "failed")
-
-
-def _requests(tenant: TenantResult) -> float:
-    return _count(tenant, "completed") + _count(tenant, "unfinished") + _unserved(tenant)

@@ -77,7 +77,15 @@ def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Ma
     if has_rollout(points):
         said += _compare_rollouts(ordered, axes, slo_terms)
     else:
-        said += [*_wrong_answers(ordered, axes), *_compare_faults(ordered, axes, slo_terms)]
+        said += _wrong_answers(ordered, axes)
+        for name, some in compared_metrics(ordered, latency_name(ordered, slo_terms)):
+            if len(some) > 1:
+                said += extremes(some, axes, name)
+            else:
+                said += [
+                    f"{capital(metric_words(name))}: {value_words(p, name)} with {label_of(p, axes)}." for p in some
+                ]
+        said += rerouted_sentence(ordered, axes)
     return said
 
 
@@ -208,19 +216,6 @@ def _before(points: Sequence[Point], name: str) -> str:
         return ""
     low, high = show(name, known[0]), show(name, known[-1])
     return f", against {low if low == high else f'{low} to {high}'} before"
-
-
-def _compare_faults(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    said = []
-    for name, concerned in compared_metrics(points, latency_name(points, slo_terms)):
-        said += _one_or_extremes(concerned, axes, name)
-    return said + rerouted_sentence(points, axes)
-
-
-def _one_or_extremes(points: Sequence[Point], axes: Sequence[Axis], name: str) -> list[str]:
-    if len(points) > 1:
-        return extremes(points, axes, name)
-    return [f"{capital(metric_words(name))}: {value_words(p, name)} with {label_of(p, axes)}." for p in points]
 
 
 def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str = "") -> list[str]:

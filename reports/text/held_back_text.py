@@ -23,8 +23,11 @@ def held_back_sentences(points: Sequence[Point]) -> list[str]:
     held = point.held_back
     assert held is not None, "something is held back there"
     where = "" if len(found) == len(points) else f" at {len(found)} of {len(points):,} points"
+    answered, total = held.answered, max(1, held.requests)
+    count = f"{answered.value:,.0f} of {total:,} requests, {percent(answered.value / total)}"
     return [
-        f"Held back{where}: {'; '.join(why_held_back(row) for row in held.rollouts)}. {_answered(held)}",
+        f"Held back{where}: {'; '.join(why_held_back(row) for row in held.rollouts)}. "
+        f"The version held back would have answered {count}.",
         f"If it had been rolled out: {_changes(held)}.",
     ]
 
@@ -40,12 +43,6 @@ def why_held_back(row: HeldBackRollout) -> str:
 def _shows(findings: Sequence[Mapping[str, Any]]) -> str:
     """Return the surest finding; what fails without one could not be judged."""
     return f"shows {findings[0]['mode']} ({findings[0]['confidence']})" if findings else "can't be judged"
-
-
-def _answered(held: HeldBack) -> str:
-    answered, total = held.answered, max(1, held.requests)
-    count = f"{answered.value:,.0f} of {total:,} requests, {percent(answered.value / total)}"
-    return f"The version held back would have answered {count}."
 
 
 def _changes(held: HeldBack) -> str:

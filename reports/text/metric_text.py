@@ -115,7 +115,9 @@ def term_sentence(point: Point, name: str, target: float, *, its: bool = False) 
 
     :param its: whether the words before it name the tenant of the term: ``its p99 E2E is 300 ms``.
     """
-    words, metric = _words_of(name, its=its), metric_of(point, name)
+    tenant, of_tenant = split_term(name)
+    words = f"its {metric_words(of_tenant)}" if its and tenant else metric_words(name)
+    metric = metric_of(point, name)
     overloaded = out_of_hand(point)
     found = value_verdict(point, name, target)
     if found != NOT_MET and late_verdict(point, name, target) != MET:
@@ -152,11 +154,6 @@ def says_unserved(point: Point, name: str, target: float) -> bool:
     found = value_verdict(point, name, target)
     late = found != NOT_MET and late_verdict(point, name, target) != MET
     return late and lacks_answers(point, name, target)
-
-
-def _words_of(name: str, *, its: bool) -> str:
-    tenant, metric = split_term(name)
-    return f"its {metric_words(metric)}" if its and tenant else metric_words(name)
 
 
 def _late_sentence(point: Point, name: str, target: float, *, its: bool) -> str:

@@ -36,7 +36,7 @@ from sim.results.verdict import MET, NOT_MET, UNCLEAR, is_overloaded, out_of_han
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
-    from sim.results.run_directory.study_records import GradeRecord, PlanRecord
+    from sim.results.run_directory.study_records import GradeRecord
 
 
 _MOST_MIXES = 4
@@ -106,11 +106,12 @@ def _headline(read: PlanReading) -> str:
     answer = record.answer
     if record.fleets:
         total = answer["price"]
+        gpus = f" ({answer['gpus']:,} GPUs)" if "gpus" in answer else ""
+        others = f" of {len(record.fleets)} fleets" if len(record.fleets) > 1 else ""
         return (
             f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)}"
-            f"{_in_gpus(answer)} of "
-            f"{answer['fleet']} for {_money(total)} an hour: "
-            f"the cheapest{_of_fleets(record)} that {'meets' if record.certain else 'certainly meets'} "
+            f"{gpus} of {answer['fleet']} for {_money(total)} an hour: "
+            f"the cheapest{others} that {'meets' if record.certain else 'certainly meets'} "
             f"the SLO{_or_probably(read)}."
         )
     phrase = capital(read.phrase(answer))
@@ -163,16 +164,6 @@ def _and_full(count: int) -> str:
     return f" and {count} for full models" if count else ""
 
 
-def _of_fleets(record: PlanRecord) -> str:
-    """Return how many fleets there were to choose from, unless there was one."""
-    return f" of {len(record.fleets)} fleets" if len(record.fleets) > 1 else ""
-
-
-def _in_gpus(answer: dict[str, Any]) -> str:
-    """Return the GPUs of a fleet whose replicas have several each."""
-    return f" ({answer['gpus']:,} GPUs)" if "gpus" in answer else ""
-
-
 def _of_range(read: PlanReading) -> str:
     ranges = read.record.ranges
     if len(ranges) != 1:
@@ -205,7 +196,11 @@ def _details(read: PlanReading) -> list[str]:
     phrases = [term_sentence(chosen, name, target) for name, target in terms.items()]
     if read.feasible or len(phrases) > 1:
         said.append(f"{where}, {'; '.join(phrases)}.")
-    said += _decides(read)
+    if any(tenant.slo for tenant in chosen.tenants):
+        decides = deciding_tenant(read)
+        said.append(
+            f"The SLO of {decides} decides." if decides else "The SLO of the fleet decides, not those of its tenants."
+        )
     if not read.feasible and bad:
         drawn, draws = chosen.calibration.get("overloaded", 0), chosen.calibration.get("draws", 0)
         some = "" if is_overloaded(chosen) else f" with {drawn} of the {draws} draws of the profile's costs"
@@ -227,14 +222,6 @@ def _details(read: PlanReading) -> list[str]:
         said.append(_at_the_end(read))
     said += [_other_edge(read), _missing_mixes(read), _unserved(read), _next_step(read), _left_out(read)]
     return [sentence for sentence in said if sentence]
-
-
-def _decides(read: PlanReading) -> list[str]:
-    """Say whose SLO decides, where tenants have some."""
-    if read.chosen is None or not any(tenant.slo for tenant in read.chosen.tenants):
-        return []
-    tenant = deciding_tenant(read)
-    return [f"The SLO of {tenant} decides." if tenant else "The SLO of the fleet decides, not those of its tenants."]
 
 
 def _at_the_end(read: PlanReading) -> str:
@@ -310,18 +297,14 @@ def _next_step(read: PlanReading) -> str:
     )
 
 
-def _refused_part(record: PlanRecord) -> str:
-    """Return what the next more wanted design would need more of."""
-    return "host memory" if (record.edge_refused_key or "").startswith("cache.host") else "GPU memory"
-
-
 def _binding(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one."""
     found = find_binding(read)
     name, sentence = _limit(found)
     if found.hindrance is Hindrance.NOTHING_SMALLER:
         more = "More" if read.record.direction == "maximize" else "Less"
-        return _refused_part(read.record), f"{more} is not possible: {read.record.edge_refused}."
+        part = "host memory" if (read.record.edge_refused_key or "").startswith("cache.host") else "GPU memory"
+        return part, f"{more} is not possible: {read.record.edge_refused}."
     if found.hindrance is Hindrance.AT_ANSWER:
         return name, f"At the answer, {sentence[:1].lower()}{sentence[1:]}"
     if found.hindrance is Hindrance.LIMIT:
@@ -434,25 +417,15 @@ def _in_short(row: RemedyRow, base: Point, terms: Mapping[str, float]) -> str:
         return f"{what}: not possible, for {row.refused}."
     if not row.set:
         return f"{what}: it costs nothing; {row.note}."
-    phrases = _moved(row)
+    phrases: list[str] = []
+    for key, words in (("replicas", "replicas"), ("slots", "slots"), ("kv_tokens", "KV tokens")):
+        before, after = row.memory[key]
+        if before is not None and before != after and not (key == "kv_tokens" and phrases):
+            phrases.append(f"{before:,} → {after:,} {words}")
     name = main_metric([base], terms)
     if (found := row.metrics.get(name)) is not None and found.one is not None and found.other is not None:
         phrases.append(f"{metric_words(name)} {show(name, found.one)} → {show(name, found.other)}")
     if terms:
-        phrases.append(_verdicts(row, base, terms))
+        now = verdict(base, terms)
+        phrases.append(f"SLO {now}" if now == row.verdict else f"SLO {now} → {row.verdict}")
     return f"{what}: {', '.join(phrases)}."
-
-
-def _moved(row: RemedyRow) -> list[str]:
-    """Return what a change takes, in words: replicas, slots, or the KV cache where slots stay."""
-    found: list[str] = []
-    for key, words in (("replicas", "replicas"), ("slots", "slots"), ("kv_tokens", "KV tokens")):
-        before, after = row.memory[key]
-        if before is not None and before != after and not (key == "kv_tokens" and found):
-            found.append(f"{before:,} → {after:,} {words}")
-    return found
-
-
-def _verdicts(row: RemedyRow, base: Point, terms: Mapping[str, float]) -> str:
-    before, after = verdict(base, terms), row.verdict
-    return f"SLO {after}" if before == after else f"SLO {before} → {after}"

@@ -64,17 +64,14 @@ def _profiles(setups: Iterable[Setup], joint: str) -> str:
     """Return the profiles with their status and why they were chosen, those with the same together."""
     names: dict[str, list[str]] = {}
     for each in setups:
-        if each.profile and each.profile not in (known := names.setdefault(_origin(each), [])):
+        origin = "; ".join(filter(None, (each.status, each.chosen)))
+        if each.profile and each.profile not in (known := names.setdefault(origin, [])):
             known.append(each.profile)
     parts = []
     for origin, found in names.items():
         which = f"profile {_listed(found, joint)}" if len(found) <= _MOST_NAMED else f"{len(found)} profiles"
         parts.append(f"{which} ({origin})")
     return ", ".join(parts)
-
-
-def _origin(setup: Setup) -> str:
-    return "; ".join(filter(None, (setup.status, setup.chosen)))
 
 
 def _listed(words: Iterable[str], joint: str) -> str:

@@ -57,21 +57,17 @@ def confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = 
 def confidence_reason(found: Confidence) -> str:
     """Return why an answer is this sure."""
     name, metric = found.metric, found.estimate
+    half = f"±{percent(round(found.half, 2))}" if found.half < 1 else f"{2 * found.half:.2g} times as wide as its value"
     reason = _REASONS[found.doubt].format(
         found=found,
         metric=metric_words(name),
         missing=missing(name, metric),
         unsettled="" if metric is None else unsettled(name, metric),
-        half=_half_words(found.half),
+        half=half,
     )
     if found.doubt is Doubt.UNSERVED and found.assumed:
         return f"{reason}, but the costs are assumed, not measured"
     return reason
-
-
-def _half_words(half: float) -> str:
-    """Return how wide an interval is, by its half-width as a share of the value."""
-    return f"±{percent(round(half, 2))}" if half < 1 else f"{2 * half:.2g} times as wide as its value"
 
 
 # Whose SLO is met, in words: that of the fleet, and those of its tenants.
@@ -151,16 +147,14 @@ def tenants_of_sweep(points: Sequence[Point], slo_terms: Mapping[str, float]) ->
     lacking = {name: found for name, found in words.items() if {NOT_MET, UNCLEAR} & set(found)}
     if not lacking:
         return []
-    parts = [_lacking_words(name, found, first=not i) for i, (name, found) in enumerate(lacking.items())]
+    parts: list[str] = []
+    for name, found in lacking.items():
+        counts = [(word, sum(each == word for each in found)) for word in (NOT_MET, UNCLEAR)]
+        said = " and ".join(f"{word} at {count:,}" for word, count in counts if count)
+        start = f"that of {name}" if parts else f"The SLO of {name}"
+        parts.append(f"{start} is {said} of {len(found):,} points")
     named, more = parts[:_NAMED], len(parts) - _NAMED
     return [f"{'; '.join(named)}{f'; {more:,} more are missed or unclear somewhere' if more > 0 else ''}."]
-
-
-def _lacking_words(name: str, found: Sequence[str], *, first: bool) -> str:
-    counts = [(word, sum(each == word for each in found)) for word in (NOT_MET, UNCLEAR)]
-    start = f"The SLO of {name}" if first else f"that of {name}"
-    said = " and ".join(f"{word} at {count:,}" for word, count in counts if count)
-    return f"{start} is {said} of {len(found):,} points"
 
 
 def _verdict_of(point: Point, tenant: str) -> str:

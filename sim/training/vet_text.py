@@ -87,18 +87,19 @@ def as_json(one: Vetted) -> dict[str, Any]:
         "passes": one.passes,
         "judged": one.judged,
         "adapter": None if one.current is None else _plain(one.current),
-        "findings": [_finding_json(finding) for finding in one.findings],
+        "findings": [
+            {
+                "mode": finding.mode,
+                "confidence": finding.confidence,
+                "evidence": [
+                    {"what": e.what, "steps": list(e.steps), "values": list(e.values)} for e in finding.evidence
+                ],
+                "cures": [_plain(remedy) for remedy in finding.remedies],
+            }
+            for finding in one.findings
+        ],
         "unjudged": list(one.unjudged),
         "notes": list(one.notes),
-    }
-
-
-def _finding_json(finding: Finding) -> dict[str, Any]:
-    return {
-        "mode": finding.mode,
-        "confidence": finding.confidence,
-        "evidence": [{"what": e.what, "steps": list(e.steps), "values": list(e.values)} for e in finding.evidence],
-        "cures": [_plain(remedy) for remedy in finding.remedies],
     }
 
 

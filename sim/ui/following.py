@@ -140,7 +140,7 @@ async def _full(broker: Broker, library: Library, asked: PageRequest, design: Ch
             if not isinstance(found, PointAnswer):
                 say({"stage": "progress", "done": found.done, "of": found.of, "status": _steps(found.done, found.of)})
             elif found.final:
-                count = _counted(found.replications, "replication")
+                count = f"{found.replications} replication{'' if found.replications == 1 else 's'}"
                 status = f"Final: the numbers of loraplan run ({count}, with headroom)."
                 say(_judged_event(found, design, "final", status))
                 await _compare(broker, pins, design, found, say)
@@ -276,7 +276,3 @@ def _refusal(error: LoraplanError, controls: tuple[Control, ...], moved: str | N
 
 def _steps(done: int, of: int) -> str:
     return f"{done} of {of} steps of the full run are done."
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

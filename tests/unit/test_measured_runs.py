@@ -131,7 +131,7 @@ def test_a_peer_stands_beside_on_shared_runs(tmp_path: Path) -> None:
     )
     rows_of = {
         words: (count, theirs, ours)
-        for words, count, theirs, ours in compare_peer([predicted(run, 1.05) for run in runs], peer).rows
+        for words, count, theirs, ours in compare_peer([predicted(run, 1.05) for run in runs], peer)
     }
     assert rows_of["tokens/s"] == (1, pytest.approx(0.2), pytest.approx(0.05))
     assert rows_of["mean ITL"] == (1, pytest.approx(1.0), pytest.approx(0.05))

@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 SAMPLES = ("steps.parquet", "loads.parquet")
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("can't make this folder", key="--out", got=str(folder), hint=error.strerror) from None
-
-
 @dataclass(frozen=True)
 class FitOptions:
     """The argument and the options of ``loraplan calibrate fit``."""
@@ -114,7 +107,10 @@ def check_profile_target(out: Path, key: str = "--out") -> Path:
 
     :raises InputError: if it can't be written, or is something else than a profile.
     """
-    _make(out.parent)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("can't make this folder", key="--out", got=str(out.parent), hint=error.strerror) from None
     if out.is_dir():
         raise InputError("a folder, not a file", key=key, got=str(out))
     if out.exists() and not is_profile(out):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sim.cli.options import QuietOption, ScenarioArgument, SetOption, complete_scenario, session_of
 from sim.cli.output import message, print_rich, rich_rows, say, say_file
-
-if TYPE_CHECKING:
-    from sim.spec.scenario_file import LoadedScenario
 
 
 def report(
@@ -59,14 +56,10 @@ def check(
 
         check_plan(loaded)
     if resolved:
-        _print_resolved(loaded)
+        print_rich(rich_rows(("key", "value", "from"), loaded.rows(), words=(1, 2)))
     for note in notes:
         message(f"note: {note}", False)
     say(f"{scenario}: ok", f"  {setup_words(setups)}")
-
-
-def _print_resolved(loaded: LoadedScenario) -> None:
-    print_rich(rich_rows(("key", "value", "from"), loaded.rows(), words=(1, 2)))
 
 
 def schema() -> None:

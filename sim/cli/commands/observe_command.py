@@ -123,7 +123,8 @@ def observe(options: ObserveOptions) -> None:
             try:
                 correction = _correct(options, observed, scenario, options.fit_profile)
             except Exception:
-                _remove(observed)
+                for written in (observed.path, observed.lengths):  # so that the corrected command can write them
+                    written.unlink(missing_ok=True)
                 raise
             write_observed(observed, _draft(options, options.fit_profile))
             scenario = load_scenario(str(options.out)).scenario
@@ -265,12 +266,6 @@ def _check_fit(service: ObservedService, base: LoadedScenario | None, profile: P
     missing = [role for role, histogram in found.items() if histogram is None or histogram.mean is None]
     if missing:
         raise InputError("these metrics lack latencies to correct by", key="--fit-profile", got=", ".join(missing))
-
-
-def _remove(observed: ObservedScenario) -> None:
-    """Remove what was written, so that the corrected command can write it."""
-    observed.path.unlink(missing_ok=True)
-    observed.lengths.unlink(missing_ok=True)
 
 
 def _correct(options: ObserveOptions, observed: ObservedScenario, scenario: Scenario, profile: Path) -> LoadCorrection:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
     from sim.results.point import Point
     from sim.results.run_directory.store import RunData
     from sim.spec.scenario_file import LoadedScenario
-    from sim.studies.execution import Execution
-    from sim.studies.study_identity import StudyOutcome
 
 
 @takes(DeployableOptions)
@@ -130,7 +127,10 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
     if finished is None:
         workers = workers_of(options.jobs)
         with opened as pool, progress_bar(options.quiet, workers=workers, lines=len(sets) > 1) as progress:
-            finished = _run_study(loaded, sets, folder, Execution(pool, command_line(), progress), asked)
+            from sim.studies.sweep import run_study
+
+            execution = Execution(pool, command_line(), progress)
+            finished = run_study(loaded, sets, folder, execution, overwrite=asked.overwrite, headroom=asked.headroom)
     data = finished.run
     with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
         answer = run_answer(data)
@@ -148,24 +148,12 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
         say(f"tables  {', '.join(str(finished.path / name) for name in (*tables, 'requests.parquet'))}")
     if asked.manifests.emissions:
         asked.manifests.write_and_say(loaded.scenario, data, finished.points[0], json=options.json, quiet=options.quiet)
-    _notes(finished, options.quiet)
-    if asked.check and not _meets_slo(loaded, finished.points):
-        raise typer.Exit(1)
-
-
-def _run_study(
-    loaded: LoadedScenario, sets: list[dict[str, Any]], folder: Path, execution: Execution, asked: _Asked
-) -> StudyOutcome:
-    from sim.studies.sweep import run_study
-
-    return run_study(loaded, sets, folder, execution, overwrite=asked.overwrite, headroom=asked.headroom)
-
-
-def _notes(finished: StudyOutcome, quiet: bool) -> None:
     if finished.reused:
         count = f"{finished.reused} of {len(finished.points)} points" if len(finished.points) > 1 else "the results"
-        message(f"note: {count} come from an earlier run; --overwrite simulates again", quiet)
-    say_notes(finished.points, quiet)
+        message(f"note: {count} come from an earlier run; --overwrite simulates again", options.quiet)
+    say_notes(finished.points, options.quiet)
+    if asked.check and not _meets_slo(loaded, finished.points):
+        raise typer.Exit(1)
 
 
 def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:

@@ -47,7 +47,9 @@ def ui(
     session.ended = STOPPED
     if not folder.is_dir():
         raise InputError("no such folder", key="--folder", got=str(folder))
-    _check_installed()
+    for name in ("starlette", "uvicorn"):
+        if find_spec(name) is None:
+            raise InputError(f"the page needs {name}, which isn't installed", hint=install_hint("ui"))
     from sim.ui.simulating.workers import Workers
 
     def on_ready(address: str) -> None:
@@ -64,12 +66,6 @@ def ui(
         from sim.ui.library import Library
 
         serve(Library(folder, scenario, confined=session.confined), scenario, port, workers, on_ready)
-
-
-def _check_installed() -> None:
-    for name in ("starlette", "uvicorn"):
-        if find_spec(name) is None:
-            raise InputError(f"the page needs {name}, which isn't installed", hint=install_hint("ui"))
 
 
 def _has_desktop() -> bool:

@@ -45,12 +45,13 @@ def connect(address: str) -> Futures:
             hint=f"pip install 'ray[client]' ({error})",
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             "no Ray cluster answers here",
             key="--address",
             got=address,
             allowed="such as ray://host:10001; on one of its machines auto",
-            hint=f"{_first_line(error)}; a cluster that was started with a token wants RAY_AUTH_MODE=token here, too",
+            hint=f"{first}; a cluster that was started with a token wants RAY_AUTH_MODE=token here, too",
         ) from None
 
 
@@ -117,10 +118,6 @@ class RayFutures:
                     self._ray.cancel(reference, force=True)
         finally:
             self._ray.shutdown()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager

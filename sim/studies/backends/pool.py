@@ -77,6 +77,7 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
             yield task(*each)
         return
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     pool = Parallel(
@@ -101,7 +102,7 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
             "resume, with fewer --jobs if memory is short"
         ) from error
     except BaseException:
-        _kill_workers()
+        get_reusable_executor().shutdown(wait=False, kill_workers=True)
         raise
 
 
@@ -155,9 +156,3 @@ def _watched_backend() -> Any:
             return super().configure(*args, initializer=end_with_parent, initargs=(os.getpid(),), **options)
 
     return WatchedBackend()
-
-
-def _kill_workers() -> None:
-    from joblib.externals.loky import get_reusable_executor
-
-    get_reusable_executor().shutdown(wait=False, kill_workers=True)

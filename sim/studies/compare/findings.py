@@ -10,7 +10,6 @@ from reports.formatting import listed, metric_words, number, show
 from reports.text.impact_text import label_of
 from reports.text.metric_text import capital, change_cell, change_words, relative_cell
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
-from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NOT_MET, verdict
 from sim.studies.compare.design_words import change_phrase, side_names
@@ -246,7 +245,9 @@ def details(comparison: Comparison) -> list[str]:
     if len(comparison.pairs) > 1:
         said += _where(comparison)
         said += [text for name in comparison.judged if (text := _extremes(comparison, name))]
-        said += _alone(comparison)
+        if any(comparison.alone):
+            counts = [len(sets) for sets in comparison.alone]
+            said.append(f"Points without a partner of the same swept values: {counts[0]} of A, {counts[1]} of B.")
     else:
         said += _in_addition(comparison, comparison.pairs[0])
     return [*said, traffic_sentence(comparison)]
@@ -255,7 +256,8 @@ def details(comparison: Comparison) -> list[str]:
 def _verdicts(comparison: Comparison) -> list[str]:
     if not comparison.terms:
         return []
-    judged = [[verdict(p, comparison.terms) for p in side] for side in _sides(comparison)]
+    sides = [pair.one for pair in comparison.pairs], [pair.other for pair in comparison.pairs]
+    judged = [[verdict(p, comparison.terms) for p in side] for side in sides]
     (one, other), slo = side_names(comparison), _slo(comparison)
     if len(comparison.pairs) == 1:
         (a,), (b,) = judged
@@ -264,10 +266,6 @@ def _verdicts(comparison: Comparison) -> list[str]:
         return [f"{capital(slo)} is {a} with {'both' if a == b else f'{one}, {b} with {other}'}."]
     met = [side.count(MET) for side in judged]
     return [f"{capital(slo)} is met at {met[0]} of {len(judged[0])} points with {one}, at {met[1]} with {other}."]
-
-
-def _sides(comparison: Comparison) -> tuple[list[Point], list[Point]]:
-    return [pair.one for pair in comparison.pairs], [pair.other for pair in comparison.pairs]
 
 
 def _in_addition(comparison: Comparison, pair: Pair) -> list[str]:
@@ -305,13 +303,6 @@ def _at(comparison: Comparison, pair: Pair) -> str:
     """Return where a pair stands in the sweep: ``64 GPU slots``, ``(64 GPU slots, lru)``."""
     axes = comparison.axes
     return f"({label_of(pair.other, axes)})" if len(axes) > 1 else label_of(pair.other, axes)
-
-
-def _alone(comparison: Comparison) -> list[str]:
-    counts = [len(sets) for sets in comparison.alone]
-    if not any(counts):
-        return []
-    return [f"Points without a partner of the same swept values: {counts[0]} of A, {counts[1]} of B."]
 
 
 def _values(pair: Pair, names: Sequence[str], *, short: bool = False) -> str:

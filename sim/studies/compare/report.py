@@ -52,11 +52,13 @@ def compare_report(comparison: Comparison, command: str) -> Report:
     one, other = _name(comparison.one), _name(comparison.other)
     mark, words, style = _BADGES.get(comparison.word, ("◐", "Better in one, worse in another", "partly"))
     cautions, data = caution_sentences(comparison), as_json(comparison)
+    terms = comparison.terms
+    judged = [metric_words(n) + (f" (SLO {show(n, terms[n])})" if n in terms else "") for n in comparison.judged]
     return Report(
         kind="compare",
         name=f"{other} against {one}" if one != other else f"{other}: {change_phrase(comparison) or 'twice the same'}",
         lead="Two simulated designs, A and B, part by part. Is B better than A, and is that more than chance?",
-        verdict=(mark, words, style, f"judged by {', '.join(_judged_words(comparison))}"),
+        verdict=(mark, words, style, f"judged by {', '.join(judged)}"),
         headline=headline(comparison),
         statements=details(comparison),
         facts=[
@@ -76,14 +78,16 @@ def _sections(comparison: Comparison, command: str) -> list[Section]:
     charts = charts_of(comparison)
     every = all_table(comparison) if len(comparison.pairs) == 1 else None
     same = Paragraph("The scenarios are the same, defaults included.")
-    made = (Heading("Provenance"), _made_table(comparison))
+    one, other = _made(comparison.one), _made(comparison.other)
+    rows = [[key, one.get(key, "–"), other.get(key, "–")] for key in dict.fromkeys([*one, *other])]
+    made = Table("How the runs were made", ["", "A", "B"], rows, words=(1, 2))
     return [
         Section("lead", "", *charts[:1]),
         Section("differs", "What differs", differs_table(comparison) or same, listed="What differs"),
         Section("changes-in-numbers", "What changes", key_table(comparison), listed="Changes"),
         Section("charts", "A and B on the same axes", *charts[1:], listed="Charts"),
         Section("all", "Every metric", every),
-        method(*_METHOD, *made, command=command),
+        method(*_METHOD, Heading("Provenance"), made, command=command),
     ]
 
 
@@ -110,18 +114,6 @@ def _side_words(run: RunData) -> str:
     name = " · ".join(filter(None, (str(run.path), str(run.manifest.get("name", "")), setup_line(run.points))))
     count = f", {len(run.points)} points" if len(run.points) > 1 else ""
     return f"{name}{count}"
-
-
-def _judged_words(comparison: Comparison) -> list[str]:
-    terms = comparison.terms
-    return [metric_words(n) + (f" (SLO {show(n, terms[n])})" if n in terms else "") for n in comparison.judged]
-
-
-def _made_table(comparison: Comparison) -> Table:
-    """Return how both runs were made."""
-    one, other = _made(comparison.one), _made(comparison.other)
-    rows = [[key, one.get(key, "–"), other.get(key, "–")] for key in dict.fromkeys([*one, *other])]
-    return Table("How the runs were made", ["", "A", "B"], rows, words=(1, 2))
 
 
 def _made(run: RunData) -> dict[str, str]:

@@ -82,7 +82,12 @@ def changed_settings(
     lists = dict.fromkeys([*counts[0], *counts[1]])
     lengths = {key: (counts[0].get(key, 0), counts[1].get(key, 0)) for key in lists}
     differing = {key: pair for key, pair in lengths.items() if pair[0] != pair[1]}
-    return rows, SettingChanges(differing, _sections(said[0], said[1]))
+    # Sections that are unset on one side and have keys on the other.
+    sections: dict[str, bool] = {}
+    for lacking, having, second in ((said[0], said[1], True), (said[1], said[0], False)):
+        parents = {part for key in having for part in _prefixes(key)} - having.keys()
+        sections |= {key: second for key, value in lacking.items() if value == UNSET and key in parents}
+    return rows, SettingChanges(differing, sections)
 
 
 def _counts(values: Mapping[str, str]) -> dict[str, int]:
@@ -100,15 +105,6 @@ def _counts(values: Mapping[str, str]) -> dict[str, int]:
 
 def _entries(count: int) -> str:
     return f"{count} {'entry' if count == 1 else 'entries'}" if count else ABSENT
-
-
-def _sections(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, bool]:
-    """Return the sections that are unset on one side and have keys on the other."""
-    found: dict[str, bool] = {}
-    for lacking, having, second in ((one, other, True), (other, one, False)):
-        parents = {part for key in having for part in _prefixes(key)} - having.keys()
-        found |= {key: second for key, value in lacking.items() if value == UNSET and key in parents}
-    return found
 
 
 def _prefixes(key: str) -> Iterator[str]:
@@ -235,7 +231,11 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
     pairs = tuple(_pair(set_, a, b, slo) for set_, a, b in matched)
     taken = [{id(pair[side]) for pair in matched} for side in (1, 2)]
     alone = tuple([p.set for p in run.points if id(p) not in ids] for run, ids in zip((one, other), taken, strict=True))
-    changed, parts = _changed(one, other)
+    # What the scenarios say differently, defaults included; a swept key says over what it goes.
+    rows, parts = changed_settings(
+        [run.manifest.get("scenario") or {} for run in (one, other)], [_swept(run) for run in (one, other)]
+    )
+    changed = tuple(row for row in rows if row[0].partition(".")[0] not in _IDLE_KEYS)
     return Comparison(
         one,
         other,
@@ -411,14 +411,6 @@ def _is_shown(difference: Difference) -> bool:
     return difference.word != NOT_COMPARABLE and not (
         difference.one == difference.other == 0 and difference.unit in ("requests", "sessions", "loads")
     )
-
-
-def _changed(one: RunData, other: RunData) -> tuple[tuple[tuple[str, str, str], ...], SettingChanges]:
-    """Return what the scenarios say differently, defaults included; a swept key says over what it goes."""
-    rows, parts = changed_settings(
-        [run.manifest.get("scenario") or {} for run in (one, other)], [_swept(run) for run in (one, other)]
-    )
-    return tuple(row for row in rows if row[0].partition(".")[0] not in _IDLE_KEYS), parts
 
 
 def _swept(run: RunData) -> dict[str, str]:

@@ -129,8 +129,12 @@ def write_observed(observed: ObservedScenario, draft: Draft) -> list[str]:
     if observed.base is None:
         draft.add([*_adapters(service), *_fleet(service)])
     else:
-        draft.extends = _extended(observed.base, observed.path)
-        draft.add(_count_of(observed.base, service))
+        draft.extends = observed.base.source
+        if (source := Path(observed.base.source)).is_file():
+            draft.extends = os.path.relpath(source.resolve(), observed.path.parent.resolve())
+        adapters = observed.base.scenario.adapters
+        if (service.adapters.shares or adapters.count is None) and not adapters.base_alone:
+            draft.add([*_count(service)])  # measured weights fix the count, or the base has none
         draft.comments += _differences(service, observed.base)
         if rates := _scaled_rates(observed):
             draft.lines["tenants"] = _tenant_lines(observed.base, rates)
@@ -158,11 +162,6 @@ def _late_servers(readings: Readings) -> Iterator[str]:
             yield f"{server} is missing from the first reading: its counters count from its own first one."
 
 
-def _extended(base: LoadedScenario, path: Path) -> str:
-    source = Path(base.source)
-    return os.path.relpath(source.resolve(), path.parent.resolve()) if source.is_file() else base.source
-
-
 def _traffic(observed: ObservedScenario) -> Iterator[Setting]:
     service = observed.service
     if observed.base is not None and observed.base.scenario.workload.trace is not None:
@@ -179,12 +178,14 @@ def _traffic(observed: ObservedScenario) -> Iterator[Setting]:
     yield Setting("workload.arrivals", {"process": "poisson", "rate": f"{rate:.9g}/s"}, comment)
     shares = service.adapters.shares
     if shares:
+        always = len(service.adapters.always)
+        larger = f"; {always} had one in every reading, and may have a larger share" if always else ""
         groups = [{"adapters": 1, "weight": float(share)} for share in sorted(shares.values(), reverse=True)]
         yield Setting(
             "workload.popularity",
             {"law": "groups", "groups": groups},
             "measured: how often each adapter had a running request; assumed: its requests come independently, and "
-            f"answers of all are equally long{_at_least(service)}",
+            f"answers of all are equally long{larger}",
         )
     elif observed.base is None:
         yield Setting(
@@ -213,11 +214,6 @@ def _tenant_lines(base: LoadedScenario, rates: list[float]) -> list[str]:
     return lines
 
 
-def _at_least(service: ObservedService) -> str:
-    always = len(service.adapters.always)
-    return f"; {always} had one in every reading, and may have a larger share" if always else ""
-
-
 def _lengths(observed: ObservedScenario) -> Iterator[Setting]:
     service = observed.service
     prompt, output = (service.histograms.get(role) for role in ("prompt_tokens", "output_tokens"))
@@ -225,7 +221,9 @@ def _lengths(observed: ObservedScenario) -> Iterator[Setting]:
         yield from _assumed_lengths(service)
         return
     prompts, outputs = lengths_of(prompt, "prompt"), lengths_of(output, "output")
-    prefix = _prefix_tokens(service, prompts.mean)
+    # The shared text that would give the measured hits; none where there were hardly any.
+    hits = service.prefix_hits or 0.0
+    prefix = round(hits * prompts.mean) if hits >= _FEWEST_CACHED else 0
     write_text(observed.lengths, lengths_text(prompts.without(prefix), outputs))
     shared = f", of which {prefix:,} are the prefix" if prefix else ""
     for key, column, mean, of_it in (
@@ -247,12 +245,6 @@ def _lengths(observed: ObservedScenario) -> Iterator[Setting]:
             f"measured: {service.prefix_hits:.1%} of the prompt tokens were cached; assumed: they are a text at the "
             "start of every prompt, one for each adapter, and the other tokens are not shared",
         )
-
-
-def _prefix_tokens(service: ObservedService, mean: float) -> int:
-    """Return the tokens of a shared text that would give the measured hits; 0 where there were hardly any."""
-    hits = service.prefix_hits
-    return round(hits * mean) if hits is not None and hits >= _FEWEST_CACHED else 0
 
 
 def _assumed_lengths(service: ObservedService) -> Iterator[Setting]:
@@ -283,13 +275,6 @@ def _count(service: ObservedService) -> Iterator[Setting]:
         yield Setting("adapters.count", len(service.adapters.shares), comment)
     elif names:
         yield Setting("adapters.count", len(names), "measured: names of adapters; assumed: there are no others")
-
-
-def _count_of(base: LoadedScenario, service: ObservedService) -> list[Setting]:
-    """Return the count of adapters where measured weights fix it, or the base has none."""
-    needed = bool(service.adapters.shares) or base.scenario.adapters.count is None
-    mixed = base.scenario.adapters.base_alone
-    return list(_count(service)) if needed and not mixed else []
 
 
 def _fleet(service: ObservedService) -> Iterator[Setting]:

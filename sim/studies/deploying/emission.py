@@ -62,13 +62,11 @@ def shell_script(found: Deployment, head: list[str]) -> str:
         lines.insert(0, f'ADAPTERS="${{ADAPTERS:-$(dirname -- "$0")/{ADAPTERS_HERE}}}"')
     for words, note in found.options("$ADAPTERS"):
         lines.append(f'set -- "$@" {" ".join(map(_quoted, words))}' + (f" # {note}" if note else ""))
-    exports = [f"export {key}={shlex.quote(value)} # lets clients load adapters" for key, value in _environment(found)]
+    exports = [
+        f"export {key}={shlex.quote(value)} # lets clients load adapters" for key, value in found.environment.items()
+    ]
     start = f'exec {shlex.quote(program)} "$@"'
     return "#!/bin/sh\n" + comment_lines(head) + "\n".join(["set -eu", *exports, *lines, start]) + "\n"
-
-
-def _environment(found: Deployment) -> list[tuple[str, str]]:
-    return list(found.environment.items())
 
 
 def _quoted(word: str) -> str:
@@ -86,15 +84,11 @@ def compose_file(found: Deployment, head: list[str]) -> str:
         found.name if found.replicas == 1 else f"{found.name}-{number}": _service(found, number)
         for number in range(found.replicas)
     }
-    lines = [*head, _need(found)]
+    gpus = found.replicas * found.gpus
+    lines = [*head, f"It needs {gpus} GPU{'s' if gpus > 1 else ''} in this machine."]
     if found.replicas > 1:
         lines.append(f"{found.replicas} services; put a router with policy {found.router} in front, as was simulated.")
     return yaml_documents(lines, [{"name": found.name, "services": services}])
-
-
-def _need(found: Deployment) -> str:
-    count = found.replicas * found.gpus
-    return f"It needs {count} GPU{'s' if count > 1 else ''} in this machine."
 
 
 def _service(found: Deployment, number: int) -> dict[str, Any]:

@@ -107,9 +107,10 @@ def _container(found: Deployment, name: str) -> dict[str, Any]:
         "readinessProbe": _probe(found, 5, 3, NOT_SIMULATED),
         "livenessProbe": _probe(found, 10, 6, NOT_SIMULATED),
     }
+    paths = [*(["/dev/shm"] if found.gpus > 1 else []), *([ADAPTERS_FOLDER] if found.adapters else [])]
     mounts: list[dict[str, Any]] = [
         {"name": volume["name"], "mountPath": path, **({"readOnly": True} if path == ADAPTERS_FOLDER else {})}
-        for volume, path in zip(_volumes(found), _paths(found), strict=True)
+        for volume, path in zip(_volumes(found), paths, strict=True)
     ]
     return {**container, "volumeMounts": mounts} if mounts else container
 
@@ -131,10 +132,6 @@ def _volumes(found: Deployment) -> list[dict[str, Any]]:
         claim = {"claimName": f"{found.name}-adapters", "readOnly": True}
         volumes.append({"name": "adapters", "persistentVolumeClaim": claim})
     return volumes
-
-
-def _paths(found: Deployment) -> list[str]:
-    return [*(["/dev/shm"] if found.gpus > 1 else []), *([ADAPTERS_FOLDER] if found.adapters else [])]
 
 
 def _service(found: Deployment) -> dict[str, Any]:
@@ -195,7 +192,8 @@ def autoscaler_file(found: Deployment, head: list[str]) -> str:
                 "Without any replica these gauges say nothing. Add what waits in your gateway to the query: the "
                 "simulation counts it."
             )
-        document = _scaled_object(found, spec, " + ".join(f"sum({gauge}{_selector(found)})" for gauge in gauges))
+        pods = f'{{pod=~"{found.name}-.*"}}'  # how Prometheus labels them, if it scrapes by pod
+        document = _scaled_object(found, spec, " + ".join(f"sum({gauge}{pods})" for gauge in gauges))
     else:
         lines = [
             f"The metric {_metric_name(spec)} is {' + '.join(gauges)} of each pod. An adapter must serve it, such as a "
@@ -221,11 +219,6 @@ def _target_object(found: Deployment) -> dict[str, Any]:
 
 def _metric_name(spec: Autoscale) -> str:
     return f"loraplan_{spec.metric}"
-
-
-def _selector(found: Deployment) -> str:
-    """Return the label by which Prometheus finds the pods of the Deployment, if it is scraped by pod."""
-    return f'{{pod=~"{found.name}-.*"}}'
 
 
 def _quantity(value: float) -> str:

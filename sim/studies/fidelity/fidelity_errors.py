@@ -99,16 +99,6 @@ def slot_choice(predictions: Sequence[RunPrediction]) -> SlotChoice | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class PeerComparison:
-    """Median absolute relative errors of another simulator and of ours, on the runs that both predicted.
-
-    :ivar rows: (metric, runs, peer's error, our error).
-    """
-
-    rows: tuple[tuple[str, int, float, float], ...]
-
-
 _PEER_COLUMNS = (
     ("requests/s", "finished_requests", "req_per_s"),
     ("tokens/s", "output_throughput", "output_tok_per_s"),
@@ -117,8 +107,10 @@ _PEER_COLUMNS = (
 )
 
 
-def compare_peer(predictions: Sequence[RunPrediction], file: Path) -> PeerComparison:
-    """Compare with a peer's predictions of the same runs.
+def compare_peer(predictions: Sequence[RunPrediction], file: Path) -> list[tuple[str, int, float, float]]:
+    """Return (metric, runs, its error, our error) for a peer's predictions of the same runs.
+
+    The errors are medians of the absolute relative error.
 
     :param file: columns model, workload_group, case, output_throughput, itl, ttft, finished_requests.
     :raises InputError: where the file can't be read or lacks a column.
@@ -146,7 +138,7 @@ def compare_peer(predictions: Sequence[RunPrediction], file: Path) -> PeerCompar
         if pairs:
             peer, ours = np.median(np.abs(np.array(pairs)), axis=0)
             result.append((words, len(pairs), float(peer), float(ours)))
-    return PeerComparison(tuple(result))
+    return result
 
 
 def _number(text: str, file: Path) -> float:

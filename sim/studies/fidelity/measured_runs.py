@@ -296,14 +296,7 @@ def read_runs(path: Path) -> list[MeasuredRun]:
 
     :raises InputError: naming the missing columns, or the line and value that can't be used.
     """
-    return runs_of(read_table(path))
-
-
-def runs_of(table: TableOfRuns) -> list[MeasuredRun]:
-    """Return the rows of a table as runs of vLLM.
-
-    :raises InputError: naming the missing columns, or the line and value that can't be used.
-    """
+    table = read_table(path)
     table.require(COLUMNS)
     return [_run(cells) for cells in table.rows]
 

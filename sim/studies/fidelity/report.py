@@ -259,7 +259,7 @@ def runs_report(
         ("Model", f"engine {first.engine} behind the front end {first.front_end}; {first.sampling}"),
         ("Cost", f"{seconds:,.0f} core seconds, {seconds / len(predictions):.2f} a run"),
     ]
-    rows = compare_peer([p for p in predictions if not p.calibrated], peer).rows if peer.exists() else ()
+    rows = compare_peer([p for p in predictions if not p.calibrated], peer) if peer.exists() else []
     return fidelity_report([_compared(p) for p in predictions], errors, rows, provenance, command)
 
 

@@ -208,7 +208,7 @@ class DesignEvaluator:
         """Log an evaluation."""
         point = design.point
         assert point is not None, "it was simulated"
-        term = self._worst(point)
+        term = max(self.terms, key=lambda name: strain(point, name, self.terms[name]))
         metric, (lost, total) = metric_of(point, term), unserved(judged(point, term)[0])
         entry = EvaluationRecord(
             design.set,
@@ -274,7 +274,8 @@ class DesignEvaluator:
             recordings = [parts[Part(REPLICATION, place)] for place in range(replications)]
             design.short = tuple(values_of_replication(each, facts_of(built.world)) for each in recordings)
         self._first[key] = parts[Part(REPLICATION, 0)]
-        self._drop_oldest()
+        while len(self._first) > 1 and sum(map(_bytes, self._first.values())) > MOST_BYTES:
+            del self._first[next(iter(self._first))]  # made longest ago
         cost = {**point.cost, "replications": replications, "searched": point.cost["requests"]}
         return replace(point, cost=cost)
 
@@ -310,18 +311,13 @@ class DesignEvaluator:
         requests = len(parts) * (built.world.traffic.expected_requests() or 0)
         return on_pool(self._pool.for_workload(requests, SMALL_EVALUATION, len(parts)))(built, parts)
 
-    def _drop_oldest(self) -> None:
-        """Drop the recordings made longest ago, once all together take too much memory."""
-        while len(self._first) > 1 and sum(map(_bytes, self._first.values())) > MOST_BYTES:
-            del self._first[next(iter(self._first))]
-
     def _judge(self, design: PlanDesign, *, last: bool) -> Judgement:
         point = design.point
         assert point is not None, "it was simulated"
         score, sure = self._score(point), self._sure()
         probability = planning_probability(point, self.terms)
         word = verdict_word(probability, sure)
-        missing = next((name for name in self.terms if self._lacks(point, name)), None)
+        missing = next((name for name in self.terms if (m := metric_of(point, name)) is None or m.value is None), None)
         if missing is not None and word != NOT_MET:
             if not last:
                 return Judgement(UNCLEAR, score, probability=probability)
@@ -335,15 +331,6 @@ class DesignEvaluator:
             return Judgement(UNCLEAR, score, final=only_costs, probability=probability)
         score = min(score, 1.0) if word == MET else max(score, 1 + _CLOSE)
         return Judgement(word, score, probability=probability)
-
-    def _lacks(self, point: Point, name: str) -> bool:
-        """Return whether a point has no value for a term."""
-        metric = metric_of(point, name)
-        return metric is None or metric.value is None
-
-    def _worst(self, point: Point) -> str:
-        """Return the term that is furthest above its target, or least below it."""
-        return max(self.terms, key=lambda name: strain(point, name, self.terms[name]))
 
     def _score(self, point: Point) -> float:
         """Return the worst term, value over target; above 1 misses it."""

@@ -144,15 +144,11 @@ def _keep_requests(store: RunStore, evaluator: DesignEvaluator, chosen: PlanDesi
 def _keep_headroom(store: RunStore, chosen: PlanDesign) -> None:
     """Find the headroom of a design, unless an earlier search of this question has."""
     assert chosen.point is not None, "it was evaluated"
-    known = _headroom_of(store.previous, chosen.key)
+    previous = store.previous or {}
+    record = previous.get("plan") or {}
+    same = chosen.key in (record.get("answer_key"), record.get("best_key"))
+    known = previous.get("headroom") if same else None
     store.update({"headroom": known or json_ready(find_headroom(chosen.loaded.scenario, chosen.point).to_json())})
-
-
-def _headroom_of(manifest: Mapping[str, Any] | None, key: str) -> Any:
-    """Return the headroom that an earlier search of this question found for the same point; else None."""
-    record = (manifest or {}).get("plan") or {}
-    same = key in (record.get("answer_key"), record.get("best_key"))
-    return (manifest or {}).get("headroom") if same else None
 
 
 def starts_full(loaded: LoadedScenario) -> LoadedScenario:

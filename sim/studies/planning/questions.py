@@ -163,7 +163,8 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
     rows: list[FleetRecord] = []
     doubtful: list[PlanDesign] = []
     for fleet in plan.fleets:
-        fixed = _values_of(fleet)
+        given = {} if fleet.gpus is None else {"fleet.gpus_per_replica": fleet.gpus}
+        fixed = _FixedValues({**fleet.set, **given, "fleet.price": fleet.price}, {"fleet": fleet.name})
         first = fixed.design(evaluator, replicas, 0)
         gpus = gpus_of_replica(fleet, first.loaded)
         each = fleet.price * gpus
@@ -227,12 +228,6 @@ def _cheapest_mix(
     assert result is not None, "the first mix costs something"
     result.doubtful, result.frontier = doubtful, [*doubtful, *frontier]
     return result
-
-
-def _values_of(fleet: FleetChoice) -> _FixedValues:
-    """Return the values of a kind of fleet, with its price and, where they are given, its GPUs."""
-    gpus = {} if fleet.gpus is None else {"fleet.gpus_per_replica": fleet.gpus}
-    return _FixedValues({**fleet.set, **gpus, "fleet.price": fleet.price}, {"fleet": fleet.name})
 
 
 def gpus_of_replica(fleet: FleetChoice, loaded: LoadedScenario) -> int:

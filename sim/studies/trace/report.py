@@ -27,7 +27,7 @@ from sim.results.run_directory.result_files import digest_file
 from sim.spec.sections.trace_source import Trace
 from sim.spec.units import human_seconds
 from sim.studies.trace.charts import check_chart, curve_chart, rate_chart
-from sim.studies.trace.facts import CheckedValue, FitCheck, LawRow, SessionFacts, TraceFacts
+from sim.studies.trace.facts import FitCheck, LawRow, SessionFacts, TraceFacts
 from sim.studies.trace.findings import (
     headline,
     laws_sentences,
@@ -201,8 +201,9 @@ _CHECKED_SLOTS = (4, 8, 16, 32, 64)
 
 def facts_table(facts: TraceFacts) -> Table:
     """Return rate, burstiness, popularity and sessions, each with what it means."""
+    left_out = sum(facts.skipped.values())
     rows = [
-        ["requests", number(facts.requests), _skipped_words(facts)],
+        ["requests", number(facts.requests), f"{plural(left_out, 'row')} left out" if left_out else ""],
         ["adapters", *([number(facts.adapters), ""] if facts.adapters else ["–", "the trace names none"])],
         ["span", human_seconds(facts.span_s), "from the first request to the last"],
         ["rate", f"{number(facts.rate_rps)}/s" if facts.span_s > 0 else "–", "on average"],
@@ -264,11 +265,6 @@ def _session_rows(sessions: SessionFacts) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def _skipped_words(facts: TraceFacts) -> str:
-    left_out = sum(facts.skipped.values())
-    return f"{plural(left_out, 'row')} left out" if left_out else ""
 
 
 def curve_table(facts: TraceFacts) -> Table | None:
@@ -336,13 +332,14 @@ def check_table(facts: TraceFacts) -> Table | None:
         return None
     rows = _ratio_rows(fit)
     for value in fit.values:
+        change = relative_change(value)
         rows.append(
             [
                 value.name,
                 shown(value.trace, value.unit),
                 shown(value.synthetic, value.unit),
                 *(["–"] if fit.slots else []),
-                _relative(value),
+                "–" if change is None else with_sign(f"{change * 100:+.0f}", " %"),
             ]
         )
     head = ["", "trace", "fitted traffic", *(["independent draws"] if fit.slots else []), "fitted − trace"]
@@ -385,8 +382,3 @@ def candidates_table(facts: TraceFacts) -> Table | None:
         "the curve, of LRU and of a cache that always holds the hottest adapters. Choosing used that part alone."
     )
     return Table("Models of traffic that were tried", ["model", "in words", "difference"], rows, note, words=(1,))
-
-
-def _relative(value: CheckedValue) -> str:
-    found = relative_change(value)
-    return "–" if found is None else with_sign(f"{found * 100:+.0f}", " %")

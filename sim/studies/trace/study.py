@@ -250,7 +250,10 @@ def _fit(
         sampler = TrafficSampler(Path(folder), seed)
         best, candidates, pause = _best(first, slots, sampler, progress)
         if share >= 1 or not _usable(second):
-            check = None if share >= 1 else _nothing(first.span_s / span, first, second, best, candidates)
+            check = None
+            if share < 1:
+                sizes = len(first), len(second)
+                check = FitCheck(first.span_s / span, *sizes, best.name, candidates, [], [], [], [], [])
             return best, first, check, pause, ["nothing is left to check the fitted traffic on"]
         check = _check(trace, (first, second), (best, candidates), slots, first.span_s / span, sampler)
     return best, first, check, pause, []
@@ -299,12 +302,6 @@ def _best(
     return best, [Candidate(model.name, model.words, error) for error, model in found], pause
 
 
-def _nothing(
-    share: float, first: TraceSpan, second: TraceSpan, best: TrafficModel, candidates: list[Candidate]
-) -> FitCheck:
-    return FitCheck(share, len(first), len(second), best.name, candidates, [], [], [], [], [])
-
-
 def _check(
     trace: TraceData,
     parts: tuple[TraceSpan, TraceSpan],
@@ -334,7 +331,10 @@ def _check(
         effective = [concentration(np.bincount(found))["effective_adapters"] for found in (second.adapter, asked)]
         values.append(CheckedValue("effective adapters", effective[0], effective[1]))
         values.append(CheckedValue("requests of the hottest 10 %", hottest[0], hottest[1], "1"))
-    values += _length_values(trace, first.rows, second.rows)
+    for name, tokens in (("prompt", trace.prompt_tokens), ("output", trace.output_tokens)):
+        if tokens is not None:  # synthetic requests repeat the lengths of the first part
+            before, after = quantiles(tokens[first.rows]), quantiles(tokens[second.rows])
+            values += [CheckedValue(f"{name} {key}", after[key], before[key], "tokens") for key in ("mean", "p99")]
     return FitCheck(
         share,
         len(first),
@@ -353,13 +353,3 @@ def _hottest(adapter: Ints, count: int) -> float:
     """Return the share of the hottest tenth of all ``count`` adapters, whether requested or not."""
     asked = np.sort(np.bincount(adapter))[::-1]
     return float(asked[: max(1, round(count / 10))].sum() / max(1, asked.sum()))
-
-
-def _length_values(trace: TraceData, first: slice, second: slice) -> list[CheckedValue]:
-    """Return lengths of the second part next to those of the first, which synthetic requests repeat."""
-    values = []
-    for name, tokens in (("prompt", trace.prompt_tokens), ("output", trace.output_tokens)):
-        if tokens is not None:
-            before, after = quantiles(tokens[first]), quantiles(tokens[second])
-            values += [CheckedValue(f"{name} {key}", after[key], before[key], "tokens") for key in ("mean", "p99")]
-    return values

@@ -83,7 +83,8 @@ def scenario_text(
     :param model: our name of the base model, None where no profile is of it.
     :param costs: the line of ``fleet`` that gives its costs, None where there are none.
     """
-    name = _scenario_name(root)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", root.resolve().name).strip("-._")
+    name = (stem or "adapters")[:64].rstrip("-._")
     lines = [
         f"# {len(served):,} adapters counted by loraplan adapters; counts and sizes are those of the files.",
         "schema_version: 1",
@@ -108,7 +109,10 @@ def scenario_text(
 def adapter_lines(served: Sequence[Entry]) -> list[str]:
     """Return the lines below ``adapters`` that describe these adapters: how many, their format, and their kinds."""
     kinds = [_kind(kind, len(served)) for kind in kinds_of(served)]
-    return [f"  count: {len(served)}", *_dtype(served), "  mix:", *kinds]
+    usual = Counter(name for entry in served for name in entry.dtypes).most_common(1)[0][0]
+    # Slots have the most common format of the files, but 16 bits where these have more.
+    dtype = usual if usual in _DTYPES else f"bf16   # of the slots; the files are {usual}"
+    return [f"  count: {len(served)}", f"  dtype: {dtype}", "  mix:", *kinds]
 
 
 def _kind(kind: MixKind, total: int) -> str:
@@ -117,14 +121,6 @@ def _kind(kind: MixKind, total: int) -> str:
     mean = "" if kind.exact else ", their mean size and largest rank"
     share = repr(kind.count / total)
     return f"    - {{share: {share}, rank: {kind.rank}, targets: {targets}, size: {kind.size} B}}   # {said}{mean}"
-
-
-def _dtype(served: Sequence[Entry]) -> list[str]:
-    """Return the number format of slots: the most common one, but 16 bits if files have more."""
-    usual = Counter(name for entry in served for name in entry.dtypes).most_common(1)[0][0]
-    if usual in _DTYPES:
-        return [f"  dtype: {usual}"]
-    return [f"  dtype: bf16   # of the slots; the files are {usual}"]
 
 
 def _costs_of(model: str | None, engine: str) -> str | None:
@@ -136,8 +132,3 @@ def _costs_of(model: str | None, engine: str) -> str | None:
     folder = bundled_folder() / "profiles"
     found = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"*/{model}*/*.json"))
     return next((f"profile: {name}" for name in found), None)
-
-
-def _scenario_name(root: Path) -> str:
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", root.resolve().name).strip("-._")
-    return (stem or "adapters")[:64].rstrip("-._")

@@ -153,13 +153,6 @@ def plain_kind(kind: AdapterKind) -> dict[str, Any]:
     return values if kind.size is None else {**values, "size": f"{kind.size} B"}
 
 
-def population_of(adapters: Adapters, world: World) -> Population:
-    """Return other adapters in place of those of a world, with the new versions that its rollouts bring."""
-    model = _model(world)
-    population = populate_as(adapters, world, len(world.traffic.population))
-    return with_new_versions(population, world.rollout_plan, adapters, model)
-
-
 def bytes_of(kind: AdapterKind, adapters: Adapters, world: World) -> int:
     """Return the bytes of one adapter of a kind."""
     one = adapters_with(adapters, (kind.model_copy(update={"share": 1.0}),))
@@ -174,11 +167,6 @@ def populate_as(adapters: Adapters, world: World, count: int) -> Population:
         assert profile is not None, "the world has one"
         weights = profile.memory.weights_bytes
     return populate(adapters, _model(world), count, weights)
-
-
-def mean_bytes(population: Population) -> float:
-    """Return the mean size of adapters, without full models."""
-    return float(population.size_bytes[~population.full].mean())
 
 
 def _model(world: World) -> str | ModelShape:
@@ -196,11 +184,6 @@ def _union(one: Targets, other: Targets | None) -> Targets:
     return (
         "all-linear" if both == set(MODULES) else TypeAdapter(Targets).validate_python(sorted(both, key=MODULES.index))
     )
-
-
-def same_shape(one: AdapterKind, other: AdapterKind) -> bool:
-    """Return whether two kinds differ in their shares at most."""
-    return (one.size, shape_of(one)) == (other.size, shape_of(other))
 
 
 def shape_of(one: CurrentAdapter | AdapterKind) -> tuple[int | None, tuple[str, ...]]:
@@ -333,7 +316,7 @@ def _of_shape(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, 
         who = _who(number, count)
         yield RemedyChange(remedy, title, who, ONE, number, Change("remedy", f"{title}: {who}", refused=error.problem))
         return
-    if same_shape(old, new):
+    if (old.size, shape_of(old)) == (new.size, shape_of(new)):
         said = f"the scenario's adapters have {kind_words(old)}: nothing changes"
         change = Change("remedy", f"{title}: all adapters", note=said)
         yield RemedyChange(remedy, title, "all adapters", ALL, count, change)
@@ -378,7 +361,8 @@ def _at_same_memory(label: str, before: Adapters, after: Adapters, loaded: Loade
         return Change("remedy", label, set_, what)
     if gpu.unified:
         return Change("remedy", label, set_, "adapters take KV memory when they load")
-    slots = slots_at_same_memory(world, population_of(after, world))
+    population = populate_as(after, world, len(world.traffic.population))
+    slots = slots_at_same_memory(world, with_new_versions(population, world.rollout_plan, after, _model(world)))
     if slots == 0:
         return Change("remedy", label, refused=f"the memory of {gpu.slots} slots can't hold one such adapter")
     return Change("remedy", label, set_ if slots == gpu.slots else {**set_, "cache.gpu.slots": slots})
@@ -390,7 +374,8 @@ def _host_slots(change: Change, after: Adapters, loaded: LoadedScenario, world: 
     if host is None or host.slots is None:
         return None
     held = min(host.slots, len(population))
-    before, mean = (mean_bytes(each) for each in (population, populate_as(after, world, len(population))))
+    others = populate_as(after, world, len(population))
+    before, mean = (float(each.size_bytes[~each.full].mean()) for each in (population, others))
     left = max(int(held * before / mean), 1)
     if loaded.scenario.cache.eviction == "vllm-lru":  # each adapter in a slot has a copy
         left = max(left, int(change.set.get("cache.gpu.slots", loaded.scenario.cache.gpu.slots or 0)))

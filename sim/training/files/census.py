@@ -234,7 +234,11 @@ def kinds_of(entries: Sequence[Entry], most: int = MOST_KINDS) -> list[MixKind]:
         counted[key] = counted.get(key, 0) + 1
     kinds = [MixKind(count, rank, targets, size, True) for (rank, targets, size), count in counted.items()]
     if len(kinds) > most:
-        kinds = _one_size_each(kinds)
+        alike: dict[tuple[int, Targets], MixKind] = {}
+        for kind in kinds:
+            known = alike.get((kind.rank, kind.targets))
+            alike[kind.rank, kind.targets] = kind if known is None else _merged(known, kind)
+        kinds = [*alike.values()]
     kinds.sort(key=lambda kind: (kind.size, kind.rank))
     while len(kinds) > 4 * most:  # thousands of kinds: all neighbours at once, or this would take minutes
         kinds = [_merged(*kinds[at : at + 2]) if at + 1 < len(kinds) else kinds[at] for at in range(0, len(kinds), 2)]
@@ -249,14 +253,6 @@ def _targets(entry: Entry) -> Targets:
     """Return its targets as scenarios have them; all linear layers where it has none of those."""
     ours = tuple(name for name in MODULES if name in entry.modules)
     return "all-linear" if not ours or ours == MODULES else ours  # type: ignore[return-value]
-
-
-def _one_size_each(kinds: Sequence[MixKind]) -> list[MixKind]:
-    alike: dict[tuple[int, Targets], MixKind] = {}
-    for kind in kinds:
-        key = kind.rank, kind.targets
-        alike[key] = _merged(alike[key], kind) if key in alike else kind
-    return list(alike.values())
 
 
 def _merged(one: MixKind, other: MixKind) -> MixKind:

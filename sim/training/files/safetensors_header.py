@@ -213,12 +213,8 @@ def _tensor(name: str, facts: Any, begin: int, path: Path) -> Tensor:
 
 
 def _wrong(path: Path, name: str, problem: str, got: object, allowed: str) -> InputError:
-    return InputError(problem, file=str(path), key=printable(name), got=printable(_brief(got)), allowed=allowed)
-
-
-def _brief(value: object) -> str:
-    """Return a value as text, without all of it where it is a list of millions."""
-    return reprlib.repr(value) if isinstance(value, list | dict) else str(value)
+    brief = reprlib.repr(got) if isinstance(got, list | dict) else str(got)  # a list may have millions of values
+    return InputError(problem, file=str(path), key=printable(name), got=printable(brief), allowed=allowed)
 
 
 def _counts(values: Sequence[Any]) -> bool:

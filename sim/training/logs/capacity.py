@@ -72,8 +72,10 @@ def _underfitting(case: Case, summary: LossSummary, helped: list[SiblingRun], un
 def _domain_shift(case: Case, summary: LossSummary) -> RuleResult:
     rank, limits = case.facts.rank, case.thresholds
     moved = f"the validation loss moved by {max(summary.moved, 0):.1%} from its start, {summary.begin:.3g}"
+    best = summary.eval_best
+    steps, values = (summary.train_start.first, best.last), (summary.begin, best.value)
     evidence = [
-        Evidence(f"{moved}, to {summary.eval_best.value:.3g} ({summary.eval_best.where})", *_ends(summary)),
+        Evidence(f"{moved}, to {best.value:.3g} ({best.where})", steps, values),
         *_quality(summary),
     ]
     ranks = sorted({run.rank for run in _as_good(case, summary)} | ({rank} if rank else set()))
@@ -105,10 +107,6 @@ def _quality(summary: LossSummary) -> list[Evidence]:
         return [Evidence(f"the best {name} is {level.value:.3g} ({level.where})", (level.last,), (level.value,))]
     end = summary.eval_end
     return [Evidence(f"the validation loss ends at {end.value:.3g} ({end.where})", (end.last,), (end.value,))]
-
-
-def _ends(summary: LossSummary) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    return (summary.train_start.first, summary.eval_best.last), (summary.begin, summary.eval_best.value)
 
 
 def _larger(run: SiblingRun, case: Case) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sim.training.logs.curves import Level, lowest, near, points, slope, tail, window
+from sim.training.logs.curves import lowest, near, points, slope, tail, window
 from sim.training.logs.training_case import Case, RuleResult, highest
 from sim.training.logs.training_log import StepSeries
 from sim.training.vet_results import Confidence, Evidence, Finding, less_fit
@@ -36,12 +36,13 @@ def judge(case: Case) -> RuleResult:
     gain = _better(case, evals.steps[at])
     if gain is not None:
         return RuleResult(notes=(f"the validation loss rises from step {evals.steps[at]} on, but {gain}",))
+    fell = f"the training loss fell by {fall:.0%} meanwhile: {since.value:.3g} ({since.where}) to {last.value:.3g}"
     evidence = (
         Evidence(
             f"the validation loss rose by {rise:.0%}: {best.value:.3g} ({best.where}) to {end.value:.3g} ({end.where})",
             *points(evals),
         ),
-        _training(since, last, fall),
+        Evidence(f"{fell} ({last.where})", (since.last, last.last), (since.value, last.value)),
     )
     return _finding(case, evidence, evals.steps[at], strong=rise >= limits.eval_rise_certain)
 
@@ -74,11 +75,6 @@ def _gap(case: Case, evals: StepSeries) -> RuleResult:
         _examples(case),
     )
     return RuleResult(Finding("overfitting", "possible", evidence, less_fit(case.facts, evals.steps[at])))
-
-
-def _training(since: Level, last: Level, fall: float) -> Evidence:
-    what = f"the training loss fell by {fall:.0%} meanwhile: {since.value:.3g} ({since.where}) to {last.value:.3g}"
-    return Evidence(f"{what} ({last.where})", (since.last, last.last), (since.value, last.value))
 
 
 def _finding(case: Case, evidence: tuple[Evidence, ...], best_step: int, strong: bool) -> RuleResult:

@@ -264,7 +264,8 @@ def _summarize(
     scaled = train_end.value > 3 * eval_end.value  # by accumulated steps, as some Trainers logged it
     begin = evals.values[0] if scaled else max(train_start.value, evals.values[0])
     _, eval_best = lowest(evals)
-    late = _share(eval_half.value - eval_end.value, begin - eval_end.value, begin, limits)
+    fall = max(begin - eval_end.value, limits.least_move * begin)  # at least what counts: noise gets no shares
+    late = (eval_half.value - eval_end.value) / fall if fall > 0 else 0.0
     last = 1 - eval_end.value / at_share(evals, 0.75).value if eval_end.value > 0 else 0.0
     best = (metric[0], highest(metric[1])) if metric else None
     mediocre = best[1].value < limits.mediocre_metric if best else eval_end.value >= limits.high_loss
@@ -284,9 +285,3 @@ def _summarize(
         flat=late <= limits.flat_share and last <= limits.flat_end,
         mediocre=mediocre,
     )
-
-
-def _share(part: float, whole: float, level: float, limits: Thresholds) -> float:
-    """Return a part of a fall as a share, at least of the smallest fall that counts, so that noise gets no shares."""
-    whole = max(whole, limits.least_move * level)
-    return part / whole if whole > 0 else 0.0

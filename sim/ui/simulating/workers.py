@@ -44,10 +44,6 @@ class TooSlow(LoraplanError):
     """A task took longer than a page allows."""
 
 
-def _too_slow(job: Job) -> TooSlow:
-    return TooSlow(f"stopped after {job.limit_s / 60:.0f} minutes; run the command below instead")
-
-
 class Worker:
     """One process and the jobs that wait for it: the most urgent first, which stops a less urgent one.
 
@@ -150,7 +146,8 @@ class Worker:
                 if again:
                     self._waiting.append(job)
             if not again and not job.cancelled:
-                job.deliver(Ended(FAILED, _too_slow(job)) if ended.how == STOPPED else ended)
+                late = TooSlow(f"stopped after {job.limit_s / 60:.0f} minutes; run the command below instead")
+                job.deliver(Ended(FAILED, late) if ended.how == STOPPED else ended)
 
     def _next(self) -> Job | None:
         with self._lock:
