@@ -18,7 +18,7 @@ from sim.results.change_metrics import (
     timeline_latencies,
     version_mix,
 )
-from sim.results.intervals import initial_transient
+from sim.results.effective_size import initial_transient
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure, measured_usage
 from sim.results.model import (

@@ -18,7 +18,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.intervals import NORMAL, autocorrelation, student, wilson
+from sim.results.effective_size import autocorrelation
+from sim.results.intervals import NORMAL, student, wilson
 from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.point import Metric
 

@@ -12,7 +12,7 @@ from known_queues import md1, mm1
 from queue_paths import QUEUES, path
 from scipy.signal import lfilter
 
-from sim.results.intervals import autocorrelation, effective_size, initial_transient
+from sim.results.effective_size import autocorrelation, effective_size, initial_transient
 from sim.results.metric_state import Cause, Kind, State
 from sim.results.point import Metric
 from sim.results.statistics import (

@@ -382,7 +382,7 @@ RESULTS = (
     ),
     Mutant(
         "effective-size-of-half-the-lags",
-        "sim/results/intervals.py",
+        "sim/results/effective_size.py",
         "covariances[::2] + covariances[1::2]",
         "covariances[::2]",
         "half as many independent values pass for enough",
@@ -390,7 +390,7 @@ RESULTS = (
     ),
     Mutant(
         "start-of-one-replication",
-        "sim/results/intervals.py",
+        "sim/results/effective_size.py",
         "if abs(np.sign(differences).sum()) < len(rows):",
         "if abs(np.sign(differences).sum()) < 0:",
         "a long queue by chance is taken for the start of the run",
