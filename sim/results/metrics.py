@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sim.results.catalogue import CATALOGUE, ONLY_WITH_PRICE, UNITS, Definition
 from sim.results.change_metrics import ChangeMetrics
-from sim.results.fleet_costs import GpuHours
+from sim.results.measured_usage import GpuHours
 from sim.results.metric_state import MANY_TIMES, Cause, State
 from sim.results.point import Metric, Usage
 from sim.results.recording.leaps import gap_bin_edges

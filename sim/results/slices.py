@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.fleet_costs import tokens_of
+from sim.results.measured_usage import tokens_of
 from sim.results.records import Recording
 from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts
 from sim.results.statistics import MIN_FOR_REST, MIN_SECTION_P99, mean_of, quantile_of

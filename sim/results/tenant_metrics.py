@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.catalogue import TENANT_METRICS
-from sim.results.fleet_costs import sold
+from sim.results.measured_usage import sold
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure
 from sim.results.point import Metric, TenantResult

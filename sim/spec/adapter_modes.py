@@ -112,7 +112,7 @@ MODES = Registry(
             PER_ADAPTER,
             "Every adapter has a queue, and as many queues are active as there is room. A load starts when the queue "
             "of its adapter becomes active, and overlaps with steps.",
-            f"{_MODES}.per_adapter:PerAdapterQueues",
+            f"{_MODES}.protected:PerAdapterQueues",
             set_by={"fleet.admission": "per-adapter", "cache.eviction": "cycle"},
             needs=(
                 Need(
@@ -135,7 +135,7 @@ MODES = Registry(
         Choice(
             UNIFIED,
             "Loads in steps; adapters take their memory from the KV cache, and idle ones leave first.",
-            f"{_MODES}.unified:Unified",
+            f"{_MODES}.protected:Unified",
             set_by={"cache.gpu.unified": True},
             needs=(
                 Need({"cache.gpu.size": UNSET}, "unified memory has no size of its own", hint="remove it"),
@@ -163,7 +163,7 @@ MODES = Registry(
         Choice(
             PREFETCHING,
             "Loads at admission; idle loaders load ahead for requests further back in the queue.",
-            f"{_MODES}.prefetching:Prefetching",
+            f"{_MODES}.protected:Prefetching",
             set_by={"cache.prefetch": "queued"},
             needs=(
                 Need(

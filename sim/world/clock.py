@@ -68,9 +68,9 @@ class Clock:
 
     def process(self, steps: Iterator[Call]) -> None:
         """Run what happens seldom and is written in order: a generator goes on with each event that it yields."""
-        event = next(steps, None)
-        if event is not None:
+        for event in steps:
             event.callback = lambda event: self.process(steps)
+            return
 
     def schedule(self, time: float, kind: int, event: Call) -> None:
         """Schedule an event that is not on the queue; reusing events saves creating new ones."""

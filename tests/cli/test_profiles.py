@@ -122,7 +122,7 @@ def test_show_gives_coefficients_with_units_sources_and_errors(loraplan: Command
         "its own before its section's"
     )
     assert by_path["step.lora.per_slot_s"]["source"] == profile.sources["step"]
-    assert shown["provenance"]["command"].startswith("loraplan calibrate fit")
+    assert shown["provenance"]["command"].startswith("python validation/published/")
     assert [line["what"] for line in shown["hold_out"]] == [line.what for line in profile.hold_out]
     text = loraplan("profiles", "show", name).out
     assert "held out, LoRA decode steps: mean 0.9%" in text

@@ -53,7 +53,8 @@ def compare_requests(recording: Recording, jobs: list[Job], *, exact_arrivals: b
 
 
 def compare_loads(recording: Recording, loads: list[tuple[float, float, int, int, float]]) -> None:
-    rows = sorted(zip(*(column.tolist() for column in recording.loads.values()), strict=True), key=_by_adapter)
+    names = ("started_s", "ended_s", "adapter", "tier", "asked_s")
+    rows = sorted(zip(*(recording.loads[name].tolist() for name in names), strict=True), key=_by_adapter)
     assert len(rows) == len(loads)
     for ours, twins in zip(rows, sorted(loads, key=_by_adapter), strict=True):
         assert ours[2:4] == twins[2:4]

@@ -55,7 +55,7 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
     (
         "async-scheduling",
         "fleet.async_scheduling",
-        "fleet.batching prefill-first, fleet.kv_check whole-prompt, fleet.scheduling fcfs",
+        "fleet.batching prefill-first, fleet.kv_check whole-prompt",
         {"fleet.async_scheduling": True, "fleet.batching": "prefill-first"},
     ),
     ("fixed", "storage.mode", "blocking", {**FIXED, "storage.mode": "blocking"}),

@@ -36,6 +36,9 @@ PAUSES_S = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 900.0, 1800.0, 3600.0)
 LEAST_SESSIONS = 100
 """Sessions, at least, to fit a law to."""
 _REPLICATIONS = 2
+_MOST_MADE, _LEAST_MADE = 10, 100_000
+"""Times as many requests as a part has, and this many: where a model makes more, its rate is wrong by a factor that
+says enough, and the rest of the stream would only take time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,10 +286,14 @@ class TrafficSampler:
                 "workload": {"duration": _seconds(part.span_s), **workload_of(model, str(file))},
             }
         )
-        blocks = list(Traffic(scenario, "llama-3.1-8b").arrivals(replication))
-        if not blocks:
-            return np.empty(0), np.empty(0, dtype=np.int64)
-        return np.concatenate([times for times, _ in blocks]), np.concatenate([adapters for _, adapters in blocks])
+        found: list[tuple[Floats, Ints]] = [(np.empty(0), np.empty(0, dtype=np.int64))]
+        made = 0
+        for block in Traffic(scenario, "llama-3.1-8b").arrivals(replication):
+            found.append(block)
+            made += len(block[0])
+            if made > max(_MOST_MADE * len(part), _LEAST_MADE):
+                break
+        return np.concatenate([times for times, _ in found]), np.concatenate([adapters for _, adapters in found])
 
     def curves(self, model: TrafficModel, part: TraceSpan, slots: list[int]) -> Curves:
         """Return the curves of a model's requests, mean of a few replications."""
