@@ -185,7 +185,7 @@ class Place:
 
     :ivar down: whether that one has crashed and is not up again.
     :ivar began_s, ready_s, drained_s: when its cold start began, when it was ready and when it began to drain.
-    :ivar due: the event that ends its cold start.
+    :ivar starts: cold starts that began or were called off.
     """
 
     index: int
@@ -194,7 +194,7 @@ class Place:
     began_s: float = 0.0
     ready_s: float = inf
     drained_s: float = inf
-    due: Call | None = None
+    starts: int = 0
 
 
 class Autoscaler(Extension):
@@ -325,18 +325,19 @@ class Autoscaler(Extension):
         place.state, place.began_s, place.ready_s, place.drained_s = STARTING, now, inf, inf
         seconds = self._starts.next_s()
         if seconds > 0:
-            place.due = due = self._clock.until(now + seconds)
-            yield due
-            if place.due is not due:
+            place.starts += 1
+            own = place.starts
+            yield self._clock.until(now + seconds)
+            if place.starts != own:
                 return  # its start was called off
-        place.state, place.ready_s, place.due = READY, self._clock.now, None
+        place.state, place.ready_s = READY, self._clock.now
         self._fleet.replace(place.index, standing_in=False)
         self._view.comes_up(place.index)
         self.came_up()
 
     def _stop(self, place: Place) -> None:
         if place.state == STARTING:
-            place.due = None
+            place.starts += 1
             self._empty(place)
             return
         place.state, place.drained_s = DRAINING, self._clock.now
