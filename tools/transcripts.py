@@ -219,6 +219,6 @@ def constant(line: str) -> str:
     """Return a line with ``…`` in place of what differs from run to run, and cut short with a digest if it is long."""
     for pattern, instead in _VOLATILE:
         line = re.sub(pattern, instead, line)
-    line = re.sub(rf"(?:/|(?:\.\./)+){re.escape(str(ROOT)[1:])}", "…", line)
+    line = re.sub(r"(?:\.\./)+[\w./-]*?(?=scenarios/)", "…/", line).replace(str(ROOT), "…")
     line = line.replace(f"{datetime.now(UTC):%Y-%m-%d}", "…").rstrip()
     return line if len(line) <= COLUMNS else f"{line[:COLUMNS]} (and more, {digest([line])})"
