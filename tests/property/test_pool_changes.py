@@ -39,7 +39,7 @@ def same_everything(one: Scenario, cut: int) -> None:
     assert pooled.events == plain.events
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=(HealthCheck.filter_too_much, HealthCheck.too_slow))
 @given(faulty_scenarios(), st.data())
 def test_equal_pools_with_faults_are_one_fleet_to_the_byte(one: Scenario, data: st.DataObject) -> None:
     assume(one.fleet.replicas > 1 and not one.router_policy.places_adapters)
