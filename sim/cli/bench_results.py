@@ -190,7 +190,7 @@ def write_correction(loads: Sequence[MeasuredLoad], files: Sequence[Path], out: 
     from sim.results.run_directory.result_files import write_text
     from sim.studies.benchmarks.bench_files import distinct_names
 
-    profile = loads[0].world.profile
+    profile = loads[0].world.pools[0].profile
     assert profile is not None, "engine fixed has no tokens"
     correction = correct(profile, loads)
     named = dict(zip(distinct_names(files), files, strict=True))

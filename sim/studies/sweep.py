@@ -168,8 +168,8 @@ def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> PointTas
     design = _build(point, set_)
     world = design.world
     profile = None
-    if world.profile is not None:
-        profiles = [pool.world.profile for pool in world.own_pools] or [world.profile]
+    profiles = [pool.profile for pool in world.own_pools]
+    if profiles[0] is not None:
         texts: dict[str, Any] = {
             name: "; ".join(dict.fromkeys(getattr(each, name) for each in profiles))
             for name in ("name", "status", "description", "error")

@@ -104,8 +104,8 @@ def test_crashes_in_unequal_pools_lose_no_request(specs: list[dict[str, Any]], d
     ):
         if status == COMPLETED:
             (pool,) = [pool for pool in world.pools if replica in pool.indices]
-            assert pool.takes(adapter)
-            assert prompt + output <= (pool.world.kv_tokens or 0)
+            assert pool.takes[adapter]
+            assert prompt + output <= (pool.kv_tokens or 0)
 
 
 @pytest.mark.parametrize("strategy", ["new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread"])
@@ -173,7 +173,7 @@ def test_times_are_kept_for_requests_of_earlier_chunks() -> None:
         {"name": "b", "storage": {"load": {"law": "fixed", "value": "10 ms"}}},
     ]
     world = build_world(scenario({"pools": named}, requests=70_000))
-    times = PoolTimes(world.pools, [token_limits(pool.world) for pool in world.pools])
+    times = PoolTimes(world.pools, [token_limits(pool) for pool in world.pools])
     times.keeps = True
     chunks = list(world.traffic.chunks(0))
     assert len(chunks) == 2

@@ -124,13 +124,13 @@ def test_every_request_ends_in_one_pool_that_takes_it(
     ):
         if status == REFUSED:
             assert replica == -1
-            takers = [pool.world.kv_tokens or 0 for pool in world.pools if pool.takes(adapter)]
+            takers = [pool.kv_tokens or 0 for pool in world.pools if pool.takes[adapter]]
             assert prompt + output > min(takers) - 32, "some pool is too small for it"
             continue
         (pool,) = [pool for pool in world.pools if replica in pool.indices]
-        assert pool.takes(adapter)
-        assert pool.world.kv_tokens is not None
-        assert prompt + output <= pool.world.kv_tokens
+        assert pool.takes[adapter]
+        assert pool.kv_tokens is not None
+        assert prompt + output <= pool.kv_tokens
     point = evaluate_scenario(one).point
     unserved = point.unserved.get("refused", 0)
     assert sum(row["requests"] for row in point.pools) + unserved == point.traffic["requests"]

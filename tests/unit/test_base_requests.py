@@ -96,11 +96,11 @@ def test_a_fleet_of_base_requests_alone_has_no_lora() -> None:
         adapters=ALONE, fleet={"kv_tokens": None, "profile": write_profile(plain)}, cache={"gpu": {"slots": 1}}
     )
     worlds = [build_world(each) for each in (many, few, without)]
-    assert len({world.kv_tokens for world in worlds}) == 1, "slots take no memory"
+    assert len({world.pools[0].kv_tokens for world in worlds}) == 1, "slots take no memory"
     assert len({str(columns(run(world))) for world in worlds}) == 1
     assert set(run(worlds[0]).requests["adapter"].tolist()) == {BASE_MODEL}
     served = build_world(scenario(fleet={"kv_tokens": None}))
-    assert served.kv_tokens < worlds[0].kv_tokens, "with adapters they do"
+    assert served.pools[0].kv_tokens < worlds[0].pools[0].kv_tokens, "with adapters they do"
     assert (
         "no request is for an adapter, so LoRA is off: slots take no memory, and steps have no LoRA costs"
         in worlds[0].notes
@@ -126,16 +126,16 @@ def test_every_engine_serves_the_base_model_alone(engine: str) -> None:
 def test_the_other_shares_are_relative_to_each_other() -> None:
     sizes = ({"share": 0.35, "size": "1 MB"}, {"share": 0.35, "size": "2 MB"})
     halves = [{"share": 0.5, "size": "1 MB"}, {"share": 0.5, "size": "2 MB"}]
-    plain = build_world(scenario(adapters={"count": 40, "mix": halves})).population
+    plain = build_world(scenario(adapters={"count": 40, "mix": halves})).pools[0].population
     for mix in ([BASE, *sizes], [sizes[0], BASE, sizes[1]]):
-        found = build_world(scenario(adapters={"count": 40, "mix": mix})).population
+        found = build_world(scenario(adapters={"count": 40, "mix": mix})).pools[0].population
         assert found.kind_names == plain.kind_names
         assert found.size_bytes.tolist() == plain.size_bytes.tolist()
 
 
 def test_a_profile_whose_time_is_all_of_lora_cannot_serve_them() -> None:
     profile = write_profile({"fixed_s": 0, "tokens": [[0, 0.0], [64, 0.0]], "lora": {"fixed_s": GRID}})
-    assert build_world(scenario(adapters=PLAIN, fleet={"profile": profile})).kv_tokens
+    assert build_world(scenario(adapters=PLAIN, fleet={"profile": profile})).pools[0].kv_tokens
     with pytest.raises(ScenarioError) as caught:
         build_world(scenario(fleet={"profile": profile}))
     assert caught.value.key == "fleet.profile"
@@ -250,7 +250,7 @@ def test_a_trace_of_base_requests_alone_turns_lora_off(tmp_path: Path) -> None:
     )
     assert by_trace.traffic.base_share == 1
     assert by_trace.scenario.adapters == by_mix.scenario.adapters
-    assert by_trace.kv_tokens == by_mix.kv_tokens
+    assert by_trace.pools[0].kv_tokens == by_mix.pools[0].kv_tokens
     assert [note for note in by_trace.notes if "LoRA is off" in note]
     assert columns(run(by_trace)) == columns(run(by_mix))
     with pytest.raises(TraceError, match="no row names an adapter, so no request uses a cache"):

@@ -30,7 +30,7 @@ from sim.traffic.adapters import SHAPES, model_tensors, populate
 from sim.world.build import build_world
 from sim.world.replication import simulate
 from sim.world.times import tier_times
-from sim.world.world import World
+from sim.world.world import Pool, World
 
 WORKLOAD: dict[str, Any] = {"requests": 300, "arrivals": {"process": "poisson", "rate": "4/s"}}
 FULL = {"share": 0.2, "kind": "full"}
@@ -43,14 +43,14 @@ def scenario(**sections: Any) -> Scenario:
     return build(**{**given, **sections}, fleet=fleet)
 
 
-def full_model_worlds(world: World) -> list[World]:
-    """Return the worlds of the replicas of full models."""
-    return [pool.world for pool in world.pools if pool.world.whole_models is not None]
+def full_model_pools(world: World) -> list[Pool]:
+    """Return the pools of full models."""
+    return [pool for pool in world.pools if pool.whole_models is not None]
 
 
 def kv_tokens(world: World) -> list[int | None]:
     """Return the KV cache of each pool of full models."""
-    return [served.kv_tokens for served in full_model_worlds(world)]
+    return [served.kv_tokens for served in full_model_pools(world)]
 
 
 SWAP = {"full_models": {"serve": "swap"}}
@@ -83,16 +83,17 @@ def test_full_models_change_no_slot_and_no_rank() -> None:
         10,
     )
     world = build_world(scenario())
-    assert world.population.slot_bytes == plain.slot_bytes
-    assert int(world.population.rank.max()) == 16
+    assert world.pools[0].population.slot_bytes == plain.slot_bytes
+    assert int(world.pools[0].population.rank.max()) == 16
     assert world.traffic.population.size_bytes.max() == 16_060_522_496
-    assert world.population.size_bytes.max() == plain.size_bytes.max()
-    assert world.weights == [1] * 10
+    assert world.pools[0].population.size_bytes.max() == plain.size_bytes.max()
+    assert world.pools[0].weights == [1] * 10
     exact = build_world(scenario(cache={"gpu": {"size": "1 GB"}}))
-    assert exact.weights == [0 if full else 83_886_080 for full in world.traffic.population.full]
+    assert exact.pools[0].weights == [0 if full else 83_886_080 for full in world.traffic.population.full]
     assert not world.traffic.population.full[0]
     pinned = build_world(scenario(cache={"gpu": {"slots": 4}, "pinned": 3, "warm": 9}))
-    assert not any(pinned.traffic.population.full[list(pinned.pinned + pinned.warm)])
+    (pool,) = pinned.own_pools
+    assert not any(pinned.traffic.population.full[list(pool.pinned + pool.warm)])
 
 
 def test_a_model_has_the_tensors_of_its_published_index() -> None:
@@ -102,7 +103,7 @@ def test_a_model_has_the_tensors_of_its_published_index() -> None:
 
 
 def test_a_load_takes_the_size_over_the_bandwidth() -> None:
-    (served,) = full_model_worlds(build_world(scenario(fleet=SWAP)))
+    (served,) = full_model_pools(build_world(scenario(fleet=SWAP)))
     model = served.traffic.population.full.tolist().index(True)
     uniform = np.array([0.0, 0.999])
     expected = 0.0466 + 291 * 1.48e-5 + 16_060_522_496 / 2.14e9
@@ -259,10 +260,10 @@ def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
 
 def test_draws_reach_full_models_too() -> None:
     world = build_world(scenario(fleet={"profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"}))
-    assert world.profile is not None
-    draw = world.profile.draws[0]
+    assert world.pools[0].profile is not None
+    draw = world.pools[0].profile.draws[0]
     for drawn in (world.with_costs(draw), world.with_draw(0)):
-        for served in full_model_worlds(drawn):
+        for served in full_model_pools(drawn):
             assert served.profile is not None
             assert served.profile.step.fixed_s == draw.step.fixed_s
             assert served.profile.step.lora.per_adapter_s == 0
@@ -275,7 +276,7 @@ def test_draws_reach_full_models_too() -> None:
 def test_costs_per_passed_request_are_those_of_lora() -> None:
     path = write_profile({"fixed_s": 0.01, "per_passed_s": 1.0})
     world = build_world(scenario(fleet={"profile": path, "kv_tokens": 65536}))
-    assert [served.profile and served.profile.step.per_passed_s for served in full_model_worlds(world)] == [0, 0]
+    assert [served.profile and served.profile.step.per_passed_s for served in full_model_pools(world)] == [0, 0]
 
 
 def test_another_way_to_serve_replaces_what_belongs_to_the_first() -> None:

@@ -184,8 +184,8 @@ def test_a_base_with_more_bits_takes_memory_from_the_kv_cache() -> None:
     remedy = Remedy("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
     (found,) = priced(remedy, "adapters.base_quantization=nf4")
     assert found.change.set["adapters.base_quantization"] == "bf16"
-    four = build(load_scenario("retrain-1000-adapters", ["adapters.base_quantization=nf4"]).scenario)
-    sixteen = build(design(found.change.set, "adapters.base_quantization=nf4").scenario)
+    four = build(load_scenario("retrain-1000-adapters", ["adapters.base_quantization=nf4"]).scenario).pools[0]
+    sixteen = build(design(found.change.set, "adapters.base_quantization=nf4").scenario).pools[0]
     assert four.kv_tokens is not None
     assert sixteen.kv_tokens is not None
     assert sixteen.kv_tokens < four.kv_tokens

@@ -109,17 +109,17 @@ def test_resolved_values_show_what_a_pool_says_and_no_defaults(file: Path) -> No
 def test_a_pool_of_some_adapters_has_slots_of_their_size(file: Path) -> None:
     parts = ("fleet.pools.small.gpu=null", "fleet.pools.small.cache=null", "fleet.pools.small.max_num_seqs=null")
     low = ("fleet.pools.small.serves={kinds: [1]}", *parts)
-    all_, low_ranks = (build_world(load(file, *low).scenario).pools[i].world for i in (0, 1))
+    all_, low_ranks = (build_world(load(file, *low).scenario).pools[i] for i in (0, 1))
     assert all_.kv_tokens is not None
     assert low_ranks.kv_tokens is not None
     assert low_ranks.kv_tokens > all_.kv_tokens, "slots for rank 8 leave more memory than slots for rank 32"
     assert int(low_ranks.population.rank.max()) == 8
-    base = build_world(load(file, "fleet.pools.small.serves=base", *parts).scenario).pools[1].world
+    base = build_world(load(file, "fleet.pools.small.serves=base", *parts).scenario).pools[1]
     assert base.kv_tokens is not None
     assert base.kv_tokens > low_ranks.kv_tokens, "without LoRA, slots take no memory"
     pinned = load(file, *low, "fleet.engine=continuous", "cache.pinned=3").scenario
     kind = all_.traffic.population.kind
-    assert {int(kind[adapter]) for adapter in build_world(pinned).pools[1].world.pinned} == {0}
+    assert {int(kind[adapter]) for adapter in build_world(pinned).pools[1].pinned} == {0}
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +180,11 @@ def test_costs_are_each_pools_price_times_its_gpus(evaluated: tuple[LoadedScenar
 
 def test_each_pool_takes_the_same_draw_of_its_own_profile(file: Path) -> None:
     world = make_design(load(file).scenario).world
-    assert world.draws == min(len(pool.world.profile.draws) for pool in world.pools if pool.world.profile)
+    assert world.draws == min(len(pool.profile.draws) for pool in world.pools if pool.profile)
     for pool, drawn in zip(world.pools, world.with_draw(3).pools, strict=True):
-        assert pool.world.profile is not None
-        assert drawn.world.profile is not None
-        assert drawn.world.profile.step == pool.world.profile.draws[3].step
+        assert pool.profile is not None
+        assert drawn.profile is not None
+        assert drawn.profile.step == pool.profile.draws[3].step
 
 
 def test_formulas_add_up_what_pools_can_do(file: Path) -> None:

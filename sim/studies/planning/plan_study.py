@@ -21,7 +21,7 @@ from sim.results.run_directory.study_records import EvaluationRecord, FormulaRec
 from sim.results.verdict import PROBABLE
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
-from sim.spec.profile_choice import gpus_per_replica, prices_of
+from sim.spec.profile_choice import prices_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.studies.evaluate import facts_of
@@ -249,7 +249,7 @@ def _price(design: PlanDesign) -> float | None:
         return None if month is None or month.value is None else month.value / HOURS_PER_MONTH
     if pools:
         return sum(each * pool.replicas * pool.gpus for each, pool in zip(pools, world.pools, strict=True))
-    return price * world.replicas * gpus_per_replica(scenario, world.profile)
+    return price * world.gpus
 
 
 def _record(
@@ -308,7 +308,7 @@ def _record(
         formulas=FormulaRecord(
             formulas.miss_ratio, formulas.loader_load, formulas.gpu_load, formulas.batch, formulas.kv_share
         ),
-        flags={} if found.answer is None else engine_flags(chosen.loaded.scenario, chosen.world.kv_tokens),
+        flags={} if found.answer is None else engine_flags(chosen.loaded.scenario, chosen.world.pools[0].kv_tokens),
         no_flags="" if found.answer is None else why_no_flags(chosen.loaded.scenario),
         beyond_flags=[*model_to_fill_in(chosen.loaded.scenario), *beyond_flags(chosen.loaded.scenario)],
         full_replicas=full_replicas(chosen),

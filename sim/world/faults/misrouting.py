@@ -341,5 +341,6 @@ def make_misrouting(
     faults = make_misrouting_faults(world, replication)
     if not faults and not prefixes.active:
         return None
-    retarget = Retarget(world.scenario, world.profile, world.population)
+    first = world.pools[0]
+    retarget = Retarget(first.scenario, first.profile, first.population)
     return MisroutedRequests(faults, prefixes, clock, recorder, retarget, world.base_model)

@@ -16,7 +16,7 @@ from sim.spec.profile_choice import DEFAULT_MODEL, MOST_GPUS, is_model
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import SHAPES, GpuSplit, Population, base_shape
-from sim.world.world import World
+from sim.world.world import Pool
 
 
 def padded_rank(profile: Profile, population: Population) -> int:
@@ -256,24 +256,27 @@ def split_notes(scenario: Scenario, profile: Profile) -> list[str]:
     return notes
 
 
-def gpus_of(world: World) -> int:
+def gpus_of(pool: Pool) -> int:
     """Return the GPUs of one replica."""
-    return 1 if world.profile is None else world.profile.tensor_parallel
+    return 1 if pool.profile is None else pool.profile.tensor_parallel
 
 
-def gpu_share(world: World) -> GpuShare | None:
-    """Return what each GPU holds of a replica over several; None: a replica runs on one."""
-    profile, gpus, cache = world.profile, gpus_of(world), world.scenario.cache.gpu
+def gpu_share(pool: Pool, replicas: int) -> GpuShare | None:
+    """Return what each GPU holds of a replica over several; None: a replica runs on one.
+
+    :param replicas: how many there are.
+    """
+    profile, gpus, cache = pool.profile, gpus_of(pool), pool.scenario.cache.gpu
     if profile is None or gpus == 1:
         return None
-    sharded = world.scenario.fleet.fully_sharded_loras
+    sharded = pool.scenario.fleet.fully_sharded_loras
     share = GpuSplit(gpus, sharded).share(base_shape(profile))
     slots = None if cache.unified else cache.slots
-    bytes_of_all = adapter_bytes(slots or 0, profile, world.population, fully_sharded=sharded)
+    bytes_of_all = adapter_bytes(slots or 0, profile, pool.population, fully_sharded=sharded)
     return GpuShare(
         gpus=gpus,
-        replicas=world.replicas,
+        replicas=replicas,
         slots=slots,
         slot_bytes=round(bytes_of_all / slots / gpus) if slots else None,
-        load_bytes=round(int(world.population.size_bytes.max()) * share),
+        load_bytes=round(int(pool.population.size_bytes.max()) * share),
     )

@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
-from sim.spec.scenario import Pool, Scenario
+from sim.spec.scenario import Pool as PoolSpec
+from sim.spec.scenario import Scenario
 from sim.spec.sections.pools import ServedKinds
 from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.traffic.adapters import ModelShape, Population, populate
-from sim.world.world import ReplicaPool, World
+from sim.world.world import Pool
 
 
-def requests_taken(pool: Pool, adapters: Adapters, population: Population) -> NDArray[np.bool_]:
+def requests_taken(pool: PoolSpec, adapters: Adapters, population: Population) -> NDArray[np.bool_]:
     """Return which requests a pool takes, (adapters + 1,): by adapter, and last those to the base model."""
     count, serves = len(population), pool.serves
     if isinstance(serves, ServedKinds):
@@ -30,7 +31,7 @@ def _kinds(serves: ServedKinds, adapters: Adapters) -> list[int]:
 
 
 def taken_alone(
-    pool: Pool, scenario: Scenario, population: Population, shape: str | ModelShape
+    pool: PoolSpec, scenario: Scenario, population: Population, shape: str | ModelShape
 ) -> tuple[Population, Scenario]:
     """Return the adapters as a pool's replicas know them, and its scenario with only the adapters that it takes.
 
@@ -63,33 +64,33 @@ def taken_alone(
     )
 
 
-def check_same_model(first: ReplicaPool, name: str, world: World) -> None:
+def check_same_model(first: Pool, other: Pool) -> None:
     """Refuse pools of different base models, whose adapters would not fit each other.
 
     :raises ScenarioError: key ``fleet``.
     """
-    one, other = first.world.profile, world.profile
-    if one is not None and other is not None and one.model != other.model:
+    one, own = first.profile, other.profile
+    if one is not None and own is not None and one.model != own.model:
         raise ScenarioError(
             "the pools of a fleet serve the same base model",
             key="fleet.profile",
-            got=f"{one.model} in pool {first.name}, {other.model} in pool {name}",
+            got=f"{one.model} in pool {first.name}, {own.model} in pool {other.name}",
             hint="set adapters.base_model and give each pool a gpu, or profiles of one model",
         )
 
 
-def check_reachable(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
+def check_reachable(scenario: Scenario, pools: Sequence[Pool]) -> None:
     """Refuse a fleet in which a request has no pool, or a pool no request.
 
     :raises ScenarioError: with the key of the pool, or of all of them.
     """
-    traffic, population = pools[0].world.traffic, pools[0].world.population
+    traffic, population = pools[0].traffic, pools[0].population
     wanted = np.zeros(len(population) + 1, dtype=np.bool_)
     wanted[-1] = traffic.base_share > 0
     if traffic.base_share < 1:
         wanted[: traffic.places] = traffic.shares() > 0
         wanted[traffic.places : -1] = True  # adapters and versions that arrive during the run
-    taken = np.array([pool.world.takes for pool in pools])
+    taken = np.array([pool.takes for pool in pools])
     drawn = np.array([pool.weight > 0 or scenario.router.pools == "together" for pool in pools])
     lost = wanted & ~taken.any(axis=0)
     if lost[-1]:
@@ -123,14 +124,3 @@ def check_reachable(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
                 got=pool.name,
                 hint="the traffic has no such requests; remove the pool, or let it serve others",
             )
-
-
-def pool_notes(pools: Sequence[ReplicaPool]) -> tuple[str, ...]:
-    """Return the notes on all pools once, and those on some with the names of these."""
-    holders: dict[str, list[str]] = {}
-    for pool in pools:
-        for note in dict.fromkeys(pool.world.notes):
-            holders.setdefault(note, []).append(pool.name)
-    return tuple(
-        note if len(names) == len(pools) else f"{' and '.join(names)}: {note}" for note, names in holders.items()
-    )

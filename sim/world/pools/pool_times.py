@@ -17,7 +17,7 @@ from sim.traffic.request import BASE_MODEL, Request
 from sim.world.dispatcher import Extension
 from sim.world.fleet import NO_LIMIT
 from sim.world.times import RequestTimes, request_times
-from sim.world.world import ReplicaPool, World
+from sim.world.world import Pool
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -35,17 +35,17 @@ class TokenLimits:
     prompt: int
 
 
-def token_limits(world: World) -> TokenLimits:
+def token_limits(pool: Pool) -> TokenLimits:
     """Return the most tokens of a request that replicas serve."""
-    fleet, tokens = world.scenario.fleet, world.kv_tokens
+    fleet, tokens = pool.scenario.fleet, pool.kv_tokens
     longest = fleet.max_model_len or NO_LIMIT
-    limits = np.full(len(world.population) + 1, NO_LIMIT)
+    limits = np.full(len(pool.population) + 1, NO_LIMIT)
     if tokens is not None:
-        limits[:-1] = tokens - fleet.block_size * max(world.adapter_blocks, default=0)
+        limits[:-1] = tokens - fleet.block_size * max(pool.adapter_blocks, default=0)
         limits[-1] = tokens
         limits -= fleet.kv_check == "peak"  # the peak must stay below
     np.minimum(limits, longest, out=limits)
-    return TokenLimits(limits, NO_LIMIT if fleet.chunked_prefill else world.batched_tokens)
+    return TokenLimits(limits, NO_LIMIT if fleet.chunked_prefill else pool.batched_tokens)
 
 
 class PoolTimes:
@@ -57,16 +57,16 @@ class PoolTimes:
     :ivar keeps: whether requests may be sent again long after they arrived, so that all chunks are kept.
     """
 
-    def __init__(self, pools: Sequence[ReplicaPool], limits: Sequence[TokenLimits]) -> None:
+    def __init__(self, pools: Sequence[Pool], limits: Sequence[TokenLimits]) -> None:
         self._limits = limits
         self.keeps = False
         self._chunks: list[Chunk] = []  # that of the last requests comes last
         self._kinds: list[RequestTimes] = []
         self._known: list[tuple[tuple[object, ...], Population]] = []
         self._columns: list[list[tuple[list[float], ...]]] = []  # by chunk and kind of times
-        self._kind_of = [self._kind(pool.world) for pool in pools]
+        self._kind_of = [self._kind(pool) for pool in pools]
         count = len(limits[0].both)
-        takes = np.array([pool.world.takes for pool in pools])
+        takes = np.array([pool.takes for pool in pools])
         self._first: Ints = takes.argmax(axis=0)
         own = np.array(self._kind_of)[:, None]
         other_times = (takes & (own != own[self._first, 0])).any()
@@ -104,9 +104,9 @@ class PoolTimes:
         place, (load, host, service) = request.index - chunk.first, known[kind]
         request.load_s, request.host_load_s, request.service_s = load[place], host[place], service[place]
 
-    def _kind(self, world: World) -> int:
+    def _kind(self, pool: Pool) -> int:
         """Return the number of the times that a pool has, the same for pools with the same."""
-        scenario, profile = world.scenario, world.profile
+        scenario, profile = pool.scenario, pool.profile
         known = (
             scenario.storage.load,
             scenario.storage.host_load,
@@ -116,10 +116,10 @@ class PoolTimes:
             None if profile is None else (profile.load, profile.tensor_parallel),
         )
         for number, (other, population) in enumerate(self._known):
-            if other == known and _same_sizes(population, world.population):
+            if other == known and _same_sizes(population, pool.population):
                 return number
-        self._known.append((known, world.population))
-        self._kinds.append(request_times(scenario, profile, world.population))
+        self._known.append((known, pool.population))
+        self._kinds.append(request_times(scenario, profile, pool.population))
         return len(self._known) - 1
 
     def _load(self, chunk: Chunk) -> Floats:
@@ -158,7 +158,7 @@ def _same_sizes(one: Population, other: Population) -> bool:
 class PoolLimits(Extension):
     """Gives each request the times of the pool that it goes to, and refuses it there if it is too long."""
 
-    def __init__(self, pools: Sequence[ReplicaPool], times: PoolTimes, recorder: Recorder) -> None:
+    def __init__(self, pools: Sequence[Pool], times: PoolTimes, recorder: Recorder) -> None:
         super().__init__()
         self._pool_of = [number for number, pool in enumerate(pools) for _ in pool.indices]
         self._times = times

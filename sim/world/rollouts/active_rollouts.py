@@ -47,9 +47,10 @@ class Rollouts(Extension):
         self.original: list[int] = plan.original.tolist()
         self._clock, self._recorder = clock, recorder
         self._progress = progress = RolloutProgress(clock, recorder)
-        self._versions = [Versions(plan.initial_versions) for _ in range(scenario.fleet.places)]
+        self._versions = [Versions(plan.initial_versions) for _ in range(world.replicas)]
         self.barriers = Barriers(clock, len(self._versions))
-        costs = scenario, world.profile, world.population
+        first = world.pools[0]
+        costs = first.scenario, first.profile, first.population
         resized = any(rollout.rank or rollout.size for rollout in scenario.rollouts)
         self._retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
         routers = RouterInstances(scenario.router.instances, seed, replication)
@@ -81,7 +82,7 @@ class Rollouts(Extension):
             copy: shift for shift in self._shifts if shift.planned.rollout.gate for copy in shift.planned.new_adapters
         }
         renamed = {name for shift in self._shifts for name in shift.planned.names}
-        self._duplicate_bytes = DuplicateVersionBytes(self.original, world.population.size_bytes.tolist(), renamed)
+        self._duplicate_bytes = DuplicateVersionBytes(self.original, first.population.size_bytes.tolist(), renamed)
         self._weights_replaced = weights_replaced
         self._misrouted = misrouted
         self._fleet: Dispatcher
