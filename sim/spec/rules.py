@@ -371,6 +371,17 @@ POOLS = (
         allowed="router.pools together",
     ),
     Rule(
+        "faults.{i}: where pools take different requests, misrouting and crashes are not supported together",
+        lambda s, it, i: (
+            it.kind in ("misrouting", "stale-map")
+            and any(fault.kind == "crash" for fault in s.faults)
+            and any(pool.serves != "all" for pool in s.fleet.open_pools)
+            and it.kind
+        ),
+        allowed="serves: all in every pool",
+        hint="or simulate one of the faults",
+    ),
+    Rule(
         "router.policy: {got} places adapters on equal replicas, not on pools",
         lambda s: s.router_policy.places_adapters and s.router.policy,
         allowed="another policy",
@@ -386,11 +397,6 @@ POOLS = (
             (s.kinds[i].fleet.engine == "fixed") != (s.kinds[0].fleet.engine == "fixed") and s.kinds[i].fleet.engine
         ),
         allowed="engine fixed in all pools, or in none",
-    ),
-    Rule(
-        "cache.eviction: cache.eviction {got} is not supported in this fleet of pools",
-        lambda s: next((kind.cache.eviction for kind in s.kinds if kind.eviction_policy.needs_future), False),
-        allowed="another eviction",
     ),
     Rule(
         "fleet.front_end: fleet.front_end {got} is not supported in this fleet of pools",

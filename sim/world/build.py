@@ -20,7 +20,6 @@ from sim.spec.profile_choice import base_model_of, gpus_per_replica, profile_of,
 from sim.spec.scenario import Cache, Scenario, Storage
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.spec.scenario import Pool as PoolSpec
-from sim.spec.sections.faults import Crash, StorageFault
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import ModelShape, Population, base_shape
 from sim.traffic.generate import Traffic, without_adapters
@@ -31,40 +30,9 @@ from sim.world.memory.replica_caches import gpu_capacity, pinned_and_warm
 from sim.world.pools.autoscaler import mean_cold_start_s
 from sim.world.pools.full_model_layout import FullModelPool, lay_out_full_models, profile_without_lora
 from sim.world.pools.pool_requests import check_reachable, check_same_model, requests_taken, taken_alone
-from sim.world.pools.pool_times import PoolTimes, token_limits
 from sim.world.rollouts.rollout_plan import NO_ROLLOUTS, RolloutPlan, plan_rollouts, with_new_versions
 from sim.world.world import Pool, World
 from sim.world.world_notes import notes_on
-
-
-def check_changes(scenario: Scenario, pools: Sequence[Pool]) -> None:
-    """Refuse what sends a request to another adapter, where pools would disagree on what that means.
-
-    Such a request keeps its draws and gets the load times of the other adapter before it has a pool.
-
-    :raises ScenarioError: with the rollout or fault.
-    """
-    steering = [f"faults.{i}" for i, fault in enumerate(scenario.faults) if not isinstance(fault, Crash | StorageFault)]
-    steering += [f"rollouts.{i}" for i in range(len(scenario.rollouts))]
-    if not steering:
-        return
-    what = "rollouts" if steering[0].startswith("rollouts") else "faults that concern adapters"
-    choosy = next((pool.name for pool in pools if not pool.takes.all()), None)
-    if choosy is not None:
-        raise ScenarioError(
-            f"{what} are not supported where pools take different requests",
-            key=steering[0],
-            got=f"pool {choosy} doesn't take all",
-            allowed="serves: all in every pool",
-            hint="simulate this pool alone",
-        )
-    if PoolTimes(pools, [token_limits(pool) for pool in pools]).differ:
-        raise ScenarioError(
-            f"{what} are not supported where pools have different load times or limits of tokens",
-            key=steering[0],
-            got=f"pools {', '.join(pool.name for pool in pools)}",
-            hint="simulate each pool alone, or give all pools the same GPU, engine and storage",
-        )
 
 
 def build_world(scenario: Scenario) -> World:
@@ -106,7 +74,6 @@ def build_world(scenario: Scenario) -> World:
     assert traffic is not None, "a fleet has a pool"
     if scenario.pools:
         check_reachable(scenario, pools)
-        check_changes(scenario, pools)
     return World(
         scenario=without_adapters(scenario) if traffic.base_alone else scenario,
         traffic=traffic,
@@ -164,11 +131,11 @@ def _pool_of(
     if profile and weights_kept:
         profile = weights_kept.apply(profile)
     population, takes = traffic.population.without_full(), np.append(~traffic.population.full, True)
+    population = with_new_versions(population, plan, scenario.adapters, shape)
     if spec is not None:
         takes = requests_taken(spec, scenario.adapters, traffic.population)
-        population, scenario = taken_alone(spec, scenario, population, shape)
+        population, scenario = taken_alone(spec, scenario, population, shape, plan.only(takes))
     takes = plan.extended(takes)
-    population = with_new_versions(population, plan, scenario.adapters, shape)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, plan, takes)
     if profile is not None and not fixed:

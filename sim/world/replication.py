@@ -16,6 +16,7 @@ from sim.policies.routing import Choosing, View
 from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
+from sim.spec.sections.faults import Crash, StorageFault
 from sim.world.clock import Clock
 from sim.world.closed_loop import make_fleet, make_recorder
 from sim.world.dispatcher import Dispatcher, Extension
@@ -204,7 +205,10 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     # With a single replica the router is never called.
     reads = routing.reads if replicas > 1 else frozenset[str]()
     router_state = RouterState(world.base_model, replicas, reads | routing.current_reads)
-    times = PoolTimes(pools, [token_limits(pool) for pool in pools])
+    steered = bool(world.rollout_plan.rollouts) or not all(
+        isinstance(fault, Crash | StorageFault) for fault in scenario.faults
+    )
+    times = PoolTimes(pools, [token_limits(pool) for pool in pools], steered=steered)
 
     prefixes = make_stale_prefixes(world, replication)
     misrouting = make_misrouting(world, replication, clock, recorder, prefixes)
@@ -213,9 +217,9 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         misrouted = () if misrouting is None else misrouting.wrong
         rollouts = Rollouts(world, replication, clock, recorder, prefixes.replaced, misrouted)
     crashes = make_crashes(scenario, ReplicaViews(routing.views, routing.of_request), clock, recorder)
-    times.keeps = crashes is not None
+    times.keeps = times.differ and (steered or crashes is not None)
     foresight: Foresight | None = None
-    if scenario.eviction_policy.needs_future:
+    if any(pool.scenario.eviction_policy.needs_future for pool in pools):
         foresight = Foresight(ArrivalOracle(world.traffic.arrivals(replication), world.base_model), replicas)
     extensions: list[Extension | None] = [  # in the order in which requests pass them
         make_buckets(scenario.tenants, recorder, clock),

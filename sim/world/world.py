@@ -113,7 +113,7 @@ class Pool:
     def serves_base_model(self) -> bool:
         """Whether replicas serve requests without an adapter: the traffic has some, or a fault makes some."""
         by_fault = any(isinstance(fault, BaseModelAnswers) for fault in self.scenario.faults)
-        return bool(self.takes[-1]) and (by_fault or self.traffic.base_share > 0)
+        return self.whole_models is None and (by_fault or (bool(self.takes[-1]) and self.traffic.base_share > 0))
 
     @property
     def prefix_cache(self) -> bool:

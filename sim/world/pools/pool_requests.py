@@ -12,7 +12,8 @@ from sim.spec.scenario import Pool as PoolSpec
 from sim.spec.scenario import Scenario
 from sim.spec.sections.pools import ServedKinds
 from sim.spec.sections.workload import AdapterKind, Adapters
-from sim.traffic.adapters import ModelShape, Population, populate
+from sim.traffic.adapters import ModelShape, Population
+from sim.world.rollouts.rollout_plan import RolloutPlan
 from sim.world.world import Pool
 
 
@@ -31,12 +32,13 @@ def _kinds(serves: ServedKinds, adapters: Adapters) -> list[int]:
 
 
 def taken_alone(
-    pool: PoolSpec, scenario: Scenario, population: Population, shape: str | ModelShape
+    pool: PoolSpec, scenario: Scenario, population: Population, shape: str | ModelShape, plan: RolloutPlan
 ) -> tuple[Population, Scenario]:
     """Return the adapters as a pool's replicas know them, and its scenario with only the adapters that it takes.
 
     Slots are as large as those need. Replicas that serve the base model alone run without LoRA.
 
+    :param population: of the fleet, with new versions; ``plan``: rollouts of adapters that the pool takes.
     :param shape: of the base model, or its name.
     :raises ScenarioError: if the pool names kinds that the mix doesn't have.
     """
@@ -59,7 +61,7 @@ def taken_alone(
     mix = tuple(adapters.mix[kind] for kind in sorted(serves.kinds))
     own = adapters.model_copy(update={"mix": mix})
     return (
-        population.alone(_kinds(serves, adapters), populate(own, shape, 0).slot_bytes),
+        population.alone(_kinds(serves, adapters), plan.slot_bytes(own, shape)),
         scenario.model_copy(update={"adapters": own}),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +53,13 @@ class PoolTimes:
 
     Before a request is routed, it has those of the first pool that takes it.
 
+    :param steered: whether rollouts or faults send requests to other adapters than those that they arrive for.
     :ivar differ: whether any request may go to pools with different times or limits.
-    :ivar keeps: whether requests may be sent again long after they arrived, so that all chunks are kept.
+    :ivar keeps: whether requests may be sent again long after they arrived, or to another adapter, so that all chunks
+        are kept.
     """
 
-    def __init__(self, pools: Sequence[Pool], limits: Sequence[TokenLimits]) -> None:
+    def __init__(self, pools: Sequence[Pool], limits: Sequence[TokenLimits], *, steered: bool = False) -> None:
         self._limits = limits
         self.keeps = False
         self._chunks: list[Chunk] = []  # that of the last requests comes last
@@ -75,6 +77,7 @@ class PoolTimes:
             other_times
             or (takes & (both != both[self._first, np.arange(count)])).any()
             or len({limit.prompt for limit in limits}) > 1
+            or (steered and (len(self._kinds) > 1 or (both != both[0]).any()))
         )
         self.limits = TokenLimits(np.where(takes, both, 0).max(axis=0), max(limit.prompt for limit in limits))
 
@@ -89,7 +92,8 @@ class PoolTimes:
         return tokens <= int(limit.both[request.adapter]) and request.prompt_tokens <= limit.prompt
 
     def set_for(self, request: Request, pool: int) -> None:
-        """Give a request the times of the pool that it goes to; without ``keeps``, one of the last chunk."""
+        """Give a request the times of the pool that it goes to, by its own draws; without ``keeps``, one of the last
+        chunk that is for the adapter it arrived for."""
         kind = self._kind_of[pool]
         if kind == self._kind_of[self._first[request.adapter]] and not self.keeps:
             return
@@ -97,11 +101,17 @@ class PoolTimes:
         if request.index < self._chunks[at].first:
             at = bisect_right(self._chunks, request.index, key=lambda chunk: chunk.first) - 1
         chunk, known = self._chunks[at], self._columns[at]
+        place, base_model = request.index - chunk.first, len(self._first) - 1
+        if request.adapter not in (base_model, int(chunk.adapter[place])):
+            times, drawn = self._kinds[kind], _sent_to(request.adapter, chunk, place)
+            request.load_s, request.host_load_s = float(times.load(drawn)[0]), float(times.host_load(drawn)[0])
+            request.service_s = float(times.service(drawn)[0])
+            return
         if not known:
             for each in self._kinds:
                 columns = (each.load(chunk), each.host_load(chunk), each.service(chunk))
                 known.append(tuple(column.tolist() for column in columns))
-        place, (load, host, service) = request.index - chunk.first, known[kind]
+        load, host, service = known[kind]
         request.load_s, request.host_load_s, request.service_s = load[place], host[place], service[place]
 
     def _kind(self, pool: Pool) -> int:
@@ -147,6 +157,20 @@ class PoolTimes:
             if here.any():
                 seconds = np.where(here, each(chunk), seconds)
         return seconds
+
+
+def _sent_to(adapter: int, chunk: Chunk, place: int) -> Chunk:
+    """Return one request of a chunk, with its draws, as if it had arrived for this adapter."""
+    one = slice(place, place + 1)
+    return replace(
+        chunk,
+        first=chunk.first + place,
+        arrival_s=chunk.arrival_s[one],
+        adapter=np.array([adapter]),
+        load_uniform=chunk.load_uniform[one],
+        host_load_uniform=chunk.host_load_uniform[one],
+        service_uniform=chunk.service_uniform[one],
+    )
 
 
 def _same_sizes(one: Population, other: Population) -> bool:

@@ -17,7 +17,7 @@ from sim.world.rollouts.rollout_progress import RolloutProgress
 from sim.world.rollouts.traffic_shift import TrafficShift
 from sim.world.rollouts.versions import DuplicateVersionBytes, HostLoadVersions, Versions
 from sim.world.routing.router_state import RouterInstances
-from sim.world.times import Retarget, tier_times
+from sim.world.times import Retarget, TierTimes, tier_times
 from sim.world.world import World
 
 WeightsReplaced = Callable[[int, int, bool, float], bool]
@@ -59,7 +59,9 @@ class Rollouts(Extension):
             for planned in plan.rollouts
             if planned.new_adapters
         ]
-        from_storage, _ = tier_times(*costs)
+        from_storage: list[TierTimes] = []  # by replica
+        for pool in world.pools:
+            from_storage += [tier_times(pool.scenario, pool.profile, pool.population)[0]] * pool.replicas
         self._updates = [
             InPlaceUpdate(planned, progress, seed, replication, self._versions, self.barriers, from_storage)
             for planned in plan.rollouts
@@ -82,7 +84,8 @@ class Rollouts(Extension):
             copy: shift for shift in self._shifts if shift.planned.rollout.gate for copy in shift.planned.new_adapters
         }
         renamed = {name for shift in self._shifts for name in shift.planned.names}
-        self._duplicate_bytes = DuplicateVersionBytes(self.original, first.population.size_bytes.tolist(), renamed)
+        sizes = np.max([pool.population.size_bytes for pool in world.pools], axis=0)
+        self._duplicate_bytes = DuplicateVersionBytes(self.original, sizes.tolist(), renamed)
         self._weights_replaced = weights_replaced
         self._misrouted = misrouted
         self._fleet: Dispatcher
