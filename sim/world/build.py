@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim.errors import InputError, ScenarioError
 from sim.policies.base_weights import base_weights
@@ -17,22 +18,134 @@ from sim.policies.routing import check_router
 from sim.spec.files.pool_scenarios import key_in_fleet
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import base_model_of, gpus_per_replica, profile_of, profiles_digest
-from sim.spec.scenario import Cache, Scenario, Storage
-from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.spec.scenario import Pool as PoolSpec
+from sim.spec.scenario import Scenario
+from sim.spec.sections.pools import ServedKinds
+from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import ModelShape, Population, base_shape
 from sim.traffic.generate import Traffic, without_adapters
-from sim.world.faults.misrouting import check_misrouting_faults
-from sim.world.faults.stale_prefixes import check_stale_prefixes
+from sim.world.faults.misrouting import check_misrouting_faults, check_stale_prefixes
 from sim.world.memory.gpu_memory import check_gpus, check_sharding, usable_kv_tokens
 from sim.world.memory.replica_caches import gpu_capacity, pinned_and_warm
 from sim.world.pools.autoscaler import mean_cold_start_s
-from sim.world.pools.full_model_layout import FullModelPool, lay_out_full_models, profile_without_lora
-from sim.world.pools.pool_requests import check_reachable, check_same_model, requests_taken, taken_alone
+from sim.world.pools.full_model_layout import full_model_pools
 from sim.world.rollouts.rollout_plan import NO_ROLLOUTS, RolloutPlan, plan_rollouts, with_new_versions
 from sim.world.world import Pool, World
 from sim.world.world_notes import notes_on
+
+# Which requests the pools of a fleet take, and whether every request and every pool is reached.
+
+
+def requests_taken(pool: PoolSpec, adapters: Adapters, population: Population) -> NDArray[np.bool_]:
+    """Return which requests a pool takes, (adapters + 1,): by adapter, and last those to the base model."""
+    count, serves = len(population), pool.serves
+    if isinstance(serves, ServedKinds):
+        return np.append(np.isin(population.kind, _kinds(serves, adapters)), False)
+    return np.append(np.full(count, serves != "base"), serves != "adapters")
+
+
+def _kinds(serves: ServedKinds, adapters: Adapters) -> list[int]:
+    """Return kinds of a mix as a population numbers them: without the share of the base model."""
+    places = [i for i, kind in enumerate(adapters.mix) if kind.kind != "base"]
+    return [number for number, place in enumerate(places) if place in serves.kinds]
+
+
+def taken_alone(
+    pool: PoolSpec, scenario: Scenario, population: Population, shape: str | ModelShape, plan: RolloutPlan
+) -> tuple[Population, Scenario]:
+    """Return the adapters as a pool's replicas know them, and its scenario with only the adapters that it takes.
+
+    Slots are as large as those need. Replicas that serve the base model alone run without LoRA.
+
+    :param population: of the fleet, with new versions; ``plan``: rollouts of adapters that the pool takes.
+    :param shape: of the base model, or its name.
+    :raises ScenarioError: if the pool names kinds that the mix doesn't have.
+    """
+    serves, adapters = pool.serves, scenario.adapters
+    if serves == "base":
+        mix: tuple[AdapterKind, ...] = (AdapterKind(share=1.0, kind="base"),)
+        return population, scenario.model_copy(update={"adapters": adapters.model_copy(update={"mix": mix})})
+    if not isinstance(serves, ServedKinds):
+        return population, scenario
+    wrong = [kind for kind in serves.kinds if kind >= len(adapters.mix) or adapters.mix[kind].kind != "lora"]
+    if wrong:
+        lora = [str(i) for i, kind in enumerate(adapters.mix) if kind.kind == "lora"]
+        raise ScenarioError(
+            "no such kind of adapters",
+            key="fleet.serves.kinds",
+            got=wrong[0],
+            allowed=", ".join(lora) if lora else "nothing: adapters.mix has no kinds of adapters",
+            hint="kinds are places in adapters.mix, counted from 0",
+        )
+    mix = tuple(adapters.mix[kind] for kind in sorted(serves.kinds))
+    own = adapters.model_copy(update={"mix": mix})
+    return (
+        population.alone(_kinds(serves, adapters), plan.slot_bytes(own, shape)),
+        scenario.model_copy(update={"adapters": own}),
+    )
+
+
+def check_same_model(first: Pool, other: Pool) -> None:
+    """Refuse pools of different base models, whose adapters would not fit each other.
+
+    :raises ScenarioError: key ``fleet``.
+    """
+    one, own = first.profile, other.profile
+    if one is not None and own is not None and one.model != own.model:
+        raise ScenarioError(
+            "the pools of a fleet serve the same base model",
+            key="fleet.profile",
+            got=f"{one.model} in pool {first.name}, {own.model} in pool {other.name}",
+            hint="set adapters.base_model and give each pool a gpu, or profiles of one model",
+        )
+
+
+def check_reachable(scenario: Scenario, pools: Sequence[Pool]) -> None:
+    """Refuse a fleet in which a request has no pool, or a pool no request.
+
+    :raises ScenarioError: with the key of the pool, or of all of them.
+    """
+    traffic, population = pools[0].traffic, pools[0].population
+    wanted = np.zeros(len(population) + 1, dtype=np.bool_)
+    wanted[-1] = traffic.base_share > 0
+    if traffic.base_share < 1:
+        wanted[: traffic.places] = traffic.shares() > 0
+        wanted[traffic.places : -1] = True  # adapters and versions that arrive during the run
+    taken = np.array([pool.takes for pool in pools])
+    drawn = np.array([pool.weight > 0 or scenario.router.pools == "together" for pool in pools])
+    lost = wanted & ~taken.any(axis=0)
+    if lost[-1]:
+        raise ScenarioError(
+            "no pool takes requests to the base model",
+            key="fleet.pools",
+            got=f"{traffic.base_share:.3g} of the requests are for it",
+            hint="give a pool serves: all or serves: base",
+        )
+    if lost.any():
+        kinds = sorted({int(kind) for kind in population.kind[np.flatnonzero(lost)]})
+        raise ScenarioError(
+            "no pool takes requests for some adapters",
+            key="fleet.pools",
+            got=", ".join(population.kind_names[kind] for kind in kinds),
+            hint="give a pool serves: all or serves: adapters, or these kinds",
+        )
+    if (wanted & ~(taken & drawn[:, None]).any(axis=0)).any():
+        raise ScenarioError(
+            "of the pools that take some requests, none has a weight above zero",
+            key="fleet.pools",
+            got=", ".join(pool.name for pool, is_drawn in zip(pools, drawn, strict=True) if not is_drawn),
+            hint="give one of them a weight",
+        )
+    for pool, mask in zip(pools, taken, strict=True):
+        if not (mask & wanted).any():
+            place = next(i for i, spec in enumerate(scenario.fleet.pools) if spec.name == pool.name)
+            raise ScenarioError(
+                "no request is for this pool",
+                key=f"fleet.pools.{place}.serves",
+                got=pool.name,
+                hint="the traffic has no such requests; remove the pool, or let it serve others",
+            )
 
 
 def build_world(scenario: Scenario) -> World:
@@ -57,20 +170,19 @@ def build_world(scenario: Scenario) -> World:
             check_stale_prefixes(own, prefix_cache=own.fleet.prefix_caching and traffic.shares_text)
             if not pools:
                 plan = plan_rollouts(own, traffic)
-            full = lay_out_full_models(own, profile, traffic)
             spec = scenario.fleet.open_pools[place] if scenario.pools else None
             pool = _pool_of(own, spec, profile, shape, traffic, plan)
             if pools:
                 check_same_model(pools[0], pool)
                 pool = replace(pool, first=pools[-1].indices.stop)
             pools.append(pool)
+            full = full_model_pools(pool, profile)
             for note in dict.fromkeys(notes_on(pool, full)):
                 notes.setdefault(note, []).append(pool.name)
             _check_base_steps(pool)
             _check_cold_start(pool)
             _check_buckets(pool)
-            if profile is not None:
-                pools += _full_model_pools(pool, full, profile)
+            pools += full
     assert traffic is not None, "a fleet has a pool"
     if scenario.pools:
         check_reachable(scenario, pools)
@@ -166,56 +278,7 @@ def _pool_of(
     )
 
 
-FULL_MODELS = "full models"
-"""The name of pools of full models."""
-
-
-def _full_model_pools(beside: Pool, layout: Sequence[FullModelPool], profile: Profile) -> Iterator[Pool]:
-    """Yield replicas whose GPU cache has places for whole models instead of adapters, without LoRA.
-
-    One with a model of its own holds it from the start. A pool that swaps begins empty, and its loads block the step
-    that needs them.
-
-    :param beside: the replicas of the base model, which they follow.
-    :param profile: as it was read.
-    """
-    first, count = beside.indices.stop, len(beside.traffic.population)
-    for each in layout:
-        spec, swaps = each.spec, each.spec.serve == "swap"
-        rules: dict[str, object] = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
-        if swaps:
-            rules["prefix_caching"] = False  # another model takes the memory
-        takes = np.zeros(count + 1, dtype=np.bool_)
-        takes[list(each.models)] = True
-        sections = {
-            "fleet": beside.scenario.fleet.model_copy(update=rules),
-            "cache": Cache(gpu=GpuCacheSpec(slots=spec.places)),
-            "storage": Storage(mode="blocking" if swaps else "overlap", load=spec.load),
-        }
-        yield replace(
-            beside,
-            name=FULL_MODELS,
-            first=first,
-            replicas=each.replicas,
-            scenario=beside.scenario.model_copy(update=sections),
-            population=beside.traffic.population,
-            profile=profile_without_lora(profile),
-            kv_tokens=each.kv_tokens,
-            weights=[1] * count,
-            capacity=spec.places,
-            ranks=[0] * count,
-            takes=takes,
-            adapter_blocks=[],
-            pinned=() if swaps else each.models,
-            warm=(),
-            base_weights=None,
-            whole_models=spec,
-        )
-        first += each.replicas
-
-
 def _check_policies(scenario: Scenario) -> None:
-    """Refuse policies from outside that can't be used."""
     try:
         check_eviction(scenario.eviction_policy)
     except InputError as error:
@@ -229,7 +292,6 @@ def _check_policies(scenario: Scenario) -> None:
 
 
 def _check_base_steps(pool: Pool) -> None:
-    """Refuse requests to the base model where a step without adapters would take no time, so that none would end."""
     profile = pool.profile
     if profile is None or pool.kv_tokens is None or not pool.serves_base_model:
         return
@@ -253,7 +315,6 @@ def _warmed_up(scenario: Scenario, traffic: Traffic, pinned: int) -> tuple[int, 
 
 
 def _check_cold_start(pool: Pool) -> None:
-    """Refuse an autoscaler that would not start a replica, or not decide at all, before the run ends."""
     spec, end_s = pool.scenario.fleet.autoscale, pool.traffic.expected_s()
     if spec is None:
         return
@@ -276,7 +337,6 @@ def _check_cold_start(pool: Pool) -> None:
 
 
 def _check_buckets(pool: Pool) -> None:
-    """Refuse a token bucket that can never hold the tokens of a request that the fleet would take."""
     scenario = pool.scenario
     taken = min(scenario.fleet.max_model_len or inf, pool.kv_tokens or inf)
     for place, tenant in enumerate(scenario.tenants):
@@ -294,7 +354,6 @@ def _check_buckets(pool: Pool) -> None:
 
 
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:
-    """Refuse rollouts and faults that would begin after the last request."""
     end_s = traffic.expected_s()
     for key in ("rollouts", "faults"):
         for i, change in enumerate(getattr(scenario, key)):

@@ -141,7 +141,6 @@ class ClosedLoopFleet(Fleet):
         self._clients.start(self._send_next)
 
     def _send_next(self) -> None:
-        """Send the next request."""
         assert self._next_s < inf, "clients stop when there is none"
         request, now = self._next, self.clock.now
         request.arrival_s = now

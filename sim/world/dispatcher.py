@@ -148,7 +148,6 @@ class Dispatcher(ReplicaListener):
         self._find_hooks()
 
     def _find_hooks(self) -> None:
-        """Note which extensions have something to do for every request."""
 
         def having(hook: str) -> list[Extension]:
             return [each for each in self.extensions if getattr(type(each), hook) is not getattr(Extension, hook)]

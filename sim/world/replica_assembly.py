@@ -32,7 +32,6 @@ from sim.world.memory.replica_caches import (
     vllm_cache,
 )
 from sim.world.replica.continuous import BatchServer, FairServer, FrontEndServer, PriorityServer, bands_of
-from sim.world.replica.fixed import FixedServer
 from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.batch_slots_mode import BatchSlotsMode
@@ -47,7 +46,7 @@ from sim.world.replica.modes.protected import (
 )
 from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.ports import LoadContext
-from sim.world.replica.server import ReplicaParts, Server
+from sim.world.replica.server import FixedServer, ReplicaParts, Server
 from sim.world.times import ReplicaDraws, TierTimes, reload_times, tier_times
 from sim.world.world import Pool
 

@@ -21,8 +21,7 @@ from sim.world.clock import Clock
 from sim.world.closed_loop import make_fleet, make_recorder
 from sim.world.dispatcher import Dispatcher, Extension
 from sim.world.faults.crashes import make_crashes
-from sim.world.faults.misrouting import make_misrouting
-from sim.world.faults.stale_prefixes import make_stale_prefixes
+from sim.world.faults.misrouting import make_misrouting, make_stale_prefixes
 from sim.world.faults.storage_faults import make_load_timing, note_storage
 from sim.world.fleet import Arrivals, Fleet, RunWindow
 from sim.world.foresight import ArrivalOracle, Foresight
@@ -35,7 +34,7 @@ from sim.world.replica.ports import LoadContext, WeightVersions
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
 from sim.world.rollouts.active_rollouts import Rollouts
-from sim.world.routing.placement_controller import PlacedFleet, adapters_at_a_time, control_placement
+from sim.world.routing.placement_controller import adapters_at_a_time, control_placement
 from sim.world.routing.router_state import ReplicaViews, RouterState
 from sim.world.routing.router_views import ViewRefresher
 from sim.world.times import ReplicaDraws, tier_times
@@ -74,28 +73,16 @@ def _adapters_sent(world: World, replication: int) -> Callable[[int], NDArray[np
     if not world.scenario.router_policy.splits_adapters or world.replicas == 1:
         all_adapters = np.ones(world.traffic.places, dtype=np.bool_)
         return lambda replica: all_adapters
+    router, adapters = _idle_router(world, replication), range(world.traffic.places)
     if world.scenario.router.placing is not None:
-        all_homes = _all_homes(world, replication)
+        assert isinstance(router, Placed), "it follows a placement"
+        all_homes = [router.all_homes(adapter) for adapter in adapters]
         return lambda replica: np.array([replica in homes for homes in all_homes])
-    owners = _owners(world, replication)
+    owners = np.array([router.choose(adapter, adapter) for adapter in adapters])
     return lambda replica: owners == replica
 
 
-def _owners(world: World, replication: int) -> NDArray[np.int64]:
-    """Return to which replica each adapter's requests go as long as the fleet is idle."""
-    router = _idle_router(world, replication)
-    return np.array([router.choose(adapter, adapter) for adapter in range(world.traffic.places)])
-
-
-def _all_homes(world: World, replication: int) -> list[tuple[int, ...]]:
-    """Return the replicas to which each adapter's requests go."""
-    router = _idle_router(world, replication)
-    assert isinstance(router, Placed), "it follows a placement"
-    return [router.all_homes(adapter) for adapter in range(world.traffic.places)]
-
-
 def _idle_router(world: World, replication: int) -> Choosing:
-    """Return the router of an idle fleet."""
     replicas, adapters = world.replicas, world.base_model
 
     def idle(up: list[int]) -> View:
@@ -256,8 +243,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     if there and router_state.reads("inside"):
         fleet.count_inside()  # from the start: some may be kept outside their replica later
     view = _show_replicas(routing, fleet, router_state, reads, scenario.router.view_interval)
-    placed = PlacedFleet(clock, view, fleet.servers, fleet.next_s)
-    control_placement(pools[0], replication, routing.router, placed, recorder)
+    control_placement(pools[0], replication, routing.router, fleet, view, recorder)
     return Replication(fleet, router_state, rollouts)
 
 

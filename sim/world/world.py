@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.base_weights import BaseWeights
-from sim.spec.profile import Draw, Profile
+from sim.spec.profile import Draw, LoraCost, Profile
 from sim.spec.profile_choice import front_end_s
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import BaseModelAnswers
@@ -20,7 +20,6 @@ from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.sections.pools import FullModels
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
-from sim.world.pools.full_model_layout import without_lora
 from sim.world.rollouts.rollout_plan import NO_ROLLOUTS, RolloutPlan
 
 
@@ -141,6 +140,13 @@ class Pool:
             own = without_lora(costs)
         profile = self.profile.model_copy(update={"step": own.step, "load": own.load, "draws": ()})
         return replace(self, profile=profile)
+
+
+def without_lora(costs: Draw) -> Draw:
+    """Return costs of replicas that serve whole models: without LoRA, and with loads that take the same time each."""
+    step = costs.step.model_copy(update={"lora": LoraCost(), "per_passed_s": 0.0})
+    storage = costs.load.storage.model_copy(update={"residual": (1.0,)})
+    return Draw(step=step, load=costs.load.model_copy(update={"storage": storage}))
 
 
 @dataclass(frozen=True, slots=True)

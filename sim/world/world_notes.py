@@ -20,7 +20,7 @@ from sim.traffic.generate import Traffic
 from sim.traffic.lengths import TokenLengths
 from sim.world.faults.storage_faults import storage_notes
 from sim.world.memory.gpu_memory import kv_tokens_that_fit, split_notes
-from sim.world.pools.full_model_layout import FullModelPool, full_model_notes
+from sim.world.pools.full_model_layout import full_model_notes
 from sim.world.world import Pool
 
 _MEASURED_MORE = 0.1
@@ -28,7 +28,7 @@ _MEASURED_MORE = 0.1
 SHARING = "workload.prefix, workload.sessions.history, or a trace with prefix_id or hash_ids"
 
 
-def notes_on(pool: Pool, full: Sequence[FullModelPool]) -> list[str]:
+def notes_on(pool: Pool, full: Sequence[Pool]) -> list[str]:
     """Return all notes on a pool.
 
     :param full: its full models, if it has any.
@@ -47,7 +47,6 @@ def notes_on(pool: Pool, full: Sequence[FullModelPool]) -> list[str]:
 
 
 def _profile_notes(pool: Pool) -> list[str]:
-    """Return notes on how well the profile fits the fleet."""
     scenario, profile = pool.scenario, pool.profile
     if profile is None or scenario.fleet.engine == "fixed":
         return []
@@ -63,7 +62,6 @@ def _profile_notes(pool: Pool) -> list[str]:
 
 
 def _context_notes(pool: Pool) -> list[str]:
-    """Return a note on requests that are longer than the server takes, by ``fleet.max_model_len`` or by its model."""
     profile, limit = pool.profile, pool.scenario.fleet.max_model_len
     if profile is None or pool.kv_tokens is None:
         return []
@@ -85,7 +83,6 @@ def _context_notes(pool: Pool) -> list[str]:
 
 
 def _cache_notes(pool: Pool) -> list[str]:
-    """Return notes on slots that take no memory, loads that are too fast, and caches that are too small or pinned."""
     scenario, population = pool.scenario, pool.population
     notes: list[str] = []
     given, profile = scenario.fleet.kv_tokens, pool.profile
@@ -154,7 +151,6 @@ def _asks_for_caching(scenario: Scenario) -> bool:
 
 
 def _length_notes(scenario: Scenario, traffic: Traffic, kv_tokens: int | None) -> list[str]:
-    """Return notes on prompts that are too long for the model, and conversations too long for their limit."""
     workload, fleet = scenario.workload, scenario.fleet
     notes: list[str] = []
     begin = 0
@@ -208,7 +204,6 @@ def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
 
 
 def _client_notes(traffic: Traffic) -> list[str]:
-    """Return a note on a closed loop in which some clients never send a request."""
     loop, total = traffic.closed_loop, traffic.total
     if loop is None or total is None or total >= loop.concurrency:
         return []
@@ -219,7 +214,6 @@ def _client_notes(traffic: Traffic) -> list[str]:
 
 
 def _scheduling_notes(scenario: Scenario) -> list[str]:
-    """Return a note on a scheduling policy that has nothing to choose between."""
     policy, tenants = scenario.fleet.scheduling, scenario.tenants
     if policy == "vtc" and len(tenants) < 2:
         return ["fleet.scheduling vtc shares out service among tenants: with fewer than two, it is fcfs"]
@@ -229,7 +223,6 @@ def _scheduling_notes(scenario: Scenario) -> list[str]:
 
 
 def _limit_notes(scenario: Scenario) -> list[str]:
-    """Return a note on limits of answers that the engine doesn't read."""
     given = [key for key in ("max_tokens", "ignore_eos") if getattr(scenario.workload.tokens, key)]
     if not given or scenario.fleet.kv_check == "ratio":
         return []
@@ -237,7 +230,6 @@ def _limit_notes(scenario: Scenario) -> list[str]:
 
 
 def _placement_notes(scenario: Scenario, traffic: Traffic) -> list[str]:
-    """Return notes on a placement controller that decides nothing, and on one that knows the whole trace."""
     spec, notes = scenario.router.placing, []
     if spec is None or scenario.fleet.places == 1:
         return []
@@ -255,7 +247,6 @@ def _placement_notes(scenario: Scenario, traffic: Traffic) -> list[str]:
 
 
 def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:
-    """Return notes on assumptions about quantised base weights, and on memory that they do not change."""
     tokens = scenario.fleet.kv_tokens
     if not kept:
         return []

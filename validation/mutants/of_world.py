@@ -123,7 +123,7 @@ WORLD = (
     ),
     Mutant(
         "first-in-last-out",
-        "sim/world/replica/fixed.py",
+        "sim/world/replica/server.py",
         "self._queue.popleft()",
         "self._queue.pop()",
         "the newest request is served first",

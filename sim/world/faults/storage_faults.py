@@ -169,7 +169,6 @@ class StorageFaults(LoadTiming):
         return seconds
 
     def _failed(self, attempt: int, end_s: float, number: int) -> Failures | None:
-        """Return the fault that makes an attempt fail, or None."""
         for failures in self._failures:
             holds = failures.begin_s <= end_s < failures.end_s
             if holds and uniform_draw(failures.keys[attempt], number) < failures.probability:
@@ -246,7 +245,6 @@ def note_storage(scenario: Scenario, events: list[Event], stopped_s: float) -> N
 
 
 def _words(fault: StorageFault) -> tuple[str, str]:
-    """Return the event texts of a fault for its start and its end."""
     if isinstance(fault, SlowStorage):
         return f"loads from storage take {fault.factor:g} times as long", "storage is as fast as before"
     if isinstance(fault, StorageStall):

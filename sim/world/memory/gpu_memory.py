@@ -150,7 +150,6 @@ def _enlarged(scenario: Scenario, population: Population) -> tuple[int, str, str
 
 
 def _advice(scenario: Scenario, profile: Profile, population: Population) -> str:
-    """Return the allowed size of the adapter cache, in words."""
     fleet, gpu = scenario.fleet, scenario.cache.gpu
     needed = max(fleet.max_num_batched_tokens, fleet.max_model_len or 0)
     if _left(scenario, profile, population, None, 0) < needed:

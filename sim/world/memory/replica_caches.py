@@ -236,7 +236,6 @@ def _heaviest(pinned: Sequence[int], weights: Sequence[int], rollout_plan: Rollo
 
 
 def _check_pinned(pinned: Sequence[int], weights: Sequence[int], capacity: int, where: str) -> None:
-    """Refuse pinned adapters that leave no room for the largest other adapter."""
     taken = sum(weights[adapter] for adapter in pinned)
     kept = set(pinned)
     largest = max((weight for adapter, weight in enumerate(weights) if adapter not in kept), default=0)

@@ -301,7 +301,6 @@ class Autoscaler(Extension):
         self._fill_or_stop()
 
     def _fill_or_stop(self) -> None:
-        """Start or stop replicas until there are as many as wanted, as far as places are free."""
         alive = [place for place in self._places if place.state in (STARTING, READY)]
         for place in self._places:
             if len(alive) >= self._wanted:

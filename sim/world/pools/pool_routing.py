@@ -84,7 +84,6 @@ class _Routers:
         return ByWeight(routed, stream_key(self._world.scenario.run.seed, self._replication, "pool"))
 
     def _among(self, pools: Sequence[Pool]) -> tuple[Choosing, View]:
-        """Return the scenario's router for the replicas of some pools, with its view."""
         indices = tuple(index for pool in pools for index in pool.serving)  # an autoscaler's other places are down
         if indices not in self._made:
             view = self._new_view(list(indices))

@@ -146,7 +146,6 @@ class PoolTimes:
         return self._chosen(chunk, [each.service for each in self._kinds])
 
     def _chosen(self, chunk: Chunk, of_kinds: Sequence[Callable[[Chunk], Floats]]) -> Floats:
-        """Return the seconds of each request in the first pool that takes it."""
         if len(of_kinds) == 1:
             return of_kinds[0](chunk)
         adapter = np.where(chunk.adapter == BASE_MODEL, len(self._first) - 1, chunk.adapter)

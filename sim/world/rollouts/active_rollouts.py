@@ -250,5 +250,4 @@ class Rollouts(Extension):
 
 
 def _rename(request: Request, adapter: int) -> None:
-    """Send a request to an adapter of the same size, whose loads take as long."""
     request.adapter = adapter

@@ -173,7 +173,6 @@ class InPlaceUpdate(ActiveRollout):
         self._note("rollout" if number == 0 else "stage", text)
 
     def _begin(self, replica: int, chosen: Sequence[int]) -> None:
-        """Begin to update adapters on one replica."""
         planned, server, versions = self.planned, self._fleet.servers[replica], self._versions[replica]
         self._updating[replica].update(chosen)
         strategy, inside = planned.rollout.strategy, Counter[int]()

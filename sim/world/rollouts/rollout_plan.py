@@ -152,7 +152,6 @@ def _of_rank(adapters: Adapters, rank: int) -> Adapters:
 
 
 def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[int, ...]]:
-    """Return the adapters of each rollout, as numbered in the traffic."""
     ranked: list[int] = []
     if any(rollout.drawn for rollout in scenario.rollouts):
         key = stream_key(scenario.run.seed, 0, "rollout-share")

@@ -6,8 +6,7 @@ The decisions themselves are in ``sim.policies.placement``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
 from math import inf
@@ -23,6 +22,7 @@ from sim.rng import stream_key, uniform_draw
 from sim.spec.policies import PLACERS
 from sim.spec.sections.routing import PlacementController as ControllerSpec
 from sim.world.clock import CONTROL, Call, Clock
+from sim.world.fleet import Fleet
 from sim.world.replica.server import Server
 from sim.world.times import tier_times
 from sim.world.world import Pool
@@ -74,21 +74,6 @@ def _costs_by_rank(pool: Pool) -> list[float]:
     return [seconds[rank] / least if least > 0 else 1.0 for rank in ranks]
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedFleet:
-    """What a controller sees of its fleet.
-
-    :ivar clock: its clock; ``view``: the router's, in which the replicas that serve are up.
-    :ivar servers: the list of replicas that the fleet keeps current.
-    :ivar next_s: returns the time of the next arrival, infinite if there is none.
-    """
-
-    clock: Clock
-    view: View
-    servers: Sequence[Server]
-    next_s: Callable[[], float]
-
-
 class PlacementController:
     """Decides at every multiple of the period where adapters are placed, and tells the router.
 
@@ -102,14 +87,15 @@ class PlacementController:
         pool: Pool,
         replication: int,
         router: Placed,
-        fleet: PlacedFleet,
+        fleet: Fleet,
+        view: View,
         recorder: Recorder,
     ) -> None:
         self._period_s = spec.period
         self._clock = fleet.clock
         self._recorder = recorder
         self._router = router
-        self._fleet = fleet
+        self._fleet, self._view = fleet, view
         self._shares: list[float] = pool.traffic.shares().tolist()
         self._placer = placer_of(spec, pool, replication)
         self._history = int(spec.history / spec.period + 1e-9)
@@ -121,21 +107,20 @@ class PlacementController:
             self._clock.periodic += 1
 
     def _decisions(self) -> Iterator[Call]:
-        fleet, router = self._fleet, self._router
+        fleet, view, router = self._fleet, self._view, self._router
         for number in count(1):  # a product, not a running sum: the n-th decision is at exactly n periods
             yield self._clock.until(number * self._period_s)
             if fleet.next_s() == inf:
                 return
             self._periods.append(router.asked)
             router.asked = {}
-            if fleet.view.up:
+            if view.up:
                 before = router.homes
-                router.homes = self._placer.place(Demand(self._demand(), tuple(fleet.view.up)), before)
+                router.homes = self._placer.place(Demand(self._demand(), tuple(view.up)), before)
                 for replica, adapters in self._note(router.homes, before).items():
                     self._moves.come(replica, adapters)
 
     def _demand(self) -> dict[int, float]:
-        """Return the requests for each adapter in the history."""
         found: dict[int, float] = {}
         for asked in self._periods:
             for adapter, requests in asked.items():
@@ -205,7 +190,6 @@ class EagerMoves(LazyMoves):
         del self._waiting[server]
 
     def _seconds(self, adapter: int) -> tuple[float, float]:
-        """Return the seconds of a load from storage and from host memory."""
         number = self._loads[adapter] = self._loads.get(adapter, 0) + 1
         name = np.array([adapter])
         drawn = np.array([uniform_draw(self._key, adapter << 20 | number)])
@@ -213,8 +197,10 @@ class EagerMoves(LazyMoves):
         return float(self._storage.seconds(name, drawn)[0]), host_s
 
 
-def control_placement(pool: Pool, replication: int, router: Choosing, fleet: PlacedFleet, recorder: Recorder) -> None:
+def control_placement(
+    pool: Pool, replication: int, router: Choosing, fleet: Fleet, view: View, recorder: Recorder
+) -> None:
     """Start the controller of one replication, if the router follows one and has a choice."""
     spec = pool.scenario.router.placing
     if spec is not None and isinstance(router, Placed) and len(fleet.servers) > 1:
-        PlacementController(spec, pool, replication, router, fleet, recorder)
+        PlacementController(spec, pool, replication, router, fleet, view, recorder)
