@@ -54,7 +54,7 @@ def _has_weight(s: Scenario) -> bool:
 def _no_such_replica(s: Scenario, fault: Any) -> dict[str, object] | None:
     """Return the replica that a fault names and the last one that there is, where it names none of them."""
     replica, replicas = getattr(fault, "replica", None), s.fleet.total if s.fleet.pools else s.fleet.places
-    if replica is None or replica < replicas:
+    if replica is None or replica < replicas or s.fleet.full_models is not None:  # how many there are follows later
         return None
     counted = "the replicas of pools are counted in order" if s.fleet.pools else ""
     return {"got": replica, "last": replicas - 1, "counted": counted}
@@ -251,9 +251,9 @@ FULL_MODELS: tuple[Row, ...] = (
             allowed="none",
         ),
         Rule(
-            "faults: faults are not supported with full models",
-            lambda s: s.faults and f"{len(s.faults)} faults",
-            allowed="none",
+            "faults.{i}.kind: this fault is not supported with full models",
+            lambda s, it, i: it.kind not in _STAYING and it.kind,
+            allowed=", ".join(_STAYING),
         ),
         Rule(
             "fleet.engine: engine fixed has no weights that a full model could replace",

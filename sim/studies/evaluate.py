@@ -398,7 +398,7 @@ def facts_of(world: World) -> ScenarioFacts:
         faults=frozenset(fault.kind for fault in scenario.faults),
         seed=None if traffic.replayed else scenario.run.seed,
         faults_from_s=min((at for fault in scenario.faults if (at := getattr(fault, "at", 0.0)) > 0), default=inf),
-        broken=tuple(_broken(scenario, world.own_replicas)),
+        broken=tuple(_broken(scenario, world.replicas)),
         full_replicas=world.replicas - world.own_replicas,
         max_model_len=first.fleet.max_model_len,
         closed_loop=traffic.closed_loop,

@@ -186,6 +186,7 @@ def build_world(scenario: Scenario) -> World:
     assert traffic is not None, "a fleet has a pool"
     if scenario.pools:
         check_reachable(scenario, pools)
+    _check_replicas(scenario, pools[-1].indices.stop)
     return World(
         scenario=without_adapters(scenario) if traffic.base_alone else scenario,
         traffic=traffic,
@@ -350,6 +351,19 @@ def _check_buckets(pool: Pool) -> None:
                 got=f"{tenant.bucket.burst:,}",
                 allowed=f"{longest:,.0f} or more",
                 hint="or bound the requests: fleet.max_model_len, or max in workload.tokens",
+            )
+
+
+def _check_replicas(scenario: Scenario, replicas: int) -> None:
+    for i, fault in enumerate(scenario.faults):
+        replica = getattr(fault, "replica", None)
+        if replica is not None and replica >= replicas:
+            raise ScenarioError(
+                "no such replica",
+                key=f"faults.{i}.replica",
+                got=replica,
+                allowed=f"0 to {replicas - 1}",
+                hint="those of full models follow the others",
             )
 
 

@@ -203,7 +203,8 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     if world.rollout_plan.rollouts:
         misrouted = () if misrouting is None else misrouting.wrong
         rollouts = Rollouts(world, replication, clock, recorder, prefixes.replaced, misrouted)
-    crashes = make_crashes(scenario, ReplicaViews(routing.views, routing.of_request), clock, recorder)
+    views = ReplicaViews([*routing.views, *routing.current], routing.of_request)
+    crashes = make_crashes(scenario, views, clock, recorder)
     times.keeps = times.differ and (steered or crashes is not None)
     foresight: Foresight | None = None
     if any(pool.scenario.eviction_policy.needs_future for pool in pools):

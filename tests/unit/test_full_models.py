@@ -17,6 +17,7 @@ from reports.text.limit_text import limit_sentence
 from sim.errors import ScenarioError
 from sim.policies.routing import View
 from sim.policies.routing.pool_router import ToHolders
+from sim.results.records import COMPLETED
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
@@ -112,15 +113,15 @@ def test_a_load_takes_the_size_over_the_bandwidth() -> None:
 
 
 def test_requests_find_their_replica() -> None:
-    view = View(loads=[0, 9, 2, 3], resident=[0, 0, 0, 0b0110, 0], inside=[{}, {}, {}, {4: 1}])
-    pool = ToHolders(view, range(1, 4), [3, 4, 2], key=1)
+    view = View(up=[1, 2, 3], loads=[0, 9, 2, 3], resident=[0, 0, 0, 0b0110, 0], inside=[{}, {}, {}, {4: 1}])
+    pool = ToHolders(view, [3, 4, 2], key=1)
     assert pool.choose(3, 0) == 2, "of two that hold it, the one with fewer requests"
     assert pool.choose(4, 0) == 3, "no replica has it, and there they wait for it"
     view.loads = [0, 5, 5, 5]
     assert pool.choose(2, 0) == 3, "of equally loaded ones, the one that holds the fewest"
     view.resident = [0] * 5
     assert {pool.choose(2, number) for number in range(40)} == {1, 2, 3}
-    assert ToHolders(view, range(2, 3), [2], key=1).choose(2, 0) == 2
+    assert ToHolders(View(up=[2]), [2], key=1).choose(2, 0) == 2
 
 
 def test_too_long_is_by_the_memory_of_the_replica_that_serves_it() -> None:
@@ -142,6 +143,30 @@ def test_too_long_is_by_the_memory_of_the_replica_that_serves_it() -> None:
         1,
     )
     assert (none.requests["status"] == 2).all()
+
+
+@pytest.mark.parametrize("crashed", [0, 1])
+def test_a_crash_concerns_the_requests_of_its_replica_alone(crashed: int) -> None:
+    """Replica 0 serves the base model, 1 and 2 a full model each, and no other replica takes their requests."""
+    crash = {"kind": "crash", "replica": crashed, "at": "20 s", "down": "10 s", "detected": "0 s"}
+    world = build_world(scenario(faults=[crash], run={"warmup": 0}))
+    assert [len(pool.indices) for pool in world.pools] == [1, 1, 1]
+    requests = simulate(world, 0, 1).requests
+    own = requests["replica"] == crashed
+    during = (requests["arrival_s"] > 20) & (requests["arrival_s"] < 30)
+    assert (requests["status"] == COMPLETED).all()
+    assert (own & during).any()
+    assert (requests["admitted_s"][own & during] >= 30).all()
+    assert (requests["admitted_s"][~own & during] < 30).any()
+
+
+def test_a_run_with_crashes_and_slow_storage_has_a_point() -> None:
+    crash = {"kind": "crash", "replica": 1, "at": "20 s", "down": "10 s"}
+    slow = {"kind": "slow-storage", "factor": 3, "at": "30 s", "lasts": "10 s"}
+    fleet = {"full_models": {"serve": "swap", "replicas": 2}}
+    point = evaluate_scenario(scenario(fleet=fleet, faults=[crash, slow], run={"replications": 2})).point
+    assert [event["kind"] for event in point.events] == ["crash", "detected", "restart", "fault", "over"]
+    assert point.metrics["e2e_p50_s"].value is not None
 
 
 @pytest.fixture(scope="module")

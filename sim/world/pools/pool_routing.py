@@ -62,7 +62,7 @@ class _Routers:
         kinds, of_kind = _kinds_of_requests(pools, self._world.base_model)
         routers = [self._router([pool for pool in pools if pool.takes[adapter]] or pools[:1]) for adapter in of_kind]
         found.router = routers[0] if len(routers) == 1 else ByRequest([routers[kind] for kind in kinds])
-        if len(found.views) > 1:
+        if len(self._made) > 1:
             views = {id(router): view for router, view in self._made.values()}
             of_kind_views = [views.get(id(router)) for router in routers]
             found.of_request = [view for kind in kinds if (view := of_kind_views[kind]) is not None]
@@ -99,12 +99,14 @@ class _Routers:
         view = self._new_view(list(pool.indices))
         found.current.append(view)
         found.current_reads |= {"loads"}
-        if spec.serve == "dedicated":
-            return LeastLoaded(RouterContext(view, self._world.replicas, 0, 0))
-        if pool.replicas > 1:
-            found.current_reads |= {"resident", "inside"}
-        key = stream_key(self._world.scenario.run.seed, self._replication, "full-model-router")
-        return ToHolders(view, pool.indices, np.flatnonzero(pool.takes).tolist(), key)
+        router: Choosing = LeastLoaded(RouterContext(view, self._world.replicas, 0, 0))
+        if spec.serve == "swap":
+            if pool.replicas > 1:
+                found.current_reads |= {"resident", "inside"}
+            key = stream_key(self._world.scenario.run.seed, self._replication, "full-model-router")
+            router = ToHolders(view, np.flatnonzero(pool.takes).tolist(), key)
+        self._made[tuple(pool.indices)] = (router, view)
+        return router
 
 
 def _kinds_of_requests(pools: Sequence[Pool], adapters: int) -> tuple[list[int], list[int]]:
