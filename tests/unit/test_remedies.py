@@ -103,8 +103,8 @@ def test_slots_take_the_same_memory_and_one_more_would_not_fit(slots: int, rank:
 
 
 def test_kv_memory_stays_where_slots_give_way() -> None:
-    before = build(load_scenario("retrain-1000-adapters").scenario).kv_tokens
-    after = build(design(priced(LARGER)[1].change.set).scenario).kv_tokens
+    before = build(load_scenario("retrain-1000-adapters").scenario).pools[0].kv_tokens
+    after = build(design(priced(LARGER)[1].change.set).scenario).pools[0].kv_tokens
     assert before is not None
     assert after is not None
     assert before <= after < 1.01 * before
@@ -172,7 +172,7 @@ def test_where_a_law_says_how_long_loads_take_the_price_says_that_too() -> None:
     found = changes_of(LARGER, [vetted(LARGER, current=current)], loaded, build(loaded.scenario))
     assert [each.bytes_after for each in found] == [round(50_000_000 * 41_943_040 / 3_407_872)] * 2
     assert all("storage.load gives the load time" in each.change.note for each in found)
-    assert build(loaded.with_values(found[1].change.set).scenario).capacity == 10_000_000_000
+    assert build(loaded.with_values(found[1].change.set).scenario).pools[0].capacity == 10_000_000_000
     base = Remedy("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
     assert changes_of(base, [vetted(base)], loaded, build(loaded.scenario))[0].change.set == {}
 
