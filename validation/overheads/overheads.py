@@ -1,6 +1,6 @@
 """Fit what engines add to their kernels: ``python validation/overheads/overheads.py STAGES.csv ...``.
 
-Needs the extra ``kernels``. The tables have measured stages of vLLM servers (docs/validation-stages.md). Writes
+Needs the extra ``kernels``. The tables have measured stages of vLLM servers (docs/validation.md). Writes
 ``calibrate/kernels/overheads.json``, which ``loraplan profiles build`` reads, then replays the measured points with the
 simulator and built profiles, and writes the tables of docs/validation-profiles.md and docs/validation-overheads.md.
 Takes about three minutes.

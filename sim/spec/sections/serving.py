@@ -192,7 +192,7 @@ class ReplicaKeys(Strict):
     front_end_time: Seconds | None = Field(default=None, le=60)
     """Time that a request spends between client and engine (connection, API server, tokenizer), which TTFT and E2E
     include. Unset: as measured with the profile; else 7 ms for vLLM from 0.14 on, the median of measured servers
-    (docs/validation-stages.md), and 0 for others, of which none was measured, and with a ``front_end``."""
+    (docs/validation.md), and 0 for others, of which none was measured, and with a ``front_end``."""
 
     @field_validator("engine")
     @classmethod
