@@ -204,7 +204,7 @@ def test_generated_tables_are_current() -> None:
 def test_the_adapter_table_is_what_the_shapes_give() -> None:
     rows = re.findall(
         r"^\| ([a-z0-9.\-, ]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$",
-        (ROOT / "docs" / "model-adapters.md").read_text(encoding="utf-8"),
+        (ROOT / "docs" / "model.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
     seen = set()
@@ -218,7 +218,7 @@ def test_the_adapter_table_is_what_the_shapes_give() -> None:
 
 
 def test_the_load_times_on_the_page_are_those_of_the_default_profile() -> None:
-    page = " ".join((ROOT / "docs" / "model-adapters.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs" / "model.md").read_text(encoding="utf-8").split())
     found = re.search(r"takes (\d+), (\d+) and (\d+) ms at rank 8, 16 and 32 .* takes ([\d.]+) ms at each rank", page)
     assert found
     default = [f"fleet.gpu={DEFAULT_GPU}", f"adapters.base_model={DEFAULT_MODEL}"]
