@@ -70,7 +70,7 @@ class ReplicaKeys(Strict):
     ``engine`` it picks the profile: the nearest version of the engine, measured before derived before assumed."""
     price: Price | None = None
     """What one GPU costs for an hour, in US dollars: ``2.50``, ``2.50 USD/h`` or ``$2.50/h``. Costs are shown where it
-    is given (docs/costs.md). It changes no result: another price needs no new simulation."""
+    is given (docs/plan.md). It changes no result: another price needs no new simulation."""
     profile: str | None = None
     """Where step, load and memory costs come from: a bundled name or a path to a profile. Unset: the profile that
     ``gpu``, ``adapters.base_model`` and ``engine`` pick."""
