@@ -334,7 +334,7 @@ _ROWS = (
        lambda m: m.scaling.new_misses(), (AUTOSCALER,), share=True, shown={"fleet": 5}),
     # Moves are what a controller is for; their loads are the cost.
     _M("placement_moves", "moves", "adapters moved", "neither", "time", "count",
-       "Adapters that [a controller](placement.md) moved to a replica; mean over replications.",
+       "Adapters that [a controller](routers.md#placement) moved to a replica; mean over replications.",
        lambda m: m.mean_count(m.placement.spent[:, 0], "moves"), (PLACEMENT,)),
     _M("placement_loads", "loads", "loads by moves", "lower", "time", "count",
        "Moves after which the adapter was loaded before a request found it.",
