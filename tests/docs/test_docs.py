@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from sim.cli import app
 from sim.policies.costs import load_seconds
+from sim.policies.slot_memory import slots_bytes
 from sim.spec.engines import DEFAULT_ENGINE
 from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
@@ -215,6 +216,16 @@ def test_the_adapter_table_is_what_the_shapes_give() -> None:
             assert [int(number.replace(",", "")) for number in numbers] == counted, name
             seen.add(name)
     assert seen == set(SHAPES)
+
+
+def test_the_table_of_memory_is_what_shapes_and_slots_give() -> None:
+    page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| (\d+) \| (\d+) MB \| (\d+) MB \| (\d+) MB \|$", page, re.MULTILINE)
+    for model, *numbers in rows:
+        shape, (rank, *printed) = SHAPES[model], [int(number) for number in numbers]
+        copies = [2 * rank * parameters_per_rank(shape, targets) for targets in ("all-linear", ("q", "v"))]
+        assert [round(size / 1e6) for size in (*copies, slots_bytes(shape, 32, rank) / 32)] == printed, (model, rank)
+    assert len(rows) == 7
 
 
 def test_the_load_times_on_the_page_are_those_of_the_default_profile() -> None:
