@@ -46,8 +46,7 @@ def pages() -> dict[Path, str]:
             for page in SCENARIO_PAGES
         },
         "metrics": ("metrics.md", metric_table),
-        "commands": ("commands.md", lambda: command_sections(measuring=False)),
-        "measuring-commands": ("commands-measuring.md", lambda: command_sections(measuring=True)),
+        "commands": ("commands.md", command_sections),
         "engine-rules": ("adapters.md", engine_rules),
         "adapter-modes": ("engine-modes.md", mode_tables),
         "engine-versions": ("engines.md", version_table),
