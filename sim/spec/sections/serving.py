@@ -82,7 +82,7 @@ class ReplicaKeys(Strict):
     GPUs. Unset: those of the profile (``tensor_parallel``)."""
     fully_sharded_loras: bool = False
     """vLLM only, with several GPUs per replica: whether both sides of every adapter are split over the GPUs, so that
-    slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/tensor-parallel.md)."""
+    slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/pools.md)."""
     engine: str = Field(
         default=DEFAULT_ENGINE,
         description=ENGINES.described(
