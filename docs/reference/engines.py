@@ -88,28 +88,6 @@ def _spellings(flag: Any) -> list[str]:
     return [flag.name, *(name for name in flag.also if not flag.name.endswith(f".{name}"))]
 
 
-def key_table() -> str:
-    """Return the keys that options of engines stand for, each with these options."""
-    from sim.spec.engine_flags.flag_tables import FLAGS
-    from sim.spec.files.problems import known_keys
-    from sim.spec.scenario import Scenario
-
-    rows = []
-    for key in known_keys(Scenario):
-        cells = [
-            ", ".join(
-                _option_for(flag.name, setting)
-                for flag in engine.flags
-                for setting in flag.sets
-                if key == _key(setting)
-            )
-            for engine in FLAGS
-        ]
-        if any(cells):
-            rows.append([f"`{key}`", *(cell or "–" for cell in cells)])
-    return table(["key", *FLAGS.names], rows)
-
-
 def _key(setting: str) -> str:
     return setting.partition(": ")[0]
 
