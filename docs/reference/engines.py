@@ -86,12 +86,3 @@ def option_tables() -> str:
 def _spellings(flag: Any) -> list[str]:
     """Return the names of an option, without the last part of one that has the whole."""
     return [flag.name, *(name for name in flag.also if not flag.name.endswith(f".{name}"))]
-
-
-def _key(setting: str) -> str:
-    return setting.partition(": ")[0]
-
-
-def _option_for(name: str, setting: str) -> str:
-    value = setting.partition(": ")[2]
-    return f"`{name}` ({value})" if value else f"`{name}`"
