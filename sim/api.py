@@ -169,7 +169,7 @@ def plan(
     :param headroom: also simulate how much more traffic fits into the answer.
     """
     from sim.studies.execution import Execution
-    from sim.studies.planning.plan_study import make_plan
+    from sim.studies.plan.study import make_plan
 
     loaded = _loaded(scenario, values, seed, Given.of(evictions, routers))
     if minimize is not None or maximize is not None:

@@ -15,8 +15,8 @@ from sim.cli.help import EXECUTION, RESULTS, SIMULATE
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.cli.emitting import Manifests
     from sim.spec.scenario_file import LoadedScenario
+    from sim.studies.deploy.command import Manifests
 
 
 # Ranges on the command line: ``KEY=a..b`` and ``KEY=a..b:step``, for ``plan`` and ``sweep --over``.
@@ -241,7 +241,7 @@ class DeployableOptions(StudyOptions):
 
         :raises InputError: if it can't be written.
         """
-        from sim.cli.emitting import prepare_manifests
+        from sim.studies.deploy.command import prepare_manifests
 
         return prepare_manifests(self.emit or [], self.adapters, loaded)
 

@@ -29,7 +29,7 @@ from sim.studies.compare.findings import headline
 from sim.studies.compare.report import key_table
 from sim.studies.compare.study import Comparison, compare_runs
 from sim.studies.evaluate import make_design
-from sim.studies.planning.screen import Screened, screen
+from sim.studies.plan.screen import Screened, screen
 from sim.ui.controls import Control
 from sim.ui.library import SAVED, ChosenDesign, Library, Opened
 from sim.ui.simulating.tasks import PointAnswer

@@ -363,7 +363,7 @@ def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypat
     ended = loraplan("init", "--out", "mine.yaml")
     assert ended.code == 2
     assert "nothing to draft a scenario from" in ended.err
-    monkeypatch.setattr("sim.cli.commands.init_command.sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sim.studies.init.command.sys.stdin.isatty", lambda: True, raising=False)
     answers = iter(
         ["h200", "qwen2.5-7b", "vllm", "2", "40", "32", "10", "40", "20", "3.5/s", "4", "200", "50", "500 ms"]
     )

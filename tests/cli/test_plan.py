@@ -16,7 +16,7 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies import evaluate
 from sim.studies.backends.pool import Local
 from sim.studies.execution import Execution
-from sim.studies.planning.plan_study import make_plan
+from sim.studies.plan.study import make_plan
 from sim.world.build import build_world
 
 SMALL = """\

@@ -19,8 +19,8 @@ from sim.results.verdict import met_probability
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.headroom import find_headroom
-from sim.studies.planning.plan_study import make_plan
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.study import make_plan
+from sim.studies.plan.what_if import changes
 from sim.world.build import build_world
 
 SCENARIO = """\

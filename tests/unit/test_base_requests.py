@@ -32,8 +32,8 @@ from sim.spec.scenario_file import load_scenario
 from sim.spec.sections.trace_source import Trace
 from sim.spec.sections.workload import AdapterKind
 from sim.studies.evaluate import evaluate_scenario, facts_of
-from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.screen import screen
+from sim.studies.plan.what_if import changes
 from sim.studies.trace.report import facts_table
 from sim.studies.trace.scenario import SCENARIO, scenario_files
 from sim.studies.trace.study import TraceStudy, study_trace

@@ -18,8 +18,8 @@ from sim.spec.files.schema import scenario_schema
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
-from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if import _traffic as traffic_changes
+from sim.studies.plan.screen import screen
+from sim.studies.plan.what_if import _traffic as traffic_changes
 from sim.world.build import build_world
 
 __all__ = ["base"]  # a fixture, used by its name

@@ -23,9 +23,9 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies.backends.pool import Local
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.execution import Execution
-from sim.studies.planning.plan_study import make_plan
-from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.screen import screen
+from sim.studies.plan.study import make_plan
+from sim.studies.plan.what_if import changes
 from sim.traffic.adapters import SHAPES, model_tensors, populate
 from sim.world.build import build_world
 from sim.world.replication import simulate

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.results.verdict import MET, NOT_MET, UNCLEAR
-from sim.studies.planning.search import STEER, Edge, Judgement, Search
+from sim.studies.plan.search import STEER, Edge, Judgement, Search
 
 EFFORTS = 5
 COSTS = (2, 5, 10, 20, 40)

@@ -21,8 +21,8 @@ from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local, Pool
 from sim.studies.evaluate import EvaluationOptions, evaluate, make_design, on_pool
 from sim.studies.execution import Execution
-from sim.studies.planning.evaluator import longer
-from sim.studies.planning.plan_study import PlanOutcome, make_plan, starts_full
+from sim.studies.plan.evaluator import longer
+from sim.studies.plan.study import PlanOutcome, make_plan, starts_full
 
 LONG = 10
 """How many times longer a run is whose verdict counts as the truth."""

@@ -52,7 +52,7 @@ def check(
     loaded = load_scenario(scenario, set_ or [], confined=session_of(context).confined)
     notes, setups = check_points(loaded)
     if loaded.scenario.plan is not None:
-        from sim.studies.planning.plan_checks import check_plan
+        from sim.studies.plan.checks import check_plan
 
         check_plan(loaded)
     if resolved:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.emitting import Manifests
 from sim.cli.help import RESULTS, SIMULATE
 from sim.cli.options import (
     CheckOption,
@@ -37,6 +36,7 @@ from sim.cli.output import (
 )
 from sim.cli.terminal import has_marks, width_of_terminal
 from sim.errors import InputError, ScenarioError
+from sim.studies.deploy.command import Manifests
 
 if TYPE_CHECKING:
     from reports.text.answer_text import Answer
@@ -240,7 +240,7 @@ def _parse_over(text: str) -> tuple[str, list[Any]]:
     found = parse_range(text)
     if found is None:
         return key.strip(), _yaml_list(key, values)
-    from sim.studies.planning.candidates import values_between
+    from sim.studies.plan.candidates import values_between
 
     option = f"--over {found.key}"
     if found.step is None:

@@ -291,7 +291,7 @@ class PlanFromHere:
 
     def run(self, memory: Memory) -> Iterator[Any]:
         """Yield the plan's answer and the page's path."""
-        from sim.studies.planning.plan_study import make_plan
+        from sim.studies.plan.study import make_plan
 
         outcome = make_plan(self.loaded, self.destination, Execution(Local(1), self.command))
         data = read_run(outcome.path)

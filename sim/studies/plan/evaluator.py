@@ -53,7 +53,7 @@ from sim.studies.evaluate import (
     on_pool,
     values_of_draws,
 )
-from sim.studies.planning.search import Judgement
+from sim.studies.plan.search import Judgement
 from sim.studies.study_identity import code_version, input_digests
 from sim.world.world import World
 

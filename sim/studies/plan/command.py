@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from reports.text.answer_text import Answer
     from sim.results.run_directory.store import RunData
     from sim.results.run_directory.study_records import EvaluationRecord
-    from sim.studies.planning.plan_study import PlanOutcome
+    from sim.studies.plan.study import PlanOutcome
 
 NONE_MEETS = 1
 
@@ -74,7 +74,7 @@ def plan(
     from sim.results.run_directory.store import blamed_on, read_run
     from sim.spec.scenario_file import load_scenario
     from sim.studies.execution import Execution
-    from sim.studies.planning.plan_study import RECOMMENDED, make_plan
+    from sim.studies.plan.study import RECOMMENDED, make_plan
 
     loaded = options.load(*_question(minimize or [], maximize or []))
     manifests = options.manifests(loaded)
@@ -138,7 +138,7 @@ def _print_plan(name: str, planned: PlanOutcome, data: RunData, said: Answer) ->
 
 def _print_files(planned: PlanOutcome, page: Path) -> None:
     """Print what was written, and the command lines that start what is recommended."""
-    from sim.studies.planning.plan_study import RECOMMENDED
+    from sim.studies.plan.study import RECOMMENDED
 
     say_file("report    ", page)
     if not planned.feasible:

@@ -13,10 +13,10 @@ from sim.results.verdict import MET, UNCLEAR
 from sim.spec.profile_choice import gpus_per_replica, profile_of, replica_prices
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import PRICE, FleetChoice, Plan
-from sim.studies.planning.candidates import Variable
-from sim.studies.planning.evaluator import TIMES, DesignEvaluator, PlanDesign
-from sim.studies.planning.screen import Screened, screen
-from sim.studies.planning.search import STEER, Judgement, Search
+from sim.studies.plan.candidates import Variable
+from sim.studies.plan.evaluator import TIMES, DesignEvaluator, PlanDesign
+from sim.studies.plan.screen import Screened, screen
+from sim.studies.plan.search import STEER, Judgement, Search
 
 EFFORTS = len(TIMES)
 MOST_FURTHER = 4

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
     from sim.spec.scenario import Scenario
     from sim.spec.scenario_file import LoadedScenario
-    from sim.studies.deploying.emission import Emission
+    from sim.studies.deploy.emission import Emission
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Manifests:
         """
         if not self.emissions:
             return []
-        from sim.studies.deploying.deployment import list_adapters, make_deployment
-        from sim.studies.deploying.emission import check_emission, emit
+        from sim.studies.deploy.deployment import list_adapters, make_deployment
+        from sim.studies.deploy.emission import check_emission, emit
 
         adapters = [] if self.adapters is None else list_adapters(self.adapters, scenario)
         for each in self.emissions:
@@ -66,8 +66,8 @@ def prepare_manifests(emit: list[str], adapters: Path | None, loaded: LoadedScen
         if adapters is not None:
             raise InputError("only manifests list adapters", key="--adapters", hint="give --emit too")
         return Manifests()
-    from sim.studies.deploying.deployment import list_adapters
-    from sim.studies.deploying.emission import check_emission, parse_emissions
+    from sim.studies.deploy.deployment import list_adapters
+    from sim.studies.deploy.emission import check_emission, parse_emissions
 
     emissions = tuple(parse_emissions(emit))
     try:

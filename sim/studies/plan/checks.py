@@ -18,8 +18,8 @@ from sim.spec.profile_choice import profile_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.spec.sections.tenants import shares_of
-from sim.studies.planning.candidates import Variable, variables
-from sim.studies.planning.evaluator import TIMES, longer, too_short
+from sim.studies.plan.candidates import Variable, variables
+from sim.studies.plan.evaluator import TIMES, longer, too_short
 from sim.studies.sweep import task_of
 
 _RATE = "workload.arrivals.rate"

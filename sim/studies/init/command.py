@@ -18,7 +18,7 @@ from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.spec.engine_flags.command_reading import Setting
-    from sim.studies.drafting.draft import Draft
+    from sim.studies.init.draft import Draft
 
 
 def one_command(given: list[str] | None) -> str | None:
@@ -82,7 +82,7 @@ def init(options: InitOptions) -> None:
     Example: loraplan init --from-vllm "vllm serve MODEL --enable-lora"
     """
     from sim.spec.engine_flags.command_reading import read_command
-    from sim.studies.drafting.draft import Draft, write_draft
+    from sim.studies.init.draft import Draft, write_draft
     from sim.studies.training.adapter_scenario import check_target
 
     check_target(options.out)
@@ -132,7 +132,7 @@ def _gpu(name: str) -> str:
 def _served_model(options: InitOptions) -> str:
     """Return the base model that a command line or a manifest serves; empty: none says it."""
     from sim.spec.engine_flags.command_reading import read_command
-    from sim.studies.drafting.manifests import read_manifest
+    from sim.studies.init.manifests import read_manifest
 
     if options.from_manifest is not None:
         return read_command(read_manifest(options.from_manifest)[0].words).model
@@ -180,7 +180,7 @@ def _add_adapters(draft: Draft, folder: Path) -> None:
 
 def _add_manifest(draft: Draft, file: Path) -> None:
     from sim.spec.engine_flags.command_reading import Setting, read_command
-    from sim.studies.drafting.manifests import read_manifest
+    from sim.studies.init.manifests import read_manifest
 
     first, *others = read_manifest(file)
     draft.add_command(read_command(first.words))

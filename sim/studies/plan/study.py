@@ -27,12 +27,12 @@ from sim.spec.sections.plan_question import Plan
 from sim.studies.evaluate import facts_of
 from sim.studies.execution import Execution
 from sim.studies.headroom import find_headroom
-from sim.studies.planning.candidates import Variable
-from sim.studies.planning.evaluator import DesignEvaluator, PlanDesign
-from sim.studies.planning.plan_checks import check_plan
-from sim.studies.planning.questions import SearchResult, full_replicas, gpus_of_replica, search
-from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if import what_if
+from sim.studies.plan.candidates import Variable
+from sim.studies.plan.checks import check_plan
+from sim.studies.plan.evaluator import DesignEvaluator, PlanDesign
+from sim.studies.plan.questions import SearchResult, full_replicas, gpus_of_replica, search
+from sim.studies.plan.screen import screen
+from sim.studies.plan.what_if import what_if
 from sim.studies.sweep import manifest_of, task_of
 
 RECOMMENDED = "recommended.yaml"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError
 from sim.spec.scenario import Scenario
-from sim.studies.deploying.deployment import ADAPTERS_FOLDER, PORT, Commented, Deployment, yaml_documents
+from sim.studies.deploy.deployment import ADAPTERS_FOLDER, PORT, Commented, Deployment, yaml_documents
 
 if TYPE_CHECKING:
     from sim.spec.sections.autoscaling import Autoscale

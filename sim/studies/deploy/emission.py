@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sim.errors import InputError, OutputError, did_you_mean
 from sim.reading import open_regular
 from sim.results.run_directory.result_files import write_text
-from sim.studies.deploying.deployment import (
+from sim.studies.deploy.deployment import (
     ADAPTERS_FOLDER,
     PORT,
     Commented,
@@ -21,8 +21,8 @@ from sim.studies.deploying.deployment import (
     engine_of,
     yaml_documents,
 )
-from sim.studies.deploying.kubernetes import FILE as AUTOSCALER_FILE
-from sim.studies.deploying.kubernetes import (
+from sim.studies.deploy.kubernetes import FILE as AUTOSCALER_FILE
+from sim.studies.deploy.kubernetes import (
     MAY_LOAD,
     NOT_SIMULATED,
     argument_lines,
