@@ -24,7 +24,7 @@ from reports.answers.plan_reading import (
 )
 from reports.answers.verdicts import main_metric
 from reports.axes import make_axis
-from reports.formatting import likelihood, metric_words, percent, read_terms, show
+from reports.formatting import likelihood, metric_words, percent, plural, read_terms, show
 from reports.text.answer_text import Answer, answer
 from reports.text.limit_text import headroom_sentences, headroom_words, limit_sentence
 from reports.text.metric_text import capital, term_sentence, unserved_words
@@ -109,7 +109,7 @@ def _headline(read: PlanReading) -> str:
         gpus = f" ({answer['gpus']:,} GPUs)" if "gpus" in answer else ""
         others = f" of {len(record.fleets)} fleets" if len(record.fleets) > 1 else ""
         return (
-            f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)}"
+            f"{capital(plural(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)}"
             f"{gpus} of {answer['fleet']} for {_money(total)} an hour: "
             f"the cheapest{others} that {'meets' if record.certain else 'certainly meets'} "
             f"the SLO{_or_probably(read)}."
@@ -211,7 +211,7 @@ def _details(read: PlanReading) -> list[str]:
         total = ""
         if row.total is not None:
             count = row.replicas or 0
-            fleet = f"{_count(count, 'replica')}{_and_full(row.full_replicas)}"
+            fleet = f"{plural(count, 'replica')}{_and_full(row.full_replicas)}"
             if row.gpus > 1:
                 fleet = gpu_words(count + row.full_replicas, row.gpus)
             total = f"{fleet}, {_money(row.total)} an hour"
@@ -359,10 +359,6 @@ def _confidence(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
     if not read.feasible:
         return ("medium" if assumed else "high"), f"sure at {level} that the nearest of them misses the SLO"
     return word, f"{level} sure of the answer and its neighbour; {reason}"
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}{'s' if count != 1 else ''}"
 
 
 def _money(amount: float) -> str:
