@@ -44,10 +44,7 @@ class Results:
     def point(self) -> Point:
         """The point of a run; of a plan its answer; of a sweep the one to choose where there is a choice."""
         from reports.answers.findings import sweep_focus
-        from reports.answers.plan_reading import PlanReading, is_plan
 
-        if is_plan(self._data.manifest) and (chosen := PlanReading(self._data).chosen) is not None:
-            return chosen
         return self.points[0] if len(self.points) == 1 else sweep_focus(self.points, self._terms)
 
     @property
@@ -120,14 +117,19 @@ class Results:
     def report(self) -> Path:
         """Write ``report.html`` into the run directory and return its path."""
         from reports.pages.run_page import write_report
+        from sim.studies.reports import report_of
 
-        return write_report(self._data, self.answer)
+        return write_report(self._data, report_of(self._data))
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the answer, and the numbers behind it."""
+        from reports.axes import make_axes
         from reports.pages.notebook import snippet
+        from reports.tables.metric_tables import metrics_table, terminal_table
 
-        return snippet(self._data, self.answer)
+        points = self.points
+        table = terminal_table(points, make_axes(points), self._terms) if len(points) > 1 else metrics_table(points[0])
+        return snippet(self._data.manifest.get("name", ""), self.answer, table, points)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._data.manifest.get('name')}: {self.answer.headline}>"
@@ -152,11 +154,26 @@ class PlanResults(Results):
     @property
     def point(self) -> Point:
         """The point of the answer, or of the best that was found."""
-        from reports.answers.plan_reading import PlanReading
+        from sim.studies.plan.findings import PlanReading
 
-        chosen: Point | None = PlanReading(self._data).chosen
-        assert chosen is not None, "a finished plan has a best point"
-        return chosen
+        return PlanReading(self._data).chosen
+
+    @property
+    def answer(self) -> Answer:
+        """The answer in words, as the report's top box has it."""
+        from sim.studies.plan.findings import plan_answer
+
+        return plan_answer(self._data)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the answer, and the designs to choose from."""
+        from reports.pages.notebook import snippet
+        from sim.studies.plan.findings import PlanReading
+        from sim.studies.plan.report import frontier_table, search_table
+
+        read = PlanReading(self._data)
+        table = frontier_table(read) or search_table(read)
+        return snippet(self._data.manifest.get("name", ""), self.answer, table, [read.chosen])
 
     @property
     def looks(self) -> pd.DataFrame:

@@ -11,31 +11,20 @@ from markupsafe import Markup
 
 from reports.answers import findings
 from reports.answers.change_findings import is_changed
-from reports.answers.plan_reading import PlanReading, is_plan, shown_metrics
-from reports.answers.verdicts import main_metric, missed_term
+from reports.answers.verdicts import missed_term
 from reports.axes import Axis, make_axes, point_words
 from reports.charts.chart_selection import choose_charts, unchanged
-from reports.charts.tornado_chart import remedy_rows, tornado_chart
-from reports.document import Caution, Code, Columns, Heading, Note, Paragraph, Part, Provenance, Report, Section
+from reports.document import Caution, Code, Columns, Heading, Paragraph, Provenance, Report, Section
 from reports.formatting import metric_words, read_terms, show
 from reports.pages import method
 from reports.render.html import page
 from reports.tables import change_tables, metric_tables
 from reports.tables.change_tables import held_table
-from reports.tables.plan_tables import (
-    formulas_table,
-    frontier_table,
-    remedy_tables,
-    search_table,
-    vetted_table,
-    what_if_table,
-)
 from reports.tables.tenant_tables import money_table, tenants_table
 from reports.text import answer_text
 from reports.text.answer_text import Answer
 from reports.text.impact_text import badge_words
 from reports.text.metric_text import unchanged_sentence
-from reports.text.plan_text import badge, cures_answer, plan_answer
 from reports.text.setup_text import setup_line
 from sim.results.point import Point
 from sim.results.run_directory.result_files import write_text
@@ -45,6 +34,7 @@ from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.sections.workload import parse_time_of_day
 
 if TYPE_CHECKING:
+    from reports.charts.svg import Chart
     from reports.table import Table
     from sim.results.run_directory.store import RunData
     from sim.results.run_directory.study_records import Headroom
@@ -55,22 +45,12 @@ def is_held(points: Sequence[Point]) -> bool:
     return any(point.held_back for point in points)
 
 
-def is_priced(manifest: Mapping[str, Any]) -> bool:
-    """Return whether a run directory holds finished prices of remedies."""
-    return manifest.get("kind") == "cures" and "rows" in (manifest.get("cures") or {})
-
-
 FILE = "report.html"
-_PLANNED = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
 _MARKS = {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}
 
 
 def run_answer(run: RunData) -> Answer:
-    """Return the answer of a run of any kind; at least one of its points must have finished."""
-    if is_plan(run.manifest):
-        return plan_answer(run)
-    if is_priced(run.manifest):
-        return cures_answer(run)
+    """Return the answer of a run or a sweep; at least one of its points must have finished."""
     terms, assumed = _terms(run), method.is_assumed(run.manifest)
     if len(run.points) == 1:
         scenario = run.manifest.get("scenario") or {}
@@ -94,13 +74,13 @@ def point_answer(
     return answer_text.answer(point, terms, assumed=assumed, cold=cold, headroom=headroom)
 
 
-def write_report(run: RunData, known: Answer | None = None) -> Path:
+def write_report(run: RunData, report: Report | None = None) -> Path:
     """Write ``report.html`` into the run directory and return its path.
 
-    :param known: the run's answer, where the caller has it already.
+    :param report: of the run; default: that of a run or a sweep.
     """
     path = Path(run.path) / FILE
-    write_text(path, build_report(run, known))
+    write_text(path, page(report or run_report(run)))
     return path
 
 
@@ -115,9 +95,17 @@ def current_report(folder: Path) -> Path | None:
     return report if report.stat().st_mtime_ns >= newest else None
 
 
-def build_report(run: RunData, known: Answer | None = None) -> str:
-    """Return the report of a run as HTML."""
-    return page(_with_results(run, known or run_answer(run)) if run.points else _report(run))
+def build_report(run: RunData) -> str:
+    """Return the report of a run or a sweep as HTML."""
+    return page(run_report(run))
+
+
+def run_report(run: RunData, known: Answer | None = None) -> Report:
+    """Return the report of a run or a sweep, or of anything that has not finished.
+
+    :param known: the run's answer, where the caller has it already.
+    """
+    return points_report(run, known or run_answer(run)) if run.points else _report(run)
 
 
 def _report(run: RunData, results: Sequence[Section] = (), **found: Any) -> Report:
@@ -129,11 +117,10 @@ def _report(run: RunData, results: Sequence[Section] = (), **found: Any) -> Repo
         "headline": "No answer yet" if kind == "plan" else "No point has finished yet",
         "statements": ["There is only the scenario to show. Run the same command again to continue."],
     }
+    known: dict[str, Any] = {"data": None, "terminal": (), **(found or nothing)}
     return Report(
         kind="report",
         name=manifest.get("name", "run"),
-        data=None,
-        terminal=(),
         kicker=f"{kind} · {started}" if started else kind,
         lead=(manifest.get("scenario") or {}).get("description", ""),
         cautions=[
@@ -142,7 +129,7 @@ def _report(run: RunData, results: Sequence[Section] = (), **found: Any) -> Repo
         ],
         sections=lambda: [*results, *_behind(run)],
         version=(manifest.get("versions") or {}).get("loraplan", ""),
-        **(found or nothing),
+        **known,
     )
 
 
@@ -150,33 +137,32 @@ def _terms(run: RunData) -> dict[str, float]:
     return read_terms(run.slo)
 
 
-def _with_results(run: RunData, answer: Answer) -> Report:
-    """Return a report with what follows from the points: the answer, and what is shown at the point it is about."""
+def points_report(
+    run: RunData,
+    answer: Answer,
+    *,
+    focus: Point | None = None,
+    badge: tuple[str, str, str] | None = None,
+    study: Section | None = None,
+    tornado: Chart | None = None,
+    facts_of: str = "",
+    **found: Any,
+) -> Report:
+    """Return a report with what follows from the points: the answer, and what is shown at the point it is about.
+
+    :param focus: the point of a plan's answer; all others are designs that it chose from.
+    :param badge: mark, words and style of the verdict, if it isn't that on the points.
+    :param study: what else was asked, shown below the answer; ``tornado``: what single changes do.
+    :param facts_of: when the facts of the answer hold, in words.
+    :param found: what else the report has, or has in place of what it would.
+    """
     points, manifest, terms = run.points, run.manifest, _terms(run)
     axes = make_axes(points)
-    planned, priced = is_plan(manifest), is_priced(manifest)
-    focus = PlanReading(run).chosen if planned else findings.sweep_focus(points, terms) if axes else points[0]
-    assert focus is not None, "a finished plan has a best point"
+    planned = focus is not None
+    focus = focus or (findings.sweep_focus(points, terms) if axes else points[0])
     where = f" at {point_words(focus, axes)}" if axes else ""
     shown = [focus] if planned else points
     charts = choose_charts(points, axes, terms, focus, planned=planned, day_s=_start_of_day(manifest))
-    verdict_, facts_of, study = verdict_badge(points, terms, answer.verdict), "", None
-    tornado = None
-    if planned:
-        verdict_ = _PLANNED.get(answer.verdict, ("?", "Nothing certainly meets the SLO", "unclear"))
-        study = _plan(run)
-        tornado = tornado_chart(run.what_if, main_metric([focus], terms))
-    elif priced:
-        verdict_, facts_of = badge(run), " today"
-        study = Section(
-            "plan",
-            "What was found, and what would its remedies cost?",
-            *remedy_tables(run),
-            vetted_table(run),
-            listed="Remedies",
-        )
-        rows, width = remedy_rows(run.remedies)
-        tornado = tornado_chart(rows, main_metric([focus], terms), "as it is", width)
     place = 1 if planned else 0  # the main chart of a plan shows the designs that it chose from
     charts = [*charts[:place], *filter(None, [tornado]), *charts[place:]]
     unchanged_words = unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms)))
@@ -229,12 +215,12 @@ def _with_results(run: RunData, answer: Answer) -> Report:
         results,
         setup=setup_line(shown),
         swept=Markup("{}: {}").format(searched, swept) if axes else "",
-        verdict=(*verdict_, " · ".join(slo_words(terms, points))),
+        verdict=(*(badge or verdict_badge(points, terms, answer.verdict)), " · ".join(slo_words(terms, points))),
         headline=answer.headline,
         statements=answer.details[:4],
         facts=[fact for fact in facts if fact[2]],
         tiles=metric_tables.make_tiles(focus, terms),
-        where=" as it is" if priced else where,
+        **{"where": where, **found},
     )
 
 
@@ -245,27 +231,6 @@ def _capital(text: str) -> str:
 def _swept(axis: Axis) -> str:
     key = Markup(" <code>{}</code>").format(axis.key) if axis.words != axis.key else ""
     return Markup("{}{}, {} values").format(axis.words, key, len(axis.values))
-
-
-def _plan(run: RunData) -> Section:
-    """Return the section on how the answer of a plan was found, and the flags of what it recommends."""
-    record = run.plan
-    flags: list[Part] = []
-    for engine, line in record.flags.items():
-        flags += [Heading(f"{engine} with these settings, for each replica"), Code(line, f"Command for {engine}")]
-    beyond = f"In addition to these settings: {'; '.join(record.beyond_flags or [])}."
-    return Section(
-        "plan",
-        "How was it found, and what would change it?",
-        *flags,
-        Note(record.no_flags),
-        Note(beyond) if record.flags and record.beyond_flags else None,
-        frontier_table(run),
-        what_if_table(run.what_if, shown_metrics(PlanReading(run).terms)),
-        search_table(run),
-        formulas_table(run),
-        listed="Plan",
-    )
 
 
 def _behind(run: RunData) -> list[Section]:

@@ -97,18 +97,23 @@ def say_result(name: str, headline: str, points: Sequence[Point], verdict: str |
     """
     from reports.text.setup_text import setup_line
 
-    width = width_of_terminal()
-    text = one_line(f"{name}: {headline}")
-    if width is None:
-        print(text)
-    else:
-        from rich.text import Text
-
-        style, mark = style_of(verdict)
-        for line in wrapped(f"{mark} {text}".strip(), width):
-            print_rich(Text(line, style=f"bold {style}".strip()))
+    say_opening(f"{name}: {headline}", verdict)
     if line := setup_line(points):
         say(f"  {line}")
+
+
+def say_opening(opening: str, verdict: str | None) -> None:
+    """Print the first line of a result; a terminal shows the verdict on the SLO by a mark and a colour."""
+    width = width_of_terminal()
+    text = one_line(opening)
+    if width is None:
+        print(text)
+        return
+    from rich.text import Text
+
+    style, mark = style_of(verdict)
+    for line in wrapped(f"{mark} {text}".strip(), width):
+        print_rich(Text(line, style=f"bold {style}".strip()))
 
 
 def say_file(label: str, path: Path) -> None:
@@ -297,6 +302,7 @@ def folder_for(out: Path | None, default: str, *, as_json: bool) -> Path | None:
 
 def finish(report: Report, folder: Path | None, *, as_json: bool, quiet: bool) -> None:
     """Write a report's files, and print it: what every command ends with that returns a report."""
+    from reports.document import Code, Opening
     from reports.render.html import PAGE, write
 
     for note in report.notes:
@@ -309,6 +315,8 @@ def finish(report: Report, folder: Path | None, *, as_json: bool, quiet: bool) -
     for part in report.terminal:
         if isinstance(part, str):
             say(part)
+        elif isinstance(part, Opening):
+            say_opening(part.text, part.verdict)
         else:
             print_rich(rich_table(part))
             say(*filter(None, [part.note]))
@@ -317,6 +325,8 @@ def finish(report: Report, folder: Path | None, *, as_json: bool, quiet: bool) -
         for name, label, hint in (PAGE, "report", ""), *((f.name, f.label, f.hint) for f in report.files if f.label):
             say_file(f"{label:{report.margin}}", folder / name)
             say(*filter(None, [hint.replace("{}", shlex.quote(str(folder / name)))]))
+    for line in report.closing:
+        say_command(f"{line.label:{report.margin}}", line.text) if isinstance(line, Code) else say(line)
 
 
 def to_json(data: Any) -> str:

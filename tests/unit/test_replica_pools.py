@@ -9,7 +9,6 @@ import pytest
 
 from reports.tables.change_tables import replicas_table
 from reports.tables.metric_tables import pools_table
-from reports.text.plan_text import plan_answer
 from reports.text.setup_text import setup_line
 from sim.errors import InputError
 from sim.results.fleet_costs import priced
@@ -24,6 +23,7 @@ from sim.studies.deploy.deployment import check_deployment
 from sim.studies.evaluate import evaluate_scenario, make_design
 from sim.studies.execution import Execution
 from sim.studies.headroom import find_headroom
+from sim.studies.plan.findings import plan_answer
 from sim.studies.plan.screen import screen
 from sim.studies.plan.study import make_plan
 from sim.studies.plan.what_if import changes

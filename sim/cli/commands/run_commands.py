@@ -112,7 +112,7 @@ class _Asked:
 
 def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str, Any]], asked: _Asked) -> None:
     """Run a study, write its report, print its answer."""
-    from reports.pages.run_page import current_report, run_answer, write_report
+    from reports.pages.run_page import current_report, run_answer, run_report, write_report
     from sim.results.run_directory.store import blamed_on, summary_json
     from sim.results.slo_terms import all_terms
     from sim.studies.execution import Execution
@@ -140,7 +140,8 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
         _print_answer(loaded, data, answer, key_only=asked.key_only)
     sys.stdout.flush()  # the answer can be read while the charts are drawn
     with blamed_on(finished.path) if finished.reused else nullcontext():
-        page = (current_report(finished.path) if finished.unchanged else None) or write_report(data, answer)
+        page = current_report(finished.path) if finished.unchanged else None
+        page = page or write_report(data, run_report(data, answer))
     if not options.json:
         say("")
         say_file("report  ", page)

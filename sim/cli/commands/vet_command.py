@@ -115,13 +115,15 @@ def _price(
     from sim.results.run_directory.store import read_run
     from sim.spec.scenario_file import load_scenario
     from sim.studies.execution import Execution
+    from sim.studies.training.remedy_report import remedies_report
     from sim.studies.training.remedy_run import price_remedies
 
     with progress_bar(quiet, "pricing") as progress:
         loaded = load_scenario(scenario, set_, confined=confined, check_points=False)
         priced = price_remedies(found, loaded, None, Execution(command=command_line(), on_progress=progress))
     if priced is not None:
-        write_report(read_run(priced.path))
+        data = read_run(priced.path)
+        write_report(data, remedies_report(data))
     return priced
 
 
@@ -136,9 +138,8 @@ def _priced_json(priced: PricedRemedies | None) -> dict[str, Any] | None:
 def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
     """Print what the fleet pays: an answer, and a table for each remedy."""
     from reports.pages.run_page import FILE
-    from reports.tables.plan_tables import remedy_tables
-    from reports.text.plan_text import cures_answer
     from sim.results.run_directory.store import read_run
+    from sim.studies.training.remedy_report import cures_answer, remedy_tables
 
     if priced is None:
         say("", "None of the remedies changes what serving costs, so there is nothing to price.")

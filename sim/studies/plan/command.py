@@ -9,31 +9,11 @@ import typer
 
 from sim.cli.help import SIMULATE
 from sim.cli.options import DeployableOptions, NoHeadroomOption, complete_assignment, parse_range, takes
-from sim.cli.output import (
-    command_line,
-    message,
-    pool_of,
-    print_rich,
-    progress_bar,
-    rich_table,
-    say,
-    say_command,
-    say_file,
-    say_json,
-    say_notes,
-    say_result,
-    workers_of,
-)
+from sim.cli.output import command_line, finish, message, pool_of, progress_bar, say_notes, workers_of
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from reports.table import Table
-    from reports.text.answer_text import Answer
-    from sim.results.run_directory.store import RunData
     from sim.results.run_directory.study_records import EvaluationRecord
-    from sim.studies.plan.study import PlanOutcome
 
 NONE_MEETS = 1
 
@@ -69,12 +49,12 @@ def plan(
     Example: loraplan plan quickstart --minimize cache.gpu.slots=8..64
     """
     from reports.formatting import metric_words, percent, show
-    from reports.pages.run_page import write_report
-    from reports.text.plan_text import plan_answer, plan_json
     from sim.results.run_directory.store import blamed_on, read_run
     from sim.spec.scenario_file import load_scenario
     from sim.studies.execution import Execution
-    from sim.studies.plan.study import RECOMMENDED, make_plan
+    from sim.studies.plan.findings import RECOMMENDED
+    from sim.studies.plan.report import plan_report
+    from sim.studies.plan.study import make_plan
 
     loaded = options.load(*_question(minimize or [], maximize or []))
     manifests = options.manifests(loaded)
@@ -92,24 +72,17 @@ def plan(
         pool_of(options.backend, options.jobs, quiet) as pool,
         progress_bar(quiet, "planning", workers_of(options.jobs)) as progress,
     ):
-        execution = Execution(pool, command_line(), progress)
         planned = make_plan(
             loaded,
             options.out,
-            execution,
+            Execution(pool, command_line(), progress),
             and_what_if=what_if,
             headroom=not no_headroom,
             on_evaluation=show_evaluation,
         )
     with blamed_on(planned.path) if planned.resumed else nullcontext():
         data = read_run(planned.path)
-        said = plan_answer(data)
-        page = write_report(data, said)
-    if options.json:
-        say_json(plan_json(data))
-    else:
-        _print_plan(loaded.scenario.name, planned, data, said)
-        _print_files(planned, page)
+        finish(plan_report(data), planned.path, as_json=options.json, quiet=quiet)
     say_notes([planned.point], quiet)
     if not planned.feasible:
         if manifests.emissions:
@@ -118,45 +91,6 @@ def plan(
     if manifests.emissions:
         chosen = load_scenario(str(planned.path / RECOMMENDED)).scenario
         manifests.write_and_say(chosen, data, planned.point, json=options.json, quiet=quiet)
-
-
-def _print_plan(name: str, planned: PlanOutcome, data: RunData, said: Answer) -> None:
-    """Print the answer and its tables."""
-    from reports.answers.plan_reading import PlanReading, shown_metrics
-    from reports.tables.plan_tables import frontier_table, what_if_table
-    from reports.text.metric_text import capital
-    from sim.results.verdict import MET, NOT_MET
-
-    say_result(name, said.headline, [planned.point], MET if planned.feasible else NOT_MET)
-    for sentence in (*said.details, said.binding_sentence, said.headroom):
-        if sentence:
-            say(f"  {sentence}")
-    say(f"  Confidence: {said.confidence}. {capital(said.reason)}.", "")
-    _print_table(frontier_table(data))
-    _print_table(what_if_table(data.what_if, shown_metrics(PlanReading(data).terms)))
-
-
-def _print_files(planned: PlanOutcome, page: Path) -> None:
-    """Print what was written, and the command lines that start what is recommended."""
-    from sim.studies.plan.study import RECOMMENDED
-
-    say_file("report    ", page)
-    if not planned.feasible:
-        return
-    say_file("scenario  ", planned.path / RECOMMENDED)
-    for engine, line in planned.record.flags.items():
-        say_command(f"{engine:<9} ", line)
-    if planned.record.no_flags:
-        say(f"flags     {planned.record.no_flags}")
-    if planned.record.flags and planned.record.beyond_flags:
-        say(f"also set  {'; '.join(planned.record.beyond_flags)}")
-
-
-def _print_table(table: Table | None) -> None:
-    if table is None:
-        return
-    print_rich(rich_table(table))
-    say(table.note, "")
 
 
 def _question(minimize: list[str], maximize: list[str]) -> list[str]:

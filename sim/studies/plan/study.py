@@ -30,12 +30,11 @@ from sim.studies.headroom import find_headroom
 from sim.studies.plan.candidates import Variable
 from sim.studies.plan.checks import check_plan
 from sim.studies.plan.evaluator import DesignEvaluator, PlanDesign
+from sim.studies.plan.findings import RECOMMENDED
 from sim.studies.plan.questions import SearchResult, full_replicas, gpus_of_replica, search
 from sim.studies.plan.screen import screen
 from sim.studies.plan.what_if import what_if
 from sim.studies.sweep import manifest_of, task_of
-
-RECOMMENDED = "recommended.yaml"
 
 
 @dataclass(frozen=True)

@@ -291,12 +291,13 @@ class PlanFromHere:
 
     def run(self, memory: Memory) -> Iterator[Any]:
         """Yield the plan's answer and the page's path."""
+        from sim.studies.plan.findings import plan_answer
+        from sim.studies.plan.report import plan_report
         from sim.studies.plan.study import make_plan
 
         outcome = make_plan(self.loaded, self.destination, Execution(Local(1), self.command))
         data = read_run(outcome.path)
-        answer = run_answer(data)
-        yield answer, write_report(data, answer)
+        yield plan_answer(data), write_report(data, plan_report(data))
 
 
 @dataclass(frozen=True)

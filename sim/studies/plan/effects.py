@@ -1,38 +1,75 @@
-"""How much one change at a time moves the metric that matters most, the largest change first."""
+"""What single changes do, as a table and as a chart: those of a what-if, and remedies whose price is asked for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from reports.charts.axis_ticks import draw_grid, set_ticks
 from reports.charts.svg import COLOURS, Chart, drawing, place, row_tips, to_svg
-from reports.formatting import metric_words
+from reports.formatting import metric_words, show
 from reports.table import Table
 from reports.text.metric_text import CLEAR_WORDS, bounds_words, signed
 from sim.results.model import MetricChange
-from sim.results.run_directory.study_records import RemedyRow, WhatIfRow
+from sim.results.run_directory.study_records import WhatIfRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-_ROW = 24
-
-_MOST = 30
-
+_COSTS = ("usd_per_m_tokens",)
+"""Metrics that the table ends with, where there is a price."""
+_ROW, _MOST = 24, 30
+"""Pixels of a row, and the most rows."""
 _LEAST = 0.01
 """Smallest ratio that is drawn."""
-
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
-
 _MOST_TICKS = 7
-
 _LABELS = 200
-_LABEL_WIDTH, _LETTER = 120, 6.4
-"""Pixels for the names of a chart's rows: the least, and for each letter."""
+
+
+def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | None:
+    """Return each change with its effect on every metric; None where nothing was tried.
+
+    :param names: metrics, the most important first.
+    """
+    if not rows:
+        return None
+    base: Mapping[str, MetricChange] = next((row.metrics for row in rows if row.metrics), {})
+    names = [*names, *(name for name in _COSTS if name in base and name not in names)]
+    lines = []
+    for row in rows:
+        if row.refused:
+            lines.append([row.label, "not possible", *([""] * len(names))])
+            continue
+        cells = [what_if_cell(name, row.metrics.get(name)) for name in names]
+        lines.append([row.label, row.verdict or "", *cells])
+    refused = [f"{row.label}: {row.refused}" for row in rows if row.refused]
+    notes = [f"{row.label}: {row.note}" for row in rows if row.note]
+    known = [name for name in names if name in base and base[name].one is not None]
+    sentences = [
+        "As planned: " + ", ".join(f"{metric_words(name)} {show(name, base[name].one)}" for name in known),
+        "Brackets: the change and its 95 % interval, from pairs under the same traffic",
+        *refused,
+        *notes,
+    ]
+    note = ". ".join(sentences)
+    head = ["change", "SLO", *(metric_words(name) for name in names)]
+    verdicts = {(index, 1): row.verdict for index, row in enumerate(rows) if row.verdict}
+    optional = tuple(range(len(head) - 1, 2, -1))
+    return Table("What if? One change at a time", head, lines, f"{note}.", (1,), verdicts, optional)
+
+
+def what_if_cell(name: str, found: MetricChange | None) -> str:
+    """Return what a metric becomes, and the interval of its change where that is clear."""
+    if found is None or found.other is None:
+        return "–"
+    text = show(name, found.other)
+    if found.lo is None or found.hi is None:
+        return text
+    if found.word not in CLEAR_WORDS:
+        return f"{text} (no clear change)"
+    return f"{text} ({CLEAR_WORDS[found.word]}: {bounds_words(name, found)})"
 
 
 def tornado_chart(
@@ -63,13 +100,6 @@ def tornado_chart(
         svg = to_svg(figure, "tornado", title, desc, row_tips(ax, range(len(known)), table))
     caption = f"Times {words} {before}, under the same traffic; whiskers: 95 %. Hollow: no clear difference."
     return Chart("tornado", title, caption, desc, svg, table)
-
-
-def remedy_rows(rows: Sequence[RemedyRow]) -> tuple[list[RemedyRow], int]:
-    """Return the rows of priced remedies with names short enough for a chart, and the width that these need there."""
-    several = len({row.title for row in rows}) > 1
-    short = [replace(row, label=f"{row.title}: {row.scope}" if several else row.who) for row in rows]
-    return short, max(_LABEL_WIDTH, *(int(_LETTER * len(row.label)) for row in short))
 
 
 def _drawn(found: MetricChange | None) -> bool:
