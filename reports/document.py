@@ -93,7 +93,7 @@ class File:
     """A file that a command leaves.
 
     :ivar content: text, or data to write as JSON; a function gets the folder. None: the command has written it.
-    :ivar label: what it is, where the terminal names it; empty: it does not.
+    :ivar label: what it is, where the terminal names it; empty: it does not. Files of one label share a line.
     :ivar hint: a line for the terminal below it; ``{}`` stands for its path.
     """
 

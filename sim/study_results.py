@@ -16,6 +16,7 @@ from sim.results.verdict import MET, NO_SLO, verdict
 if TYPE_CHECKING:
     import pandas as pd
 
+    from reports.document import Report
     from reports.text.answer_text import Answer
     from sim.studies.compare.study import Comparison
 
@@ -25,10 +26,11 @@ class Results:
 
     :ivar path: the run directory; a temporary one where no ``out`` was given, gone with this object.
     :ivar points: one for every combination of swept values; one for a run.
+    :ivar reused: how many of them were there already; ``unchanged``: whether all were, and the folder is as it was.
     """
 
-    def __init__(self, data: RunData, *, kept: bool) -> None:
-        self._data = data
+    def __init__(self, data: RunData, *, kept: bool, reused: int = 0, unchanged: bool = False) -> None:
+        self.data, self.reused, self.unchanged = data, reused, unchanged
         if not kept:
             weakref.finalize(self, shutil.rmtree, data.path.parent, ignore_errors=True)
         self.path = data.path
@@ -38,12 +40,12 @@ class Results:
     @property
     def headroom(self) -> Headroom | None:
         """At what multiple of the traffic the SLO fails; None where that was not simulated."""
-        return self._data.headroom
+        return self.data.headroom
 
     @property
     def point(self) -> Point:
         """The point of a run; of a plan its answer; of a sweep the one to choose where there is a choice."""
-        from reports.answers.findings import sweep_focus
+        from sim.studies.run.findings import sweep_focus
 
         return self.points[0] if len(self.points) == 1 else sweep_focus(self.points, self._terms)
 
@@ -82,9 +84,9 @@ class Results:
     @property
     def answer(self) -> Answer:
         """The answer in words, as the report's top box has it."""
-        from reports.pages.run_page import run_answer
+        from sim.studies.run.report import run_answer
 
-        return run_answer(self._data)
+        return run_answer(self.data)
 
     @property
     def meets_slo(self) -> bool | None:
@@ -114,12 +116,20 @@ class Results:
         index = pd.MultiIndex.from_arrays(columns, names=keys) if len(keys) > 1 else pd.Index(columns[0], name=keys[0])
         return pd.DataFrame(rows, index=index)
 
+    def document(self, *, every: bool = False) -> Report:
+        """Return the report as a value: what the terminal prints, and what the page shows.
+
+        :param every: whether a terminal shows every metric of a run.
+        """
+        from sim.studies.run.report import run_report
+
+        return run_report(self.data, every=every)
+
     def report(self) -> Path:
         """Write ``report.html`` into the run directory and return its path."""
-        from reports.pages.run_page import write_report
-        from sim.studies.reports import report_of
+        from reports.render.html import write
 
-        return write_report(self._data, report_of(self._data))
+        return write(self.document(), self.path)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the answer, and the numbers behind it."""
@@ -129,10 +139,10 @@ class Results:
 
         points = self.points
         table = terminal_table(points, make_axes(points), self._terms) if len(points) > 1 else metrics_table(points[0])
-        return snippet(self._data.manifest.get("name", ""), self.answer, table, points)
+        return snippet(self.data.manifest.get("name", ""), self.answer, table, points)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._data.manifest.get('name')}: {self.answer.headline}>"
+        return f"<{type(self).__name__} {self.data.manifest.get('name')}: {self.answer.headline}>"
 
 
 class PlanResults(Results):
@@ -156,14 +166,20 @@ class PlanResults(Results):
         """The point of the answer, or of the best that was found."""
         from sim.studies.plan.findings import PlanReading
 
-        return PlanReading(self._data).chosen
+        return PlanReading(self.data).chosen
 
     @property
     def answer(self) -> Answer:
         """The answer in words, as the report's top box has it."""
         from sim.studies.plan.findings import plan_answer
 
-        return plan_answer(self._data)
+        return plan_answer(self.data)
+
+    def document(self, *, every: bool = False) -> Report:
+        """Return the report as a value; ``every`` changes nothing."""
+        from sim.studies.plan.report import plan_report
+
+        return plan_report(self.data)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the answer, and the designs to choose from."""
@@ -171,16 +187,16 @@ class PlanResults(Results):
         from sim.studies.plan.findings import PlanReading
         from sim.studies.plan.report import frontier_table, search_table
 
-        read = PlanReading(self._data)
+        read = PlanReading(self.data)
         table = frontier_table(read) or search_table(read)
-        return snippet(self._data.manifest.get("name", ""), self.answer, table, [read.chosen])
+        return snippet(self.data.manifest.get("name", ""), self.answer, table, [read.chosen])
 
     @property
     def looks(self) -> pd.DataFrame:
         """What the search looked at, in order."""
         import pandas as pd
 
-        looks = self._data.manifest["plan"]["looks"]
+        looks = self.data.manifest["plan"]["looks"]
         return pd.DataFrame([{**look.pop("set"), **look} for look in [dict(each) for each in looks]])
 
     @property
@@ -189,7 +205,7 @@ class PlanResults(Results):
         import pandas as pd
 
         return pd.DataFrame(
-            [{**each.set, "verdict": each.verdict, "probability": each.probability} for each in self._data.plan.grades]
+            [{**each.set, "verdict": each.verdict, "probability": each.probability} for each in self.data.plan.grades]
         )
 
     @property
@@ -201,7 +217,7 @@ class PlanResults(Results):
         return pd.DataFrame(
             [
                 {"change": row["label"], "metric": name, **{key: found[key] for key in kept}}
-                for row in self._data.manifest.get("what_if") or []
+                for row in self.data.manifest.get("what_if") or []
                 for name, found in row["metrics"].items()
             ]
         )

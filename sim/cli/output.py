@@ -6,6 +6,7 @@ names of adapters and notes may come from strangers, also those in the middle of
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.cells import one_line
-from sim.cli.terminal import TerminalTable, has_links, style_of, width_of_terminal, wrapped, wrapped_command
+from sim.cli.terminal import TerminalTable, has_links, has_marks, style_of, width_of_terminal, wrapped, wrapped_command
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -300,31 +301,43 @@ def folder_for(out: Path | None, default: str, *, as_json: bool) -> Path | None:
     return folder
 
 
-def finish(report: Report, folder: Path | None, *, as_json: bool, quiet: bool) -> None:
-    """Write a report's files, and print it: what every command ends with that returns a report."""
-    from reports.document import Code, Opening
+def finish(report: Report, folder: Path | None, *, as_json: bool, quiet: bool, current: bool = False) -> None:
+    """Print a report, and write its files: what every command ends with that returns a report.
+
+    :param current: whether the folder has them already.
+    """
+    from reports.document import Code, File, Opening
     from reports.render.html import PAGE, write
 
     for note in report.notes:
         message(f"note: {note}", quiet)
-    if folder is not None:
-        write(report, folder)
-    if as_json:
-        say_json(report.data)
-        return
-    for part in report.terminal:
+    for part in () if as_json else report.terminal:
         if isinstance(part, str):
             say(part)
         elif isinstance(part, Opening):
             say_opening(part.text, part.verdict)
         else:
-            print_rich(rich_table(part))
-            say(*filter(None, [part.note]))
+            shown = part if part.unmarked is None or (width_of_terminal() and has_marks()) else part.unmarked
+            print_rich(rich_table(shown))
+            say(*filter(None, [shown.note]))
+    if as_json:
+        say_json(report.data)
+    sys.stdout.flush()  # it can be read while charts are drawn
+    if folder is not None and not current:
+        write(report, folder)
+    if as_json:
+        return
     if folder is not None:
         say("")
-        for name, label, hint in (PAGE, "report", ""), *((f.name, f.label, f.hint) for f in report.files if f.label):
-            say_file(f"{label:{report.margin}}", folder / name)
-            say(*filter(None, [hint.replace("{}", shlex.quote(str(folder / name)))]))
+        files = [File(PAGE, None, "report"), *(file for file in report.files if file.label)]
+        for label, group in itertools.groupby(files, lambda file: file.label):
+            first, *others = group
+            path = folder / first.name
+            if others:
+                say(f"{label:{report.margin}}{', '.join(map(str, (path, *(folder / each.name for each in others))))}")
+            else:
+                say_file(f"{label:{report.margin}}", path)
+            say(*filter(None, [first.hint.replace("{}", shlex.quote(str(path)))]))
     for line in report.closing:
         say_command(f"{line.label:{report.margin}}", line.text) if isinstance(line, Code) else say(line)
 

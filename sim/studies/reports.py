@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from reports.document import Report
-from reports.pages.run_page import run_report
 from sim.results.run_directory.store import RunData
 from sim.studies.plan.findings import is_plan
 from sim.studies.plan.report import plan_report
+from sim.studies.run.report import run_report
 from sim.studies.training.remedy_report import is_priced, remedies_report
 
 

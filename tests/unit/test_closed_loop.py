@@ -9,7 +9,6 @@ import pytest
 from scenario_samples import base
 from strategies import build, fixed_time
 
-from reports.pages.method import _traffic
 from reports.tables.metric_tables import traffic_sentence
 from sim.errors import InputError
 from sim.results.pairs import same_draws, same_requests
@@ -20,6 +19,7 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.plan.screen import screen
 from sim.studies.plan.what_if import _traffic as traffic_changes
+from sim.studies.run.method import _traffic
 from sim.world.build import build_world
 
 __all__ = ["base"]  # a fixture, used by its name

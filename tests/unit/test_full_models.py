@@ -10,7 +10,6 @@ import pytest
 from strategies import build, write_file, write_profile
 
 from reports.answers.bottleneck import limits
-from reports.pages.method import assumed, modelled
 from reports.tables.change_tables import replicas_table
 from reports.tables.metric_tables import capacity_table
 from reports.text.limit_text import limit_sentence
@@ -26,6 +25,7 @@ from sim.studies.execution import Execution
 from sim.studies.plan.screen import screen
 from sim.studies.plan.study import make_plan
 from sim.studies.plan.what_if import changes
+from sim.studies.run.method import assumed, modelled
 from sim.traffic.adapters import SHAPES, model_tensors, populate
 from sim.world.build import build_world
 from sim.world.replication import simulate

@@ -19,13 +19,13 @@ def report(
 
     Example: loraplan report runs/quickstart
     """
-    from reports.pages.run_page import write_report
+    from reports.render.html import write
     from sim.results.run_directory.store import blamed_on, read_run
     from sim.studies.reports import report_of
 
     with blamed_on(run_directory):
         data = read_run(run_directory)
-        page = write_report(data, report_of(data))
+        page = write(report_of(data), run_directory)
     if data.manifest.get("status") != "finished":
         done = f"{len(data.points)} of {data.manifest.get('points_total', '?')} points"
         plan = data.manifest.get("kind") == "plan"

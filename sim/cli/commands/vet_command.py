@@ -111,7 +111,7 @@ def _price(
     found: tuple[Vetted, ...], scenario: str, set_: list[str], *, confined: bool, quiet: bool
 ) -> PricedRemedies | None:
     """Simulate what the remedies change, and write the run directory with its report."""
-    from reports.pages.run_page import write_report
+    from reports.render.html import write
     from sim.results.run_directory.store import read_run
     from sim.spec.scenario_file import load_scenario
     from sim.studies.execution import Execution
@@ -123,7 +123,7 @@ def _price(
         priced = price_remedies(found, loaded, None, Execution(command=command_line(), on_progress=progress))
     if priced is not None:
         data = read_run(priced.path)
-        write_report(data, remedies_report(data))
+        write(remedies_report(data), priced.path)
     return priced
 
 
@@ -137,7 +137,7 @@ def _priced_json(priced: PricedRemedies | None) -> dict[str, Any] | None:
 
 def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
     """Print what the fleet pays: an answer, and a table for each remedy."""
-    from reports.pages.run_page import FILE
+    from reports.render.html import PAGE
     from sim.results.run_directory.store import read_run
     from sim.studies.training.remedy_report import cures_answer, remedy_tables
 
@@ -152,7 +152,7 @@ def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
         print_rich(rich_table(table))
         say(table.note)
     say("")
-    say_file("report  ", priced.path / FILE)
+    say_file("report  ", priced.path / PAGE)
     for warning in priced.point.warnings:
         message(f"note: {warning}", quiet)
 

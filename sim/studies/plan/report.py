@@ -8,13 +8,13 @@ from reports.answers.verdicts import main_metric
 from reports.axes import make_axis
 from reports.document import Code, File, Heading, Note, Opening, Part, Report, Section
 from reports.formatting import likelihood, metric_words, percent, read_terms, show
-from reports.pages.run_page import points_report
 from reports.table import Table
 from reports.text.metric_text import capital
 from reports.text.setup_text import setup_line
 from sim.results.verdict import MET, NOT_MET, verdict_word
 from sim.studies.plan.effects import tornado_chart, what_if_table
 from sim.studies.plan.findings import RECOMMENDED, PlanReading, plan_answer
+from sim.studies.run.report import points_report
 
 if TYPE_CHECKING:
     from reports.text.answer_text import Answer

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from reports.answers.verdicts import main_metric
 from reports.document import Report, Section
 from reports.formatting import metric_words, read_terms, show
-from reports.pages.run_page import points_report
 from reports.table import Table
 from reports.text.answer_text import Answer, answer
 from reports.text.metric_text import capital, with_interval
@@ -20,6 +19,7 @@ from sim.results.run_directory.study_records import RemedyRow
 from sim.results.verdict import MET, NOT_MET, verdict
 from sim.spec.units import human_bytes
 from sim.studies.plan.effects import tornado_chart, what_if_cell
+from sim.studies.run.report import points_report
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData

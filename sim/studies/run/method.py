@@ -254,3 +254,14 @@ def state_note(manifest: Mapping[str, Any]) -> str:
     if manifest.get("kind") == "plan":
         return f"This plan {what} and has no answer yet. What it has simulated is kept: the same command goes on."
     return f"This run {what}: {done} of {total} points are finished, and only those are shown."
+
+
+def assumed_note(manifest: Mapping[str, Any]) -> str:
+    """Return what costs that were not measured are good for; empty where they were."""
+    if not is_assumed(manifest):
+        return ""
+    name = _part(manifest, "profile").get("name", "")
+    return (
+        f"Step, load and memory costs come from the profile {name}, whose numbers are assumed, not measured. "
+        "Use them to compare designs, not to predict times on your GPU; for that, calibrate a profile."
+    )

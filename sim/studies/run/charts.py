@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from reports.answers.change_findings import is_changed
-from reports.answers.findings import varies
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, point_words, spread
 from reports.charts.change_charts import impact_chart, moments_chart, version_chart
 from reports.charts.heat_maps import Facet, heat_chart
 from reports.charts.latency_charts import breakdown_chart, breakdown_sweep_chart, cdf_chart
 from reports.charts.svg import SERIES, Chart
-from reports.charts.sweep_charts import LATENCIES, RATIOS, family_chart, has_values, latency_chart, ratio_chart
+from reports.charts.sweep_charts import (
+    LATENCIES,
+    RATIOS,
+    family_chart,
+    has_values,
+    latency_chart,
+    ratio_chart,
+    varies,
+)
 from reports.charts.timeline_chart import timeline_chart
 from sim.results.point import Point
 
