@@ -12,8 +12,6 @@ from enum import IntEnum, auto
 from reports.answers.bottleneck import Evidence, limits
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import metric_words, show
-from reports.text.held_back_text import held_back_sentences
-from reports.text.impact_text import change_sentences, impact_headline, placement_sentences, scaling_sentences
 from reports.text.limit_text import (
     fails_today,
     headroom_sentences,
@@ -37,6 +35,13 @@ from sim.results.verdict import (
     is_overloaded,
     met_probability,
     verdict,
+)
+from sim.studies.changes.findings import (
+    change_sentences,
+    held_back_sentences,
+    impact_headline,
+    placement_sentences,
+    scaling_sentences,
 )
 
 
