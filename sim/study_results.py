@@ -132,14 +132,10 @@ class Results:
         return write(self.document(), self.path)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: the answer, and the numbers behind it."""
-        from reports.axes import make_axes
-        from reports.pages.notebook import snippet
-        from reports.tables.metric_tables import metrics_table, terminal_table
+        """Return what a notebook shows: the answer and a table, as a terminal shows them."""
+        from reports.render.html import snippet
 
-        points = self.points
-        table = terminal_table(points, make_axes(points), self._terms) if len(points) > 1 else metrics_table(points[0])
-        return snippet(self.data.manifest.get("name", ""), self.answer, table, points)
+        return snippet(self.document(every=True))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.data.manifest.get('name')}: {self.answer.headline}>"
@@ -180,16 +176,6 @@ class PlanResults(Results):
         from sim.studies.plan.report import plan_report
 
         return plan_report(self.data)
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: the answer, and the designs to choose from."""
-        from reports.pages.notebook import snippet
-        from sim.studies.plan.findings import PlanReading
-        from sim.studies.plan.report import frontier_table, search_table
-
-        read = PlanReading(self.data)
-        table = frontier_table(read) or search_table(read)
-        return snippet(self.data.manifest.get("name", ""), self.answer, table, [read.chosen])
 
     @property
     def looks(self) -> pd.DataFrame:
