@@ -242,7 +242,7 @@ def deployment_of(**changed: Any) -> Deployment:
         gpu="NVIDIA H100",
         router="random",
         lora=True,
-        adapters=(),
+        adapters={},
         run=run,
         remarks=(),
     )

@@ -63,13 +63,13 @@ def test_a_plan_for_the_one_tenant_is_that_for_the_fleet(tmp_path: Path) -> None
     """Whose SLO it is changes no verdict, no probability and no simulation."""
     fleet = make_plan(load(tmp_path, SCENARIO + FLEET), tmp_path / "fleet")
     tenant = make_plan(load(tmp_path, SCENARIO + ALL), tmp_path / "tenant")
-    assert tenant.answer == fleet.answer
+    assert tenant.record.answer == fleet.record.answer
     assert tenant.record.grades == fleet.record.grades
     assert [entry.score for entry in tenant.record.looks] == [entry.score for entry in fleet.record.looks]
     assert [split_term(entry.term) for entry in tenant.record.looks] == [
         ("all", entry.term) for entry in fleet.record.looks
     ]
-    assert tenant.simulated_requests == fleet.simulated_requests
+    assert tenant.record.simulated_requests == fleet.record.simulated_requests
 
 
 def test_the_headroom_of_the_one_tenant_is_that_of_the_fleet(tmp_path: Path) -> None:

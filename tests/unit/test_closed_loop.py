@@ -104,7 +104,7 @@ def test_designs_are_compared_request_by_request(point: Point) -> None:
 def test_formulas_know_no_loads_and_what_if_varies_the_clients() -> None:
     world = build_world(loop(4))
     found = screen(world)
-    assert (found.loader_load, found.gpu_load, found.hopeless) == (None, None, False)
+    assert (found.loader_load, found.gpu_load) == (None, None)
     assert found.miss_ratio > 0.5
     assert [(change.label, change.set) for change in traffic_changes(world.scenario)] == [
         ("twice the clients", {"workload.arrivals.concurrency": 8}),

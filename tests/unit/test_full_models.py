@@ -252,7 +252,7 @@ def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
         "plan: {minimize: price, range: [1, 2], fleets: [{name: a, price: 3, gpus: 2}]}\n"
     )
     planned = make_plan(load_scenario(str(path)), tmp_path / "out", Execution(Local(1)))
-    assert planned.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3, "gpus": (1 + 2) * 2}
+    assert planned.record.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3, "gpus": (1 + 2) * 2}
     assert planned.record.fleets[0].full_replicas == 2
     assert planned.record.full_replicas == 2
 

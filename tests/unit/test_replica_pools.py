@@ -226,8 +226,8 @@ def test_a_plan_finds_the_cheapest_mix(tmp_path: Path) -> None:
         path = tmp_path / f"plan-{small}.yaml"
         path.write_text(text.replace("price: 1 USD/h", f"price: {small} USD/h") + question)
         planned = make_plan(load_scenario(str(path)), tmp_path / small, Execution(Local(1)))
-        assert tuple(planned.answer.values()) == answer
-        (row,) = [row for row in planned.record.frontier if row.set == planned.answer]
+        assert tuple(planned.record.answer.values()) == answer
+        (row,) = [row for row in planned.record.frontier if row.set == planned.record.answer]
         assert row.price == total
         found = plan_answer(read_run(tmp_path / small))
         assert f"for ${total:.0f} an hour: the cheapest mix that meets the SLO" in found.headline

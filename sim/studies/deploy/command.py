@@ -27,33 +27,28 @@ class Manifests:
     emissions: tuple[Emission, ...] = ()
     adapters: Path | None = None
 
-    def write(self, scenario: Scenario, data: RunData, point: Point) -> list[tuple[str, Path]]:
-        """Write them and return kinds and files.
+    def write_and_say(self, scenario: Scenario, data: RunData, point: Point, *, json: bool, quiet: bool) -> None:
+        """Write them and print their files; with ``--json`` these are messages.
 
         :param scenario: of the point.
         """
         if not self.emissions:
-            return []
+            return
+        from sim.spec.engine_flags.command_lines import MODEL, served_model
         from sim.studies.deploy.deployment import list_adapters, make_deployment
         from sim.studies.deploy.emission import check_emission, emit
 
-        adapters = [] if self.adapters is None else list_adapters(self.adapters, scenario)
+        adapters = {} if self.adapters is None else list_adapters(self.adapters, scenario)
         for each in self.emissions:
             check_emission(each, scenario)
         deployment = make_deployment(scenario, data, point, adapters)
-        return [(each.kind, file) for each in self.emissions for file in emit(each, deployment)]
-
-    def write_and_say(self, scenario: Scenario, data: RunData, point: Point, *, json: bool, quiet: bool) -> None:
-        """Write them and print their files; with ``--json`` these are messages."""
-        from sim.spec.engine_flags.command_lines import MODEL, served_model
-
-        written = self.write(scenario, data, point)
-        for kind, file in written:
+        # All are written before any is named.
+        for kind, file in [(each.kind, file) for each in self.emissions for file in emit(each, deployment)]:
             if json:
                 message(f"{kind}: {file}", quiet)
             else:
                 say_file(f"{kind:<9} ", file)
-        if written and served_model(scenario) == MODEL:
+        if served_model(scenario) == MODEL:
             message(f"note: replace {MODEL} there with the base model's repository or path", quiet)
 
 

@@ -32,7 +32,6 @@ from sim.training.files.census import take_census
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
-    from sim.spec.profile import Profile
     from sim.spec.scenario import Scenario
     from sim.spec.sections.autoscaling import Autoscale
 
@@ -100,19 +99,8 @@ MOST_LISTED = 1000
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
-@dataclass(frozen=True, slots=True)
-class ListedAdapter:
-    """An adapter by the name that requests give it.
-
-    :ivar folder: where it is, relative to the folder of all adapters.
-    """
-
-    name: str
-    folder: str
-
-
-def list_adapters(folder: Path, scenario: Scenario) -> list[ListedAdapter]:
-    """Return the adapters of a folder, each named after its own folder.
+def list_adapters(folder: Path, scenario: Scenario) -> dict[str, str]:
+    """Return the adapters of a folder by the names that requests give them, each with its own folder in there.
 
     :raises InputError: if one can't be read, has a name that command lines can't hold or a larger rank than was
         simulated, or their number is not the one that was simulated.
@@ -139,7 +127,9 @@ def list_adapters(folder: Path, scenario: Scenario) -> list[ListedAdapter]:
             hint="leave --adapters out and load them while the server runs",
         )
     limit = largest_rank(Replica(scenario))
+    found = {}
     for entry in census.entries:
+        name = folder.resolve().name if entry.folder == "." else entry.folder
         if max(entry.ranks, default=0) > limit:
             raise InputError(
                 "an adapter has a larger rank than was simulated",
@@ -148,7 +138,7 @@ def list_adapters(folder: Path, scenario: Scenario) -> list[ListedAdapter]:
                 allowed=f"up to {limit} (adapters.rank)",
                 hint=f"--set adapters.rank={max(entry.ranks)}",
             )
-        if _ADAPTER_NAME.fullmatch(_name(entry.folder, folder)) is None:
+        if _ADAPTER_NAME.fullmatch(name) is None:
             raise InputError(
                 "an adapter's folder has a name that command lines can't hold",
                 key=key,
@@ -156,11 +146,8 @@ def list_adapters(folder: Path, scenario: Scenario) -> list[ListedAdapter]:
                 allowed="letters, digits, dots, dashes and underscores, a letter or digit first",
                 hint="rename the folder",
             )
-    return [ListedAdapter(_name(entry.folder, folder), entry.folder) for entry in census.entries]
-
-
-def _name(below: str, root: Path) -> str:
-    return root.resolve().name if below == "." else below
+        found[name] = entry.folder
+    return found
 
 
 PORT = 8000
@@ -236,7 +223,7 @@ class Deployment:
     :ivar engine: ``vLLM`` or ``SGLang``; ``release``: the version whose rules were simulated.
     :ivar command: starts one replica. ``model``: in place of ``MODEL``; that itself if the scenario names none.
     :ivar gpus: of one replica; ``gpus_key``: the key they follow from; ``gpu``: as its driver calls it.
-    :ivar adapters: those to register at the start; empty: all are loaded while the server runs.
+    :ivar adapters: names and folders of those to register at the start; empty: all are loaded while the server runs.
     :ivar remarks: what the simulated fleet has and no manifest can say.
     :ivar autoscale: what scales the fleet; None: there are always ``replicas``.
     """
@@ -252,7 +239,7 @@ class Deployment:
     gpu: str
     router: str
     lora: bool
-    adapters: tuple[ListedAdapter, ...]
+    adapters: Mapping[str, str]
     run: RunReference
     remarks: tuple[str, ...]
     autoscale: Autoscale | None = None
@@ -311,7 +298,7 @@ class Deployment:
             for option in self.command.options
         ]
         if self.adapters:
-            named = [f"{each.name}={adapters_in}/{each.folder}".removesuffix("/.") for each in self.adapters]
+            named = [f"{name}={adapters_in}/{folder}".removesuffix("/.") for name, folder in self.adapters.items()]
             found.append(([self.server.adapters_option, *named], "from --adapters"))
         return found
 
@@ -380,9 +367,7 @@ def engine_of(scenario: Scenario) -> str:
     return engine
 
 
-def make_deployment(
-    scenario: Scenario, data: RunData, point: Point, adapters: Sequence[ListedAdapter] = ()
-) -> Deployment:
+def make_deployment(scenario: Scenario, data: RunData, point: Point, adapters: Mapping[str, str]) -> Deployment:
     """Return what starts the fleet of a point.
 
     :param scenario: of the point.
@@ -397,6 +382,10 @@ def make_deployment(
     release = release_of(scenario.fleet.engine)
     assert gpu is not None, "checked"
     assert release is not None, "engines with a command line have versions"
+    gpus = gpus_per_replica(scenario, profile)
+    spread = f"the options that spread a replica over its {gpus} GPUs"
+    # Of one replica: manifests say how many there are.
+    one = scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"replicas": 1, "autoscale": None})})
     return Deployment(
         name=scenario.name,
         engine=command.engine,
@@ -404,27 +393,16 @@ def make_deployment(
         command=command,
         model=served_model(scenario),
         replicas=scenario.fleet.replicas,
-        gpus=gpus_per_replica(scenario, profile),
+        gpus=gpus,
         gpus_key="fleet.tensor_parallel" if scenario.fleet.gpus_per_replica is None else "fleet.gpus_per_replica",
         gpu=gpu.label,
         router=scenario.router.policy,
         lora=not scenario.adapters.base_alone,
-        adapters=tuple(adapters),
+        adapters=adapters,
         run=_reference(scenario, data, point),
         autoscale=scenario.fleet.autoscale,
-        remarks=(*beyond_flags(_one_replica(scenario)), *_spread(scenario, profile)),
+        remarks=(*beyond_flags(one), *([] if gpus == profile.tensor_parallel else [spread])),
     )
-
-
-def _spread(scenario: Scenario, profile: Profile) -> list[str]:
-    """Return what the command lacks where the profile stands for a replica of more GPUs than it has."""
-    gpus = gpus_per_replica(scenario, profile)
-    return [] if gpus == profile.tensor_parallel else [f"the options that spread a replica over its {gpus} GPUs"]
-
-
-def _one_replica(scenario: Scenario) -> Scenario:
-    """Return the scenario of one replica: manifests say how many there are."""
-    return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"replicas": 1, "autoscale": None})})
 
 
 def _reference(scenario: Scenario, data: RunData, point: Point) -> RunReference:

@@ -116,23 +116,18 @@ def gpu_setting(name: str) -> Setting:
     :raises InputError: for an unknown GPU.
     """
     from sim.spec.engine_flags.command_reading import Setting
-
-    return Setting("fleet.gpu", _gpu(name), "--gpu")
-
-
-def _gpu(name: str) -> str:
     from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 
     found = gpu_named(name)
     if found is None:
         raise InputError("unknown GPU", key="--gpu", got=name, allowed=", ".join(GPUS), hint=unknown_gpu_hint(name))
-    return found.name
+    return Setting("fleet.gpu", found.name, "--gpu")
 
 
 def _served_model(options: InitOptions) -> str:
     """Return the base model that a command line or a manifest serves; empty: none says it."""
     from sim.spec.engine_flags.command_reading import read_command
-    from sim.studies.init.manifests import read_manifest
+    from sim.studies.init.draft import read_manifest
 
     if options.from_manifest is not None:
         return read_command(read_manifest(options.from_manifest)[0].words).model
@@ -180,7 +175,7 @@ def _add_adapters(draft: Draft, folder: Path) -> None:
 
 def _add_manifest(draft: Draft, file: Path) -> None:
     from sim.spec.engine_flags.command_reading import Setting, read_command
-    from sim.studies.init.manifests import read_manifest
+    from sim.studies.init.draft import read_manifest
 
     first, *others = read_manifest(file)
     draft.add_command(read_command(first.words))

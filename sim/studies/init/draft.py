@@ -1,18 +1,25 @@
-"""Drafts a scenario from settings with their origin, and leaves out those that can't be simulated, with the reason."""
+"""Drafts a scenario from settings with their origin, and leaves out those that can't be simulated, with the reason.
+
+Finds the command line of an engine in a Kubernetes manifest, or in values of the vLLM production stack's chart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sim.errors import InputError, SeveralErrors
+from sim.reading import read_regular
 from sim.results.run_directory.result_files import write_text
-from sim.spec.engine_flags.command_reading import EngineCommand, Setting
+from sim.spec.engine_flags.command_reading import EngineCommand, Setting, starts_engine
 from sim.spec.engine_versions import nearest_version, release_of
 from sim.spec.engines import batch_limits
 from sim.spec.files.yaml_tree import flow_text
-from sim.spec.gpus import DEFAULT_GPU
+from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.profile_choice import DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
 from sim.studies.sweep import check_points
@@ -30,7 +37,9 @@ _ADAPTERS = (Setting("adapters.count", 100, EXAMPLE), Setting("adapters.rank", 1
 _GOALS = (Setting("slo.ttft_p99", "1 s", EXAMPLE),)
 _BATCH_KEYS = ("max_num_seqs", "max_num_batched_tokens")
 _LARGER_SHARE_FROM = (0, 25)
-_MOST_TRIES = 8
+MANIFEST_BYTES = 4 << 20
+"""Bytes of a manifest, at most."""
+_DEEPEST = 40
 
 
 @dataclass(slots=True)
@@ -109,7 +118,6 @@ class Draft:
 
 
 def _memory_share(engine: str) -> Setting:
-    """Return the share of the GPU's memory that a version of vLLM takes where its command line doesn't say."""
     larger = tuple(map(int, (release_of(engine) or "0").split(".")[:2])) >= _LARGER_SHARE_FROM
     said = f"the default of vllm serve {'from 0.25 on' if larger else 'before 0.25'}"
     return Setting("fleet.gpu_memory_utilization", 0.92 if larger else 0.9, said)
@@ -122,22 +130,24 @@ def write_draft(draft: Draft, path: Path) -> list[str]:
     """
     draft.complete()
     refused: dict[str, str] = {}
-    for _ in range(_MOST_TRIES):
+    hopeless: list[str] = []
+    while not hopeless:
         write_text(path, scenario_text(draft, refused))
         try:
             check_points(load_scenario(str(path), []))
         except InputError as error:
-            first = error.errors[0] if isinstance(error, SeveralErrors) else error
-            key = next((key for key in _named(first) if key in draft.settings and key not in refused), None)
-            if key is None:
-                return [
-                    *_notes(draft, refused),
-                    f"the scenario is written, but can't be simulated as it stands: {error}",
-                ]
-            refused[key] = "; ".join(part for part in (first.problem, first.hint) if part)
+            several = error.errors if isinstance(error, SeveralErrors) else [error]
+            # One setting at a time: without it, what else was wrong may be right.
+            pairs = ((key, each) for each in several for key in _named(each))
+            key, found = next((pair for pair in pairs if pair[0] in draft.settings.keys() - refused), ("", error))
+            if key:
+                refused[key] = "; ".join(part for part in (found.problem, found.hint) if part)
+            else:
+                hopeless.append(f"the scenario is written, but can't be simulated as it stands: {error}")
         else:
             break
-    return _notes(draft, refused)
+    left_out = [f"left out {key} ({draft.settings[key].said}): {why}" for key, why in refused.items()]
+    return [*draft.comments, *left_out, *hopeless]
 
 
 def scenario_text(draft: Draft, refused: dict[str, str]) -> str:
@@ -163,7 +173,6 @@ def scenario_text(draft: Draft, refused: dict[str, str]) -> str:
 
 
 def _yaml(settings: Sequence[Setting], refused: dict[str, str]) -> Iterator[str]:
-    """Yield the lines below a section; keys of one table stand together."""
     above: tuple[str, ...] = ()
     for setting in sorted(settings, key=lambda each: each.key.split(".")[1:-1]):
         _, *tables, last = setting.key.split(".")
@@ -195,10 +204,125 @@ def _named(error: InputError) -> Iterator[str]:
         yield key
 
 
-def _notes(draft: Draft, refused: dict[str, str]) -> list[str]:
-    left_out = [f"left out {key} ({draft.settings[key].said}): {why}" for key, why in refused.items()]
-    return [*draft.comments, *left_out]
-
-
 def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+# Manifests: what they say of an engine.
+
+
+@dataclass(frozen=True, slots=True)
+class FoundEngine:
+    """What a manifest says of an engine.
+
+    :ivar words: its command line.
+    :ivar replicas: how many there are; None: it doesn't say.
+    :ivar gpu: the GPU that it asks for, as ``fleet.gpu`` has it; None: it doesn't say, or none of ours.
+    """
+
+    words: tuple[str, ...]
+    replicas: int | None
+    gpu: str | None
+
+
+def read_manifest(file: Path) -> list[FoundEngine]:
+    """Return every engine that a manifest starts.
+
+    :raises InputError: if it is no YAML, or starts none.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        text = read_regular(file, MANIFEST_BYTES).decode("utf-8")
+        documents = list(YAML(typ="safe", pure=True).load_all(text))
+    except OSError as error:
+        raise InputError("the manifest can't be read", file=str(file), got=error.strerror or str(error)) from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        hint = "a chart's templates are no YAML: give its values, or what helm template prints"
+        raise InputError("not YAML", file=str(file), got=str(error).split("\n")[0], hint=hint) from None
+    found = [each for document in documents for each in _engines_in(document, None, _gpu(document), 0)]
+    if not found:
+        raise InputError(
+            "no container starts vLLM or SGLang",
+            file=str(file),
+            allowed="command and args of a container, or vllmConfig of the vLLM production stack's values",
+        )
+    return found
+
+
+def _engines_in(value: Any, replicas: int | None, gpu: str | None, depth: int) -> Iterator[FoundEngine]:
+    if depth > _DEEPEST:
+        return
+    if isinstance(value, list):
+        for each in value:
+            yield from _engines_in(each, replicas, gpu, depth + 1)
+    if not isinstance(value, Mapping):
+        return
+    count = value.get("replicas", value.get("replicaCount"))
+    replicas = count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else replicas
+    is_chart = "modelURL" in value or isinstance(value.get("vllmConfig"), Mapping)
+    words = _chart_words(value) if is_chart else _container_words(value)
+    if starts_engine(words):
+        yield FoundEngine(tuple(words), replicas, _gpu(value) or gpu)
+        return
+    for each in value.values():
+        yield from _engines_in(each, replicas, gpu, depth + 1)
+
+
+def _container_words(container: Mapping[str, Any]) -> list[str]:
+    # A script of a shell is split.
+    if not ("command" in container or "args" in container):
+        return []
+    words = [container["image"]] if isinstance(container.get("image"), str) else []
+    for key in ("command", "args"):
+        part = container.get(key)
+        for word in [part] if isinstance(part, str) else part if isinstance(part, list) else []:
+            text = str(word)
+            words += _split(text) if re.search(r"\s", text) and "--" in text else [text]
+    return words
+
+
+def _chart_words(spec: Mapping[str, Any]) -> list[str]:
+    """Return the command line that the chart of the vLLM production stack makes of a model's values.
+
+    Source: ``helm/templates/deployment-vllm-multi.yaml`` of vllm-project/production-stack. Unless the values enable it,
+    it turns prefix caching off.
+    """
+    image = [f"{spec['repository']}:{spec['tag']}"] if "repository" in spec and "tag" in spec else []
+    words = [*image, "vllm", "serve", str(spec.get("modelURL", ""))]
+    if spec.get("enableLoRA") is True:
+        words.append("--enable-lora")
+    config = spec.get("vllmConfig")
+    if not isinstance(config, Mapping):
+        return words
+    for key, value in {"enablePrefixCaching": False, **config}.items():
+        if key == "extraArgs" and isinstance(value, list):
+            words += [str(word) for word in value]
+        elif value is True or value is False:
+            words.append(f"--{'' if value else 'no-'}{_dashed(str(key))}")
+        elif isinstance(value, (str, int, float)) and key not in ("v0", "v1", "hf_token"):
+            words.append(f"--{_dashed(str(key))}={value}")
+    return words
+
+
+def _dashed(key: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", key).lower()
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text.replace("\\\n", " "), comments=True)
+    except ValueError:
+        return text.split()
+
+
+def _gpu(value: Any, depth: int = 0) -> str | None:
+    """Return the first GPU of ours that a node selector, an affinity or a chart's value names."""
+    if isinstance(value, str):
+        known = gpu_named(value)
+        return None if known is None else known.name
+    if depth > _DEEPEST or not isinstance(value, (Mapping, list)):
+        return None
+    parts = value.values() if isinstance(value, Mapping) else value
+    return next((found for each in parts if (found := _gpu(each, depth + 1))), None)

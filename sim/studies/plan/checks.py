@@ -147,18 +147,14 @@ def _check_axis(loaded: LoadedScenario, plan: Plan, axes: list[Variable], axis: 
         )
     if len(possible) != 1 or not refused or len({error.problem for error in refused}) > 1:
         return
-    if possible[0].scenario == loaded.with_values(fixed).scenario:
-        raise _with_tenants_rate(refused[0], loaded, axis.key)
-
-
-def _with_tenants_rate(error: ScenarioError, loaded: LoadedScenario, key: str) -> ScenarioError:
-    """Return the error with the key to plan for where rates of tenants fix that of the traffic."""
-    rated = next((tenant for tenant in loaded.scenario.tenants if tenant.rate is not None), None)
-    if key == _RATE and rated is not None:
-        place = loaded.scenario.tenants.index(rated)
-        own = f"tenants.{place}.rate"
+    if possible[0].scenario != loaded.with_values(fixed).scenario:
+        return
+    error = refused[0]
+    rated = next((place for place, tenant in enumerate(loaded.scenario.tenants) if tenant.rate is not None), None)
+    if axis.key == _RATE and rated is not None:  # the rates of tenants fix that of the traffic
+        own = f"tenants.{rated}.rate"
         error.hint = f"plan for the rate of a tenant, such as {own}, or give the tenants shares, which divide any rate"
-    return error
+    raise error
 
 
 def check_terms(loaded: LoadedScenario) -> None:

@@ -84,7 +84,7 @@ def plan(
         data = read_run(planned.path)
         finish(plan_report(data), planned.path, as_json=options.json, quiet=quiet)
     say_notes([planned.point], quiet)
-    if not planned.feasible:
+    if not planned.record.feasible:
         if manifests.emissions:
             message("note: nothing is emitted, because nothing meets the SLO", quiet)
         raise typer.Exit(NONE_MEETS)

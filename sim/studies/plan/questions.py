@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from sim.results.run_directory.study_records import FleetRecord
@@ -49,20 +48,23 @@ class SearchResult:
     frontier: list[PlanDesign] = field(default_factory=list)
 
 
-class _FixedValues:
-    """The values that all designs of one search share.
+Along = Callable[[int], PlanDesign]
+"""The designs along a variable, by the place of its value."""
+
+
+def _along(
+    axis: Variable, evaluator: DesignEvaluator, fixed: Mapping[str, Any], named: Mapping[str, Any] | None = None
+) -> Along:
+    """Return the designs along a variable that share some values.
 
     :param named: the values that tables show instead, if others.
     """
 
-    def __init__(self, fixed: Mapping[str, Any], named: Mapping[str, Any] | None = None) -> None:
-        self.set = fixed
-        self._name = fixed if named is None else named
-
-    def design(self, evaluator: DesignEvaluator, axis: Variable, index: int) -> PlanDesign:
-        """Return the design with these values and one more."""
+    def design(index: int) -> PlanDesign:
         own = {axis.key: axis.values[index]}
-        return evaluator.design({**self.set, **own}, {**self._name, **own})
+        return evaluator.design({**fixed, **own}, {**(fixed if named is None else named), **own})
+
+    return design
 
 
 def search(plan: Plan, axes: list[Variable], evaluator: DesignEvaluator) -> SearchResult:
@@ -70,28 +72,23 @@ def search(plan: Plan, axes: list[Variable], evaluator: DesignEvaluator) -> Sear
     if plan.keys == (PRICE,):
         return _cheapest(plan, axes[0], evaluator)
     if len(axes) == 1:
-        return _one(axes[0], evaluator, _FixedValues({}))
-    prices = _prices_of_mix(axes, evaluator)
-    if prices:
-        return _cheapest_mix(axes[0], axes[1], prices, evaluator)
+        return _one(axes[0], evaluator, _along(axes[0], evaluator, {}))
+    largest = evaluator.design({axis.key: axis.values[-1] for axis in axes})
+    prices = replica_prices(largest.loaded.scenario)
+    if all(axis.key in prices for axis in axes):  # replicas of two pools
+        return _cheapest_mix(axes[0], axes[1], tuple(prices[axis.key] for axis in axes), evaluator)
     return _two(axes[0], axes[1], evaluator)
 
 
-def _searching(axis: Variable, evaluator: DesignEvaluator, fixed: _FixedValues, start: int | None = None) -> Search:
-    def evaluate(index: int, effort: int) -> Judgement:
-        return evaluator.evaluate(fixed.design(evaluator, axis, index), effort)
-
+def _searching(axis: Variable, evaluator: DesignEvaluator, at: Along, start: int | None = None) -> Search:
     count = len(axis.values)
     if start is None:
-        start = _start(count, partial(fixed.design, evaluator, axis), evaluator.terms)
-    return Search(count, evaluate, EFFORTS, start)
+        start = _start(count, at, evaluator.terms)
+    return Search(count, lambda index, effort: evaluator.evaluate(at(index), effort), EFFORTS, start)
 
 
-def _one(
-    axis: Variable, evaluator: DesignEvaluator, fixed: _FixedValues, searching: Search | None = None
-) -> SearchResult:
-    edge = (searching or _searching(axis, evaluator, fixed)).run()
-    at = partial(fixed.design, evaluator, axis)
+def _one(axis: Variable, evaluator: DesignEvaluator, at: Along, searching: Search | None = None) -> SearchResult:
+    edge = (searching or _searching(axis, evaluator, at)).run()
     beyond = None
     if edge.answer is not None and edge.answer + 1 < len(axis.values):
         beyond = at(edge.answer + 1)
@@ -110,8 +107,8 @@ def _two(outer: Variable, inner: Variable, evaluator: DesignEvaluator) -> Search
     searches: dict[int, Search] = {}
     last: list[int] = []  # where inner searches last found a hopeful value
 
-    def fixing(index: int) -> _FixedValues:
-        return _FixedValues({outer.key: outer.values[index]})
+    def fixing(index: int) -> Along:
+        return _along(inner, evaluator, {outer.key: outer.values[index]})
 
     def evaluate(index: int, effort: int) -> Judgement:
         if index not in searches:
@@ -126,14 +123,12 @@ def _two(outer: Variable, inner: Variable, evaluator: DesignEvaluator) -> Search
     result = _one(inner, evaluator, fixing(chosen), searches[chosen])
     if found.answer is not None and found.before >= 0:
         judgements = searches[found.before].judgements
-        result.other_edge = fixing(found.before).design(
-            evaluator, inner, min(judgements, key=lambda i: judgements[i].score)
-        )
+        result.other_edge = fixing(found.before)(min(judgements, key=lambda i: judgements[i].score))
     for index in found.doubtful:
         judged = searches[index].judgements
         unclear = [i for i, each in judged.items() if each.word == UNCLEAR]
         likeliest = sorted(unclear, key=lambda i: -judged[i].probability)
-        result.doubtful += [fixing(index).design(evaluator, inner, i) for i in likeliest[:1]]
+        result.doubtful += [fixing(index)(i) for i in likeliest[:1]]
     result.frontier = [*result.doubtful, *([] if result.answer is None else [result.answer])]
     if result.answer is not None:
         enough = inner.values.index(result.answer.set[inner.key])
@@ -149,7 +144,7 @@ def _two(outer: Variable, inner: Variable, evaluator: DesignEvaluator) -> Search
 
 def _smallest(axis: Variable, evaluator: DesignEvaluator, fixed: dict[str, Any], start: int) -> PlanDesign | None:
     """Return the design with the first value that meets the SLO, or seems to, as far as little effort shows."""
-    at = partial(_FixedValues(fixed).design, evaluator, axis)
+    at = _along(axis, evaluator, fixed)
     edge = Search(len(axis.values), lambda index, effort: evaluator.evaluate(at(index), effort), STEER + 1, start).run()
     likely = [i for i in (*edge.doubtful, edge.answer) if i is not None and edge.judgements[i].hopeful]
     return at(min(likely)) if likely else None
@@ -164,8 +159,9 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
     doubtful: list[PlanDesign] = []
     for fleet in plan.fleets:
         given = {} if fleet.gpus is None else {"fleet.gpus_per_replica": fleet.gpus}
-        fixed = _FixedValues({**fleet.set, **given, "fleet.price": fleet.price}, {"fleet": fleet.name})
-        first = fixed.design(evaluator, replicas, 0)
+        fixed = {**fleet.set, **given, "fleet.price": fleet.price}
+        named = {"fleet": fleet.name}
+        first = _along(replicas, evaluator, fixed, named)(0)
         gpus = gpus_of_replica(fleet, first.loaded)
         each = fleet.price * gpus
         rows.append(FleetRecord(fleet.name, fleet.price, gpus, word="dearer with its first replica"))
@@ -173,7 +169,7 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
         affordable = Variable(replicas.key, tuple(n for n in replicas.values if (n + full) * each < least))
         if not affordable.values:
             continue
-        found = _one(affordable, evaluator, fixed)
+        found = _one(affordable, evaluator, _along(affordable, evaluator, fixed, named))
         doubtful += found.doubtful
         nearest = found.best if nearest is None or _score(found.best) < _score(nearest) else nearest
         if found.answer is None:
@@ -190,14 +186,6 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
         best = SearchResult(None, nearest)
     best.doubtful, best.fleets = doubtful, rows
     return best
-
-
-def _prices_of_mix(axes: Sequence[Variable], evaluator: DesignEvaluator) -> tuple[float, ...]:
-    """Return what a replica costs per hour in each of two pools whose replicas are asked for; () if anything else is
-    asked for, or a pool has no price."""
-    largest = evaluator.design({axis.key: axis.values[-1] for axis in axes})
-    prices = replica_prices(largest.loaded.scenario)
-    return tuple(prices[axis.key] for axis in axes) if all(axis.key in prices for axis in axes) else ()
 
 
 def _cheapest_mix(
@@ -217,7 +205,8 @@ def _cheapest_mix(
         affordable = tuple(n for n in inner.values if value * prices[0] + n * prices[1] < least)
         if not affordable:
             continue
-        found = _one(Variable(inner.key, affordable), evaluator, _FixedValues({outer.key: value}))
+        axis = Variable(inner.key, affordable)
+        found = _one(axis, evaluator, _along(axis, evaluator, {outer.key: value}))
         doubtful += found.doubtful
         nearest = found if nearest is None or _score(found.best) < _score(nearest.best) else nearest
         if found.answer is not None:
@@ -248,7 +237,7 @@ def _score(design: PlanDesign) -> float:
     return math.inf if design.judgement is None else design.judgement.score
 
 
-def _start(count: int, design: Callable[[int], PlanDesign], terms: Mapping[str, float]) -> int:
+def _start(count: int, design: Along, terms: Mapping[str, float]) -> int:
     """Return the first candidate that formulas allow: among a few, then by bisection towards the one before."""
     screened: dict[int, float] = {}
 

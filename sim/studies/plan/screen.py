@@ -19,13 +19,10 @@ from sim.policies.replay.lru_curve import che_miss_ratios, che_misses
 from sim.spec.profile import TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
-from sim.spec.sections.serving import Storage
 from sim.world.memory.gpu_memory import padded_rank
 from sim.world.world import World
 
 Floats = NDArray[np.float64]
-HOPELESS = 1.05
-"""Load that is certainly too much: the offered load exceeds capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +43,6 @@ class Screened:
     gpu_load: float | None
     kv_share: float | None
 
-    @property
-    def hopeless(self) -> bool:
-        """Whether the offered load far exceeds capacity."""
-        return max(self.loader_load or 0.0, self.gpu_load or 0.0) > HOPELESS
-
 
 def screen(world: World) -> Screened:
     """Return the estimates for a world; in a fleet of pools, as if every pool took all kinds of requests."""
@@ -66,12 +58,12 @@ def screen(world: World) -> Screened:
         return Screened(miss, None, None, None, None)
     rate = traffic.rate * own / replicas
     adapter_rate = rate * with_adapter
-    loads = _loading(world, shares, pooled)
-    loader_load = adapter_rate * loads.busiest_s(scenario.storage)
+    busiest_s, in_steps_s = _loading(world, shares, pooled)
+    loader_load = adapter_rate * busiest_s
     if scenario.fleet.engine == "fixed":
         assert scenario.fleet.service is not None, "checked by the model"
         return Screened(miss, loader_load, None, rate * scenario.fleet.service.mean(), None)
-    batch, gpu_load, kv_share = _batch(world, rate, adapter_rate * loads.in_steps_s)
+    batch, gpu_load, kv_share = _batch(world, rate, adapter_rate * in_steps_s)
     return Screened(miss, loader_load, batch, gpu_load, kv_share)
 
 
@@ -89,27 +81,11 @@ def _together(pools: Sequence[Screened]) -> Screened:
     return Screened(miss, load(lambda pool: pool.loader_load), None, gpu_load, None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Loading:
-    """What a request for an adapter takes of the loaders on average, in seconds.
+def _loading(world: World, shares: Floats, pooled: int) -> tuple[float, float]:
+    """Return what a request for an adapter takes on average, in seconds: of the loaders that have most to do, and of
+    the time that steps wait for.
 
-    :ivar storage_s: of loads from storage; ``host_s``: of loads from host memory.
-    :ivar in_steps_s: of both, what steps wait for.
-    """
-
-    storage_s: float
-    host_s: float
-    in_steps_s: float
-
-    def busiest_s(self, storage: Storage) -> float:
-        """Return the seconds of the loaders that have most to do."""
-        if storage.mode == "blocking":
-            return max(self.in_steps_s, self.storage_s / storage.loaders)
-        return max(self.storage_s / storage.loaders, self.host_s / storage.host_loaders)
-
-
-def _loading(world: World, shares: Floats, pooled: int) -> _Loading:
-    """Return the mean load times of a request for an adapter: a miss finds a copy in host memory, or reads storage.
+    A miss finds a copy in host memory, or reads storage.
 
     :param pooled: replicas whose caches add up.
     """
@@ -125,8 +101,10 @@ def _loading(world: World, shares: Floats, pooled: int) -> _Loading:
     costs = (None, None) if world.profile is None else (world.profile.load.storage, world.profile.load.host)
     storage_s = float((read * _mean_load_s(storage.load, costs[0], world)[: len(used)][used]).sum())
     host_s = float((copied * _mean_load_s(storage.host_load, costs[1], world)[: len(used)][used]).sum())
-    in_steps_s = host_s + (0.0 if first else storage_s)
-    return _Loading(storage_s, host_s, in_steps_s if storage.mode == "blocking" else 0.0)
+    if storage.mode == "blocking":
+        in_steps_s = host_s + (0.0 if first else storage_s)
+        return max(in_steps_s, storage_s / storage.loaders), in_steps_s
+    return max(storage_s / storage.loaders, host_s / storage.host_loaders), 0.0
 
 
 def _read(scenario: Scenario, shares: Floats, missed: Floats, sizes: NDArray[np.int64], pooled: int) -> Floats:
@@ -149,7 +127,6 @@ def _read(scenario: Scenario, shares: Floats, missed: Floats, sizes: NDArray[np.
 
 
 def _mean_load_s(law: TimeLaw | None, tier: TierCost | None, world: World) -> Floats:
-    """Return each adapter's mean load time in seconds."""
     count = len(world.population)
     if law is not None:
         return np.full(count, float(law.mean()))
@@ -197,7 +174,8 @@ def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, flo
     for batch in sorted({*np.unique(np.geomspace(1, most, 40).astype(int)).tolist(), most}):
         prefill = prompt / output * batch
         tokens = min(world.batched_tokens, int(batch + prefill))
-        distinct = min(_distinct(shares, batch * with_adapter), world.capacity if scenario.cache.gpu.slots else batch)
+        distinct = float(-np.expm1(batch * with_adapter * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum())
+        distinct = min(distinct, world.capacity if scenario.cache.gpu.slots else batch)
         step = costs.step(
             tokens, int(batch * held), int(distinct), int(distinct * _mean_of_adapters(world, world.ranks))
         )
@@ -209,11 +187,6 @@ def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, flo
             enough = float(batch)
     kv = (enough or most) * held / world.kv_tokens
     return enough, rate / best if best > 0 else math.inf, min(1.0, kv)
-
-
-def _distinct(shares: np.ndarray, batch: float) -> float:
-    """Return the mean number of distinct adapters in a batch."""
-    return float(-np.expm1(batch * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum())
 
 
 def _slots(scenario: Scenario, world: World) -> int:

@@ -60,11 +60,6 @@ class Edge:
     best: int
     judgements: dict[int, Judgement] = field(default_factory=dict)
 
-    @property
-    def certain(self) -> bool:
-        """Whether it is sure that no more wanted candidate meets the SLO."""
-        return not self.doubtful
-
 
 class Search:
     """Find the edge among ``count`` candidates, the most wanted first.

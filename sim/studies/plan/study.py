@@ -41,23 +41,16 @@ from sim.studies.sweep import manifest_of, task_of
 class PlanOutcome:
     """The answer of a plan.
 
-    :ivar answer: the values found, ``{}`` where nothing meets the SLO; a plan for a price adds ``fleet`` and
-        ``price`` (per hour), and with several GPUs per replica ``gpus``, those of the whole fleet.
-    :ivar certain: whether no more wanted design meets the SLO, at the stated confidence.
-    :ivar point: of the answer, or of the design closest to meeting the SLO.
+    :ivar point: of the answer, or of the design closest to meeting the SLO; ``points``: of all that were evaluated.
     :ivar record: everything as plain data, as the manifest keeps it under ``plan``.
     :ivar resumed: whether the folder has points of an earlier search.
     """
 
     path: Path
-    feasible: bool
-    answer: dict[str, Any]
-    certain: bool
     point: Point
     points: list[Point]
     record: PlanRecord
-    simulated_requests: int
-    resumed: bool = False
+    resumed: bool
 
 
 def make_plan(
@@ -105,8 +98,13 @@ def make_plan(
         designs = [design for design in _in_order(evaluator.designs(), axes, plan) if design.point is not None]
         points += [design.point for design in designs if design.point is not None]
         if found.answer is not None:
-            write_text(folder / RECOMMENDED, _recommended(found.answer))
-        _keep_requests(store, evaluator, chosen)
+            assert found.answer.simulated is not None, "it was evaluated"
+            # As long as the run that decided on it.
+            kept = {key: value for key, value in found.answer.simulated.data.items() if key not in ("plan", "sweep")}
+            write_text(folder / RECOMMENDED, yaml_text(kept))
+        assert chosen.world is not None, "it was evaluated"
+        requests_ = request_table(evaluator.first_recording(chosen), chosen.world.traffic.names, facts_of(chosen.world))
+        store.save_requests(requests_, chosen.key)
         store.update(
             {
                 "point_keys": [design.key for design in designs],
@@ -121,23 +119,7 @@ def make_plan(
             rows, requests = what_if(chosen.loaded, store, execution)
             store.update({"what_if": json_ready([row.to_json() for row in rows]), "what_if_requests": requests})
     assert chosen.point is not None, "it was evaluated"
-    return PlanOutcome(
-        folder,
-        found.answer is not None,
-        record.answer,
-        record.certain,
-        chosen.point,
-        points,
-        record,
-        evaluator.requests,
-        store.resumed,
-    )
-
-
-def _keep_requests(store: RunStore, evaluator: DesignEvaluator, chosen: PlanDesign) -> None:
-    recording = evaluator.first_recording(chosen)
-    assert chosen.world is not None, "it was evaluated"
-    store.save_requests(request_table(recording, chosen.world.traffic.names, facts_of(chosen.world)), chosen.key)
+    return PlanOutcome(folder, chosen.point, points, record, store.resumed)
 
 
 def _keep_headroom(store: RunStore, chosen: PlanDesign) -> None:
@@ -321,9 +303,3 @@ def _reason(error: InputError | None) -> str:
     found = copy(error)
     found.file = found.line = None
     return str(found)
-
-
-def _recommended(design: PlanDesign) -> str:
-    """Return the scenario of the answer, to run and sweep, as long as the run that decided on it."""
-    assert design.simulated is not None, "it was evaluated"
-    return yaml_text({key: value for key, value in design.simulated.data.items() if key not in ("plan", "sweep")})

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sim.errors import InputError
 from sim.policies.base_weights import ASSUMED_SLOWDOWN
 from sim.results.model import MetricChange
-from sim.results.pairs import Difference, difference_of
+from sim.results.pairs import difference_of
 from sim.results.point import Point
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import WhatIfRow
@@ -237,6 +237,8 @@ ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
 """Metrics that every what-if reports, in addition to those of the SLO."""
 COSTS = ("usd_per_m_tokens",)
 """Those that it reports where there is a price."""
+_KEPT = tuple(each.name for each in fields(MetricChange) if each.name != "note")
+"""What a run directory keeps of a difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +282,21 @@ def try_changes(
     """Simulate a design and each change of it under the same traffic; the unchanged design comes first."""
     evaluated = [_changed(loaded, change) for change in (Change("", "as it is"), *wanted)]
     assert evaluated[0].design is not None, "the chosen design can be built"
-    return _points(evaluated, store, execution)
+    designs = {each.key: each.design for each in evaluated if each.design is not None}  # equal designs only once
+    found = {
+        key: point
+        for key, design in designs.items()
+        if (point := store.load_priced(key, *prices_of(design.scenario))) is not None
+    }
+    execution.on_progress(len(found), len(designs))
+    todo = [(key, design) for key, design in designs.items() if key not in found]
+    arguments = ((place, to_worker(design.scenario, execution.pool)) for place, (_, design) in enumerate(todo))
+    for place, point in execution.pool.unordered(_simulate, arguments):
+        key = todo[place][0]
+        store.save_point(key, point)
+        found[key] = point
+        execution.on_progress(len(found), len(designs))
+    return [replace(each, point=found.get(each.key)) for each in evaluated]
 
 
 def rows_of(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> list[WhatIfRow]:
@@ -295,7 +311,11 @@ def rows_of(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> list[
         row = WhatIfRow(change.group, change.label, change.set, change.note, each.refused or None)
         if point is not None:
             found = {name: difference_of(base, point, name) for name in names}
-            metrics = {name: _kept(each) for name, each in found.items() if each is not None}
+            metrics = {
+                name: MetricChange(**{key: getattr(each, key) for key in _KEPT})
+                for name, each in found.items()
+                if each is not None
+            }
             row = replace(row, verdict=verdict(point, terms), metrics=metrics)
         rows.append(row)
     return rows
@@ -331,34 +351,9 @@ def memory_of(world: World) -> dict[str, Any]:
     return {"replicas": world.replicas, "slots": slots, "kv_tokens": world.kv_tokens, "host_bytes": host}
 
 
-def _points(evaluated: Sequence[ChangedDesign], store: RunStore, execution: Execution) -> list[ChangedDesign]:
-    """Return every design with its point; simulate those without one, and equal designs only once."""
-    designs = {each.key: each.design for each in evaluated if each.design is not None}
-    found = {
-        key: point
-        for key, design in designs.items()
-        if (point := store.load_priced(key, *prices_of(design.scenario))) is not None
-    }
-    execution.on_progress(len(found), len(designs))
-    todo = [(key, design) for key, design in designs.items() if key not in found]
-    arguments = ((place, to_worker(design.scenario, execution.pool)) for place, (_, design) in enumerate(todo))
-    for place, point in execution.pool.unordered(_simulate, arguments):
-        key = todo[place][0]
-        store.save_point(key, point)
-        found[key] = point
-        execution.on_progress(len(found), len(designs))
-    return [replace(each, point=found.get(each.key)) for each in evaluated]
-
-
 def _simulate(place: int, what: Scenario | Design) -> tuple[int, Point]:
     """Simulate a design with the profile's own costs; draws take longer and cancel in the difference."""
     design = what if isinstance(what, Design) else make_design(what)
     # Naming the number of replications switches doubling off: every change meets the same traffic.
     options = EvaluationOptions(replications=design.replications, draws=False, counterfactual=False)
     return place, evaluate(design, options).point
-
-
-def _kept(found: Difference) -> MetricChange:
-    """Return a difference as a run directory keeps it: without its note."""
-    names = (each.name for each in fields(MetricChange) if each.name != "note")
-    return MetricChange(**{name: getattr(found, name) for name in names})
