@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from reports.document import Report
-    from reports.table import Table
     from sim.studies.compare.study import Comparison
     from sim.studies.run.answer import Answer
 
@@ -134,13 +132,10 @@ class Results:
         return write(self.document(), self.path)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: the answer, and the numbers behind it."""
-        from reports.axes import make_axes
-        from reports.tables.metric_tables import metrics_table, terminal_table
+        """Return what a notebook shows: the answer and a table, as a terminal shows them."""
+        from reports.render.html import snippet
 
-        points = self.points
-        table = terminal_table(points, make_axes(points), self._terms) if len(points) > 1 else metrics_table(points[0])
-        return _snippet(self.data.manifest.get("name", ""), self.answer, table, points)
+        return snippet(self.document(every=True))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.data.manifest.get('name')}: {self.answer.headline}>"
@@ -181,15 +176,6 @@ class PlanResults(Results):
         from sim.studies.plan.report import plan_report
 
         return plan_report(self.data)
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: the answer, and the designs to choose from."""
-        from sim.studies.plan.findings import PlanReading
-        from sim.studies.plan.report import frontier_table, search_table
-
-        read = PlanReading(self.data)
-        table = frontier_table(read) or search_table(read)
-        return _snippet(self.data.manifest.get("name", ""), self.answer, table, [read.chosen])
 
     @property
     def looks(self) -> pd.DataFrame:
@@ -261,17 +247,6 @@ def _terms(data: RunData) -> dict[str, float]:
     from reports.formatting import read_terms
 
     return read_terms((data.manifest.get("scenario") or {}).get("slo"))
-
-
-def _snippet(name: str, answer: Answer, table: Table | None, points: Sequence[Point]) -> str:
-    """Return the answer and a table as HTML; it has the notebook's own style, and needs neither network nor scripts.
-
-    :param points: those that the answer is about.
-    """
-    from reports.render.html import template
-    from reports.text.setup_text import setup_line
-
-    return template("notebook.html.j2").render(name=name, answer=answer, table=table, setup=setup_line(points))
 
 
 def _metric(point: Point, name: str) -> Metric:

@@ -40,6 +40,15 @@ def groups(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
     return found
 
 
+def snippet(report: Report) -> str:
+    """Return what a terminal shows of a result, down to its first table, for notebooks: in their style, no script."""
+    opening, *rest = report.terminal
+    sentences = itertools.takewhile(bool, rest)
+    found = next((part for part in rest if isinstance(part, Table)), None)
+    table = found if found is None or found.unmarked is None else found.unmarked
+    return template("notebook.html.j2").render(opening=opening, sentences=list(sentences), table=table)
+
+
 def write(report: Report, folder: Path) -> Path:
     """Write a report's page and its files, each as a whole; return the path of the page."""
     for file in report.files:

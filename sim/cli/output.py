@@ -12,16 +12,20 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reports.render.terminal import fitted, piped, style_of, wrapped, wrapped_command
 from sim.cells import one_line
-from sim.cli.terminal import TerminalTable, has_links, has_marks, style_of, width_of_terminal, wrapped, wrapped_command
+from sim.cli.streams import has_links, has_marks, width_of_terminal
 from sim.errors import InputError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    from rich.console import Console
 
     from reports.document import Report
     from reports.table import Table
@@ -112,9 +116,9 @@ def say_opening(opening: str, verdict: str | None) -> None:
         return
     from rich.text import Text
 
-    style, mark = style_of(verdict)
+    style, mark = style_of(verdict, marks=has_marks())
     for line in wrapped(f"{mark} {text}".strip(), width):
-        print_rich(Text(line, style=f"bold {style}".strip()))
+        _console(width).print(Text(line, style=f"bold {style}".strip()))
 
 
 def say_file(label: str, path: Path) -> None:
@@ -138,25 +142,24 @@ def say_json(data: Any) -> None:
     print(_escaped(to_json(data), lambda letter: letter == letter.encode(encoding, "replace").decode(encoding)))
 
 
-_PIPE_WIDTH = 10_000
-"""Columns of a pipe: no table is cut or broken there."""
-
-
-def print_rich(renderable: Any) -> None:
-    """Print a rich object to stdout; a pipe gets full width, so that nothing is cut off."""
+def print_rich(table: Table) -> None:
+    """Print a table to stdout: fitted to a terminal, in one piece to a pipe."""
+    clean = replace(
+        table, head=[one_line(name) for name in table.head], rows=[[one_line(cell) for cell in r] for r in table.rows]
+    )
     width = width_of_terminal()
-    if width is None and isinstance(renderable, TerminalTable):
-        for line in renderable.lines():
+    if width is None:
+        for line in piped(clean):
             print(line)
-        return
+    else:
+        for part in fitted(clean, width, marks=has_marks()):
+            _console(width).print(part)
+
+
+def _console(width: int) -> Console:
     from rich.console import Console
 
-    console = Console(width=width or _PIPE_WIDTH, highlight=False)
-    with nullcontext() if width else console.capture() as captured:
-        console.print(renderable)
-    if captured is not None:
-        for line in captured.get().splitlines():
-            print(line.rstrip())
+    return Console(width=width, highlight=False)
 
 
 def message(text: str, quiet: bool) -> None:
@@ -248,25 +251,14 @@ def _progress_lines(doing: str, left: TimeLeft) -> Callable[[int, int], None]:
     return report
 
 
-def rich_table(table: Table) -> TerminalTable:
-    """Return a report's table for the terminal."""
-    return rich_rows(
-        table.head,
-        table.rows,
-        keys=table.keys,
-        words=table.words,
-        verdicts=table.verdicts,
-        optional=table.optional,
-    )
-
-
-def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]], **how: Any) -> TerminalTable:
+def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]], **how: Any) -> Table:
     """Return a table for the terminal: the first column to the left, the others to the right.
 
-    :param how: what else ``TerminalTable`` takes.
+    :param how: what else a ``Table`` has.
     """
-    cells = [[one_line(str(cell)) for cell in row] for row in rows]
-    return TerminalTable([one_line(str(name)) for name in head], cells, **how)
+    from reports.table import Table
+
+    return Table("", [str(name) for name in head], [[str(cell) for cell in row] for row in rows], **how)
 
 
 def file_stem(file: Path) -> str:
@@ -318,7 +310,7 @@ def finish(report: Report, folder: Path | None, *, as_json: bool, quiet: bool, c
             say_opening(part.text, part.verdict)
         else:
             shown = part if part.unmarked is None or (width_of_terminal() and has_marks()) else part.unmarked
-            print_rich(rich_table(shown))
+            print_rich(shown)
             say(*filter(None, [shown.note]))
     if as_json:
         say_json(report.data)

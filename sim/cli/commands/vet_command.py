@@ -15,7 +15,6 @@ from sim.cli.output import (
     print_rich,
     progress_bar,
     rich_rows,
-    rich_table,
     say,
     say_file,
     say_json,
@@ -149,7 +148,7 @@ def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
     say_result(data.manifest["name"], cures_answer(data).headline, [priced.point])
     for table in remedy_tables(data):
         say("", table.caption)
-        print_rich(rich_table(table))
+        print_rich(table)
         say(table.note)
     say("")
     say_file("report  ", priced.path / PAGE)
