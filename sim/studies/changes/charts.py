@@ -92,7 +92,7 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
     if not panels:
         return None
     parts = [
-        f"{label} up to {', '.join(_peak_words(p, key, what, shown) for key, what in panels)}"
+        f"{label} up to {', '.join(f'{_value_words(key, _peak(p, key, shown))} {what}' for key, what in panels)}"
         for label, p in zip(labels, some, strict=True)
     ]
     desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(parts)}."
@@ -112,11 +112,6 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
         "them beyond the time at which something began."
     )
     return Chart("moments", title, caption, desc, svg, _moments_table(some, labels, panels, picked))
-
-
-def _peak_words(point: Point, key: str, what: str, shown: _Times) -> str:
-    peak = _peak(point, key, shown)
-    return f"{human_seconds(peak) if key in LATENCIES else f'{peak:.3g}'} {what}"
 
 
 def _event_times(point: Point) -> list[float]:
@@ -172,8 +167,10 @@ def _moments_table(
 
 def _cell(key: str, times: Sequence[float], column: Sequence[float | None], time: float) -> str:
     value = _value_at(times, column, time)
-    if value is None or math.isnan(value):
-        return "–"
+    return "–" if value is None or math.isnan(value) else _value_words(key, value)
+
+
+def _value_words(key: str, value: float) -> str:
     return human_seconds(value) if key in LATENCIES else f"{value:.3g}"
 
 
@@ -223,7 +220,6 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
 
 
 def _same_mix(one: Point, other: Point) -> bool:
-    """Return whether the same versions answer at both points, at all times."""
     mixes = one.version_mix["versions"], other.version_mix["versions"]
     if len(one.version_mix["t_s"]) != len(other.version_mix["t_s"]):
         return False

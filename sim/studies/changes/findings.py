@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from reports.answers.bottleneck import Evidence, limits
 from reports.answers.points import has_rollout, impact_name, impact_of, latency_name, value_of
@@ -240,7 +239,6 @@ def replications_needed(point: Point) -> int | None:
 
 
 def _longer(point: Point) -> list[str]:
-    """Return how many replications would tell what a change did, where there are too few."""
     count = replications_needed(point) if is_too_short(point) else None
     if count is None:
         return []
@@ -261,7 +259,6 @@ def _without_answer(point: Point) -> list[str]:
 
 
 def _usual(point: Point) -> list[str]:
-    """Return how many requests are late without the rollout or fault, too."""
     every, beyond = value_of(point, "harmed"), value_of(point, "harmed_excess")
     if every is None:
         return []
@@ -457,14 +454,10 @@ def held_back_sentences(points: Sequence[Point]) -> list[str]:
 def why_held_back(row: HeldBackRollout) -> str:
     """Return which rollout was held back, and what the first failing version shows."""
     failing = [each for each in row.vetted if not each["passes"]]
-    found = [f"{each['path']} {_shows(each['findings'])}" for each in failing]
-    more = f" and {len(found) - 1} more fail" if len(found) > 1 else ""
-    return f"rollouts.{row.rollout}, {found[0]}{more}"
-
-
-def _shows(findings: Sequence[Mapping[str, Any]]) -> str:
-    """Return the surest finding; what fails without one could not be judged."""
-    return f"shows {findings[0]['mode']} ({findings[0]['confidence']})" if findings else "can't be judged"
+    surest = next(iter(failing[0]["findings"]), None)  # what fails without one could not be judged
+    shows = "can't be judged" if surest is None else f"shows {surest['mode']} ({surest['confidence']})"
+    more = f" and {len(failing) - 1} more fail" if len(failing) > 1 else ""
+    return f"rollouts.{row.rollout}, {failing[0]['path']} {shows}{more}"
 
 
 def _changes(held: HeldBack) -> str:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sim.cli.log_options import BaseModelOption, ColumnsOption, trace_source
-from sim.cli.options import QuietOption, takes
+from sim.cli.options import QuietOption
 from sim.cli.output import message, say
 from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.spec.engine_flags.command_reading import Setting
+    from sim.spec.sections.trace_source import Trace
     from sim.studies.init.draft import Draft
+
+_OF_LOGS = ("--columns", "--base-model", "--adapter-from")
+"""Options that say how a log is read."""
 
 
 def one_command(given: list[str] | None) -> str | None:
@@ -37,77 +40,78 @@ def one_command(given: list[str] | None) -> str | None:
     return given[0] if given else None
 
 
-@dataclass(frozen=True)
-class InitOptions:
-    """The options of ``loraplan init``."""
-
+def init(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The scenario to write; it must not exist.")] = Path(
         "scenario.yaml"
-    )
+    ),
     from_vllm: Annotated[
         list[str] | None,
         typer.Option(
             "--from-vllm", "--from-sglang", metavar="TEXT", help='A command line: "vllm serve MODEL --enable-lora".'
         ),
-    ] = None
+    ] = None,
     from_manifest: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A Kubernetes manifest, or values of the vLLM production stack.")
-    ] = None
+    ] = None,
     from_trace: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="A trace or a log, whose requests the scenario replays; of a log, several."),
-    ] = None
-    columns: ColumnsOption = None
-    base_model: BaseModelOption = None
+    ] = None,
+    columns: ColumnsOption = None,
+    base_model: BaseModelOption = None,
     adapter_from: Annotated[
         str | None,
         typer.Option("--adapter-from", metavar="REGEX", help="Find the adapter's name in a log's column.", hidden=True),
-    ] = None
+    ] = None,
     from_adapters: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder of PEFT adapters, with their ranks and sizes.")
-    ] = None
-    gpu: Annotated[str | None, typer.Option(help="The GPU, such as h100-80gb.")] = None
-    quiet: QuietOption = False
-
-    @property
-    def engine_command(self) -> str | None:
-        """The command line of the engine; None: not given."""
-        return one_command(self.from_vllm)
-
-
-@takes(InitOptions)
-def init(options: InitOptions) -> None:
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="The GPU, such as h100-80gb.")] = None,
+    quiet: QuietOption = False,
+) -> None:
     """Draft a scenario from a command line, a manifest, a log, a folder of adapters, or a few questions.
 
     Example: loraplan init --from-vllm "vllm serve MODEL --enable-lora"
     """
-    from sim.spec.engine_flags.command_reading import read_command
-    from sim.studies.init.draft import Draft, write_draft
+    from sim.spec.engine_flags.command_reading import Setting, read_command
+    from sim.studies.init.draft import Draft, read_manifest, write_draft
     from sim.studies.training.adapter_scenario import check_target
 
-    check_target(options.out)
-    draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", options.out.stem).strip("-._")[:64] or "scenario")
-    if options.gpu is not None:
-        draft.add([gpu_setting(options.gpu)])
-    if options.from_trace:
-        _add_trace(draft, options.from_trace, options, _served_model(options))
-    elif unread := [key for key in ("columns", "base_model", "adapter_from") if getattr(options, key)]:
-        key = f"--{unread[0].replace('_', '-')}"
-        raise InputError("says how a log is read, and there is none", key=key, hint="give --from-trace too")
-    if options.from_adapters is not None:
-        _add_adapters(draft, options.from_adapters)
-    if options.from_manifest is not None:
-        _add_manifest(draft, options.from_manifest)
-    if options.engine_command is not None:
-        draft.add_command(read_command(options.engine_command))
-    if not (options.engine_command or options.from_manifest or options.from_trace or options.from_adapters):
+    check_target(out)
+    draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")[:64] or "scenario")
+    if gpu is not None:
+        draft.add([gpu_setting(gpu)])
+    text = one_command(from_vllm)
+    command = None if text is None else read_command(text)
+    engines = [] if from_manifest is None else read_manifest(from_manifest)
+    if from_trace:
+        served = read_command(engines[0].words) if engines else command
+        source = trace_source(from_trace, columns, base_model, adapter_from)
+        model = served.model if served is not None and base_model is None else ""
+        _add_trace(draft, source, model, out.parent, quiet)
+    elif unread := [key for key, value in zip(_OF_LOGS, (columns, base_model, adapter_from), strict=True) if value]:
+        raise InputError("says how a log is read, and there is none", key=unread[0], hint="give --from-trace too")
+    if from_adapters is not None:
+        _add_adapters(draft, from_adapters)
+    if from_manifest is not None:
+        first, *others = engines
+        draft.add_command(read_command(first.words))
+        if first.replicas is not None:
+            draft.add([Setting("fleet.replicas", first.replicas, f"replicas in {from_manifest.name}")])
+        if first.gpu is not None:
+            draft.add([Setting("fleet.gpu", first.gpu, f"what {from_manifest.name} asks for")])
+        if others:
+            draft.comments.append(f"{from_manifest.name} starts {len(others)} more engines; this is the first.")
+    if command is not None:
+        draft.add_command(command)
+    if not (command or from_manifest or from_trace or from_adapters):
         if not sys.stdin.isatty():
             allowed = "--from-vllm, --from-manifest, --from-trace or --from-adapters; on a terminal, questions"
             raise InputError("nothing to draft a scenario from", allowed=allowed)
         draft.add(_answers())
-    for note in write_draft(draft, options.out):
-        message(f"note: {note}", options.quiet)
-    say(f"scenario {options.out}", f"next     loraplan run {options.out}")
+    for note in write_draft(draft, out):
+        message(f"note: {note}", quiet)
+    say(f"scenario {out}", f"next     loraplan run {out}")
 
 
 def gpu_setting(name: str) -> Setting:
@@ -124,35 +128,24 @@ def gpu_setting(name: str) -> Setting:
     return Setting("fleet.gpu", found.name, "--gpu")
 
 
-def _served_model(options: InitOptions) -> str:
-    """Return the base model that a command line or a manifest serves; empty: none says it."""
-    from sim.spec.engine_flags.command_reading import read_command
-    from sim.studies.init.draft import read_manifest
-
-    if options.from_manifest is not None:
-        return read_command(read_manifest(options.from_manifest)[0].words).model
-    return "" if options.engine_command is None else read_command(options.engine_command).model
-
-
-def _add_trace(draft: Draft, files: list[Path], options: InitOptions, model: str) -> None:
+def _add_trace(draft: Draft, source: Trace, model: str, folder: Path, quiet: bool) -> None:
     """Take the requests of a log.
 
-    :param model: the base model that is served; rows with its name are requests to it.
+    :param model: the base model that is served; rows with its name are requests to it. ``folder``: of the scenario.
     """
     from sim.studies.trace.scenario import replay_lines
     from sim.traffic.traces.read import read_trace
 
-    source = trace_source(files, options.columns, options.base_model, options.adapter_from)
     data = read_trace(source)
-    if options.base_model is None and model in data.names:
+    if model in data.names:
         source = source.model_copy(update={"base_model": model})
         data = read_trace(source)
         draft.comments.append(f"Rows of {model} are requests to the base model, which this server serves.")
     for note in data.notes:
-        message(f"note: {note}", options.quiet)
-    draft.lines["workload"] = replay_lines(source, data, options.out.parent)
+        message(f"note: {note}", quiet)
+    draft.lines["workload"] = replay_lines(source, data, folder)
     draft.names_adapters = data.adapter is not None
-    draft.comments.append(f"The requests are those of {', '.join(file.name for file in files)}.")
+    draft.comments.append(f"The requests are those of {', '.join(Path(file).name for file in source.files)}.")
 
 
 def _add_adapters(draft: Draft, folder: Path) -> None:
@@ -171,20 +164,6 @@ def _add_adapters(draft: Draft, folder: Path) -> None:
     draft.comments.append(f"The adapters are the {len(served):,} in {folder.name}, with the sizes of their files.")
     if model := known_model(base or ""):
         draft.add([Setting("adapters.base_model", model, "what the adapters name")])
-
-
-def _add_manifest(draft: Draft, file: Path) -> None:
-    from sim.spec.engine_flags.command_reading import Setting, read_command
-    from sim.studies.init.draft import read_manifest
-
-    first, *others = read_manifest(file)
-    draft.add_command(read_command(first.words))
-    if first.replicas is not None:
-        draft.add([Setting("fleet.replicas", first.replicas, f"replicas in {file.name}")])
-    if first.gpu is not None:
-        draft.add([Setting("fleet.gpu", first.gpu, f"what {file.name} asks for")])
-    if others:
-        draft.comments.append(f"{file.name} starts {len(others)} more engines; this is the first.")
 
 
 def _answers() -> list[Setting]:

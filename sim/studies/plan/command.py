@@ -9,7 +9,7 @@ import typer
 
 from sim.cli.help import SIMULATE
 from sim.cli.options import DeployableOptions, NoHeadroomOption, complete_assignment, parse_range, takes
-from sim.cli.output import command_line, finish, message, pool_of, progress_bar, say_notes, workers_of
+from sim.cli.output import finish, message, say_notes
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ def plan(
     from reports.formatting import metric_words, percent, show
     from sim.results.run_directory.store import blamed_on, read_run
     from sim.spec.scenario_file import load_scenario
-    from sim.studies.execution import Execution
     from sim.studies.plan.findings import RECOMMENDED
     from sim.studies.plan.report import plan_report
     from sim.studies.plan.study import make_plan
@@ -67,19 +66,9 @@ def plan(
             seen = f"{percent(entry.unserved)} of the requests refused or failed"
         message(f"  {values}: {entry.word} ({seen}; {runs})", options.quiet or options.json)
 
-    quiet = options.quiet
-    with (
-        pool_of(options.backend, options.jobs, quiet) as pool,
-        progress_bar(quiet, "planning", workers_of(options.jobs)) as progress,
-    ):
-        planned = make_plan(
-            loaded,
-            options.out,
-            Execution(pool, command_line(), progress),
-            and_what_if=what_if,
-            headroom=not no_headroom,
-            on_evaluation=show_evaluation,
-        )
+    quiet, asked = options.quiet, {"and_what_if": what_if, "headroom": not no_headroom}
+    with options.executing("planning") as execution:
+        planned = make_plan(loaded, options.out, execution, **asked, on_evaluation=show_evaluation)
     with blamed_on(planned.path) if planned.resumed else nullcontext():
         data = read_run(planned.path)
         finish(plan_report(data), planned.path, as_json=options.json, quiet=quiet)
@@ -94,7 +83,6 @@ def plan(
 
 
 def _question(minimize: list[str], maximize: list[str]) -> list[str]:
-    """Return what the options say as changes to the scenario's ``plan``."""
     if minimize and maximize:
         raise InputError(
             "a plan needs exactly one of minimize and maximize",

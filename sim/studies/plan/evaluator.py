@@ -205,7 +205,6 @@ class DesignEvaluator:
         return judgement
 
     def _note(self, design: PlanDesign, judgement: Judgement) -> None:
-        """Log an evaluation."""
         point = design.point
         assert point is not None, "it was simulated"
         term = max(self.terms, key=lambda name: strain(point, name, self.terms[name]))
@@ -266,7 +265,6 @@ class DesignEvaluator:
         design.simulated, design.point, design.key = loaded, point, key
 
     def _simulated(self, design: PlanDesign, built: Design, key: str) -> Point:
-        """Return the point of a design with the profile's own costs."""
         replications, parts = built.replications, dict[Part, Any]()
         options = EvaluationOptions(design.set, replications, draws=False, counterfactual=False)
         point = evaluate(built, options, self._run, parts).point
@@ -366,7 +364,6 @@ def too_short(term: str, state: State, loaded: LoadedScenario, why: str) -> Inpu
 
 
 def _two_digits(number: float) -> int:
-    """Return a number of requests, rounded up to two digits."""
     step = int(10 ** max(0, math.floor(math.log10(number)) - 1))
     return math.ceil(number / step) * step
 

@@ -227,7 +227,6 @@ def _term(read: PlanReading, point: Point, name: str) -> str:
 
 
 def _metric(point: Point, name: str) -> Metric:
-    """Return the metric of a term; without a value where a point lacks it."""
     return metric_of(point, name) or Metric(None)
 
 

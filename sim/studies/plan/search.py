@@ -128,7 +128,6 @@ class Search:
         return replace(self.judgements[edge.best], word=NOT_MET, final=True)
 
     def _judge(self, index: int, effort: int = 0) -> Judgement:
-        """Evaluate a candidate with at least this effort."""
         if index not in self.judgements or (self._spent[index] < effort and not self.judgements[index].final):
             self.judgements[index] = self._evaluate(index, effort)
             self._spent[index] = effort

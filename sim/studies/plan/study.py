@@ -236,7 +236,6 @@ def _price(design: PlanDesign) -> float | None:
 def _record(
     plan: Plan, axes: list[Variable], found: SearchResult, evaluator: DesignEvaluator, loaded: LoadedScenario
 ) -> PlanRecord:
-    """Return everything that a report says about the search."""
     answer: dict[str, Any] = {}
     if found.answer is not None:
         answer = dict(found.answer.set)
