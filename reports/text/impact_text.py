@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reports.answers.bottleneck import Evidence, limits
 from reports.answers.change_comparison import impact_name, rerouted_points
 from reports.answers.change_findings import (
     SOME,
@@ -25,6 +24,7 @@ from reports.answers.change_findings import (
 )
 from reports.axes import Axis
 from reports.formatting import metric_words, number, percent, show
+from reports.text.limit_text import Evidence, limits
 from reports.text.metric_text import capital, why, with_interval
 from sim.results.point import Metric, Point
 from sim.results.verdict import MET, NO_SLO, PROBABLY_MET

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reports.answers.bottleneck import limits
 from reports.answers.change_comparison import recommended
 from reports.answers.change_findings import is_changed
 from reports.answers.verdicts import main_metric
@@ -16,7 +15,7 @@ from reports.formatting import metric_words
 from reports.text.answer_text import Answer, Rank, answer, by_rank
 from reports.text.change_comparison_text import compare
 from reports.text.held_back_text import held_back_sentences
-from reports.text.limit_text import limit_sentence, limit_words
+from reports.text.limit_text import limit_sentence, limit_words, limits
 from reports.text.metric_text import capital, term_sentence, with_interval
 from reports.text.setup_text import cheapest_sentence
 from reports.text.verdict_text import confidence, tenants_of_sweep
