@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from reports.document import Report
-    from reports.text.answer_text import Answer
     from sim.studies.compare.study import Comparison
+    from sim.studies.run.answer import Answer
 
 
 class Results:

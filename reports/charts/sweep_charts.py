@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from reports.answers.change_comparison import Contrast, find_extremes
+from reports.answers.points import Contrast, find_extremes
 from reports.axes import Axis, in_order, spread
 from reports.charts.axis_ticks import scale_x, scale_y, slanted, x_title, y_title
 from reports.charts.svg import (

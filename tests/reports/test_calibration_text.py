@@ -8,11 +8,11 @@ import pytest
 import samples
 
 from reports.tables.metric_tables import make_tiles, metrics_table
-from reports.text.answer_text import answer
 from reports.text.metric_text import with_interval
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import metric_probability, verdict_word
+from sim.studies.run.answer import answer
 
 TERMS = {"e2e_p99_s": 1.0}
 

@@ -7,22 +7,21 @@ from dataclasses import replace
 
 import samples
 
-from reports.answers.change_comparison import certainly_less
-from reports.answers.change_findings import impact_of, replications_needed, rollouts_begun
+from reports.answers.points import certainly_less, impact_of
 from reports.axes import make_axes
 from reports.charts.axis_ticks import clock_ticks, clock_words
-from reports.charts.change_charts import impact_chart, moments_chart, version_chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
-from reports.tables.change_tables import events_table, impact_table, replicas_table, side_by_side
 from reports.tables.metric_tables import metrics_table, terminal_table
-from reports.text.answer_text import answer
-from reports.text.change_comparison_text import extremes
-from reports.text.impact_text import composition
 from sim.results.catalogue import UNITS
 from sim.results.metric_state import Cause, State
 from sim.results.model import ComputeUse
 from sim.results.point import LateShare, Metric, Point
+from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
+from sim.studies.changes.comparison import extremes
+from sim.studies.changes.findings import composition, replications_needed, rollouts_begun
+from sim.studies.changes.report import events_table, impact_table, replicas_table, side_by_side
+from sim.studies.run.answer import answer
 from sim.studies.run.findings import sweep_answer
 
 TERMS = {"ttft_p99_s": 1.0}

@@ -13,13 +13,13 @@ import samples
 from reports.axes import make_axes
 from reports.charts.sweep_charts import varies
 from reports.tables.metric_tables import base_model_table, metrics_table
-from reports.text.answer_text import answer
 from reports.text.limit_text import limits
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, SlotUse
 from sim.results.point import Metric, Point
 from sim.results.run_directory.study_records import FOUND, Headroom
 from sim.results.verdict import NOT_MET, metric_probability, verdict_word
+from sim.studies.run.answer import answer
 from sim.studies.run.findings import find_cliff, sweep_answer, sweep_focus
 
 FREE: dict[str, dict[str, float | None]] = {

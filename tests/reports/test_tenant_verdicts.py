@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import samples
 
-from reports.text.answer_text import answer
 from sim.results.point import LateShare, Metric, Point, TenantResult
 from sim.results.verdict import MET, NO_SLO, NOT_MET, verdict
+from sim.studies.run.answer import answer
 from sim.studies.run.findings import sweep_answer
 from sim.studies.run.report import slo_words, verdict_badge
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from strategies import build, write_file, write_profile
 
-from reports.tables.change_tables import replicas_table
 from reports.tables.metric_tables import capacity_table
 from reports.text.limit_text import limit_sentence, limits
 from sim.errors import ScenarioError
@@ -19,6 +18,7 @@ from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.backends.pool import Local
+from sim.studies.changes.report import replicas_table
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.execution import Execution
 from sim.studies.plan.screen import screen

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from reports.tables.change_tables import replicas_table
 from reports.tables.metric_tables import pools_table
 from reports.text.setup_text import setup_line
 from sim.errors import InputError
@@ -19,6 +18,7 @@ from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
 from sim.spec.profile_choice import prices_of, replica_prices
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
+from sim.studies.changes.report import replicas_table
 from sim.studies.deploy.deployment import check_deployment
 from sim.studies.evaluate import evaluate_scenario, make_design
 from sim.studies.execution import Execution

@@ -13,16 +13,16 @@ from scenario_samples import refusal, write
 from stuck_adapter import LEARNED, write_adapter
 
 from reports.render.html import page
-from reports.tables.change_tables import held_table
-from reports.text.answer_text import answer
 from sim.errors import InputError
 from sim.results.model import HeldBack
 from sim.results.point import Point
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
+from sim.studies.changes.report import held_table
 from sim.studies.evaluate import EvaluationOptions, build, evaluate_scenario
 from sim.studies.execution import Execution
+from sim.studies.run.answer import answer
 from sim.studies.run.findings import sweep_answer
 from sim.studies.run.report import run_report
 from sim.studies.sweep import run_study, task_of

@@ -149,12 +149,12 @@ def _check_axis(loaded: LoadedScenario, plan: Plan, axes: list[Variable], axis: 
         return
     if possible[0].scenario != loaded.with_values(fixed).scenario:
         return
-    error = refused[0]
+    first = refused[0]
     rated = next((place for place, tenant in enumerate(loaded.scenario.tenants) if tenant.rate is not None), None)
     if axis.key == _RATE and rated is not None:  # the rates of tenants fix that of the traffic
         own = f"tenants.{rated}.rate"
-        error.hint = f"plan for the rate of a tenant, such as {own}, or give the tenants shares, which divide any rate"
-    raise error
+        first.hint = f"plan for the rate of a tenant, such as {own}, or give the tenants shares, which divide any rate"
+    raise first
 
 
 def check_terms(loaded: LoadedScenario) -> None:

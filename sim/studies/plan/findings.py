@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from reports.axes import make_axis
 from reports.formatting import likelihood, metric_words, percent, plural, read_terms, show
-from reports.text.answer_text import Answer
 from reports.text.headroom_text import headroom_sentences, headroom_words
 from reports.text.limit_text import largest_stage, limit_sentence, limits
 from reports.text.metric_text import capital, term_sentence, unserved_words
@@ -26,6 +25,7 @@ from sim.results.verdict import (
     term_verdict,
     verdict,
 )
+from sim.studies.run.answer import Answer
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData

@@ -17,8 +17,8 @@ from sim.studies.plan.findings import RECOMMENDED, PlanReading, plan_answer
 from sim.studies.run.report import points_report
 
 if TYPE_CHECKING:
-    from reports.text.answer_text import Answer
     from sim.results.run_directory.store import RunData
+    from sim.studies.run.answer import Answer
 
 _BADGES = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
 _MOST_ROWS = 200

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from reports.answers.change_findings import is_changed
+from reports.answers.points import is_changed
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, point_words, spread
-from reports.charts.change_charts import impact_chart, moments_chart, version_chart
 from reports.charts.heat_maps import Facet, heat_chart
 from reports.charts.latency_charts import breakdown_chart, breakdown_sweep_chart, cdf_chart
 from reports.charts.svg import SERIES, Chart
@@ -23,6 +22,7 @@ from reports.charts.sweep_charts import (
 )
 from reports.charts.timeline_chart import timeline_chart
 from sim.results.point import Point
+from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
 
 _MOST_CELLS = 1600
 _MOST_FACETS = 6

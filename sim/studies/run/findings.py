@@ -7,14 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reports.answers.change_comparison import recommended
-from reports.answers.change_findings import is_changed
+from reports.answers.points import is_changed
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, make_axes, point_words
 from reports.formatting import metric_words
-from reports.text.answer_text import Answer, Rank, answer, by_rank
-from reports.text.change_comparison_text import compare
-from reports.text.held_back_text import held_back_sentences
 from reports.text.limit_text import limit_sentence, limit_words, limits
 from reports.text.metric_text import capital, term_sentence, with_interval
 from reports.text.setup_text import cheapest_sentence
@@ -22,6 +18,9 @@ from reports.text.verdict_text import confidence, tenants_of_sweep
 from sim.results.point import Point
 from sim.results.slo_terms import metric_of, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, strain, verdict
+from sim.studies.changes.comparison import compare, recommended
+from sim.studies.changes.findings import held_back_sentences
+from sim.studies.run.answer import Answer, Rank, answer, by_rank
 
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""

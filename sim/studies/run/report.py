@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from reports.answers.change_findings import has_clear_impact, is_changed
 from reports.answers.verdicts import missed_term
 from reports.axes import Axis, make_axes, point_words
 from reports.charts.svg import Chart
@@ -28,10 +27,8 @@ from reports.document import (
 )
 from reports.formatting import metric_words, read_terms, show
 from reports.table import Table
-from reports.tables import change_tables, metric_tables
+from reports.tables import metric_tables
 from reports.tables.tenant_tables import money_table, tenants_table
-from reports.text.answer_text import Answer, answer
-from reports.text.impact_text import badge_words
 from reports.text.metric_text import capital, unchanged_sentence
 from reports.text.setup_text import setup_line
 from sim.results.point import Point
@@ -41,7 +38,10 @@ from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probab
 from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.sections.tenants import Slo
 from sim.spec.sections.workload import parse_time_of_day
+from sim.studies.changes.findings import badge_words, has_clear_impact
+from sim.studies.changes.report import changes_section, replicas_table
 from sim.studies.run import method
+from sim.studies.run.answer import Answer, answer
 from sim.studies.run.charts import choose_charts, unchanged
 from sim.studies.run.findings import sweep_answer, sweep_focus
 
@@ -218,8 +218,6 @@ def _sections(
     """Return what was found at the points; charts, tenants and notes are of those that are shown."""
     where = f" at {point_words(focus, axes)}" if axes else ""
     warnings = _warnings(shown)
-    held = focus if focus.held_back else next((point for point in points if point.held_back), focus)
-    changed = is_changed(points) or bool(held.held_back)
     flat = unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms)))
     by = axes if len(shown) == len(points) else []
     every = metric_tables.points_table(points, axes, terms) if axes else metric_tables.metrics_table(points[0])
@@ -231,18 +229,10 @@ def _sections(
             *([Heading("Further findings"), *map(Caution, further)] if further else []),
             *([Heading("Notes"), *map(Caution, warnings)] if warnings else []),
         ),
-        Section(
-            "changes",
-            "What changed, and what did it cost?" if changed else "How do the routers compare?",
-            change_tables.held_table(held, where if focus.held_back else ""),
-            change_tables.side_by_side(points, axes, terms),
-            change_tables.impact_table(focus, where),
-            change_tables.events_table(focus, where),
-            listed="What changed" if changed else "Routers",
-        ),
+        changes_section(points, axes, terms, focus, where),
         Section("charts", "Charts", Paragraph(flat), *charts[1:], listed="Charts"),
         Section("pools", "What does each pool do?", metric_tables.pools_table(focus, where)),
-        Section("replicas", "How even is the load?", change_tables.replicas_table(focus, where), listed="Replicas"),
+        Section("replicas", "How even is the load?", replicas_table(focus, where), listed="Replicas"),
         Section(
             "tenants",
             "What did each tenant get?",

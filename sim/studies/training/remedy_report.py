@@ -10,7 +10,6 @@ from reports.answers.verdicts import main_metric
 from reports.document import Report, Section
 from reports.formatting import metric_words, read_terms, show
 from reports.table import Table
-from reports.text.answer_text import Answer, answer
 from reports.text.metric_text import capital, with_interval
 from sim.results.model import MetricChange
 from sim.results.pairs import BETTER, WORSE
@@ -19,6 +18,7 @@ from sim.results.run_directory.study_records import RemedyRow
 from sim.results.verdict import MET, NOT_MET, verdict
 from sim.spec.units import human_bytes
 from sim.studies.plan.effects import tornado_chart, what_if_cell
+from sim.studies.run.answer import Answer, answer
 from sim.studies.run.report import points_report
 
 if TYPE_CHECKING:

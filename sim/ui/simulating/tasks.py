@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from reports.render.html import write
-from reports.text.answer_text import Answer
 from sim.errors import LoraplanError
 from sim.results.fleet_costs import priced
 from sim.results.point import Point
@@ -39,6 +38,7 @@ from sim.studies.evaluate import (
     simulate_part,
 )
 from sim.studies.execution import Execution
+from sim.studies.run.answer import Answer
 from sim.studies.run.report import point_answer, run_answer, run_report
 from sim.studies.short_runs import Traffic, steady
 from sim.studies.sweep import run_study

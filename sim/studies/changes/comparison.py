@@ -1,47 +1,70 @@
-"""Rollout strategies, faults and routers compared, in sentences: what the top box says of a sweep of them.
+"""Rollout strategies, faults and routers of a sweep compared: where a metric is lowest, whether that is certain, and
+the sentences that say so.
 
-Counts are those of one rollout or fault: means over the replications.
+Where a difference may be chance, the points are in one group: no order among them is claimed. Counts are those of one
+rollout or fault: means over the replications.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from reports.answers.change_comparison import (
-    MANY_POINTS,
+from reports.answers.points import (
     Contrast,
-    FaultSeries,
-    Ranking,
     any_value,
-    compared_metrics,
-    fault_series,
+    certainly_less,
+    compares_routers,
     find_extremes,
-    growing,
+    has_rollout,
     impact_name,
-    late_counts,
-    meeting,
-    rank_impact,
-    rank_routers,
-    telling_kinds,
+    impact_of,
+    is_changed,
+    latency_name,
+    value_of,
 )
-from reports.answers.change_findings import compares_routers, has_rollout, is_changed, latency_name, per_event, value_of
-from reports.axes import Axis, in_order
+from reports.axes import Axis, in_order, label_of
 from reports.formatting import metric_words, show
-from reports.text.impact_text import (
+from reports.text.metric_text import capital
+from sim.results.model import WRONG_KINDS
+from sim.results.point import Point
+from sim.results.verdict import NOT_MET, verdict
+from sim.studies.changes.findings import (
+    MANY_POINTS,
+    SOME,
     cause_of,
     change_sentences,
     composition,
     impact_clause,
-    label_of,
+    impact_parts,
+    per_event,
     rerouted_sentence,
     rounded,
     value_words,
     with_bounds,
 )
-from reports.text.metric_text import capital
-from sim.results.point import Point
-from sim.results.verdict import NOT_MET, verdict
 
+_GROWS = frozenset(
+    {
+        "lasts",
+        "probability",
+        "down",
+        "detected",
+        "factor",
+        "delay",
+        "share",
+        "lifetime",
+        "propagation",
+    }
+)
+"""Last words of keys of a fault that say how bad it is, not what is done about it.
+
+That a longer one has more impact is no finding. The question is in which design the worst one has the least.
+"""
+_MANY_TIMES = 10.0
+"""How many times the least impact a design has that is to be avoided, whatever the order among the others."""
+_AS_FAST = 1.1
+"""A router whose latency is at most this many times the lowest is called as fast."""
 _FEW = 4
 """Replications from which on designs are ranked: the intervals of fewer say too little."""
 _DOES = {
@@ -55,6 +78,85 @@ _DOES = {
     "failed": "fails {n} requests",
 }
 """What a design does to requests, by the kind of impact."""
+_NO_INTERVAL = "Small differences may be chance: set run.replications=4 for intervals."
+
+
+def growing(axes: Sequence[Axis]) -> list[Axis]:
+    """Return the axes along which a fault becomes worse."""
+    return [a for a in axes if a.key.startswith("faults.") and a.numeric and a.key.rpartition(".")[2] in _GROWS]
+
+
+def fault_series(points: Sequence[Point], axes: Sequence[Axis]) -> list[tuple[Point, ...]]:
+    """Return the points of each design that differ in nothing but how bad the fault is, the mildest first.
+
+    Only designs of which all steps are there; nothing where no fault grows.
+    """
+    worse = growing(axes)
+    if not worse:
+        return []
+    others = [axis for axis in axes if axis not in worse]
+    groups: dict[tuple[int, ...], list[Point]] = {}
+    for point in in_order(points, [*others, *worse]):
+        groups.setdefault(tuple(axis.index(point) for axis in others), []).append(point)
+    if len(worse) > 1:  # of several, the mildest and the worst corner
+        groups = {key: [found[0], found[-1]] for key, found in groups.items()}
+    most = max(len(found) for found in groups.values())
+    return [tuple(found) for found in groups.values() if len(found) == most > 1]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Where the impact is least.
+
+    :ivar name: the metric: requests beyond the usual, or all of them where nothing shows what is usual.
+    :ivar best: the point with the least, then those that have not certainly more.
+    :ivar rest: those that certainly have more, least first.
+    :ivar certain: whether anything is known of the differences; if not, ``rest`` has all others.
+    """
+
+    name: str
+    best: tuple[Point, ...]
+    rest: tuple[Point, ...]
+    certain: bool
+
+    @property
+    def choice(self) -> tuple[Point, ...]:
+        """The points to choose from: the best, and those close to it if others have many times the impact.
+
+        With more replications ever smaller differences become certain. They still don't matter next to one of an order
+        of magnitude.
+        """
+        least = max(1.0, value_of(self.best[0], self.name) or 0.0)
+        near = [p for p in self.rest if (value_of(p, self.name) or 0.0) < _MANY_TIMES * least]
+        return self.best if len(near) == len(self.rest) else (*self.best, *near)
+
+    @property
+    def others(self) -> tuple[Point, ...]:
+        """The points to avoid, least impact first."""
+        return tuple(point for point in self.rest if point not in self.choice)
+
+
+def rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> Ranking:
+    """Return where the impact is least, and where it is not certainly more."""
+    name = impact_name(points)
+    first, *others = sorted(in_order(points, axes), key=lambda p: value_of(p, name) or 0.0)
+    pairs = len(points) * (len(points) - 1) // 2  # the best is chosen from the data, so each pair may be the one
+    more = [certainly_less(first, other, name, pairs) for other in others]
+    if None in more:
+        return Ranking(name, (first,), tuple(others), certain=False)
+    ties = [other for other, found in zip(others, more, strict=True) if not found]
+    return Ranking(name, (first, *ties), tuple(other for other in others if other not in ties), certain=True)
+
+
+def meeting(points: Sequence[Point], slo_terms: Mapping[str, float]) -> list[Point]:
+    """Return the points that may meet the SLO; all of them where none does."""
+    return [point for point in points if verdict(point, slo_terms) != NOT_MET] or list(points)
+
+
+def recommended(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Point:
+    """Return the point with the least impact among those that may meet the SLO, where the fault is worst."""
+    worst = [each[-1] for each in fault_series(points, axes)]
+    return rank_impact(meeting(worst or points, slo_terms), axes).best[0]
 
 
 def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
@@ -71,22 +173,24 @@ def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[st
 
 
 def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    series = fault_series(points, axes) if growing(axes) else []
+    series = fault_series(points, axes)
     said = _compare_series(series, axes, slo_terms) if series else _recommend(points, axes, slo_terms)
     ordered = in_order(points, axes)
     if has_rollout(points):
-        said += _compare_rollouts(ordered, axes, slo_terms)
-    else:
-        said += _wrong_answers(ordered, axes)
-        for name, some in compared_metrics(ordered, latency_name(ordered, slo_terms)):
-            if len(some) > 1:
-                said += extremes(some, axes, name)
-            else:
-                said += [
-                    f"{capital(metric_words(name))}: {value_words(p, name)} with {label_of(p, axes)}." for p in some
-                ]
-        said += rerouted_sentence(ordered, axes)
-    return said
+        return said + _compare_rollouts(ordered, axes, slo_terms)
+    said += _wrong_answers(ordered, axes)
+    names = ["retried", "lost", "rerouted", latency_name(ordered, slo_terms)]
+    if any((value_of(p, "failed") or 0) > (value_of(p, "lost") or 0) for p in ordered):
+        names.insert(3, "failed")
+    for name in names:
+        if not any_value(ordered, name):
+            continue
+        some = [p for p in ordered if value_of(p, name)] if name in ("lost", "rerouted") else ordered
+        if len(some) > 1:
+            said += extremes(some, axes, name)
+        else:
+            said += [f"{capital(metric_words(name))}: {value_words(p, name)} with {label_of(p, axes)}." for p in some]
+    return said + rerouted_sentence(ordered, axes)
 
 
 def _recommend(
@@ -142,42 +246,42 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, *, within: 
     return f"{start}: {between}{more}{worst}.{least}"
 
 
-_NO_INTERVAL = "Small differences may be chance: set run.replications=4 for intervals."
-
-
 def _in_brackets(text: str) -> str:
     return f" ({text})" if text else ""
 
 
 def _what_differs(found: Ranking, axes: Sequence[Axis]) -> list[str]:
-    """Return what only some of the designs to choose from do to requests."""
-    telling = telling_kinds(found.choice) if len(found.choice) > 1 else []
-    phrases = [
-        f"{label_of(point, axes)} {_DOES[kind].format(n=f'about {max(1.0, count):,.0f}')}"
-        for point, kind, count in telling
-    ]
+    """Return what only some of the designs to choose from do to requests, if it can be told in one sentence."""
+    choice, phrases = found.choice, list[str]()
+    for kind in WRONG_KINDS:
+        counts = [dict(impact_parts(point)).get(kind, 0.0) for point in choice]
+        if min(counts) < SOME <= max(counts):
+            phrases += [
+                f"{label_of(point, axes)} {_DOES[kind].format(n=f'about {max(1.0, count):,.0f}')}"
+                for point, count in zip(choice, counts, strict=True)
+                if count >= SOME
+            ]
     return [f"{capital('; '.join(phrases))}."] if phrases and len(phrases) <= MANY_POINTS else []
 
 
-def _compare_series(series: Sequence[FaultSeries], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+def _compare_series(
+    series: Sequence[Sequence[Point]], axes: Sequence[Axis], slo_terms: Mapping[str, float]
+) -> list[str]:
     """Return in which design the worst fault has the least impact, and the impact as the fault becomes worse."""
-    name, others, worse = impact_name([p for each in series for p in each.points]), series[0].others, growing(axes)
-    worst = [each.points[-1] for each in series]
+    name, worse = impact_name([p for each in series for p in each]), growing(axes)
+    others = [axis for axis in axes if axis not in worse]
+    worst = [each[-1] for each in series]
     said = _recommend(worst, others, slo_terms, label_of(worst[0], worse)) if len(series) > 1 else []
     beyond = " beyond the usual" if name == "harmed_excess" else ""
     for each in series if len(series) <= MANY_POINTS else (series[0], series[-1]):
-        counts = [with_bounds(p.metrics[name]) for p in each.points]
-        steps = [label_of(p, worse) if i == 0 else _step(p, worse) for i, p in enumerate(each.points)]
-        first, *more = [f"{count} with {step}" for count, step in zip(counts, steps, strict=True)]
-        design = f"With {label_of(each.points[0], others)}, " if others else ""
+        steps = [label_of(p, worse) for p in each]
+        if len(worse) == 1:  # the first says which key it is
+            steps[1:] = [worse[0].point_label(p) for p in each[1:]]
+        first, *more = [f"{with_bounds(p.metrics[name])} with {step}" for p, step in zip(each, steps, strict=True)]
+        design = f"With {label_of(each[0], others)}, " if others else ""
         listed = ", ".join([first.replace(" with", f" requests{beyond} with", 1), *more])
         said.append(f"{capital(f'{design}{cause_of(worst).affects}')} {listed}.")
     return said
-
-
-def _step(point: Point, worse: Sequence[Axis]) -> str:
-    """Return how bad a fault is, without the key where there is only one."""
-    return worse[0].point_label(point) if len(worse) == 1 else label_of(point, worse)
 
 
 def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
@@ -188,9 +292,9 @@ def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
         return extremes(points, axes, "wrong_adapter_served")
     phrases = [f"{rounded(value_of(p, 'wrong_adapter_served') or 0)} with {label_of(p, axes)}" for p in points]
     said = f"Unnoticed wrong answers: {', '.join(phrases)}"
-    late = late_counts(points)
-    if late is not None:
-        said += f"; late: {', '.join(map(rounded, late))} (in the same order)"
+    if all(impact_of(p).slow is not None for p in points):
+        late = [rounded(impact_of(p).mean("slow")) for p in points]
+        said += f"; late: {', '.join(late)} (in the same order)"
     return [f"{said}."]
 
 
@@ -244,20 +348,28 @@ def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str
 
 
 def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    """Return which routers to choose, and what they save."""
-    found = rank_routers(points, axes, latency_name(points, slo_terms))
-    if found is None:
+    """Return which routers to choose: the fastest, and those that are not certainly slower, or hardly. What they save
+    is against round-robin, or else the slowest."""
+    name, ordered = latency_name(points, slo_terms), in_order(points, axes)
+    known = [p for p in ordered if value_of(p, name) is not None]
+    # With one replica there is nothing to route.
+    known = [p for p in known if value_of(p, "replica_load_skew") is not None] or known
+    if len(known) < 2:
         return []
-    ordered, words = in_order(points, axes), metric_words(found.name)
-    low, high = (show(found.name, value_of(point, found.name)) for point in (found.best[0], found.best[-1]))
+    first, *others = sorted(known, key=lambda p: value_of(p, name) or 0.0)
+    near = _AS_FAST * (value_of(first, name) or 0.0)
+    slower = [p for p in others if (value_of(p, name) or 0.0) > near and certainly_less(first, p, name)]
+    best, words = [p for p in (first, *others) if p not in slower], metric_words(name)
+    low, high = (show(name, value_of(point, name)) for point in (first, best[-1]))
     range_ = low if low == high else f"{low} to {high}"
-    if found.other is None:
+    if not slower:
         said = f"The router makes no clear difference: {words} is {range_} with all of them."
     else:
-        *some, last = [label_of(point, axes) for point in found.best[:MANY_POINTS]]
+        other = next((p for p in slower if "round-robin" in p.set.values()), slower[-1])
+        *some, last = [label_of(point, axes) for point in best[:MANY_POINTS]]
         said = (
             f"Use {' or '.join(filter(None, [', '.join(some), last]))}: {words} is {range_} instead of "
-            f"{show(found.name, value_of(found.other, found.name))} with {label_of(found.other, axes)}."
+            f"{show(name, value_of(other, name))} with {label_of(other, axes)}."
         )
     return [said, *extremes(ordered, axes, "loads_per_request"), *extremes(ordered, axes, "replica_load_skew")]
 

@@ -1,23 +1,20 @@
-"""Tables of rollouts, faults and replicas: impact, strategies side by side, events, what each replica did.
-
-And what holding a rollout back avoided.
-"""
+"""What a run's page shows of rollouts, faults and routers: impact, strategies side by side, events, what each replica
+did, and what holding a rollout back avoided."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.answers.change_findings import compares_routers, has_rollout, is_changed, per_event, value_of
+from reports.answers.points import compares_routers, has_rollout, is_changed, value_of
 from reports.axes import Axis, in_order, spread
+from reports.document import Section
 from reports.formatting import metric_words, percent, show
 from reports.table import Table, point_rows, table_note
-from reports.text.held_back_text import clear_change, count_bounds, why_held_back
-from reports.text.impact_text import rounded, with_bounds
 from reports.text.metric_text import with_interval
-from sim.results.catalogue import UNITS
 from sim.results.point import Point
 from sim.spec.units import human_seconds
+from sim.studies.changes.findings import clear_change, count_bounds, per_event, rounded, why_held_back, with_bounds
 
 _MOST_POINTS = 100
 _MOST_EVENTS = 40
@@ -38,7 +35,6 @@ _IMPACT_ROWS = {
 }
 """Kinds of impact in words, each with the metric that says whether it is possible; without one, a row is shown where
 it is not zero."""
-_OF_ADAPTERS = ("miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loads_per_request")
 _AFFECTED = {"harmed": "affected in any of these ways", "harmed_excess": "affected beyond the usual"}
 _COUNTS = (
     "harmed_excess",
@@ -72,14 +68,24 @@ _ROLLOUT = (
 _PLAIN = ("rerouted_e2e_mean_s", "ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
 
 
-def shown_metrics(points: Sequence[Point]) -> list[str]:
-    """Return the metrics that mean something at one of these points, in the order of tables."""
-    names = [name for name in UNITS if any(name in p.metrics and p.metrics[name].applies for p in points)]
-    if not is_changed(points) and not any(value_of(point, "failed") for point in points):
-        names = [name for name in names if name != "failed"]
-    if all(point.traffic.get("base_share") == 1.0 for point in points):  # nothing can miss
-        names = [name for name in names if name not in _OF_ADAPTERS]
-    return names
+def changes_section(
+    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], focus: Point, where: str
+) -> Section:
+    """Return the section on what changed, or on how routers compare; without parts where a run has neither.
+
+    :param focus: the point that tables of one point are of; ``where``: its values in words.
+    """
+    held = focus if focus.held_back else next((point for point in points if point.held_back), focus)
+    changed = is_changed(points) or held.held_back is not None
+    return Section(
+        "changes",
+        "What changed, and what did it cost?" if changed else "How do the routers compare?",
+        held_table(held, where if focus.held_back else ""),
+        side_by_side(points, axes, slo_terms),
+        impact_table(focus, where),
+        events_table(focus, where),
+        listed="What changed" if changed else "Routers",
+    )
 
 
 def impact_table(point: Point, where: str) -> Table | None:

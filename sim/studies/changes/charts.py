@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from reports.answers.change_comparison import any_value, growing, impact_name
+from reports.answers.points import any_value, impact_name
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, y_title
 from reports.charts.svg import (
@@ -28,6 +28,7 @@ from reports.formatting import percent
 from reports.table import Table, cell
 from sim.results.point import Point
 from sim.spec.units import human_seconds
+from sim.studies.changes.comparison import growing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

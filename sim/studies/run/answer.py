@@ -12,8 +12,6 @@ from enum import IntEnum, auto
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import metric_words, show
 from reports.text.headroom_text import fails_today, headroom_sentences, headroom_words
-from reports.text.held_back_text import held_back_sentences
-from reports.text.impact_text import change_sentences, impact_headline, placement_sentences, scaling_sentences
 from reports.text.limit_text import Evidence, limit_sentence, limit_words, limits, overload_words
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from reports.text.setup_text import cost_sentences
@@ -30,6 +28,13 @@ from sim.results.verdict import (
     is_overloaded,
     met_probability,
     verdict,
+)
+from sim.studies.changes.findings import (
+    change_sentences,
+    held_back_sentences,
+    impact_headline,
+    placement_sentences,
+    scaling_sentences,
 )
 
 
