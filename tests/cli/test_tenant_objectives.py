@@ -9,7 +9,7 @@ import pytest
 from command_line import CommandLine
 
 from reports.formatting import metric_words
-from reports.text.limit_text import headroom_sentences
+from reports.text.headroom_text import headroom_sentences
 from sim.errors import InputError
 from sim.results.run_directory.store import read_run
 from sim.results.slo_terms import all_terms, metric_of, split_term, tenant_term

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import samples
 
-from reports.answers.bottleneck import limits
 from reports.axes import make_axes
 from reports.charts.sweep_charts import varies
 from reports.tables.metric_tables import base_model_table, metrics_table
+from reports.text.limit_text import limits
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, SlotUse
 from sim.results.point import Metric, Point

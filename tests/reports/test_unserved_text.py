@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 import samples
 
-from reports.answers.bottleneck import limits
 from reports.formatting import interval
 from reports.tables.metric_tables import make_tiles
-from reports.text.limit_text import limit_sentence
+from reports.text.limit_text import limit_sentence, limits
 from reports.text.metric_text import term_sentence, unserved_words
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact

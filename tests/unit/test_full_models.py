@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from strategies import build, write_file, write_profile
 
-from reports.answers.bottleneck import limits
 from reports.tables.metric_tables import capacity_table
-from reports.text.limit_text import limit_sentence
+from reports.text.limit_text import limit_sentence, limits
 from sim.errors import ScenarioError
 from sim.policies.routing import View
 from sim.policies.routing.pool_router import ToHolders

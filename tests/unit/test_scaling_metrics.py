@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from strategies import build, fixed_time, write_trace
 
-from reports.answers.bottleneck import limits
 from reports.charts.timeline_chart import timeline_chart
+from reports.text.limit_text import limits
 from reports.text.setup_text import cost_sentences
 from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, needing
 from sim.results.metrics import measure

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from reports.answers.bottleneck import Evidence, limits
 from reports.answers.points import has_rollout, impact_name, impact_of, latency_name, value_of
 from reports.axes import Axis, label_of
 from reports.formatting import metric_words, number, percent, show
+from reports.text.limit_text import Evidence, limits
 from reports.text.metric_text import capital, signed, why, with_interval
 from sim.results.intervals import student
 from sim.results.model import WRONG_KINDS, Count, HeldBack, HeldBackRollout, MetricChange

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from reports.answers.bottleneck import largest_stage, limits
 from reports.axes import make_axis
 from reports.formatting import likelihood, metric_words, percent, plural, read_terms, show
-from reports.text.limit_text import headroom_sentences, headroom_words, limit_sentence
+from reports.text.headroom_text import headroom_sentences, headroom_words
+from reports.text.limit_text import largest_stage, limit_sentence, limits
 from reports.text.metric_text import capital, term_sentence, unserved_words
 from reports.text.setup_text import cost_sentences, gpu_words
 from reports.text.verdict_text import confidence

@@ -9,17 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from reports.answers.bottleneck import Evidence, limits
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import metric_words, show
-from reports.text.limit_text import (
-    fails_today,
-    headroom_sentences,
-    headroom_words,
-    limit_sentence,
-    limit_words,
-    overload_words,
-)
+from reports.text.headroom_text import fails_today, headroom_sentences, headroom_words
+from reports.text.limit_text import Evidence, limit_sentence, limit_words, limits, overload_words
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from reports.text.setup_text import cost_sentences
 from reports.text.verdict_text import confidence, other_tenants_sentences, verdict_opening, whose_slo

@@ -7,12 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reports.answers.bottleneck import limits
 from reports.answers.points import is_changed
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, make_axes, point_words
 from reports.formatting import metric_words
-from reports.text.limit_text import limit_sentence, limit_words
+from reports.text.limit_text import limit_sentence, limit_words, limits
 from reports.text.metric_text import capital, term_sentence, with_interval
 from reports.text.setup_text import cheapest_sentence
 from reports.text.verdict_text import confidence, tenants_of_sweep
