@@ -234,13 +234,6 @@ class Traffic:
         return float(np.mean(prefix + prompt[:, None] + output > tokens))
 
     @property
-    def has_sessions(self) -> bool:
-        """Whether every request belongs to a session: ``workload.sessions`` makes them, or a trace names them."""
-        if self._trace is not None:
-            return self._trace.session is not None
-        return self._workload.sessions is not None
-
-    @property
     def shares_text(self) -> bool:
         """Whether requests may have tokens in common, which a prefix cache could find."""
         if self._trace is not None and self._trace.text is not None:

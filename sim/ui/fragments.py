@@ -1,4 +1,7 @@
-"""Parts of the page as HTML, from the report's own sentences, tiles, tables and charts."""
+"""Parts of the page as HTML, from the report's own sentences, tiles, tables and charts.
+
+An estimate, which needs no simulation, is made here as well.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.studies.compare.findings import headline
 from sim.studies.compare.report import key_table
 from sim.studies.compare.study import Comparison, compare_runs
-from sim.studies.evaluate import make_design
+from sim.studies.evaluate import build
 from sim.studies.planning.screen import Screened, screen
 from sim.ui.controls import Control
 from sim.ui.library import SAVED, ChosenDesign, Library, Opened
@@ -61,7 +64,7 @@ def estimate(design: ChosenDesign) -> Estimate:
 
     :raises InputError: if it can't be simulated; with its place.
     """
-    world = make_design(design.loaded.scenario).world
+    world = build(design.loaded.scenario)
     scenario = design.loaded.scenario
     return Estimate(
         screen(world), _monthly(scenario, world), engine_flags(scenario, world.kv_tokens), why_no_flags(scenario)

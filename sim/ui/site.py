@@ -247,6 +247,8 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+# The addresses themselves.
+
 RUNS = "runs"
 """Folder of run directories, in the chosen folder."""
 _REPORT_BYTES = 16_000_000
