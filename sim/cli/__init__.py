@@ -15,7 +15,6 @@ import typer
 
 from calibrate.serve import command as serve_command
 from sim.cli.commands import (
-    adapters_command,
     calibrate_command,
     fit_command,
     init_command,
@@ -25,7 +24,6 @@ from sim.cli.commands import (
     profiles_command,
     run_commands,
     ui_command,
-    vet_command,
 )
 from sim.cli.help import CommandHelp, GroupHelp
 from sim.cli.options import Session
@@ -36,6 +34,7 @@ from sim.studies.cache import command as cache_command
 from sim.studies.compare import command as compare_command
 from sim.studies.fidelity import command as fidelity_command
 from sim.studies.trace import command as trace_command
+from sim.studies.vet import command as vet_command
 
 INTERRUPTED = 130
 
@@ -73,7 +72,7 @@ for panel, members in {
         trace_command.trace,
         observe_command.observe,
         cache_command.cache,
-        adapters_command.adapters,
+        vet_command.adapters,
         vet_command.vet,
     ),
     COSTS: (fidelity_command.fidelity,),

@@ -24,7 +24,7 @@ from sim.studies.backends.pool import Local
 from sim.studies.evaluate import EvaluationOptions, build, evaluate_scenario
 from sim.studies.execution import Execution
 from sim.studies.sweep import run_study, task_of
-from sim.studies.training.vetting_gate import digest_weights, release
+from sim.studies.vetting_gate import digest_weights, release
 
 SCENARIO = """\
 schema_version: 1

@@ -83,7 +83,7 @@ def init(options: InitOptions) -> None:
     """
     from sim.spec.engine_flags.command_reading import read_command
     from sim.studies.drafting.draft import Draft, write_draft
-    from sim.studies.training.adapter_scenario import check_target
+    from sim.studies.vet.adapter_scenario import check_target
 
     check_target(options.out)
     draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", options.out.stem).strip("-._")[:64] or "scenario")
@@ -162,7 +162,7 @@ def _add_trace(draft: Draft, files: list[Path], options: InitOptions, model: str
 
 def _add_adapters(draft: Draft, folder: Path) -> None:
     from sim.spec.engine_flags.command_reading import Setting
-    from sim.studies.training.adapter_scenario import adapter_lines
+    from sim.studies.vet.adapter_scenario import adapter_lines
     from sim.training.files.census import known_model, take_census
     from sim.training.files.engine_checks import ServingTarget, is_served, served_base
 

@@ -17,9 +17,8 @@ from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import free_folder, open_folder
 from sim.studies.planning.what_if import ChangedDesign, rows_of, try_changes
 from sim.studies.sweep import manifest_of, task_of
-from sim.studies.training.remedies import RemedyChange, changes_of, remedies_of
+from sim.studies.vet.remedies import RemedyChange, changes_of, remedies_of
 from sim.training.vet_results import Vetted
-from sim.training.vet_text import as_json
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def price_remedies(
             "question": question,
             "rows": json_ready([row.to_json() for row in rows]),
             "memory": evaluated[0].memory,
-            "vetted": [as_json(one) for one in vetted],
+            "vetted": [one.to_json() for one in vetted],
         }
         store.update({"point_keys": [evaluated[0].key], "sets": [{}], "points_total": 1, "cures": record})
     return PricedRemedies(folder, base, rows)
