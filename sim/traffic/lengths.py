@@ -19,7 +19,7 @@ from sim.spec.sections.laws import (
     LognormalTokens,
     TokenLaw,
 )
-from sim.traffic.tables.bad_rows import listed
+from sim.traffic.tables.blocks import listed
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

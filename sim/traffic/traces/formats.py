@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.traffic.request import BASE_MODEL
-from sim.traffic.tables.bad_rows import BadRows, listed, shown
-from sim.traffic.tables.blocks import BLOCK_CELLS, BLOCK_ROWS, TraceTable
+from sim.traffic.tables.blocks import BLOCK_CELLS, BLOCK_ROWS, BadRows, TraceTable, listed, shown
 from sim.traffic.traces.data import (
     MAX_REQUESTS,
     Floats,
