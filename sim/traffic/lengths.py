@@ -164,7 +164,6 @@ def _lognormal(law: LognormalTokens, scores: Floats) -> Ints:
 
 
 def _from_histogram(law: HistogramTokens, shares: Floats) -> Ints:
-    """Return the counts below which these shares of requests lie."""
     weights = np.asarray(law.shares) / sum(law.shares)
     edges = np.linspace(law.low, law.high, len(weights) + 1)
     lengths = np.interp(shares, np.concatenate(([0.0], np.cumsum(weights))), edges) * law.stretch()

@@ -122,5 +122,4 @@ def _parts(law: Sessions) -> tuple[float, float]:
 
 
 def _normal(score: float) -> float:
-    """Return the share of the standard normal law below a score."""
     return math.erfc(-score / math.sqrt(2)) / 2

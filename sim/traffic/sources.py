@@ -77,7 +77,6 @@ class Streams:
             self.left[which] -= count
 
     def _continuing(self, which: Ints, last: Floats) -> tuple[Ints, Floats]:
-        """Return those that have further events."""
         if self.left is None:
             return which, last
         more = self.left[which] > 0

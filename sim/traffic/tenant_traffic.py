@@ -95,7 +95,6 @@ def _matched(tenants: Sequence[Tenant], names: Sequence[str]) -> Ints:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
     more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more
 

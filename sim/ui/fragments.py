@@ -114,16 +114,17 @@ def whole_page(library: Library, opened: Opened, token: str) -> str:
 def page_policy() -> str:
     """Return the Content-Security-Policy of the page: nothing but its own script may run, and nothing be fetched but
     from where it came from."""
-    return (
-        f"default-src 'none'; script-src '{page_script(_PAGE / 'page.js').hash}'; style-src 'unsafe-inline'; "
-        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+    return f"{_policy(page_script(_PAGE / 'page.js').hash)}; connect-src 'self'"
 
 
 def report_policy() -> str:
     """Return the policy of reports, whose one script sorts tables and copies commands."""
+    return _policy(page_script().hash)
+
+
+def _policy(script: str) -> str:
     return (
-        f"default-src 'none'; script-src '{page_script().hash}'; style-src 'unsafe-inline'; img-src data:; "
+        f"default-src 'none'; script-src '{script}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 

@@ -85,7 +85,6 @@ def price_remedies(
 def _rows(
     loaded: LoadedScenario, evaluated: Sequence[ChangedDesign], found: Sequence[tuple[RemedyChange, list[Vetted]]]
 ) -> list[RemedyRow]:
-    """Return the rows of the what-if, with facts about the remedy and memory."""
     before, base = evaluated[0].memory, evaluated[0].point
     assert base is not None, "it was simulated"
     rows = []

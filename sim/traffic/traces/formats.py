@@ -357,7 +357,6 @@ def in_use(adapter: Ints32, names: tuple[str, ...]) -> tuple[Ints32, tuple[str, 
 
 
 def _numbered(values: NDArray[Any]) -> Ints32:
-    """Number values by their first appearance."""
     import pandas as pd
 
     return np.asarray(pd.factorize(values)[0], dtype=np.int32)
