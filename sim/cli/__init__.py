@@ -15,14 +15,12 @@ import typer
 
 from calibrate.serve import command as serve_command
 from sim.cli.commands import (
-    adapters_command,
     calibrate_command,
     fit_command,
     inspect_commands,
     observe_command,
     profiles_command,
     ui_command,
-    vet_command,
 )
 from sim.cli.help import CommandHelp, GroupHelp
 from sim.cli.options import Session
@@ -36,6 +34,7 @@ from sim.studies.init import command as init_command
 from sim.studies.plan import command as plan_command
 from sim.studies.run import command as run_command
 from sim.studies.trace import command as trace_command
+from sim.studies.vet import command as vet_command
 
 INTERRUPTED = 130
 
@@ -73,7 +72,7 @@ for panel, members in {
         trace_command.trace,
         observe_command.observe,
         cache_command.cache,
-        adapters_command.adapters,
+        vet_command.adapters,
         vet_command.vet,
     ),
     COSTS: (fidelity_command.fidelity,),

@@ -26,7 +26,7 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.spec.sections.tenants import Tenant
-from sim.studies.training.vetting_gate import Vetting, held_back_record, release
+from sim.studies.vetting_gate import Vetting, held_back_record, release
 from sim.world.build import build_world
 from sim.world.memory.gpu_memory import gpu_share
 from sim.world.replication import Simulate, simulate

@@ -7,7 +7,7 @@ from sim.results.run_directory.store import RunData
 from sim.studies.plan.findings import is_plan
 from sim.studies.plan.report import plan_report
 from sim.studies.run.report import run_report
-from sim.studies.training.remedy_report import is_priced, remedies_report
+from sim.studies.vet.remedy_report import is_priced, remedies_report
 
 
 def report_of(run: RunData) -> Report:

@@ -1,4 +1,7 @@
-"""Parts of the page as HTML, from the report's own sentences, tiles, tables and charts."""
+"""Parts of the page as HTML, from the report's own sentences, tiles, tables and charts.
+
+An estimate, which needs no simulation, is made here as well.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.studies.compare.findings import headline
 from sim.studies.compare.report import key_table
 from sim.studies.compare.study import Comparison, compare_runs
-from sim.studies.evaluate import make_design
+from sim.studies.evaluate import build
 from sim.studies.plan.screen import Screened, screen
 from sim.studies.run.answer import Answer
 from sim.studies.run.report import slo_words, verdict_badge
@@ -61,7 +64,7 @@ def estimate(design: ChosenDesign) -> Estimate:
 
     :raises InputError: if it can't be simulated; with its place.
     """
-    world = make_design(design.loaded.scenario).world
+    world = build(design.loaded.scenario)
     scenario = design.loaded.scenario
     return Estimate(
         screen(world), _monthly(scenario, world), engine_flags(scenario, world.kv_tokens), why_no_flags(scenario)
@@ -111,16 +114,17 @@ def whole_page(library: Library, opened: Opened, token: str) -> str:
 def page_policy() -> str:
     """Return the Content-Security-Policy of the page: nothing but its own script may run, and nothing be fetched but
     from where it came from."""
-    return (
-        f"default-src 'none'; script-src '{page_script(_PAGE / 'page.js').hash}'; style-src 'unsafe-inline'; "
-        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+    return f"{_policy(page_script(_PAGE / 'page.js').hash)}; connect-src 'self'"
 
 
 def report_policy() -> str:
     """Return the policy of reports, whose one script sorts tables and copies commands."""
+    return _policy(page_script().hash)
+
+
+def _policy(script: str) -> str:
     return (
-        f"default-src 'none'; script-src '{page_script().hash}'; style-src 'unsafe-inline'; img-src data:; "
+        f"default-src 'none'; script-src '{script}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 

@@ -19,7 +19,7 @@ from sim.results.run_directory import result_files
 from sim.results.run_directory.result_files import digest_file, read_json, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, holds_nothing_else, read_run
 from sim.studies.run.report import run_report
-from sim.studies.training.vetting_gate import digest_weights
+from sim.studies.vetting_gate import digest_weights
 
 SCENARIO: dict[str, Any] = {"name": "demo"}
 MANIFEST: dict[str, Any] = {

@@ -37,7 +37,7 @@ from sim.studies.plan.what_if import changes
 from sim.studies.trace.report import facts_table
 from sim.studies.trace.scenario import SCENARIO, scenario_files
 from sim.studies.trace.study import TraceStudy, study_trace
-from sim.studies.training.remedies import mixed_in
+from sim.studies.vet.remedies import mixed_in
 from sim.traffic.request import BASE_MODEL, HIT, MISS
 from sim.traffic.traces.data import TraceData
 from sim.traffic.traces.export import write_plain

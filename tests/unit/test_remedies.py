@@ -14,7 +14,7 @@ from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
 from sim.studies.evaluate import build
 from sim.studies.execution import Execution
-from sim.studies.training.remedies import (
+from sim.studies.vet.remedies import (
     ALL,
     ALL_SAME_HOST,
     ONE,
@@ -24,8 +24,8 @@ from sim.studies.training.remedies import (
     share_of,
     slots_at_same_memory,
 )
-from sim.studies.training.remedy_report import badge, cures_answer, remedies_report, remedy_tables
-from sim.studies.training.remedy_run import price_remedies
+from sim.studies.vet.remedy_report import badge, cures_answer, remedies_report, remedy_tables
+from sim.studies.vet.study import price_remedies
 from sim.traffic.adapters import SHAPES, populate
 from sim.training.vet_adapters import vet_path
 from sim.training.vet_results import CurrentAdapter, Evidence, Finding, Remedy, Vetted

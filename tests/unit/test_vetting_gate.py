@@ -26,7 +26,7 @@ from sim.studies.run.answer import answer
 from sim.studies.run.findings import sweep_answer
 from sim.studies.run.report import run_report
 from sim.studies.sweep import run_study, task_of
-from sim.studies.training.vetting_gate import digest_weights, release
+from sim.studies.vetting_gate import digest_weights, release
 
 SCENARIO = """\
 schema_version: 1

@@ -102,7 +102,7 @@ def observe(options: ObserveOptions) -> None:
     from sim.studies.dashboards.observed_comparison import compare_observed
     from sim.studies.dashboards.observed_draft import ObservedScenario, lengths_file, source_of, write_observed
     from sim.studies.dashboards.observed_service import observed_service
-    from sim.studies.training.adapter_scenario import check_target
+    from sim.studies.vet.adapter_scenario import check_target
 
     _check(options)
     check_target(options.out)

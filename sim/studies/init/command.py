@@ -75,7 +75,7 @@ def init(
     """
     from sim.spec.engine_flags.command_reading import Setting, read_command
     from sim.studies.init.draft import Draft, read_manifest, write_draft
-    from sim.studies.training.adapter_scenario import check_target
+    from sim.studies.vet.adapter_scenario import check_target
 
     check_target(out)
     draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")[:64] or "scenario")
@@ -150,7 +150,7 @@ def _add_trace(draft: Draft, source: Trace, model: str, folder: Path, quiet: boo
 
 def _add_adapters(draft: Draft, folder: Path) -> None:
     from sim.spec.engine_flags.command_reading import Setting
-    from sim.studies.training.adapter_scenario import adapter_lines
+    from sim.studies.vet.adapter_scenario import adapter_lines
     from sim.training.files.census import known_model, take_census
     from sim.training.files.engine_checks import ServingTarget, is_served, served_base
 

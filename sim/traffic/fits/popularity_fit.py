@@ -203,7 +203,6 @@ def _fitted(counts: Floats) -> list[PopularityFit]:
 
 
 def _judged(found: PopularityFit, counts: Floats, seed: int) -> PopularityFit:
-    """Return a fit with its p value."""
     if len(counts) > MOST_JUDGED:
         return found
     name = found.law.law

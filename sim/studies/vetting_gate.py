@@ -1,8 +1,8 @@
 """The vetting gate: holds back a new version whose training went wrong; the others go out.
 
 It reads the folder that a scenario names for a version. The simulated world has only the rollouts that happen: with one
-held back, it is the same world as without that rollout. ``build_worlds`` makes it for every study, with the worlds that
-it is compared with: without what changes, and with what is held back.
+held back, it is the same world as without that rollout. ``make_design`` in ``evaluate`` builds it, with the worlds
+that it is compared with: without what changes, and with what is held back.
 """
 
 from __future__ import annotations
@@ -91,15 +91,13 @@ def release(scenario: Scenario) -> Released:
 
 def held_back_record(held: tuple[Vetting, ...]) -> list[HeldBackRollout]:
     """Return which rollouts are held back, and why."""
-    from sim.training.vet_text import as_json  # here, as few scenarios vet anything
-
     return [
         HeldBackRollout(
             rollout=each.number,
             strategy=each.rollout.strategy,
             at_s=each.rollout.at,
             weights=each.rollout.weights,
-            vetted=[{**as_json(one), "path": _name(each, one)} for one in each.vetted],
+            vetted=[{**one.to_json(), "path": _name(each, one)} for one in each.vetted],
         )
         for each in held
     ]

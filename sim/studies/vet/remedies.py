@@ -29,14 +29,6 @@ from sim.world.world import World
 # Kinds of adapters before and after a remedy, and how many of them fit into the same memory.
 
 
-@dataclass(frozen=True, slots=True)
-class Kinds:
-    """The kinds of adapters in a scenario, and the places of those like the vetted adapter (``alike``)."""
-
-    kinds: tuple[AdapterKind, ...]
-    alike: tuple[int, ...]
-
-
 def share_of(number: int, count: int) -> float:
     """Return the share that gives the first kind of a mix exactly so many adapters, the first one included.
 
@@ -72,13 +64,13 @@ def slots_at_same_memory(world: World, population: Population) -> int:
     return low
 
 
-def kinds_of(adapters: Adapters, vetted: Sequence[CurrentAdapter]) -> Kinds:
-    """Return the kinds of a scenario and which are like the vetted adapters.
+def kinds_of(adapters: Adapters, vetted: Sequence[CurrentAdapter]) -> tuple[tuple[AdapterKind, ...], tuple[int, ...]]:
+    """Return the kinds of adapters in a scenario, and the places of those like the vetted adapters.
 
     :raises InputError: where the scenario or the vetting doesn't say.
     """
     if not adapters.mix:
-        return Kinds((only_kind(adapters),), (0,))
+        return (only_kind(adapters),), (0,)
     shapes = {
         (current.rank, _known(current.targets))
         for current in vetted
@@ -90,7 +82,7 @@ def kinds_of(adapters: Adapters, vetted: Sequence[CurrentAdapter]) -> Kinds:
     if not alike:
         words = " or ".join(f"rank {rank} on {', '.join(targets)}" for rank, targets in sorted(shapes))
         raise InputError(f"no kind of adapters.mix has {words}, as the vetted adapter has")
-    return Kinds(adapters.mix, tuple(alike))
+    return adapters.mix, tuple(alike)
 
 
 def mixed_in(new: AdapterKind, share: float, kinds: Sequence[AdapterKind]) -> tuple[AdapterKind, ...]:
@@ -309,8 +301,8 @@ def _of_shape(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, 
     adapters, count = loaded.scenario.adapters, len(world.traffic.population)
     number, title = min(len(wanted), count), shape_words(remedy)
     try:
-        found = kinds_of(adapters, [each.current for each in wanted if each.current is not None])
-        old = found.kinds[found.alike[0]]
+        found, like = kinds_of(adapters, [each.current for each in wanted if each.current is not None])
+        old = found[like[0]]
         new = kind_after(remedy, old, wanted)
     except InputError as error:
         who = _who(number, count)
@@ -322,11 +314,11 @@ def _of_shape(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, 
         yield RemedyChange(remedy, title, "all adapters", ALL, count, change)
         return
     share = share_of(number, count)
-    alone = adapters_with(adapters, mixed_in(new, share, found.kinds))
-    kinds = tuple(kind_after(remedy, kind, wanted) if i in found.alike else kind for i, kind in enumerate(found.kinds))
-    of_adapters = [kind.share for kind in found.kinds if kind.kind != "base"]
-    alike = round(count * sum(found.kinds[i].share for i in found.alike) / sum(of_adapters))
-    which = "all adapters" if len(found.alike) == len(of_adapters) else "all of its kind"
+    alone = adapters_with(adapters, mixed_in(new, share, found))
+    kinds = tuple(kind_after(remedy, kind, wanted) if i in like else kind for i, kind in enumerate(found))
+    of_adapters = [kind.share for kind in found if kind.kind != "base"]
+    alike = round(count * sum(found[i].share for i in like) / sum(of_adapters))
+    which = "all adapters" if len(like) == len(of_adapters) else "all of its kind"
     sizes = bytes_of(old, adapters, world), bytes_of(new, adapters, world)
     scopes = [(ONE, number, _who(number, count), alone), (ALL, alike, which, adapters_with(adapters, kinds))]
     for scope, changed, who, after in scopes[number >= count :]:

@@ -17,9 +17,8 @@ from sim.studies.execution import Execution
 from sim.studies.plan.study import free_folder, open_folder
 from sim.studies.plan.what_if import ChangedDesign, rows_of, try_changes
 from sim.studies.sweep import manifest_of, task_of
-from sim.studies.training.remedies import RemedyChange, changes_of, remedies_of
+from sim.studies.vet.remedies import RemedyChange, changes_of, remedies_of
 from sim.training.vet_results import Vetted
-from sim.training.vet_text import as_json
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def price_remedies(
             "question": question,
             "rows": json_ready([row.to_json() for row in rows]),
             "memory": evaluated[0].memory,
-            "vetted": [as_json(one) for one in vetted],
+            "vetted": [one.to_json() for one in vetted],
         }
         store.update({"point_keys": [evaluated[0].key], "sets": [{}], "points_total": 1, "cures": record})
     return PricedRemedies(folder, base, rows)
@@ -86,7 +85,6 @@ def price_remedies(
 def _rows(
     loaded: LoadedScenario, evaluated: Sequence[ChangedDesign], found: Sequence[tuple[RemedyChange, list[Vetted]]]
 ) -> list[RemedyRow]:
-    """Return the rows of the what-if, with facts about the remedy and memory."""
     before, base = evaluated[0].memory, evaluated[0].point
     assert base is not None, "it was simulated"
     rows = []

@@ -1,13 +1,20 @@
-"""Records in JSON: one object a line, or a document of objects; spans of OpenTelemetry come without their wrapping."""
+"""Tables of records: rows that name their cells, such as those in JSON.
+
+JSON has one object a line, or is a document of objects; spans of OpenTelemetry come without their wrapping.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+
 from sim.errors import TraceError
-from sim.reading import Bounded
+from sim.reading import BLOCK_BYTES, Bounded
+from sim.traffic.tables.blocks import BadRows, RowBlock, TextColumn, text_of
 
 MAX_DEPTH = 8
 """Levels of a record whose keys can be columns; below them, a table is one cell."""
@@ -19,13 +26,46 @@ _WRAPPINGS = ("data", "observations", "results", "logs")
 class Found(NamedTuple):
     """A record and the line on which it begins.
 
-    :ivar record: None where the line holds none, or none that is a request: then ``left_out`` says why.
+    :ivar record: None where the line holds none (``error``), or none that is a request (``left_out``).
     """
 
     line: int
     record: Mapping[str, Any] | None
-    text: str = ""
+    error: TraceError | None = None
     left_out: str | None = None
+
+
+class RecordTable:
+    """Records one after the other."""
+
+    def __init__(self, header: Iterable[str], records: Iterator[Found], source: Bounded) -> None:
+        self.header = tuple(header)
+        self._records, self._source = records, source
+
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
+        lines: list[int] = []
+        cells: dict[str, list[str]] = {name: [] for name in columns}
+        seen, source = False, self._source
+        source.block_bytes = 0
+        for number, record, error, left_out in islice(self._records, count):
+            seen = True
+            bad_rows.rows += 1
+            if left_out is not None:
+                bad_rows.leave_out(left_out, 1)
+            elif error is not None:
+                bad_rows.add(error)
+            elif record is not None:
+                lines.append(number)
+                for name in columns:
+                    cells[name].append(text_of(cell_of(record, name)))
+            if source.block_bytes > BLOCK_BYTES:
+                break
+        return block_of(lines, cells) if seen else None
+
+
+def block_of(lines: list[int], cells: Mapping[str, list[str]]) -> RowBlock:
+    """Return a block of texts."""
+    return RowBlock(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})
 
 
 def records_by_line(text: Iterable[str], source: Bounded) -> Iterator[Found]:
@@ -39,7 +79,8 @@ def records_by_line(text: Iterable[str], source: Bounded) -> Iterator[Found]:
         if isinstance(record, dict):
             yield from _unwrapped(number, record)
         elif line.strip():
-            yield Found(number, None, line)
+            got, allowed = line.rstrip()[:80], "one object a line"
+            yield Found(number, None, TraceError("not a line of JSON", line=number, got=got, allowed=allowed))
 
 
 def records_of_document(text: IO[str], source: Bounded, file: str) -> Iterator[Found]:
