@@ -12,13 +12,13 @@ import typer
 
 from sim.cli.bench_results import BenchFiles, predict_benchmarks
 from sim.cli.options import JobsOption, JsonOption, QuietOption
-from sim.cli.output import command_line, finish, folder_for, progress_bar
+from sim.cli.output import command_line, finish, make_folder, progress_bar
 from sim.errors import InputError
 
 if TYPE_CHECKING:
     from reports.document import Report
     from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun
-    from sim.studies.fidelity.serving_stages import Server
+    from sim.studies.fidelity.serving_stages import Server, Stage
 
 LENGTHS = "sharegpt_lengths.json"
 
@@ -29,7 +29,7 @@ def fidelity(
         typer.Argument(
             metavar="[FILE]...",
             help="Predict these measured runs: results of vllm bench serve, GuideLLM, AIPerf, GenAI-Perf or "
-            "inference-perf (.json), or a table RUNS.csv of served hours, or of serving stages.",
+            "inference-perf (.json), or a table RUNS.csv of served hours, or of serving stages (docs/validation.md).",
         ),
     ] = None,
     scenario: Annotated[
@@ -93,14 +93,21 @@ def fidelity(
         raise InputError("one table at a time, or results (.json)", key="FILE", got=", ".join(map(str, runs)))
     else:
         _refuse(of_server, "a table names its models; --profile-dir gives other profiles")
-        if _is_of_stages(runs[0]):
-            _refuse(of_table, "goes with tables of served hours")
-            report = _stage_report(runs[0], jobs, quiet)
-        else:
-            from sim.studies.fidelity.measured_runs import read_lengths, read_runs
+        from sim.studies.fidelity.measured_runs import read_lengths, read_table, runs_of
+        from sim.studies.fidelity.serving_stages import KEY_COLUMN, stages_of
 
-            table, histograms = read_runs(runs[0]), read_lengths(lengths or runs[0].with_name(LENGTHS))
-            folder, report = predict_runs(runs[0], table, histograms, profile_dir, out, jobs, quiet)
+        table = read_table(runs[0])
+        if not table.columns:
+            allowed = "served hours or serving stages (docs/validation.md)"
+            raise InputError("the table is empty", file=table.file, allowed=allowed)
+        if KEY_COLUMN in table.columns:
+            _refuse(of_table, "goes with tables of served hours")
+            report = _stage_report(stages_of(table), jobs, quiet)
+        else:
+            measured, histograms = runs_of(table), read_lengths(lengths or runs[0].with_name(LENGTHS))
+            folder, report = predict_runs(
+                runs[0], measured, histograms, profile_dir, out, jobs, quiet=quiet, command=command_line()
+            )
     finish(report, folder, as_json=json, quiet=quiet)
 
 
@@ -121,46 +128,33 @@ def predict_runs(
     profile_dir: Path | None,
     out: Path | None,
     jobs: int,
+    *,
     quiet: bool,
-) -> tuple[Path | None, Report]:
-    """Predict every run of a table, and write one row for each.
+    command: str,
+) -> tuple[Path, Report]:
+    """Predict every run of a table, and write one row for each; return the folder with these rows, and the report.
 
     :param lengths: of the requests; None: every run knows its own.
     :param profile_dir: folder with a profile for each model; None: the bundled ones.
+    :param command: that makes the report again.
     """
-    from sim.studies.fidelity.fidelity_study import predict_all, profiles_for
     from sim.studies.fidelity.report import TABLE, runs_report
+    from sim.studies.fidelity.study import predict_all, profiles_for
 
     if jobs == 0:
         raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
     profiles = profiles_for(sorted({run.model for run in runs}), profile_dir, runs[0].profile)
-    folder = folder_for(out, f"fidelity-{file.stem}", as_json=False)
-    assert folder is not None, "the table of predictions is always kept"
+    folder = out or Path("runs") / f"fidelity-{file.stem}"
+    make_folder(folder)
     with progress_bar(quiet) as progress:
         predictions = predict_all(runs, lengths, profiles, table=folder / TABLE, jobs=jobs, progress=progress)
-    return folder, runs_report(predictions, file, profiles, command_line())
+    return folder, runs_report(predictions, file, profiles, command)
 
 
-def _is_of_stages(file: Path) -> bool:
-    """Return whether a table has stages of a serving benchmark, rather than served hours with adapters."""
-    from sim.studies.fidelity.measured_runs import read_table
-    from sim.studies.fidelity.serving_stages import KEY_COLUMN
-
-    table = read_table(file)
-    if not table.columns:
-        raise InputError(
-            "the table is empty", file=table.file, allowed="served hours or serving stages (docs/validation.md)"
-        )
-    return KEY_COLUMN in table.columns
-
-
-def _stage_report(file: Path, jobs: int, quiet: bool) -> Report:
-    """Predict every stage of a serving benchmark."""
-    from sim.studies.fidelity.measured_runs import read_table
+def _stage_report(stages: Sequence[Stage], jobs: int, quiet: bool) -> Report:
     from sim.studies.fidelity.report import stage_report
-    from sim.studies.fidelity.serving_stages import predict_stages, stages_of
+    from sim.studies.fidelity.serving_stages import predict_stages
 
-    stages = stages_of(read_table(file))
     with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
         profiles, refused = _profiles_of([stage.server for stage in stages], Path(folder))
         stages = [stage for stage in stages if stage.server in profiles]
@@ -211,8 +205,7 @@ def _profile_of(server: Server, folder: Path) -> str | None:
 
 def _record_report(file: Path, fit_on: Path | None) -> Report:
     """Replay a record, and predict it from the costs of another one if there is one."""
-    from sim.studies.fidelity.record_costs import fit_costs, record_times
-    from sim.studies.fidelity.record_prediction import predict
+    from sim.studies.fidelity.record_prediction import fit_costs, predict, record_times
     from sim.studies.fidelity.report import replay_report, with_prediction
     from sim.studies.fidelity.sglang_record import SglangRecord, read_any_record, replay_sglang
     from sim.studies.fidelity.step_record import read_record
