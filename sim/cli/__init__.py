@@ -20,7 +20,6 @@ from sim.cli.commands import (
     fit_command,
     init_command,
     inspect_commands,
-    observe_command,
     plan_command,
     profiles_command,
     run_commands,
@@ -35,6 +34,7 @@ from sim.errors import InputError, LoraplanError, did_you_mean
 from sim.studies.cache import command as cache_command
 from sim.studies.compare import command as compare_command
 from sim.studies.fidelity import command as fidelity_command
+from sim.studies.observe import command as observe_command
 from sim.studies.trace import command as trace_command
 
 INTERRUPTED = 130

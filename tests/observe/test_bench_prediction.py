@@ -19,7 +19,7 @@ from sim.spec.profile import Draw, load_profile
 from sim.spec.scenario_file import load_scenario
 from sim.studies.benchmarks.bench_files import read_bench
 from sim.studies.benchmarks.bench_prediction import bench_scenario, bench_world
-from sim.studies.fidelity.predicted_service import predict_service, predicted_values
+from sim.studies.predicted_service import predict_service, predicted_values
 
 
 def load_of(file: Path, folder: Path) -> Any:

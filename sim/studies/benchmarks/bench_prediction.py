@@ -15,7 +15,7 @@ from sim.results.run_directory.result_files import write_text
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.benchmarks.bench_run import BenchRequests, BenchRun, ClosedLoad, OpenLoad, TokenSummary
-from sim.studies.fidelity.predicted_service import predict_service, predicted_values
+from sim.studies.predicted_service import predict_service, predicted_values
 from sim.traffic.fits.describe import correlation
 from sim.world.build import build_world
 from sim.world.world import World

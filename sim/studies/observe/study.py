@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError
-from sim.studies.dashboards.engine_metrics import (
+from sim.studies.observe.engine_metrics import (
     CACHE_CONFIG,
     LORA_INFO,
     MOST_KV_TOKENS,
@@ -28,7 +28,7 @@ from sim.studies.dashboards.engine_metrics import (
     gauge_name,
     histogram_name,
 )
-from sim.studies.dashboards.readings import Readings, server_of
+from sim.studies.observe.readings import Readings, server_of
 
 # Histograms as Prometheus counts them: how many values are at most so large, for a few bounds.
 
