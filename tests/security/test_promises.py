@@ -36,7 +36,7 @@ from sim.spec.scenario_file import load_scenario
 from sim.spec.sections import laws
 from sim.spec.sections.laws import EmpiricalTokens
 from sim.spec.sections.trace_source import Trace
-from sim.studies.benchmarks import bench_files
+from sim.studies.fidelity import bench_files
 from sim.studies.observe import readings
 from sim.traffic import lengths, popularity
 from sim.traffic.lengths import read_counts

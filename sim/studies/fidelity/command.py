@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.bench_results import BenchFiles, predict_benchmarks
+from sim.cli.bench_results import BenchFiles
 from sim.cli.options import JobsOption, JsonOption, QuietOption
-from sim.cli.output import command_line, finish, make_folder, progress_bar
+from sim.cli.output import command_line, finish, make_folder, message, progress_bar
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def fidelity(
 
     Example: loraplan fidelity bench.json --scenario my-scenario.yaml
     """
-    from sim.studies.benchmarks.bench_files import is_bench_file
+    from sim.studies.fidelity.bench_files import is_bench_file
 
     of_table = {"--lengths": lengths, "--profile-dir": profile_dir, "--out": out}
     of_server = {"--scenario": scenario, "--profile": profile, "--set": ", ".join(set_ or ())}
@@ -87,7 +88,7 @@ def fidelity(
         raise InputError("give either measured runs or a record, not both", key="--record", got=str(record or fit_on))
     elif all(map(is_bench_file, runs)):
         _refuse(of_table, "--lengths, --profile-dir and --out go with RUNS.csv", "FILE")
-        predict_benchmarks(BenchFiles(runs, scenario, profile, set_ or ()), json=json, quiet=quiet)
+        _predict_benchmarks(BenchFiles(runs, scenario, profile, set_ or ()), json=json, quiet=quiet)
         return
     elif len(runs) > 1:
         raise InputError("one table at a time, or results (.json)", key="FILE", got=", ".join(map(str, runs)))
@@ -119,6 +120,22 @@ def _refuse(options: Mapping[str, object], problem: str, key: str = "") -> None:
     for name, value in options.items():
         if value:
             raise InputError(problem, key=key or name, got=str(value))
+
+
+def _predict_benchmarks(files: BenchFiles, *, json: bool, quiet: bool) -> None:
+    """Simulate every run of the files as its client loaded the server, and print both side by side."""
+    from sim.studies.fidelity.bench_prediction import predict_bench
+    from sim.studies.fidelity.report import bench_report
+
+    base = files.base()
+    predictions = [predict_bench(run, base, files.profile) for run in files.runs()]
+    finish(bench_report(predictions), None, as_json=json, quiet=quiet)
+    if json:
+        return
+    for note in dict.fromkeys(note for prediction in predictions for note in prediction.notes):
+        message(f"note: {note}", quiet)
+    again = shlex.join(word for file in files.files for word in ("--from-bench", str(file)))
+    message(f"to correct the profile by this: loraplan calibrate fit {again} {files.options} --out profile.json", quiet)
 
 
 def predict_runs(

@@ -1,4 +1,4 @@
-"""The reports of ``fidelity``: on measured runs, on a record of steps, on the stages of a serving benchmark."""
+"""The reports of ``fidelity``: on records of steps, stages of serving benchmarks, results of clients, measured runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 from reports.charts.fidelity_charts import scatter_chart, slots_chart
 from reports.charts.svg import Chart
 from reports.document import File, Heading, Provenance, Report, Section, method
-from reports.formatting import measured_words
+from reports.formatting import measured_value, measured_words
 from reports.table import Table
 from sim.spec.units import human_seconds
+from sim.studies.fidelity.bench_prediction import BenchPrediction
 from sim.studies.fidelity.findings import as_json, choice_sentence, compare_peer, headline
 from sim.studies.fidelity.record_prediction import ORDERS, RecordCosts
 from sim.studies.fidelity.serving_stages import METRICS, Server, ServerErrors, StagePrediction, errors_by_server
@@ -197,6 +198,47 @@ def _stages_json(
             for metric, by_server in errors.items()
         },
     }
+
+
+# On results of benchmark clients.
+
+
+def bench_report(predictions: Sequence[BenchPrediction]) -> Report:
+    """Return what benchmarks measured beside what was predicted."""
+    terminal: list[str | Table] = []
+    for each in predictions:
+        rows = [_bench_cells(name, **values) for name, values in each.metrics.items()]
+        terminal += [
+            *([""] if terminal else []),
+            f"{each.run.name}: {each.run.words}",
+            f"  profile {each.profile} ({each.profile_status}), rules of {each.engine}",
+            "",
+            Table("", ["", "measured", "± 95 %", "predicted", "error"], rows),
+        ]
+    runs = [
+        {
+            "name": each.run.name,
+            "tool": each.run.tool,
+            "model": each.run.model,
+            "load": each.run.load.words,
+            "requests": each.run.completed,
+            "failed": each.run.failed,
+            "profile": each.profile,
+            "engine": each.engine,
+            "metrics": each.metrics,
+            "notes": list(each.notes),
+        }
+        for each in predictions
+    ]
+    return Report("fidelity", "benchmarks", {"schema_version": 1, "runs": runs}, terminal)
+
+
+def _bench_cells(
+    name: str, measured: float, half_width: float | None, predicted: float, error: float | None
+) -> list[str]:
+    width = "" if half_width is None or not measured else f"{half_width / measured:.1%}"
+    off = "" if error is None else f"{error:+.1%}"
+    return [measured_words(name), measured_value(name, measured), width, measured_value(name, predicted), off]
 
 
 # On measured runs.
