@@ -252,6 +252,3 @@ def test_of_two_names_for_one_metric_the_first_counts() -> None:
     usage = "vllm:kv_cache_usage_perc 0.5\nvllm:gpu_cache_usage_perc 0.5\n"
     found = parse_page(usage + "sglang:num_running_reqs 2\nsglang:num_running_reqs 3\n", 0.0)
     assert found.values == {"kv_usage": 0.5, "running": 5.0}
-    assert observed_service(readings_of([page(counted(9, 1.0) + usage)], 10)).kv_usage is None  # of one reading
-    rows = {START_S + 15 * number: counted(number, 1.0) + usage for number in range(20)}
-    assert of_answer(rows).kv_usage == 0.5

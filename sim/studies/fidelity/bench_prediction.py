@@ -230,7 +230,6 @@ def _on_fleet(world: World) -> Iterator[str]:
 
 
 def _gaps_of(run: BenchRun) -> Iterator[str]:
-    """Yield what the file lacks and the prediction assumes."""
     if run.rows is None:
         yield (
             f"{run.name} has no single requests: their lengths are drawn with the mean"

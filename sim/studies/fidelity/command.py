@@ -113,17 +113,12 @@ def fidelity(
 
 
 def _refuse(options: Mapping[str, object], problem: str, key: str = "") -> None:
-    """Refuse the first of some options that was given.
-
-    :param key: named instead of the option.
-    """
     for name, value in options.items():
         if value:
             raise InputError(problem, key=key or name, got=str(value))
 
 
 def _predict_benchmarks(files: BenchFiles, *, json: bool, quiet: bool) -> None:
-    """Simulate every run of the files as its client loaded the server, and print both side by side."""
     from sim.studies.fidelity.bench_prediction import predict_bench
     from sim.studies.fidelity.report import bench_report
 
@@ -221,7 +216,6 @@ def _profile_of(server: Server, folder: Path) -> str | None:
 
 
 def _record_report(file: Path, fit_on: Path | None) -> Report:
-    """Replay a record, and predict it from the costs of another one if there is one."""
     from sim.studies.fidelity.record_prediction import fit_costs, predict, record_times
     from sim.studies.fidelity.report import replay_report, with_prediction
     from sim.studies.fidelity.sglang_record import SglangRecord, read_any_record, replay_sglang

@@ -443,7 +443,6 @@ def _charts(runs: Sequence[RunPrediction]) -> list[Chart]:
 
 
 def _slot_charts(runs: Sequence[RunPrediction]) -> list[Chart]:
-    """Return p50 TTFT against slots for workloads where slots matter most: measured and predicted."""
     groups: dict[str, list[RunPrediction]] = {}
     for p in runs:
         groups.setdefault(p.run.group, []).append(p)

@@ -257,7 +257,6 @@ def _check_fit(service: ObservedService, base: LoadedScenario | None, profile: P
 
 
 def _correct(service: ObservedService, scenario: Scenario, where: list[str], profile: Path) -> LoadCorrection:
-    """Correct the scenario's profile by the measured latencies, and write it."""
     from calibrate.fit.load_correction import MeasuredLoad
     from sim.cli.bench_results import write_correction
     from sim.studies.observe.findings import observed_world

@@ -120,7 +120,6 @@ def source_of(readings: Readings) -> str:
 
 
 def _late_servers(readings: Readings) -> Iterator[str]:
-    """Yield which servers are missing from the first reading, and what counts of them."""
     name = counter_name("finished", readings.names)
     for labels in () if name is None or readings.since_start else readings.late_servers(name):
         server = ", ".join(f"{key} {value}" for key, value in server_of(labels)) or "The server"
@@ -245,7 +244,6 @@ def _fleet(service: ObservedService) -> Iterator[Setting]:
 
 
 def _differences(service: ObservedService, base: LoadedScenario) -> Iterator[str]:
-    """Yield in what the servers are not those of the scenario."""
     scenario = base.scenario
     slots, names, count = service.adapters.slots, len(service.adapters.names), scenario.adapters.count
     if names and count is not None and names != count and not service.adapters.shares:

@@ -319,7 +319,6 @@ def _since_start(
 
 
 def _beginnings(rows: list[tuple[Key, float, float]], names: tuple[str, ...], at_s: float) -> list[float]:
-    """Return the times, before that of the reading, that these metrics hold."""
     return [value for (name, _), _, value in rows if name in names and 0 < value < at_s]
 
 
