@@ -10,7 +10,7 @@ import pytest
 from command_line import CommandLine
 from measured_rows import ROW, SLORA_ROW
 
-from sim.studies.fidelity import study
+from sim.studies.fidelity import fidelity_study as study
 from sim.studies.fidelity.measured_runs import COLUMNS, METRICS
 from validation.published import slora_runs
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from load_counts import count, median_error, rows
 
+from sim.studies.fidelity.fidelity_study import RunPrediction, predict_run, profiles_for
 from sim.studies.fidelity.findings import errors_of
 from sim.studies.fidelity.measured_runs import MeasuredRun, read_lengths, read_runs
-from sim.studies.fidelity.study import RunPrediction, predict_run, profiles_for
 
 
 def predictions(runs: list[MeasuredRun], shared: Path) -> list[RunPrediction]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sim.policies.front_end import FRONT_ENDS
+from sim.studies.fidelity.fidelity_study import RunPrediction, predict_run
 from sim.studies.fidelity.findings import errors_of
 from sim.studies.fidelity.measured_runs import MeasuredRun
-from sim.studies.fidelity.study import RunPrediction, predict_run
 from validation.published.slora_runs import read_slora_runs
 
 

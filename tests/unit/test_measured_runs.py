@@ -9,9 +9,9 @@ import pytest
 from measured_rows import ROW
 
 from sim.errors import InputError
+from sim.studies.fidelity.fidelity_study import RunPrediction
 from sim.studies.fidelity.findings import as_json, compare_peer, errors_of, slot_choice
 from sim.studies.fidelity.measured_runs import COLUMNS, METRICS, MeasuredRun, read_lengths, read_runs, scenario_of
-from sim.studies.fidelity.study import RunPrediction
 
 
 def table(folder: Path, *rows: dict[str, str], columns: tuple[str, ...] = COLUMNS) -> Path:

@@ -13,7 +13,7 @@ from strategies import build
 
 from sim.errors import InputError
 from sim.results.records import COMPLETED
-from sim.studies.fidelity.study import predict_run
+from sim.studies.fidelity.fidelity_study import predict_run
 from sim.world.build import build_world
 from sim.world.replication import simulate
 from validation.published.slora_runs import SLoraRun, read_slora_runs, sent_requests

@@ -150,8 +150,8 @@ def predict_runs(
     :param profile_dir: folder with a profile for each model; None: the bundled ones.
     :param command: that makes the report again.
     """
+    from sim.studies.fidelity.fidelity_study import predict_all, profiles_for
     from sim.studies.fidelity.report import TABLE, runs_report
-    from sim.studies.fidelity.study import predict_all, profiles_for
 
     if jobs == 0:
         raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")

@@ -12,8 +12,8 @@ import numpy as np
 
 from sim.errors import InputError
 from sim.reading import open_text
+from sim.studies.fidelity.fidelity_study import RunPrediction
 from sim.studies.fidelity.measured_runs import MODELS, MeasuredRun
-from sim.studies.fidelity.study import RunPrediction
 
 
 def as_json(predictions: Sequence[RunPrediction]) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from reports.formatting import measured_value, measured_words
 from reports.table import Table
 from sim.spec.units import human_seconds
 from sim.studies.fidelity.bench_prediction import BenchPrediction
+from sim.studies.fidelity.fidelity_study import ModelProfile, RunPrediction
 from sim.studies.fidelity.findings import as_json, choice_sentence, compare_peer, headline
 from sim.studies.fidelity.record_prediction import ORDERS, RecordCosts
 from sim.studies.fidelity.serving_stages import METRICS, Server, ServerErrors, StagePrediction, errors_by_server
 from sim.studies.fidelity.sglang_record import SglangRecord
 from sim.studies.fidelity.step_record import StepRecord
 from sim.studies.fidelity.step_replay import Replay
-from sim.studies.fidelity.study import ModelProfile, RunPrediction
 
 # On a record of an engine's steps: replayed step by step, and predicted from the costs of another one.
 
