@@ -85,7 +85,7 @@ class ServeArguments:
 
 @takes(ServeArguments)
 def serve(options: ServeArguments) -> None:
-    """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md).
+    """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/calibrate.md).
 
     Example: loraplan calibrate serve serve-tiny --launch vllm
     """

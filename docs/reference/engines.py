@@ -8,7 +8,7 @@ from reference.markdown import table
 
 
 def engine_rules() -> str:
-    """Return what engines make of adapters, and the words of each rule that isn't plain support."""
+    """Return what engines make of adapters."""
     from sim.spec.engines import ENGINES
     from sim.training.files.engine_checks import rules_of
     from sim.training.files.engine_rules import EXTRAS
@@ -33,12 +33,7 @@ def engine_rules() -> str:
     rows.append(["a slot holds", *(slots[rules_by_engine[name].slots_hold] for name in real)])
     choices = [", ".join(map(str, rules_by_engine[name].rank_choices)) or "–" for name in real]
     rows.append(["largest rank, choices", *choices])
-    said = [
-        [name, extra, rule.words, f"`{rule.source}`" if rule.source else ""]
-        for name in real
-        for extra, rule in rules_by_engine[name].extras.items()
-    ]
-    return table(["", *real], rows) + "\n\n" + table(["engine", "extra", "the engine …", "read from"], said)
+    return table(["", *real], rows)
 
 
 def mode_tables() -> str:

@@ -21,7 +21,7 @@ NF4_BITS_SINGLE = 4 + 32 / 64
 """Without double quantisation, each block of 64 has a constant of 32 bits (the same section)."""
 ASSUMED_SLOWDOWN = {"int8": 2.0, "nf4": 1.33}
 """Factors on the base model's part of a step, for profiles without measurements. Source: reports on models of 7 to 13
-billion parameters with bitsandbytes (docs/full-models.md lists them and how far they disagree)."""
+billion parameters with bitsandbytes (docs/pools.md lists them and how far they disagree)."""
 _WIDTH = {"fp32": 4.0, "float32": 4.0, "fp8": 1.0, "fp8-block": 1.0, "int8": 1.0, "int4": 0.5, "nvfp4": 0.5}
 """Bytes of a linear layer's weight, by the number format of a profile; others take 2."""
 

@@ -334,7 +334,7 @@ _ROWS = (
        lambda m: m.scaling.new_misses(), (AUTOSCALER,), share=True, shown={"fleet": 5}),
     # Moves are what a controller is for; their loads are the cost.
     _M("placement_moves", "moves", "adapters moved", "neither", "time", "count",
-       "Adapters that [a controller](placement.md) moved to a replica; mean over replications.",
+       "Adapters that [a controller](routers.md#placement) moved to a replica; mean over replications.",
        lambda m: m.mean_count(m.placement.spent[:, 0], "moves"), (PLACEMENT,)),
     _M("placement_loads", "loads", "loads by moves", "lower", "time", "count",
        "Moves after which the adapter was loaded before a request found it.",
@@ -345,7 +345,7 @@ _ROWS = (
        "Requests whose adapter had a place, over all for adapters.",
        lambda m: m.placement.placed(), (PLACEMENT,)),
     _M("usd_per_m_tokens", "USD", "cost per million tokens", "lower", "time", "ratio",
-       "[Cost](costs.md) of the measured time at `fleet.price`, over prompt and output tokens of the requests that "
+       "[Cost](plan.md#costs) of the measured time at `fleet.price`, over prompt and output tokens of the requests that "
        "end in it, times a million. Absent without a price, as the other costs are.",
        lambda m: m.gpu_hours.per(m.gpu_hours.m_prompt + m.gpu_hours.m_output), (TOKENS,),
        shown={"tile": 8, "key": 10, "cost": 1}),

@@ -180,7 +180,7 @@ ROUTERS = Registry(
         ),
         RouterEntry(
             "placement",
-            "the least loaded of the replicas on which a controller has placed the adapter (docs/placement.md).",
+            "the least loaded of the replicas on which a controller has placed the adapter (docs/routers.md).",
             "sim.policies.routing.placed:Placed",
             keys=("controller",),
             places_adapters=True,

@@ -205,7 +205,7 @@ def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
 
 
 FRONT_END_S = 0.007
-"""Median of measured TTFT less simulated over the stages of vLLM 0.15 and 0.23 (docs/validation-stages.md)."""
+"""Median of measured TTFT less simulated over the stages of vLLM 0.15 and 0.23 (docs/validation.md)."""
 
 
 def front_end_s(fleet: ReplicaKeys, profile: Profile | None) -> float:

@@ -276,7 +276,7 @@ def test_a_gap_closes_where_tensor_parallelism_leaves_fewer_heads() -> None:
 
 
 def test_a_measured_server_that_did_not_calibrate_is_met() -> None:
-    """Llama-3.1-70B in fp8 over two H200 under vLLM: one deployment of the table in docs/validation-profiles.md."""
+    """Llama-3.1-70B in fp8 over two H200 under vLLM: one deployment of the table in validation/overheads/judged.md."""
     from validation.overheads.overhead_fit import predict_points
     from validation.overheads.serving_points import serving_points
 

@@ -1,4 +1,4 @@
-"""Measured runs of S-LoRA, a sample; docs/validation-slora.md has the whole."""
+"""Measured runs of S-LoRA, a sample; docs/validation.md has the whole."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_light_runs_are_predicted(runs: list[MeasuredRun], tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_all_unsaturated_runs_are_predicted(runs: list[MeasuredRun], tmp_path: Path) -> None:
-    """Medians over these 15 (docs/validation-slora.md), half as much again."""
+    """Medians over these 15 (docs/validation.md), half as much again."""
     light = [run for run in runs if run.regime == "unsaturated"]
     assert len(light) == 15
     bounds = {"req_per_s": 0.001, "tpot_mean_ms": 0.018, "loads_per_request": 0.003, "ttft_p50_ms": 0.023}

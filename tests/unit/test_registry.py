@@ -36,10 +36,10 @@ def test_every_name_has_something_behind_it_and_a_line_for_readers(entry: Entry)
 @pytest.mark.parametrize(
     ("names", "page"),
     [
-        (EVICTIONS.names, "model-adapters.md"),
+        (EVICTIONS.names, "model.md"),
         (ROUTERS.names, "routers.md"),
         ([engine.name for engine in ENGINES if engine.preset], "engines.md"),
-        (MODES.names, "engine-modes.md"),
+        (MODES.names, "engine-flags.md"),
         (TRACE_FORMATS.names[1:], "traces.md"),
     ],
 )

@@ -1,7 +1,7 @@
 """Fit a profile from counts of S-LoRA's steps: ``steps.csv``, whose rows are spans of 250 or 1,000 steps.
 
 The table has neither times of single steps nor of loads, so costs are what explains the lengths of spans
-(docs/validation-slora.md). ``python validation/published/slora_profile.py DIR s-lora.json`` writes the profile.
+(docs/validation.md). ``python validation/published/slora_profile.py DIR s-lora.json`` writes the profile.
 """
 
 from __future__ import annotations

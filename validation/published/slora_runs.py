@@ -1,6 +1,6 @@
 """Measured runs of S-LoRA: a table with a row a run, whose arrivals and adapters are known exactly.
 
-The columns are those of ``slora/runs.csv`` (docs/validation-slora.md). The client was seeded, so each run is
+The columns are those of ``slora/runs.csv`` (docs/validation.md). The client was seeded, so each run is
 replayed as a trace. ``python validation/published/slora_runs.py RUNS.csv`` predicts them.
 """
 

@@ -18,7 +18,7 @@ _SHORTEST_S = 0.001
 
 class PlacementController(Strict):
     """Which adapters live on which replicas, and when they move. The router sends a request only to a replica on which
-    its adapter is placed (docs/placement.md)."""
+    its adapter is placed (docs/routers.md)."""
 
     policy: str = Field(default="popularity", description=PLACERS.described("How adapters are placed."))
     period: Seconds = Field(default=60.0, gt=0)

@@ -70,7 +70,7 @@ class ReplicaKeys(Strict):
     ``engine`` it picks the profile: the nearest version of the engine, measured before derived before assumed."""
     price: Price | None = None
     """What one GPU costs for an hour, in US dollars: ``2.50``, ``2.50 USD/h`` or ``$2.50/h``. Costs are shown where it
-    is given (docs/costs.md). It changes no result: another price needs no new simulation."""
+    is given (docs/plan.md). It changes no result: another price needs no new simulation."""
     profile: str | None = None
     """Where step, load and memory costs come from: a bundled name or a path to a profile. Unset: the profile that
     ``gpu``, ``adapters.base_model`` and ``engine`` pick."""
@@ -82,7 +82,7 @@ class ReplicaKeys(Strict):
     GPUs. Unset: those of the profile (``tensor_parallel``)."""
     fully_sharded_loras: bool = False
     """vLLM only, with several GPUs per replica: whether both sides of every adapter are split over the GPUs, so that
-    slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/tensor-parallel.md)."""
+    slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/pools.md)."""
     engine: str = Field(
         default=DEFAULT_ENGINE,
         description=ENGINES.described(
@@ -192,7 +192,7 @@ class ReplicaKeys(Strict):
     front_end_time: Seconds | None = Field(default=None, le=60)
     """Time that a request spends between client and engine (connection, API server, tokenizer), which TTFT and E2E
     include. Unset: as measured with the profile; else 7 ms for vLLM from 0.14 on, the median of measured servers
-    (docs/validation-stages.md), and 0 for others, of which none was measured, and with a ``front_end``."""
+    (docs/validation.md), and 0 for others, of which none was measured, and with a ``front_end``."""
 
     @field_validator("engine")
     @classmethod

@@ -1,6 +1,6 @@
 """Measured stages of a serving benchmark: a table with a row per stage, each predicted with the profile of its server.
 
-A stage is one load on one server: a rate, or clients in a closed loop. docs/validation-stages.md lists the columns.
+A stage is one load on one server: a rate, or clients in a closed loop. docs/validation.md lists the columns.
 """
 
 from __future__ import annotations

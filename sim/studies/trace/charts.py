@@ -23,7 +23,6 @@ _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 330, 58, 36, 22, 52
 _MOST_MARKERS = 40
 _MOST_ROWS = 60
 _LEAST_SPANS = 3
-_NOTCH = 17  # chart units that a line of text takes
 _UNITS = (
     ("days", 86400.0, 3 * 86400.0),
     ("hours", 3600.0, 3 * 3600.0),
