@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sim.rng import stream
 from sim.spec.profile import FRONT_END, Draw, Profile, Provenance, StepCost
-from sim.studies.fidelity.predicted_service import predict_service, predicted_values
+from sim.studies.predicted_service import predict_service, predicted_values
 from sim.world.world import World
 
 Floats = NDArray[np.float64]

@@ -13,8 +13,8 @@ import numpy as np
 
 from calibrate.serve.connection import Host
 from calibrate.serve.http_answer import Broken
-from sim.studies.dashboards import engine_metrics
-from sim.studies.dashboards.engine_metrics import (
+from sim.studies.observe import engine_metrics
+from sim.studies.observe.engine_metrics import (
     CACHE_CONFIG,
     Role,
     cache_config,

@@ -18,7 +18,6 @@ from sim.cli.commands import (
     calibrate_command,
     fit_command,
     inspect_commands,
-    observe_command,
     profiles_command,
     ui_command,
 )
@@ -31,6 +30,7 @@ from sim.studies.cache import command as cache_command
 from sim.studies.compare import command as compare_command
 from sim.studies.fidelity import command as fidelity_command
 from sim.studies.init import command as init_command
+from sim.studies.observe import command as observe_command
 from sim.studies.plan import command as plan_command
 from sim.studies.run import command as run_command
 from sim.studies.trace import command as trace_command

@@ -1,9 +1,9 @@
-"""The sides of ``loraplan fidelity`` and ``loraplan calibrate fit`` that read results of benchmark clients."""
+"""What ``fidelity``, ``calibrate fit`` and ``observe`` have in common: results of benchmarks, and corrections."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from calibrate.fit.load_correction import LoadCorrection, MeasuredLoad
     from sim.spec.profile import Profile
     from sim.spec.scenario_file import LoadedScenario
-    from sim.studies.benchmarks.bench_prediction import BenchMetric, BenchPrediction
-    from sim.studies.benchmarks.bench_run import BenchRun
+    from sim.studies.fidelity.bench_run import BenchRun
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class BenchFiles:
 
     def runs(self) -> list[BenchRun]:
         """Return the runs of all files, under names that differ between files."""
-        from sim.studies.benchmarks.bench_files import distinct_names, read_bench
+        from sim.studies.fidelity.bench_files import distinct_names, read_bench
 
         return [
             replace(run, name=name + run.name.removeprefix(file.name))
@@ -97,71 +96,10 @@ def check_one_kind(loaded: LoadedScenario) -> None:
         )
 
 
-def predict_benchmarks(files: BenchFiles, *, json: bool, quiet: bool) -> None:
-    """Simulate every run of the files as its client loaded the server, and print both side by side."""
-    from sim.studies.benchmarks.bench_prediction import predict_bench
-
-    base = files.base()
-    predictions = [predict_bench(run, base, files.profile) for run in files.runs()]
-    if json:
-        say_json({"schema_version": 1, "runs": [_prediction_json(each) for each in predictions]})
-        return
-    for place, prediction in enumerate(predictions):
-        if place:
-            say("")
-        say(
-            f"{prediction.run.name}: {prediction.run.words}",
-            f"  profile {prediction.profile} ({prediction.profile_status}), rules of {prediction.engine}",
-            "",
-        )
-        print_rich(rich_rows(("", "measured", "± 95 %", "predicted", "error"), list(_rows(prediction.metrics))))
-    for note in dict.fromkeys(note for prediction in predictions for note in prediction.notes):
-        message(f"note: {note}", quiet)
-    again = shlex.join(word for file in files.files for word in ("--from-bench", str(file)))
-    message(f"to correct the profile by this: loraplan calibrate fit {again} {files.options} --out profile.json", quiet)
-
-
-def _prediction_json(prediction: BenchPrediction) -> dict[str, Any]:
-    run = prediction.run
-    return {
-        "name": run.name,
-        "tool": run.tool,
-        "model": run.model,
-        "load": run.load.words,
-        "requests": run.completed,
-        "failed": run.failed,
-        "profile": prediction.profile,
-        "engine": prediction.engine,
-        "metrics": {
-            each.name: {
-                "measured": each.measured,
-                "half_width": each.half_width,
-                "predicted": each.predicted,
-                "error": each.error,
-            }
-            for each in prediction.metrics
-        },
-        "notes": list(prediction.notes),
-    }
-
-
-def _rows(metrics: Sequence[BenchMetric]) -> Iterator[tuple[str, ...]]:
-    for each in metrics:
-        width = "" if each.half_width is None or not each.measured else f"{each.half_width / each.measured:.1%}"
-        error = "" if each.error is None else f"{each.error:+.1%}"
-        yield (
-            measured_words(each.name),
-            measured_value(each.name, each.measured),
-            width,
-            measured_value(each.name, each.predicted),
-            error,
-        )
-
-
 def fit_to_benchmarks(files: BenchFiles, out: Path, *, json: bool, quiet: bool) -> None:
     """Correct a profile by the runs of the files, and write it."""
     from calibrate.fit.load_correction import MeasuredLoad
-    from sim.studies.benchmarks.bench_prediction import bench_world
+    from sim.studies.fidelity.bench_prediction import bench_world
 
     base, runs = files.base(), files.runs()
     files.check_repeats()
@@ -188,7 +126,7 @@ def write_correction(loads: Sequence[MeasuredLoad], files: Sequence[Path], out: 
     """
     from calibrate.fit.load_correction import correct, corrected_profile
     from sim.results.run_directory.result_files import write_text
-    from sim.studies.benchmarks.bench_files import distinct_names
+    from sim.studies.fidelity.bench_files import distinct_names
 
     profile = loads[0].world.profile
     assert profile is not None, "engine fixed has no tokens"

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.studies.benchmarks.bench_files import distinct_names, read_bench
-from sim.studies.benchmarks.bench_run import BenchRun, ClosedLoad, JsonFields, OpenLoad
+from sim.studies.fidelity.bench_files import distinct_names, read_bench
+from sim.studies.fidelity.bench_run import BenchRun, ClosedLoad, JsonFields, OpenLoad
 
 SAMPLES = Path(__file__).with_name("samples")
 

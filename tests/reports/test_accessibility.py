@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import samples
@@ -29,7 +30,7 @@ from reports.table import Table
 from sim.studies.cache.report import cache_report
 from sim.studies.compare.report import compare_report
 from sim.studies.fidelity.report import METRIC_WORDS as METRICS
-from sim.studies.fidelity.report import Compared, fidelity_report
+from sim.studies.fidelity.report import fidelity_report
 
 A11Y = Path(__file__).parents[1] / "a11y"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -47,17 +48,9 @@ def fidelity(file: Path) -> None:
     for i in range(40):
         measured = {name: luck.uniform(2, 500) for name in METRICS}
         predicted = {name: value * luck.uniform(0.7, 1.3) for name, value in measured.items()}
-        runs.append(
-            Compared(
-                f"g{i // 4}",
-                f"workload {i // 4}",
-                8 * 2 ** (i % 4),
-                REGIMES[i % 3],
-                False,
-                measured,
-                predicted,
-            )
-        )
+        label, regime, slots = f"workload {i // 4}", REGIMES[i % 3], 8 * 2 ** (i % 4)
+        run = SimpleNamespace(group=label, label=label, gpu_slots=slots, regime=regime, measured=measured)
+        runs.append(SimpleNamespace(run=run, calibrated=False, predicted=predicted))
     error = {"runs": 40, "ape_p50": 0.1, "ape_p90": 0.3, "log10_abs_p50": 0.04, "log10_abs_p90": 0.1}
     every = dict.fromkeys(METRICS, error)
     errors = {

@@ -21,7 +21,7 @@ from calibrate.serve.drive import Driver
 from calibrate.serve.paired_table import times_of
 from calibrate.serve.planned_requests import PlannedRequest, plan_requests
 from sim.spec.scenario_file import load_scenario
-from sim.studies.fidelity.predicted_service import PredictedService, predict_service
+from sim.studies.predicted_service import PredictedService, predict_service
 from sim.traffic.adapters import model_shape
 from sim.traffic.generate import Traffic
 from sim.world.build import build_world

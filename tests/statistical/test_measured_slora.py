@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sim.policies.front_end import FRONT_ENDS
-from sim.studies.fidelity.fidelity_errors import errors_of
 from sim.studies.fidelity.fidelity_study import RunPrediction, predict_run
+from sim.studies.fidelity.findings import errors_of
 from sim.studies.fidelity.measured_runs import MeasuredRun
 from validation.published.slora_runs import read_slora_runs
 
@@ -34,8 +34,8 @@ def check_light(predictions: list[RunPrediction], bounds: dict[str, float]) -> N
     for name, bound in bounds.items():
         errors = errors_of(predictions, name)
         assert errors is not None
-        assert errors.runs == len(predictions), name
-        assert errors.ape_p50 < bound, name
+        assert errors["runs"] == len(predictions), name
+        assert errors["ape_p50"] < bound, name
     short = [p.run.measured["ttft_p50_ms"] - p.predicted["ttft_p50_ms"] for p in predictions]
     assert abs(np.median(short)) < 1.0, "the front end's constant is their median"
     assert FRONT_ENDS["s-lora"].request_s == 0.03

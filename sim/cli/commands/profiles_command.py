@@ -38,10 +38,9 @@ def list_profiles(
 
     Example: loraplan profiles list h100 qwen
     """
-    from sim.studies.profile_listing import ProfileFilter
     from sim.studies.profile_listing import list_profiles as rows_of
 
-    rows = rows_of(folder, ProfileFilter(tuple(words or ()), gpu, model, status))
+    rows = rows_of(folder, words or (), gpu, model, status)
     if json:
         say_json({"profiles": [asdict(row) for row in rows]})
         return
@@ -99,7 +98,7 @@ def show_profile(
                 **asdict(row),
                 "description": profile.description,
                 "sha256": digest,
-                "coefficients": [asdict(number) for number in numbers],
+                "coefficients": numbers,
                 "hold_out": [line.model_dump(mode="json") for line in profile.hold_out],
                 "draws": len(profile.draws),
                 "provenance": provenance,
@@ -109,8 +108,8 @@ def show_profile(
     say(f"{name}  ({profile.stated}, sha256 {digest[:12]})", profile.description, "")
     gpus = f"{row.gpus} GPUs of one replica" if row.gpus > 1 else "1 GPU"
     say(f"device  {row.device}, {gpus}", f"model   {row.model}, {row.weights}", f"engine  {row.engine}", "")
-    sources = list(dict.fromkeys(number.source for number in numbers))
-    rows = [(number.path, _text(number.value), number.unit, sources.index(number.source) + 1) for number in numbers]
+    sources = list(dict.fromkeys(each["source"] for each in numbers))
+    rows = [(each["path"], _text(each["value"]), each["unit"], sources.index(each["source"]) + 1) for each in numbers]
     print_rich(rich_rows(("number", "value", "unit", "source"), rows))
     say("", "sources", *(f"{place:3d}  {source}" for place, source in enumerate(sources, 1)))
     say("", f"error: {row.error}", f"made by: {row.made_by}")

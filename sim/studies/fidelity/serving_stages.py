@@ -23,7 +23,7 @@ from sim.spec.scenario import Scenario
 from sim.studies.backends.pool import unordered
 from sim.studies.evaluate import facts_of
 from sim.studies.fidelity.measured_runs import RunCells, TableOfRuns, non_negative
-from sim.studies.fidelity.predicted_service import predicted_values, service_of
+from sim.studies.predicted_service import predicted_values, service_of
 from sim.world.build import build_world
 from sim.world.replication import simulate
 

@@ -158,7 +158,6 @@ class StepRecord(Part):
         return self
 
     def _check(self, request: RecordedRequest) -> None:
-        """Check a request against the record; raise ValueError."""
         config, after = self.config, request.after
         if request.finished_s is not None and request.finished_s < request.arrival_s:
             raise ValueError(f"request {request.id} ends before it arrives")

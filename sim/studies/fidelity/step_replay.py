@@ -189,7 +189,6 @@ class _Replayer:
         return finished
 
     def _gives_token(self, request: Request) -> bool:
-        """Return whether a token for a running request comes out of the step just decided."""
         if request.last_step == HOLDING:
             return False
         if request.last_step >= 0:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,10 +18,10 @@ from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.units import human_seconds
-from sim.studies.dashboards.engine_metrics import counter_name
-from sim.studies.dashboards.observed_service import BucketHistogram, ObservedService
-from sim.studies.dashboards.readings import Readings, server_of
 from sim.studies.init.draft import Draft, write_draft
+from sim.studies.observe.engine_metrics import counter_name
+from sim.studies.observe.readings import Readings, server_of
+from sim.studies.observe.study import BucketHistogram, ObservedService
 
 # Laws of prompt and output lengths from histograms of tokens, or from their mean.
 
@@ -36,35 +33,22 @@ ROWS = 2000
 _SEED = 1
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedLengths:
-    """Lengths at equally likely ranks.
+def without_prefix(tokens: Ints, prefix: int) -> Ints:
+    """Return what follows a text of so many tokens in each prompt, so that the mean with that text stays.
 
-    :ivar tokens: (rows,) whole tokens, 1 and more, in random order.
+    Nothing can be shorter than one token. Where prompts are shorter than the text, what others have beyond one token
+    shrinks by as much as these grow.
     """
-
-    tokens: Ints
-
-    @property
-    def mean(self) -> float:
-        return float(self.tokens.mean())
-
-    def without(self, prefix: int) -> ObservedLengths:
-        """Return what follows a text of so many tokens, so that the mean with that text stays.
-
-        Nothing can be shorter than one token. Where prompts are shorter than the text, what others have beyond one
-        token shrinks by as much as these grow.
-        """
-        rest = np.maximum(self.tokens - prefix, 1)
-        beyond = float(rest.mean()) - 1
-        wanted = max(self.mean - prefix - 1, 0.0)
-        ends = np.cumsum((rest - 1) * (wanted / beyond if beyond > 0 else 0.0))
-        whole = np.diff(np.rint(ends), prepend=0.0)  # rounds the sum, so that the mean doesn't drift
-        return ObservedLengths(1 + whole.astype(np.int64))
+    rest = np.maximum(tokens - prefix, 1)
+    beyond = float(rest.mean()) - 1
+    wanted = max(float(tokens.mean()) - prefix - 1, 0.0)
+    ends = np.cumsum((rest - 1) * (wanted / beyond if beyond > 0 else 0.0))
+    whole = np.diff(np.rint(ends), prepend=0.0)  # rounds the sum, so that the mean doesn't drift
+    return np.asarray(1 + whole.astype(np.int64))
 
 
-def lengths_of(histogram: BucketHistogram, purpose: str) -> ObservedLengths:
-    """Return lengths with the histogram's counts and its mean.
+def lengths_of(histogram: BucketHistogram, purpose: str) -> Ints:
+    """Return lengths with the histogram's counts and its mean, in random order.
 
     Whole numbers are at most a bucket's bound, so 0.5 to 1.5 tokens are one.
 
@@ -73,17 +57,10 @@ def lengths_of(histogram: BucketHistogram, purpose: str) -> ObservedLengths:
     finite = [bound for bound in histogram.bounds if np.isfinite(bound)]
     highest = min(2 * max(finite, default=1.0), float(MAX_TOKENS) / 2)
     tokens = np.clip(np.rint(histogram.spread(ROWS, highest)), 1, MAX_TOKENS // 2).astype(np.int64)
-    return ObservedLengths(stream(_SEED, 0, f"observed-{purpose}").permutation(tokens))
+    return stream(_SEED, 0, f"observed-{purpose}").permutation(tokens)
 
 
-def lengths_text(prompt: ObservedLengths, output: ObservedLengths) -> str:
-    """Return both as CSV with the columns ``input_tokens`` and ``output_tokens``."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["input_tokens", "output_tokens"])
-    writer.writerows(zip(prompt.tokens.tolist(), output.tokens.tolist(), strict=True))
-    return out.getvalue()
-
+# The scenario.
 
 REQUESTS = 20_000
 _FEWEST_CACHED = 0.01
@@ -92,57 +69,48 @@ _TAIL = 5.0
 _KV_DIFFERS = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedScenario:
-    """Where a scenario goes, and what it is made of.
-
-    :ivar base: the scenario that it builds on; None: fleet and adapters are drafted too.
-    :ivar lengths: the file for lengths, beside the scenario.
-    """
-
-    path: Path
-    service: ObservedService
-    readings: Readings
-    base: LoadedScenario | None
-
-    @property
-    def lengths(self) -> Path:
-        return lengths_file(self.path)
-
-
 def lengths_file(scenario: Path) -> Path:
     """Return the file for lengths of a scenario file."""
     return scenario.with_name(f"{scenario.stem}-lengths.csv")
 
 
-def write_observed(observed: ObservedScenario, draft: Draft) -> list[str]:
-    """Write the scenario and its lengths, and return notes beside ``source_of``.
+def write_observed(
+    path: Path, service: ObservedService, readings: Readings, base: LoadedScenario | None, draft: Draft
+) -> list[str]:
+    """Write a scenario and its lengths, and return notes beside ``source_of``.
 
+    :param base: the scenario that it builds on; None: fleet and adapters are drafted too.
     :param draft: with what is known besides, such as a command line; metrics come after it for the fleet, before it
         for the traffic.
     """
-    service, readings = observed.service, observed.readings
     draft.made_by = "loraplan observe"
     draft.comments.insert(0, source_of(readings))
     draft.comments += _late_servers(readings)
-    draft.add([*_traffic(observed), *_lengths(observed)])
-    if observed.base is None:
-        draft.add([*_adapters(service), *_fleet(service)])
+    draft.add([*_traffic(service, base), *_lengths(service, lengths_file(path))])
+    if base is None:
+        draft.add([*_count(service)])
+        if not service.adapters.names:
+            draft.add([Setting("adapters.count", _ASSUMED_ADAPTERS, "assumed: the metrics name no adapter")])
+        draft.add([Setting("adapters.rank", 16, "assumed: metrics have no ranks"), *_fleet(service)])
     else:
-        draft.extends = observed.base.source
-        if (source := Path(observed.base.source)).is_file():
-            draft.extends = os.path.relpath(source.resolve(), observed.path.parent.resolve())
-        adapters = observed.base.scenario.adapters
+        draft.extends = base.source
+        if (source := Path(base.source)).is_file():
+            draft.extends = os.path.relpath(source.resolve(), path.parent.resolve())
+        adapters = base.scenario.adapters
         if (service.adapters.shares or adapters.count is None) and not adapters.base_alone:
             draft.add([*_count(service)])  # measured weights fix the count, or the base has none
-        draft.comments += _differences(service, observed.base)
-        if rates := _scaled_rates(observed):
-            draft.lines["tenants"] = _tenant_lines(observed.base, rates)
+        draft.comments += _differences(service, base)
+        if rates := _scaled_rates(service, base):
+            draft.lines["tenants"] = [
+                f"  - {flow_text({**tenant, 'rate': f'{rate:.9g}/s'} if rate else tenant)}"
+                "   # measured: the total of the rates; assumed: their proportions"
+                for tenant, rate in zip(base.data["tenants"], rates, strict=True)
+            ]
             draft.comments.append(
-                f"The tenants' rates of {observed.base.source} are scaled to the measured total, {sum(rates):.6g}/s: "
+                f"The tenants' rates of {base.source} are scaled to the measured total, {sum(rates):.6g}/s: "
                 "the metrics don't say whose requests they are."
             )
-    return [note for note in write_draft(draft, observed.path) if note != source_of(readings)]
+    return [note for note in write_draft(draft, path) if note != source_of(readings)]
 
 
 def source_of(readings: Readings) -> str:
@@ -152,7 +120,6 @@ def source_of(readings: Readings) -> str:
 
 
 def _late_servers(readings: Readings) -> Iterator[str]:
-    """Yield which servers are missing from the first reading, and what counts of them."""
     name = counter_name("finished", readings.names)
     for labels in () if name is None or readings.since_start else readings.late_servers(name):
         server = ", ".join(f"{key} {value}" for key, value in server_of(labels)) or "The server"
@@ -162,11 +129,10 @@ def _late_servers(readings: Readings) -> Iterator[str]:
             yield f"{server} is missing from the first reading: its counters count from its own first one."
 
 
-def _traffic(observed: ObservedScenario) -> Iterator[Setting]:
-    service = observed.service
-    if observed.base is not None and observed.base.scenario.workload.trace is not None:
+def _traffic(service: ObservedService, base: LoadedScenario | None) -> Iterator[Setting]:
+    if base is not None and base.scenario.workload.trace is not None:
         yield Setting("workload.trace", None, "the traffic below replaces the trace")
-    if observed.base is None or observed.base.scenario.workload.requests is None:
+    if base is None or base.scenario.workload.requests is None:
         yield Setting("workload.requests", REQUESTS, "how much to simulate: choose")
     grown = service.offered - service.ended
     aborted = f" ({service.aborted:,.0f} of them aborted)" if service.aborted >= 1 else ""
@@ -174,7 +140,7 @@ def _traffic(observed: ObservedScenario) -> Iterator[Setting]:
     ended = f"{service.ended:,.0f} requests ended{aborted}{more} in {service.seconds:,.0f} s"
     full = ", and answers as long as all others instead of aborted ones" if aborted else ""
     comment = f"measured: {ended}; assumed: independent users{full}"
-    rate = sum(_scaled_rates(observed)) or float(f"{service.offered_rps:.6g}")
+    rate = sum(_scaled_rates(service, base)) or float(f"{service.offered_rps:.6g}")
     yield Setting("workload.arrivals", {"process": "poisson", "rate": f"{rate:.9g}/s"}, comment)
     shares = service.adapters.shares
     if shares:
@@ -187,7 +153,7 @@ def _traffic(observed: ObservedScenario) -> Iterator[Setting]:
             "measured: how often each adapter had a running request; assumed: its requests come independently, and "
             f"answers of all are equally long{larger}",
         )
-    elif observed.base is None:
+    elif base is None:
         yield Setting(
             "workload.popularity",
             {"law": "zipf", "exponent": 0.9},
@@ -195,27 +161,16 @@ def _traffic(observed: ObservedScenario) -> Iterator[Setting]:
         )
 
 
-def _scaled_rates(observed: ObservedScenario) -> list[float]:
+def _scaled_rates(service: ObservedService, base: LoadedScenario | None) -> list[float]:
     """Return the rates of the base's tenants in 1/s, as large together as measured; 0 for one without adapters, and
     [] where they have none of their own."""
-    if observed.base is None:
-        return []
-    rates = [tenant.rate or 0.0 for tenant in observed.base.scenario.tenants]
+    rates = [tenant.rate or 0.0 for tenant in base.scenario.tenants] if base is not None else []
     total = sum(rates)
-    return [float(f"{rate / total * observed.service.offered_rps:.6g}") for rate in rates] if total else []
+    return [float(f"{rate / total * service.offered_rps:.6g}") for rate in rates] if total else []
 
 
-def _tenant_lines(base: LoadedScenario, rates: list[float]) -> list[str]:
-    """Return the tenants of a scenario with other rates: a list replaces the whole list of the base."""
-    lines = []
-    for tenant, rate in zip(base.data["tenants"], rates, strict=True):
-        own = {**tenant, "rate": f"{rate:.9g}/s"} if rate else tenant
-        lines.append(f"  - {flow_text(own)}   # measured: the total of the rates; assumed: their proportions")
-    return lines
-
-
-def _lengths(observed: ObservedScenario) -> Iterator[Setting]:
-    service = observed.service
+def _lengths(service: ObservedService, file: Path) -> Iterator[Setting]:
+    """Yield the laws of lengths, and write the file that they name."""
     prompt, output = (service.histograms.get(role) for role in ("prompt_tokens", "output_tokens"))
     if prompt is None or output is None:
         yield from _assumed_lengths(service)
@@ -223,8 +178,9 @@ def _lengths(observed: ObservedScenario) -> Iterator[Setting]:
     prompts, outputs = lengths_of(prompt, "prompt"), lengths_of(output, "output")
     # The shared text that would give the measured hits; none where there were hardly any.
     hits = service.prefix_hits or 0.0
-    prefix = round(hits * prompts.mean) if hits >= _FEWEST_CACHED else 0
-    write_text(observed.lengths, lengths_text(prompts.without(prefix), outputs))
+    prefix = round(hits * float(prompts.mean())) if hits >= _FEWEST_CACHED else 0
+    rows = zip(without_prefix(prompts, prefix).tolist(), outputs.tolist(), strict=True)
+    write_text(file, "\n".join(["input_tokens,output_tokens", *(f"{one},{two}" for one, two in rows), ""]))
     shared = f", of which {prefix:,} are the prefix" if prefix else ""
     for key, column, mean, of_it in (
         ("prompt", "input_tokens", prompt.mean, shared),
@@ -234,7 +190,7 @@ def _lengths(observed: ObservedScenario) -> Iterator[Setting]:
         known = "the histogram" if mean is None else f"mean {mean:,.1f} tokens{of_it}, and the histogram"
         yield Setting(
             f"workload.tokens.{key}",
-            {"law": "empirical", "file": observed.lengths.name, "column": column},
+            {"law": "empirical", "file": file.name, "column": column},
             f"measured: {known}; {inside}{', whose sum is missing' if mean is None else ''}",
         )
     yield Setting("workload.tokens.correlation", 0, "assumed: long prompts have answers like all others")
@@ -259,13 +215,6 @@ def _assumed_lengths(service: ObservedService) -> Iterator[Setting]:
                 f"measured: the mean; assumed: a p99 of {_TAIL:g} times it (SGLang has histograms of them "
                 "with --collect-tokens-histogram)",
             )
-
-
-def _adapters(service: ObservedService) -> Iterator[Setting]:
-    yield from _count(service)
-    if not service.adapters.names:
-        yield Setting("adapters.count", _ASSUMED_ADAPTERS, "assumed: the metrics name no adapter")
-    yield Setting("adapters.rank", 16, "assumed: metrics have no ranks")
 
 
 def _count(service: ObservedService) -> Iterator[Setting]:
@@ -295,7 +244,6 @@ def _fleet(service: ObservedService) -> Iterator[Setting]:
 
 
 def _differences(service: ObservedService, base: LoadedScenario) -> Iterator[str]:
-    """Yield in what the servers are not those of the scenario."""
     scenario = base.scenario
     slots, names, count = service.adapters.slots, len(service.adapters.names), scenario.adapters.count
     if names and count is not None and names != count and not service.adapters.shares:

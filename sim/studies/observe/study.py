@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError
-from sim.studies.dashboards.engine_metrics import (
+from sim.studies.observe.engine_metrics import (
     CACHE_CONFIG,
     LORA_INFO,
     MOST_KV_TOKENS,
@@ -28,7 +28,7 @@ from sim.studies.dashboards.engine_metrics import (
     gauge_name,
     histogram_name,
 )
-from sim.studies.dashboards.readings import Readings, server_of
+from sim.studies.observe.readings import Readings, server_of
 
 # Histograms as Prometheus counts them: how many values are at most so large, for a few bounds.
 
@@ -168,8 +168,8 @@ class ObservedService:
     :ivar finished: requests that ended with an answer; ``aborted``: that did not.
     :ivar offered: requests that came in that time: those that ended either way, and by how much more are in flight now.
     :ivar in_flight: mean requests in flight, by Little's law from the sum of their times; None without these.
-    :ivar running, waiting, kv_usage: means of readings, the first two of all servers together; None of few readings,
-        which show these moments alone.
+    :ivar running, waiting: means of readings, of all servers together; None of few readings, which show these moments
+        alone.
     :ivar prompt_total, output_total: tokens of all requests.
     :ivar histograms: by role; latencies in seconds.
     :ivar prefix_hits: share of prompt tokens that were found cached; None without a prefix cache.
@@ -185,8 +185,6 @@ class ObservedService:
     in_flight: float | None
     running: float | None
     waiting: float | None
-    kv_usage: float | None
-    preemptions: float | None
     prompt_total: float | None
     output_total: float | None
     histograms: Mapping[Role, BucketHistogram]
@@ -256,8 +254,6 @@ def observed_service(readings: Readings) -> ObservedService:
         in_flight=None if e2e_s is None else e2e_s / readings.seconds,
         running=_gauge(readings, "running") if enough else None,
         waiting=_gauge(readings, "waiting") if enough else None,
-        kv_usage=_kv_usage(readings) if enough else None,
-        preemptions=_growth(readings, "preemptions"),
         prompt_total=_growth(readings, "prompt_total"),
         output_total=_growth(readings, "output_total"),
         histograms=histograms,
@@ -283,16 +279,7 @@ def _gauge(readings: Readings, role: Role) -> float | None:
     return None if name is None else readings.mean_gauge(name)
 
 
-def _kv_usage(readings: Readings) -> float | None:
-    name = gauge_name("kv_usage", readings.names)
-    values = (
-        [value for labels in readings.labels_of(name) for _, value in readings.series[name, labels]] if name else []
-    )
-    return math.fsum(values) / len(values) if values else None
-
-
 def _grown_queue(readings: Readings) -> float:
-    """Return by how many more requests are in flight in the last reading than in the first."""
     if readings.since_start:
         return sum(_gauge(readings, role) or 0.0 for role in ("running", "waiting"))
     grown = 0.0

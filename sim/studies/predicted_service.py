@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording
 from sim.results.statistics import histogram_quantile
-from sim.traffic.request import MISS
 from sim.world.replication import simulate
 from sim.world.world import World
 
@@ -31,7 +30,6 @@ class PredictedService:
     :ivar running, waiting: requests in the batch and before it, means over the whole run, warm-up included,
         of all replicas together.
     :ivar prefix_hits: share of prompt tokens that were found cached; None without a prefix cache.
-    :ivar miss_ratio: requests that found their adapter in no slot.
     """
 
     latencies: dict[str, Floats]
@@ -42,7 +40,6 @@ class PredictedService:
     running: float
     waiting: float
     prefix_hits: float | None
-    miss_ratio: float
 
     def mean(self, kind: Latency) -> float:
         """Return a mean in seconds; NaN without values."""
@@ -94,7 +91,6 @@ def service_of(recordings: Sequence[Recording]) -> PredictedService:
             np.mean([max(each.inside_area - each.running_area, 0.0) / each.stopped_s for each in recordings])
         ),
         prefix_hits=None if cached is None else float(cached[done].sum() / max(r["prompt_tokens"][done].sum(), 1)),
-        miss_ratio=float(np.mean(r["outcome"][done] == MISS)) if done.any() else math.nan,
     )
 
 

@@ -1,4 +1,4 @@
-"""Puts what metrics measured beside what the simulated scenario does."""
+"""What metrics measured beside what the simulated scenario does."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sim.spec.scenario import Scenario
-from sim.studies.dashboards.observed_service import BucketQuantile, ObservedService
-from sim.studies.fidelity.predicted_service import Latency, PredictedService, predict_service
+from sim.studies.observe.study import BucketQuantile, ObservedService
+from sim.studies.predicted_service import Latency, PredictedService, predict_service
 from sim.world.build import build_world
 from sim.world.world import World
 
@@ -23,7 +23,6 @@ _LATENCIES: tuple[Latency, ...] = ("ttft", "itl", "tpot", "e2e")
 class ComparedMetric:
     """One row.
 
-    :ivar name: such as ``ttft_p50_s``.
     :ivar measured: the value; of a quantile, one that is interpolated within ``bucket``.
     :ivar simulated: NaN where the simulation has none.
     """
@@ -46,18 +45,6 @@ class ComparedMetric:
         return self.bucket is not None and self.bucket.holds(self.simulated)
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedComparison:
-    """All rows, and the notes of the simulation.
-
-    :ivar notes: of the simulator, on the scenario.
-    """
-
-    rows: tuple[ComparedMetric, ...]
-    predicted: PredictedService
-    notes: tuple[str, ...]
-
-
 def observed_world(scenario: Scenario, requests: int = SIMULATED_REQUESTS) -> World:
     """Return the world of a scenario of measured traffic, with so many requests at most."""
     few = min(scenario.workload.requests or requests, requests)
@@ -65,15 +52,14 @@ def observed_world(scenario: Scenario, requests: int = SIMULATED_REQUESTS) -> Wo
     return build_world(scenario.model_copy(update={"workload": workload}))
 
 
-def compare_observed(service: ObservedService, scenario: Scenario) -> ObservedComparison:
-    """Simulate a scenario of the measured traffic, and compare.
+def compare_observed(service: ObservedService, scenario: Scenario) -> tuple[list[ComparedMetric], tuple[str, ...]]:
+    """Simulate a scenario of the measured traffic, and compare; return the simulator's notes, too.
 
     Engines take the time of a request from its arrival in the API server, so the time in the front end counts for TTFT
     and E2E.
     """
     world = observed_world(scenario)
-    predicted = predict_service(world, REPLICATIONS)
-    return ObservedComparison(tuple(_rows(service, predicted)), predicted, world.notes)
+    return list(_rows(service, predict_service(world, REPLICATIONS))), world.notes
 
 
 def _rows(service: ObservedService, predicted: PredictedService) -> Iterator[ComparedMetric]:

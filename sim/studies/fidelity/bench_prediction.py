@@ -1,11 +1,11 @@
-"""Predicts what a benchmark measured, and puts both side by side."""
+"""A benchmark's run as a scenario, simulated as its client loaded the server."""
 
 from __future__ import annotations
 
 import copy
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.benchmarks.bench_run import BenchRequests, BenchRun, ClosedLoad, OpenLoad, TokenSummary
-from sim.studies.fidelity.predicted_service import predict_service, predicted_values
+from sim.studies.fidelity.bench_run import BenchRequests, BenchRun, ClosedLoad, OpenLoad, TokenSummary
+from sim.studies.predicted_service import predict_service, predicted_values
 from sim.traffic.fits.describe import correlation
 from sim.world.build import build_world
 from sim.world.world import World
@@ -151,25 +151,9 @@ def _table(rows: BenchRequests, *, with_times: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+# The prediction.
+
 SIMULATIONS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class BenchMetric:
-    """One row.
-
-    :ivar half_width: of the 95 % interval of what was measured; None where the file has no spread.
-    """
-
-    name: str
-    measured: float
-    predicted: float
-    half_width: float | None
-
-    @property
-    def error(self) -> float | None:
-        """Predicted over measured, minus 1."""
-        return self.predicted / self.measured - 1 if self.measured else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +162,8 @@ class BenchPrediction:
 
     :ivar profile, profile_status: whose costs were simulated, and how trustworthy they are.
     :ivar engine: whose rules.
+    :ivar metrics: by name, what was ``measured``, the ``half_width`` of its 95 % interval (None where the file has no
+        spread), what was ``predicted``, and the relative ``error``.
     :ivar notes: on the scenario, and on what the file lacks.
     """
 
@@ -185,7 +171,7 @@ class BenchPrediction:
     profile: str
     profile_status: str
     engine: str
-    metrics: tuple[BenchMetric, ...]
+    metrics: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...]
 
 
@@ -212,17 +198,22 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
     """
     world = bench_world(run, base, profile)
     assert world.profile is not None, "engine fixed is refused"
-    predicted = predict_service(world, SIMULATIONS)
+    predicted = predicted_values(predict_service(world, SIMULATIONS))
     return BenchPrediction(
         run=run,
         profile=world.profile.name,
         profile_status=world.profile.stated,
         engine=world.scenario.fleet.engine,
-        metrics=tuple(
-            BenchMetric(name, run.measured[name], value, run.errors.get(name))
-            for name, value in predicted_values(predicted).items()
+        metrics={
+            name: {
+                "measured": (measured := run.measured[name]),
+                "half_width": run.errors.get(name),
+                "predicted": value,
+                "error": value / measured - 1 if measured else None,
+            }
+            for name, value in predicted.items()
             if name in run.measured
-        ),
+        },
         notes=(*_gaps_of(run), *_on_fleet(world)),
     )
 
@@ -239,7 +230,6 @@ def _on_fleet(world: World) -> Iterator[str]:
 
 
 def _gaps_of(run: BenchRun) -> Iterator[str]:
-    """Yield what the file lacks and the prediction assumes."""
     if run.rows is None:
         yield (
             f"{run.name} has no single requests: their lengths are drawn with the mean"
