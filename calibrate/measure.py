@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from calibrate.device.devices import Call, Device, UnavailableError, out_of_memory
 from calibrate.device.hardware import DisturbanceMonitor
 from calibrate.samples import Configuration, SampleLog, Visit
+from reports.document import Report
+from reports.table import Table
 from sim.errors import InputError
+from sim.spec.units import human_seconds
 
 CANARY = "canary"
 _CANARY_EVERY = 8
@@ -49,6 +54,31 @@ class Method:
 
 
 QUICK = Method(rounds=3, least=20, half_width=0.05, limit_s=0.25, warmup=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a suite is timed.
+
+    :ivar quick: a small grid, and medians less well known.
+    :ivar seed: of the order, and of what is random in the grid.
+    :ivar method: in place of that of a quick or of a full run.
+    :ivar parts: of the suite: what this run times, in this order; none: everything, in random order.
+    :ivar ends_at: on ``time.monotonic``: no visit starts later, after the first few.
+    :ivar overwrite: remove the samples that are there.
+    """
+
+    quick: bool = False
+    seed: int = 1
+    method: Method | None = None
+    parts: tuple[str, ...] = ()
+    ends_at: float = math.inf
+    overwrite: bool = False
+
+    @property
+    def how(self) -> Method:
+        """The method."""
+        return self.method or (QUICK if self.quick else Method())
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +125,14 @@ class TimedWork:
         configuration is skipped and the log says so.
     :ivar canary: the same work throughout the run, to notice that the device changes.
     :ivar flush: push data out of the caches before every sample.
-    :ivar parts: what this run times, one part after the other; None: all configurations as one part.
-    :ivar ends_at: on ``time.monotonic``: no visit starts later, after the first few.
+    :ivar parts: what this run times, one part after the other; none: all configurations as one part.
     """
 
     configurations: Sequence[Configuration]
     opens: Open
     canary: Prepared
+    parts: Sequence[Sequence[Configuration]] = ()
     flush: bool = True
-    parts: Sequence[Sequence[Configuration]] | None = None
-    ends_at: float = math.inf
 
 
 class _TimeIsUpError(Exception):
@@ -115,9 +143,7 @@ def measure(
     work: TimedWork,
     device: Device,
     log: SampleLog,
-    method: Method,
-    *,
-    seed: int = 1,
+    sampling: Sampling,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
     """Time all configurations part by part, each once a round in random order; what the log has is not timed again.
@@ -128,14 +154,13 @@ def measure(
     :returns: the flags, in words.
     :raises InputError: if no configuration could be timed.
     """
-    parts = [work.configurations] if work.parts is None else work.parts
-    chosen = {one.key for part in parts for one in part}
-    visits = _Visits(work, device, log, method, chosen)
-    total, count = method.rounds * sum(len(part) for part in parts), 0
+    parts, rounds = work.parts or [work.configurations], sampling.how.rounds
+    visits = _Visits(work, device, log, sampling, {one.key for part in parts for one in part})
+    total, count = rounds * sum(len(part) for part in parts), 0
     try:
         for part in parts:
-            rng = np.random.default_rng(seed)
-            for turn in range(method.rounds):
+            rng = np.random.default_rng(sampling.seed)
+            for turn in range(rounds):
                 for place, index in enumerate(rng.permutation(len(part))):
                     visits.visit(part[index], turn, canary=place % _CANARY_EVERY == 0)
                     count += 1
@@ -153,9 +178,10 @@ class _Visits:
     """
 
     def __init__(
-        self, work: TimedWork, device: Device, log: SampleLog, method: Method, chosen: Collection[str]
+        self, work: TimedWork, device: Device, log: SampleLog, sampling: Sampling, chosen: Collection[str]
     ) -> None:
-        self._work, self._device, self._log, self._method = work, device, log, method
+        self._work, self._device, self._log, self._method = work, device, log, sampling.how
+        self._ends_at = sampling.ends_at
         earlier = log.manifest.get("skipped", {})
         self.skipped = {str(key): str(why) for key, why in earlier.items() if key not in chosen}
         self._done = log.done
@@ -172,7 +198,7 @@ class _Visits:
         """
         if (one.key, turn) in self._done:
             return
-        if time.monotonic() >= self._work.ends_at and self._made >= _LEAST_VISITS:
+        if time.monotonic() >= self._ends_at and self._made >= _LEAST_VISITS:
             raise _TimeIsUpError
         self._made += 1
         if canary:
@@ -203,7 +229,7 @@ class _Visits:
 
         :raises InputError: if no configuration could be timed.
         """
-        suite, counts = self._work.configurations, _counts(self._log.visits)
+        suite, counts = self._work.configurations, {key: len(samples) for key, samples in self._kept.items() if samples}
         if self.skipped and not any(one.key in counts for one in suite):
             raise InputError(
                 f"no configuration could be timed: {next(iter(self.skipped.values()))}",
@@ -222,14 +248,6 @@ class _Visits:
         flags += [f"skipped, {why}: {key}" for key, why in self.skipped.items()]
         self._log.note(flags=flags, skipped=self.skipped, untimed=untimed)
         return flags
-
-
-def _counts(visits: Sequence[Visit]) -> dict[str, int]:
-    """Return how many samples each configuration has, by key."""
-    counts: dict[str, int] = {}
-    for visit in visits:
-        counts[visit.configuration.key] = counts.get(visit.configuration.key, 0) + len(visit.seconds)
-    return counts
 
 
 def drift(visits: Sequence[Visit]) -> list[str]:
@@ -293,3 +311,57 @@ def _visit(
     seen = monitor.check()
     flags = [f"throttled: {seen.what}"] * seen.throttled + [f"busy device: {seen.what}"] * seen.busy
     return Visit(one, turn, order, [s for s, _ in samples], [w for _, w in samples], flags)
+
+
+def samples_report(log: SampleLog) -> Report:
+    """Return a row for each kind and backend (or stage of a load): how many, how long, how well known, how far off
+    the floor; of steps the device's measured ceilings, and how far backends are from float32."""
+    samples: dict[str, list[float]] = defaultdict(list)
+    kinds: dict[str, dict[str, Configuration]] = defaultdict(dict)
+    for visit in log.visits:
+        one = visit.configuration
+        samples[one.key] += visit.seconds
+        kinds[_kind(one)][one.key] = one
+    rows = []
+    for kind, members in sorted(kinds.items(), key=lambda row: (row[0] == CANARY, row[0])):
+        medians = [float(np.median(samples[key])) for key in members]
+        width = float(np.median([median_half_width(samples[key]) for key in members]))
+        over = np.array(medians) / [float(one.parameters.get("floor_s", math.nan)) for one in members.values()]
+        rows.append(
+            [
+                kind,
+                f"{len(members):,}",
+                f"{sum(len(samples[key]) for key in members):,}",
+                human_seconds(min(medians)),
+                human_seconds(max(medians)),
+                f"{width:.1%}" if math.isfinite(width) else "unknown",
+                f"{np.nanmedian(over):.1f}" if np.isfinite(over).any() else "",
+            ]
+        )
+    head = ["what", "configurations", "samples", "fastest", "slowest", "half-width of the median", "times the floor"]
+    ceilings = [_ceilings(log.manifest)] if log.suite == "steps" else []
+    return Report(
+        kind=f"calibrate {log.suite}",
+        name=str(log.folder),
+        data=log.manifest,
+        terminal=[Table("Samples", head, rows), "", *ceilings, f"samples  {log.folder / f'{log.suite}.parquet'}"],
+        notes=log.manifest.get("flags", ()),
+    )
+
+
+def _ceilings(manifest: Mapping[str, Any]) -> str:
+    ceilings = manifest["ceilings"]
+    errors = ", ".join(f"{name} {error:.1e}" for name, error in manifest["backend_errors"].items())
+    return (
+        f"ceilings: {ceilings['bytes_per_s'] / 1e9:,.4g} GB/s, {ceilings['flops_per_s'] / 1e12:,.4g} TFLOP/s in bf16; "
+        f"relative error against float32: {errors}"
+    )
+
+
+def _kind(one: Configuration) -> str:
+    if one.kind == CANARY:
+        return CANARY
+    how = ", graph" if one.parameters.get("graph") else ""
+    lora = f", LoRA by {one.parameters['backend']}" if one.parameters.get("backend") else ""
+    base = ", base" if "backend" in one.parameters and not lora and one.kind != "head" else ""
+    return f"{one.kind}{base}{lora}{how}"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.device.lora_backends import REFERENCE
 from sim.errors import InputError
 from sim.spec.profile import HoldOut, StepCost, StepResidual
 from sim.studies.fidelity.least_squares import (
@@ -211,7 +210,7 @@ class TimedSteps:
         return np.array([float(one[name]) for one in self.parameters])
 
 
-def timed_steps(frame: pd.DataFrame, manifest: Mapping[str, Any], backend: str = REFERENCE) -> TimedSteps:
+def timed_steps(frame: pd.DataFrame, manifest: Mapping[str, Any], backend: str) -> TimedSteps:
     """Return the steps that one LoRA backend's profile is fitted to: base steps and its own, on all linear layers.
 
     Where decodes were timed both eagerly and as graphs, graphs count: it is what serving engines run. Steps of fewer

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from calibrate.serve.client import BROKEN, COMPLETE, MODELS_BYTES, REFUSED, SentRequest, send
+from calibrate.serve.client import BROKEN, COMPLETE, MODELS_BYTES, REFUSED, PlannedRequest, SentRequest, send
 from calibrate.serve.connection import Host
 from calibrate.serve.http_answer import Broken, ServerError
-from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.server_metrics import PAGE_LIMIT_S, MetricsPage, read_page
 from sim.errors import OutputError
 

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.serve.client import COMPLETE
+from calibrate.serve.client import COMPLETE, PlannedRequest
 from calibrate.serve.drive import LiveRun
-from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.server_metrics import ObservedRun, over_run
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording

@@ -11,12 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calibrate.kernels.around_kernels import (
+    KINDS,
+    MEASURED,
+    SPREAD,
+    SPREAD_ALIKE,
+    EngineOverhead,
+    load_cost,
+    lora_cost,
+    overhead_of,
+    spread_on,
+)
 from calibrate.kernels.base_models import BaseModel, base_model_of
 from calibrate.kernels.cards import CARDS, SCALED, OtherMemory, card_of
-from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of
 from calibrate.kernels.kernel_tables import Deployment, check_parallel, check_weights, engine_of, other_version
-from calibrate.kernels.load_law import load_cost
-from calibrate.kernels.lora_terms import KINDS, MEASURED, SPREAD, SPREAD_ALIKE, lora_cost, spread_on
 from calibrate.kernels.memory_model import DRIVER_BYTES, SOURCES, memory_of, sources_of
 from calibrate.kernels.profile_from_kernels import cost_draws
 from calibrate.kernels.surrogate import StepEnvelope, fit_surrogate, predict

@@ -16,9 +16,9 @@ import pytest
 pytest.importorskip("aiconfigurator_core", reason="needs the kernels extra: pip install -e '.[kernels]'")
 
 from calibrate.kernels import kernel_tables
+from calibrate.kernels.around_kernels import overhead_of
 from calibrate.kernels.base_models import WEIGHTS, base_model_of
 from calibrate.kernels.cards import card_of
-from calibrate.kernels.engine_overhead import overhead_of
 from calibrate.kernels.kernel_tables import Deployment, KernelTables
 from calibrate.kernels.profile_from_kernels import build_command, build_profile, check_faster
 from sim.errors import InputError

@@ -22,12 +22,11 @@ from calibrate.device.host_memory import SCOPE, make_cold, resident_share, why_n
 from calibrate.fit.load_fit import fit_load_samples  # noqa: E402
 from calibrate.loads import load_stages, load_timing  # noqa: E402
 from calibrate.loads.load_stages import COLD, Bench, Slots, Stage, read_tensors, together  # noqa: E402
-from calibrate.loads.load_timing import (  # noqa: E402  # noqa: E402
+from calibrate.loads.load_timing import (  # noqa: E402
     ALONE,
     DURING_COPIES,
     INTERFERENCE,
     LoadGrid,
-    LoadOptions,
     interference,
     interference_configurations,
     load_configurations,
@@ -35,7 +34,7 @@ from calibrate.loads.load_timing import (  # noqa: E402  # noqa: E402
     time_loads,
 )
 from calibrate.loads.synthetic_adapters import SyntheticAdapter, synthesize, tensor_shapes  # noqa: E402
-from calibrate.measure import Method, Prepared  # noqa: E402
+from calibrate.measure import Method, Prepared, Sampling  # noqa: E402
 from calibrate.samples import SampleLog, read_samples  # noqa: E402
 from sim.errors import InputError, OutputError  # noqa: E402
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count  # noqa: E402
@@ -82,9 +81,9 @@ def cold_disk(path: Path) -> None:
 
 def run(device: Device, out: Path, **more: Any) -> SampleLog:
     """Time loads during a step that takes next to nothing: timing the model's own is most of a run."""
-    given: dict[str, Any] = {"method": FAST, "grid": SMALL, "step": Prepared(call=lambda: torch.ones(1000).sum())}
-    running = {name: more.pop(name) for name in ("progress", "overwrite", "command") if name in more}
-    return time_loads(LoadOptions("tiny", **(given | more)), device, out, **({"command": "test"} | running))
+    how = Sampling(method=more.pop("method", FAST), seed=more.pop("seed", 1))
+    given = {"grid": SMALL, "step": Prepared(call=lambda: torch.ones(1000).sum()), "command": "test"}
+    return time_loads("tiny", device, out, how, **(given | more))
 
 
 @pytest.mark.slow
@@ -384,7 +383,7 @@ def test_a_file_that_changed_since_it_was_written_is_not_timed(
 
 def test_an_unknown_model_lists_the_known(device: Device, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--model: unknown model .*tiny"):
-        time_loads(LoadOptions("gpt-5"), device, tmp_path)
+        time_loads("gpt-5", device, tmp_path, Sampling())
 
 
 def test_adapters_can_be_kept(device: Device, tmp_path: Path) -> None:

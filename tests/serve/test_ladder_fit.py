@@ -7,11 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrate.serve.client import SentRequest
+from calibrate.serve.client import PlannedRequest, SentRequest
 from calibrate.serve.http_answer import ServerError
-from calibrate.serve.ladder import DecodeBatch, JoiningRequest, Ladder, TimedLoad, held_up
-from calibrate.serve.ladder_fit import MeasuredServer, fit_profile, fit_steps, public_command, resampled
-from calibrate.serve.planned_requests import PlannedRequest
+from calibrate.serve.ladder import (
+    DecodeBatch,
+    JoiningRequest,
+    Ladder,
+    MeasuredServer,
+    TimedLoad,
+    fit_profile,
+    fit_steps,
+    held_up,
+    public_command,
+    resampled,
+)
 from sim.spec.scenario import Scenario
 from sim.traffic.generate import Traffic
 

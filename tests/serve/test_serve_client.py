@@ -11,13 +11,12 @@ from fake_server import FakeServer
 
 from calibrate.loads.synthetic_adapters import SyntheticAdapter, write_adapter
 from calibrate.serve import engine
-from calibrate.serve.client import EventStream, refusal, send
+from calibrate.serve.client import EventStream, PlannedRequest, refusal, send
 from calibrate.serve.connection import Host, without_credentials
 from calibrate.serve.drive import Driver
 from calibrate.serve.engine import write_base
 from calibrate.serve.http_answer import ServerError
 from calibrate.serve.paired_table import ServePrediction, comparison
-from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.serve_study import ServerMeasurement
 from calibrate.serve.server_metrics import ObservedRun, observed_between, over_run, parse_page
 from sim.errors import InputError

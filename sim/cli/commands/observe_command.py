@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reports.formatting import measured_value, measured_words
-from sim.cli.bench_results import say_correction
 from sim.cli.commands.init_command import gpu_setting, one_command
 from sim.cli.options import JsonOption, QuietOption, takes
-from sim.cli.output import message, print_rich, rich_rows, say, say_json
+from sim.cli.output import command_line, finish, message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
-    from calibrate.fit.load_correction import LoadCorrection
+    from reports.document import Report
     from sim.spec.scenario import Scenario
     from sim.spec.scenario_file import LoadedScenario
     from sim.studies.dashboards.engine_metrics import Role
@@ -144,7 +143,7 @@ def observe(options: ObserveOptions) -> None:
     _print(service, source_of(readings), comparison, options)
     if correction is not None:
         say("")
-        say_correction(correction, options.quiet)
+        finish(correction, None, as_json=False, quiet=options.quiet)
     _say_next(options, scenario)
 
 
@@ -248,8 +247,8 @@ def _check_fit(service: ObservedService, base: LoadedScenario | None, profile: P
 
     :raises InputError: where the metrics lack latencies, the base has no profile, or the profile can't be written.
     """
+    from calibrate.fit.command import check_profile_target
     from sim.cli.bench_results import check_one_kind
-    from sim.cli.commands.fit_command import check_profile_target
 
     check_profile_target(profile, "--fit-profile")
     if base is not None:
@@ -268,10 +267,10 @@ def _check_fit(service: ObservedService, base: LoadedScenario | None, profile: P
         raise InputError("these metrics lack latencies to correct by", key="--fit-profile", got=", ".join(missing))
 
 
-def _correct(options: ObserveOptions, observed: ObservedScenario, scenario: Scenario, profile: Path) -> LoadCorrection:
+def _correct(options: ObserveOptions, observed: ObservedScenario, scenario: Scenario, profile: Path) -> Report:
     """Correct the scenario's profile by the measured latencies, and write it."""
     from calibrate.fit.load_correction import MeasuredLoad
-    from sim.cli.bench_results import write_correction
+    from calibrate.fit.report import correction_report
     from sim.studies.dashboards.observed_comparison import observed_world
 
     found = {f"{role}_mean_s": observed.service.histograms[role] for role in _FITTED}
@@ -282,7 +281,7 @@ def _correct(options: ObserveOptions, observed: ObservedScenario, scenario: Scen
         {name: histogram.half_width() for name, histogram in found.items()},
     )
     files = [Path(where) for where in options.prometheus or [] if not _ADDRESS.match(where)]
-    return write_correction([load], files, profile)[1]
+    return correction_report([load], files, profile, command_line())
 
 
 def _as_json(
@@ -333,8 +332,6 @@ def _print(service: ObservedService, source: str, comparison: ObservedComparison
 
 def _say_next(options: ObserveOptions, scenario: Scenario) -> None:
     """Print what was written, and the plan that comes next: first host memory for all adapters, then GPU slots."""
-    if options.fit_profile is not None:
-        say("", f"profile  {options.fit_profile}")
     count = scenario.adapters.count or _MOST_SLOTS
     short_of_copies = scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None
     host = f" --set cache.host.slots={count}" if short_of_copies and scenario.adapters.count else ""
