@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -267,19 +267,13 @@ def drift(visits: Sequence[Visit]) -> list[str]:
 
 
 def _disturbed(visits: Sequence[Visit]) -> list[str]:
-    """Return a sentence for every kind of disturbance, with the share of visits it was seen in."""
-    counts: dict[str, int] = {}
-    for visit in visits:
-        for flag in visit.flags:
-            word = flag.partition(":")[0]
-            counts[word] = counts.get(word, 0) + 1
+    counts = Counter(flag.partition(":")[0] for visit in visits for flag in visit.flags)
     return [f"{word}: in {count} of {len(visits)} visits" for word, count in counts.items()]
 
 
 def _sample(
     prepared: Prepared, device: Device, method: Method, turn: int, before: Sequence[float], flush: bool
 ) -> list[tuple[float, float]]:
-    """Sample one visit: at least its share, then until the median is known or the time is up."""
     for _ in range(method.warmup):
         if prepared.before is not None:
             prepared.before()

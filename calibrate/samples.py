@@ -103,7 +103,8 @@ class SampleLog:
         manifest = read_json(path)
         if not isinstance(manifest, dict) or not isinstance(manifest.get("plan"), dict):
             raise OutputError("this is not a manifest of samples", file=str(path), hint="add --overwrite to start over")
-        different = [key for key in {**manifest["plan"], **plan} if manifest["plan"].get(key) != _plain(plan.get(key))]
+        wanted = json.loads(json.dumps(dict(plan)))
+        different = [key for key in {**manifest["plan"], **wanted} if manifest["plan"].get(key) != wanted.get(key)]
         if different:
             key = sorted(different)[0]
             raise InputError(
@@ -239,8 +240,3 @@ def _read(path: Path) -> Iterable[Visit]:
                 got=str(error),
                 hint="remove the line, or add --overwrite to start over",
             ) from None
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as it comes back from JSON."""
-    return json.loads(json.dumps(value))

@@ -160,7 +160,6 @@ def _nvidia(fields: dict[str, str]) -> dict[str, str]:
 
 
 def _smi(query: str) -> list[str]:
-    """Return the lines that nvidia-smi answers for our GPU; none where it is missing or does not know a field."""
     if shutil.which("nvidia-smi") is None or not torch.cuda.is_available():
         return []
     # Its own numbers for GPUs don't heed CUDA_VISIBLE_DEVICES.

@@ -56,23 +56,6 @@ def ramps(values: Floats, knots: Sequence[float]) -> Floats:
     return rising
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A multiplicative cost: ``known + (base features @ base) · (1 + factor features @ factor)``.
-
-    :ivar base: coefficients, seconds; ``factor``: coefficients, without unit.
-    """
-
-    base_terms: tuple[str, ...]
-    factor_terms: tuple[str, ...]
-    base: Floats
-    factor: Floats
-
-    def __call__(self, problem: Problem) -> Floats:
-        base = problem.columns(self.base_terms).features @ self.base
-        return np.asarray(problem.known + base * (1 + problem.columns(self.factor_terms).features @ self.factor))
-
-
 def multiplicative(base: Sequence[str], factor: Sequence[str]) -> Form:
     """Return the rival form, as the digital twin and BLIS have it: what a step costs anyway, times a factor for LoRA.
 
@@ -86,21 +69,23 @@ def multiplicative(base: Sequence[str], factor: Sequence[str]) -> Form:
     def fit(problem: Problem) -> Predictor:
         plain, lora = problem.columns(base), problem.columns(factor)
         without = ~np.any(lora.features > 0, axis=1) & (problem.weight > 0)
-        found = Product(
-            tuple(base), tuple(factor), solve(plain.rows(without) if without.any() else plain), np.zeros(len(factor))
-        )
-        before = found(problem)
+        by_base, by_factor = solve(plain.rows(without) if without.any() else plain), np.zeros(len(factor))
+
+        def predicted(rows: Problem) -> Floats:
+            times = 1 + rows.columns(factor).features @ by_factor
+            return np.asarray(rows.known + rows.columns(base).features @ by_base * times)
+
+        before = predicted(problem)
         for _ in range(_ALTERNATIONS):
-            seconds = plain.features @ found.base
-            scaled = replace(lora, features=lora.features * seconds[:, None], known=lora.known + seconds)
-            found = replace(found, factor=solve(scaled))
-            times = 1 + lora.features @ found.factor
-            found = replace(found, base=solve(replace(plain, features=plain.features * times[:, None])))
-            now = found(problem)
+            seconds = plain.features @ by_base
+            by_factor = solve(replace(lora, features=lora.features * seconds[:, None], known=lora.known + seconds))
+            times = 1 + lora.features @ by_factor
+            by_base = solve(replace(plain, features=plain.features * times[:, None]))
+            now = predicted(problem)
             if np.max(np.abs(now / before - 1)) < _SETTLED:
                 break
             before = now
-        return found
+        return predicted
 
     return fit
 
@@ -252,7 +237,13 @@ def timed_steps(frame: pd.DataFrame, manifest: Mapping[str, Any], backend: str) 
         samples.append(seconds)
     return TimedSteps(
         keys=chosen,
-        classes=np.array([_class(kinds[key], parameters[key]) for key in chosen]),
+        classes=np.array(
+            [
+                f"{'LoRA' if parameters[key]['distinct'] else 'base'} "
+                f"{'decode' if kinds[key] == 'decode' else 'prefill'} steps"
+                for key in chosen
+            ]
+        ),
         seconds=np.array([float(np.median(one)) for one in samples]),
         parameters=[parameters[key] for key in chosen],
         samples=samples,
@@ -322,7 +313,3 @@ class StepTerms:
 
 def _twin(key: str) -> str:
     return key.rsplit(" ", 1)[0]
-
-
-def _class(kind: str, parameters: Mapping[str, Any]) -> str:
-    return f"{'LoRA' if parameters['distinct'] else 'base'} {'decode' if kind == 'decode' else 'prefill'} steps"

@@ -172,31 +172,13 @@ LORA_SOURCES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Amounts:
-    """How much of what bounds LoRA's terms one step has.
-
-    :ivar launches: kernels.
-    :ivar grid: kernels over multiprocessors.
-    :ivar bytes: bytes of one rank over the memory bandwidth, in seconds.
-    """
-
-    launches: float
-    grid: float
-    bytes: float
-
-    @property
-    def on(self) -> float:
-        """What turning LoRA on goes with."""
-        return self.launches
-
-    @staticmethod
-    def of(shape: ModelShape, bandwidth: float, multiprocessors: int, gpus: int = 1) -> Amounts:
-        """Return the amounts of a model on a card."""
-        groups = 2 if shape.experts else 4
-        kernels = 2 * groups * shape.layers
-        rank_bytes = 2 * parameters_per_rank(shape, "all-linear")
-        return Amounts(kernels, kernels / multiprocessors / gpus, rank_bytes / bandwidth / gpus)
+def _amounts(shape: ModelShape, card: Card, gpus: int = 1) -> dict[str, float]:
+    """Return how much of what bounds each kind of term a step has: kernels, kernels over multiprocessors, and the bytes
+    of one rank over the memory bandwidth, in seconds."""
+    kernels = 2 * (2 if shape.experts else 4) * shape.layers
+    rank_bytes = 2 * parameters_per_rank(shape, "all-linear")
+    grid, seconds = kernels / card.multiprocessors / gpus, rank_bytes / card.bandwidth_bytes_per_s / gpus
+    return {"on": kernels, "launches": kernels, "grid": grid, "bytes": seconds}
 
 
 def lora_cost(model: BaseModel, card: Card, gpus: int = 1, measured: tuple[str, ...] = tuple(MEASURED)) -> LoraCost:
@@ -205,14 +187,13 @@ def lora_cost(model: BaseModel, card: Card, gpus: int = 1, measured: tuple[str, 
     :param gpus: that one replica spans.
     :param measured: models to scale from; one is left out to judge the scaling.
     """
-    wanted = Amounts.of(model.shape, card.bandwidth_bytes_per_s, card.multiprocessors, gpus)
+    wanted = _amounts(model.shape, card, gpus)
     found: dict[str, float] = {}
     for name in measured:
         cost = load_profile(MEASURED[name])[0].step.lora
-        there = Amounts.of(SHAPES[name], _CARD.bandwidth_bytes_per_s, _CARD.multiprocessors)
+        there = _amounts(SHAPES[name], _CARD)
         for term, kind in KINDS.items():
-            scaled = getattr(cost, term) * getattr(wanted, kind) / getattr(there, kind)
-            found[term] = found.get(term, 0.0) + scaled / len(measured)
+            found[term] = found.get(term, 0.0) + getattr(cost, term) * wanted[kind] / there[kind] / len(measured)
     return LoraCost(**dict(zip(found, significant(list(found.values())), strict=True)))
 
 

@@ -175,11 +175,7 @@ def check_faster(tables: KernelTables) -> None:
 
 
 def _status_note(overhead: EngineOverhead, deployment: Deployment) -> str:
-    """Return what the status leaves out: where LoRA's terms are from, and whether steps are off too far to plan with.
-
-    Where errors are normally distributed, half of them are below 0.67 of their standard deviation.
-    """
-    off = float(np.expm1(norm.ppf(0.75) * overhead.spread))
+    off = float(np.expm1(norm.ppf(0.75) * overhead.spread))  # the median of errors that are normally distributed
     flag = f"steps of this class are off by more than {FLAG:.0%} in the median: {UNFIT}"
     adapted = f"{MARK}, on attention alone" if deployment.model.shape.experts else MARK
     return f"{adapted}; {flag}" if off > FLAG else adapted

@@ -305,7 +305,6 @@ def _targets(named: str) -> Targets:
 def _without_cold(
     configurations: list[Configuration], scratch: _ScratchAdapters
 ) -> tuple[list[Configuration], list[str]]:
-    """Leave cold stages out where the page cache can't be dropped; the flag gives the reason."""
     file = scratch.any_file()
     why = why_not_cold(file) if file is not None else None
     if why is None:

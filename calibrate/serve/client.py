@@ -201,7 +201,6 @@ class EventStream:
             self._stamps.append((now, self._tokens))
 
     def _count(self, event: dict[str, Any]) -> int:
-        """Return the tokens that have come with this event."""
         usage, choices, tokens = event.get("usage"), event.get("choices"), self._tokens
         if usage:
             reported = usage.get("completion_tokens") if isinstance(usage, dict) else usage

@@ -216,7 +216,6 @@ class Driver:
             problem.set_result(serves_nothing(sent))
 
     async def _alive(self) -> bool:
-        """Return whether a server still answers anything."""
         if self.died() is not None:
             return False
         try:
@@ -226,7 +225,6 @@ class Driver:
         return status < 500
 
     async def _watch(self, run: LiveRun, waiting: set[asyncio.Task[None]], problem: asyncio.Future[str]) -> None:
-        """Read the metrics now and then, and notice a stall."""
         while not problem.done():
             await asyncio.sleep(min(METRICS_EVERY_S, self.stall_s / 4))
             if waiting and (silent := self._silent_s()) >= self.stall_s:
@@ -249,9 +247,8 @@ def serves_nothing(last: SentRequest) -> str:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open the file of finished requests; unbuffered, so that no row waits to be written."""
     try:
-        return path.open("wb", buffering=0)
+        return path.open("wb", buffering=0)  # so that no row waits to be written
     except OSError as error:
         raise OutputError(f"can't write this file: {error.strerror or error}", file=str(path)) from None
 

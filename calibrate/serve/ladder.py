@@ -261,23 +261,20 @@ _DELAYED = 0.25
 """Quantile of the times by which a join delays a stream: a sum over several gaps also contains other disturbances."""
 
 
-@dataclass(frozen=True, slots=True)
-class MeasuredServer:
-    """The server that a ladder was measured on.
-
-    :ivar engine: name and version, as far as they are known.
-    :ivar kv_tokens: size of its KV cache, where the server reports it.
-    """
-
-    base_model: str
-    population: Population
-    engine: str
-    kv_tokens: int | None = None
-
-
-def fit_profile(ladder: Ladder, scenario: Scenario, server: MeasuredServer, command: str) -> Profile:
+def fit_profile(
+    ladder: Ladder,
+    scenario: Scenario,
+    command: str,
+    *,
+    base_model: str,
+    population: Population,
+    engine: str,
+    kv_tokens: int | None = None,
+) -> Profile:
     """Return the profile of the server that was measured.
 
+    :param engine: name and version, as far as they are known.
+    :param kv_tokens: size of its KV cache, where the server reports it.
     :param command: that made it, without paths, hosts and keys: a profile is passed on.
     :raises ServerError: where too little was measured.
     """
@@ -286,7 +283,6 @@ def fit_profile(ladder: Ladder, scenario: Scenario, server: MeasuredServer, comm
     step, batches = fit_steps(ladder), _batch_problem(ladder.batches)
     hold_out = hold_out_line("decode steps", "additive", LEFT_OUT, left_out_errors(batches, sum_of_terms(_fit_batches)))
     outside_s = step.pop("front_end")
-    base_model, population, engine = server.base_model, server.population, server.engine
     slots = scenario.cache.gpu.slots or len(population)
     max_rank = int(population.rank.max())
     if engine.startswith("/"):  # vLLM uses the path of a model without a name
@@ -294,7 +290,7 @@ def fit_profile(ladder: Ladder, scenario: Scenario, server: MeasuredServer, comm
     return Profile.model_validate(
         {
             "schema_version": 1,
-            "name": f"{_slug(engine)}/{base_model}/fitted",
+            "name": f"{re.sub(r'[^A-Za-z0-9._]+', '-', engine).strip('-')}/{base_model}/fitted",
             "status": "measured",
             "description": "Fitted over the API of a live server by loraplan calibrate serve --fit.",
             "device": platform.processor() or platform.machine(),
@@ -303,7 +299,7 @@ def fit_profile(ladder: Ladder, scenario: Scenario, server: MeasuredServer, comm
             "step": _step_cost(step),
             "load": _load_cost(ladder.loads, population),
             "draws": _draws(ladder, population),
-            "memory": _memory(base_model, population, slots, server.kv_tokens or 65536),
+            "memory": _memory(base_model, population, slots, kv_tokens or 65536),
             "envelope": {
                 "sequences": max(batch.sequences for batch in ladder.batches),
                 "distinct_adapters": max(batch.distinct for batch in ladder.batches),
@@ -351,10 +347,6 @@ def _file_name(found: re.Match[str]) -> str:
     return found[0] if is_rate else re.split(r"[/\\]", found[0].rstrip("/\\"))[-1]
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")
-
-
 def _step_cost(step: Mapping[str, float]) -> StepCost:
     return step_cost(dict(zip(step, significant(list(step.values())), strict=True)))
 
@@ -362,11 +354,11 @@ def _step_cost(step: Mapping[str, float]) -> StepCost:
 def _load_cost(loads: Sequence[TimedLoad], population: Population) -> dict[str, Any]:
     storage = _tier([load for load in loads if load.storage], population)
     host = _tier([load for load in loads if not load.storage], population)
-    return {"storage": storage or host or _nothing(), "host": host or storage or _nothing()}
+    nothing = {"open_s": 0.0, "bandwidth_bytes_per_s": _NO_BANDWIDTH}
+    return {"storage": storage or host or nothing, "host": host or storage or nothing}
 
 
 def _draws(ladder: Ladder, population: Population) -> list[dict[str, Any]]:
-    """Return costs fitted to ladders that are drawn with replacement from this one."""
     rng = stream(0, 0, "bootstrap")
     drawn = [resampled(ladder, rng) for _ in range(DRAWS)]
     return [{"step": _step_cost(fit_steps(one)), "load": _load_cost(one.loads, population)} for one in drawn]
@@ -436,7 +428,7 @@ def _fit_batches(problem: Problem) -> Floats:
 
 
 def _prefill(lengths: Floats, ttft: Floats) -> tuple[float, float]:
-    """Return seconds of a prompt token and of a pair of attended tokens."""
+    """Return seconds of a prompt token, and of a pair of attended tokens."""
     if len(lengths) < 2:
         return 0.0, 0.0
     pairs = lengths**2 / 2 * (len(lengths) >= 4)
@@ -466,10 +458,6 @@ def _tier(loads: Sequence[TimedLoad], population: Population) -> dict[str, Any] 
     residual = np.maximum(np.quantile(seconds / predicted, _QUANTILES), 1e-6)
     open_s, bandwidth = significant([open_s, bandwidth])
     return {"open_s": open_s, "bandwidth_bytes_per_s": bandwidth, "residual": significant(residual)}
-
-
-def _nothing() -> dict[str, Any]:
-    return {"open_s": 0.0, "bandwidth_bytes_per_s": _NO_BANDWIDTH}
 
 
 def _memory(base_model: str, population: Population, slots: int, kv_tokens: int) -> dict[str, Any]:

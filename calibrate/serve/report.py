@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from calibrate.serve.paired_table import METRICS
 from reports.charts.axis_ticks import scale_log, seconds_tick, x_title, y_title
 from reports.charts.fidelity_charts import BAND, draw_agreement, is_within
 from reports.charts.svg import SERIES, Chart, drawing, place, row_tips, spot_tips, to_svg
@@ -19,6 +20,7 @@ from sim.spec.units import human_seconds
 
 _SIDE, _LEFT, _TOP, _RIGHT, _BOTTOM = 430, 66, 30, 16, 52
 _MOST_MARKS = 3000
+_MARGIN = 1.2
 _WORST = 20
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
@@ -36,7 +38,8 @@ def request_scatter(ident: str, title: str, what: str, points: Sequence[tuple[in
     desc = f"{what}: {within:,} of {len(points):,} requests lie within a factor of {BAND} of their prediction."
     step = math.ceil(len(points) / _MOST_MARKS)
     shown = points[::step]
-    low, high = _limits([value for _, *pair in points for value in pair])
+    times = [value for _, *pair in points for value in pair]
+    low, high = min(times) / _MARGIN, max(times) * _MARGIN
     with drawing(_SIDE, _SIDE + 60) as figure:
         ax = place(figure, _LEFT, _TOP, _RIGHT, _BOTTOM)
         draw_agreement(ax, low, high)
@@ -49,8 +52,8 @@ def request_scatter(ident: str, title: str, what: str, points: Sequence[tuple[in
             alpha=0.5,
             markeredgewidth=0,
         )
-        scale_log(ax, "x", low, high, seconds_tick)
-        scale_log(ax, "y", low, high, seconds_tick)
+        for axis in ("x", "y"):
+            scale_log(ax, axis, low, high, seconds_tick)
         ax.grid(True)
         y_title(ax, f"predicted {what}", _LEFT - 8)
         x_title(ax, f"measured {what}")
@@ -67,7 +70,6 @@ def distributions(
     :param measured: seconds, one sequence a run.
     """
     values = [value for run in (*measured, predicted) for value in run]
-    low, high = _limits(values)
     rows = [
         [f"{q:.0%}", *(human_seconds(float(np.quantile(run, q))) for run in (*measured, predicted))] for q in _QUANTILES
     ]
@@ -90,7 +92,7 @@ def distributions(
                 linewidth=width,
                 drawstyle="steps-post",
             )
-        scale_log(ax, "x", low, high, seconds_tick)
+        scale_log(ax, "x", min(values) / _MARGIN, max(values) * _MARGIN, seconds_tick)
         ax.set_ylim(0, 1.01)
         ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
         ax.grid(True)
@@ -99,10 +101,6 @@ def distributions(
         svg = to_svg(figure, ident, title, desc, row_tips(ax, _QUANTILES, table))
     legend = [(" and ".join(names), "var(--s2)"), ("predicted (dashed)", "var(--s1)")]
     return Chart(ident, title, caption, desc, svg, table, legend, ["line", "dashed"])
-
-
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    return min(values) / 1.2, max(values) * 1.2
 
 
 def _worst(what: str, points: Sequence[tuple[int, float, float]]) -> Table:
@@ -115,27 +113,6 @@ def _worst(what: str, points: Sequence[tuple[int, float, float]]) -> Table:
         "requests.parquet has all of them.",
     )
 
-
-METRICS = {
-    "throughput_rps": "throughput",
-    "output_tokens_per_s": "output tokens",
-    "in_flight_mean": "requests in the server",
-    "ttft_p50_s": "p50 TTFT",
-    "ttft_p90_s": "p90 TTFT",
-    "ttft_p99_s": "p99 TTFT",
-    "ttft_mean_s": "mean TTFT",
-    "itl_p50_s": "p50 ITL",
-    "itl_mean_s": "mean ITL",
-    "itl_p99_s": "p99 ITL",
-    "e2e_p50_s": "p50 E2E",
-    "e2e_p90_s": "p90 E2E",
-    "e2e_p99_s": "p99 E2E",
-    "e2e_mean_s": "mean E2E",
-    "loads_per_request": "loads per request",
-    "miss_ratio": "miss ratio",
-    "preemptions": "preemptions",
-}
-"""Names of the compared metrics, in the order of the page."""
 
 _UNITS = {"throughput_rps": " requests/s", "output_tokens_per_s": " tokens/s"}
 _HEADLINE = ("throughput_rps", "ttft_p50_s", "e2e_p50_s", "loads_per_request")
@@ -278,7 +255,7 @@ def show_value(name: str, value: float | None) -> str:
         return "–"
     if name.endswith("_s") and name not in _UNITS:
         return human_seconds(value)
-    if name == "miss_ratio":
+    if name == "miss_ratio" or name.startswith("kv_usage"):
         return f"{value:.1%}"
     return f"{value:,.3g}{_UNITS.get(name, '')}" if value < 1000 else f"{value:,.0f}{_UNITS.get(name, '')}"
 
@@ -313,7 +290,7 @@ def server_table(summary: Mapping[str, Any]) -> Table | None:
     }
     runs = summary["server"]
     rows = [
-        [label, *(_reported(name, run.get(name)) for run in runs)]
+        [label, *(show_value(name, run.get(name)) for run in runs)]
         for name, label in words.items()
         if any(name in run for run in runs)
     ]
@@ -322,12 +299,6 @@ def server_table(summary: Mapping[str, Any]) -> Table | None:
     head = ["metric", *(f"run {number}" for number in range(1, len(runs) + 1))]
     note = "From its metrics page: gauges read every 2 seconds, means of its histograms."
     return Table("Counters of the server", head, rows, note)
-
-
-def _reported(name: str, value: float | None) -> str:
-    if value is not None and name.startswith("kv_usage"):
-        return f"{value:.1%}"
-    return show_value(name, value)
 
 
 def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from calibrate.serve.report import serve_report
 from calibrate.serve.server_metrics import ObservedRun, observed_between, over_run, read_page
 from sim.errors import InputError
 from sim.results.run_directory.result_files import write_atomically, write_json, write_text
-from sim.spec.engine_versions import versions_of
+from sim.spec.engine_versions import nearest_version, versions_of
 from sim.spec.engines import ENGINES
 from sim.spec.profile import load_profile
 from sim.spec.profile_choice import profile_choice
@@ -211,7 +211,7 @@ async def _measure(
             kv = {"kv_tokens": page.kv_tokens, "block_size": page.block_size}
         name = installed.name if installed else bases[0] if bases else "server"
         caches = page.prefix_caching if page is not None else None
-        preset = engine.nearest_preset(installed.version) if installed else None
+        preset = nearest_version(f"vllm-{installed.version}").preset if installed else None
         measured = ServerMeasurement(name, preset, kv, caches)
         rungs = None
         if job.options.fit:
@@ -229,12 +229,11 @@ async def _measure(
 async def _run(
     job: ServeStudy, driver: Driver, measured: ServerMeasurement, number: int, observed: Path | None
 ) -> None:
-    """Request every adapter once, so that the caches' state is known, then send the traffic."""
     job.say(
         f"run {number} of {job.options.repeat}: asking for every adapter once, then {len(job.planned):,} requests over "
         f"{job.planned[-1].at_s:.0f} s"
     )
-    for adapter in range(job.adapters):
+    for adapter in range(job.adapters):  # so that the caches' state is known
         await driver.one(PlannedRequest(adapter, 0.0, adapter, 8, 1))
     run = await driver.run(job.planned, job.folder / KEPT.format(number))
     measured.runs.append(run)
@@ -253,16 +252,23 @@ async def _fit(job: ServeStudy, driver: Driver, measured: ServerMeasurement) -> 
             where=driver.host.url,
             hint="turn off what collects streams, such as a buffering proxy",
         )
-    scenario, population = job.loaded.scenario, job.traffic.population
+    scenario = job.loaded.scenario
     command = ladder.public_command(scenario.name, launched=job.options.url is None, settings=job.options.set_ or ())
-    server = ladder.MeasuredServer(job.base_model, population, measured.engine, measured.kv.get("kv_tokens"))
-    fitted = ladder.fit_profile(rungs, scenario, server, command)
+    fitted = ladder.fit_profile(
+        rungs,
+        scenario,
+        command,
+        base_model=job.base_model,
+        population=job.traffic.population,
+        engine=measured.engine,
+        kv_tokens=measured.kv.get("kv_tokens"),
+    )
     write_text(job.folder / PROFILE, fitted.model_dump_json(indent=2) + "\n")
     return rungs
 
 
 def _names(pattern: str | None, listed: Sequence[str], bases: Sequence[str], count: int) -> list[str]:
-    """Return what each adapter is called.
+    """Return what each adapter is called there.
 
     :raises InputError: where the server has too few, or none at all.
     """

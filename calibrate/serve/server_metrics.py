@@ -90,7 +90,6 @@ def parse_page(text: str, at: float) -> MetricsPage:
 
 
 def _names(there: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield our names and those of the page."""
     for roles, find in ((_GAUGES, gauge_name), (_COUNTERS, counter_name)):
         for role in roles:
             name = find(role, there)

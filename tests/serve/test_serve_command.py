@@ -158,6 +158,7 @@ def test_a_server_without_lora(loraplan: CommandLine, server: FakeServer) -> Non
     done = serve(loraplan, server)
     assert done.code == 2
     assert "--url: the server lists no LoRA adapters (got models: base); start it with LoRA" in done.err
+    assert not OUT.exists(), "what is refused leaves no folder"
 
 
 def test_a_server_with_too_few_adapters(loraplan: CommandLine, server: FakeServer) -> None:
