@@ -60,12 +60,10 @@ QUICK = Method(rounds=3, least=20, half_width=0.05, limit_s=0.25, warmup=1)
 class Sampling:
     """How a suite is timed.
 
-    :ivar quick: a small grid, and medians less well known.
     :ivar seed: of the order, and of what is random in the grid.
     :ivar method: in place of that of a quick or of a full run.
     :ivar parts: of the suite: what this run times, in this order; none: everything, in random order.
     :ivar ends_at: on ``time.monotonic``: no visit starts later, after the first few.
-    :ivar overwrite: remove the samples that are there.
     """
 
     quick: bool = False
@@ -85,7 +83,6 @@ class Sampling:
 class Prepared:
     """A configuration ready to be timed.
 
-    :ivar call: what is timed.
     :ivar before: runs before every sample, untimed (puts things back; drops caches).
     :ivar seconds: in place of timing ``call``: runs it and returns (seconds, wall seconds), for work that must stop
         its own clock.
@@ -120,11 +117,9 @@ def median_half_width(samples: Sequence[float]) -> float:
 class TimedWork:
     """What is to be timed.
 
-    :ivar configurations: all of the suite.
     :ivar opens: sets a configuration up; if it fails for lack of memory, or because the device can't do it, the
         configuration is skipped and the log says so.
     :ivar canary: the same work throughout the run, to notice that the device changes.
-    :ivar flush: push data out of the caches before every sample.
     :ivar parts: what this run times, one part after the other; none: all configurations as one part.
     """
 
@@ -151,7 +146,6 @@ def measure(
     The log's manifest then has ``flags`` (drift, throttling, a busy device, what was skipped), ``skipped`` (the reason
     by key) and ``untimed`` (how many configurations miss a visit); ``log.cut_short`` says whether time ran out.
 
-    :returns: the flags, in words.
     :raises InputError: if no configuration could be timed.
     """
     parts, rounds = work.parts or [work.configurations], sampling.how.rounds
@@ -174,7 +168,6 @@ class _Visits:
     """Visits configurations, unless the log has them, and knows what was skipped.
 
     :param chosen: keys of those that are tried now, whatever earlier runs skipped.
-    :ivar skipped: why, by key.
     """
 
     def __init__(

@@ -34,7 +34,6 @@ class Configuration:
 
     :ivar key: names it, such as ``decode b32 d8 r16 s32 kv512 grouped_mm eager``.
     :ivar kind: what it belongs to: ``decode``, ``prefill``, ``mixed``, ``head``, ``canary``, or a stage of a load.
-    :ivar parameters: everything that a fit needs to know of it.
     """
 
     key: str

@@ -108,7 +108,6 @@ class Disturbance:
 
     :ivar throttled: the device ran slower than it can (heat, power, a CPU quota).
     :ivar busy: other processes used it.
-    :ivar what: in words.
     """
 
     throttled: bool

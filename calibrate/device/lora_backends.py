@@ -51,8 +51,6 @@ def route(
 
     :param groups: (sequences, new tokens of each, slot of each sequence; -1 for none) in the order of the batch's
         tokens. Within a group all have an adapter or none has.
-    :param ranks: each used slot's rank.
-    :param slots: slots of the server.
     """
     slot_of_token: list[int] = []
     sequences = []
@@ -191,10 +189,7 @@ Slots = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 class VllmKernels:
-    """Shrink and expand of an installed vLLM.
-
-    :ivar version: of vLLM.
-    """
+    """Shrink and expand of an installed vLLM."""
 
     def __init__(self) -> None:
         """Import vLLM.

@@ -96,7 +96,6 @@ def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int
     Non-negative least squares of relative errors over the medians of configurations.
 
     :param frame: samples, as ``read_samples`` gives them: key, kind, parameters, seconds, wall_s.
-    :param manifest: of the same suite.
     :raises InputError: if a tier has too few configurations; the hint gives the manifest's reason.
     """
     cells = {tier: _cells(frame, kind, manifest) for tier, kind in TIERS.items()}

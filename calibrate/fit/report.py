@@ -103,10 +103,7 @@ def closing(profile: Profile) -> list[str]:
 
 
 def correction_report(loads: Sequence[MeasuredLoad], files: Sequence[Path], out: Path, command: str) -> Report:
-    """Correct the profile of the first load by all loads, and write it; return how close it is now.
-
-    :param files: what was measured.
-    """
+    """Correct the profile of the first load by all loads, and write it; return how close it is now."""
     profile = loads[0].world.profile
     assert profile is not None, "engine fixed has no tokens"
     correction = correct(profile, loads)

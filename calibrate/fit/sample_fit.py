@@ -185,7 +185,6 @@ def _sources(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _concurrent(loads: LoadFit) -> dict[str, str]:
-    """Return what loads at the same time do to each other: measured, but not part of the law."""
     sources = {}
     if loads.slow_down is not None:
         sources["load"] = (
@@ -204,7 +203,6 @@ def _concurrent(loads: LoadFit) -> dict[str, str]:
 
 
 def _words(hold_out: tuple[HoldOut, ...]) -> str:
-    """Return the errors in one sentence."""
     lines = [f"{one.what} {one.mean:.1%}" for one in hold_out if one.method == LEFT_OUT and one.form != MULTIPLICATIVE]
     return f"mean error on configurations left out of the fit: {', '.join(lines)}; not compared with a server"
 

@@ -62,7 +62,6 @@ def multiplicative(base: Sequence[str], factor: Sequence[str]) -> Form:
     Both are fitted in turn, each with Huber's loss while the other stays fixed, until predictions move by less than
     1e-5. The first base is fitted where no factor applies, if such rows are there.
 
-    :param base: the terms of the base cost.
     :param factor: the terms that the factor is linear in, such as distinct adapters.
     """
 
@@ -145,7 +144,6 @@ def sample_residual(
     """Return how single samples spread around what is predicted for their configuration.
 
     :param measured: seconds, (n,), in the order of measurement; ``predicted``: the same of the fit.
-    :param configuration: of each sample.
     :param quantiles: how many of measured over predicted, equally spaced from 0 to 1.
     """
     ratios = measured / predicted
@@ -180,7 +178,6 @@ class TimedSteps:
 
     :ivar keys: of the configurations; ``classes``: which of ``CLASSES`` each is; (n,).
     :ivar seconds: (n,) medians.
-    :ivar parameters: of each, as the grid wrote them.
     :ivar samples: all samples of each, in full depth, in the order in which they were taken.
     """
 

@@ -37,7 +37,6 @@ class EngineOverhead:
     :ivar models: that were measured; empty: the spread is of models that were left out of the fit, and so of any.
     :ivar spread: standard deviation of the logarithm of measured over predicted times of whole deployments.
     :ivar error: what held-out measurements say, in words.
-    :ivar source: where the coefficients come from.
     """
 
     factor: float = 1.0
@@ -55,7 +54,6 @@ class EngineOverhead:
     def added_to(self, kernels: StepCost, factor: float = 1.0) -> StepCost:
         """Return the costs of whole steps.
 
-        :param kernels: costs of the kernels alone.
         :param factor: further factor on whole steps, for draws.
         """
         scale = self.factor * factor

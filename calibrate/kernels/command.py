@@ -123,7 +123,6 @@ def show_profile(
 
 
 def _text(value: Any) -> str:
-    """Return a value of a profile: a number, a word, quantiles, or a table of tokens and seconds."""
     if isinstance(value, list) and value and isinstance(value[0], list):
         return f"{len(value)} pairs, {value[0][0]:,.0f}: {value[0][1]:g} … {value[-1][0]:,.0f}: {value[-1][1]:g}"
     if isinstance(value, list):
@@ -132,7 +131,6 @@ def _text(value: Any) -> str:
 
 
 def _facts(profile: Profile) -> list[tuple[str, str]]:
-    """Return what a profile says about how it was made and held out, as (label, value)."""
     facts = []
     if profile.conditions:
         conditions = profile.conditions

@@ -315,7 +315,6 @@ class KernelTables:
             )
 
     def _offered(self, formats: Sequence[str]) -> list[str]:
-        """Return the formats of weights that this model can have, of those that matrix products were measured with."""
         model = self.deployment.model
         fitting = [name for name in model.formats or WEIGHTS if WEIGHTS[name] in formats]
         return [name for name in fitting if (name in _EXPERTS if model.shape.experts else name not in EXPERTS_ALONE)]

@@ -107,7 +107,6 @@ def memory_of(deployment: Deployment) -> Memory:
 
 
 def _smaller(deployment: Deployment) -> str | None:
-    """Return what makes a model fit: what wasn't given yet."""
     shape, gpus = deployment.model.shape, deployment.tensor_parallel
     ways = ["a larger --tp"] if any(shape.fits(more) for more in NCCL_BYTES if more > gpus) else []
     largest = max(card.memory_bytes for card in (*CARDS.values(), *SCALED.values()))

@@ -41,13 +41,8 @@ what a kernel takes to start outweighs what it computes, which step costs don't 
 
 @dataclass(frozen=True, slots=True)
 class StepEnvelope:
-    """The steps over which costs are fitted and judged.
-
-    :ivar sequences: most sequences of a step.
-    :ivar tokens: most tokens of a step.
-    :ivar context: most tokens of a sequence.
-    :ivar kv_tokens: KV tokens that fit in memory.
-    """
+    """The steps over which costs are fitted and judged: the most sequences and tokens of a step, tokens of a sequence,
+    and KV tokens in memory."""
 
     sequences: int
     tokens: int

@@ -29,7 +29,6 @@ class PlannedRequest:
     """One request to send.
 
     :ivar at_s: seconds after the start of the run.
-    :ivar adapter: its index.
     """
 
     index: int
@@ -149,7 +148,6 @@ class EventStream:
 
     :param asked: tokens that were asked for. An answer of more than twice as many is broken: some servers that do not
         count their tokens send one in two pieces.
-    :param stamps: gets them.
     :ivar problem: what is wrong with the stream, as far as it was read; ``pending``: bytes that are kept unread.
     """
 
@@ -250,7 +248,6 @@ class SentRequest:
     """One request and what came back. Times are monotonic seconds; 0 where nothing arrived.
 
     :ivar stamps: when each piece with tokens came, and the tokens that had come by then; complete at its end.
-    :ivar stream: makes the stamps of what comes.
     :ivar problem: what the server said, where it refused.
     """
 

@@ -33,7 +33,6 @@ class LiveRun:
     :ivar start: monotonic seconds of the traffic's time 0.
     :ivar sent: by index, those that ended, well or not.
     :ivar pages: readings of the metrics page, the first before and the last after the traffic.
-    :ivar kept: requests that are written.
     """
 
     start: float

@@ -105,7 +105,6 @@ class Ladder:
 async def measure(driver: Driver, scenario: Scenario, planned: Sequence[PlannedRequest], count: int) -> Ladder:
     """Climb the ladder; a few hundred requests.
 
-    :param count: adapters.
     :raises ServerError: where the server doesn't serve one.
     """
     slots = min(scenario.cache.gpu.slots or count, count)

@@ -182,7 +182,6 @@ class ServePrediction:
 
     :ivar ttft_s, e2e_s: (requests,) means of all simulations; NaN for a request that was refused.
     :ivar metrics: by name, means of all simulations.
-    :ivar notes: the simulator's notes on the scenario.
     """
 
     ttft_s: Floats
@@ -198,7 +197,6 @@ def predict(
 
     As on the server, each adapter is requested once before the traffic, in order; those requests are not counted.
 
-    :param count: adapters.
     :param sent_s: (requests,) seconds after the run's start.
     :param settings: of the fleet, in place of the scenario's: profile, engine, the reported size of the KV cache.
     """

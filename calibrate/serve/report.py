@@ -132,7 +132,6 @@ def serve_report(
     """Return how close the prediction comes.
 
     :param summary: as ``loraplan calibrate serve --json`` prints it.
-    :param description: of the scenario.
     :param again: seconds of further identical runs, by the same names.
     """
     name, table, server = summary["scenario"], metrics_table(summary), server_table(summary)

@@ -73,7 +73,6 @@ class ServerMeasurement:
 class ServeStudy:
     """A study, checked as far as can be without the server.
 
-    :ivar profile: to predict from.
     :ivar begin: makes the folder, once the server is known to do.
     """
 

@@ -162,7 +162,6 @@ class Decoder:
         names: Sequence[str],
         widths: Sequence[int],
     ) -> None:
-        """Add the adapters' part to the columns of ``y`` that belong to each module."""
         if lora is None:
             return
         if lora.backend == PACKED:

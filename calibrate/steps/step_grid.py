@@ -339,7 +339,6 @@ def _random(extent: Extent, backend: str, seed: int) -> list[StepSpec]:
 
 
 def _corner(extent: Extent, backend: str) -> StepSpec:
-    """Return the largest step that fits: most slots, adapters and sequences at once."""
     slots, context = max(extent.slots), extent.contexts[min(1, len(extent.contexts) - 1)]
     rank = max(rank for rank in extent.ranks if rank * slots <= extent.slot_ranks)
     batch = max(batch for batch in extent.batches if batch * (context + 1) <= extent.kv_tokens)
