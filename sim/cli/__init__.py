@@ -13,12 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from calibrate.serve import command as serve_command
+from calibrate.command import GROUPS
 from sim.cli.commands import (
-    calibrate_command,
-    fit_command,
     inspect_commands,
-    profiles_command,
     ui_command,
 )
 from sim.cli.help import CommandHelp, GroupHelp
@@ -45,10 +42,6 @@ ANSWER, SCENARIOS, OBSERVE, COSTS = (
     "Costs of a GPU, a model and an engine",
 )
 """Groups of commands in ``--help``."""
-
-
-def _group(help_: str) -> typer.Typer:
-    return typer.Typer(cls=GroupHelp, help=help_, no_args_is_help=True)
 
 
 app = typer.Typer(
@@ -79,38 +72,18 @@ for panel, members in {
 }.items():
     for command in members:
         app.command(cls=CommandHelp, rich_help_panel=panel)(command)
-scenarios_app = _group("List and copy the bundled scenarios.\n\nExample: loraplan scenarios list")
-profiles_app = _group("List, show and build profiles.\n\nExample: loraplan profiles list h100 qwen")
-calibrate_app = _group(
-    "Measure a GPU or a server, and write profiles from the measurements.\n\nExample: loraplan calibrate all --quick"
-)
-_MEMBERS: tuple[tuple[typer.Typer, dict[str, Callable[..., None]]], ...] = (
-    (scenarios_app, {"list": inspect_commands.list_scenarios, "copy": inspect_commands.copy_bundled}),
-    (
-        profiles_app,
-        {
-            "list": profiles_command.list_profiles,
-            "show": profiles_command.show_profile,
-            "build": profiles_command.build_profile,
-        },
+_GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "scenarios": (
+        "List and copy the bundled scenarios.\n\nExample: loraplan scenarios list",
+        {"list": inspect_commands.list_scenarios, "copy": inspect_commands.copy_bundled},
     ),
-    (
-        calibrate_app,
-        {
-            "all": calibrate_command.everything,
-            "steps": calibrate_command.steps,
-            "loads": calibrate_command.loads,
-            "fit": fit_command.fit,
-            "serve": serve_command.serve,
-        },
-    ),
-)
-for group, named in _MEMBERS:
-    for name, member in named.items():
-        group.command(name, cls=CommandHelp)(member)
-app.add_typer(scenarios_app, name="scenarios", rich_help_panel=SCENARIOS)
-app.add_typer(profiles_app, name="profiles", rich_help_panel=COSTS)
-app.add_typer(calibrate_app, name="calibrate", rich_help_panel=COSTS)
+    **GROUPS,
+}
+for name, (about, named) in _GROUPS.items():
+    group = typer.Typer(cls=GroupHelp, help=about, no_args_is_help=True)
+    for member, call in named.items():
+        group.command(member, cls=CommandHelp)(call)
+    app.add_typer(group, name=name, rich_help_panel=COSTS if name in GROUPS else SCENARIOS)
 
 
 def version(value: bool) -> None:

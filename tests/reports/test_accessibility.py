@@ -85,9 +85,9 @@ def serve(file: Path) -> None:
         "profile": {"name": "p", "fitted": True, "sha256": "ab" * 32, "front_end_s": 0.001},
     }
     found, again = {}, {}
-    for name, seconds in zip(("ttft", "e2e"), zip(*times, strict=True), strict=True):
+    for name, seconds in zip(("ttft_s", "e2e_s"), zip(*times, strict=True), strict=True):
         found[name] = [(i, value, value * luck.uniform(0.8, 1.3)) for i, value in enumerate(seconds)]
-        again[name] = [value * 1.02 for value in seconds]
+        again[name] = [[value * 1.02 for value in seconds]]
     report = serve_report(summary, "Tiny.", found, again, "loraplan calibrate serve")
     file.write_text(page(report), encoding="utf-8")
 

@@ -36,6 +36,7 @@ from calibrate.serve.client import (
     TOKEN_BYTES,
     WORDS,
     EventStream,
+    PlannedRequest,
     parse_json,
     refusal,
     served_models,
@@ -44,7 +45,6 @@ from calibrate.serve.client import (
 from calibrate.serve.connection import Host
 from calibrate.serve.drive import METRICS_EVERY_S, Driver
 from calibrate.serve.http_answer import HEAD_BYTES, PIECE_BYTES, Answer, AnswerReader, Broken, ServerError
-from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.server_metrics import (
     LINE_LETTERS,
     MOST_KV_TOKENS,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
 
-from calibrate.serve.planned_requests import plan_requests
+from calibrate.serve.client import plan_requests
 from reports.tables.metric_tables import base_model_table, groups_table, traffic_sentence, traffic_table
 from reports.text.verdict_text import find_confidence
 from sim.errors import ScenarioError, TraceError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import JsonOption, QuietOption, complete_profile
-from sim.cli.output import make_folder, message, print_rich, rich_rows, say, say_json
+from sim.cli.output import finish, message
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
@@ -38,14 +38,13 @@ def list_profiles(
 
     Example: loraplan profiles list h100 qwen
     """
+    from reports.document import Report
     from sim.studies.profile_listing import list_profiles as rows_of
 
     rows = rows_of(folder, words or (), gpu, model, status)
-    if json:
-        say_json({"profiles": [asdict(row) for row in rows]})
-        return
-    print_rich(_table(rows))
-    say("", *_LEGEND)
+    data = {"profiles": [asdict(row) for row in rows]}
+    report = Report("profiles list", "profiles", data=data, terminal=[_table(rows), "", *_LEGEND])
+    finish(report, None, as_json=json, quiet=False)
 
 
 _LEGEND = (
@@ -59,6 +58,8 @@ _LONGEST = 16
 
 def _table(rows: Sequence[ProfileRow]) -> Table:
     """Return a row for each profile; its name says most, so a narrow terminal can do without the columns next to it."""
+    from reports.table import Table
+
     cells = []
     for row in rows:
         weights = "" if row.weights in ("bf16", "fp16") else f" {row.weights}"
@@ -66,9 +67,9 @@ def _table(rows: Sequence[ProfileRow]) -> Table:
         engine = re.split(r" ?[,(]", row.engine)[0].replace("not recorded", "-")
         device = row.gpu or row.device
         shown = device if len(device) <= _LONGEST else f"{device[: _LONGEST - 1]}…"
-        cells.append((row.name, shown, f"{row.model}{weights}", str(row.gpus), engine, row.status, error))
+        cells.append([row.name, shown, f"{row.model}{weights}", str(row.gpus), engine, row.status, error])
     head = ["profile", "GPU", "model", "TP", "engine", "status", "TPOT ±"]
-    return rich_rows(head, cells, words=(1, 2, 4, 5), optional=(1, 2, 4))
+    return Table("Profiles", head, cells, words=(1, 2, 4, 5), optional=(1, 2, 4))
 
 
 def show_profile(
@@ -82,6 +83,8 @@ def show_profile(
 
     Example: loraplan profiles show h100-64gb/llama-3.1-8b/vllm-0.8.5
     """
+    from reports.document import Report
+    from reports.table import Table
     from sim.spec.profile import load_profile
     from sim.studies.profile_listing import coefficients, profile_row
 
@@ -91,34 +94,36 @@ def show_profile(
         error.key = "NAME"
         raise
     row, numbers = profile_row(name, profile), coefficients(profile)
-    provenance = profile.provenance.model_dump(mode="json") if profile.provenance else None
-    if json:
-        say_json(
-            {
-                **asdict(row),
-                "description": profile.description,
-                "sha256": digest,
-                "coefficients": numbers,
-                "hold_out": [line.model_dump(mode="json") for line in profile.hold_out],
-                "draws": len(profile.draws),
-                "provenance": provenance,
-            }
-        )
-        return
-    say(f"{name}  ({profile.stated}, sha256 {digest[:12]})", profile.description, "")
-    gpus = f"{row.gpus} GPUs of one replica" if row.gpus > 1 else "1 GPU"
-    say(f"device  {row.device}, {gpus}", f"model   {row.model}, {row.weights}", f"engine  {row.engine}", "")
     sources = list(dict.fromkeys(each["source"] for each in numbers))
-    rows = [(each["path"], _text(each["value"]), each["unit"], sources.index(each["source"]) + 1) for each in numbers]
-    print_rich(rich_rows(("number", "value", "unit", "source"), rows))
-    say("", "sources", *(f"{place:3d}  {source}" for place, source in enumerate(sources, 1)))
-    say("", f"error: {row.error}", f"made by: {row.made_by}")
-    for label, value in _facts(profile):
-        say(f"{label}: {value}")
+    cells = [
+        [each["path"], _text(each["value"]), each["unit"], str(sources.index(each["source"]) + 1)] for each in numbers
+    ]
+    gpus = f"{row.gpus} GPUs of one replica" if row.gpus > 1 else "1 GPU"
+    report = Report(
+        kind="profiles show",
+        name=name,
+        data={
+            **asdict(row),
+            "description": profile.description,
+            "sha256": digest,
+            "coefficients": numbers,
+            "hold_out": [line.model_dump(mode="json") for line in profile.hold_out],
+            "draws": len(profile.draws),
+            "provenance": profile.provenance.model_dump(mode="json") if profile.provenance else None,
+        },
+        terminal=[
+            *(f"{name}  ({profile.stated}, sha256 {digest[:12]})", profile.description, ""),
+            *(f"device  {row.device}, {gpus}", f"model   {row.model}, {row.weights}", f"engine  {row.engine}", ""),
+            Table("Coefficients", ["number", "value", "unit", "source"], cells),
+            *("", "sources", *(f"{place:3d}  {source}" for place, source in enumerate(sources, 1))),
+            *("", f"error: {row.error}", f"made by: {row.made_by}"),
+            *(f"{label}: {value}" for label, value in _facts(profile)),
+        ],
+    )
+    finish(report, None, as_json=json, quiet=False)
 
 
 def _text(value: Any) -> str:
-    """Return a value of a profile: a number, a word, quantiles, or a table of tokens and seconds."""
     if isinstance(value, list) and value and isinstance(value[0], list):
         return f"{len(value)} pairs, {value[0][0]:,.0f}: {value[0][1]:g} … {value[-1][0]:,.0f}: {value[-1][1]:g}"
     if isinstance(value, list):
@@ -127,12 +132,10 @@ def _text(value: Any) -> str:
 
 
 def _facts(profile: Profile) -> list[tuple[str, str]]:
-    """Return what a profile says about how it was made and held out, as (label, value)."""
     facts = []
     if profile.conditions:
         conditions = profile.conditions
-        facts.append(("graphs", conditions.graphs))
-        facts.append(("LoRA kernels", conditions.lora_backend))
+        facts += [("graphs", conditions.graphs), ("LoRA kernels", conditions.lora_backend)]
     if profile.provenance:
         for name, value in {**profile.provenance.device, "date": profile.provenance.date}.items():
             facts += [(name, value)] if value else []
@@ -169,62 +172,53 @@ def build_profile(
 
     Example: loraplan profiles build --gpu h100-80gb --model llama-3.1-8b
     """
-    from calibrate.fit.fit_report import write_profile
+    from calibrate.fit.command import check_profile_target
+    from calibrate.fit.report import write_profile
     from calibrate.kernels.base_models import WEIGHTS, base_model_of, config_file
     from calibrate.kernels.cards import card_of
     from calibrate.kernels.kernel_tables import Deployment, engine_of, other_version
     from calibrate.kernels.profile_from_kernels import build_command
     from calibrate.kernels.profile_from_kernels import build_profile as built_profile
+    from reports.document import Report
+    from reports.table import Table
 
     if weights not in WEIGHTS:
         raise InputError("unknown format of weights", key="--weights", got=weights, allowed=", ".join(WEIGHTS))
     deployment = Deployment(card_of(gpu), base_model_of(model, name), engine_of(engine), weights, tensor_parallel)
     given = None if config_file(model) is None else "config.json"
     built = built_profile(deployment, shlex.join(build_command(deployment, given)))
-    profile = built.profile
+    profile, surrogate = built.profile, built.surrogate
     file = out or Path("profiles") / f"{profile.name}.json"
-    _check_out(file)
+    check_profile_target(file)
     write_profile(profile, file)
-    other = other_version(engine, profile.conditions.engine if profile.conditions else "")
-    if other:
-        message(f"note: {other}", quiet)
-    surrogate = built.surrogate
-    if json:
-        say_json(
-            {
-                "name": profile.name,
-                "file": str(file),
-                "status": profile.status,
-                "surrogate_error": {
-                    "median": surrogate.quantile(0.5),
-                    "p95": surrogate.quantile(0.95),
-                    "decode_median": surrogate.median(decoding=True),
-                    "prompt_median": surrogate.median(decoding=False),
-                },
-                "error": profile.error,
-                "sources": profile.sources,
-            }
-        )
-        return
-    say(f"{profile.name}  ({profile.stated})", profile.description, "")
-    head = ("step costs against the kernel tables", "median", "95 % below")
+    half, most = surrogate.quantile(0.5), surrogate.quantile(0.95)
+    decoding, prompts = surrogate.median(decoding=True), surrogate.median(decoding=False)
     rows = [
-        ("all steps", f"{surrogate.quantile(0.5):.1%}", f"{surrogate.quantile(0.95):.1%}"),
-        ("decode steps", f"{surrogate.median(decoding=True):.1%}", ""),
-        ("steps with prompts", f"{surrogate.median(decoding=False):.1%}", ""),
+        ["all steps", f"{half:.1%}", f"{most:.1%}"],
+        ["decode steps", f"{decoding:.1%}", ""],
+        ["steps with prompts", f"{prompts:.1%}", ""],
     ]
-    print_rich(rich_rows(head, rows))
-    say("", *(f"{part}: {source}" for part, source in profile.sources.items()), "", f"profile  {file}")
-    path = file if file.is_absolute() else f"./{file}"
-    message(f"use it: loraplan run quickstart --set fleet.profile={path}", quiet)
-
-
-def _check_out(file: Path) -> None:
-    """Refuse to write over something that is no profile."""
-    from sim.cli.commands.fit_command import is_profile
-
-    if file.is_dir():
-        raise InputError("a folder, not a file", key="--out", got=str(file))
-    if file.exists() and not is_profile(file):
-        raise InputError("this file is no profile: it is not replaced", key="--out", got=str(file))
-    make_folder(file.parent)
+    sources = (f"{part}: {source}" for part, source in profile.sources.items())
+    other = other_version(engine, profile.conditions.engine if profile.conditions else "")
+    report = Report(
+        kind="profiles build",
+        name=profile.name,
+        data={
+            "name": profile.name,
+            "file": str(file),
+            "status": profile.status,
+            "surrogate_error": {"median": half, "p95": most, "decode_median": decoding, "prompt_median": prompts},
+            "error": profile.error,
+            "sources": profile.sources,
+        },
+        terminal=[
+            *(f"{profile.name}  ({profile.stated})", profile.description, ""),
+            Table("Step costs", ["step costs against the kernel tables", "median", "95 % below"], rows),
+            *("", *sources, "", f"profile  {file}"),
+        ],
+        notes=[other] if other else [],
+    )
+    finish(report, None, as_json=json, quiet=quiet)
+    if not json:
+        path = file if file.is_absolute() else f"./{file}"
+        message(f"use it: loraplan run quickstart --set fleet.profile={path}", quiet)
