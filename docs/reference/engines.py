@@ -72,10 +72,10 @@ def version_table() -> str:
 
 def option_tables() -> str:
     """Return a section for each engine: its options, and what a scenario has for each."""
-    from sim.spec.engine_flags.flag_tables import FLAGS
+    from sim.spec.engine_flags.options import flag_tables
 
     parts = []
-    for engine in FLAGS:
+    for engine in flag_tables():
         rows = [
             [
                 ", ".join(f"`{name}`" for name in _spellings(flag)),
@@ -95,7 +95,7 @@ def _spellings(flag: Any) -> list[str]:
 
 def key_table() -> str:
     """Return the keys that options of engines stand for, each with these options."""
-    from sim.spec.engine_flags.flag_tables import FLAGS
+    from sim.spec.engine_flags.options import flag_tables
     from sim.spec.files.problems import known_keys
     from sim.spec.scenario import Scenario
 
@@ -108,11 +108,11 @@ def key_table() -> str:
                 for setting in flag.sets
                 if key == _key(setting)
             )
-            for engine in FLAGS
+            for engine in flag_tables()
         ]
         if any(cells):
             rows.append([f"`{key}`", *(cell or "–" for cell in cells)])
-    return table(["key", *FLAGS.names], rows)
+    return table(["key", *flag_tables().names], rows)
 
 
 def _key(setting: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from sim.errors import InputError, ScenarioError, SeveralErrors, UnknownKeyError, did_you_mean
-from sim.spec.engine_flags.flag_tables import flag_hint
+from sim.spec.engine_flags.options import flag_hint
 from sim.spec.engines import preset_value
 from sim.spec.files import tree
 from sim.spec.files.bundled import BundledScenario, bundled_folder, bundled_path, bundled_scenarios, copy_scenario

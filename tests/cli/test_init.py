@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from sim.errors import InputError
 from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
 from sim.spec.engine_flags.command_reading import read_command
-from sim.spec.engine_flags.flag import bare
-from sim.spec.engine_flags.flag_tables import FLAGS
+from sim.spec.engine_flags.options import bare, flag_tables
 from sim.spec.engine_versions import VERSIONS
 from sim.spec.files.bundled import bundled_scenarios
 from sim.spec.files.problems import known_keys
@@ -98,7 +97,7 @@ def test_command_lines_that_loraplan_writes_are_read_back() -> None:
 @pytest.mark.parametrize("engine", ["vLLM", "SGLang"])
 def test_every_option_of_the_tables_is_known_and_read(engine: str) -> None:
     start = {"vLLM": "vllm serve m", "SGLang": "python -m sglang.launch_server --model-path m"}[engine]
-    for flag in FLAGS[engine].flags:
+    for flag in flag_tables()[engine].flags:
         value = "" if flag.is_switch else "7"
         for name in (flag.name, *(each for each in flag.also if each.startswith("-"))):
             read = read_command(f"{start} {name} {value}")

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sim.spec.engine_flags.flag import EngineFlags, Replica
-from sim.spec.engine_flags.flag_tables import FLAGS
+from sim.spec.engine_flags.options import EngineFlags, Replica, flag_tables
 from sim.spec.engines import ENGINES, fill
 from sim.spec.needs import value_of, words_of
 from sim.spec.sections.serving import Cache, Fleet, Storage
@@ -76,8 +75,14 @@ def engine_commands(scenario: Scenario, kv_tokens: int | None) -> tuple[EngineCo
     """
     if why_no_flags(scenario):
         return ()
-    replica = Replica(scenario, kv_tokens)
-    return tuple(_command(FLAGS[name], replica) for name in ENGINES[scenario.fleet.engine].flags)
+    replica, without_lora = Replica(scenario, kv_tokens), scenario.adapters.base_alone
+    commands = []
+    for engine in (flag_tables()[name] for name in ENGINES[scenario.fleet.engine].flags):
+        flags = [flag for flag in engine.flags if not (without_lora and "lora" in flag.name.lower())]
+        texts = ((flag.text(replica), flag.keys) for flag in flags)
+        options = tuple(WrittenOption(text, keys) for text, keys in texts if text is not None)
+        commands.append(EngineCommand(engine.name, engine.command, options))
+    return tuple(commands)
 
 
 def engine_flags(scenario: Scenario, kv_tokens: int | None) -> dict[str, str]:
@@ -97,14 +102,6 @@ def served_model(scenario: Scenario) -> str:
     return named if "/" in named and _PATH.fullmatch(named) else MODEL
 
 
-def _command(engine: EngineFlags, replica: Replica) -> EngineCommand:
-    without_lora = replica.scenario.adapters.base_alone
-    flags = [flag for flag in engine.flags if not (without_lora and "lora" in flag.name.lower())]
-    texts = ((flag.text(replica), flag.keys) for flag in flags)
-    options = tuple(WrittenOption(text, keys) for text, keys in texts if text is not None)
-    return EngineCommand(engine.name, engine.command, options)
-
-
 def why_no_flags(scenario: Scenario) -> str:
     """Return why no command line starts what was simulated, in one sentence; empty where one does.
 
@@ -116,7 +113,7 @@ def why_no_flags(scenario: Scenario) -> str:
     if not ENGINES[name].flags:
         return f"No command line is given: {_NO_COMMAND.get(name, f'loraplan writes none for engine {name}')}."
     (engine,) = ENGINES[name].flags
-    read_back = _read_back(scenario, FLAGS[engine])
+    read_back = _read_back(scenario, flag_tables()[engine])
     for key in _RULES:
         value = value_of(scenario, key)
         if value not in (None, value_of(read_back, key)):

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sim.errors import InputError, did_you_mean
-from sim.spec.engine_flags.flag import EngineFlags, Flag, bare, whole_number
-from sim.spec.engine_flags.sglang_flags import SGLANG
-from sim.spec.engine_flags.vllm_flags import VLLM
+from sim.spec.engine_flags.options import EngineFlags, Flag, bare, flag_tables, whole_number
 
 _STARTS = (
-    (VLLM, "vllm", re.compile(r"(^|/)vllm$|vllm\.entrypoints|vllm-openai")),
-    (SGLANG, "sglang", re.compile(r"(^|/)sglang$|sglang\.launch_server|lmsysorg/sglang")),
+    ("vLLM", "vllm", re.compile(r"(^|/)vllm$|vllm\.entrypoints|vllm-openai")),
+    ("SGLang", "sglang", re.compile(r"(^|/)sglang$|sglang\.launch_server|lmsysorg/sglang")),
 )
 _VERSION = re.compile(r":v?(\d+\.\d+(?:\.\d+)?)")
 _SERVING = re.compile(
@@ -41,7 +39,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineCommand:
+class ReadCommand:
     """A command line in a scenario's words.
 
     :ivar engine: as ``fleet.engine`` has it, with the version that an image names.
@@ -68,7 +66,7 @@ def starts_engine(words: Sequence[str]) -> bool:
     return any(mark.search(word.partition(":")[0]) for word in words for _, _, mark in _STARTS)
 
 
-def read_command(text: str | Sequence[str]) -> EngineCommand:
+def read_command(text: str | Sequence[str]) -> ReadCommand:
     """Read a command line, as a shell has it or split into words.
 
     :raises InputError: if it starts neither vLLM nor SGLang, or can't be split.
@@ -87,7 +85,7 @@ def read_command(text: str | Sequence[str]) -> EngineCommand:
                     rest and re.search(r"vllm\.entrypoints|sglang\.launch_server", rest[0])
                 ):
                     rest.pop(0)
-                return _read(table, f"{engine}-{version[1]}" if version else engine, rest)
+                return _read(flag_tables()[table], f"{engine}-{version[1]}" if version else engine, rest)
     raise InputError(
         "no command line of vLLM or SGLang",
         got=" ".join(words)[:80],
@@ -105,7 +103,7 @@ def _without_shell(words: list[str]) -> list[str]:
     return words
 
 
-def _read(table: EngineFlags, engine: str, words: list[str]) -> EngineCommand:
+def _read(table: EngineFlags, engine: str, words: list[str]) -> ReadCommand:
     flags = {bare(name): flag for flag in table.flags for name in (flag.name, *flag.also)}
     given, said, model = _options(flags, words)
     settings: dict[str, Setting] = {}
@@ -131,7 +129,7 @@ def _read(table: EngineFlags, engine: str, words: list[str]) -> EngineCommand:
         if flag.unset is not None and flag.keys[0] not in settings:
             settings[flag.keys[0]] = Setting(flag.keys[0], flag.unset, f"{table.name}'s default without {flag.name}")
     loras = "enable-lora" in given or "lora-paths" in given
-    return EngineCommand(
+    return ReadCommand(
         engine=engine,
         name=table.name,
         model=model,

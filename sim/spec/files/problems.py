@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from sim.errors import InputError, ScenarioError, UnknownKeyError, did_you_mean
 from sim.spec.base import descriptions
-from sim.spec.engine_flags.flag_tables import flag_hint
+from sim.spec.engine_flags.options import flag_hint
 from sim.spec.files.tree import TAGS, join, without_indexes
 
 _MOST_KEYS = 12

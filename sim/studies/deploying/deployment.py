@@ -22,7 +22,7 @@ from sim.spec.engine_flags.command_lines import (
     served_model,
     why_no_flags,
 )
-from sim.spec.engine_flags.flag import Replica, largest_rank
+from sim.spec.engine_flags.options import Replica, largest_rank
 from sim.spec.engine_versions import release_of
 from sim.spec.engines import ENGINES
 from sim.spec.gpus import gpu_named

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
-from sim.spec.engine_flags.command_reading import EngineCommand, Setting
+from sim.spec.engine_flags.command_reading import ReadCommand, Setting
 from sim.spec.engine_versions import nearest_version, release_of
 from sim.spec.engines import batch_limits
 from sim.spec.files.yaml_tree import flow_text
@@ -64,7 +64,7 @@ class Draft:
             if not ours:
                 self.settings.setdefault(setting.key, setting)
 
-    def add_command(self, command: EngineCommand) -> None:
+    def add_command(self, command: ReadCommand) -> None:
         """Take what a command line says."""
         row = nearest_version(command.engine)
         engine = command.engine if row.simulated else row.preset
