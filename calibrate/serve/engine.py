@@ -20,7 +20,7 @@ from calibrate.loads.synthetic_adapters import SyntheticAdapter, write_adapter
 from calibrate.serve.connection import Host, run_or_stop
 from calibrate.serve.http_answer import Broken, ServerError
 from sim.errors import InputError
-from sim.spec.engine_versions import nearest_version
+from sim.spec.engines import nearest_version
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, ModelShape, Population

@@ -60,7 +60,7 @@ def mode_tables() -> str:
 
 def version_table() -> str:
     """Return the preset of each version of an engine, or the nearest."""
-    from sim.spec.engine_versions import VERSIONS
+    from sim.spec.engines import VERSIONS
 
     rows = [
         [f"{name} {row.words}", f"`{row.preset}`" if row.simulated else f"none; `{row.preset}` is nearest", row.about]

@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from sim.errors import ScenarioError
 from sim.rng import stream
 from sim.spec.scenario import Scenario
-from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, MmppArrivals, WeibullArrivals
 from sim.spec.sections.laws import MAX_TOKENS
-from sim.spec.sections.popularity_laws import WeightsPopularity
 from sim.spec.sections.tenants import shares_of
+from sim.spec.sections.traffic_laws import (
+    ClosedArrivals,
+    GammaArrivals,
+    MmppArrivals,
+    WeibullArrivals,
+    WeightsPopularity,
+)
 from sim.spec.sections.workload import AdapterKind, SharedPrefix
 from sim.traffic.adapters import ModelShape, Population, populate
 from sim.traffic.lengths import LengthPairs, TokenLengths, together

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sim.errors import TraceError
 from sim.reading import open_text
 from sim.rng import stream
-from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, WeightsPopularity
+from sim.spec.sections.traffic_laws import Churn, Drift, Popularity, WeightsPopularity
 from sim.traffic.tables.bad_rows import shown
 from sim.traffic.traces.rows import MAX_NAME_BYTES
 

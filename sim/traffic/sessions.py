@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.sections.popularity_laws import Sessions
+from sim.spec.sections.traffic_laws import Sessions
 from sim.traffic.popularity import AdapterSampler
 from sim.traffic.sources import RequestBlock, RequestSource, Streams
 

@@ -19,7 +19,7 @@ from sim.spec.profile import Profile
 from sim.spec.profile_choice import base_model_of, gpus_per_replica, profile_of, profiles_digest
 from sim.spec.scenario import Cache, Pool, Scenario, Storage
 from sim.spec.scenario import GpuCache as GpuCacheSpec
-from sim.spec.sections.faults import Crash, StorageFault
+from sim.spec.sections.changes import Crash, StorageFault
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population, base_shape
 from sim.traffic.generate import Traffic, without_adapters

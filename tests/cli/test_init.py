@@ -14,17 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
-from sim.spec.engine_flags.command_reading import read_command
+from sim.spec.engine_flags.command_lines import engine_flags, read_command, why_no_flags
 from sim.spec.engine_flags.options import bare, flag_tables
-from sim.spec.engine_versions import VERSIONS
-from sim.spec.files.bundled import bundled_scenarios
+from sim.spec.engines import VERSIONS
 from sim.spec.files.problems import known_keys
 from sim.spec.files.tree import plain
 from sim.spec.files.yaml_tree import flow_text, parse_yaml
 from sim.spec.needs import value_of
 from sim.spec.scenario import Scenario
-from sim.spec.scenario_file import load_scenario
+from sim.spec.scenario_file import bundled_scenarios, load_scenario
 
 VLLM = (
     "vllm serve meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras 12 --max_lora_rank=32 --max-cpu-loras 64 "

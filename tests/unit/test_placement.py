@@ -18,7 +18,7 @@ from sim.results.metrics import ADAPTER, COMES, REPLICA, TIME, measure
 from sim.results.records import COMPLETED, Recording
 from sim.spec.policies import PLACERS
 from sim.spec.scenario import Scenario
-from sim.spec.sections.routing import Router
+from sim.spec.sections.control_plane import Router
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario, facts_of
 from sim.traffic.request import BASE_MODEL, FROM_GPU, FROM_HOST, FROM_STORAGE, HIT
 from sim.world.build import build_world

@@ -17,7 +17,7 @@ from sim.cli.output import message, say
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.spec.engine_flags.command_reading import Setting
+    from sim.spec.engine_flags.command_lines import Setting
     from sim.studies.drafting.draft import Draft
 
 
@@ -81,7 +81,7 @@ def init(options: InitOptions) -> None:
 
     Example: loraplan init --from-vllm "vllm serve MODEL --enable-lora"
     """
-    from sim.spec.engine_flags.command_reading import read_command
+    from sim.spec.engine_flags.command_lines import read_command
     from sim.studies.drafting.draft import Draft, write_draft
     from sim.studies.training.adapter_scenario import check_target
 
@@ -115,7 +115,7 @@ def gpu_setting(name: str) -> Setting:
 
     :raises InputError: for an unknown GPU.
     """
-    from sim.spec.engine_flags.command_reading import Setting
+    from sim.spec.engine_flags.command_lines import Setting
 
     return Setting("fleet.gpu", _gpu(name), "--gpu")
 
@@ -131,7 +131,7 @@ def _gpu(name: str) -> str:
 
 def _served_model(options: InitOptions) -> str:
     """Return the base model that a command line or a manifest serves; empty: none says it."""
-    from sim.spec.engine_flags.command_reading import read_command
+    from sim.spec.engine_flags.command_lines import read_command
     from sim.studies.drafting.manifests import read_manifest
 
     if options.from_manifest is not None:
@@ -161,7 +161,7 @@ def _add_trace(draft: Draft, files: list[Path], options: InitOptions, model: str
 
 
 def _add_adapters(draft: Draft, folder: Path) -> None:
-    from sim.spec.engine_flags.command_reading import Setting
+    from sim.spec.engine_flags.command_lines import Setting
     from sim.studies.training.adapter_scenario import adapter_lines
     from sim.training.files.census import known_model, take_census
     from sim.training.files.engine_checks import ServingTarget, is_served, served_base
@@ -179,7 +179,7 @@ def _add_adapters(draft: Draft, folder: Path) -> None:
 
 
 def _add_manifest(draft: Draft, file: Path) -> None:
-    from sim.spec.engine_flags.command_reading import Setting, read_command
+    from sim.spec.engine_flags.command_lines import Setting, read_command
     from sim.studies.drafting.manifests import read_manifest
 
     first, *others = read_manifest(file)
@@ -196,7 +196,7 @@ def _answers() -> list[Setting]:
     """Ask for what a plan needs most, and return it."""
     from rich.prompt import FloatPrompt, IntPrompt, Prompt
 
-    from sim.spec.engine_flags.command_reading import Setting
+    from sim.spec.engine_flags.command_lines import Setting
     from sim.spec.gpus import DEFAULT_GPU, GPUS
     from sim.spec.profile_choice import DEFAULT_MODEL
     from sim.spec.units import parse_rate, parse_seconds

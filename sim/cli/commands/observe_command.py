@@ -228,7 +228,7 @@ def _draft(options: ObserveOptions, fitted: Path | None = None) -> Draft:
 
     :param fitted: the corrected profile, once it is there.
     """
-    from sim.spec.engine_flags.command_reading import Setting, read_command
+    from sim.spec.engine_flags.command_lines import Setting, read_command
     from sim.studies.drafting.draft import Draft
 
     draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", options.out.stem).strip("-._")[:64] or "observed")

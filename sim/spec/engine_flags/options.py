@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.spec.engine_versions import AHEAD_SINCE, release_of
+from sim.spec.engines import AHEAD_SINCE, release_of
 from sim.spec.needs import value_of, words_of
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import profile_of

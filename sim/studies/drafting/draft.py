@@ -8,9 +8,8 @@ from pathlib import Path
 
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
-from sim.spec.engine_flags.command_reading import ReadCommand, Setting
-from sim.spec.engine_versions import nearest_version, release_of
-from sim.spec.engines import batch_limits
+from sim.spec.engine_flags.command_lines import ReadCommand, Setting
+from sim.spec.engines import batch_limits, nearest_version, release_of
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.profile_choice import DEFAULT_MODEL

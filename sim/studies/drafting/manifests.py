@@ -11,7 +11,7 @@ from typing import Any
 
 from sim.errors import InputError
 from sim.reading import read_regular
-from sim.spec.engine_flags.command_reading import starts_engine
+from sim.spec.engine_flags.command_lines import starts_engine
 from sim.spec.gpus import gpu_named
 
 MANIFEST_BYTES = 4 << 20

@@ -20,7 +20,7 @@ from sim.spec.policies import EVICTIONS, ROUTERS
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Adapters, Scenario
 from sim.spec.scenario_file import LoadedScenario
-from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
+from sim.spec.sections.traffic_laws import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
 from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import format_rate
 from sim.studies.evaluate import Design, EvaluationOptions, build, evaluate, make_design
