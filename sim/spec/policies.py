@@ -35,12 +35,12 @@ class EvictionEntry(Entry):
 EVICTIONS = Registry(
     "eviction policy",
     (
-        EvictionEntry("lru", "the least recently used.", "sim.policies.eviction.lru:Lru", in_what_if=True),
+        EvictionEntry("lru", "the least recently used.", "sim.policies.eviction.ranked:Lru", in_what_if=True),
         EvictionEntry("fifo", "the first loaded.", "sim.policies.eviction.ranked:Fifo"),
         EvictionEntry(
             "clock",
             "the first loaded; one that was used lately is passed over once and goes to the end of the queue.",
-            "sim.policies.eviction.clock_sieve:ClockEviction",
+            "sim.policies.eviction.second_chance:ClockEviction",
         ),
         EvictionEntry(
             "lfu", "the one with the fewest uses since its load.", "sim.policies.eviction.ranked:Lfu", in_what_if=True
@@ -49,11 +49,13 @@ EVICTIONS = Registry(
         EvictionEntry(
             "sieve",
             "the first loaded; one that was used lately is passed over once and keeps its place.",
-            "sim.policies.eviction.clock_sieve:Sieve",
+            "sim.policies.eviction.second_chance:Sieve",
             in_what_if=True,
         ),
         EvictionEntry(
-            "s3-fifo", "those used once leave soon, those used again late.", "sim.policies.eviction.s3_fifo:S3Fifo"
+            "s3-fifo",
+            "those used once leave soon, those used again late.",
+            "sim.policies.eviction.second_chance:S3Fifo",
         ),
         EvictionEntry("gdsf", "by uses per byte, ageing.", "sim.policies.eviction.ranked:Gdsf", in_what_if=True),
         EvictionEntry("random", "any, equally likely.", "sim.policies.eviction.chosen:Random"),
@@ -79,14 +81,14 @@ EVICTIONS = Registry(
         EvictionEntry(
             "discard-when-idle",
             "all that are not in use, whenever a decode step ends a request.",
-            "sim.policies.eviction.lru:Lru",
+            "sim.policies.eviction.ranked:Lru",
             needs_batch=True,
         ),
         EvictionEntry(
             "cycle",
             "with ``admission: per-adapter``, those whose queue is empty, as others wait for a place, then the "
             "one that has been there longest, if longer than ``cycle``.",
-            "sim.policies.eviction.lru:Lru",
+            "sim.policies.eviction.ranked:Lru",
             needs_batch=True,
         ),
     ),
@@ -137,7 +139,7 @@ ROUTERS = Registry(
         RouterEntry(
             "hash",
             "consistent hashing of the adapter, with bounded loads.",
-            "sim.policies.routing.hashing:Hash",
+            "sim.policies.routing.plain:Hash",
             keys=("bound",),
             bound=1.25,
             splits_adapters=True,

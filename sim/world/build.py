@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError, ScenarioError
-from sim.policies.base_weights import base_weights
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import check_eviction
+from sim.policies.replica_memory import base_weights
 from sim.policies.routing import check_router
 from sim.spec.files.pool_scenarios import key_in_fleet
 from sim.spec.profile import Profile

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scenario_samples import base
 
 from sim.policies.adapter_cache import GpuCache
+from sim.policies.changes import PopularityChoice, UniformChoice, exchanged
 from sim.policies.eviction import EvictionContext, make_eviction
-from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
 from sim.results.change_metrics import sessions_of_both
 from sim.results.records import (
     COMPLETED,

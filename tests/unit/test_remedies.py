@@ -10,7 +10,7 @@ from stuck_adapter import write_adapter
 from reports.pages.run_page import build_report
 from reports.tables.plan_tables import remedy_tables
 from reports.text.plan_text import badge, cures_answer
-from sim.policies.slot_memory import slots_bytes
+from sim.policies.replica_memory import slots_bytes
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local

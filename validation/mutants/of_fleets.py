@@ -185,7 +185,7 @@ FLEETS = (
     ),
     Mutant(
         "bucket-without-bottom",
-        "sim/policies/token_bucket.py",
+        "sim/policies/front_end.py",
         "        if tokens > self._level:",
         "        if tokens > self._burst:",
         "a bucket lets through what it doesn't have",
@@ -193,7 +193,7 @@ FLEETS = (
     ),
     Mutant(
         "bucket-overflows",
-        "sim/policies/token_bucket.py",
+        "sim/policies/front_end.py",
         "self._level = min(self._burst, self._level + self._rate * (now - self._at_s))",
         "self._level = self._level + self._rate * (now - self._at_s)",
         "a bucket holds more than its burst after a pause",

@@ -17,7 +17,7 @@ PLACED = ("tests/property/test_placement_laws.py", "tests/unit/test_placement.py
 
 _CACHE = "sim/policies/adapter_cache.py"
 _HOST = "sim/policies/host_tier.py"
-_COUNTING = "sim/policies/kv/counting_store.py"
+_COUNTING = "sim/policies/kv/kv_store.py"
 _SCHEDULER = "sim/policies/scheduler.py"
 
 POLICIES = (
@@ -317,7 +317,7 @@ POLICIES = (
     # Eviction -------------------------------------------------------------------------------------------------------
     Mutant(
         "lru-evicts-the-newest",
-        "sim/policies/eviction/lru.py",
+        "sim/policies/eviction/ranked.py",
         "self._order.popitem(False)",
         "self._order.popitem(True)",
         "LRU becomes MRU",
@@ -341,7 +341,7 @@ POLICIES = (
     ),
     Mutant(
         "sieve-hand-starts-again",
-        "sim/policies/eviction/clock_sieve.py",
+        "sim/policies/eviction/second_chance.py",
         "self._hand = hand\n",
         "self._hand = end\n",
         "SIEVE's hand continues from where it was",
@@ -349,7 +349,7 @@ POLICIES = (
     ),
     Mutant(
         "s3-fifo-promotes-after-one-use",
-        "sim/policies/eviction/s3_fifo.py",
+        "sim/policies/eviction/second_chance.py",
         "MAIN_AT = 2",
         "MAIN_AT = 1",
         "S3-FIFO's main queue fills with what was used twice",
@@ -448,7 +448,7 @@ POLICIES = (
     # Routers --------------------------------------------------------------------------------------------------------
     Mutant(
         "full-replica-takes-one-more",
-        "sim/policies/routing/hashing.py",
+        "sim/policies/routing/plain.py",
         "loads[replica] < limit",
         "loads[replica] <= limit",
         "the bound on loads is broken by one",
@@ -580,7 +580,7 @@ POLICIES = (
     ),
     Mutant(
         "base-model-at-one-replica",
-        "sim/policies/routing/hashing.py",
+        "sim/policies/routing/plain.py",
         "self._anywhere(number) if adapter == self._base_model else self._start(adapter)",
         "self._start(adapter)",
         "the hash router sends all requests to the base model to one replica",

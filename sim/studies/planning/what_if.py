@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sim.errors import InputError
-from sim.policies.base_weights import ASSUMED_SLOWDOWN
+from sim.policies.replica_memory import ASSUMED_SLOWDOWN
 from sim.results.model import MetricChange
 from sim.results.pairs import Difference, difference_of
 from sim.results.point import Point

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 
 from sim.errors import ScenarioError
-from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
+from sim.policies.changes import PopularityChoice, UniformChoice, exchanged
 from sim.results.recording.recorder import Recorder
 from sim.results.records import (
     MISROUTED,

@@ -7,7 +7,7 @@ from math import ceil
 from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts
 from sim.policies.kv.kv_rules import kv_tokens_left
-from sim.policies.slot_memory import slots_bytes
+from sim.policies.replica_memory import slots_bytes
 from sim.results.model import GpuShare
 from sim.spec.engine_flags.options import vllm_rank
 from sim.spec.engines import ENGINES, engine_words
