@@ -1,4 +1,4 @@
-"""Which adapter leaves a full cache. A policy is a class in here and an entry in ``sim/spec/policies.py``.
+"""Which adapter leaves a full cache. A policy is a class in here and a row in ``sim/spec/policies.toml``.
 
 Names and rules are libCacheSim's where it has the policy. Adapters in use never leave; each class says what its queue
 or hand does with them.

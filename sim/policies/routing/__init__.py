@@ -1,6 +1,6 @@
 """Which replica a request goes to: pure decisions over a view that may be stale.
 
-A router is a class in here and an entry in ``sim/spec/policies.py``. What keeps a view current is in
+A router is a class in here and a row in ``sim/spec/policies.toml``. What keeps a view current is in
 ``sim.world.routing.router_views``.
 """
 
