@@ -1,7 +1,8 @@
 """The eviction policies, routers and placements that a scenario may name, with the facts that checks and studies need.
 
-A new policy of loraplan's own is a class in ``sim/policies`` and a row in ``policies.toml``. Packages add theirs by entry
-points (``loraplan.evictions``, ``loraplan.routers``), a call by ``evictions=`` and ``routers=``; see docs/own-policy.md.
+A new policy of loraplan's own is a class in ``sim/policies`` and a row in ``policies.toml``. Packages add theirs by
+entry points (``loraplan.evictions``, ``loraplan.routers``), a call by ``evictions=`` and ``routers=``; see
+docs/own-policy.md.
 """
 
 from __future__ import annotations
