@@ -20,9 +20,10 @@ from pydantic import (
     model_validator,
 )
 
-from sim.spec.base import Strict, located
+from sim.spec.base import Errors, Strict, checks
 from sim.spec.engines import ENGINES, NAMES_SCHEMA, fill
 from sim.spec.files.pool_scenarios import pool_scenarios
+from sim.spec.needs import First, Rule, broken
 from sim.spec.policies import EVICTIONS, PLACEMENTS, PLACERS, ROUTERS, EvictionEntry, Given, RouterEntry, given_in
 from sim.spec.registry import Registry
 from sim.spec.rules import check
@@ -87,65 +88,9 @@ class Plan(Strict):
     confidence: Share = Field(default=0.95, ge=0.5, le=0.999)
     """Confidence at which the search stops; a closer call is marked as uncertain."""
 
-    @model_validator(mode="after")
-    def _one_question(self) -> Plan:
-        if (self.minimize is None) == (self.maximize is None):
-            raise located(
-                "minimize", "a plan needs exactly one of minimize and maximize", hint="give either minimize or maximize"
-            )
-        keys = self.keys
-        if not keys or not all(keys):
-            raise located(self.direction, "no key", hint="such as cache.gpu.slots")
-        if len(set(keys)) < len(keys) or len(keys) > MOST_VARIABLES:
-            raise located(
-                self.direction,
-                "not one or two different keys",
-                got=", ".join(keys),
-                allowed="one key, or two in a list",
-            )
-        wrong = next((key for key in keys if key in _NEVER or key.partition(".")[0] in _NEVER), None)
-        if wrong is not None:
-            raise located(
-                self.direction,
-                "a plan can't vary the question or the length of the run",
-                got=wrong,
-                allowed="hardware, configuration or traffic, such as cache.gpu.slots or workload.arrivals.rate",
-            )
-        if (PRICE in keys) != bool(self.fleets):
-            raise located(
-                "fleets",
-                "minimize: price and fleets go together",
-                got=f"{len(self.fleets)} fleets",
-                hint="give fleets: [{name: a, price: 2.5, set: {fleet.profile: …}}, …]",
-            )
-        if PRICE in keys and (len(keys) > 1 or self.maximize is not None):
-            raise located(self.direction, "price can only be minimized, and on its own", got=", ".join(keys))
-        names = [fleet.name for fleet in self.fleets]
-        if len(set(names)) < len(names):
-            raise located("fleets", "two fleets have the same name", got=", ".join(names))
-        self._check_values()
-        return self
-
-    def _check_values(self) -> None:
-        if self.values is not None:
-            if self.range is not None or self.step is not None:
-                raise located("values", "give either values or a range", hint="remove range and step, or values")
-            if len(self.keys) > 1 or self.fleets:
-                raise located("values", "only one key can have a list of values", hint="give range")
-            if not self.values:
-                raise located("values", "no values")
-            return
-        if self.range is None:
-            raise located("range", "the range is missing", hint="such as range: [8, 256]")
-        if len(self.keys) > 1:
-            if not all(isinstance(each, (list, tuple)) and len(each) == 2 for each in self.range):
-                raise located(
-                    "range", "two keys have a range each", got=list(self.range), allowed="such as [[1, 4], [16, 256]]"
-                )
-            if self.step is not None and not (
-                isinstance(self.step, (list, tuple)) and len(self.step) == len(self.keys)
-            ):
-                raise located("step", "two keys have a step each", got=self.step, allowed="such as [1, 16]")
+    @checks
+    def _one_question(self) -> Errors:
+        yield from broken(self, _PLANS)
 
     @property
     def direction(self) -> str:
@@ -157,6 +102,68 @@ class Plan(Strict):
         """The keys to find values for."""
         asked = self.minimize if self.minimize is not None else self.maximize
         return (asked,) if isinstance(asked, str) else tuple(asked or ())
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2
+
+
+_PLANS = (
+    First(
+        Rule(
+            "minimize: a plan needs exactly one of minimize and maximize",
+            lambda p: (p.minimize is None) == (p.maximize is None),
+            hint="give either minimize or maximize",
+        ),
+        Rule("{s.direction}: no key", lambda p: not p.keys or not all(p.keys), hint="such as cache.gpu.slots"),
+        Rule(
+            "{s.direction}: not one or two different keys",
+            lambda p: (len(set(p.keys)) < len(p.keys) or len(p.keys) > MOST_VARIABLES) and ", ".join(p.keys),
+            allowed="one key, or two in a list",
+        ),
+        Rule(
+            "{s.direction}: a plan can't vary the question or the length of the run",
+            lambda p: next((key for key in p.keys if key in _NEVER or key.partition(".")[0] in _NEVER), False),
+            allowed="hardware, configuration or traffic, such as cache.gpu.slots or workload.arrivals.rate",
+        ),
+    ),
+    Rule(
+        "{s.direction}: price can only be minimized, and on its own",
+        lambda p: PRICE in p.keys and (len(p.keys) > 1 or p.maximize is not None) and ", ".join(p.keys),
+    ),
+    Rule(
+        "fleets: minimize: price and fleets go together",
+        lambda p: (PRICE in p.keys) != bool(p.fleets) and f"{len(p.fleets)} fleets",
+        hint="give fleets: [{{name: a, price: 2.5, set: {{fleet.profile: …}}}}, …]",
+    ),
+    Rule(
+        "fleets: two fleets have the same name",
+        lambda p: len({fleet.name for fleet in p.fleets}) < len(p.fleets) and ", ".join(each.name for each in p.fleets),
+    ),
+    Rule(
+        "values: give either values or a range",
+        lambda p: p.values is not None and (p.range is not None or p.step is not None),
+        hint="remove range and step, or values",
+    ),
+    Rule(
+        "values: only one key can have a list of values",
+        lambda p: p.values is not None and (len(p.keys) > 1 or bool(p.fleets)),
+        hint="give range",
+    ),
+    Rule("values: no values", lambda p: p.values == ()),
+    Rule("range: the range is missing", lambda p: p.values is None and p.range is None, hint="such as range: [8, 256]"),
+    Rule(
+        "range: two keys have a range each",
+        lambda p: p.range and len(p.keys) > 1 and not all(map(_is_pair, p.range)) and p.range,
+        allowed="such as [[1, 4], [16, 256]]",
+    ),
+    Rule(
+        "step: two keys have a step each",
+        lambda p: p.range and len(p.keys) > 1 and p.step is not None and not _is_pair(p.step) and {"got": p.step},
+        allowed="such as [1, 16]",
+    ),
+)
+"""What a plan must be."""
 
 
 # The JSON Schema of a scenario file, for completion and red underlines in editors.

@@ -180,21 +180,14 @@ class Router(Strict):
 SHARE_METRICS = ("gpu_load", "kv_usage")
 """Metrics between 0 and 1 for each replica."""
 
+_TARGETED = ("hpa", "keda", "predictive")
 _OWN_KEYS = {
-    "target": ("hpa", "keda", "predictive"),
-    "tolerance": ("hpa", "keda", "predictive"),
-    "stabilization_up": ("hpa", "keda", "predictive"),
-    "stabilization_down": ("hpa", "keda", "predictive"),
-    "up_replicas": ("hpa", "keda", "predictive"),
-    "up_share": ("hpa", "keda", "predictive"),
-    "down_replicas": ("hpa", "keda", "predictive"),
-    "down_share": ("hpa", "keda", "predictive"),
-    "period": ("hpa", "keda", "predictive"),
-    "metric": ("hpa", "keda", "predictive", "step"),
+    **dict.fromkeys(("target", "tolerance", "stabilization_up", "stabilization_down", "period"), _TARGETED),
+    **dict.fromkeys(("up_replicas", "up_share", "down_replicas", "down_share"), _TARGETED),
+    "metric": (*_TARGETED, "step"),
     "cooldown": ("keda", "step"),
     "steps": ("step",),
-    "schedule": ("schedule",),
-    "every": ("schedule",),
+    **dict.fromkeys(("schedule", "every"), ("schedule",)),
     "history": ("predictive",),
 }
 """Keys that mean something to some policies only."""
@@ -324,7 +317,7 @@ class Autoscale(Strict):
                 got=0,
                 allowed="1 or more; 0 with policy keda or schedule",
             )
-        if self.policy in _OWN_KEYS["target"]:
+        if self.policy in _TARGETED:
             yield from self._check_target()
         if self.policy == "step":
             yield from self._check_steps()

@@ -78,35 +78,11 @@ class ServedKinds(Strict):
     """Places of kinds in ``adapters.mix``, counted from 0."""
 
 
-_BATCHING_KEYS = (
-    "admission",
-    "load_at",
-    "batching",
-    "admission_interval",
-    "prefill_schedule_interval",
-    "waiting_ratio",
-    "chunked_prefill",
-    "budget_kv_share",
-    "front_end",
-    "front_end_time",
-    "max_model_len",
-    "kv_check",
-    "schedule_conservativeness",
-    "overlap_schedule",
-    "drain_wait",
-    "reserved_kv_blocks",
-    "passed_requests",
-    "scheduling",
-    "adapter_limit",
-    "self_preemption",
-    "async_scheduling",
-    "gpu_memory",
-    "gpu_memory_utilization",
-    "tensor_parallel",
-    "fully_sharded_loras",
-    "prefix_caching",
+_OF_FIXED = (
+    *("replicas", "gpu", "price", "profile", "gpus_per_replica", "engine", "service"),
+    *("max_num_seqs", "max_num_batched_tokens", "block_size", "uncached_blocks", "kv_tokens"),
 )
-"""Keys that engine ``fixed`` doesn't have."""
+"""Keys of a replica that engine ``fixed`` has, or ignores."""
 _OF_A_POOL = ("cache", "storage", "serves")
 """Names that a pool can't have, because keys such as ``fleet.pools.cache.gpu`` could then be read in two ways."""
 
@@ -445,8 +421,8 @@ class Fleet(ReplicaKeys):
             yield located("service", "engine fixed needs its service time", hint="such as 10 ms")
         if self.engine != "fixed" and self.service is not None:
             yield located("service", "only engine fixed has a service time", hint="remove it, or set engine: fixed")
-        for key in _BATCHING_KEYS:
-            if self.engine == "fixed" and key in self.model_fields_set:
+        for key in ReplicaKeys.model_fields:
+            if self.engine == "fixed" and key in self.model_fields_set and key not in _OF_FIXED:
                 yield located(
                     key, f"engine fixed has no {key}: it loads at arrival and serves in order", hint="remove it"
                 )
