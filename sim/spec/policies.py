@@ -21,15 +21,11 @@ _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="
 
 def _entries(table: str, make: type[E]) -> tuple[E, ...]:
     """Return the entries of a table in ``policies.toml``."""
-    return tuple(
-        make(
-            name=name,
-            about=row.pop("about"),
-            target=row.pop("class"),
-            **{fact: tuple(value) if isinstance(value, list) else value for fact, value in row.items()},
-        )
-        for name, row in _TABLES[table].items()
-    )
+    found = []
+    for name, row in _TABLES[table].items():
+        facts: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in row.items()}
+        found.append(make(name=name, about=facts.pop("about"), target=facts.pop("class"), **facts))
+    return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)
