@@ -152,6 +152,15 @@ def build(**sections: Any) -> Scenario:
     return Scenario.model_validate({"schema_version": 1, "name": "test", **sections})
 
 
+def services(rows: Sequence[tuple[float, int]], seconds: float = 1.0, **sections: Any) -> Scenario:
+    """Return services of so many seconds on engine ``fixed``, with four slots and no time for loads unless sections say
+    so; rows are arrivals and adapters."""
+    given = {"adapters": {"size": "1 MB"}, "cache": {"gpu": {"slots": 4}}, "storage": {"load": fixed_time(0.0)}}
+    fleet = {"engine": "fixed", "service": fixed_time(seconds), **sections.pop("fleet", {})}
+    trace = write_trace([(second, adapter, 1, 1) for second, adapter in rows])
+    return build(workload={"trace": {"file": trace}}, fleet=fleet, **(given | sections))
+
+
 def sampled_from(values: Sequence[T]) -> st.SearchStrategy[T]:
     """Return Hypothesis's strategy of that name, the same one for the same values where these can't change.
 
