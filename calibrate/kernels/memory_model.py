@@ -12,7 +12,7 @@ from calibrate.kernels.cards import CARDS, MIB, SCALED
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE, Deployment
 from sim.errors import InputError
 from sim.policies.kv.kv_rules import kv_tokens_left
-from sim.policies.slot_memory import unused_bytes
+from sim.policies.replica_memory import unused_bytes
 from sim.spec.profile import Memory
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import ATTENTION, MODULES, GpuSplit

@@ -23,8 +23,7 @@ from calibrate.serve.report import serve_report
 from calibrate.serve.server_metrics import ObservedRun, observed_between, over_run, read_page
 from sim.errors import InputError
 from sim.results.run_directory.result_files import write_atomically, write_json, write_text
-from sim.spec.engine_versions import nearest_version, versions_of
-from sim.spec.engines import ENGINES
+from sim.spec.engines import ENGINES, nearest_version, versions_of
 from sim.spec.profile import load_profile
 from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario_file import LoadedScenario

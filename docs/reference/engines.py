@@ -55,7 +55,7 @@ def mode_tables() -> str:
 
 def version_table() -> str:
     """Return the preset of each version of an engine, or the nearest."""
-    from sim.spec.engine_versions import VERSIONS
+    from sim.spec.engines import VERSIONS
 
     rows = [
         [f"{name} {row.words}", f"`{row.preset}`" if row.simulated else f"none; `{row.preset}` is nearest", row.about]
@@ -67,10 +67,10 @@ def version_table() -> str:
 
 def option_tables() -> str:
     """Return a section for each engine: its options, and what a scenario has for each."""
-    from sim.spec.engine_flags.flag_tables import FLAGS
+    from sim.spec.engine_flags.options import flag_tables
 
     parts = []
-    for engine in FLAGS:
+    for engine in flag_tables():
         rows = [
             [
                 ", ".join(f"`{name}`" for name in _spellings(flag)),

@@ -155,7 +155,7 @@ def _interrupted(session: Session) -> int:
 
 def _explain_usage(error: Any) -> None:
     """Say what is wrong with a command line, what was probably meant, and where its options are listed."""
-    from sim.spec.engine_flags.flag_tables import flag_hint
+    from sim.spec.engine_flags.options import flag_hint
 
     option, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "loraplan"

@@ -52,7 +52,7 @@ _YAML = (".yaml", ".yml")
 
 def complete_scenario(incomplete: str) -> list[tuple[str, str]]:
     """Return bundled scenarios with their descriptions, and scenario files."""
-    from sim.spec.files.bundled import bundled_scenarios
+    from sim.spec.scenario_file import bundled_scenarios
 
     named = [(each.name, each.description) for each in bundled_scenarios() if each.name.startswith(incomplete)]
     folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent

@@ -164,6 +164,6 @@ def code_version() -> str:
     """Return the version with a short hash of the simulator's code, so that results of other code are not reused."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted([*root.rglob("*.py"), *root.rglob("*.toml")]):
         digest.update(file.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:8]}"

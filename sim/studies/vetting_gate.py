@@ -20,8 +20,7 @@ from sim.errors import InputError, OutputError, ScenarioError
 from sim.reading import inside, open_regular
 from sim.results.model import HeldBackRollout
 from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import NamedPrefixes
-from sim.spec.sections.rollout_strategies import Rollout
+from sim.spec.sections.changes import NamedPrefixes, Rollout
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS
 from sim.training.logs.training_log import LOG_LIMIT, STATE, find_log
 

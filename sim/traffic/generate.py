@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 from sim.errors import ScenarioError
 from sim.rng import stream
 from sim.spec.scenario import Scenario
-from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, MmppArrivals, WeibullArrivals
-from sim.spec.sections.popularity_laws import WeightsPopularity
 from sim.spec.sections.tenants import shares_of
+from sim.spec.sections.traffic_laws import (
+    ClosedArrivals,
+    GammaArrivals,
+    MmppArrivals,
+    WeibullArrivals,
+    WeightsPopularity,
+)
 from sim.spec.sections.workload import AdapterKind
 from sim.traffic.adapters import ModelShape, populate, with_sizes
 from sim.traffic.lengths import LengthPairs, TokenLengths, check_together, together

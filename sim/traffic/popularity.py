@@ -11,7 +11,7 @@ import numpy as np
 from sim.errors import TraceError
 from sim.reading import open_text
 from sim.rng import stream
-from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, WeightsPopularity
+from sim.spec.sections.traffic_laws import Churn, Drift, Popularity, WeightsPopularity
 from sim.traffic.tables.blocks import Floats, Ints, shown
 from sim.traffic.traces.rows import MAX_NAME_BYTES
 

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.sections.arrival_processes import OpenArrivals
-from sim.spec.sections.popularity_laws import Churn, Drift
+from sim.spec.sections.traffic_laws import Churn, Drift, OpenArrivals
 from sim.traffic.arrivals import gaps, intensity, is_memoryless, renewal
 from sim.traffic.popularity import AdapterSampler, Turnover
 from sim.traffic.request import BASE_MODEL

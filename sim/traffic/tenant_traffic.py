@@ -9,9 +9,8 @@ import numpy as np
 
 from sim.errors import ScenarioError
 from sim.rng import stream_key
-from sim.spec.sections.arrival_processes import GammaArrivals, OpenArrivals, PiecewiseArrivals
-from sim.spec.sections.popularity_laws import Popularity
 from sim.spec.sections.tenants import Tenant, shares_of
+from sim.spec.sections.traffic_laws import GammaArrivals, OpenArrivals, PiecewiseArrivals, Popularity
 from sim.traffic.popularity import AdapterSampler, weights_of
 from sim.traffic.sources import AggregateArrivals, GrowingSizes, RequestBlock, RequestSource
 from sim.traffic.tables.blocks import Floats, Ints

@@ -17,7 +17,7 @@ from calibrate.kernels.cards import MIB, Card
 from calibrate.kernels.kernel_tables import Deployment
 from calibrate.kernels.memory_model import memory_of
 from sim.policies.kv.kv_rules import kv_tokens_left
-from sim.policies.slot_memory import reserved_bytes, slot_buffers, slots_bytes
+from sim.policies.replica_memory import reserved_bytes, slot_buffers, slots_bytes
 from sim.studies.fidelity.measured_runs import MODELS
 from sim.traffic.adapters import ROW_PARALLEL, SHAPES, GpuSplit, parameters_per_rank
 

@@ -31,7 +31,7 @@ from calibrate.kernels.memory_model import DRIVER_BYTES, SOURCES, memory_of, sou
 from calibrate.kernels.profile_from_kernels import cost_draws
 from calibrate.kernels.surrogate import StepEnvelope, fit_surrogate, predict
 from sim.errors import InputError, ScenarioError
-from sim.policies.slot_memory import slots_bytes
+from sim.policies.replica_memory import slots_bytes
 from sim.spec.gpus import GPUS
 from sim.spec.profile import StepCost, load_profile
 from sim.studies.evaluate import MAX_DRAWS

@@ -14,18 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
-from sim.spec.engine_flags.command_reading import Setting, read_command
-from sim.spec.engine_flags.flag import bare
-from sim.spec.engine_flags.flag_tables import FLAGS
-from sim.spec.engine_versions import VERSIONS
-from sim.spec.files.bundled import bundled_scenarios
+from sim.spec.engine_flags.command_lines import Setting, engine_flags, read_command, why_no_flags
+from sim.spec.engine_flags.options import bare, flag_tables
+from sim.spec.engines import VERSIONS
 from sim.spec.files.problems import known_keys
 from sim.spec.files.tree import plain
 from sim.spec.files.yaml_tree import flow_text, parse_yaml
 from sim.spec.needs import value_of
 from sim.spec.scenario import Scenario
-from sim.spec.scenario_file import load_scenario
+from sim.spec.scenario_file import bundled_scenarios, load_scenario
 from sim.studies.init.draft import Draft, write_draft
 
 VLLM = (
@@ -111,7 +108,7 @@ def test_command_lines_that_loraplan_writes_are_read_back() -> None:
 @pytest.mark.parametrize("engine", ["vLLM", "SGLang"])
 def test_every_option_of_the_tables_is_known_and_read(engine: str) -> None:
     start = {"vLLM": "vllm serve m", "SGLang": "python -m sglang.launch_server --model-path m"}[engine]
-    for flag in FLAGS[engine].flags:
+    for flag in flag_tables()[engine].flags:
         value = "" if flag.is_switch else "7"
         for name in (flag.name, *(each for each in flag.also if each.startswith("-"))):
             read = read_command(f"{start} {name} {value}")

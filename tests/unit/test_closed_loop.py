@@ -13,8 +13,7 @@ from reports.tables.metric_tables import traffic_sentence
 from sim.errors import InputError
 from sim.results.pairs import same_draws, same_requests
 from sim.results.point import Point
-from sim.spec.files.schema import scenario_schema
-from sim.spec.scenario import Scenario
+from sim.spec.scenario import Scenario, scenario_schema
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.plan.screen import screen

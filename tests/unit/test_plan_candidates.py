@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from sim.spec.sections.plan_question import Plan
+from sim.spec.scenario import Plan
 from sim.studies.plan.candidates import variables
 
 

@@ -8,7 +8,7 @@ import pytest
 from stuck_adapter import write_adapter
 
 from reports.render.html import page
-from sim.policies.slot_memory import slots_bytes
+from sim.policies.replica_memory import slots_bytes
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import build, fixed_time, write_trace
+from strategies import fixed_time, services
 
 from reports.charts.timeline_chart import timeline_chart
 from reports.text.limit_text import limits
@@ -34,17 +34,8 @@ ROWS = [(0.0, 0), (12.0, 0), (12.0, 1), (12.0, 2), (30.0, 0), (30.0, 1), (39.0, 
 def scenario(run: dict[str, Any] | None = None, **fleet: Any) -> Scenario:
     cold = {"engine": fixed_time(10.0)}
     scaling = {"policy": "schedule", "max": 2, "interval": "10 s", "schedule": SCHEDULE, "cold_start": cold}
-    found: Scenario = build(
-        workload={"trace": {"file": write_trace([(second, adapter, 1, 1) for second, adapter in ROWS])}},
-        adapters={"size": "1 MB"},
-        cache={"gpu": {"slots": 4}},
-        fleet={"engine": "fixed", "service": fixed_time(1.0), "autoscale": scaling, **fleet},
-        storage={"load": fixed_time(0.25)},
-        router={"policy": "round-robin"},
-        slo={"e2e_p99": "2 s"},
-        **({} if run is None else {"run": run}),
-    )
-    return found
+    more = {"storage": {"load": fixed_time(0.25)}, "router": {"policy": "round-robin"}, "slo": {"e2e_p99": "2 s"}}
+    return services(ROWS, fleet={"autoscale": scaling, **fleet}, **more, **({} if run is None else {"run": run}))
 
 
 def metrics(given: Scenario) -> tuple[dict[str, Metric], Recording]:

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from trace_samples import BURSTGPT, BURSTGPT_OLD
 from traffic_samples import traffic
 
-from sim.spec.sections.arrival_processes import PoissonArrivals
-from sim.spec.sections.popularity_laws import Sessions, UniformPopularity
 from sim.spec.sections.trace_source import Trace
+from sim.spec.sections.traffic_laws import PoissonArrivals, Sessions, UniformPopularity
 from sim.traffic import generate
 from sim.traffic.fits.describe import SessionTable
 from sim.traffic.generate import Traffic

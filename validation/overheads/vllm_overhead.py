@@ -27,7 +27,7 @@ from calibrate.kernels.memory_model import STEP_TOKENS, memory_of
 from calibrate.kernels.profile_from_kernels import envelope_of
 from calibrate.kernels.surrogate import fit_surrogate, predict
 from sim.errors import InputError
-from sim.spec.engine_versions import AHEAD_SINCE
+from sim.spec.engines import AHEAD_SINCE
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.least_squares import significant
 from sim.studies.fidelity.serving_stages import Stage

@@ -68,7 +68,7 @@ def schema() -> None:
 
     Example: loraplan schema > scenario.schema.json
     """
-    from sim.spec.files.schema import schema_text
+    from sim.spec.scenario import schema_text
 
     say(*schema_text().splitlines(), wraps=False)
 

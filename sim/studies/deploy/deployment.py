@@ -22,9 +22,8 @@ from sim.spec.engine_flags.command_lines import (
     served_model,
     why_no_flags,
 )
-from sim.spec.engine_flags.flag import Replica, largest_rank
-from sim.spec.engine_versions import release_of
-from sim.spec.engines import ENGINES
+from sim.spec.engine_flags.options import Replica, largest_rank
+from sim.spec.engines import ENGINES, release_of
 from sim.spec.gpus import gpu_named
 from sim.spec.profile_choice import gpus_per_replica, profile_of
 from sim.spec.units import human_bytes
@@ -33,7 +32,7 @@ from sim.training.files.census import take_census
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
     from sim.spec.scenario import Scenario
-    from sim.spec.sections.autoscaling import Autoscale
+    from sim.spec.sections.control_plane import Autoscale
 
 
 # YAML whose values have comments.

@@ -10,7 +10,7 @@ from sim.spec.scenario import Scenario
 from sim.studies.deploy.deployment import ADAPTERS_FOLDER, PORT, Commented, Deployment, yaml_documents
 
 if TYPE_CHECKING:
-    from sim.spec.sections.autoscaling import Autoscale
+    from sim.spec.sections.control_plane import Autoscale
 
 
 # Kubernetes: a Deployment of the replicas and a Service before them.

@@ -16,7 +16,7 @@ from sim.cli.output import message, say
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.spec.engine_flags.command_reading import Setting
+    from sim.spec.engine_flags.command_lines import Setting
     from sim.spec.sections.trace_source import Trace
     from sim.studies.init.draft import Draft
 
@@ -73,7 +73,7 @@ def init(
 
     Example: loraplan init --from-vllm "vllm serve MODEL --enable-lora"
     """
-    from sim.spec.engine_flags.command_reading import Setting, read_command
+    from sim.spec.engine_flags.command_lines import Setting, read_command
     from sim.studies.init.draft import Draft, read_manifest, write_draft
     from sim.studies.vet.adapter_scenario import check_target
 
@@ -119,7 +119,7 @@ def gpu_setting(name: str) -> Setting:
 
     :raises InputError: for an unknown GPU.
     """
-    from sim.spec.engine_flags.command_reading import Setting
+    from sim.spec.engine_flags.command_lines import Setting
     from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 
     found = gpu_named(name)
@@ -149,7 +149,7 @@ def _add_trace(draft: Draft, source: Trace, model: str, folder: Path, quiet: boo
 
 
 def _add_adapters(draft: Draft, folder: Path) -> None:
-    from sim.spec.engine_flags.command_reading import Setting
+    from sim.spec.engine_flags.command_lines import Setting
     from sim.studies.vet.adapter_scenario import adapter_lines
     from sim.training.files.census import known_model, take_census
     from sim.training.files.engine_checks import ServingTarget, is_served, served_base
@@ -170,7 +170,7 @@ def _answers() -> list[Setting]:
     """Ask for what a plan needs most, and return it."""
     from rich.prompt import FloatPrompt, IntPrompt, Prompt
 
-    from sim.spec.engine_flags.command_reading import Setting
+    from sim.spec.engine_flags.command_lines import Setting
     from sim.spec.gpus import DEFAULT_GPU, GPUS
     from sim.spec.profile_choice import DEFAULT_MODEL
     from sim.spec.units import parse_rate, parse_seconds

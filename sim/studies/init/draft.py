@@ -15,9 +15,8 @@ from typing import Any
 from sim.errors import InputError, SeveralErrors
 from sim.reading import read_regular
 from sim.results.run_directory.result_files import write_text
-from sim.spec.engine_flags.command_reading import EngineCommand, Setting, starts_engine
-from sim.spec.engine_versions import nearest_version, release_of
-from sim.spec.engines import batch_limits
+from sim.spec.engine_flags.command_lines import ReadCommand, Setting, starts_engine
+from sim.spec.engines import batch_limits, nearest_version, release_of
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.profile_choice import DEFAULT_MODEL
@@ -73,7 +72,7 @@ class Draft:
             if not ours:
                 self.settings.setdefault(setting.key, setting)
 
-    def add_command(self, command: EngineCommand) -> None:
+    def add_command(self, command: ReadCommand) -> None:
         """Take what a command line says."""
         row = nearest_version(command.engine)
         engine = command.engine if row.simulated else row.preset

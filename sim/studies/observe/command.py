@@ -214,7 +214,7 @@ def _draft(out: Path, gpu: str | None, command: str | None, fitted: Path | None 
 
     :param fitted: the corrected profile, once it is there.
     """
-    from sim.spec.engine_flags.command_reading import Setting, read_command
+    from sim.spec.engine_flags.command_lines import Setting, read_command
     from sim.studies.init.draft import Draft
 
     draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")[:64] or "observed")

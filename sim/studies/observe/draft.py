@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sim.results.run_directory.result_files import write_text
 from sim.rng import stream
-from sim.spec.engine_flags.command_reading import Setting
+from sim.spec.engine_flags.command_lines import Setting
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.scenario_file import LoadedScenario

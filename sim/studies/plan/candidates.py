@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim.errors import ScenarioError
-from sim.spec.sections.plan_question import PRICE, Plan
+from sim.spec.scenario import PRICE, Plan
 
 MOST_WHOLE = 128
 """Size of a range of whole numbers up to which each number is considered."""

@@ -15,8 +15,8 @@ from sim.results.run_directory.result_files import scenario_hash
 from sim.results.slo_terms import all_terms, split_term
 from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, MIN_FOR_REST
 from sim.spec.profile_choice import profile_of
+from sim.spec.scenario import Plan
 from sim.spec.scenario_file import LoadedScenario
-from sim.spec.sections.plan_question import Plan
 from sim.spec.sections.tenants import shares_of
 from sim.studies.plan.candidates import Variable, variables
 from sim.studies.plan.evaluator import TIMES, longer, too_short

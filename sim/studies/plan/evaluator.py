@@ -40,7 +40,7 @@ from sim.results.verdict import (
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario, Origin
-from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
+from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
 from sim.studies.backends.pool import Pool
 from sim.studies.evaluate import (
     REPLICATION,

@@ -10,8 +10,8 @@ from typing import Any
 from sim.results.run_directory.study_records import FleetRecord
 from sim.results.verdict import MET, UNCLEAR
 from sim.spec.profile_choice import gpus_per_replica, profile_of, replica_prices
+from sim.spec.scenario import PRICE, FleetChoice, Plan
 from sim.spec.scenario_file import LoadedScenario
-from sim.spec.sections.plan_question import PRICE, FleetChoice, Plan
 from sim.studies.plan.candidates import Variable
 from sim.studies.plan.evaluator import TIMES, DesignEvaluator, PlanDesign
 from sim.studies.plan.screen import Screened, screen

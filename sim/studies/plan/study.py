@@ -22,8 +22,8 @@ from sim.results.verdict import PROBABLE
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.profile_choice import gpus_per_replica, prices_of
+from sim.spec.scenario import Plan
 from sim.spec.scenario_file import LoadedScenario
-from sim.spec.sections.plan_question import Plan
 from sim.studies.evaluate import facts_of
 from sim.studies.execution import Execution
 from sim.studies.headroom import find_headroom

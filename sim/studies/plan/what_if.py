@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sim.errors import InputError
-from sim.policies.base_weights import ASSUMED_SLOWDOWN
+from sim.policies.replica_memory import ASSUMED_SLOWDOWN
 from sim.results.model import MetricChange
 from sim.results.pairs import difference_of
 from sim.results.point import Point
@@ -20,7 +20,7 @@ from sim.spec.policies import EVICTIONS, ROUTERS
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Adapters, Scenario
 from sim.spec.scenario_file import LoadedScenario
-from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
+from sim.spec.sections.traffic_laws import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
 from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import format_rate
 from sim.studies.evaluate import Design, EvaluationOptions, build, evaluate, make_design

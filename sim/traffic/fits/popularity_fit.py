@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.sections.popularity_laws import (
+from sim.spec.sections.traffic_laws import (
     GeometricPopularity,
     HotColdPopularity,
     Popularity,
