@@ -27,11 +27,7 @@ _STEP_LIMIT = 1 << 40
 CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 _EVAL = "eval_"
 _SPEEDS = (
-    "runtime",
-    "samples_per_second",
-    "steps_per_second",
-    "num_tokens",
-    "jit_compilation_time",
+    *("runtime", "samples_per_second", "steps_per_second", "num_tokens", "jit_compilation_time"),
     "model_preparation_time",
 )
 """Endings of evaluation keys that measure speed, not quality."""
