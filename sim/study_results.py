@@ -225,6 +225,15 @@ class ComparisonResults:
 
         return headline(self.comparison)
 
+    def document(self, command: str = "") -> Report:
+        """Return the report as a value: what the terminal prints, and what the page shows.
+
+        :param command: the command that makes it again.
+        """
+        from sim.studies.compare.report import compare_report
+
+        return compare_report(self.comparison, command)
+
     @property
     def differences(self) -> pd.DataFrame:
         """One row for each pair of points and metric: the swept keys, metric, one, other, change, lo, hi, word."""

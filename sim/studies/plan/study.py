@@ -95,7 +95,7 @@ def make_plan(
         found = search(plan, axes, evaluator)
         record = _record(plan, axes, found, evaluator, loaded)
         chosen = found.answer or found.best
-        designs = [design for design in _in_order(evaluator.designs(), axes, plan) if design.point is not None]
+        designs = _in_order(evaluator.designs(), axes, plan)
         points += [design.point for design in designs if design.point is not None]
         if found.answer is not None:
             assert found.answer.simulated is not None, "it was evaluated"

@@ -257,11 +257,7 @@ class ChangedDesign:
     point: Point | None = None
 
 
-def what_if(
-    loaded: LoadedScenario,
-    store: RunStore,
-    execution: Execution,
-) -> tuple[list[WhatIfRow], int]:
+def what_if(loaded: LoadedScenario, store: RunStore, execution: Execution) -> tuple[list[WhatIfRow], int]:
     """Return one row for each change (see ``rows_of``), and how many requests were simulated.
 
     :param loaded: the design that every change starts from.
@@ -274,10 +270,7 @@ def what_if(
 
 
 def try_changes(
-    loaded: LoadedScenario,
-    wanted: Sequence[Change],
-    store: RunStore,
-    execution: Execution,
+    loaded: LoadedScenario, wanted: Sequence[Change], store: RunStore, execution: Execution
 ) -> list[ChangedDesign]:
     """Simulate a design and each change of it under the same traffic; the unchanged design comes first."""
     evaluated = [_changed(loaded, change) for change in (Change("", "as it is"), *wanted)]
