@@ -44,7 +44,7 @@ def traces() -> Reader:
 
 
 def weights() -> Reader:
-    """Return what reads an adapter's weights alone, and as part of an adapter; the corpus is zeros in several shapes."""
+    """Return what reads an adapter's weights alone, and as part of an adapter; the corpus is zeros of many shapes."""
     with instrumented("sim.training"):
         from sim.training.files import adapter_folder, safetensors_header
     from calibrate.loads.synthetic_adapters import header_of
