@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reference.commands import command_sections
-from reference.engines import engine_rules, key_table, mode_tables, option_tables, version_table
+from reference.engines import engine_rules, mode_tables, option_tables, version_table
 from reference.metrics import metric_table
 from reference.scenario import SCENARIO_PAGES, scenario_sections, scenario_table
 from reference.vetting import threshold_table
@@ -51,7 +51,6 @@ def pages() -> dict[Path, str]:
         "adapter-modes": ("engine-flags.md", mode_tables),
         "engine-versions": ("engines.md", version_table),
         "options-to-keys": ("engine-flags.md", option_tables),
-        "keys-to-options": ("engine-flags.md", key_table),
         "thresholds": ("vet.md", threshold_table),
     }
     result: dict[Path, str] = {}

@@ -37,7 +37,7 @@ _LAWS = {
 
 def scenario_table() -> str:
     """Return the table of a scenario's top level, with links to the page of each section."""
-    from sim.spec.files.schema import scenario_schema
+    from sim.spec.scenario import scenario_schema
 
     models = scenario_schema()["$defs"]
     model = models["Scenario"]
@@ -54,7 +54,7 @@ def scenario_table() -> str:
 
 def scenario_sections(page: str) -> str:
     """Return the tables of one page of the scenario reference: its sections in the order of the file, then its laws."""
-    from sim.spec.files.schema import scenario_schema
+    from sim.spec.scenario import scenario_schema
 
     models = scenario_schema()["$defs"]
     parts = []

@@ -345,8 +345,8 @@ _ROWS = (
        "Requests whose adapter had a place, over all for adapters.",
        lambda m: m.placement.placed(), (PLACEMENT,)),
     _M("usd_per_m_tokens", "USD", "cost per million tokens", "lower", "time", "ratio",
-       "[Cost](plan.md#costs) of the measured time at `fleet.price`, over prompt and output tokens of the requests that "
-       "end in it, times a million. Absent without a price, as the other costs are.",
+       "[Cost](plan.md#costs) of the measured time at `fleet.price`, over prompt and output tokens of the requests "
+       "that end in it, times a million. Absent without a price, as the other costs are.",
        lambda m: m.gpu_hours.per(m.gpu_hours.m_prompt + m.gpu_hours.m_output), (TOKENS,),
        shown={"tile": 8, "key": 10, "cost": 1}),
     _M("usd_per_m_input_tokens", "USD", "cost per million input tokens", "lower", "time", "ratio",

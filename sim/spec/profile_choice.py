@@ -12,8 +12,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from sim.errors import ScenarioError, did_you_mean
-from sim.spec.engine_versions import has_version, is_same_engine, schedules_ahead, version_distance, versions_of
-from sim.spec.engines import ENGINES, engine_words
+from sim.spec.engines import (
+    ENGINES,
+    engine_words,
+    has_version,
+    is_same_engine,
+    schedules_ahead,
+    version_distance,
+    versions_of,
+)
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.profile import Profile, bundled_profiles, load_profile
 from sim.spec.units import human_bytes

@@ -23,10 +23,10 @@ from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts, Tenan
 from sim.results.statistics import sections_per_replication
 from sim.spec.profile_choice import gpus_per_replica, prices_of, profile_choice
 from sim.spec.scenario import Scenario
-from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
-from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
+from sim.spec.sections.changes import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.spec.sections.tenants import Tenant
-from sim.studies.training.vetting_gate import Vetting, held_back_record, release
+from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
+from sim.studies.vetting_gate import Vetting, held_back_record, release
 from sim.world.build import build_world
 from sim.world.memory.gpu_memory import gpu_share
 from sim.world.replication import Simulate, simulate

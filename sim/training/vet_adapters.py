@@ -140,9 +140,8 @@ def _judge(one: _ReadAdapter, case: Case | None, alike: Sequence[tuple[_ReadAdap
     )
     if one.log is None or case is None:
         return Vetted(one.path, one.adapter, (), one.notes, MODES, current)
-    said = judge(replace(case, siblings=tuple(_siblings(one, case, alike[:_MOST_ALIKE]))))
-    notes = (*one.notes, *one.log.notes, *said.notes)
-    return Vetted(one.path, one.adapter, said.findings, notes, said.thin, current)
+    findings, notes, thin = judge(replace(case, siblings=tuple(_siblings(one, case, alike[:_MOST_ALIKE]))))
+    return Vetted(one.path, one.adapter, findings, (*one.notes, *one.log.notes, *notes), thin, current)
 
 
 def _siblings(one: _ReadAdapter, case: Case, alike: Sequence[tuple[_ReadAdapter, Case]]) -> Iterator[SiblingRun]:

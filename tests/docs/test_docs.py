@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from sim.cli import app
 from sim.policies.costs import load_seconds
-from sim.policies.slot_memory import slots_bytes
+from sim.policies.replica_memory import slots_bytes
 from sim.spec.engines import DEFAULT_ENGINE
 from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
 
-from calibrate.serve.planned_requests import plan_requests
-from reports.answers.verdicts import find_confidence
+from calibrate.serve.client import plan_requests
 from reports.tables.metric_tables import base_model_table, groups_table, traffic_sentence, traffic_table
+from reports.text.verdict_text import find_confidence
 from sim.errors import ScenarioError, TraceError
 from sim.policies.adapter_cache import SlotForBaseModel
 from sim.policies.costs import StepCosts
@@ -32,12 +32,12 @@ from sim.spec.scenario_file import load_scenario
 from sim.spec.sections.trace_source import Trace
 from sim.spec.sections.workload import AdapterKind
 from sim.studies.evaluate import evaluate_scenario, facts_of
-from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.screen import screen
+from sim.studies.plan.what_if import changes
 from sim.studies.trace.report import facts_table
 from sim.studies.trace.scenario import SCENARIO, scenario_files
 from sim.studies.trace.study import TraceStudy, study_trace
-from sim.studies.training.remedies import mixed_in
+from sim.studies.vet.remedies import mixed_in
 from sim.traffic.request import BASE_MODEL, HIT, MISS
 from sim.traffic.traces.data import TraceData
 from sim.traffic.traces.export import write_plain

@@ -30,7 +30,7 @@ from sim.studies.backends.cluster import (
 )
 from sim.studies.backends.pool import Local
 from sim.studies.execution import Execution
-from sim.studies.planning.plan_study import make_plan
+from sim.studies.plan.study import make_plan
 from sim.studies.sweep import run_study
 
 

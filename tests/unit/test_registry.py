@@ -11,14 +11,14 @@ import pytest
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.spec.adapter_modes import MODES
 from sim.spec.engines import ENGINES
-from sim.spec.files.schema import scenario_schema
 from sim.spec.policies import CACHE_DEFAULTS, EVICTIONS, PLACEMENTS, ROUTERS
 from sim.spec.registry import Entry, Registry
+from sim.spec.scenario import scenario_schema
 from sim.spec.scenario_file import load_scenario
-from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals, OpenArrivals
 from sim.spec.sections.trace_source import TRACE_FORMATS
+from sim.spec.sections.traffic_laws import Arrivals, ClosedArrivals, OpenArrivals
 from sim.studies.evaluate import build
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.what_if import changes
 from sim.traffic.arrivals import PROCESSES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrate.kernels.engine_overhead import FILE, EngineOverhead, read_overheads
+from calibrate.kernels.around_kernels import FILE, EngineOverhead, read_overheads
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE
 from sim.results.run_directory.result_files import write_json
 from sim.studies.fidelity.measured_runs import read_table

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from sim.errors import InputError
 from sim.reading import RECORD_BYTES, read_bounded, read_regular
-from sim.spec.engine_versions import VERSIONS, Versions, has_version, versions_of
+from sim.spec.engines import VERSIONS, Versions, has_version, versions_of
 
 
 class Part(BaseModel):

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.bench_results import say_correction
-from sim.cli.commands.init_command import gpu_setting, one_command
 from sim.cli.options import JsonOption, QuietOption
-from sim.cli.output import finish, message, say
+from sim.cli.output import command_line, finish, message, say
 from sim.errors import InputError, ScenarioError
+from sim.studies.init.command import gpu_setting, one_command
 
 if TYPE_CHECKING:
-    from calibrate.fit.load_correction import LoadCorrection
+    from reports.document import Report
     from sim.spec.scenario import Scenario
     from sim.spec.scenario_file import LoadedScenario
-    from sim.studies.drafting.draft import Draft
+    from sim.studies.init.draft import Draft
     from sim.studies.observe.engine_metrics import Role
     from sim.studies.observe.readings import MetricPage
     from sim.studies.observe.study import ObservedService
@@ -87,7 +86,7 @@ def observe(
     from sim.studies.observe.readings import readings_of
     from sim.studies.observe.report import observe_report
     from sim.studies.observe.study import observed_service
-    from sim.studies.training.adapter_scenario import check_target
+    from sim.studies.vet.adapter_scenario import check_target
 
     where, command, lengths = prometheus or [], one_command(from_vllm), lengths_file(out)
     _check(where, base, command, gpu)
@@ -127,8 +126,7 @@ def observe(
         message(f"note: {note}", quiet)
     if correction is not None:
         say("")
-        say_correction(correction, quiet)
-        say("", f"profile  {fit_profile}")
+        finish(correction, None, as_json=False, quiet=quiet)
     # The plan that comes next: first host memory for all adapters, then GPU slots.
     count = scenario.adapters.count or _MOST_SLOTS
     short_of_copies = scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None
@@ -216,8 +214,8 @@ def _draft(out: Path, gpu: str | None, command: str | None, fitted: Path | None 
 
     :param fitted: the corrected profile, once it is there.
     """
-    from sim.spec.engine_flags.command_reading import Setting, read_command
-    from sim.studies.drafting.draft import Draft
+    from sim.spec.engine_flags.command_lines import Setting, read_command
+    from sim.studies.init.draft import Draft
 
     draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")[:64] or "observed")
     if fitted is not None:
@@ -236,8 +234,8 @@ def _check_fit(service: ObservedService, base: LoadedScenario | None, profile: P
 
     :raises InputError: where the metrics lack latencies, the base has no profile, or the profile can't be written.
     """
+    from calibrate.fit.command import check_profile_target
     from sim.cli.bench_results import check_one_kind
-    from sim.cli.commands.fit_command import check_profile_target
 
     check_profile_target(profile, "--fit-profile")
     if base is not None:
@@ -256,9 +254,10 @@ def _check_fit(service: ObservedService, base: LoadedScenario | None, profile: P
         raise InputError("these metrics lack latencies to correct by", key="--fit-profile", got=", ".join(missing))
 
 
-def _correct(service: ObservedService, scenario: Scenario, where: list[str], profile: Path) -> LoadCorrection:
+def _correct(service: ObservedService, scenario: Scenario, where: list[str], profile: Path) -> Report:
+    """Correct the scenario's profile by the measured latencies, and write it."""
     from calibrate.fit.load_correction import MeasuredLoad
-    from sim.cli.bench_results import write_correction
+    from calibrate.fit.report import correction_report
     from sim.studies.observe.findings import observed_world
 
     found = {f"{role}_mean_s": service.histograms[role] for role in _FITTED}
@@ -268,4 +267,5 @@ def _correct(service: ObservedService, scenario: Scenario, where: list[str], pro
         {name: histogram.mean for name, histogram in found.items() if histogram.mean is not None},
         {name: histogram.half_width() for name, histogram in found.items()},
     )
-    return write_correction([load], [Path(file) for file in where if not _ADDRESS.match(file)], profile)[1]
+    files = [Path(file) for file in where if not _ADDRESS.match(file)]
+    return correction_report([load], files, profile, command_line())

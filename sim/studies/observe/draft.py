@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from sim.results.run_directory.result_files import write_text
 from sim.rng import stream
-from sim.spec.engine_flags.command_reading import Setting
+from sim.spec.engine_flags.command_lines import Setting
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.units import human_seconds
-from sim.studies.drafting.draft import Draft, write_draft
+from sim.studies.init.draft import Draft, write_draft
 from sim.studies.observe.engine_metrics import counter_name
 from sim.studies.observe.readings import Readings, server_of
 from sim.studies.observe.study import BucketHistogram, ObservedService

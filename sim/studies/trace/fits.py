@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sim.cells import text_cell
 from sim.policies.replay.lru_curve import lru_curve
 from sim.spec.scenario import Scenario
-from sim.spec.sections.popularity_laws import Popularity
+from sim.spec.sections.traffic_laws import Popularity
 from sim.spec.units import human_seconds
 from sim.traffic.fits.describe import Burst, SessionTable, sessions_by_gap, without_bursts
 from sim.traffic.fits.gaps import GapFit, cvs_by_adapter, fit_gaps, fit_modulation

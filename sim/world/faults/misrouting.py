@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 
 from sim.errors import ScenarioError
-from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
+from sim.policies.changes import PopularityChoice, UniformChoice, exchanged
 from sim.results.recording.recorder import Recorder
 from sim.results.records import (
     MISROUTED,
@@ -25,7 +25,7 @@ from sim.results.records import (
 )
 from sim.rng import stream, stream_key, uniform_draw
 from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import BaseModelAnswers, Detector, Misrouting, StaleMap, ends_s, never_happens
+from sim.spec.sections.changes import BaseModelAnswers, Detector, Misrouting, StaleMap, ends_s, never_happens
 from sim.spec.units import human_seconds
 from sim.traffic.generate import Traffic
 from sim.traffic.request import MISS, Request

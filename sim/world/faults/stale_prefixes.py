@@ -9,7 +9,7 @@ from math import inf
 from sim.errors import ScenarioError
 from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import NamedPrefixes
+from sim.spec.sections.changes import NamedPrefixes
 from sim.traffic.request import Request
 from sim.world.dispatcher import Dispatcher
 from sim.world.replica.server import Server

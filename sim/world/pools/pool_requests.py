@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.spec.scenario import Pool, Scenario
-from sim.spec.sections.pools import ServedKinds
+from sim.spec.sections.serving import ServedKinds
 from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.traffic.adapters import ModelShape, Population, populate
 from sim.world.world import ReplicaPool, World

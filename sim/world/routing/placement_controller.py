@@ -21,7 +21,7 @@ from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.rng import stream_key, uniform_draw
 from sim.spec.policies import PLACERS
-from sim.spec.sections.routing import PlacementController as ControllerSpec
+from sim.spec.sections.control_plane import PlacementController as ControllerSpec
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.replica.server import Server
 from sim.world.times import tier_times
