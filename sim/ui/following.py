@@ -46,14 +46,6 @@ class PageRequest(BaseModel):
     pins: list[dict[str, str]] = Field(default_factory=list, max_length=MOST_PINS)
 
 
-def open_requested(library: Library, asked: PageRequest) -> Opened:
-    """Return the scenario that a page asks for.
-
-    :raises InputError: with every problem found.
-    """
-    return library.open(asked.name, asked.text, again=False)
-
-
 def opened_event(library: Library, asked: PageRequest) -> Event:
     """Return what changes on the page when a scenario is opened."""
     try:
@@ -71,7 +63,7 @@ async def follow(broker: Broker, library: Library, asked: PageRequest) -> AsyncI
     """
     controls: tuple[Control, ...] = ()
     try:
-        opened = await asyncio.to_thread(open_requested, library, asked)
+        opened = await asyncio.to_thread(library.open, asked.name, asked.text, again=False)
         controls = opened.controls
         design = await asyncio.to_thread(opened.design, asked.values)
         rough = await asyncio.to_thread(estimate, design)

@@ -28,7 +28,7 @@ from sim.spec.files.yaml_tree import yaml_text
 from sim.studies.study_identity import free_folder
 from sim.ui import fragments
 from sim.ui.controls import Control
-from sim.ui.following import Event, PageRequest, follow, open_requested, opened_event
+from sim.ui.following import Event, PageRequest, follow, opened_event
 from sim.ui.library import ChosenDesign, Library, Opened, problems_of
 from sim.ui.simulating.broker import Broker
 from sim.ui.simulating.tasks import plan_from_here
@@ -352,7 +352,7 @@ class Site:
     def _design(self, asked: PageRequest) -> ChosenDesign:
         controls: tuple[Control, ...] = ()
         try:
-            opened = open_requested(self.library, asked)
+            opened = self.library.open(asked.name, asked.text, again=False)
             controls = opened.controls
             return opened.design(asked.values)
         except InputError as error:
