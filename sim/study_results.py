@@ -52,7 +52,12 @@ class Results:
     @property
     def metrics(self) -> pd.DataFrame:
         """One row for each metric of ``point``: value, lo, hi, unit, settled, note."""
-        return _frame([(name, metric) for name, metric in self.point.metrics.items() if metric.applies])
+        import pandas as pd
+
+        columns = ("value", "lo", "hi", "unit", "settled", "note")
+        known = {name: metric for name, metric in self.point.metrics.items() if metric.applies}
+        rows = [{column: getattr(metric, column) for column in columns} for metric in known.values()]
+        return pd.DataFrame(rows, index=pd.Index(list(known), name="metric"))
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -262,14 +267,6 @@ def _metric(point: Point, name: str) -> Metric:
     if name not in point.metrics:
         raise InputError("no such metric", key=name, allowed=", ".join(point.metrics))
     return point.metrics[name]
-
-
-def _frame(rows: list[tuple[str, Metric]]) -> pd.DataFrame:
-    import pandas as pd
-
-    columns = ("value", "lo", "hi", "unit", "settled", "note")
-    data = [{column: getattr(metric, column) for column in columns} for _, metric in rows]
-    return pd.DataFrame(data, index=pd.Index([name for name, _ in rows], name="metric"))
 
 
 def _hashable(value: Any) -> Any:
