@@ -30,7 +30,7 @@ from reports.tables.plan_tables import (
     vetted_table,
     what_if_table,
 )
-from reports.tables.tenant_tables import money_table, tenants_table
+from reports.tables.slice_tables import groups_table, money_table, pools_table, replicas_table, tenants_table
 from reports.text import answer_text
 from reports.text.answer_text import Answer
 from reports.text.impact_text import badge_words
@@ -199,8 +199,8 @@ def _with_results(run: RunData, answer: Answer) -> Report:
             listed="What changed" if changed else "Routers",
         ),
         Section("charts", "Charts", Paragraph(unchanged_words), *charts[1:], listed="Charts"),
-        Section("pools", "What does each pool do?", metric_tables.pools_table(focus, where)),
-        Section("replicas", "How even is the load?", change_tables.replicas_table(focus, where), listed="Replicas"),
+        Section("pools", "What does each pool do?", pools_table(focus, where, bounds=True)),
+        Section("replicas", "How even is the load?", replicas_table(focus, where), listed="Replicas"),
         Section(
             "tenants",
             "What did each tenant get?",
@@ -208,7 +208,7 @@ def _with_results(run: RunData, answer: Answer) -> Report:
             money_table(shown, [] if planned else axes),
             listed="Tenants",
         ),
-        Section("groups", "Which adapters wait?", metric_tables.groups_table(focus, where), listed="Adapters"),
+        Section("groups", "Which adapters wait?", groups_table(focus, where), listed="Adapters"),
         Section(
             "metrics",
             "All numbers",

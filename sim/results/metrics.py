@@ -140,7 +140,12 @@ def measure(
     :param names: which metrics; costs are those of ``measured_usage``.
     """
     m = Measured(recordings, facts, least_for_p99)
-    return {each.name: metric for each in CATALOGUE.values() if each.name in names and (metric := _of(each, m))}, m
+    return metrics_of(m, names), m
+
+
+def metrics_of(m: Measured, names: Container[str]) -> dict[str, Metric]:
+    """Return those of these metrics that apply to some requests, in the order of the catalogue."""
+    return {each.name: metric for each in CATALOGUE.values() if each.name in names and (metric := _of(each, m))}
 
 
 def measured_usage(m: Measured) -> Usage:
@@ -280,10 +285,9 @@ class Measured(MeasuredRequests):
     @cached_property
     def _gap_counts(self) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.int64]], Floats]:
         """Gaps by section and bin, and the edges of these bins."""
-        counts = joined_columns([r.gap_counts for r in self.recordings])
-        used = np.flatnonzero(counts.sum(axis=0))
+        used = np.flatnonzero(np.any([r.gap_counts.any(axis=0) for r in self.recordings], axis=0))
         bins = slice(used[0], used[-1] + 1) if len(used) else slice(0)  # few of all bins: the others take time, too
-        return counts[:, bins], gap_bin_edges()[bins]
+        return joined_columns([r.gap_counts[:, bins] for r in self.recordings]), gap_bin_edges()[bins]
 
     def itl_mean(self) -> Metric:
         """Return the mean gap."""

@@ -19,7 +19,6 @@ from sim.results.change_metrics import (
     version_mix,
 )
 from sim.results.effective_size import initial_transient
-from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure, measured_usage
 from sim.results.model import (
     BatchSlotUse,
@@ -38,9 +37,8 @@ from sim.results.records import LIMITED, REFUSED, STATUS_WORDS, Recording, colum
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts, joined_columns
 from sim.results.scaling_metrics import replicas_over_time
 from sim.results.served import is_served, late_shares, unserved_counts, was_unserved
-from sim.results.slices import group_rows, pool_rows, replica_rows
+from sim.results.slices import group_results, overloaded, pool_results, replica_results, tenant_results
 from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99
-from sim.results.tenant_metrics import tenant_results
 from sim.results.traffic_digest import traffic_ids
 from sim.traffic.popularity import concentration
 from sim.traffic.request import (
@@ -102,10 +100,14 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
     """
     metrics, m = measure(recordings, facts)
     capacity, impact = _capacity(m, metrics), impact_of(m)
-    load, (groups, group_tokens) = capacity.offered_load, group_rows(m)
+    load = capacity.offered_load
+    groups, pools = group_results(m), pool_results(m)
+    if load is not None and load >= 1:
+        metrics = overloaded(metrics)
+        groups, pools = ([replace(one, metrics=overloaded(one.metrics)) for one in some] for some in (groups, pools))
     return Point(
         set=set_,
-        metrics=_overloaded(metrics) if load is not None and load >= 1 else metrics,
+        metrics=metrics,
         cdf=_cdf(m),
         timeline=_timeline(recordings[0]),
         breakdown=_breakdown(m),
@@ -117,15 +119,15 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
             *_warnings(capacity, impact or Impact(), metrics, facts.refusals),
             *(_start_warnings(m) if load is None or load < 1 else ()),
         ],
-        replicas=replica_rows(recordings[0], facts),
+        replicas=replica_results(recordings[0], facts),
         events=event_rows(recordings[0]),
         version_mix=version_mix(recordings[0], _SPANS) if facts.strategies else {},
         impact=impact,
         traffic_ids=traffic_ids(recordings, facts),
         late={} if is_served(m) else late_shares(m),
         unserved=unserved_counts(m),
-        usage=replace(measured_usage(m), group_tokens=group_tokens),
-        pools=pool_rows(m),
+        usage=measured_usage(m),
+        pools=pools,
         tenants=tenant_results(recordings, facts, _overload),
     )
 
@@ -146,15 +148,6 @@ def measure_alone(recording: Recording, facts: ScenarioFacts) -> tuple[dict[str,
 def tenants_alone(recording: Recording, facts: ScenarioFacts) -> list[TenantResult]:
     """Return what each tenant got in one replication, to be compared like ``measure_alone``."""
     return tenant_results([recording], facts, _overload, MIN_SECTION_P99)
-
-
-def _overloaded(metrics: dict[str, Metric]) -> dict[str, Metric]:
-    """Return the metrics of an overloaded point with all latencies unsettled: they depend on how long the run is."""
-    state = State(Cause.OVERLOADED)
-    return {
-        name: replace(metric, state=state) if metric.unit == "s" and metric.value is not None else metric
-        for name, metric in metrics.items()
-    }
 
 
 def request_table(recording: Recording, names: tuple[str, ...], facts: ScenarioFacts | None = None) -> pyarrow.Table:

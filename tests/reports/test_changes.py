@@ -15,8 +15,9 @@ from reports.charts.change_charts import impact_chart, moments_chart, version_ch
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
 from reports.pages.run_page import build_report
-from reports.tables.change_tables import events_table, impact_table, replicas_table, side_by_side
+from reports.tables.change_tables import events_table, impact_table, side_by_side
 from reports.tables.metric_tables import metrics_table, terminal_table
+from reports.tables.slice_tables import replicas_table
 from reports.text.answer_text import answer, sweep_answer
 from reports.text.change_comparison_text import extremes
 from reports.text.impact_text import composition

@@ -13,7 +13,8 @@ import samples
 from reports.answers.bottleneck import limits
 from reports.answers.findings import find_cliff, sweep_focus, varies
 from reports.axes import make_axes
-from reports.tables.metric_tables import base_model_table, metrics_table
+from reports.tables.metric_tables import metrics_table
+from reports.tables.slice_tables import base_model_table
 from reports.text.answer_text import answer, sweep_answer
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, SlotUse

@@ -11,8 +11,8 @@ from strategies import build, write_file, write_profile
 
 from reports.answers.bottleneck import limits
 from reports.pages.method import assumed, modelled
-from reports.tables.change_tables import replicas_table
 from reports.tables.metric_tables import capacity_table
+from reports.tables.slice_tables import replicas_table
 from reports.text.limit_text import limit_sentence
 from sim.errors import ScenarioError
 from sim.policies.routing import View
@@ -158,12 +158,12 @@ def test_metrics_keep_loads_of_whole_models_apart_from_loaders(swapping: Any) ->
     assert part["utilization"] > 0.5, "two models that swap for nearly every request"
     assert point.metrics["loader_utilization"].value < 0.5
     assert point.capacity.loader.loaders == 2
-    rows = {row["group"]: row for row in point.groups}
+    rows = {group.name: group.row for group in point.groups}
     assert rows["full models, 16.1 GB"]["adapters"] == 2
     assert rows["full models, 16.1 GB"]["miss_ratio"] > rows["rank 16, all-linear"]["miss_ratio"]
     replicas = np.asarray(table["replica"])
     assert set(replicas.tolist()) == {0, 1, 2}
-    assert [row["full"] for row in point.replicas] == [False, False, True]
+    assert [one.facts["pool"] for one in point.replicas] == ["", "", "full models"]
     assert point.metrics["replica_load_skew"].value < 1.2, "of the two that share the adapters"
     assert sum(point.breakdown.values()) == pytest.approx(point.metrics["e2e_mean_s"].value, rel=1e-6)
 

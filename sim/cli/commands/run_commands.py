@@ -172,15 +172,13 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     from reports.answers.change_findings import has_clear_impact
     from reports.axes import make_axes
     from reports.tables.metric_tables import (
-        base_model_table,
         grouped_table,
         matrix_table,
         metrics_table,
-        pools_table,
         terminal_table,
         traffic_sentence,
     )
-    from reports.tables.tenant_tables import money_table, tenants_table
+    from reports.tables.slice_tables import base_model_table, money_table, pools_table, tenants_table
     from reports.text.metric_text import capital
     from sim.results.verdict import NO_SLO, verdict
 
@@ -203,15 +201,11 @@ def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer, *, key_
     if table.note:
         say(table.note)
     more = (base_model_table(points[0]), pools_table(points[0], "")) if len(points) == 1 else ()
-    for part in more:
+    for part in (*more, tenants_table(points, axes), money_table(points, axes)):
         if part is not None:
             say("", part.caption)
             print_rich(rich_table(part))
-    for part in (tenants_table(points, axes), money_table(points, axes)):
-        if part is not None:
-            say("", part.caption)
-            print_rich(rich_table(part))
-            say(part.note)
+            say(*filter(None, [part.note]))
 
 
 def _axes(texts: list[str]) -> dict[str, list[Any]]:

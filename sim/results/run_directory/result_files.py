@@ -17,7 +17,7 @@ from sim.cells import text_cell
 from sim.errors import OutputError
 from sim.reading import MANIFEST_BYTES, brackets_fit, open_regular, read_regular
 from sim.results.catalogue import UNITS
-from sim.results.point import Point
+from sim.results.point import Metric, Point, SliceResult
 from sim.results.run_directory.study_records import Headroom
 from sim.results.verdict import term_verdict, verdict
 
@@ -150,7 +150,7 @@ def summary_json(name: str, points: Sequence[Point], headroom: Headroom | None =
             "metrics": point.metrics_json(),
             **({"setup": point.setup.to_json()} if point.setup else {}),
             **({"held": point.held_back.to_json()} if point.held_back else {}),
-            **({"pools": point.pools} if point.pools else {}),
+            **({"pools": [_pool(pool, point) for pool in point.pools]} if point.pools else {}),
             **({"tenants": _tenants(point)} if point.tenants else {}),
         }
         for point in points
@@ -180,12 +180,13 @@ def points_csv(points: Sequence[Point]) -> str:
             numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
             bounds = [_cell(number) for number in (metric.calibration_lo, metric.calibration_hi)] if calibrated else []
             writer.writerow([*values, cells[name], *numbers, cells[metric.unit], *bounds])
-        for row in point.pools:
-            empty = [""] * len(more)
-            for name, value in row.items():
-                if name not in ("pool", "device") and value is not None:
-                    named, unit = text_cell(f"pools.{row['pool']}.{name}"), _POOL_UNITS.get(name) or UNITS[name]
-                    writer.writerow([*values, named, _cell(value), "", "", unit, *empty])
+        for pool in point.pools:
+            exact = {name: Metric(value) for name, value in pool.facts.items() if name != "device"}
+            for name, metric in {**exact, **pool.metrics}.items():
+                if metric.value is not None:
+                    named, unit = text_cell(f"pools.{pool.name}.{name}"), _POOL_UNITS.get(name) or UNITS[name]
+                    numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
+                    writer.writerow([*values, named, *numbers, unit, *[""] * len(more)])
         for tenant in point.tenants if any(each.price for each in point.tenants) else ():
             for name, metric in tenant.money.items():
                 numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
@@ -224,16 +225,18 @@ def tenants_csv(points: Sequence[Point]) -> str:
     return out.getvalue()
 
 
+def _pool(pool: SliceResult, point: Point) -> dict[str, Any]:
+    """Return what ``summary.json`` says of a pool."""
+    return {"pool": pool.name, **pool.row, "metrics": point.metrics_json(pool.metrics)}
+
+
 def _tenants(point: Point) -> dict[str, Any]:
     """Return what ``summary.json`` says of tenants, by name."""
     return {
         tenant.name: {
             "slo": verdict(point.of_tenant(tenant), tenant.slo),
             "token_share": tenant.token_share,
-            "metrics": {
-                name: metric.to_json(calibrated=bool(point.calibration))
-                for name, metric in {**tenant.metrics, **tenant.money}.items()
-            },
+            "metrics": point.metrics_json({**tenant.metrics, **tenant.money}),
         }
         for tenant in point.tenants
     }
