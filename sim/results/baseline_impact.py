@@ -15,11 +15,11 @@ from sim.results.metrics import Measured
 from sim.results.model import WRONG_KINDS, Count, HeldBack, HeldBackRollout, Impact, MetricChange
 from sim.results.pairs import difference_of
 from sim.results.point import Metric, Point
+from sim.results.point_summary import traffic_ids
 from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import json_ready
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.statistics import mean_count
-from sim.results.traffic_digest import traffic_ids
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]

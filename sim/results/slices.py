@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.catalogue import measured_of
-from sim.results.measured_usage import sold, tokens_of
+from sim.results.fleet_metrics import sold, tokens_of
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import Measured, metrics_of
 from sim.results.point import Metric, SliceResult, TenantResult

@@ -23,8 +23,8 @@ from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.routing import RouterContext, View, make_router
 from sim.results.point import Point
-from sim.results.point_summary import request_table, summarise
-from sim.results.records import COMPLETED, MISROUTED, REROUTED, Recording
+from sim.results.point_summary import summarise
+from sim.results.records import COMPLETED, MISROUTED, REROUTED, Recording, request_table
 from sim.spec.engine_flags.command_lines import engine_flags
 from sim.spec.policies import ROUTERS
 from sim.spec.profile import StepCost

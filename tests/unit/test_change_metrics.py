@@ -10,18 +10,11 @@ import pytest
 
 from sim.results.baseline_impact import usual_impact, with_impact
 from sim.results.catalogue import ALWAYS_THERE
-from sim.results.change_metrics import (
-    PEAK_SPAN_S,
-    event_cuts,
-    mark_words,
-    sessions_of_both,
-    timeline_latencies,
-    version_mix,
-)
+from sim.results.change_metrics import PEAK_SPAN_S, sessions_of_both
 from sim.results.metrics import measure
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
-from sim.results.point_summary import request_table, summarise
+from sim.results.point_summary import summarise
 from sim.results.recording.leaps import GAP_BINS
 from sim.results.records import (
     COMPLETED,
@@ -38,9 +31,12 @@ from sim.results.records import (
     WRONG_SERVED,
     Event,
     Recording,
+    mark_words,
+    request_table,
 )
 from sim.results.sample_data import FaultWindow, ScenarioFacts
 from sim.results.slices import replica_results
+from sim.results.timeline import event_cuts, timeline_latencies, version_mix
 from sim.traffic.request import FROM_STORAGE, HIT, MISS
 
 T975 = {1: 12.7062, 2: 4.30265}

@@ -104,7 +104,7 @@ FLEETS = (
     ),
     Mutant(
         "starts-of-the-warm-up-count",
-        "sim/results/scaling_metrics.py",
+        "sim/results/fleet_metrics.py",
         "(at > max(0.0, r.bounds[0]))",
         "(at > 0.0)",
         "replicas that start or stop before the measured time are counted",
@@ -242,7 +242,7 @@ FLEETS = (
     ),
     Mutant(
         "bucket-is-compute",
-        "sim/results/point_summary.py",
+        "sim/results/capacity.py",
         "        if behind_buckets and len(r.held):",
         "        if False:",
         "the queue in front of a token bucket is taken for one of the replicas",

@@ -13,12 +13,12 @@ METRICS = ("tests/unit/test_metrics_by_hand.py", CHANGES, "tests/property/test_s
 CRASHES = "tests/unit/test_crashes.py"
 PAIRS = "tests/unit/test_pairs.py"
 
+_CAPACITY = "sim/results/capacity.py"
 _LEAPS = "sim/results/recording/leaps.py"
 _MEASURED = "sim/results/sample_data.py"
 _METRICS = "sim/results/metrics.py"
 _RECORDER = "sim/results/recording/recorder.py"
 _STATS = "sim/results/statistics.py"
-_VIEWS = "sim/results/point_summary.py"
 _VERDICT = "sim/results/verdict.py"
 
 RESULTS = (
@@ -105,7 +105,7 @@ RESULTS = (
     ),
     Mutant(
         "headroom-counts-delayed-hits",
-        _VIEWS,
+        _CAPACITY,
         "(full & (outcome == DELAYED_HIT))",
         "(outcome == DELAYED_HIT)",
         "requests that join a load ask for none, unless the loader is full",
@@ -113,7 +113,7 @@ RESULTS = (
     ),
     Mutant(
         "full-loader-ignores-delayed-hits",
-        _VIEWS,
+        _CAPACITY,
         "(full & (outcome == DELAYED_HIT))",
         "(outcome == MISS)",
         "a full loader hides its overload in delayed hits",
@@ -439,7 +439,7 @@ RESULTS = (
     ),
     Mutant(
         "crash-share-forgets-replicas",
-        _VIEWS,
+        _CAPACITY,
         "inside * fault.share / span",
         "inside / span",
         "one replica of two that is down counts as both",
@@ -447,7 +447,7 @@ RESULTS = (
     ),
     Mutant(
         "blocked-shares-forget-replicas",
-        _VIEWS,
+        _CAPACITY,
         "else span * facts.replicas, 1e-12)",
         "else span, 1e-12)",
         "shares of blocked time add up over replicas",
