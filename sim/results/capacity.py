@@ -134,7 +134,6 @@ def _by_loaders(m: MeasuredRequests, tier: NDArray[Any], replica: NDArray[Any]) 
 
 
 def _bucket_uses(m: MeasuredRequests) -> tuple[BucketUse, ...]:
-    """Return how the token buckets of tenants are used."""
     facts, found = m.facts, []
     if all(tenant.bucket_rate is None for tenant in facts.tenants):
         return ()

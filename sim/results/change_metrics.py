@@ -128,7 +128,6 @@ class ChangeMetrics:
 
     @property
     def _measured_s(self) -> list[tuple[float, float]]:
-        """When the measured time of each replication begins and ends."""
         return [(float(r.bounds[0]), float(r.bounds[-1])) for r in self._m.recordings]
 
     @cached_property

@@ -52,7 +52,6 @@ def _part_of(share: Metric, month: Metric) -> Metric:
 
 
 def _revenue(tenant: TenantResult, price: Mapping[str, float]) -> Metric:
-    """Return what a tenant pays in a month."""
     parts = [(tenant.sold[name], each) for name, each in price.items() if each and name in tenant.sold]
     if not parts and any(price.values()):
         return Metric(None, unit="USD", state=State(Cause.NO_TOKENS))
@@ -123,7 +122,6 @@ def _with_cost(one: SliceResult, cost: float | None) -> SliceResult:
 
 
 def _priced_pools(pools: Sequence[SliceResult], prices: Sequence[float]) -> list[SliceResult]:
-    """Return pools with what the GPUs of each cost."""
     if not prices:
         return [_with_cost(pool, None) for pool in pools]
     costs = [pool.facts["gpus"] * price * HOURS_PER_MONTH for pool, price in zip(pools, prices, strict=True)]

@@ -120,7 +120,6 @@ class Measured(MeasuredRequests):
 
     @cached_property
     def _few(self) -> Metric | None:
-        """What stands in place of shares of the admitted requests where there are too few of them."""
         count = int(self.admitted_with_adapter.sum())
         if 0 < count < self.least_for_ratio:
             return Metric(None, unit="1", state=State(Cause.FEW_REQUESTS, count, self.least_for_ratio))

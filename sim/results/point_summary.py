@@ -154,14 +154,12 @@ def _traffic(m: MeasuredRequests) -> dict[str, float]:
 
 
 def _load(m: MeasuredRequests, span_s: float) -> dict[str, float]:
-    """Return the rate at which requests arrive, or how many clients send them."""
     if m.facts.closed_loop is not None:
         return {"clients": float(m.facts.closed_loop.concurrency)}
     return {"rate_rps": float(len(m.section)) / span_s if span_s > 0 else 0.0}
 
 
 def _warnings(capacity: Capacity, impact: Impact, metrics: dict[str, Metric], refusals: str) -> Iterator[str]:
-    """Yield sentences on overload, refused and failed requests."""
     loader, batch = capacity.loader.offered_load, capacity.compute.offered_load
     if loader is not None and loader >= 1:
         yield (
@@ -220,7 +218,6 @@ def _start_warnings(m: MeasuredRequests) -> Iterator[str]:
 
 
 def _failures(impact: Impact, failed: int) -> str:
-    """Return why requests failed, in words."""
     parts = (
         (impact.lost, "lost with their replica"),
         (impact.failed_loads, "their adapter could not be loaded"),
