@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from reports.answers.bottleneck import is_fixed, limits
-from reports.answers.change_comparison import impact_name
-from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
+from reports.answers.points import compares_routers, has_rollout, impact_name, is_changed, value_of
 from reports.answers.verdicts import main_metric, missed_term
 from reports.axes import Axis, in_order, spread
 from reports.formatting import calibration, interval, metric_words, percent, popular_words, show
 from reports.table import Table, brackets_note, cell, point_rows, table_note
-from reports.tables.change_tables import shown_metrics
+from reports.text.limit_text import is_fixed, limits
 from reports.text.metric_text import matrix_note, remark, verdict_words
-from sim.results.catalogue import shown_in
+from sim.results.catalogue import UNITS, shown_in
 from sim.results.point import Point
 from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds
@@ -33,6 +31,7 @@ _RESOURCES = {
 """What a point can run out of, by its key in ``Point.capacity``."""
 _COSTS = ("usd_per_m_tokens", "usd_per_month")
 """What tables of several points show of costs."""
+_OF_ADAPTERS = ("miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loads_per_request")
 _ALL_METRICS_UP_TO = 40
 _ALL_ACROSS_UP_TO = 8
 _MOST_POINTS = 1000
@@ -53,6 +52,16 @@ class Tile:
     target: str
     mark: str
     settled: bool
+
+
+def shown_metrics(points: Sequence[Point]) -> list[str]:
+    """Return the metrics that mean something at one of these points, in the order of tables."""
+    names = [name for name in UNITS if any(name in p.metrics and p.metrics[name].applies for p in points)]
+    if not is_changed(points) and not any(value_of(point, "failed") for point in points):
+        names = [name for name in names if name != "failed"]
+    if all(point.traffic.get("base_share") == 1.0 for point in points):  # nothing can miss
+        names = [name for name in names if name not in _OF_ADAPTERS]
+    return names
 
 
 def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:

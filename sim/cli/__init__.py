@@ -18,12 +18,9 @@ from sim.cli.commands import (
     adapters_command,
     calibrate_command,
     fit_command,
-    init_command,
     inspect_commands,
     observe_command,
-    plan_command,
     profiles_command,
-    run_commands,
     ui_command,
     vet_command,
 )
@@ -35,6 +32,9 @@ from sim.errors import InputError, LoraplanError, did_you_mean
 from sim.studies.cache import command as cache_command
 from sim.studies.compare import command as compare_command
 from sim.studies.fidelity import command as fidelity_command
+from sim.studies.init import command as init_command
+from sim.studies.plan import command as plan_command
+from sim.studies.run import command as run_command
 from sim.studies.trace import command as trace_command
 
 INTERRUPTED = 130
@@ -61,8 +61,8 @@ app = typer.Typer(
 )
 for panel, members in {
     ANSWER: (
-        run_commands.run,
-        run_commands.sweep,
+        run_command.run,
+        run_command.sweep,
         plan_command.plan,
         compare_command.compare,
         inspect_commands.report,

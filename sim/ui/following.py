@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reports.formatting import plural
 from sim.errors import InputError, LoraplanError
 from sim.results.point import Point
 from sim.ui import fragments
@@ -140,7 +141,7 @@ async def _full(broker: Broker, library: Library, asked: PageRequest, design: Ch
             if not isinstance(found, PointAnswer):
                 say({"stage": "progress", "done": found.done, "of": found.of, "status": _steps(found.done, found.of)})
             elif found.final:
-                count = f"{found.replications} replication{'' if found.replications == 1 else 's'}"
+                count = plural(found.replications, "replication")
                 status = f"Final: the numbers of loraplan run ({count}, with headroom)."
                 say(_judged_event(found, design, "final", status))
                 await _compare(broker, pins, design, found, say)

@@ -10,12 +10,10 @@ from typing import Any
 
 from reports.charts.svg import Chart
 from reports.formatting import key_words, listed, money, number, percent
-from reports.pages.run_page import slo_words, verdict_badge
 from reports.render.html import environment, page_script
 from reports.table import Table
 from reports.tables.metric_tables import make_tiles
 from reports.tables.slice_tables import tenants_table
-from reports.text.answer_text import Answer
 from reports.text.setup_text import setup_line
 from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point
@@ -29,7 +27,9 @@ from sim.studies.compare.findings import headline
 from sim.studies.compare.report import key_table
 from sim.studies.compare.study import Comparison, compare_runs
 from sim.studies.evaluate import make_design
-from sim.studies.planning.screen import Screened, screen
+from sim.studies.plan.screen import Screened, screen
+from sim.studies.run.answer import Answer
+from sim.studies.run.report import slo_words, verdict_badge
 from sim.ui.controls import Control
 from sim.ui.library import SAVED, ChosenDesign, Library, Opened
 from sim.ui.simulating.tasks import PointAnswer

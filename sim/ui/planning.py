@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import ScenarioError
-from sim.studies.planning.plan_study import free_folder
+from sim.studies.plan.study import free_folder
 from sim.ui.controls import Control
 from sim.ui.library import ChosenDesign
 from sim.ui.simulating.tasks import PlanFromHere

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sim.errors import InputError
 from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
-from sim.spec.engine_flags.command_reading import read_command
+from sim.spec.engine_flags.command_reading import Setting, read_command
 from sim.spec.engine_flags.flag import bare
 from sim.spec.engine_flags.flag_tables import FLAGS
 from sim.spec.engine_versions import VERSIONS
@@ -26,6 +26,7 @@ from sim.spec.files.yaml_tree import flow_text, parse_yaml
 from sim.spec.needs import value_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
+from sim.studies.init.draft import Draft, write_draft
 
 VLLM = (
     "vllm serve meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras 12 --max_lora_rank=32 --max-cpu-loras 64 "
@@ -78,6 +79,18 @@ def test_what_cant_be_simulated_stays_as_a_comment(loraplan: CommandLine) -> Non
 def bundled() -> list[Scenario]:
     found = [load_scenario(each.name).scenario for each in bundled_scenarios()]
     return [scenario for scenario in found if not why_no_flags(scenario)]
+
+
+def test_all_that_is_wrong_is_left_out_even_if_something_cant_be(tmp_path: Path) -> None:
+    draft = Draft("mine")
+    draft.lines["adapters"] = ["  count: 0"]  # the first of three errors, and no setting
+    draft.add([Setting("fleet.max_num_seqs", -3, "said"), Setting("cache.gpu.slots", 0, "said")])
+    *left_out, hopeless = write_draft(draft, tmp_path / "mine.yaml")
+    assert left_out == [
+        "left out fleet.max_num_seqs (said): out of range",
+        "left out cache.gpu.slots (said): out of range",
+    ]
+    assert re.search(r"can't be simulated as it stands: .*adapters.count: out of range[^\n]*$", hopeless)
 
 
 def test_command_lines_that_loraplan_writes_are_read_back() -> None:
@@ -363,7 +376,7 @@ def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypat
     ended = loraplan("init", "--out", "mine.yaml")
     assert ended.code == 2
     assert "nothing to draft a scenario from" in ended.err
-    monkeypatch.setattr("sim.cli.commands.init_command.sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sim.studies.init.command.sys.stdin.isatty", lambda: True, raising=False)
     answers = iter(
         ["h200", "qwen2.5-7b", "vllm", "2", "40", "32", "10", "40", "20", "3.5/s", "4", "200", "50", "500 ms"]
     )

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reports.render.html import page
 from sim.results.catalogue import UNITS
 from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.model import WRONG_KINDS, Capacity, Impact, Timeline, from_plain
 from sim.results.point import Metric, Point, SliceResult
 from sim.results.run_directory.store import RunData
+from sim.studies.run.report import run_report
 
 RATES = (25, 26, 33, 34, 34.2, 34.5)
 P99_S = (0.274, 0.300, 0.863, 1.128, 1.189, 1.289)
@@ -498,3 +500,7 @@ ALL = {
     "misrouted": misrouted,
     "routers": routers,
 }
+
+
+def build_report(run: RunData) -> str:
+    return page(run_report(run))

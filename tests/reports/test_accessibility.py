@@ -24,7 +24,6 @@ from test_trace_page import FACTS, page_of
 import sim
 from calibrate.serve.report import METRICS as SERVED
 from calibrate.serve.report import serve_report
-from reports.pages.run_page import build_report
 from reports.render.html import page, template
 from reports.table import Table
 from sim.studies.cache.report import cache_report
@@ -119,7 +118,7 @@ def thousand(make: Callable[[], object]) -> samples.RunData:
 
 
 def report(make: Callable[[], samples.RunData]) -> Callable[[Path], None]:
-    return lambda file: file.write_text(build_report(make()), encoding="utf-8") and None
+    return lambda file: file.write_text(samples.build_report(make()), encoding="utf-8") and None
 
 
 PAGES: dict[str, Callable[[Path], None]] = {
@@ -196,7 +195,7 @@ def test_anyone_can_read_and_use_the_page(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_the_check_finds_what_is_wrong(spoil: tuple[str, str], said: str, tmp_path: Path) -> None:
-    text = build_report(samples.rates())
+    text = samples.build_report(samples.rates())
     assert spoil[0] in text
     (tmp_path / "report.html").write_text(text.replace(*spoil), encoding="utf-8")
     done = run_node("check.mjs", tmp_path)
@@ -219,7 +218,7 @@ def test_columns_sort_by_what_their_cells_mean(tmp_path: Path) -> None:
     }
     table = Table("t", ["row", *cells], [list(row) for row in zip("abcde", *cells.values(), strict=True)])
     macros = template("macros.html.j2").module
-    text = build_report(samples.single())
+    text = samples.build_report(samples.single())
     first = text.index('<div class="scroll')
     (tmp_path / "report.html").write_text(text[:first] + str(macros.data_table(table)) + text[first:], encoding="utf-8")
     done = run_node("sort.mjs", tmp_path)

@@ -14,9 +14,9 @@ import pytest
 from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
 
 from calibrate.serve.planned_requests import plan_requests
-from reports.answers.verdicts import find_confidence
 from reports.tables.metric_tables import traffic_sentence, traffic_table
 from reports.tables.slice_tables import base_model_table, groups_table
+from reports.text.verdict_text import find_confidence
 from sim.errors import ScenarioError, TraceError
 from sim.policies.adapter_cache import SlotForBaseModel
 from sim.policies.costs import StepCosts
@@ -33,8 +33,8 @@ from sim.spec.scenario_file import load_scenario
 from sim.spec.sections.trace_source import Trace
 from sim.spec.sections.workload import AdapterKind
 from sim.studies.evaluate import evaluate_scenario, facts_of
-from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.screen import screen
+from sim.studies.plan.what_if import changes
 from sim.studies.trace.report import facts_table
 from sim.studies.trace.scenario import SCENARIO, scenario_files
 from sim.studies.trace.study import TraceStudy, study_trace

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from strategies import build, write_file, write_profile
 
-from reports.answers.bottleneck import limits
-from reports.pages.method import assumed, modelled
 from reports.tables.metric_tables import capacity_table
 from reports.tables.slice_tables import replicas_table
-from reports.text.limit_text import limit_sentence
+from reports.text.limit_text import limit_sentence, limits
 from sim.errors import ScenarioError
 from sim.policies.routing import View
 from sim.policies.routing.pool_router import ToHolders
@@ -23,9 +21,10 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies.backends.pool import Local
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.execution import Execution
-from sim.studies.planning.plan_study import make_plan
-from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.screen import screen
+from sim.studies.plan.study import make_plan
+from sim.studies.plan.what_if import changes
+from sim.studies.run.method import assumed, modelled
 from sim.traffic.adapters import SHAPES, model_tensors, populate
 from sim.world.build import build_world
 from sim.world.replication import simulate
@@ -252,7 +251,7 @@ def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
         "plan: {minimize: price, range: [1, 2], fleets: [{name: a, price: 3, gpus: 2}]}\n"
     )
     planned = make_plan(load_scenario(str(path)), tmp_path / "out", Execution(Local(1)))
-    assert planned.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3, "gpus": (1 + 2) * 2}
+    assert planned.record.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3, "gpus": (1 + 2) * 2}
     assert planned.record.fleets[0].full_replicas == 2
     assert planned.record.full_replicas == 2
 

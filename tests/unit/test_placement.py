@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from strategies import build, fixed_time, write_trace
 
-from reports.text.impact_text import placement_sentences
 from sim.policies.adapter_cache import ABSENT
 from sim.policies.routing import RouterContext, View
 from sim.policies.routing.placed import Placed
@@ -20,6 +19,7 @@ from sim.results.records import COMPLETED, Recording
 from sim.spec.policies import PLACERS
 from sim.spec.scenario import Scenario
 from sim.spec.sections.routing import Router
+from sim.studies.changes.findings import placement_sentences
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario, facts_of
 from sim.traffic.request import BASE_MODEL, FROM_GPU, FROM_HOST, FROM_STORAGE, HIT
 from sim.world.build import build_world

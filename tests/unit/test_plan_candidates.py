@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from sim.spec.sections.plan_question import Plan
-from sim.studies.planning.candidates import variables
+from sim.studies.plan.candidates import variables
 
 
 def values(**question: Any) -> list[Any]:

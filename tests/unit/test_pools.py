@@ -20,7 +20,7 @@ from sim.studies.backends.backend_choice import BackendChoice, choose_backend, o
 from sim.studies.backends.cluster import FEWEST, Cluster, ClusterGone, TaskLost, lacks_loraplan, run_on_worker, software
 from sim.studies.backends.pool import Local
 from sim.studies.execution import Execution
-from sim.studies.planning.plan_study import make_plan
+from sim.studies.plan.study import make_plan
 from sim.studies.sweep import run_study
 
 

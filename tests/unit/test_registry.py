@@ -18,7 +18,7 @@ from sim.spec.scenario_file import load_scenario
 from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals, OpenArrivals
 from sim.spec.sections.trace_source import TRACE_FORMATS
 from sim.studies.evaluate import build
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.what_if import changes
 from sim.traffic.arrivals import PROCESSES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

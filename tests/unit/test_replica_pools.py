@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from reports.tables.slice_tables import pools_table, replicas_table
-from reports.text.plan_text import plan_answer
 from reports.text.setup_text import setup_line
 from sim.errors import InputError
 from sim.results.fleet_costs import priced
@@ -19,13 +18,14 @@ from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
 from sim.spec.profile_choice import prices_of, replica_prices
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
-from sim.studies.deploying.deployment import check_deployment
+from sim.studies.deploy.deployment import check_deployment
 from sim.studies.evaluate import evaluate_scenario, make_design
 from sim.studies.execution import Execution
 from sim.studies.headroom import find_headroom
-from sim.studies.planning.plan_study import make_plan
-from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.findings import plan_answer
+from sim.studies.plan.screen import screen
+from sim.studies.plan.study import make_plan
+from sim.studies.plan.what_if import changes
 from sim.world.build import build_world
 
 SCENARIO = """\
@@ -225,8 +225,8 @@ def test_a_plan_finds_the_cheapest_mix(tmp_path: Path) -> None:
         path = tmp_path / f"plan-{small}.yaml"
         path.write_text(text.replace("price: 1 USD/h", f"price: {small} USD/h") + question)
         planned = make_plan(load_scenario(str(path)), tmp_path / small, Execution(Local(1)))
-        assert tuple(planned.answer.values()) == answer
-        (row,) = [row for row in planned.record.frontier if row.set == planned.answer]
+        assert tuple(planned.record.answer.values()) == answer
+        (row,) = [row for row in planned.record.frontier if row.set == planned.record.answer]
         assert row.price == total
         found = plan_answer(read_run(tmp_path / small))
         assert f"for ${total:.0f} an hour: the cheapest mix that meets the SLO" in found.headline

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from strategies import build, fixed_time, write_trace
 
-from reports.answers.bottleneck import limits
 from reports.charts.timeline_chart import timeline_chart
-from reports.text.answer_text import answer
-from reports.text.impact_text import scaling_sentences
+from reports.text.limit_text import limits
 from reports.text.setup_text import cost_sentences
 from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, needing
 from sim.results.metrics import measure
@@ -22,7 +20,9 @@ from sim.results.records import Recording
 from sim.results.sample_data import provisioned_s, seconds_in, starting
 from sim.results.timeline import replicas_over_time
 from sim.spec.scenario import Scenario
+from sim.studies.changes.findings import scaling_sentences
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario, facts_of
+from sim.studies.run.answer import answer
 from sim.world.build import build_world
 from sim.world.replication import simulate
 

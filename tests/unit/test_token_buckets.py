@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import build
 
-from reports.answers.bottleneck import limits
-from reports.text.limit_text import limit_sentence
+from reports.text.limit_text import limit_sentence, limits
 from sim.errors import InputError
 from sim.policies.token_bucket import TokenBucket
 from sim.results import verdict

@@ -14,10 +14,10 @@ import typer
 
 from reports.formatting import measured_value, measured_words
 from sim.cli.bench_results import say_correction
-from sim.cli.commands.init_command import gpu_setting, one_command
 from sim.cli.options import JsonOption, QuietOption, takes
 from sim.cli.output import message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError, ScenarioError
+from sim.studies.init.command import gpu_setting, one_command
 
 if TYPE_CHECKING:
     from calibrate.fit.load_correction import LoadCorrection
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sim.studies.dashboards.observed_comparison import ComparedMetric, ObservedComparison
     from sim.studies.dashboards.observed_draft import ObservedScenario
     from sim.studies.dashboards.observed_service import ObservedService
-    from sim.studies.drafting.draft import Draft
+    from sim.studies.init.draft import Draft
 
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _LIMIT_S = 30.0
@@ -229,7 +229,7 @@ def _draft(options: ObserveOptions, fitted: Path | None = None) -> Draft:
     :param fitted: the corrected profile, once it is there.
     """
     from sim.spec.engine_flags.command_reading import Setting, read_command
-    from sim.studies.drafting.draft import Draft
+    from sim.studies.init.draft import Draft
 
     draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", options.out.stem).strip("-._")[:64] or "observed")
     if fitted is not None:

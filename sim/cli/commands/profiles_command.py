@@ -16,7 +16,7 @@ from sim.cli.output import make_folder, message, print_rich, rich_rows, say, say
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
-    from sim.cli.terminal import TerminalTable
+    from reports.table import Table
     from sim.spec.profile import Profile
     from sim.studies.profile_listing import ProfileRow
 
@@ -58,7 +58,7 @@ _LEGEND = (
 _LONGEST = 16
 
 
-def _table(rows: Sequence[ProfileRow]) -> TerminalTable:
+def _table(rows: Sequence[ProfileRow]) -> Table:
     """Return a row for each profile; its name says most, so a narrow terminal can do without the columns next to it."""
     cells = []
     for row in rows:

@@ -15,7 +15,6 @@ from sim.cli.output import (
     print_rich,
     progress_bar,
     rich_rows,
-    rich_table,
     say,
     say_file,
     say_json,
@@ -111,17 +110,19 @@ def _price(
     found: tuple[Vetted, ...], scenario: str, set_: list[str], *, confined: bool, quiet: bool
 ) -> PricedRemedies | None:
     """Simulate what the remedies change, and write the run directory with its report."""
-    from reports.pages.run_page import write_report
+    from reports.render.html import write
     from sim.results.run_directory.store import read_run
     from sim.spec.scenario_file import load_scenario
     from sim.studies.execution import Execution
+    from sim.studies.training.remedy_report import remedies_report
     from sim.studies.training.remedy_run import price_remedies
 
     with progress_bar(quiet, "pricing") as progress:
         loaded = load_scenario(scenario, set_, confined=confined, check_points=False)
         priced = price_remedies(found, loaded, None, Execution(command=command_line(), on_progress=progress))
     if priced is not None:
-        write_report(read_run(priced.path))
+        data = read_run(priced.path)
+        write(remedies_report(data), priced.path)
     return priced
 
 
@@ -135,10 +136,9 @@ def _priced_json(priced: PricedRemedies | None) -> dict[str, Any] | None:
 
 def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
     """Print what the fleet pays: an answer, and a table for each remedy."""
-    from reports.pages.run_page import FILE
-    from reports.tables.plan_tables import remedy_tables
-    from reports.text.plan_text import cures_answer
+    from reports.render.html import PAGE
     from sim.results.run_directory.store import read_run
+    from sim.studies.training.remedy_report import cures_answer, remedy_tables
 
     if priced is None:
         say("", "None of the remedies changes what serving costs, so there is nothing to price.")
@@ -148,10 +148,10 @@ def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
     say_result(data.manifest["name"], cures_answer(data).headline, [priced.point])
     for table in remedy_tables(data):
         say("", table.caption)
-        print_rich(rich_table(table))
+        print_rich(table)
         say(table.note)
     say("")
-    say_file("report  ", priced.path / FILE)
+    say_file("report  ", priced.path / PAGE)
     for warning in priced.point.warnings:
         message(f"note: {warning}", quiet)
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from reports.axes import label_of
 from reports.formatting import listed, metric_words, number, show
-from reports.text.impact_text import label_of
 from reports.text.metric_text import capital, change_cell, change_words, relative_cell
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.run_directory.store import RunData

@@ -24,7 +24,7 @@ from sim.spec.units import human_seconds
 from sim.studies.dashboards.engine_metrics import counter_name
 from sim.studies.dashboards.observed_service import BucketHistogram, ObservedService
 from sim.studies.dashboards.readings import Readings, server_of
-from sim.studies.drafting.draft import Draft, write_draft
+from sim.studies.init.draft import Draft, write_draft
 
 # Laws of prompt and output lengths from histograms of tokens, or from their mean.
 

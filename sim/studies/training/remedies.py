@@ -19,7 +19,7 @@ from sim.spec.scenario import Targets
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.spec.units import human_bytes
-from sim.studies.planning.what_if import Change
+from sim.studies.plan.what_if import Change
 from sim.traffic.adapters import GOLDEN, MODULES, ModelShape, Population, base_shape, modules_of, populate
 from sim.training.vet_results import CurrentAdapter, Remedy, Vetted
 from sim.world.memory.gpu_memory import adapter_bytes

@@ -14,8 +14,8 @@ from sim.results.run_directory.study_records import RemedyRow
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.evaluate import build
 from sim.studies.execution import Execution
-from sim.studies.planning.plan_study import free_folder, open_folder
-from sim.studies.planning.what_if import ChangedDesign, rows_of, try_changes
+from sim.studies.plan.study import free_folder, open_folder
+from sim.studies.plan.what_if import ChangedDesign, rows_of, try_changes
 from sim.studies.sweep import manifest_of, task_of
 from sim.studies.training.remedies import RemedyChange, changes_of, remedies_of
 from sim.training.vet_results import Vetted

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from reports.pages.run_page import point_answer, run_answer, write_report
-from reports.text.answer_text import Answer
+from reports.render.html import write
 from sim.errors import LoraplanError
 from sim.results.fleet_costs import priced
 from sim.results.point import Point
@@ -39,6 +38,8 @@ from sim.studies.evaluate import (
     simulate_part,
 )
 from sim.studies.execution import Execution
+from sim.studies.run.answer import Answer
+from sim.studies.run.report import point_answer, run_answer, run_report
 from sim.studies.short_runs import Traffic, steady
 from sim.studies.sweep import run_study
 from sim.world.replication import Simulate, simulate
@@ -261,7 +262,7 @@ class Report:
         """Yield progress, then the page's path."""
         if not (self.evaluation.folder / "summary.json").is_file():
             yield from self.evaluation.run(memory)
-        page = write_report(read_run(self.evaluation.folder))
+        page = write(run_report(read_run(self.evaluation.folder)), self.evaluation.folder)
         self.destination.parent.mkdir(parents=True, exist_ok=True)
         self._copy()
         yield self.destination / page.name
@@ -291,12 +292,13 @@ class PlanFromHere:
 
     def run(self, memory: Memory) -> Iterator[Any]:
         """Yield the plan's answer and the page's path."""
-        from sim.studies.planning.plan_study import make_plan
+        from sim.studies.plan.findings import plan_answer
+        from sim.studies.plan.report import plan_report
+        from sim.studies.plan.study import make_plan
 
         outcome = make_plan(self.loaded, self.destination, Execution(Local(1), self.command))
         data = read_run(outcome.path)
-        answer = run_answer(data)
-        yield answer, write_report(data, answer)
+        yield plan_answer(data), write(plan_report(data), self.destination)
 
 
 @dataclass(frozen=True)

@@ -172,8 +172,8 @@ def _import_charts() -> None:
     import matplotlib.backends.backend_svg
     import matplotlib.figure  # noqa: F401
 
-    import sim.studies.planning.plan_study
-    import sim.studies.planning.what_if  # noqa: F401
+    import sim.studies.plan.study
+    import sim.studies.plan.what_if  # noqa: F401
     from reports.charts.svg import drawing, place, to_svg
 
     with drawing(100) as figure:
