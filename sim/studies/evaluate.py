@@ -18,7 +18,8 @@ from sim.results.fleet_costs import priced
 from sim.results.metric_state import Cause
 from sim.results.model import Setup
 from sim.results.point import Metric, Point
-from sim.results.point_summary import request_table, summarise
+from sim.results.point_summary import summarise
+from sim.results.records import request_table
 from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts, TenantFacts
 from sim.results.statistics import sections_per_replication
 from sim.spec.profile_choice import gpus_per_replica, prices_of, profile_choice

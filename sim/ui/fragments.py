@@ -16,7 +16,7 @@ from reports.formatting import key_words, listed, money, number, percent
 from reports.render.html import environment, page_script
 from reports.table import Table
 from reports.tables.metric_tables import make_tiles
-from reports.tables.tenant_tables import tenants_table
+from reports.tables.slice_tables import tenants_table
 from reports.text.setup_text import setup_line
 from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point

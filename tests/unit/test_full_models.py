@@ -10,6 +10,7 @@ import pytest
 from strategies import build, write_file, write_profile
 
 from reports.tables.metric_tables import capacity_table
+from reports.tables.slice_tables import replicas_table
 from reports.text.limit_text import limit_sentence, limits
 from sim.errors import ScenarioError
 from sim.policies.routing import View
@@ -18,7 +19,6 @@ from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.backends.pool import Local
-from sim.studies.changes.report import replicas_table
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.execution import Execution
 from sim.studies.plan.screen import screen
@@ -157,12 +157,12 @@ def test_metrics_keep_loads_of_whole_models_apart_from_loaders(swapping: Any) ->
     assert part["utilization"] > 0.5, "two models that swap for nearly every request"
     assert point.metrics["loader_utilization"].value < 0.5
     assert point.capacity.loader.loaders == 2
-    rows = {row["group"]: row for row in point.groups}
+    rows = {group.name: group.row for group in point.groups}
     assert rows["full models, 16.1 GB"]["adapters"] == 2
     assert rows["full models, 16.1 GB"]["miss_ratio"] > rows["rank 16, all-linear"]["miss_ratio"]
     replicas = np.asarray(table["replica"])
     assert set(replicas.tolist()) == {0, 1, 2}
-    assert [row["full"] for row in point.replicas] == [False, False, True]
+    assert [one.facts["pool"] for one in point.replicas] == ["", "", "full models"]
     assert point.metrics["replica_load_skew"].value < 1.2, "of the two that share the adapters"
     assert sum(point.breakdown.values()) == pytest.approx(point.metrics["e2e_mean_s"].value, rel=1e-6)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.tables.metric_tables import pools_table
+from reports.tables.slice_tables import pools_table, replicas_table
 from reports.text.setup_text import setup_line
 from sim.errors import InputError
 from sim.results.fleet_costs import priced
@@ -18,7 +18,6 @@ from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
 from sim.spec.profile_choice import prices_of, replica_prices
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
-from sim.studies.changes.report import replicas_table
 from sim.studies.deploy.deployment import check_deployment
 from sim.studies.evaluate import evaluate_scenario, make_design
 from sim.studies.execution import Execution
@@ -132,13 +131,13 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedScenario,
 
 def test_results_are_given_by_pool(evaluated: tuple[LoadedScenario, Point]) -> None:
     _, point = evaluated
-    big, small = point.pools
-    assert (big["pool"], big["replicas"], big["gpus"]) == ("big", 1, 1)
-    assert (small["pool"], small["replicas"], small["gpus"]) == ("small", 2, 2)
+    big, small = (pool.row for pool in point.pools)
+    assert ([pool.name for pool in point.pools], big["replicas"], big["gpus"]) == (["big", "small"], 1, 1)
+    assert (small["replicas"], small["gpus"]) == (2, 2)
     assert "H100" in big["device"]
     assert big["requests"] + small["requests"] == point.traffic["requests"]
     assert big["ttft_p99_s"] < small["ttft_p99_s"], "the smaller card is slower"
-    assert [row["pool"] for row in point.replicas] == ["big", "small", "small"]
+    assert [one.facts["pool"] for one in point.replicas] == ["big", "small", "small"]
     assert Point.from_json(json.loads(json.dumps(point.to_json()))).pools == point.pools
     rows = points_csv([point]).splitlines()
     assert f"pools.small.requests,{small['requests']},,,requests" in [row.rstrip(",") for row in rows]
@@ -160,20 +159,20 @@ def test_a_report_names_pools_and_both_cards(evaluated: tuple[LoadedScenario, Po
 def test_costs_are_each_pools_price_times_its_gpus(evaluated: tuple[LoadedScenario, Point]) -> None:
     loaded, point = evaluated
     assert point.metrics["usd_per_month"].value == pytest.approx((3 + 2 * 1) * 730)
-    assert [row["usd_per_month"] for row in point.pools] == pytest.approx([3 * 730, 2 * 730])
+    assert [pool.facts["usd_per_month"] for pool in point.pools] == pytest.approx([3 * 730, 2 * 730])
     mean, by_pool, _ = prices_of(loaded.scenario)
     assert mean == pytest.approx(5 / 3)
     assert by_pool == (3.0, 1.0)
     assert replica_prices(loaded.scenario) == {"fleet.pools.big.replicas": 3.0, "fleet.pools.small.replicas": 1.0}
     assert priced(point, *prices_of(loaded.scenario)) is point
-    idle = sum((1 - row["gpu_utilization"]) * row["usd_per_month"] for row in point.pools)
+    idle = sum((1 - pool.row["gpu_utilization"]) * pool.row["usd_per_month"] for pool in point.pools)
     assert idle > 0
     found = point.metrics["idle_usd_per_month"]
     assert found.value == pytest.approx(idle), "each GPU at the price of its pool"
     assert found.lo is None or found.lo <= found.value <= (found.hi or 0)
     free = priced(point, None)
     assert "usd_per_month" not in free.metrics
-    assert all("usd_per_month" not in row for row in free.pools)
+    assert all("usd_per_month" not in pool.facts for pool in free.pools)
     dearer = load_scenario(loaded.source, ["fleet.pools.small.price=2"]).scenario
     assert priced(point, *prices_of(dearer)).metrics["usd_per_month"].value == pytest.approx(7 * 730)
 

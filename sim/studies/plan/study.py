@@ -14,7 +14,7 @@ from typing import Any
 from sim.errors import InputError, OutputError
 from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point
-from sim.results.point_summary import request_table
+from sim.results.records import request_table
 from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
